@@ -1,0 +1,44 @@
+"""What is to be loaded, as values: a model, and the load plan that the strategy parts fill in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+ModelKind = Literal["hub", "folder", "gguf", "builtin", "arch", "factory", "scripted"]
+
+
+class ModelRef(Struct, frozen=True, kw_only=True):
+    """A model as the user named it, and where it is found. `location` is a hub id, an absolute path, or a name in a table."""
+
+    name: str
+    kind: ModelKind
+    location: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class LoadPlan(Struct, frozen=True, kw_only=True):
+    """Everything that decides what a worker loads. Hashable: equal plans share one loaded model.
+
+    dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.
+    `compile` is a torch.compile mode ("default", "reduce-overhead", "max-autotune") or None.
+    """
+
+    model: ModelRef
+    engine: str = "transformers"
+    device: str = "cpu"
+    ranks: int = 1
+    strategy: str = "auto"
+    weights_dtype: str = "auto"
+    autocast_dtype: str | None = None
+    attention: str | None = None
+    cache: Literal["dynamic", "static"] = "dynamic"
+    compile: str | None = None
+    options: tuple[tuple[str, str | int | float | bool], ...] = ()
+    seed: int = 0
+
+    def option(self, name: str, default: str | int | float | bool | None = None) -> str | int | float | bool | None:
+        """The engine option `name`, or `default`."""
+        return dict(self.options).get(name, default)

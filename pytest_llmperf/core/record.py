@@ -1,0 +1,72 @@
+"""A record: everything one finished run leaves behind. Versioned; stored as one row and as one JSON line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.trace import Mark
+
+SCHEMA_VERSION = 1
+
+
+class MetricValue(Struct, frozen=True, kw_only=True):
+    """One metric of a run. `value` None means not measurable, with `reason`. `formula` names the definition used."""
+
+    name: str
+    unit: str
+    direction: str
+    formula: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+    n: int = 0
+    reason: str = ""
+
+
+class ClaimRecord(Struct, frozen=True, kw_only=True):
+    """A comparison made in a test. `margin` is log(value / bound) in the direction of the claim (positive: holds)."""
+
+    text: str
+    outcome: str
+    margin: float | None
+    detail: str
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """Where a run was made. Which facts must match for two runs to be comparable is `COMPARABLE` in session.environment."""
+
+    facts: dict[str, str | int | float | bool | None]
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """One finished run (or one side of a comparison)."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    session_id: str
+    created: str
+    test: str
+    label: str
+    workload: dict[str, Any]
+    workload_text: str
+    workload_key: str
+    strategy: str
+    engine: str
+    model: str
+    model_hash: str
+    environment_key: str
+    environment: Environment
+    effective: Effective | None
+    metrics: tuple[MetricValue, ...]
+    samples: dict[str, tuple[float, ...]]
+    warm_up: dict[str, Any]
+    marks: tuple[Mark, ...]
+    claims: tuple[ClaimRecord, ...] = ()
+    agreement: dict[str, Any] | None = None
+    paired_with: str | None = None
+    outcome: str = "recorded"
+    extra: dict[str, Any] = {}

@@ -1,0 +1,87 @@
+"""Raw observations of one repetition of a workload: times in ns on one monotonic clock, counts, marks."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class TokenEvent(Struct, frozen=True, array_like=True):
+    """`n_tokens` output tokens of one request became available at `t_ns`."""
+
+    t_ns: int
+    n_tokens: int = 1
+
+
+class RequestTrace(Struct, frozen=True, kw_only=True):
+    """One request. `t_due_ns` is when it was to start (offline: when the call started). No events: it failed."""
+
+    n_prompt_tokens: int
+    t_due_ns: int
+    events: tuple[TokenEvent, ...]
+    failure: str | None = None
+
+    @property
+    def n_output_tokens(self) -> int:
+        """Output tokens received."""
+        return sum(e.n_tokens for e in self.events)
+
+
+class Mark(Struct, frozen=True, kw_only=True):
+    """Something that makes a sample doubtful: "throttled", "foreign-load", "unstable", "swap", … with what was seen."""
+
+    kind: str
+    detail: str
+
+
+class Trace(Struct, frozen=True, kw_only=True):
+    """One repetition: every request, and what was read around it, outside the timed path."""
+
+    repetition: int
+    requests: tuple[RequestTrace, ...]
+    marks: tuple[Mark, ...] = ()
+    clock: str = "host"
+
+
+class MemoryGauges(Struct, frozen=True, kw_only=True):
+    """Bytes on one rank. None with its reason in `reasons` where this machine cannot tell (never 0 for unknown)."""
+
+    weights: int
+    peak: int | None = None
+    reserved: int | None = None
+    process: int | None = None
+    device: int | None = None
+    kv_cache: int | None = None
+    reasons: dict[str, str] = {}
+
+
+class EnergyReading(Struct, frozen=True, kw_only=True):
+    """Energy over a region, or why there is none. `source` is "nvml-counter", "rapl", "power-integral"."""
+
+    joules: float | None
+    seconds: float
+    n_output_tokens: int
+    source: str = ""
+    reason: str = ""
+
+
+class Ceilings(Struct, frozen=True, kw_only=True):
+    """What this device reached in our own micro-benchmarks, the denominators of MBU and MFU."""
+
+    device: str
+    copy_bytes_per_s: float
+    matmul_flop_per_s: dict[str, float]
+    measured_at: str = ""
+
+
+class StepCost(Struct, frozen=True, kw_only=True):
+    """What one decode step must move and compute, from what the engine really holds.
+
+    `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters, attention apart
+    (`attention_flops_per_token_per_position` x positions).
+    """
+
+    weight_bytes_read: int
+    kv_bytes_per_token: int
+    flops_per_token: float
+    attention_flops_per_token_per_position: float
+    compute_dtype: str

@@ -1,0 +1,69 @@
+"""The table of engines. Strings only: an engine's module is imported in its worker and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pytest_llmperf.engines.base import Capabilities, Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRow:
+    """Where an engine and its capabilities are found. `capabilities` names a module that imports nothing heavy."""
+
+    name: str
+    target: str
+    capabilities: str
+    extra: str = ""
+    requires: tuple[str, ...] = ()
+
+    def load(self) -> Engine:
+        """Import the engine (heavy; worker only) and make one."""
+        return _resolve(self.target)()
+
+    def can(self) -> Capabilities:
+        """The engine's capabilities (light; any process)."""
+        return _resolve(self.capabilities)
+
+
+TABLE = {
+    row.name: row
+    for row in (
+        EngineRow(
+            name="transformers",
+            target="pytest_llmperf.engines.transformers:TransformersEngine",
+            capabilities="pytest_llmperf.engines.capabilities:TRANSFORMERS",
+            extra="transformers",
+            requires=("torch>=2.11", "transformers>=5.17"),
+        ),
+        EngineRow(
+            name="scripted",
+            target="pytest_llmperf.engines.scripted:ScriptedEngine",
+            capabilities="pytest_llmperf.engines.capabilities:SCRIPTED",
+        ),
+    )
+}
+
+
+def engine(name: str) -> EngineRow:
+    """The row of an engine, built in or from the entry-point group `pytest_llmperf.engines`. Raises UsageError."""
+    if name in TABLE:
+        return TABLE[name]
+    for entry in metadata.entry_points(group="pytest_llmperf.engines"):
+        if entry.name == name:
+            row = entry.load()
+            if not isinstance(row, EngineRow):
+                raise UsageError(f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.")
+            return row
+    known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]
+    raise UsageError(f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}.")
+
+
+def _resolve(target: str) -> object:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,68 @@
+"""What an engine is: it opens a load plan and gives a session that runs workloads and describes itself.
+
+An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing imports that file
+but through the table in `pytest_llmperf.engines`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import Ceilings, EnergyReading
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.workloads import PromptSet, Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an engine can do; callers ask this, never the engine's name.
+
+    `plan_fields` maps a LoadPlan field to the values the engine honours; a field that is missing takes its default only.
+    `needs_device` is False for engines that ignore the device.
+    """
+
+    plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    logits: bool = True
+    max_ranks: int | None = 1
+
+
+class Session(Protocol):
+    """A loaded model. One call at a time; every method blocks until the device is idle."""
+
+    def opened(self) -> Opened:
+        """What was loaded and how long it took."""
+
+    def describe(self) -> Described:
+        """What is in effect now: after loading, and again after warm-up."""
+
+    def run(self, workload: Workload, repetition: int) -> Ran:
+        """One timed repetition. Prompts are fresh for each repetition. Exactly `new_tokens` tokens a sequence, or InvalidRun."""
+
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+        """One repetition with memory watched, times discarded."""
+
+    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
+        """Energy over repetitions that last at least `seconds`."""
+
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
+        """Copy bandwidth (bytes read + written per second) and matmul rates of the device."""
+
+    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+        """Write greedy continuations and teacher-forced logits to `path`; returns prompts and positions."""
+
+    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
+        """Teacher-forced and free-running comparison with the reference at `path`."""
+
+    def close(self) -> None:
+        """Free everything. The worker exits afterwards."""
+
+
+class Engine(Protocol):
+    """Opens load plans."""
+
+    def open(self, plan: LoadPlan) -> Session:
+        """Load. Raises LoadError, UsageError or OutOfMemory."""

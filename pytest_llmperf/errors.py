@@ -1,0 +1,56 @@
+"""Errors a user can see. Each says what happened, to which value, what was possible, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LlmperfError(Exception):
+    """Base of every error of this plugin. In a test it is an ERROR (not measured), never a FAILED (measured, too slow)."""
+
+
+class UsageError(LlmperfError):
+    """A value the user wrote cannot be used: an option, marker argument, strategy part, model name, prompts file line."""
+
+
+class LoadError(LlmperfError):
+    """The model could not be loaded by the worker."""
+
+
+class WorkerError(LlmperfError):
+    """The worker process failed. The message ends with the last lines of its log."""
+
+
+class WorkerDied(WorkerError):
+    """The worker process ended (crash, signal, kill) before it answered."""
+
+
+class WorkerHung(WorkerError):
+    """The worker did not answer within the command's deadline; its stacks are in the message."""
+
+
+class OutOfMemory(WorkerError):
+    """The device or the host ran out of memory in the worker, or was predicted to before loading."""
+
+
+class NotInEffect(LlmperfError):
+    """What was loaded is not what the strategy promised. Nothing was sampled."""
+
+
+class InvalidRun(LlmperfError):
+    """Samples were taken, but too few of them are valid (throttled, foreign load, never stable, wrong output length)."""
+
+
+class NotMeasured(LlmperfError):
+    """A test used a quantity that could not be measured here. The message carries the reason."""
+
+
+class StoreError(LlmperfError):
+    """The history store cannot be opened, read or written."""
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """A sentence fragment that suggests the nearest of `choices`, or an empty string."""
+    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,180 @@
+"""Messages between the pytest process and a worker: typed, msgpack, length-prefixed (4 bytes, big endian). No pickle.
+
+The parent sends one command at a time to every rank; a rank answers with exactly one `Reply`, and sends `Heartbeat`s
+in between. `Reply.result` is the command's own result type (see `Command` classes), or `failure` is set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
+from pytest_llmperf.workloads import PromptSet, Workload
+
+
+class Open(Struct, frozen=True, kw_only=True, tag=True):
+    """Load the model. Result: Opened."""
+
+    plan: LoadPlan
+
+
+class Describe(Struct, frozen=True, kw_only=True, tag=True):
+    """What is in effect now. Result: Described."""
+
+
+class Run(Struct, frozen=True, kw_only=True, tag=True):
+    """One timed repetition of the workload. Result: Ran."""
+
+    workload: Workload
+    repetition: int
+
+
+class ReadMemory(Struct, frozen=True, kw_only=True, tag=True):
+    """One untimed repetition with memory watched. Result: MemoryRead."""
+
+    workload: Workload
+    repetition: int
+
+
+class ReadEnergy(Struct, frozen=True, kw_only=True, tag=True):
+    """Repetitions for at least `seconds`, energy read around them. Result: EnergyRead."""
+
+    workload: Workload
+    repetition: int
+    seconds: float
+
+
+class MeasureCeilings(Struct, frozen=True, kw_only=True, tag=True):
+    """Copy bandwidth and matmul rate of the device. Result: CeilingsRead. Cached by the parent per device."""
+
+    dtypes: tuple[str, ...]
+
+
+class MakeReference(Struct, frozen=True, kw_only=True, tag=True):
+    """Greedy continuations and teacher-forced logits of the prompts, written to `path`. Result: ReferenceMade."""
+
+    prompts: PromptSet
+    new_tokens: int
+    batch: int
+    path: str
+
+
+class CompareReference(Struct, frozen=True, kw_only=True, tag=True):
+    """Score this model against the reference file at `path`, `batch` prompts at a time. Result: ReferenceCompared."""
+
+    path: str
+    batch: int
+
+
+class Close(Struct, frozen=True, kw_only=True, tag=True):
+    """Free everything and exit. Result: Closed."""
+
+
+Command = Open | Describe | Run | ReadMemory | ReadEnergy | MeasureCeilings | MakeReference | CompareReference | Close
+
+
+class Opened(Struct, frozen=True, kw_only=True, tag=True):
+    """Loaded. `content_hash` identifies the weights and config that were read (or the seed of random ones)."""
+
+    effective: Effective
+    load_s: float
+    content_hash: str
+    vocab_size: int
+    versions: dict[str, str]
+    device_name: str
+    device_facts: dict[str, Any]
+    memory: MemoryGauges
+
+
+class Described(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to Describe."""
+
+    effective: Effective
+    memory: MemoryGauges
+
+
+class Ran(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to Run."""
+
+    trace: Trace
+    step: StepCost
+    telemetry: dict[str, float] = {}
+
+
+class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to ReadMemory."""
+
+    memory: MemoryGauges
+
+
+class EnergyRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to ReadEnergy."""
+
+    energy: EnergyReading
+
+
+class CeilingsRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to MeasureCeilings."""
+
+    ceilings: Ceilings
+
+
+class ReferenceMade(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to MakeReference."""
+
+    n_prompts: int
+    n_positions: int
+
+
+class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to CompareReference: one row a prompt."""
+
+    prompts: tuple[PromptComparison, ...]
+
+
+class Closed(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to Close."""
+
+
+Result = (
+    Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | Closed
+)
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a command failed. `kind` is a class name of `pytest_llmperf.errors`; unknown kinds become WorkerError."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag=True):
+    """First message of a worker."""
+
+    rank: int
+    pid: int
+    python: str
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True, tag=True):
+    """Sent every second by a thread of the worker, with what it is doing."""
+
+    rank: int
+    doing: str
+
+
+class Reply(Struct, frozen=True, kw_only=True, tag=True):
+    """The one answer to a command."""
+
+    rank: int
+    result: Result | None = None
+    failure: Failure | None = None
+
+
+FromWorker = Hello | Heartbeat | Reply

@@ -1,0 +1,6 @@
+"""What is asked of a model: workloads and the prompts they carry. Values only."""
+
+from pytest_llmperf.workloads.generate import Decode, Prefill, Workload, describe
+from pytest_llmperf.workloads.prompts import PromptSet
+
+__all__ = ["Decode", "Prefill", "PromptSet", "Workload", "describe"]

@@ -1,0 +1,77 @@
+"""Prompt sets: synthetic token ids, a JSON-lines file, or the bundled real prompts. Values only; tokenising is the worker's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+BUNDLED = {"short-chat": "short_chat.jsonl"}
+
+
+class PromptSet(Struct, frozen=True, kw_only=True):
+    """A source of prompts. `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition."""
+
+    name: str
+    seed: int = 0
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    def synthetic(cls, seed: int = 0) -> PromptSet:
+        """Random token ids of the model's vocabulary; fresh for each repetition, equal for equal seeds."""
+        return cls(name=f"synthetic:{seed}", seed=seed)
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> PromptSet:
+        """One JSON object a line with a string "prompt" (or "text").
+
+        Raises:
+            UsageError: no such file, no prompts, or a line that is not such an object (named by its number).
+        """
+        path = Path(path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
+        return cls(name=path.name, texts=_texts(lines, str(path)))
+
+    @classmethod
+    def bundled(cls, name: str) -> PromptSet:
+        """Real prompts that ship with the package. Raises UsageError for an unknown name."""
+        if name not in BUNDLED:
+            raise UsageError(
+                f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} Bundled: {', '.join(BUNDLED)}; "
+                "PromptSet.from_jsonl(path) reads your own."
+            )
+        text = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name]).read_text(encoding="utf-8")
+        return cls(name=name, texts=_texts(text.splitlines(), name))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (16 hex digits) of what is asked: the seed or the texts, never the file's name."""
+        content = msgspec.json.encode({"seed": self.seed} if not self.texts else {"texts": self.texts})
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _texts(lines: list[str], source: str) -> tuple[str, ...]:
+    texts = tuple(_text(line, f"{source}:{i}") for i, line in enumerate(lines, start=1) if line.strip())
+    if not texts:
+        raise UsageError(f"prompts file {source!r} holds no prompt. One JSON object a line with a string \"prompt\" is needed.")
+    return texts
+
+
+def _text(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where}: not a JSON object ({error}). Expected a line like {{\"prompt\": \"…\"}}.") from error
+    text = (row.get("prompt", row.get("text")) if isinstance(row, dict) else None)
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{where}: no string \"prompt\" (or \"text\") in {line[:80]!r}. Expected a line like {{\"prompt\": \"…\"}}.")
+    return text
