@@ -1,0 +1,52 @@
+# One command each, from a fresh checkout: each creates .venv and installs what it needs, pinned by constraints/cpu.txt.
+# PYTHON=python3.12 picks another interpreter (3.11 to 3.13).
+# On a GPU machine say CONSTRAINTS= (empty): pip then takes the newest versions, and torch with CUDA.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints/cpu.txt
+# The default index serves the CUDA build of torch, PyTorch's own index has the CPU build of the same version.
+# Asked for torch alone, so that a machine that cannot reach it goes on with what it has after one try.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: demo test lint bench check docs clean
+
+demo: $(VENV)/.demo  ## the main job: a real model in every precision, measured, checked against fp32, judged
+	$(VENV)/bin/pytest example_suites
+
+test: $(VENV)/.dev  ## every test
+	$(VENV)/bin/pytest
+
+lint: $(VENV)/.dev  ## style, types, import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(VENV)/.dev  ## the pages of docs/ as a site in build/site; a broken link fails
+	$(VENV)/bin/mkdocs build --strict
+
+bench: $(VENV)/.dev  ## the plugin's own cost, as ratios made in one run
+	$(VENV)/bin/python benchmarks/run.py
+
+check: lint docs test  ## everything that CI runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(VENV)/bin/python $(CONSTRAINTS)
+	$(if $(CONSTRAINTS),$(PIP) install -q --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS)))
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q $(WITH) -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q $(WITH) -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf build dist .llmperf .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
