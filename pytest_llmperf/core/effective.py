@@ -9,7 +9,10 @@ from msgspec import Struct
 
 
 class TensorGroup(Struct, frozen=True, kw_only=True):
-    """Parameters or buffers that share dtype and device. Tensor subclasses are counted by their inner storage."""
+    """Parameters or buffers that share dtype and device. Tensor subclasses are counted by their inner storage.
+
+    `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in float32, for example).
+    """
 
     kind: str
     dtype: str
@@ -17,6 +20,7 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     tensors: int
     elements: int
     bytes: int
+    kept: bool = False
 
 
 class LinearGroup(Struct, frozen=True, kw_only=True):
@@ -72,7 +76,7 @@ class Effective(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Promise:
-    """One thing a strategy part promises. `broken` returns None when it holds, else a reason with counts.
+    """One thing a strategy part (`part`, its name) promises. `broken` returns None when it holds, else a reason with counts.
 
     `when` is "loaded" (checked after loading) or "warm" (checked after warm-up: compilation, cache in use).
     """
@@ -80,3 +84,4 @@ class Promise:
     text: str
     broken: Callable[[Effective], str | None]
     when: str = "loaded"
+    part: str = ""

@@ -1,0 +1,103 @@
+"""The table of strategy parts: the load-plan fields each one sets, and what it promises to be in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_llmperf.core.effective import Promise
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.strategies import promises
+from pytest_llmperf.strategies.base import Part
+
+KINDS = ("precision", "cache", "compile", "attention")
+"""Kinds in the order of the canonical text."""
+
+
+def _always(*made: Promise) -> Callable[[LoadPlan], tuple[Promise, ...]]:
+    return lambda _plan: made
+
+
+def _full(name: str, dtype: str) -> Part:
+    return Part(
+        name=name,
+        kind="precision",
+        summary=f"weights and compute in {dtype}",
+        fields={"weights_dtype": dtype, "autocast_dtype": None},
+        promises=_always(promises.weights_are(name, dtype), promises.computes_in(name, dtype), promises.autocast_is(name, None)),
+    )
+
+
+def _mixed(name: str, dtype: str) -> Part:
+    kept = (promises.weights_are(name, "float32"), promises.computes_in(name, dtype), promises.autocast_is(name, dtype))
+    return Part(
+        name=name,
+        kind="precision",
+        summary=f"float32 weights under {dtype} autocast",
+        fields={"weights_dtype": "float32", "autocast_dtype": dtype},
+        promises=_always(*kept),
+    )
+
+
+def _attention(name: str, implementation: str, summary: str) -> Part:
+    return Part(
+        name=name,
+        kind="attention",
+        summary=summary,
+        fields={"attention": implementation},
+        promises=_always(promises.attention_is(name, implementation)),
+    )
+
+
+AUTO = Part(
+    name="auto",
+    kind="precision",
+    summary="the checkpoint's own dtype; in force where no other precision is named",
+    fields={"weights_dtype": "auto", "autocast_dtype": None},
+    promises=_always(promises.weights_as_in_checkpoint("auto"), promises.autocast_is("auto", None)),
+)
+
+_STATIC_CACHE = Part(
+    name="static-cache",
+    kind="cache",
+    summary="a KV cache of fixed size, allocated once",
+    fields={"cache": "static"},
+    promises=_always(promises.cache_is_static("static-cache")),
+)
+
+_COMPILE = Part(
+    name="compile",
+    kind="compile",
+    summary="torch.compile of the forward pass; an argument asks for one of its modes, none leaves the mode to the engine",
+    fields={"compile": "default"},
+    promises=lambda plan: (promises.is_compiled("compile", plan.compile or "default"),),
+    arguments={mode: {"compile": mode} for mode in ("default", "reduce-overhead", "max-autotune")},
+)
+
+TABLE: dict[str, Part] = {
+    part.name: part
+    for part in (
+        AUTO,
+        _full("fp32", "float32"),
+        _full("fp16", "float16"),
+        _full("bf16", "bfloat16"),
+        _mixed("fp16-mixed", "float16"),
+        _mixed("bf16-mixed", "bfloat16"),
+        _STATIC_CACHE,
+        _COMPILE,
+        _attention("sdpa", "sdpa", "attention by torch's scaled_dot_product_attention"),
+        _attention("eager", "eager", "attention written out in separate operations"),
+        _attention("flash", "flash_attention_2", "attention by the flash-attn package"),
+    )
+}
+
+STRATEGY_FIXTURES: dict[str, str] = {part.name.replace("-", "_"): part.name for part in TABLE.values()}
+"""Suffix of each `llm_<suffix>` fixture -> its strategy text."""
+
+PLANNED: dict[str, str] = {
+    **dict.fromkeys(("int8", "nf4", "fp4", "int8wo", "int4wo", "int4", "fp8", "gptq", "awq", "w8a8"), "quantisation"),
+    "lora": "adapters",
+    **dict.fromkeys(("wanda", "magnitude", "sparsegpt", "structured"), "pruning"),
+    **dict.fromkeys(("kv-int8", "assisted"), "execution"),
+    **dict.fromkeys(("tp", "fsdp", "pp", "dp", "offload-cpu", "offload-disk"), "parallel"),
+}
+"""Parts (name -> kind) that are planned and that this version does not have. A number (`tp2`) or `:PATH` may follow."""
