@@ -1,0 +1,95 @@
+"""The headers of safetensors files: names, dtypes and shapes of the tensors, read without torch or the tensors' data.
+
+Format: 8 bytes little-endian length of the header, the header in JSON, the data
+(https://huggingface.co/docs/safetensors/index#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.errors import LoadError
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""safetensors' names of dtypes -> torch's."""
+
+_LENGTH_BYTES = 8
+_AGAIN = "Download or save the model again, or name another."
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted. Raises LoadError if its index names files that are missing."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise LoadError(f"{index} names {len(files)} weight files, {len(missing)} are missing: {', '.join(missing)}. {_AGAIN}")
+    return files
+
+
+def folder_elements(folder: Path) -> Counter[str]:
+    """Elements of all safetensors files of a checkpoint by dtype (torch's names); empty if there are none."""
+    counts: Counter[str] = Counter()
+    for file in weight_files(folder):
+        for dtype, shape in _tensors(file):
+            counts[dtype] += math.prod(shape)
+    return counts
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises LoadError with the file's name."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file} cannot be read as JSON: {error}. {_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"{file} holds a {type(value).__name__}, an object is needed. {_AGAIN}")
+    return value
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Each tensor's dtype and shape. Raises LoadError if the file is cut short or is no safetensors file."""
+    header, data_bytes = _header(file)
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["data_offsets"][1] > data_bytes:
+            held = f"tensor {name!r} ends at byte {entry['data_offsets'][1]} of the data, the file has {data_bytes}"
+            raise LoadError(f"{file} is cut short: {held}. {_AGAIN}")
+        yield DTYPES.get(entry["dtype"], entry["dtype"].lower()), entry["shape"]
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a file, and how many bytes of data follow it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            reason = f"its header would be {length} bytes long, the file has {size}"
+            raise LoadError(f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise LoadError(f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}") from error
+    return header, size - _LENGTH_BYTES - length
