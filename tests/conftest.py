@@ -1,0 +1,38 @@
+"""What all tests share: pytester, and the GPU tests that this machine cannot run."""
+
+from __future__ import annotations
+
+import pynvml
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+def cuda_devices() -> int:
+    """CUDA devices that the driver sees; asked of NVML, so that no test process imports torch for it."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark GPU tests as skipped where there is no GPU."""
+    if cuda_devices():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device, NVML sees none: {item.nodeid}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every GPU test that was skipped, so that a green run never hides them."""
+    skipped = [r.nodeid for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
+    if skipped:
+        terminalreporter.section(f"{len(skipped)} GPU tests skipped: no CUDA device here")
+        for nodeid in skipped:
+            terminalreporter.write_line(nodeid)
