@@ -1,0 +1,56 @@
+"""A record as one line of JSON, the same in the store, its spool and JSON-lines files. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from pytest_llmperf.core.record import SCHEMA_VERSION, Record
+
+
+class NewerSchema(ValueError):
+    """The record was written by a newer version of the program than this one."""
+
+
+class _Version(msgspec.Struct):
+    schema_version: int = 1
+    id: str = "?"
+
+
+def encode(value: object) -> bytes:
+    """UTF-8 JSON of a record (or of a part of one) without a line break.
+
+    JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed fields read them
+    back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
+    """
+    return msgspec.json.encode(_plain(msgspec.to_builtins(value)))
+
+
+def decode(line: bytes | str) -> Record:
+    """The record of `encode`.
+
+    Raises:
+        NewerSchema: its `schema_version` is above this program's.
+        ValueError: it is not the JSON of a record (half a line, a missing field).
+    """
+    version = msgspec.json.decode(line, type=_Version)
+    if version.schema_version > SCHEMA_VERSION:
+        raise NewerSchema(
+            f"record {version.id!r} has schema version {version.schema_version}, this pytest-llmperf reads up to "
+            f"{SCHEMA_VERSION}. Upgrade pytest-llmperf to read it."
+        )
+    return msgspec.json.decode(line, type=Record, strict=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,198 @@
+"""One open database: connections, transactions, the schema brought up to date, a damaged file put aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
+
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history import migrate
+from pytest_llmperf.history.address import Address
+from pytest_llmperf.history.problems import StoreCorrupt, StoreMissing, StoreUnavailable, explained
+from pytest_llmperf.history.tables import DOCUMENTS, HEAD
+
+_WRITE = "llmperf_write"
+_MIGRATION_LOCK = 0x6C6C6D70  # any number that nobody else locks
+
+
+class Database:
+    """Transactions on one store. Every driver error leaves as a StoreError."""
+
+    def __init__(self, address: Address, *, busy_s: float) -> None:
+        self.address = address
+        self._busy_s = busy_s
+        self._inode: int | None = None
+        self._engine = _engine(address, busy_s)
+        self._writer = self._engine.execution_options(**{_WRITE: True})
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A read transaction."""
+        with explained(self.address.shown), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A write transaction, durable when the block ends. Waits at most `busy_s` for other writers."""
+        with explained(self.address.shown), self._writer.begin() as connection:
+            yield connection
+
+    def prepare(self, *, create: bool) -> list[str]:
+        """Bring the schema up to date, creating it if `create`. Returns what the user should be told.
+
+        Raises:
+            StoreMissing: nothing there and `create` is False.
+            StoreError: it cannot be opened, or a newer version wrote it.
+        """
+        if self.address.file is None:
+            return self._prepare_server(create)
+        notices = self._prepare_file(self.address.file, create)
+        self._inode = self.address.file.stat().st_ino
+        return notices
+
+    def put_aside(self, damage: StoreCorrupt) -> list[str]:
+        """Keep the damaged file as it is under a new name and start an empty store. Returns what the user should be told."""
+        file = self.address.file
+        if file is None:
+            raise damage
+        with self._lock(file):
+            self.dispose()
+            if file.exists() and file.stat().st_ino != self._inode:  # another process has done it since we looked
+                return self._prepare_locked(file)
+            return [self._put_aside(file, damage)]
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _prepare_server(self, create: bool) -> list[str]:
+        with self.writing() as connection:
+            if _ready(connection, self.address.shown, create=create):
+                return []
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            migrate.upgrade(connection, self.address.shown)
+        return []
+
+    def _prepare_file(self, file: Path, create: bool) -> list[str]:
+        if not create and not file.is_file():
+            raise StoreMissing(f"no store at {file} yet. A pytest run with llmperf tests makes it; --store names another.")
+        _make_folder(file.parent)
+        try:
+            with self.reading() as connection:
+                if _ready(connection, self.address.shown, create=create):
+                    return []
+        except StoreCorrupt:
+            pass  # looked at again under the lock: another process may be mending it
+        with self._lock(file):
+            return self._prepare_locked(file)
+
+    def _prepare_locked(self, file: Path) -> list[str]:
+        self.dispose()  # a connection made before the lock may belong to a file that was put aside since
+        try:
+            self._migrate_file()
+        except StoreCorrupt as damage:
+            return [self._put_aside(file, damage)]
+        return []
+
+    def _migrate_file(self) -> None:
+        with explained(self.address.shown), closing(self._engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA journal_mode=WAL")
+        with self.writing() as connection:
+            if not _ready(connection, self.address.shown, create=True):
+                migrate.upgrade(connection, self.address.shown)
+
+    def _put_aside(self, file: Path, damage: StoreCorrupt) -> str:
+        self.dispose()
+        kept = _free_name(file)
+        for suffix in ("-wal", "-shm", ""):  # the log first: SQLite must never find it beside a new file
+            part = file.with_name(file.name + suffix)
+            if part.exists():
+                part.rename(kept.with_name(kept.name + suffix))
+        self._migrate_file()
+        return f"{damage} It was kept as {kept}; a new, empty store was started at {file}."
+
+    @contextmanager
+    def _lock(self, file: Path) -> Iterator[None]:
+        try:
+            with FileLock(f"{file}.lock", timeout=self._busy_s):
+                yield
+        except Timeout as error:
+            raise StoreUnavailable(f"{file}.lock was held by another process for {self._busy_s:g} s.") from error
+        except OSError as error:
+            raise StoreUnavailable(_unwritable(file.parent, error)) from error
+
+
+def _ready(connection: Connection, shown: str, *, create: bool) -> bool:
+    found = migrate.revision(connection)
+    if found is None and not create:
+        raise StoreMissing(f"store {shown} holds no history yet. A pytest run with llmperf tests fills it.")
+    migrate.require_known(found, shown)
+    if found != HEAD:
+        return False
+    connection.execute(select(DOCUMENTS.c.body).order_by(DOCUMENTS.c.record_seq.desc()).limit(1)).first()  # is it readable?
+    return True
+
+
+def _engine(address: Address, busy_s: float) -> Engine:
+    return _file_engine(address, busy_s) if address.file is not None else _server_engine(address, busy_s)
+
+
+def _file_engine(address: Address, busy_s: float) -> Engine:
+    engine = create_engine(address.url, connect_args={"timeout": busy_s})
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 would begin too late, and never for reads; `_begin` does it
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes its lock at once: upgrading a read lock later fails without waiting when another has written.
+    write = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _server_engine(address: Address, busy_s: float) -> Engine:
+    wait = {"connect_timeout": max(2, round(busy_s)), "options": f"-c lock_timeout={round(busy_s * 1000)}"}
+    try:
+        return create_engine(
+            address.url,
+            pool_pre_ping=True,
+            connect_args={name: value for name, value in wait.items() if name not in address.url.query},
+        )
+    except ImportError as error:
+        raise StoreError(
+            f"store {address.shown} needs the package psycopg, which is not installed here ({error}). "
+            "Install it with: pip install 'pytest-llmperf[postgresql]'"
+        ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.name == ".llmperf":  # our own folder, so keep it out of the project's commits, as pytest does with its cache
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreUnavailable(_unwritable(folder, error)) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"store folder {folder} cannot be written: {error}. Give a writable place with --llmperf-store sqlite:////path/history.db."
+
+
+def _free_name(file: Path) -> Path:
+    stem = f"{file.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    names = (file.with_name(f"{stem}{f'-{i}' if i else ''}") for i in range(10_000))
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,67 @@
+"""Bring a store's schema to a revision. Alembic is loaded only when there is something to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history.tables import HEAD
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+FOLDER = Path(__file__).parent / "migrations"
+_VERSION_TABLE = "alembic_version"
+
+
+def revision(connection: Connection) -> str | None:
+    """The revision of the store's schema; None for an empty database."""
+    if not inspect(connection).has_table(_VERSION_TABLE):
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+
+
+def upgrade(connection: Connection, shown: str) -> None:
+    """Bring the schema to `HEAD` inside the caller's transaction. `shown` is the store's URL for messages.
+
+    Raises:
+        StoreError: the store is of a newer version than this program.
+    """
+    from alembic import command  # noqa: PLC0415 - 0.1 s that an up-to-date store does not pay
+
+    config = _config(connection)
+    require_known(revision(connection), shown)
+    command.upgrade(config, HEAD)
+
+
+def downgrade(connection: Connection, to: str) -> None:
+    """Go back to an older revision, or to "base" (drops every table)."""
+    from alembic import command  # noqa: PLC0415
+
+    command.downgrade(_config(connection), to)
+
+
+def require_known(found: str | None, shown: str) -> None:
+    """Raise StoreError unless this program knows the revision."""
+    if found is None or found in _known():
+        return
+    raise StoreError(
+        f"store {shown} has schema revision {found!r}, this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
+        "Upgrade pytest-llmperf, or give another store with --llmperf-store."
+    )
+
+
+def _known() -> set[str]:
+    return {path.name.partition("_")[0] for path in (FOLDER / "versions").glob("[0-9]*_*.py")}
+
+
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

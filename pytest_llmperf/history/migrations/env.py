@@ -1,0 +1,11 @@
+"""Alembic's environment: runs the migrations on the connection that `history.migrate` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from pytest_llmperf.history.tables import METADATA
+
+# The caller holds the transaction, so that all migrations of one opening are committed together or not at all.
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+context.run_migrations()

@@ -1,0 +1,186 @@
+"""What the store asks its database. Each function is one or a few short transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, Row, Select, Table, and_, func, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history.database import Database
+from pytest_llmperf.history.identity import storable, utc
+from pytest_llmperf.history.problems import StoreUnavailable
+from pytest_llmperf.history.rows import document, metric_rows, record_row
+from pytest_llmperf.history.spool import Entry, Outcome
+from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
+
+_PAGE = 100
+_INSERT: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+
+
+class Point(Struct, frozen=True, kw_only=True):
+    """One metric of one record. `value` None: not measurable then. `created` is UTC ISO 8601."""
+
+    record_id: str
+    session_id: str
+    created: str
+    environment_key: str
+    outcome: str
+    unit: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    formula: str
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """A series, how many records it has, and its newest one."""
+
+    key: str
+    test: str
+    label: str
+    workload_text: str
+    strategy: str
+    engine: str
+    model: str
+    n: int
+    last_id: str
+    last_created: str
+    last_outcome: str
+    last_environment_key: str
+
+
+def write(database: Database, entry: Entry) -> None:
+    """Write a record, or the outcome of one, in one transaction."""
+    with database.writing() as connection:
+        if isinstance(entry, Record):
+            _add(connection, entry)
+        else:
+            _update(connection, entry)
+
+
+def write_spooled(database: Database, entry: Entry) -> None:
+    """As `write`; what the store will never take (a time that is none, an outcome without a record) is a ValueError."""
+    try:
+        write(database, entry)
+    except StoreError as error:
+        if isinstance(error, StoreUnavailable):
+            raise
+        raise ValueError(str(error)) from error
+
+
+def records(
+    database: Database, *, test: str | None, series: str | None, limit: int | None, since: str | None
+) -> Iterator[Record]:
+    """Records, newest first, a page a transaction."""
+    query = _newest_first(test, series, since)
+    return islice(_pages(database, query, limit), limit)
+
+
+def all_series(database: Database, *, test: str | None) -> list[Series]:
+    """One row a series, most recent first."""
+    groups = select(RECORDS.c.series_key, func.count().label("n"), func.max(RECORDS.c.created).label("created"))
+    if test is not None:
+        groups = groups.where(RECORDS.c.test == storable(test))
+    group = groups.group_by(RECORDS.c.series_key).subquery()
+    newest = and_(RECORDS.c.series_key == group.c.series_key, RECORDS.c.created == group.c.created)
+    query = select(RECORDS, group.c.n).join(group, newest).order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+    with database.reading() as connection:
+        rows = connection.execute(query).all()
+    first = {row.series_key: row for row in reversed(rows)}  # of records made at the same moment, the last added
+    return [_series(row) for row in reversed(first.values())]
+
+
+def points(database: Database, series: str, metric: str, limit: int | None) -> list[Point]:
+    """A metric over a series, newest first."""
+    columns = [RECORDS.c[name] for name in ("session_id", "created", "environment_key", "outcome")]
+    values = [METRICS.c[name] for name in ("unit", "value", "low", "high", "n", "formula")]
+    query = (
+        select(RECORDS.c.id.label("record_id"), *columns, *values)
+        .join(METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name == storable(metric)))
+        .where(RECORDS.c.series_key == series)
+        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+        .limit(limit)
+    )
+    with database.reading() as connection:
+        return [Point(**row) for row in connection.execute(query).mappings()]
+
+
+def _add(connection: Connection, record: Record) -> None:
+    put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
+    if connection.execute(put.inline()).rowcount != 1:
+        return
+    seq = _seq(connection, record.id)
+    connection.execute(insert(DOCUMENTS), {"record_seq": seq, "body": document(record)})
+    if rows := metric_rows(record, seq):
+        connection.execute(insert(METRICS), rows)
+
+
+def _update(connection: Connection, change: Outcome) -> None:
+    seq = _seq(connection, change.id)
+    body = connection.execute(select(DOCUMENTS.c.body).where(DOCUMENTS.c.record_seq == seq).with_for_update()).scalar_one()
+    old = _decode(body)
+    new = msgspec.structs.replace(
+        old,
+        outcome=change.outcome,
+        claims=change.claims,
+        agreement=old.agreement if change.agreement is None else change.agreement,
+    )
+    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=storable(change.outcome)))
+    connection.execute(update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(new)))
+
+
+def _seq(connection: Connection, record_id: str) -> int:
+    seq = connection.execute(select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))).scalar()
+    if seq is None:
+        raise StoreError(f"record {record_id!r} is not in the store; add it before its outcome.")
+    return int(seq)
+
+
+def _newest_first(test: str | None, series: str | None, since: str | None) -> Select[Any]:
+    query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
+    if test is not None:
+        query = query.where(RECORDS.c.test == storable(test))
+    if series is not None:
+        query = query.where(RECORDS.c.series_key == series)
+    if since is not None:
+        query = query.where(RECORDS.c.created >= utc(since))
+    return query.order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+
+
+def _pages(database: Database, query: Select[Any], limit: int | None) -> Iterator[Record]:
+    size = _PAGE if limit is None else min(_PAGE, limit)
+    rows = _page(database, query, size)
+    while rows:
+        yield from (_decode(row.body) for row in rows)
+        after = tuple_(RECORDS.c.created, RECORDS.c.seq) < (rows[-1].created, rows[-1].seq)
+        rows = _page(database, query.where(after), size)
+
+
+def _page(database: Database, query: Select[Any], size: int) -> list[Row[Any]]:
+    with database.reading() as connection:
+        return list(connection.execute(query.limit(size)))
+
+
+def _decode(body: str) -> Record:
+    try:
+        return record_json.decode(body)
+    except ValueError as error:
+        raise StoreError(f"a stored record cannot be read: {error}") from error
+
+
+def _series(row: Row[Any]) -> Series:
+    kept = ("test", "label", "workload_text", "strategy", "engine", "model", "n")
+    last = {f"last_{name}": getattr(row, name) for name in ("id", "created", "outcome", "environment_key")}
+    return Series(key=row.series_key, **{name: getattr(row, name) for name in kept}, **last)

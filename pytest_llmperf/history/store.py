@@ -1,0 +1,206 @@
+"""The history: every finished run, written at once, and read back by series.
+
+store = open_store("sqlite:///.llmperf/history.db")
+store.add(record)
+for record in store.records(series=series_key(record), limit=30): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pytest_llmperf.core.record import ClaimRecord, Record
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history import queries
+from pytest_llmperf.history.address import parse
+from pytest_llmperf.history.database import Database
+from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
+from pytest_llmperf.history.queries import Point, Series
+from pytest_llmperf.history.spool import Entry, Outcome, Spool
+
+BUSY_S = 10.0
+"""How long a locked or silent store is waited for, in seconds."""
+
+
+def open_store(url: str, *, create: bool = True, folder: Path | None = None, busy_s: float = BUSY_S) -> Store:
+    """Open a store, bring its schema up to date, and send what earlier sessions left in the spool.
+
+    `folder` is where relative SQLite files and the spool of a server live (default: the working directory).
+
+    Raises:
+        StoreMissing: nothing there, and `create` is False.
+        StoreUnavailable: locked, unreachable, not writable, disk full.
+        StoreError: bad URL, unknown dialect, missing driver, written by a newer version.
+    """
+    store = _make(url, folder, busy_s)
+    try:
+        store.reconnect(create=create or store.has_spooled)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def open_for_session(url: str, *, folder: Path | None = None, busy_s: float = BUSY_S) -> Store:
+    """As `open_store`, but a store that is unavailable now is no error: what is measured goes to the spool, with a notice.
+
+    Raises:
+        StoreError: as `open_store`, or neither the store nor its spool can be written.
+    """
+    store = _make(url, folder, busy_s)
+    try:
+        store.reconnect(create=True)
+    except StoreUnavailable as error:
+        store.give_up(error)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+class Store:
+    """An open history. One process, one thread; several processes may each open the same one.
+
+    `notices` are sentences the user should read: a damaged file put aside, records sent from or left in the spool.
+    """
+
+    def __init__(self, database: Database, spool: Spool) -> None:
+        self.notices: list[str] = []
+        self._database = database
+        self._spool = spool
+        self._unavailable = False
+        self._unsaved: list[Entry] = []
+
+    @property
+    def has_spooled(self) -> bool:
+        """Whether earlier runs left something to send."""
+        return self._spool.path.is_file()
+
+    @property
+    def shown(self) -> str:
+        """The store's URL, without a password."""
+        return self._database.address.shown
+
+    def add(self, record: Record) -> bool:
+        """Write a record, durable when this returns. A record whose id is already there is left as it is.
+
+        Returns whether it is in the store; False means that it is in the spool.
+
+        Raises:
+            StoreError: neither could be written (the record is tried again at the next call and at `close`).
+        """
+        return self._save(record)
+
+    def update_outcome(
+        self, record_id: str, outcome: str, claims: tuple[ClaimRecord, ...] = (), agreement: dict[str, Any] | None = None
+    ) -> bool:
+        """Note what became of a record: its outcome and claims, and its agreement unless None. Returns as `add`.
+
+        Raises:
+            StoreError: no such record, or as `add`.
+        """
+        return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement))
+
+    def records(
+        self, *, test: str | None = None, series: str | None = None, limit: int | None = None, since: str | None = None
+    ) -> Iterator[Record]:
+        """Records, newest first. `test` is a node id, `series` a series key, `since` an ISO 8601 time (inclusive).
+
+        No transaction is held while the caller works. Raises StoreError for a record of a newer schema.
+        """
+        return queries.records(self._database, test=test, series=series, limit=limit, since=since)
+
+    def series(self, *, test: str | None = None) -> list[Series]:
+        """Every series with its count and its newest record, most recent first."""
+        return queries.all_series(self._database, test=test)
+
+    def points(self, series: str, metric: str, *, limit: int | None = None) -> list[Point]:
+        """One metric over a series, newest first, without reading whole records."""
+        return queries.points(self._database, series, metric, limit)
+
+    def close(self) -> None:
+        """Send what the spool holds if the store failed before, then close.
+
+        Raises:
+            StoreError: records could be kept nowhere; it says how many.
+        """
+        try:
+            self._flush()
+        finally:
+            self._database.dispose()
+
+    def reconnect(self, *, create: bool) -> None:
+        """Prepare the schema and send the spool. Raises StoreError."""
+        self.notices += self._database.prepare(create=create)
+        try:
+            self._send_spool()
+        except StoreCorrupt as damage:  # found only when pages are read; the spool is still whole
+            self.notices += self._database.put_aside(damage)
+            self._send_spool()
+        self._unavailable = False
+
+    def give_up(self, error: StoreError) -> None:
+        """From now on everything goes to the spool. Raises StoreError if that cannot be written either."""
+        self._spool.check()
+        self._set_unavailable(error)
+
+    def _save(self, entry: Entry) -> bool:
+        if self._unavailable or not self._written(entry):
+            self._keep(entry)
+        return not self._unavailable
+
+    def _written(self, entry: Entry) -> bool:
+        try:
+            queries.write(self._database, entry)
+        except StoreUnavailable as error:
+            self._set_unavailable(error)
+            return False
+        return True
+
+    def _set_unavailable(self, error: StoreError) -> None:
+        self._unavailable = True
+        self.notices.append(f"{error} What is measured goes to {self._spool.path}; the next session sends it.")
+
+    def _keep(self, entry: Entry) -> None:
+        self._unsaved.append(entry)
+        while self._unsaved:
+            self._spool.append(self._unsaved[0])
+            self._unsaved.pop(0)
+
+    def _send_spool(self) -> None:
+        sent, refused = self._spool.send(lambda entry: queries.write_spooled(self._database, entry))
+        self.notices += refused
+        if sent:
+            self.notices.append(f"{sent} spooled entries of earlier runs were sent to {self.shown}.")
+
+    def _flush(self) -> None:
+        if not self._unavailable:
+            return
+        try:
+            self.reconnect(create=True)
+            while self._unsaved:
+                queries.write(self._database, self._unsaved[0])
+                self._unsaved.pop(0)
+        except StoreError as error:
+            self._flush_failed(error)
+
+    def _flush_failed(self, error: StoreError) -> None:
+        waiting = self._spool.pending()
+        if waiting:
+            self.notices.append(f"{waiting} entries wait in {self._spool.path} for the next session.")
+        if self._unsaved:
+            raise StoreError(f"{len(self._unsaved)} measured results could be kept neither in the store nor beside it. {error}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _make(url: str, folder: Path | None, busy_s: float) -> Store:
+    address = parse(url, folder or Path.cwd())
+    return Store(Database(address, busy_s=busy_s), Spool(address.spool))
