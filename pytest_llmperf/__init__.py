@@ -1,1 +1,35 @@
-"""Performance tests for LLM inference."""
+"""Performance tests for LLM inference: measured, proved to be in effect, judged so that the assertions can stay on.
+
+Names are imported when they are first used, so that installing the plugin costs a session nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llmperf.core.estimate import Estimate, NotMeasurable
+    from pytest_llmperf.core.results import RunResult
+    from pytest_llmperf.workloads import Decode, Prefill, PromptSet
+
+__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult"]
+
+_WHERE = {
+    "Decode": "pytest_llmperf.workloads",
+    "Prefill": "pytest_llmperf.workloads",
+    "PromptSet": "pytest_llmperf.workloads",
+    "Estimate": "pytest_llmperf.core.estimate",
+    "NotMeasurable": "pytest_llmperf.core.estimate",
+    "RunResult": "pytest_llmperf.core.results",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -46,11 +45,17 @@ class NotMeasured(LlmperfError):
     """A test used a quantity that could not be measured here. The message carries the reason."""
 
 
+class DeviceBusy(LlmperfError):
+    """Another session measures on the device and did not finish in time. The message names the holder."""
+
+
 class StoreError(LlmperfError):
     """The history store cannot be opened, read or written."""
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
     """A sentence fragment that suggests the nearest of `choices`, or an empty string."""
+    import difflib  # noqa: PLC0415 - only when something is misspelt
+
     near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,1 +1,215 @@
-"""pytest hooks and fixtures. Replaced by the real ones shortly."""
+"""pytest hooks and fixtures. Everything behind them is imported when the first llmperf test is collected, never before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf.names import FIXTURES, MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.session.settings import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.handle import Handle
+    from pytest_llmperf.session.model import Model
+    from pytest_llmperf.session.pytest_session import PytestSession
+
+SESSION = pytest.StashKey["PytestSession"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Each option on the command line, and its twin in the ini file."""
+    group = parser.getgroup("llmperf", "performance tests of language models")
+    for option in OPTIONS:
+        action: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
+        if option.many:
+            action["action"] = "append"
+        default = f" (default: {option.default})" if option.default else ""
+        group.addoption(option.flag_name, dest=option.dest, default=None, help=option.help + default, **action)
+        kind = "bool" if option.flag else "linelist" if option.many else "string"
+        parser.addini(option.ini_name, option.help.replace("%%", "%"), type=kind, default=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `llm` from the marker's `strategies=[…]`, or from --llmperf-strategy."""
+    if "llm" not in metafunc.fixturenames or _parametrised(metafunc.definition):
+        return
+    strategies = _strategies(metafunc)
+    if strategies:
+        metafunc.parametrize("llm", strategies, indirect=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Declare llmperf tests, put equal loads side by side, and apply --llmperf-only and --llmperf-skip."""
+    mine = [item for item in items if is_llmperf(item)]
+    if mine:
+        _session(config).collected(mine, items)
+    if _option(config, _named_option("only")):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
+        items[:] = [item for item in items if item in set(mine)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """--llmperf-plan: print what would run, and stop."""
+    if session.config.option.collectonly or not _option(session.config, _named_option("plan")):
+        return None
+    _session(session.config).write_plan(session)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Keep a test's records and claims together, and release the models that the next test does not use."""
+    if not is_llmperf(item):
+        return (yield)
+    with _session(item.config).running(item, nextitem):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A declaration that cannot be used is that test's ERROR."""
+    if is_llmperf(item):
+        _session(item.config).require_usable(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What could not be measured is an ERROR; the report carries the records to whoever prints the summary."""
+    if not is_llmperf(item):
+        return (yield)
+    _session(item.config).before_report(item, call)
+    report = yield
+    _session(item.config).after_report(item, call, report)
+    return report
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A test that could not be measured counts and prints as an error, in whatever phase that showed."""
+    if getattr(report, "llmperf_error", False) and report.when == "call":
+        return "error", "E", "ERROR"
+    return None
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """The whole story of a failed claim in two lines."""
+    if not any(type(side).__module__ == "pytest_llmperf.core.estimate" for side in (left, right)):
+        return None
+    from pytest_llmperf.core.judge import explain  # noqa: PLC0415
+
+    return explain(op, left, right)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line a run."""
+    reports = [r for many in terminalreporter.stats.values() for r in many if hasattr(r, "llmperf")]
+    if reports:
+        from pytest_llmperf.session.summary import write  # noqa: PLC0415
+
+        write(terminalreporter, config, reports)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End every worker."""
+    if SESSION in session.config.stash:
+        session.config.stash[SESSION].close()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End every worker, also when the session never finished."""
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
+
+
+@pytest.fixture
+def llm(request: pytest.FixtureRequest) -> Model:
+    """The model of this test under its strategy: from indirect parametrisation, the marker's strategy=/strategies=[…], or --llmperf-strategy.
+
+    `llm.run(workload)` measures, `llm.compare(other, workload)` measures two in turn, `llm.agreement(baseline)` compares outputs.
+    """
+    return _session(request.config).fixture(request.node, getattr(request, "param", None))
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest) -> Model:
+    """The same model in fp32 (--llmperf-reference names another). Loaded when first used; its outputs are cached on disk."""
+    return _session(request.config).baseline(request.node)
+
+
+@pytest.fixture
+def llm_factory(request: pytest.FixtureRequest) -> Callable[..., Model]:
+    """`llm_factory("bf16+compile", engine="transformers")` for tests that need several models."""
+    return _session(request.config).factory(request.node)
+
+
+@pytest.fixture
+def llmperf(request: pytest.FixtureRequest) -> Handle:
+    """The session: `llmperf.measure(callable, tokens=…)` and `llmperf.wrap(model, tokenizer)` measure a project's own code."""
+    return _session(request.config).handle(request.node)
+
+
+def _strategy_fixture(name: str, strategy: str) -> Callable[[pytest.FixtureRequest], Model]:
+    def fixture(request: pytest.FixtureRequest) -> Model:
+        return _session(request.config).fixture(request.node, strategy)
+
+    fixture.__doc__ = f"The model of this test under the strategy '{strategy}'."
+    return pytest.fixture(fixture, name=name)
+
+
+for _name, _strategy in STRATEGY_FIXTURES.items():
+    globals()[_name] = _strategy_fixture(_name, _strategy)
+
+
+def is_llmperf(item: pytest.Item) -> bool:
+    """Whether a test is ours: it carries the marker, or uses one of the fixtures."""
+    return item.get_closest_marker("llmperf") is not None or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _session(config: pytest.Config) -> PytestSession:
+    if SESSION not in config.stash:
+        from pytest_llmperf.session.pytest_session import PytestSession  # noqa: PLC0415 - the rest of the package, on first use
+
+        config.stash[SESSION] = PytestSession(config, lambda option: _option(config, option))
+    return config.stash[SESSION]
+
+
+def _option(config: pytest.Config, option: Option) -> Any:
+    """The command line's value, else the ini file's, else the default."""
+    value = config.getoption(option.dest)
+    if value is None:
+        value = config.getini(option.ini_name)
+    if value is None:
+        value = [] if option.many else False if option.flag else option.default
+    return value
+
+
+def _named_option(name: str) -> Option:
+    return next(option for option in OPTIONS if option.name == name)
+
+
+def _parametrised(definition: pytest.Item) -> bool:
+    return any("llm" in _argnames(mark.args[0]) for mark in definition.iter_markers("parametrize") if mark.args)
+
+
+def _argnames(names: str | Sequence[str]) -> list[str]:
+    return [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+
+
+def _strategies(metafunc: pytest.Metafunc) -> list[str]:
+    """The strategies to parametrise with; ill-typed markers give none here and their error later, on the test."""
+    for mark in metafunc.definition.iter_markers("llmperf"):
+        if "strategies" in mark.kwargs or "strategy" in mark.kwargs:
+            named = mark.kwargs.get("strategies", ())
+            return list(named) if isinstance(named, list | tuple) and all(isinstance(s, str) for s in named) else []
+    text = _option(metafunc.config, _named_option("strategy"))
+    several = [s.strip() for s in text.split(",") if s.strip()]
+    return several if len(several) > 1 else []

@@ -34,12 +34,16 @@ class Mark(Struct, frozen=True, kw_only=True):
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """One repetition: every request, and what was read around it, outside the timed path."""
+    """One repetition: every request, and what was read around it, outside the timed path.
+
+    `token_times` is False where only the end of each request was seen: then TTFT, TPOT and ITL cannot be derived.
+    """
 
     repetition: int
     requests: tuple[RequestTrace, ...]
     marks: tuple[Mark, ...] = ()
     clock: str = "host"
+    token_times: bool = True
 
 
 class MemoryGauges(Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ class Session(Protocol):
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Energy over repetitions that last at least `seconds`."""
 
-    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
         """Copy bandwidth (bytes read + written per second) and matmul rates of the device."""
 
     def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:

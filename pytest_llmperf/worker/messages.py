@@ -99,17 +99,22 @@ class Described(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ran(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to Run."""
+    """Answer to Run. The two hashes are of the token ids that went in and came out, taken outside the timed work.
+
+    `step` is None where the engine cannot see what a step moves.
+    """
 
     trace: Trace
-    step: StepCost
+    step: StepCost | None
     telemetry: dict[str, float] = {}
+    prompts_hash: str = ""
+    outputs_hash: str = ""
 
 
 class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to ReadMemory."""
 
-    memory: MemoryGauges
+    memory: MemoryGauges | None
 
 
 class EnergyRead(Struct, frozen=True, kw_only=True, tag=True):
@@ -121,7 +126,7 @@ class EnergyRead(Struct, frozen=True, kw_only=True, tag=True):
 class CeilingsRead(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to MeasureCeilings."""
 
-    ceilings: Ceilings
+    ceilings: Ceilings | None
 
 
 class ReferenceMade(Struct, frozen=True, kw_only=True, tag=True):

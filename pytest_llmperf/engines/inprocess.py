@@ -1,0 +1,114 @@
+"""A project's own callable as an engine, in the test's own process. Only its calls are seen: when each began and ended."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.workloads import PromptSet, Workload
+
+_REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"
+
+
+class CallableEngine:
+    """Opens a callable that produces a fixed number of output tokens a call."""
+
+    def __init__(self, function: Callable[[], Any], n_tokens: int) -> None:
+        self._function = function
+        self._n_tokens = n_tokens
+
+    def open(self, plan: LoadPlan) -> CallableSession:
+        """Nothing is loaded."""
+        return CallableSession(self._function, self._n_tokens, plan)
+
+
+class CallableSession:
+    """See `pytest_llmperf.engines.base.Session`."""
+
+    def __init__(self, function: Callable[[], Any], n_tokens: int, plan: LoadPlan) -> None:
+        self._function = function
+        self._n_tokens = n_tokens
+        self._plan = plan
+
+    def opened(self) -> Opened:
+        """What is known: a name, and this machine."""
+        return Opened(
+            effective=self.describe().effective,
+            load_s=0.0,
+            content_hash=f"callable:{self._plan.model.name}",
+            vocab_size=0,
+            versions={"python": platform.python_version()},
+            device_name="this process",
+            device_facts={},
+            memory=MemoryGauges(weights=0, reasons={"weights": _REASON}),
+        )
+
+    def describe(self) -> Described:
+        """Nothing can be said of what a callable does inside."""
+        effective = Effective(
+            engine="inprocess",
+            model_class=type(self._function).__name__,
+            tensors=(),
+            linears=(),
+            compute_dtype="",
+            autocast_dtype=None,
+            checkpoint_dtype=None,
+            attention="",
+            cache="",
+            compile_mode=None,
+            compiled_graphs=0,
+            decode_loop="callable",
+            padding_side="",
+            device=self._plan.device,
+            notes=(_REASON,),
+        )
+        return Described(effective=effective, memory=MemoryGauges(weights=0, reasons={"weights": _REASON}))
+
+    def run(self, workload: Workload, repetition: int) -> Ran:  # noqa: ARG002 - the callable has its own work
+        """One call, the device idle before and after it."""
+        _synchronize()
+        start_ns = time.perf_counter_ns()
+        self._function()
+        _synchronize()
+        end_ns = time.perf_counter_ns()
+        request = RequestTrace(n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),))
+        return Ran(trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None)
+
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002
+        """Not measurable."""
+        return MemoryRead(memory=None)
+
+    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:  # noqa: ARG002
+        """Not measurable."""
+        return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=_REASON)
+
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:  # noqa: ARG002
+        """None: there is nothing to hold against them."""
+        return None
+
+    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+        """A callable has no logits: raises UsageError."""
+        raise UsageError(f"agreement needs a model: {_REASON}.")
+
+    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
+        """A callable has no logits: raises UsageError."""
+        raise UsageError(f"agreement needs a model: {_REASON}.")
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _synchronize() -> None:
+    """Wait for CUDA if the test uses it. torch is looked up, never imported."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,85 @@
+"""Agreement with a reference: its greedy continuations and logits are made once, cached by content hash, and compared with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from pytest_llmperf.core.agreement import Agreement, PromptComparison, Rule
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.settings import cache_dir
+from pytest_llmperf.worker.messages import CompareReference, MakeReference, ReferenceCompared
+from pytest_llmperf.workloads import PromptSet
+
+FORMAT = 1
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What both models are asked: prompts, continuation length, and how many prompts go in one batch."""
+
+    prompts: PromptSet
+    new_tokens: int = 32
+    batch: int = 8
+
+
+def compare(
+    candidate: OpenModel, reference: LoadPlan, open_reference: Callable[[], OpenModel], question: Question, rule: Rule
+) -> Agreement:
+    """Score `candidate` against the reference's outputs, which are taken from the cache when they are there."""
+    path = reference_file(candidate, reference, open_reference, question)
+    rows = _scored(candidate, path, question.batch)
+    floor = _noise_floor(candidate, reference, open_reference, question) if rule.needs_noise_floor else None
+    return Agreement.of(rows, rule=rule, same_model=candidate.plan == reference, noise_floor=floor)
+
+
+def reference_file(
+    candidate: OpenModel, reference: LoadPlan, open_reference: Callable[[], OpenModel], question: Question
+) -> Path:
+    """The cached reference, made now when it is missing.
+
+    The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
+    needs no second model in memory.
+    """
+    same_model = candidate.plan.model == reference.model and candidate.plan.seed == reference.seed
+    source = candidate if same_model else open_reference()
+    path = _path(source, reference, question)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_reference().call(
+            MakeReference(prompts=question.prompts, new_tokens=question.new_tokens, batch=question.batch, path=str(path))
+        )
+    return path
+
+
+def _noise_floor(
+    candidate: OpenModel, reference: LoadPlan, open_reference: Callable[[], OpenModel], question: Question
+) -> tuple[PromptComparison, ...]:
+    """The reference alone in a batch of one, against itself at the candidate's batch size."""
+    single = msgspec.structs.replace(question, batch=1)
+    path = reference_file(candidate, reference, open_reference, single)
+    return _scored(open_reference(), path, question.batch)
+
+
+def _scored(model: OpenModel, path: Path, batch: int) -> tuple[PromptComparison, ...]:
+    answer = model.call(CompareReference(path=str(path), batch=batch))
+    assert isinstance(answer, ReferenceCompared)  # noqa: S101 - narrows the union; the wire checked the type
+    return answer.prompts
+
+
+def _path(source: OpenModel, reference: LoadPlan, question: Question) -> Path:
+    identity = {
+        "format": FORMAT,
+        "content": source.opened.content_hash,
+        "plan": msgspec.to_builtins(reference),
+        "prompts": question.prompts.content_hash,
+        "new_tokens": question.new_tokens,
+        "batch": question.batch,
+        "device": source.opened.device_name,
+        "versions": source.opened.versions,
+    }
+    key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:24]
+    return cache_dir() / "references" / f"{key}.ref"

@@ -1,0 +1,58 @@
+"""The device's measured copy bandwidth and matmul rate, measured once per device and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from pytest_llmperf.core.trace import Ceilings
+from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.settings import cache_dir
+from pytest_llmperf.worker.messages import CeilingsRead, MeasureCeilings
+
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_AGE_DAYS = 30
+
+
+def of(model: OpenModel) -> Ceilings | None:
+    """Ceilings of the model's device: from the cache when they are younger than 30 days, else measured now."""
+    path = _path(model)
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    answer = model.call(MeasureCeilings(dtypes=DTYPES))
+    assert isinstance(answer, CeilingsRead)  # noqa: S101 - narrows the union; the wire checked the type
+    if answer.ceilings is None:
+        return None
+    measured = msgspec.structs.replace(answer.ceilings, measured_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    _write(path, measured)
+    return measured
+
+
+def _path(model: OpenModel) -> Path:
+    facts = {**model.opened.device_facts, "engine": model.plan.engine, "torch": model.opened.versions.get("torch", "")}
+    stable = {k: v for k, v in facts.items() if k not in VOLATILE}
+    key = hashlib.sha256(msgspec.json.encode(stable, order="sorted")).hexdigest()[:16]
+    return cache_dir() / "ceilings" / f"{model.plan.device}-{key}.json"
+
+
+VOLATILE = frozenset({"sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w"})
+
+
+def _read(path: Path) -> Ceilings | None:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Ceilings)
+        age = datetime.now(UTC) - datetime.fromisoformat(found.measured_at)
+    except (OSError, msgspec.DecodeError, ValueError):
+        return None
+    return found if 0 <= age.days < MAX_AGE_DAYS else None
+
+
+def _write(path: Path, value: Ceilings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}.tmp")
+    temporary.write_bytes(msgspec.json.encode(value))
+    temporary.replace(path)

@@ -1,0 +1,99 @@
+"""From a test's marker, parametrisation and options to a load plan. Nothing is loaded; every error names its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pytest_llmperf import engines
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.session.devices import resolve_device
+from pytest_llmperf.session.settings import Settings
+from pytest_llmperf.strategies import check_engine_can, parse
+
+DEFAULT_STRATEGY = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What `@pytest.mark.llmperf(...)` says of a test; the closest marker wins, argument by argument."""
+
+    model: str | None = None
+    strategy: str | None = None
+    strategies: Sequence[str] = ()
+    engine: str = "transformers"
+    device: str | None = None
+    budget: float | None = None
+    precision: float | None = None
+    label: str = ""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "strategy": str,
+    "strategies": (list, tuple),
+    "engine": str,
+    "device": str,
+    "budget": (int, float),
+    "precision": (int, float),
+    "label": str,
+    "revision": str,
+    "trust_remote_code": bool,
+    "seed": int,
+    "options": Mapping,
+}
+
+
+def declaration(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Declaration:
+    """Merge the arguments of a test's markers, closest first. Raises UsageError for an unknown or ill-typed argument."""
+    merged: dict[str, Any] = {}
+    for args, kwargs in marks:
+        if args:
+            raise UsageError(f"@pytest.mark.llmperf({args[0]!r}): arguments are given by name, for example model={args[0]!r}.")
+        for name, value in kwargs.items():
+            merged.setdefault(name, _checked(name, value))
+    return Declaration(**merged)
+
+
+def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engine: str | None = None) -> LoadPlan:
+    """The load plan of a declaration under a strategy. Raises UsageError before anything is loaded."""
+    if declared.model is None:
+        raise UsageError(
+            "no model is named. Give one on the test, its module or class: @pytest.mark.llmperf(model='smollm2-135m') "
+            "(a Hugging Face id, a local folder, a GGUF file, an alias, or 'pkg.mod:build')."
+        )
+    row = engines.engine(engine or declared.engine)
+    parsed = parse(strategy)
+    base = LoadPlan(
+        model=model_ref(declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision),
+        engine=row.name,
+        device=resolve_device(declared.device or settings.device, row.can()),
+        options=tuple(sorted(declared.options.items())),
+        seed=declared.seed,
+    )
+    plan = parsed.apply(base)
+    check_engine_can(plan, row.can(), row.name)
+    return plan
+
+
+def _checked(name: str, value: Any) -> Any:
+    known = [f.name for f in fields(Declaration)]
+    if name not in known:
+        raise UsageError(f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{did_you_mean(name, known)} Arguments: {', '.join(known)}.")
+    wanted = _TYPES[name]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}.")
+    if name in {"budget", "precision"} and value <= 0:
+        raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): a number above 0 is needed.")
+    return value
+
+
+def _type_text(wanted: type | tuple[type, ...]) -> str:
+    return " or ".join(t.__name__ for t in wanted) if isinstance(wanted, tuple) else wanted.__name__

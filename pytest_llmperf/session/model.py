@@ -1,0 +1,123 @@
+"""`llm`, as a test sees it: a model under a strategy that can be run, compared and checked against another."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.core.agreement import Agreement, default_rule, parse_rule
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.session import baseline
+from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.run import measure, run_once
+from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.state import LlmperfSession
+
+AGREEMENT_PROMPTS = "short-chat"
+
+
+class Model:
+    """A model under one strategy. It is loaded when first used, in a worker of its own, and shared by equal plans."""
+
+    def __init__(self, session: LlmperfSession, plan: LoadPlan) -> None:
+        self._session = session
+        self.plan = plan
+
+    def __repr__(self) -> str:
+        return f"<llm {self.plan.model.name} {self.plan.strategy} on {self.plan.device}, {self.plan.engine}>"
+
+    @property
+    def strategy(self) -> str:
+        """Canonical strategy text, for example 'bf16+static-cache'."""
+        return self.plan.strategy
+
+    @property
+    def device(self) -> str:
+        """'cuda' or 'cpu'."""
+        return self.plan.device
+
+    @property
+    def effective(self) -> Effective:
+        """What is really loaded; loads the model if it is not."""
+        return self.load().opened.effective
+
+    def load(self) -> OpenModel:
+        """Load the model now and check that its strategy is in effect. Raises the errors of `session.pool.Pool.open`."""
+        return self._session.pool.open(self.plan)
+
+    def run(self, workload: Workload) -> RunResult:
+        """Warm up and sample a workload; the record is stored before this returns.
+
+        Returns:
+            Estimates with 99 % intervals: times in s, rates in tok/s, sizes in bytes.
+
+        Raises:
+            InvalidRun: too few repetitions were valid. NotInEffect, WorkerError: see `load`.
+        """
+        _check_workload(workload)
+        if self._session.settings.disable:
+            run_once(self.load, workload)
+            return RunResult.unmeasured("measuring is disabled (--llmperf-disable)")
+        measured = measure([self.load], workload, self._session.goal, self._session.progress)
+        self._session.recorder.add(measured)
+        return measured[0].result
+
+    def compare(self, other: Model, workload: Workload) -> tuple[RunResult, RunResult]:
+        """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
+
+        Both stay loaded while they fit together; else they are loaded in turn, which is slow and is said in the summary.
+        """
+        _check_workload(workload)
+        if self._session.settings.disable:
+            return self.run(workload), other.run(workload)
+        if not self._session.pool.fits_together(self.plan, other.plan):
+            self._session.note(
+                f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: they were loaded in turn"
+            )
+        measured = measure([self.load, other.load], workload, self._session.goal, self._session.progress, pair=uuid.uuid4().hex)
+        self._session.recorder.add(measured)
+        return measured[0].result, measured[1].result
+
+    def agreement(
+        self,
+        reference: Model,
+        *,
+        prompts: PromptSet | None = None,
+        new_tokens: int = 32,
+        batch: int = 8,
+        rule: str | None = None,
+    ) -> Agreement:
+        """How well this model's outputs agree with those of `reference`, teacher-forced and free-running.
+
+        Args:
+            reference: usually `baseline`; its outputs are cached on disk by content hash.
+            prompts: real text (default: the bundled 'short-chat').
+            new_tokens: greedy tokens continued from each prompt.
+            batch: prompts in one forward, the same on both sides.
+            rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)'; by default that of
+                the strategy's kind (docs/measurement.md).
+        """
+        chosen = parse_rule(rule) if rule else default_rule(self.plan, reference.plan)
+        question = baseline.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
+        self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
+        result = baseline.compare(self.load(), reference.plan, reference.load, question, chosen)
+        self._session.recorder.agree(self.strategy, result)
+        return result
+
+    def _default_prompts(self) -> PromptSet:
+        if self.plan.model.kind == "arch":
+            raise UsageError(
+                f"{self.plan.model.name} has random weights: its outputs mean nothing, so agreement says nothing about quality. "
+                "Use a real model, or pass prompts=PromptSet.synthetic() to compare the arithmetic alone."
+            )
+        return PromptSet.bundled(AGREEMENT_PROMPTS)
+
+
+def _check_workload(workload: object) -> None:
+    if not isinstance(workload, Decode | Prefill):
+        raise UsageError(f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…).")

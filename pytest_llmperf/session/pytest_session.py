@@ -1,0 +1,236 @@
+"""Between pytest and a session: which test declared what, in which order they run, and what a report carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_llmperf.core.judge import Finding, Outcome
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.errors import InvalidRun, LlmperfError, UsageError
+from pytest_llmperf.names import STRATEGY_FIXTURES
+from pytest_llmperf.report.live import open_live
+from pytest_llmperf.session.declare import Declaration, declaration
+from pytest_llmperf.session.handle import Handle
+from pytest_llmperf.session.model import Model
+from pytest_llmperf.session.settings import Option, read
+from pytest_llmperf.session.state import LlmperfSession
+
+
+class LlmperfWarning(pytest.PytestWarning):
+    """A claim that the data could not decide."""
+
+
+@dataclass
+class Declared:
+    """What is known of a test before it runs: its declaration and load plans, or why it cannot run."""
+
+    declaration: Declaration = field(default_factory=Declaration)
+    plans: tuple[LoadPlan, ...] = ()
+    error: LlmperfError | None = None
+
+
+DECLARED = pytest.StashKey[Declared]()
+FINDINGS = pytest.StashKey[list[Finding]]()
+
+
+class PytestSession:
+    """Made when the first llmperf test is collected; closed when pytest is done."""
+
+    def __init__(self, config: pytest.Config, raw: Callable[[Option], Any]) -> None:
+        self._config = config
+        self._live = open_live(config)
+        self._core: LlmperfSession | None = None
+        self._error: LlmperfError | None = None
+        try:
+            self._core = LlmperfSession(read(raw, config.rootpath), self._live.update)
+        except UsageError as error:
+            self._error = error
+
+    @property
+    def core(self) -> LlmperfSession:
+        """The session proper. Raises the UsageError of an option that cannot be used."""
+        if self._core is None:
+            assert self._error is not None  # noqa: S101 - one of the two was set
+            raise self._error
+        return self._core
+
+    # Collection
+
+    def collected(self, mine: list[pytest.Item], items: list[pytest.Item]) -> None:
+        """Declare each test; put those with equal loads side by side, in the places that llmperf tests hold."""
+        for item in mine:
+            item.stash[DECLARED] = self._declare(item)
+            if self._core is not None and self._core.settings.skip:
+                item.add_marker(pytest.mark.skip(reason="--llmperf-skip"))
+        ordered = iter(_grouped(mine))
+        places = set(mine)
+        items[:] = [next(ordered) if item in places else item for item in items]
+
+    def require_usable(self, item: pytest.Item) -> None:
+        """Raise what was wrong with the test's declaration."""
+        error = item.stash[DECLARED].error
+        if error is not None:
+            raise error
+
+    def write_plan(self, session: pytest.Session) -> None:
+        """Print what would run."""
+        from pytest_llmperf.session.planning import write  # noqa: PLC0415
+
+        write(self.core, session.config, [(item, item.stash[DECLARED]) for item in session.items if DECLARED in item.stash])
+
+    # Running
+
+    @contextmanager
+    def running(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+        """Around one test. Models that the next test does not use are released at its end."""
+        if self._core is None:
+            yield
+            return
+        with self._core.test(item.nodeid, item.stash[DECLARED].declaration) as findings:
+            item.stash[FINDINGS] = findings
+            try:
+                yield
+            finally:
+                self._live.clear()
+                self._core.release_except(_plans(nextitem))
+
+    def fixture(self, item: pytest.Item, param: object) -> Model:
+        """The model of a test, loaded."""
+        model = self.core.model(item.stash[DECLARED].declaration, _strategy_text(param))
+        model.load()
+        return model
+
+    def baseline(self, item: pytest.Item) -> Model:
+        """The reference model of a test, loaded when first used."""
+        return self.core.reference(item.stash[DECLARED].declaration)
+
+    def factory(self, item: pytest.Item) -> Callable[..., Model]:
+        """What `llm_factory` gives."""
+
+        def make(strategy: str | None = None, *, engine: str | None = None) -> Model:
+            return self.core.model(item.stash[DECLARED].declaration, _strategy_text(strategy), engine=engine)
+
+        return make
+
+    def handle(self, item: pytest.Item) -> Handle:
+        """What `llmperf` gives."""
+        return Handle(self.core, item.stash[DECLARED].declaration)
+
+    # Reporting
+
+    def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Show the test's own line for our errors, not our inside."""
+        self._live.clear()
+        if call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError):
+            own = call.excinfo.traceback.filter(lambda entry: str(entry.path) == str(item.path))
+            call.excinfo.traceback = own or call.excinfo.traceback[-1:]
+
+    def after_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Mark errors, attach the records, and under --llmperf-strict turn a skip into a failure."""
+        error = call.excinfo.value if call.excinfo is not None else None
+        report.llmperf_error = isinstance(error, LlmperfError)  # type: ignore[attr-defined]
+        strict = self._core is not None and self._core.settings.strict and not self._core.settings.skip
+        if report.skipped and strict and not hasattr(report, "wasxfail"):
+            report.outcome = "failed"
+            report.longrepr = f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
+        if report.when == "call" or report.outcome != "passed":
+            self._attach(item, report, error)
+
+    def _attach(self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> None:
+        findings = item.stash.get(FINDINGS, [])
+        outcome = _outcome(report, error, findings)
+        carried: dict[str, Any] = {"outcome": outcome, "records": [], "reason": _reason(report, error), "notes": []}
+        if self._core is not None:
+            self._core.recorder.finish(outcome, findings)
+            carried["records"] = [_light(record) for record in self._core.recorder.records.values()]
+            carried["notes"] = self._core.take_notes()
+            carried["store"] = self._core.settings.store
+        report.llmperf = carried  # type: ignore[attr-defined]
+        for finding in findings:
+            if finding.outcome is Outcome.UNDECIDED and report.passed:
+                item.warn(LlmperfWarning(f"undecided: {finding.text}. {finding.detail}"))
+
+    def close(self) -> None:
+        """End every worker and close the store. May be called again."""
+        self._live.clear()
+        if self._core is not None:
+            self._core.close()
+
+    def _declare(self, item: pytest.Item) -> Declared:
+        if self._error is not None:
+            return Declared(error=self._error)
+        found = Declared()
+        try:
+            found.declaration = declaration([(mark.args, mark.kwargs) for mark in item.iter_markers("llmperf")])
+            found.plans = tuple(self._planned(item, found.declaration))
+        except LlmperfError as error:
+            found.error = error
+        return found
+
+    def _planned(self, item: pytest.Item, declared: Declaration) -> Iterable[LoadPlan]:
+        fixtures = getattr(item, "fixturenames", ())
+        if "llm" in fixtures:
+            callspec = getattr(item, "callspec", None)
+            yield self.core.plan(declared, _strategy_text(callspec.params.get("llm") if callspec else None))
+        for name, strategy in STRATEGY_FIXTURES.items():
+            if name in fixtures:
+                yield self.core.plan(declared, strategy)
+        if "baseline" in fixtures:
+            yield self.core.reference(declared).plan
+
+
+def _grouped(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Items by their first load plan, groups in order of first appearance, order kept inside a group."""
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        plans = item.stash[DECLARED].plans
+        groups.setdefault(plans[0] if plans else None, []).append(item)
+    return [item for group in groups.values() for item in group]
+
+
+def _plans(item: pytest.Item | None) -> tuple[LoadPlan, ...]:
+    return item.stash[DECLARED].plans if item is not None and DECLARED in item.stash else ()
+
+
+def _strategy_text(param: object) -> str | None:
+    if param is None or isinstance(param, str):
+        return param
+    canonical = getattr(param, "canonical", None)
+    if isinstance(canonical, str):
+        return canonical
+    raise UsageError(f"llm={param!r}: a strategy is a text such as 'bf16+static-cache', not a {type(param).__name__}.")
+
+
+def _outcome(report: pytest.TestReport, error: BaseException | None, findings: list[Finding]) -> str:
+    if isinstance(error, InvalidRun):
+        return "INVALID"
+    if isinstance(error, LlmperfError):
+        return "ERROR"
+    if report.skipped:
+        return "SKIPPED"
+    if report.failed:
+        return "FAIL"
+    if any(f.outcome is Outcome.UNDECIDED for f in findings):
+        return "UNDECIDED"
+    return "PASS" if findings else "RECORDED"
+
+
+def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
+    if isinstance(error, LlmperfError):
+        return f"{type(error).__name__}: {error}"
+    return _skip_reason(report) if report.skipped else ""
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    return report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def _light(record: Any) -> Any:
+    """A record without its raw samples, as plain values that pytest-xdist can carry."""
+    return msgspec.to_builtins(msgspec.structs.replace(record, samples={}))

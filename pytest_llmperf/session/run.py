@@ -1,0 +1,135 @@
+"""The main path: one workload on one model, or on two in turn. Warm up, sample, read what is around, reduce, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pytest_llmperf.core import metrics
+from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
+from pytest_llmperf.session import ceilings as device_ceilings
+from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.sampling import MIN_WARM_UP, Goal, Progress, Side, WarmUp, sample, valid_indices, warm_up
+from pytest_llmperf.strategies import require_in_effect
+from pytest_llmperf.worker.messages import Describe, Described, EnergyRead, MemoryRead, Ran, ReadEnergy, ReadMemory, Run
+from pytest_llmperf.workloads import Workload, describe
+
+ENERGY_SECONDS = 3.0
+
+Acquire = Callable[[], OpenModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What is read outside the timed path: memory in its own pass, energy, the device's ceilings, what is in effect."""
+
+    memory: MemoryGauges | None
+    energy: EnergyReading
+    ceilings: Ceilings | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One side of a measurement: the reduced result, and everything it was made from."""
+
+    model: OpenModel
+    workload: Workload
+    result: RunResult
+    warm_up: WarmUp
+    taken: tuple[Ran, ...]
+    valid: tuple[int, ...]
+    marks: tuple[Mark, ...]
+    pair: str | None
+
+
+def measure(acquire: Sequence[Acquire], workload: Workload, goal: Goal, progress: Progress, *, pair: str | None = None) -> list[Measured]:
+    """Measure one model, or two interleaved. Never judges.
+
+    Two models that do not fit together are loaded in turn: `acquire` gives whichever is asked for, and a model that was
+    loaded again is warmed up again before its next repetition counts.
+
+    Raises:
+        NotInEffect: after warm-up a promise does not hold (compilation, the cache in use).
+        InvalidRun: too few valid repetitions.
+        WorkerError: a worker died, hung or ran out of memory.
+    """
+    repeaters = [Repeater(each, workload) for each in acquire]
+    sides = [Side(name=each.current().plan.strategy, repeat=each) for each in repeaters]
+    warmed = [_warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)]
+    sample(sides, goal, progress)
+    valid = tuple(valid_indices(sides))
+    return [_reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)]
+
+
+def run_once(acquire: Acquire, workload: Workload) -> Ran:
+    """One repetition, for sessions that measure nothing."""
+    return Repeater(acquire, workload)(0)
+
+
+@dataclass
+class Repeater:
+    """Repeats a workload on a model that may have to be loaded again in between."""
+
+    acquire: Acquire
+    workload: Workload
+    _last: OpenModel | None = field(default=None, repr=False)
+
+    def __call__(self, repetition: int) -> Ran:
+        """One repetition; two unmeasured ones come first when the model was loaded anew since the last."""
+        model = self.current()
+        if self._last is not None and model is not self._last:
+            for _ in range(MIN_WARM_UP):
+                _once(model, self.workload, repetition)
+        self._last = model
+        return _once(model, self.workload, repetition)
+
+    def current(self) -> OpenModel:
+        """The loaded model, loading it when it is not."""
+        return self.acquire()
+
+
+def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
+    ran = model.call(Run(workload=workload, repetition=repetition))
+    assert isinstance(ran, Ran)  # noqa: S101 - narrows the union; the wire checked the type
+    return ran
+
+
+def _warm(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> WarmUp:
+    warm = warm_up(side, goal, progress)
+    model = repeater.current()
+    described = model.call(Describe())
+    assert isinstance(described, Described)  # noqa: S101
+    require_in_effect(described.effective, model.promises, when="warm")
+    return warm
+
+
+def _reduced(repeater: Repeater, side: Side, warm: WarmUp, valid: tuple[int, ...], pair: str | None, progress: Progress) -> Measured:
+    progress("reading memory", side.name, None)
+    model, workload = repeater.current(), repeater.workload
+    around = read_around(model, workload, side)
+    result = metrics.reduce(
+        [side.taken[i].trace for i in valid],
+        workload,
+        side.taken[-1].step,
+        around.ceilings,
+        around.memory,
+        around.energy,
+        model.opened.load_s,
+        pair=pair,
+        subject=model.plan.strategy,
+        context=f"{describe(workload)} on {model.opened.device_name}",
+    )
+    marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
+    return Measured(
+        model=model, workload=workload, result=result, warm_up=warm, taken=tuple(side.taken), valid=valid, marks=marks, pair=pair
+    )
+
+
+def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
+    """Memory in a pass of its own, energy over at least three seconds, and the device's ceilings (cached per device)."""
+    memory = model.call(ReadMemory(workload=workload, repetition=side.next_repetition))
+    energy = model.call(ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS))
+    assert isinstance(memory, MemoryRead)  # noqa: S101
+    assert isinstance(energy, EnergyRead)  # noqa: S101
+    return Around(memory=memory.memory, energy=energy.energy, ceilings=device_ceilings.of(model))

@@ -1,0 +1,141 @@
+"""The options of a session: one table, read from the command line or from the ini file. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+DEVICES = ("auto", "cuda", "cpu")
+DEFAULT_STORE = "sqlite:///.llmperf/history.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line."""
+
+    name: str
+    help: str
+    default: str = ""
+    metavar: str | None = None
+    flag: bool = False
+    many: bool = False
+
+    @property
+    def flag_name(self) -> str:
+        """Name on the command line."""
+        return f"--llmperf-{self.name}"
+
+    @property
+    def ini_name(self) -> str:
+        """Name in the ini file."""
+        return f"llmperf_{self.name.replace('-', '_')}"
+
+    @property
+    def dest(self) -> str:
+        """Attribute of pytest's option namespace."""
+        return self.ini_name
+
+
+OPTIONS = (
+    Option(name="only", flag=True, help="run llmperf tests and deselect every other test"),
+    Option(name="skip", flag=True, help="skip llmperf tests"),
+    Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
+    Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
+    Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
+    Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
+    Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
+    Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),
+    Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
+    Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
+    Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
+    Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
+    Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),
+    Option(name="python", metavar="ENGINE=PATH", many=True, help="interpreter for an engine's workers; may be given again"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What this session was asked to do. Times in seconds; `precision` is a relative half-width."""
+
+    only: bool
+    skip: bool
+    disable: bool
+    plan: bool
+    strict: bool
+    device: str
+    strategies: tuple[str, ...]
+    reference: str
+    store: str
+    json: Path | None
+    budget_s: float
+    precision: float
+    timeout_s: float
+    pythons: dict[str, str]
+    root: Path
+
+
+def read(raw: Callable[[Option], Any], root: Path) -> Settings:
+    """Settings from a function that gives each option's raw value. Raises UsageError for a value that cannot be used."""
+    value = {option.name: raw(option) for option in OPTIONS}
+    json_path = value["json"]
+    return Settings(
+        only=value["only"],
+        skip=value["skip"],
+        disable=value["disable"],
+        plan=value["plan"],
+        strict=value["strict"],
+        device=_choice("device", value["device"], DEVICES),
+        strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
+        reference=value["reference"],
+        store=_store(value["store"], root),
+        json=(root / json_path) if json_path else None,
+        budget_s=_positive("budget", value["budget"]),
+        precision=_positive("precision", value["precision"]) / 100,
+        timeout_s=_positive("timeout", value["timeout"]),
+        pythons=dict(_interpreter(text) for text in value["python"]),
+        root=root,
+    )
+
+
+def cache_dir() -> Path:
+    """Where converted models, baselines and device ceilings are kept: $LLMPERF_CACHE, or the user's cache folder."""
+    if configured := os.environ.get("LLMPERF_CACHE"):
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
+    return value
+
+
+def _positive(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"--llmperf-{name}={value!r}: a number above 0 is needed, for example --llmperf-{name}=20.")
+    return number
+
+
+def _interpreter(text: str) -> tuple[str, str]:
+    engine, separator, path = text.partition("=")
+    if not separator or not Path(path).is_file():
+        raise UsageError(f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, for example vllm=.venv-vllm/bin/python.")
+    return engine, str(Path(path).absolute())
+
+
+def _store(url: str, root: Path) -> str:
+    """A relative SQLite path is meant from the project's root, wherever pytest was started."""
+    prefix = "sqlite:///"
+    if url.startswith(prefix) and not url.startswith(prefix + "/") and url != prefix + ":memory:":
+        return prefix + str(root / url.removeprefix(prefix))
+    return url

@@ -1,0 +1,97 @@
+"""One pytest session of llmperf: its settings, the models that are loaded, the records, and what each test declared."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from pytest_llmperf.core.judge import Finding, claims
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
+from pytest_llmperf.session.model import Model
+from pytest_llmperf.session.pool import Channel, Pool, worker_logs
+from pytest_llmperf.session.recorder import Recorder
+from pytest_llmperf.session.sampling import Goal
+from pytest_llmperf.session.settings import Settings
+
+ShowProgress = Callable[[str, str, str, float | None], None]
+
+
+class LlmperfSession:
+    """The way from a declared test to a recorded verdict. Made when the first llmperf test is collected."""
+
+    def __init__(self, settings: Settings, show: ShowProgress) -> None:
+        self.settings = settings
+        self.id = uuid.uuid4().hex
+        self.notes: list[str] = []
+        self.recorder = Recorder(settings, self.id)
+        self.pool = Pool(self._start_worker, timeout_s=settings.timeout_s, progress=self.progress)
+        self._show = show
+        self._declared = Declaration()
+
+    @property
+    def goal(self) -> Goal:
+        """When sampling stops for the running test: its marker's budget and precision, else the session's."""
+        precision = self._declared.precision
+        return Goal(
+            precision=precision / 100 if precision else self.settings.precision,
+            budget_s=float(self._declared.budget or self.settings.budget_s),
+        )
+
+    def plan(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> LoadPlan:
+        """The load plan of a test under a strategy; None takes the marker's, the option's, or the checkpoint's own dtype."""
+        chosen = strategy or declared.strategy or next(iter(self.settings.strategies), DEFAULT_STRATEGY)
+        return load_plan(declared, chosen, self.settings, engine=engine)
+
+    def model(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> Model:
+        """A model for a test; nothing is loaded yet."""
+        return Model(self, self.plan(declared, strategy, engine=engine))
+
+    def reference(self, declared: Declaration) -> Model:
+        """The model that the `baseline` fixture gives."""
+        return self.model(declared, self.settings.reference)
+
+    @contextmanager
+    def test(self, nodeid: str, declared: Declaration) -> Iterator[list[Finding]]:
+        """Around a test: its records and claims are kept together."""
+        self._declared = declared
+        self.recorder.begin(nodeid, declared.label)
+        with claims(strict=self.settings.strict) as findings:
+            yield findings
+
+    def release_except(self, plans: Sequence[LoadPlan]) -> None:
+        """Close the models that the next test does not use."""
+        self.pool.keep_only(plans)
+
+    def progress(self, phase: str, detail: str, eta_s: float | None) -> None:
+        """Show what the running test is doing."""
+        self._show(self.recorder.test, phase, detail, eta_s)
+
+    def take_notes(self) -> list[str]:
+        """The notes so far, for the report of the test that just ended; they are said once."""
+        taken, self.notes = self.notes, []
+        return taken
+
+    def note(self, text: str) -> None:
+        """Something the summary must say, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def close(self) -> None:
+        """End every worker and close the store."""
+        try:
+            self.pool.close()
+        finally:
+            self.recorder.close()
+
+    def _start_worker(self, plan: LoadPlan) -> Channel:
+        from pytest_llmperf.session.workers import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
+
+        return WorkerGroup.start(
+            ranks=plan.ranks,
+            python=self.settings.pythons.get(plan.engine, sys.executable),
+            log_dir=worker_logs(self.settings.root),
+            name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",
+        )

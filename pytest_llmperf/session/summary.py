@@ -1,0 +1,41 @@
+"""From pytest's reports to the terminal summary; what is printed is decided in `report.terminal`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.report.terminal import write_summary
+
+
+def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]) -> None:
+    """Collect records, skips, errors and notes that reports carried, from this process or from xdist workers."""
+    carried: list[tuple[str, dict[str, Any]]] = [(r.nodeid, r.llmperf) for r in reports]  # type: ignore[attr-defined]
+    records = {row["id"]: msgspec.convert(row, Record) for _, each in carried for row in each["records"]}
+    notes = dict.fromkeys(note for _, each in carried for note in each["notes"])
+    stored = next((each["store"] for _, each in carried if each.get("store") and records), None)
+    if stored and stored != "none":
+        notes[f"stored in {_shown(stored)}; 'llmperf history' shows earlier runs"] = None
+    write_summary(
+        tr,
+        list(records.values()),
+        _named(carried, {"SKIPPED"}),
+        _named(carried, {"INVALID", "ERROR"}),
+        list(notes),
+        config.get_verbosity(),
+    )
+
+
+def _named(carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]) -> list[tuple[str, str]]:
+    return [(nodeid, each["reason"]) for nodeid, each in carried if each["outcome"] in outcomes and each["reason"]]
+
+
+def _shown(url: str) -> str:
+    """A store URL without its password."""
+    from sqlalchemy import make_url  # noqa: PLC0415 - already loaded where something was stored
+
+    return make_url(url).render_as_string(hide_password=True)
