@@ -1,0 +1,175 @@
+"""One line on the terminal that says what the running test is doing: rewritten in place, gone before pytest prints on."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import TextIO
+
+import pytest
+
+from pytest_llmperf.core.format import format_duration
+from pytest_llmperf.report.table import display_width, shorten, showable, take
+
+INTERVAL_S = 0.2
+_ERASE_LINE = "\r\x1b[2K"
+_UP = "\x1b[1A"
+
+
+class LiveLine:
+    """A line below pytest's own, rewritten at most five times a second and erased without a trace.
+
+    `stream` must bypass pytest's capture. Nothing at all is written unless `enabled`. `used` tells how many columns
+    pytest has written in its unfinished line: the cursor goes back there. `columns` is the width of the terminal now.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        enabled: bool,
+        *,
+        used: Callable[[], int] = lambda: 0,
+        columns: Callable[[], int] = lambda: 80,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.enabled = enabled
+        self._stream = stream
+        self._used = used
+        self._columns = columns
+        self._clock = clock
+        self._written_at_s = -INTERVAL_S
+        self._phase: tuple[str, str] | None = None
+        self._restore = ""
+
+    def update(self, test: str, phase: str, detail: str = "", eta_s: float | None = None) -> None:
+        """Show "test  phase detail, about 6 s left". An update too soon after the last is dropped unless the phase is new."""
+        now_s = self._clock()
+        if not self.enabled or ((test, phase) == self._phase and now_s - self._written_at_s < INTERVAL_S):
+            return
+        begin = _ERASE_LINE if self._restore else self._begin()
+        if begin is None:
+            return
+        self._phase, self._written_at_s = (test, phase), now_s
+        self._write(begin + self._fit(test, _what(phase, detail, eta_s)))
+
+    def clear(self) -> None:
+        """Erase the line and put the cursor back where pytest left it. Does nothing when no line is shown."""
+        if self._restore:
+            self._write(_ERASE_LINE + self._restore)
+        self._restore, self._phase = "", None
+
+    def close(self) -> None:
+        """Clear, show nothing from now on, and close the stream."""
+        self.clear()
+        self.give_up()
+        with suppress(OSError):  # what a terminal that went away did not take
+            self._stream.close()
+
+    def give_up(self) -> None:
+        """Show nothing from now on, and leave the terminal as it is: somebody else writes to it."""
+        self.enabled, self._restore = False, ""
+
+    def _begin(self) -> str | None:
+        """How to get to the line; sets how to get back. None where the cursor's column cannot be known (a full line)."""
+        used, columns = self._used(), self._columns()
+        if used < 0 or columns < 2 or (used and used % columns == 0):  # noqa: PLR2004  # one column holds no text
+            return None
+        self._restore = f"{_UP}\x1b[{used % columns + 1}G" if used else "\r"
+        return "\n" + _ERASE_LINE if used else _ERASE_LINE
+
+    def _fit(self, test: str, what: str) -> str:
+        """The last column stays empty, or some terminals would wrap. The test's name gives way before what it does."""
+        width = self._columns() - 1
+        encoding = self._stream.encoding or "utf-8"
+        what = showable(what, encoding)
+        room = max(width - display_width(what) - 2, min(12, width // 3))
+        name = shorten(showable(test, encoding), room)
+        return showable(take(f"{name}  {what}", width), encoding)
+
+    def _write(self, text: str) -> None:
+        """A terminal that went away must not fail the test: the line is given up."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self.give_up()
+
+
+class ClearBeforeReports:
+    """Plugin that erases the line before pytest prints, whatever ended the test."""
+
+    def __init__(self, live: LiveLine) -> None:
+        self.live = live
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self) -> None:
+        """A phase of a test is about to be reported."""
+        self.live.clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Ctrl-C."""
+        self.live.clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self) -> None:
+        """An error of pytest or of a plugin."""
+        self.live.clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_enter_pdb(self) -> None:
+        """The debugger takes the terminal over, and has written to it already."""
+        self.live.give_up()
+
+
+def open_live(config: pytest.Config) -> LiveLine:
+    """The live line of a pytest run, registered to be cleared before reports and closed with `config`.
+
+    It writes to its own duplicate of the terminal's descriptor, taken while capture is suspended, so that neither is
+    captured output released nor the line captured. Silent (it writes nothing) without a terminal, on a dumb terminal,
+    under -q, under -s or with live logs (the tests share the terminal), and in a pytest-xdist worker.
+    """
+    stream = _own_terminal(config) if _wanted(config) else None
+    if stream is None:
+        return LiveLine(io.StringIO(), enabled=False)
+    writer = config.get_terminal_writer()
+    live = LiveLine(stream, enabled=True, used=lambda: writer.width_of_current_line, columns=lambda: _columns(stream))
+    config.pluginmanager.register(ClearBeforeReports(live), "llmperf-live")
+    config.add_cleanup(live.close)
+    return live
+
+
+def _wanted(config: pytest.Config) -> bool:
+    live_logs = config.pluginmanager.hasplugin("logging") and (config.getini("log_cli") or config.getoption("log_cli_level"))
+    shared = config.getoption("capture", "no") == "no" or live_logs
+    quiet = config.get_verbosity() < 0
+    return not (shared or quiet or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb" or os.name == "nt")
+
+
+def _own_terminal(config: pytest.Config) -> TextIO | None:
+    """A text stream of its own on pytest's terminal, or None when pytest does not write to one."""
+    file = getattr(config.get_terminal_writer(), "_file", None)
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        try:
+            if file is None or not file.isatty():
+                return None
+            descriptor = os.dup(file.fileno())
+        except (OSError, ValueError):  # no descriptor behind it, or closed: not a terminal we can write to
+            return None
+    return open(descriptor, "w", encoding=file.encoding, errors="backslashreplace")  # noqa: PTH123  # closed with config
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def _what(phase: str, detail: str, eta_s: float | None) -> str:
+    text = f"{phase} {detail}".rstrip()
+    return text if eta_s is None else f"{text}, about {format_duration(max(1.0, eta_s))} left"

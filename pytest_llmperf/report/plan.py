@@ -1,0 +1,114 @@
+"""What `--llmperf-plan` prints: every test that would run, what it would take, and what would be skipped or in error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from pytest_llmperf.core.format import MISSING, format_duration, format_value
+from pytest_llmperf.report.summary import short_names
+from pytest_llmperf.report.table import Column
+from pytest_llmperf.report.terminal import Out
+
+if TYPE_CHECKING:
+    import pytest
+
+_NUMBERS = frozenset({"weights", "free", "budget"})
+
+
+class PlanRow(Struct, frozen=True, kw_only=True):
+    """One test as planned. Sizes in bytes and the budget in seconds; None where they cannot be known beforehand.
+
+    `weights_bytes` is predicted, `available_bytes` is what the device (or host) has free now. `load_key` is equal for
+    tests that share one loaded model. A row that would not run says why in `reason`.
+    """
+
+    test: str
+    status: Literal["run", "skip", "error"] = "run"
+    reason: str = ""
+    model: str = ""
+    engine: str = ""
+    device: str = ""
+    strategy: str = ""
+    weights_bytes: int | None = None
+    available_bytes: int | None = None
+    planned_s: float | None = None
+    load_key: str = ""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the weights alone fit in what is free; None when either is not known."""
+        if self.weights_bytes is None or self.available_bytes is None:
+            return None
+        return self.weights_bytes <= self.available_bytes
+
+
+def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
+    """Print the section "llmperf plan": the tests that would run as a table, the others with reasons, and totals."""
+    out = Out(tr)
+    tr.write_sep("=", "llmperf plan")
+    running = [row for row in rows if row.status == "run"]
+    if running:
+        table = out.table(_columns(running))
+        if table.dropped:
+            out.text(f"no room at {out.width} columns for: {', '.join(c.header for c in table.dropped)}")
+    for row in rows:
+        if row.fits is False:
+            room = f"{_weights(row)} for its weights, {_available(row)} are free on {row.device or 'the device'}"
+            out.text(f"{_name(row)} needs {room}", colour="yellow")
+    out.named("ERROR", [(_name(row), row.reason) for row in rows if row.status == "error"])
+    out.named("SKIPPED", [(_name(row), row.reason) for row in rows if row.status == "skip"])
+    out.text(totals(rows))
+
+
+def totals(rows: Sequence[PlanRow]) -> str:
+    """One sentence: how many tests, model loads and seconds, and how many tests would not run."""
+    running = [row for row in rows if row.status == "run"]
+    loads = {row.load_key or (row.model, row.engine, row.device, row.strategy) for row in running}
+    known = [row.planned_s for row in running if row.planned_s is not None]
+    parts = [f"{_count(len(running), 'test')} would run", _count(len(loads), "model load")]
+    if known:
+        unknown = len(running) - len(known)
+        parts.append(f"{format_duration(sum(known))} of sampling at most" + (f" ({unknown} not known)" if unknown else ""))
+    for status, word in (("error", "in error"), ("skip", "skipped")):
+        n = sum(row.status == status for row in rows)
+        if n:
+            parts.append(f"{n} {word}")
+    return ", ".join(parts)
+
+
+def _columns(rows: Sequence[PlanRow]) -> list[Column]:
+    def column(header: str, text: Callable[[PlanRow], str], rank: int | None, floor: int | None = None) -> Column:
+        cells = tuple(text(row) or MISSING for row in rows)
+        return Column(header=header, cells=cells, rank=rank, right=header in _NUMBERS, floor=floor)
+
+    names = dict(zip([row.test for row in rows], short_names([row.test for row in rows]), strict=True))
+    return [
+        column("test", lambda row: names[row.test], None, floor=14),
+        column("strategy", lambda row: row.strategy, 90, floor=10),
+        column("model", lambda row: row.model, 60, floor=10),
+        column("engine", lambda row: row.engine, 40),
+        column("device", lambda row: row.device, 70),
+        column("weights", _weights, 85),
+        column("free", _available, 65),
+        column("budget", lambda row: "" if row.planned_s is None else format_duration(row.planned_s), 80),
+        column("fits", lambda row: {True: "fits", False: "too large", None: "not known"}[row.fits], None),
+    ]
+
+
+def _name(row: PlanRow) -> str:
+    return f"{row.test} ({row.strategy})" if row.strategy and row.strategy not in row.test else row.test
+
+
+def _weights(row: PlanRow) -> str:
+    return "" if row.weights_bytes is None else format_value(row.weights_bytes, "B")
+
+
+def _available(row: PlanRow) -> str:
+    return "" if row.available_bytes is None else format_value(row.available_bytes, "B")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,176 @@
+"""Text of a given width: columns that shrink or are dropped by importance, words that wrap, signs a terminal lacks. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+GAP = 2
+_PLAIN = str.maketrans({"±": "+-", "…": "~", "–": "-", "µ": "u", "≥": ">=", "≤": "<=", "→": "->", "×": "x"})  # noqa: RUF001
+_QUANTITY = re.compile(r"(?<=\d) (?=(?:%|tok/s|[kMGT]?B|[mµnu]?s|min|h|[mk]?J)(?:\W|$))|(?<=[<>=≥≤]) (?=\d)")
+_NO_BREAK = "\u00a0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: its header, its cells, and how it gives way. Unimportant (small `rank`) columns are dropped first.
+
+    `brief` are shorter cells, taken where the full ones have no room. `floor` is the width down to which cells may then
+    be shortened in the middle; None: never shortened (numbers). `rank` None: never dropped.
+    """
+
+    header: str
+    cells: tuple[str, ...]
+    rank: int | None
+    right: bool = False
+    floor: int | None = None
+    brief: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal that the widest cell or the header takes."""
+        return max(display_width(text) for text in (self.header, *self.cells))
+
+    @property
+    def least(self) -> int:
+        """The width it can be shortened to."""
+        width = self.in_brief.width
+        return width if self.floor is None else min(width, max(self.floor, display_width(self.header)))
+
+    @property
+    def in_brief(self) -> Column:
+        """The column with its shorter cells, if it has some."""
+        return replace(self, cells=self.brief or self.cells)
+
+    def mapped(self, text: Callable[[str], str]) -> Column:
+        """The same column with its header and each cell passed through `text`."""
+        return replace(self, header=text(self.header), cells=tuple(map(text, self.cells)), brief=tuple(map(text, self.brief)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that fits. `rows` are split in cells, padded but for the last, so that a cell can be coloured alone."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    dropped: tuple[Column, ...]
+
+
+def lay_out(columns: Sequence[Column], width: int) -> Table:
+    """Drop the least important columns and shorten the others until the table fits in `width`; lines never wrap.
+
+    What is never dropped is shortened below its floor, and at last cut, where not even that fits.
+    """
+    kept = list(columns)
+    while _total([c.least for c in kept]) > width and any(c.rank is not None for c in kept):
+        kept.remove(min((c for c in kept if c.rank is not None), key=lambda c: c.rank or 0))
+    dropped = tuple(c for c in columns if c not in kept)
+    if _total([c.width for c in kept]) > width:
+        kept = [c.in_brief for c in kept]
+    widths = _shrink(kept, width)
+    header = _row([c.header for c in kept], kept, widths)
+    rows = tuple(_row([c.cells[i] for c in kept], kept, widths) for i in range(len(kept[0].cells)))
+    return Table(header, rows, dropped)
+
+
+def _shrink(kept: Sequence[Column], width: int) -> list[int]:
+    """Widths that fit: the last resort takes from the widest column, one at a time, down to 1."""
+    widths = [c.width for c in kept]
+    floors = [c.least for c in kept]
+    while _total(widths) > width and widths != floors:
+        widest = max((i for i in range(len(kept)) if widths[i] > floors[i]), key=lambda i: widths[i])
+        widths[widest] -= 1
+    while _total(widths) > width and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _row(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> tuple[str, ...]:
+    cells = [pad(shorten(t, w), w, right=c.right) for t, c, w in zip(texts, columns, widths, strict=True)]
+    return (*(cell + " " * GAP for cell in cells[:-1]), cells[-1].rstrip())
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def char_width(char: str) -> int:
+    """Columns that a character takes in a terminal: 0, 1 or 2."""
+    if unicodedata.category(char) in {"Mn", "Me", "Cf", "Cc", "Zl", "Zp"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+
+
+def display_width(text: str) -> int:
+    """Columns that `text` takes in a terminal."""
+    return len(text) if text.isascii() else sum(map(char_width, text))
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """`text` with blanks to `width` columns, on the left if `right` aligned."""
+    blanks = " " * max(0, width - display_width(text))
+    return blanks + text if right else text + blanks
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` in at most `width` columns: the middle is left out, for both ends of a test id tell tests apart."""
+    if display_width(text) <= width:
+        return text
+    if width <= 1:
+        return "…"[:width]
+    tail = take(text[::-1], (width - 1) // 2)[::-1]
+    return take(text, width - 1 - display_width(tail)) + "…" + tail
+
+
+def take(text: str, width: int) -> str:
+    """The longest start of `text` that takes at most `width` columns."""
+    used = 0
+    for i, char in enumerate(text):
+        used += char_width(char)
+        if used > width:
+            return text[:i]
+    return text
+
+
+def wrap(text: str, width: int, indent: str = "  ", first: str = "") -> list[str]:
+    """`text` broken at blanks into lines of at most `width` columns, the first after `first`, the others after `indent`.
+
+    A number stays with its unit. Only a word longer than a line (a path, a test id) is cut.
+    """
+    lines: list[str] = []
+    line = first
+    for word in _words(text, max(1, width - max(len(indent), len(first)))):
+        joined = f"{line} {word}" if line.strip() else line + word
+        if display_width(joined) > width and line.strip():
+            lines.append(line)
+            joined = indent + word
+        line = joined
+    return [t.replace(_NO_BREAK, " ") for t in (*lines, line)]
+
+
+def _words(text: str, width: int) -> list[str]:
+    words: list[str] = []
+    for word in _QUANTITY.sub(_NO_BREAK, text).split(" "):
+        rest = word
+        while display_width(rest) > width:
+            start = take(rest, width) or rest[:1]
+            words.append(start)
+            rest = rest[len(start) :]
+        words.append(rest)
+    return [w for w in words if w]
+
+
+def showable(text: str, encoding: str | None) -> str:
+    """`text` as one line for a terminal of this encoding: control characters escaped, our signs in ASCII where it lacks them.
+
+    The mark of a shortened text keeps its width, so that a table may be laid out first.
+    """
+    line = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
+    try:
+        line.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        plain = line.translate(_PLAIN)
+        return plain.encode("ascii", "backslashreplace").decode("ascii")
+    return line

@@ -1,0 +1,101 @@
+"""Records, and a terminal of a given width, for the tests of what is printed."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+from _pytest.config import create_terminal_writer
+
+from pytest_llmperf.core.record import Environment, MetricValue, Record
+
+
+def metric(
+    name: str, value: float | None, unit: str, low: float | None = None, high: float | None = None, reason: str = ""
+) -> MetricValue:
+    """A metric value; None is not measurable."""
+    confidence = None if low is None else 0.99
+    return MetricValue(
+        name=name,
+        unit=unit,
+        direction="higher",
+        formula=f"{name}/1",
+        value=value,
+        low=low,
+        high=high,
+        confidence=confidence,
+        n=14,
+        reason=reason,
+    )
+
+
+METRICS = (
+    metric("throughput", 14.2, "tok/s", 14.05, 14.35),
+    metric("ttft.p50", 0.0831, "s", 0.082, 0.084),
+    metric("ttft.p95", 0.0912, "s"),
+    metric("tpot.p50", 0.0704, "s"),
+    metric("memory.weights", 269e6, "B"),
+    metric("memory.peak", 612e6, "B"),
+    metric("mbu", 0.412, "1"),
+    metric("mfu", 0.0123, "1"),
+    metric("energy.per_token", None, "J", reason="this machine has no energy counter (no RAPL, no NVML)"),
+    metric("load_time", 3.21, "s"),
+)
+
+
+def record(number: int = 0, **changes: Any) -> Record:
+    """One finished run of a bf16 model; `changes` replace fields."""
+    values: dict[str, Any] = {
+        "id": f"r{number}",
+        "session_id": "s",
+        "created": "2026-11-23T05:00:00.000+00:00",
+        "test": "tests/test_precision.py::test_reduced_precision_pays[bf16]",
+        "label": "",
+        "workload": {"type": "decode", "batch": 1},
+        "workload_text": "decode b1 p128 n128",
+        "workload_key": "w",
+        "strategy": "bf16",
+        "engine": "transformers",
+        "model": "smollm2-135m",
+        "model_hash": "h",
+        "environment_key": "e",
+        "environment": Environment(facts={}),
+        "effective": None,
+        "metrics": METRICS,
+        "samples": {},
+        "warm_up": {},
+        "marks": (),
+    }
+    return Record(**{**values, **changes})
+
+
+class Terminal:
+    """What a TerminalReporter gives a report: write, write_line, write_sep and its writer. `text` is what was written."""
+
+    def __init__(self, width: int, *, encoding: str = "utf-8", colour: str = "no") -> None:
+        self._bytes = io.BytesIO()
+        self._file = io.TextIOWrapper(self._bytes, encoding=encoding, write_through=True)
+        self._writer = create_terminal_writer(
+            SimpleNamespace(option=SimpleNamespace(color=colour, code_highlight="no")), self._file
+        )
+        self._writer.fullwidth = width
+        self.config = SimpleNamespace(get_terminal_writer=lambda: self._writer)
+        self.encoding = encoding
+
+    def write(self, content: str, **markup: bool) -> None:
+        self._writer.write(content, **markup)
+
+    def write_line(self, line: str, **markup: bool) -> None:
+        self._writer.line(line, **markup)
+
+    def write_sep(self, sep: str, title: str) -> None:
+        self._writer.sep(sep, title)
+
+    @property
+    def text(self) -> str:
+        return self._bytes.getvalue().decode(self.encoding)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")[:-1]
