@@ -1,0 +1,71 @@
+"""Architectures with seeded random weights, made straight on the device in the wanted dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from pytest_llmperf.engines.models import ARCHITECTURES
+from pytest_llmperf.engines.transformers.content import hash_value
+from pytest_llmperf.errors import LoadError
+
+_SCHEME = "module by module, drawn in float32"
+
+
+def build(name: str, *, dtype: torch.dtype, device: torch.device, seed: int, attention: str | None) -> PreTrainedModel:
+    """`name` of ARCHITECTURES with random weights.
+
+    Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of one seed and one kind
+    of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory.
+    """
+    model = _on_meta(_config(name), dtype, attention)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for path, module in model.named_modules():
+            _materialise(model, module, path, device)
+    model.tie_weights()
+    return model
+
+
+def content_hash(name: str, device: torch.device, seed: int) -> str:
+    """What decides the weights of `build`: the generator differs between kinds of device, the dtype only rounds."""
+    row = ARCHITECTURES[name]
+    return hash_value({"type": row.model_type, "config": row.config, "seed": seed, "device": device.type, "scheme": _SCHEME})
+
+
+def _config(name: str) -> PreTrainedConfig:
+    row = ARCHITECTURES[name]
+    return AutoConfig.for_model(row.model_type, **row.config)
+
+
+def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
+
+
+def _materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
+    """Give the module's own parameters and buffers storage and values; raise LoadError if a value was left unset."""
+    wanted = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, _unset(buffer, buffer.dtype, device))
+    model._init_weights(module)  # noqa: SLF001  transformers' own rules: norms 1, biases 0, rotary tables recomputed
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if not _is_set(tensor):
+            raise LoadError(f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value.")
+    for name, dtype in wanted.items():
+        rounded = module.get_parameter(name).to(dtype)
+        module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
+
+
+def _unset(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Storage filled with NaN, or with -1 for integers: values that no initialisation leaves."""
+    return torch.full(like.shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
+
+
+def _is_set(tensor: torch.Tensor) -> bool:
+    unset = tensor.isnan() if tensor.is_floating_point() else tensor == -1
+    return not bool(unset.any())

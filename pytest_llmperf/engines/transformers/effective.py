@@ -1,0 +1,218 @@
+"""What is really loaded: tensors by dtype and device, linear layers by class, and what a one-token probe forward does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers.pytorch_utils import Conv1D
+
+from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.engines.transformers.generate import autocast
+from pytest_llmperf.engines.transformers.load import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the last run used, as its session saw it; empty before any run."""
+
+    cache: str = ""
+    compile_mode: str | None = None
+    compiled_graphs: int = 0
+    decode_loop: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What one forward pass of one token did: dtype of the first linear layer's output, and the attention it called."""
+
+    compute_dtype: str
+    called_sdpa: bool
+    autocast_dtype: str | None
+
+
+def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
+    """What `loaded` holds and does now. Runs one forward pass of one token, eagerly, outside any compiled graph."""
+    facts = last_run or RunFacts()
+    probe = probe_forward(loaded)
+    tokenizer = loaded.tokenizer
+    return Effective(
+        engine=loaded.plan.engine,
+        model_class=type(loaded.model).__name__,
+        tensors=tensor_groups(loaded.model),
+        linears=linear_groups(loaded.model),
+        compute_dtype=probe.compute_dtype,
+        autocast_dtype=probe.autocast_dtype,
+        checkpoint_dtype=loaded.checkpoint_dtype,
+        attention=attention_in_use(loaded.model, called_sdpa=probe.called_sdpa),
+        cache=facts.cache,
+        compile_mode=facts.compile_mode,
+        compiled_graphs=facts.compiled_graphs,
+        decode_loop=facts.decode_loop,
+        padding_side=tokenizer.padding_side if tokenizer is not None else "left",
+        device=str(loaded.device),
+        notes=facts.notes,
+    )
+
+
+def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
+    """Parameters and buffers by dtype and device. A tensor that lies in memory once (tied weights) is counted once."""
+    seen: set[tuple[object, ...]] = set()
+    totals: dict[tuple[str, str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for kind, name, tensor in _named_tensors(model):
+        fresh = [inner for inner in inner_tensors(tensor) if _identity(inner) not in seen]
+        seen.update(map(_identity, fresh))
+        for inner in fresh:
+            kept = inner.dtype == torch.float32 and _declared_float32(model, name)
+            total = totals[kind, dtype_name(inner), str(inner.device), kept]
+            total[0] += 1
+            total[1] += inner.numel()
+            total[2] += inner.numel() * inner.element_size()
+    return tuple(
+        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept)
+        for (kind, dtype, device, kept), (n, elements, size) in sorted(totals.items())
+    )
+
+
+def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
+    """Linear layers by class and storage dtype: nn.Linear and its subclasses, Conv1D, and whatever replaced them."""
+    totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for layer in model.modules():
+        if not is_linear(layer):
+            continue
+        inner = _stored(layer)
+        largest = max(inner, key=lambda t: t.numel() * t.element_size(), default=None)
+        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown"]
+        total[0] += 1
+        total[1] += _logical_weights(layer)
+        total[2] += sum(t.numel() * t.element_size() for t in inner)
+    return tuple(
+        LinearGroup(cls=cls, dtype=dtype, layers=n, elements=elements, bytes=size)
+        for (cls, dtype), (n, elements, size) in sorted(totals.items())
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear layer by class, or by shape: quantised replacements have in_features and out_features, and often no base class."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return True
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that hold `tensor`'s storage: itself, or those inside a wrapper subclass, at any depth."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from inner_tensors(getattr(tensor, name))
+
+
+def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
+    """What the attention modules dispatch to; "eager" where that says sdpa and the probe saw no such call."""
+    asked = {_attention_of(module) for module in model.modules() if "Attention" in type(module).__name__}
+    named = {name for name in asked if name} or {_attention_of(model) or "unknown"}
+    return ", ".join(sorted("eager" if name == "sdpa" and not called_sdpa else name for name in named))
+
+
+def probe_forward(loaded: Loaded) -> Probe:
+    """One forward pass of one token under the plan's autocast, past any compiled graph."""
+    outputs: list[torch.Tensor] = []
+    layer = next((m for m in loaded.model.modules() if is_linear(m)), None)
+    handle = layer.register_forward_hook(_keep_output(outputs)) if layer is not None else None
+    calls = _SdpaCalls()
+    token = torch.zeros((1, 1), dtype=torch.long, device=loaded.device)
+    try:
+        with torch.no_grad(), autocast(loaded.device, loaded.plan.autocast_dtype), calls:
+            active = _active_autocast(loaded.device.type)
+            type(loaded.model).forward(loaded.model, input_ids=token, use_cache=False)
+    finally:
+        if handle is not None:
+            handle.remove()
+    return Probe(
+        compute_dtype=dtype_name(outputs[0]) if outputs else "unknown",
+        called_sdpa=calls.count > 0,
+        autocast_dtype=active,
+    )
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The dtype's name without torch's prefix."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class _SdpaCalls(TorchFunctionMode):
+    """Counts calls of scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.count += func is nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+def _keep_output(outputs: list[torch.Tensor]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        outputs.append(output)
+
+    return keep
+
+
+def _active_autocast(device: str) -> str | None:
+    if not torch.is_autocast_enabled(device):
+        return None
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def _attention_of(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield "parameter", name, parameter
+    for name, buffer in model.named_buffers():
+        yield "buffer", name, buffer
+
+
+def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for two tensors that are the same bytes. Meta tensors have no address, so each is itself."""
+    address = id(tensor) if tensor.is_meta else tensor.data_ptr()
+    return (str(tensor.device), address, tensor.numel(), tensor.dtype)
+
+
+def _declared_float32(model: nn.Module, name: str) -> bool:
+    """The architecture lists the module as one to keep in float32 (transformers' `_keep_in_fp32_modules`)."""
+    lists = (getattr(model, "_keep_in_fp32_modules", None), getattr(model, "_keep_in_fp32_modules_strict", None))
+    declared = {part for listed in lists for part in listed or ()}
+    return any(part in declared for part in name.split("."))
+
+
+def _stored(layer: nn.Module) -> list[torch.Tensor]:
+    """The tensors that hold a linear layer's weights: its parameters and buffers, or what a packed layer unpacks to."""
+    own = [t for source in (layer.parameters(), layer.buffers()) for tensor in source for t in inner_tensors(tensor)]
+    packed: Any = getattr(layer, "weight", None)
+    return own or ([packed()] if callable(packed) else [])
+
+
+def _logical_weights(layer: Any) -> int:
+    """Weights that the layer stands for, whatever they are stored as."""
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features) * int(layer.out_features)
+    return int(layer.weight.numel())
