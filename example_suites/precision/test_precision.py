@@ -1,0 +1,60 @@
+"""What reduced precision buys, and what it costs, on a real chat model."""
+
+import pytest
+
+from pytest_llmperf import Decode, Prefill, PromptSet
+from pytest_llmperf.units import s
+
+pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=12)
+
+CHAT = PromptSet.bundled("short-chat")
+
+
+@pytest.fixture
+def decode(llm_factory):
+    """One sequence of chat text, as long as the device can afford."""
+    if llm_factory().device == "cuda":
+        return Decode(batch=1, prompt_tokens=128, new_tokens=128, prompts=CHAT)
+    return Decode(batch=1, prompt_tokens=32, new_tokens=16, prompts=CHAT)
+
+
+@pytest.mark.parametrize("llm", ["fp16", "bf16"], indirect=True)
+def test_half_precision_halves_the_weights_and_keeps_the_answers(llm, baseline, decode):
+    """`baseline` is the same model in fp32 on the same device. How fast each one is gets recorded; nothing is claimed."""
+    ours, ref = llm.compare(baseline, decode)
+    assert ours.memory.weights <= 0.55 * ref.memory.weights
+
+    agreement = llm.agreement(baseline)
+    assert agreement.ok
+    assert agreement.top1 >= 0.90
+
+
+@pytest.mark.parametrize("llm", ["fp16-mixed", "bf16-mixed"], indirect=True)
+def test_mixed_precision_keeps_fp32_weights_and_the_answers(llm, baseline, decode):
+    """Autocast computes in 16 bit and stores in 32: it saves no memory, and says so."""
+    run = llm.run(decode)
+    assert run.memory.weights >= 0.99 * baseline.effective.weights_bytes
+    assert llm.agreement(baseline).ok
+
+
+@pytest.mark.llmperf(strategy="fp32+static-cache")
+def test_a_static_cache_gives_the_same_tokens(llm, baseline):
+    """A KV cache of fixed size is a change of storage, not of arithmetic."""
+    assert llm.agreement(baseline, rule="exact").ok
+
+
+@pytest.mark.llmperf(strategy="bf16")
+def test_the_first_token_of_a_chat_comes_in_time(llm):
+    """A limit in seconds is a claim about this machine; choose it for yours."""
+    run = llm.run(Prefill(batch=1, prompt_tokens=64, prompts=CHAT))
+    assert run.ttft <= 2 * s
+
+
+@pytest.mark.llmperf(strategy="bf16+static-cache+compile")
+def test_compiled_decoding_is_faster(llm, baseline, decode):
+    """On a GPU eager decoding waits for the host, and compiling takes the host out of the way."""
+    if llm.device != "cuda":
+        pytest.skip("the claim is about GPUs: run with --llmperf-device cuda")
+    ours, ref = llm.compare(baseline, decode)
+    assert ours.throughput >= 2 * ref.throughput
+    assert llm.agreement(baseline).ok
