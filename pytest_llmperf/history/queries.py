@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Row, Select, Table, and_, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, Table, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_llmperf.core import record_json
@@ -18,7 +18,7 @@ from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.identity import storable, utc
 from pytest_llmperf.history.problems import StoreUnavailable
 from pytest_llmperf.history.rows import document, metric_rows, record_row
-from pytest_llmperf.history.spool import Entry, Outcome
+from pytest_llmperf.history.spool import Entry, Outcome, Replacement
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
 
 _PAGE = 100
@@ -66,6 +66,8 @@ def write(database: Database, entry: Entry) -> None:
     with database.writing() as connection:
         if isinstance(entry, Record):
             _add(connection, entry)
+        elif isinstance(entry, Replacement):
+            _put(connection, entry.record)
         else:
             _update(connection, entry)
 
@@ -117,12 +119,28 @@ def points(database: Database, series: str, metric: str, limit: int | None) -> l
         return [Point(**row) for row in connection.execute(query).mappings()]
 
 
-def _add(connection: Connection, record: Record) -> None:
-    put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
-    if connection.execute(put.inline()).rowcount != 1:
+def _put(connection: Connection, record: Record) -> None:
+    if _add(connection, record):
         return
     seq = _seq(connection, record.id)
+    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(record_row(record)))
+    connection.execute(update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(record)))
+    connection.execute(delete(METRICS).where(METRICS.c.record_seq == seq))
+    _add_metrics(connection, record, seq)
+
+
+def _add(connection: Connection, record: Record) -> bool:
+    """Whether it was new."""
+    put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
+    if connection.execute(put.inline()).rowcount != 1:
+        return False
+    seq = _seq(connection, record.id)
     connection.execute(insert(DOCUMENTS), {"record_seq": seq, "body": document(record)})
+    _add_metrics(connection, record, seq)
+    return True
+
+
+def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
     if rows := metric_rows(record, seq):
         connection.execute(insert(METRICS), rows)
 

@@ -30,11 +30,18 @@ class Outcome(Struct, frozen=True, kw_only=True):
     agreement: dict[str, Any] | None = None
 
 
-Entry = Record | Outcome
+class Replacement(Struct, frozen=True):
+    """A record that takes the place of the one with its id, or is added."""
+
+    record: Record
+
+
+Entry = Record | Replacement | Outcome
 
 
 class _Line(Struct, frozen=True):
     add: msgspec.Raw | None = None
+    put: msgspec.Raw | None = None
     outcome: msgspec.Raw | None = None
 
 
@@ -116,6 +123,8 @@ def _deliver(line: bytes, deliver: Callable[[Entry], None]) -> str:
 
 
 def _encode(entry: Entry) -> bytes:
+    if isinstance(entry, Replacement):
+        return b'{"put":%s}' % record_json.encode(entry.record)
     kind = b"add" if isinstance(entry, Record) else b"outcome"
     return b'{"%s":%s}' % (kind, record_json.encode(entry))
 
@@ -124,6 +133,8 @@ def _decode(line: bytes) -> Entry:
     parts = msgspec.json.decode(line, type=_Line)
     if parts.add is not None:
         return record_json.decode(bytes(parts.add))
+    if parts.put is not None:
+        return Replacement(record_json.decode(bytes(parts.put)))
     if parts.outcome is not None:
         return msgspec.json.decode(bytes(parts.outcome), type=Outcome, strict=False)
     raise ValueError("neither a record nor an outcome")

@@ -19,7 +19,7 @@ from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
 from pytest_llmperf.history.queries import Point, Series
-from pytest_llmperf.history.spool import Entry, Outcome, Spool
+from pytest_llmperf.history.spool import Entry, Outcome, Replacement, Spool
 
 BUSY_S = 10.0
 """How long a locked or silent store is waited for, in seconds."""
@@ -93,6 +93,10 @@ class Store:
             StoreError: neither could be written (the record is tried again at the next call and at `close`).
         """
         return self._save(record)
+
+    def put(self, record: Record) -> bool:
+        """As `add`, but a record whose id is already there is replaced."""
+        return self._save(Replacement(record))
 
     def update_outcome(
         self, record_id: str, outcome: str, claims: tuple[ClaimRecord, ...] = (), agreement: dict[str, Any] | None = None

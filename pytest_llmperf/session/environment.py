@@ -1,0 +1,81 @@
+"""Where a run was made: one set of facts, the table of those that must match, and what differs between two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pytest_llmperf.core.record import Environment
+from pytest_llmperf.session.host import Fact, host_facts, project_facts
+
+COMPARABLE = (
+    "device",
+    "device_name",
+    "device_count",
+    "device_power_limit_w",
+    "cpu_model",
+    "cpu_cores_limit",
+    "torch_threads",
+)
+"""The facts that must be equal for two runs to be compared with each other.
+
+Versions (engine, torch, driver, Python, kernel) and the commit are covariates: they are what a history is there to judge.
+An unknown fact equals only an unknown one.
+"""
+
+
+def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path) -> Environment:
+    """Facts of the worker's device (they win), this host, the tested project at `root`, and the packages that matter.
+
+    The host is asked once a process, the project once a folder.
+    """
+    worker = {name: _fact(value) for name, value in device_facts.items()}
+    packages: dict[str, Fact] = {f"version_{name}": version for name, version in versions.items()}
+    return Environment(facts={**_host(), **worker, **packages, **_project(root)})
+
+
+def environment_key(environment: Environment) -> str:
+    """SHA-256 (16 hex digits) of the facts in `COMPARABLE`: equal keys are comparable."""
+    content = msgspec.json.encode([[name, environment.facts.get(name)] for name in COMPARABLE])
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def differences(a: Environment, b: Environment, names: Sequence[str] = COMPARABLE) -> list[tuple[str, Fact, Fact]]:
+    """(name, fact in a, fact in b) for each of `names` that differs. Empty exactly when the keys are equal."""
+    pairs = ((name, a.facts.get(name), b.facts.get(name)) for name in names)
+    return [(name, left, right) for name, left, right in pairs if not _same(left, right)]
+
+
+def covariates(a: Environment, b: Environment) -> list[tuple[str, Fact, Fact]]:
+    """As `differences`, over every other fact: what may explain a change without forbidding the comparison."""
+    names = sorted({*a.facts, *b.facts} - set(COMPARABLE))
+    return differences(a, b, names)
+
+
+@cache
+def _host() -> dict[str, Fact]:
+    return {**host_facts(), "python": platform.python_version()}
+
+
+@cache
+def _project(root: Path) -> dict[str, Fact]:
+    return project_facts(root)
+
+
+def _fact(value: Any) -> Fact:
+    """A fact is one plain value; lists and tables from a worker become their JSON."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _same(a: Fact, b: Fact) -> bool:
+    """Equal in the sense of the key: what is encoded alike. 2 and 2.0 are not the same text."""
+    return msgspec.json.encode(a) == msgspec.json.encode(b)
