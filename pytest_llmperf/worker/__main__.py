@@ -1,0 +1,39 @@
+"""`python -m pytest_llmperf.worker --fd N --rank R --world-size W`: one rank of one loaded model, started by the session."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import socket
+
+from pytest_llmperf.worker.host import Host
+from pytest_llmperf.worker.loop import serve
+from pytest_llmperf.worker.processes import die_with_parent, lead_own_group
+from pytest_llmperf.worker.wire import worker_end
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve commands on the inherited socket until Close, or until the session ends."""
+    options = _parser().parse_args(argv)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    lead_own_group()
+    if options.die_with_parent:
+        die_with_parent()
+    os.set_inheritable(options.fd, False)
+    serve(worker_end(socket.socket(fileno=options.fd)), Host(rank=options.rank))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--world-size", type=int, default=1)
+    parser.add_argument("--die-with-parent", action="store_true", help="let the kernel kill this process with its parent thread")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What a worker does with a command: hand it to the engine's session, and turn what goes wrong into a `Failure`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+from pytest_llmperf import errors
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines import engine
+from pytest_llmperf.engines.base import Engine, Session
+from pytest_llmperf.errors import LlmperfError, WorkerError
+from pytest_llmperf.worker.messages import (
+    CeilingsRead,
+    Close,
+    Closed,
+    Command,
+    CompareReference,
+    Describe,
+    EnergyRead,
+    Failure,
+    MakeReference,
+    MeasureCeilings,
+    Open,
+    ReadEnergy,
+    ReadMemory,
+    ReferenceCompared,
+    ReferenceMade,
+    Reply,
+    Result,
+    Run,
+)
+
+
+def load_engine(plan: LoadPlan) -> Engine:
+    """The plan's engine from the table. Heavy: this is where torch is imported. Raises UsageError for an unknown one."""
+    return engine(plan.engine).load()
+
+
+class Host:
+    """Holds at most one loaded model. Needs no socket: the pytest process itself can use one for a model it already has."""
+
+    def __init__(self, *, rank: int = 0, find_engine: Callable[[LoadPlan], Engine] = load_engine) -> None:
+        self.rank = rank
+        self._find_engine = find_engine
+        self._session: Session | None = None
+
+    def handle(self, command: Command) -> Result:
+        """Do one command. Raises whatever the engine raises, and WorkerError for a command out of order."""
+        match command:
+            case Open():
+                return self._open(command)
+            case Close():
+                return self._close()
+            case _:
+                return _ask(self._need_session(command), command)
+
+    def answer(self, command: Command) -> Reply:
+        """Do one command; every error becomes the reply's failure."""
+        try:
+            return Reply(rank=self.rank, result=self.handle(command))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+            return Reply(rank=self.rank, failure=failure(error))
+
+    def _open(self, command: Open) -> Result:
+        if self._session is not None:
+            raise WorkerError("Open was sent to a worker that already holds a model. Close it and start another worker.")
+        self._session = self._find_engine(command.plan).open(command.plan)
+        return self._session.opened()
+
+    def _close(self) -> Result:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        return Closed()
+
+    def _need_session(self, command: Command) -> Session:
+        if self._session is None:
+            raise WorkerError(f"{type(command).__name__} was sent to a worker that holds no model. Send Open first.")
+        return self._session
+
+
+def _ask(session: Session, command: Command) -> Result:
+    result: Result
+    match command:
+        case Describe():
+            result = session.describe()
+        case Run():
+            result = session.run(command.workload, command.repetition)
+        case ReadMemory():
+            result = session.read_memory(command.workload, command.repetition)
+        case ReadEnergy():
+            result = EnergyRead(energy=session.read_energy(command.workload, command.repetition, command.seconds))
+        case MeasureCeilings():
+            result = CeilingsRead(ceilings=session.ceilings(command.dtypes))
+        case MakeReference():
+            made = session.make_reference(command.prompts, command.new_tokens, command.batch, command.path)
+            result = ReferenceMade(n_prompts=made[0], n_positions=made[1])
+        case CompareReference():
+            result = ReferenceCompared(prompts=session.compare_reference(command.path, command.batch))
+        case _:
+            raise WorkerError(f"{type(command).__name__} is not a command of this worker.")
+    return result
+
+
+def failure(error: BaseException) -> Failure:
+    """The error as it travels. Text that UTF-8 cannot carry (undecodable file names) is escaped."""
+    text = "".join(traceback.format_exception(error))
+    return Failure(kind=kind(error), message=_sendable(_message(error)), traceback=_sendable(text))
+
+
+def kind(error: BaseException) -> str:
+    """The nearest class of `errors` by name; OutOfMemory for MemoryError and torch's OutOfMemoryError (torch not imported)."""
+    names = [cls.__name__ for cls in type(error).__mro__]
+    if "MemoryError" in names or "OutOfMemoryError" in names:
+        return errors.OutOfMemory.__name__
+    known = (cls.__name__ for cls in type(error).__mro__ if issubclass(cls, LlmperfError) and hasattr(errors, cls.__name__))
+    return next(known, names[0])
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, LlmperfError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,91 @@
+"""The worker's threads: one reads commands and watches for the end of the session, one beats, the main one works."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+
+from pytest_llmperf.worker.host import Host, failure
+from pytest_llmperf.worker.messages import Close, Command, Heartbeat, Hello, Open, Reply, Run
+from pytest_llmperf.worker.processes import kill_own_group
+from pytest_llmperf.worker.wire import Wire, WireClosed, WireError, frame
+
+BEAT_S = 1.0
+
+
+class Pulse:
+    """Sends a heartbeat a second while a command is being done.
+
+    The frame is made when the command starts: in timed work the thread wakes, makes one system call, and sleeps.
+    """
+
+    def __init__(self, wire: Wire[Command], rank: int) -> None:
+        self._wire = wire
+        self._rank = rank
+        self._frame: bytes | None = None
+        threading.Thread(target=self._beat, name="llmperf-heartbeat", daemon=True).start()
+
+    def start(self, doing: str) -> None:
+        """From now on say `doing`."""
+        self._frame = frame(Heartbeat(rank=self._rank, doing=doing))
+
+    def stop(self) -> None:
+        """Say nothing until the next start: nobody listens between commands."""
+        self._frame = None
+
+    def _beat(self) -> None:
+        never = threading.Event()
+        while not never.wait(BEAT_S):
+            data = self._frame
+            if data is not None:
+                try:
+                    self._wire.send_frame(data, timeout_s=None)
+                except OSError:
+                    return
+
+
+def serve(wire: Wire[Command], host: Host) -> None:
+    """Answer commands until Close. Kills its own process group when the session's end of the socket closes."""
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    threading.Thread(target=_read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
+    pulse = Pulse(wire, host.rank)
+    done = False
+    while not done:
+        command = commands.get()
+        pulse.start(describe(command))
+        reply = host.answer(command)
+        pulse.stop()
+        _send(wire, reply)
+        done = isinstance(command, Close)
+
+
+def describe(command: Command) -> str:
+    """What a heartbeat says: the command, and what tells two of a kind apart."""
+    name = type(command).__name__
+    if isinstance(command, Open):
+        return f"{name} {command.plan.model.name} {command.plan.strategy}"
+    return f"{name} {command.repetition}" if isinstance(command, Run) else name
+
+
+def _read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
+    try:
+        while True:
+            command = wire.receive(timeout_s=None)
+            if command is not None:
+                commands.put(command)
+    except WireClosed:
+        kill_own_group()
+    except WireError as error:
+        print(f"llmperf worker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is the worker's log
+        kill_own_group()
+
+
+def _send(wire: Wire[Command], reply: Reply) -> None:
+    try:
+        data = frame(reply)
+    except WireError as error:
+        data = frame(Reply(rank=reply.rank, failure=failure(error)))
+    wire.send_frame(data, timeout_s=None)
