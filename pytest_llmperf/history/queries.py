@@ -119,6 +119,14 @@ def points(database: Database, series: str, metric: str, limit: int | None) -> l
         return [Point(**row) for row in connection.execute(query).mappings()]
 
 
+def metric_names(database: Database) -> list[str]:
+    """Names in the newest records: all of a large store would have to be read for more."""
+    newest = select(RECORDS.c.seq).order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc()).limit(_PAGE).subquery()
+    query = select(METRICS.c.name).distinct().join(newest, METRICS.c.record_seq == newest.c.seq).order_by(METRICS.c.name)
+    with database.reading() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def _put(connection: Connection, record: Record) -> None:
     if _add(connection, record):
         return

@@ -125,6 +125,10 @@ class Store:
         """One metric over a series, newest first, without reading whole records."""
         return queries.points(self._database, series, metric, limit)
 
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that the newest records have, sorted."""
+        return queries.metric_names(self._database)
+
     def close(self) -> None:
         """Send what the spool holds if the store failed before, then close.
 
