@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,8 +168,8 @@ def _classify(name: str) -> tuple[ModelKind, str]:
         return "scripted", rest
     if prefix == "arch":
         return "arch", _known_architecture(rest)
-    path = Path(name).expanduser()
-    if path.exists() or _looks_like_path(name):
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for a user that does not exist
+    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110  pathlib's raises for a name that is too long
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
         return "factory", name
@@ -189,7 +190,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  as above
         raise UsageError(f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}")
     if path.is_file() and path.suffix == ".gguf":
         return "gguf", str(path.absolute())
