@@ -1,0 +1,92 @@
+"""The plugin's own cost, each number a ratio or a difference of things measured in turn in one run.
+
+python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,suite] [--out FOLDER]
+
+Writes benchmarks.json and benchmarks.md to the folder (default build/benchmarks) and exits 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from decode import decode
+from pairs import Finding
+from startup import startup
+from suite import suite
+
+from pytest_llmperf.workloads import Decode
+
+PARTS = ("startup", "decode", "suite")
+
+
+def main() -> int:
+    """Run the parts, write the results, say which bars are missed."""
+    options = _parser().parse_args()
+    findings: list[Finding] = []
+    for part in options.only.split(","):
+        print(f"{part} …", flush=True)
+        findings += _run(part, options)
+    result = {"where": _where(options.device), "quick": options.quick, "findings": [asdict(f) for f in findings]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "benchmarks.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    text = markdown(result["where"], findings)
+    (options.out / "benchmarks.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if all(f.met for f in findings) else 1
+
+
+def markdown(where: dict[str, object], findings: list[Finding]) -> str:
+    """A table, and the environment it was made in."""
+    rows = [f"| {f.name} | {_value(f)} | {f.bar} | {'yes' if f.met else '**no**'} | {f.n} | {f.detail} |" for f in findings]
+    head = ["| what | measured [99 % interval] | bar | met | pairs | on |", "| --- | --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows, "", ", ".join(f"{k} {v}" for k, v in where.items()), ""])
+
+
+def _run(part: str, options: argparse.Namespace) -> list[Finding]:
+    match part:
+        case "startup":
+            return startup(12 if options.quick else 60)
+        case "decode":
+            workload = (
+                Decode(batch=1, prompt_tokens=32, new_tokens=16)
+                if options.device == "cpu"
+                else Decode(batch=1, prompt_tokens=8, new_tokens=50)
+            )
+            return decode(options.model, options.device, workload, 8 if options.quick else 40)
+        case "suite":
+            return suite(options.device)
+        case _:
+            raise SystemExit(f"--only={part!r} is not known. Parts: {', '.join(PARTS)}.")
+
+
+def _value(found: Finding) -> str:
+    interval = "" if found.low is None else f" [{found.low:.4g}, {found.high:.4g}]"
+    return f"{found.value:.4g} {found.unit}{interval}"
+
+
+def _where(device: str) -> dict[str, object]:
+    packages = {name: metadata.version(name) for name in ("pytest", "torch", "transformers", "pytest-llmperf")}
+    made = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return {"date": made, "device": device, "cores": os.cpu_count(), "python": platform.python_version(), **packages}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pairs: minutes become one, intervals widen")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
