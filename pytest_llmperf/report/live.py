@@ -12,7 +12,7 @@ from typing import TextIO
 import pytest
 
 from pytest_llmperf.core.format import format_duration
-from pytest_llmperf.report.table import display_width, shorten, showable, take
+from pytest_llmperf.report.table import display_width, shorten, showable, take, without_file
 
 INTERVAL_S = 0.2
 _ERASE_LINE = "\r\x1b[2K"
@@ -86,7 +86,7 @@ class LiveLine:
         encoding = self._stream.encoding or "utf-8"
         what = showable(what, encoding)
         room = max(width - display_width(what) - 2, min(12, width // 3))
-        name = shorten(showable(test, encoding), room)
+        name = shorten(showable(without_file(test), encoding), room)
         return showable(take(f"{name}  {what}", width), encoding)
 
     def _write(self, text: str) -> None:
@@ -130,7 +130,8 @@ def open_live(config: pytest.Config) -> LiveLine:
 
     It writes to its own duplicate of the terminal's descriptor, taken while capture is suspended, so that neither is
     captured output released nor the line captured. Silent (it writes nothing) without a terminal, on a dumb terminal,
-    under -q, under -s or with live logs (the tests share the terminal), and in a pytest-xdist worker.
+    under -q, in a pytest-xdist worker, and where tests or their children write to the terminal too: with live logs, or
+    unless capture is by descriptor (the default).
     """
     stream = _own_terminal(config) if _wanted(config) else None
     if stream is None:
@@ -144,13 +145,15 @@ def open_live(config: pytest.Config) -> LiveLine:
 
 def _wanted(config: pytest.Config) -> bool:
     live_logs = config.pluginmanager.hasplugin("logging") and (config.getini("log_cli") or config.getoption("log_cli_level"))
-    shared = config.getoption("capture", "no") == "no" or live_logs
+    shared = config.getoption("capture", "no") != "fd" or live_logs
     quiet = config.get_verbosity() < 0
     return not (shared or quiet or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb" or os.name == "nt")
 
 
 def _own_terminal(config: pytest.Config) -> TextIO | None:
     """A text stream of its own on pytest's terminal, or None when pytest does not write to one."""
+    if config.pluginmanager.get_plugin("terminalreporter") is None:
+        return None
     file = getattr(config.get_terminal_writer(), "_file", None)
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.core.format import MISSING, NOT_MEASURABLE, format_interval, format_number, format_percent, format_value
-from pytest_llmperf.report.table import Column, display_width
+from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record
@@ -52,9 +52,11 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
 
     The wider the terminal (`width`), the less the names are shortened.
     """
+    names, strategies = _brief_tests(records), tuple(r.strategy for r in records)
+    name_floor, strategy_floor = telling_width(names, width // 6, width // 4), telling_width(strategies, width // 10, width // 3)
     found = [
-        Column(header="test", cells=_tests(records), brief=_brief_tests(records), rank=None, floor=width // 6),
-        Column(header="strategy", cells=tuple(r.strategy for r in records), rank=90, floor=width // 10),
+        Column(header="test", cells=_tests(records), brief=names, rank=None, floor=name_floor),
+        Column(header="strategy", cells=strategies, rank=90, floor=strategy_floor),
         Column(header="workload", cells=tuple(r.workload_text for r in records), rank=50),
         Column(header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True),
         *(_metric_column(m, records) for m in METRICS if verbose or not m.verbose),
@@ -100,15 +102,11 @@ def not_measurable(records: Sequence[Record], shown: Sequence[Column]) -> list[s
 
 def short_names(ids: Sequence[str]) -> list[str]:
     """Test ids without their file, or without its folders, as far as different tests keep different names."""
-    for shorter in (_without_file, _without_folders):
+    for shorter in (without_file, _without_folders):
         names = {i: shorter(i) for i in ids}
         if len(set(names.values())) == len(names):
             return [names[i] for i in ids]
     return list(ids)
-
-
-def _without_file(test: str) -> str:
-    return test.partition("::")[2] or test
 
 
 def _without_folders(test: str) -> str:
@@ -174,10 +172,9 @@ def _throughput_legend(records: Sequence[Record], which: str) -> str:
     found = [v for v in map(_headline, records) if v is not None]
     levels = {v.confidence for v in found if v.confidence is not None and v.low is not None}
     interval = f", ± {which} {100 * levels.pop():g} % interval" if len(levels) == 1 else ""
-    kinds = {r.workload.get("type") == "prefill" for r in records}
-    tokens = (
-        "output tokens (of a prefill: prompt tokens)" if len(kinds) > 1 else f"{'prompt' if kinds == {True} else 'output'} tokens"
-    )
+    prefill = [r.workload.get("type") == "prefill" for r in records]
+    tokens = "output tokens (of a prefill: prompt tokens)" if any(prefill) else "output tokens"
+    tokens = "prompt tokens" if all(prefill) else tokens
     return f"tok/s: {tokens}{interval}"
 
 

@@ -124,6 +124,18 @@ def shorten(text: str, width: int) -> str:
     return take(text, width - 1 - display_width(tail)) + "…" + tail
 
 
+def telling_width(cells: Sequence[str], least: int, most: int) -> int:
+    """The smallest width from `least` to `most` at which cells that differ still differ when shortened; else `most`."""
+    different = set(cells)
+    widths = range(least, max(least, most) + 1)
+    return next((w for w in widths if len({shorten(c, w) for c in different}) == len(different)), widths[-1])
+
+
+def without_file(test: str) -> str:
+    """A test id without its file: 'test_a.py::TestB::test_c[bf16]' is 'TestB::test_c[bf16]'."""
+    return test.partition("::")[2] or test
+
+
 def take(text: str, width: int) -> str:
     """The longest start of `text` that takes at most `width` columns."""
     used = 0

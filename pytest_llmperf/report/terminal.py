@@ -68,9 +68,10 @@ class Out:
         return showable(text, self.encoding)
 
     def text(self, text: str, *, first: str = "", indent: str = "  ", colour: str | None = None) -> None:
-        """A paragraph, wrapped between words."""
-        for line in wrap(self.show(text), self.width, indent, first):
-            self.tr.write_line(line, **_markup(colour))
+        """Paragraphs, wrapped between words."""
+        for paragraph in text.splitlines():
+            for line in wrap(self.show(paragraph), self.width, indent, first):
+                self.tr.write_line(line, **_markup(colour))
 
     def one_line(self, parts: Sequence[str]) -> None:
         """The parts that fit in one line, most important first."""
@@ -90,10 +91,16 @@ class Out:
         return table
 
     def named(self, status: str, tests: Named) -> None:
-        """Tests with a status, each with its reason; one that is there several times is counted."""
+        """Tests with a status, each with the first line of its reason; one that is there several times is counted."""
         for (test, reason), n in Counter(tests).items():
             times = f" ({n} times)" if n > 1 else ""
-            self.text(f"{status} {test}{times}: {reason}", colour=_COLOURS.get(status))
+            self.text(f"{status} {test}{times}: {_first_line(reason)}", colour=_COLOURS.get(status))
+
+
+def _first_line(reason: str) -> str:
+    """Of a long reason (a worker's log) the rest is in pytest's own report of the test."""
+    first, *rest = reason.strip().splitlines() or ["no reason was given"]
+    return f"{first} …" if rest else first
 
 
 def _markup(colour: str | None) -> dict[str, bool]:
