@@ -1,0 +1,129 @@
+"""Greedy decoding of exactly n tokens through transformers' own `generate`, with the time each token reached the host."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.errors import InvalidRun
+
+
+@dataclass(frozen=True)
+class CacheSeen:
+    """The KV cache as it was after a run.
+
+    `kind` is its class, `bytes` are all its keys and values, `bytes_per_position` those of one token of one sequence.
+    """
+
+    kind: str
+    bytes: int
+    bytes_per_position: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when token i of every sequence was there."""
+
+    tokens: Tensor
+    t_start_ns: int
+    t_tokens_ns: tuple[int, ...]
+    cache: CacheSeen
+    clock: str = "host"
+
+
+class DecodeLoop(Protocol):
+    """A way to decode greedily. `name` goes into what is reported as in effect."""
+
+    name: str
+
+    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
+        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored. Raises InvalidRun for another length."""
+
+
+class TokenClock(BaseStreamer):
+    """Notes the host time of every `put`. `generate` hands over tokens that are already on the host, the prompt first."""
+
+    def __init__(self) -> None:
+        self.t_puts_ns: list[int] = []
+
+    def put(self, value: object) -> None:  # noqa: ARG002  # the protocol of transformers' streamers
+        """One call for the prompt, then one for each step."""
+        self.t_puts_ns.append(time.perf_counter_ns())
+
+    def end(self) -> None:
+        """Nothing is buffered."""
+
+    @property
+    def t_tokens_ns(self) -> tuple[int, ...]:
+        """Times of the generated tokens."""
+        return tuple(self.t_puts_ns[1:])
+
+
+class GenerateLoop:
+    """`model.generate`, greedy, with a dynamic or a static cache. transformers' automatic compilation is off."""
+
+    def __init__(self, model: Any, plan: LoadPlan, pad: int) -> None:
+        self.name = "generate"
+        self._model = model
+        self._pad = pad
+        self._static = plan.cache == "static"
+        self._autocast_dtype = plan.autocast_dtype
+        # `generate` fills what a call leaves unset from the model's own defaults, and eos_token_id=None is "unset": an EOS
+        # left there would end sequences early.
+        model.generation_config = GenerationConfig(pad_token_id=pad)  # type: ignore[no-untyped-call]  # no stubs
+
+    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
+        """See DecodeLoop. The clock starts when `generate` is called."""
+        config = self._config(new_tokens)
+        mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
+        clock = TokenClock()
+        with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad():
+            start = time.perf_counter_ns()
+            out = self._model.generate(batch.ids, attention_mask=mask, generation_config=config, streamer=clock)
+        tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
+        require_length(tokens, clock.t_tokens_ns, new_tokens)
+        return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))
+
+    def _config(self, new_tokens: int) -> GenerationConfig:
+        return GenerationConfig(  # type: ignore[no-untyped-call]  # no stubs
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+            pad_token_id=self._pad,
+            use_cache=True,
+            cache_implementation="static" if self._static else None,
+            disable_compile=True,
+            return_dict_in_generate=True,
+        )
+
+
+def require_length(tokens: Tensor, times: tuple[int, ...], new_tokens: int) -> None:
+    """Raise InvalidRun unless [batch, n] tokens and their times are exactly as many as asked."""
+    if tokens.shape[1] != new_tokens or len(times) != new_tokens:
+        raise InvalidRun(
+            f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and {len(times)} timestamps a sequence. "
+            "A stopping rule of the model is active; its speed would not be comparable."
+        )
+
+
+def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
+    """torch.autocast with this dtype, or nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def cache_seen(cache: Any) -> CacheSeen:
+    """Describe a transformers cache by its own tensors ([batch, heads, positions, head_dim] each for keys and values)."""
+    pairs = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    per_position = sum(t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel())
+    total = sum(t.nbytes for pair in pairs for t in pair)
+    return CacheSeen(type(cache).__name__, total, per_position, len(pairs))

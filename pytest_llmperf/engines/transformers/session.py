@@ -1,0 +1,172 @@
+"""A loaded transformers model that runs workloads, describes itself and compares itself with a reference."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+
+from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.engines.transformers import effective, reference
+from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
+from pytest_llmperf.engines.transformers.cost import step_cost
+from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
+from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, token_batch
+from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.static_loop import StaticLoop
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
+from pytest_llmperf.workloads import PromptSet, Workload, describe
+
+
+class TransformersSession:
+    """See engines.base.Session. Which decode loop runs follows from the plan: a static cache with compile gets its own."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        require_left_padding_side(loaded)
+        self._loaded = loaded
+        self._runtime = DeviceRuntime(loaded.device)
+        self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)
+        self._before = graphs_compiled(), cudagraph_skips()
+        self._mode: str | None = None
+        self._loop = self._decode_loop()
+        self._last: Decoded | None = None
+        self._effective = effective.describe(loaded)
+
+    def _decode_loop(self) -> DecodeLoop:
+        model, plan, device = self._loaded.model, self._loaded.plan, self._loaded.device
+        if plan.compile is None:
+            return GenerateLoop(model, plan, self._vocabulary.pad)
+        options = compile_options(plan, device, static=plan.cache == "static")
+        self._mode = options.mode
+        if plan.cache == "static":
+            return StaticLoop(model, plan, device, options)
+        options.compile_forward(model)
+        return GenerateLoop(model, plan, self._vocabulary.pad)
+
+    def opened(self) -> Opened:
+        """What was loaded, and the device it is on."""
+        loaded = self._loaded
+        return Opened(
+            effective=self._effective,
+            load_s=loaded.load_s,
+            content_hash=loaded.content_hash,
+            vocab_size=loaded.vocab_size,
+            versions=loaded.versions,
+            device_name=self._runtime.name(),
+            device_facts=dict(self._runtime.facts()),
+            memory=self._runtime.memory(self._effective.weights_bytes),
+        )
+
+    def describe(self) -> Described:
+        """What is in effect, with the cache, loop and compiled graphs of the last run."""
+        self._effective = self._describe()
+        kv_cache = self._last.cache.bytes if self._last else None
+        return Described(effective=self._effective, memory=self._runtime.memory(self._effective.weights_bytes, kv_cache=kv_cache))
+
+    def _describe(self) -> Effective:
+        graphs, skips = graphs_compiled() - self._before[0], cudagraph_skips() - self._before[1]
+        ran = self._last is not None
+        facts = effective.RunFacts(
+            cache=self._last.cache.kind if self._last else "",
+            compile_mode=self._mode if graphs else None,
+            compiled_graphs=graphs if ran else 0,
+            decode_loop=self._loop.name if ran else "",
+            notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
+        )
+        return effective.describe(self._loaded, last_run=facts)
+
+    def run(self, workload: Workload, repetition: int) -> Ran:
+        """One timed repetition. Inputs are on the device before the clock starts; telemetry is read outside it."""
+        batch = self._inputs(workload, repetition)
+        watch = self._runtime.watch()
+        self._runtime.synchronise()
+        watch.start()
+        decoded = self._decode(batch, workload)
+        self._runtime.synchronise()
+        seen = watch.finish()
+        return Ran(
+            trace=trace_of(decoded, batch, repetition, seen.marks),
+            step=step_cost(self._loaded.model, decoded.cache, workload.batch, self._effective.compute_dtype),
+            telemetry=seen.gauges,
+        )
+
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+        """One repetition with the peak watched."""
+        batch = self._inputs(workload, repetition)
+        with self._runtime.peak_memory() as region:
+            decoded = self._decode(batch, workload)
+        weights = self._effective.weights_bytes
+        return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=decoded.cache.bytes))
+
+    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
+        """Repetitions from `repetition` on until `seconds` have passed, the energy counter read around them."""
+        repetitions = iter(range(repetition, repetition + 10**9))
+
+        def repeat() -> int:
+            return self._decode(self._inputs(workload, next(repetitions)), workload).tokens.numel()
+
+        return measure_energy(self._runtime, seconds, repeat)
+
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
+        """Copy bandwidth and matmul rates of this device."""
+        return measure_ceilings(self._runtime, dtypes)
+
+    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+        """See reference.make_reference."""
+        with out_of_memory_named(f"making the reference of {prompts.name!r} in batches of {batch}"):
+            return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
+
+    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
+        """See reference.compare_reference."""
+        with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
+            return reference.compare_reference(self._scorer(), path, batch)
+
+    def close(self) -> None:
+        """Drop the model and everything compiled for it."""
+        vars(self).clear()
+        torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _inputs(self, workload: Workload, repetition: int) -> TokenBatch:
+        return token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
+
+    def _decode(self, batch: TokenBatch, workload: Workload) -> Decoded:
+        with out_of_memory_named(f"running {describe(workload)}"):
+            self._last = self._loop.decode(batch, workload.new_tokens)
+        return self._last
+
+    def _scorer(self) -> reference.Scorer:
+        loaded = self._loaded
+        return reference.Scorer(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            loop=self._loop,
+            vocabulary=self._vocabulary,
+            device=loaded.device,
+            autocast_dtype=loaded.plan.autocast_dtype,
+        )
+
+
+def trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[Mark, ...]) -> Trace:
+    """One request for each sequence. They were decoded together, so they share the times of their tokens."""
+    events = tuple(TokenEvent(t) for t in decoded.t_tokens_ns)
+    requests = tuple(RequestTrace(n_prompt_tokens=length, t_due_ns=decoded.t_start_ns, events=events) for length in batch.lengths)
+    return Trace(repetition=repetition, requests=requests, marks=marks, clock=decoded.clock)
+
+
+def require_left_padding_side(loaded: Any) -> None:
+    """Raise UsageError where the plan or the tokenizer pads on the right."""
+    asked = loaded.plan.option("padding_side", "left")
+    found = loaded.tokenizer.padding_side if loaded.tokenizer is not None else "left"
+    if "right" in (asked, found) or asked != "left":
+        raise UsageError(
+            f"padding_side is {asked!r} in the plan and {found!r} in the tokenizer. A decoder's batch is padded on the left: "
+            "padded on the right it continues from padding, and its outputs change. Use padding_side='left'."
+        )

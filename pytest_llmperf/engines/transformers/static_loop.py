@@ -1,0 +1,291 @@
+"""Greedy decoding over a static KV cache with a compiled one-token step: no host sync in the loop, CUDA graphs on a GPU.
+
+What `generate` costs per step (building masks and inputs, reading the stop flag) is gone: the step reads and writes
+its own buffers at fixed addresses, the next token is fed back on the device, and the host only queues replays.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.compiling import CompileOptions
+from pytest_llmperf.engines.transformers.generate import Decoded, autocast, cache_seen
+from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.errors import UsageError
+
+CACHE_MULTIPLE = 16
+"""Cache lengths are rounded up to this, so that rows of attention scores stay aligned."""
+
+MAX_STATES = 4
+"""Compiled shapes kept at once; dynamo gives up on a function after 8."""
+
+PREFILL = ("auto", "eager", "compile", "graph")
+
+
+class StepLayer(StaticLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
+    """A static cache layer that reads its position from one tensor shared by all layers.
+
+    transformers' own layer advances a counter of its own, which is one more kernel a layer and step. Whoever drives
+    the model advances the shared position.
+    """
+
+    def __init__(self, max_cache_len: int, position: Tensor) -> None:
+        super().__init__(max_cache_len)
+        self.position = position
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
+        """Write [batch, heads, n, head_dim] at `position` and return the whole cache."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n = key_states.shape[-2]
+        where = self.position if n == 1 else torch.arange(n, device=self.device) + self.position
+        keys, values = cast("Tensor", self.keys), cast("Tensor", self.values)
+        keys.index_copy_(2, where, key_states)
+        values.index_copy_(2, where, value_states)
+        return keys, values
+
+    def get_seq_length(self) -> Tensor:  # type: ignore[override]  # a static layer's own length is a tensor too
+        """Positions filled: a zero-dimensional tensor on the device, so that asking costs no sync."""
+        return self.position[0]
+
+
+def step_cache(model: Any, max_len: int, position: Tensor) -> StaticCache:
+    """A static cache whose layers share `position` ([1] int64). Raises UsageError for layers of another kind."""
+    config = model.config.get_text_config()
+    cache = StaticCache(config=config, max_cache_len=max_len)
+    other = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer})
+    if other:
+        raise UsageError(
+            f"static-cache+compile: {type(model).__name__} needs cache layers {', '.join(other)}, and the compiled loop drives "
+            "full attention only. Use 'static-cache' or 'compile' alone."
+        )
+    cache.layers = [StepLayer(max_len, position) for _ in cache.layers]
+    return cache
+
+
+class Ticks(Protocol):
+    """Notes when each token is on the host."""
+
+    clock: str
+
+    def start(self) -> None:
+        """The clock starts."""
+
+    def token(self, index: int, token: Tensor) -> None:
+        """Note token `index`, [batch, 1]."""
+
+    def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
+        """Start, times of the tokens (ns) and the tokens [batch, n]."""
+
+
+class HostTicks:
+    """A CPU has computed the token when the call returns."""
+
+    clock = "host"
+
+    def __init__(self, batch: int, new_tokens: int) -> None:
+        self._tokens = torch.empty(new_tokens, batch, dtype=torch.long)
+        self._times: list[int] = []
+        self._start = 0
+
+    def start(self) -> None:
+        """The clock starts."""
+        self._start = time.perf_counter_ns()
+
+    def token(self, index: int, token: Tensor) -> None:
+        """Token `index` ([batch, 1]) is there."""
+        self._tokens[index].copy_(token[:, 0])
+        self._times.append(time.perf_counter_ns())
+
+    def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
+        """Start, times of the tokens (ns) and the tokens [batch, n]."""
+        return self._start, tuple(self._times), self._tokens.T.contiguous()
+
+
+class CudaTicks:
+    """Queues a copy to pinned host memory and an event behind each token; reads them after one sync at the end.
+
+    The device is idle at `start`, so its event and the host's clock mark the same moment (within the launch, ~10 us).
+    """
+
+    clock = "cuda-events"
+
+    def __init__(self, batch: int, new_tokens: int) -> None:
+        self._tokens = torch.empty(new_tokens, batch, dtype=torch.long, pin_memory=True)
+        self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]  # type: ignore[no-untyped-call]  # torch
+        self._start = 0
+
+    def start(self) -> None:
+        """The clock starts, on the host and on the idle device."""
+        self._start = time.perf_counter_ns()
+        self._begin.record()
+
+    def token(self, index: int, token: Tensor) -> None:
+        """Queue the copy of token `index` ([batch, 1]) and the event that says it arrived."""
+        self._tokens[index].copy_(token[:, 0], non_blocking=True)
+        self._events[index].record()
+
+    def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
+        """Start, times of the tokens mapped to the host's clock (ns) and the tokens [batch, n]."""
+        self._events[-1].synchronize()
+        times = tuple(self._start + round(self._begin.elapsed_time(event) * 1e6) for event in self._events)
+        return self._start, times, self._tokens.T.contiguous()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a compiled state is for. `length` is the capacity of the cache."""
+
+    batch: int
+    width: int
+    length: int
+    padded: bool
+
+
+class LoopState:
+    """The buffers of one shape, and the step and prefill that run on them. Addresses never change."""
+
+    def __init__(self, model: Any, shape: Shape, device: torch.device) -> None:
+        self.model = model
+        self.shape = shape
+        self.token = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
+        self.prompt = torch.zeros(shape.batch, shape.width, dtype=torch.long, device=device)
+        self.prompt_positions = torch.zeros(shape.batch, shape.width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.mask = torch.ones(shape.batch, shape.length, dtype=torch.long, device=device) if shape.padded else None
+        self.cache = step_cache(model, shape.length, self.position)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._fix_addresses()
+        self.step: Callable[[], None] = self.eager_step
+        self.prefill: Callable[[], None] = self.eager_prefill
+
+    def _fix_addresses(self) -> None:
+        for buffer in (self.token, self.prompt, self.prompt_positions, self.positions, self.position, self.mask):
+            if buffer is not None:
+                torch._dynamo.mark_static_address(buffer)  # noqa: SLF001  # as transformers marks its static cache
+
+    def take(self, batch: TokenBatch) -> None:
+        """Put a batch in place. Old keys and values stay: they are masked until they are overwritten."""
+        self.prompt.copy_(batch.ids)
+        if self.mask is not None and batch.mask is not None:
+            self.mask[:, : self.shape.width].copy_(batch.mask)
+            self.prompt_positions.copy_((batch.mask.cumsum(dim=1) - 1).clamp(min=0))
+        else:
+            self.prompt_positions.copy_(torch.arange(self.shape.width, device=self.prompt.device))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Back to before the prefill."""
+        self.position.zero_()
+
+    def rewind_to_step(self) -> None:
+        """Back to just after the prefill."""
+        self.position.fill_(self.shape.width)
+
+    def eager_prefill(self) -> None:
+        """The prompt through the model; leaves the first token in `token` and everything set for the next step."""
+        logits = self._logits(self.prompt, self.prompt_positions)
+        self.token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self.positions.copy_(self.prompt_positions[:, -1:] + 1)
+        self.position.add_(self.shape.width)
+
+    def eager_step(self) -> None:
+        """One token: reads `token`, leaves the next one there."""
+        logits = self._logits(self.token, self.positions)
+        self.token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self.positions.add_(1)
+        self.position.add_(1)
+
+    def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """[batch, vocab] of the last position."""
+        out = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class StaticLoop:
+    """`static-cache+compile`. See DecodeLoop.
+
+    LoadPlan options: "prefill" (auto, eager, compile, graph), "cudagraphs" (trees, manual, off) and "compile_knobs"
+    ("name=value,…" of torch._inductor.config).
+    """
+
+    def __init__(self, model: Any, plan: LoadPlan, device: torch.device, options: CompileOptions) -> None:
+        self._model = model
+        self._device = device
+        self._autocast_dtype = plan.autocast_dtype
+        self._options = options
+        self._prefill = _choice(plan, "prefill", PREFILL)
+        self._states: dict[Shape, LoopState] = {}
+        self.name = f"static-cache loop ({self._options.text})"
+
+    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
+        """See DecodeLoop. The clock starts before the prefill is queued; the device is idle then."""
+        with torch.no_grad(), autocast(self._device, self._autocast_dtype):
+            state = self._state(batch, new_tokens)
+            state.take(batch)
+            ticks: Ticks = self._ticks(batch.ids.shape[0], new_tokens)
+            self._synchronise()
+            ticks.start()
+            state.prefill()
+            ticks.token(0, state.token)
+            for index in range(1, new_tokens):
+                state.step()
+                ticks.token(index, state.token)
+            start, times, tokens = ticks.finish()
+        return Decoded(tokens, start, times, cache_seen(state.cache), ticks.clock)
+
+    def _ticks(self, batch: int, new_tokens: int) -> Ticks:
+        return CudaTicks(batch, new_tokens) if self._device.type == "cuda" else HostTicks(batch, new_tokens)
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _state(self, batch: TokenBatch, new_tokens: int) -> LoopState:
+        rows, width = batch.ids.shape
+        length = -(-(width + new_tokens) // CACHE_MULTIPLE) * CACHE_MULTIPLE
+        shape = Shape(rows, width, length, padded=batch.mask is not None)
+        if shape not in self._states:
+            if len(self._states) >= MAX_STATES:
+                self._states.clear()
+                torch._dynamo.reset()  # noqa: SLF001  # drops the compiled graphs of shapes that are gone
+            self._states[shape] = self._prepare(shape, batch, new_tokens)
+        return self._states[shape]
+
+    def _prepare(self, shape: Shape, batch: TokenBatch, new_tokens: int) -> LoopState:
+        """Buffers of this shape with the step compiled. The first eager prefill allocates the cache at its final address."""
+        state = LoopState(self._model, shape, self._device)
+        state.take(batch)
+        state.eager_prefill()
+        if new_tokens > 1:
+            state.step = self._options.compile_step(state.eager_step, state.rewind_to_step)
+        prefill = self._prefill if self._prefill != "auto" else "eager" if new_tokens > 1 else "compile"
+        if prefill != "eager":
+            state.prefill = self._options.compile_prefill(state.eager_prefill, prefill, state.rewind)
+        return state
+
+
+def _choice(plan: LoadPlan, option: str, choices: tuple[str, ...]) -> str:
+    value = plan.option(option, choices[0])
+    if value not in choices:
+        raise UsageError(f"option {option}={value!r} is not known. Choices: {', '.join(choices)}.")
+    return str(value)

@@ -1,0 +1,174 @@
+"""What else happened on the machine around a timed run, read before and after it: throttling and foreign load."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+from pytest_llmperf.core.trace import Mark
+from pytest_llmperf.worker.nvml import POWER_CAP_REASON, THROTTLE_REASONS, Nvml, Unreadable
+
+FOREIGN_CPU_SHARE = 0.25
+"""Share of all cores that others may use before a sample is marked. Shared CI machines are noisy; this is not idle noise."""
+
+CGROUP_THROTTLED_SHARE = 0.05
+"""Share of the region that the container's CPU quota may stop us."""
+
+GPU_THERMAL_SHARE = 0.01
+"""Share of the region that the GPU may spend below its clocks for heat."""
+
+FOREIGN_GPU_PERCENT = 5
+"""SM use of another process. A neighbour that is loaded but idle does not disturb."""
+
+SHORTEST_JUDGED_S = 0.1
+"""/proc/stat counts in ticks of 10 ms: in a shorter region the share is too coarse to judge."""
+
+_CPU_STAT = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Telemetry of one region, and the marks it earns."""
+
+    gauges: dict[str, float]
+    marks: tuple[Mark, ...]
+
+
+class Watch(Protocol):
+    """Started before a timed region, finished after it. Does nothing in between."""
+
+    def start(self) -> None:
+        """Read what must be known before."""
+
+    def finish(self) -> Seen:
+        """Read again and judge."""
+
+
+class CpuWatch:
+    """Foreign CPU share (busy and steal time of the machine minus our own) and the container's CPU throttling."""
+
+    def __init__(self) -> None:
+        self._before: CpuReading | None = None
+
+    def start(self) -> None:
+        """Read the counters."""
+        self._before = read_cpu()
+
+    def finish(self) -> Seen:
+        """Read them again and judge the difference. Raises RuntimeError when not started."""
+        if self._before is None:
+            raise RuntimeError("finish() without start()")
+        return judge_cpu(self._before, read_cpu(), cores=os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class CpuReading:
+    """Cumulative times in s. `busy_s` is the machine's (steal included), `own_s` this process's and its children's."""
+
+    t_s: float
+    busy_s: float
+    own_s: float
+    throttled_s: float | None
+
+
+def read_cpu() -> CpuReading:
+    """The counters now. Costs well under 1 ms."""
+    times = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # user already includes guest time on Linux
+    busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return CpuReading(time.perf_counter(), busy, sum(own[:4]), _cgroup_throttled_s())
+
+
+def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
+    """Pure: what two readings say about the region between them."""
+    wall = after.t_s - before.t_s
+    gauges: dict[str, float] = {}
+    marks: list[Mark] = []
+    if wall >= SHORTEST_JUDGED_S:
+        foreign = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / (wall * cores)
+        gauges["foreign_cpu_share"] = foreign
+        if foreign > FOREIGN_CPU_SHARE:
+            detail = f"other processes used {foreign:.0%} of {cores} cores (limit {FOREIGN_CPU_SHARE:.0%})"
+            marks.append(Mark(kind="foreign-load", detail=detail))
+    if before.throttled_s is not None and after.throttled_s is not None and wall > 0:
+        share = (after.throttled_s - before.throttled_s) / wall
+        gauges["cgroup_throttled_share"] = share
+        if share > CGROUP_THROTTLED_SHARE:
+            marks.append(Mark(kind="throttled", detail=f"the container's CPU quota stopped it for {share:.0%} of the run"))
+    return Seen(gauges, tuple(marks))
+
+
+class GpuWatch:
+    """Clocks, temperature, power, throttling and other processes of one GPU."""
+
+    def __init__(self, nvml: Nvml) -> None:
+        self._nvml = nvml
+        self._violations: dict[str, int] = {}
+        self._start_ns = 0
+        self._start_us = 0
+
+    def start(self) -> None:
+        """Read the cumulative counters."""
+        self._violations = self._nvml.violation_ns()
+        self._start_ns, self._start_us = time.perf_counter_ns(), time.time_ns() // 1000
+
+    def finish(self) -> Seen:
+        """Read everything; the instantaneous reasons are those right after the run."""
+        wall_ns = max(1, time.perf_counter_ns() - self._start_ns)
+        reasons = self._nvml.clock_event_reasons()
+        active = 0 if isinstance(reasons, Unreadable) else reasons
+        after = self._nvml.violation_ns()
+        shares = {name: (after[name] - start) / wall_ns for name, start in self._violations.items() if name in after}
+        foreign = self._foreign()
+        gauges = self._nvml.gauges() | {f"{name}_violation_share": share for name, share in shares.items()}
+        gauges |= {"power_capped": float(bool(active & POWER_CAP_REASON))}
+        gauges |= {"foreign_processes": float(len(foreign[0]))} if foreign is not None else {}
+        busy = {} if foreign is None else foreign[1]
+        return Seen(gauges, (*throttle_marks(active, shares), *foreign_marks(busy)))
+
+    def _foreign(self) -> tuple[tuple[int, ...], dict[int, int]] | None:
+        others = self._nvml.other_processes()
+        if isinstance(others, Unreadable):
+            return None
+        busy = self._nvml.busy_since(self._start_us) if others else {}
+        return others, {} if isinstance(busy, Unreadable) else {pid: use for pid, use in busy.items() if pid in others}
+
+
+def throttle_marks(active: int, violation_shares: dict[str, float]) -> tuple[Mark, ...]:
+    """Marks for a mask of clock-event reasons and for shares of the region lost to heat. Pure."""
+    limiting = [name for name, bit in THROTTLE_REASONS.items() if active & bit]
+    marks = [Mark(kind="throttled", detail=f"clock-event reason: {name}") for name in limiting]
+    thermal = violation_shares.get("thermal", 0.0)
+    if thermal > GPU_THERMAL_SHARE:
+        marks.append(Mark(kind="throttled", detail=f"below its clocks for heat {thermal:.1%} of the run"))
+    return tuple(marks)
+
+
+def foreign_marks(sm_percent_by_pid: dict[int, int]) -> tuple[Mark, ...]:
+    """Marks for other processes that were busy on the GPU. Pure."""
+    return tuple(
+        Mark(kind="foreign-load", detail=f"process {pid} used {use} % of the GPU's multiprocessors")
+        for pid, use in sm_percent_by_pid.items()
+        if use > FOREIGN_GPU_PERCENT
+    )
+
+
+def _cgroup_throttled_s() -> float | None:
+    for path in _CPU_STAT:
+        try:
+            lines = path.read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        counters = dict(line.split() for line in lines if line.count(" ") == 1)
+        if "throttled_usec" in counters:
+            return int(counters["throttled_usec"]) / 1e6
+        if "throttled_time" in counters:
+            return int(counters["throttled_time"]) / 1e9
+    return None
