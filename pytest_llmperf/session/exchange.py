@@ -164,8 +164,10 @@ def is_answer(failure: Failure) -> bool:
 
 
 def _class(kind: str) -> type[LlmperfError]:
-    cls = getattr(errors, kind, None)
-    return cls if isinstance(cls, type) and issubclass(cls, (WorkerError, *ANSWERS)) else WorkerError
+    cls: object = getattr(errors, kind, None)
+    if isinstance(cls, type) and issubclass(cls, LlmperfError) and issubclass(cls, (WorkerError, *ANSWERS)):
+        return cls
+    return WorkerError
 
 
 def _noted(error: LlmperfError, failure: Failure, worker: WorkerProcess) -> LlmperfError:
