@@ -1,4 +1,4 @@
-"""Speed and memory of a 7B architecture under each precision. Its weights are random: its answers mean nothing and are not asked for."""
+"""Speed and memory of a 7B architecture under each precision. Its weights are random, so nothing is asked of its answers."""
 
 import pytest
 

@@ -47,7 +47,7 @@ def test_a_static_cache_gives_the_same_tokens(llm, baseline):
 def test_the_first_token_of_a_chat_comes_in_time(llm):
     """A limit in seconds is a claim about this machine; choose it for yours."""
     run = llm.run(Prefill(batch=1, prompt_tokens=64, prompts=CHAT))
-    assert run.ttft <= 2 * s
+    assert run.ttft.p50 <= 2 * s
 
 
 @pytest.mark.llmperf(strategy="bf16+static-cache+compile")
