@@ -180,7 +180,7 @@ class ScriptedSession:
             checkpoint_dtype="float32",
             attention=plan.attention or "sdpa",
             cache=cache,
-            compile_mode=plan.compile,
+            compile_mode=plan.compile if self._ran else None,
             compiled_graphs=int(self._ran and plan.compile is not None),
             decode_loop="scripted",
             padding_side=self._padding_side,

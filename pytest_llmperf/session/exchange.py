@@ -178,4 +178,4 @@ def _noted(error: LlmperfError, failure: Failure, worker: WorkerProcess) -> Llmp
 
 def _tail(worker: WorkerProcess) -> str:
     text = worker.log_tail(_TAIL_LINES)
-    return f"\n--- last lines of {worker.log} ---\n{text}" if text else f" Its log is empty: {worker.log}"
+    return f"\n--- last lines of {worker.log} ---\n{text}" if text else f"\n(Its log is empty: {worker.log})"
