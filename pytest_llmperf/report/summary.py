@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import MISSING, NOT_MEASURABLE, format_interval, format_number, format_percent, format_value
 from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record
 
 _STATUS = {"passed": "PASS", "failed": "FAIL", "pass": "PASS", "fail": "FAIL"}
-_OURS_FIRST = "ref"
+_REFERENCE = "ref"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
         Column(header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True),
         *(_metric_column(m, records) for m in METRICS if verbose or not m.verbose),
         Column(header="top-1", cells=tuple(map(_agreement, records)), rank=75, right=True),
-        Column(header="ratio", cells=_ratios(records), rank=55, right=True),
+        Column(header="ratio", cells=_ratios(records, intervals=verbose), rank=55, right=True),
     ]
     if verbose:
         found.append(Column(header="samples", cells=tuple(map(_n_samples, records)), rank=30, right=True))
@@ -77,7 +79,7 @@ def legend(shown: Sequence[Column], records: Sequence[Record], *, verbose: bool)
     if "top-1" in headers:
         parts.append("top-1: positions where the reference's token is the most likely one")
     if "ratio" in headers:
-        parts.append("ratio: tok/s over that of the paired run (ref)")
+        parts.append("ratio: tok/s over that of the run it was paired with (ref)")
     return "; ".join(parts)
 
 
@@ -162,7 +164,7 @@ def _throughputs(records: Sequence[Record], *, brackets: bool) -> tuple[str, ...
 
 
 def _interval(value: float, low: float | None, high: float | None, brackets: bool) -> str:
-    if brackets or low is None or high is None:
+    if brackets or low is None or high is None or not math.isfinite(high - low):
         return format_interval(value, low, high)
     farther = max(value - low, high - value)
     return format_interval(value, value - farther, value + farther)
@@ -201,8 +203,8 @@ def _agreement(record: Record) -> str:
     return format_percent(value) if isinstance(value, int | float) else MISSING
 
 
-def _ratios(records: Sequence[Record]) -> tuple[str, ...]:
-    return tuple(_ratio(r, _reference(r, records)) for r in records)
+def _ratios(records: Sequence[Record], *, intervals: bool) -> tuple[str, ...]:
+    return tuple(_ratio(r, _reference(r, records), intervals) for r in records)
 
 
 def _reference(record: Record, records: Sequence[Record]) -> Record | None:
@@ -211,18 +213,26 @@ def _reference(record: Record, records: Sequence[Record]) -> Record | None:
         return None
     named = [r for r in records if r.id == record.paired_with]
     sharing = [r for r in records if r.paired_with == record.paired_with]
-    return (named or sharing)[-1]
+    return named[-1] if named else sharing[-1] if len(sharing) > 1 else None
 
 
-def _ratio(record: Record, reference: Record | None) -> str:
+def _ratio(record: Record, reference: Record | None, interval: bool) -> str:
+    """The paired ratio where the samples are there, as a claim on the two runs would be judged; else that of the values."""
     if reference is None:
         return MISSING
     if reference is record:
-        return _OURS_FIRST
+        return _REFERENCE
     ours, theirs = _headline(record), _headline(reference)
     if ours is None or theirs is None or ours.value is None or not theirs.value:
         return NOT_MEASURABLE
-    return format_value(ours.value / theirs.value, "x")
+    a, b = record.samples.get(ours.name, ()), reference.samples.get(theirs.name, ())
+    if not a or len(a) != len(b) or min(*a, *b) <= 0:
+        return format_value(ours.value / theirs.value, "x")
+    paired = stats.log_ratio_interval(a, b, paired=True)
+    text = format_value(math.exp(paired.center), "x")
+    if not interval or not math.isfinite(paired.high):
+        return text
+    return f"{text} [{format_number(math.exp(paired.low))}, {format_number(math.exp(paired.high))}]"
 
 
 def _n_samples(record: Record) -> str:

@@ -100,6 +100,31 @@ def test_the_ratio_is_to_the_paired_run_and_to_no_other():
     assert [line.split()[-2] for line in lines] == ["1.26x", "ref", "1.00x", "ref", "–"]  # noqa: RUF001
 
 
+def test_a_ratio_is_that_of_the_pairs_and_not_that_of_the_medians():
+    """Both runs drift together: pair by pair the first is 1.1 times as fast."""
+    theirs = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
+    ours = tuple(1.1 * x for x in theirs)
+    runs = [
+        record(1, paired_with="p", samples={"throughput": ours}, metrics=(metric("throughput", 20.0, "tok/s"),)),
+        record(2, paired_with="p", samples={"throughput": theirs}, metrics=(metric("throughput", 10.0, "tok/s"),)),
+    ]
+    assert "  1.10x  " in _summary(200, records=runs).lines[2]
+    assert "  1.10x [1.10, 1.10]  " in _summary(200, records=runs, verbosity=1).lines[2]
+    unlike = [runs[0], record(2, paired_with="p", samples={"throughput": theirs[1:]}, metrics=runs[1].metrics)]
+    assert "  2.00x  " in _summary(200, records=unlike).lines[2]
+
+
+def test_a_run_whose_partner_left_no_record_has_no_ratio():
+    assert "ratio" not in _summary(200, records=[RECORDS[0]]).lines[1]
+
+
+def test_an_interval_without_an_end_says_so():
+    assert (
+        "14.2 [14.0, inf]"
+        in _summary(80, records=[record(1, metrics=(metric("throughput", 14.2, "tok/s", 14.0, float("inf")),))]).text
+    )
+
+
 def test_a_ratio_of_what_was_not_measured_is_not_a_number():
     blind = record(2, paired_with="p", metrics=(metric("throughput", None, "tok/s", reason="no tokens came"),))
     tr = _summary(200, records=(RECORDS[0], blind))
