@@ -43,7 +43,7 @@ def cache_is_static(part: str) -> Promise:
     """The KV cache of the last run was one of fixed size. Known after warm-up."""
 
     def broken(effective: Effective) -> str | None:
-        if "Static" in effective.cache:
+        if "static" in effective.cache.lower():
             return None
         return f"the last run used {effective.cache or 'no cache'}, asked for a static cache"
 

@@ -1,1 +1,17 @@
-"""The transformers engine. Importing a module of this package may import torch: only a worker does."""
+"""The transformers engine. Importing this package imports torch and transformers: only a worker does."""
+
+from __future__ import annotations
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.load import Loaded, load
+from pytest_llmperf.engines.transformers.session import TransformersSession
+
+__all__ = ["Loaded", "TransformersEngine", "TransformersSession", "load"]
+
+
+class TransformersEngine:
+    """See engines.base.Engine."""
+
+    def open(self, plan: LoadPlan) -> TransformersSession:
+        """Load the plan's model. Raises UsageError, LoadError, or out of memory as torch does."""
+        return TransformersSession(load(plan))

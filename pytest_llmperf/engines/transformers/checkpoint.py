@@ -41,7 +41,7 @@ def from_folder(plan: LoadPlan, device: torch.device) -> Source:
 
 def from_builtin(plan: LoadPlan, device: torch.device) -> Source:
     """A built-in model, from its converted folder."""
-    with _load_errors(plan, f"the conversion of {plan.model.name}"):
+    with load_errors(plan, f"the conversion of {plan.model.name}"):
         folder = converted_folder(plan.model.location)
     return _read_folder(plan, device, folder)
 
@@ -55,7 +55,7 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> Source:
     """A GGUF file, dequantised. Its weights count as float32: that is what dequantising them gives."""
     file = Path(plan.model.location)
     dtype = "float32" if plan.weights_dtype == "auto" else plan.weights_dtype
-    with _load_errors(plan, str(file)):
+    with load_errors(plan, str(file)):
         model = forget_gguf(_from_pretrained(plan, device, file.parent, dtype, gguf_file=file.name))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return Source(model=model, tokenizer=tokenizer, content_hash=hash_files([file]), checkpoint_dtype="float32")
@@ -65,7 +65,7 @@ def _read_folder(plan: LoadPlan, device: torch.device, folder: Path) -> Source:
     config = read_json(folder / "config.json")
     stored = _stored_dtype(folder, config)
     dtype = stored if plan.weights_dtype == "auto" else plan.weights_dtype
-    with _load_errors(plan, str(folder)):
+    with load_errors(plan, str(folder)):
         model = _from_pretrained(plan, device, folder, dtype)
         tokenizer = _tokenizer(plan, folder)
     files = weight_files(folder) or sorted(folder.glob("*.bin"))
@@ -131,7 +131,7 @@ def _snapshot(plan: LoadPlan) -> Path:
 
 
 @contextmanager
-def _load_errors(plan: LoadPlan, what: str) -> Iterator[None]:
+def load_errors(plan: LoadPlan, what: str) -> Iterator[None]:
     """Errors of transformers as ours: LoadError with the place and the next step, OutOfMemory as itself."""
     try:
         yield

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 22
@@ -58,4 +59,5 @@ def _keep(entry: Path, text: str) -> None:
         part.write_text(text)
         part.replace(entry)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
 from pytest_llmperf.engines.transformers.generate import autocast
 from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.errors import LoadError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The plain tensors that hold `tensor`'s storage: itself, or those inside a wrapper subclass, at any depth."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
     names, _ = tensor.__tensor_flatten__()
@@ -124,24 +125,20 @@ def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
 
 
 def probe_forward(loaded: Loaded) -> Probe:
-    """One forward pass of one token under the plan's autocast, past any compiled graph."""
+    """One forward pass of one token under the plan's autocast, past any compiled graph. Raises LoadError if it fails."""
     outputs: list[torch.Tensor] = []
-    layer = next((m for m in loaded.model.modules() if is_linear(m)), None)
-    handle = layer.register_forward_hook(_keep_output(outputs)) if layer is not None else None
     calls = _SdpaCalls()
     token = torch.zeros((1, 1), dtype=torch.long, device=loaded.device)
-    try:
-        with torch.no_grad(), autocast(loaded.device, loaded.plan.autocast_dtype), calls:
-            active = _active_autocast(loaded.device.type)
+    with _first_linear_output(loaded.model, outputs), torch.no_grad(), autocast(loaded.device, loaded.plan.autocast_dtype), calls:
+        active = _active_autocast(loaded.device.type)
+        try:
             type(loaded.model).forward(loaded.model, input_ids=token, use_cache=False)
-    finally:
-        if handle is not None:
-            handle.remove()
-    return Probe(
-        compute_dtype=dtype_name(outputs[0]) if outputs else "unknown",
-        called_sdpa=calls.count > 0,
-        autocast_dtype=active,
-    )
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise LoadError(f"model {loaded.plan.model.name!r}: a forward pass of one token failed: {error}") from error
+    compute = dtype_name(outputs[0]) if outputs else "unknown"
+    return Probe(compute_dtype=compute, called_sdpa=calls.count > 0, autocast_dtype=active)
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
@@ -167,11 +164,18 @@ class _SdpaCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _keep_output(outputs: list[torch.Tensor]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-    def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        outputs.append(output)
-
-    return keep
+@contextmanager
+def _first_linear_output(model: nn.Module, outputs: list[torch.Tensor]) -> Iterator[None]:
+    """Append what the first linear layer gives to `outputs`."""
+    layer = next((module for module in model.modules() if is_linear(module)), None)
+    if layer is None:
+        yield
+        return
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _active_autocast(device: str) -> str | None:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models import ARCHITECTURES
 from pytest_llmperf.engines.transformers import arch
-from pytest_llmperf.engines.transformers.checkpoint import Source, from_builtin, from_folder, from_gguf, from_hub
+from pytest_llmperf.engines.transformers.checkpoint import Source, from_builtin, from_folder, from_gguf, from_hub, load_errors
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.errors import LoadError, UsageError
 
@@ -98,7 +98,8 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
-    model = arch.build(name, dtype=dtype, device=device, seed=plan.seed, attention=plan.attention)
+    with load_errors(plan, f"architecture {name!r}"):
+        model = arch.build(name, dtype=dtype, device=device, seed=plan.seed, attention=plan.attention)
     content = arch.content_hash(name, device, plan.seed)
     return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published)
 
