@@ -140,7 +140,7 @@ def _put(connection: Connection, record: Record) -> None:
 def _add(connection: Connection, record: Record) -> bool:
     """Whether it was new."""
     put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
-    if connection.execute(put.inline()).rowcount != 1:
+    if connection.execute(put.inline(), execution_options={"preserve_rowcount": True}).rowcount == 0:
         return False
     seq = _seq(connection, record.id)
     connection.execute(insert(DOCUMENTS), {"record_seq": seq, "body": document(record)})
