@@ -14,7 +14,7 @@ from pytest_llmperf.engines.models import model_ref, predict
 from pytest_llmperf.errors import LoadError, UsageError
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
 from pytest_llmperf.engines.transformers import arch, checkpoint, factory  # noqa: E402
 from pytest_llmperf.engines.transformers.content import file_sha256  # noqa: E402

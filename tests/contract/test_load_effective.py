@@ -14,7 +14,7 @@ from pytest_llmperf.errors import LoadError, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
 from torch import nn  # noqa: E402
 

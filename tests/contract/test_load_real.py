@@ -12,7 +12,7 @@ from pytest_llmperf.engines.models import BUILTIN, model_ref, predict
 from pytest_llmperf.errors import LoadError
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
 from pytest_llmperf.engines.transformers import builtin  # noqa: E402
 from pytest_llmperf.engines.transformers.effective import describe  # noqa: E402
