@@ -121,7 +121,7 @@ def _monotone_times(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
             if times != sorted(times) or (len(times) > 1 and times[1] <= times[0]):
                 yield f"repetition {repetition}, request {i}: times go back or the first token takes no time: {times} ns"
             if request.t_due_ns < last_ns:
-                yield f"repetition {repetition} starts at {request.t_due_ns} ns, before the last one ended at {last_ns} ns"
+                yield f"repetition {repetition} starts at {request.t_due_ns} ns, the one before ended at {last_ns} ns"
         last_ns = max((e.t_ns for r in requests for e in r.events), default=last_ns)
 
 
@@ -150,7 +150,7 @@ def _describes_itself(session: Session, bench: Bench) -> Findings:
     if opened.effective != before.effective:
         yield f"opened() and describe() differ before any run: {_differences(opened.effective, before.effective)}"
     if not opened.content_hash or opened.vocab_size < 1 or opened.load_s < 0:
-        yield f"opened() lacks facts: content_hash {opened.content_hash!r}, vocab_size {opened.vocab_size}, load_s {opened.load_s}"
+        yield f"opened() lacks facts: {opened.content_hash=}, {opened.vocab_size=}, {opened.load_s=}"
     session.run(DECODE, 0)
     after = session.describe().effective
     if after.tensors != before.effective.tensors or after.linears != before.effective.linears:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from pytest_llmperf.session import guardian
 from pytest_llmperf.worker.messages import FromWorker
 from pytest_llmperf.worker.processes import TOKEN, kill_group, kill_marked
 from pytest_llmperf.worker.wire import Wire, parent_end
@@ -23,6 +24,7 @@ _POLL_S = 0.02
 _STACKS_S = 3.0
 _REAP_S = 10.0
 _LOG_TAIL_BYTES = 2**16
+_UNRESPONSIVE = ("T", "t", "Z", "gone")  # stopped, traced, zombie: no signal handler runs
 
 
 class WorkerProcess:
@@ -41,7 +43,7 @@ class WorkerProcess:
     def start(cls, *, python: str, rank: int, world_size: int, log: Path, env: Mapping[str, str]) -> WorkerProcess:
         """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError."""
         ours, theirs = socket.socketpair()
-        token = uuid.uuid4().hex
+        token = f"{guardian.token()}{uuid.uuid4().hex}"
         try:
             with theirs, log.open("wb") as output:
                 process = subprocess.Popen(  # noqa: S603 - the interpreter is the user's own choice
@@ -121,7 +123,7 @@ class WorkerProcess:
     def _wait_log_settled(self, start: int) -> None:
         end_s = time.monotonic() + _STACKS_S
         size, settled = start, False
-        while not settled and time.monotonic() < end_s:
+        while not settled and time.monotonic() < end_s and _state(self.pid) not in _UNRESPONSIVE:
             time.sleep(_POLL_S * 3)
             now = self.log.stat().st_size
             settled = now > start and now == size

@@ -33,17 +33,38 @@ def kill_own_group() -> None:
 
 
 def kill_group(leader_pid: int, token: str) -> None:
-    """Kill the group of a worker that is not reaped yet (its id cannot have been reused), and all that carry its token."""
+    """Kill a worker that is not reaped yet (its id cannot have been reused), its group, and all that carry its token."""
+    kill_marked(token)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader_pid, signal.SIGKILL)
-    kill_marked(token)
 
 
-def kill_marked(token: str) -> None:
-    """Kill every process but this one whose environment carries `token`: children that started a session of their own."""
-    if not token:
-        return
+def kill_marked(token: str) -> int:
+    """Kill every process whose token starts with `token`, and their descendants, but not this process. Returns how many.
+
+    A process keeps its token when it starts a session of its own, or when its parent has ended. One that has overwritten
+    its environment (by setting a process title) is found as a descendant, as long as its parent lives.
+    """
+    doomed = {process for marked in _marked(token) for process in (marked, *_descendants(marked))} if token else set()
+    killed = 0
+    for process in doomed:
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                process.kill()
+                killed += 1
+    return killed
+
+
+def _marked(token: str) -> list[psutil.Process]:
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(TOKEN) == token:
-                process.kill()
+            if process.environ().get(TOKEN, "").startswith(token):
+                found.append(process)
+    return found
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.children(recursive=True))
+    return []

@@ -1,0 +1,109 @@
+"""A device is measured on by one session at a time, and a dead session holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.errors import DeviceBusy
+from pytest_llmperf.session.leases import exclusive
+
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from pytest_llmperf.session.leases import exclusive
+with exclusive(sys.argv[1], timeout_s=10, directory=Path(sys.argv[2])):
+    print("held", flush=True)
+    signal.pause()
+"""
+ADDER = """
+import sys
+from pathlib import Path
+from pytest_llmperf.session.leases import exclusive
+folder, device = Path(sys.argv[1]), sys.argv[2]
+for _ in range(20):
+    with exclusive(device, timeout_s=60, directory=folder):
+        (folder / "inside").touch(exist_ok=False)
+        (folder / "inside").unlink()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    """Another process that holds "cuda:0"."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, "cuda:0", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_held_device_is_waited_for_and_then_named_with_its_holder(holder, tmp_path):
+    """The error says who holds it; the waiting is announced once."""
+    waits = []
+    with (
+        pytest.raises(DeviceBusy, match=rf"cuda:0 is in use: process {holder.pid} .*within 0\.2 s"),
+        exclusive("cuda:0", timeout_s=0.2, directory=tmp_path, on_wait=waits.append),
+    ):
+        raise AssertionError("two processes hold the device")
+    assert len(waits) == 1
+    assert str(holder.pid) in waits[0]
+
+
+def test_another_device_is_free(holder, tmp_path):
+    """A lease is for one device."""
+    with exclusive("cuda:1", timeout_s=0, directory=tmp_path):
+        pass
+
+
+def test_a_dead_holder_holds_nothing(holder, tmp_path):
+    """kill -9 frees the device, whatever the holder left behind in files."""
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait(timeout=10)
+    with exclusive("cuda:0", timeout_s=5, directory=tmp_path):
+        pass
+
+
+def test_a_process_may_take_its_own_device_again(tmp_path):
+    """The inner lease neither waits nor frees the outer one."""
+    with exclusive("cpu", timeout_s=0, directory=tmp_path):
+        with exclusive("cpu", timeout_s=0, directory=tmp_path):
+            pass
+        script = HOLDER.replace("timeout_s=10", "timeout_s=0.1")
+        other = subprocess.run([sys.executable, "-c", script, "cpu", str(tmp_path)], capture_output=True, text=True, check=False)
+        assert f"process {os.getpid()} " in other.stderr
+
+
+def test_an_error_inside_frees_the_device(tmp_path):
+    """The next session need not wait for this one to end."""
+    with pytest.raises(ZeroDivisionError), exclusive("cpu", timeout_s=0, directory=tmp_path):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def add(folder: Path, devices: list[str]) -> list[int]:
+    """Exit codes of processes that each enter 20 times and fail when they meet another inside."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ADDER, str(folder), device], stderr=subprocess.DEVNULL) for device in devices
+    ]
+    return [process.wait(timeout=60) for process in processes]
+
+
+def test_processes_that_share_a_device_never_meet(tmp_path):
+    """Three processes, 20 entries each."""
+    assert add(tmp_path, ["cpu"] * 3) == [0, 0, 0]
+
+
+def test_a_planted_directory_is_refused(tmp_path):
+    """A file, or a link to somewhere else, in the shared temporary folder."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (link, tmp_path / "file"):
+        with pytest.raises(DeviceBusy, match=r"lease directory"), exclusive("cpu", timeout_s=0, directory=path):
+            pass
