@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import BUILTIN, model_ref, predict
+from pytest_llmperf.engines.models import model_ref, predict
 from pytest_llmperf.errors import LoadError
 
 torch = pytest.importorskip("torch")
@@ -20,6 +21,7 @@ from pytest_llmperf.engines.transformers.load import load  # noqa: E402
 from pytest_llmperf.strategies import parse, require_in_effect  # noqa: E402
 
 NAME = "smollm2-135m"
+WORDS = ["<s>", "</s>", "a", "b", "ab", "Ġ"]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +49,81 @@ def test_the_builtin_model_is_what_the_tables_say(real):
     require_in_effect(effective, parse("fp32").promises(real.plan), "loaded")
 
 
-@pytest.mark.real_model
-def test_the_gguf_file_gives_the_same_weights(real):
-    """Read directly, in half precision."""
-    file = builtin._shipped_file(NAME, BUILTIN[NAME])
-    direct = load(LoadPlan(model=model_ref(str(file)), weights_dtype="float16"))
-    assert direct.checkpoint_dtype == "float32"
-    ours = real.model.state_dict()
+def write_gguf(path):
+    """A llama of two layers with tied float32 weights and a byte-level tokenizer, as llama.cpp's tools write it."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(len(WORDS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(WORDS)
+    writer.add_token_types([3, 3, *[1] * (len(WORDS) - 2)])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    random = np.random.default_rng(0)
+    for name, shape in gguf_shapes():
+        writer.add_tensor(name, random.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_shapes():
+    yield "token_embd.weight", (len(WORDS), 32)
+    yield "output_norm.weight", (32,)
+    for layer in range(2):
+        for name in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{name}.weight", (32,)
+        for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32), ("ffn_gate", 64), ("ffn_up", 64)):
+            yield f"blk.{layer}.{name}.weight", (rows, 32)
+        yield f"blk.{layer}.ffn_down.weight", (32, 64)
+
+
+def test_a_gguf_file_is_read_dequantised_in_the_dtype_asked_for(tmp_path):
+    """With its tokenizer, padding on the left, and no trace of quantisation."""
+    file = write_gguf(tmp_path / "tiny.gguf")
+    full, half = (load(LoadPlan(model=model_ref(str(file)), weights_dtype=dtype)) for dtype in ("auto", "bfloat16"))
+    assert full.checkpoint_dtype == half.checkpoint_dtype == "float32"
+    assert {p.dtype for p in full.model.parameters()} == {torch.float32}
+    for key, value in half.model.state_dict().items():
+        assert torch.equal(value, full.model.state_dict()[key].bfloat16())
+    assert "quantization_config" not in full.model.config.to_dict()
+    assert (full.tokenizer.padding_side, full.tokenizer.decode(full.tokenizer("ab").input_ids)) == ("left", "ab")
+    assert full.content_hash == half.content_hash
+
+
+def test_a_broken_gguf_file_is_named(tmp_path):
+    """Cut off in the middle, and no GGUF file at all."""
+    file = write_gguf(tmp_path / "tiny.gguf")
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"nothing of the kind" * 10):
+        file.write_bytes(content)
+        with pytest.raises(LoadError, match=r"tiny\.gguf could not be loaded"):
+            load(LoadPlan(model=model_ref(str(file))))
+
+
+def test_the_builtin_model_is_converted_without_loss_and_only_once(tmp_path, monkeypatch):
+    """The converted folder holds the weights of the GGUF file; the second load does not read the GGUF file again."""
+    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(builtin, "_shipped_file", lambda *_: file)
+    direct = load(LoadPlan(model=model_ref(str(file))))
+    converted = load(LoadPlan(model=model_ref(NAME)))
     for key, value in direct.model.state_dict().items():
-        assert value.dtype == torch.float16
-        assert torch.equal(value, ours[key].half())
-    assert direct.tokenizer.padding_side == "left"
+        assert torch.equal(converted.model.state_dict()[key], value)
+    assert converted.tokenizer("ab").input_ids == direct.tokenizer("ab").input_ids
+    file.unlink()
+    assert load(LoadPlan(model=model_ref(NAME))).content_hash == converted.content_hash
 
 
 def fake_conversion(calls):
