@@ -39,10 +39,13 @@ class Replacement(Struct, frozen=True):
 Entry = Record | Replacement | Outcome
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Line(Struct, frozen=True):
-    add: msgspec.Raw | None = None
-    put: msgspec.Raw | None = None
-    outcome: msgspec.Raw | None = None
+    add: msgspec.Raw = _ABSENT
+    put: msgspec.Raw = _ABSENT
+    outcome: msgspec.Raw = _ABSENT
 
 
 class Spool:
@@ -131,11 +134,11 @@ def _encode(entry: Entry) -> bytes:
 
 def _decode(line: bytes) -> Entry:
     parts = msgspec.json.decode(line, type=_Line)
-    if parts.add is not None:
+    if bytes(parts.add):
         return record_json.decode(bytes(parts.add))
-    if parts.put is not None:
+    if bytes(parts.put):
         return Replacement(record_json.decode(bytes(parts.put)))
-    if parts.outcome is not None:
+    if bytes(parts.outcome):
         return msgspec.json.decode(bytes(parts.outcome), type=Outcome, strict=False)
     raise ValueError("neither a record nor an outcome")
 
