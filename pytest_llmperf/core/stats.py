@@ -240,7 +240,7 @@ def samples_needed(n: int, half_width: float, distance: float, *, at_least: int 
 
 def smallest_visible_change(half_width: float) -> float:
     """The smallest relative change that an interval of this log half-width tells from none: 0.015 is 1.5 %."""
-    return _exp(half_width) - 1
+    return math.expm1(half_width) if half_width < 700 else math.inf  # noqa: PLR2004 - see _exp
 
 
 def _exp(x: float) -> float:
