@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -10,6 +12,7 @@ from pytest_llmperf.engines.models import ARCHITECTURES
 from pytest_llmperf.engines.transformers.content import hash_value
 from pytest_llmperf.errors import LoadError
 
+_AUTO: Any = AutoModelForCausalLM  # its methods have no types
 _SCHEME = "module by module, drawn in float32"
 
 
@@ -42,7 +45,8 @@ def _config(name: str) -> PreTrainedConfig:
 def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     chosen = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
+        model: PreTrainedModel = _AUTO.from_config(config, dtype=dtype, **chosen)
+    return model
 
 
 def _materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
@@ -52,7 +56,8 @@ def _materialise(model: PreTrainedModel, module: nn.Module, path: str, device: t
         module.register_parameter(name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False))
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, _unset(buffer, buffer.dtype, device))
-    model._init_weights(module)  # noqa: SLF001  transformers' own rules: norms 1, biases 0, rotary tables recomputed
+    initialise: Any = model._init_weights  # noqa: SLF001  transformers' own rules: norms 1, biases 0, rotary tables recomputed
+    initialise(module)
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if not _is_set(tensor):
             raise LoadError(f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value.")

@@ -90,7 +90,8 @@ def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: 
     """The model on its device in `dtype`. A tensor that the checkpoint lacks is an error, never a random weight."""
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
     placed = {} if device.type == "cpu" else {"device_map": {"": device}}
-    model, info = AutoModelForCausalLM.from_pretrained(
+    auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
+    model, info = auto.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         trust_remote_code=plan.model.trust_remote_code,

@@ -39,11 +39,12 @@ def _find(name: str) -> Callable[..., Any]:
             f"model {name!r}: module {module_name!r} cannot be imported: {error}. "
             "It must be importable in the worker: install the package, or put its folder on PYTHONPATH.",
         ) from error
-    factory = getattr(module, attribute, None)
+    factory: Any = getattr(module, attribute, None)
     if not callable(factory):
         found = "has no such name" if factory is None else f"holds a {type(factory).__name__} there"
         raise LoadError(f"model {name!r}: module {module_name!r} {found}; a function that builds the model is needed.")
-    return factory
+    build: Callable[..., Any] = factory
+    return build
 
 
 def _call(factory: Callable[..., Any], plan: LoadPlan) -> Any:
