@@ -1,0 +1,136 @@
+"""What a worker makes of commands and errors, without a process or a socket."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmperf.errors import LoadError, OutOfMemory, WorkerError
+from pytest_llmperf.testing import ScriptedEngine, scripted_plan
+from pytest_llmperf.worker import loop
+from pytest_llmperf.worker.host import Host, failure
+from pytest_llmperf.worker.messages import (
+    Close,
+    Closed,
+    CompareReference,
+    Describe,
+    Described,
+    MakeReference,
+    MeasureCeilings,
+    Open,
+    ReadEnergy,
+    ReadMemory,
+    Reply,
+    Run,
+)
+from pytest_llmperf.workloads import Decode, PromptSet
+
+WORK = Decode(batch=1, prompt_tokens=4, new_tokens=2)
+
+
+def test_every_command_has_its_own_result(tmp_path):
+    """The pairs that the protocol promises, in one session of an in-process host."""
+    host, path = Host(), str(tmp_path / "reference")
+    commands = [
+        Open(plan=scripted_plan()),
+        Describe(),
+        Run(workload=WORK, repetition=0),
+        ReadMemory(workload=WORK, repetition=0),
+        ReadEnergy(workload=WORK, repetition=0, seconds=1),
+        MeasureCeilings(dtypes=("float32",)),
+        MakeReference(prompts=PromptSet.synthetic(), new_tokens=2, batch=1, path=path),
+        CompareReference(path=path, batch=1),
+        Close(),
+    ]
+    names = [
+        "Opened",
+        "Described",
+        "Ran",
+        "MemoryRead",
+        "EnergyRead",
+        "CeilingsRead",
+        "ReferenceMade",
+        "ReferenceCompared",
+        "Closed",
+    ]
+    assert [type(host.handle(command)).__name__ for command in commands] == names
+
+
+def test_close_without_a_model_is_closed_and_frees_the_place():
+    """A worker that never loaded closes too; after Close another plan may be opened."""
+    host = Host()
+    assert isinstance(host.handle(Close()), Closed)
+    host.handle(Open(plan=scripted_plan()))
+    host.handle(Close())
+    host.handle(Open(plan=scripted_plan("seed=2")))
+    assert isinstance(host.handle(Describe()), Described)
+
+
+def test_an_engine_is_found_on_open_and_not_before():
+    """The table is asked for the plan's engine when there is a plan."""
+    asked = []
+    host = Host(find_engine=lambda plan: asked.append(plan) or ScriptedEngine())
+    assert asked == []
+    host.handle(Open(plan=scripted_plan()))
+    assert asked == [scripted_plan()]
+
+
+class TorchLikeError(RuntimeError):
+    pass
+
+
+TorchLikeError.__name__ = "OutOfMemoryError"
+
+
+class NarrowerError(LoadError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), "OutOfMemory", "MemoryError"),
+        (TorchLikeError("CUDA out of memory"), "OutOfMemory", "OutOfMemoryError: CUDA out of memory"),
+        (OutOfMemory("predicted"), "OutOfMemory", "predicted"),
+        (NarrowerError("no file"), "LoadError", "no file"),
+        (ValueError("bad"), "ValueError", "ValueError: bad"),
+        (SystemExit(2), "SystemExit", "SystemExit: 2"),
+    ],
+)
+def test_an_error_travels_under_the_name_the_session_knows(error, kind, message):
+    """Ours by their nearest class in `errors`, out of memory by any of its names, others by their own."""
+    found = failure(error)
+    assert (found.kind, found.message) == (kind, message)
+
+
+def test_text_that_utf8_cannot_carry_is_escaped():
+    """An undecodable file name in a message must not keep the message from arriving."""
+    assert failure(LoadError("no such file: \udcff.gguf")).message == "no such file: \\udcff.gguf"
+
+
+def test_every_error_of_a_command_becomes_a_failure_with_its_traceback():
+    """SystemExit of some library included."""
+
+    def leave(_plan):
+        raise SystemExit("bye")
+
+    host = Host(find_engine=leave)
+    found = host.answer(Open(plan=scripted_plan()))
+    assert found.failure is not None
+    assert found.failure.kind == "SystemExit"
+    assert "test_host.py" in found.failure.traceback
+
+
+class Recorder:
+    def __init__(self):
+        self.frames = []
+
+    def send_frame(self, data, **_timeout):
+        self.frames.append(data)
+
+
+def test_a_result_that_cannot_be_encoded_is_answered_with_a_failure():
+    """An engine that returns something foreign gets an error in its test, not a worker that dies."""
+    wire = Recorder()
+    loop._send(wire, Reply(rank=0, result=object()))
+    assert b"cannot be sent" in wire.frames[0]
+    assert WorkerError.__name__.encode() in wire.frames[0]
