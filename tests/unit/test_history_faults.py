@@ -155,7 +155,7 @@ def test_a_store_that_is_free_again_gets_the_spool_when_the_session_closes(tmp_p
 def test_a_store_locked_while_it_is_made_is_unavailable_not_endless(tmp_path):
     """The lock file's holder is waited for as long as the busy timeout."""
     with FileLock(tmp_path / "history.db.lock"):
-        with pytest.raises(StoreUnavailable, match="was held by another process for 0.05 s"):
+        with pytest.raises(StoreUnavailable, match=r"was held by another process for 0\.05 s"):
             open_store(URL, folder=tmp_path, busy_s=0.05)
         with open_for_session(URL, folder=tmp_path, busy_s=0.05) as store:
             assert store.add(record("a")) is False
@@ -360,7 +360,7 @@ def test_a_killed_session_keeps_every_record_it_added(tmp_path):
 def test_a_server_that_is_not_there_costs_no_record(server, tmp_path):
     """A session spools beside the project; when the database is there, the next one sends."""
     url = server.url("later")
-    with pytest.raises(StoreUnavailable, match='cannot be reached.*"later" does not exist'):
+    with pytest.raises(StoreUnavailable, match=r'cannot be reached.*"later" does not exist'):
         open_store(url, folder=tmp_path)
     with open_for_session(url, folder=tmp_path) as store:
         assert store.add(record("a")) is False
@@ -386,11 +386,12 @@ def test_a_table_locked_on_the_server_is_waited_for_only_so_long(server, tmp_pat
     import psycopg
 
     url = server.database()
-    with open_store(url, folder=tmp_path, busy_s=0.05) as store:
-        with psycopg.connect(url.replace("+psycopg", "")) as other:
-            other.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
-            assert store.add(record("a")) is False
-            assert "lock timeout" in store.notices[0]
+    store = open_store(url, folder=tmp_path, busy_s=0.05)
+    with psycopg.connect(url.replace("+psycopg", "")) as other:
+        other.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
+        assert store.add(record("a")) is False
+        assert "lock timeout" in store.notices[0]
+        store.close()
     with open_store(url, folder=tmp_path) as later:
         assert ids(later) == ["a"]
 
@@ -418,6 +419,7 @@ def test_the_password_is_in_no_message(tmp_path):
 
 def test_start_up_loads_no_database():
     """The plugin alone imports neither SQLAlchemy nor this package's history."""
-    code = "import sys, pytest_llmperf.plugin; print([m for m in sys.modules if m.startswith(('sqlalchemy', 'pytest_llmperf.history'))])"
+    wanted = "[m for m in sys.modules if m.startswith(('sqlalchemy', 'pytest_llmperf.history'))]"
+    code = f"import sys, pytest_llmperf.plugin; print({wanted})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -55,5 +55,5 @@ def test_a_newer_record_is_named_as_such():
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_half_a_line_is_a_value_error(cut):
     """A line that was cut off is never taken for a record."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"truncated|malformed"):
         record_json.decode(record_json.encode(record("a"))[:-cut])
