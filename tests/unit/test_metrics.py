@@ -25,9 +25,9 @@ STEP = StepCost(
     compute_dtype="bfloat16",
 )
 CEILINGS = Ceilings(device="scripted", copy_bytes_per_s=1e6, matmul_flop_per_s={"bfloat16": 1e6})
-MEMORY = MemoryGauges(
-    weights=1000, peak=3000, kv_cache=500, reasons={"reserved": "no allocator", "process": "no driver", "device": "no driver"}
-)
+UNREAD = {"reserved": "no allocator", "process": "no driver", "device": "no driver"}
+MEMORY = MemoryGauges(weights=1000, peak=3000, kv_cache=500, reasons=UNREAD)
+NO_ENERGY = EnergyReading(joules=None, seconds=0, n_output_tokens=0, reason="no counter")
 ENERGY = EnergyReading(joules=60.0, seconds=3.0, n_output_tokens=120, source="nvml-counter")
 
 
