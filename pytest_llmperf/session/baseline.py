@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_llmperf.core.agreement import Agreement, PromptComparison, Rule
+from pytest_llmperf.core.agreement import Agreement, PromptComparison
+from pytest_llmperf.core.rules import Rule
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import cache_dir

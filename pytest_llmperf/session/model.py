@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.core.agreement import Agreement, default_rule, parse_rule
+from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.rules import default_rule, parse_rule
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import baseline
 from pytest_llmperf.session.pool import OpenModel

@@ -77,6 +77,7 @@ class PytestSession:
         error = item.stash[DECLARED].error
         if error is not None:
             raise error
+        self.core.recorder.open()
 
     def write_plan(self, session: pytest.Session) -> None:
         """Print what would run."""
@@ -150,7 +151,7 @@ class PytestSession:
             self._core.recorder.finish(outcome, findings)
             carried["records"] = [_light(record) for record in self._core.recorder.records.values()]
             carried["notes"] = self._core.take_notes()
-            carried["store"] = self._core.settings.store
+            carried["store"] = self._core.recorder.place
         report.llmperf = carried  # type: ignore[attr-defined]
         for finding in findings:
             if finding.outcome is Outcome.UNDECIDED and report.passed:

@@ -35,6 +35,17 @@ class Recorder:
         self.test = ""
         self.label = ""
 
+    def open(self) -> None:
+        """Open the store and the file, before anything is measured. Raises StoreError for one that cannot be used."""
+        if self._store is None and self._settings.store != "none":
+            from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
+
+            self._store = open_for_session(self._settings.store, folder=self._settings.root)
+        if self._lines is None and self._settings.json is not None:
+            from pytest_llmperf.report.json_lines import JsonLines  # noqa: PLC0415
+
+            self._lines = JsonLines(self._settings.json)
+
     def begin(self, test: str, label: str) -> None:
         """A test starts: what was kept belongs to the one before."""
         self.test, self.label = test, label
@@ -45,7 +56,10 @@ class Recorder:
         for side in measured:
             record = self._record(side)
             self.records[record.id] = record
-            self._write(record)
+            if self._store is not None:
+                self._store.add(record)
+            if self._lines is not None:
+                self._lines.append(record)
 
     def agree(self, strategy: str, agreement: Agreement) -> None:
         """Attach an agreement to the test's records of that strategy."""
@@ -57,37 +71,34 @@ class Recorder:
         """The test is over: its outcome and claims go to every record it made."""
         claims = tuple(_claim(finding) for finding in findings)
         for record in list(self.records.values()):
-            self._write(self._replace(record, outcome=outcome, claims=claims))
+            done = self._replace(record, outcome=outcome, claims=claims)
+            if self._store is not None:
+                self._store.update_outcome(done.id, outcome, claims, done.agreement)
+            if self._lines is not None:
+                self._lines.append(done)
+
+    @property
+    def place(self) -> str:
+        """Where records go, without passwords; empty for nowhere."""
+        return self._store.shown if self._store is not None else ""
+
+    def take_notices(self) -> list[str]:
+        """What the store has to say since last asked: a damaged file put aside, records in the spool."""
+        if self._store is None:
+            return []
+        taken, self._store.notices = self._store.notices, []
+        return taken
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store and the file."""
         if self._store is not None:
             self._store.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def _replace(self, record: Record, **changes: object) -> Record:
         self.records[record.id] = msgspec.structs.replace(record, **changes)
         return self.records[record.id]
-
-    def _write(self, record: Record) -> None:
-        if self._settings.json is not None:
-            self._json_lines().append(record)
-        if self._settings.store != "none":
-            self._open_store().put(record)
-
-    def _open_store(self) -> Store:
-        if self._store is None:
-            from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only when something is stored
-
-            self._store = open_store(self._settings.store)
-        return self._store
-
-    def _json_lines(self) -> JsonLines:
-        if self._lines is None:
-            from pytest_llmperf.report.json_lines import JsonLines  # noqa: PLC0415
-
-            assert self._settings.json is not None  # noqa: S101
-            self._lines = JsonLines(self._settings.json)
-        return self._lines
 
     def _record(self, side: Measured) -> Record:
         opened, plan = side.model.opened, side.model.plan

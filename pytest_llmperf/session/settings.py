@@ -93,7 +93,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         device=_choice("device", value["device"], DEVICES),
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
         reference=value["reference"],
-        store=_store(value["store"], root),
+        store=value["store"],
         json=(root / json_path) if json_path else None,
         budget_s=_positive("budget", value["budget"]),
         precision=_positive("precision", value["precision"]) / 100,
@@ -132,10 +132,3 @@ def _interpreter(text: str) -> tuple[str, str]:
         raise UsageError(f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, for example vllm=.venv-vllm/bin/python.")
     return engine, str(Path(path).absolute())
 
-
-def _store(url: str, root: Path) -> str:
-    """A relative SQLite path is meant from the project's root, wherever pytest was started."""
-    prefix = "sqlite:///"
-    if url.startswith(prefix) and not url.startswith(prefix + "/") and url != prefix + ":memory:":
-        return prefix + str(root / url.removeprefix(prefix))
-    return url

@@ -71,7 +71,7 @@ class LlmperfSession:
 
     def take_notes(self) -> list[str]:
         """The notes so far, for the report of the test that just ended; they are said once."""
-        taken, self.notes = self.notes, []
+        taken, self.notes = [*self.notes, *self.recorder.take_notices()], []
         return taken
 
     def note(self, text: str) -> None:

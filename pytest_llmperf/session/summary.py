@@ -18,8 +18,8 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
     records = {row["id"]: msgspec.convert(row, Record) for _, each in carried for row in each["records"]}
     notes = dict.fromkeys(note for _, each in carried for note in each["notes"])
     stored = next((each["store"] for _, each in carried if each.get("store") and records), None)
-    if stored and stored != "none":
-        notes[f"stored in {_shown(stored)}; 'llmperf history' shows earlier runs"] = None
+    if stored:
+        notes[f"stored in {stored}; 'llmperf history' shows earlier runs"] = None
     write_summary(
         tr,
         list(records.values()),
@@ -32,10 +32,3 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
 
 def _named(carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]) -> list[tuple[str, str]]:
     return [(nodeid, each["reason"]) for nodeid, each in carried if each["outcome"] in outcomes and each["reason"]]
-
-
-def _shown(url: str) -> str:
-    """A store URL without its password."""
-    from sqlalchemy import make_url  # noqa: PLC0415 - already loaded where something was stored
-
-    return make_url(url).render_as_string(hide_password=True)

@@ -1,0 +1,70 @@
+"""What asserts on estimates do: two-line failures, UNDECIDED with a warning, NotMeasurable as an error."""
+
+from __future__ import annotations
+
+
+def test_a_claim_that_the_data_contradict_fails_with_two_lines(project, run_both):
+    """bf16 is exactly as fast as fp32 here, and 1.2 times was claimed."""
+    project("""
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_pays(llm, baseline):
+    ours, ref = llm.compare(baseline, WORK)
+    assert ours.throughput >= 1.2 * ref.throughput
+""", script="ttft=50ms,tpot=10ms,noise=0.01")
+    result = run_both()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*throughput of bf16 is 1.0*x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"])
+
+
+def test_a_true_claim_passes(project, run):
+    """bf16 is twice as fast in this script."""
+    project("""
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_pays(llm, baseline):
+    ours, ref = llm.compare(baseline, WORK)
+    assert ours.throughput >= 1.2 * ref.throughput
+    assert ours.memory.weights <= 0.55 * ref.memory.weights
+""", script="ttft=50ms,tpot=10ms,bf16/tpot=5ms,bf16/ttft=25ms,noise=0.01")
+    run().assert_outcomes(passed=1)
+
+
+UNDECIDED = """
+def test_close(llm):
+    run = llm.run(WORK)
+    assert run.tpot.p50 <= 9.9 * ms
+"""
+
+
+def test_an_undecided_claim_passes_with_a_warning(project, run_both):
+    """1 % over the limit is inside the practical floor of 3 %."""
+    project(UNDECIDED)
+    result = run_both()
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*undecided*"])
+
+
+def test_an_undecided_claim_fails_under_strict(project, run_both):
+    """--llmperf-strict takes nothing on trust."""
+    project(UNDECIDED)
+    run_both("--llmperf-strict").assert_outcomes(failed=1)
+
+
+def test_a_metric_that_goes_missing_is_an_error_not_a_pass(project, run_both):
+    """Energy cannot be measured by this engine."""
+    project("""
+def test_energy(llm):
+    assert llm.run(WORK).energy.per_token <= 1.0
+""")
+    result = run_both()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E*NotMeasured:*energy*"])
+
+
+def test_a_limit_in_another_unit_is_an_error(project, run):
+    """Seconds are not bytes."""
+    project("""
+def test_units(llm):
+    run = llm.run(WORK)
+    assert run.ttft.p50 <= run.memory.weights
+""")
+    run().assert_outcomes(errors=1)

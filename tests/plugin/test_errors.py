@@ -1,0 +1,108 @@
+"""Bad input is an error on the test that has it, never an internal error, and the rest of the session goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+OTHER = """
+def test_other(llm):
+    llm.run(WORK)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("@pytest.mark.llmperf(strategy='nf5')\ndef test_bad(llm): pass", "*UsageError*nf5*"),
+        ("@pytest.mark.llmperf(strategy='fp33')\ndef test_bad(llm): pass", "*UsageError*fp33*Did you mean 'fp32'*"),
+        ("@pytest.mark.llmperf(strategy='bf16+fp16')\ndef test_bad(llm): pass", "*UsageError*bf16*fp16*"),
+        ("@pytest.mark.llmperf(modell='x')\ndef test_bad(llm): pass", "*UsageError*modell*Did you mean 'model'*"),
+        ("@pytest.mark.llmperf(budget='long')\ndef test_bad(llm): pass", "*UsageError*budget='long'*"),
+        ("@pytest.mark.llmperf(strategies='bf16')\ndef test_bad(llm): pass", "*UsageError*strategies*list*"),
+        ("@pytest.mark.llmperf(engine='transformer')\ndef test_bad(llm): pass", "*UsageError*transformer*Did you mean*"),
+        ("@pytest.mark.llmperf('smollm2-135m')\ndef test_bad(llm): pass", "*UsageError*model='smollm2-135m'*"),
+        ("@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass", "*UsageError*falcon-8b*falcon-7b*"),
+        ("@pytest.mark.parametrize('llm', [5], indirect=True)\ndef test_bad(llm): pass", "*UsageError*5*strategy*"),
+        ("def test_bad(llm): llm.run('decode')", "*UsageError*'decode' is not a workload*"),
+        ("def test_bad(llm): llm.run(Decode(batch=0))", "*UsageError*batch=0*"),
+        ("def test_bad(llm): PromptSet.from_jsonl('missing.jsonl')", "*UsageError*missing.jsonl*"),
+        ("def test_bad(llm): PromptSet.bundled('short')", "*UsageError*'short'*short-chat*"),
+    ],
+)
+def test_bad_input_is_an_error_on_its_test(project, run, body, message):
+    """The message names the value; the other test still runs."""
+    project(body + "\n" + OTHER)
+    result = run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines([message])
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--llmperf-device=gpu", "*UsageError*'gpu'*Choices: auto, cuda, cpu*"),
+        ("--llmperf-budget=soon", "*UsageError*budget='soon'*"),
+        ("--llmperf-store=mongo://x", "*StoreError*mongo*"),
+        ("--llmperf-strategy=bf17", "*UsageError*bf17*"),
+        ("--llmperf-reference=fp31", "*UsageError*fp31*"),
+        ("--llmperf-python=vllm", "*UsageError*ENGINE=PATH*"),
+    ],
+)
+def test_a_bad_option_is_an_error_on_each_llmperf_test(project, pytester, run_both, option, message):
+    """Tests that are not ours run; nothing crashes, also under xdist."""
+    project("def test_bad(llm, baseline): llm.run(WORK)")
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    result = run_both(option)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines([message])
+
+
+def test_a_bad_prompts_line_is_named_by_number(project, pytester, run):
+    """The second line is not JSON."""
+    pytester.makefile(".jsonl", prompts='{"prompt": "fine"}\nnot json\n')
+    project("def test_bad(llm): PromptSet.from_jsonl('prompts.jsonl')")
+    run().stdout.fnmatch_lines(["*UsageError*prompts.jsonl:2*"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("fault=die@run", "*WorkerDied*"),
+        ("fault=refuse@open", "*LoadError*"),
+        ("fault=oom@open", "*OutOfMemory*"),
+        ("fault=short_output@run", "*InvalidRun*"),
+    ],
+)
+def test_a_fault_of_the_worker_is_that_tests_error(project, run_both, fault, message):
+    """The next test loads its own model and runs."""
+    project(
+        """
+def test_bad(llm):
+    llm.run(WORK)
+
+@pytest.mark.llmperf(model="scripted:tpot=10ms")
+def test_other(llm):
+    llm.run(WORK)
+""",
+        script=f"tpot=10ms,{fault}",
+    )
+    result = run_both()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines([message])
+
+
+def test_a_strategy_that_is_not_in_effect_is_an_error_and_nothing_is_sampled(project, run_both, lines):
+    """It claims bf16 and holds float32."""
+    project(
+        """
+@pytest.mark.parametrize("llm", ["bf16", "fp32"], indirect=True)
+def test_it(llm):
+    llm.run(WORK)
+""",
+        script="tpot=10ms,lie=weights_dtype:float32",
+    )
+    result = run_both("--llmperf-json=out.jsonl")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*NotInEffect*'bf16' is not in effect*float32*"])
+    assert [r["strategy"] for r in lines()] == ["fp32"]

@@ -1,0 +1,114 @@
+"""Options, their ini twins, fixtures and help."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmperf.names import STRATEGY_FIXTURES
+from pytest_llmperf.session.settings import OPTIONS
+from pytest_llmperf.strategies import parse
+
+BOTH = """
+def test_speed(llm):
+    llm.run(WORK)
+"""
+
+
+@pytest.fixture
+def mixed(project, pytester):
+    """One llmperf test and one plain test."""
+    project(BOTH)
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+
+
+def test_only_deselects_the_others(mixed, run_both):
+    """--llmperf-only."""
+    run_both("--llmperf-only").assert_outcomes(passed=1)
+
+
+def test_skip_skips_ours_by_name(mixed, run_both):
+    """--llmperf-skip; the summary names them."""
+    result = run_both("--llmperf-skip")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*test_speed*--llmperf-skip*"])
+
+
+def test_disable_runs_once_and_judges_nothing(project, run_both, lines, pytester):
+    """A claim that would fail passes unjudged, and nothing is recorded."""
+    project("""
+def test_speed(llm):
+    assert llm.run(WORK).tpot.p50 <= 1 * ms
+""")
+    run_both("--llmperf-disable", "--llmperf-json=out.jsonl").assert_outcomes(passed=1)
+    assert not (pytester.path / "out.jsonl").exists()
+    run_both().assert_outcomes(failed=1)
+
+
+def test_plan_prints_and_runs_nothing(project, run, pytester):
+    """--llmperf-plan shows the tests, what is wrong with them, and stops."""
+    project(BOTH + "\n@pytest.mark.llmperf(strategy='bf17')\ndef test_bad(llm): pass\n")
+    result = run("--llmperf-plan")
+    result.stdout.fnmatch_lines(["*test_speed*"])
+    result.stdout.fnmatch_lines(["*test_bad*bf17*"])
+    assert not (pytester.path / ".llmperf").exists()
+
+
+def test_strict_makes_a_skip_a_failure(project, run_both):
+    """Selected but skipped is not green."""
+    project("@pytest.mark.skip(reason='no reason')\ndef test_speed(llm): pass")
+    run_both().assert_outcomes(skipped=1)
+    run_both("--llmperf-strict").assert_outcomes(failed=1)
+
+
+def test_the_strategy_option_applies_where_a_test_names_none(project, run, lines):
+    """Two strategies make two tests."""
+    project(BOTH)
+    run("--llmperf-strategy=fp32,bf16", "--llmperf-json=out.jsonl").assert_outcomes(passed=2)
+    assert sorted(r["strategy"] for r in lines()) == ["bf16", "fp32"]
+
+
+def test_the_marker_parametrises(project, run, lines):
+    """strategies=[…] on the marker."""
+    project("@pytest.mark.llmperf(strategies=['fp32', 'bf16+sdpa'])\n" + BOTH.strip())
+    run("--llmperf-json=out.jsonl").assert_outcomes(passed=2)
+    assert sorted(r["strategy"] for r in lines()) == ["bf16+sdpa", "fp32"]
+
+
+def test_without_a_strategy_the_checkpoint_decides(project, run, lines):
+    """'auto'."""
+    project(BOTH)
+    run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
+    assert [r["strategy"] for r in lines()] == ["auto"]
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if not o.flag and not o.many], ids=lambda o: o.name)
+def test_each_option_has_an_ini_twin(project, pytester, run, option):
+    """A value in the ini file is read: a wrong one is refused with the option's name or used."""
+    from pytest_llmperf.session.settings import read  # noqa: PLC0415
+
+    values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
+    good = {"device": "cpu", "budget": "3", "precision": "5", "timeout": "60"}.get(option.name, "some")
+    config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
+    from pytest_llmperf.plugin import _option  # noqa: PLC0415
+
+    values[option.name] = _option(config, option)
+    assert values[option.name] == good
+    assert read(lambda o: values[o.name], pytester.path)
+
+
+def test_named_fixtures_are_the_registered_strategies(project, run, lines):
+    """Each named fixture gives its strategy; the names are strategies of the table."""
+    assert all(parse(text) for text in STRATEGY_FIXTURES.values())
+    project("\n".join(f"def test_{name}({name}): {name}.run(WORK)" for name in STRATEGY_FIXTURES))
+    run("--llmperf-json=out.jsonl").assert_outcomes(passed=len(STRATEGY_FIXTURES))
+    assert sorted(r["strategy"] for r in lines()) == sorted(parse(t).canonical for t in STRATEGY_FIXTURES.values())
+
+
+def test_fixtures_and_markers_are_documented(project, run):
+    """`pytest --fixtures` and `pytest --markers`."""
+    project(BOTH)
+    fixtures = run("--fixtures").stdout.str()
+    for name in ("llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIXTURES):
+        assert f"{name} --" in fixtures
+    assert "no docstring" not in fixtures.split("pytest_llmperf", 1)[1].split("fixtures defined", 1)[0]
+    assert "@pytest.mark.llmperf(model=None" in run("--markers").stdout.str()
