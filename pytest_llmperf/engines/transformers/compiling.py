@@ -45,10 +45,11 @@ class CompileOptions:
         compiled: Callable[[], None] = torch.compile(step, fullgraph=True, dynamic=False, options=self.options)
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
+        replay = _marking_steps(compiled) if self.cudagraphs == "trees" else compiled
         for _ in range(WARM_UPS):
             rewind()
-            compiled()
-        return compiled
+            replay()
+        return replay
 
     def compile_prefill(self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]) -> Callable[[], None]:
         """`prefill` compiled ("compile"), or captured as it is ("graph": the same kernels without the host)."""
@@ -105,6 +106,16 @@ def _typed(value: str, default: object) -> object:
     if isinstance(default, bool) or value.lower() in {"true", "false"}:
         return value.lower() in {"1", "true"}
     return int(value) if value.lstrip("-").isdigit() else value
+
+
+def _marking_steps(compiled: Callable[[], None]) -> Callable[[], None]:
+    """Tell CUDA graph trees that each call starts over, so that it replays one graph and does not record a chain of them."""
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled()
+
+    return step
 
 
 def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.inputs import TokenBatch
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, UsageError
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class GenerateLoop:
     """`model.generate`, greedy, with a dynamic or a static cache. transformers' automatic compilation is off."""
 
     def __init__(self, model: Any, plan: LoadPlan, pad: int) -> None:
+        if plan.cache == "static" and plan.autocast_dtype is not None:
+            raise UsageError(
+                f"static-cache with autocast to {plan.autocast_dtype}: transformers' StaticCache holds keys and values in one "
+                "dtype, and under autocast they have two. Add 'compile' (its loop has its own cache), or drop one of the two."
+            )
         self.name = "generate"
         self._model = model
         self._pad = pad

@@ -28,6 +28,8 @@ class TransformersSession:
 
     def __init__(self, loaded: Loaded) -> None:
         require_left_padding_side(loaded)
+        if loaded.device.type == "cuda":
+            torch.cuda.set_device(loaded.device)  # events and streams made without a device are this one's
         self._loaded = loaded
         self._runtime = DeviceRuntime(loaded.device)
         self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)

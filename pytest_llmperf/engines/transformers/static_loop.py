@@ -54,6 +54,13 @@ class StepLayer(StaticLayer):  # type: ignore[no-untyped-call]  # transformers i
         values.index_copy_(2, where, value_states)
         return keys, values
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate; values in their own dtype, which under autocast is not that of the (rotated) keys."""
+        super().lazy_initialization(key_states, value_states)
+        if value_states.dtype != key_states.dtype:
+            self.values = cast("Tensor", self.values).to(value_states.dtype)
+            torch._dynamo.mark_static_address(self.values)  # noqa: SLF001  # as transformers marks its static cache
+
     def get_seq_length(self) -> Tensor:  # type: ignore[override]  # a static layer's own length is a tensor too
         """Positions filled: a zero-dimensional tensor on the device, so that asking costs no sync."""
         return self.position[0]
@@ -145,12 +152,13 @@ class CudaTicks:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a compiled state is for. `length` is the capacity of the cache."""
+    """What a compiled state is for. `length` is the capacity of the cache; a prefill alone (`steps` False) has its own state."""
 
     batch: int
     width: int
     length: int
     padded: bool
+    steps: bool
 
 
 class LoopState:
@@ -263,22 +271,22 @@ class StaticLoop:
     def _state(self, batch: TokenBatch, new_tokens: int) -> LoopState:
         rows, width = batch.ids.shape
         length = -(-(width + new_tokens) // CACHE_MULTIPLE) * CACHE_MULTIPLE
-        shape = Shape(rows, width, length, padded=batch.mask is not None)
+        shape = Shape(rows, width, length, padded=batch.mask is not None, steps=new_tokens > 1)
         if shape not in self._states:
             if len(self._states) >= MAX_STATES:
                 self._states.clear()
                 torch._dynamo.reset()  # noqa: SLF001  # drops the compiled graphs of shapes that are gone
-            self._states[shape] = self._prepare(shape, batch, new_tokens)
+            self._states[shape] = self._prepare(shape, batch)
         return self._states[shape]
 
-    def _prepare(self, shape: Shape, batch: TokenBatch, new_tokens: int) -> LoopState:
+    def _prepare(self, shape: Shape, batch: TokenBatch) -> LoopState:
         """Buffers of this shape with the step compiled. The first eager prefill allocates the cache at its final address."""
         state = LoopState(self._model, shape, self._device)
         state.take(batch)
         state.eager_prefill()
-        if new_tokens > 1:
+        if shape.steps:
             state.step = self._options.compile_step(state.eager_step, state.rewind_to_step)
-        prefill = self._prefill if self._prefill != "auto" else "eager" if new_tokens > 1 else "compile"
+        prefill = self._prefill if self._prefill != "auto" else "eager" if shape.steps else "compile"
         if prefill != "eager":
             state.prefill = self._options.compile_prefill(state.eager_prefill, prefill, state.rewind)
         return state
