@@ -197,26 +197,27 @@ def _exact_row(row: PromptComparison) -> Findings:
 
 def _sane_memory(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
     weights = session.opened().effective.weights_bytes
+    measured = session.read_memory(DECODE, 0).memory
     for where, gauges in (
         ("opened", session.opened().memory),
         ("describe", session.describe().memory),
-        ("read_memory", session.read_memory(DECODE, 0).memory),
+        ("read_memory", measured),
     ):
         if gauges is None:
             yield f"{where}: no memory gauges; an engine that loads models knows at least its weights"
-            continue
-        if gauges.weights != weights:
+        elif gauges.weights != weights:
             yield f"{where}: memory.weights is {gauges.weights} B, the tensors described hold {weights} B"
-        yield from _sane_gauges(where, gauges)
+    if measured is not None:
+        yield from _sane_gauges(measured)
 
 
-def _sane_gauges(where: str, gauges: MemoryGauges) -> Findings:
-    for name in ("weights", "peak", "reserved", "process", "device", "kv_cache"):
+def _sane_gauges(gauges: MemoryGauges) -> Findings:
+    for name in ("peak", "reserved", "process", "device", "kv_cache"):
         value = getattr(gauges, name)
         if value is None and not gauges.reasons.get(name):
-            yield f"{where}: memory.{name} is None without a reason"
+            yield f"read_memory: memory.{name} is None without a reason"
         if value is not None and value <= 0:
-            yield f"{where}: memory.{name} is {value} B; what is unknown is None with a reason, never 0"
+            yield f"read_memory: memory.{name} is {value} B; what is unknown is None with a reason, never 0"
 
 
 def _sane_energy(session: Session, bench: Bench) -> Findings:  # noqa: ARG001

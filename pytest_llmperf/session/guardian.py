@@ -33,7 +33,7 @@ def token() -> str:
 def _start() -> _Guardian:
     new = f"{uuid.uuid4().hex}."
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", "pytest_llmperf.worker.guard", str(os.getpid()), new],
+        [sys.executable, "-P", "-m", "pytest_llmperf.worker.guard", str(os.getpid()), new],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

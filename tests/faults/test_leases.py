@@ -99,6 +99,12 @@ def test_processes_that_share_a_device_never_meet(tmp_path):
     assert add(tmp_path, ["cpu"] * 3) == [0, 0, 0]
 
 
+def test_processes_that_do_meet_are_noticed(tmp_path):
+    """The check above can fail: someone is already inside."""
+    (tmp_path / "inside").touch()
+    assert add(tmp_path, ["cpu"]) == [1]
+
+
 def test_a_planted_directory_is_refused(tmp_path):
     """A file, or a link to somewhere else, in the shared temporary folder."""
     link = tmp_path / "link"

@@ -136,7 +136,7 @@ BENT = {
     "ragged rows": ("compare_reference", rows_with(lambda row: replace(row, kl=(0.0,))), r"sequences of \[1, 4\] positions"),
     "unknown as 0": ("read_memory", memory_with(peak=0), "memory.peak is 0 B"),
     "None without reason": ("read_memory", memory_with(process=None), "memory.process is None without a reason"),
-    "other weights": ("read_memory", memory_with(weights=5), "memory.weights is 5 B, the tensors described hold 100000000 B"),
+    "other weights": ("read_memory", memory_with(weights=5), "memory.weights is 5 B, the tensors described hold 1000"),
     "no gauges": ("read_memory", lambda *_: MemoryRead(memory=None), "no memory gauges"),
     "energy without reason": (
         "read_energy",
