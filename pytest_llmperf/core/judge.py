@@ -183,7 +183,7 @@ def _against_estimate(a: Estimate, b: Estimate) -> _Case:
     require_same_unit(a, b)
     own, other = _unscaled(a), _unscaled(b)
     if a.kind == b.kind == "exact" and min(a.value, b.value) <= 0:
-        return _Case(a, b.value, a.title, "exact", "")
+        return _Case(a, b.value, a.title, _counts(a, b))
     if a.unit == "dB" or min(a.value, b.value) <= 0 or "bootstrap" in (a.kind, b.kind):
         return _Case(_shifted(a, b), b.value, a.title, _count(a))
     other_title = b.subject if b.subject and b.name == a.name else _unscaled(b).title
@@ -215,7 +215,7 @@ def _with(estimate: Estimate, **changes: object) -> Estimate:
 
 def _count(seen: Estimate) -> str:
     if seen.kind == "exact":
-        return "exact"
+        return "one reading" if seen.tolerance else "exact"
     if seen.kind == "bootstrap":
         return f"{seen.n} prompts"
     return f"{seen.n} pairs, interleaved" if seen.against and seen.pair is not None else f"{seen.n} samples"
@@ -223,7 +223,7 @@ def _count(seen: Estimate) -> str:
 
 def _counts(a: Estimate, b: Estimate) -> str:
     if a.kind == b.kind == "exact":
-        return "exact"
+        return "one reading each" if max(a.tolerance, b.tolerance) else "exact"
     return f"{a.n} and {b.n} samples"
 
 

@@ -178,7 +178,9 @@ def test_exact_quantities_have_no_middle(op, value, bound, tolerance, outcome):
 
 
 def test_a_tolerance_is_stated():
-    assert explain("<=", weights(120, tolerance=0.01), 100)[1].endswith("tolerance 1.0 %")
+    first, second = explain("<=", weights(120, tolerance=0.01), 100)
+    assert first.endswith("claimed <= 100 B  (one reading)")
+    assert second.endswith("tolerance 1.0 %")
 
 
 def test_bootstrapped_quantities_have_no_floor():
