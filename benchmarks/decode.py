@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -90,7 +91,7 @@ def _speed(pairs: list[tuple[float, float]], device: str, model: str, workload: 
         ratios,
         unit="x",
         bar=f"within {bar:.0%}",
-        met=lambda v: abs(v - 1) <= bar,
+        within=(1 - bar, 1 + bar),
         detail=_detail(model, workload, pairs),
     )
 
@@ -102,7 +103,7 @@ def _timestamps(pairs: list[tuple[float, float]], model: str, workload: Decode) 
         [100 * share for share in added],
         unit="%",
         bar=f"< {TIMESTAMPS_BAR:.0%}",
-        met=lambda v: v < 100 * TIMESTAMPS_BAR,
+        within=(-math.inf, 100 * TIMESTAMPS_BAR),
         detail=_detail(model, workload, pairs),
     )
 

@@ -12,7 +12,10 @@ from pytest_llmperf.core.stats import mean_interval, median_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the result: a quantity, its median with a 99 % interval, the bar, and whether it is met."""
+    """One line of the result: a quantity, its median with a 99 % interval, the bar, and whether it is met.
+
+    "yes": the whole interval is within the bar. "no": none of it is. "undecided": this run cannot tell.
+    """
 
     name: str
     value: float
@@ -20,7 +23,7 @@ class Finding:
     high: float | None
     unit: str
     bar: str
-    met: bool
+    met: str
     n: int
     detail: str = ""
 
@@ -41,8 +44,17 @@ def interleave(a: Callable[[], float], b: Callable[[], float], n: int, *, warm_u
     return pairs
 
 
-def finding(name: str, values: list[float], *, unit: str, bar: str, met: Callable[[float], bool], detail: str = "") -> Finding:
-    """Median of `values` with its interval, held against a bar."""
+def finding(name: str, values: list[float], *, unit: str, bar: str, within: tuple[float, float], detail: str = "") -> Finding:
+    """Median of `values` with its interval, held against the range that the bar allows."""
     low, high = median_interval(values) or mean_interval(values) or (None, None)
-    middle = median(values)
-    return Finding(name=name, value=middle, low=low, high=high, unit=unit, bar=bar, met=met(middle), n=len(values), detail=detail)
+    met = verdict(low, high, within)
+    return Finding(name=name, value=median(values), low=low, high=high, unit=unit, bar=bar, met=met, n=len(values), detail=detail)
+
+
+def verdict(low: float | None, high: float | None, within: tuple[float, float]) -> str:
+    """Whether an interval lies in a range: "yes", "no" (wholly outside), or "undecided"."""
+    if low is None or high is None:
+        return "undecided"
+    if within[0] <= low and high <= within[1]:
+        return "yes"
+    return "no" if high < within[0] or low > within[1] else "undecided"

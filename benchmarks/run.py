@@ -2,7 +2,7 @@
 
 python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,suite] [--out FOLDER]
 
-Writes benchmarks.json and benchmarks.md to the folder (default build/benchmarks) and exits 1 when a bar is missed.
+Writes benchmarks.json and benchmarks.md to the folder (default build/benchmarks) and exits 1 unless every bar is met.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def main() -> int:
     text = markdown(result["where"], findings)
     (options.out / "benchmarks.md").write_text(text, encoding="utf-8")
     print(text)
-    return 0 if all(f.met for f in findings) else 1
+    return 0 if all(f.met == "yes" for f in findings) else 1
 
 
 def markdown(where: dict[str, object], findings: list[Finding]) -> str:
     """A table, and the environment it was made in."""
-    rows = [f"| {f.name} | {_value(f)} | {f.bar} | {'yes' if f.met else '**no**'} | {f.n} | {f.detail} |" for f in findings]
+    rows = [f"| {f.name} | {_value(f)} | {f.bar} | {f.met} | {f.n} | {f.detail} |" for f in findings]
     head = ["| what | measured [99 % interval] | bar | met | pairs | on |", "| --- | --- | --- | --- | --- | --- |"]
     return "\n".join([*head, *rows, "", ", ".join(f"{k} {v}" for k, v in where.items()), ""])
 
