@@ -82,11 +82,20 @@ def write_spooled(database: Database, entry: Entry) -> None:
         raise ValueError(str(error)) from error
 
 
-def records(
-    database: Database, *, test: str | None, series: str | None, limit: int | None, since: str | None
-) -> Iterator[Record]:
-    """Records, newest first, a page a transaction."""
-    query = _newest_first(test, series, since)
+def newest_first(*, test: str | None, series: str | None, environment: str | None, since: str | None) -> Select[Any]:
+    """The query for records that pass every filter that is not None. Raises StoreError for a time that is none."""
+    query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
+    equal = {"test": test and storable(test), "series_key": series, "environment_key": environment}
+    for name, wanted in equal.items():
+        if wanted is not None:
+            query = query.where(RECORDS.c[name] == wanted)
+    if since is not None:
+        query = query.where(RECORDS.c.created >= utc(since))
+    return query.order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+
+
+def records(database: Database, query: Select[Any], limit: int | None) -> Iterator[Record]:
+    """The records of `newest_first`, a page a transaction."""
     return islice(_pages(database, query, limit), limit)
 
 
@@ -172,17 +181,6 @@ def _seq(connection: Connection, record_id: str) -> int:
     if seq is None:
         raise StoreError(f"record {record_id!r} is not in the store; add it before its outcome.")
     return int(seq)
-
-
-def _newest_first(test: str | None, series: str | None, since: str | None) -> Select[Any]:
-    query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
-    if test is not None:
-        query = query.where(RECORDS.c.test == storable(test))
-    if series is not None:
-        query = query.where(RECORDS.c.series_key == series)
-    if since is not None:
-        query = query.where(RECORDS.c.created >= utc(since))
-    return query.order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
 
 
 def _pages(database: Database, query: Select[Any], limit: int | None) -> Iterator[Record]:

@@ -109,13 +109,22 @@ class Store:
         return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement))
 
     def records(
-        self, *, test: str | None = None, series: str | None = None, limit: int | None = None, since: str | None = None
+        self,
+        *,
+        test: str | None = None,
+        series: str | None = None,
+        environment: str | None = None,
+        limit: int | None = None,
+        since: str | None = None,
     ) -> Iterator[Record]:
-        """Records, newest first. `test` is a node id, `series` a series key, `since` an ISO 8601 time (inclusive).
+        """Records, newest first.
+
+        `test` is a node id, `series` a series key, `environment` an environment key, `since` an ISO 8601 time (inclusive).
 
         No transaction is held while the caller works. Raises StoreError for a record of a newer schema.
         """
-        return queries.records(self._database, test=test, series=series, limit=limit, since=since)
+        query = queries.newest_first(test=test, series=series, environment=environment, since=since)
+        return queries.records(self._database, query, limit)
 
     def series(self, *, test: str | None = None) -> list[Series]:
         """Every series with its count and its newest record, most recent first."""

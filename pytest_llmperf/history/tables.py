@@ -34,7 +34,6 @@ RECORDS = Table(
     Index("records_by_series_environment", "series_key", "environment_key", "created", "seq"),
     Index("records_by_test", "test", "created", "seq"),
     Index("records_by_created", "created", "seq"),
-    Index("records_by_session", "session_id"),
 )
 """One row a record, newest last. `created` is UTC ISO 8601 with microseconds: text order is time order."""
 

@@ -135,12 +135,15 @@ def test_records_come_newest_first_whatever_the_order_they_were_added_in(store):
 
 
 def test_records_can_be_asked_for_by_test_and_series(store):
-    """Each filter alone and both together."""
+    """Each filter alone and together."""
     store.add(record("a", test="t.py::x"))
     store.add(record("b", test="t.py::x", strategy="fp32"))
     store.add(record("c", test="t.py::y"))
     assert sorted(ids(store.records(test="t.py::x"))) == ["a", "b"]
     assert ids(store.records(series=series_key(record("b", test="t.py::x", strategy="fp32")))) == ["b"]
+    store.add(record("d", test="t.py::x", environment_key="other"))
+    assert ids(store.records(series=series_key(record("a", test="t.py::x")), environment="e")) == ["a"]
+    assert ids(store.records(environment="other")) == ["d"]
     assert ids(store.records(test="t.py::y", series=series_key(record("a", test="t.py::x")))) == []
 
 
@@ -263,7 +266,11 @@ def test_deleting_a_record_takes_its_metrics_along(store):
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_queries_use_indexes(store):
     """No query over records scans the table: what keeps a million records fast. Unindexed, the plan says so (control)."""
-    filters = ("series_key = 'x' ORDER BY created DESC, seq DESC LIMIT 30", "test = 'x' ORDER BY created DESC, seq DESC LIMIT 30")
+    filters = (
+        "series_key = 'x' AND environment_key = 'e' ORDER BY created DESC, seq DESC LIMIT 30",
+        "series_key = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
+        "test = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
+    )
     wanted = ["SELECT * FROM records WHERE " + where for where in filters]  # noqa: S608 - constants
     wanted.append("SELECT * FROM records ORDER BY created DESC, seq DESC LIMIT 30")
     wanted.append("SELECT series_key, count(*), max(created) FROM records GROUP BY series_key")

@@ -20,7 +20,6 @@ _INDEXES = {
     "records_by_series_environment": ["series_key", "environment_key", "created", "seq"],
     "records_by_test": ["test", "created", "seq"],
     "records_by_created": ["created", "seq"],
-    "records_by_session": ["session_id"],
 }
 
 
