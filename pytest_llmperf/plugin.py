@@ -27,8 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             action["action"] = "append"
         default = f" (default: {option.default})" if option.default else ""
         group.addoption(option.flag_name, dest=option.dest, default=None, help=option.help + default, **action)
-        kind = "bool" if option.flag else "linelist" if option.many else "string"
-        parser.addini(option.ini_name, option.help.replace("%%", "%"), type=kind, default=None)
+        parser.addini(option.ini_name, option.help.replace("%%", "%"), type=option.ini_type, default=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,7 +81,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What could not be measured is an ERROR; the report carries the records to whoever prints the summary."""
     if not is_llmperf(item):
         return (yield)
@@ -132,7 +133,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def llm(request: pytest.FixtureRequest) -> Model:
-    """The model of this test under its strategy: from indirect parametrisation, the marker's strategy=/strategies=[…], or --llmperf-strategy.
+    """The model of this test under its strategy.
+
+    The strategy comes from indirect parametrisation, the marker's strategy=/strategies=[…], or --llmperf-strategy.
 
     `llm.run(workload)` measures, `llm.compare(other, workload)` measures two in turn, `llm.agreement(baseline)` compares outputs.
     """

@@ -32,7 +32,7 @@ EXACT_LOGPROB = 1e-6
 DTYPES = ("float32",)
 
 
-class NonConforming(AssertionError):  # noqa: N818 - said of an engine
+class NonConforming(AssertionError):
     """The engine breaks the protocol. One line for each finding: the check, what was found, what was to be expected."""
 
 

@@ -1,0 +1,1 @@
+"""Values and pure functions: no pytest, no torch, no files, no clock."""

@@ -39,6 +39,6 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     options: tuple[tuple[str, str | int | float | bool], ...] = ()
     seed: int = 0
 
-    def option(self, name: str, default: str | int | float | bool | None = None) -> str | int | float | bool | None:
+    def option(self, name: str, default: str | float | bool | None = None) -> str | int | float | bool | None:
         """The engine option `name`, or `default`."""
         return dict(self.options).get(name, default)

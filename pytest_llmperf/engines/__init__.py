@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -24,11 +24,13 @@ class EngineRow:
 
     def load(self) -> Engine:
         """Import the engine (heavy; worker only) and make one."""
-        return _resolve(self.target)()
+        made: Engine = _resolve(self.target)()
+        return made
 
     def can(self) -> Capabilities:
         """The engine's capabilities (light; any process)."""
-        return _resolve(self.capabilities)
+        can: Capabilities = _resolve(self.capabilities)
+        return can
 
 
 TABLE = {
@@ -58,12 +60,14 @@ def engine(name: str) -> EngineRow:
         if entry.name == name:
             row = entry.load()
             if not isinstance(row, EngineRow):
-                raise UsageError(f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.")
+                raise UsageError(
+                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed."
+                )
             return row
     known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]
     raise UsageError(f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}.")
 
 
-def _resolve(target: str) -> object:
+def _resolve(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - a session's methods take what every engine needs; a callable has its own work
 """A project's own callable as an engine, in the test's own process. Only its calls are seen: when each began and ended."""
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class CallableSession:
         )
         return Described(effective=effective, memory=MemoryGauges(weights=0, reasons={"weights": _REASON}))
 
-    def run(self, workload: Workload, repetition: int) -> Ran:  # noqa: ARG002 - the callable has its own work
+    def run(self, workload: Workload, repetition: int) -> Ran:
         """One call, the device idle before and after it."""
         _synchronize()
         start_ns = time.perf_counter_ns()
@@ -83,15 +84,15 @@ class CallableSession:
         request = RequestTrace(n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),))
         return Ran(trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None)
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """Not measurable."""
         return MemoryRead(memory=None)
 
-    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:  # noqa: ARG002
+    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Not measurable."""
         return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=_REASON)
 
-    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:  # noqa: ARG002
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
         """None: there is nothing to hold against them."""
         return None
 

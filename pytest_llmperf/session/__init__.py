@@ -1,0 +1,1 @@
+"""The main path: declare, open workers, warm up, sample, reduce, judge, record."""

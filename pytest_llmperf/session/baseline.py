@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from pytest_llmperf.core.agreement import Agreement, PromptComparison
-from pytest_llmperf.core.rules import Rule
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.rules import Rule
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import cache_dir
 from pytest_llmperf.worker.messages import CompareReference, MakeReference, ReferenceCompared

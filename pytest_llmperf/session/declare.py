@@ -86,11 +86,14 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
 def _checked(name: str, value: Any) -> Any:
     known = [f.name for f in fields(Declaration)]
     if name not in known:
-        raise UsageError(f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{did_you_mean(name, known)} Arguments: {', '.join(known)}.")
+        raise UsageError(
+            f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{did_you_mean(name, known)} "
+            f"Arguments: {', '.join(known)}."
+        )
     wanted = _TYPES[name]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}.")
-    if name in {"budget", "precision"} and value <= 0:
+    if name in {"budget", "precision"} and isinstance(value, int | float) and value <= 0:
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): a number above 0 is needed.")
     return value
 

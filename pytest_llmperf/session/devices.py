@@ -20,7 +20,9 @@ def resolve_device(wanted: str, can: Capabilities) -> str:
     if device not in can.devices:
         raise UsageError(f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}.")
     if device == "cuda" and not gpu_count():
-        raise UsageError("device 'cuda': the driver shows no NVIDIA GPU here (NVML). Use --llmperf-device=cpu; 'llmperf doctor' says more.")
+        raise UsageError(
+            "device 'cuda': the driver shows no NVIDIA GPU here (NVML). Use --llmperf-device=cpu; 'llmperf doctor' says more."
+        )
     return device
 
 

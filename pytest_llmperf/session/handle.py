@@ -55,7 +55,9 @@ class Handle:
         if not callable(function):
             raise UsageError(f"llmperf.measure({function!r}): something that can be called without arguments is needed.")
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise UsageError(f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1.")
+            raise UsageError(
+                f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1."
+            )
         from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415 - only for tests that use it
 
         engine = CallableEngine(function, tokens)
@@ -63,7 +65,7 @@ class Handle:
         return model.run(Decode(batch=1, prompt_tokens=1, new_tokens=max(2, tokens)))
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
-        """A transformers model that the test has loaded, as an `llm`: `.run`, `.compare`, `.agreement`. It stays the test's own."""
+        """A transformers model that the test has loaded, as an `llm`: `.run`, `.compare`, `.agreement`. It is put back as it was."""
         from pytest_llmperf.engines.transformers.wrapped import WrappedEngine  # noqa: PLC0415 - imports torch, as the test did
 
         return self._adopt(WrappedEngine(model, tokenizer), name or type(model).__name__)

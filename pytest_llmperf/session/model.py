@@ -78,7 +78,8 @@ class Model:
             return self.run(workload), other.run(workload)
         if not self._session.pool.fits_together(self.plan, other.plan):
             self._session.note(
-                f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: they were loaded in turn"
+                f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: "
+                "they were loaded in turn"
             )
         measured = measure([self.load, other.load], workload, self._session.goal, self._session.progress, pair=uuid.uuid4().hex)
         self._session.recorder.add(measured)
@@ -121,4 +122,6 @@ class Model:
 
 def _check_workload(workload: object) -> None:
     if not isinstance(workload, Decode | Prefill):
-        raise UsageError(f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…).")
+        raise UsageError(
+            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…)."
+        )

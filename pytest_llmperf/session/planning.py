@@ -28,7 +28,7 @@ def _row(core: LlmperfSession, item: pytest.Item, each: Declared) -> PlanRow:
         return PlanRow(test=item.nodeid, status="error", reason=str(each.error))
     needed = [predict(plan) for plan in each.plans]
     first = each.plans[0] if each.plans else None
-    skips = [mark for mark in item.iter_markers("skip")]
+    skips = list(item.iter_markers("skip"))
     return PlanRow(
         test=item.nodeid,
         status="skip" if skips else "run",

@@ -23,7 +23,7 @@ class Channel(Protocol):
     def call(self, command: Command, *, deadline_s: float, on_beat: Callable[[Heartbeat], None] | None = None) -> Result:
         """Rank 0's result."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         """End it and give everything back."""
 
     @property
@@ -50,7 +50,9 @@ class OpenModel:
 class Pool:
     """Opens load plans in workers made by `start`, and closes them."""
 
-    def __init__(self, start: Callable[[LoadPlan], Channel], *, timeout_s: float, progress: Callable[[str, str, float | None], None]) -> None:
+    def __init__(
+        self, start: Callable[[LoadPlan], Channel], *, timeout_s: float, progress: Callable[[str, str, float | None], None]
+    ) -> None:
         self._start = start
         self._timeout_s = timeout_s
         self._progress = progress
@@ -120,7 +122,8 @@ class Pool:
         if needed > free:
             raise OutOfMemory(
                 f"{plan.model.name} as {plan.strategy} needs {needed / 1e9:.1f} GB for its weights alone; {plan.device} has "
-                f"{free / 1e9:.1f} GB free. Predicted, nothing was loaded. A 16-bit strategy halves fp32; 'llmperf doctor' lists the devices."
+                f"{free / 1e9:.1f} GB free. Predicted, nothing was loaded. "
+                "A 16-bit strategy halves fp32; 'llmperf doctor' lists the devices."
             )
 
     def _close(self, plan: LoadPlan) -> None:

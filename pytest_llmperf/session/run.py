@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pytest_llmperf.core import metrics
+from pytest_llmperf.core.metrics import reduce
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
 from pytest_llmperf.session import ceilings as device_ceilings
@@ -43,7 +43,9 @@ class Measured:
     pair: str | None
 
 
-def measure(acquire: Sequence[Acquire], workload: Workload, goal: Goal, progress: Progress, *, pair: str | None = None) -> list[Measured]:
+def measure(
+    acquire: Sequence[Acquire], workload: Workload, goal: Goal, progress: Progress, *, pair: str | None = None
+) -> list[Measured]:
     """Measure one model, or two interleaved. Never judges.
 
     Two models that do not fit together are loaded in turn: `acquire` gives whichever is asked for, and a model that was
@@ -104,11 +106,13 @@ def _warm(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> War
     return warm
 
 
-def _reduced(repeater: Repeater, side: Side, warm: WarmUp, valid: tuple[int, ...], pair: str | None, progress: Progress) -> Measured:
+def _reduced(
+    repeater: Repeater, side: Side, warm: WarmUp, valid: tuple[int, ...], pair: str | None, progress: Progress
+) -> Measured:
     progress("reading memory", side.name, None)
     model, workload = repeater.current(), repeater.workload
     around = read_around(model, workload, side)
-    result = metrics.reduce(
+    result = reduce(
         [side.taken[i].trace for i in valid],
         workload,
         side.taken[-1].step,

@@ -1,5 +1,7 @@
-"""Warm up until stable, then sample until the interval is narrow enough or the budget ends. No clock of its own: time is
-what the traces say, so a scripted engine gives hand-computable decisions."""
+"""Warm up until stable, then sample until the interval is narrow enough or the budget ends.
+
+No clock of its own: time is what the traces say, so a scripted engine gives decisions that can be computed by hand.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -34,6 +34,13 @@ class Option:
     def ini_name(self) -> str:
         """Name in the ini file."""
         return f"llmperf_{self.name.replace('-', '_')}"
+
+    @property
+    def ini_type(self) -> Literal["bool", "linelist", "string"]:
+        """Type in the ini file."""
+        if self.flag:
+            return "bool"
+        return "linelist" if self.many else "string"
 
     @property
     def dest(self) -> str:
@@ -129,6 +136,8 @@ def _positive(name: str, value: str) -> float:
 def _interpreter(text: str) -> tuple[str, str]:
     engine, separator, path = text.partition("=")
     if not separator or not Path(path).is_file():
-        raise UsageError(f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, for example vllm=.venv-vllm/bin/python.")
+        raise UsageError(
+            f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, "
+            "for example vllm=.venv-vllm/bin/python."
+        )
     return engine, str(Path(path).absolute())
-

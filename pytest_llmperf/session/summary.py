@@ -14,7 +14,7 @@ from pytest_llmperf.report.terminal import write_summary
 
 def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]) -> None:
     """Collect records, skips, errors and notes that reports carried, from this process or from xdist workers."""
-    carried: list[tuple[str, dict[str, Any]]] = [(r.nodeid, r.llmperf) for r in reports]  # type: ignore[attr-defined]
+    carried: list[tuple[str, dict[str, Any]]] = [(r.nodeid, r.llmperf) for r in reports]
     records = {row["id"]: msgspec.convert(row, Record) for _, each in carried for row in each["records"]}
     notes = dict.fromkeys(note for _, each in carried for note in each["notes"])
     stored = next((each["store"] for _, each in carried if each.get("store") and records), None)

@@ -7,6 +7,7 @@ from msgspec import Struct
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.prompts import PromptSet
 
+MIN_DECODED = 2
 _SYNTHETIC = PromptSet.synthetic(0)
 
 
@@ -40,8 +41,11 @@ class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.new_tokens < 2:
-            raise UsageError(f"Decode(new_tokens={self.new_tokens}): at least 2 are needed to time a token after the first. Prefill() measures one.")
+        if self.new_tokens < MIN_DECODED:
+            raise UsageError(
+                f"Decode(new_tokens={self.new_tokens}): at least {MIN_DECODED} are needed to time a token after "
+                "the first. Prefill() measures one."
+            )
 
 
 Workload = Prefill | Decode
@@ -58,7 +62,9 @@ def _check(work: Prefill | Decode) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"{kind}({field}={value!r}): a whole number of at least 1 is needed.")
     if work.prompt_tokens is None and not work.prompts.texts:
-        raise UsageError(f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; give prompt_tokens or a text PromptSet.")
+        raise UsageError(
+            f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; give prompt_tokens or a text PromptSet."
+        )
 
 
 def describe(work: Workload) -> str:

@@ -12,6 +12,8 @@ from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 
+_EXPECTED = """Expected one object a line, such as {"prompt": "…"}."""
+
 BUNDLED = {"short-chat": "short_chat.jsonl"}
 
 
@@ -62,7 +64,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 def _texts(lines: list[str], source: str) -> tuple[str, ...]:
     texts = tuple(_text(line, f"{source}:{i}") for i, line in enumerate(lines, start=1) if line.strip())
     if not texts:
-        raise UsageError(f"prompts file {source!r} holds no prompt. One JSON object a line with a string \"prompt\" is needed.")
+        raise UsageError(f"prompts file {source!r} holds no prompt. {_EXPECTED}")
     return texts
 
 
@@ -70,8 +72,8 @@ def _text(line: str, where: str) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{where}: not a JSON object ({error}). Expected a line like {{\"prompt\": \"…\"}}.") from error
-    text = (row.get("prompt", row.get("text")) if isinstance(row, dict) else None)
+        raise UsageError(f"{where}: not a JSON object ({error}). {_EXPECTED}") from error
+    text = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"{where}: no string \"prompt\" (or \"text\") in {line[:80]!r}. Expected a line like {{\"prompt\": \"…\"}}.")
+        raise UsageError(f"{where}: no string 'prompt' (or 'text') in {line[:80]!r}. {_EXPECTED}")
     return text

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 def test_a_claim_that_the_data_contradict_fails_with_two_lines(project, run_both):
     """bf16 is exactly as fast as fp32 here, and 1.2 times was claimed."""
-    project("""
+    project(
+        """
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_pays(llm, baseline):
     ours, ref = llm.compare(baseline, WORK)
     assert ours.throughput >= 1.2 * ref.throughput
-""", script="ttft=50ms,tpot=10ms,noise=0.01")
+""",
+        script="ttft=50ms,tpot=10ms,noise=0.01",
+    )
     result = run_both()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["E*throughput of bf16 is 1.0*x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"])
@@ -18,13 +21,16 @@ def test_pays(llm, baseline):
 
 def test_a_true_claim_passes(project, run):
     """bf16 is twice as fast in this script."""
-    project("""
+    project(
+        """
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_pays(llm, baseline):
     ours, ref = llm.compare(baseline, WORK)
     assert ours.throughput >= 1.2 * ref.throughput
     assert ours.memory.weights <= 0.55 * ref.memory.weights
-""", script="ttft=50ms,tpot=10ms,bf16/tpot=5ms,bf16/ttft=25ms,noise=0.01")
+""",
+        script="ttft=50ms,tpot=10ms,bf16/tpot=5ms,bf16/ttft=25ms,noise=0.01",
+    )
     run().assert_outcomes(passed=1)
 
 

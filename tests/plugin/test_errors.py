@@ -21,7 +21,10 @@ def test_other(llm):
         ("@pytest.mark.llmperf(strategies='bf16')\ndef test_bad(llm): pass", "*UsageError*strategies*list*"),
         ("@pytest.mark.llmperf(engine='transformer')\ndef test_bad(llm): pass", "*UsageError*transformer*Did you mean*"),
         ("@pytest.mark.llmperf('smollm2-135m')\ndef test_bad(llm): pass", "*UsageError*model='smollm2-135m'*"),
-        ("@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass", "*UsageError*falcon-8b*falcon-7b*"),
+        (
+            "@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass",
+            "*UsageError*falcon-8b*falcon-7b*",
+        ),
         ("@pytest.mark.parametrize('llm', [5], indirect=True)\ndef test_bad(llm): pass", "*UsageError*5*strategy*"),
         ("def test_bad(llm): llm.run('decode')", "*UsageError*'decode' is not a workload*"),
         ("def test_bad(llm): llm.run(Decode(batch=0))", "*UsageError*batch=0*"),

@@ -84,12 +84,12 @@ def test_without_a_strategy_the_checkpoint_decides(project, run, lines):
 @pytest.mark.parametrize("option", [o for o in OPTIONS if not o.flag and not o.many], ids=lambda o: o.name)
 def test_each_option_has_an_ini_twin(project, pytester, run, option):
     """A value in the ini file is read: a wrong one is refused with the option's name or used."""
-    from pytest_llmperf.session.settings import read  # noqa: PLC0415
+    from pytest_llmperf.session.settings import read
 
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
     good = {"device": "cpu", "budget": "3", "precision": "5", "timeout": "60"}.get(option.name, "some")
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
-    from pytest_llmperf.plugin import _option  # noqa: PLC0415
+    from pytest_llmperf.plugin import _option
 
     values[option.name] = _option(config, option)
     assert values[option.name] == good

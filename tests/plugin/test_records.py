@@ -56,7 +56,9 @@ def test_speed(llm):
 def test_a_session_without_llmperf_tests_prints_nothing(pytester, run):
     """Installed, and silent."""
     pytester.makepyfile("def test_it(): pass")
-    assert "llmperf" not in run().stdout.str().replace(str(pytester.path), "").split("test session starts")[1].split("collected")[1]
+    assert (
+        "llmperf" not in run().stdout.str().replace(str(pytester.path), "").split("test session starts")[1].split("collected")[1]
+    )
 
 
 def test_piped_output_has_no_escape_codes(project, run):

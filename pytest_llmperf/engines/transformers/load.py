@@ -63,7 +63,7 @@ def load(plan: LoadPlan) -> Loaded:
         load_s=(time.perf_counter_ns() - start_ns) / 1e9,
         content_hash=source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
-        versions=_versions(),
+        versions=package_versions(),
     )
 
 
@@ -147,6 +147,7 @@ def _quieten() -> None:
     disable_progress_bars()
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that matter to speed and outputs, as installed here."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
     return {name: installed[name] for name in _PACKAGES if name in installed}
