@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+import psutil
 
 _RESET_HIGH_WATER_MARK = "5"
 SAMPLING_INTERVAL_S = 0.002

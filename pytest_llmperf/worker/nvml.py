@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pynvml  # type: ignore[import-untyped]  # no stubs published
+import pynvml
 
 T = TypeVar("T")
 
@@ -90,12 +90,14 @@ class Nvml:
         return {name: float(value) for name, value in read.items() if not isinstance(value, Unreadable)}
 
     def other_processes(self) -> tuple[int, ...] | Unreadable:
-        """Pids of other compute processes. One unknown pid is taken for our own when ours is not shown (containers)."""
+        """Pids of other compute processes. Unreadable where several are shown and none of them is ours (containers)."""
         processes = _read(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if isinstance(processes, Unreadable):
             return processes
         pids = [process.pid for process in processes]
-        return tuple(pid for pid in pids if pid != os.getpid()) if os.getpid() in pids else tuple(pids[1:])
+        if os.getpid() not in pids and len(pids) > 1:
+            return Unreadable(f"{len(pids)} processes use the device, and which of them is ours cannot be told in this container")
+        return tuple(pid for pid in pids if pid != os.getpid()) if os.getpid() in pids else ()
 
     def busy_since(self, t_us: int) -> dict[int, int] | Unreadable:
         """SM use in percent by pid, the largest sample since `t_us` (microseconds of the Unix epoch)."""

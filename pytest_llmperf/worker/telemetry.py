@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+import psutil
 
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.worker.nvml import POWER_CAP_REASON, THROTTLE_REASONS, Nvml, Unreadable

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+import psutil
 import torch
 
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
@@ -76,7 +76,7 @@ class DeviceRuntime:
         with rss_region() as watched:
             yield region
         region.peak = watched.growth_bytes
-        region.reasons = {"reserved": "a CPU has no caching allocator", "peak": f"growth of RSS, {watched.source}"}
+        region.reasons = {"reserved": "a CPU has no caching allocator"}
 
     def memory(self, weights: int, region: PeakRegion | None = None, kv_cache: int | None = None) -> MemoryGauges:
         """All gauges now, with those of a finished `region`."""

@@ -72,6 +72,13 @@ def test_plain_compile_with_a_static_cache_means_max_autotune_on_cuda_and_defaul
     assert (cpu.mode, cpu.cudagraphs) == ("default", "off")
 
 
+def test_cuda_graphs_are_left_off_for_a_cache_that_grows():
+    cuda = torch.device("cuda")
+    assert compile_options(plan(compile="max-autotune"), cuda, static=False).options["triton.cudagraphs"] is False
+    with pytest.raises(UsageError, match="static-cache"):
+        compile_options(plan(compile="reduce-overhead"), cuda, static=False)
+
+
 @pytest.mark.parametrize("option", ["cudagraphs", "prefill"])
 def test_an_unknown_choice_of_an_option_names_the_choices(option):
     with pytest.raises(UsageError, match=f"option {option}='fast'.*Choices"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.errors import OutOfMemory
-from pytest_llmperf.worker import torch_runtime
+from pytest_llmperf.worker import nvml, torch_runtime
 from pytest_llmperf.worker.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
 from pytest_llmperf.worker.energy import cpu_meter
 from pytest_llmperf.worker.nvml import THROTTLE_REASONS, Nvml, Unreadable
@@ -163,6 +165,35 @@ def test_every_reason_to_slow_down_is_marked_and_the_power_cap_is_not():
 def test_a_busy_neighbour_is_marked_and_an_idle_one_is_not():
     assert [m.kind for m in foreign_marks({17: 60, 18: 0})] == ["foreign-load"]
     assert foreign_marks({18: 5}) == ()
+
+
+class Shown:
+    """A process as NVML lists it."""
+
+    def __init__(self, pid, used=None):
+        self.pid, self.usedGpuMemory = pid, used
+
+
+@pytest.mark.parametrize(
+    ("pids", "others"),
+    [([], ()), (["own"], ()), (["own", 7], (7,)), ([7], ()), ([7, 8], None)],
+    ids=["none", "ours", "ours and another", "one unknown is ours", "two unknown cannot be told apart"],
+)
+def test_other_processes_of_a_device_are_those_that_are_surely_not_ours(monkeypatch, pids, others):
+    shown = [Shown(os.getpid() if pid == "own" else pid) for pid in pids]
+    monkeypatch.setattr(nvml.pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _handle: shown)
+    found = Nvml(handle=None).other_processes()
+    assert isinstance(found, Unreadable) if others is None else found == others
+
+
+def test_memory_of_a_process_the_driver_does_not_show_is_unreadable_and_never_zero(monkeypatch):
+    shown = [Shown(7, used=5)]
+    monkeypatch.setattr(nvml.pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _handle: shown)
+    assert "not among the 1 processes" in Nvml(handle=None).process_memory_bytes().reason
+    shown.append(Shown(os.getpid(), used=9))
+    assert Nvml(handle=None).process_memory_bytes() == 9
+    shown[1].usedGpuMemory = None
+    assert "hides" in Nvml(handle=None).process_memory_bytes().reason
 
 
 def test_an_nvml_that_is_not_there_is_unreadable_with_its_reason():

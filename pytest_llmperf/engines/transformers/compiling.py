@@ -79,12 +79,19 @@ def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> Co
 
 
 def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
+    if mode == "reduce-overhead" and plan.cache != "static" and device.type == "cuda":
+        raise UsageError(
+            "compile:reduce-overhead means CUDA graphs, and a dynamic cache grows with every token: each length would be "
+            "recorded anew. Use 'static-cache+compile', or plain 'compile' with the dynamic cache."
+        )
     asked = plan.option("cudagraphs")
     if asked is not None and asked not in CUDAGRAPHS:
         raise UsageError(f"option cudagraphs={asked!r} is not known. Choices: {', '.join(CUDAGRAPHS)}.")
     if device.type != "cuda":
         return "off"
-    return str(asked) if asked is not None else "off" if mode == "default" else "trees"
+    if asked is not None:
+        return str(asked)
+    return "off" if mode == "default" or plan.cache != "static" else "trees"
 
 
 def parse_knobs(text: str) -> dict[str, object]:
@@ -112,7 +119,7 @@ def _marking_steps(compiled: Callable[[], None]) -> Callable[[], None]:
     """Tell CUDA graph trees that each call starts over, so that it replays one graph and does not record a chain of them."""
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch
         compiled()
 
     return step
