@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -18,6 +18,7 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 Quantity = Estimate | NotMeasurable
 Times = Latencies | NotMeasurable
 
+Missing = Callable[[str, str], object]
 _GAUGES = ("weights", "peak", "reserved", "process", "device", "kv_cache")
 
 
@@ -42,9 +43,9 @@ class Memory(Struct, frozen=True, kw_only=True, eq=False):
         return cls(**totals, imbalance=_imbalance(ranks, subject, context), ranks=tuple(ranks))
 
     @classmethod
-    def unmeasured(cls, reason: str) -> Memory:
-        """All of it NotMeasurable."""
-        missing: dict[str, Any] = {name: NotMeasurable(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")}
+    def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> Memory:
+        """All of it NotMeasurable, or whatever `missing_as` makes of a name and a reason."""
+        missing: dict[str, Any] = {name: missing_as(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")}
         return cls(**missing)
 
 
@@ -86,11 +87,11 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         return self.throughput
 
     @classmethod
-    def unmeasured(cls, reason: str) -> RunResult:
-        """A run of which nothing was measured: every quantity is NotMeasurable for this reason."""
-        missing: dict[str, Any] = {name: NotMeasurable(name, reason) for name in cls.__struct_fields__ if name in TABLE}
-        energy = Energy(per_token=NotMeasurable("energy.per_token", reason))
-        return cls(**missing, memory=Memory.unmeasured(reason), energy=energy)
+    def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> RunResult:
+        """A run of which nothing was measured: every quantity is NotMeasurable (or `missing_as`) for this reason."""
+        missing: dict[str, Any] = {name: missing_as(name, reason) for name in cls.__struct_fields__ if name in TABLE}
+        energy: dict[str, Any] = {"per_token": missing_as("energy.per_token", reason)}
+        return cls(**missing, memory=Memory.unmeasured(reason, missing_as), energy=Energy(**energy))
 
     def metric(self, name: str) -> Quantity:
         """The quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'. Raises UsageError for an unknown one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.report import summary
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.core.record import Record
 
-_WORST_FIRST = ("FAIL", "INVALID", "UNDECIDED", "NOT COMPARABLE", "skipped", "PASS", "recorded")
+_WORST_FIRST = ("FAIL", "ERROR", "INVALID", "UNDECIDED", "NOT COMPARABLE", "skipped", "PASS", "recorded")
 Named = Sequence[tuple[str, str]]
 _COLOURS = {
     "PASS": "green",
     "FAIL": "red",
+    "ERROR": "red",
     "UNDECIDED": "yellow",
     "INVALID": "yellow",
     "NOT COMPARABLE": "yellow",
@@ -33,21 +34,25 @@ def write_summary(
     invalid: Named,
     notes: Sequence[str],
     verbosity: int,
+    *,
+    errors: Named = (),
 ) -> None:
     """Print the section "llmperf": one line in all if `verbosity` is negative, more columns if it is positive.
 
-    `skipped` and `invalid` are pairs of test id and reason; `notes` are printed last, as they are (where it was stored).
+    `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test id and reason;
+    `notes` are printed last, as they are (where it was stored).
     Prints nothing for a session without anything to say. Judges nothing.
     """
-    if not (records or skipped or invalid or notes):
+    if not (records or skipped or invalid or errors or notes):
         return
     out = Out(tr)
     if verbosity < 0:
-        out.one_line(_in_one_line(records, skipped, invalid, notes))
+        out.one_line(_in_one_line(records, {"INVALID": invalid, "ERROR": errors, "skipped": skipped}, notes))
         return
     tr.write_sep("=", "llmperf")
     _write_runs(out, records, verbose=verbosity > 0)
     _write_undecided(out, records)
+    out.named("ERROR", errors)
     out.named("INVALID", invalid)
     out.named("SKIPPED", skipped)
     for note in notes:
@@ -130,10 +135,10 @@ def _write_undecided(out: Out, records: Sequence[Record]) -> None:
             out.text(line, first="  ", indent="    ")
 
 
-def _in_one_line(records: Sequence[Record], skipped: Named, invalid: Named, notes: Sequence[str]) -> list[str]:
+def _in_one_line(records: Sequence[Record], others: Mapping[str, Named], notes: Sequence[str]) -> list[str]:
     counts = Counter(summary.status(r.outcome) for r in records)
-    counts["INVALID"] += len(invalid)
-    counts["skipped"] += len(skipped)
+    for status, tests in others.items():
+        counts[status] += len(tests)
     named = [*_WORST_FIRST, *(name for name in counts if name not in _WORST_FIRST)]
     runs = f"llmperf: {len(records)} run{'' if len(records) == 1 else 's'}"
     return [runs, *(f"{counts[name]} {name}" for name in named if counts[name]), *notes]

@@ -34,7 +34,19 @@ def compare(
     path = reference_file(candidate, reference, open_reference, question)
     rows = _scored(candidate, path, question.batch)
     floor = _noise_floor(candidate, reference, open_reference, question) if rule.needs_noise_floor else None
-    return Agreement.of(rows, rule=rule, same_model=candidate.plan == reference, noise_floor=floor)
+    return Agreement.of(
+        rows,
+        rule=rule,
+        same_model=candidate.plan == reference,
+        noise_floor=floor,
+        subject=candidate.plan.strategy,
+        context=_context(candidate, reference, question),
+    )
+
+
+def _context(candidate: OpenModel, reference: LoadPlan, question: Question) -> str:
+    geometry = f"{question.prompts.name}, {question.new_tokens} tokens, batch {question.batch}"
+    return f"against {reference.strategy} on {candidate.opened.device_name}; {geometry}"
 
 
 def reference_file(

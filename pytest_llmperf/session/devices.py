@@ -48,7 +48,7 @@ USABLE_SHARE = 0.92  # the rest is the runtime's context, activations and the op
 
 def total_bytes(device: str) -> int:
     """Memory of the first visible GPU, or of this host (its container's limit, where there is one)."""
-    return _gpu_memory().total if device == "cuda" else _host_limit_bytes()
+    return _gpu_memory().total if device == "cuda" else host_limit_bytes()
 
 
 def free_bytes(device: str) -> int:
@@ -57,7 +57,7 @@ def free_bytes(device: str) -> int:
 
     if device == "cuda":
         return int(_gpu_memory().free)
-    return min(int(psutil.virtual_memory().available), _host_limit_bytes())
+    return min(int(psutil.virtual_memory().available), host_limit_bytes())
 
 
 def _gpu_memory() -> Any:
@@ -70,12 +70,11 @@ def _gpu_memory() -> Any:
         pynvml.nvmlShutdown()
 
 
-def _host_limit_bytes() -> int:
+def host_limit_bytes() -> int:
+    """Memory of this host, or of its container where that is less."""
     import psutil  # noqa: PLC0415
 
+    from pytest_llmperf.session.host import memory_limit_bytes  # noqa: PLC0415
+
     total = int(psutil.virtual_memory().total)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    return min(total, memory_limit_bytes(Path("/proc"), Path("/sys/fs/cgroup")) or total)

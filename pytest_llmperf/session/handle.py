@@ -65,7 +65,7 @@ class Handle:
         return model.run(Decode(batch=1, prompt_tokens=1, new_tokens=max(2, tokens)))
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
-        """A transformers model that the test has loaded, as an `llm`: `.run`, `.compare`, `.agreement`. It is put back as it was."""
+        """A transformers model that the test has loaded, as an `llm`. After the test it is put back as it was."""
         from pytest_llmperf.engines.transformers.wrapped import WrappedEngine  # noqa: PLC0415 - imports torch, as the test did
 
         return self._adopt(WrappedEngine(model, tokenizer), name or type(model).__name__)

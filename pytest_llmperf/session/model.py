@@ -10,6 +10,7 @@ from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.rules import default_rule, parse_rule
+from pytest_llmperf.core.unjudged import Unjudged
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import baseline
 from pytest_llmperf.session.pool import OpenModel
@@ -63,7 +64,7 @@ class Model:
         _check_workload(workload)
         if self._session.settings.disable:
             run_once(self.load, workload)
-            return RunResult.unmeasured("measuring is disabled (--llmperf-disable)")
+            return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
         measured = measure([self.load], workload, self._session.goal, self._session.progress)
         self._session.recorder.add(measured)
         return measured[0].result

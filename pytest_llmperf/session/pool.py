@@ -96,11 +96,11 @@ class Pool:
         self.keep_only(())
 
     def _load(self, plan: LoadPlan) -> OpenModel:
-        self._progress("loading", f"{plan.model.name} {plan.strategy}", None)
+        self._show_load(plan)
         channel = self._start(plan)
         try:
             with exclusive(plan.device, timeout_s=self._timeout_s):
-                opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
+                opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s, on_beat=lambda _beat: self._show_load(plan))
             assert isinstance(opened, Opened)  # noqa: S101 - narrows the union; the wire checked the type
             promises = parse(plan.strategy).promises(plan)
             require_in_effect(opened.effective, promises, when="loaded")
@@ -111,6 +111,9 @@ class Pool:
             raise
         self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s)
         return self._open[plan]
+
+    def _show_load(self, plan: LoadPlan) -> None:
+        self._progress("loading", f"{plan.model.name} {plan.strategy}", None)
 
     def _make_room(self, plan: LoadPlan) -> None:
         needed = predict(plan)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 
 from pytest_llmperf.core import stats
@@ -18,7 +19,7 @@ MIN_WARM_UP = 2
 WARM_UP_WINDOW = 5
 STABLE_WITHIN = 0.02
 WARM_UP_SHARE = 0.5  # of the budget, after the first repetition, in which compilation happens
-MIN_VALID = 3
+MIN_VALID = stats.MIN_PAIRS  # fewer have no finite interval
 MAX_REPETITIONS = 2000
 
 Repeat = Callable[[int], Ran]
@@ -84,7 +85,7 @@ def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
     """Fill `taken` of one side, or of two in A B B A order, until the goal is met.
 
     Raises:
-        InvalidRun: fewer than three repetitions, or fewer than half of those taken, are valid.
+        InvalidRun: fewer than four repetitions, or fewer than half of those taken, are valid.
     """
     spent_s, n = 0.0, 0
     while n < MAX_REPETITIONS:
@@ -112,8 +113,8 @@ def half_width(sides: Sequence[Side]) -> float | None:
     valid = valid_indices(sides)
     rates = [[output_tok_per_s(side.taken[i].trace) for i in valid] for side in sides]
     values = rates[0] if len(sides) == 1 else [a / b for a, b in zip(*rates, strict=True)]
-    interval = stats.median_interval(values) if len(values) >= MIN_VALID else None
-    return None if interval is None else (interval[1] - interval[0]) / 2 / median(values)
+    interval = stats.center_interval(values) if len(values) >= MIN_VALID else (0.0, inf)
+    return None if interval[1] == inf else (interval[1] - interval[0]) / 2 / median(values)
 
 
 def _warm(seen: Sequence[float]) -> bool:

@@ -24,9 +24,10 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
         tr,
         list(records.values()),
         _named(carried, {"SKIPPED"}),
-        _named(carried, {"INVALID", "ERROR"}),
+        _named(carried, {"INVALID"}),
         list(notes),
         config.get_verbosity(),
+        errors=_named(carried, {"ERROR"}),
     )
 
 

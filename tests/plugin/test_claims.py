@@ -16,7 +16,7 @@ def test_pays(llm, baseline):
     )
     result = run_both()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E*throughput of bf16 is 1.0*x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"])
+    result.stdout.fnmatch_lines(["E*throughput of bf16 is *x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"])
 
 
 def test_a_true_claim_passes(project, run):
@@ -56,11 +56,11 @@ def test_an_undecided_claim_fails_under_strict(project, run_both):
 
 
 def test_a_metric_that_goes_missing_is_an_error_not_a_pass(project, run_both):
-    """Energy cannot be measured by this engine."""
+    """This machine has no energy counter."""
     project("""
 def test_energy(llm):
     assert llm.run(WORK).energy.per_token <= 1.0
-""")
+""", script="tpot=10ms,power=none")
     result = run_both()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E*NotMeasured:*energy*"])
