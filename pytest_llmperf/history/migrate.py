@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 FOLDER = Path(__file__).parent / "migrations"
-_VERSION_TABLE = "alembic_version"
+_VERSION_TABLE = "llmperf_alembic_version"
 
 
 def revision(connection: Connection) -> str | None:

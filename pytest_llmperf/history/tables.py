@@ -12,7 +12,7 @@ METADATA = MetaData()
 _SEQ = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's row id must be declared INTEGER
 
 RECORDS = Table(
-    "records",
+    "llmperf_records",
     METADATA,
     Column("seq", _SEQ, primary_key=True, autoincrement=True),
     Column("id", String, nullable=False, unique=True),
@@ -30,17 +30,17 @@ RECORDS = Table(
     Column("series_key", String, nullable=False),
     Column("outcome", String, nullable=False),
     Column("schema_version", Integer, nullable=False),
-    Index("records_by_series", "series_key", "created", "seq"),
-    Index("records_by_series_environment", "series_key", "environment_key", "created", "seq"),
-    Index("records_by_test", "test", "created", "seq"),
-    Index("records_by_created", "created", "seq"),
+    Index("llmperf_records_by_series", "series_key", "created", "seq"),
+    Index("llmperf_records_by_series_environment", "series_key", "environment_key", "created", "seq"),
+    Index("llmperf_records_by_test", "test", "created", "seq"),
+    Index("llmperf_records_by_created", "created", "seq"),
 )
 """One row a record, newest last. `created` is UTC ISO 8601 with microseconds: text order is time order."""
 
 METRICS = Table(
-    "metrics",
+    "llmperf_metrics",
     METADATA,
-    Column("record_seq", _SEQ, ForeignKey("records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("record_seq", _SEQ, ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("name", String, primary_key=True),
     Column("unit", String, nullable=False),
     Column("value", Double),
@@ -53,9 +53,9 @@ METRICS = Table(
 """One row a metric of a record. A null value was not measurable; its reason is in the document."""
 
 DOCUMENTS = Table(
-    "documents",
+    "llmperf_documents",
     METADATA,
-    Column("record_seq", _SEQ, ForeignKey("records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("record_seq", _SEQ, ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
 )
 """The whole record as JSON. Kept apart so that scans of `records` stay small."""

@@ -22,7 +22,7 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
         notes[f"stored in {stored}; 'llmperf history' shows earlier runs"] = None
     write_summary(
         tr,
-        list(records.values()),
+        sorted(records.values(), key=lambda record: (record.test, record.created)),  # as plain, so under xdist
         _named(carried, {"SKIPPED"}),
         _named(carried, {"INVALID"}),
         list(notes),

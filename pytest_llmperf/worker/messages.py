@@ -146,9 +146,7 @@ class Closed(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to Close."""
 
 
-Result = (
-    Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | Closed
-)
+Result = Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | Closed
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-import psutil  # type: ignore[import-untyped] # psutil ships no annotations
+import psutil
 
 TOKEN = "LLMPERF_WORKER_TOKEN"  # noqa: S105 - marks the processes of one worker, not a secret
 _PR_SET_PDEATHSIG = 1

@@ -24,7 +24,7 @@ class WireError(WorkerError):
     """What came over the socket is not a message, or what was to be sent cannot be one."""
 
 
-class WireClosed(WireError):  # noqa: N818 - named for what happened, as ConnectionResetError's siblings are
+class WireClosed(WireError):
     """The other side closed the socket."""
 
 

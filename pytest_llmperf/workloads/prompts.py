@@ -18,11 +18,16 @@ BUNDLED = {"short-chat": "short_chat.jsonl"}
 
 
 class PromptSet(Struct, frozen=True, kw_only=True):
-    """A source of prompts. `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition."""
+    """A source of prompts. `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition.
+
+    `chat`: each text is what a user says. Where the model has a chat template and prompts keep their own length, it is
+    put into that template; a prompt cut to an exact number of tokens is the text alone.
+    """
 
     name: str
     seed: int = 0
     texts: tuple[str, ...] = ()
+    chat: bool = False
 
     @classmethod
     def synthetic(cls, seed: int = 0) -> PromptSet:
@@ -30,7 +35,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
         return cls(name=f"synthetic:{seed}", seed=seed)
 
     @classmethod
-    def from_jsonl(cls, path: str | Path) -> PromptSet:
+    def from_jsonl(cls, path: str | Path, *, chat: bool = False) -> PromptSet:
         """One JSON object a line with a string "prompt" (or "text").
 
         Raises:
@@ -41,7 +46,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
-        return cls(name=path.name, texts=_texts(lines, str(path)))
+        return cls(name=path.name, texts=_texts(lines, str(path)), chat=chat)
 
     @classmethod
     def bundled(cls, name: str) -> PromptSet:
@@ -52,12 +57,12 @@ class PromptSet(Struct, frozen=True, kw_only=True):
                 "PromptSet.from_jsonl(path) reads your own."
             )
         text = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name]).read_text(encoding="utf-8")
-        return cls(name=name, texts=_texts(text.splitlines(), name))
+        return cls(name=name, texts=_texts(text.splitlines(), name), chat=True)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (16 hex digits) of what is asked: the seed or the texts, never the file's name."""
-        content = msgspec.json.encode({"seed": self.seed} if not self.texts else {"texts": self.texts})
+        """SHA-256 (16 hex digits) of what is asked: the seed, or the texts and their form; never the file's name."""
+        content = msgspec.json.encode({"texts": self.texts, "chat": self.chat} if self.texts else {"seed": self.seed})
         return hashlib.sha256(content).hexdigest()[:16]
 
 

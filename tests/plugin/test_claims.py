@@ -57,10 +57,13 @@ def test_an_undecided_claim_fails_under_strict(project, run_both):
 
 def test_a_metric_that_goes_missing_is_an_error_not_a_pass(project, run_both):
     """This machine has no energy counter."""
-    project("""
+    project(
+        """
 def test_energy(llm):
     assert llm.run(WORK).energy.per_token <= 1.0
-""", script="tpot=10ms,power=none")
+""",
+        script="tpot=10ms,power=none",
+    )
     result = run_both()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E*NotMeasured:*energy*"])

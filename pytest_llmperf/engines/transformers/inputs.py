@@ -77,7 +77,7 @@ def token_batch(
     if not work.prompts.texts:
         rows = synthetic_rows(work.prompts.seed, repetition, work.batch, work.prompt_tokens or 1, vocabulary)
         return TokenBatch(rows.to(device), None, (rows.shape[1],) * work.batch)
-    encoded = tokenise(work.prompts, tokenizer)
+    encoded = tokenise(work.prompts, tokenizer, whole=work.prompt_tokens is None)
     first = repetition * work.batch
     if work.prompt_tokens is None:
         own = [encoded[(first + i) % len(encoded)] for i in range(work.batch)]
@@ -94,18 +94,32 @@ def synthetic_rows(seed: int, repetition: int, batch: int, length: int, vocabula
     return plain[torch.randint(len(plain), (batch, length), generator=generator)]
 
 
-def tokenise(prompts: PromptSet, tokenizer: Any | None) -> list[list[int]]:
-    """Ids of each text with the tokenizer's own special tokens in front. Raises UsageError when there is no tokenizer."""
+def tokenise(prompts: PromptSet, tokenizer: Any | None, *, whole: bool = True) -> list[list[int]]:
+    """Ids of each text with the tokenizer's own special tokens in front. Raises UsageError when there is no tokenizer.
+
+    A chat prompt that is kept `whole` is in the model's chat template, which begins alike for all: cut to a length it
+    would not be a prompt of its own.
+    """
     if tokenizer is None:
         raise UsageError(
             f"prompts {prompts.name!r} are texts, and this model has no tokenizer (random weights have none). "
             "Use PromptSet.synthetic(seed)."
         )
-    encoded = [list(ids) for ids in tokenizer(list(prompts.texts))["input_ids"]]
+    if whole and prompts.chat and getattr(tokenizer, "chat_template", None):
+        encoded = [
+            list(ids)
+            for ids in tokenizer([_as_chat(text, tokenizer) for text in prompts.texts], add_special_tokens=False)["input_ids"]
+        ]
+    else:
+        encoded = [list(ids) for ids in tokenizer(list(prompts.texts))["input_ids"]]
     empty = [i for i, ids in enumerate(encoded) if not ids]
     if empty:
         raise UsageError(f"prompts {empty} of {prompts.name!r} give no tokens with this model's tokenizer. Remove them.")
     return encoded
+
+
+def _as_chat(text: str, tokenizer: Any) -> str:
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
 
 
 def exact_length(encoded: list[list[int]], index: int, length: int) -> list[int]:

@@ -16,26 +16,26 @@ _TEXT_COLUMNS = (
     "environment_key", "series_key", "outcome",
 )  # fmt: skip
 _INDEXES = {
-    "records_by_series": ["series_key", "created", "seq"],
-    "records_by_series_environment": ["series_key", "environment_key", "created", "seq"],
-    "records_by_test": ["test", "created", "seq"],
-    "records_by_created": ["created", "seq"],
+    "llmperf_records_by_series": ["series_key", "created", "seq"],
+    "llmperf_records_by_series_environment": ["series_key", "environment_key", "created", "seq"],
+    "llmperf_records_by_test": ["test", "created", "seq"],
+    "llmperf_records_by_created": ["created", "seq"],
 }
 
 
 def upgrade() -> None:
     """Go to this revision."""
     op.create_table(
-        "records",
+        "llmperf_records",
         sa.Column("seq", _SEQ, primary_key=True, autoincrement=True),
         sa.Column("id", sa.String, nullable=False, unique=True),
         *(sa.Column(name, sa.String, nullable=False) for name in _TEXT_COLUMNS),
         sa.Column("schema_version", sa.Integer, nullable=False),
     )
     for name, columns in _INDEXES.items():
-        op.create_index(name, "records", columns)
+        op.create_index(name, "llmperf_records", columns)
     op.create_table(
-        "metrics",
+        "llmperf_metrics",
         _record_seq(),
         sa.Column("name", sa.String, primary_key=True),
         sa.Column("unit", sa.String, nullable=False),
@@ -44,14 +44,16 @@ def upgrade() -> None:
         sa.Column("formula", sa.String, nullable=False),
         sqlite_with_rowid=False,
     )
-    op.create_table("documents", _record_seq(), sa.Column("body", sa.Text, nullable=False))
+    op.create_table("llmperf_documents", _record_seq(), sa.Column("body", sa.Text, nullable=False))
 
 
 def downgrade() -> None:
     """Go back to an empty database."""
-    for table in ("documents", "metrics", "records"):
+    for table in ("llmperf_documents", "llmperf_metrics", "llmperf_records"):
         op.drop_table(table)
 
 
 def _record_seq() -> sa.Column[int]:
-    return sa.Column("record_seq", _SEQ, sa.ForeignKey("records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False)
+    return sa.Column(
+        "record_seq", _SEQ, sa.ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
