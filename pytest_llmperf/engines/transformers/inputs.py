@@ -70,6 +70,11 @@ def require_left_padding(mask: Tensor) -> None:
         )
 
 
+def ids_hash(ids: Tensor) -> str:
+    """A hash of token ids and their shape: equal for equal ids, on any device."""
+    return hashlib.sha256(f"{tuple(ids.shape)}".encode() + ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 def token_batch(
     work: Workload, repetition: int, vocabulary: Vocabulary, tokenizer: Any | None, device: torch.device
 ) -> TokenBatch:

@@ -14,7 +14,7 @@ from pytest_llmperf.engines.transformers import effective, reference
 from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
 from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
-from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, token_batch
+from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -95,6 +95,8 @@ class TransformersSession:
             trace=trace_of(decoded, batch, repetition, seen.marks),
             step=step_cost(self._loaded.model, decoded.cache, workload.batch, self._effective.compute_dtype),
             telemetry=seen.gauges,
+            prompts_hash=ids_hash(batch.ids),
+            outputs_hash=ids_hash(decoded.tokens),
         )
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
