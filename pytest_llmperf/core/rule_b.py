@@ -159,7 +159,7 @@ def _autocorrelation(ratios: tuple[float, ...]) -> float:
 
 
 def _smallest_visible(moments: _Moments, state: SideBySide) -> float:
-    """The mean worsening at which E reaches what a FAIL needs with this spread, and at least the floor; 1 (less) or inf (more) where none does."""
+    """The mean worsening at which E reaches what a FAIL needs with this spread, at least the floor; 1 or inf where none does."""
     n = moments.n
     q = (state.evidence * math.sqrt(n + 1)) ** (2 / n)
     c = (n + 1) * (1 - 1 / q)
