@@ -52,6 +52,15 @@ TABLE = {
 }
 
 
+WRAPPER = "pytest_llmperf.engines.transformers.wrapped:WrappedEngine"
+
+
+def wrapped(model: object, tokenizer: object) -> Engine:
+    """An engine around a model that this process has loaded already. Raises UsageError for what is not such a model."""
+    made: Engine = _resolve(WRAPPER)(model, tokenizer)
+    return made
+
+
 def engine(name: str) -> EngineRow:
     """The row of an engine, built in or from the entry-point group `pytest_llmperf.engines`. Raises UsageError."""
     if name in TABLE:

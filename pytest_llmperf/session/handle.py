@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.engines.base import Engine
@@ -66,9 +67,7 @@ class Handle:
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
         """A transformers model that the test has loaded, as an `llm`. After the test it is put back as it was."""
-        from pytest_llmperf.engines.transformers.wrapped import WrappedEngine  # noqa: PLC0415 - imports torch, as the test did
-
-        return self._adopt(WrappedEngine(model, tokenizer), name or type(model).__name__)
+        return self._adopt(engines.wrapped(model, tokenizer), name or type(model).__name__)
 
     def _adopt(self, engine: Engine, name: str) -> Model:
         self._adopted += 1

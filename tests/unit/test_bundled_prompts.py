@@ -49,8 +49,8 @@ def test_an_unknown_set_is_answered_with_the_known_ones():
     ("line", "reason"),
     [
         ("not json", ":2: not a JSON object"),
-        ('{"question": "why?"}', ':2: no string 'prompt''),
-        ('{"prompt": "  "}', ':2: no string 'prompt''),
+        ('{"question": "why?"}', ":2: no string 'prompt'"),
+        ('{"prompt": "  "}', ":2: no string 'prompt'"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, reason):
