@@ -96,10 +96,17 @@ class Out:
         return table
 
     def named(self, status: str, tests: Named) -> None:
-        """Tests with a status, each with the first line of its reason; one that is there several times is counted."""
+        """Tests with a status, by the first line of their reason; one that is there several times is counted."""
+        by_reason: dict[str, list[str]] = {}
         for (test, reason), n in Counter(tests).items():
-            times = f" ({n} times)" if n > 1 else ""
-            self.text(f"{status} {test}{times}: {_first_line(reason)}", colour=_COLOURS.get(status))
+            by_reason.setdefault(_first_line(reason), []).append(f"{test} ({n} times)" if n > 1 else test)
+        for reason, names in by_reason.items():
+            if len(names) == 1:
+                self.text(f"{status} {names[0]}: {reason}", colour=_COLOURS.get(status))
+                continue
+            self.text(f"{status} {len(names)} tests: {reason}", colour=_COLOURS.get(status))
+            for name in names:
+                self.text(f"  {name}")
 
 
 def _first_line(reason: str) -> str:
