@@ -18,8 +18,9 @@ FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIX
 
 MARKER = (
     "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, budget=None, precision=None, "
-    "label='', revision=None, trust_remote_code=False, seed=0, options={}): a performance test of a language model. "
+    "label='', revision=None, trust_remote_code=False, seed=0, options={}, gate={}): a performance test of a language model. "
     "`model` is a Hugging Face id, a local folder, a GGUF file, an alias such as 'smollm2-135m', 'arch:falcon-7b', or "
     "'pkg.mod:build'; `strategies` parametrises the `llm` fixture; `budget` is seconds of sampling, `precision` the wanted "
-    "half-width of the 99 % interval in percent. The closest marker wins, argument by argument."
+    "half-width of the 99 % interval in percent; `gate={'throughput': 0.05}` is how much worse --llmperf-gate lets it get. "
+    "The closest marker wins, argument by argument."
 )

@@ -25,14 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
         if option.many:
             action["action"] = "append"
+        if option.bare:
+            action |= {"nargs": "?", "const": option.bare}
         default = f" (default: {option.default})" if option.default else ""
         group.addoption(option.flag_name, dest=option.dest, default=None, help=option.help + default, **action)
         parser.addini(option.ini_name, option.help.replace("%%", "%"), type=option.ini_type, default=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the marker, and under --llmperf-gate what watches that something is judged."""
     config.addinivalue_line("markers", MARKER)
+    if text := _option(config, _named_option("gate")):
+        _watch_gate(config, text)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -193,6 +197,19 @@ def _option(config: pytest.Config, option: Option) -> Any:
     if value is None:
         value = [] if option.many else False if option.flag else option.default
     return value
+
+
+def _watch_gate(config: pytest.Config, text: str) -> None:
+    from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+    from pytest_llmperf.session.gate_limits import parse_gate  # noqa: PLC0415
+    from pytest_llmperf.session.gate_watch import GateWatch  # noqa: PLC0415
+
+    try:
+        gated = parse_gate(text) is not None
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    if gated:
+        config.pluginmanager.register(GateWatch(config), "llmperf-gate-watch")
 
 
 def _named_option(name: str) -> Option:

@@ -139,6 +139,21 @@ def compare(
     return _judged(found, spread, len(baseline.levels[0]), limit)
 
 
+def compare_counted(value: float, baseline: Baseline, *, direction: Direction, floor: float) -> Comparison:
+    """Judge a counted quantity (bytes of weights), which sessions do not differ in: by the latest one and the floor alone.
+
+    Raises UsageError as `compare`.
+    """
+    _require(value, baseline, direction, floor, P_SINGLE)
+    if not baseline.values:
+        return Comparison(outcome=Outcome.NOT_COMPARABLE, value=value, center=None, n=0, floor=floor, direction=direction)
+    found = Comparison(
+        outcome=Outcome.PASS, value=value, center=baseline.values[-1], n=baseline.n, floor=floor, direction=direction
+    )
+    worse = found.worse or 0.0
+    return replace(found, outcome=Outcome.FAIL if worse > floor else Outcome.PASS, smallest_visible=floor)
+
+
 def confirm(first: Comparison, value: float, baseline: Baseline) -> Comparison:
     """A suspected FAIL after a fresh measurement of `value`: FAIL if that is past the floor and its p is .01 or less.
 

@@ -113,8 +113,8 @@ def all_series(database: Database, *, test: str | None) -> list[Series]:
     return [_series(row) for row in reversed(first.values())]
 
 
-def points(database: Database, series: str, metric: str, limit: int | None) -> list[Point]:
-    """A metric over a series, newest first."""
+def points(database: Database, series: str, metric: str, limit: int | None, *, environment: str | None = None) -> list[Point]:
+    """A metric over a series (in one environment unless None), newest first."""
     columns = [RECORDS.c[name] for name in ("session_id", "created", "environment_key", "outcome")]
     values = [METRICS.c[name] for name in ("unit", "value", "low", "high", "n", "formula")]
     query = (
@@ -124,6 +124,8 @@ def points(database: Database, series: str, metric: str, limit: int | None) -> l
         .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
         .limit(limit)
     )
+    if environment is not None:
+        query = query.where(RECORDS.c.environment_key == environment)
     with database.reading() as connection:
         return [Point(**row) for row in connection.execute(query).mappings()]
 

@@ -130,9 +130,9 @@ class Store:
         """Every series with its count and its newest record, most recent first."""
         return queries.all_series(self._database, test=test)
 
-    def points(self, series: str, metric: str, *, limit: int | None = None) -> list[Point]:
-        """One metric over a series, newest first, without reading whole records."""
-        return queries.points(self._database, series, metric, limit)
+    def points(self, series: str, metric: str, *, environment: str | None = None, limit: int | None = None) -> list[Point]:
+        """One metric over a series, newest first, without reading whole records; `environment` is an environment key."""
+        return queries.points(self._database, series, metric, limit, environment=environment)
 
     def metric_names(self) -> list[str]:
         """Names of the metrics that the newest records have, sorted."""

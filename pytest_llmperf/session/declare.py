@@ -11,6 +11,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.session.devices import resolve_device
+from pytest_llmperf.session.gate_limits import checked_limits
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
 
@@ -33,6 +34,7 @@ class Declaration:
     trust_remote_code: bool = False
     seed: int = 0
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    gate: Mapping[str, float] = field(default_factory=dict)
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -48,6 +50,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "trust_remote_code": bool,
     "seed": int,
     "options": Mapping,
+    "gate": Mapping,
 }
 
 
@@ -95,6 +98,8 @@ def _checked(name: str, value: Any) -> Any:
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}.")
     if name in {"budget", "precision"} and isinstance(value, int | float) and value <= 0:
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): a number above 0 is needed.")
+    if name == "gate" and isinstance(value, Mapping):
+        return checked_limits(value, "@pytest.mark.llmperf(gate=…)")
     return value
 
 

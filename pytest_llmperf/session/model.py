@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.agreement import Agreement
@@ -14,7 +13,7 @@ from pytest_llmperf.core.unjudged import Unjudged
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import baseline
 from pytest_llmperf.session.pool import OpenModel
-from pytest_llmperf.session.run import measure, run_once
+from pytest_llmperf.session.run import run_once
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload
 
 if TYPE_CHECKING:
@@ -60,14 +59,14 @@ class Model:
 
         Raises:
             InvalidRun: too few repetitions were valid. NotInEffect, WorkerError: see `load`.
+            Regression: the session gates, and this run is worse than its history allows.
         """
         _check_workload(workload)
         if self._session.settings.disable:
             run_once(self.load, workload)
             return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
-        measured = measure([self.load], workload, self._session.goal, self._session.progress)
-        self._session.recorder.add(measured)
-        return measured[0].result
+        (measured,) = self._session.measure([self], workload)
+        return measured.result
 
     def compare(self, other: Model, workload: Workload) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
@@ -82,9 +81,8 @@ class Model:
                 f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: "
                 "they were loaded in turn"
             )
-        measured = measure([self.load, other.load], workload, self._session.goal, self._session.progress, pair=uuid.uuid4().hex)
-        self._session.recorder.add(measured)
-        return measured[0].result, measured[1].result
+        ours, theirs = self._session.measure([self, other], workload)
+        return ours.result, theirs.result
 
     def agreement(
         self,

@@ -58,6 +58,7 @@ class Pool:
         self._progress = progress
         self._open: dict[LoadPlan, OpenModel] = {}
         self._failed: dict[LoadPlan, LoadError | UsageError] = {}
+        self._adopted: set[LoadPlan] = set()
 
     def open(self, plan: LoadPlan) -> OpenModel:
         """The loaded model of `plan`; loads it when it is not, after making room.
@@ -79,6 +80,12 @@ class Pool:
         opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
         assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
         self._open[plan] = OpenModel(plan, channel, opened, (), self._timeout_s)
+        self._adopted.add(plan)
+
+    def renew(self, plan: LoadPlan) -> None:
+        """Close a model, so that its next use loads it in a fresh worker. One that the test itself holds stays."""
+        if plan in self._open and plan not in self._adopted:
+            self._close(plan)
 
     def keep_only(self, plans: Iterable[LoadPlan]) -> None:
         """Close every model that is not among `plans`, or whose worker is gone."""

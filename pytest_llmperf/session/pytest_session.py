@@ -16,6 +16,7 @@ from pytest_llmperf.errors import InvalidRun, LlmperfError, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.declare import Declaration, declaration
+from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.settings import Option, read
@@ -68,6 +69,8 @@ class PytestSession:
             item.stash[DECLARED] = self._declare(item)
             if self._core is not None and self._core.settings.skip:
                 item.add_marker(pytest.mark.skip(reason="--llmperf-skip"))
+        if self._core is not None and self._core.gate is not None:
+            self._core.gate.planned_tests = len(mine)
         ordered = iter(_grouped(mine))
         places = set(mine)
         items[:] = [next(ordered) if item in places else item for item in items]
@@ -128,7 +131,7 @@ class PytestSession:
     def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Show the test's own line for our errors, not our inside."""
         self._live.clear()
-        if call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError):
+        if call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError | Regression):
             own = call.excinfo.traceback.filter(lambda entry: str(entry.path) == str(item.path))
             call.excinfo.traceback = own or call.excinfo.traceback[-1:]
 
@@ -152,16 +155,23 @@ class PytestSession:
             carried["records"] = [_light(record) for record in self._core.recorder.records.values()]
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
+            carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
         report.llmperf = carried  # type: ignore[attr-defined]
         for finding in findings:
-            if finding.outcome is Outcome.UNDECIDED and report.passed:
-                item.warn(LlmperfWarning(f"undecided: {finding.text}. {finding.detail}"))
+            if finding.outcome in self._warned and report.passed:
+                item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
 
     def close(self) -> None:
         """End every worker and close the store. May be called again."""
         self._live.clear()
         if self._core is not None:
             self._core.close()
+
+    @property
+    def _warned(self) -> set[Outcome]:
+        """Outcomes that are neither pass nor failure. Where nothing is gated, what was not compared was not asked to be."""
+        gated = self._core is not None and self._core.gate is not None and not self._core.settings.disable
+        return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE} if gated else {Outcome.UNDECIDED}
 
     def _declare(self, item: pytest.Item) -> Declared:
         if self._error is not None:
@@ -217,8 +227,9 @@ def _outcome(report: pytest.TestReport, error: BaseException | None, findings: l
         return "SKIPPED"
     if report.failed:
         return "FAIL"
-    if any(f.outcome is Outcome.UNDECIDED for f in findings):
-        return "UNDECIDED"
+    for outcome in (Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):
+        if any(f.outcome is outcome for f in findings):
+            return outcome.value
     return "PASS" if findings else "RECORDED"
 
 

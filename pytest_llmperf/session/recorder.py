@@ -51,15 +51,21 @@ class Recorder:
         self.test, self.label = test, label
         self.records = {}
 
-    def add(self, measured: Sequence[Measured]) -> None:
-        """Write one record for each side."""
-        for side in measured:
-            record = self._record(side)
+    @property
+    def store(self) -> Store | None:
+        """The open history, if there is one."""
+        return self._store
+
+    def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
+        """Write one record for each side. Attempts after the first measured again what looked like a regression."""
+        records = [self._record(side, attempt) for side in measured]
+        for record in records:
             self.records[record.id] = record
             if self._store is not None:
                 self._store.add(record)
             if self._lines is not None:
                 self._lines.append(record)
+        return records
 
     def agree(self, strategy: str, agreement: Agreement) -> None:
         """Attach an agreement to the test's records of that strategy."""
@@ -100,7 +106,7 @@ class Recorder:
         self.records[record.id] = msgspec.structs.replace(record, **changes)
         return self.records[record.id]
 
-    def _record(self, side: Measured) -> Record:
+    def _record(self, side: Measured, attempt: int) -> Record:
         opened, plan = side.model.opened, side.model.plan
         environment: Environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
         workload = msgspec.to_builtins(side.workload)
@@ -125,7 +131,7 @@ class Recorder:
             warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
             marks=side.marks,
             paired_with=side.pair,
-            extra={"repetitions": len(side.taken), "valid": len(side.valid)},
+            extra={"repetitions": len(side.taken), "valid": len(side.valid)} | ({"attempt": attempt} if attempt > 1 else {}),
         )
 
 

@@ -16,7 +16,10 @@ DEFAULT_STORE = "sqlite:///.llmperf/history.db"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line."""
+    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line.
+
+    `bare` is the value of an option that may be given without one.
+    """
 
     name: str
     help: str
@@ -24,6 +27,7 @@ class Option:
     metavar: str | None = None
     flag: bool = False
     many: bool = False
+    bare: str = ""
 
     @property
     def flag_name(self) -> str:
@@ -57,6 +61,14 @@ OPTIONS = (
     Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
     Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
     Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),
+    Option(
+        name="gate",
+        metavar="METRIC:LIMIT,…",
+        bare="on",
+        help="fail a test whose run is worse than its stored history allows: throughput:5%%,ttft.p50:10%%, or nothing for the "
+        "defaults. Write it with '=', or last",
+    ),
+    Option(name="require-baseline", flag=True, help="fail what --llmperf-gate cannot compare with a stored baseline"),
     Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
     Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
     Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
@@ -75,6 +87,8 @@ class Settings:
     disable: bool
     plan: bool
     strict: bool
+    gate: dict[str, float] | None
+    require_baseline: bool
     device: str
     strategies: tuple[str, ...]
     reference: str
@@ -97,6 +111,8 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         disable=value["disable"],
         plan=value["plan"],
         strict=value["strict"],
+        gate=_gate(value["gate"]),
+        require_baseline=value["require-baseline"],
         device=_choice("device", value["device"], DEVICES),
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
         reference=value["reference"],
@@ -121,6 +137,12 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
     return value
+
+
+def _gate(text: str) -> dict[str, float] | None:
+    from pytest_llmperf.session.gate_limits import parse_gate  # noqa: PLC0415 - the table of metrics, once tests are collected
+
+    return parse_gate(text)
 
 
 def _positive(name: str, value: str) -> float:

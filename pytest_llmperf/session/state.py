@@ -9,12 +9,16 @@ from contextlib import contextmanager
 
 from pytest_llmperf.core.judge import Finding, claims
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.record import Record
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
+from pytest_llmperf.session.gate import Gate
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.pool import Channel, Pool, worker_logs
 from pytest_llmperf.session.recorder import Recorder
+from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.settings import Settings
+from pytest_llmperf.workloads import Workload
 
 ShowProgress = Callable[[str, str, str, float | None], None]
 
@@ -28,6 +32,7 @@ class LlmperfSession:
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
         self.pool = Pool(self._start_worker, timeout_s=settings.timeout_s, progress=self.progress)
+        self.gate = self._gate()
         self._show = show
         self._declared = Declaration()
 
@@ -61,6 +66,17 @@ class LlmperfSession:
         with claims(strict=self.settings.strict) as findings:
             yield findings
 
+    def measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
+        """Measure one model, or two interleaved; record it; and where the session gates, judge it against its history.
+
+        Raises as `session.run.measure`, and Regression.
+        """
+        measured = self._measure(models, workload)
+        records = self.recorder.add(measured)
+        if self.gate is not None:
+            self.gate.judge(records, self._declared.gate, lambda: self._measure_again(models, workload))
+        return measured
+
     def release_except(self, plans: Sequence[LoadPlan]) -> None:
         """Close the models that the next test does not use."""
         self.pool.keep_only(plans)
@@ -85,6 +101,29 @@ class LlmperfSession:
             self.pool.close()
         finally:
             self.recorder.close()
+
+    def _measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
+        pair = uuid.uuid4().hex if len(models) > 1 else None
+        return measure([model.load for model in models], workload, self.goal, self.progress, pair=pair)
+
+    def _measure_again(self, models: Sequence[Model], workload: Workload) -> list[Record]:
+        """In fresh workers, since what differs between processes is what a suspicion may be due to."""
+        for model in models:
+            self.pool.renew(model.plan)
+        return self.recorder.add(self._measure(models, workload), attempt=2)
+
+    def _gate(self) -> Gate | None:
+        limits = self.settings.gate
+        if limits is None:
+            return None
+        return Gate(
+            limits,
+            strict=self.settings.strict,
+            require_baseline=self.settings.require_baseline,
+            store=lambda: self.recorder.store,
+            root=self.settings.root,
+            note=self.note,
+        )
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
         from pytest_llmperf.session.workers import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded

@@ -1,0 +1,123 @@
+"""The accepted sessions that a record is held against, or why there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from pytest_llmperf.core import stats
+from pytest_llmperf.core.record import MetricValue, Record
+from pytest_llmperf.core.rule_a import BASELINE_SESSIONS, Baseline
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.session.environment import differences
+
+if TYPE_CHECKING:
+    from pytest_llmperf.history.accept import Acceptance
+    from pytest_llmperf.history.queries import Point
+    from pytest_llmperf.history.store import Store
+
+ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE"})
+"""Outcomes of a test whose records later sessions are held against. A regression is no baseline until it is accepted."""
+
+_POINTS = 20 * BASELINE_SESSIONS  # a session may have several records of a series, and failed ones are left out
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A baseline; where it is empty, `reason` says what is missing or which fact differs."""
+
+    baseline: Baseline
+    reason: str = ""
+
+
+def held(store: Store | None, accepted: tuple[Acceptance, ...], record: Record, metric: MetricValue) -> Held:
+    """What `metric` of `record` is compared with: one value a session, of the same series, environment and definition."""
+    if store is None:
+        return _none("no history is kept (--llmperf-store=none)")
+    try:
+        return _held(store, accepted, record, metric)
+    except StoreError as error:
+        return _none(f"the history cannot be read: {error}")
+
+
+def _held(store: Store, accepted: tuple[Acceptance, ...], record: Record, metric: MetricValue) -> Held:
+    from pytest_llmperf.history.accept import levels  # noqa: PLC0415 - SQLAlchemy, only where something is gated
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
+
+    key = series_key(record)
+    points = store.points(key, metric.name, environment=record.environment_key, limit=_POINTS)
+    earlier = [point for point in points if point.session_id != record.session_id]
+    named = {each.record for each in accepted}
+    good = (point for point in earlier if point.outcome in ACCEPTED or point.record_id in named)
+    usable = [point for point in good if point.value is not None]
+    same = [point for point in usable if (point.formula, point.unit) == (metric.formula, metric.unit)]
+    if not same:
+        return _none(_why_none(store, record, metric, earlier, usable))
+    return Held(baseline=_levels(same, levels(accepted, key)))
+
+
+def _levels(points: Sequence[Point], starts: Sequence[str]) -> Baseline:
+    """Session values, oldest first, cut where a change was accepted."""
+    cut: dict[int, list[tuple[str, float]]] = {}
+    for created, value in _sessions(points):
+        cut.setdefault(sum(created >= start for start in starts), []).append((created, value))
+    *earlier, (_, latest) = sorted(cut.items())
+    values = tuple(value for _, value in latest)
+    return Baseline(values=values, earlier=tuple(tuple(value for _, value in level) for _, level in earlier))
+
+
+def _sessions(points: Iterable[Point]) -> list[tuple[str, float]]:
+    """(time of its last record, median of its records) of each session, oldest first."""
+    ordered = sorted(points, key=lambda point: point.session_id)
+    groups = [list(group) for _, group in groupby(ordered, key=lambda point: point.session_id)]
+    return sorted(
+        (max(point.created for point in group), stats.median([point.value for point in group if point.value is not None]))
+        for group in groups
+    )
+
+
+def _why_none(store: Store, record: Record, metric: MetricValue, earlier: Sequence[Point], usable: Sequence[Point]) -> str:
+    if usable:
+        other = usable[0]
+        return f"the baseline is {other.formula} in {other.unit!r}, this is {metric.formula} in {metric.unit!r}"
+    if earlier:
+        missing = all(point.value is None for point in earlier)
+        what = "could not measure it" if missing else "failed or were not valid; 'llmperf accept' makes a new baseline"
+        return f"the {len(earlier)} earlier runs {what}"
+    return _other_environment(store, record) or _other_series(store, record) or "there is no earlier session of this test"
+
+
+def _other_environment(store: Store, record: Record) -> str:
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
+
+    others = (other for other in store.records(series=series_key(record)) if other.session_id != record.session_id)
+    newest = next(others, None)
+    if newest is None:
+        return ""
+    named = (
+        f"{name} is {here!r}, the baseline's {there!r}"
+        for name, here, there in differences(record.environment, newest.environment)
+    )
+    return f"another environment: {', '.join(named)}"
+
+
+def _other_series(store: Store, record: Record) -> str:
+    from pytest_llmperf.history.identity import SERIES_FIELDS  # noqa: PLC0415
+
+    others = (other for other in store.records(test=record.test, limit=_POINTS) if other.session_id != record.session_id)
+    newest = next(others, None)
+    if newest is None:
+        return ""
+    shown = {"workload_key": "workload_text"}
+    named = (
+        f"{field} is {getattr(record, shown.get(field, field))!r}, was {getattr(newest, shown.get(field, field))!r}"
+        for field in SERIES_FIELDS
+        if getattr(record, field) != getattr(newest, field)
+    )
+    return f"another measurement: {', '.join(named)}"
+
+
+def _none(reason: str) -> Held:
+    return Held(baseline=Baseline(values=()), reason=reason)

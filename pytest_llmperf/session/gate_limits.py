@@ -1,0 +1,54 @@
+"""Which metrics are gated, and how much worse each may become: from the option, the ini file and the marker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_llmperf.core.quantities import leaves
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+DEFAULT_LIMITS: dict[str, float] = {"throughput": 0.03, "ttft.p50": 0.03, "memory.weights": 0.01}
+"""Metric -> the share that it may be worse by. Each further noisy metric makes all the others harder to fail (Holm)."""
+
+COUNTED = frozenset({"memory.weights", "memory.kv_cache"})
+"""Metrics that are counted, not measured: one session is enough to compare them with."""
+
+_OFF = frozenset({"", "off", "no", "false", "0"})
+_ON = frozenset({"on", "yes", "true", "1"})
+_HOW = "Write METRIC:LIMIT,…, for example throughput:5%,ttft.p50:10%, or nothing for the defaults"
+
+
+def parse_gate(text: str) -> dict[str, float] | None:
+    """The limits of `--llmperf-gate[=METRIC:LIMIT,…]`; None where nothing is gated. Raises UsageError."""
+    if text.strip().lower() in _OFF:
+        return None
+    if text.strip().lower() in _ON:
+        return dict(DEFAULT_LIMITS)
+    return checked_limits(dict(_one(item) for item in text.split(",") if item.strip()), "--llmperf-gate")
+
+
+def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, float]:
+    """Limits by metric, each a share between 0 and 1. Raises UsageError that names `where` they were written."""
+    gateable = [name for name, row in leaves() if row.direction != "none"]
+    found: dict[str, float] = {}
+    for name, limit in limits.items():
+        if not isinstance(name, str) or name not in gateable:
+            near = did_you_mean(str(name), gateable)
+            raise UsageError(f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(gateable)}.")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+            raise UsageError(
+                f"{where}: the limit of {name} is {limit!r}. A share between 0 and 1 is needed: 0.05, or 5%, is 5 %."
+            )
+        found[name] = float(limit)
+    return found
+
+
+def _one(item: str) -> tuple[str, float]:
+    name, colon, limit = item.strip().partition(":")
+    if not colon:
+        return name, DEFAULT_LIMITS.get(name, DEFAULT_LIMITS["throughput"])
+    try:
+        share = float(limit.removesuffix("%")) / (100 if limit.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(f"--llmperf-gate: {item.strip()!r} has no limit that is a number. {_HOW}.") from error
+    return name, share

@@ -1,0 +1,365 @@
+"""--llmperf-gate: a run is held against accepted sessions, in the test that made it. Scripted engine; copied sessions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.history import accept
+from pytest_llmperf.history.identity import series_key
+from pytest_llmperf.history.store import Store, open_store
+from pytest_llmperf.session.environment import environment_key
+from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import HEADER
+
+TWO = """
+def test_speed(llm):
+    llm.run(WORK)
+
+def test_other(llm):
+    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=21))
+"""
+ONE = """
+def test_speed(llm):
+    llm.run(WORK)
+"""
+SLOW_ONCE = """
+from msgspec.structs import replace
+from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.session.state import LlmperfSession
+
+@pytest.fixture(autouse=True)
+def the_first_worker_is_slow(monkeypatch):
+    measure, speeds = LlmperfSession._measure, iter(["ttft=70ms,tpot=14ms", "ttft=50ms,tpot=10ms"])
+
+    def of_this_worker(session, models, workload):
+        for model in models:
+            model.plan = replace(model.plan, model=model_ref(f"scripted:{next(speeds)}"))
+        return measure(session, models, workload)
+
+    monkeypatch.setattr(LlmperfSession, "_measure", of_this_worker)
+"""
+RATES = ("throughput", "ttft.p50", "latency.p50")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> dict[str, Record]:
+    """One real record of each test of TWO, by the test's name."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "test_it.py").write_text(HEADER.format(script="ttft=50ms,tpot=10ms") + TWO)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
+    )
+    records = map(record_json.decode, (folder / "out.jsonl").read_text().splitlines())
+    return {record.test.partition("::")[2]: record for record in records}
+
+
+@pytest.fixture
+def opened(pytester) -> Callable[[], Store]:
+    """The project's store."""
+    return lambda: open_store("sqlite:///.llmperf/history.db", folder=pytester.path)
+
+
+@pytest.fixture
+def sessions(opened, template) -> Callable[..., None]:
+    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart, whose speeds spread by that share.
+
+    What is in the store already is copied as well.
+    """
+
+    def put(n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record) -> None:
+        draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        with opened() as store:
+            models = [*template.values(), *store.records()]
+            for at in range(n):
+                for record in models:
+                    store.add(change(_earlier(record, at + 1, math.exp(spread * draw.gauss(0, 1)))))
+
+    return put
+
+
+def _with_goodput(record):
+    metrics = tuple(msgspec.structs.replace(m, value=2.0, reason="") if m.name == "goodput" else m for m in record.metrics)
+    return msgspec.structs.replace(record, metrics=metrics)
+
+
+def _earlier(record, hours, factor):
+    """The record as a session some hours earlier made it, slower by a factor."""
+    metrics = tuple(
+        msgspec.structs.replace(m, value=m.value / factor if m.direction == "higher" else m.value * factor)
+        if m.name in RATES
+        else m
+        for m in record.metrics
+    )
+    created = (datetime.fromisoformat(record.created) - timedelta(hours=hours)).isoformat()
+    return msgspec.structs.replace(record, id=uuid.uuid4().hex, session_id=f"earlier-{hours}", created=created, metrics=metrics)
+
+
+def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project, run_both, sessions):
+    """Ten sessions, then one test of two 15 % slower: that one fails, in two lines that name metric, size, baseline and limit."""
+    sessions(11)
+    project(TWO.replace("def test_speed", "@pytest.mark.llmperf(model='scripted:ttft=57.5ms,tpot=11.5ms')\ndef test_speed"))
+    result = run_both("--llmperf-gate")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*def test_speed*",
+            "*Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
+        ]
+    )
+    result.stdout.fnmatch_lines(["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"])
+    result.stdout.fnmatch_lines(["FAILED *test_speed*"])
+    assert result.ret == 1
+
+
+def test_an_unchanged_session_passes(project, run, sessions):
+    """The same code again: judged, PASS, no warning, exit code 0."""
+    project(TWO)
+    sessions(10)
+    result = run("--llmperf-gate")
+    result.assert_outcomes(passed=2, warnings=0)
+    assert result.ret == 0
+
+
+@pytest.mark.parametrize("slower", [0.98, 1.01, 1.025])
+def test_noise_does_not_fail(project, run, sessions, slower):
+    """A session within what sessions differ by (1.5 %)."""
+    sessions(12, spread=0.015)
+    project(ONE, script=f"ttft={50 * slower}ms,tpot={10 * slower}ms")
+    result = run("--llmperf-gate=throughput")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+
+
+def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(project, run, sessions, lines):
+    """The first worker is slow for all its repetitions, the fresh one is not. Both attempts are stored."""
+    sessions(10)
+    project(SLOW_ONCE + ONE)
+    result = run("--llmperf-gate", "--llmperf-json=out.jsonl")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*passed on its second measurement: throughput*"])
+    assert [record["extra"].get("attempt", 1) for record in lines()] == [1, 2]
+
+
+def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_both):
+    """Nothing compared is never a pass: the test passes with a warning, the session does not."""
+    project(ONE)
+    result = run_both("--llmperf-gate")
+    result.assert_outcomes(passed=1, warnings=3)
+    result.stdout.fnmatch_lines(
+        ["*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"]
+    )
+    result.stdout.fnmatch_lines(["*judged nothing*"])
+    assert result.ret == EXIT_JUDGED_NOTHING
+
+
+def test_a_baseline_can_be_required(project, run):
+    """--llmperf-require-baseline makes it a failure of the test."""
+    project(ONE)
+    run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
+
+
+def test_a_renamed_test_is_named_as_new(project, run, sessions):
+    """Its history stays with the old name; the session says that nothing was compared for it."""
+    sessions(10)
+    project(TWO.replace("test_speed", "test_velocity"))
+    result = run("--llmperf-gate")
+    result.assert_outcomes(passed=2, warnings=3)
+    result.stdout.fnmatch_lines(["*test_velocity*", "*not comparable: *no earlier session of this test*"])
+
+
+def test_another_environment_is_named_by_the_fact_that_differs(project, run, opened):
+    """The same series on another CPU."""
+    project(ONE)
+    run()
+    with opened() as store:
+        for record in list(store.records()):
+            moved = msgspec.structs.replace(record.environment, facts=record.environment.facts | {"cpu_model": "Another CPU"})
+            store.put(msgspec.structs.replace(record, environment=moved, environment_key=environment_key(moved)))
+    result = run("--llmperf-gate")
+    result.assert_outcomes(passed=1, warnings=3)
+    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, the baseline's 'Another CPU'*"])
+    assert result.ret == EXIT_JUDGED_NOTHING
+
+
+def test_another_workload_is_named(project, run, sessions):
+    """The same test with more tokens."""
+    sessions(10)
+    project(ONE.replace("WORK", "Decode(batch=1, prompt_tokens=8, new_tokens=12)"))
+    run("--llmperf-gate").stdout.fnmatch_lines(["*another measurement: workload_key is 'decode*', was 'decode*'*"])
+
+
+def test_a_metric_that_is_not_reported_any_more_is_not_green(project, run, sessions):
+    """Earlier sessions had a goodput, this one has none: an outcome, which says how many had it."""
+    sessions(10, change=_with_goodput)
+    project(ONE)
+    result = run("--llmperf-gate=goodput")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*goodput of auto could not be measured*10 sessions had it*"])
+    assert result.ret == EXIT_JUDGED_NOTHING
+
+
+def test_few_sessions_are_undecided(project, run, sessions):
+    """Three: 5 % more time is recorded, reported, and passes with a warning; strict, it fails. 30 % is past any doubt."""
+    sessions(3)
+    project(ONE, script="ttft=52.5ms,tpot=10.5ms")
+    result = run("--llmperf-gate=throughput", "--llmperf-store=sqlite:///.llmperf/history.db")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*undecided: throughput*8 sessions are needed, 3 are there*"])
+    assert result.ret == 0
+    run("--llmperf-gate=throughput", "--llmperf-strict").assert_outcomes(failed=1)
+    project(ONE, script="ttft=75ms,tpot=15ms")
+    run("--llmperf-gate=throughput").assert_outcomes(failed=1)
+
+
+def test_the_marker_sets_a_limit_of_its_own(project, run, sessions):
+    """25 % are let through here: 15 % passes; without the marker it fails."""
+    project(ONE)
+    sessions(10)
+    slow = "ttft=57.5ms,tpot=11.5ms"
+    project(ONE, script=slow)
+    run("--llmperf-gate").assert_outcomes(failed=1)
+    project("@pytest.mark.llmperf(gate={'throughput': 0.25, 'ttft.p50': 0.25})" + ONE, script=slow)
+    run("--llmperf-gate").assert_outcomes(passed=1)
+
+
+def test_a_failed_session_is_no_baseline_until_it_is_accepted(project, run, sessions, opened, pytester):
+    """It fails again and again; after a reviewed line that accepts its record, the new level passes and the spread is kept."""
+    sessions(10)
+    project(ONE, script="ttft=57.5ms,tpot=11.5ms")
+    for _ in range(2):
+        run("--llmperf-gate").assert_outcomes(failed=1)
+    with opened() as store:
+        record = next(store.records(limit=1))
+    key = series_key(record)
+    accept.append(
+        pytester.path,
+        accept.Acceptance(
+            series=key, record=record.id, created=record.created, test=record.test, who="me", why="wanted", when=record.created
+        ),
+    )
+    result = run("--llmperf-gate")
+    result.assert_outcomes(passed=1, warnings=0)
+    project(ONE, script="ttft=66ms,tpot=13.2ms")
+    run("--llmperf-gate").assert_outcomes(failed=1)
+
+
+def test_more_weights_fail_on_the_first_comparison(project, run, pytester):
+    """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed. The model's content is the same by its hash."""
+    project(ONE)
+    run()
+    store = pytester.path / ".llmperf" / "history.db"
+    with open_store(f"sqlite:///{store}") as opened:
+        (record,) = opened.records()
+        smaller = tuple(
+            msgspec.structs.replace(m, value=m.value / 1.02) if m.name == "memory.weights" else m for m in record.metrics
+        )
+        opened.put(msgspec.structs.replace(record, metrics=smaller))
+    result = run("--llmperf-gate=memory.weights:1%")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"]
+    )
+
+
+def test_an_interleaved_comparison_is_gated_on_both_sides(project, run, sessions):
+    """compare() records two sides, each with its own series."""
+    body = "\ndef test_pays(llm_bf16, baseline):\n    llm_bf16.compare(baseline, WORK)\n"
+    project(body)
+    run()
+    sessions(10)
+    project(body, script="ttft=50ms,tpot=10ms,bf16/tpot=14ms")
+    result = run("--llmperf-gate")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*throughput of bf16 is *less than the baseline*"])
+    result.stdout.no_fnmatch_line("E*throughput of fp32*")
+
+
+def test_the_ini_file_gates_too(project, run, sessions, pytester):
+    """`llmperf_gate = throughput:50%`, and the command line wins over it."""
+    project(ONE)
+    sessions(10)
+    pytester.makeini("[pytest]\nllmperf_gate = throughput:50%\n")
+    project(ONE, script="ttft=57.5ms,tpot=11.5ms")
+    run("--llmperf-gate=throughput:5%").assert_outcomes(failed=1)
+    run().assert_outcomes(passed=1)
+    assert run("--llmperf-gate=off").ret == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("thruput:5%", "*thruput*Did you mean 'throughput'*"),
+        ("throughput:5", "*limit of throughput is 5.0*5%*"),
+        ("throughput:much", "*no limit that is a number*"),
+        ("tests/", "*'tests/' is not known*"),
+    ],
+)
+def test_a_gate_that_cannot_be_read_stops_the_session(project, run, value, message):
+    """A misspelt metric gates nothing, and a limit of 500 % neither; a path that the option swallowed is neither."""
+    project(ONE)
+    result = run("--llmperf-gate", value)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([message])
+
+
+def test_a_marker_that_cannot_be_read_is_that_tests_error(project, run):
+    """Also where nothing is gated."""
+    project("@pytest.mark.llmperf(gate={'thruput': 0.05})" + ONE)
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*thruput*Did you mean 'throughput'*"])
+
+
+def test_a_baseline_of_zero_is_an_error_that_says_so(project, run, opened):
+    """Nothing is relative to zero."""
+    project(ONE)
+    run()
+    with opened() as store:
+        (record,) = store.records()
+        zero = tuple(msgspec.structs.replace(m, value=0.0) if m.name == "throughput" else m for m in record.metrics)
+        store.put(msgspec.structs.replace(record, metrics=zero))
+    result = run("--llmperf-gate")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*throughput of auto cannot be gated: the baseline holds 0.0*"])
+
+
+def test_a_damaged_line_of_accepted_changes_is_an_error_that_names_it(project, run, pytester):
+    """A reviewed file, and a merge conflict in it."""
+    project(ONE)
+    (pytester.path / accept.FILE).write_text(json.dumps({"series": "x"}) + "\n<<<<<<< HEAD\n")
+    result = run("--llmperf-gate")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*llmperf-accepted.jsonl, line 1 is no accepted change*"])
+
+
+def test_without_any_llmperf_test_a_gated_session_is_not_green(pytester, run):
+    """A typo in the marker would gate nothing for ever."""
+    pytester.makepyfile(test_plain="def test_it(): pass")
+    result = run("--llmperf-gate")
+    assert result.ret == EXIT_JUDGED_NOTHING
+    assert run().ret == 0
+    assert run("--llmperf-gate", "--collect-only").ret == 0
+
+
+def test_a_disabled_session_judges_nothing_and_says_so(project, run, sessions):
+    """--llmperf-disable measures nothing."""
+    project(ONE)
+    sessions(10)
+    assert run("--llmperf-gate", "--llmperf-disable").ret == EXIT_JUDGED_NOTHING
