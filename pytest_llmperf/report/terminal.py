@@ -106,7 +106,7 @@ class Out:
                 continue
             self.text(f"{status} {len(names)} tests: {reason}", colour=_COLOURS.get(status))
             for name in names:
-                self.text(f"  {name}")
+                self.text(f"- {name}")
 
 
 def _first_line(reason: str) -> str:

@@ -88,10 +88,11 @@ def test_nothing_is_printed_when_there_is_nothing_to_say():
 def test_tests_skipped_for_one_reason_are_counted_and_named_under_it():
     skipped = [("test_a.py::test_one", "no GPU"), ("test_a.py::test_two", "no GPU"), ("test_b.py::test_it", "no model")]
     lines = _summary(120, records=(), skipped=skipped).lines
-    assert lines[2:] == [
+    assert lines[1:] == [
+        "no run was recorded",
         "SKIPPED 2 tests: no GPU",
-        "  test_a.py::test_one",
-        "  test_a.py::test_two",
+        "- test_a.py::test_one",
+        "- test_a.py::test_two",
         "SKIPPED test_b.py::test_it: no model",
     ]
 
