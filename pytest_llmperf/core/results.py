@@ -107,7 +107,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
 
     def metric_values(self) -> tuple[MetricValue, ...]:
         """Every quantity as a record keeps it."""
-        return tuple(_value(name, row, self.metric(name)) for name, row in leaves())
+        return tuple(metric_value(name, row, self.metric(name)) for name, row in leaves())
 
     def samples(self) -> dict[str, tuple[float, ...]]:
         """The samples behind the numbers. ITL gaps are left out: a hundred times the volume, and their percentiles are kept."""
@@ -139,7 +139,8 @@ def _imbalance(ranks: Sequence[MemoryGauges], subject: str, context: str) -> Qua
     return exact("memory.imbalance", max(sizes) * len(sizes) / sum(sizes), subject=subject, context=context)
 
 
-def _value(name: str, row: Metric, quantity: Quantity) -> MetricValue:
+def metric_value(name: str, row: Metric, quantity: Quantity) -> MetricValue:
+    """A quantity as a record keeps it, with the unit, direction and formula of its row."""
     common: dict[str, Any] = {"name": name, "unit": row.unit, "direction": row.direction, "formula": row.formula}
     if isinstance(quantity, NotMeasurable):
         return MetricValue(**common, value=None, reason=quantity.reason)

@@ -10,6 +10,9 @@ import msgspec
 
 from pytest_llmperf.core.agreement import Agreement, PromptComparison
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantities import TABLE
+from pytest_llmperf.core.record import MetricValue
+from pytest_llmperf.core.results import metric_value
 from pytest_llmperf.core.rules import Rule
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import cache_dir
@@ -19,12 +22,18 @@ from pytest_llmperf.workloads import PromptSet
 FORMAT = 1
 
 
+QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db")
+
+
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What both models are asked: prompts, continuation length, and how many prompts go in one batch."""
 
     prompts: PromptSet
     new_tokens: int = 32
     batch: int = 8
+
+    def __str__(self) -> str:
+        return f"agreement b{self.batch} n{self.new_tokens}"
 
 
 def compare(
@@ -42,6 +51,12 @@ def compare(
         subject=candidate.plan.strategy,
         context=_context(candidate, reference, question),
     )
+
+
+def metric_values(agreement: Agreement) -> tuple[MetricValue, ...]:
+    """The quantities of an agreement as a record keeps them."""
+    names = [(f"agreement.{name}", getattr(agreement, name)) for name in QUANTITIES]
+    return tuple(metric_value(name, TABLE[name], quantity) for name, quantity in names)
 
 
 def _context(candidate: OpenModel, reference: LoadPlan, question: Question) -> str:

@@ -106,8 +106,9 @@ class Model:
         chosen = parse_rule(rule) if rule else default_rule(self.plan, reference.plan)
         question = baseline.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
         self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
-        result = baseline.compare(self.load(), reference.plan, reference.load, question, chosen)
-        self._session.recorder.agree(self.strategy, result)
+        candidate = self.load()
+        result = baseline.compare(candidate, reference.plan, reference.load, question, chosen)
+        self._session.recorder.agree(candidate, question, result)
         return result
 
     def _default_prompts(self) -> PromptSet:

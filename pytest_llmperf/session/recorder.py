@@ -6,14 +6,16 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.judge import Finding
 from pytest_llmperf.core.record import ClaimRecord, Environment, Record
+from pytest_llmperf.session.baseline import Question, metric_values
 from pytest_llmperf.session.environment import collect_environment, environment_key
+from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.workloads import describe
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.report.json_lines import JsonLines
     from pytest_llmperf.session.run import Measured
+
+
+AGREEMENT = "agreement"
+"""Type of the workload of a record that holds an agreement and no run."""
 
 
 class Recorder:
@@ -58,26 +64,29 @@ class Recorder:
 
     def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
         """Write one record for each side. Attempts after the first measured again what looked like a regression."""
-        records = [self._record(side, attempt) for side in measured]
+        records = [self._record_of_run(side, attempt) for side in measured]
         for record in records:
-            self.records[record.id] = record
-            if self._store is not None:
-                self._store.add(record)
-            if self._lines is not None:
-                self._lines.append(record)
+            self._write(record)
         return records
 
-    def agree(self, strategy: str, agreement: Agreement) -> None:
-        """Attach an agreement to the test's records of that strategy."""
-        for record in self.records.values():
-            if record.strategy == strategy:
-                self._replace(record, agreement=agreement.summary())
+    def agree(self, model: OpenModel, question: Question, agreement: Agreement) -> None:
+        """Write a record of the agreement itself. Runs of the same strategy in this test show it too, once the test is over."""
+        record = self._record(
+            model,
+            {"type": AGREEMENT, **msgspec.to_builtins(question)},
+            str(question),
+            metrics=metric_values(agreement),
+            agreement=agreement.summary(),
+        )
+        self._write(record)
 
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
         """The test is over: its outcome and claims go to every record it made."""
         claims = tuple(_claim(finding) for finding in findings)
+        agreements = {r.strategy: r.agreement for r in self.records.values() if r.workload.get("type") == AGREEMENT}
         for record in list(self.records.values()):
-            done = self._replace(record, outcome=outcome, claims=claims)
+            agreement = record.agreement or agreements.get(record.strategy)
+            done = self._replace(record, outcome=outcome, claims=claims, agreement=agreement)
             if self._store is not None:
                 self._store.update_outcome(done.id, outcome, claims, done.agreement)
             if self._lines is not None:
@@ -106,10 +115,30 @@ class Recorder:
         self.records[record.id] = msgspec.structs.replace(record, **changes)
         return self.records[record.id]
 
-    def _record(self, side: Measured, attempt: int) -> Record:
-        opened, plan = side.model.opened, side.model.plan
+    def _write(self, record: Record) -> None:
+        self.records[record.id] = record
+        if self._store is not None:
+            self._store.add(record)
+        if self._lines is not None:
+            self._lines.append(record)
+
+    def _record_of_run(self, side: Measured, attempt: int) -> Record:
+        return self._record(
+            side.model,
+            msgspec.to_builtins(side.workload),
+            describe(side.workload),
+            metrics=side.result.metric_values(),
+            samples=side.result.samples(),
+            warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
+            marks=side.marks,
+            paired_with=side.pair,
+            extra={"repetitions": len(side.taken), "valid": len(side.valid)} | ({"attempt": attempt} if attempt > 1 else {}),
+        )
+
+    def _record(self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any) -> Record:
+        opened, plan = model.opened, model.plan
         environment: Environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
-        workload = msgspec.to_builtins(side.workload)
+        fields: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": (), **more}
         return Record(
             id=uuid.uuid4().hex,
             session_id=self._session_id,
@@ -117,7 +146,7 @@ class Recorder:
             test=self.test,
             label=self.label,
             workload=workload,
-            workload_text=describe(side.workload),
+            workload_text=workload_text,
             workload_key=hashlib.sha256(msgspec.json.encode(workload, order="sorted")).hexdigest()[:16],
             strategy=plan.strategy,
             engine=plan.engine,
@@ -126,12 +155,7 @@ class Recorder:
             environment_key=environment_key(environment),
             environment=environment,
             effective=opened.effective,
-            metrics=side.result.metric_values(),
-            samples=side.result.samples(),
-            warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
-            marks=side.marks,
-            paired_with=side.pair,
-            extra={"repetitions": len(side.taken), "valid": len(side.valid)} | ({"attempt": attempt} if attempt > 1 else {}),
+            **fields,
         )
 
 

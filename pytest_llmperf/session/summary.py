@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.terminal import write_summary
+from pytest_llmperf.session.recorder import AGREEMENT
 
 
 def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]) -> None:
@@ -22,7 +23,7 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
         notes[f"stored in {stored}; 'llmperf history' shows earlier runs"] = None
     write_summary(
         tr,
-        sorted(records.values(), key=lambda record: (record.test, record.created)),  # as plain, so under xdist
+        sorted(_shown(list(records.values())), key=lambda record: (record.test, record.created)),  # as plain, so under xdist
         _named(carried, {"SKIPPED"}),
         _named(carried, {"INVALID"}),
         list(notes),
@@ -33,3 +34,9 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
 
 def _named(carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]) -> list[tuple[str, str]]:
     return [(nodeid, each["reason"]) for nodeid, each in carried if each["outcome"] in outcomes and each["reason"]]
+
+
+def _shown(records: list[Record]) -> list[Record]:
+    """The runs, with the agreement of their strategy in their line; an agreement has a line of its own where there is no run."""
+    ran = {(record.test, record.strategy) for record in records if record.workload.get("type") != AGREEMENT}
+    return [r for r in records if r.workload.get("type") != AGREEMENT or (r.test, r.strategy) not in ran]

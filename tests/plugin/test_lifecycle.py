@@ -172,3 +172,25 @@ def test_two(llm):
     workers = [int(pid) for pid in (pytester.path / "reached").read_text().split()]
     assert workers
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+def test_an_agreement_is_recorded_whatever_comes_first(project, run, lines):
+    """Before the run, after it, or without one: its numbers are kept, and a test that only compares outputs has its line."""
+    project("""
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_before(llm, baseline):
+    assert llm.agreement(baseline).ok
+    llm.run(WORK)
+
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_alone(llm, baseline):
+    assert llm.agreement(baseline).ok
+""")
+    result = run("--llmperf-json=out.jsonl")
+    result.assert_outcomes(passed=2)
+    found = {(r["test"].split("::")[1], r["workload"]["type"]): r for r in lines()}
+    assert set(found) == {("test_before[bf16]", "agreement"), ("test_before[bf16]", "decode"), ("test_alone[bf16]", "agreement")}
+    assert found["test_before[bf16]", "decode"]["agreement"]["top1"]["value"] == 1.0
+    assert {m["name"] for m in found["test_alone[bf16]", "agreement"]["metrics"]} >= {"agreement.kl", "agreement.top1"}
+    shown = [line.split()[0] for line in result.outlines if line.endswith("PASS")]
+    assert shown == ["test_alone[bf16]", "test_before[bf16]"]
