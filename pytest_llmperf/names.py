@@ -1,18 +1,10 @@
 """Names that pytest needs before anything is imported: the fixtures that are made, one for each strategy. No imports here."""
 
-STRATEGY_FIXTURES: dict[str, str] = {
-    "llm_fp32": "fp32",
-    "llm_fp16": "fp16",
-    "llm_bf16": "bf16",
-    "llm_fp16_mixed": "fp16-mixed",
-    "llm_bf16_mixed": "bf16-mixed",
-    "llm_static_cache": "static-cache",
-    "llm_compile": "compile",
-    "llm_sdpa": "sdpa",
-    "llm_eager": "eager",
-    "llm_flash": "flash",
-}
-"""Fixture name -> strategy. A test keeps it equal to what the table of strategies offers."""
+PARTS = ("auto", "fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed", "static-cache", "compile", "sdpa", "eager", "flash")
+"""Strategy parts that stand alone. A test holds them equal to the table of strategies, which is too heavy to import here."""
+
+STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS}
+"""Fixture name -> strategy."""
 
 FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIXTURES})
 

@@ -2,11 +2,10 @@
 
 from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.grammar import ChosenPart, Strategy, check_engine_can, parse, require_in_effect
-from pytest_llmperf.strategies.table import KINDS, STRATEGY_FIXTURES, TABLE
+from pytest_llmperf.strategies.table import KINDS, TABLE
 
 __all__ = [
     "KINDS",
-    "STRATEGY_FIXTURES",
     "TABLE",
     "ChosenPart",
     "Part",

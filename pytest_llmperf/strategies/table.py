@@ -90,9 +90,6 @@ TABLE: dict[str, Part] = {
     )
 }
 
-STRATEGY_FIXTURES: dict[str, str] = {part.name.replace("-", "_"): part.name for part in TABLE.values()}
-"""Suffix of each `llm_<suffix>` fixture -> its strategy text."""
-
 PLANNED: dict[str, str] = {
     **dict.fromkeys(("int8", "nf4", "fp4", "int8wo", "int4wo", "int4", "fp8", "gptq", "awq", "w8a8"), "quantisation"),
     "lora": "adapters",

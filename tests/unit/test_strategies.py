@@ -14,7 +14,8 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.base import Capabilities
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.errors import NotInEffect, UsageError
-from pytest_llmperf.strategies import KINDS, STRATEGY_FIXTURES, TABLE, Strategy, check_engine_can, parse, require_in_effect
+from pytest_llmperf.names import STRATEGY_FIXTURES
+from pytest_llmperf.strategies import KINDS, TABLE, Strategy, check_engine_can, parse, require_in_effect
 
 PLAN = LoadPlan(model=ModelRef(name="m", kind="arch", location="tiny-llama"))
 COMPILE_TEXTS = ("compile", "compile:reduce-overhead", "compile:max-autotune")
@@ -170,7 +171,7 @@ def test_every_pair_of_parts_conflicts_exactly_if_they_share_a_field():
 
 def test_every_part_has_a_fixture_whose_name_is_an_identifier():
     """`llm_<suffix>` can be requested for each part."""
-    assert STRATEGY_FIXTURES["fp16_mixed"] == "fp16-mixed"
+    assert STRATEGY_FIXTURES["llm_fp16_mixed"] == "fp16-mixed"
     assert set(STRATEGY_FIXTURES.values()) == set(TABLE)
     assert all(suffix.isidentifier() for suffix in STRATEGY_FIXTURES)
 
