@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import pynvml
 import pytest
+
+from pytest_llmperf.session.devices import gpu_count
 
 pytest_plugins = ["pytester"]
 
 
-def cuda_devices() -> int:
-    """CUDA devices that the driver sees; asked of NVML, so that no test process imports torch for it."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        return int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark GPU tests as skipped where there is no GPU."""
-    if cuda_devices():
+    if gpu_count():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
@@ -31,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name every GPU test that was skipped, so that a green run never hides them."""
-    skipped = [r.nodeid for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
+    skipped = [r.nodeid for r in terminalreporter.stats.get("skipped", []) if "gpu" in getattr(r, "keywords", ())]
     if skipped:
         terminalreporter.section(f"{len(skipped)} GPU tests skipped: no CUDA device here")
         for nodeid in skipped:
