@@ -66,7 +66,7 @@ class PytestSession:
     def collected(self, mine: list[pytest.Item], items: list[pytest.Item]) -> None:
         """Declare each test; put those with equal loads side by side, in the places that llmperf tests hold."""
         for item in mine:
-            item.stash[DECLARED] = self._declare(item)
+            self._declared(item)
             if self._core is not None and self._core.settings.skip:
                 item.add_marker(pytest.mark.skip(reason="--llmperf-skip"))
         if self._core is not None and self._core.gate is not None:
@@ -77,7 +77,7 @@ class PytestSession:
 
     def require_usable(self, item: pytest.Item) -> None:
         """Raise what was wrong with the test's declaration."""
-        error = item.stash[DECLARED].error
+        error = self._declared(item).error
         if error is not None:
             raise error
         self.core.recorder.open()
@@ -96,7 +96,7 @@ class PytestSession:
         if self._core is None:
             yield
             return
-        with self._core.test(item.nodeid, item.stash[DECLARED].declaration) as findings:
+        with self._core.test(item.nodeid, self._declared(item).declaration) as findings:
             item.stash[FINDINGS] = findings
             try:
                 yield
@@ -106,25 +106,25 @@ class PytestSession:
 
     def fixture(self, item: pytest.Item, param: object) -> Model:
         """The model of a test, loaded."""
-        model = self.core.model(item.stash[DECLARED].declaration, _strategy_text(param))
+        model = self.core.model(self._declared(item).declaration, _strategy_text(param))
         model.load()
         return model
 
     def baseline(self, item: pytest.Item) -> Model:
         """The reference model of a test, loaded when first used."""
-        return self.core.reference(item.stash[DECLARED].declaration)
+        return self.core.reference(self._declared(item).declaration)
 
     def factory(self, item: pytest.Item) -> Callable[..., Model]:
         """What `llm_factory` gives."""
 
         def make(strategy: str | None = None, *, engine: str | None = None) -> Model:
-            return self.core.model(item.stash[DECLARED].declaration, _strategy_text(strategy), engine=engine)
+            return self.core.model(self._declared(item).declaration, _strategy_text(strategy), engine=engine)
 
         return make
 
     def handle(self, item: pytest.Item) -> Handle:
         """What `llmperf` gives."""
-        return Handle(self.core, item.stash[DECLARED].declaration)
+        return Handle(self.core, self._declared(item).declaration)
 
     # Reporting
 
@@ -172,6 +172,12 @@ class PytestSession:
         """Outcomes that are neither pass nor failure. Where nothing is gated, what was not compared was not asked to be."""
         gated = self._core is not None and self._core.gate is not None and not self._core.settings.disable
         return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE} if gated else {Outcome.UNDECIDED}
+
+    def _declared(self, item: pytest.Item) -> Declared:
+        """What a test declared; worked out now for one that another plugin added after collection."""
+        if DECLARED not in item.stash:
+            item.stash[DECLARED] = self._declare(item)
+        return item.stash[DECLARED]
 
     def _declare(self, item: pytest.Item) -> Declared:
         if self._error is not None:
