@@ -12,6 +12,7 @@ import click
 from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.queries import Point, Series
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.session.doctor import Check
@@ -89,6 +90,67 @@ def history(test: str | None, store: str | None, metric: str | None, limit: int,
         click.echo(_nothing(test, shown))
         return
     _print_table([cells for series, points in rows for cells in _series_cells(series, points)], _HISTORY_HEADER)
+
+
+@main.command()
+@click.argument("series")
+@click.option("--reason", required=True, help="Why the change was meant.")
+@click.option("--record", "record_id", metavar="ID", help="The record that has the new level. Default: the newest of the series.")
+@click.option("--who", help="Who accepts it. Default: the user's name here.")
+@_store_option
+def accept(series: str, reason: str, record_id: str | None, who: str | None, store: str | None) -> None:
+    """A change of a series was meant: later sessions are held against its new level.
+
+    SERIES is a series key (a failed gate names it), or a part of a test's node id. One line is added to
+    llmperf-accepted.jsonl in the project, to be reviewed and committed. The spread of the sessions before is kept.
+    """
+    from pytest_llmperf.history import accept as accepted  # noqa: PLC0415
+
+    _, root = _store_url(None)
+    with _open(store) as opened:
+        found = _one_series(opened.series(), series)
+        record = _record_of(opened, found, record_id)
+    acceptance = accepted.Acceptance(
+        series=found.key,
+        record=record.id,
+        created=record.created,
+        test=record.test,
+        who=_user() if who is None else who,
+        why=reason,
+        when=_now(),
+    )
+    path = accepted.append(root, acceptance)
+    click.echo(f"{record.test} ({record.strategy}): from record {record.id} of {record.created} on, its level is accepted.")
+    click.echo(f"Added to {path}: review and commit it.")
+
+
+def _one_series(all_series: Sequence[Series], wanted: str) -> Series:
+    found = [each for each in all_series if wanted == each.key] or [each for each in all_series if wanted in each.test]
+    if len(found) == 1:
+        return found[0]
+    names = "".join(f"\n  {each.key}  {each.test}  {each.workload_text}  {each.strategy}" for each in found or all_series)
+    how_many = f"{len(found)} series match {wanted!r}" if found else f"no series matches {wanted!r}"
+    raise UsageError(f"{how_many}. Name one by its key:{names}" if names else f"{how_many}: the history is empty.")
+
+
+def _record_of(store: Store, series: Series, record_id: str | None) -> Record:
+    records = store.records(series=series.key)
+    found = next((record for record in records if record_id is None or record.id == record_id), None)
+    if found is None:
+        raise UsageError(f"series {series.key} has no record {record_id!r}. 'llmperf history --json' shows its records.")
+    return found
+
+
+def _user() -> str:
+    import getpass  # noqa: PLC0415
+
+    return getpass.getuser()
+
+
+def _now() -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 _HISTORY_HEADER = ("test", "workload", "model", "strategy", "runs", "value", "interval", "samples", "age", "outcome")

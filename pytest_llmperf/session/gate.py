@@ -122,8 +122,12 @@ class Gate:
         if each.found is None:
             return _not_comparable(each, strict=self._require_baseline)
         finding = _judged(each, each.found, strict=self._strict)
-        if each.found.again is not None and each.found.outcome is not Outcome.FAIL:
-            self._note(f"{each.record.test}: passed on its second measurement: {finding.text}")
+        if each.found.outcome is Outcome.FAIL:
+            self._note(
+                f"{each.record.test}: if that change was meant, 'llmperf accept {_key(each.record)} --reason …' makes it so"
+            )
+        elif each.found.again is not None:
+            self._note(f"{each.record.test}: not seen again on its second measurement: {finding.text}")
         return finding
 
 
@@ -143,6 +147,12 @@ def _again(each: _Gated, record: Record) -> _Gated:
         second = compare_counted(value, baseline, direction=each.found.direction, floor=each.limit)
         return _with(each, found=replace(each.found, outcome=second.outcome, again=second))
     return _with(each, found=confirm(each.found, value, baseline))
+
+
+def _key(record: Record) -> str:
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415 - the history is loaded where something is gated
+
+    return series_key(record)
 
 
 # Words

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf import cli
 from pytest_llmperf.engines import TABLE as ENGINES
+from pytest_llmperf.history import accept
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.session import doctor
 from pytest_llmperf.session.doctor import Gpu, Machine, device_works, examine
@@ -272,3 +273,41 @@ def test_help_loads_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# accept
+
+
+def test_accept_adds_one_line_that_says_who_why_and_from_which_record(measured):
+    """The newest record of the series by default; the file is for review, and reading it gives the same back."""
+    done = llmperf("accept", "test_pays", "--reason", "a larger model", "--who", "me")
+    assert "record r1" in done.stdout
+    (line,) = accept.read(measured)
+    assert (line.record, line.who, line.why) == ("r1", "me", "a larger model")
+    llmperf("accept", line.series, "--reason", "again", "--record", "r3")
+    assert [each.record for each in accept.read(measured)] == ["r1", "r3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("test_", "--reason", "x"), "2 series match 'test_'"),
+        (("nothing", "--reason", "x"), "no series matches 'nothing'"),
+        (("test_pays", "--reason", " "), "--reason"),
+        (("test_pays", "--reason", "x", "--who", ""), "--who"),
+        (("test_pays", "--reason", "x", "--record", "zzz"), "no record 'zzz'"),
+    ],
+)
+def test_accept_refuses_what_names_no_record_or_no_reason(measured, arguments, message):
+    """And writes nothing."""
+    assert message in llmperf("accept", *arguments, code=1).output
+    assert accept.read(measured) == ()
+
+
+def test_accept_leaves_earlier_lines_as_they_are(measured):
+    """Also where the last one lacks its end."""
+    llmperf("accept", "test_pays", "--reason", "one")
+    path = measured / accept.FILE
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    llmperf("accept", "test_pays", "--reason", "two")
+    assert [each.why for each in accept.read(measured)] == ["one", "two"]
