@@ -10,13 +10,16 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test lint bench check docs clean
+.PHONY: demo test nightly lint bench check docs clean
 
 demo: $(VENV)/.demo  ## the main job: a real model in every precision, measured, checked against fp32, judged
 	$(VENV)/bin/pytest example_suites
 
 test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/pytest
+
+nightly: $(VENV)/.dev  ## every test, those that take minutes too
+	LLMPERF_NIGHTLY=1 $(VENV)/bin/pytest
 
 lint: $(VENV)/.dev  ## style, types, import contracts
 	$(VENV)/bin/ruff check .
