@@ -13,6 +13,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
+    from pytest_llmperf.history.changes import SeriesChanges
     from pytest_llmperf.history.queries import Point, Series
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.session.doctor import Check
@@ -73,23 +74,72 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
 @_store_option
 @click.option("--metric", metavar="NAME", help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), default=3, show_default=True, help="Values of each series.")
+@click.option("--changes", is_flag=True, help="Also show where the level of a series changed, and how far it drifted.")
+@click.option("--fail-on-change", is_flag=True, help="As --changes; exit with 1 if one was not accepted.")
 @_json_option
-def history(test: str | None, store: str | None, metric: str | None, limit: int, as_json: bool) -> None:
+def history(
+    test: str | None, store: str | None, metric: str | None, limit: int, changes: bool, fail_on_change: bool, as_json: bool
+) -> None:
     """The series in the store and their last values. TEST is a node id or a part of one."""
     with _open(store) as opened:
         found = [series for series in opened.series() if test is None or test in series.test]
         _require_metric(opened, found, metric)
         rows = [(series, opened.points(series.key, metric or _headline(series), limit=limit)) for series in found]
+        changed = _changed(opened, found, metric) if changes or fail_on_change else []
         shown, notices = opened.shown, opened.notices
+    unaccepted = fail_on_change and any(each.unaccepted for _, _, each in changed)
     if as_json:
-        _print_json({"store": shown, "notices": notices, "series": [_series_json(series, points) for series, points in rows]})
-        return
+        document = {"store": shown, "notices": notices, "series": [_series_json(series, points) for series, points in rows]}
+        if changes or fail_on_change:
+            document["changes"] = [_changes_json(*each) for each in changed]
+        _print_json(document)
+        raise SystemExit(1 if unaccepted else 0)
     for notice in notices:
         click.echo(f"note: {notice}", err=True)
     if not rows:
         click.echo(_nothing(test, shown))
         return
     _print_table([cells for series, points in rows for cells in _series_cells(series, points)], _HISTORY_HEADER)
+    for line in [line for each in changed for line in _change_lines(*each)] or ["no change of level"] * (
+        changes or fail_on_change
+    ):
+        click.echo(_encodable(line))
+    if unaccepted:
+        raise SystemExit(1)
+
+
+def _changed(store: Store, found: Sequence[Series], metric: str | None) -> list[tuple[Series, str, SeriesChanges]]:
+    from pytest_llmperf.history import accept, changes  # noqa: PLC0415
+
+    accepted = accept.read(_store_url(None)[1])
+    named = [(series, metric or _headline(series)) for series in found]
+    return [(s, name, each) for s, name in named for each in changes.series_changes(store, s.key, name, accepted)]
+
+
+def _changes_json(series: Series, metric: str, found: SeriesChanges) -> dict[str, Any]:
+    from msgspec import to_builtins  # noqa: PLC0415
+
+    return {"series": series.key, "test": series.test, "metric": metric, "unaccepted": found.unaccepted, **to_builtins(found)}
+
+
+def _change_lines(series: Series, metric: str, found: SeriesChanges) -> list[str]:
+    """One line a change of level, and one for a drift that is more than noise."""
+    from pytest_llmperf.core.format import format_percent, format_value  # noqa: PLC0415
+
+    def line(before: float, after: float, what: str) -> str:
+        size = f"{format_percent(abs(after / before - 1), 2)} {'less' if after < before else 'more'}"
+        levels = f"{format_value(before, found.unit)} -> {format_value(after, found.unit)}"
+        return f"{series.test} {series.strategy}: {metric} {levels} ({size}) {what}"
+
+    lines = [
+        line(c.point.before, c.point.after, f"from record {c.after.record_id} of {c.after.created} on{', accepted' * c.accepted}")
+        for c in found.changes
+    ]
+    if found.drift is not None and found.drift.significant:
+        lines.append(
+            line(found.drift.anchor, found.drift.latest, f"from its first to its latest {found.drift.n_latest} sessions")
+        )
+    return lines
 
 
 @main.command()

@@ -100,7 +100,7 @@ class Gate:
         each = _Gated(at=at, record=record, metric=metric, limit=limits[name], held=against, found=None)
         if metric.value is None or not against.baseline.values:
             return each
-        return _with(each, found=self._compared(each, metric.value, len(limits)))
+        return _with(each, found=self._compared(each, metric.value, len(limits.keys() - COUNTED)))
 
     def _compared(self, each: _Gated, value: float, n_metrics: int) -> Comparison:
         direction: Any = each.metric.direction

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.rule_a import BASELINE_SESSIONS, Baseline
 from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history.sessions import session_values
 from pytest_llmperf.session.environment import differences
 
 if TYPE_CHECKING:
@@ -60,22 +59,11 @@ def _held(store: Store, accepted: tuple[Acceptance, ...], record: Record, metric
 
 def _levels(points: Sequence[Point], starts: Sequence[str]) -> Baseline:
     """Session values, oldest first, cut where a change was accepted."""
-    cut: dict[int, list[tuple[str, float]]] = {}
-    for created, value in _sessions(points):
-        cut.setdefault(sum(created >= start for start in starts), []).append((created, value))
-    *earlier, (_, latest) = sorted(cut.items())
-    values = tuple(value for _, value in latest)
-    return Baseline(values=values, earlier=tuple(tuple(value for _, value in level) for _, level in earlier))
-
-
-def _sessions(points: Iterable[Point]) -> list[tuple[str, float]]:
-    """(time of its last record, median of its records) of each session, oldest first."""
-    ordered = sorted(points, key=lambda point: point.session_id)
-    groups = [list(group) for _, group in groupby(ordered, key=lambda point: point.session_id)]
-    return sorted(
-        (max(point.created for point in group), stats.median([point.value for point in group if point.value is not None]))
-        for group in groups
-    )
+    cut: dict[int, list[float]] = {}
+    for session in session_values(points):
+        cut.setdefault(sum(session.created >= start for start in starts), []).append(session.value)
+    *earlier, latest = (tuple(values) for _, values in sorted(cut.items()))
+    return Baseline(values=latest, earlier=tuple(earlier))
 
 
 def _why_none(store: Store, record: Record, metric: MetricValue, earlier: Sequence[Point], usable: Sequence[Point]) -> str:

@@ -1,0 +1,73 @@
+"""Rule C over a stored series: changes of level, and the drift from its anchor. It informs; it accuses no commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from pytest_llmperf.core.rule_c import ChangePoint, Drift, change_points, drift
+from pytest_llmperf.history.accept import Acceptance, levels
+from pytest_llmperf.history.sessions import MEASURED, SessionValue, session_values
+
+if TYPE_CHECKING:
+    from pytest_llmperf.history.store import Store
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """A change of level between two sessions that follow each other."""
+
+    point: ChangePoint
+    before: SessionValue
+    after: SessionValue
+    accepted: bool
+
+
+class SeriesChanges(Struct, frozen=True, kw_only=True):
+    """What happened to one metric of a series in one environment. `drift` is against the first, or the last accepted, level."""
+
+    environment_key: str
+    unit: str
+    n_sessions: int
+    changes: tuple[Change, ...]
+    drift: Drift | None
+
+    @property
+    def unaccepted(self) -> bool:
+        """Whether something changed that nobody accepted."""
+        return any(not change.accepted for change in self.changes) or (self.drift is not None and self.drift.significant)
+
+
+def series_changes(store: Store, series: str, metric: str, accepted: tuple[Acceptance, ...]) -> list[SeriesChanges]:
+    """The changes of a metric, by environment. Raises UsageError for values that are not positive and finite."""
+    points = [point for point in store.points(series, metric) if point.outcome in MEASURED and point.value is not None]
+    environments = dict.fromkeys(point.environment_key for point in points)
+    starts = levels(accepted, series)
+    return [
+        _changes(key, session_values(point for point in points if point.environment_key == key), starts) for key in environments
+    ]
+
+
+def _changes(environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]) -> SeriesChanges:
+    values = [session.value for session in sessions]
+    current = values[_first_of_level(sessions, starts) :]
+    return SeriesChanges(
+        environment_key=environment_key,
+        unit=sessions[-1].unit,
+        n_sessions=len(sessions),
+        changes=tuple(_change(point, sessions, starts) for point in change_points(values)),
+        drift=drift(current),
+    )
+
+
+def _change(point: ChangePoint, sessions: Sequence[SessionValue], starts: Sequence[str]) -> Change:
+    """Accepted if a level was accepted that starts after the last session before the change: that settles all before it."""
+    before, after = sessions[point.index - 1], sessions[point.index]
+    accepted = any(start > before.created for start in starts)
+    return Change(point=point, before=before, after=after, accepted=accepted)
+
+
+def _first_of_level(sessions: Sequence[SessionValue], starts: Sequence[str]) -> int:
+    latest = max(starts, default="")
+    return next((at for at, session in enumerate(sessions) if session.created >= latest), 0)
