@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     if text := _option(config, _named_option("gate")):
         _watch_gate(config, text)
+    if _option(config, _named_option("plan")):
+        config.option.dist = "no"  # pytest-xdist's controller collects nothing, and a plan needs no workers
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -77,11 +79,19 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl  # not tryfirst: a skip mark comes first, for example one that skips `device="cuda"` where there is no GPU
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A declaration that cannot be used is that test's ERROR."""
+    """A declaration that cannot be used is that test's ERROR, unless the test is skipped."""
     if is_llmperf(item):
         _session(item.config).require_usable(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """What could not be decided is a warning of the test, so that a filter that makes warnings errors fails this test alone."""
+    yield
+    if is_llmperf(item):
+        _session(item.config).warn(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,7 +109,7 @@ def pytest_runtest_makereport(
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
     """A test that could not be measured counts and prints as an error, in whatever phase that showed."""
-    if getattr(report, "llmperf_error", False) and report.when == "call":
+    if getattr(report, "llmperf_error", False) and report.when == "call" and report.failed:
         return "error", "E", "ERROR"
     return None
 

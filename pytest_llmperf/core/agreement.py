@@ -128,6 +128,9 @@ class Agreement:
     def __repr__(self) -> str:
         return f"<agreement over {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}: {self._verdict()}>"
 
+    def __bool__(self) -> bool:
+        raise UsageError("an agreement is neither true nor false: claim .ok, or one of its numbers, such as .top1 >= 0.97.")
+
     @property
     def n_prompts(self) -> int:
         """Prompts compared."""

@@ -119,6 +119,15 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     def __repr__(self) -> str:
         return f"<{self.title}: {self}>"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
+
+    def __round__(self, ndigits: int | None = None) -> float:
+        return round(self.value, ndigits)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
     def __mul__(self, factor: object) -> Estimate:
         if not is_number(factor):
             return NotImplemented

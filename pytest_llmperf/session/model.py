@@ -74,6 +74,8 @@ class Model:
         Both stay loaded while they fit together; else they are loaded in turn, which is slow and is said in the summary.
         """
         _check_workload(workload)
+        if not isinstance(other, Model):
+            raise UsageError(f"compare({other!r}, …): another model is needed, for example the `baseline` fixture.")
         if self._session.settings.disable:
             return self.run(workload), other.run(workload)
         if not self._session.pool.fits_together(self.plan, other.plan):
@@ -103,6 +105,7 @@ class Model:
             rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)'; by default that of
                 the strategy's kind (docs/measurement.md).
         """
+        _check_question(reference, prompts, new_tokens=new_tokens, batch=batch)
         chosen = parse_rule(rule) if rule else default_rule(self.plan, reference.plan)
         question = baseline.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
         self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
@@ -118,6 +121,16 @@ class Model:
                 "Use a real model, or pass prompts=PromptSet.synthetic() to compare the arithmetic alone."
             )
         return PromptSet.bundled(AGREEMENT_PROMPTS)
+
+
+def _check_question(reference: object, prompts: object, **counts: object) -> None:
+    if not isinstance(reference, Model):
+        raise UsageError(f"agreement({reference!r}): another model is needed, for example the `baseline` fixture.")
+    if not isinstance(prompts, PromptSet | None):
+        raise UsageError(f"agreement(prompts={prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat').")
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UsageError(f"agreement({name}={count!r}): a whole number of at least 1 is needed.")
 
 
 def _check_workload(workload: object) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.core.judge import Finding, Outcome
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.errors import InvalidRun, LlmperfError, UsageError
+from pytest_llmperf.errors import InvalidRun, LlmperfError, StoreError, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.declare import Declaration, declaration
@@ -128,12 +128,18 @@ class PytestSession:
 
     # Reporting
 
+    def warn(self, item: pytest.Item) -> None:
+        """Warn of what was not decided in a test that passes."""
+        for finding in item.stash.get(FINDINGS, []):
+            if finding.outcome in self._warned:
+                item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
+
     def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Show the test's own line for our errors, not our inside."""
         self._live.clear()
-        if call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError | Regression):
-            own = call.excinfo.traceback.filter(lambda entry: str(entry.path) == str(item.path))
-            call.excinfo.traceback = own or call.excinfo.traceback[-1:]
+        ours = call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError | Regression)
+        if call.excinfo is not None and ours and not _cut(call.excinfo.value, str(item.path)):
+            call.excinfo.traceback = call.excinfo.traceback[-1:]
 
     def after_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         """Mark errors, attach the records, and under --llmperf-strict turn a skip into a failure."""
@@ -151,15 +157,27 @@ class PytestSession:
         outcome = _outcome(report, error, findings)
         carried: dict[str, Any] = {"outcome": outcome, "records": [], "reason": _reason(report, error), "notes": []}
         if self._core is not None:
-            self._core.recorder.finish(outcome, findings)
+            carried["outcome"] = self._finish(report, outcome, findings)
+            carried["reason"] = carried["reason"] or (str(report.longrepr) if carried["outcome"] != outcome else "")
             carried["records"] = [_light(record) for record in self._core.recorder.records.values()]
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
             carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
         report.llmperf = carried  # type: ignore[attr-defined]
-        for finding in findings:
-            if finding.outcome in self._warned and report.passed:
-                item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
+
+    def _finish(self, report: pytest.TestReport, outcome: str, findings: list[Finding]) -> str:
+        """Put the outcome away; that it could not be kept is the test's ERROR, and no end of the session."""
+        assert self._core is not None  # noqa: S101 - asked for by the one caller
+        try:
+            self._core.recorder.finish(outcome, findings)
+        except StoreError as error:
+            report.sections.append(("llmperf", str(error)))
+            if not report.passed:
+                return outcome
+            report.outcome, report.longrepr = "failed", f"{type(error).__name__}: {error}"
+            report.llmperf_error = True  # type: ignore[attr-defined]
+            return "ERROR"
+        return outcome
 
     def close(self) -> None:
         """End every worker and close the store. May be called again."""
@@ -209,6 +227,17 @@ def _grouped(items: list[pytest.Item]) -> list[pytest.Item]:
         plans = item.stash[DECLARED].plans
         groups.setdefault(plans[0] if plans else None, []).append(item)
     return [item for group in groups.values() for item in group]
+
+
+def _cut(error: BaseException, path: str) -> bool:
+    """End the traceback at its last line in a file. pytest walks the chain anew, whatever part of it is handed over."""
+    last, entry = None, error.__traceback__
+    while entry is not None:
+        last = entry if entry.tb_frame.f_code.co_filename == path else last
+        entry = entry.tb_next
+    if last is not None:
+        last.tb_next = None
+    return last is not None
 
 
 def _plans(item: pytest.Item | None) -> tuple[LoadPlan, ...]:

@@ -151,13 +151,19 @@ def _positive(name: str, value: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise UsageError(f"--llmperf-{name}={value!r}: a number above 0 is needed, for example --llmperf-{name}=20.")
+        raise UsageError(
+            f"--llmperf-{name}={value!r}: a number above 0 is needed, for example --llmperf-{name}={_default(name)}."
+        )
     return number
+
+
+def _default(name: str) -> str:
+    return next(option.default for option in OPTIONS if option.name == name)
 
 
 def _interpreter(text: str) -> tuple[str, str]:
     engine, separator, path = text.partition("=")
-    if not separator or not Path(path).is_file():
+    if not separator or not os.path.isfile(path):  # noqa: PTH113  pathlib raises for a name that is too long
         raise UsageError(
             f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, "
             "for example vllm=.venv-vllm/bin/python."

@@ -1,0 +1,130 @@
+"""Warnings as errors, marks that skip or expect failure, records that cannot be kept, and strategies that are no texts."""
+
+from __future__ import annotations
+
+import pytest
+
+CLOSE = """
+def test_close(llm):
+    assert llm.run(WORK).tpot.p50 <= 9.9 * ms
+
+def test_clear(llm):
+    assert llm.run(WORK).tpot.p50 <= 50 * ms
+"""
+
+
+def test_warnings_as_errors_fail_the_undecided_test_alone(project, run_both):
+    """-W error is common in ini files: the session goes on."""
+    project(CLOSE)
+    result = run_both("-W", "error::pytest.PytestWarning")
+    result.assert_outcomes(failed=1, passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_a_skip_mark_comes_before_what_is_wrong_with_the_declaration(project, run_both):
+    """A test for another device is skipped where that is not; without the mark it is an error."""
+    project("""
+@pytest.mark.skipif(True, reason="not here")
+@pytest.mark.llmperf(device="tpu")
+def test_elsewhere(llm): pass
+
+@pytest.mark.llmperf(device="tpu")
+def test_wrong(llm): pass
+""")
+    run_both().assert_outcomes(skipped=1, errors=1)
+    run_both("--llmperf-skip").assert_outcomes(skipped=2)
+
+
+def test_an_expected_failure_may_be_an_error(project, run_both):
+    """xfail without raises= expects any exception, and neither the counts nor the exit code say otherwise."""
+    project("""
+@pytest.mark.xfail(reason="units")
+def test_units(llm):
+    run = llm.run(WORK)
+    assert run.ttft.p50 <= run.memory.weights
+""")
+    result = run_both()
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == 0
+
+
+def test_a_json_file_that_cannot_be_written_is_an_error_of_the_test(project, run_both, pytester):
+    """A folder has that name; the plain test beside it still runs."""
+    project("def test_speed(llm):\n    llm.run(WORK)\n")
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    pytester.mkdir("taken")
+    result = run_both("--llmperf-json=taken")
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines(["*StoreError: JSON lines file*taken cannot be written*"])
+
+
+def test_an_outcome_that_cannot_be_kept_is_an_error_of_the_test(project, run, pytester):
+    """The file becomes unwritable after the record was made, before the outcome is."""
+    project("""
+import os
+
+def test_speed(llm):
+    assert llm.run(WORK).tpot.p50 <= 50 * ms
+    opened = {os.path.realpath(f"/proc/self/fd/{fd}"): int(fd) for fd in os.listdir("/proc/self/fd")}
+    os.dup2(os.open("out.jsonl", os.O_RDONLY), opened[os.path.realpath("out.jsonl")])
+
+def test_plain():
+    pass
+""")
+    result = run("--llmperf-json=out.jsonl")
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    result.stdout.fnmatch_lines(["*StoreError: JSON lines file*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize("wrong", ["baseline, batch=0", "baseline, new_tokens=1.5", "baseline, prompts='short-chat'", "'fp32'"])
+def test_a_question_that_cannot_be_asked_is_an_error_that_names_it(project, run, wrong):
+    """It never reaches the worker, which would crash."""
+    project(f"def test_answers(llm, baseline):\n    assert llm.agreement({wrong}).ok\n")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E*UsageError: agreement(*needed*"])
+
+
+@pytest.mark.parametrize("strategies", ["['bf16', 3]", "['bf16', pytest.param('fp16', id='half')]", "[]"])
+def test_strategies_that_are_no_texts_are_an_error(project, run_both, strategies):
+    """They must not run under the default strategy instead."""
+    project(f"@pytest.mark.llmperf(strategies={strategies})\ndef test_speed(llm):\n    llm.run(WORK)\n")
+    result = run_both()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UsageError*strategies=*at least one strategy is needed*"])
+
+
+def test_the_plan_is_printed_under_xdist(project, run_both):
+    """The same rows with and without -n 2, and the same exit code."""
+    project(CLOSE)
+    result = run_both("--llmperf-plan")
+    result.stdout.fnmatch_lines(["*test_close*", "*2 tests would run*"])
+    assert result.ret == 0
+
+
+def test_estimates_can_be_printed_and_an_agreement_is_no_claim(project, run):
+    """Formats and rounding work on the value; `assert llm.agreement(…)` would hold whatever it found."""
+    project("""
+def test_prints(llm):
+    rate = llm.run(WORK).throughput
+    assert float(f"{rate:.1f}") == round(float(rate), 1) == round(rate, 1)
+    assert int(rate) == int(float(rate))
+    assert f"{rate}" == str(rate)
+
+def test_truth(llm, baseline):
+    assert llm.agreement(baseline, prompts=PromptSet.synthetic(1))
+""")
+    result = run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError*neither true nor false*"])
+
+
+def test_the_hint_for_an_option_is_of_its_own_size(project, run):
+    """20 % is no useful precision, and a name that is too long for a file is no crash."""
+    project("def test_speed(llm): pass")
+    run("--llmperf-precision=0").stdout.fnmatch_lines(["*for example --llmperf-precision=1.*"])
+    result = run(f"--llmperf-python=scripted={'x' * 300}")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*ENGINE=PATH with an existing interpreter*"])
