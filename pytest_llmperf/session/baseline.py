@@ -72,7 +72,7 @@ def reference_file(
     The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
     needs no second model in memory.
     """
-    same_model = candidate.plan.model == reference.model and candidate.plan.seed == reference.seed
+    same_model = _made_from(candidate.plan) == _made_from(reference)
     source = candidate if same_model else open_reference()
     path = _path(source, reference, question)
     if not path.exists():
@@ -81,6 +81,11 @@ def reference_file(
             MakeReference(prompts=question.prompts, new_tokens=question.new_tokens, batch=question.batch, path=str(path))
         )
     return path
+
+
+def _made_from(plan: LoadPlan) -> tuple[object, ...]:
+    """What a plan's weights come from. Models that a test holds itself differ in their options alone."""
+    return plan.model, plan.seed, plan.options
 
 
 def _noise_floor(

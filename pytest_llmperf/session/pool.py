@@ -90,7 +90,7 @@ class Pool:
     def keep_only(self, plans: Iterable[LoadPlan]) -> None:
         """Close every model that is not among `plans`, or whose worker is gone."""
         wanted = set(plans)
-        for plan, model in list(self._open.items()):
+        for plan, model in reversed(list(self._open.items())):  # a model taken in twice is put back as it was first found
             if plan not in wanted or not model.channel.alive:
                 self._close(plan)
 

@@ -1,0 +1,48 @@
+"""Models that a test holds itself: each is compared with the one it is held against now, and put back as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+BODY = """
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from pytest_llmperf import PromptSet
+
+def build(seed):
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return LlamaForCausalLM(LlamaConfig(**shape))
+
+def kl(llmperf, seed):
+    ours, other = llmperf.wrap(build(0)), llmperf.wrap(build(seed))
+    return float(ours.agreement(other, prompts=PromptSet.synthetic(1), new_tokens=2).kl)
+
+def test_another(llmperf):
+    assert kl(llmperf, 1) > 0
+
+def test_equal(llmperf):
+    assert kl(llmperf, 0) == 0
+
+HELD = build(0).train()
+CONFIG = HELD.generation_config
+
+def test_twice(llmperf):
+    llmperf.wrap(HELD)
+    llmperf.wrap(HELD)
+    assert not HELD.training
+
+def test_put_back():
+    assert HELD.training
+    assert HELD.generation_config is CONFIG
+"""
+
+
+def test_wrapped_models_of_one_class_are_not_taken_for_one_another(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cached reference belongs to its own model's weights; a model wrapped twice is in its first state after the test."""
+    monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
+    pytester.makepyfile(BODY)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
