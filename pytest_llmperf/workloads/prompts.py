@@ -43,7 +43,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
         """
         path = Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
         return cls(name=path.name, texts=_texts(lines, str(path)), chat=chat)
@@ -57,7 +57,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
                 "PromptSet.from_jsonl(path) reads your own."
             )
         text = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name]).read_text(encoding="utf-8")
-        return cls(name=name, texts=_texts(text.splitlines(), name), chat=True)
+        return cls(name=name, texts=_texts(text.split("\n"), name), chat=True)
 
     @property
     def content_hash(self) -> str:
