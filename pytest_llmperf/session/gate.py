@@ -29,6 +29,9 @@ class Regression(AssertionError):
     """A measured value is worse than its history allows. The test that measured it fails."""
 
 
+Regression.__module__ = "builtins"  # pytest prints the module of any other before the message, and cuts the message for it
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Gated:
     """One metric of one record, its limit, what it is held against, and what came of it (None: nothing was compared)."""

@@ -120,11 +120,12 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project
     result.stdout.fnmatch_lines(
         [
             "*def test_speed*",
-            "*Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
+            "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
         ]
     )
     result.stdout.fnmatch_lines(["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"])
-    result.stdout.fnmatch_lines(["FAILED *test_speed*"])
+    result.stdout.fnmatch_lines(["FAILED *test_speed* - Regression: throughput of auto is*"])
+    result.stdout.no_fnmatch_line("*session/gate.py*")
     assert result.ret == 1
 
 
