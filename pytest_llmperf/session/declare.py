@@ -96,7 +96,7 @@ def _checked(name: str, value: Any) -> Any:
     wanted = _TYPES[name]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}.")
-    if name == "strategies" and not (value and all(isinstance(each, str) for each in value)):
+    if name == "strategies" and isinstance(value, list | tuple) and not (value and all(isinstance(each, str) for each in value)):
         raise UsageError(
             f"@pytest.mark.llmperf(strategies={value!r}): at least one strategy is needed, each a text such as 'bf16'. "
             "For marks and ids of single ones: @pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True)."
