@@ -36,6 +36,9 @@ class Declared:
     error: LlmperfError | None = None
 
 
+UNFINISHED = "recorded"
+"""A record's outcome until its test is over (`core.record.Record`)."""
+
 DECLARED = pytest.StashKey[Declared]()
 FINDINGS = pytest.StashKey[list[Finding]]()
 
@@ -129,7 +132,13 @@ class PytestSession:
     # Reporting
 
     def warn(self, item: pytest.Item) -> None:
-        """Warn of what was not decided in a test that passes."""
+        """Warn of what was not decided in a test that passes; under --llmperf-strict fail it, however the claim was used.
+
+        `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one false, and go on.
+        """
+        undecided = [f for f in item.stash.get(FINDINGS, []) if f.outcome is Outcome.UNDECIDED]
+        if undecided and self.core.settings.strict:
+            pytest.fail(f"{undecided[0].text}\n{undecided[0].detail}; --llmperf-strict is on", pytrace=False)
         for finding in item.stash.get(FINDINGS, []):
             if finding.outcome in self._warned:
                 item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
@@ -149,7 +158,7 @@ class PytestSession:
         if report.skipped and strict and not hasattr(report, "wasxfail"):
             report.outcome = "failed"
             report.longrepr = f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
-        if report.when == "call" or report.outcome != "passed":
+        if report.when == "call" or report.outcome != "passed" or self._measured_late(report):
             self._attach(item, report, error)
 
     def _attach(self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> None:
@@ -164,6 +173,11 @@ class PytestSession:
             carried["store"] = self._core.recorder.place
             carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
         report.llmperf = carried  # type: ignore[attr-defined]
+
+    def _measured_late(self, report: pytest.TestReport) -> bool:
+        """Whether a fixture measured after its `yield`: those records have no outcome yet."""
+        late = report.when == "teardown" and self._core is not None
+        return late and any(record.outcome == UNFINISHED for record in self._core.recorder.records.values())  # type: ignore[union-attr]
 
     def _finish(self, report: pytest.TestReport, outcome: str, findings: list[Finding]) -> str:
         """Put the outcome away; that it could not be kept is the test's ERROR, and no end of the session."""

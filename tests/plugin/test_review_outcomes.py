@@ -128,3 +128,28 @@ def test_the_hint_for_an_option_is_of_its_own_size(project, run):
     result = run(f"--llmperf-python=scripted={'x' * 300}")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*ENGINE=PATH with an existing interpreter*"])
+
+
+@pytest.mark.parametrize("use", ["assert not rate > 9.95 * ms", "if rate > 9.95 * ms:\n        pytest.fail('slow')"])
+def test_an_undecided_claim_fails_under_strict_however_it_is_used(project, run_both, use):
+    """Strict makes an undecided claim false, and `not` would make a pass of that."""
+    project(f"def test_close(llm):\n    rate = llm.run(WORK).tpot.p50\n    {use}\n", script="ttft=50ms,tpot=10ms,noise=0.01")
+    result = run_both("--llmperf-strict")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*undecided*--llmperf-strict is on*"])
+
+
+def test_what_a_fixture_measures_at_its_end_is_recorded_with_an_outcome(project, run_both, lines):
+    """Records made in the teardown of a test that passed."""
+    project("""
+@pytest.fixture
+def late(llm):
+    yield
+    llm.run(WORK)
+
+def test_speed(late):
+    pass
+""")
+    result = run_both("--llmperf-json=out.jsonl")
+    result.assert_outcomes(passed=1)
+    assert [row["outcome"] for row in lines()] == ["RECORDED"]
