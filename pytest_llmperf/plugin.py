@@ -57,8 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if mine:
         _session(config).collected(mine, items)
     if _option(config, _named_option("only")):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
-        items[:] = [item for item in items if item in set(mine)]
+        kept = set(mine)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,7 +20,10 @@ class Unjudged:
             Finding(outcome=Outcome.NOT_COMPARABLE, text=f"{self.name} against {other!r} was not judged", detail=self.reason)
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = _claim
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _claim  # type: ignore[assignment]  # a Finding is true or false
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def _calculated(self, other: object) -> Unjudged:  # noqa: ARG002 - nothing is calculated
         return self

@@ -216,6 +216,7 @@ class PytestSession:
             return Declared(error=self._error)
         found = Declared()
         try:
+            _require_indirect(item)
             found.declaration = declaration([(mark.args, mark.kwargs) for mark in item.iter_markers("llmperf")])
             found.plans = tuple(self._planned(item, found.declaration))
         except LlmperfError as error:
@@ -232,6 +233,18 @@ class PytestSession:
                 yield self.core.plan(declared, strategy)
         if "baseline" in fixtures:
             yield self.core.reference(declared).plan
+
+
+def _require_indirect(item: pytest.Item) -> None:
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", "")
+        listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+        indirect = mark.args[2] if len(mark.args) > 2 else mark.kwargs.get("indirect", False)  # noqa: PLR2004 - its third argument
+        if "llm" in listed and indirect is not True and "llm" not in (indirect or ()):
+            raise UsageError(
+                "parametrize('llm', …) hands the test a text in place of the model: add indirect=True, "
+                "or use @pytest.mark.llmperf(strategies=[…])."
+            )
 
 
 def _grouped(items: list[pytest.Item]) -> list[pytest.Item]:

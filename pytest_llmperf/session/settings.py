@@ -166,6 +166,8 @@ def _interpreter(text: str) -> tuple[str, str]:
     if not separator or not os.path.isfile(path):  # noqa: PTH113  pathlib raises for a name that is too long
         raise UsageError(
             f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, "
-            "for example vllm=.venv-vllm/bin/python."
+            "for example transformers=.venv/bin/python."
         )
-    return engine, str(Path(path).absolute())
+    from pytest_llmperf import engines  # noqa: PLC0415 - only where an interpreter is named
+
+    return engines.engine(engine).name, str(Path(path).absolute())

@@ -46,3 +46,17 @@ def test_wrapped_models_of_one_class_are_not_taken_for_one_another(
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
     pytester.makepyfile(BODY)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
+
+
+def test_the_fingerprint_sees_a_permutation():
+    """Rows that change places keep every sum but the one by places."""
+    import torch
+
+    from pytest_llmperf.engines.transformers.wrapped import fingerprint
+
+    layer = torch.nn.Linear(4, 4)
+    before = fingerprint(layer)
+    assert fingerprint(layer) == before
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.flip(0))
+    assert fingerprint(layer) != before

@@ -109,3 +109,17 @@ def test_it(llm):
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*NotInEffect*'bf16' is not in effect*float32*"])
     assert [r["strategy"] for r in lines()] == ["fp32"]
+
+
+def test_a_direct_parameter_named_llm_is_an_error_that_says_indirect(project, run):
+    """It would hand the test a text."""
+    project("@pytest.mark.parametrize('llm', ['fp16'])\ndef test_bad(llm): llm.run(WORK)\n" + OTHER)
+    result = run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError*indirect=True*"])
+
+
+def test_an_interpreter_for_an_unknown_engine_is_an_error(project, run):
+    """It would be ignored, and another interpreter measured."""
+    project("def test_bad(llm): llm.run(WORK)")
+    run("--llmperf-python=transfomers=/bin/sh").stdout.fnmatch_lines(["*UsageError*transfomers*Did you mean 'transformers'*"])

@@ -112,3 +112,15 @@ def test_fixtures_and_markers_are_documented(project, run):
         assert f"{name} --" in fixtures
     assert "no docstring" not in fixtures.split("pytest_llmperf", 1)[1].split("fixtures defined", 1)[0]
     assert "@pytest.mark.llmperf(model=None" in run("--markers").stdout.str()
+
+
+def test_disabled_metrics_may_be_compared_in_any_way(project, run):
+    """Nothing is judged, and nothing fails for it."""
+    project("""
+def test_speed(llm):
+    found = llm.run(WORK)
+    assert found.throughput == 1
+    assert found.ttft.p95 != 2
+    assert 3 * found.memory.peak / 2 < found.memory.weights
+""")
+    run("--llmperf-disable").assert_outcomes(passed=1)

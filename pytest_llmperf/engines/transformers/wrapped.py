@@ -65,11 +65,14 @@ class WrappedSession(TransformersSession):
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of names, shapes, dtypes, sums and sums of squares of all tensors: cheap on any device, and changed by any edit."""
+    """A hash of names, shapes, dtypes and three sums of each tensor: of its values, their squares, and by their places.
+
+    Cheap on any device, and changed by an edit or a permutation.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        wide = tensor.detach().double()
-        digest.update(
-            f"{name} {tuple(tensor.shape)} {tensor.dtype} {wide.sum().item()!r} {wide.square().sum().item()!r}\n".encode()
-        )
+        wide = tensor.detach().double().flatten()
+        place = torch.arange(1, wide.numel() + 1, device=wide.device, dtype=wide.dtype)
+        sums = wide.sum().item(), wide.square().sum().item(), (wide * place).sum().item()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums!r}\n".encode())
     return digest.hexdigest()
