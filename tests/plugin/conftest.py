@@ -7,15 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-HEADER = """
-import pytest
-from pytest_llmperf import Decode, Prefill, PromptSet
-from pytest_llmperf.units import MB, ms
-
-pytestmark = pytest.mark.llmperf(model="scripted:{script}", engine="scripted")
-WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
-"""
+from scripted_project import HEADER
 
 Run = Callable[..., pytest.RunResult]
 

@@ -25,7 +25,7 @@ from pytest_llmperf.session.environment import environment_key
 from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import HEADER
+from scripted_project import HEADER
 
 TWO = """
 def test_speed(llm):
