@@ -24,6 +24,9 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
 
     dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.
     `compile` is a torch.compile mode ("default", "reduce-overhead", "max-autotune") or None.
+    `quantisation` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
+    `adapters` are absolute folders in the order they were named; `merge_adapters` folds them into the weights.
+    `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
     """
 
     model: ModelRef
@@ -34,8 +37,13 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     weights_dtype: str = "auto"
     autocast_dtype: str | None = None
     attention: str | None = None
-    cache: Literal["dynamic", "static"] = "dynamic"
+    cache: Literal["dynamic", "static", "int8", "fp8"] = "dynamic"
     compile: str | None = None
+    quantisation: str | None = None
+    pruning: str | None = None
+    adapters: tuple[str, ...] = ()
+    merge_adapters: bool = False
+    assist: str | None = None
     options: tuple[tuple[str, str | int | float | bool], ...] = ()
     seed: int = 0
 

@@ -6,6 +6,7 @@ but through the table in `pytest_llmperf.engines`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,11 +21,13 @@ from pytest_llmperf.workloads import PromptSet, Workload
 class Capabilities:
     """What an engine can do; callers ask this, never the engine's name.
 
-    `plan_fields` maps a LoadPlan field to the values the engine honours; a field that is missing takes its default only.
-    `needs_device` is False for engines that ignore the device.
+    `plan_fields` maps a LoadPlan field to the values the engine honours (`strategies.base.ANY`: whatever is asked); a field
+    that is missing takes its default only. `refuses` gives the reason why a plan cannot be loaded although each of its
+    fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
+    refuses: Callable[[LoadPlan], str | None] = lambda _plan: None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     logits: bool = True
     max_ranks: int | None = 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Protocol, cast
 
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, Promise
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
-from pytest_llmperf.strategies.base import Part
+from pytest_llmperf.strategies.base import ANY, Part
 from pytest_llmperf.strategies.table import AUTO, KINDS, PLANNED, TABLE
 
 
@@ -29,12 +29,17 @@ class ChosenPart:
     @property
     def fields(self) -> Mapping[str, object]:
         """The load-plan fields this part sets."""
-        return self.part.fields | ((self.part.arguments or {})[self.argument] if self.argument else {})
+        if self.argument is None:
+            return self.part.fields
+        if self.part.argument is not None:
+            return self.part.fields | self.part.argument(self.argument)
+        return self.part.fields | (self.part.arguments or {})[self.argument]
 
     @property
     def text(self) -> str:
         """The canonical text: an argument that changes nothing is left out."""
-        return self.part.name if self.fields == self.part.fields else f"{self.part.name}:{self.argument}"
+        plain = self.argument is None or self.fields == self.part.fields
+        return self.part.name if plain else f"{self.part.name}:{self.argument}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,13 @@ class Strategy:
 
     def apply(self, plan: LoadPlan) -> LoadPlan:
         """`plan` with the fields of all parts set, and its `strategy`."""
-        fields = {name: value for chosen in self._in_force() for name, value in chosen.fields.items()}
+        fields: dict[str, object] = {}
+        for chosen in self._in_force():
+            for name, value in chosen.fields.items():
+                joined = name in chosen.part.joins and name in fields
+                fields[name] = (
+                    (*cast("tuple[object, ...]", fields[name]), *cast("tuple[object, ...]", value)) if joined else value
+                )
         return structs.replace(plan, strategy=self.canonical, **fields)
 
     def promises(self, plan: LoadPlan) -> tuple[Promise, ...]:
@@ -72,6 +83,10 @@ class Abilities(Protocol):
     @property
     def devices(self) -> frozenset[str]:
         """Kinds of device the engine runs on."""
+
+    @property
+    def refuses(self) -> Callable[[LoadPlan], str | None]:
+        """Why a plan whose fields are all honoured one by one cannot be loaded, or None."""
 
     @property
     def max_ranks(self) -> int | None:
@@ -100,6 +115,9 @@ def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> No
     for chosen in parse(plan.strategy).parts:
         for field in chosen.fields:
             _require_value(plan, field, chosen, capabilities, engine)
+    reason = capabilities.refuses(plan)
+    if reason is not None:
+        raise UsageError(f"engine {engine!r} cannot load strategy {plan.strategy!r} on {plan.device!r}: {reason}")
 
 
 def require_in_effect(effective: Effective, promises: Iterable[Promise], when: str) -> None:
@@ -115,7 +133,7 @@ def _require_value(plan: LoadPlan, field: str, chosen: ChosenPart, capabilities:
     default = next(f.default for f in structs.fields(LoadPlan) if f.name == field)
     honoured = capabilities.plan_fields.get(field, frozenset({default}))
     asked = getattr(plan, field)
-    if asked not in honoured:
+    if honoured is not ANY and asked not in honoured:
         raise UsageError(
             f"strategy part {chosen.text!r} cannot be honoured by engine {engine!r}: it asks for {field} = {asked!r}. "
             f"Engine {engine!r} takes {field}: {_listed(honoured)}. Leave the part out or choose another engine.",
@@ -142,12 +160,18 @@ def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
         raise UsageError(f"strategy {text!r} has an empty part. Parts are joined by '+', like 'bf16+static-cache'. {_by_kind()}")
     if name not in TABLE:
         raise UsageError(_unknown(name, text))
+    part = TABLE[name]
     if colon:
-        _check_argument(TABLE[name], argument)
-    return ChosenPart(TABLE[name], argument if colon else None)
+        _check_argument(part, argument)
+    elif part.argument is not None and not part.fields:
+        raise UsageError(f"strategy part {name!r} needs an argument, for example {name + ':' + part.example!r}.")
+    return ChosenPart(part, argument if colon else None)
 
 
 def _check_argument(part: Part, argument: str) -> None:
+    if part.argument is not None:
+        part.argument(argument)
+        return
     if part.arguments is None:
         raise UsageError(f"strategy part {part.name!r} takes no argument, {argument!r} was given. Write {part.name!r}.")
     if argument not in part.arguments:
@@ -172,7 +196,7 @@ def _by_kind() -> str:
 
 def _refuse_conflicts(chosen: list[ChosenPart], text: str) -> None:
     for one, other in combinations(chosen, 2):
-        shared = sorted(one.fields.keys() & other.fields.keys())
+        shared = sorted(one.fields.keys() & other.fields.keys() - (one.part.joins & other.part.joins))
         if shared:
             raise UsageError(
                 f"strategy {text!r}: parts {one.text!r} and {other.text!r} both set {', '.join(shared)}. Keep one of them.",

@@ -9,7 +9,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.strategies import promises
 from pytest_llmperf.strategies.base import Part
 
-KINDS = ("precision", "cache", "compile", "attention")
+KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance")
 """Kinds in the order of the canonical text."""
 
 
