@@ -215,8 +215,8 @@ def _open(url: str | None) -> Store:
 
 def _store_url(url: str | None) -> tuple[str, Path]:
     """The store, and the folder that relative paths are meant from: the working directory for an option, else the root."""
+    from pytest_llmperf.session.options import DEFAULT_STORE  # noqa: PLC0415
     from pytest_llmperf.session.project import find_project  # noqa: PLC0415
-    from pytest_llmperf.session.settings import DEFAULT_STORE  # noqa: PLC0415
 
     here = Path.cwd()
     if url is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.names import FIXTURES, MARKER, STRATEGY_FIXTURES
-from pytest_llmperf.session.settings import OPTIONS, Option
+from pytest_llmperf.session.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.handle import Handle

@@ -19,7 +19,8 @@ from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
-from pytest_llmperf.session.settings import Option, read
+from pytest_llmperf.session.options import Option
+from pytest_llmperf.session.settings import read
 from pytest_llmperf.session.state import LlmperfSession
 
 

@@ -1,4 +1,4 @@
-"""The options of a session: one table, read from the command line or from the ini file. Nothing heavy is imported here."""
+"""What a session was asked to do: the options of `session/options.py`, read and checked."""
 
 from __future__ import annotations
 
@@ -6,76 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.session.options import OPTIONS, Option
 
 DEVICES = ("auto", "cuda", "cpu")
-DEFAULT_STORE = "sqlite:///.llmperf/history.db"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line.
-
-    `bare` is the value of an option that may be given without one.
-    """
-
-    name: str
-    help: str
-    default: str = ""
-    metavar: str | None = None
-    flag: bool = False
-    many: bool = False
-    bare: str = ""
-
-    @property
-    def flag_name(self) -> str:
-        """Name on the command line."""
-        return f"--llmperf-{self.name}"
-
-    @property
-    def ini_name(self) -> str:
-        """Name in the ini file."""
-        return f"llmperf_{self.name.replace('-', '_')}"
-
-    @property
-    def ini_type(self) -> Literal["bool", "linelist", "string"]:
-        """Type in the ini file."""
-        if self.flag:
-            return "bool"
-        return "linelist" if self.many else "string"
-
-    @property
-    def dest(self) -> str:
-        """Attribute of pytest's option namespace."""
-        return self.ini_name
-
-
-OPTIONS = (
-    Option(name="only", flag=True, help="run llmperf tests and deselect every other test"),
-    Option(name="skip", flag=True, help="skip llmperf tests"),
-    Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
-    Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
-    Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
-    Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
-    Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
-    Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),
-    Option(
-        name="gate",
-        metavar="METRIC:LIMIT,…",
-        bare="on",
-        help="fail a test whose run is worse than its stored history allows: throughput:5%%,ttft.p50:10%%, or nothing for the "
-        "defaults. Write it with '=', or last",
-    ),
-    Option(name="require-baseline", flag=True, help="fail what --llmperf-gate cannot compare with a stored baseline"),
-    Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
-    Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
-    Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
-    Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
-    Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),
-    Option(name="python", metavar="ENGINE=PATH", many=True, help="interpreter for an engine's workers; may be given again"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 from pytest_llmperf.core.quantities import TABLE as METRICS
 from pytest_llmperf.core.rules import DEFAULT_RULES
 from pytest_llmperf.engines import TABLE as ENGINES
-from pytest_llmperf.session.settings import OPTIONS
+from pytest_llmperf.session.options import OPTIONS
 from pytest_llmperf.strategies.table import PLANNED
 from pytest_llmperf.strategies.table import TABLE as PARTS
 

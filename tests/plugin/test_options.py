@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_llmperf.names import STRATEGY_FIXTURES
-from pytest_llmperf.session.settings import OPTIONS
+from pytest_llmperf.session.options import OPTIONS
 from pytest_llmperf.strategies import parse
 
 BOTH = """
