@@ -1,4 +1,4 @@
-"""For those who write engines, and tests of this plugin: a scripted engine, a virtual clock, and conformance checks.
+"""What an engine must do, as checks that its author runs.
 
 def test_my_engine(tmp_path):
 check_engine(MyEngine(), LoadPlan(model=..., engine="mine"), directory=tmp_path)
@@ -18,12 +18,10 @@ from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import MemoryGauges, RequestTrace
 from pytest_llmperf.engines.base import Engine, Session
-from pytest_llmperf.engines.scripted import ScriptedEngine
-from pytest_llmperf.engines.virtual_clock import VirtualClock
 from pytest_llmperf.worker.messages import Ran
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload, describe
 
-__all__ = ["CHECKS", "Check", "NonConforming", "ScriptedEngine", "VirtualClock", "check_engine", "scripted_plan"]
+__all__ = ["CHECKS", "Check", "NonConforming", "check_engine", "scripted_plan"]
 
 PREFILL = Prefill(batch=2, prompt_tokens=8)
 DECODE = Decode(batch=2, prompt_tokens=8, new_tokens=6)
