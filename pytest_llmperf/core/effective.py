@@ -33,11 +33,64 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class Pruned(Struct, frozen=True, kw_only=True):
+    """What pruning left, counted from the weights themselves. `asked` is the text of the part ("wanda:0.5").
+
+    Counted are the linear layers of the decoder blocks; `left_out` names the other ones. `weights_before` are theirs before
+    pruning, `weights` what is there now, `zeros` those of them that are zero. `lowest` and `highest` are the shares that one
+    layer lacks (of structured pruning: one block), and where. Of an N:M `pattern`, `broken_groups` of `groups` hold too many
+    weights. `stored` is "dense", "smaller" or "2:4 compressed". `method` says how: scores, calibration set with its hash
+    and token count, seconds.
+    """
+
+    asked: str
+    layers: int
+    weights_before: int
+    weights: int
+    zeros: int
+    lowest: float
+    lowest_layer: str
+    highest: float
+    highest_layer: str
+    left_out: tuple[str, ...] = ()
+    pattern: str | None = None
+    groups: int = 0
+    broken_groups: int = 0
+    stored: str = "dense"
+    method: dict[str, str | int | float] = {}
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are gone: zero, or removed."""
+        return 1.0 - (self.weights - self.zeros) / self.weights_before if self.weights_before else 0.0
+
+
+class AdapterGroup(Struct, frozen=True, kw_only=True):
+    """One adapter as the modules hold it, beside what its file holds.
+
+    `layers` are the modules it sits in (for a merged one: those whose weights were seen to change by its product), `rank`
+    the largest there. `tensors` are those of its file, `tensors_equal` how many of them the modules hold with equal values
+    (in the modules' dtype). `content_hash` is of the file. `active`: what a forward pass goes through unless it asks otherwise.
+    """
+
+    name: str
+    rank: int
+    layers: int
+    elements: int
+    tensors: int
+    tensors_equal: int
+    content_hash: str
+    active: bool
+    merged: bool = False
+
+
 class Effective(Struct, frozen=True, kw_only=True):
     """What one worker holds and does.
 
     `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a config.
-    `cache` and `compiled_graphs` are observed in the last run; before any run they are "" and 0.
+    `cache`, `compiled_graphs` and `assistance` are observed in the last run; before any run they are "" and 0.
+    `adapters` are the names of those in force, `resident_adapters` all that the modules hold.
+    `sparsity` is that of `pruned`; both are None where nothing was pruned.
     """
 
     engine: str
@@ -56,7 +109,10 @@ class Effective(Struct, frozen=True, kw_only=True):
     device: str
     ranks: int = 1
     adapters: tuple[str, ...] = ()
+    resident_adapters: tuple[AdapterGroup, ...] = ()
+    assistance: str = ""
     sparsity: float | None = None
+    pruned: Pruned | None = None
     notes: tuple[str, ...] = ()
 
     @property

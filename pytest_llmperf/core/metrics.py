@@ -52,6 +52,7 @@ class _Repetition(NamedTuple):
     wall_s: float
     decode_s: float
     n_output: int
+    forwards: int | None
 
 
 def reduce(
@@ -86,6 +87,7 @@ def reduce(
         latency=_latencies("latency", [r.latency_s for r in repetitions], origin),
         **speed,
         **use,
+        acceptance_length=_acceptance_length(repetitions, origin),
         goodput=NotMeasurable("goodput", "this workload has no SLO"),
         memory=_memory(memory, origin),
         energy=_energy(energy, origin),
@@ -141,6 +143,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> _Repetition
         wall_s=positive("the time of all requests", last - min(r.t_due_ns for r in requests)),
         decode_s=positive("decode time", last - min(r.events[0].t_ns for r in requests), or_zero=True),
         n_output=sum(r.n_output_tokens for r in requests),
+        forwards=trace.forwards,
     )
 
 
@@ -189,6 +192,14 @@ def _gaps_s(repetitions: Iterable[_Repetition]) -> Iterable[float]:
                 yield from [(after.t_ns - before.t_ns) / after.n_tokens / _NS] * after.n_tokens
 
 
+def _acceptance_length(repetitions: Sequence[_Repetition], origin: _Origin) -> Quantity:
+    counted = [(r.n_output / len(r.requests), r.forwards) for r in repetitions]
+    lengths = [n / forwards for n, forwards in counted if forwards]
+    if len(lengths) < len(repetitions):
+        return NotMeasurable("acceptance_length", "nothing proposes tokens here: each forward pass gives one token a sequence")
+    return _estimate("acceptance_length", lengths, origin)
+
+
 def _no_token_times(*names: str) -> dict[str, Quantity]:
     return {name: NotMeasurable(name, "the times of tokens were not seen, only the end of each request") for name in names}
 
@@ -208,7 +219,7 @@ def _use(
     rate = ceilings.matmul_flop_per_s.get(step.compute_dtype)
     share: dict[str, Callable[[_Repetition], float]] = {}
     if decodes:
-        share["mbu"] = lambda r: _step_bytes(r, step) / _tpot_s(r) / ceilings.copy_bytes_per_s
+        share["mbu"] = lambda r: _step_bytes(r, step) / _step_s(r) / ceilings.copy_bytes_per_s
     if rate:
         share["prefill_mfu"] = lambda r: _prompt_flops(r, step) / r.ttft_s / rate
         share["mfu"] = (lambda r: _step_flops(r, step) / _tpot_s(r) / rate) if decodes else share["prefill_mfu"]
@@ -228,8 +239,16 @@ def _positions(request: RequestTrace) -> float:
     return request.n_prompt_tokens + request.n_output_tokens / 2
 
 
+def _step_s(repetition: _Repetition) -> float:
+    """Time of one forward pass of the measured model: TPOT, but where a pass checks several tokens that were proposed."""
+    if repetition.forwards is None:
+        return _tpot_s(repetition)
+    return repetition.decode_s / max(1, repetition.forwards - 1)
+
+
 def _step_bytes(repetition: _Repetition, step: StepCost) -> float:
-    return step.weight_bytes_read + step.kv_bytes_per_token * sum(map(_positions, repetition.requests))
+    cache = step.kv_bytes_per_token * sum(map(_positions, repetition.requests))
+    return step.weight_bytes_read + step.assistant_bytes_read + cache
 
 
 def _step_flops(repetition: _Repetition, step: StepCost) -> float:

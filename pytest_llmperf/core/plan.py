@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from msgspec import Struct
@@ -46,6 +47,11 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     assist: str | None = None
     options: tuple[tuple[str, str | int | float | bool], ...] = ()
     seed: int = 0
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """The adapters' names: those of their folders."""
+        return tuple(PurePath(folder).name for folder in self.adapters)
 
     def option(self, name: str, default: str | float | bool | None = None) -> str | int | float | bool | None:
         """The engine option `name`, or `default`."""

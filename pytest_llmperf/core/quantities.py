@@ -51,10 +51,17 @@ _SPEED = (
         "itl", "pooled gaps between consecutive tokens; a message of k tokens is k gaps of 1/k; lock-step requests count once"
     ),
     _times("latency", "request due to last token"),
+    _row(
+        "acceptance_length",
+        "tok",
+        "higher",
+        "acceptance_length/1",
+        "assisted decoding: output tokens of a sequence / forward passes of the measured model, the prompt's included",
+    ),
     _row("goodput", "req/s", "higher", "goodput/1", "requests that meet every SLO / wall time"),
 )
 _USE = (
-    _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes read per decode step) / TPOT / measured copy bandwidth"),
+    _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes read per decode step) / time of a step / measured copy bandwidth"),
     _row(
         "mfu",
         "1",

@@ -69,6 +69,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     tpot: Times
     itl: Times
     latency: Times
+    acceptance_length: Quantity
     goodput: Quantity
     mbu: Quantity
     mfu: Quantity

@@ -37,6 +37,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     """One repetition: every request, and what was read around it, outside the timed path.
 
     `token_times` is False where only the end of each request was seen: then TTFT, TPOT and ITL cannot be derived.
+    `forwards` are the forward passes of the measured model where tokens are proposed and it checks several at once; None
+    where each pass gives one token a sequence.
     """
 
     repetition: int
@@ -44,6 +46,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     marks: tuple[Mark, ...] = ()
     clock: str = "host"
     token_times: bool = True
+    forwards: int | None = None
 
 
 class MemoryGauges(Struct, frozen=True, kw_only=True):
@@ -81,7 +84,8 @@ class StepCost(Struct, frozen=True, kw_only=True):
     """What one decode step must move and compute, from what the engine really holds.
 
     `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters, attention apart
-    (`attention_flops_per_token_per_position` x positions).
+    (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read` is what an assistant model reads for one
+    step of the measured model, on average over the run.
     """
 
     weight_bytes_read: int
@@ -89,3 +93,4 @@ class StepCost(Struct, frozen=True, kw_only=True):
     flops_per_token: float
     attention_flops_per_token_per_position: float
     compute_dtype: str
+    assistant_bytes_read: float = 0.0

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pytest_llmperf.core.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.metrics import reduce
@@ -182,6 +183,7 @@ def test_end_to_end_is_ttft_and_the_other_tokens(gaps):
         ({"energy": EnergyReading(joules=1.0, seconds=2.9, n_output_tokens=9)}, ("energy.per_token",), "2.9 s, 3 s are needed"),
         ({"load_s": None}, ("load_time",), "nothing was loaded"),
         ({}, ("goodput",), "no SLO"),
+        ({}, ("acceptance_length",), "nothing proposes tokens"),
     ],
 )
 def test_what_is_missing_is_not_measurable_and_never_zero(missing, names, reason):
@@ -263,3 +265,30 @@ def test_a_run_that_was_not_measured_has_nothing_to_claim():
 
 def test_formula_ids_are_versioned():
     assert all(row.formula.rpartition("/")[2].isdigit() for row in TABLE.values())
+
+
+def assisted(forwards=3):
+    """Five tokens in three forward passes: two at 40 ms, two at 60, one at 80."""
+    return trace(request(40, 60, 80, bundles=(2, 2, 1)), forwards=forwards)
+
+
+def test_the_acceptance_length_is_output_tokens_over_forward_passes():
+    found = run(*[assisted()] * 4)
+    assert float(found.acceptance_length) == pytest.approx(5 / 3)
+    assert float(found.throughput) == pytest.approx(5 / 0.080)
+    assert float(found.ttft.p50) == pytest.approx(0.040)
+    assert found.itl.samples == pytest.approx([0.010, 0.010, 0.020] * 4)
+
+
+def test_a_step_that_gives_several_tokens_moves_its_bytes_once():
+    """Two passes in 40 ms read 1000 + 50 B of an assistant + 10 B a position each, whatever number of tokens they give."""
+    step = structs.replace(STEP, assistant_bytes_read=50.0)
+    found = run(*[assisted()] * 4, step=step)
+    assert float(found.mbu) == pytest.approx((1000 + 50 + 10 * (8 + 2.5)) / 0.020 / 1e6)
+    plain = run(*[trace(request(40, 50, 60, 70, 80))] * 4)
+    assert float(plain.mbu) == pytest.approx((1000 + 10 * (8 + 2.5)) / 0.010 / 1e6)
+
+
+def test_one_repetition_without_a_count_leaves_the_acceptance_length_unmeasured():
+    found = run(*[assisted()] * 3, assisted(forwards=None))
+    assert isinstance(found.acceptance_length, NotMeasurable)
