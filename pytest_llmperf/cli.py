@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_llmperf.commands.accept import accept as accept_command
+from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option, store_url
 from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.changes import SeriesChanges
     from pytest_llmperf.history.queries import Point, Series
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.session.doctor import Check
 
-_COLOURS = {"ok": "green", "missing": "yellow", "limited": "yellow", "broken": "red", "PASS": "green", "FAIL": "red"}
 _DEFAULT_METRIC = "throughput"
-_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-_store_option = click.option(
-    "--store", metavar="URL", help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db."
-)
 
 
 class _Commands(click.Group):
@@ -42,11 +36,14 @@ def main() -> None:
     """Performance tests for LLM inference: what this machine can do, and what earlier runs measured."""
 
 
+main.add_command(accept_command)
+
+
 @main.command()
-@_store_option
+@store_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it.")
 @click.option("--engine", metavar="NAME", multiple=True, help="Exit with 1 unless this engine is usable. May be given again.")
-@_json_option
+@json_option
 def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_json: bool) -> None:
     """Devices, engines, strategies, models and the store: what works here, what will not, and why.
 
@@ -62,7 +59,7 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
     if store is not None and checks[-1].status == "broken":
         failed.append(f"store {store!r}")
     if as_json:
-        _print_json({"checks": checks, "failed": failed})
+        print_json({"checks": checks, "failed": failed})
     else:
         _print_doctor(checks, failed)
     if failed:
@@ -71,17 +68,17 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
 
 @main.command()
 @click.argument("test", required=False)
-@_store_option
+@store_option
 @click.option("--metric", metavar="NAME", help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), default=3, show_default=True, help="Values of each series.")
 @click.option("--changes", is_flag=True, help="Also show where the level of a series changed, and how far it drifted.")
 @click.option("--fail-on-change", is_flag=True, help="As --changes; exit with 1 if one was not accepted.")
-@_json_option
+@json_option
 def history(
     test: str | None, store: str | None, metric: str | None, limit: int, changes: bool, fail_on_change: bool, as_json: bool
 ) -> None:
     """The series in the store and their last values. TEST is a node id or a part of one."""
-    with _open(store) as opened:
+    with open_history(store) as opened:
         found = [series for series in opened.series() if test is None or test in series.test]
         _require_metric(opened, found, metric)
         rows = [(series, opened.points(series.key, metric or _headline(series), limit=limit)) for series in found]
@@ -92,18 +89,18 @@ def history(
         document = {"store": shown, "notices": notices, "series": [_series_json(series, points) for series, points in rows]}
         if changes or fail_on_change:
             document["changes"] = [_changes_json(*each) for each in changed]
-        _print_json(document)
+        print_json(document)
         raise SystemExit(1 if unaccepted else 0)
     for notice in notices:
         click.echo(f"note: {notice}", err=True)
     if not rows:
         click.echo(_nothing(test, shown))
         return
-    _print_table([cells for series, points in rows for cells in _series_cells(series, points)], _HISTORY_HEADER)
+    print_table([cells for series, points in rows for cells in _series_cells(series, points)], _HISTORY_HEADER)
     for line in [line for each in changed for line in _change_lines(*each)] or ["no change of level"] * (
         changes or fail_on_change
     ):
-        click.echo(_encodable(line))
+        click.echo(encodable(line))
     if unaccepted:
         raise SystemExit(1)
 
@@ -111,7 +108,7 @@ def history(
 def _changed(store: Store, found: Sequence[Series], metric: str | None) -> list[tuple[Series, str, SeriesChanges]]:
     from pytest_llmperf.history import accept, changes  # noqa: PLC0415
 
-    accepted = accept.read(_store_url(None)[1])
+    accepted = accept.read(store_url(None)[1])
     named = [(series, metric or _headline(series)) for series in found]
     return [(s, name, each) for s, name in named for each in changes.series_changes(store, s.key, name, accepted)]
 
@@ -142,89 +139,7 @@ def _change_lines(series: Series, metric: str, found: SeriesChanges) -> list[str
     return lines
 
 
-@main.command()
-@click.argument("series")
-@click.option("--reason", required=True, help="Why the change was meant.")
-@click.option("--record", "record_id", metavar="ID", help="The record that has the new level. Default: the newest of the series.")
-@click.option("--who", help="Who accepts it. Default: the user's name here.")
-@_store_option
-def accept(series: str, reason: str, record_id: str | None, who: str | None, store: str | None) -> None:
-    """A change of a series was meant: later sessions are held against its new level.
-
-    SERIES is a series key (a failed gate names it), or a part of a test's node id. One line is added to
-    llmperf-accepted.jsonl in the project, to be reviewed and committed. The spread of the sessions before is kept.
-    """
-    from pytest_llmperf.history import accept as accepted  # noqa: PLC0415
-
-    _, root = _store_url(None)
-    with _open(store) as opened:
-        found = _one_series(opened.series(), series)
-        record = _record_of(opened, found, record_id)
-    acceptance = accepted.Acceptance(
-        series=found.key,
-        record=record.id,
-        created=record.created,
-        test=record.test,
-        who=_user() if who is None else who,
-        why=reason,
-        when=_now(),
-    )
-    path = accepted.append(root, acceptance)
-    click.echo(f"{record.test} ({record.strategy}): from record {record.id} of {record.created} on, its level is accepted.")
-    click.echo(f"Added to {path}: review and commit it.")
-
-
-def _one_series(all_series: Sequence[Series], wanted: str) -> Series:
-    found = [each for each in all_series if wanted == each.key] or [each for each in all_series if wanted in each.test]
-    if len(found) == 1:
-        return found[0]
-    names = "".join(f"\n  {each.key}  {each.test}  {each.workload_text}  {each.strategy}" for each in found or all_series)
-    how_many = f"{len(found)} series match {wanted!r}" if found else f"no series matches {wanted!r}"
-    raise UsageError(f"{how_many}. Name one by its key:{names}" if names else f"{how_many}: the history is empty.")
-
-
-def _record_of(store: Store, series: Series, record_id: str | None) -> Record:
-    records = store.records(series=series.key)
-    found = next((record for record in records if record_id is None or record.id == record_id), None)
-    if found is None:
-        raise UsageError(f"series {series.key} has no record {record_id!r}. 'llmperf history --json' shows its records.")
-    return found
-
-
-def _user() -> str:
-    import getpass  # noqa: PLC0415
-
-    return getpass.getuser()
-
-
-def _now() -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415
-
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 _HISTORY_HEADER = ("test", "workload", "model", "strategy", "runs", "value", "interval", "samples", "age", "outcome")
-
-
-def _open(url: str | None) -> Store:
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
-
-    found, root = _store_url(url)
-    return open_store(found, create=False, folder=root)
-
-
-def _store_url(url: str | None) -> tuple[str, Path]:
-    """The store, and the folder that relative paths are meant from: the working directory for an option, else the root."""
-    from pytest_llmperf.session.options import DEFAULT_STORE  # noqa: PLC0415
-    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
-
-    here = Path.cwd()
-    if url is not None:
-        return url, here
-    project = find_project(here)
-    if project.store == "none":
-        raise UsageError(f"the project at {project.root} keeps no history (llmperf_store = none). Name a store with --store URL.")
-    return project.store or DEFAULT_STORE, project.root
 
 
 def _store_check(url: str | None) -> Check:
@@ -232,7 +147,7 @@ def _store_check(url: str | None) -> Check:
     from pytest_llmperf.session.doctor import Check  # noqa: PLC0415
 
     try:
-        with _open(url) as store:
+        with open_history(url) as store:
             series = store.series()
             detail = f"{store.shown}: {len(series)} series, {sum(s.n for s in series)} records"
             return Check(area="store", name="history", status="ok", detail=" ".join([detail, *store.notices]))
@@ -253,7 +168,7 @@ def _failed_engines(asked: Sequence[str], checks: Sequence[Check]) -> list[str]:
 
 
 def _print_doctor(checks: Sequence[Check], failed: Sequence[str]) -> None:
-    _print_table([(check.area, check.name, check.status, check.detail) for check in checks], ("area", "name", "status", "detail"))
+    print_table([(check.area, check.name, check.status, check.detail) for check in checks], ("area", "name", "status", "detail"))
     limits = [check for check in checks if check.affects]
     if limits:
         click.echo("\nWill not work here:")
@@ -315,41 +230,3 @@ def _age(created: str) -> str:
     seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
     units = ((86400, "d"), (3600, "h"), (60, "min"))
     return next((f"{int(seconds // size)} {name}" for size, name in units if seconds >= size), f"{max(0, int(seconds))} s")
-
-
-def _print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row."""
-    from rich.console import Console  # noqa: PLC0415
-
-    console = Console()
-    if console.is_terminal:
-        console.print(_rich_table(rows, header))
-        return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for cells in (header, *rows):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        click.echo(_encodable(line.rstrip()))
-
-
-def _rich_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Any:
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    return table
-
-
-def _encodable(text: str) -> str:
-    from pytest_llmperf.report.table import showable  # noqa: PLC0415
-
-    return showable(text, sys.stdout.encoding)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    from msgspec import json  # noqa: PLC0415
-
-    click.echo(json.format(json.encode(document), indent=2).decode("utf-8"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Row, Select, Table, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, Table, and_, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_llmperf.core import record_json
@@ -18,7 +18,7 @@ from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.identity import storable, utc
 from pytest_llmperf.history.problems import StoreUnavailable
 from pytest_llmperf.history.rows import document, metric_rows, record_row
-from pytest_llmperf.history.spool import Entry, Outcome, Replacement
+from pytest_llmperf.history.spool import Entry, Outcome
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
 
 _PAGE = 100
@@ -66,8 +66,6 @@ def write(database: Database, entry: Entry) -> None:
     with database.writing() as connection:
         if isinstance(entry, Record):
             _add(connection, entry)
-        elif isinstance(entry, Replacement):
-            _put(connection, entry.record)
         else:
             _update(connection, entry)
 
@@ -82,7 +80,30 @@ def write_spooled(database: Database, entry: Entry) -> None:
         raise ValueError(str(error)) from error
 
 
-def newest_first(*, test: str | None, series: str | None, environment: str | None, since: str | None) -> Select[Any]:
+def write_many(database: Database, records: Sequence[Record]) -> int:
+    """Add records in one transaction. Returns how many were new."""
+    with database.writing() as connection:
+        return sum(_add(connection, record) for record in records)
+
+
+def outcomes(database: Database, record_ids: Sequence[str]) -> dict[str, str]:
+    """The outcome of each of these records that is there."""
+    by_stored = {storable(each): each for each in record_ids}
+    query = select(RECORDS.c.id, RECORDS.c.outcome).where(RECORDS.c.id.in_(list(by_stored)))
+    with database.reading() as connection:
+        return {by_stored[row.id]: row.outcome for row in connection.execute(query)}
+
+
+def tests(database: Database) -> list[str]:
+    """Every test, by one step through the index a test: the records of each are not read."""
+    first = select(func.min(RECORDS.c.test).label("test")).cte("tests", recursive=True)
+    later = select(func.min(RECORDS.c.test)).where(RECORDS.c.test > first.c.test).scalar_subquery()
+    found = first.union_all(select(later).where(first.c.test.is_not(None)))
+    with database.reading() as connection:
+        return sorted(test for test in connection.execute(select(found.c.test)).scalars() if test is not None)
+
+
+def matching(*, test: str | None, series: str | None, environment: str | None, since: str | None) -> Select[Any]:
     """The query for records that pass every filter that is not None. Raises StoreError for a time that is none."""
     query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
     equal = {"test": test and storable(test), "series_key": series, "environment_key": environment}
@@ -91,12 +112,12 @@ def newest_first(*, test: str | None, series: str | None, environment: str | Non
             query = query.where(RECORDS.c[name] == wanted)
     if since is not None:
         query = query.where(RECORDS.c.created >= utc(since))
-    return query.order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+    return query
 
 
-def records(database: Database, query: Select[Any], limit: int | None) -> Iterator[Record]:
-    """The records of `newest_first`, a page a transaction."""
-    return islice(_pages(database, query, limit), limit)
+def records(database: Database, query: Select[Any], limit: int | None, *, oldest_first: bool = False) -> Iterator[Record]:
+    """The records of `matching`, newest first unless `oldest_first`, a page a transaction."""
+    return islice(_pages(database, query, limit, oldest_first), limit)
 
 
 def all_series(database: Database, *, test: str | None) -> list[Series]:
@@ -138,16 +159,6 @@ def metric_names(database: Database) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
-def _put(connection: Connection, record: Record) -> None:
-    if _add(connection, record):
-        return
-    seq = _seq(connection, record.id)
-    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(record_row(record)))
-    connection.execute(update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(record)))
-    connection.execute(delete(METRICS).where(METRICS.c.record_seq == seq))
-    _add_metrics(connection, record, seq)
-
-
 def _add(connection: Connection, record: Record) -> bool:
     """Whether it was new."""
     put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
@@ -185,13 +196,16 @@ def _seq(connection: Connection, record_id: str) -> int:
     return int(seq)
 
 
-def _pages(database: Database, query: Select[Any], limit: int | None) -> Iterator[Record]:
+def _pages(database: Database, query: Select[Any], limit: int | None, oldest_first: bool) -> Iterator[Record]:
     size = _PAGE if limit is None else min(_PAGE, limit)
-    rows = _page(database, query, size)
+    place = (RECORDS.c.created, RECORDS.c.seq)
+    ordered = query.order_by(*(column.asc() if oldest_first else column.desc() for column in place))
+    rows = _page(database, ordered, size)
     while rows:
         yield from (_decode(row.body) for row in rows)
-        after = tuple_(RECORDS.c.created, RECORDS.c.seq) < (rows[-1].created, rows[-1].seq)
-        rows = _page(database, query.where(after), size)
+        last = (rows[-1].created, rows[-1].seq)
+        after = tuple_(*place) > last if oldest_first else tuple_(*place) < last
+        rows = _page(database, ordered.where(after), size)
 
 
 def _page(database: Database, query: Select[Any], size: int) -> list[Row[Any]]:

@@ -30,13 +30,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     agreement: dict[str, Any] | None = None
 
 
-class Replacement(Struct, frozen=True):
-    """A record that takes the place of the one with its id, or is added."""
-
-    record: Record
-
-
-Entry = Record | Replacement | Outcome
+Entry = Record | Outcome
 
 
 _ABSENT = msgspec.Raw(b"")
@@ -44,7 +38,6 @@ _ABSENT = msgspec.Raw(b"")
 
 class _Line(Struct, frozen=True):
     add: msgspec.Raw = _ABSENT
-    put: msgspec.Raw = _ABSENT
     outcome: msgspec.Raw = _ABSENT
 
 
@@ -126,8 +119,6 @@ def _deliver(line: bytes, deliver: Callable[[Entry], None]) -> str:
 
 
 def _encode(entry: Entry) -> bytes:
-    if isinstance(entry, Replacement):
-        return b'{"put":%s}' % record_json.encode(entry.record)
     kind = b"add" if isinstance(entry, Record) else b"outcome"
     return b'{"%s":%s}' % (kind, record_json.encode(entry))
 
@@ -136,8 +127,6 @@ def _decode(line: bytes) -> Entry:
     parts = msgspec.json.decode(line, type=_Line)
     if bytes(parts.add):
         return record_json.decode(bytes(parts.add))
-    if bytes(parts.put):
-        return Replacement(record_json.decode(bytes(parts.put)))
     if bytes(parts.outcome):
         return msgspec.json.decode(bytes(parts.outcome), type=Outcome, strict=False)
     raise ValueError("neither a record nor an outcome")

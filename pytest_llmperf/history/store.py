@@ -7,7 +7,7 @@ for record in store.records(series=series_key(record), limit=30): ...
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
 from pytest_llmperf.history.queries import Point, Series
-from pytest_llmperf.history.spool import Entry, Outcome, Replacement, Spool
+from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0
 """How long a locked or silent store is waited for, in seconds."""
@@ -94,9 +94,17 @@ class Store:
         """
         return self._save(record)
 
-    def put(self, record: Record) -> bool:
-        """As `add`, but a record whose id is already there is replaced."""
-        return self._save(Replacement(record))
+    def add_many(self, records: Sequence[Record]) -> int:
+        """Write records in one transaction, past the spool. Returns how many were not there yet.
+
+        Raises:
+            StoreError: none of them was written.
+        """
+        return queries.write_many(self._database, records)
+
+    def known(self, record_ids: Sequence[str]) -> dict[str, str]:
+        """Of these ids, those in the store, with their outcomes."""
+        return queries.outcomes(self._database, record_ids)
 
     def update_outcome(
         self, record_id: str, outcome: str, claims: tuple[ClaimRecord, ...] = (), agreement: dict[str, Any] | None = None
@@ -116,15 +124,20 @@ class Store:
         environment: str | None = None,
         limit: int | None = None,
         since: str | None = None,
+        oldest_first: bool = False,
     ) -> Iterator[Record]:
-        """Records, newest first.
+        """Records, newest first unless `oldest_first`; those of the same moment in the order in which they were added.
 
         `test` is a node id, `series` a series key, `environment` an environment key, `since` an ISO 8601 time (inclusive).
 
         No transaction is held while the caller works. Raises StoreError for a record of a newer schema.
         """
-        query = queries.newest_first(test=test, series=series, environment=environment, since=since)
-        return queries.records(self._database, query, limit)
+        query = queries.matching(test=test, series=series, environment=environment, since=since)
+        return queries.records(self._database, query, limit, oldest_first=oldest_first)
+
+    def tests(self) -> list[str]:
+        """The node ids of all tests that have a record, sorted. Quick also in a large store."""
+        return queries.tests(self._database)
 
     def series(self, *, test: str | None = None) -> list[Series]:
         """Every series with its count and its newest record, most recent first."""

@@ -94,9 +94,31 @@ def sessions(opened, template) -> Callable[..., None]:
     return put
 
 
+def _rewritten(opened, change):
+    """The store anew, with every record changed."""
+    file = Path(".llmperf/history.db")
+    with opened() as store:
+        kept = [change(record) for record in store.records()]
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
+    with opened() as store:
+        for record in kept:
+            store.add(record)
+
+
 def _with_goodput(record):
     metrics = tuple(msgspec.structs.replace(m, value=2.0, reason="") if m.name == "goodput" else m for m in record.metrics)
     return msgspec.structs.replace(record, metrics=metrics)
+
+
+def _with_metric(record, name, factor):
+    metrics = tuple(msgspec.structs.replace(m, value=m.value * factor) if m.name == name else m for m in record.metrics)
+    return msgspec.structs.replace(record, metrics=metrics)
+
+
+def _on_another_cpu(record):
+    moved = msgspec.structs.replace(record.environment, facts=record.environment.facts | {"cpu_model": "Another CPU"})
+    return msgspec.structs.replace(record, environment=moved, environment_key=environment_key(moved))
 
 
 def _earlier(record, hours, factor):
@@ -189,10 +211,7 @@ def test_another_environment_is_named_by_the_fact_that_differs(project, run, ope
     """The same series on another CPU."""
     project(ONE)
     run()
-    with opened() as store:
-        for record in list(store.records()):
-            moved = msgspec.structs.replace(record.environment, facts=record.environment.facts | {"cpu_model": "Another CPU"})
-            store.put(msgspec.structs.replace(record, environment=moved, environment_key=environment_key(moved)))
+    _rewritten(opened, _on_another_cpu)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(["*another environment: cpu_model is *, the baseline's 'Another CPU'*"])
@@ -256,17 +275,11 @@ def test_a_failed_session_is_no_baseline_until_it_is_accepted(project, run, sess
     run("--llmperf-gate").assert_outcomes(failed=1)
 
 
-def test_more_weights_fail_on_the_first_comparison(project, run, pytester):
+def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed. The model's content is the same by its hash."""
     project(ONE)
     run()
-    store = pytester.path / ".llmperf" / "history.db"
-    with open_store(f"sqlite:///{store}") as opened:
-        (record,) = opened.records()
-        smaller = tuple(
-            msgspec.structs.replace(m, value=m.value / 1.02) if m.name == "memory.weights" else m for m in record.metrics
-        )
-        opened.put(msgspec.structs.replace(record, metrics=smaller))
+    _rewritten(opened, lambda record: _with_metric(record, "memory.weights", 1 / 1.02))
     result = run("--llmperf-gate=memory.weights:1%")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -327,10 +340,7 @@ def test_a_baseline_of_zero_is_an_error_that_says_so(project, run, opened):
     """Nothing is relative to zero."""
     project(ONE)
     run()
-    with opened() as store:
-        (record,) = store.records()
-        zero = tuple(msgspec.structs.replace(m, value=0.0) if m.name == "throughput" else m for m in record.metrics)
-        store.put(msgspec.structs.replace(record, metrics=zero))
+    _rewritten(opened, lambda record: _with_metric(record, "throughput", 0.0))
     result = run("--llmperf-gate")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*throughput of auto cannot be gated: the baseline holds 0.0*"])

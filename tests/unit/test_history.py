@@ -34,7 +34,7 @@ from pytest_llmperf.history.store import open_store
 with open_store(sys.argv[2], folder=Path(sys.argv[3]), busy_s=60) as store:
     for i in range(50):
         assert store.add(record(f"{sys.argv[4]}-{i}")), store.notices
-        store.put(record("shared"))
+        store.add(record("shared"))
         store.update_outcome(f"{sys.argv[4]}-{i}", "PASS")
 """
 
@@ -92,16 +92,6 @@ def test_adding_twice_keeps_one_and_the_first(store):
     store.add(record("a", outcome="first"))
     assert store.add(record("a", outcome="second"))
     assert [(r.id, r.outcome) for r in store.records()] == [("a", "first")]
-
-
-def test_putting_replaces_the_record_and_its_metrics(store):
-    """The second form of a record takes the place of the first everywhere."""
-    store.put(record("a"))
-    store.put(record("a", outcome="PASS", metrics=(metric(value=20.0),)))
-    (series,) = store.series()
-    assert (series.n, series.last_outcome) == (1, "PASS")
-    assert [p.value for p in store.points(series.key, "throughput")] == [20.0]
-    assert store.points(series.key, "ttft.p50") == []
 
 
 def test_an_outcome_is_noted_in_row_and_record(store):

@@ -1,0 +1,97 @@
+"""What the commands share: the project's history, tables and JSON on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.history.store import Store
+
+_COLOURS = {"ok": "green", "missing": "yellow", "limited": "yellow", "broken": "red", "PASS": "green", "FAIL": "red"}
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+store_option = click.option(
+    "--store", metavar="URL", help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db."
+)
+
+
+def open_history(url: str | None) -> Store:
+    """The store of --store, or the project's. Raises StoreMissing where there is none yet."""
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
+
+    found, root = store_url(url)
+    return open_store(found, create=False, folder=root)
+
+
+def store_url(url: str | None) -> tuple[str, Path]:
+    """The store, and the folder that relative paths are meant from: the working directory for an option, else the root."""
+    from pytest_llmperf.session.options import DEFAULT_STORE  # noqa: PLC0415
+    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+
+    here = Path.cwd()
+    if url is not None:
+        return url, here
+    project = find_project(here)
+    if project.store == "none":
+        raise UsageError(f"the project at {project.root} keeps no history (llmperf_store = none). Name a store with --store URL.")
+    return project.store or DEFAULT_STORE, project.root
+
+
+def user_name() -> str:
+    """The user's name here."""
+    import getpass  # noqa: PLC0415
+
+    return getpass.getuser()
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row."""
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console()
+    if console.is_terminal:
+        console.print(_rich_table(rows, header))
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for cells in (header, *rows):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        click.echo(encodable(line.rstrip()))
+
+
+def _rich_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Any:
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    return table
+
+
+def encodable(text: str) -> str:
+    """The text in signs that standard output can show."""
+    from pytest_llmperf.report.table import showable  # noqa: PLC0415
+
+    return showable(text, sys.stdout.encoding)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The document on standard output, indented."""
+    from msgspec import json  # noqa: PLC0415
+
+    click.echo(json.format(json.encode(document), indent=2).decode("utf-8"))
