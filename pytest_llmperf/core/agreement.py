@@ -19,7 +19,7 @@ from pytest_llmperf.errors import UsageError
 
 __all__ = ["Agreement", "PromptComparison", "Rule", "TopToken", "WorstPosition", "default_rule", "parse_rule"]
 
-QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db")
+QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db", "logit_correlation")
 _SHOWN_PROMPTS = 3
 
 
@@ -45,7 +45,8 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
 
     `kl` in nats, KL(reference || candidate); log-probabilities are of the reference's token. `signal` and `noise` are
     sums over positions and vocabulary of reference logits squared (mean removed per position) and of the squared error
-    of the candidate's (mean removed), for SQNR. `first_divergence` compares free-running greedy tokens: the first
+    of the candidate's (mean removed), for SQNR; `candidate_signal` is the first of the candidate's own, None where an
+    engine does not report it. `first_divergence` compares free-running greedy tokens: the first
     position that differs, None when all `n_free` do agree. The two ranks say where, at that position, the
     candidate's token stands in the reference's order and the reference's in the candidate's (0 is the argmax).
     """
@@ -68,6 +69,7 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
     reference_text: str = ""
     candidate_text: str = ""
     worst: WorstPosition | None = None
+    candidate_signal: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -95,6 +97,7 @@ class _Sums(NamedTuple):
     prefix: float
     signal: float
     noise: float
+    candidate_signal: float
 
 
 class Agreement:
@@ -181,6 +184,14 @@ class Agreement:
         """Power of the reference's logits over that of the candidate's error, dB; infinite when they are equal."""
         return self._of_logits("sqnr_db", _sqnr_db)
 
+    @cached_property
+    def logit_correlation(self) -> Estimate | NotMeasurable:
+        """Pearson's correlation of the two models' logits, means removed position by position; 1 is equal up to a scale."""
+        silent = [row.index for row in self.prompts if row.candidate_signal is None]
+        if silent:
+            return NotMeasurable("agreement.logit_correlation", "this engine does not report the candidate's signal")
+        return self._of_logits("logit_correlation", _correlation)
+
     def containment(self, k: int = 5, horizon: int = 32) -> Estimate:
         """Share of prompts whose first divergence is inside both sides' top k, or not before position `horizon`."""
         inside = [float(row.contained(k, horizon)) for row in self.prompts]
@@ -205,12 +216,7 @@ class Agreement:
             UsageError: this kind of variant has no default rule, so that there is nothing to hold.
         """
         if not self.rule.criteria:
-            kind = (
-                f"a {self.rule.kind} variant has no default agreement rule" if self.rule.kind else "the agreement rule is empty"
-            )
-            raise UsageError(
-                f"{kind}: its loss is a budget of yours. Name one, for example agreement(baseline, rule='perplexity(1.05)')."
-            )
+            raise UsageError(self.rule.missing)
         return keep(self._finding())
 
     def report(self) -> str:
@@ -296,6 +302,7 @@ def _sums(row: PromptComparison) -> _Sums:
         prefix=1.0 if row.first_divergence is None else row.first_divergence / max(1, row.n_free),
         signal=row.signal,
         noise=row.noise,
+        candidate_signal=row.candidate_signal or 0.0,
     )
 
 
@@ -308,6 +315,15 @@ def _sqnr_db(rows: Sequence[_Sums]) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _correlation(rows: Sequence[_Sums]) -> float:
+    """From the powers of both sides and of their difference: 2 <r, c> = |r|^2 + |c|^2 - |r - c|^2."""
+    r, c = math.fsum(row.signal for row in rows), math.fsum(row.candidate_signal for row in rows)
+    if r <= 0 or c <= 0:  # one side has the same logit for every token: it orders nothing
+        return 0.0
+    product = (r + c - math.fsum(row.noise for row in rows)) / 2
+    return max(-1.0, min(1.0, product / math.sqrt(r * c)))
 
 
 def _disagreement(row: PromptComparison) -> float:

@@ -61,7 +61,7 @@ _SPEED = (
     _row("goodput", "req/s", "higher", "goodput/1", "requests that meet every SLO / wall time"),
 )
 _USE = (
-    _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes read per decode step) / time of a step / measured copy bandwidth"),
+    _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth"),
     _row(
         "mfu",
         "1",
@@ -134,6 +134,13 @@ _AGREEMENT = (
         "share of free-running greedy tokens before the first divergence",
     ),
     _row("agreement.sqnr_db", "dB", "higher", "sqnr/1", "signal of the reference's logits / squared error of the candidate's"),
+    _row(
+        "agreement.logit_correlation",
+        "",
+        "higher",
+        "logit_correlation/1",
+        "correlation of the two models' logits, means removed position by position",
+    ),
     _row(
         "agreement.containment",
         "1",

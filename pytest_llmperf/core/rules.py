@@ -1,4 +1,4 @@
-"""Agreement rules as data: criteria that must all hold, their text form, and the default for each kind of variant."""
+"""Agreement rules as data: criteria that must all hold, and their text form. Which one a variant gets is in `core.kinds`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
+from pytest_llmperf.core.kinds import DEFAULT_RULES, KINDS, kind_of
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.agreement import Agreement
 
-KIND_OPTION = "agreement"
-"""The load-plan option by which a strategy part names its kind of variant (a key of DEFAULT_RULES)."""
-
 KL_RESOLUTION = 1e-9  # nats; rounding of fp32 logits alone gives as much
 SQNR_RESOLUTION_DB = 120.0  # fp32 logits are not closer to each other than that
-
-DEFAULT_RULES = {
-    "same": "exact",
-    "fp32": "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(40)",
-    "fp16": "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(40)",
-    "bf16": "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(20)",
-    "parallel": "containment(k=5, horizon=32)+perplexity(1.01)",
-    "8-bit": "containment(k=8, horizon=4)+perplexity(1.03)+sqnr(20)",
-    "4-bit": "",
-    "pruned": "",
-    "adapter-merged-fp32": "logits(0.001)",
-    "adapter-merged": "containment(k=5, horizon=32)",
-}
-"""Kind of variant -> rule (docs: how a number is made). "" has no default: its limits are the test's own budget."""
-
-_DTYPE_KINDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_COARSEST_LAST = ("fp32", "fp16", "bf16")
 
 
 class Criterion(Struct, frozen=True):
@@ -73,6 +54,17 @@ class Rule(Struct, frozen=True):
         found = (_CRITERIA[c.name].broken(agreement, *c.values) for c in self.criteria)
         return tuple(reason for reason in found if reason is not None)
 
+    @property
+    def missing(self) -> str:
+        """What a test has to give where there is nothing to hold."""
+        what = (
+            f"a variant of kind {self.kind!r} has no default agreement rule"
+            if self.kind in KINDS
+            else "the agreement rule is empty"
+        )
+        give = KINDS[self.kind].give if self.kind in KINDS else KINDS["4-bit"].give
+        return f"{what}: its loss is a budget of yours. {give}"
+
 
 class _Kind(NamedTuple):
     parameters: dict[str, float | None]
@@ -94,33 +86,10 @@ def parse_rule(text: str) -> Rule:
 
 
 def default_rule(candidate: LoadPlan, reference: LoadPlan) -> Rule:
-    """The rule of the candidate's kind of variant (DEFAULT_RULES), as far as the plans tell."""
+    """The rule of the candidate's kind of variant (`core.kinds`), as far as the plans tell."""
     kind = kind_of(candidate, reference)
     text = DEFAULT_RULES[kind]
     return Rule(parse_rule(text).criteria if text else (), kind)
-
-
-def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
-    """A key of DEFAULT_RULES.
-
-    Autocast counts by the dtype it computes in. A dtype that the plan leaves to the checkpoint ("auto") may be any, and
-    takes the rule of the coarsest. Two dtypes take the rule of the coarser. Raises UsageError for an unknown kind option.
-    """
-    if candidate == reference:
-        return "same"
-    named = candidate.option(KIND_OPTION)
-    if named is not None:
-        if named not in DEFAULT_RULES:
-            raise UsageError(f"kind of variant {named!r} has no row in DEFAULT_RULES. Kinds: {', '.join(DEFAULT_RULES)}.")
-        return str(named)
-    kinds = [_DTYPE_KINDS.get(_compute_dtype(plan), "bf16") for plan in (candidate, reference)]
-    if candidate.ranks != reference.ranks and kinds[0] == kinds[1]:
-        return "parallel"
-    return max(kinds, key=_COARSEST_LAST.index)
-
-
-def _compute_dtype(plan: LoadPlan) -> str:
-    return plan.autocast_dtype or plan.weights_dtype
 
 
 # Criteria
@@ -155,6 +124,11 @@ def _sqnr(agreement: Agreement, db: float) -> str | None:
     return None if measured >= db else f"sqnr({db:g}): {measured:.1f} dB"
 
 
+def _correlation(agreement: Agreement, least: float) -> str | None:
+    measured = float(agreement.logit_correlation)
+    return None if measured >= least else f"correlation({least:g}): {measured:.5g}"
+
+
 def _logits(agreement: Agreement, largest: float) -> str | None:
     error = max(row.max_abs_logit_error for row in agreement.prompts)
     return None if error <= largest else f"logits({largest:g}): the largest error is {error:.3g}"
@@ -180,6 +154,7 @@ _CRITERIA: dict[str, _Kind] = {
     "containment": _Kind({"k": 5, "horizon": 32}, _containment),
     "perplexity": _Kind({"limit": None}, _perplexity),
     "sqnr": _Kind({"db": None}, _sqnr),
+    "correlation": _Kind({"least": None}, _correlation),
     "logits": _Kind({"abs": None}, _logits),
     "noise_floor": _Kind({"margin": None}, _noise_floor),
 }

@@ -104,6 +104,7 @@ def _row(options: ScriptedOptions, quality: float, index: int, row: PromptRefere
         signal=signal,
         noise=noise,
         max_abs_logit_error=math.sqrt(noise / signal) if signal else 0.0,
+        candidate_signal=signal + noise,  # an error that has nothing to do with the signal
         n_free=len(right),
         first_divergence=first,
         candidate_rank_in_reference=None if first is None else options.rank,

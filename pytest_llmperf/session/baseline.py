@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_llmperf.core.agreement import Agreement, PromptComparison
+from pytest_llmperf.core.agreement import QUANTITIES, Agreement, PromptComparison
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.record import MetricValue
@@ -20,9 +20,6 @@ from pytest_llmperf.worker.messages import CompareReference, MakeReference, Refe
 from pytest_llmperf.workloads import PromptSet
 
 FORMAT = 1
-
-
-QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db")
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

@@ -120,6 +120,7 @@ def _compare(
         signal=scored.signal,
         noise=scored.noise,
         max_abs_logit_error=scored.max_abs_logit_error,
+        candidate_signal=scored.candidate_signal,
         n_free=len(tokens),
         first_divergence=at,
         # up to the first difference both contexts are the same, so the teacher-forced rows speak about it

@@ -25,6 +25,7 @@ class Scored:
     signal: float
     noise: float
     max_abs_logit_error: float
+    candidate_signal: float
 
 
 def score(reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Scored:
@@ -42,6 +43,7 @@ def score(reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[to
         signal=float(_centred(ref).square().sum()),
         noise=float(_centred(error).square().sum()),
         max_abs_logit_error=float(error.abs().max()),
+        candidate_signal=float(_centred(cand).square().sum()),
     )
 
 
