@@ -7,6 +7,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+ANY: frozenset[object] = frozenset({"any"})
+"""As an engine's values for a field of a plan: any value, to be judged by its `refuses`. Compared by identity."""
+
 ModelKind = Literal["hub", "folder", "gguf", "builtin", "arch", "factory", "scripted"]
 
 
@@ -26,7 +29,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.
     `compile` is a torch.compile mode ("default", "reduce-overhead", "max-autotune") or None.
     `quantisation` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
-    `adapters` are absolute folders in the order they were named; `merge_adapters` folds them into the weights.
+    `adapters` are absolute folders as they were named, the first in force; `merge_adapters` folds it into the weights.
     `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
     """
 

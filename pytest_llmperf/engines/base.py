@@ -21,7 +21,7 @@ from pytest_llmperf.workloads import PromptSet, Workload
 class Capabilities:
     """What an engine can do; callers ask this, never the engine's name.
 
-    `plan_fields` maps a LoadPlan field to the values the engine honours (`strategies.base.ANY`: whatever is asked); a field
+    `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever is asked); a field
     that is missing takes its default only. `refuses` gives the reason why a plan cannot be loaded although each of its
     fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
     """

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pytest_llmperf.core.plan import ANY, LoadPlan
+from pytest_llmperf.engines import limits, pruning
 from pytest_llmperf.engines.base import Capabilities
+
+REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (*limits.ALL, pruning.refuse)
+"""Each gives the reason why a plan cannot be loaded, or None."""
 
 _DTYPES = frozenset({"auto", "float32", "float16", "bfloat16"})
 
@@ -11,9 +18,14 @@ TRANSFORMERS = Capabilities(
         "weights_dtype": _DTYPES,
         "autocast_dtype": frozenset({None, "float16", "bfloat16"}),
         "attention": frozenset({None, "sdpa", "eager", "flash_attention_2"}),
-        "cache": frozenset({"dynamic", "static"}),
+        "cache": frozenset({"dynamic", "static", "int8", "fp8"}),
         "compile": frozenset({None, "default", "reduce-overhead", "max-autotune"}),
+        "pruning": ANY,
+        "adapters": ANY,
+        "merge_adapters": frozenset({False, True}),
+        "assist": ANY,
     },
+    refuses=lambda plan: next((reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None),
 )
 
 SCRIPTED = Capabilities(plan_fields=dict(TRANSFORMERS.plan_fields), max_ranks=None)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.agreement import PromptComparison
-from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.engines import scripted_reference
@@ -26,6 +26,12 @@ GAP_NS = 1_000_000
 PROCESS_BYTES = 100_000_000
 RESERVE_STEP_BYTES = 2 * 2**20
 N_LINEARS = 7
+_CACHES = {
+    "static": "StaticCache",
+    "dynamic": "DynamicCache",
+    "int8": "QuantizedCache of uint8",
+    "fp8": "QuantizedCache of float8_e4m3fn",
+}
 _WARMUP_FACTOR = 2.0
 _SLOW_FACTOR = 10.0
 
@@ -169,7 +175,7 @@ class ScriptedSession:
     def _effective(self) -> Effective:
         plan, device = self._plan, self._plan.device
         weights: dict[str, Any] = {"dtype": self._dtype, "elements": self._elements, "bytes": self._weights_bytes()}
-        cache = {"static": "StaticCache", "dynamic": "DynamicCache"}[plan.cache] if self._ran else ""
+        cache = _CACHES[plan.cache] if self._ran else ""
         found = Effective(
             engine="scripted",
             model_class="ScriptedModel",
@@ -186,6 +192,9 @@ class ScriptedSession:
             padding_side=self._padding_side,
             device=device,
             ranks=plan.ranks,
+            adapters=plan.adapter_names[:1],
+            resident_adapters=_adapters(plan),
+            assistance=plan.assist or "" if self._ran else "",
         )
         return msgspec.structs.replace(found, **self._said)
 
@@ -213,6 +222,22 @@ class ScriptedSession:
             attention_flops_per_token_per_position=0.0,
             compute_dtype=self._plan.autocast_dtype or self._dtype,
         )
+
+
+def _adapters(plan: LoadPlan) -> tuple[AdapterGroup, ...]:
+    """Adapters of rank 8 in every layer, as their files hold them."""
+    facts: dict[str, Any] = {"rank": 8, "layers": N_LINEARS, "elements": 0, "tensors": 2 * N_LINEARS}
+    return tuple(
+        AdapterGroup(
+            name=name,
+            tensors_equal=2 * N_LINEARS,
+            content_hash=_hash(name),
+            active=i == 0,
+            merged=plan.merge_adapters,
+            **facts,
+        )
+        for i, name in enumerate(plan.adapter_names)
+    )
 
 
 def _hash(*parts: object) -> str:

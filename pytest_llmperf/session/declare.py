@@ -14,6 +14,7 @@ from pytest_llmperf.session.devices import resolve_device
 from pytest_llmperf.session.gate_limits import checked_limits
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
+from pytest_llmperf.strategies.adapters import located
 
 DEFAULT_STRATEGY = "auto"
 
@@ -81,7 +82,7 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
-    plan = parsed.apply(base)
+    plan = located(parsed.apply(base), settings.root)
     check_engine_can(plan, row.can(), row.name)
     return plan
 

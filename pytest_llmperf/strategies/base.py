@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
 
-ANY: frozenset[object] = frozenset({"any"})
-"""As an engine's values for a field: any value, to be judged by its `refuses`. Compared by identity."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

@@ -10,9 +10,9 @@ from typing import Protocol, cast
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, Promise
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
-from pytest_llmperf.strategies.base import ANY, Part
+from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.table import AUTO, KINDS, PLANNED, TABLE
 
 
@@ -102,7 +102,7 @@ def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy
     chosen = [_choose(piece, text) for piece in pieces]
     _refuse_conflicts(chosen, text)
     kept = [c for c in chosen if c.part is not AUTO]
-    return Strategy(tuple(sorted(kept, key=lambda c: (KINDS.index(c.part.kind), c.text))))
+    return Strategy(tuple(sorted(kept, key=_place)))
 
 
 def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> None:
@@ -126,7 +126,8 @@ def require_in_effect(effective: Effective, promises: Iterable[Promise], when: s
     found = [(promise.part, promise.broken(effective)) for promise in due]
     broken = {part: [r for p, r in found if p == part and r is not None] for part, reason in found if reason is not None}
     if broken:
-        raise NotInEffect(" ".join(f"strategy {part!r} is not in effect: {'; '.join(rs)}." for part, rs in broken.items()))
+        said = {part: "; ".join(dict.fromkeys(reasons)) for part, reasons in broken.items()}
+        raise NotInEffect(" ".join(f"strategy {part!r} is not in effect: {text}." for part, text in said.items()))
 
 
 def _require_value(plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: Abilities, engine: str) -> None:
@@ -138,6 +139,11 @@ def _require_value(plan: LoadPlan, field: str, chosen: ChosenPart, capabilities:
             f"strategy part {chosen.text!r} cannot be honoured by engine {engine!r}: it asks for {field} = {asked!r}. "
             f"Engine {engine!r} takes {field}: {_listed(honoured)}. Leave the part out or choose another engine.",
         )
+
+
+def _place(chosen: ChosenPart) -> tuple[int, str]:
+    """Where a part stands in the canonical text: parts that join (several adapters) stay in the order they were named."""
+    return KINDS.index(chosen.part.kind), "" if chosen.part.joins else chosen.text
 
 
 def _text(piece: object) -> str:

@@ -1,0 +1,42 @@
+"""Plans that the transformers engine cannot load although it honours each of their fields. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pytest_llmperf.core.plan import LoadPlan
+
+
+def adapters(plan: LoadPlan) -> str | None:
+    """Merging: of one adapter, into weights that can take it."""
+    if not plan.merge_adapters:
+        return None
+    if len(plan.adapters) > 1:
+        return (
+            "a merged adapter is part of the weights and cannot be switched. Name one adapter, or leave out ':merged'."
+        )
+    if plan.quantisation is not None:
+        return (
+            f"an adapter cannot be merged into weights that are already {plan.quantisation}: it would be rounded away. "
+            "Leave out ':merged', or merge it into the full-precision model, save that, and quantise the result."
+        )
+    return None
+
+
+def assistance(plan: LoadPlan) -> str | None:
+    """Assisted decoding takes rejected tokens back out of the cache, and its forward passes have lengths of their own."""
+    if plan.assist is None:
+        return None
+    if plan.cache != "dynamic":
+        return f"assisted decoding takes rejected tokens out of the cache, which a {plan.cache} cache does not allow. Keep one."
+    if plan.compile is not None:
+        return "assisted decoding changes the length of each forward pass, which would be compiled anew. Leave out 'compile'."
+    return None
+
+
+def quantised_cache(plan: LoadPlan) -> str | None:
+    """An 8-bit cache has one decode loop: `generate`, eager."""
+    if plan.cache in {"int8", "fp8"} and plan.compile is not None:
+        return f"the {plan.cache} cache quantises in Python at each step and is not compiled. Leave out 'compile'."
+    return None
+
+
+ALL = (adapters, assistance, quantised_cache)

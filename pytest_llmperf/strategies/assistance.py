@@ -1,0 +1,54 @@
+"""Assisted (speculative) decoding: a smaller model, or the text so far, proposes tokens that the measured model checks."""
+
+from __future__ import annotations
+
+from pytest_llmperf.core.effective import Effective, Promise
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.strategies.base import Part
+
+LOOKUP = "prompt-lookup"
+
+
+def assisted_by(part: str, source: str) -> Promise:
+    """The last run asked `source` for proposals, as the run itself saw it. Known after warm-up."""
+
+    def broken(effective: Effective) -> str | None:
+        if effective.assistance == source:
+            return None
+        return f"the last run was assisted by {effective.assistance or 'nothing'}, asked for {source}"
+
+    return Promise(f"assisted by {source}", broken, when="warm", part=part)
+
+
+def _assistant(argument: str) -> dict[str, object]:
+    if not argument:
+        raise UsageError("strategy part 'assisted' needs a model that proposes tokens, for example 'assisted:smollm2-135m'.")
+    return {"assist": argument}
+
+
+def _assisted(plan: LoadPlan) -> tuple[Promise, ...]:
+    return (assisted_by("assisted", plan.assist or ""),)
+
+
+def _looked_up(plan: LoadPlan) -> tuple[Promise, ...]:
+    return (assisted_by(LOOKUP, plan.assist or ""),)
+
+
+ASSISTED = Part(
+    name="assisted",
+    kind="assistance",
+    summary="a smaller model with the same tokens proposes some, and the model checks them in one forward pass",
+    fields={},
+    promises=_assisted,
+    argument=_assistant,
+    example="smollm2-135m",
+)
+
+PROMPT_LOOKUP = Part(
+    name=LOOKUP,
+    kind="assistance",
+    summary="what followed the same tokens earlier in the text is proposed, and the model checks it in one forward pass",
+    fields={"assist": LOOKUP},
+    promises=_looked_up,
+)

@@ -1,0 +1,28 @@
+"""KV caches that hold keys and values in 8 bit."""
+
+from __future__ import annotations
+
+from pytest_llmperf.core.effective import Effective, Promise
+from pytest_llmperf.strategies.base import Part
+
+
+def cache_holds(part: str, dtype: str) -> Promise:
+    """The KV cache of the last run stored keys and values in `dtype`, seen in its own tensors. Known after warm-up."""
+
+    def broken(effective: Effective) -> str | None:
+        if f" of {dtype}" in effective.cache:
+            return None
+        return f"the last run used {effective.cache or 'no cache'}, asked for one of {dtype}"
+
+    return Promise(f"the KV cache holds {dtype}", broken, when="warm", part=part)
+
+
+def _quantised(name: str, cache: str, dtype: str, summary: str) -> Part:
+    made = (cache_holds(name, dtype),)
+    return Part(name=name, kind="cache", summary=summary, fields={"cache": cache}, promises=lambda _plan: made)
+
+
+KV_INT8 = _quantised(
+    "kv-int8", "int8", "uint8", "a KV cache in 8-bit integers (hqq, groups of 64); the newest tokens stay in full precision"
+)
+KV_FP8 = _quantised("kv-fp8", "fp8", "float8_e4m3fn", "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt")
