@@ -1,0 +1,89 @@
+"""Eight processes that lease and are killed at random: `python lease_swarm.py FOLDER CYCLES SEED [no-leases]`.
+
+Prints one JSON line for each lease that was held: who, which devices, when it was asked for, waited for and given. What the
+leases promise is checked with locks of its own (`inside-DEVICE`), which die with their process too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pytest_llmperf.session.leases import lease
+
+DEVICES = ("gpu-0", "gpu-1", "gpu-2", "gpu-3")
+PROCESSES = 8
+WAIT_S = 60
+
+
+class NoLease:
+    """What a process has that does not ask."""
+
+    def __init__(self, devices: list[str]) -> None:
+        self.devices = tuple(devices)
+
+    def release(self) -> None:
+        """Nothing."""
+
+
+def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
+    """Lease 1 to 4 devices, alone or half of one; be inside; say so; leave."""
+    n, share = rng.choice((1, 1, 1, 2, 3, 4)), rng.choice((1.0, 1.0, 0.5))
+    asked_ns, waits_ns = time.monotonic_ns(), []
+    if ask:
+        held = lease(
+            dict.fromkeys(DEVICES, share),
+            n,
+            timeout_s=WAIT_S,
+            directory=folder,
+            on_wait=lambda _: waits_ns.append(time.monotonic_ns()),
+        )
+    else:
+        held = NoLease(rng.sample(DEVICES, n))
+    row = {"n": n, "devices": held.devices, "asked": asked_ns, "waits": waits_ns, "got": time.monotonic_ns(), "met": ""}
+    with contextlib.ExitStack() as stack:
+        for device in held.devices:
+            file = stack.enter_context((folder / f"inside-{device}").open("w"))
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if share == 1.0 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                row["met"] = device
+        time.sleep(rng.uniform(0, 0.004))
+        os.write(1, json.dumps(row).encode() + b"\n")
+    held.release()
+
+
+def child(folder: Path, seed: int, *, ask: bool) -> int:
+    """Fork one that cycles until it is killed."""
+    pid = os.fork()
+    if pid:
+        return pid
+    rng = random.Random(seed)  # noqa: S311 - not a secret
+    while True:
+        cycle(folder, rng, ask=ask)
+
+
+def main(folder: Path, wanted_kills: int, seed: int, *, ask: bool) -> None:
+    """Kill one at random and start another, so often; then end them all."""
+    rng = random.Random(seed)  # noqa: S311
+    pids = [child(folder, seed * 1000 + i, ask=ask) for i in range(PROCESSES)]
+    for i in range(wanted_kills):
+        time.sleep(rng.uniform(0.005, 0.03))
+        victim = rng.randrange(PROCESSES)
+        os.kill(pids[victim], signal.SIGKILL)
+        os.waitpid(pids[victim], 0)
+        pids[victim] = child(folder, seed * 1000 + PROCESSES + i, ask=ask)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), ask="no-leases" not in sys.argv)
