@@ -1,0 +1,142 @@
+"""The decoder blocks of a model, their linear layers, and their inputs: block by block, through what was pruned before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from pytest_llmperf.errors import LoadError
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoder block and its linear layers by their full names, in the order of the module."""
+
+    name: str
+    module: nn.Module
+    linears: Mapping[str, nn.Module]
+
+
+def decoder_blocks(model: Any) -> list[Block]:
+    """The blocks, first to last. Raises LoadError for a model in which they cannot be told or that has no linear layers."""
+    wanted = model.config.get_text_config().num_hidden_layers
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    if not lists:
+        raise LoadError(
+            f"{type(model).__name__} cannot be pruned: it holds no list of {wanted} modules, the num_hidden_layers of its "
+            "config, and so its decoder blocks cannot be told. Leave the pruning part out."
+        )
+    name, modules = lists[0]
+    blocks = [Block(f"{name}.{i}", module, _linears(f"{name}.{i}", module)) for i, module in enumerate(modules)]
+    without = next((block for block in blocks if not block.linears), None)
+    if without is not None:
+        raise LoadError(
+            f"{type(model).__name__} cannot be pruned: block {without.name} holds no linear layer with plain weights."
+        )
+    return blocks
+
+
+def left_out(model: nn.Module, blocks: list[Block]) -> tuple[str, ...]:
+    """Names of linear layers and embeddings that are in no block, and so are not pruned."""
+    pruned = {id(layer) for block in blocks for layer in block.linears.values()}
+    kinds = (nn.Linear, Conv1D, nn.Embedding)
+    return tuple(name for name, module in model.named_modules() if isinstance(module, kinds) and id(module) not in pruned)
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight as [outputs, inputs], a view that can be written to: Conv1D stores it the other way round."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # nn.Module's attributes are Tensor | Module
+    return weight.data.t() if isinstance(layer, Conv1D) else weight.data
+
+
+def plain(layer: nn.Module) -> bool:
+    """Whether the weight is an ordinary floating-point matrix: not packed, not a tensor subclass."""
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point() and weight.dim() == 2  # noqa: PLR2004
+
+
+class BlockInputs:
+    """What goes into the blocks: one hidden state for each calibration row, and the other arguments of each block.
+
+    All rows are of one length and without padding, so that masks and positions are those of the first row.
+    """
+
+    def __init__(self, model: Any, blocks: list[Block], rows: Tensor) -> None:
+        self._calls = _arguments(model, blocks, rows[:1])
+        self._hidden = [_into_first(model, blocks[0], row[None]) for row in rows]
+
+    @torch.no_grad()
+    def run(self, index: int, block: Block) -> list[Tensor]:
+        """The outputs of block `index` for every row, with its weights as they are now."""
+        args, kwargs = self._calls[index]
+        outputs = (block.module(hidden, *args, **kwargs) for hidden in self._hidden)
+        return [out[0] if isinstance(out, tuple) else out for out in outputs]
+
+    def advance(self, index: int, block: Block) -> None:
+        """Go on to the next block: its inputs are the outputs of this one."""
+        self._hidden = self.run(index, block)
+
+
+class _Reached(Exception):
+    """The first block was reached."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _linears(prefix: str, module: nn.Module) -> dict[str, nn.Module]:
+    found = ((name, m) for name, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
+    return {f"{prefix}.{name}": m for name, m in found if plain(m)}
+
+
+@torch.no_grad()
+def _arguments(model: Any, blocks: list[Block], row: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What each block is called with beside the hidden state, in a forward of one row."""
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _, rest, named = _split(args, kwargs)
+        calls[id(module)] = rest, named
+
+    with _before([block.module for block in blocks], note):
+        model(input_ids=row, use_cache=False)
+    return [calls[id(block.module)] for block in blocks]
+
+
+@torch.no_grad()
+def _into_first(model: Any, block: Block, row: Tensor) -> Tensor:
+    """The hidden state that enters the first block for one row of ids [1, length]."""
+
+    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(_split(args, kwargs)[0])
+
+    with _before([block.module], stop):
+        try:
+            model(input_ids=row, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+    raise LoadError(f"{type(model).__name__} cannot be pruned: its forward never calls {block.name}.")
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The hidden state, and the other arguments."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+@contextmanager
+def _before(modules: list[nn.Module], hook: Any) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

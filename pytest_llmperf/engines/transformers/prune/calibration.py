@@ -1,0 +1,55 @@
+"""The text that pruning is calibrated on: the bundled prompts as rows of token ids, or random ids without a tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_llmperf.engines.transformers.inputs import Vocabulary, ids_hash, synthetic_rows, tokenise
+from pytest_llmperf.workloads import PromptSet
+
+ROW_TOKENS = 128
+SYNTHETIC_ROWS = 8
+PROMPTS = "short-chat"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rows of ids [rows, tokens], all of one length and without padding, and where they come from."""
+
+    rows: Tensor
+    source: str
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """What is recorded with a run."""
+        return {"calibration": self.source, "calibration_hash": ids_hash(self.rows), "calibration_tokens": self.rows.numel()}
+
+
+def calibration(model: Any, tokenizer: Any | None, device: torch.device, seed: int) -> Calibration:
+    """The bundled prompts one after the other, in the model's chat template where it has one, cut into rows.
+
+    A model without a tokenizer has no text of its own: ids are drawn from `seed`, and the source says so.
+    """
+    if tokenizer is None:
+        prompts = PromptSet.synthetic(seed)
+        rows = synthetic_rows(seed, 0, SYNTHETIC_ROWS, ROW_TOKENS, Vocabulary.of(model, None))
+    else:
+        prompts = PromptSet.bundled(PROMPTS)
+        rows = in_rows(list(chain.from_iterable(tokenise(prompts, tokenizer))), _longest(model))
+    return Calibration(rows.to(device), prompts.name)
+
+
+def in_rows(ids: list[int], length: int) -> Tensor:
+    """[rows, length] of consecutive ids; what does not fill a row is left out, unless there is no other."""
+    length = min(length, len(ids))
+    count = len(ids) // length
+    return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
+
+
+def _longest(model: Any) -> int:
+    return min(ROW_TOKENS, int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS))

@@ -1,0 +1,69 @@
+"""SparseGPT (Frantar and Alistarh, 2023, https://arxiv.org/abs/2301.00774): drop weights and correct those that follow.
+
+A pure function of one layer's weight and its inputs' second moments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_llmperf.engines.transformers.prune.masks import lowest, n_of_m
+from pytest_llmperf.errors import LoadError
+
+BLOCK_COLUMNS = 128
+"""Columns whose mask is chosen at once; the paper's value."""
+
+DAMPENING = 0.01
+"""Added to the diagonal of the second moments, as a share of its mean; the paper's value."""
+
+_STRONGER = (1.0, 10.0, 100.0)
+
+
+def sparsegpt(weight: Tensor, moments: Tensor, sparsity: float, pattern: tuple[int, int] | None = None) -> Tensor:
+    """The pruned weight, [outputs, inputs] float32, for inputs with second `moments` X^T X [inputs, inputs]. Both are kept."""
+    columns = weight.shape[1]
+    moments, rows = moments.clone(), weight.t().contiguous()  # [inputs, outputs]: what is updated together lies together
+    dead = moments.diagonal() == 0
+    moments.diagonal()[dead] = 1.0
+    rows[dead] = 0.0
+    factor = inverse_factor(moments)
+    for first in range(0, columns, BLOCK_COLUMNS):
+        last = min(first + BLOCK_COLUMNS, columns)
+        errors = _prune_block(rows[first:last], factor[first:last, first:last], sparsity, pattern)
+        rows[last:].addmm_(factor[first:last, last:].t(), errors, alpha=-1.0)
+    return rows.t().contiguous()
+
+
+def inverse_factor(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor U of (moments + dampening)^-1 = U^T U. Raises LoadError if there is none."""
+    for stronger in _STRONGER:
+        dampened = moments.clone()
+        dampened.diagonal().add_(DAMPENING * stronger * moments.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(dampened)
+        if int(failed):
+            continue
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not int(failed):
+            return upper
+    raise LoadError(
+        f"pruning sparsegpt: the second moments of {moments.shape[0]} inputs have no Cholesky factor even with the mean of the "
+        "diagonal added to it. Use 'wanda', which needs none."
+    )
+
+
+def _prune_block(rows: Tensor, factor: Tensor, sparsity: float, pattern: tuple[int, int] | None) -> Tensor:
+    """Prune [columns, outputs] in place, each column by its mask, and correct the ones after it. Returns the scaled errors."""
+    diagonal = factor.diagonal()
+    width = rows.shape[0] if pattern is None else pattern[1]
+    errors, gone = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
+    for j in range(rows.shape[0]):
+        if j % width == 0:
+            scores = (rows[j : j + width] / diagonal[j : j + width, None]).square()
+            gone[j : j + width] = (
+                lowest(scores, round(scores.numel() * sparsity)) if pattern is None else n_of_m(scores.t(), *pattern).t()
+            )
+        torch.mul(rows[j], gone[j], out=errors[j]).div_(diagonal[j])
+        rows[j:].addr_(factor[j, j:], errors[j], alpha=-1.0)
+    rows.masked_fill_(gone, 0.0)
+    return errors
