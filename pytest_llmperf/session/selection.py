@@ -110,7 +110,7 @@ def shortfall(need: Need, of: GpuPool) -> Shortfall | None:
     able = eligible(need, of.gpus)
     if len(able) >= need.least:
         return None
-    reasons = [f"{n} with too little {what}" for what, n in _refused(need, of.gpus).items() if n]
+    reasons = [f"{n} {what}" for what, n in _refused(need, of.gpus).items() if n]
     slices = sum(gpu.mig for gpu in of.gpus)
     if need.least > 1 and slices:
         reasons.append(f"{slices} that are MIG slices, which cannot work together")
@@ -119,17 +119,18 @@ def shortfall(need: Need, of: GpuPool) -> Shortfall | None:
     return Shortfall(needs=need.least, pool=len(of.gpus), eligible=len(able), text=text)
 
 
-def count(need: Need, of: GpuPool) -> int:
-    """How many devices a test gets whose need the pool can meet."""
-    able = len(eligible(need, of.gpus))
-    whole = sum(not gpu.mig for gpu in eligible(need, of.gpus))
-    return max(need.least, min(whole if need.most is None else need.most, whole or 1, able))
+def candidates(need: Need, of: GpuPool) -> tuple[int, tuple[Gpu, ...]]:
+    """How many devices a test gets whose need the pool can meet, and out of which."""
+    able = eligible(need, of.gpus)
+    whole = tuple(gpu for gpu in able if not gpu.mig)
+    n = max(need.least, min(need.most or len(whole), len(whole)))
+    return n, whole if n > 1 else able
 
 
 _CONDITIONS: dict[str, Callable[[Need, Gpu], bool]] = {
-    "memory": lambda need, gpu: gpu.total_bytes >= max(need.memory or 0, need.total_memory or 0),
-    "capability": lambda need, gpu: need.capability is None or gpu.capability >= need.capability,
-    "of the name": lambda need, gpu: need.name.casefold() in gpu.name.casefold(),
+    "too small": lambda need, gpu: gpu.total_bytes >= max(need.memory or 0, need.total_memory or 0),
+    "of lower capability": lambda need, gpu: need.capability is None or gpu.capability >= need.capability,
+    "of another name": lambda need, gpu: need.name.casefold() in gpu.name.casefold(),
 }
 
 
@@ -195,14 +196,12 @@ def _capability(value: object) -> tuple[int, int] | None:
     """(9, 0), "9.0" or 9.0."""
     if value is None:
         return None
-    words = str(value).split(".") if isinstance(value, str | float) else value
-    try:
-        major, minor = words  # type: ignore[misc]
-        return int(major), int(minor)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"@pytest.mark.llmperf_gpus(capability={value!r}): a compute capability is needed, for example (9, 0) or '9.0'."
-        ) from None
+    words = value if isinstance(value, list | tuple) else str(value).split(".")
+    if len(words) == 2 and all(str(word).isdigit() for word in words):  # noqa: PLR2004 - major and minor
+        return int(words[0]), int(words[1])
+    raise UsageError(
+        f"@pytest.mark.llmperf_gpus(capability={value!r}): a compute capability is needed, for example (9, 0) or '9.0'."
+    )
 
 
 def _text(value: object) -> str:
