@@ -1,9 +1,30 @@
 """Names that pytest needs before anything is imported: the fixtures that are made, one for each strategy. No imports here."""
 
-PARTS = ("auto", "fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed", "static-cache", "compile", "sdpa", "eager", "flash")
+PARTS = (
+    "auto",
+    "fp32",
+    "fp16",
+    "bf16",
+    "fp16-mixed",
+    "bf16-mixed",
+    "int8",
+    "nf4",
+    "fp4",
+    "int8wo",
+    "int4wo",
+    "fp8",
+    "static-cache",
+    "kv-int8",
+    "kv-fp8",
+    "compile",
+    "sdpa",
+    "eager",
+    "flash",
+    "prompt-lookup",
+)
 """Strategy parts that stand alone. A test holds them equal to the table of strategies, which is too heavy to import here."""
 
-STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS}
+STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS} | {"llm_int4": "int4wo"}
 """Fixture name -> strategy."""
 
 FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIXTURES})

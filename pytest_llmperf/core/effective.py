@@ -12,6 +12,7 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device. Tensor subclasses are counted by their inner storage.
 
     `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in float32, for example).
+    `quantised`: they are the weights, scales, zero points and tables of quantised linear layers.
     """
 
     kind: str
@@ -21,16 +22,62 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     elements: int
     bytes: int
     kept: bool = False
+    quantised: bool = False
 
 
 class LinearGroup(Struct, frozen=True, kw_only=True):
-    """Linear layers that share a class and a storage dtype. `elements` counts logical weights, `bytes` what they occupy."""
+    """Linear layers that share a class and a storage dtype. `elements` counts logical weights, `bytes` what they occupy.
+
+    `quantised`: their weights are stored as integers or in 8-bit floats.
+    """
 
     cls: str
     dtype: str
     layers: int
     elements: int
     bytes: int
+    quantised: bool = False
+
+
+class LeftOut(Struct, frozen=True, kw_only=True):
+    """Linear layers of one class that were not quantised, for one reason. `example` is the path of the first.
+
+    `declared`: the strategy part says beforehand that it leaves them out (the output head, a checkpoint's own list).
+    """
+
+    cls: str
+    layers: int
+    elements: int
+    reason: str
+    declared: bool
+    example: str
+
+
+class Quantised(Struct, frozen=True, kw_only=True):
+    """What a quantisation part did, counted from the layers that are there.
+
+    `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those that are quantised.
+    `formats` are the storage formats seen. `held` are the bytes of the converted layers' weights, scales, zero points and
+    tables by storage dtype, `analytic` the bytes that follow from their shapes. `loaded_as_linear` counts the subclasses of
+    nn.Linear, by class, that were shown to compute the same and were loaded as nn.Linear.
+    """
+
+    part: str
+    bits: int
+    layers: int
+    converted: int
+    elements: int
+    converted_elements: int
+    formats: tuple[str, ...]
+    held: dict[str, int]
+    analytic: dict[str, int]
+    left_out: tuple[LeftOut, ...] = ()
+    loaded_as_linear: dict[str, int] = {}
+
+    @property
+    def share(self) -> float:
+        """Share of the weights of all linear layers that is quantised, 0 to 1."""
+        return self.converted_elements / self.elements if self.elements else 0.0
 
 
 class Pruned(Struct, frozen=True, kw_only=True):

@@ -24,10 +24,13 @@ class Capabilities:
     `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever is asked); a field
     that is missing takes its default only. `refuses` gives the reason why a plan cannot be loaded although each of its
     fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
+    `lacks` gives the library that a plan needs and that this interpreter has not installed; it is not asked where the engine
+    runs with an interpreter of its own.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
     refuses: Callable[[LoadPlan], str | None] = lambda _plan: None
+    lacks: Callable[[LoadPlan], str | None] = lambda _plan: None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     logits: bool = True
     max_ranks: int | None = 1

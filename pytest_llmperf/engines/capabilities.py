@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.plan import ANY, LoadPlan
-from pytest_llmperf.engines import limits, pruning
+from pytest_llmperf.engines import limits, pruning, quantised_limits
 from pytest_llmperf.engines.base import Capabilities
 
-REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (*limits.ALL, pruning.refuse)
+REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (*limits.ALL, *quantised_limits.ALL, pruning.refuse)
 """Each gives the reason why a plan cannot be loaded, or None."""
 
 _DTYPES = frozenset({"auto", "float32", "float16", "bfloat16"})
@@ -20,12 +20,16 @@ TRANSFORMERS = Capabilities(
         "attention": frozenset({None, "sdpa", "eager", "flash_attention_2"}),
         "cache": frozenset({"dynamic", "static", "int8", "fp8"}),
         "compile": frozenset({None, "default", "reduce-overhead", "max-autotune"}),
+        "quantisation": ANY,
         "pruning": ANY,
         "adapters": ANY,
         "merge_adapters": frozenset({False, True}),
         "assist": ANY,
     },
     refuses=lambda plan: next((reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None),
+    lacks=quantised_limits.missing_library,
 )
 
-SCRIPTED = Capabilities(plan_fields=dict(TRANSFORMERS.plan_fields), max_ranks=None)
+SCRIPTED = Capabilities(
+    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantisation"}, max_ranks=None
+)

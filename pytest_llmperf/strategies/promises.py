@@ -8,18 +8,24 @@ from collections.abc import Iterable
 from pytest_llmperf.core.effective import Effective, Promise
 
 
-def weights_are(part: str, dtype: str) -> Promise:
-    """Every linear layer, and every parameter that the architecture does not keep apart itself, is stored in `dtype`."""
-    return Promise(f"weights are {dtype}", lambda effective: _wrong_weights(effective, dtype), part=part)
+def weights_are(part: str, dtype: str, *, unquantised: bool = False) -> Promise:
+    """Every linear layer, and every parameter that the architecture does not keep apart itself, is stored in `dtype`.
+
+    `unquantised`: only what is not quantised, where another part promises that some layers are.
+    """
+    return Promise(f"weights are {dtype}", lambda e: _wrong_weights(e, dtype, unquantised=unquantised), part=part)
 
 
-def weights_as_in_checkpoint(part: str) -> Promise:
-    """Weights are stored in the dtype of the checkpoint. An engine that does not report that dtype breaks the promise."""
+def weights_as_in_checkpoint(part: str, *, unquantised: bool = False) -> Promise:
+    """Weights are stored in the dtype of the checkpoint. An engine that does not report that dtype breaks the promise.
+
+    `unquantised` as for `weights_are`.
+    """
 
     def broken(effective: Effective) -> str | None:
         if effective.checkpoint_dtype is None:
             return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
-        return _wrong_weights(effective, effective.checkpoint_dtype)
+        return _wrong_weights(effective, effective.checkpoint_dtype, unquantised=unquantised)
 
     return Promise("weights are in the checkpoint's dtype", broken, part=part)
 
@@ -67,11 +73,15 @@ def _differs(what: str, found: str | None, asked: str | None) -> str | None:
     return None if found == asked else f"{what} is {found or 'none'}, asked for {asked or 'none'}"
 
 
-def _wrong_weights(effective: Effective, dtype: str) -> str | None:
-    layers = _totals((group.dtype, group.layers) for group in effective.linears)
+def _wrong_weights(effective: Effective, dtype: str, *, unquantised: bool) -> str | None:
+    layers = _totals((group.dtype, group.layers) for group in effective.linears if not (unquantised and group.quantised))
     if set(layers) - {dtype}:
         return _counted(layers, dtype, "linear layers", effective.model_class)
-    owned = [group for group in effective.tensors if group.kind == "parameter" and not group.kept]
+    owned = [
+        group
+        for group in effective.tensors
+        if group.kind == "parameter" and not group.kept and not (unquantised and group.quantised)
+    ]
     tensors = _totals((group.dtype, group.tensors) for group in owned)
     if set(tensors) - {dtype}:
         return _counted(tensors, dtype, "parameters", effective.model_class)

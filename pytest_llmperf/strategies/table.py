@@ -6,8 +6,12 @@ from collections.abc import Callable
 
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.strategies import promises
+from pytest_llmperf.strategies import promises, pruned
+from pytest_llmperf.strategies.adapters import LORA
+from pytest_llmperf.strategies.assistance import ASSISTED, PROMPT_LOOKUP
 from pytest_llmperf.strategies.base import Part
+from pytest_llmperf.strategies.caches import KV_FP8, KV_INT8
+from pytest_llmperf.strategies.quantised import QUANTISED
 
 KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance")
 """Kinds in the order of the canonical text."""
@@ -23,7 +27,11 @@ def _full(name: str, dtype: str) -> Part:
         kind="precision",
         summary=f"weights and compute in {dtype}",
         fields={"weights_dtype": dtype, "autocast_dtype": None},
-        promises=_always(promises.weights_are(name, dtype), promises.computes_in(name, dtype), promises.autocast_is(name, None)),
+        promises=lambda plan: (
+            promises.weights_are(name, dtype, unquantised=plan.quantisation is not None),
+            promises.computes_in(name, dtype),
+            promises.autocast_is(name, None),
+        ),
     )
 
 
@@ -53,7 +61,10 @@ AUTO = Part(
     kind="precision",
     summary="the checkpoint's own dtype; in force where no other precision is named",
     fields={"weights_dtype": "auto", "autocast_dtype": None},
-    promises=_always(promises.weights_as_in_checkpoint("auto"), promises.autocast_is("auto", None)),
+    promises=lambda plan: (
+        promises.weights_as_in_checkpoint("auto", unquantised=plan.quantisation is not None),
+        promises.autocast_is("auto", None),
+    ),
 )
 
 _STATIC_CACHE = Part(
@@ -82,19 +93,22 @@ TABLE: dict[str, Part] = {
         _full("bf16", "bfloat16"),
         _mixed("fp16-mixed", "float16"),
         _mixed("bf16-mixed", "bfloat16"),
+        *QUANTISED,
+        *pruned.PARTS,
+        LORA,
         _STATIC_CACHE,
+        KV_INT8,
+        KV_FP8,
         _COMPILE,
         _attention("sdpa", "sdpa", "attention by torch's scaled_dot_product_attention"),
         _attention("eager", "eager", "attention written out in separate operations"),
         _attention("flash", "flash_attention_2", "attention by the flash-attn package"),
+        ASSISTED,
+        PROMPT_LOOKUP,
     )
 }
 
 PLANNED: dict[str, str] = {
-    **dict.fromkeys(("int8", "nf4", "fp4", "int8wo", "int4wo", "int4", "fp8", "gptq", "awq", "w8a8"), "quantisation"),
-    "lora": "adapters",
-    **dict.fromkeys(("wanda", "magnitude", "sparsegpt", "structured"), "pruning"),
-    **dict.fromkeys(("kv-int8", "assisted"), "execution"),
     **dict.fromkeys(("tp", "fsdp", "pp", "dp", "offload-cpu", "offload-disk"), "parallel"),
 }
 """Parts (name -> kind) that are planned and that this version does not have. A number (`tp2`) or `:PATH` may follow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
@@ -22,7 +23,12 @@ COMPILE_TEXTS = ("compile", "compile:reduce-overhead", "compile:max-autotune")
 
 
 def texts_of(kind: str) -> list[str]:
-    return list(COMPILE_TEXTS) if kind == "compile" else [p.name for p in TABLE.values() if p.kind == kind]
+    return list(COMPILE_TEXTS) if kind == "compile" else [text_of(p) for p in TABLE.values() if p.kind == kind]
+
+
+def text_of(part) -> str:
+    """The part alone, or with its example where it needs an argument."""
+    return f"{part.name}:{part.example}" if part.argument is not None and not part.fields else part.name
 
 
 @st.composite
@@ -131,10 +137,19 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
         ("bf61", ["'bf61' is not known", "Did you mean 'bf16'?", "precision: auto, fp32, fp16", "llmperf doctor"]),
         ("BF16", ["'BF16' is not known", "Did you mean 'bf16'?"]),
         ("bf16+statc-cache", ["'statc-cache' in 'bf16+statc-cache'", "Did you mean 'static-cache'?"]),
-        ("int8", ["'int8' (quantisation) is not in this version"]),
+        ("int8+nf4", ["parts 'int8' and 'nf4' both set quantisation"]),
+        ("nf4:triple", ["'nf4': argument 'triple' is not known", "'double'"]),
+        ("int4wo:48", ["'int4wo': argument '48' is not known", "32, 64, 128, 256"]),
+        ("int8:-1", ["'int8': argument '-1' is not known", "a number of at least 0"]),
+        ("gptq", ["'gptq' needs an argument", "'gptq:./model-gptq'"]),
         ("bf16+tp2", ["'tp2' in 'bf16+tp2' (parallel) is not in this version"]),
-        ("lora:/some/path", ["'lora'", "(adapters) is not in this version"]),
-        ("wanda:2:4", ["(pruning) is not in this version"]),
+        ("lora", ["'lora' needs an argument", "'lora:adapters/mine'"]),
+        ("lora::merged", ["'lora' needs the folder of an adapter"]),
+        ("lora:a:merged+lora:b:merged", ["'lora:a:merged' and 'lora:b:merged' both set merge_adapters"]),
+        ("assisted", ["'assisted' needs an argument", "'assisted:smollm2-135m'"]),
+        ("assisted:m+prompt-lookup", ["'assisted:m' and 'prompt-lookup' both set assist"]),
+        ("kv-int8+static-cache", ["both set cache"]),
+        ("wanda", ["'wanda' needs an argument"]),
         ("bf16+fp16", ["'bf16' and 'fp16' both set autocast_dtype, weights_dtype", "Keep one"]),
         ("auto+fp16", ["'auto' and 'fp16' both set"]),
         ("bf16+bf16", ["'bf16' and 'bf16' both set"]),
@@ -162,24 +177,39 @@ def test_a_text_that_cannot_be_used_says_why_and_what_could_be(text, fragments):
 def test_every_pair_of_parts_conflicts_exactly_if_they_share_a_field():
     """No pair is silently merged, and no compatible pair refused."""
     for one, other in combinations(TABLE.values(), 2):
-        if one.fields.keys() & other.fields.keys():
+        pair = [text_of(one), text_of(other)]
+        fields = [parse(text)._in_force()[-1].fields.keys() for text in pair]
+        if fields[0] & fields[1]:
             with pytest.raises(UsageError, match="both set"):
-                parse([one.name, other.name])
+                parse(pair)
         else:
-            assert len(parse([one.name, other.name])._in_force()) >= 2
+            assert len(parse(pair)._in_force()) >= 2
 
 
 def test_every_part_has_a_fixture_whose_name_is_an_identifier():
     """`llm_<suffix>` can be requested for each part."""
     assert STRATEGY_FIXTURES["llm_fp16_mixed"] == "fp16-mixed"
-    assert set(STRATEGY_FIXTURES.values()) == set(TABLE)
+    assert set(STRATEGY_FIXTURES.values()) == {name for name, part in TABLE.items() if text_of(part) == name}
     assert all(suffix.isidentifier() for suffix in STRATEGY_FIXTURES)
 
 
+@pytest.mark.parametrize("part", TABLE.values(), ids=TABLE)
+def test_the_transformers_engine_can_do_every_part(part):
+    """No part by itself is refused by the engine that this version has."""
+    device = "cuda" if part.name == "fp8" else "cpu"  # its products need tensor cores for float8
+    check_engine_can(parse(text_of(part)).apply(structs.replace(PLAN, device=device)), TRANSFORMERS, "transformers")
+
+
 @given(part_lists())
-def test_the_transformers_engine_can_do_every_strategy(parts):
-    """Nothing in the table is refused by the engine that this version has."""
-    check_engine_can(parse(parts).apply(PLAN), TRANSFORMERS, "transformers")
+def test_the_transformers_engine_refuses_together_only_what_it_gives_a_reason_for(parts):
+    """Parts that exclude each other are refused with the strategy and the reason; all others are taken."""
+    plan = parse(parts).apply(PLAN)
+    reason = TRANSFORMERS.refuses(plan)
+    if reason is None:
+        check_engine_can(plan, TRANSFORMERS, "transformers")
+    else:
+        with pytest.raises(UsageError, match=re.escape(f"{plan.strategy!r} on 'cpu': {reason}")):
+            check_engine_can(plan, TRANSFORMERS, "transformers")
 
 
 def test_a_part_that_the_engine_cannot_honour_is_refused_with_the_choices():
