@@ -30,7 +30,7 @@ MODELS = {"cpu": "smollm2-135m", "cuda": "arch:falcon-7b"}
 # scheduling varies by a tenth from run to run, and no affordable number of pairs could show one per cent in that.
 WORKLOADS = {
     "cpu": Decode(batch=1, prompt_tokens=32, new_tokens=16),
-    "cuda": Decode(batch=2048, prompt_tokens=8, new_tokens=16),
+    "cuda": Decode(batch=1024, prompt_tokens=8, new_tokens=16),
 }
 
 
@@ -60,7 +60,7 @@ def markdown(where: dict[str, object], findings: list[Finding]) -> str:
 def _run(part: str, options: argparse.Namespace) -> list[Finding]:
     match part:
         case "startup":
-            return startup(12 if options.quick else 60)
+            return startup(60 if options.quick else 300)
         case "decode":
             return decode(
                 options.model or MODELS[options.device], options.device, WORKLOADS[options.device], 8 if options.quick else 40
