@@ -160,6 +160,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     assistance: str = ""
     sparsity: float | None = None
     pruned: Pruned | None = None
+    quantised: Quantised | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -176,3 +176,38 @@ def _int4(out_features: int, in_features: int, group: int, layout: str) -> Count
 
 def _multiple(n: int, of: int) -> int:
     return -(-n // of) * of
+
+
+class Packed(Struct, frozen=True, kw_only=True):
+    """How a checkpoint stores its quantised layers, from its config.
+
+    `format` is compressed-tensors' name: "pack-quantized" (several weights in an int32) or "int-quantized" (one in an int8).
+    `group` weights share a scale, 0 for a whole row. `symmetric`: no zero points. `inputs`: inputs are quantised too.
+    """
+
+    format: str
+    bits: int
+    group: int = 0
+    symmetric: bool = True
+    inputs: bool = False
+
+    def __str__(self) -> str:
+        groups = f"groups of {self.group}" if self.group else "rows"
+        return f"{self.bits}-bit weights in {groups}, {'int8 inputs' if self.inputs else 'plain inputs'} ({self.format})"
+
+
+def packed_layer_bytes(packed: Packed, out_features: int, in_features: int, scale_dtype: str) -> Counter[str]:
+    """As `layer_bytes`, of a layer of a checkpoint (compressed_tensors.compressors.pack_quantized and naive_quantized)."""
+    groups = -(-in_features // packed.group) if packed.group else 1
+    found = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
+    if packed.format == "int-quantized":
+        found["int8"] += out_features * in_features + (0 if packed.symmetric else out_features * groups)
+        return found
+    found["int32"] += 4 * out_features * -(-in_features * packed.bits // 32)
+    found["int64"] += 2 * 8  # the layer's shape
+    if not packed.symmetric:
+        found["int32"] += 4 * -(-out_features * packed.bits // 32) * groups
+    return found
+
+
+_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan, ModelKind, ModelRef
+from pytest_llmperf.core.quantisation import scheme_of
+from pytest_llmperf.engines.quantised_size import Shapes, checkpoint_bytes, folder_linear_shapes, linear_shapes, quantised_bytes
 from pytest_llmperf.engines.safetensors_header import folder_elements
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -152,7 +154,34 @@ def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
 
 def predict(plan: LoadPlan) -> int | None:
     """Least bytes that loading `plan` takes on its devices together (the weights alone), or None if that cannot be told."""
-    return predicted_weights_bytes(plan.model, plan.weights_dtype)
+    plain = predicted_weights_bytes(plan.model, plan.weights_dtype)
+    if plan.quantisation is None:
+        return plain
+    scheme = scheme_of(plan.quantisation)
+    if scheme.path:
+        return checkpoint_bytes(Path(scheme.path)) or None
+    shapes, dtype = _linear_shapes(plan.model), _dtype(plan)
+    return quantised_bytes(plain, DTYPE_BYTES[dtype], shapes, scheme, plan.device) if plain and shapes and dtype else None
+
+
+def _linear_shapes(model: ModelRef) -> Shapes:
+    known = _architecture(model)
+    if known is not None:
+        return linear_shapes(known.model_type, known.config)
+    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
+
+
+def _dtype(plan: LoadPlan) -> str | None:
+    """The dtype of what is not quantised, as far as it can be told."""
+    known = _architecture(plan.model)
+    if plan.weights_dtype != "auto":
+        return plan.weights_dtype
+    if known is not None:
+        return known.dtype
+    if plan.model.kind != "folder":
+        return None
+    floating = {dtype: n for dtype, n in folder_elements(Path(plan.model.location)).items() if dtype in DTYPE_BYTES}
+    return max(floating, key=lambda dtype: floating[dtype], default=None)
 
 
 def parameter_count(architecture: Architecture) -> int:

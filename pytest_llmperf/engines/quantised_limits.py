@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantisation import Scheme, scheme_of
+from pytest_llmperf.engines.quantised_checkpoint import disagreement, stored_as
 
 FLOAT8_CAPABILITY = (8, 9)
 INT4_CAPABILITY = (8, 0)
@@ -76,7 +78,16 @@ def _compile(plan: LoadPlan, scheme: Scheme) -> str | None:
     )
 
 
-_CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (_autocast, _device, _dtype, _compile)
+def _checkpoint(_plan: LoadPlan, scheme: Scheme) -> str | None:
+    """A checkpoint that is not what the part says it is. One that is not there was told when the plan was made."""
+    folder = Path(scheme.path)
+    if not scheme.path or not (folder / "config.json").is_file():
+        return None
+    packed = stored_as(folder)
+    return packed if isinstance(packed, str) else disagreement(scheme, packed)
+
+
+_CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (_autocast, _device, _dtype, _compile, _checkpoint)
 
 
 @cache

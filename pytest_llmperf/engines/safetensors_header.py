@@ -50,10 +50,15 @@ def weight_files(folder: Path) -> list[Path]:
 def folder_elements(folder: Path) -> Counter[str]:
     """Elements of all safetensors files of a checkpoint by dtype (torch's names); empty if there are none."""
     counts: Counter[str] = Counter()
-    for file in weight_files(folder):
-        for dtype, shape in _tensors(file):
-            counts[dtype] += math.prod(shape)
+    for _, dtype, shape in folder_tensors(folder):
+        counts[dtype] += math.prod(shape)
     return counts
+
+
+def folder_tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype (torch's name) and shape of each tensor in the safetensors files of a checkpoint."""
+    for file in weight_files(folder):
+        yield from _tensors(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -67,8 +72,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
-    """Each tensor's dtype and shape. Raises LoadError if the file is cut short or is no safetensors file."""
+def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Each tensor's name, dtype and shape. Raises LoadError if the file is cut short or is no safetensors file."""
     header, data_bytes = _header(file)
     for name, entry in header.items():
         if name == "__metadata__":
@@ -76,7 +81,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
         if entry["data_offsets"][1] > data_bytes:
             held = f"tensor {name!r} ends at byte {entry['data_offsets'][1]} of the data, the file has {data_bytes}"
             raise LoadError(f"{file} is cut short: {held}. {_AGAIN}")
-        yield DTYPES.get(entry["dtype"], entry["dtype"].lower()), entry["shape"]
+        yield name, DTYPES.get(entry["dtype"], entry["dtype"].lower()), entry["shape"]
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
