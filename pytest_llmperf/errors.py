@@ -49,6 +49,10 @@ class DeviceBusy(LlmperfError):
     """Another session measures on the device and did not finish in time. The message names the holder."""
 
 
+class MemoryNotReturned(LlmperfError):
+    """A test is over, and memory that its model took is still in use. The message names who holds how many bytes."""
+
+
 class StoreError(LlmperfError):
     """The history store cannot be opened, read or written."""
 

@@ -37,3 +37,10 @@ MARKER = (
     "half-width of the 99 % interval in percent; `gate={'throughput': 0.05}` is how much worse --llmperf-gate lets it get. "
     "The closest marker wins, argument by argument."
 )
+
+GPUS_MARKER = (
+    "llmperf_gpus(n=1 | min=, max=, memory=, total_memory=, capability=, name=): the test, llmperf or not, needs so many GPUs of "
+    "the pool (--llmperf-gpus) and holds them while it runs; it is skipped where the pool has fewer. `memory` is bytes that it "
+    "takes on each (a test that measures nothing then holds that share of a GPU alone), `total_memory` how large each is, "
+    "`capability` the least compute capability, such as (9, 0), `name` a part of the name, as 'H200'. The closest marker wins."
+)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.names import FIXTURES, MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.names import FIXTURES, GPUS_MARKER, MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.session.gpu_tests import GpuTests
 from pytest_llmperf.session.options import OPTIONS, Option
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and under --llmperf-gate what watches that something is judged."""
     config.addinivalue_line("markers", MARKER)
+    config.addinivalue_line("markers", GPUS_MARKER)
+    config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     if text := _option(config, _named_option("gate")):
         _watch_gate(config, text)
     if _option(config, _named_option("plan")):

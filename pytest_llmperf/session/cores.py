@@ -1,14 +1,24 @@
-"""Which CPU cores a worker on a GPU gets, when pytest-xdist has several of them at work on this host. Pure."""
+"""What a worker on GPUs is given: its devices, and its part of the CPU cores when pytest-xdist has several at work."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.session.gpus import Gpus
 from pytest_llmperf.session.inventory import Gpu
+from pytest_llmperf.worker.processes import CORES
 
-CORES = "LLMPERF_CORES"
-"""Environment variable of a worker process: the cores that it confines itself to before anything else."""
+
+def worker_environment(gpus: Gpus, plan: LoadPlan) -> Mapping[str, str]:
+    """The variables of the workers of a plan; none on a CPU, where one worker is at work at a time."""
+    if not plan.device.startswith("cuda") or not gpus.held:
+        return {}
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = share_of_cores(usable, gpus.held, gpus.pool.gpus, os.environ)
+    return {**gpus.environment(plan.ranks), CORES: ",".join(map(str, cores))}
 
 
 def share_of_cores(cores: Sequence[int], held: Sequence[Gpu], pool: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[int, ...]:

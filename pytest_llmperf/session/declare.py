@@ -79,7 +79,7 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
     base = LoadPlan(
         model=model_ref(declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision),
         engine=row.name,
-        device=resolve_device(declared.device or settings.device, row.can()),
+        device=resolve_device(declared.device or settings.device, row.can(), settings.gpus),
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )

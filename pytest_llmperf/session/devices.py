@@ -2,72 +2,72 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.base import Capabilities
+from pytest_llmperf.engines.models import predict
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.session.gpu_drivers import inventory, usage
+from pytest_llmperf.session.gpus import session_pool
+from pytest_llmperf.session.inventory import Gpu
 from pytest_llmperf.session.settings import DEVICES
 
 
-def resolve_device(wanted: str, can: Capabilities) -> str:
-    """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu'. Raises UsageError when the device is not here or the engine cannot use it."""
+def resolve_device(wanted: str, can: Capabilities, asked: str = "all") -> str:
+    """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `asked` (--llmperf-gpus) is the pool of GPUs.
+
+    Raises:
+        UsageError: the device is not here, the pool has none or cannot be had, or the engine cannot use it.
+    """
     if wanted not in DEVICES:
         raise UsageError(f"device {wanted!r} is not known. Choices: {', '.join(DEVICES)}.")
-    device = wanted if wanted != "auto" else ("cuda" if "cuda" in can.devices and gpu_count() else "cpu")
+    usable = "cuda" in can.devices and wanted != "cpu"
+    device = wanted if wanted != "auto" else ("cuda" if usable and session_pool(asked).gpus else "cpu")
     if device not in can.devices:
         raise UsageError(f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}.")
-    if device == "cuda" and not gpu_count():
+    if device == "cuda" and not session_pool(asked).gpus:
         raise UsageError(
-            "device 'cuda': the driver shows no NVIDIA GPU here (NVML). Use --llmperf-device=cpu; 'llmperf doctor' says more."
+            f"device 'cuda': {session_pool(asked)}. Use --llmperf-device=cpu, or another --llmperf-gpus; "
+            "'llmperf doctor' says more."
         )
     return device
 
 
-@cache
 def gpu_count() -> int:
-    """NVIDIA GPUs that the driver shows and that CUDA_VISIBLE_DEVICES does not hide; 0 where there is no driver."""
-    import pynvml  # noqa: PLC0415 - costs milliseconds, needed only when a test asks for a device
-
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
-        return 0
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        return int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
+    """GPUs that the driver shows and that CUDA_VISIBLE_DEVICES does not hide; 0 where there is no driver."""
+    return len(inventory().gpus)
 
 
 USABLE_SHARE = 0.92  # the rest is the runtime's context, activations and the operating system
 
 
-def total_bytes(device: str) -> int:
-    """Memory of the first visible GPU, or of this host (its container's limit, where there is one)."""
-    return _gpu_memory().total if device == "cuda" else host_limit_bytes()
+def total_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
+    """Memory of the smallest of these GPUs, or of this host (its container's limit, where there is one)."""
+    if device.startswith("cuda") and (gpus or inventory().gpus):
+        return min(gpu.total_bytes for gpu in gpus or inventory().gpus)
+    return host_limit_bytes()
 
 
-def free_bytes(device: str) -> int:
-    """Memory that is free now on the device."""
+def free_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
+    """Memory that is free now on each of these GPUs (the least; the first visible for none), or on the host.
+
+    Where the driver does not say what is free it is the GPU's total.
+    """
     import psutil  # noqa: PLC0415
 
-    if device == "cuda":
-        return int(_gpu_memory().free)
-    return min(int(psutil.virtual_memory().available), host_limit_bytes())
+    if not device.startswith("cuda"):
+        return min(int(psutil.virtual_memory().available), host_limit_bytes())
+    seen = [(gpu, usage(gpu)) for gpu in gpus or inventory().gpus[:1]]
+    return min((gpu.total_bytes if now is None else now.free_bytes for gpu, now in seen), default=0)
 
 
-def _gpu_memory() -> Any:
-    import pynvml  # noqa: PLC0415
-
-    pynvml.nvmlInit()
-    try:
-        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
-    finally:
-        pynvml.nvmlShutdown()
+def needed_bytes(plan: LoadPlan) -> int | None:
+    """Least bytes that loading `plan` takes on each of its devices, or None if that cannot be told."""
+    predicted = predict(plan)
+    return None if predicted is None else math.ceil(predicted / plan.ranks)
 
 
 def host_limit_bytes() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ import msgspec
 
 from pytest_llmperf.core.record import Environment
 from pytest_llmperf.session.host import Fact, host_facts, project_facts
+from pytest_llmperf.session.inventory import SIMULATED
 
 COMPARABLE = (
     "device",
@@ -61,7 +63,8 @@ def covariates(a: Environment, b: Environment) -> list[tuple[str, Fact, Fact]]:
 
 @cache
 def _host() -> dict[str, Fact]:
-    return {**host_facts(), "python": platform.python_version()}
+    simulated = {"simulated_gpus": os.environ[SIMULATED]} if SIMULATED in os.environ else {}
+    return {**host_facts(), "python": platform.python_version(), **simulated}
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -152,8 +152,3 @@ class Gpus:
                     f"within {limit_s:g} s. End it, or leave the device out with --llmperf-gpus."
                 )
             time.sleep(_FOREIGN_POLL_S)
-
-
-def leased_names(gpus: Sequence[Gpu]) -> str:
-    """For the environment of a record: "cuda:1", "cuda:0,cuda:1"."""
-    return ",".join(gpu.torch_name for gpu in gpus)

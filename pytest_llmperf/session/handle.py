@@ -67,7 +67,9 @@ class Handle:
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
         """A transformers model that the test has loaded, as an `llm`. After the test it is put back as it was."""
-        return self._adopt(engines.wrapped(model, tokenizer), name or type(model).__name__)
+        adopted = self._adopt(engines.wrapped(model, tokenizer), name or type(model).__name__)
+        self._session.own.watch(model, adopted.plan.model.name, adopted.effective.weights_bytes)
+        return adopted
 
     def _adopt(self, engine: Engine, name: str) -> Model:
         self._adopted += 1

@@ -53,8 +53,13 @@ OPTIONS = (
     Option(name="skip", flag=True, help="skip llmperf tests"),
     Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
     Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
+    Option(name="plan-json", metavar="FILE", help="write what would run to this file ('-': standard output), and stop"),
     Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
     Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
+    Option(
+        name="gpus", metavar="N|0,2|all", default="all", help="the GPUs that tests may lease: a count, indices or UUIDs, or all"
+    ),
+    Option(name="wait", metavar="SECONDS", default="1800", help="how long a test waits for devices that others hold"),
     Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
     Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),
     Option(

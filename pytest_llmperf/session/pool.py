@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import predict
-from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
+from pytest_llmperf.errors import LoadError, MemoryNotReturned, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.session import devices
+from pytest_llmperf.session.gpus import Gpus
+from pytest_llmperf.session.inventory import Gpu
 from pytest_llmperf.session.leases import exclusive
+from pytest_llmperf.session.returned import RETURN_LIMIT_S, WorkerTree, more_than, settle, used_bytes
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.worker.messages import Close, Command, Heartbeat, Open, Opened, Result
 
@@ -33,17 +38,24 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A loaded model: its plan, the channel to its worker, and what the worker said of it."""
+    """A loaded model: its plan, the channel to its worker, what the worker said of it, and the leased GPUs it is on."""
 
     plan: LoadPlan
     channel: Channel
     opened: Opened
     promises: tuple[Promise, ...]
     timeout_s: float
+    wait_s: float
+    gpus: tuple[Gpu, ...] = ()
 
     def call(self, command: Command) -> Result:
-        """Send a command while holding the device, so that no other session measures on it at the same time."""
-        with exclusive(self.plan.device, timeout_s=self.timeout_s):
+        """Send a command while holding the device, so that no other session measures on it at the same time.
+
+        GPUs are leased for longer than that (`Gpus`).
+        """
+        if self.gpus:
+            return self.channel.call(command, deadline_s=self.timeout_s)
+        with exclusive(self.plan.device, timeout_s=self.wait_s):
             return self.channel.call(command, deadline_s=self.timeout_s)
 
 
@@ -51,14 +63,26 @@ class Pool:
     """Opens load plans in workers made by `start`, and closes them."""
 
     def __init__(
-        self, start: Callable[[LoadPlan], Channel], *, timeout_s: float, progress: Callable[[str, str, float | None], None]
+        self,
+        start: Callable[[LoadPlan], Channel],
+        *,
+        timeout_s: float,
+        progress: Callable[[str, str, float | None], None],
+        wait_s: float | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
         self._start = start
         self._timeout_s = timeout_s
+        self._wait_s = timeout_s if wait_s is None else wait_s
         self._progress = progress
         self._open: dict[LoadPlan, OpenModel] = {}
         self._failed: dict[LoadPlan, LoadError | UsageError] = {}
         self._adopted: set[LoadPlan] = set()
+        self._gpus = gpus
+        self._left: list[str] = []
+        self._used_before: Mapping[str, int] = {}
+        if gpus is not None:
+            gpus.before_release = self._leave_gpus
 
     def open(self, plan: LoadPlan) -> OpenModel:
         """The loaded model of `plan`; loads it when it is not, after making room.
@@ -66,49 +90,78 @@ class Pool:
         Raises:
             LoadError, UsageError, OutOfMemory, WorkerError: it cannot be loaded.
             NotInEffect: it loaded as something else than its strategy promised.
+            DeviceBusy, InvalidRun: its GPUs could not be leased, or are used by others.
+            MemoryNotReturned: what was closed to make room did not give its memory back.
         """
         if plan in self._failed:
             raise self._failed[plan]
         known = self._open.get(plan)
         if known is not None and known.channel.alive:
             return known
-        self._make_room(plan)
-        return self._load(plan)
+        gpus = self._lease(plan)
+        self._make_room(plan, gpus)
+        return self._load(plan, gpus)
 
     def adopt(self, plan: LoadPlan, channel: Channel) -> None:
         """Take in a model that the test itself holds; nothing was promised of it."""
+        gpus: tuple[Gpu, ...] = ()
+        if self._gpus is not None and plan.device.startswith("cuda"):
+            self._gpus.claim(plan.device)
+            gpus = self._gpus.held[:1]
         opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
         assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
-        self._open[plan] = OpenModel(plan, channel, opened, (), self._timeout_s)
+        self._open[plan] = OpenModel(plan, channel, opened, (), self._timeout_s, self._wait_s, gpus)
         self._adopted.add(plan)
 
-    def renew(self, plan: LoadPlan) -> None:
-        """Close a model, so that its next use loads it in a fresh worker. One that the test itself holds stays."""
+    def renew(self, plan: LoadPlan) -> bool:
+        """Close a model, so that its next use loads it in a fresh worker. One that the test itself holds stays: False."""
         if plan in self._open and plan not in self._adopted:
             self._close(plan)
+        return plan not in self._adopted
 
     def keep_only(self, plans: Iterable[LoadPlan]) -> None:
-        """Close every model that is not among `plans`, or whose worker is gone."""
+        """Close every model that is not among `plans`, or whose worker is gone.
+
+        Raises MemoryNotReturned, after all are closed, when the memory of one is still in use.
+        """
         wanted = set(plans)
         for plan, model in reversed(list(self._open.items())):  # a model taken in twice is put back as it was first found
             if plan not in wanted or not model.channel.alive:
                 self._close(plan)
+        self._require_returned()
 
     def fits_together(self, *plans: LoadPlan) -> bool:
         """Whether the predicted weights of all plans fit at once; True where that cannot be predicted."""
-        return sum(predict(plan) or 0 for plan in plans) <= devices.total_bytes(plans[0].device) * devices.USABLE_SHARE
+        held = self._gpus.held if self._gpus is not None else ()
+        needed = sum(devices.needed_bytes(plan) or 0 for plan in plans)
+        return needed <= devices.total_bytes(plans[0].device, held) * devices.USABLE_SHARE
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether a model is loaded on leased GPUs."""
+        return any(model.gpus for model in self._open.values())
 
     def close(self) -> None:
         """Close every model."""
         self.keep_only(())
 
-    def _load(self, plan: LoadPlan) -> OpenModel:
+    def _lease(self, plan: LoadPlan) -> tuple[Gpu, ...]:
+        """The GPUs to load on, held; with what they have in use before the first of our models is on them."""
+        if self._gpus is None or plan.device != "cuda":
+            return ()
+        gpus = self._gpus.ensure(plan.ranks)
+        if not self.on_gpus:
+            self._used_before = used_bytes(self._gpus.held)
+        return gpus
+
+    def _load(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> OpenModel:
         self._show_load(plan)
         channel = self._start(plan)
         try:
-            with exclusive(plan.device, timeout_s=self._timeout_s):
+            with exclusive(plan.device, timeout_s=self._wait_s) if not gpus else nullcontext():
                 opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s, on_beat=lambda _beat: self._show_load(plan))
             assert isinstance(opened, Opened)  # noqa: S101 - narrows the union; the wire checked the type
+            opened = msgspec.structs.replace(opened, device_facts=opened.device_facts | _lease_facts(gpus))
             promises = parse(plan.strategy).promises(plan)
             require_in_effect(opened.effective, promises, when="loaded")
         except BaseException as error:
@@ -116,28 +169,43 @@ class Pool:
             if isinstance(error, LoadError | UsageError):
                 self._failed[plan] = error
             raise
-        self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s)
+        self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus)
         return self._open[plan]
 
     def _show_load(self, plan: LoadPlan) -> None:
         self._progress("loading", f"{plan.model.name} {plan.strategy}", None)
 
-    def _make_room(self, plan: LoadPlan) -> None:
-        needed = predict(plan)
+    def _make_room(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> None:
+        needed = devices.needed_bytes(plan)
         if needed is None:
             return
-        if needed > devices.free_bytes(plan.device):
+        if needed > devices.free_bytes(plan.device, gpus):
             self.keep_only(())
-        free = devices.free_bytes(plan.device)
+        free = devices.free_bytes(plan.device, gpus)
         if needed > free:
+            each = "" if plan.ranks == 1 else " on each rank"
             raise OutOfMemory(
-                f"{plan.model.name} as {plan.strategy} needs {needed / 1e9:.1f} GB for its weights alone; {plan.device} has "
-                f"{free / 1e9:.1f} GB free. Predicted, nothing was loaded. "
+                f"{plan.model.name} as {plan.strategy} needs {needed / 1e9:.1f} GB for its weights alone{each}; "
+                f"{plan.device} has {free / 1e9:.1f} GB free. Predicted, nothing was loaded. "
                 "A 16-bit strategy halves fp32; 'llmperf doctor' lists the devices."
             )
 
+    def _leave_gpus(self) -> None:
+        self.keep_only([plan for plan, model in self._open.items() if not model.gpus])
+
+    def _require_returned(self) -> None:
+        """Raise for what closed workers still hold. That each device is as empty as before is seen when the last has left."""
+        held = self._gpus.held if self._gpus is not None else ()
+        if self._used_before and not self.on_gpus:
+            before, self._used_before = self._used_before, {}
+            self._left += settle(lambda: more_than(before, held)) if not self._left else []
+        left, self._left = self._left, []
+        if left:
+            raise MemoryNotReturned(f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}.")
+
     def _close(self, plan: LoadPlan) -> None:
         model = self._open.pop(plan)
+        tree = WorkerTree.of(getattr(model.channel, "pids", ()))
         try:
             if model.channel.alive:
                 model.channel.call(Close(), deadline_s=30)
@@ -145,6 +213,14 @@ class Pool:
             pass  # it is being ended anyway; close() below kills what is left
         finally:
             model.channel.close()
+            left = settle(lambda: tree.left(model.gpus))
+            self._left += [f"{plan.model.name} {plan.strategy}: {text}" for text in left]
+            tree.kill()
+
+
+def _lease_facts(gpus: tuple[Gpu, ...]) -> dict[str, str]:
+    """Which of this host's devices a worker saw as its first, its second and so on."""
+    return {"leased_gpus": ",".join(gpu.torch_name for gpu in gpus)} if gpus else {}
 
 
 def worker_logs(root: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.core.judge import Finding, Outcome
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.errors import InvalidRun, LlmperfError, StoreError, UsageError
+from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.declare import Declaration, declaration
@@ -20,6 +20,8 @@ from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.options import Option
+from pytest_llmperf.session.returned import held_by_fixture
+from pytest_llmperf.session.selection import Need
 from pytest_llmperf.session.settings import read
 from pytest_llmperf.session.state import LlmperfSession
 
@@ -130,6 +132,42 @@ class PytestSession:
         """What `llmperf` gives."""
         return Handle(self.core, self._declared(item).declaration)
 
+    # GPUs
+
+    def plans(self, item: pytest.Item) -> tuple[LoadPlan, ...]:
+        """What an llmperf test will load, as far as it says so beforehand."""
+        return self._declared(item).plans
+
+    def refuse(self, item: pytest.Item, error: LlmperfError) -> None:
+        """What is wrong with a test's need of GPUs is wrong with its declaration."""
+        declared = self._declared(item)
+        declared.error = declared.error or error
+
+    def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
+        """Hold the GPUs of a test. Raises as `Gpus.require`."""
+        if DECLARED not in item.stash or self._declared(item).error is None:
+            self.core.gpus.require(need, measures=measures)
+
+    def begin_watching(self, item: pytest.Item) -> None:
+        """See what the test's own process holds, where the test may measure a model of its own."""
+        if self._core is not None and "llmperf" in getattr(item, "fixturenames", ()):
+            self._core.own.begin()
+
+    def give_back(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Unload and give back what the next test does not use. Raises MemoryNotReturned for what this one has kept."""
+        if self._core is None:
+            return
+        kept = self._core.own.kept(lambda model: held_by_fixture(item, model))
+        self._core.release_except(_plans(nextitem))
+        if kept:
+            raise MemoryNotReturned(f"{'; '.join(kept)}. Let go of it, or make the model in a fixture of a wider scope.")
+
+    def judge_skip(self, report: pytest.TestReport) -> None:
+        """Under --llmperf-strict a test that was selected and skipped has failed."""
+        if self._core is not None and self._core.settings.strict and not self._core.settings.skip:
+            report.outcome = "failed"
+            report.longrepr = f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
+
     # Reporting
 
     def warn(self, item: pytest.Item) -> None:
@@ -155,10 +193,8 @@ class PytestSession:
         """Mark errors, attach the records, and under --llmperf-strict turn a skip into a failure."""
         error = call.excinfo.value if call.excinfo is not None else None
         report.llmperf_error = isinstance(error, LlmperfError)  # type: ignore[attr-defined]
-        strict = self._core is not None and self._core.settings.strict and not self._core.settings.skip
-        if report.skipped and strict and not hasattr(report, "wasxfail"):
-            report.outcome = "failed"
-            report.longrepr = f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.judge_skip(report)
         if report.when == "call" or report.outcome != "passed" or self._measured_late(report):
             self._attach(item, report, error)
 

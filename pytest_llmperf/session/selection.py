@@ -54,6 +54,10 @@ class Shortfall(Struct, frozen=True, kw_only=True):
         """One line, the same form for every test."""
         return f"{REASON}{self.text}"
 
+    def as_json(self) -> str:
+        """The counts, for machines."""
+        return f'{{"needs": {self.needs}, "pool": {self.pool}, "eligible": {self.eligible}}}'
+
 
 class GpuPool(Struct, frozen=True, kw_only=True):
     """The GPUs that this session may use, and what was asked for to get them."""

@@ -26,6 +26,8 @@ class Settings:
     gate: dict[str, float] | None
     require_baseline: bool
     device: str
+    gpus: str
+    wait_s: float
     strategies: tuple[str, ...]
     reference: str
     store: str
@@ -50,6 +52,8 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         gate=_gate(value["gate"]),
         require_baseline=value["require-baseline"],
         device=_choice("device", value["device"], DEVICES),
+        gpus=value["gpus"],
+        wait_s=_positive("wait", value["wait"]),
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
         reference=value["reference"],
         store=value["store"],

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pytest_llmperf.core.judge import Finding, claims
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.gate import Gate
+from pytest_llmperf.session.gpus import GIVE_WAY_S, Gpus
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.pool import Channel, Pool, worker_logs
 from pytest_llmperf.session.recorder import Recorder
+from pytest_llmperf.session.returned import OwnProcess
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.settings import Settings
@@ -31,7 +34,11 @@ class LlmperfSession:
         self.id = uuid.uuid4().hex
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
-        self.pool = Pool(self._start_worker, timeout_s=settings.timeout_s, progress=self.progress)
+        self.gpus = Gpus(settings.gpus, wait_s=settings.wait_s, on_wait=lambda who: self.progress("waiting for a GPU", who, None))
+        self.pool = Pool(
+            self._start_worker, timeout_s=settings.timeout_s, wait_s=settings.wait_s, progress=self.progress, gpus=self.gpus
+        )
+        self.own = OwnProcess(lambda: self.gpus.held)
         self.gate = self._gate()
         self._show = show
         self._declared = Declaration()
@@ -78,8 +85,15 @@ class LlmperfSession:
         return measured
 
     def release_except(self, plans: Sequence[LoadPlan]) -> None:
-        """Close the models that the next test does not use."""
-        self.pool.keep_only(plans)
+        """Close the models that the next test does not use, and give GPUs back that hold none or that others wait for.
+
+        Raises MemoryNotReturned when the memory of a closed model is still in use.
+        """
+        try:
+            self.pool.keep_only(plans)
+        finally:
+            if not self.pool.on_gpus or self.gpus.wanted_since_s() >= GIVE_WAY_S:
+                self.gpus.release()
 
     def progress(self, phase: str, detail: str, eta_s: float | None) -> None:
         """Show what the running test is doing."""
@@ -98,7 +112,9 @@ class LlmperfSession:
     def close(self) -> None:
         """End every worker and close the store."""
         try:
-            self.pool.close()
+            with suppress(MemoryNotReturned):  # a test that ended has said so; one that was cut off has more to say
+                self.pool.close()
+                self.gpus.release()
         finally:
             self.recorder.close()
 
@@ -126,11 +142,13 @@ class LlmperfSession:
         )
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
+        from pytest_llmperf.session.cores import worker_environment  # noqa: PLC0415
         from pytest_llmperf.session.workers import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
 
         return WorkerGroup.start(
             ranks=plan.ranks,
             python=self.settings.pythons.get(plan.engine, sys.executable),
             log_dir=worker_logs(self.settings.root),
+            env=worker_environment(self.gpus, plan),
             name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",
         )

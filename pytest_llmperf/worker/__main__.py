@@ -10,7 +10,7 @@ import socket
 
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.worker.loop import serve
-from pytest_llmperf.worker.processes import die_with_parent, lead_own_group
+from pytest_llmperf.worker.processes import die_with_parent, keep_to_cores, lead_own_group
 from pytest_llmperf.worker.wire import worker_end
 
 
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     lead_own_group()
+    keep_to_cores()
     if options.die_with_parent:
         die_with_parent()
     os.set_inheritable(options.fd, False)

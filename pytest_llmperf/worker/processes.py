@@ -11,6 +11,9 @@ import sys
 import psutil
 
 TOKEN = "LLMPERF_WORKER_TOKEN"  # noqa: S105 - marks the processes of one worker, not a secret
+CORES = "LLMPERF_CORES"
+"""The CPU cores that a worker keeps to, as "0,1,2"; before torch is imported, which takes its number of threads from them."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -24,6 +27,13 @@ def die_with_parent() -> None:
     """On Linux, let the kernel kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def keep_to_cores() -> None:
+    """Run on the cores that the session names, where it names some and the system can do that."""
+    named = os.environ.get(CORES)
+    if named and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in named.split(",")})
 
 
 def kill_own_group() -> None:
