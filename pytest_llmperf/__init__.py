@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_llmperf.core.estimate import Estimate, NotMeasurable
     from pytest_llmperf.core.results import RunResult
+    from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
     from pytest_llmperf.workloads import Decode, Prefill, PromptSet
 
-__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult"]
+__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult", "accuracy_gate", "recovery"]
 
 _WHERE = {
     "Decode": "pytest_llmperf.workloads",
@@ -22,6 +23,8 @@ _WHERE = {
     "Estimate": "pytest_llmperf.core.estimate",
     "NotMeasurable": "pytest_llmperf.core.estimate",
     "RunResult": "pytest_llmperf.core.results",
+    "accuracy_gate": "pytest_llmperf.core.task_accuracy",
+    "recovery": "pytest_llmperf.core.task_accuracy",
 }
 
 

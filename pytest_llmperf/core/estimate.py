@@ -26,8 +26,9 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
 
     `samples` are kept where the value is their center (`statistic` "median"), so that two estimates that share `pair`
     can be compared pair by pair. `factor` is what the measured value was multiplied by. `at_least` is how many samples
-    give the interval both ends. `against` names the other side of a ratio. A timing, exact or bootstrapped value says
-    how it may be compared (`core.judge`). Infinite ends mean that nothing bounds the value.
+    give the interval both ends. `against` names the other side of a ratio. `counted` is what the n of a
+    bootstrapped value are. A timing, exact or bootstrapped value says how it may be compared (`core.judge`). Infinite ends
+    mean that nothing bounds the value.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     factor: float = 1.0
     at_least: int = stats.MIN_PAIRS
     against: str = ""
+    counted: str = "prompt"
 
     def __post_init__(self) -> None:
         if any(math.isnan(x) for x in (self.value, self.low, self.high, self.factor, *self.samples)):

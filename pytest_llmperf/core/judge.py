@@ -217,7 +217,7 @@ def _count(seen: Estimate) -> str:
     if seen.kind == "exact":
         return "one reading" if seen.tolerance else "exact"
     if seen.kind == "bootstrap":
-        return f"{seen.n} prompts"
+        return f"{seen.n} {seen.counted}s"
     return f"{seen.n} pairs, interleaved" if seen.against and seen.pair is not None else f"{seen.n} samples"
 
 
@@ -308,7 +308,7 @@ def _why(more: int | None, missed: float, floor: float, case: _Case) -> str:
         return f"the miss of {format_percent(missed, 2)} is within the practical floor of {format_percent(floor, 2)}"
     if more is None:
         return "the value lies too near the bound for any number of samples"
-    noun = "prompt" if case.seen.kind == "bootstrap" else "pair" if "pairs" in case.counted else "sample"
+    noun = case.seen.counted if case.seen.kind == "bootstrap" else "pair" if "pairs" in case.counted else "sample"
     return f"about {more} more {noun}{'s' if more != 1 else ''} would decide"
 
 

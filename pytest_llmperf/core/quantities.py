@@ -149,12 +149,16 @@ _AGREEMENT = (
         "prompts whose first divergence is inside both top k, or after the horizon",
     ),
 )
+_TASK = (
+    _row("task.accuracy", "1", "higher", "accuracy/1", "items of a task that are answered correctly"),
+    _row("task.recovery", "1", "higher", "recovery/1", "candidate's task accuracy / the reference's"),
+)
 
-TABLE: dict[str, Metric] = {row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT)}
+TABLE: dict[str, Metric] = {row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT, *_TASK)}
 ALIASES = {"output_throughput": "throughput"}
 
 
 def leaves() -> tuple[tuple[str, Metric], ...]:
-    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row. Agreement is not of a run."""
-    rows = [row for row in TABLE.values() if not row.name.startswith("agreement.")]
+    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row. Agreement and tasks are not of a run."""
+    rows = [row for row in TABLE.values() if not row.name.startswith(("agreement.", "task."))]
     return tuple((f"{row.name}.{part}" if part else row.name, row) for row in rows for part in (row.statistics or ("",)))
