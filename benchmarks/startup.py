@@ -19,7 +19,8 @@ from statistics import median
 from pairs import Finding, finding, interleave
 
 BAR_MS = 15.0
-ALONE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+# Compiled modules are kept, as they are where a package was installed: the warm-up writes them.
+ALONE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def collect(folder: Path, cpu_ms: list[float], *arguments: str) -> float:
