@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.names import FIXTURES, GPUS_MARKER, MARKER, STRATEGY_FIXTURES
-from pytest_llmperf.session.gpu_tests import GpuTests
+from pytest_llmperf.session.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.session.options import OPTIONS, Option
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default = f" (default: {option.default})" if option.default else ""
         group.addoption(option.flag_name, dest=option.dest, default=None, help=option.help + default, **action)
         parser.addini(option.ini_name, option.help.replace("%%", "%"), type=option.ini_type, default=None)
+    parser.addini(LANES, LANES_HELP, type="linelist", default=[])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     if text := _option(config, _named_option("gate")):
         _watch_gate(config, text)
-    if _option(config, _named_option("plan")):
+    if _only_plans(config):
+        config.option.llmperf_plan = True
         config.option.dist = "no"  # pytest-xdist's controller collects nothing, and a plan needs no workers
 
 
@@ -68,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """--llmperf-plan: print what would run, and stop."""
-    if session.config.option.collectonly or not _option(session.config, _named_option("plan")):
+    if session.config.option.collectonly or not _only_plans(session.config):
         return None
     _session(session.config).write_plan(session)
     return True
@@ -224,6 +226,10 @@ def _watch_gate(config: pytest.Config, text: str) -> None:
         raise pytest.UsageError(str(error)) from error
     if gated:
         config.pluginmanager.register(GateWatch(config), "llmperf-gate-watch")
+
+
+def _only_plans(config: pytest.Config) -> bool:
+    return bool(_option(config, _named_option("plan")) or _option(config, _named_option("plan-json")))
 
 
 def _named_option(name: str) -> Option:

@@ -15,14 +15,16 @@ from pytest_llmperf.report.terminal import Out
 if TYPE_CHECKING:
     import pytest
 
-_NUMBERS = frozenset({"weights", "free", "budget"})
+_NUMBERS = frozenset({"weights", "weights/rank", "free", "budget", "expected"})
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):
-    """One test as planned. Sizes in bytes and the budget in seconds; None where they cannot be known beforehand.
+    """One test as planned. Sizes in bytes and times in seconds; None where they cannot be known beforehand.
 
-    `weights_bytes` is predicted, `available_bytes` is what the device (or host) has free now. `load_key` is equal for
-    tests that share one loaded model. A row that would not run says why in `reason`.
+    `n_gpus` are leased for the test, `weights_bytes` is predicted for each of its `ranks`, `available_bytes` is what the
+    device (or host) has free now: on several GPUs, on the fullest of them. `planned_s` is the budget of sampling,
+    `expected_s` what the test took when it last ran. `load_key` is equal for tests that share one loaded model. A row that
+    would not run says why in `reason`.
     """
 
     test: str
@@ -31,10 +33,13 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     model: str = ""
     engine: str = ""
     device: str = ""
+    n_gpus: int = 0
+    ranks: int = 1
     strategy: str = ""
     weights_bytes: int | None = None
     available_bytes: int | None = None
     planned_s: float | None = None
+    expected_s: float | None = None
     load_key: str = ""
 
     @property
@@ -43,6 +48,12 @@ class PlanRow(Struct, frozen=True, kw_only=True):
         if self.weights_bytes is None or self.available_bytes is None:
             return None
         return self.weights_bytes <= self.available_bytes
+
+    @property
+    def device_s(self) -> float | None:
+        """Seconds of device time: what the test takes, or its budget where that is not known, times its devices."""
+        took_s = self.planned_s if self.expected_s is None else self.expected_s
+        return None if took_s is None else took_s * max(1, self.n_gpus)
 
 
 def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
@@ -56,7 +67,8 @@ def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
             out.text(f"no room at {out.width} columns for: {', '.join(c.header for c in table.dropped)}")
     for row in rows:
         if row.fits is False:
-            room = f"{_weights(row)} for its weights, {_available(row)} are free on {row.device or 'the device'}"
+            each = " on each rank" if row.ranks > 1 else ""
+            room = f"{_weights(row)} for its weights{each}, {_available(row)} are free on {row.device or 'the device'}"
             out.text(f"{_name(row)} needs {room}", colour="yellow")
     out.named("ERROR", [(_name(row), row.reason) for row in rows if row.status == "error"])
     out.named("SKIPPED", [(_name(row), row.reason) for row in rows if row.status == "skip"])
@@ -72,6 +84,10 @@ def totals(rows: Sequence[PlanRow]) -> str:
     if known:
         unknown = len(running) - len(known)
         parts.append(f"{format_duration(sum(known))} of sampling at most" + (f" ({unknown} not known)" if unknown else ""))
+    if any(row.expected_s is not None or row.n_gpus for row in running):
+        known_s = [row.device_s for row in running if row.device_s is not None]
+        from_history = sum(row.expected_s is not None for row in running)
+        parts.append(f"{format_duration(sum(known_s))} of device time ({from_history} of {len(running)} from history)")
     for status, word in (("error", "in error"), ("skip", "skipped")):
         n = sum(row.status == status for row in rows)
         if n:
@@ -85,15 +101,18 @@ def _columns(rows: Sequence[PlanRow]) -> list[Column]:
         return Column(header=header, cells=cells, rank=rank, right=header in _NUMBERS, floor=floor)
 
     names = dict(zip([row.test for row in rows], short_names([row.test for row in rows]), strict=True))
+    weights = "weights/rank" if any(row.ranks > 1 for row in rows) else "weights"
+    expected = [column("expected", _expected, 75)] if any(row.expected_s is not None for row in rows) else []
     return [
         column("test", lambda row: names[row.test], None, floor=14),
         column("strategy", lambda row: row.strategy, 90, floor=10),
         column("model", lambda row: row.model, 60, floor=10),
         column("engine", lambda row: row.engine, 40),
-        column("device", lambda row: row.device, 70),
-        column("weights", _weights, 85),
+        column("device", lambda row: f"{row.n_gpus} x {row.device}" if row.n_gpus > 1 else row.device, 70),
+        column(weights, _weights, 85),
         column("free", _available, 65),
         column("budget", lambda row: "" if row.planned_s is None else format_duration(row.planned_s), 80),
+        *expected,
         column("fits", lambda row: {True: "fits", False: "too large", None: "not known"}[row.fits], None),
     ]
 
@@ -104,6 +123,10 @@ def _name(row: PlanRow) -> str:
 
 def _weights(row: PlanRow) -> str:
     return "" if row.weights_bytes is None else format_value(row.weights_bytes, "B")
+
+
+def _expected(row: PlanRow) -> str:
+    return "" if row.expected_s is None else format_duration(row.expected_s)
 
 
 def _available(row: PlanRow) -> str:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.pytest_session import PytestSession
 
 MARK = "llmperf_gpus"
+LANES = "llmperf_lanes"
+LANES_HELP = "the sets of arguments that tests are run with, one a line as 'NAME: [GPUS] ARGUMENTS'; read by 'llmperf audit'"
+
 PROPERTY = "llmperf_gpus"
 """User property of a report that is skipped for want of GPUs: JSON with `needs`, `pool` and `eligible`."""
 

@@ -53,7 +53,7 @@ OPTIONS = (
     Option(name="skip", flag=True, help="skip llmperf tests"),
     Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
     Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
-    Option(name="plan-json", metavar="FILE", help="write what would run to this file ('-': standard output), and stop"),
+    Option(name="plan-json", metavar="FILE", help="write what would run to this file as JSON, print it, and stop"),
     Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
     Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
     Option(

@@ -1,44 +1,120 @@
-"""--llmperf-plan: what would run, its predicted memory and seconds, and what cannot run and why. Nothing is loaded."""
+"""--llmperf-plan: what would run and where, its predicted memory and minutes, and what cannot run and why. Nothing is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
-from pytest_llmperf.engines.models import predict
-from pytest_llmperf.report.plan import PlanRow, write_plan
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.report.plan import PlanRow, totals, write_plan
 from pytest_llmperf.session import devices
+from pytest_llmperf.session.gpu_tests import NEED, UNUSABLE
+from pytest_llmperf.session.selection import candidates
 from pytest_llmperf.session.state import LlmperfSession
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.pytest_session import Declared
 
+FORMAT = 1
+"""Version of the JSON document."""
 
-def write(core: LlmperfSession, config: pytest.Config, declared: Sequence[tuple[pytest.Item, Declared]]) -> None:
-    """Print one row a test."""
+_NEWEST = 20
+"""Records of a test that are looked at for how long it took."""
+
+Expected = Callable[[str], float | None]
+
+
+def write(core: LlmperfSession, config: pytest.Config, items: Sequence[tuple[pytest.Item, Declared | None]]) -> None:
+    """Print one row a test, and write them as JSON where --llmperf-plan-json names a file."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None  # noqa: S101 - pytest always registers it
-    write_plan(reporter, [_row(core, item, each) for item, each in declared])
+    with _history(core) as expected:
+        rows = [_row(core, item, declared, expected) for item, declared in items]
+    write_plan(reporter, rows)
+    if core.settings.plan_json is not None:
+        core.settings.plan_json.write_bytes(as_json(rows))
 
 
-def _row(core: LlmperfSession, item: pytest.Item, each: Declared) -> PlanRow:
-    if each.error is not None:
-        return PlanRow(test=item.nodeid, status="error", reason=str(each.error))
-    needed = [predict(plan) for plan in each.plans]
-    first = each.plans[0] if each.plans else None
-    skips = list(item.iter_markers("skip"))
-    return PlanRow(
-        test=item.nodeid,
-        status="skip" if skips else "run",
-        reason=str(skips[0].kwargs.get("reason", "")) if skips else "",
-        model=first.model.name if first else "",
-        engine=first.engine if first else "",
-        device=first.device if first else "",
-        strategy=first.strategy if first else "",
-        weights_bytes=None if not needed or None in needed else sum(n or 0 for n in needed),
-        available_bytes=devices.free_bytes(first.device) if first else None,
-        planned_s=float(each.declaration.budget or core.settings.budget_s),
-        load_key=str(hash(first)) if first else "",
+def as_json(rows: Sequence[PlanRow]) -> bytes:
+    """The rows, their totals in one sentence, and the device seconds of those that would run."""
+    running = [row for row in rows if row.status == "run"]
+    device_s = sum(row.device_s or 0.0 for row in running)
+    tests = [{**msgspec.to_builtins(row), "fits": row.fits, "device_s": row.device_s} for row in rows]
+    document = {"format": FORMAT, "tests": tests, "device_s": device_s, "totals": totals(rows)}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2)
+
+
+def skip_reason(item: pytest.Item) -> str | None:
+    """Why a test is skipped whatever happens: its marks `skip`, and `skipif` where the condition is a plain value."""
+    for mark in item.iter_markers("skip"):
+        return str(mark.kwargs.get("reason", mark.args[0] if mark.args else "unconditional skip"))
+    for mark in item.iter_markers("skipif"):
+        if any(condition and not isinstance(condition, str) for condition in mark.args):
+            return str(mark.kwargs.get("reason", "skipif"))
+    return None
+
+
+def _row(core: LlmperfSession, item: pytest.Item, declared: Declared | None, expected: Expected) -> PlanRow:
+    error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
+    skipped = skip_reason(item)
+    if skipped is not None or error is not None:
+        return PlanRow(test=item.nodeid, status="error" if skipped is None else "skip", reason=skipped or str(error))
+    row = PlanRow(test=item.nodeid, n_gpus=_n_gpus(core, item), expected_s=expected(item.nodeid))
+    if declared is None or not declared.plans:
+        return msgspec.structs.replace(row, device="cuda" if row.n_gpus else "")
+    first = declared.plans[0]
+    return msgspec.structs.replace(
+        row,
+        model=first.model.name,
+        engine=first.engine,
+        device=first.device,
+        strategy=first.strategy,
+        ranks=max(plan.ranks for plan in declared.plans),
+        weights_bytes=_weights_bytes(declared.plans),
+        available_bytes=_available_bytes(core, item, first),
+        planned_s=float(declared.declaration.budget or core.settings.budget_s),
+        load_key=str(hash(first)),
     )
+
+
+def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
+    needed = [devices.needed_bytes(plan) for plan in plans]
+    return None if None in needed else sum(n or 0 for n in needed)
+
+
+def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
+    need = item.stash.get(NEED, None)
+    return 0 if need is None else candidates(need, core.gpus.pool)[0]
+
+
+def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) -> int:
+    need = item.stash.get(NEED, None)
+    return devices.free_bytes(plan.device, () if need is None else candidates(need, core.gpus.pool)[1])
+
+
+@contextmanager
+def _history(core: LlmperfSession) -> Iterator[Expected]:
+    """How long a test took when it last ran, in s, by the history; None for all where there is none. Creates nothing."""
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only for a plan
+
+    try:
+        if core.settings.store == "none":
+            raise StoreError("no history")  # noqa: TRY301 - one way for all that have none
+        store = open_store(core.settings.store, create=False, folder=core.settings.root)
+    except StoreError:
+        yield lambda _test: None
+        return
+    with store:
+        yield lambda test: _took_s(list(store.records(test=test, limit=_NEWEST)))
+
+
+def _took_s(newest_first: Sequence[Record]) -> float | None:
+    """Seconds into the test at which its last record was written, in the newest session that says so."""
+    known = [(record.session_id, float(record.extra["test_s"])) for record in newest_first if "test_s" in record.extra]
+    return max((took_s for session, took_s in known if session == known[0][0]), default=None)

@@ -17,6 +17,7 @@ from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
+from pytest_llmperf.session.gpu_tests import NEED, UNUSABLE
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.options import Option
@@ -89,10 +90,11 @@ class PytestSession:
         self.core.recorder.open()
 
     def write_plan(self, session: pytest.Session) -> None:
-        """Print what would run."""
+        """Print what would run: llmperf tests, and others that need GPUs."""
         from pytest_llmperf.session.planning import write  # noqa: PLC0415
 
-        write(self.core, session.config, [(item, item.stash[DECLARED]) for item in session.items if DECLARED in item.stash])
+        needy = [i for i in session.items if DECLARED in i.stash or UNUSABLE in i.stash or i.stash.get(NEED, None)]
+        write(self.core, session.config, [(item, item.stash.get(DECLARED, None)) for item in needy])
 
     # Running
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ class Recorder:
         self.label = ""
 
     def open(self) -> None:
+        self._began_s = time.monotonic()
         """Open the store and the file, before anything is measured. Raises StoreError for one that cannot be used."""
         if self._store is None and self._settings.store != "none":
             from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
@@ -55,6 +57,7 @@ class Recorder:
     def begin(self, test: str, label: str) -> None:
         """A test starts: what was kept belongs to the one before."""
         self.test, self.label = test, label
+        self._began_s = time.monotonic()
         self.records = {}
 
     @property
@@ -139,6 +142,7 @@ class Recorder:
         opened, plan = model.opened, model.plan
         environment: Environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
         fields: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": (), **more}
+        fields["extra"] = {**fields.get("extra", {}), "test_s": round(time.monotonic() - self._began_s, 3)}
         return Record(
             id=uuid.uuid4().hex,
             session_id=self._session_id,

@@ -28,6 +28,7 @@ class Settings:
     device: str
     gpus: str
     wait_s: float
+    plan_json: Path | None
     strategies: tuple[str, ...]
     reference: str
     store: str
@@ -54,6 +55,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         device=_choice("device", value["device"], DEVICES),
         gpus=value["gpus"],
         wait_s=_positive("wait", value["wait"]),
+        plan_json=(root / value["plan-json"]) if value["plan-json"] else None,
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
         reference=value["reference"],
         store=value["store"],

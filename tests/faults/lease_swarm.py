@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import random
 import signal
@@ -21,6 +22,8 @@ from pytest_llmperf.session.leases import lease
 DEVICES = ("gpu-0", "gpu-1", "gpu-2", "gpu-3")
 PROCESSES = 8
 WAIT_S = 60
+MIN_KILLS = 20
+CYCLES_A_KILL = 3
 
 
 class NoLease:
@@ -47,7 +50,15 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
         )
     else:
         held = NoLease(rng.sample(DEVICES, n))
-    row = {"n": n, "devices": held.devices, "asked": asked_ns, "waits": waits_ns, "got": time.monotonic_ns(), "met": ""}
+    row = {
+        "n": n,
+        "share": share,
+        "devices": held.devices,
+        "asked": asked_ns,
+        "waits": waits_ns,
+        "got": time.monotonic_ns(),
+        "met": "",
+    }
     with contextlib.ExitStack() as stack:
         for device in held.devices:
             file = stack.enter_context((folder / f"inside-{device}").open("w"))
@@ -60,29 +71,40 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
     held.release()
 
 
-def child(folder: Path, seed: int, *, ask: bool) -> int:
-    """Fork one that cycles until it is killed."""
+def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> int:
+    """Fork one that cycles, and counts its cycles in its slot, until it is killed."""
     pid = os.fork()
     if pid:
         return pid
     rng = random.Random(seed)  # noqa: S311 - not a secret
     while True:
         cycle(folder, rng, ask=ask)
+        done[slot * 4 : slot * 4 + 4] = (int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1).to_bytes(4)
 
 
-def main(folder: Path, wanted_kills: int, seed: int, *, ask: bool) -> None:
-    """Kill one at random and start another, so often; then end them all."""
+def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
+    """Kill one at random and start another until so many cycles are done; then end them all."""
     rng = random.Random(seed)  # noqa: S311
-    pids = [child(folder, seed * 1000 + i, ask=ask) for i in range(PROCESSES)]
-    for i in range(wanted_kills):
+    done = mmap.mmap(-1, 4 * PROCESSES)
+    pids = [child(folder, seed * 1000 + i, done, i, ask=ask) for i in range(PROCESSES)]
+    kills = killed_at = total = 0
+    while total < cycles or kills < MIN_KILLS:
         time.sleep(rng.uniform(0.005, 0.03))
+        total = sum(int.from_bytes(done[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
+        if total - killed_at < CYCLES_A_KILL:  # on a slow machine too they get somewhere between two kills
+            continue
         victim = rng.randrange(PROCESSES)
-        os.kill(pids[victim], signal.SIGKILL)
-        os.waitpid(pids[victim], 0)
-        pids[victim] = child(folder, seed * 1000 + PROCESSES + i, ask=ask)
+        end(pids[victim])
+        kills, killed_at = kills + 1, total
+        pids[victim] = child(folder, seed * 1000 + PROCESSES + kills, done, victim, ask=ask)
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        end(pid)
+
+
+def end(pid: int) -> None:
+    """As abruptly as a process can end."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
