@@ -10,13 +10,11 @@ def adapters(plan: LoadPlan) -> str | None:
     if not plan.merge_adapters:
         return None
     if len(plan.adapters) > 1:
+        return "a merged adapter is part of the weights and cannot be switched. Name one adapter, or leave out ':merged'."
+    if plan.quantisation is not None and ":" in plan.quantisation:
         return (
-            "a merged adapter is part of the weights and cannot be switched. Name one adapter, or leave out ':merged'."
-        )
-    if plan.quantisation is not None:
-        return (
-            f"an adapter cannot be merged into weights that are already {plan.quantisation}: it would be rounded away. "
-            "Leave out ':merged', or merge it into the full-precision model, save that, and quantise the result."
+            f"the weights of {plan.quantisation} are quantised already, and an adapter merged into them would be rounded away. "
+            "Leave out ':merged', or merge into the full-precision model and quantise that ('nf4+lora:PATH:merged' does)."
         )
     return None
 

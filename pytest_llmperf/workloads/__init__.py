@@ -2,5 +2,6 @@
 
 from pytest_llmperf.workloads.generate import Decode, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
+from pytest_llmperf.workloads.tasks import Task, TaskSet
 
-__all__ = ["Decode", "Prefill", "PromptSet", "Workload", "describe"]
+__all__ = ["Decode", "Prefill", "PromptSet", "Task", "TaskSet", "Workload", "describe"]

@@ -14,31 +14,34 @@ from transformers.generation.streamers import BaseStreamer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.engines.transformers.kv_cache import CacheSeen, cache_maker, cache_seen
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 
 @dataclass(frozen=True)
-class CacheSeen:
-    """The KV cache as it was after a run.
+class AssistedBy:
+    """What an assistant did in one run: `forwards` of the measured model, tokens proposed to it, bytes read for proposing."""
 
-    `kind` is its class, `bytes` are all its keys and values, `bytes_per_position` those of one token of one sequence.
-    """
-
-    kind: str
-    bytes: int
-    bytes_per_position: int
-    layers: int
+    source: str
+    forwards: int
+    proposed: int
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when token i of every sequence was there."""
+    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was there.
+
+    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each. `assisted`: who proposed them.
+    """
 
     tokens: Tensor
     t_start_ns: int
     t_tokens_ns: tuple[int, ...]
     cache: CacheSeen
     clock: str = "host"
+    arrivals: tuple[int, ...] = ()
+    assisted: AssistedBy | None = None
 
 
 class DecodeLoop(Protocol):
@@ -55,22 +58,29 @@ class TokenClock(BaseStreamer):
 
     def __init__(self) -> None:
         self.t_puts_ns: list[int] = []
+        self._values: list[Tensor] = []
 
-    def put(self, value: object) -> None:  # noqa: ARG002  # the protocol of transformers' streamers
-        """One call for the prompt, then one for each step."""
+    def put(self, value: Tensor) -> None:
+        """One call for the prompt, then one for each step: [batch], or [1, n] where n tokens were accepted at once."""
         self.t_puts_ns.append(time.perf_counter_ns())
+        self._values.append(value)
 
     def end(self) -> None:
         """Nothing is buffered."""
 
     @property
     def t_tokens_ns(self) -> tuple[int, ...]:
-        """Times of the generated tokens."""
+        """Times at which generated tokens arrived."""
         return tuple(self.t_puts_ns[1:])
+
+    @property
+    def arrivals(self) -> tuple[int, ...]:
+        """Tokens of a sequence that came at each of these times."""
+        return tuple(value.shape[1] if value.ndim > 1 else 1 for value in self._values[1:])
 
 
 class GenerateLoop:
-    """`model.generate`, greedy, with a dynamic or a static cache. transformers' automatic compilation is off."""
+    """`model.generate`, greedy, with a dynamic, a static or an 8-bit cache. transformers' automatic compilation is off."""
 
     def __init__(self, model: Any, plan: LoadPlan, pad: int) -> None:
         if plan.cache == "static" and plan.autocast_dtype is not None:
@@ -82,6 +92,7 @@ class GenerateLoop:
         self._model = model
         self._pad = pad
         self._static = plan.cache == "static"
+        self._new_cache = cache_maker(model, plan)
         self._autocast_dtype = plan.autocast_dtype
         # `generate` fills what a call leaves unset from the model's own defaults, and eos_token_id=None is "unset": an EOS
         # left there would end sequences early.
@@ -94,9 +105,10 @@ class GenerateLoop:
         clock = TokenClock()
         with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad():
             start = time.perf_counter_ns()
-            out = self._model.generate(batch.ids, attention_mask=mask, generation_config=config, streamer=clock)
+            own = {} if self._new_cache is None else {"past_key_values": self._new_cache()}
+            out = self._model.generate(batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **own)
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
-        require_length(tokens, clock.t_tokens_ns, new_tokens)
+        require_length(tokens, clock.arrivals, new_tokens)
         return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))
 
     def _config(self, new_tokens: int) -> GenerationConfig:
@@ -112,11 +124,11 @@ class GenerateLoop:
         )
 
 
-def require_length(tokens: Tensor, times: tuple[int, ...], new_tokens: int) -> None:
-    """Raise InvalidRun unless [batch, n] tokens and their times are exactly as many as asked."""
-    if tokens.shape[1] != new_tokens or len(times) != new_tokens:
+def require_length(tokens: Tensor, arrivals: tuple[int, ...], new_tokens: int) -> None:
+    """Raise InvalidRun unless [batch, n] tokens, and those that were seen to arrive, are exactly as many as asked."""
+    if tokens.shape[1] != new_tokens or sum(arrivals) != new_tokens:
         raise InvalidRun(
-            f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and {len(times)} timestamps a sequence. "
+            f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and {sum(arrivals)} timestamps a sequence. "
             "A stopping rule of the model is active; its speed would not be comparable."
         )
 
@@ -124,11 +136,3 @@ def require_length(tokens: Tensor, times: tuple[int, ...], new_tokens: int) -> N
 def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
     """torch.autocast with this dtype, or nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
-
-
-def cache_seen(cache: Any) -> CacheSeen:
-    """Describe a transformers cache by its own tensors ([batch, heads, positions, head_dim] each for keys and values)."""
-    pairs = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    per_position = sum(t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel())
-    total = sum(t.nbytes for pair in pairs for t in pair)
-    return CacheSeen(type(cache).__name__, total, per_position, len(pairs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,11 @@ SYNTHETIC_TOKENS = 32
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model with the decode loop that is measured. Teacher-forced passes are eager; free-running text uses the loop."""
+    """A model with the decode loop that is measured. Teacher-forced passes are eager; free-running text uses the loop.
+
+    `new_cache` makes a quantised KV cache, which teacher-forced passes then read the prompt from, as decoding does.
+    `one_by_one`: the loop takes one sequence at a time.
+    """
 
     model: Any
     tokenizer: Any | None
@@ -41,21 +45,55 @@ class Scorer:
     vocabulary: Vocabulary
     device: torch.device
     autocast_dtype: str | None
+    new_cache: Callable[[], Any] | None = None
+    one_by_one: bool = False
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
         """[batch, n, vocab] float32 logits that predict each token of `continuation` [batch, n], and the dtype they had."""
-        n = continuation.shape[1]
+        n, width = continuation.shape[1], batch.ids.shape[1]
         ids = torch.cat([batch.ids, continuation[:, :-1].to(batch.ids.device)], dim=1)
         mask = torch.ones_like(ids)
         if batch.mask is not None:
-            mask[:, : batch.mask.shape[1]] = batch.mask
+            mask[:, :width] = batch.mask
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        keep = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         with torch.no_grad(), autocast(self.device, self.autocast_dtype):
-            # `forward` and not the call: a model compiled for decoding would compile these shapes too
-            out = self.model.forward(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keep)
-        logits = out.logits[:, -n:]
+            if self.new_cache is None:
+                logits = self._forward(n, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            else:
+                logits = self._forward_in_two(width, ids, mask, positions)
         return logits.float().cpu(), logits.dtype
+
+    def _forward(self, n: int, **inputs: Any) -> Tensor:
+        """[batch, n, vocab] of the last positions."""
+        keep = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        # `forward` and not the call: a model compiled for decoding would compile these shapes too
+        logits: Tensor = self.model.forward(**inputs, **keep).logits
+        return logits[:, -n:]
+
+    def _forward_in_two(self, width: int, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The prompt into a cache, then the continuation, which attends to what the cache kept of it."""
+        assert self.new_cache is not None  # noqa: S101 - asked by the one caller
+        cache = self.new_cache()
+        pieces = [slice(0, width)] + ([slice(width, ids.shape[1])] if ids.shape[1] > width else [])
+        logits = [
+            self._forward(
+                1 if piece.start == 0 else ids.shape[1] - width,
+                input_ids=ids[:, piece],
+                attention_mask=mask[:, : piece.stop],
+                position_ids=positions[:, piece],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            for piece in pieces
+        ]
+        return torch.cat(logits, dim=1)
+
+    def free(self, batch: TokenBatch, new_tokens: int) -> Tensor:
+        """[batch, new_tokens] that the loop decodes; row by row, without padding, where it takes one sequence at a time."""
+        if not self.one_by_one:
+            return self.loop.decode(batch, new_tokens).tokens
+        rows = (batch.ids[i : i + 1, -length:] for i, length in enumerate(batch.lengths))
+        return torch.cat([self.loop.decode(TokenBatch(row, None, (row.shape[1],)), new_tokens).tokens for row in rows])
 
     def text(self, ids: list[int]) -> str:
         """Decoded text, or the ids where there is no tokenizer."""
@@ -71,7 +109,7 @@ def make_reference(scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: i
     rows = prompt_rows(prompts, scorer)
     continuations, logits, dtype = [], [], torch.float32
     for tokens, size in batches(rows, batch, scorer):
-        continuation = scorer.loop.decode(tokens, new_tokens).tokens
+        continuation = scorer.free(tokens, new_tokens)
         forced, dtype = scorer.forced_logits(tokens, continuation)
         continuations.append(continuation[:size])
         logits.append(forced[:size])
@@ -97,7 +135,7 @@ def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComp
         first = len(compared)
         continuation = repeated(reference.continuation, first, tokens.ids.shape[0])
         logits, dtype = scorer.forced_logits(tokens, continuation)
-        free = scorer.loop.decode(tokens, continuation.shape[1]).tokens
+        free = scorer.free(tokens, continuation.shape[1])
         compared += [_compare(scorer, reference, first + i, logits[i], free[i], dtype) for i in range(size)]
     return tuple(compared)
 

@@ -19,8 +19,9 @@ from transformers.cache_utils import StaticLayer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.generate import Decoded, autocast, cache_seen
+from pytest_llmperf.engines.transformers.generate import Decoded, autocast
 from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.engines.transformers.kv_cache import cache_seen
 from pytest_llmperf.errors import UsageError
 
 CACHE_MULTIPLE = 16
