@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_llmperf.commands.accept import accept as accept_command
+from pytest_llmperf.commands.audit import audit_command
 from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option, store_url
 from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
@@ -37,6 +38,7 @@ def main() -> None:
 
 
 main.add_command(accept_command)
+main.add_command(audit_command)
 
 
 @main.command()

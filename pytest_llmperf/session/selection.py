@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ class GpuPool(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if not self.inventory.gpus:
             return f"no GPU is seen: {self.inventory.why_none}"
-        devices = ", ".join(str(gpu) for gpu in self.gpus)
+        alike = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in self.gpus)
+        devices = ", ".join(f"{n} x {kind}" for kind, n in alike.items())
         option = f"--llmperf-gpus={self.asked}, {len(self.inventory.gpus)} seen"
         return f"{devices}; {option}" if devices else option
 

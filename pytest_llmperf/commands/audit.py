@@ -1,0 +1,51 @@
+"""`llmperf audit`: tests that no configured lane ever runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_llmperf.commands.shared import encodable, json_option, print_json
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.audit import Audit, Lane
+
+
+@click.command("audit")
+@json_option
+def audit_command(as_json: bool) -> None:
+    """List the tests that no configured lane ever runs, each with every lane's reason.
+
+    A lane is a line of the ini file's `llmperf_lanes`: NAME: [GPUS] ARGUMENTS, where ARGUMENTS are pytest's and GPUS are those
+    of the machine that the lane runs on, for example [2x141GB:NVIDIA H200:9.0]; without them it has none. Tests are collected
+    once for each lane, and none is run. Exit code 1 if there is such a test, or a lane cannot be collected.
+    """
+    from pytest_llmperf.session.audit import audit, lanes_of  # noqa: PLC0415
+    from pytest_llmperf.session.gpu_tests import LANES  # noqa: PLC0415
+    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+
+    project = find_project(Path.cwd())
+    lanes = lanes_of(project.ini.get(LANES))
+    found = audit(lanes, project.root)
+    if as_json:
+        print_json({"lanes": lanes, "audit": found})
+    else:
+        _print(lanes, found)
+    if found.orphans:
+        raise SystemExit(1)
+
+
+def _print(lanes: tuple[Lane, ...], found: Audit) -> None:
+    for lane in lanes:
+        gpus = "no GPU" if lane.gpus == "0" else lane.gpus
+        click.echo(encodable(f"{lane.name}: {found.lanes[lane.name]} of {found.tests} tests run ({gpus})"))
+    if not found.orphans:
+        click.echo(f"Every test runs in at least one of {len(lanes)} lanes.")
+        return
+    click.echo(f"\n{len(found.orphans)} of {found.tests} tests run in no lane:")
+    for orphan in found.orphans:
+        click.echo(encodable(f"  {orphan.test}"))
+        for name, reason in orphan.reasons.items():
+            click.echo(encodable(f"    {name}: {reason}"))
