@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading
 from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
@@ -62,6 +63,12 @@ class Session(Protocol):
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """Teacher-forced and free-running comparison with the reference at `path`."""
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+        """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.
+
+        Raises UsageError for a prompt without tokens or with ids that the model lacks.
+        """
 
     def close(self) -> None:
         """Free everything. The worker exits afterwards."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.errors import UsageError
@@ -103,6 +104,10 @@ class CallableSession:
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """A callable has no logits: raises UsageError."""
         raise UsageError(f"agreement needs a model: {_REASON}.")
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+        """A callable has no logits: raises UsageError."""
+        raise UsageError(f"next tokens need a model: {_REASON}.")
 
     def close(self) -> None:
         """Nothing to free."""

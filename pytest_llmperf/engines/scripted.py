@@ -11,6 +11,7 @@ import msgspec
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.engines import scripted_reference
@@ -85,6 +86,7 @@ class ScriptedSession:
             device_name="scripted device",
             device_facts={},
             memory=self._memory(0),
+            special_ids=(0,),
         )
 
     def describe(self) -> Described:
@@ -142,6 +144,12 @@ class ScriptedSession:
         self._require_open()
         self._faults.at("compare")
         return scripted_reference.compare(self._options, scripted_reference.read_reference(path), batch)
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+        """Follow from the seed and the ids; a text has one id a character. Others where the script says `astray`."""
+        self._require_open()
+        self._faults.at("tokens")
+        return scripted_reference.top_tokens(self._options, prompt, k)
 
     def close(self) -> None:
         """Forget everything; every later call is an error."""

@@ -15,7 +15,7 @@ _SIZES = {"B": 1, **{name: getattr(units, name) for name in ("KB", "MB", "GB", "
 _NUMBER = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)")
 _FAULT = re.compile(r"([a-z_]+)@([a-z]+)(\d*)(?::rank(\d+))?")
 
-PLACES = ("open", "describe", "run", "memory", "energy", "ceilings", "reference", "compare", "close")
+PLACES = ("open", "describe", "run", "memory", "energy", "ceilings", "reference", "compare", "tokens", "close")
 FAULTS = {
     "die": "SIGKILL to itself",
     "exit": "leaves with exit code 3",
@@ -55,7 +55,8 @@ class ScriptedOptions:
     `quality` is the share of teacher-forced positions where top-1 agrees with the reference; every other position has
     KL 1 nat and a log-probability lower by 1, so the perplexity ratio is exp(1 - quality) and the SQNR
     -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio), `sqnr_db` set one of them alone. `batch_quality` takes the
-    place of `quality` where the batch is not the reference's.
+    place of `quality` where the batch is not the reference's. After a prompt that holds the token id `astray` the
+    likeliest next tokens are others.
     """
 
     ttft_s: float = 0.05
@@ -77,6 +78,7 @@ class ScriptedOptions:
     perplexity: float | None = None
     sqnr_db: float | None = None
     rank: int = 1
+    astray: int | None = None
     faults: tuple[Fault, ...] = ()
     lies: tuple[tuple[str, str], ...] = ()
     marks: tuple[str, ...] = ()
@@ -213,6 +215,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "perplexity": ("perplexity", float),
     "sqnr": ("sqnr_db", float),
     "rank": ("rank", _count),
+    "astray": ("astray", _count),
     "fault": ("faults", _fault),
     "lie": ("lies", _lie),
     "mark": ("marks", _mark),

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from pytest_llmperf.core.agreement import PromptComparison, TopToken, WorstPosition
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.engines.scripted_options import ScriptedOptions
-from pytest_llmperf.errors import LoadError
+from pytest_llmperf.errors import LoadError, UsageError
 from pytest_llmperf.workloads import PromptSet
 
 FORMAT = "pytest-llmperf scripted reference 1"
@@ -75,6 +76,18 @@ def token(options: ScriptedOptions, text: str, position: int) -> int:
     """Greedy token of a prompt at a position: a hash of seed, text and position."""
     digest = hashlib.sha256(f"{options.seed}|{text}|{position}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % max(1, options.vocab)
+
+
+def top_tokens(options: ScriptedOptions, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+    """Ids in a row from a hash of the prompt's; half a vocabulary further where the prompt holds the id `astray`."""
+    ids = tuple(ord(c) % options.vocab for c in prompt) if isinstance(prompt, str) else prompt
+    strange = [i for i in ids if not 0 <= i < options.vocab]
+    if not ids or strange:
+        what = f"token id {strange[0]} is not in the vocabulary: ids are 0 to {options.vocab - 1}" if ids else "no prompt token"
+        raise UsageError(f"{what}. Give at least one id.")
+    first = token(options, str(ids), 0) + (options.vocab // 2 if options.astray in ids else 0)
+    found = ((first + i) % options.vocab for i in range(min(k, options.vocab)))
+    return TopTokens(prompt_ids=ids, tokens=tuple(TopToken(t, f"t{t}", 10.0 - i) for i, t in enumerate(found)))
 
 
 def _prompt_reference(options: ScriptedOptions, text: str, new_tokens: int) -> PromptReference:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.rules import default_rule, parse_rule
@@ -14,6 +16,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import baseline
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.run import run_once
+from pytest_llmperf.worker.messages import ReadTopTokens, TopTokensRead
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload
 
 if TYPE_CHECKING:
@@ -114,6 +117,18 @@ class Model:
         self._session.recorder.agree(candidate, question, result)
         return result
 
+    def top_tokens(self, prompt: str | Sequence[int], k: int = 5) -> TopTokens:
+        """The k likeliest next tokens after a text, or after token ids. Nothing is recorded.
+
+        A text is tokenised once, with the tokenizer's own special tokens: ask another model with `.prompt_ids`.
+
+        Raises:
+            UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit is NaN.
+        """
+        answer = self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k))
+        assert isinstance(answer, TopTokensRead)  # noqa: S101 - narrows the union; the wire checked the type
+        return answer.top
+
     def _default_prompts(self) -> PromptSet:
         if self.plan.model.kind == "arch":
             raise UsageError(
@@ -131,6 +146,17 @@ def _check_question(reference: object, prompts: object, **counts: object) -> Non
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise UsageError(f"agreement({name}={count!r}): a whole number of at least 1 is needed.")
+
+
+def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise UsageError(f"top_tokens(k={k!r}): a whole number of at least 1 is needed.")
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    ids = tuple(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) else ()
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise UsageError(f"top_tokens({prompt!r}): a text or a sequence of token ids is needed, neither empty.")
+    return ids
 
 
 def _check_workload(workload: object) -> None:

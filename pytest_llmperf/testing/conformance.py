@@ -26,6 +26,7 @@ __all__ = ["CHECKS", "Check", "NonConforming", "check_engine", "scripted_plan"]
 PREFILL = Prefill(batch=2, prompt_tokens=8)
 DECODE = Decode(batch=2, prompt_tokens=8, new_tokens=6)
 NEW_TOKENS = 4
+TOP = 3
 EXACT_LOGPROB = 1e-6
 DTYPES = ("float32",)
 
@@ -193,6 +194,21 @@ def _exact_row(row: PromptComparison) -> Findings:
         yield f"prompt {row.index}: not exact: KL {max(row.kl):g}, log-probability off by {logprob:g}, noise {row.noise:g}"
 
 
+def _next_tokens(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+    special = set(session.opened().special_ids)
+    prompt = tuple(i for i in range(session.opened().vocab_size) if i not in special)[:3]
+    top, again = session.top_tokens(prompt, TOP), session.top_tokens(prompt, TOP)
+    logits = [token.logit for token in top.tokens]
+    if top.prompt_ids != prompt:
+        yield f"top_tokens: the prompt {prompt} went in as {top.prompt_ids}; token ids go in as they are"
+    if len(set(top.ids)) != TOP or logits != sorted(logits, reverse=True) or not all(map(math.isfinite, logits)):
+        yield f"top_tokens: {TOP} different tokens, the likeliest first, are needed: {top}"
+    if top != again:
+        yield f"top_tokens: the same prompt gave {top}, then {again}"
+    if session.top_tokens(prompt, 1).ids != top.ids[:1]:
+        yield "top_tokens: the likeliest one is not the first of several"
+
+
 def _sane_memory(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
     weights = session.opened().effective.weights_bytes
     measured = session.read_memory(DECODE, 0).memory
@@ -279,6 +295,7 @@ CHECKS: Sequence[Check] = (
     Check("repeatable", "equal plans and prompts give equal greedy tokens", _repeatable),
     Check("describes itself", "what is in effect is said, and is what the plan asked for", _describes_itself),
     Check("exact against itself", "the reference against itself: KL 0, every token equal", _exact_against_itself),
+    Check("next tokens", "token ids go in as they are, and the likeliest come out in order", _next_tokens),
     Check("memory", "weights are those described; nothing unknown is 0", _sane_memory),
     Check("energy", "a reading with its source, or the reason why there is none", _sane_energy),
     Check("ceilings", "copy bandwidth and matmul rates above 0", _sane_ceilings),

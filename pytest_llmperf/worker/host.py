@@ -24,11 +24,13 @@ from pytest_llmperf.worker.messages import (
     Open,
     ReadEnergy,
     ReadMemory,
+    ReadTopTokens,
     ReferenceCompared,
     ReferenceMade,
     Reply,
     Result,
     Run,
+    TopTokensRead,
 )
 
 
@@ -93,11 +95,22 @@ def _ask(session: Session, command: Command) -> Result:
             result = EnergyRead(energy=session.read_energy(command.workload, command.repetition, command.seconds))
         case MeasureCeilings():
             result = CeilingsRead(ceilings=session.ceilings(command.dtypes))
+        case _:
+            result = _ask_outputs(session, command)
+    return result
+
+
+def _ask_outputs(session: Session, command: Command) -> Result:
+    """What is not measured: what the model answers."""
+    result: Result
+    match command:
         case MakeReference():
             made = session.make_reference(command.prompts, command.new_tokens, command.batch, command.path)
             result = ReferenceMade(n_prompts=made[0], n_positions=made[1])
         case CompareReference():
             result = ReferenceCompared(prompts=session.compare_reference(command.path, command.batch))
+        case ReadTopTokens():
+            result = TopTokensRead(top=session.top_tokens(command.prompt, command.k))
         case _:
             raise WorkerError(f"{type(command).__name__} is not a command of this worker.")
     return result

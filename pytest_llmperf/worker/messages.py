@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
 from pytest_llmperf.workloads import PromptSet, Workload
@@ -71,15 +72,27 @@ class CompareReference(Struct, frozen=True, kw_only=True, tag=True):
     batch: int
 
 
+class ReadTopTokens(Struct, frozen=True, kw_only=True, tag=True):
+    """The k likeliest tokens after a prompt: a text, which the worker tokenises, or token ids. Result: TopTokensRead."""
+
+    prompt: str | tuple[int, ...]
+    k: int
+
+
 class Close(Struct, frozen=True, kw_only=True, tag=True):
     """Free everything and exit. Result: Closed."""
 
 
-Command = Open | Describe | Run | ReadMemory | ReadEnergy | MeasureCeilings | MakeReference | CompareReference | Close
+Command = (
+    Open | Describe | Run | ReadMemory | ReadEnergy | MeasureCeilings | MakeReference | CompareReference | ReadTopTokens | Close
+)
 
 
 class Opened(Struct, frozen=True, kw_only=True, tag=True):
-    """Loaded. `content_hash` identifies the weights and config that were read (or the seed of random ones)."""
+    """Loaded. `content_hash` identifies the weights and config that were read (or the seed of random ones).
+
+    `special_ids` are those of the vocabulary that no text holds: markers, and rows that only pad the embedding.
+    """
 
     effective: Effective
     load_s: float
@@ -89,6 +102,7 @@ class Opened(Struct, frozen=True, kw_only=True, tag=True):
     device_name: str
     device_facts: dict[str, Any]
     memory: MemoryGauges
+    special_ids: tuple[int, ...] = ()
 
 
 class Described(Struct, frozen=True, kw_only=True, tag=True):
@@ -142,11 +156,19 @@ class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
     prompts: tuple[PromptComparison, ...]
 
 
+class TopTokensRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to ReadTopTokens."""
+
+    top: TopTokens
+
+
 class Closed(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to Close."""
 
 
-Result = Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | Closed
+Result = (
+    Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | TopTokensRead | Closed
+)
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from msgspec.structs import replace
 
@@ -54,6 +56,10 @@ def trace_with(change):
 
 def memory_with(**changes):
     return lambda _session, read, *arguments: MemoryRead(memory=replace(read(*arguments).memory, **changes))
+
+
+def top_with(**changes):
+    return lambda _session, top, *arguments: replace(top(*arguments), **changes)
 
 
 def described_with(**changes):
@@ -134,6 +140,19 @@ BENT = {
     "not exact": ("compare_reference", rows_with(lambda row: replace(row, kl=(0.1,) * 4)), "KL 0.1"),
     "disagrees with itself": ("compare_reference", rows_with(lambda row: replace(row, first_divergence=2)), "first divergence 2"),
     "ragged rows": ("compare_reference", rows_with(lambda row: replace(row, kl=(0.0,))), r"sequences of \[1, 4\] positions"),
+    "retokenised prompt": ("top_tokens", top_with(prompt_ids=(9,)), r"went in as \(9,\)"),
+    "tokens out of order": (
+        "top_tokens",
+        lambda _s, top, *a: replace(top(*a), tokens=top(*a).tokens[::-1]),
+        "the likeliest first",
+    ),
+    "too few tokens": ("top_tokens", lambda _s, top, prompt, _k: top(prompt, 1), "3 different tokens"),
+    "another answer": (
+        "top_tokens",
+        lambda s, top, prompt, k: top((*prompt, next(s.__dict__.setdefault("calls", itertools.count())) % 2), k),
+        "the same prompt gave",
+    ),
+    "another first": ("top_tokens", lambda _s, top, prompt, k: top(prompt[: max(1, k - 1)], k), "not the first of several"),
     "unknown as 0": ("read_memory", memory_with(peak=0), "memory.peak is 0 B"),
     "None without reason": ("read_memory", memory_with(process=None), "memory.process is None without a reason"),
     "other weights": ("read_memory", memory_with(weights=5), "memory.weights is 5 B, the tensors described hold 1000"),

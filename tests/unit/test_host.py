@@ -19,6 +19,7 @@ from pytest_llmperf.worker.messages import (
     Open,
     ReadEnergy,
     ReadMemory,
+    ReadTopTokens,
     Reply,
     Run,
 )
@@ -39,6 +40,7 @@ def test_every_command_has_its_own_result(tmp_path):
         MeasureCeilings(dtypes=("float32",)),
         MakeReference(prompts=PromptSet.synthetic(), new_tokens=2, batch=1, path=path),
         CompareReference(path=path, batch=1),
+        ReadTopTokens(prompt="a text", k=2),
         Close(),
     ]
     names = [
@@ -50,6 +52,7 @@ def test_every_command_has_its_own_result(tmp_path):
         "CeilingsRead",
         "ReferenceMade",
         "ReferenceCompared",
+        "TopTokensRead",
         "Closed",
     ]
     assert [type(host.handle(command)).__name__ for command in commands] == names

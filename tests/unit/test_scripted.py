@@ -183,6 +183,29 @@ def test_a_diverging_row_says_where_and_at_which_rank(reference):
     assert row.reference_text != row.candidate_text
 
 
+def test_next_tokens_follow_from_the_ids_and_a_text_has_one_id_a_character():
+    """The same model gives the same tokens after a text and after its ids; k of them, the likeliest first."""
+    top = session("").top_tokens("ab", 3)
+    assert top.prompt_ids == (97, 98)
+    assert top == session("").top_tokens((97, 98), 3)
+    assert top.ids == tuple((top.first.token_id + i) % 1000 for i in range(3))
+    assert top.first in session("").top_tokens("ab", 1)
+    assert top.first not in session("").top_tokens("ac", 3)
+
+
+def test_a_model_goes_astray_after_prompts_that_hold_an_id():
+    """And after no other."""
+    assert session("astray=98").top_tokens("ab", 1) != session("").top_tokens("ab", 1)
+    assert session("astray=98").top_tokens("ac", 1) == session("").top_tokens("ac", 1)
+
+
+@pytest.mark.parametrize("prompt", ["", (), (1000,), (-1,)])
+def test_a_prompt_that_the_scripted_model_cannot_take_is_an_error(prompt):
+    """As with a real one."""
+    with pytest.raises(UsageError, match=r"no prompt token|not in the vocabulary: ids are 0 to 999"):
+        session("").top_tokens(prompt, 1)
+
+
 @pytest.mark.parametrize("content", [None, b"junk", b'{"format":"other","batch":1,"prompts":[]}'])
 def test_a_reference_that_is_missing_or_broken_is_a_load_error(tmp_path, content):
     """The file is named, with what to do."""

@@ -52,6 +52,10 @@ class Vocabulary:
         )
         return cls(size=size, special=frozenset(special), pad=int(pad))
 
+    def special_below(self, rows: int) -> tuple[int, ...]:
+        """Ids below `rows`, those of the embedding, that no prompt may hold, ascending."""
+        return tuple(sorted({i for i in self.special if 0 <= i < rows} | set(range(self.size, rows))))
+
     def plain_ids(self) -> Tensor:
         """Every id that is not special, ascending: [n]."""
         plain = torch.ones(self.size, dtype=torch.bool)

@@ -9,6 +9,7 @@ import torch
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.engines.transformers import effective, reference
 from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
@@ -16,6 +17,7 @@ from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
 from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
@@ -62,6 +64,7 @@ class TransformersSession:
             device_name=self._runtime.name(),
             device_facts=dict(self._runtime.facts()),
             memory=self._runtime.memory(self._effective.weights_bytes),
+            special_ids=self._vocabulary.special_below(loaded.vocab_size),
         )
 
     def describe(self) -> Described:
@@ -129,6 +132,11 @@ class TransformersSession:
         """See reference.compare_reference."""
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
             return reference.compare_reference(self._scorer(), path, batch)
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+        """See next_tokens.top_tokens."""
+        with out_of_memory_named("reading the next token of a prompt"):
+            return top_tokens(self._scorer(), prompt, k)
 
     def close(self) -> None:
         """Drop the model and everything compiled for it."""
