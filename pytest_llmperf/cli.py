@@ -9,6 +9,8 @@ import click
 
 from pytest_llmperf.commands.accept import accept as accept_command
 from pytest_llmperf.commands.audit import audit_command
+from pytest_llmperf.commands.bisect import bisect_command
+from pytest_llmperf.commands.compare import compare_command
 from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option, store_url
 from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
@@ -39,6 +41,8 @@ def main() -> None:
 
 main.add_command(accept_command)
 main.add_command(audit_command)
+main.add_command(bisect_command)
+main.add_command(compare_command)
 
 
 @main.command()

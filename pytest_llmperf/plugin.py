@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     if text := _option(config, _named_option("gate")):
         _watch_gate(config, text)
+    if text := _option(config, _named_option("against")):
+        _watch_against(config, text)
     if _only_plans(config):
         config.option.llmperf_plan = True
         config.option.dist = "no"  # pytest-xdist's controller collects nothing, and a plan needs no workers
@@ -230,6 +232,19 @@ def _watch_gate(config: pytest.Config, text: str) -> None:
 
 def _only_plans(config: pytest.Config) -> bool:
     return bool(_option(config, _named_option("plan")) or _option(config, _named_option("plan-json")))
+
+
+def _watch_against(config: pytest.Config, text: str) -> None:
+    from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+    from pytest_llmperf.session.against.watch import AgainstWatch  # noqa: PLC0415
+    from pytest_llmperf.session.settings import against  # noqa: PLC0415
+
+    try:
+        target = against(text, config.rootpath)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    if target is not None:
+        config.pluginmanager.register(AgainstWatch(config, target.name), "llmperf-against-watch")
 
 
 def _named_option(name: str) -> Option:

@@ -115,6 +115,15 @@ def matching(*, test: str | None, series: str | None, environment: str | None, s
     return query
 
 
+def named(*, record: str | None = None, session: str | None = None, series: str | None = None) -> Select[Any]:
+    """The query for records whose id, session id or series key begins with a text."""
+    query = matching(test=None, series=None, environment=None, since=None)
+    for name, start in (("id", record), ("session_id", session), ("series_key", series)):
+        if start is not None:
+            query = query.where(RECORDS.c[name].startswith(storable(start), autoescape=True))
+    return query
+
+
 def records(database: Database, query: Select[Any], limit: int | None, *, oldest_first: bool = False) -> Iterator[Record]:
     """The records of `matching`, newest first unless `oldest_first`, a page a transaction."""
     return islice(_pages(database, query, limit, oldest_first), limit)
@@ -184,6 +193,7 @@ def _update(connection: Connection, change: Outcome) -> None:
         outcome=change.outcome,
         claims=change.claims,
         agreement=old.agreement if change.agreement is None else change.agreement,
+        extra=old.extra | change.extra,
     )
     connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=storable(change.outcome)))
     connection.execute(update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(new)))

@@ -22,12 +22,13 @@ class SpoolBusy(StoreError):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a record that was stored before its test ended. `agreement` None leaves the stored one."""
+    """What became of a record that was stored before its test ended. `agreement` None leaves the stored one; `extra` adds."""
 
     id: str
     outcome: str
     claims: tuple[ClaimRecord, ...]
     agreement: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
 
 
 Entry = Record | Outcome

@@ -7,7 +7,7 @@ for record in store.records(series=series_key(record), limit=30): ...
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -107,14 +107,19 @@ class Store:
         return queries.outcomes(self._database, record_ids)
 
     def update_outcome(
-        self, record_id: str, outcome: str, claims: tuple[ClaimRecord, ...] = (), agreement: dict[str, Any] | None = None
+        self,
+        record_id: str,
+        outcome: str,
+        claims: tuple[ClaimRecord, ...] = (),
+        agreement: dict[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Note what became of a record: its outcome and claims, and its agreement unless None. Returns as `add`.
+        """Note what became of a record: its outcome and claims, its agreement unless None, and more `extra`. Returns as `add`.
 
         Raises:
             StoreError: no such record, or as `add`.
         """
-        return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement))
+        return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement, extra=dict(extra or {})))
 
     def records(
         self,
@@ -134,6 +139,19 @@ class Store:
         """
         query = queries.matching(test=test, series=series, environment=environment, since=since)
         return queries.records(self._database, query, limit, oldest_first=oldest_first)
+
+    def find(self, start: str) -> list[Record]:
+        """Records whose id begins with `start`, else those whose session id or series key does; oldest first."""
+        for query in (queries.named(record=start), queries.named(session=start), queries.named(series=start)):
+            found = list(queries.records(self._database, query, None, oldest_first=True))
+            if found:
+                return found
+        return []
+
+    def find_commit(self, start: str) -> list[Record]:
+        """Records of a project whose commit began with `start` and had no uncommitted changes; oldest first. Reads all."""
+        every = self.records(oldest_first=True)
+        return [each for each in every if _is_of(each.environment.facts, start)]
 
     def tests(self) -> list[str]:
         """The node ids of all tests that have a record, sorted. Quick also in a large store."""
@@ -229,6 +247,10 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _is_of(facts: Mapping[str, Any], commit: str) -> bool:
+    return str(facts.get("git_commit") or "").startswith(commit) and not facts.get("git_dirty")
 
 
 def _make(url: str, folder: Path | None, busy_s: float) -> Store:

@@ -24,7 +24,12 @@ def parse_gate(text: str) -> dict[str, float] | None:
         return None
     if text.strip().lower() in _ON:
         return dict(DEFAULT_LIMITS)
-    return checked_limits(dict(_one(item) for item in text.split(",") if item.strip()), "--llmperf-gate")
+    return parse_limits(text, "--llmperf-gate")
+
+
+def parse_limits(text: str, option: str) -> dict[str, float]:
+    """The limits of `METRIC:LIMIT,…`; a metric without a limit has its default. Raises UsageError that names the option."""
+    return checked_limits(dict(_one(item, option) for item in text.split(",") if item.strip()), option)
 
 
 def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, float]:
@@ -43,12 +48,12 @@ def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, flo
     return found
 
 
-def _one(item: str) -> tuple[str, float]:
+def _one(item: str, option: str) -> tuple[str, float]:
     name, colon, limit = item.strip().partition(":")
     if not colon:
         return name, DEFAULT_LIMITS.get(name, DEFAULT_LIMITS["throughput"])
     try:
         share = float(limit.removesuffix("%")) / (100 if limit.endswith("%") else 1)
     except ValueError as error:
-        raise UsageError(f"--llmperf-gate: {item.strip()!r} has no limit that is a number. {_HOW}.") from error
+        raise UsageError(f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}.") from error
     return name, share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Gpus:
         self._on_wait = on_wait
         self._lease: Lease | None = None
         self._shared = False
+        self._borrowed = False
         self._stayed: dict[str, set[int]] = {}
 
     @property
@@ -69,6 +70,8 @@ class Gpus:
         short = shortfall(need, self.pool)
         if short is not None:
             raise UsageError(short.text)
+        if self._borrowed:
+            return self._of_borrowed(need.least)
         n, able = candidates(need, self.pool)
         shared = not measures and need.memory is not None
         if len(self.held) == n and set(self.held) <= set(able) and not shared and not self._shared:
@@ -82,9 +85,17 @@ class Gpus:
 
     def ensure(self, n: int) -> tuple[Gpu, ...]:
         """The first `n` devices held, to measure on. Fewer are given back, with what is loaded on them, and `n` taken anew."""
+        if self._borrowed:
+            return self._of_borrowed(n)[:n]
         if len(self.held) < n or self._shared:
             self.require(Need(least=n, most=n), measures=True)
         return self.held[:n]
+
+    def borrow(self, uuids: Sequence[str]) -> None:
+        """Use these devices under the lease of the session that this process works for, which holds them all along."""
+        by_uuid = {gpu.uuid: gpu for gpu in self.pool.gpus} if uuids else {}
+        self.held = tuple(by_uuid[uuid] for uuid in uuids if uuid in by_uuid)
+        self._borrowed = True
 
     def claim(self, torch_name: str) -> None:
         """Hold the device of this name, on which the test's own process has put a model ("cuda" is the first)."""
@@ -94,6 +105,8 @@ class Gpus:
         named = next((gpu for gpu in self.pool.gpus if gpu.index == index), None)
         if named is None:
             raise UsageError(f"a model was put on {torch_name!r}, which the pool does not have: {self.pool}.")
+        if self._borrowed:
+            raise UsageError(f"a model was put on {torch_name!r}, which the session that compares does not hold.")
         self.release()
         self._take({named: WHOLE}, 1)
 
@@ -120,6 +133,11 @@ class Gpus:
         finally:
             self.held, self._shared = (), False
             held.release()
+
+    def _of_borrowed(self, n: int) -> tuple[Gpu, ...]:
+        if len(self.held) < n:
+            raise UsageError(f"{n} GPUs are needed, and the session that compares holds {len(self.held)}.")
+        return self.held
 
     def _take(self, wants: Mapping[Gpu, float], n: int) -> None:
         by_uuid = {gpu.uuid: gpu for gpu in wants}

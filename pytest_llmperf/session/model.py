@@ -68,8 +68,8 @@ class Model:
         if self._session.settings.disable:
             run_once(self.load, workload)
             return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
-        (measured,) = self._session.measure([self], workload)
-        return measured.result
+        (result,) = self._session.measure([self], workload)
+        return result
 
     def compare(self, other: Model, workload: Workload) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
@@ -87,7 +87,7 @@ class Model:
                 "they were loaded in turn"
             )
         ours, theirs = self._session.measure([self, other], workload)
-        return ours.result, theirs.result
+        return ours, theirs
 
     def agreement(
         self,

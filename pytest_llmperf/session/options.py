@@ -70,6 +70,18 @@ OPTIONS = (
         "defaults. Write it with '=', or last",
     ),
     Option(name="require-baseline", flag=True, help="fail what --llmperf-gate cannot compare with a stored baseline"),
+    Option(
+        name="against",
+        metavar="REV|DIR|PYTHON",
+        help="measure each test side by side with the same test at this git revision, in this folder, or under this interpreter",
+    ),
+    Option(
+        name="against-limits",
+        metavar="METRIC:LIMIT,…",
+        help="what --llmperf-against judges, and how much worse it may be (default: what --llmperf-gate names, else throughput:3%%)",
+    ),
+    Option(name="against-budget", metavar="SECONDS", default="300", help="sampling time of the pairs of one comparison"),
+    Option(name="against-build", metavar="COMMAND", help="shell command that is run in the files of the base commit first"),
     Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
     Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
     Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),

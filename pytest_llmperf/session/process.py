@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_llmperf.session import guardian
@@ -20,6 +20,9 @@ from pytest_llmperf.worker.processes import TOKEN, kill_group, kill_marked
 from pytest_llmperf.worker.wire import Wire, parent_end
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WORKER = ("-m", "pytest_llmperf.worker")
+"""What the interpreter runs: the program of a worker."""
+
 _POLL_S = 0.02
 _STACKS_S = 3.0
 _REAP_S = 10.0
@@ -40,14 +43,25 @@ class WorkerProcess:
         self._token = token
 
     @classmethod
-    def start(cls, *, python: str, rank: int, world_size: int, log: Path, env: Mapping[str, str]) -> WorkerProcess:
+    def start(
+        cls,
+        *,
+        python: str,
+        rank: int,
+        world_size: int,
+        log: Path,
+        env: Mapping[str, str],
+        program: Sequence[str] = WORKER,
+        cwd: Path | None = None,
+    ) -> WorkerProcess:
         """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError."""
         ours, theirs = socket.socketpair()
         token = f"{guardian.token()}{uuid.uuid4().hex}"
         try:
             with theirs, log.open("wb") as output:
                 process = subprocess.Popen(  # noqa: S603 - the interpreter is the user's own choice
-                    _command(python, theirs.fileno(), rank, world_size),
+                    _command([python, *program], theirs.fileno(), rank, world_size),
+                    cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -150,8 +164,8 @@ def free_port() -> int:
         return port
 
 
-def _command(python: str, fd: int, rank: int, world_size: int) -> list[str]:
-    command = [python, "-m", "pytest_llmperf.worker", "--fd", str(fd), "--rank", str(rank), "--world-size", str(world_size)]
+def _command(program: Sequence[str], fd: int, rank: int, world_size: int) -> list[str]:
+    command = [*program, "--fd", str(fd), "--rank", str(rank), "--world-size", str(world_size)]
     # The kernel sends the death signal when the starting thread ends, so only the main thread may ask for it.
     if threading.current_thread() is threading.main_thread():
         command.append("--die-with-parent")

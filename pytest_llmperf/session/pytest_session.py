@@ -15,6 +15,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
+from pytest_llmperf.session.against.connect import connect
 from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.gpu_tests import NEED, UNUSABLE
@@ -57,6 +58,7 @@ class PytestSession:
         self._error: LlmperfError | None = None
         try:
             self._core = LlmperfSession(read(raw, config.rootpath), self._live.update)
+            connect(self._core, config)
         except UsageError as error:
             self._error = error
 
@@ -78,6 +80,8 @@ class PytestSession:
                 item.add_marker(pytest.mark.skip(reason="--llmperf-skip"))
         if self._core is not None and self._core.gate is not None:
             self._core.gate.planned_tests = len(mine)
+        if self._core is not None and self._core.comparison is not None:
+            self._core.comparison.collected([item.nodeid for item in mine])
         ordered = iter(_grouped(mine))
         places = set(mine)
         items[:] = [next(ordered) if item in places else item for item in items]
@@ -104,6 +108,8 @@ class PytestSession:
         if self._core is None:
             yield
             return
+        if self._core.comparison is not None:
+            self._core.comparison.begin(item.nodeid, nextitem.nodeid if nextitem is not None else None)
         with self._core.test(item.nodeid, self._declared(item).declaration) as findings:
             item.stash[FINDINGS] = findings
             try:
@@ -211,6 +217,7 @@ class PytestSession:
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
             carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
+            carried["compared"] = self._core.comparison.take_compared() if self._core.comparison is not None else 0
         report.llmperf = carried  # type: ignore[attr-defined]
 
     def _measured_late(self, report: pytest.TestReport) -> bool:
@@ -241,7 +248,8 @@ class PytestSession:
     @property
     def _warned(self) -> set[Outcome]:
         """Outcomes that are neither pass nor failure. Where nothing is gated, what was not compared was not asked to be."""
-        gated = self._core is not None and self._core.gate is not None and not self._core.settings.disable
+        judges = self._core is not None and (self._core.gate is not None or self._core.comparison is not None)
+        gated = self._core is not None and judges and not self._core.settings.disable
         return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE} if gated else {Outcome.UNDECIDED}
 
     def _declared(self, item: pytest.Item) -> Declared:

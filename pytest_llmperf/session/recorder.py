@@ -18,7 +18,7 @@ from pytest_llmperf.session.baseline import Question, metric_values
 from pytest_llmperf.session.environment import collect_environment, environment_key
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import Settings
-from pytest_llmperf.workloads import describe
+from pytest_llmperf.workloads import Workload, describe
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -82,6 +82,19 @@ class Recorder:
             agreement=agreement.summary(),
         )
         self._write(record)
+
+    def describe(self, model: OpenModel, workload: Workload) -> Record:
+        """The record that a run would have, without what is measured. Nothing is written."""
+        return self._record(model, msgspec.to_builtins(workload), describe(workload))
+
+    def annotate(self, record_id: str, **extra: Any) -> None:
+        """Add to what a record of the running test keeps beside its metrics, in the store and in the file as well."""
+        record = self.records[record_id]
+        done = self._replace(record, extra=record.extra | extra)
+        if self._store is not None:
+            self._store.update_outcome(done.id, done.outcome, done.claims, None, extra)
+        if self._lines is not None:
+            self._lines.append(done)
 
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
         """The test is over: its outcome and claims go to every record it made."""

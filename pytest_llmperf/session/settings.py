@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.session.options import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.against.target import Target
 
 DEVICES = ("auto", "cuda", "cpu")
 
@@ -25,6 +28,10 @@ class Settings:
     strict: bool
     gate: dict[str, float] | None
     require_baseline: bool
+    against: Target | None
+    against_limits: dict[str, float] | None
+    against_budget_s: float
+    against_build: str
     device: str
     gpus: str
     wait_s: float
@@ -52,6 +59,10 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         strict=value["strict"],
         gate=_gate(value["gate"]),
         require_baseline=value["require-baseline"],
+        against=against(value["against"], root),
+        against_limits=_against_limits(value["against-limits"]),
+        against_budget_s=_positive("against-budget", value["against-budget"]),
+        against_build=value["against-build"],
         device=_choice("device", value["device"], DEVICES),
         gpus=value["gpus"],
         wait_s=_positive("wait", value["wait"]),
@@ -85,6 +96,21 @@ def _gate(text: str) -> dict[str, float] | None:
     from pytest_llmperf.session.gate_limits import parse_gate  # noqa: PLC0415 - the table of metrics, once tests are collected
 
     return parse_gate(text)
+
+
+def against(text: str, root: Path) -> Target | None:
+    """What `--llmperf-against` names. Raises UsageError."""
+    if not text:
+        return None
+    from pytest_llmperf.session.against.target import find_target  # noqa: PLC0415 - git is asked, only where it is needed
+
+    return find_target(text, root)
+
+
+def _against_limits(text: str) -> dict[str, float] | None:
+    from pytest_llmperf.session.gate_limits import parse_limits  # noqa: PLC0415 - as above
+
+    return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 
 
 def _positive(name: str, value: str) -> float:

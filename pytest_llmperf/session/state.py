@@ -6,10 +6,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.judge import Finding, claims
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.gate import Gate
@@ -22,6 +24,10 @@ from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.workloads import Workload
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.against.comparison import Comparison
+    from pytest_llmperf.session.against.side import BaseSide
 
 ShowProgress = Callable[[str, str, str, float | None], None]
 
@@ -40,6 +46,8 @@ class LlmperfSession:
         )
         self.own = OwnProcess(lambda: self.gpus.held)
         self.gate = self._gate()
+        self.comparison: Comparison | None = None
+        self.base_side: BaseSide | None = None
         self._show = show
         self._declared = Declaration()
 
@@ -70,19 +78,33 @@ class LlmperfSession:
         """Around a test: its records and claims are kept together."""
         self._declared = declared
         self.recorder.begin(nodeid, declared.label)
-        with claims(strict=self.settings.strict) as findings:
-            yield findings
+        try:
+            with claims(strict=self.settings.strict) as findings:
+                yield findings
+        finally:
+            if self.comparison is not None:
+                self.comparison.end()
 
-    def measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
+    def measure(self, models: Sequence[Model], workload: Workload) -> list[RunResult]:
         """Measure one model, or two interleaved; record it; and where the session gates, judge it against its history.
 
-        Raises as `session.run.measure`, and Regression.
+        Where it is compared with another version, judge it side by side too. A base side of such a comparison measures when
+        it is told instead, and gives what is not judged. Raises as `session.run.measure`, and Regression.
         """
+        if self.base_side is not None:
+            return self.base_side.measure(self, models, workload)
         measured = self._measure(models, workload)
         records = self.recorder.add(measured)
         if self.gate is not None:
             self.gate.judge(records, self._declared.gate, lambda: self._measure_again(models, workload))
-        return measured
+        if self.comparison is not None:
+            self.comparison.judge(self, models, workload, records, self._declared.gate)
+        return [each.result for each in measured]
+
+    def renew(self, models: Sequence[Model]) -> bool:
+        """Let these models be loaded in fresh workers when next used; False where the test itself holds one."""
+        renewed = [self.pool.renew(model.plan) for model in models]
+        return all(renewed)
 
     def release_except(self, plans: Sequence[LoadPlan]) -> None:
         """Close the models that the next test does not use, and give GPUs back that hold none or that others wait for.
@@ -116,7 +138,11 @@ class LlmperfSession:
                 self.pool.close()
                 self.gpus.release()
         finally:
-            self.recorder.close()
+            try:
+                if self.comparison is not None:
+                    self.comparison.base.close()
+            finally:
+                self.recorder.close()
 
     def _measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
@@ -124,8 +150,7 @@ class LlmperfSession:
 
     def _measure_again(self, models: Sequence[Model], workload: Workload) -> list[Record]:
         """In fresh workers, since what differs between processes is what a suspicion may be due to."""
-        for model in models:
-            self.pool.renew(model.plan)
+        self.renew(models)
         return self.recorder.add(self._measure(models, workload), attempt=2)
 
     def _gate(self) -> Gate | None:

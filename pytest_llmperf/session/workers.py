@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +18,7 @@ from typing import Self
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.session.exchange import Exchange, OnBeat, is_answer
 from pytest_llmperf.session.kernel_oom import read_counters
-from pytest_llmperf.session.process import WorkerProcess, free_port, rank_environment
+from pytest_llmperf.session.process import WORKER, WorkerProcess, free_port, rank_environment
 from pytest_llmperf.worker.messages import Close, Command, Reply, Result
 
 START_DEADLINE_S = 60.0
@@ -56,6 +56,8 @@ class WorkerGroup:
         name: str,
         silence_s: float = SILENCE_S,
         start_deadline_s: float = START_DEADLINE_S,
+        program: Sequence[str] = WORKER,
+        cwd: Path | None = None,
     ) -> Self:
         """Start the workers and wait until each has said hello.
 
@@ -67,12 +69,14 @@ class WorkerGroup:
             name: of the logs, for people.
             silence_s: longest time without a heartbeat during a command.
             start_deadline_s: for all ranks to come up.
+            program: arguments of the interpreter, up to those that every worker takes.
+            cwd: working directory (default: this process's own).
 
         Raises:
             UsageError: `python` cannot be run. WorkerDied, WorkerHung: a worker did not come up; its log says why.
         """
         oom_before = read_counters()
-        workers = _start_all(ranks, python=python, log_dir=log_dir, env=env or {}, name=name)
+        workers = _start_all(ranks, python=python, log_dir=log_dir, env=env or {}, name=name, program=program, cwd=cwd)
         group = cls(workers, name=name, silence_s=silence_s, oom_before=oom_before)
         with group._killed_on_error():
             group._greet(python, start_deadline_s)
@@ -188,7 +192,9 @@ class WorkerGroup:
             self.kill()
 
 
-def _start_all(ranks: int, *, python: str, log_dir: Path, env: Mapping[str, str], name: str) -> tuple[WorkerProcess, ...]:
+def _start_all(
+    ranks: int, *, python: str, log_dir: Path, env: Mapping[str, str], name: str, program: Sequence[str], cwd: Path | None
+) -> tuple[WorkerProcess, ...]:
     log_dir.mkdir(parents=True, exist_ok=True)
     stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name)[:100]}-{os.getpid()}-{next(_numbers)}"
     port = free_port() if ranks > 1 else 0
@@ -198,7 +204,10 @@ def _start_all(ranks: int, *, python: str, log_dir: Path, env: Mapping[str, str]
         for rank in range(ranks):
             variables = rank_environment(rank=rank, ranks=ranks, port=port, base=base)
             log = log_dir / f"{stem}-rank{rank}.log"
-            workers.append(WorkerProcess.start(python=python, rank=rank, world_size=ranks, log=log, env=variables))
+            started = WorkerProcess.start(
+                python=python, rank=rank, world_size=ranks, log=log, env=variables, program=program, cwd=cwd
+            )
+            workers.append(started)
     except BaseException as error:
         for worker in workers:
             worker.kill()

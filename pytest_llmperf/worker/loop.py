@@ -50,7 +50,7 @@ def serve(wire: Wire[Command], host: Host) -> None:
     """Answer commands until Close. Kills its own process group when the session's end of the socket closes."""
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-    threading.Thread(target=_read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
+    threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, host.rank)
     done = False
     while not done:
@@ -70,7 +70,8 @@ def describe(command: Command) -> str:
     return f"{name} {command.repetition}" if isinstance(command, Run) else name
 
 
-def _read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
+def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
+    """Put what arrives in the queue. Kills its own process group when the session's end of the socket closes."""
     try:
         while True:
             command = wire.receive(timeout_s=None)

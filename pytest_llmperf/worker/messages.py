@@ -14,6 +14,7 @@ from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
 from pytest_llmperf.workloads import PromptSet, Workload
 
@@ -83,8 +84,63 @@ class Close(Struct, frozen=True, kw_only=True, tag=True):
     """Free everything and exit. Result: Closed."""
 
 
+class RunTest(Struct, frozen=True, kw_only=True, tag=True):
+    """To a base side (`session.against`): run a test until it wants to measure. Result: Reached or Ended.
+
+    `next_nodeid` is the test that is likely to follow, so that fixtures both use are kept. With `release` the side gives the
+    device's memory back whenever it waits. `gpus` are the UUIDs of the devices that its session has leased: it uses those.
+    """
+
+    nodeid: str
+    next_nodeid: str | None
+    release: bool = False
+    gpus: tuple[str, ...] = ()
+
+
+class GoOn(Struct, frozen=True, kw_only=True, tag=True):
+    """To a base side that waits in a test: go on to the next measurement. Result: Reached or Ended."""
+
+    gpus: tuple[str, ...] = ()
+
+
+class GiveBack(Struct, frozen=True, kw_only=True, tag=True):
+    """To a base side that waits in a test: close the models that are on GPUs. Result: Closed."""
+
+
+class MeasureBlock(Struct, frozen=True, kw_only=True, tag=True):
+    """To a base side that waits in a test: warm up and sample what the test wants to measure. Result: BlockMeasured.
+
+    `fresh` starts new workers before it. `first_repetition` numbers the prompts, as on the other side.
+    """
+
+    metrics: tuple[str, ...]
+    precision: float
+    budget_s: float
+    first_repetition: int
+    fresh: bool = False
+
+
+class LeaveTest(Struct, frozen=True, kw_only=True, tag=True):
+    """To a base side that waits in a test: end the test here. Result: Ended."""
+
+
+BaseCommand = RunTest | GoOn | MeasureBlock | GiveBack | LeaveTest
 Command = (
-    Open | Describe | Run | ReadMemory | ReadEnergy | MeasureCeilings | MakeReference | CompareReference | ReadTopTokens | Close
+    Open
+    | Describe
+    | Run
+    | ReadMemory
+    | ReadEnergy
+    | MeasureCeilings
+    | MakeReference
+    | CompareReference
+    | ReadTopTokens
+    | Close
+    | RunTest
+    | GoOn
+    | MeasureBlock
+    | GiveBack
+    | LeaveTest
 )
 
 
@@ -166,8 +222,49 @@ class Closed(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to Close."""
 
 
+class Reached(Struct, frozen=True, kw_only=True, tag=True):
+    """The test is about to measure: one model, or two in turn. `strays` are modules that came from the other tree."""
+
+    sides: tuple[SideFacts, ...]
+    strays: tuple[str, ...] = ()
+
+
+class Ended(Struct, frozen=True, kw_only=True, tag=True):
+    """The test has ended. `outcome` is "passed", "failed", "skipped", "missing" (no such test) or "broken" (not collected)."""
+
+    outcome: str
+    message: str = ""
+
+
+class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to MeasureBlock: each side's metrics (None: not measurable, with its reason), and the seconds it sampled."""
+
+    values: tuple[dict[str, float | None], ...]
+    reasons: dict[str, str]
+    spent_s: float
+
+
+class BodyRan(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to RunBody: pytest's reports of the phases, as pytest serialises them. `called`: the test function was entered."""
+
+    reports: tuple[dict[str, Any], ...]
+    called: bool
+
+
 Result = (
-    Opened | Described | Ran | MemoryRead | EnergyRead | CeilingsRead | ReferenceMade | ReferenceCompared | TopTokensRead | Closed
+    Opened
+    | Described
+    | Ran
+    | MemoryRead
+    | EnergyRead
+    | CeilingsRead
+    | ReferenceMade
+    | ReferenceCompared
+    | TopTokensRead
+    | Closed
+    | Reached
+    | Ended
+    | BlockMeasured
 )
 
 

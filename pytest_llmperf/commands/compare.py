@@ -1,0 +1,108 @@
+"""`llmperf compare A B`: what was measured before and after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option
+from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.core.record import Record
+    from pytest_llmperf.session.contrast import Row
+
+BASE = "base"
+EXIT_COMPARED_NOTHING = 6
+_MIN_PREFIX = 4
+_HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval", "rests on", "verdict")
+
+
+@click.command("compare")
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@click.option(
+    "--metric", metavar="METRIC[:LIMIT]", multiple=True, help="What to compare, and how much worse it may be. May be given again."
+)
+@store_option
+@json_option
+def compare_command(before: str, after: str, metric: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """What was measured before (A) and after (B): values, ratio, interval, verdict.
+
+    A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id, of which the first
+    letters suffice) or a git commit. 'base' as A is what --llmperf-against measured B against.
+
+    Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
+    """
+    from pytest_llmperf.session.contrast import contrast, side_by_side  # noqa: PLC0415
+    from pytest_llmperf.session.gate_limits import parse_limits  # noqa: PLC0415
+
+    limits = parse_limits(",".join(metric), "--metric")
+    newer = _records(after, store)
+    rows = side_by_side(newer, limits) if before == BASE else contrast(_records(before, store), newer, limits)
+    if as_json:
+        print_json({"before": before, "after": after, "rows": rows})
+    elif rows:
+        print_table([_cells(row) for row in rows], _HEADER)
+        for row in rows:
+            if row.reason:
+                click.echo(encodable(f"{row.outcome} {row.test} {row.metric}: {row.reason}"))
+    else:
+        click.echo(f"Nothing in {after!r} was measured side by side." if before == BASE else "Neither side holds a run.")
+    raise SystemExit(_exit_code(rows))
+
+
+def _exit_code(rows: Sequence[Row]) -> int:
+    if any(row.outcome == "FAIL" for row in rows):
+        return 1
+    return 0 if any(row.outcome != "NOT COMPARABLE" for row in rows) else EXIT_COMPARED_NOTHING
+
+
+def _records(selector: str, store: str | None) -> list[Record]:
+    """The records that a selector names, oldest first. Raises UsageError where it names none."""
+    if os.path.isfile(selector):  # noqa: PTH113  pathlib raises for a name that is too long
+        return _of_file(Path(selector))
+    if len(selector) < _MIN_PREFIX:
+        raise UsageError(f"{selector!r} is no file, and too short for an id: at least {_MIN_PREFIX} letters are needed.")
+    with open_history(store) as opened:
+        found = opened.find(selector) or opened.find_commit(_commit(selector))
+        shown = opened.shown
+    if not found:
+        raise UsageError(
+            f"{selector!r} is no file, and in {shown} no record, session, series or commit begins with it. "
+            "'llmperf history --json' shows their ids."
+        )
+    return found
+
+
+def _of_file(path: Path) -> list[Record]:
+    from pytest_llmperf.report.json_lines import BadLine, read  # noqa: PLC0415
+
+    newest: dict[str, Record] = {}
+    for each in read(path):
+        if isinstance(each, BadLine):
+            click.echo(f"note: {each}", err=True)
+        else:
+            newest[each.id] = each
+    return list(newest.values())
+
+
+def _commit(selector: str) -> str:
+    """The hash of a revision of the repository here; what git does not know is taken for the beginning of a hash."""
+    from pytest_llmperf.session.against.git import commit_of  # noqa: PLC0415
+
+    return commit_of(Path.cwd(), selector) or selector
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    from pytest_llmperf.core.format import MISSING, format_number, format_value  # noqa: PLC0415
+
+    values = (MISSING if value is None else format_value(value, row.unit) for value in (row.before, row.after))
+    ratio = MISSING if row.ratio is None else format_value(row.ratio, "x")
+    interval = "" if row.low is None or row.high is None else f"[{format_number(row.low)}, {format_number(row.high)}]"
+    test = f"{row.test} ({row.label})" if row.label else row.test
+    return (test, row.strategy, row.metric, *values, ratio, interval, row.how, row.outcome)

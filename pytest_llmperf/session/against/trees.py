@@ -1,0 +1,103 @@
+"""From this tree to the base's: where a path lies there, what goes on the base's module path, and which modules strayed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from msgspec import Struct
+
+OTHERS = "LLMPERF_OTHER_TREES"
+"""Names the copies of the project that no side of a comparison may load modules from."""
+
+_MAX_STRAYS = 5
+_STEERING = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
+
+
+class Trees(Struct, frozen=True, kw_only=True):
+    """Two copies of one project: `head` is measured against `base`. Equal where only the interpreter differs.
+
+    `others` are copies that neither side may load anything from: the user's own checkout while commits are walked.
+    """
+
+    head: Path
+    base: Path
+    others: tuple[Path, ...] = ()
+
+    @property
+    def differ(self) -> bool:
+        """Whether the base has files of its own."""
+        return self.head != self.base
+
+    def there(self, path: Path) -> Path:
+        """The same place in the base; a path outside of the project is the same for both."""
+        return self.base / path.relative_to(self.head) if self.holds(path) else path
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is one of this tree's own files: not the base's, and not those of an environment inside the tree."""
+        inside_base = self.differ and path.is_relative_to(self.base) and not self.head.is_relative_to(self.base)
+        return path.is_relative_to(self.head) and not inside_base and not _installed(path)
+
+    def module_path(self, search: Sequence[str], inherited: str) -> str:
+        """PYTHONPATH of the base: its folders that `search` (this process's sys.path) has here, then the tree and its src/.
+
+        With the tree first, its packages win over the same ones installed in editable mode from this tree.
+        """
+        own = [self.there(Path(entry)) for entry in search if entry and self.holds(Path(entry).absolute())] if self.differ else []
+        trees = [self.base, self.base / "src"] if self.differ else []
+        kept = [str(self.there(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
+        found = [str(path) for path in (*own, *trees) if path.is_dir()]
+        return os.pathsep.join(dict.fromkeys([*found, *kept]))
+
+
+def strays(trees: Trees, own: Path, modules: Mapping[str, ModuleType]) -> tuple[str, ...]:
+    """Modules that a process of the tree `own` loaded from another copy of the project; the first few by name."""
+    copies = {trees.head, trees.base, *trees.others} - {own}
+    files = ((name, getattr(module, "__file__", None)) for name, module in sorted(modules.items()))
+    near = tuple(map(str, copies))
+    found = [
+        f"{name} ({file})"
+        for name, file in files
+        if isinstance(file, str) and file.startswith(near) and _strayed(Path(file), own, copies)
+    ]
+    return tuple(found[:_MAX_STRAYS])
+
+
+def other_trees(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Copies that whoever started this session forbids."""
+    return tuple(Path(entry) for entry in environ.get(OTHERS, "").split(os.pathsep) if entry)
+
+
+def _strayed(path: Path, own: Path, copies: Iterable[Path]) -> bool:
+    """Whether a file is one of `copies`' own: of trees inside each other, the innermost holds it."""
+    inside = [tree for tree in (own, *copies) if path.is_relative_to(tree)]
+    return bool(inside) and max(inside, key=lambda tree: len(tree.parts)) != own and not _installed(path)
+
+
+def base_environment(trees: Trees, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
+    """What is set on top of this process's environment for the base's process: its module path.
+
+    Byte code is not written: two commits' files may have equal sizes and times, and the cached code of one would be the other's.
+    """
+    path = trees.module_path(sys.path, environ.get("PYTHONPATH", ""))
+    if not trees.differ and _started_with_m():
+        path = os.pathsep.join(filter(None, [str(cwd), path]))
+    return {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+
+
+def drop_steering(environ: MutableMapping[str, str]) -> None:
+    """Remove the variables that were meant for the head's pytest session alone."""
+    for name in _STEERING:
+        environ.pop(name, None)
+
+
+def _started_with_m() -> bool:
+    """Whether this is `python -m pytest`, which has the working directory on its path, and not `pytest`."""
+    return "-m" in sys.orig_argv and not sys.flags.safe_path
+
+
+def _installed(path: Path, prefixes: Iterable[str] = (sys.prefix, sys.base_prefix)) -> bool:
+    return "site-packages" in path.parts or any(path.is_relative_to(prefix) for prefix in prefixes)
