@@ -78,7 +78,7 @@ def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
 def totals(rows: Sequence[PlanRow]) -> str:
     """One sentence: how many tests, model loads and seconds, and how many tests would not run."""
     running = [row for row in rows if row.status == "run"]
-    loads = {row.load_key or (row.model, row.engine, row.device, row.strategy) for row in running}
+    loads = {row.load_key or (row.model, row.engine, row.device, row.strategy) for row in running if row.model}
     known = [row.planned_s for row in running if row.planned_s is not None]
     parts = [f"{_count(len(running), 'test')} would run", _count(len(loads), "model load")]
     if known:

@@ -147,7 +147,7 @@ class Gpus:
             timeout_s=self._wait_s,
             directory=self._directory,
             on_wait=self._on_wait,
-            names={gpu.uuid: gpu.torch_name for gpu in wants},
+            names={gpu.uuid: gpu.torch_name for gpu in self.pool.inventory.gpus},
         )
         self.held = tuple(by_uuid[uuid] for uuid in self._lease.devices)
 

@@ -12,12 +12,12 @@ import msgspec
 
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.errors import LoadError, MemoryNotReturned, OutOfMemory, UsageError, WorkerError
+from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.session import devices
 from pytest_llmperf.session.gpus import Gpus
 from pytest_llmperf.session.inventory import Gpu
 from pytest_llmperf.session.leases import exclusive
-from pytest_llmperf.session.returned import RETURN_LIMIT_S, WorkerTree, more_than, settle, used_bytes
+from pytest_llmperf.session.returned import WorkerTree, more_than, not_returned, settle, used_bytes
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.worker.messages import Close, Command, Heartbeat, Open, Opened, Result
 
@@ -201,7 +201,7 @@ class Pool:
             self._left += settle(lambda: more_than(before, held)) if not self._left else []
         left, self._left = self._left, []
         if left:
-            raise MemoryNotReturned(f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}.")
+            raise not_returned(left)
 
     def _close(self, plan: LoadPlan) -> None:
         model = self._open.pop(plan)

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.session.foreign import foreign_processes
 from pytest_llmperf.session.gpu_drivers import usage
 from pytest_llmperf.session.inventory import Gpu
@@ -83,6 +84,11 @@ def more_than(before: Mapping[str, int], gpus: Sequence[Gpu]) -> list[str]:
         for gpu, more in grown
         if more > TOLERANCE_BYTES and not foreign_processes(gpu)
     ]
+
+
+def not_returned(left: Iterable[str]) -> MemoryNotReturned:
+    """The error for what is left when the limit has passed."""
+    return MemoryNotReturned(f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}.")
 
 
 def settle(left: Callable[[], list[str]], limit_s: float | None = None) -> list[str]:

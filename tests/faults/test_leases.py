@@ -83,7 +83,56 @@ def test_an_error_inside_frees_the_device(tmp_path):
     """The next session need not wait for this one to end."""
     with pytest.raises(ZeroDivisionError), exclusive("cpu", timeout_s=0, directory=tmp_path):
         1 / 0  # noqa: B018
-    assert list(tmp_path.glob("*.json")) == []
+    assert list(tmp_path.glob("*.ticket")) == []
+
+
+def test_a_file_that_a_dead_process_left_holds_nothing(tmp_path):
+    """Whatever is in it: nobody has it locked."""
+    for number, content in ((1, ""), (7, '{"number": 7, "holds": ["cpu"]')):
+        (tmp_path / f"{number:012d}.ticket").write_text(content)
+    with exclusive("cpu", timeout_s=0, directory=tmp_path):
+        assert len(list(tmp_path.glob("*.ticket"))) == 1
+
+
+def test_a_forked_child_holds_nothing_and_frees_nothing(tmp_path):
+    """It does not keep its parent's device when the parent gives it back, nor give it back for the parent."""
+    script = """
+import os, sys, time
+from pathlib import Path
+from pytest_llmperf.session.leases import lease
+folder = Path(sys.argv[1])
+held = lease({"cpu": 1.0}, timeout_s=0, directory=folder)
+if os.fork() == 0:
+    held.release()
+    (folder / "tried").touch()
+    time.sleep(60)
+while not (folder / "tried").exists():
+    time.sleep(0.01)
+print("held", flush=True)
+sys.stdin.readline()
+held.release()
+print("given back", flush=True)
+sys.stdin.readline()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(DeviceBusy), exclusive("cpu", timeout_s=0, directory=tmp_path):
+            pass
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "given back\n"
+        with exclusive("cpu", timeout_s=0, directory=tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def add(folder: Path, devices: list[str]) -> list[int]:
