@@ -79,6 +79,13 @@ class Quantised(Struct, frozen=True, kw_only=True):
         """Share of the weights of all linear layers that is quantised, 0 to 1."""
         return self.converted_elements / self.elements if self.elements else 0.0
 
+    def __str__(self) -> str:
+        """For example: `210 of 211 linear layers are 8-bit, 78.9 % of their weights; left out: 1 Linear, the output head …`."""
+        left = "; ".join(f"{each.layers} {each.cls}, {each.reason}" for each in self.left_out)
+        loaded = ", ".join(f"{n} {cls} loaded as Linear" for cls, n in self.loaded_as_linear.items())
+        converted = f"{self.converted} of {self.layers} linear layers are {self.bits}-bit, {self.share:.1%} of their weights"
+        return "; ".join(filter(None, (converted, loaded, left and f"left out: {left}")))
+
 
 class Pruned(Struct, frozen=True, kw_only=True):
     """What pruning left, counted from the weights themselves. `asked` is the text of the part ("wanda:0.5").

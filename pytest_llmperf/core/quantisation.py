@@ -133,10 +133,13 @@ def _number(text: str) -> float | None:
 # Bytes
 
 
-def layer_bytes(scheme: Scheme, out_features: int, in_features: int, *, layout: str = "") -> Counter[str]:
+def layer_bytes(
+    scheme: Scheme, out_features: int, in_features: int, *, layout: str = "", float_dtype: str = "bfloat16"
+) -> Counter[str]:
     """Bytes by storage dtype of one converted layer's weights, scales, zero points and tables; its bias is not in it.
 
-    `layout` is the format the layer was seen in where a method has several (`Method.formats`).
+    `layout` is the format the layer was seen in where a method has several (`Method.formats`), and `float_dtype` the dtype
+    its weight had before, in which torchao's int4 layout for a CPU keeps its scales.
 
     Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor, Float8Tensor,
     Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
@@ -150,7 +153,9 @@ def layer_bytes(scheme: Scheme, out_features: int, in_features: int, *, layout: 
     if scheme.method == "fp8":
         return Counter({"float8_e4m3fn": out_features * in_features, "float32": 4 * out_features})
     if scheme.method == "int4wo":
-        return _int4(out_features, in_features, scheme.group, layout)
+        if layout == "Int4OpaqueTensor":
+            return _int4("uint8", float_dtype, out_features, in_features, scheme.group)
+        return _int4("int32", "bfloat16", _multiple(out_features, 8), _multiple(in_features, TILE), scheme.group)
     raise ValueError(f"the bytes of {scheme.method!r} follow from its checkpoint's config")
 
 
@@ -159,19 +164,16 @@ def _four_bit(weights: int, *, double: bool, packed_for_cpu: bool) -> Counter[st
     blocks = -(-weights // BITSANDBYTES_BLOCK)
     packed = Counter({"uint8": -(-weights // 2), "float32": 4 * 16})
     if packed_for_cpu:  # bitsandbytes repacks for AVX512-BF16 at the first forward pass, and undoes double quantisation
-        return packed + Counter({"bfloat16": 2 * blocks})
+        return packed + Counter({"bfloat16": 2 * blocks, "float32": 4 if double else 0})
     if not double:
         return packed + Counter({"float32": 4 * blocks})
     nested = 4 * -(-blocks // NESTED_BLOCK) + 4 * 256 + 4  # absmax of the absmax, their table, and the mean taken off
     return packed + Counter({"uint8": blocks, "float32": nested})
 
 
-def _int4(out_features: int, in_features: int, group: int, layout: str) -> Counter[str]:
-    """Two weights a byte, and a bfloat16 scale and zero a group."""
-    padded = layout != "Int4OpaqueTensor"
-    rows = _multiple(out_features, 8) if padded else out_features
-    columns = _multiple(in_features, TILE) if padded else in_features
-    return Counter({"int32" if padded else "uint8": rows * columns // 2, "bfloat16": rows * (columns // group) * 2 * 2})
+def _int4(packed: str, scales: str, rows: int, columns: int, group: int) -> Counter[str]:
+    """Two weights a byte, and a scale and a zero a group."""
+    return Counter({packed: rows * columns // 2, scales: rows * (columns // group) * 2 * _FLOAT_BYTES[scales]})
 
 
 def _multiple(n: int, of: int) -> int:

@@ -161,7 +161,7 @@ def predict(plan: LoadPlan) -> int | None:
     if scheme.path:
         return checkpoint_bytes(Path(scheme.path)) or None
     shapes, dtype = _linear_shapes(plan.model), _dtype(plan)
-    return quantised_bytes(plain, DTYPE_BYTES[dtype], shapes, scheme, plan.device) if plain and shapes and dtype else None
+    return quantised_bytes(plain, dtype, shapes, scheme, plan.device) if plain and shapes and dtype else None
 
 
 def _linear_shapes(model: ModelRef) -> Shapes:

@@ -32,11 +32,11 @@ def folder_linear_shapes(folder: Path) -> Shapes:
     ]
 
 
-def quantised_bytes(plain_bytes: int, element_bytes: int, shapes: Shapes, scheme: Scheme, device: str) -> int:
-    """A model of `plain_bytes` at `element_bytes` a weight, with the layers of `shapes` quantised by `scheme`."""
-    layout = "Int4OpaqueTensor" if device.partition(":")[0] == "cpu" else ""
-    before = element_bytes * sum(outputs * inputs for outputs, inputs in shapes)
-    after = sum(layer_bytes(scheme, outputs, inputs, layout=layout).total() for outputs, inputs in shapes)
+def quantised_bytes(plain_bytes: int, dtype: str, shapes: Shapes, scheme: Scheme, device: str) -> int:
+    """A model of `plain_bytes` in `dtype`, with the layers of `shapes` quantised by `scheme`."""
+    how = {"layout": "Int4OpaqueTensor" if device.partition(":")[0] == "cpu" else "", "float_dtype": dtype}
+    before = SIZES[dtype] * sum(outputs * inputs for outputs, inputs in shapes)
+    after = sum(layer_bytes(scheme, outputs, inputs, **how).total() for outputs, inputs in shapes)
     return plain_bytes - before + after
 
 

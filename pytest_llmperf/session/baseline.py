@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from pytest_llmperf.core.agreement import QUANTITIES, Agreement, PromptComparison
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantisation import scheme_of
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.core.results import metric_value
@@ -69,8 +71,7 @@ def reference_file(
     The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
     needs no second model in memory.
     """
-    same_model = _made_from(candidate.plan) == _made_from(reference)
-    source = candidate if same_model else open_reference()
+    source = _standing_for(reference, candidate) or open_reference()
     path = _path(source, reference, question)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +81,21 @@ def reference_file(
     return path
 
 
+def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None:
+    """`candidate`, with the content hash that the reference's weights have; None where they are not known from it."""
+    plain = msgspec.structs.replace(candidate.plan, adapters=())
+    if _made_from(candidate.plan) == _made_from(reference):
+        return candidate
+    if candidate.opened.base_hash and _made_from(plain) == _made_from(reference):
+        opened = msgspec.structs.replace(candidate.opened, content_hash=candidate.opened.base_hash)
+        return dataclasses.replace(candidate, opened=opened)
+    return None
+
+
 def _made_from(plan: LoadPlan) -> tuple[object, ...]:
     """What a plan's weights come from. Models that a test holds itself differ in their options alone."""
-    return plan.model, plan.seed, plan.options
+    checkpoint = scheme_of(plan.quantisation).path if plan.quantisation is not None else ""
+    return plan.model, plan.seed, plan.options, checkpoint, plan.adapters
 
 
 def _noise_floor(

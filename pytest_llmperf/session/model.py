@@ -52,7 +52,10 @@ class Model:
 
     def load(self) -> OpenModel:
         """Load the model now and check that its strategy is in effect. Raises the errors of `session.pool.Pool.open`."""
-        return self._session.pool.open(self.plan)
+        opened = self._session.pool.open(self.plan)
+        if opened.opened.effective.quantised is not None:
+            self._session.note(f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantised}")
+        return opened
 
     def run(self, workload: Workload) -> RunResult:
         """Warm up and sample a workload; the record is stored before this returns.

@@ -164,7 +164,7 @@ def _describes_plan(found: Effective, plan: LoadPlan) -> Findings:
         yield f"padding is on the {found.padding_side}; a decoder needs it on the left"
     if found.device.partition(":")[0] != plan.device.partition(":")[0] or found.ranks != plan.ranks:
         yield f"describe() says {found.ranks} ranks on {found.device}, the plan {plan.ranks} on {plan.device}"
-    stored = {g.dtype for g in found.linears}
+    stored = {g.dtype for g in found.linears if not g.quantised}
     if plan.weights_dtype != "auto" and stored != {plan.weights_dtype}:
         yield f"linear layers are stored in {sorted(stored)}, the plan says {plan.weights_dtype}"
 

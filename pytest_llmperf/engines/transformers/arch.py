@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,17 +16,40 @@ _AUTO: Any = AutoModelForCausalLM  # its methods have no types
 _SCHEME = "module by module, drawn in float32"
 
 
-def build(name: str, *, dtype: torch.dtype, device: torch.device, seed: int, attention: str | None) -> PreTrainedModel:
+class Converter(Protocol):
+    """What changes a model while it is built: see quantise.Quantiser."""
+
+    def prepare(self, model: Any) -> None:
+        """The model lies on the meta device."""
+
+    def convert(self, model: Any, path: str) -> None:
+        """The module at `path` has its values; it may be replaced."""
+
+
+def build(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    attention: str | None,
+    converter: Converter | None = None,
+) -> PreTrainedModel:
     """`name` of ARCHITECTURES with random weights.
 
     Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of one seed and one kind
-    of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory.
+    of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory. Each module is
+    handed to `converter` as soon as it has its values, so that a quantised model never lies on the device in full.
     """
     model = _on_meta(_config(name), dtype, attention)
+    if converter is not None:
+        converter.prepare(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        for path, module in model.named_modules():
+        for path, module in list(model.named_modules()):
             _materialise(model, module, path, device)
+            if converter is not None and path:
+                converter.convert(model, path)
     model.tie_weights()
     return model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantisation import scheme_of
+from pytest_llmperf.engines.quantised_checkpoint import stored_as
 from pytest_llmperf.engines.safetensors_header import folder_elements, read_json, weight_files
 from pytest_llmperf.engines.transformers.builtin import converted_folder, forget_gguf
 from pytest_llmperf.engines.transformers.content import hash_files
+from pytest_llmperf.engines.transformers.quantise.convert import Conversion, checkpoint_conversion
 from pytest_llmperf.errors import LoadError, OutOfMemory
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
@@ -26,12 +29,16 @@ _TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model as it was read: the model, its tokenizer if it has one, and what identifies its weights."""
+    """A model as it was read: the model, its tokenizer if it has one, and what identifies its weights.
+
+    `conversion` says which of its linear layers were quantised, if it was.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     content_hash: str
     checkpoint_dtype: str
+    conversion: Conversion | None = None
 
 
 def from_folder(plan: LoadPlan, device: torch.device) -> Source:
@@ -44,6 +51,20 @@ def from_builtin(plan: LoadPlan, device: torch.device) -> Source:
     with load_errors(plan, f"the conversion of {plan.model.name}"):
         folder = converted_folder(plan.model.location)
     return _read_folder(plan, device, folder)
+
+
+def from_quantised(plan: LoadPlan, device: torch.device) -> Source:
+    """The quantised checkpoint that the plan names instead of the model's own weights; its layers stay as they are stored."""
+    folder = Path(scheme_of(plan.quantisation or "").path)
+    packed = stored_as(folder)
+    if isinstance(packed, str):
+        raise LoadError(f"strategy part {plan.quantisation!r}: {packed}")
+    try:
+        source = _read_folder(plan, device, folder)
+    except LoadError as error:
+        raise LoadError(f"strategy part {plan.quantisation!r}: the config says {packed}. {error}") from error
+    with load_errors(plan, str(folder)):
+        return replace(source, conversion=checkpoint_conversion(plan, source.model, packed))
 
 
 def from_hub(plan: LoadPlan, device: torch.device) -> Source:

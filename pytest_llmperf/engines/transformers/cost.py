@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_llmperf.core.trace import StepCost
-from pytest_llmperf.engines.transformers.effective import inner_tensors, linear_groups
-from pytest_llmperf.engines.transformers.generate import CacheSeen
+from pytest_llmperf.engines.transformers.effective import linear_groups, parameter_tensors
+from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
+from pytest_llmperf.engines.transformers.quantise.storage import inner_tensors
 
 
 def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> StepCost:
@@ -23,8 +24,11 @@ def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> S
 
 
 def weight_bytes_read(model: Any, batch: int) -> int:
-    """All parameters once, but of a table that is only looked up (an untied embedding) one row a sequence."""
-    total = sum(storage_bytes(p) for p in model.parameters())
+    """All parameters once, but of a table that is only looked up (an untied embedding) one row a sequence.
+
+    Quantised layers count by what they store: packed weights, scales, zero points and tables.
+    """
+    total = sum(tensor.nbytes for tensor in parameter_tensors(model))
     for table in _lookup_tables(model):
         rows = min(batch, table.shape[0])
         total -= storage_bytes(table) - rows * storage_bytes(table) // table.shape[0]

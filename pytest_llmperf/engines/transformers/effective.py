@@ -9,13 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers.pytorch_utils import Conv1D
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
 from pytest_llmperf.engines.transformers.generate import autocast
 from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.quantise.report import quantised_layers
+from pytest_llmperf.engines.transformers.quantise.storage import (
+    identity,
+    inner_tensors,
+    is_linear,
+    is_quantised,
+    logical_weights,
+    side_tensors,
+    stored_tensors,
+    weight_tensors,
+)
 from pytest_llmperf.errors import LoadError
 
 
@@ -27,6 +38,7 @@ class RunFacts:
     compile_mode: str | None = None
     compiled_graphs: int = 0
     decode_loop: str = ""
+    assistance: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -44,10 +56,13 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
     facts = last_run or RunFacts()
     probe = probe_forward(loaded)
     tokenizer = loaded.tokenizer
+    adapters = loaded.adapters
+    assistant = loaded.assistant
+    pruned = loaded.pruned.now() if loaded.pruned is not None else None
     return Effective(
         engine=loaded.plan.engine,
         model_class=type(loaded.model).__name__,
-        tensors=tensor_groups(loaded.model),
+        tensors=tensor_groups(loaded.model) + (() if assistant is None else assistant_tensors(assistant.model)),
         linears=linear_groups(loaded.model),
         compute_dtype=probe.compute_dtype,
         autocast_dtype=probe.autocast_dtype,
@@ -57,64 +72,70 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
         compile_mode=facts.compile_mode,
         compiled_graphs=facts.compiled_graphs,
         decode_loop=facts.decode_loop,
+        assistance=facts.assistance,
+        adapters=() if adapters is None else adapters.in_force(),
+        resident_adapters=() if adapters is None else adapters.groups(),
         padding_side=tokenizer.padding_side if tokenizer is not None else "left",
         device=str(loaded.device),
-        notes=facts.notes,
+        sparsity=pruned.sparsity if pruned is not None else None,
+        pruned=pruned,
+        notes=facts.notes if loaded.pruned is None else (*facts.notes, *loaded.pruned.notes),
+        quantised=None if loaded.conversion is None else quantised_layers(loaded.model, loaded.conversion),
     )
 
 
 def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
     """Parameters and buffers by dtype and device. A tensor that lies in memory once (tied weights) is counted once."""
     seen: set[tuple[object, ...]] = set()
-    totals: dict[tuple[str, str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
+    totals: dict[tuple[str, str, str, bool, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
+    quantised = {identity(tensor) for layer in quantised_linears(model) for tensor in weight_tensors(layer)}
     for kind, name, tensor in _named_tensors(model):
-        fresh = [inner for inner in inner_tensors(tensor) if _identity(inner) not in seen]
-        seen.update(map(_identity, fresh))
+        fresh = [inner for inner in inner_tensors(tensor) if identity(inner) not in seen]
+        seen.update(map(identity, fresh))
         for inner in fresh:
             kept = inner.dtype == torch.float32 and _declared_float32(model, name)
-            total = totals[kind, dtype_name(inner), str(inner.device), kept]
+            total = totals[kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantised]
             total[0] += 1
             total[1] += inner.numel()
             total[2] += inner.numel() * inner.element_size()
     return tuple(
-        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept)
-        for (kind, dtype, device, kept), (n, elements, size) in sorted(totals.items())
+        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept, quantised=low)
+        for (kind, dtype, device, kept, low), (n, elements, size) in sorted(totals.items())
     )
+
+
+def parameter_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """The plain tensors that hold the parameters, and what quantised layers hold beside them; each tensor in memory once."""
+    named = (inner for kind, _, tensor in _named_tensors(model) if kind == "parameter" for inner in inner_tensors(tensor))
+    return list({identity(inner): inner for inner in named}.values())
+
+
+def assistant_tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
+    """The tensors of the model that proposes tokens: on the device, but no parameters of the measured model."""
+    return tuple(structs.replace(group, kind=f"assistant's {group.kind}") for group in tensor_groups(model))
 
 
 def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
     """Linear layers by class and storage dtype: nn.Linear and its subclasses, Conv1D, and whatever replaced them."""
-    totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    totals: dict[tuple[str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for layer in model.modules():
         if not is_linear(layer):
             continue
-        inner = _stored(layer)
+        inner = stored_tensors(layer)
         largest = max(inner, key=lambda t: t.numel() * t.element_size(), default=None)
-        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown"]
+        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown", is_quantised(layer)]
         total[0] += 1
-        total[1] += _logical_weights(layer)
+        total[1] += logical_weights(layer)
         total[2] += sum(t.numel() * t.element_size() for t in inner)
     return tuple(
-        LinearGroup(cls=cls, dtype=dtype, layers=n, elements=elements, bytes=size)
-        for (cls, dtype), (n, elements, size) in sorted(totals.items())
+        LinearGroup(cls=cls, dtype=dtype, layers=n, elements=elements, bytes=size, quantised=low)
+        for (cls, dtype, low), (n, elements, size) in sorted(totals.items())
     )
 
 
-def is_linear(module: nn.Module) -> bool:
-    """A linear layer by class, or by shape: quantised replacements have in_features and out_features, and often no base class."""
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
-
-
-def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The plain tensors that hold `tensor`'s storage: itself, or those inside a wrapper subclass, at any depth."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        yield from inner_tensors(getattr(tensor, name))
+def quantised_linears(model: nn.Module) -> list[nn.Module]:
+    """The linear layers whose weights are integers or 8-bit floats."""
+    return [module for module in model.modules() if is_linear(module) and is_quantised(module)]
 
 
 def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
@@ -193,12 +214,9 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
         yield "parameter", name, parameter
     for name, buffer in model.named_buffers():
         yield "buffer", name, buffer
-
-
-def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for two tensors that are the same bytes. Meta tensors have no address, so each is itself."""
-    address = id(tensor) if tensor.is_meta else tensor.data_ptr()
-    return (str(tensor.device), address, tensor.numel(), tensor.dtype)
+    for name, module in model.named_modules():
+        if is_linear(module):
+            yield from (("parameter", name, tensor) for tensor in side_tensors(module))
 
 
 def _declared_float32(model: nn.Module, name: str) -> bool:
@@ -206,17 +224,3 @@ def _declared_float32(model: nn.Module, name: str) -> bool:
     lists = (getattr(model, "_keep_in_fp32_modules", None), getattr(model, "_keep_in_fp32_modules_strict", None))
     declared = {part for listed in lists for part in listed or ()}
     return any(part in declared for part in name.split("."))
-
-
-def _stored(layer: nn.Module) -> list[torch.Tensor]:
-    """The tensors that hold a linear layer's weights: its parameters and buffers, or what a packed layer unpacks to."""
-    own = [t for source in (layer.parameters(), layer.buffers()) for tensor in source for t in inner_tensors(tensor)]
-    packed: Any = getattr(layer, "weight", None)
-    return own or ([packed()] if callable(packed) else [])
-
-
-def _logical_weights(layer: Any) -> int:
-    """Weights that the layer stands for, whatever they are stored as."""
-    if hasattr(layer, "in_features"):
-        return int(layer.in_features) * int(layer.out_features)
-    return int(layer.weight.numel())

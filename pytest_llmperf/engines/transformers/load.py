@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -14,11 +15,28 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantisation import scheme_of
 from pytest_llmperf.engines.models import ARCHITECTURES
 from pytest_llmperf.engines.transformers import arch
-from pytest_llmperf.engines.transformers.checkpoint import Source, from_builtin, from_folder, from_gguf, from_hub, load_errors
+from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
+from pytest_llmperf.engines.transformers.checkpoint import (
+    Source,
+    from_builtin,
+    from_folder,
+    from_gguf,
+    from_hub,
+    from_quantised,
+    load_errors,
+)
+from pytest_llmperf.engines.transformers.content import hash_value
 from pytest_llmperf.engines.transformers.factory import from_factory
+from pytest_llmperf.engines.transformers.kv_cache import require_cache
+from pytest_llmperf.engines.transformers.prune import Watch, prune
+from pytest_llmperf.engines.transformers.quantise import Conversion, Quantiser
 from pytest_llmperf.errors import LoadError, UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.engines.transformers.adapters import Adapters
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "tokenizers", "triton")
 
@@ -28,6 +46,8 @@ class Loaded:
     """A model on its device, in evaluation mode and without gradients. `load_s` ends when the device is idle.
 
     `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype it was stored in.
+    `conversion` says which linear layers were quantised, if the plan asked for that; `adapters` are peft's, on the model or
+    merged into it; `assistant` proposes tokens to it.
     """
 
     model: Any
@@ -38,6 +58,11 @@ class Loaded:
     content_hash: str
     checkpoint_dtype: str
     versions: dict[str, str]
+    pruned: Watch | None = None
+    adapters: Adapters | None = None
+    assistant: Loaded | None = None
+    base_hash: str = ""
+    conversion: Conversion | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -49,10 +74,20 @@ def load(plan: LoadPlan) -> Loaded:
     """Load what `plan` says. Raises UsageError for a device that is not there, LoadError, or out of memory as torch does."""
     device = torch_device(plan.device)
     _quieten()
+    require_cache(plan)
+    _require_peft(plan)
     start_ns = time.perf_counter_ns()
-    source = _LOADERS[_known_kind(plan)](plan, device)
+    source = _read(plan, device)
     model, tokenizer = _ready(source.model), _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
+    pruned = prune(model, tokenizer, plan, device)  # first: quantised weights cannot be ranked, merged adapters fill the zeros
+    adapters = _adapters(model, plan) if plan.merge_adapters else None
+    conversion = source.conversion
+    if plan.quantisation is not None and _quantised_late(plan):
+        conversion = _quantised(model, Quantiser(plan, device), plan)
+    if plan.adapters and not plan.merge_adapters:
+        adapters = _adapters(model, plan)
+    assistant = _assistant(plan, model, tokenizer)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return Loaded(
@@ -61,9 +96,14 @@ def load(plan: LoadPlan) -> Loaded:
         plan=plan,
         device=device,
         load_s=(time.perf_counter_ns() - start_ns) / 1e9,
-        content_hash=source.content_hash,
+        content_hash=_content_hash(source, adapters),
+        base_hash="" if adapters is None else source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
         versions=package_versions(),
+        conversion=conversion,
+        pruned=pruned,
+        adapters=adapters,
+        assistant=assistant,
     )
 
 
@@ -88,6 +128,57 @@ def _require_cuda(device: torch.device, name: str) -> None:
         )
 
 
+def _read(plan: LoadPlan, device: torch.device) -> Source:
+    """The model and what it was read from. One that is to be quantised goes to the device layer by layer, unless it is pruned."""
+    read = _LOADERS[_known_kind(plan)]
+    if plan.quantisation is not None and scheme_of(plan.quantisation).path:
+        return from_quantised(plan, device)
+    if plan.quantisation is None or _quantised_late(plan) or plan.model.kind == "arch":
+        return read(plan, device)
+    quantiser = Quantiser(plan, device)
+    source = read(plan, torch.device("cpu"))
+    return replace(source, conversion=_quantised(source.model, quantiser, plan))
+
+
+def _quantised_late(plan: LoadPlan) -> bool:
+    """What ranks or changes the weights works on full precision, and what it leaves is quantised."""
+    return plan.pruning is not None or plan.merge_adapters
+
+
+def _adapters(model: Any, plan: LoadPlan) -> Adapters:
+    from pytest_llmperf.engines.transformers.adapters import with_adapters  # noqa: PLC0415  an extra: peft
+
+    return with_adapters(model, plan)
+
+
+def _require_peft(plan: LoadPlan) -> None:
+    if plan.adapters and find_spec("peft") is None:
+        raise UsageError(
+            "strategy part 'lora' needs the package peft on top of engine 'transformers', which is not installed. "
+            "pip install 'pytest-llmperf[peft]'"
+        )
+
+
+def _content_hash(source: Source, adapters: Adapters | None) -> str:
+    if adapters is None:
+        return source.content_hash
+    return hash_value({"base": source.content_hash, "adapters": [file.content_hash for file in adapters.files]})
+
+
+def _assistant(plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded | None:
+    other = assistant_plan(plan)
+    if other is None:
+        return None
+    assistant = load(other)
+    require_same_tokens(plan, (model, tokenizer), (assistant.model, assistant.tokenizer))
+    return assistant
+
+
+def _quantised(model: Any, quantiser: Quantiser, plan: LoadPlan) -> Conversion:
+    with load_errors(plan, f"its quantisation by {plan.quantisation!r}"):
+        return quantiser.whole(model)
+
+
 def _known_kind(plan: LoadPlan) -> str:
     if plan.model.kind not in _LOADERS:
         raise LoadError(f"model {plan.model.name!r} is of kind {plan.model.kind!r}; this engine loads {', '.join(_LOADERS)}.")
@@ -98,10 +189,12 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
+    quantiser = None if plan.quantisation is None or _quantised_late(plan) else Quantiser(plan, device)
     with load_errors(plan, f"architecture {name!r}"):
-        model = arch.build(name, dtype=dtype, device=device, seed=plan.seed, attention=plan.attention)
+        model = arch.build(name, dtype=dtype, device=device, seed=plan.seed, attention=plan.attention, converter=quantiser)
+        conversion = None if quantiser is None else quantiser.finish(model)
     content = arch.content_hash(name, device, plan.seed)
-    return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published)
+    return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published, conversion=conversion)
 
 
 _LOADERS: dict[str, Callable[[LoadPlan, torch.device], Source]] = {
