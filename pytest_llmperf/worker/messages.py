@@ -244,13 +244,6 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     spent_s: float
 
 
-class BodyRan(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to RunBody: pytest's reports of the phases, as pytest serialises them. `called`: the test function was entered."""
-
-    reports: tuple[dict[str, Any], ...]
-    called: bool
-
-
 Result = (
     Opened
     | Described
