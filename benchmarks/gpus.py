@@ -1,0 +1,132 @@
+"""Eight tests of one GPU each, on two GPUs by two processes against one GPU by one: how much sooner, and with equal results.
+
+    python benchmarks/gpus.py [--model arch:small-llama] [--tests 8] [--budget 4]
+
+Needs two GPUs and about four minutes. Each test loads a model of its own. The two sessions have the same tests; that with two
+GPUs comes first, so that the device ceilings that are measured once are not to its favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+BAR = 1.8
+SAME_WITHIN = 0.03
+"""Two sessions of the same test may differ by this much where their intervals do not meet: clocks and neighbours differ."""
+
+TESTS = """
+import pytest
+from pytest_llmperf import Decode, Prefill
+
+WORK = (Decode(batch=4, prompt_tokens=128, new_tokens=64), Prefill(batch=32, prompt_tokens=1024))
+
+
+@pytest.mark.llmperf(model="{model}", engine="{engine}", strategy="bf16", device="cuda")
+@pytest.mark.llmperf_gpus(1)
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.llmperf(seed=i)) for i in range({tests})])
+def test_speed(llm, seed):
+    run = llm.run(WORK[seed % 2])
+    assert (run.throughput if seed % 2 == 0 else run.prefill_throughput) >= 1
+"""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one session took, and what it says of each test."""
+
+    took_s: float
+    exit_code: int
+    records: dict[str, dict]
+
+    def rate(self, test: str) -> dict:
+        """Throughput, of the prompt for a prefill: value, low, high."""
+        metrics = {metric["name"]: metric for metric in self.records[test]["metrics"]}
+        decode = self.records[test]["workload_text"].startswith("decode")
+        return metrics["throughput" if decode else "prefill_throughput"]
+
+
+def session(folder: Path, name: str, *options: str) -> Session:
+    """Run the tests with these options. Ends the program when no record was made."""
+    out = folder / f"{name}.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--llmperf-store=none",
+        f"--llmperf-json={out}",
+        *options,
+    ]
+    start_s = time.monotonic()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    took_s = time.monotonic() - start_s
+    if not out.exists():
+        raise SystemExit(f"{name} recorded nothing:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
+    newest = {}
+    for line in out.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        newest[record["test"]] = record
+    if done.returncode:
+        print(done.stdout[-4000:])
+    return Session(took_s, done.returncode, newest)
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    """Whether two estimates of one rate agree: their intervals meet, or they are within `SAME_WITHIN`."""
+    meet = ours["low"] <= theirs["high"] and theirs["low"] <= ours["high"]
+    return meet or abs(ours["value"] / theirs["value"] - 1) <= SAME_WITHIN
+
+
+def report(two: Session, one: Session) -> bool:
+    """Print every test and the verdict. Whether the bar is met, with equal outcomes and rates."""
+    equal = set(two.records) == set(one.records)
+    for test in sorted(set(two.records) & set(one.records)):
+        a, b = two.rate(test), one.rate(test)
+        outcomes = (two.records[test]["outcome"], one.records[test]["outcome"])
+        device = two.records[test]["environment"]["facts"].get("leased_gpus")
+        cores = two.records[test]["environment"]["facts"].get("cpu_cores_usable")
+        agree = same(a, b) and outcomes[0] == outcomes[1]
+        equal &= agree
+        print(
+            f"{test:<32} {device} {cores} cores  {a['value']:>12.1f} against {b['value']:>12.1f} {a['unit']} "
+            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  {'same' if agree else 'DIFFERENT'}"
+        )
+    ratio = one.took_s / two.took_s
+    used = sorted({record["environment"]["facts"].get("leased_gpus") for record in two.records.values()})
+    print(f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; -n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}")
+    print(f"{ratio:.2f} times sooner (bar: {BAR:g}), results {'equal' if equal else 'NOT EQUAL'}")
+    return ratio >= BAR and equal and one.exit_code == two.exit_code == 0
+
+
+def main() -> None:
+    """Both sessions, and exit code 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="arch:small-llama")
+    parser.add_argument("--engine", default="transformers")
+    parser.add_argument("--tests", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+        (folder / "test_speed.py").write_text(
+            TESTS.format(model=options.model, engine=options.engine, tests=options.tests), encoding="utf-8"
+        )
+        budget = f"--llmperf-budget={options.budget}"
+        two = session(folder, "two", "-n", "2", "--llmperf-gpus=2", budget)
+        one = session(folder, "one", "-n", "0", "--llmperf-gpus=1", budget)
+        met = report(two, one)
+    raise SystemExit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()
