@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from pytest_llmperf.core.estimate import Estimate, NotMeasurable
     from pytest_llmperf.core.results import RunResult
     from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
-    from pytest_llmperf.workloads import Decode, Prefill, PromptSet
+    from pytest_llmperf.workloads import Decode, Prefill, PromptSet, TaskSet
 
-__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult", "accuracy_gate", "recovery"]
+__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult", "TaskSet", "accuracy_gate", "recovery"]
 
 _WHERE = {
     "Decode": "pytest_llmperf.workloads",
     "Prefill": "pytest_llmperf.workloads",
     "PromptSet": "pytest_llmperf.workloads",
+    "TaskSet": "pytest_llmperf.workloads",
     "Estimate": "pytest_llmperf.core.estimate",
     "NotMeasurable": "pytest_llmperf.core.estimate",
     "RunResult": "pytest_llmperf.core.results",

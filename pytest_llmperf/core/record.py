@@ -11,6 +11,17 @@ from pytest_llmperf.core.trace import Mark
 
 SCHEMA_VERSION = 1
 
+UNFINISHED = "recorded"
+"""A record's outcome until its test is over."""
+
+AGREEMENT = "agreement"
+"""Type of the workload of a record that holds an agreement and no run."""
+
+TASKS = "tasks"
+"""The same for a record that holds the answers to a task set."""
+
+NOT_RUNS = frozenset({AGREEMENT, TASKS})
+
 
 class MetricValue(Struct, frozen=True, kw_only=True):
     """One metric of a run. `value` None means not measurable, with `reason`. `formula` names the definition used."""
@@ -68,5 +79,5 @@ class Record(Struct, frozen=True, kw_only=True):
     claims: tuple[ClaimRecord, ...] = ()
     agreement: dict[str, Any] | None = None
     paired_with: str | None = None
-    outcome: str = "recorded"
+    outcome: str = UNFINISHED
     extra: dict[str, Any] = {}

@@ -14,8 +14,8 @@ from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
+from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,12 @@ class Session(Protocol):
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """Teacher-forced and free-running comparison with the reference at `path`."""
+
+    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Go through these adapters from now on (see `UseAdapters`); returns those in force. Raises UsageError, NotInEffect."""
+
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
+        """Answer each item, in order: the likeliest of its choices, or its greedy text. Raises UsageError if it cannot."""
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.

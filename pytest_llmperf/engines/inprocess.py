@@ -15,8 +15,8 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
+from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
 
 _REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"
 
@@ -104,6 +104,14 @@ class CallableSession:
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """A callable has no logits: raises UsageError."""
         raise UsageError(f"agreement needs a model: {_REASON}.")
+
+    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """A callable has none: raises UsageError."""
+        raise UsageError(f"adapters need a model: {_REASON}.")
+
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
+        """A callable has no tokenizer: raises UsageError."""
+        raise UsageError(f"tasks need a model: {_REASON}.")
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """A callable has no logits: raises UsageError."""

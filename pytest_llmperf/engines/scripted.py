@@ -19,8 +19,8 @@ from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
 from pytest_llmperf.errors import UsageError, WorkerError, did_you_mean
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
+from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 GAP_NS = 1_000_000
@@ -30,7 +30,7 @@ N_LINEARS = 7
 _CACHES = {
     "static": "StaticCache",
     "dynamic": "DynamicCache",
-    "int8": "QuantizedCache of uint8",
+    "int8": "Cache of int8",
     "fp8": "QuantizedCache of float8_e4m3fn",
 }
 _WARMUP_FACTOR = 2.0
@@ -144,6 +144,21 @@ class ScriptedSession:
         self._require_open()
         self._faults.at("compare")
         return scripted_reference.compare(self._options, scripted_reference.read_reference(path), batch)
+
+    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those asked for, if the plan has them; none: the first."""
+        self._require_open()
+        known = (*self._plan.adapter_names, "base")
+        for name in names:
+            if name not in known:
+                raise UsageError(f"adapter {name!r} is not loaded.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+        return tuple(dict.fromkeys(names)) or self._plan.adapter_names[:1]
+
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:  # noqa: ARG002 - the protocol's
+        """The script's `quality` is the share of right answers, spread evenly; a wrong one is another choice, or empty."""
+        self._require_open()
+        self._faults.at("tasks")
+        return scripted_reference.answers(self._options, tasks)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """Follow from the seed and the ids; a text has one id a character. Others where the script says `astray`."""

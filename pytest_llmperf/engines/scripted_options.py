@@ -15,7 +15,7 @@ _SIZES = {"B": 1, **{name: getattr(units, name) for name in ("KB", "MB", "GB", "
 _NUMBER = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)")
 _FAULT = re.compile(r"([a-z_]+)@([a-z]+)(\d*)(?::rank(\d+))?")
 
-PLACES = ("open", "describe", "run", "memory", "energy", "ceilings", "reference", "compare", "tokens", "close")
+PLACES = ("open", "describe", "run", "memory", "energy", "ceilings", "reference", "compare", "tokens", "tasks", "close")
 FAULTS = {
     "die": "SIGKILL to itself",
     "exit": "leaves with exit code 3",

@@ -13,7 +13,8 @@ from pytest_llmperf.core.agreement import PromptComparison, TopToken, WorstPosit
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.engines.scripted_options import ScriptedOptions
 from pytest_llmperf.errors import LoadError, UsageError
-from pytest_llmperf.workloads import PromptSet
+from pytest_llmperf.worker.messages import TaskAnswer
+from pytest_llmperf.workloads import PromptSet, TaskSet
 
 FORMAT = "pytest-llmperf scripted reference 1"
 SIGNAL_PER_POSITION = 100.0
@@ -70,6 +71,15 @@ def compare(options: ScriptedOptions, reference: ReferenceFile, batch: int) -> t
         rows.append(_row(options, quality, index, row, right))
         start += len(row.tokens)
     return tuple(rows)
+
+
+def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
+    """One answer an item. Item i is wrong where the running count of wrong ones, i (1 - quality), steps up."""
+    right = [not _steps_up(i, 1 - options.quality) for i in range(len(tasks.items))]
+    return tuple(
+        TaskAnswer(given=item.answer if ok else next((c for c in item.choices if c != item.answer), ""), correct=ok)
+        for ok, item in zip(right, tasks.items, strict=True)
+    )
 
 
 def token(options: ScriptedOptions, text: str, position: int) -> int:

@@ -14,10 +14,12 @@ from pytest_llmperf.core.rules import default_rule, parse_rule
 from pytest_llmperf.core.unjudged import Unjudged
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import baseline
+from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.run import run_once
-from pytest_llmperf.worker.messages import ReadTopTokens, TopTokensRead
-from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload
+from pytest_llmperf.session.using import require_usable, using, view_of
+from pytest_llmperf.worker.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
+from pytest_llmperf.workloads import Decode, Prefill, PromptSet, TaskSet, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.state import LlmperfSession
@@ -28,12 +30,15 @@ AGREEMENT_PROMPTS = "short-chat"
 class Model:
     """A model under one strategy. It is loaded when first used, in a worker of its own, and shared by equal plans."""
 
-    def __init__(self, session: LlmperfSession, plan: LoadPlan) -> None:
+    def __init__(self, session: LlmperfSession, plan: LoadPlan, adapters: tuple[str, ...] = ()) -> None:
         self._session = session
         self.plan = plan
+        self._adapters = adapters
+        self._switched: tuple[OpenModel, OpenModel] | None = None
 
     def __repr__(self) -> str:
-        return f"<llm {self.plan.model.name} {self.plan.strategy} on {self.plan.device}, {self.plan.engine}>"
+        rows = f" using {', '.join(self._adapters)}" if self._adapters else ""
+        return f"<llm {self.plan.model.name} {self.plan.strategy}{rows} on {self.plan.device}, {self.plan.engine}>"
 
     @property
     def strategy(self) -> str:
@@ -50,12 +55,55 @@ class Model:
         """What is really loaded; loads the model if it is not."""
         return self.load().opened.effective
 
+    @property
+    def seen(self) -> LoadPlan:
+        """The plan with those of its adapters that are used, and a strategy text that says so: what outputs come from."""
+        return view_of(self.plan, self._adapters)
+
     def load(self) -> OpenModel:
         """Load the model now and check that its strategy is in effect. Raises the errors of `session.pool.Pool.open`."""
         opened = self._session.pool.open(self.plan)
         if opened.opened.effective.quantised is not None:
             self._session.note(f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantised}")
-        return opened
+        if not self._adapters:
+            return opened
+        if self._switched is None or self._switched[0] is not opened:
+            self._switched = opened, using(opened, self._adapters)
+        return self._switched[1]
+
+    def using(self, *names: str) -> Model:
+        """The same loaded model going through other adapters of its strategy: one for all, or several for a batch's rows in turn.
+
+        "base" is the model without an adapter. Switching is outside the timed path; records say which were used.
+
+        Raises:
+            UsageError: the strategy does not load them, or merges or compiles them.
+        """
+        require_usable(self.plan, names)
+        return Model(self._session, self.plan, names)
+
+    def accuracy(self, tasks: TaskSet, *, batch: int = 16) -> Answers:
+        """Answer a task set, `batch` items at a time: `.accuracy` with its interval, `.correct` item by item.
+
+        Raises:
+            UsageError: no task set, or a model without a tokenizer. NotInEffect, WorkerError: see `load`.
+        """
+        if not isinstance(tasks, TaskSet):
+            raise UsageError(f"accuracy({tasks!r}): a task set is needed, for example TaskSet.from_jsonl(path).")
+        _check_counts("accuracy", batch=batch)
+        self._session.progress("answering", f"{self.strategy}: {len(tasks.items)} items of {tasks.name}", None)
+        model = self.load()
+        answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
+        assert isinstance(answered, TasksAnswered)  # noqa: S101 - narrows the union; the wire checked the type
+        answers = Answers(
+            tasks=tasks,
+            given=tuple(a.given for a in answered.answers),
+            correct=tuple(a.correct for a in answered.answers),
+            subject=model.plan.strategy,
+            context=f"{tasks.name} on {model.opened.device_name}",
+        )
+        self._session.recorder.answered(model, answers)
+        return answers
 
     def run(self, workload: Workload) -> RunResult:
         """Warm up and sample a workload; the record is stored before this returns.
@@ -84,7 +132,7 @@ class Model:
             raise UsageError(f"compare({other!r}, …): another model is needed, for example the `baseline` fixture.")
         if self._session.settings.disable:
             return self.run(workload), other.run(workload)
-        if not self._session.pool.fits_together(self.plan, other.plan):
+        if not self._session.pool.fits_together(*dict.fromkeys((self.plan, other.plan))):
             self._session.note(
                 f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: "
                 "they were loaded in turn"
@@ -112,11 +160,12 @@ class Model:
                 the strategy's kind (docs/measurement.md).
         """
         _check_question(reference, prompts, new_tokens=new_tokens, batch=batch)
-        chosen = parse_rule(rule) if rule else default_rule(self.plan, reference.plan)
+        _check_one_adapter(self, reference)
+        chosen = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
         question = baseline.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
         self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
         candidate = self.load()
-        result = baseline.compare(candidate, reference.plan, reference.load, question, chosen)
+        result = baseline.compare(candidate, reference.seen, reference.load, question, chosen)
         self._session.recorder.agree(candidate, question, result)
         return result
 
@@ -146,9 +195,21 @@ def _check_question(reference: object, prompts: object, **counts: object) -> Non
         raise UsageError(f"agreement({reference!r}): another model is needed, for example the `baseline` fixture.")
     if not isinstance(prompts, PromptSet | None):
         raise UsageError(f"agreement(prompts={prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat').")
+    _check_counts("agreement", **counts)
+
+
+def _check_counts(method: str, **counts: object) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise UsageError(f"agreement({name}={count!r}): a whole number of at least 1 is needed.")
+            raise UsageError(f"{method}({name}={count!r}): a whole number of at least 1 is needed.")
+
+
+def _check_one_adapter(*models: Model) -> None:
+    for model in models:
+        if len(set(model._adapters)) > 1:  # noqa: SLF001 - of this class
+            raise UsageError(
+                f"agreement of {model!r}: rows under different adapters are different models. Compare one at a time."
+            )
 
 
 def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.judge import Finding
-from pytest_llmperf.core.record import ClaimRecord, Environment, Record
+from pytest_llmperf.core.quantities import TABLE
+from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Environment, Record
+from pytest_llmperf.core.results import metric_value
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.baseline import Question, metric_values
 from pytest_llmperf.session.environment import collect_environment, environment_key
 from pytest_llmperf.session.pool import OpenModel
@@ -24,10 +30,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.report.json_lines import JsonLines
     from pytest_llmperf.session.run import Measured
-
-
-AGREEMENT = "agreement"
-"""Type of the workload of a record that holds an agreement and no run."""
 
 
 class Recorder:
@@ -41,9 +43,10 @@ class Recorder:
         self.records: dict[str, Record] = {}
         self.test = ""
         self.label = ""
+        self._began_s = time.monotonic()
+        self.test_is_over = False
 
     def open(self) -> None:
-        self._began_s = time.monotonic()
         """Open the store and the file, before anything is measured. Raises StoreError for one that cannot be used."""
         if self._store is None and self._settings.store != "none":
             from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
@@ -59,6 +62,7 @@ class Recorder:
         self.test, self.label = test, label
         self._began_s = time.monotonic()
         self.records = {}
+        self.test_is_over = False
 
     @property
     def store(self) -> Store | None:
@@ -96,17 +100,31 @@ class Recorder:
         if self._lines is not None:
             self._lines.append(done)
 
+    def answered(self, model: OpenModel, answers: Answers) -> None:
+        """Write a record of a task set's answers: how many were right."""
+        tasks = answers.tasks
+        self._write(
+            self._record(
+                model,
+                {"type": TASKS, "name": tasks.name, "content": tasks.content_hash, "items": len(tasks.items)},
+                f"{len(tasks.items)} items of {tasks.name}",
+                metrics=(metric_value("task.accuracy", TABLE["task.accuracy"], answers.accuracy),),
+                samples={"correct": tuple(map(float, answers.correct))},
+            )
+        )
+
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
         """The test is over: its outcome and claims go to every record it made."""
         claims = tuple(_claim(finding) for finding in findings)
         agreements = {r.strategy: r.agreement for r in self.records.values() if r.workload.get("type") == AGREEMENT}
-        for record in list(self.records.values()):
-            agreement = record.agreement or agreements.get(record.strategy)
-            done = self._replace(record, outcome=outcome, claims=claims, agreement=agreement)
-            if self._store is not None:
-                self._store.update_outcome(done.id, outcome, claims, done.agreement)
-            if self._lines is not None:
-                self._lines.append(done)
+        with _all_tried() as attempt:
+            for record in list(self.records.values()):
+                agreement = record.agreement or agreements.get(record.strategy)
+                done = self._replace(record, outcome=outcome, claims=claims, agreement=agreement)
+                if self._store is not None:
+                    attempt(partial(self._store.update_outcome, done.id, outcome, claims, done.agreement))
+                if self._lines is not None:
+                    attempt(partial(self._lines.append, done))
 
     @property
     def place(self) -> str:
@@ -121,11 +139,14 @@ class Recorder:
         return taken
 
     def close(self) -> None:
-        """Close the store and the file."""
-        if self._store is not None:
-            self._store.close()
-        if self._lines is not None:
-            self._lines.close()
+        """Close the store and the file. Raises StoreError for what could be kept nowhere; both are closed then, too."""
+        store, self._store = self._store, None
+        lines, self._lines = self._lines, None
+        with _all_tried() as attempt:
+            if store is not None:
+                attempt(store.close)
+            if lines is not None:
+                attempt(lines.close)
 
     def _replace(self, record: Record, **changes: object) -> Record:
         self.records[record.id] = msgspec.structs.replace(record, **changes)
@@ -133,10 +154,11 @@ class Recorder:
 
     def _write(self, record: Record) -> None:
         self.records[record.id] = record
-        if self._store is not None:
-            self._store.add(record)
-        if self._lines is not None:
-            self._lines.append(record)
+        with _all_tried() as attempt:
+            if self._store is not None:
+                attempt(partial(self._store.add, record))
+            if self._lines is not None:
+                attempt(partial(self._lines.append, record))
 
     def _record_of_run(self, side: Measured, attempt: int) -> Record:
         return self._record(
@@ -148,7 +170,12 @@ class Recorder:
             warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
             marks=side.marks,
             paired_with=side.pair,
-            extra={"repetitions": len(side.taken), "valid": len(side.valid)} | ({"attempt": attempt} if attempt > 1 else {}),
+            extra={
+                "repetitions": len(side.taken),
+                "valid": len(side.valid),
+                **({"attempt": attempt} if attempt > 1 else {}),
+                **({"phase": "teardown"} if self.test_is_over else {}),
+            },
         )
 
     def _record(self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any) -> Record:
@@ -174,6 +201,22 @@ class Recorder:
             effective=opened.effective,
             **fields,
         )
+
+
+@contextmanager
+def _all_tried() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Gives a function that calls another and keeps its StoreError until the block ends, so that what can be kept is kept."""
+    failed: list[StoreError] = []
+
+    def attempt(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except StoreError as error:
+            failed.append(error)
+
+    yield attempt
+    if failed:
+        raise StoreError(" ".join(dict.fromkeys(map(str, failed)))) from failed[0]
 
 
 def _claim(finding: Finding) -> ClaimRecord:

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import NOT_RUNS, Record
 from pytest_llmperf.report.terminal import write_summary
-from pytest_llmperf.session.recorder import AGREEMENT
 
 
 def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]) -> None:
@@ -38,5 +37,5 @@ def _named(carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]) ->
 
 def _shown(records: list[Record]) -> list[Record]:
     """The runs, with the agreement of their strategy in their line; an agreement has a line of its own where there is no run."""
-    ran = {(record.test, record.strategy) for record in records if record.workload.get("type") != AGREEMENT}
-    return [r for r in records if r.workload.get("type") != AGREEMENT or (r.test, r.strategy) not in ran]
+    ran = {(record.test, record.strategy) for record in records if record.workload.get("type") not in NOT_RUNS}
+    return [r for r in records if r.workload.get("type") not in NOT_RUNS or (r.test, r.strategy) not in ran]

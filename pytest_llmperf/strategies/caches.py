@@ -22,7 +22,5 @@ def _quantised(name: str, cache: str, dtype: str, summary: str) -> Part:
     return Part(name=name, kind="cache", summary=summary, fields={"cache": cache}, promises=lambda _plan: made)
 
 
-KV_INT8 = _quantised(
-    "kv-int8", "int8", "uint8", "a KV cache in 8-bit integers (hqq, groups of 64); the newest tokens stay in full precision"
-)
+KV_INT8 = _quantised("kv-int8", "int8", "int8", "a KV cache in 8-bit integers, one scale a head and position")
 KV_FP8 = _quantised("kv-fp8", "fp8", "float8_e4m3fn", "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt")

@@ -11,6 +11,8 @@ from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.base import Engine, Session
 from pytest_llmperf.errors import LlmperfError, WorkerError
 from pytest_llmperf.worker.messages import (
+    AdaptersUsed,
+    AnswerTasks,
     CeilingsRead,
     Close,
     Closed,
@@ -30,7 +32,9 @@ from pytest_llmperf.worker.messages import (
     Reply,
     Result,
     Run,
+    TasksAnswered,
     TopTokensRead,
+    UseAdapters,
 )
 
 
@@ -111,6 +115,10 @@ def _ask_outputs(session: Session, command: Command) -> Result:
             result = ReferenceCompared(prompts=session.compare_reference(command.path, command.batch))
         case ReadTopTokens():
             result = TopTokensRead(top=session.top_tokens(command.prompt, command.k))
+        case UseAdapters():
+            result = AdaptersUsed(names=session.use_adapters(command.names))
+        case AnswerTasks():
+            result = TasksAnswered(answers=session.answer_tasks(command.tasks, command.batch))
         case _:
             raise WorkerError(f"{type(command).__name__} is not a command of this worker.")
     return result

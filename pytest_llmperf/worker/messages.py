@@ -16,7 +16,7 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
-from pytest_llmperf.workloads import PromptSet, Workload
+from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
 
 
 class Open(Struct, frozen=True, kw_only=True, tag=True):
@@ -73,6 +73,22 @@ class CompareReference(Struct, frozen=True, kw_only=True, tag=True):
     batch: int
 
 
+class UseAdapters(Struct, frozen=True, kw_only=True, tag=True):
+    """Go through these adapters from now on: one for all rows, or several for the rows of a batch in turn ("base": none).
+
+    No names: the default, which is the first one loaded. Result: AdaptersUsed.
+    """
+
+    names: tuple[str, ...]
+
+
+class AnswerTasks(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer the items, `batch` at a time. Result: TasksAnswered."""
+
+    tasks: TaskSet
+    batch: int
+
+
 class ReadTopTokens(Struct, frozen=True, kw_only=True, tag=True):
     """The k likeliest tokens after a prompt: a text, which the worker tokenises, or token ids. Result: TopTokensRead."""
 
@@ -125,6 +141,17 @@ class LeaveTest(Struct, frozen=True, kw_only=True, tag=True):
 
 
 BaseCommand = RunTest | GoOn | MeasureBlock | GiveBack | LeaveTest
+class RunBody(Struct, frozen=True, kw_only=True, tag=True):
+    """Run one test's body in a pytest process of its own. Result: BodyRan.
+
+    `arguments` are pytest's command line, which collects the test; `gpus` are UUIDs that the sending session holds for it.
+    """
+
+    arguments: tuple[str, ...]
+    nodeid: str
+    gpus: tuple[str, ...] = ()
+
+
 Command = (
     Open
     | Describe
@@ -135,18 +162,22 @@ Command = (
     | MakeReference
     | CompareReference
     | ReadTopTokens
+    | UseAdapters
+    | AnswerTasks
     | Close
     | RunTest
     | GoOn
     | MeasureBlock
     | GiveBack
     | LeaveTest
+    | RunBody
 )
 
 
 class Opened(Struct, frozen=True, kw_only=True, tag=True):
     """Loaded. `content_hash` identifies the weights and config that were read (or the seed of random ones).
 
+    `base_hash` is that of the model alone where `content_hash` covers adapters too.
     `special_ids` are those of the vocabulary that no text holds: markers, and rows that only pad the embedding.
     """
 
@@ -158,6 +189,7 @@ class Opened(Struct, frozen=True, kw_only=True, tag=True):
     device_name: str
     device_facts: dict[str, Any]
     memory: MemoryGauges
+    base_hash: str = ""
     special_ids: tuple[int, ...] = ()
 
 
@@ -212,6 +244,25 @@ class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
     prompts: tuple[PromptComparison, ...]
 
 
+class AdaptersUsed(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to UseAdapters: the adapters in force, as the modules have it; several for rows in turn."""
+
+    names: tuple[str, ...]
+
+
+class TaskAnswer(Struct, frozen=True, kw_only=True):
+    """What the model answered to one item, and whether that is the item's answer."""
+
+    given: str
+    correct: bool
+
+
+class TasksAnswered(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to AnswerTasks: one answer an item, in order."""
+
+    answers: tuple[TaskAnswer, ...]
+
+
 class TopTokensRead(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to ReadTopTokens."""
 
@@ -244,6 +295,13 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     spent_s: float
 
 
+class BodyRan(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to RunBody: pytest's reports of the phases, as pytest serialises them. `called`: the test function was entered."""
+
+    reports: tuple[dict[str, Any], ...]
+    called: bool
+
+
 Result = (
     Opened
     | Described
@@ -254,10 +312,13 @@ Result = (
     | ReferenceMade
     | ReferenceCompared
     | TopTokensRead
+    | AdaptersUsed
+    | TasksAnswered
     | Closed
     | Reached
     | Ended
     | BlockMeasured
+    | BodyRan
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 def adapter(folder: Path, model: torch.nn.Module, *, seed: int, rank: int = 4, base: str = "tiny", dtype=torch.float32) -> Path:
     """An adapter that changes the model's text: both matrices random, not peft's zero."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in wrapped.named_parameters():
         if "lora_" in name:
@@ -28,6 +31,4 @@ def adapter(folder: Path, model: torch.nn.Module, *, seed: int, rank: int = 4, b
 def plan(*folders: Path, strategy: str = "fp32", **fields: object) -> LoadPlan:
     """A plan of `arch:tiny-llama` with adapters."""
     model = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
-    return LoadPlan(
-        model=model, weights_dtype="float32", strategy=strategy, adapters=tuple(map(str, folders)), **fields
-    )
+    return LoadPlan(model=model, weights_dtype="float32", strategy=strategy, adapters=tuple(map(str, folders)), **fields)

@@ -168,8 +168,8 @@ def test_an_adapter_that_is_not_in_force_breaks_its_promise(facts, reason):
 @pytest.mark.parametrize(
     ("strategy", "kept", "broken"),
     [
-        ("kv-int8", {"cache": "QuantizedCache of uint8"}, {"cache": "DynamicCache"}),
-        ("kv-fp8", {"cache": "QuantizedCache of float8_e4m3fn"}, {"cache": "QuantizedCache of uint8"}),
+        ("kv-int8", {"cache": "Cache of int8"}, {"cache": "DynamicCache"}),
+        ("kv-fp8", {"cache": "QuantizedCache of float8_e4m3fn"}, {"cache": "Cache of int8"}),
         ("prompt-lookup", {"assistance": "prompt-lookup"}, {"assistance": ""}),
         ("assisted:m", {"assistance": "m"}, {"assistance": "other"}),
     ],

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import cache_utils
+from transformers import Cache, DynamicCache, cache_utils
+from transformers.cache_utils import DynamicLayer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 
-GROUP = 64
-"""Values that share a scale and a zero point in the int8 cache: a head's vector of one position, in parts of at most 64."""
+INT8_MAX = 127
+SMALLEST_SCALE = 6e-8
+"""Of float16, so that a position of zeros has a scale."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,57 @@ class CacheSeen:
     layers: int
 
 
+class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
+    """Keys and values in int8 with one float16 scale a head and position: what is appended never changes what is there.
+
+    transformers' own 8-bit integers need hqq, whose import compiles, requantise the whole cache now and then, and keep the
+    newest 128 positions in full precision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quantized_keys: Pair | None = None
+        self._quantized_values: Pair | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
+        """Append [batch, heads, n, head_dim] and return all, dequantised; what was just appended is returned as it came."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        kept = [_dequantised(pair, new) for pair, new in self._pairs(key_states, value_states)]
+        self._quantized_keys = _appended(self._quantized_keys, _quantise(key_states))
+        self._quantized_values = _appended(self._quantized_values, _quantise(value_states))
+        return torch.cat([kept[0], key_states], dim=-2), torch.cat([kept[1], value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return 0 if self._quantized_keys is None else int(self._quantized_keys[0].shape[-2])
+
+    def _pairs(self, keys: Tensor, values: Tensor) -> tuple[tuple[Pair | None, Tensor], tuple[Pair | None, Tensor]]:
+        return (self._quantized_keys, keys), (self._quantized_values, values)
+
+
+Pair = tuple[Tensor, Tensor]
+"""int8 values [batch, heads, n, head_dim], and their scales [batch, heads, n, 1]."""
+
+
+def _quantise(states: Tensor) -> Pair:
+    """Symmetric, to 127 steps either way."""
+    scale = (states.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp(min=SMALLEST_SCALE).to(torch.float16)
+    return (states.float() / scale.float()).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+
+
+def _dequantised(pair: Pair | None, like: Tensor) -> Tensor:
+    if pair is None:
+        return like[..., :0, :]
+    return (pair[0].float() * pair[1].float()).to(like.dtype)
+
+
+def _appended(pair: Pair | None, new: Pair) -> Pair:
+    return new if pair is None else (torch.cat([pair[0], new[0]], dim=-2), torch.cat([pair[1], new[1]], dim=-2))
+
+
 def require_cache(plan: LoadPlan) -> None:
-    """Raise UsageError, before anything is loaded, where the installed packages do not have the plan's cache."""
-    if plan.cache == "int8" and find_spec("hqq") is None:
-        raise UsageError(
-            "strategy part 'kv-int8' needs the package hqq on top of engine 'transformers', which is not installed. "
-            "pip install 'pytest-llmperf[hqq]'; 'kv-fp8' needs no package."
-        )
+    """Raise UsageError, before anything is loaded, where the installed transformers does not have the plan's cache."""
     if plan.cache == "fp8" and not hasattr(cache_utils, "Fp8QuantizedLayer"):
         raise UsageError(
             f"strategy part 'kv-fp8' needs transformers 5.21 or newer, {metadata.version('transformers')} is installed. "
@@ -47,15 +93,19 @@ def require_cache(plan: LoadPlan) -> None:
 
 
 def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
-    """What makes the empty cache of a run; None where `generate` makes its own."""
+    """What makes the empty cache of a run; None where `generate` makes its own. Raises UsageError for unusual layers."""
     if plan.cache not in {"int8", "fp8"}:
         return None
     config = model.config.get_text_config(decoder=True)
+    other = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer})
+    if other:
+        raise UsageError(
+            f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers {', '.join(other)}, and only those of "
+            "full attention are quantised. Leave the part out."
+        )
     if plan.cache == "fp8":
         return lambda: cache_utils.QuantizedCache(backend="fp8", config=config)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    group = GROUP if head_dim % GROUP == 0 else head_dim
-    return lambda: cache_utils.QuantizedCache(backend="hqq", config=config, nbits=8, axis_key=1, axis_value=1, q_group_size=group)
+    return lambda: Cache(layers=[Int8Layer() for _ in range(config.num_hidden_layers)])
 
 
 def cache_seen(cache: Any) -> CacheSeen:
@@ -70,27 +120,21 @@ def cache_seen(cache: Any) -> CacheSeen:
 
 
 def _quantised_seen(cache: Any, kind: str) -> CacheSeen:
-    """With scales, zero points and the newest positions, which an int8 cache keeps in full precision."""
+    """With the scales; divided among the positions of all sequences."""
     layers = [layer for layer in cache.layers if layer.get_seq_length()]
     size = sum(tensor.nbytes for layer in layers for tensor in _tensors(vars(layer)))
-    rows = _rows(layers[0])
+    rows = _quantised(layers[0])[0].shape[0]
     return CacheSeen(kind, size, size // (rows * layers[0].get_seq_length()), len(layers))
 
 
 def _quantised(layer: Any) -> list[Tensor]:
     """The 8-bit values of keys and values; nothing for a layer that is not quantised, or not used yet."""
     pairs = (getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values"))
-    return [next(_tensors(pair)) for pair in pairs if pair is not None]
-
-
-def _rows(layer: Any) -> int:
-    """Sequences: hqq keeps values flat and their shape beside them."""
-    values, facts = layer._quantized_keys  # noqa: SLF001  # where transformers puts them
-    return int(facts["shape"][0] if isinstance(facts, dict) else values.shape[0])
+    return [pair[0] for pair in pairs if pair is not None]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples and dictionaries, in order."""
+    """All tensors in nested tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | tuple):

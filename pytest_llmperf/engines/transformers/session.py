@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import gc
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.next_tokens import TopTokens
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.engines.transformers import effective, reference
+from pytest_llmperf.engines.transformers.answering import answer_tasks
+from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
 from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
+from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
-from pytest_llmperf.workloads import PromptSet, Workload, describe
+from pytest_llmperf.workloads import PromptSet, TaskSet, Workload, describe
 
 
 class TransformersSession:
@@ -39,10 +44,14 @@ class TransformersSession:
         self._mode: str | None = None
         self._loop = self._decode_loop()
         self._last: Decoded | None = None
+        self._rows: tuple[str, ...] = ()
         self._effective = effective.describe(loaded)
 
     def _decode_loop(self) -> DecodeLoop:
         model, plan, device = self._loaded.model, self._loaded.plan, self._loaded.device
+        if plan.assist is not None:
+            assistant = self._loaded.assistant
+            return AssistedLoop(model, plan, self._vocabulary.pad, assistant.model if assistant is not None else None)
         if plan.compile is None:
             return GenerateLoop(model, plan, self._vocabulary.pad)
         options = compile_options(plan, device, static=plan.cache == "static")
@@ -59,6 +68,7 @@ class TransformersSession:
             effective=self._effective,
             load_s=loaded.load_s,
             content_hash=loaded.content_hash,
+            base_hash=loaded.base_hash,
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),
@@ -78,6 +88,7 @@ class TransformersSession:
         ran = self._last is not None
         facts = effective.RunFacts(
             cache=self._last.cache.kind if self._last else "",
+            assistance=self._last.assisted.source if self._last and self._last.assisted else "",
             compile_mode=self._mode if graphs else None,
             compiled_graphs=graphs if ran else 0,
             decode_loop=self._loop.name if ran else "",
@@ -96,11 +107,29 @@ class TransformersSession:
         seen = watch.finish()
         return Ran(
             trace=trace_of(decoded, batch, repetition, seen.marks),
-            step=step_cost(self._loaded.model, decoded.cache, workload.batch, self._effective.compute_dtype),
-            telemetry=seen.gauges,
+            step=self._step_cost(decoded, workload.batch),
+            telemetry=seen.gauges | proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
         )
+
+    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """See engines.base.Session: one name holds for all rows, several for the rows of each batch in turn."""
+        adapters = self._loaded.adapters
+        if adapters is None:
+            if names:
+                raise UsageError(f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy.")
+            return ()
+        if names and self._loaded.plan.compile is not None:
+            raise UsageError("adapters cannot be switched in a compiled model, whose graphs hold one. Leave out 'compile'.")
+        adapters.use(names)
+        self._rows = names if len(set(names)) > 1 else ()
+        return self._rows or adapters.in_force()
+
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
+        """See answering.answer_tasks."""
+        with out_of_memory_named(f"answering {tasks.name!r} in batches of {batch}"):
+            return answer_tasks(self._scorer(), tasks, batch)
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """One repetition with the peak watched."""
@@ -150,9 +179,26 @@ class TransformersSession:
         return token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
 
     def _decode(self, batch: TokenBatch, workload: Workload) -> Decoded:
-        with out_of_memory_named(f"running {describe(workload)}"):
+        with out_of_memory_named(f"running {describe(workload)}"), self._mixed(batch):
             self._last = self._loop.decode(batch, workload.new_tokens)
         return self._last
+
+    def _mixed(self, batch: TokenBatch) -> AbstractContextManager[None]:
+        adapters = self._loaded.adapters
+        return adapters.rows(self._rows, batch.ids.shape[0]) if adapters is not None and self._rows else nullcontext()
+
+    def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
+        cost = step_cost(self._loaded.model, decoded.cache, batch, self._effective.compute_dtype)
+        if decoded.assisted is not None:
+            cost = structs.replace(cost, assistant_bytes_read=decoded.assisted.bytes_read / decoded.assisted.forwards)
+        adapters = self._loaded.adapters
+        if adapters is None or self._rows:
+            return cost
+        return structs.replace(
+            cost,
+            weight_bytes_read=cost.weight_bytes_read - sum(tensor.nbytes for tensor in adapters.unused()),
+            flops_per_token=cost.flops_per_token + 2.0 * adapters.elements(),
+        )
 
     def _scorer(self) -> reference.Scorer:
         loaded = self._loaded
@@ -163,14 +209,23 @@ class TransformersSession:
             vocabulary=self._vocabulary,
             device=loaded.device,
             autocast_dtype=loaded.plan.autocast_dtype,
+            new_cache=cache_maker(loaded.model, loaded.plan),
+            one_by_one=isinstance(self._loop, AssistedLoop),
         )
 
 
 def trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[Mark, ...]) -> Trace:
     """One request for each sequence. They were decoded together, so they share the times of their tokens."""
-    events = tuple(TokenEvent(t) for t in decoded.t_tokens_ns)
+    arrivals = decoded.arrivals or (1,) * len(decoded.t_tokens_ns)
+    events = tuple(TokenEvent(t, n) for t, n in zip(decoded.t_tokens_ns, arrivals, strict=True))
     requests = tuple(RequestTrace(n_prompt_tokens=length, t_due_ns=decoded.t_start_ns, events=events) for length in batch.lengths)
-    return Trace(repetition=repetition, requests=requests, marks=marks, clock=decoded.clock)
+    forwards = decoded.assisted.forwards if decoded.assisted is not None else None
+    return Trace(repetition=repetition, requests=requests, marks=marks, clock=decoded.clock, forwards=forwards)
+
+
+def proposals(decoded: Decoded) -> dict[str, float]:
+    """How many tokens were proposed in an assisted run; nothing in another."""
+    return {} if decoded.assisted is None else {"assist_proposed_tokens": float(decoded.assisted.proposed)}
 
 
 def require_left_padding_side(loaded: Any) -> None:
