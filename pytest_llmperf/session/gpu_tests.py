@@ -24,6 +24,7 @@ PROPERTY = "llmperf_gpus"
 
 NEED = pytest.StashKey[Any]()  # a selection.Need, or None
 UNUSABLE = pytest.StashKey[Exception]()
+FAILED = pytest.StashKey[bool]()
 
 
 class GpuTests:
@@ -71,6 +72,8 @@ class GpuTests:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """--llmperf-strict, for tests that are not llmperf tests: selected but skipped is a failure."""
         report = yield
+        if report.failed:
+            item.stash[FAILED] = True
         if report.skipped and not hasattr(report, "wasxfail") and self._concerns(item) and not self._is_llmperf(item):
             self._session().judge_skip(report)
         return report

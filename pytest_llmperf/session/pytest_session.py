@@ -18,7 +18,7 @@ from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.against.connect import connect
 from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
-from pytest_llmperf.session.gpu_tests import NEED, UNUSABLE
+from pytest_llmperf.session.gpu_tests import FAILED, NEED, UNUSABLE
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.options import Option
@@ -159,15 +159,17 @@ class PytestSession:
     def begin_watching(self, item: pytest.Item) -> None:
         """See what the test's own process holds, where the test may measure a model of its own."""
         if self._core is not None and "llmperf" in getattr(item, "fixturenames", ()):
-            self._core.own.begin()
+            self._core.own.begin(getattr(item, "module", None))
 
     def give_back(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Unload and give back what the next test does not use. Raises MemoryNotReturned for what this one has kept."""
         if self._core is None:
             return
-        kept = self._core.own.kept(lambda model: held_by_fixture(item, model))
         self._core.release_except(_plans(nextitem))
-        if kept:
+        if FAILED in item.stash or not self._core.own.models:  # the traceback of a failed test keeps what its frames hold
+            return
+        getattr(item, "funcargs", {}).clear()  # pytest lets go of them after this hook
+        if kept := self._core.own.kept(lambda model: held_by_fixture(item, model)):
             raise MemoryNotReturned(f"{'; '.join(kept)}. Let go of it, or make the model in a fixture of a wider scope.")
 
     def judge_skip(self, report: pytest.TestReport) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,9 @@ TOLERANCE_BYTES = 128 * 2**20
 
 KEPT_SHARE = 0.5
 """A test's own process has kept a model when it grew by more than this share of the model's weights."""
+
+SMALLEST_KEPT_BYTES = 16 * 2**20
+"""Smaller models are not looked for: a process's resident memory moves by some MB whatever it does."""
 
 _POLL_S = 0.05
 
@@ -106,13 +109,17 @@ class OwnProcess:
     gpus: Callable[[], Sequence[Gpu]]
     before: dict[str, int] = field(default_factory=dict)
     models: list[tuple[weakref.ref[Any], str, int]] = field(default_factory=list)
+    known: frozenset[int] = frozenset()
 
-    def begin(self) -> None:
-        """A test starts."""
+    def begin(self, module: object = None) -> None:
+        """A test of this module starts. What the module holds now, the test has not made."""
         self.before, self.models = self._now(), []
+        self.known = frozenset(map(id, _reached(module))) if module is not None else frozenset()
 
     def watch(self, model: object, name: str, weights_bytes: int) -> None:
         """The test measures a model that it holds itself."""
+        if id(model) in self.known or weights_bytes < SMALLEST_KEPT_BYTES:
+            return
         with contextlib.suppress(TypeError):  # a few objects cannot be referred to weakly; nothing is known of them
             self.models.append((weakref.ref(model), name, weights_bytes))
 
@@ -152,20 +159,24 @@ def held_by_fixture(item: pytest.Item, model: object) -> bool:
     return False
 
 
-def reaches(value: object, wanted: object, depth: int = 2) -> bool:
-    """Whether `wanted` is `value`, or inside it: an element, a mapping's value or an attribute, so many steps deep."""
-    if value is wanted:
-        return True
-    if depth == 0 or isinstance(value, str | bytes | int | float | None):
-        return False
-    inside: Iterable[object] = ()
+def reaches(value: object, wanted: object) -> bool:
+    """Whether `wanted` is `value`, or inside it: an element, a mapping's value or an attribute, at most two steps deep."""
+    return any(each is wanted for each in _reached(value))
+
+
+def _reached(value: object, depth: int = 2) -> Iterator[object]:
+    yield value
+    if depth > 0 and not isinstance(value, str | bytes | int | float | None):
+        for each in _inside(value):
+            yield from _reached(each, depth - 1)
+
+
+def _inside(value: object) -> Iterable[object]:
     if isinstance(value, list | tuple | set | frozenset):
-        inside = value
-    elif isinstance(value, dict):
-        inside = value.values()
-    elif hasattr(value, "__dict__"):
-        inside = vars(value).values()
-    return any(reaches(each, wanted, depth - 1) for each in inside)
+        return value
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(vars(value).values()) if hasattr(value, "__dict__") else ()
 
 
 def _resident(process: psutil.Process) -> str:

@@ -60,3 +60,52 @@ def test_the_fingerprint_sees_a_permutation():
     with torch.no_grad():
         layer.weight.copy_(layer.weight.flip(0))
     assert fingerprint(layer) != before
+
+
+KEEPING = """
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+KEPT = []
+
+def build():
+    shape = dict(vocab_size=32000, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
+    return LlamaForCausalLM(LlamaConfig(**shape))
+
+@pytest.fixture(scope="module")
+def shared():
+    return {"model": build()}
+
+@pytest.fixture
+def own():
+    return build()
+
+BEFORE = build()
+
+def test_lets_go(llmperf, own):
+    llmperf.wrap(own)
+    llmperf.wrap(BEFORE)
+
+def test_keeps(llmperf):
+    KEPT.append(build())
+    llmperf.wrap(KEPT[0], name="mine")
+
+def test_shares(llmperf, shared):
+    llmperf.wrap(shared["model"])
+
+def test_fails(llmperf):
+    model = build()
+    llmperf.wrap(model)
+    assert model is None
+"""
+
+
+def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
+    """In a module-level list: named, with bytes. Not one that it lets go of or found there, nor a wider fixture's or a traceback's."""
+    pytester.makepyfile(KEEPING)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=3, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_keeps*"])
+    result.stdout.re_match_lines(
+        [r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"]
+    )
