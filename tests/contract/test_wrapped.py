@@ -101,7 +101,7 @@ def test_fails(llmperf):
 
 
 def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
-    """In a module-level list: named, with bytes. Not one that it lets go of or found there, nor a wider fixture's or a traceback's."""
+    """In a module-level list: named, with bytes. Not one it lets go of or found there, nor a wider fixture's or a traceback's."""
     pytester.makepyfile(KEEPING)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=3, failed=1, errors=1)
