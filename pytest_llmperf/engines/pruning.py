@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.core.quantisation import CHECKPOINTS
 from pytest_llmperf.engines.models import ARCHITECTURES, BUILTIN
 from pytest_llmperf.engines.safetensors_header import read_json
 from pytest_llmperf.strategies.pruned import STRUCTURED_FAMILIES, Pruning, parse_pruning
@@ -15,17 +16,32 @@ def refuse(plan: LoadPlan) -> str | None:
     if plan.pruning is None:
         return None
     asked = parse_pruning(plan.pruning)
-    return _packed_weights(plan, asked) or _other_shapes(plan, asked) or _unknown_family(plan, asked)
+    return next((reason for check in _CHECKS if (reason := check(plan, asked)) is not None), None)
 
 
 def _packed_weights(plan: LoadPlan, asked: Pruning) -> str | None:
     """A quantised checkpoint has no plain weights to prune."""
-    if not _config(plan.model).get("quantization_config"):
+    packed = plan.quantisation is not None and plan.quantisation.partition(":")[0] in CHECKPOINTS
+    if not packed and not _config(plan.model).get("quantization_config"):
         return None
-    return f"its folder holds packed weights, and {asked} needs plain ones. Prune the full-precision model, then quantise it."
+    return f"the checkpoint holds packed weights, and {asked} needs plain ones. Prune the full-precision model, then quantise it."
 
 
-def _other_shapes(plan: LoadPlan, asked: Pruning) -> str | None:
+def _elsewhere(plan: LoadPlan, asked: Pruning) -> str | None:
+    """Scores and inputs are of whole matrices, on the device where the model runs."""
+    offload = getattr(plan, "offload", None)
+    if plan.ranks == 1 and offload is None:
+        return None
+    where = f"is spread over {plan.ranks} ranks" if plan.ranks > 1 else f"waits elsewhere ({offload})"
+    return f"{asked} looks at whole matrices on one device, and the model {where}. Keep one of them."
+
+
+def _adapters(plan: LoadPlan, asked: Pruning) -> str | None:
+    if plan.merge_adapters and not asked.structured:
+        return (
+            f"a merged adapter fills the zeros that {asked} makes. Leave out ':merged', or merge first, save the result and "
+            "prune that."
+        )
     if not (asked.structured and plan.adapters):
         return None
     return f"{asked} removes rows and columns that the adapter {plan.adapters[0]} was trained for. Keep one of them."
@@ -39,6 +55,9 @@ def _unknown_family(plan: LoadPlan, asked: Pruning) -> str | None:
         f"{asked} needs to know which rows and columns belong to one head, and {plan.model.name!r} is of family {family!r}. "
         f"Families it knows: {', '.join(STRUCTURED_FAMILIES)}. 'wanda:{asked.sparsity:g}' works for any, and removes nothing."
     )
+
+
+_CHECKS = (_packed_weights, _elsewhere, _adapters, _unknown_family)
 
 
 def model_type(model: ModelRef) -> str | None:
