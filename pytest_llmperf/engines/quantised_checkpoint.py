@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.core.quantisation import Packed, Scheme
-from pytest_llmperf.engines.safetensors_header import read_json
+from pytest_llmperf.engines.safetensors_header import folder_tensors, read_json
+from pytest_llmperf.errors import LoadError
 
 _UNREADABLE = (
     "this engine reads the compressed-tensors format, which llmcompressor's GPTQ, AWQ and round-to-nearest write. "
@@ -35,6 +36,30 @@ def disagreement(scheme: Scheme, packed: Packed) -> str | None:
         return None
     inputs = "int8 inputs" if wanted_inputs else "plain inputs"
     return f"the checkpoint holds {packed}; {scheme.method!r} means {scheme.row.bits}-bit weights and {inputs}."
+
+
+def require_agreement(folder: Path, packed: Packed) -> None:
+    """Raise LoadError where the tensors in the weight files have other shapes than the config's format gives them."""
+    shapes = {name: shape for name, _, shape in folder_tensors(folder)}
+    suffix = ".weight_packed" if packed.format == "pack-quantized" else ".weight"
+    scaled = [name.removesuffix(".weight_scale") for name in shapes if name.endswith(".weight_scale")]
+    wrong = [reason for layer in scaled if (reason := _wrong_shape(layer, shapes, packed, suffix)) is not None]
+    if wrong or not scaled:
+        found = f"{wrong[0]} ({len(wrong)} of {len(scaled)} layers)" if wrong else "none of its tensors is called weight_scale"
+        raise LoadError(
+            f"{folder}: the config says {packed}, and the weight files disagree: {found}. "
+            "Save the checkpoint again, with the config that it was quantised with."
+        )
+
+
+def _wrong_shape(layer: str, shapes: dict[str, list[int]], packed: Packed, suffix: str) -> str | None:
+    stored = shapes.get(layer + suffix)
+    if stored is None:
+        return f"{layer + suffix} is missing"
+    inputs = stored[1] * 32 // packed.bits if packed.format == "pack-quantized" else stored[1]
+    wanted = [stored[0], -(-inputs // packed.group) if packed.group else 1]
+    scale = shapes[layer + ".weight_scale"]
+    return None if scale == wanted else f"{layer}.weight_scale is {scale}, {inputs} inputs need {wanted}"
 
 
 def _packed(group: dict[str, Any], format_name: str) -> Packed:

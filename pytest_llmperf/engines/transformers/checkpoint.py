@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantisation import scheme_of
-from pytest_llmperf.engines.quantised_checkpoint import stored_as
+from pytest_llmperf.engines.quantised_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.safetensors_header import folder_elements, read_json, weight_files
 from pytest_llmperf.engines.transformers.builtin import converted_folder, forget_gguf
 from pytest_llmperf.engines.transformers.content import hash_files
@@ -24,6 +24,7 @@ from pytest_llmperf.engines.transformers.quantise.convert import Conversion, che
 from pytest_llmperf.errors import LoadError, OutOfMemory
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+PACKED_ZERO_POINTS = ".weight_zero_point"
 _TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -59,12 +60,12 @@ def from_quantised(plan: LoadPlan, device: torch.device) -> Source:
     packed = stored_as(folder)
     if isinstance(packed, str):
         raise LoadError(f"strategy part {plan.quantisation!r}: {packed}")
-    try:
-        source = _read_folder(plan, device, folder)
-    except LoadError as error:
-        raise LoadError(f"strategy part {plan.quantisation!r}: the config says {packed}. {error}") from error
+    require_agreement(folder, packed)
+    # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects the packed ones
+    more = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
+    source = _read_folder(plan, device, folder, **more)
     with load_errors(plan, str(folder)):
-        return replace(source, conversion=checkpoint_conversion(plan, source.model, packed))
+        return replace(source, conversion=checkpoint_conversion(plan, source.model, packed, folder))
 
 
 def from_hub(plan: LoadPlan, device: torch.device) -> Source:
@@ -82,20 +83,20 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> Source:
     return Source(model=model, tokenizer=tokenizer, content_hash=hash_files([file]), checkpoint_dtype="float32")
 
 
-def _read_folder(plan: LoadPlan, device: torch.device, folder: Path) -> Source:
+def _read_folder(plan: LoadPlan, device: torch.device, folder: Path, **more: bool) -> Source:
     config = read_json(folder / "config.json")
-    stored = _stored_dtype(folder, config)
+    stored = stored_dtype(folder, config)
     dtype = stored if plan.weights_dtype == "auto" else plan.weights_dtype
     with load_errors(plan, str(folder)):
-        model = _from_pretrained(plan, device, folder, dtype)
-        tokenizer = _tokenizer(plan, folder)
+        model = _from_pretrained(plan, device, folder, dtype, **more)
+        tokenizer = tokenizer_of(plan, folder)
     files = weight_files(folder) or sorted(folder.glob("*.bin"))
     return Source(
         model=model, tokenizer=tokenizer, content_hash=hash_files([folder / "config.json", *files]), checkpoint_dtype=stored
     )
 
 
-def _stored_dtype(folder: Path, config: dict[str, Any]) -> str:
+def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
     """The floating dtype of most elements of the weight files; the config's where the files do not say (.bin)."""
     floating = {dtype: n for dtype, n in folder_elements(folder).items() if "float" in dtype}
     if floating:
@@ -107,7 +108,7 @@ def _stored_dtype(folder: Path, config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **more: str) -> Any:
+def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **more: str | bool) -> Any:
     """The model on its device in `dtype`. A tensor that the checkpoint lacks is an error, never a random weight."""
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
     placed = {} if device.type == "cpu" else {"device_map": {"": device}}
@@ -122,12 +123,23 @@ def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: 
         **more,
     )
     missing = sorted(info["missing_keys"])
+    wrong = sorted(key for key, *_ in info["mismatched_keys"] if not key.endswith(PACKED_ZERO_POINTS))
+    if wrong:
+        raise LoadError(f"{folder}: {len(wrong)} tensors have other shapes than the config says: {', '.join(wrong[:3])}, …")
     if missing:
         raise LoadError(f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: {', '.join(missing[:3])}, …")
     return model
 
 
-def _tokenizer(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None:
+def local_folder(plan: LoadPlan) -> Path:
+    """The folder that holds a built-in model, a folder's or a hub id's; converted or downloaded first where that is needed."""
+    if plan.model.kind == "hub":
+        return _snapshot(plan)
+    return converted_folder(plan.model.location) if plan.model.kind == "builtin" else Path(plan.model.location)
+
+
+def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a checkpoint's folder, or None where it has no files of one."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)

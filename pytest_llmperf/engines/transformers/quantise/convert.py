@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,12 +95,12 @@ class Quantiser:
         return self.finish(model)
 
 
-def checkpoint_conversion(plan: LoadPlan, model: Any, packed: Packed) -> Conversion:
+def checkpoint_conversion(plan: LoadPlan, model: Any, packed: Packed, folder: Path) -> Conversion:
     """Keep the layers of a checkpoint that was just loaded as they are stored. What it does not quantise, its config declares."""
     part = plan.quantisation or ""
     from_checkpoint: Any = import_module("pytest_llmperf.engines.transformers.quantise.with_compressed_tensors")
     declared = left_out_beforehand(model)
-    for path in from_checkpoint.keep_packed(model):
+    for path in from_checkpoint.keep_packed(model, folder):
         declared.setdefault(path, "the checkpoint's config leaves it out")
     return Conversion(part, scheme_of(part), packed, declared)
 

@@ -37,8 +37,9 @@ def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor
         return
     names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        yield from inner_tensors(getattr(tensor, name))
+    for inner in (getattr(tensor, name) for name in names):
+        if isinstance(inner, torch.Tensor):  # torch's DTensor lists its mesh too
+            yield from inner_tensors(inner)
 
 
 def side_tensors(layer: Any) -> Iterator[torch.Tensor]:

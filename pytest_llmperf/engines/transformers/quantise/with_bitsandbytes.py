@@ -6,10 +6,12 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import has_avx512bf16
 from torch import nn
 
 from pytest_llmperf.core.quantisation import BITSANDBYTES_BLOCK, Scheme
+
+_NN: Any = bnb.nn  # its classes have no types
+has_avx512bf16: Any = bnb.functional.has_avx512bf16
 
 _CPU_ROWS = 32
 """Rows that are packed together (bitsandbytes.functional._convert_weight_packed_for_cpu)."""
@@ -40,7 +42,7 @@ def mark(model: Any, scheme: Scheme) -> None:
 
 
 def _int8(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
-    made: Any = bnb.nn.Linear8bitLt(
+    made: Any = _NN.Linear8bitLt(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -49,12 +51,12 @@ def _int8(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
         device="meta",
     )
     rows, scales, _ = bnb.functional.int8_vectorwise_quant(layer.weight.data.to(device=device, dtype=torch.float16))
-    made.weight = bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
-    return made  # type: ignore[no-any-return]  # bitsandbytes' classes have no types
+    made.weight = _NN.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
+    return made  # type: ignore[no-any-return]  # as _NN
 
 
 def _four_bit(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
-    made: Any = bnb.nn.Linear4bit(
+    made: Any = _NN.Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -63,7 +65,7 @@ def _four_bit(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Modu
         quant_type=scheme.method,
         device="meta",
     )
-    weight = bnb.nn.Params4bit(
+    weight = _NN.Params4bit(
         layer.weight.data.to(device),
         requires_grad=False,
         compress_statistics=scheme.double,
@@ -71,4 +73,4 @@ def _four_bit(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Modu
         module=made,
     )
     made.weight = weight.to(device)
-    return made  # type: ignore[no-any-return]  # as above
+    return made  # type: ignore[no-any-return]  # as _NN

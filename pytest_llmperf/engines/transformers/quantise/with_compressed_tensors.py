@@ -7,12 +7,15 @@ them for the length of its own forward pass. That saves the memory and costs tim
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from pytest_llmperf.engines.safetensors_header import weight_files
 from pytest_llmperf.errors import LoadError
 
 
@@ -40,11 +43,14 @@ class PackedLinear(nn.Module):
         weight = self._compressor.decompress(own, scheme)["weight"]
         if scheme.input_activations is not None:
             x = forward_quantize(self, x, "input", scheme.input_activations)
-        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+        return nn.functional.linear(x, weight.to(x.dtype), self._parameters["bias"])
 
 
-def keep_packed(model: Any) -> list[str]:
-    """Replace each compressed layer of a model that was just loaded by a PackedLinear; returns the paths of the others."""
+def keep_packed(model: Any, folder: Path) -> list[str]:
+    """Replace each compressed layer of a model that was just loaded by a PackedLinear; returns the paths of the others.
+
+    Packed zero points are read from `folder` again: transformers makes no room for them.
+    """
     hook = getattr(model, "ct_decompress_hook", None)
     if hook is None:
         raise LoadError("compressed-tensors loaded the checkpoint unpacked: its config says that it is not compressed.")
@@ -58,4 +64,16 @@ def keep_packed(model: Any) -> list[str]:
             plain.append(path)
         else:
             model.set_submodule(path, PackedLinear(module))
+    _read_zero_points(model, folder)
     return plain
+
+
+def _read_zero_points(model: nn.Module, folder: Path) -> None:
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dictionary
+                layer, _, last = name.rpartition(".")
+                if last == "weight_zero_point":
+                    packed: Any = model.get_submodule(layer)
+                    device = packed.weight_scale.device
+                    packed.register_parameter(last, nn.Parameter(tensors.get_tensor(name).to(device), requires_grad=False))
