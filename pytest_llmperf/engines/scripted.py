@@ -14,7 +14,7 @@ from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, 
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
-from pytest_llmperf.engines import scripted_reference
+from pytest_llmperf.engines import scripted_pruning, scripted_reference
 from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
@@ -218,6 +218,7 @@ class ScriptedSession:
             adapters=plan.adapter_names[:1],
             resident_adapters=_adapters(plan),
             assistance=plan.assist or "" if self._ran else "",
+            **scripted_pruning.fields(plan, self._elements, N_LINEARS),
         )
         return msgspec.structs.replace(found, **self._said)
 

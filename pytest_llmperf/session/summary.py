@@ -17,6 +17,7 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
     carried: list[tuple[str, dict[str, Any]]] = [(r.nodeid, r.llmperf) for r in reports]
     records = {row["id"]: msgspec.convert(row, Record) for _, each in carried for row in each["records"]}
     notes = dict.fromkeys(note for _, each in carried for note in each["notes"])
+    notes |= dict.fromkeys(note for record in records.values() for note in _of_pruning(record))
     stored = next((each["store"] for _, each in carried if each.get("store") and records), None)
     if stored:
         notes[f"stored in {stored}; 'llmperf history' shows earlier runs"] = None
@@ -33,6 +34,11 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
 
 def _named(carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]) -> list[tuple[str, str]]:
     return [(nodeid, each["reason"]) for nodeid, each in carried if each["outcome"] in outcomes and each["reason"]]
+
+
+def _of_pruning(record: Record) -> tuple[str, ...]:
+    """What a pruned model says of its zeros: that they buy nothing, or what runs on sparse tensor cores."""
+    return () if record.effective is None or record.effective.pruned is None else record.effective.notes
 
 
 def _shown(records: list[Record]) -> list[Record]:
