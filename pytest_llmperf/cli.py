@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_llmperf.commands.accept import accept as accept_command
+from pytest_llmperf.commands.advise import advise_command
 from pytest_llmperf.commands.audit import audit_command
 from pytest_llmperf.commands.bisect import bisect_command
 from pytest_llmperf.commands.compare import compare_command
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(accept_command)
+main.add_command(advise_command)
 main.add_command(audit_command)
 main.add_command(bisect_command)
 main.add_command(compare_command)

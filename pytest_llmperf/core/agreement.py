@@ -104,6 +104,7 @@ class Agreement:
     """How well a candidate's outputs agree with those of its reference. Intervals are bootstrapped over prompts.
 
     `same_model`: it was compared with itself, which proves nothing of it. `noise_floor`: the reference against itself.
+    `reference` is its strategy.
     """
 
     def __init__(
@@ -115,10 +116,11 @@ class Agreement:
         noise_floor: Sequence[PromptComparison] | None = None,
         subject: str = "",
         context: str = "",
+        reference: str = "",
     ) -> None:
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
         self.noise_floor = None if noise_floor is None else Agreement(noise_floor, rule=Rule(), same_model=True)
-        self._subject, self._context = subject, context
+        self._subject, self._context, self._reference = subject, context, reference
         if self.n_tokens == 0:
             raise UsageError("agreement compared 0 tokens: nothing was compared. Give prompts, and new_tokens of at least 1.")
         self._sums = tuple(map(_sums, self.prompts))
@@ -229,6 +231,7 @@ class Agreement:
         """Plain values for a record."""
         return {
             "itself": self.same_model,
+            "reference": self._reference,
             "n_prompts": self.n_prompts,
             "n_tokens": self.n_tokens,
             "rule": str(self.rule),

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from pytest_llmperf.core.record import ClaimRecord, Record
 from pytest_llmperf.errors import StoreError
-from pytest_llmperf.history import queries
+from pytest_llmperf.history import advice, queries
 from pytest_llmperf.history.address import parse
+from pytest_llmperf.history.advice import Measured
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
 from pytest_llmperf.history.queries import Point, Series
@@ -164,6 +165,10 @@ class Store:
     def points(self, series: str, metric: str, *, environment: str | None = None, limit: int | None = None) -> list[Point]:
         """One metric over a series, newest first, without reading whole records; `environment` is an environment key."""
         return queries.points(self._database, series, metric, limit, environment=environment)
+
+    def measured(self) -> list[Measured]:
+        """What advice is made of, over all series, newest first (see `history.advice`)."""
+        return advice.measured(self._database)
 
     def metric_names(self) -> list[str]:
         """Names of the metrics that the newest records have, sorted."""

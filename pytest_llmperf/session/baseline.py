@@ -49,6 +49,7 @@ def compare(
         noise_floor=floor,
         subject=candidate.plan.strategy,
         context=_context(candidate, reference, question),
+        reference=reference.strategy,
     )
 
 

@@ -1,0 +1,80 @@
+"""`llmperf advise`: the fastest stored strategy that meets some limits, and what it was chosen among."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option
+
+if TYPE_CHECKING:
+    from pytest_llmperf.core.advise import Advice
+    from pytest_llmperf.history.advice import Found
+
+
+@click.command("advise")
+@click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
+@click.option("--top1", metavar="SHARE", help="At least this share of the reference's first choices, such as 0.98.")
+@click.option("--perplexity", metavar="RATIO", help="At most this perplexity over the reference's, such as +1%.")
+@click.option("--ttft", metavar="TIME", help="At most this median time to the first token, such as 200ms.")
+@click.option("--model", metavar="TEXT", help="Of several stored models, this one.")
+@click.option("--environment", metavar="TEXT", help="Of several stored environments, this one (a key, or a part of its text).")
+@click.option("--workload", metavar="TEXT", help="Of several stored workloads, this one.")
+@click.option("--agreement", metavar="TEXT", help="Of several stored agreements (prompts, length, reference), this one.")
+@store_option
+@json_option
+def advise_command(
+    memory: str | None,
+    top1: str | None,
+    perplexity: str | None,
+    ttft: str | None,
+    model: str | None,
+    environment: str | None,
+    workload: str | None,
+    agreement: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Which strategy to take: the fastest that meets the limits, and the front of speed, memory and quality.
+
+    From stored runs alone: what was not measured is named and not compared. Exit code 1 if no strategy meets the limits.
+    """
+    from pytest_llmperf.core.advise import advise  # noqa: PLC0415
+    from pytest_llmperf.history.advice import Wanted, find  # noqa: PLC0415
+
+    limits = _limits(memory=memory, top1=top1, perplexity=perplexity, ttft=ttft)
+    with open_history(store) as opened:
+        found = find(opened, Wanted(model=model, environment=environment, workload=workload, agreement=agreement))
+        shown = opened.shown
+    advice = advise(found.choices, limits)
+    if as_json:
+        _print_document(found, advice, limits, shown)
+    else:
+        _print_advice(found, advice, limits)
+    if advice.fastest is None:
+        raise SystemExit(1)
+
+
+def _limits(**texts: str | None) -> dict[str, float]:
+    from pytest_llmperf.core import amounts  # noqa: PLC0415
+
+    read = {"memory": amounts.size_bytes, "top1": amounts.share, "perplexity": amounts.ratio, "ttft": amounts.duration_s}
+    return {axis: read[axis](text) for axis, text in texts.items() if text is not None}
+
+
+def _print_document(found: Found, advice: Advice, limits: dict[str, float], shown: str) -> None:
+    from msgspec import to_builtins  # noqa: PLC0415
+
+    print_json({"store": shown, "limits": limits, **to_builtins(found), **to_builtins(advice)})
+
+
+def _print_advice(found: Found, advice: Advice, limits: dict[str, float]) -> None:
+    from pytest_llmperf.report.advice import sentences, table  # noqa: PLC0415
+
+    lines = sentences(advice, found.choices, limits)
+    click.echo(encodable(f"{found.model} on {found.environment}: {found.workload}"))
+    click.echo(encodable(f"memory: {found.memory}; quality: {found.agreement or 'no agreement is stored'}") + "\n")
+    header, rows = table(advice, found.choices)
+    print_table(rows, header)
+    click.echo("\n" + "\n".join(map(encodable, lines)))
