@@ -14,7 +14,7 @@ from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, 
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
-from pytest_llmperf.engines import scripted_pruning, scripted_reference
+from pytest_llmperf.engines import scripted_pruning, scripted_ranks, scripted_reference
 from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
@@ -71,7 +71,7 @@ class ScriptedSession:
         self._plan = msgspec.structs.replace(plan, **_only(lies, LoadPlan))
         self._said = _only(lies, Effective)
         self._dtype = "float32" if self._plan.weights_dtype == "auto" else self._plan.weights_dtype
-        self._elements = options.weights_bytes // DTYPE_BYTES["float32"]
+        self._elements = options.weights_bytes // DTYPE_BYTES["float32"] // scripted_ranks.cut(plan)
 
     def opened(self) -> Opened:
         """The load took the script's `load`, in virtual time."""
@@ -184,7 +184,7 @@ class ScriptedSession:
         self._clock.advance_ns(times_ns[-1] if times_ns else 0)
         request = RequestTrace(n_prompt_tokens=workload.prompt_tokens or 1, t_due_ns=due_ns, events=events)
         marks = tuple(Mark(kind=kind, detail="the script says so") for kind in self._options.marks)
-        return Trace(repetition=repetition, requests=(request,) * workload.batch, marks=marks, clock="virtual")
+        return Trace(repetition=repetition, requests=(request,) * (workload.batch // self._plan.dp), marks=marks, clock="virtual")
 
     def _factor(self, repetition: int, kinds: set[str]) -> float:
         """How much slower than the script's times this run is: warm-up, faults, and log-normal noise of the given spread."""
@@ -215,6 +215,8 @@ class ScriptedSession:
             padding_side=self._padding_side,
             device=device,
             ranks=plan.ranks,
+            shards=scripted_ranks.shards(plan, self._weights_bytes()),
+            offloaded_bytes={} if plan.offload is None else {plan.offload: self._weights_bytes()},
             adapters=plan.adapter_names[:1],
             resident_adapters=_adapters(plan),
             assistance=plan.assist or "" if self._ran else "",
@@ -257,7 +259,7 @@ def _adapters(plan: LoadPlan) -> tuple[AdapterGroup, ...]:
             tensors_equal=2 * N_LINEARS,
             content_hash=_hash(name),
             active=i == 0,
-            merged=plan.merge_adapters,
+            merged=bool(plan.merge_adapters),
             **facts,
         )
         for i, name in enumerate(plan.adapter_names)

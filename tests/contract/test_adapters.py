@@ -238,12 +238,16 @@ def test_another_name_for_the_base_can_be_declared_the_same(folders, tmp_path):
 
 def test_an_adapter_of_another_shape_is_refused_with_both_named(folders, tmp_path):
     from generating import tiny_llama
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = adapter(tmp_path / "narrow", tiny_llama(), seed=1, base=BASE)
-    with pytest.raises(LoadError, match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*has 64 inputs, .* has 32"):
-        TransformersEngine().open(plan(folder))
-    deep = adapter(tmp_path / "deep", tiny_llama(layers=3), seed=1, base=BASE)
-    with pytest.raises(LoadError, match=r"'deep'.*"):
+    narrow = adapter(tmp_path / "narrow", tiny_llama(), seed=1, base=BASE)
+    with pytest.raises(
+        LoadError, match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*has \d+ inputs, the adapter's lora_A has"
+    ):
+        TransformersEngine().open(plan(narrow))
+    three = LlamaForCausalLM(LlamaConfig(**model().config.to_dict() | {"num_hidden_layers": 3}))
+    deep = adapter(tmp_path / "deep", three, seed=1, base=BASE)
+    with pytest.raises(LoadError, match=r"'deep'.*it changes model\.layers\.2\..*, which LlamaForCausalLM does not have"):
         TransformersEngine().open(plan(deep))
 
 

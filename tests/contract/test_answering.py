@@ -14,16 +14,16 @@ from pytest_llmperf.engines.transformers import TransformersSession
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Task, TaskSet
 
-WORDS = [f"w{i}" for i in range(VOCAB)]
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<what>"}
+WORDS = [*SPECIAL.values(), *(f"w{i}" for i in range(len(SPECIAL), VOCAB))]
 PROMPTS = ("w5 w6 w7", "w8", "w9 w10 w11 w12 w13", "w14 w15")
 
 
 def tokenizer():
     """One word, one token."""
-    special = {"pad_token": "w0", "eos_token": "w2", "unk_token": "w3"}
-    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, special["unk_token"]))
+    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, SPECIAL["unk_token"]))
     vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, padding_side="left", **special)
+    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, padding_side="left", **SPECIAL)
 
 
 @pytest.fixture(scope="module")

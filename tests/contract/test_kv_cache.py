@@ -60,7 +60,7 @@ def test_teacher_forced_passes_read_the_prompt_from_the_cache(cache, tmp_path):
     worst, later, first = compared(TransformersSession(loaded(tiny_llama(), cache=cache)), tmp_path)
     assert max(first) < 1e-9
     assert min(later) > 0
-    assert worst < 0.05
+    assert worst < {"int8": 0.05, "fp8": 0.5}[cache]
 
 
 def test_a_cache_with_a_wrong_scale_is_far_from_the_full_one(tmp_path, monkeypatch):
