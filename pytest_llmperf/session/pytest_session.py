@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -131,8 +131,10 @@ class PytestSession:
     def factory(self, item: pytest.Item) -> Callable[..., Model]:
         """What `llm_factory` gives."""
 
-        def make(strategy: str | None = None, *, engine: str | None = None) -> Model:
-            return self.core.model(self._declared(item).declaration, _strategy_text(strategy), engine=engine)
+        def make(strategy: str | None = None, *, engine: str | None = None, model: str | None = None) -> Model:
+            declared = self._declared(item).declaration
+            asked = declared if model is None else replace(declared, model=model)
+            return self.core.model(asked, _strategy_text(strategy), engine=engine)
 
         return make
 
