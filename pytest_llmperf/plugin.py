@@ -172,7 +172,7 @@ def baseline(request: pytest.FixtureRequest) -> Model:
 
 @pytest.fixture
 def llm_factory(request: pytest.FixtureRequest) -> Callable[..., Model]:
-    """`llm_factory("bf16+compile", engine="transformers")` for tests that need several models."""
+    """`llm_factory("bf16+compile", engine="transformers", model="org/other")` for tests that need several models."""
     return _session(request.config).factory(request.node)
 
 
