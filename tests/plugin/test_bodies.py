@@ -93,7 +93,7 @@ def test_after():
 
 def test_a_body_that_leaves_without_a_report_fails(body):
     """An exit code of 0 proves nothing: the body's own report has to arrive."""
-    result = body(LEAVING)
+    result = body(LEAVING, "-W", "error")
     result.assert_outcomes(passed=1, failed=4)
     text = said(result)
     for part in ("ended by exit code 0", "ended by exit code 3", "ended by signal SIGSEGV", "began and never ended"):

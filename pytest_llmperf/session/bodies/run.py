@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _SIDE = ("-P", "-m", "pytest_llmperf.session.bodies.side")
 _START_S = 120.0
+ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
+"""A body's process is a program of this package before it is pytest; a project may make warnings errors."""
+
 _NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against"})
 """Options that say which tests run or what is printed of all of them: decided here, before a body is started."""
 
@@ -49,7 +52,7 @@ def arguments(item: pytest.Function) -> tuple[str, ...]:
     words += [word for name in option.plugins if not name.startswith("no:terminal") for word in ("-p", name)]
     words += [word for each in option.override_ini or () for word in ("-o", each)]
     words += [word for each in option.pythonwarnings or () for word in ("-W", each)]
-    words += ["-p", "no:cacheprovider"]
+    words += ["-p", "no:cacheprovider", "-W", ALREADY_IMPORTED]
     words += ["-n0"] if importlib.util.find_spec("xdist") is not None and config.pluginmanager.has_plugin("xdist") else []
     place = str(item.path) + "::" + item.nodeid.partition("::")[2]
     return (*words, *_options(config), place)
