@@ -223,7 +223,7 @@ class Agreement:
 
     def report(self) -> str:
         """Numbers, verdict, and the worst prompts: position, both tokens, both top-5, logit gap."""
-        numbers = "\n".join(f"  {name:<17}{getattr(self, name)!s}" for name in QUANTITIES)
+        numbers = "\n".join(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES)
         worst = "\n".join(_worst_text(row) for row in self.worst[:_SHOWN_PROMPTS])
         return f"{self._compared()}\n{numbers}\n  {self._verdict()}\nprompts that disagree most:\n{worst}"
 
