@@ -1,0 +1,51 @@
+"""Memory and speed of a 7B architecture in 8 and 4 bits. Its weights are random, so nothing is asked of its answers."""
+
+import pytest
+
+from pytest_llmperf import Decode
+
+pytestmark = pytest.mark.llmperf(model="arch:falcon-7b", budget=20)
+
+SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
+COMPILED = "static-cache+compile"
+
+
+@pytest.fixture(autouse=True)
+def gpu_only(llm_factory):
+    """Skip before anything is loaded."""
+    if llm_factory("bf16").device != "cuda":
+        pytest.skip("arch:falcon-7b takes 14 GB in bf16 and is not for a CPU: run with --llmperf-device cuda")
+
+
+@pytest.mark.parametrize(
+    ("llm", "share"),
+    [
+        ("bf16+int8", 0.55),
+        ("bf16+int8wo", 0.55),
+        ("bf16+fp8", 0.55),
+        ("bf16+nf4", 0.33),
+        ("bf16+fp4", 0.33),
+        ("bf16+int4wo", 0.35),
+    ],
+    indirect=["llm"],
+)
+def test_quantised_weights_shrink_to_what_follows_from_the_shapes(llm, share, llm_factory):
+    """All 128 linear layers of the blocks; eager decoding gains no speed from it, because it waits for the host."""
+    ours, ref = llm.compare(llm_factory("bf16"), SHORT)
+    assert ours.memory.weights <= share * ref.memory.weights
+    assert llm.effective.quantised.converted == 128
+
+
+@pytest.mark.parametrize(
+    "llm", [f"bf16+{part}+{COMPILED}" for part in ("int8wo", "fp8:wo", "fp8", "int4wo", "nf4")], indirect=True
+)
+def test_compiled_decoding_of_quantised_weights_against_bf16(llm, llm_factory):
+    """How fast each one is, as a paired ratio: recorded, nothing is claimed."""
+    llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
+
+
+@pytest.mark.parametrize("llm", [f"bf16+int8wo+{COMPILED}", f"bf16+int4wo+{COMPILED}"], indirect=True)
+def test_fewer_bytes_decode_faster_once_the_host_is_out_of_the_way(llm, llm_factory):
+    """One 8-bit and one 4-bit strategy, at batch 1, against compiled bf16."""
+    ours, ref = llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
+    assert ours.decode_throughput >= 1.1 * ref.decode_throughput

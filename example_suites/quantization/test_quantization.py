@@ -1,0 +1,45 @@
+"""What 8 and 4 bits buy, and what they cost, on a real chat model."""
+
+import pytest
+
+from pytest_llmperf import Decode, PromptSet
+
+pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=12)
+
+CHAT = PromptSet.bundled("short-chat")
+
+
+@pytest.fixture
+def decode(llm_factory):
+    """One sequence of chat text, as long as the device can afford."""
+    if llm_factory().device == "cuda":
+        return Decode(batch=1, prompt_tokens=128, new_tokens=128, prompts=CHAT)
+    return Decode(batch=1, prompt_tokens=32, new_tokens=16, prompts=CHAT)
+
+
+@pytest.mark.parametrize("llm", ["int8", "int8wo"], indirect=True)
+def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
+    """`baseline` is the same model in fp32. Its linear layers hold 79 % of the weights; the embedding stays in fp32 here."""
+    ours, ref = llm.compare(baseline, decode)
+    assert ours.memory.weights <= 0.42 * ref.memory.weights
+
+    agreement = llm.agreement(baseline)
+    assert agreement.perplexity_ratio <= 1.10
+    assert agreement.top5 >= 0.95
+
+
+@pytest.mark.parametrize("llm", ["bf16+nf4", "bf16+fp4"], indirect=True)
+def test_four_bits_save_more_and_cost_more(llm, baseline, decode):
+    """Everything that is not quantised in bf16. There is no default rule for 4 bit: this budget is the test's own."""
+    ours, ref = llm.compare(baseline, decode)
+    assert ours.memory.weights <= 0.23 * ref.memory.weights
+    assert llm.agreement(baseline).perplexity_ratio <= 2.0
+
+
+@pytest.mark.llmperf(strategy="bf16+nf4")
+def test_what_was_quantised_can_be_asked_for(llm):
+    """Every linear layer but the output head, in the bytes that follow from the shapes."""
+    found = llm.effective.quantised
+    assert found.converted == found.layers - 1
+    assert [left.example for left in found.left_out] == ["lm_head"]
+    assert sum(found.held.values()) == sum(found.analytic.values())
