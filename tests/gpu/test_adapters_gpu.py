@@ -1,4 +1,4 @@
-"""Adapters, assisted decoding and 8-bit caches on a CUDA device: what only shows there is memory, and equal tokens in fp16 kernels."""
+"""Adapters, assisted decoding and 8-bit caches on a CUDA device: memory, every kind of base, and equal tokens."""
 
 from __future__ import annotations
 
