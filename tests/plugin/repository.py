@@ -56,7 +56,8 @@ class Repository:
 
     def state(self) -> tuple[str, ...]:
         """Everything of the checkout that a comparison must leave alone."""
-        kept = sorted(str(p.relative_to(self.path)) for p in self.path.glob(".git/**/*") if not {"objects", "packed-refs"} & set(p.parts))
+        inside = [p.relative_to(self.path) for p in self.path.glob(".git/**/*")]
+        kept = sorted(str(p) for p in inside if not {"objects", "packed-refs"} & set(p.parts))
         refs = self.git("for-each-ref", "--format=%(refname) %(objectname)")
         return (self.git("status", "--porcelain"), self.git("rev-parse", "HEAD"), refs, self.git("worktree", "list"), *kept)
 

@@ -179,6 +179,15 @@ def test_an_interpreter_is_a_base_with_packages_of_its_own(repo, run, tmp_path):
     assert (kept["kind"], kept["base"]["facts"]["python"].partition(".")[0]) == ("interpreter", "3")
 
 
+def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypatch):
+    """One (simulated) GPU in all: the base waits for no lease of its own."""
+    monkeypatch.setenv("LLMPERF_SIMULATED_GPUS", "1x141GB:NVIDIA H200:9.0")
+    repo.speed("12ms")
+    result = run("--llmperf-against=HEAD", "--llmperf-device=cuda", "--llmperf-wait=10")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *Regression: throughput of auto is 0.882x *"])
+
+
 def test_an_editable_install_that_wins_is_noticed(repo, run):
     """The base's conftest puts the head's folder first: its modules are not the base's, and nothing is compared."""
     repo.commit("stray", **{"conftest.py": f"import sys\nsys.path.insert(0, {str(repo.path)!r})\nimport speed\n"})

@@ -21,6 +21,7 @@ from pytest_llmperf.session.against.trees import Trees
 from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.handle import HostChannel
 from pytest_llmperf.session.options import OPTIONS
+from pytest_llmperf.session.pool import Pool
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.settings import read
 from pytest_llmperf.session.state import LlmperfSession
@@ -54,6 +55,7 @@ class ScriptedBase:
         self._errors = errors or []
 
     def reach(self, test, following, *, release, gpus):  # noqa: ARG002 - as Base
+        self.released = release
         self._session.recorder.begin(test, "")
         record = self._session.recorder.describe(self._model.load(), WORK)
         facts = {name: getattr(record, name) for name in SideFacts.__struct_fields__ if name != "facts"}
@@ -173,6 +175,17 @@ class _Renamed:
         from msgspec.structs import replace
 
         return self._engine.open(replace(plan, model=self._model))
+
+
+def test_versions_that_do_not_fit_together_are_loaded_in_turn(compared, monkeypatch):
+    """Ours is closed after each of its blocks, and the base is told to do the same."""
+    opened, fits = [], Pool.fits_together
+    monkeypatch.setattr(Pool, "fits_together", lambda self, *plans: len(plans) < 2 and fits(self, *plans))
+    monkeypatch.setattr(InProcess, "_start_worker", lambda _, plan: opened.append(plan.model.location) or HostChannel(Host()))
+    _, (finding,), base, _ = compared("seed=1", "seed=2")
+    assert finding.outcome is Outcome.PASS
+    assert base.released
+    assert opened.count("seed=1") == 1 + 6
 
 
 def test_both_blocks_of_a_pair_have_the_same_prompts_and_no_two_pairs_have(compared):

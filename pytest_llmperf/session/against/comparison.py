@@ -120,13 +120,15 @@ class Comparison:
     # What is compared
 
     def _tracks(self, records: Sequence[Record], limits: Mapping[str, float]) -> list[Track]:
-        noisy = len(limits.keys() - COUNTED) * len(records)
+        known = {metric.name for record in records for metric in record.metrics}
+        own = {name: limit for name, limit in limits.items() if name in known}  # a benchmark's time is no run's
+        noisy = len(own.keys() - COUNTED) * len(records)
         self._n_judged += noisy
         family = max(self.planned_tests * noisy, self._n_judged)
         return [
             track(side, record, name, limit=limit, counted=name in COUNTED, family=family)
             for side, record in enumerate(records)
-            for name, limit in limits.items()
+            for name, limit in own.items()
         ]
 
     def _reach(self, at: Measuring) -> Reached | str:

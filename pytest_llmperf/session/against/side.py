@@ -204,7 +204,7 @@ class BaseSide:
     # Tests
 
     def _run(self, session: pytest.Session, command: RunTest) -> None:
-        item = self._items.get(command.nodeid)
+        item = self._items.get(command.nodeid) or self._items.get(_without_group(command.nodeid))
         if item is None:
             self._desk.answer(self._missing(command.nodeid))
             return
@@ -269,6 +269,11 @@ def _facts(session: LlmperfSession, model: Model, workload: Workload) -> SideFac
         environment_key=record.environment_key,
         facts=record.environment.facts,
     )
+
+
+def _without_group(nodeid: str) -> str:
+    """Under `--dist loadgroup` pytest-xdist appends "@group" to the ids of its workers."""
+    return nodeid.rpartition("@")[0]
 
 
 def _describe(command: Command) -> str:
