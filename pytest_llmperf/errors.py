@@ -29,6 +29,10 @@ class WorkerHung(WorkerError):
     """The worker did not answer within the command's deadline; its stacks are in the message."""
 
 
+class RanksDisagree(WorkerError):
+    """The ranks of one model gave answers that must be equal and are not. The message names the ranks."""
+
+
 class OutOfMemory(WorkerError):
     """The device or the host ran out of memory in the worker, or was predicted to before loading."""
 

@@ -21,6 +21,12 @@ PARTS = (
     "eager",
     "flash",
     "prompt-lookup",
+    "tp2",
+    "fsdp2",
+    "pp2",
+    "dp2",
+    "offload-cpu",
+    "offload-disk",
 )
 """Strategy parts that stand alone. A test holds them equal to the table of strategies, which is too heavy to import here."""
 

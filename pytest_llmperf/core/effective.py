@@ -138,13 +138,37 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     merged: bool = False
 
 
+class Shard(Struct, frozen=True, kw_only=True):
+    """What one rank of a spread model holds.
+
+    `device` names the device itself (a GPU by its UUID's hash), `backend` what the collectives go through. `bytes` are its
+    parameters and buffers as counted; `whole_bytes` are those of the model on one device, `stage_bytes` those of this rank's
+    layers on one device (of a pipeline; else the whole), and `kept_bytes` what of these the split gives every rank in full
+    (norms; nothing under FSDP). `largest_layer_bytes` is that of one decoder layer, `load_peak_bytes` the most that was
+    allocated while loading (None where the device cannot tell). `holds` says it in words.
+    """
+
+    rank: int
+    device: str
+    backend: str
+    bytes: int
+    whole_bytes: int
+    stage_bytes: int
+    kept_bytes: int
+    holds: str
+    largest_layer_bytes: int = 0
+    load_peak_bytes: int | None = None
+
+
 class Effective(Struct, frozen=True, kw_only=True):
-    """What one worker holds and does.
+    """What one worker holds and does, or what all the ranks of a spread model do together.
 
     `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a config.
     `cache`, `compiled_graphs` and `assistance` are observed in the last run; before any run they are "" and 0.
     `adapters` are the names of those in force, `resident_adapters` all that the modules hold.
     `sparsity` is that of `pruned`; both are None where nothing was pruned.
+    `shards` has one row a rank where there are several; `tensors` and `linears` are then those of all ranks together.
+    `offloaded_bytes` are the weights that wait elsewhere ("cpu", "disk") while they are not used.
     """
 
     engine: str
@@ -162,6 +186,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     padding_side: str
     device: str
     ranks: int = 1
+    shards: tuple[Shard, ...] = ()
+    offloaded_bytes: dict[str, int] = {}
     adapters: tuple[str, ...] = ()
     resident_adapters: tuple[AdapterGroup, ...] = ()
     assistance: str = ""

@@ -141,7 +141,7 @@ def _kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Iterator[str
         yield "adapter-merged-fp32" if dtype == "fp32" else "adapter-merged"
     if candidate.assist != reference.assist and same_dtype:
         yield "assisted-fp32" if dtype == "fp32" else "assisted"
-    if candidate.ranks != reference.ranks and same_dtype:
+    if (candidate.ranks != reference.ranks or candidate.offload != reference.offload) and same_dtype:
         yield "parallel"
     if _differ_otherwise(candidate, reference):
         yield dtype
@@ -154,7 +154,7 @@ def _differ_otherwise(candidate: LoadPlan, reference: LoadPlan) -> bool:
         strategy=reference.strategy,
         assist=reference.assist,
         merge_adapters=reference.merge_adapters,
-        ranks=reference.ranks,
+        **{name: getattr(reference, name) for name in ("ranks", "tp", "fsdp", "pp", "dp", "offload")},
     )
     return alike != reference
 

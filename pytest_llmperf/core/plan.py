@@ -31,6 +31,8 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     `quantisation` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
     `adapters` are absolute folders as they were named, the first in force; `merge_adapters` folds it into the weights.
     `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
+    `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `offload` is "cpu" or "disk", where weights
+    wait, or None.
     """
 
     model: ModelRef
@@ -48,6 +50,11 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     adapters: tuple[str, ...] = ()
     merge_adapters: bool = False
     assist: str | None = None
+    tp: int = 1
+    fsdp: int = 1
+    pp: int = 1
+    dp: int = 1
+    offload: Literal["cpu", "disk"] | None = None
     options: tuple[tuple[str, str | int | float | bool], ...] = ()
     seed: int = 0
 
@@ -55,6 +62,11 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     def adapter_names(self) -> tuple[str, ...]:
         """The adapters' names: those of their folders."""
         return tuple(PurePath(folder).name for folder in self.adapters)
+
+    @property
+    def spread(self) -> int:
+        """Devices that the parallel parts of the strategy take together."""
+        return self.tp * self.fsdp * self.pp * self.dp
 
     def option(self, name: str, default: str | float | bool | None = None) -> str | int | float | bool | None:
         """The engine option `name`, or `default`."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.plan import ANY, LoadPlan
-from pytest_llmperf.engines import limits, pruning, quantised_limits
+from pytest_llmperf.engines import limits, parallel_limits, pruning, quantised_limits
 from pytest_llmperf.engines.base import Capabilities
 
-REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (*limits.ALL, *quantised_limits.ALL, pruning.refuse)
+REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (
+    *limits.ALL,
+    *quantised_limits.ALL,
+    *parallel_limits.ALL,
+    pruning.refuse,
+)
 """Each gives the reason why a plan cannot be loaded, or None."""
 
 _DTYPES = frozenset({"auto", "float32", "float16", "bfloat16"})
@@ -25,9 +30,12 @@ TRANSFORMERS = Capabilities(
         "adapters": ANY,
         "merge_adapters": frozenset({False, True}),
         "assist": ANY,
+        **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
+        "offload": frozenset({None, "cpu", "disk"}),
     },
     refuses=lambda plan: next((reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None),
     lacks=quantised_limits.missing_library,
+    max_ranks=None,
 )
 
 SCRIPTED = Capabilities(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import selectors
 import signal
 import time
@@ -32,6 +33,8 @@ OnBeat = Callable[[Heartbeat], None]
 _TICK_S = 0.2
 _EXIT_S = 5.0
 _GRACE_S = 5.0
+_PEER_GRACE_S = 3.0
+_PEER_LOST = re.compile(r"gloo|NCCL|ProcessGroup|by peer", re.IGNORECASE)
 _TAIL_LINES = 20
 
 Message = TypeVar("Message", Hello, Reply)
@@ -126,8 +129,9 @@ class Exchange:
         now_s = time.monotonic()
         failed = [m.failure for m in found.values() if isinstance(m, Reply) and m.failure is not None]
         if failed:
-            grace_s = _GRACE_S if is_answer(failed[0]) else 0.0
-            self._grace_end_s = self._grace_end_s or now_s + grace_s
+            self._grace_end_s = self._grace_end_s or now_s + _grace_s(failed[0])
+            if not is_answer(failed[-1]) and not blames_a_peer(failed[-1]):
+                return True
             return now_s >= min(self._grace_end_s, self._end_s)
         if now_s >= self._end_s:
             raise self._hung(missing, f"it gave no answer within its deadline of {self._deadline_s:g} s")
@@ -161,6 +165,18 @@ class Exchange:
 def is_answer(failure: Failure) -> bool:
     """Whether the failure is the engine's answer to the command, after which the worker stays usable."""
     return failure.kind in {cls.__name__ for cls in ANSWERS}
+
+
+def blames_a_peer(failure: Failure) -> bool:
+    """Whether a rank only lost its connection to another one, which then is the one that failed and has more to say."""
+    return not is_answer(failure) and _PEER_LOST.search(failure.message) is not None
+
+
+def _grace_s(failure: Failure) -> float:
+    """How long the other ranks are waited for: they may give the same answer, or be the reason."""
+    if is_answer(failure):
+        return _GRACE_S
+    return _PEER_GRACE_S if blames_a_peer(failure) else 0.0
 
 
 def _class(kind: str) -> type[LlmperfError]:

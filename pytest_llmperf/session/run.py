@@ -24,7 +24,7 @@ Acquire = Callable[[], OpenModel]
 class Around:
     """What is read outside the timed path: memory in its own pass, energy, the device's ceilings, what is in effect."""
 
-    memory: MemoryGauges | None
+    memory: MemoryGauges | tuple[MemoryGauges, ...] | None
     energy: EnergyReading
     ceilings: Ceilings | None
 
@@ -136,4 +136,4 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
     energy = model.call(ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS))
     assert isinstance(memory, MemoryRead)  # noqa: S101
     assert isinstance(energy, EnergyRead)  # noqa: S101
-    return Around(memory=memory.memory, energy=energy.energy, ceilings=device_ceilings.of(model))
+    return Around(memory=memory.ranks or memory.memory, energy=energy.energy, ceilings=device_ceilings.of(model))

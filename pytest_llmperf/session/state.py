@@ -168,12 +168,14 @@ class LlmperfSession:
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
         from pytest_llmperf.session.cores import worker_environment  # noqa: PLC0415
+        from pytest_llmperf.session.ranks import Ranks  # noqa: PLC0415
         from pytest_llmperf.session.workers import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
 
-        return WorkerGroup.start(
+        group = WorkerGroup.start(
             ranks=plan.ranks,
             python=self.settings.pythons.get(plan.engine, sys.executable),
             log_dir=worker_logs(self.settings.root),
             env=worker_environment(self.gpus, plan),
             name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",
         )
+        return group if plan.ranks == 1 else Ranks(group, plan)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from pytest_llmperf.errors import UsageError, WorkerError
-from pytest_llmperf.session.exchange import Exchange, OnBeat, is_answer
+from pytest_llmperf.session.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.session.kernel_oom import read_counters
 from pytest_llmperf.session.process import WORKER, WorkerProcess, free_port, rank_environment
 from pytest_llmperf.worker.messages import Close, Command, Reply, Result
@@ -172,8 +172,11 @@ class WorkerGroup:
         return all(w.wait_exited(max(0.0, end_s - time.monotonic())) and w.exit_code() == 0 for w in self._workers)
 
     def _raise_failure(self, exchange: Exchange, replies: dict[int, Reply]) -> None:
-        """Raise the first failure to arrive. Kills the group unless it is an answer that every rank gave time to follow."""
-        for reply in replies.values():
+        """Raise the first failure to arrive, one that blames another rank last.
+
+        Kills the group unless it is an answer that every rank gave time to follow.
+        """
+        for reply in sorted(replies.values(), key=lambda r: r.failure is not None and blames_a_peer(r.failure)):
             if reply.failure is not None:
                 if not is_answer(reply.failure) or len(replies) < len(self._workers):
                     self.kill()

@@ -39,7 +39,7 @@ class ChosenPart:
     def text(self) -> str:
         """The canonical text: an argument that changes nothing is left out."""
         plain = self.argument is None or self.fields == self.part.fields
-        return self.part.name if plain else f"{self.part.name}:{self.argument}"
+        return self.part.name if plain else f"{self.part.name}{'' if self.part.numbered else ':'}{self.argument}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Strategy:
                 fields[name] = (
                     (*cast("tuple[object, ...]", fields[name]), *cast("tuple[object, ...]", value)) if joined else value
                 )
-        return structs.replace(plan, strategy=self.canonical, **fields)
+        made = structs.replace(plan, strategy=self.canonical, **fields)
+        return structs.replace(made, ranks=made.spread) if made.spread > 1 else made
 
     def promises(self, plan: LoadPlan) -> tuple[Promise, ...]:
         """What must be in effect once `plan` (the result of `apply`) is loaded and warm."""
@@ -161,7 +162,7 @@ def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
         return piece
     if isinstance(piece, Part):
         return ChosenPart(piece)
-    name, colon, argument = piece.strip().partition(":")
+    name, colon, argument = _pieces(piece.strip())
     if not name:
         raise UsageError(f"strategy {text!r} has an empty part. Parts are joined by '+', like 'bf16+static-cache'. {_by_kind()}")
     if name not in TABLE:
@@ -170,8 +171,20 @@ def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
     if colon:
         _check_argument(part, argument)
     elif part.argument is not None and not part.fields:
-        raise UsageError(f"strategy part {name!r} needs an argument, for example {name + ':' + part.example!r}.")
+        raise UsageError(f"strategy part {name!r} needs an argument, for example {ChosenPart(part, part.example).text!r}.")
     return ChosenPart(part, argument if colon else None)
+
+
+def _pieces(text: str) -> tuple[str, str, str]:
+    """Name, colon and argument; the number behind the name of a numbered part is its argument."""
+    name, colon, argument = text.partition(":")
+    bare = name.rstrip("0123456789")
+    part = TABLE.get(bare)
+    if part is None or not part.numbered:
+        return name, colon, argument
+    if colon:
+        raise UsageError(f"strategy part {text!r}: the number of devices follows the name, for example {bare + part.example!r}.")
+    return bare, name[len(bare) :], name[len(bare) :]
 
 
 def _check_argument(part: Part, argument: str) -> None:

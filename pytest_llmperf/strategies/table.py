@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.strategies import promises, pruned
+from pytest_llmperf.strategies import parallel, promises, pruned
 from pytest_llmperf.strategies.adapters import LORA
 from pytest_llmperf.strategies.assistance import ASSISTED, PROMPT_LOOKUP
 from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.caches import KV_FP8, KV_INT8
 from pytest_llmperf.strategies.quantised import QUANTISED
 
-KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance")
+KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance", "parallel")
 """Kinds in the order of the canonical text."""
 
 
@@ -105,10 +105,9 @@ TABLE: dict[str, Part] = {
         _attention("flash", "flash_attention_2", "attention by the flash-attn package"),
         ASSISTED,
         PROMPT_LOOKUP,
+        *parallel.PARTS,
     )
 }
 
-PLANNED: dict[str, str] = {
-    **dict.fromkeys(("tp", "fsdp", "pp", "dp", "offload-cpu", "offload-disk"), "parallel"),
-}
+PLANNED: dict[str, str] = {}
 """Parts (name -> kind) that are planned and that this version does not have. A number (`tp2`) or `:PATH` may follow."""

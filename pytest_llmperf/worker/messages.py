@@ -214,9 +214,10 @@ class Ran(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to ReadMemory."""
+    """Answer to ReadMemory. `ranks` has the gauges of each where there are several; `memory` is then their sum."""
 
     memory: MemoryGauges | None
+    ranks: tuple[MemoryGauges, ...] = ()
 
 
 class EnergyRead(Struct, frozen=True, kw_only=True, tag=True):

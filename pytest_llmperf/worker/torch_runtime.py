@@ -173,14 +173,19 @@ def _out_of_memory(where: str, doing: str, error: BaseException) -> OutOfMemory:
     return OutOfMemory(f"out of {where} memory while {doing}: {reason}. Take a smaller batch, prompt or dtype.")
 
 
-def measure_energy(runtime: DeviceRuntime, seconds: float, repeat: Callable[[], int]) -> EnergyReading:
-    """Call `repeat` (one repetition, returns its output tokens) until `seconds` have passed, the counter read around it."""
+def measure_energy(
+    runtime: DeviceRuntime, seconds: float, repeat: Callable[[], int], agreed: Callable[[bool], bool] = bool
+) -> EnergyReading:
+    """Call `repeat` (one repetition, returns its output tokens) until `seconds` have passed, the counter read around it.
+
+    `agreed` gives what all ranks of one model do, from what this one would: they repeat equally often.
+    """
     meter = runtime.meter()
     if isinstance(meter, Unreadable):
         return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=meter.reason)
     runtime.synchronise()
     before, start, tokens = meter.read(), time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    while agreed(time.perf_counter() - start < seconds):
         tokens += repeat()
     runtime.synchronise()
     joules, elapsed = meter.joules_since(before), time.perf_counter() - start

@@ -28,7 +28,9 @@ def texts_of(kind: str) -> list[str]:
 
 def text_of(part) -> str:
     """The part alone, or with its example where it needs an argument."""
-    return f"{part.name}:{part.example}" if part.argument is not None and not part.fields else part.name
+    if part.argument is None or part.fields:
+        return part.name
+    return f"{part.name}{'' if part.numbered else ':'}{part.example}"
 
 
 @st.composite
@@ -88,7 +90,8 @@ def test_a_strategy_sets_the_fields_of_its_parts_and_no_others(parts):
     """Fields that no part sets keep the plan's values."""
     strategy = parse(parts)
     plan = strategy.apply(PLAN)
-    named = {field for chosen in strategy.parts for field in chosen.fields} | {"strategy"}
+    named = {field for chosen in strategy.parts for field in chosen.fields} | {"strategy", "ranks"}
+    assert plan.ranks == plan.tp * plan.fsdp * plan.pp * plan.dp
     for field in structs.fields(LoadPlan):
         if field.name not in named:
             assert getattr(plan, field.name) == getattr(PLAN, field.name)
@@ -142,7 +145,11 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
         ("int4wo:48", ["'int4wo': argument '48' is not known", "32, 64, 128, 256"]),
         ("int8:-1", ["'int8': argument '-1' is not known", "a number of at least 0"]),
         ("gptq", ["'gptq' needs an argument", "'gptq:./model-gptq'"]),
-        ("bf16+tp2", ["'tp2' in 'bf16+tp2' (parallel) is not in this version"]),
+        ("tp", ["'tp' needs an argument, for example 'tp2'"]),
+        ("bf16+tp1", ["'tp1': the number of devices is a whole number of at least 2", "On one device leave the part out"]),
+        ("fsdp02", ["'fsdp02'", "'fsdp2'"]),
+        ("tp:2", ["'tp:2': the number of devices follows the name, for example 'tp2'"]),
+        ("tp2+tp4", ["'tp2' and 'tp4' both set tp"]),
         ("lora", ["'lora' needs an argument", "'lora:adapters/mine'"]),
         ("lora::merged", ["'lora' needs the folder of an adapter"]),
         ("lora:a:merged+lora:b:merged", ["'lora:a:merged' and 'lora:b:merged' both set merge_adapters"]),
@@ -189,14 +196,15 @@ def test_every_pair_of_parts_conflicts_exactly_if_they_share_a_field():
 def test_every_part_has_a_fixture_whose_name_is_an_identifier():
     """`llm_<suffix>` can be requested for each part."""
     assert STRATEGY_FIXTURES["llm_fp16_mixed"] == "fp16-mixed"
-    assert set(STRATEGY_FIXTURES.values()) == {name for name, part in TABLE.items() if text_of(part) == name}
+    alone = {text_of(part) for name, part in TABLE.items() if text_of(part) == name or part.numbered}
+    assert set(STRATEGY_FIXTURES.values()) == alone
     assert all(suffix.isidentifier() for suffix in STRATEGY_FIXTURES)
 
 
 @pytest.mark.parametrize("part", TABLE.values(), ids=TABLE)
 def test_the_transformers_engine_can_do_every_part(part):
     """No part by itself is refused by the engine that this version has."""
-    device = "cuda" if part.name == "fp8" else "cpu"  # its products need tensor cores for float8
+    device = "cuda" if part.name in {"fp8", "offload-cpu"} else "cpu"  # float8 products; weights that leave a device for the host
     check_engine_can(parse(text_of(part)).apply(structs.replace(PLAN, device=device)), TRANSFORMERS, "transformers")
 
 
@@ -229,9 +237,10 @@ def test_a_part_that_the_engine_cannot_honour_is_refused_with_the_choices():
 )
 def test_a_device_or_rank_count_that_the_engine_lacks_is_refused(change, message):
     """Before anything is loaded."""
-    check_engine_can(structs.replace(PLAN, device="cuda:1"), TRANSFORMERS, "transformers")
+    one_rank = Capabilities(plan_fields=TRANSFORMERS.plan_fields)
+    check_engine_can(structs.replace(PLAN, device="cuda:1"), one_rank, "transformers")
     with pytest.raises(UsageError, match=message):
-        check_engine_can(structs.replace(PLAN, **change), TRANSFORMERS, "transformers")
+        check_engine_can(structs.replace(PLAN, **change), one_rank, "transformers")
 
 
 @pytest.mark.parametrize(

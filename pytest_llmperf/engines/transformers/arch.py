@@ -41,13 +41,13 @@ def build(
     of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory. Each module is
     handed to `converter` as soon as it has its values, so that a quantised model never lies on the device in full.
     """
-    model = _on_meta(_config(name), dtype, attention)
+    model = on_meta(config_of(name), dtype, attention)
     if converter is not None:
         converter.prepare(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         for path, module in list(model.named_modules()):
-            _materialise(model, module, path, device)
+            materialise(model, module, path, device)
             if converter is not None and path:
                 converter.convert(model, path)
     model.tie_weights()
@@ -60,19 +60,21 @@ def content_hash(name: str, device: torch.device, seed: int) -> str:
     return hash_value({"type": row.model_type, "config": row.config, "seed": seed, "device": device.type, "scheme": _SCHEME})
 
 
-def _config(name: str) -> PreTrainedConfig:
+def config_of(name: str) -> PreTrainedConfig:
+    """The config of a name of ARCHITECTURES."""
     row = ARCHITECTURES[name]
     return AutoConfig.for_model(row.model_type, **row.config)
 
 
-def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The model of a config on the meta device: shapes without values."""
     chosen = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
         model: PreTrainedModel = _AUTO.from_config(config, dtype=dtype, **chosen)
     return model
 
 
-def _materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
+def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
     """Give the module's own parameters and buffers storage and values; raise LoadError if a value was left unset."""
     wanted = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
     for name, parameter in list(module.named_parameters(recurse=False)):

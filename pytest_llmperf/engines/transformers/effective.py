@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
 from pytest_llmperf.engines.transformers.generate import autocast
 from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
+from pytest_llmperf.engines.transformers.parallel.sharded import eager
 from pytest_llmperf.engines.transformers.quantise.report import quantised_layers
 from pytest_llmperf.engines.transformers.quantise.storage import (
     identity,
@@ -59,10 +61,12 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
     adapters = loaded.adapters
     assistant = loaded.assistant
     pruned = loaded.pruned.now() if loaded.pruned is not None else None
+    held = tensor_groups(loaded.model)
+    shards = () if loaded.cut is None else (loaded.cut.shard(sum(group.bytes for group in held)),)
     return Effective(
         engine=loaded.plan.engine,
         model_class=type(loaded.model).__name__,
-        tensors=tensor_groups(loaded.model) + (() if assistant is None else assistant_tensors(assistant.model)),
+        tensors=held + (() if assistant is None else assistant_tensors(assistant.model)),
         linears=linear_groups(loaded.model),
         compute_dtype=probe.compute_dtype,
         autocast_dtype=probe.autocast_dtype,
@@ -77,6 +81,9 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
         resident_adapters=() if adapters is None else adapters.groups(),
         padding_side=tokenizer.padding_side if tokenizer is not None else "left",
         device=str(loaded.device),
+        ranks=loaded.plan.ranks,
+        shards=shards,
+        offloaded_bytes=offloaded_bytes(loaded.model),
         sparsity=pruned.sparsity if pruned is not None else None,
         pruned=pruned,
         notes=facts.notes if loaded.pruned is None else (*facts.notes, *loaded.pruned.notes),
@@ -97,7 +104,7 @@ def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
             total = totals[kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantised]
             total[0] += 1
             total[1] += inner.numel()
-            total[2] += inner.numel() * inner.element_size()
+            total[2] += 0 if inner.is_meta else inner.numel() * inner.element_size()  # what waits elsewhere takes no room here
     return tuple(
         TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept, quantised=low)
         for (kind, dtype, device, kept, low), (n, elements, size) in sorted(totals.items())
@@ -153,7 +160,7 @@ def probe_forward(loaded: Loaded) -> Probe:
     with _first_linear_output(loaded.model, outputs), torch.no_grad(), autocast(loaded.device, loaded.plan.autocast_dtype), calls:
         active = _active_autocast(loaded.device.type)
         try:
-            type(loaded.model).forward(loaded.model, input_ids=token, use_cache=False)
+            eager(loaded.model)(input_ids=token, use_cache=False)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:

@@ -31,6 +31,9 @@ from pytest_llmperf.engines.transformers.checkpoint import (
 from pytest_llmperf.engines.transformers.content import hash_value
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
+from pytest_llmperf.engines.transformers.parallel import build as parallel
+from pytest_llmperf.engines.transformers.parallel.group import Grid, join, rank_device
+from pytest_llmperf.engines.transformers.parallel.offload import offload, require_accelerate
 from pytest_llmperf.engines.transformers.prune import Watch, prune
 from pytest_llmperf.engines.transformers.quantise import Conversion, Quantiser
 from pytest_llmperf.errors import LoadError, UsageError
@@ -47,7 +50,7 @@ class Loaded:
 
     `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype it was stored in.
     `conversion` says which linear layers were quantised, if the plan asked for that; `adapters` are peft's, on the model or
-    merged into it; `assistant` proposes tokens to it.
+    merged into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that several ranks share.
     """
 
     model: Any
@@ -63,6 +66,7 @@ class Loaded:
     assistant: Loaded | None = None
     base_hash: str = ""
     conversion: Conversion | None = None
+    cut: parallel.Cut | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -72,12 +76,14 @@ class Loaded:
 
 def load(plan: LoadPlan) -> Loaded:
     """Load what `plan` says. Raises UsageError for a device that is not there, LoadError, or out of memory as torch does."""
-    device = torch_device(plan.device)
+    device = torch_device(rank_device(plan.device))
     _quieten()
+    require_accelerate(plan)
     require_cache(plan)
     _require_peft(plan)
+    grid = join(plan, device)
     start_ns = time.perf_counter_ns()
-    source = _read(plan, device)
+    source, cut = _read_ranks(plan, device, grid)
     model, tokenizer = _ready(source.model), _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
     pruned = prune(model, tokenizer, plan, device)  # first: quantised weights cannot be ranked, merged adapters fill the zeros
@@ -88,6 +94,7 @@ def load(plan: LoadPlan) -> Loaded:
     if plan.adapters and not plan.merge_adapters:
         adapters = _adapters(model, plan)
     assistant = _assistant(plan, model, tokenizer)
+    offload(model, plan, device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return Loaded(
@@ -104,6 +111,7 @@ def load(plan: LoadPlan) -> Loaded:
         pruned=pruned,
         adapters=adapters,
         assistant=assistant,
+        cut=cut,
     )
 
 
@@ -126,6 +134,16 @@ def _require_cuda(device: torch.device, name: str) -> None:
             f"device {name!r} was asked for, torch {torch.__version__} sees {count} CUDA devices. "
             "Use --llmperf-device cpu, or install a torch built for this machine's driver; 'llmperf doctor' says more.",
         )
+
+
+def _read_ranks(plan: LoadPlan, device: torch.device, grid: Grid | None) -> tuple[Source, parallel.Cut | None]:
+    """The model of this rank, or its part of one. Weights that are to wait elsewhere start out on the host."""
+    if grid is None:
+        return _read(plan, device if plan.offload is None else torch.device("cpu")), None
+    if parallel.is_cut(plan):
+        return parallel.read(plan, device, grid)
+    source = _read(plan, device)
+    return source, parallel.whole(plan, source.model, grid)
 
 
 def _read(plan: LoadPlan, device: torch.device) -> Source:

@@ -22,6 +22,7 @@ from torch import Tensor
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.engines.transformers.generate import DecodeLoop, autocast
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, left_padded, synthetic_rows, tokenise
+from pytest_llmperf.engines.transformers.parallel.sharded import eager
 from pytest_llmperf.engines.transformers.scoring import rank_of, score, worst_position
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
@@ -36,7 +37,7 @@ class Scorer:
     """A model with the decode loop that is measured. Teacher-forced passes are eager; free-running text uses the loop.
 
     `new_cache` makes a quantised KV cache, which teacher-forced passes then read the prompt from, as decoding does.
-    `one_by_one`: the loop takes one sequence at a time.
+    `one_by_one`: the loop takes one sequence at a time. `writes`: this process writes files, and not another rank.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Scorer:
     autocast_dtype: str | None
     new_cache: Callable[[], Any] | None = None
     one_by_one: bool = False
+    writes: bool = True
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
         """[batch, n, vocab] float32 logits that predict each token of `continuation` [batch, n], and the dtype they had."""
@@ -66,8 +68,8 @@ class Scorer:
     def _forward(self, n: int, **inputs: Any) -> Tensor:
         """[batch, n, vocab] of the last positions."""
         keep = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
-        # `forward` and not the call: a model compiled for decoding would compile these shapes too
-        logits: Tensor = self.model.forward(**inputs, **keep).logits
+        # not the call: a model compiled for decoding would compile these shapes too
+        logits: Tensor = eager(self.model)(**inputs, **keep).logits
         return logits[:, -n:]
 
     def _forward_in_two(self, width: int, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -122,7 +124,8 @@ def make_reference(scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: i
     }
     texts = list(prompts.texts) or [scorer.text(row) for row in rows]
     metadata = {"format": FORMAT, "logits_dtype": str(dtype).removeprefix("torch."), "prompts": json.dumps(texts)}
-    write_atomically(tensors, metadata, Path(path))
+    if scorer.writes:
+        write_atomically(tensors, metadata, Path(path))
     return len(rows), len(rows) * new_tokens
 
 

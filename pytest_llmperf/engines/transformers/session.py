@@ -23,6 +23,7 @@ from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, i
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
+from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
@@ -38,6 +39,7 @@ class TransformersSession:
         if loaded.device.type == "cuda":
             torch.cuda.set_device(loaded.device)  # events and streams made without a device are this one's
         self._loaded = loaded
+        self._grid = None if loaded.cut is None else loaded.cut.grid
         self._runtime = DeviceRuntime(loaded.device)
         self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)
         self._before = graphs_compiled(), cudagraph_skips()
@@ -100,14 +102,14 @@ class TransformersSession:
         """One timed repetition. Inputs are on the device before the clock starts; telemetry is read outside it."""
         batch = self._inputs(workload, repetition)
         watch = self._runtime.watch()
-        self._runtime.synchronise()
+        self._meet()
         watch.start()
         decoded = self._decode(batch, workload)
         self._runtime.synchronise()
         seen = watch.finish()
         return Ran(
             trace=trace_of(decoded, batch, repetition, seen.marks),
-            step=self._step_cost(decoded, workload.batch),
+            step=self._step_cost(decoded, batch.ids.shape[0]),
             telemetry=seen.gauges | proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
@@ -146,7 +148,7 @@ class TransformersSession:
         def repeat() -> int:
             return self._decode(self._inputs(workload, next(repetitions)), workload).tokens.numel()
 
-        return measure_energy(self._runtime, seconds, repeat)
+        return measure_energy(self._runtime, seconds, repeat, bool if self._grid is None else self._grid.as_rank_0_says)
 
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
         """Copy bandwidth and matmul rates of this device."""
@@ -170,18 +172,29 @@ class TransformersSession:
     def close(self) -> None:
         """Drop the model and everything compiled for it."""
         vars(self).clear()
+        leave()
         torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _inputs(self, workload: Workload, repetition: int) -> TokenBatch:
-        return token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
+        batch = token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
+        if self._grid is None or self._loaded.plan.dp == 1:
+            return batch
+        rows = own_rows(batch.ids, self._loaded.plan.dp, self._grid.place("dp"))
+        return TokenBatch(batch.ids[rows], None if batch.mask is None else batch.mask[rows], batch.lengths[rows])
 
     def _decode(self, batch: TokenBatch, workload: Workload) -> Decoded:
         with out_of_memory_named(f"running {describe(workload)}"), self._mixed(batch):
             self._last = self._loop.decode(batch, workload.new_tokens)
         return self._last
+
+    def _meet(self) -> None:
+        """The device is idle, and every rank is here: what is timed starts together."""
+        self._runtime.synchronise()
+        if self._grid is not None:
+            self._grid.barrier()
 
     def _mixed(self, batch: TokenBatch) -> AbstractContextManager[None]:
         adapters = self._loaded.adapters
@@ -191,6 +204,9 @@ class TransformersSession:
         cost = step_cost(self._loaded.model, decoded.cache, batch, self._effective.compute_dtype)
         if decoded.assisted is not None:
             cost = structs.replace(cost, assistant_bytes_read=decoded.assisted.bytes_read / decoded.assisted.forwards)
+        if self._grid is not None:
+            per_rank = cost.attention_flops_per_token_per_position / self._grid.along("tp")
+            cost = structs.replace(cost, attention_flops_per_token_per_position=per_rank)
         adapters = self._loaded.adapters
         if adapters is None or self._rows:
             return cost
@@ -211,6 +227,7 @@ class TransformersSession:
             autocast_dtype=loaded.plan.autocast_dtype,
             new_cache=cache_maker(loaded.model, loaded.plan),
             one_by_one=isinstance(self._loop, AssistedLoop),
+            writes=self._grid is None or self._grid.rank == 0,
         )
 
 

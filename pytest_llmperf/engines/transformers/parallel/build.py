@@ -1,0 +1,172 @@
+"""Loading one model onto several ranks: every module is filled and cut at once, so that no rank ever holds the whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_llmperf.core.effective import Shard
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.parallel_limits import does_not_divide
+from pytest_llmperf.engines.transformers.checkpoint import Source, load_errors
+from pytest_llmperf.engines.transformers.parallel.anatomy import Anatomy, anatomy, is_tied, own_bytes
+from pytest_llmperf.engines.transformers.parallel.group import Grid
+from pytest_llmperf.engines.transformers.parallel.pipeline import Stage, stage
+from pytest_llmperf.engines.transformers.parallel.sharded import LayerSharder, layer_sharder
+from pytest_llmperf.engines.transformers.parallel.skeleton import Skeleton, skeleton
+from pytest_llmperf.engines.transformers.parallel.tensor import TensorCut, tensor_cut
+from pytest_llmperf.errors import LoadError
+from pytest_llmperf.worker.torch_runtime import DeviceRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What the split of a model says each rank must hold; see core.effective.Shard. `grid` is this rank's place."""
+
+    grid: Grid
+    whole_bytes: int
+    stage_bytes: int
+    kept_bytes: int
+    largest_layer_bytes: int
+    load_peak_bytes: int | None
+    holds: str
+
+    def shard(self, held_bytes: int) -> Shard:
+        """The row of this rank, with the bytes that are there now."""
+        return Shard(
+            rank=self.grid.rank,
+            device=device_identity(self.grid.device),
+            backend=self.grid.backend,
+            bytes=held_bytes,
+            whole_bytes=self.whole_bytes,
+            stage_bytes=self.stage_bytes,
+            kept_bytes=self.kept_bytes,
+            holds=self.holds,
+            largest_layer_bytes=self.largest_layer_bytes,
+            load_peak_bytes=self.load_peak_bytes,
+        )
+
+
+def is_cut(plan: LoadPlan) -> bool:
+    """Whether ranks hold parts of the model, and not each a whole one."""
+    return plan.tp * plan.fsdp * plan.pp > 1
+
+
+def read(plan: LoadPlan, device: torch.device, grid: Grid) -> tuple[Source, Cut]:
+    """The part of this rank. Raises LoadError where it cannot be cut so."""
+    with DeviceRuntime(device).peak_memory() as region:
+        bare = skeleton(plan, device)
+        with load_errors(plan, f"its part on rank {grid.rank}"):
+            _require_divisible(plan, bare.model)
+            cut = _Building(bare, plan, grid).build()
+    source = Source(
+        model=bare.model,
+        tokenizer=bare.tokenizer,
+        content_hash=bare.content_hash,
+        checkpoint_dtype=bare.checkpoint_dtype,
+    )
+    return source, Cut(**cut, load_peak_bytes=region.peak, grid=grid)
+
+
+def whole(plan: LoadPlan, model: nn.Module, grid: Grid) -> Cut:
+    """Of a rank that holds a whole model, one of several."""
+    size = own_bytes(model)
+    return Cut(
+        grid=grid,
+        whole_bytes=size,
+        stage_bytes=size,
+        kept_bytes=0,
+        largest_layer_bytes=0,
+        load_peak_bytes=None,
+        holds=f"replica {grid.place('dp') + 1} of {plan.dp}",
+    )
+
+
+def device_identity(device: torch.device) -> str:
+    """A GPU by the hash of its UUID, so that two names of one device are seen to be one."""
+    if device.type != "cuda":
+        return str(device)
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return f"{device} {hashlib.sha256(uuid.encode()).hexdigest()[:12]}"
+
+
+def _require_divisible(plan: LoadPlan, model: Any) -> None:
+    reason = does_not_divide(plan, model.config.get_text_config().to_dict())
+    if reason is not None:
+        raise LoadError(reason)
+
+
+class _Building:
+    """One pass over the modules in the order that a single device fills them."""
+
+    def __init__(self, bare: Skeleton, plan: LoadPlan, grid: Grid) -> None:
+        self._model: Any = bare.model
+        self._values = bare.values
+        self._plan, self._grid = plan, grid
+        self._anatomy: Anatomy = anatomy(bare.model)
+        self._stage: Stage | None = stage(bare.model, plan, grid, self._anatomy)
+        self._tensor: TensorCut | None = tensor_cut(bare.model, plan, grid)
+        self._sharder: LayerSharder | None = layer_sharder(plan, grid)
+        self._sizes = {
+            "whole_bytes": own_bytes(bare.model),
+            "stage_bytes": self._stage_tensors(),
+            "largest_layer_bytes": max(own_bytes(layer) for layer in bare.model.get_submodule(self._anatomy.layers).children()),
+        }
+        self._tied = is_tied(bare.model)
+
+    def build(self) -> dict[str, Any]:
+        """Fill, cut, tie, shard the rest. Returns the fields of Cut that are known here."""
+        model = self._model
+        paths = list(model.named_modules())
+        ends = {max(i for i, (path, _) in enumerate(paths) if self._anatomy.layer(path) == n): n for n in self._own_layers()}
+        with self._values.reading():
+            for i, (path, module) in enumerate(paths):
+                self._one(module, path)
+                if i in ends and self._sharder is not None:
+                    self._sharder.layer(model.get_submodule(f"{self._anatomy.layers}.{ends[i]}"))
+        if self._stage is not None:
+            self._stage.finish()
+        self._tie()
+        if self._tensor is not None:
+            self._tensor.finish()
+        if self._sharder is not None:
+            self._sharder.rest(model)
+        kept = self._tensor.kept_bytes if self._tensor is not None else 0
+        return {**self._sizes, "kept_bytes": kept, "holds": self._holds()}
+
+    def _one(self, module: nn.Module, path: str) -> None:
+        if self._stage is not None and not self._stage.keeps(path):
+            self._values.skip(module, path)
+            return
+        self._values.fill(module, path)
+        if self._tensor is not None:
+            self._tensor.after_fill(module, path)
+
+    def _own_layers(self) -> range:
+        return range(self._anatomy.n_layers) if self._stage is None else self._stage.layers
+
+    def _stage_tensors(self) -> int:
+        """Bytes of this stage on one device, from the model on the meta device; tied tensors are one there."""
+        mine = [module for path, module in self._model.named_modules() if self._stage is None or self._stage.keeps(path)]
+        tensors = {id(t): t for m in mine for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def _tie(self) -> None:
+        model = self._model
+        if self._stage is None:
+            model.tie_weights()
+        elif self._tied and self._stage.last:
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+    def _holds(self) -> str:
+        grid, plan, layers = self._grid, self._plan, self._own_layers()
+        parts = [
+            f"{axis} {grid.place(axis) + 1} of {getattr(plan, axis)}" for axis in ("dp", "tp", "fsdp") if getattr(plan, axis) > 1
+        ]
+        if plan.pp > 1:
+            parts.append(f"layers {layers.start} to {layers.stop - 1} of {self._anatomy.n_layers}")
+        return ", ".join(parts)

@@ -1,0 +1,117 @@
+"""The ranks of one model: their process group, and each one's place in the grid of dp x pp x fsdp x tp."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.errors import LoadError, UsageError
+
+AXES = ("dp", "pp", "fsdp", "tp")
+"""Outermost first: the ranks that talk most are neighbours."""
+
+COLLECTIVE_LIMIT = timedelta(hours=2)
+"""Longer than any command: the session ends a rank that hangs by the command's own deadline, with the stacks of all."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One rank's place. `mesh` has one dimension for each of AXES; `device` is this rank's own."""
+
+    mesh: DeviceMesh
+    rank: int
+    size: int
+    device: torch.device
+    backend: str
+
+    def place(self, axis: str) -> int:
+        """The number of this rank along an axis."""
+        return int(self.mesh.get_local_rank(axis))
+
+    def along(self, axis: str) -> int:
+        """Ranks along an axis."""
+        return int(self.mesh[axis].size())
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one along the axis alone."""
+        return self.mesh.get_group(axis)
+
+    @cached_property
+    def neighbours(self) -> tuple[int, ...]:
+        """Global ranks of this rank's pipeline, stage by stage."""
+        return tuple(dist.get_process_group_ranks(self.group("pp")))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        flag = torch.zeros(1, device=self.device)
+        dist.all_reduce(flag)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def as_rank_0_says(self, answer: bool) -> bool:
+        """Rank 0's answer on every rank: where ranks decide by their own clocks, they would part."""
+        shared = torch.tensor([int(answer)], device=self.device)
+        dist.broadcast(shared, src=0)
+        return bool(shared.item())
+
+    def sum_over_tp(self, value: Tensor) -> Tensor:
+        """The sum of each tensor-parallel rank's value."""
+        dist.all_reduce(value, group=self.group("tp"))
+        return value
+
+
+def rank_device(name: str) -> str:
+    """`name`, of a spread model with this rank's number: ranks see all devices of their model, in one order."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+def join(plan: LoadPlan, device: torch.device) -> Grid | None:
+    """Meet the other ranks of the plan; None for a plan of one rank.
+
+    Raises:
+        LoadError: this process was not started as one of them. UsageError: torch lacks the backend.
+    """
+    if plan.ranks == 1:
+        return None
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != plan.ranks or plan.spread != plan.ranks:
+        raise LoadError(f"strategy {plan.strategy!r} is for {plan.ranks} ranks, and this worker was started as one of {world}.")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_backend_available(backend):
+        raise UsageError(
+            f"strategy {plan.strategy!r} on {device.type} needs torch with {backend}, which {torch.__version__} lacks."
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT, device_id=device if device.type == "cuda" else None)
+    shape = tuple(int(getattr(plan, axis)) for axis in AXES)
+    assert prod(shape) == world  # noqa: S101 - checked above
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=AXES)
+    return Grid(mesh=mesh, rank=dist.get_rank(), size=world, device=device, backend=backend)
+
+
+def leave() -> None:
+    """End the process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_rows(ids: Tensor, replicas: int, place: int) -> slice:
+    """The rows of a [batch, width] tensor that a replica takes. Raises UsageError for a batch that cannot be divided."""
+    batch = ids.shape[0]
+    if batch % replicas:
+        raise UsageError(
+            f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
+            f"Take a multiple of {replicas}, for example batch={-(-batch // replicas) * replicas}."
+        )
+    return slice(batch // replicas * place, batch // replicas * (place + 1))

@@ -1,0 +1,36 @@
+"""FSDP2: each layer is cut over the ranks as soon as it has its values, and gathered while it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.parallel.group import Grid
+
+
+class LayerSharder:
+    """`fully_shard` for layers one by one, and for the rest at the end."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._mesh = grid.mesh["fsdp"]
+
+    def layer(self, module: nn.Module) -> None:
+        """The layer has its whole values: keep this rank's part."""
+        fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
+
+    def rest(self, model: Any) -> None:
+        """Embedding, final norm and head, once tied weights are one: after each forward pass they are parts again, too."""
+        fully_shard(model, mesh=self._mesh, reshard_after_forward=True)
+
+
+def layer_sharder(plan: LoadPlan, grid: Grid) -> LayerSharder | None:
+    """None for a plan without FSDP."""
+    return LayerSharder(grid) if plan.fsdp > 1 else None
+
+
+def eager(model: Any) -> Any:
+    """What runs the forward pass past a compiled graph: `forward`; of a sharded model the call, whose hooks gather it."""
+    return model if isinstance(model, FSDPModule) else model.forward

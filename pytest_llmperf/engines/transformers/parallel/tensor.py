@@ -1,0 +1,198 @@
+"""Tensor parallelism: the model's own plan, carried out on plain tensors with one collective where the plan joins ranks.
+
+transformers says which layers are cut and how (`tp_plan`: "colwise", "rowwise", …); falcon, for which it has no plan, is
+cut the same way. Why the plan is not carried out by transformers' own code: docs/decisions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import Tensor, nn
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.parallel.anatomy import is_tied
+from pytest_llmperf.engines.transformers.parallel.group import Grid
+from pytest_llmperf.errors import LoadError
+
+FALCON_PLAN = {
+    "transformer.h.*.self_attention.query_key_value": "colwise",
+    "transformer.h.*.self_attention.dense": "rowwise",
+    "transformer.h.*.mlp.dense_h_to_4h": "colwise",
+    "transformer.h.*.mlp.dense_4h_to_h": "rowwise",
+    "lm_head": "colwise_gather_output",
+}
+"""The fused projection holds a KV head after its query heads, group by group, so that a cut between groups is one of rows."""
+
+HEAD_COUNTS = ("num_heads", "num_kv_heads")
+"""Attributes by which some attention modules (falcon's) shape what their own share of the projection gives."""
+
+COLWISE, ROWWISE, GATHERED, EMBEDDED = "colwise", "rowwise", "colwise_gather_output", "embedding_rowwise"
+_SAME = {"colwise_rep": GATHERED, "rowwise_rep": ROWWISE, "replicated_with_grad_allreduce": "", "replicate": ""}
+_KNOWN = (COLWISE, ROWWISE, GATHERED, EMBEDDED, "")
+
+
+@dataclass
+class TensorCut:
+    """Cuts modules as they are filled. `kept_bytes` counts what stays whole on every rank."""
+
+    model: Any
+    grid: Grid
+    plan: dict[str, str]
+    kept_bytes: int = 0
+    cut_layers: int = 0
+    _counted: set[int] = field(default_factory=set)
+
+    def after_fill(self, module: nn.Module, path: str) -> None:
+        """The module has its whole values: leave this rank's part of them."""
+        style = self.plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", path), "")
+        if style == COLWISE:
+            _keep_rows(module, self.grid)
+        elif style == ROWWISE:
+            _keep_columns(module, self.grid)
+            module.register_forward_hook(_Sum(self.grid))
+        elif style in {GATHERED, EMBEDDED} and _divides(module, self.grid):
+            _keep_rows(module, self.grid)
+            _join_rows(module, style, self.grid)
+        else:
+            self.kept_bytes += sum(t.nbytes for source in _own(module) for t in source)
+            return
+        self.cut_layers += 1
+
+    def finish(self) -> None:
+        """Attention modules that count heads count their own."""
+        for module in self.model.modules():
+            for name in HEAD_COUNTS:
+                if "Attention" in type(module).__name__ and isinstance(getattr(module, name, None), int):
+                    setattr(module, name, getattr(module, name) // self.grid.along("tp"))
+
+
+def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
+    """None for a plan without tensor parallelism. Raises LoadError for a model that has no plan, or one of unknown styles."""
+    if plan.tp == 1:
+        return None
+    is_falcon = model.config.get_text_config().model_type == "falcon"
+    given = dict(FALCON_PLAN) if is_falcon else dict(getattr(model, "tp_plan", None) or {})
+    if not given:
+        raise LoadError(f"{type(model).__name__} has no tensor-parallel plan in this transformers. Take 'fsdpN' or 'ppN'.")
+    rules = {path: _SAME.get(style, style) for path, style in given.items()}
+    unknown = sorted({style for style in rules.values() if style not in _KNOWN})
+    if unknown:
+        raise LoadError(
+            f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried out here. Take 'fsdpN'."
+        )
+    _with_embedding(model, rules)
+    return TensorCut(model, grid, rules)
+
+
+def _with_embedding(model: Any, rules: dict[str, str]) -> None:
+    """The table is cut by rows, as newer plans do; one that is tied to an uncut head stays whole."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    table, head = paths[id(model.get_input_embeddings())], paths[id(model.get_output_embeddings())]
+    if is_tied(model) and rules.get(head) != GATHERED:
+        rules.pop(table, None)
+        rules.pop(head, None)
+    else:
+        rules[table] = EMBEDDED
+
+
+def _own(module: nn.Module) -> tuple[Any, Any]:
+    return module.parameters(recurse=False), module.buffers(recurse=False)
+
+
+def _divides(module: Any, grid: Grid) -> bool:
+    return int(module.weight.shape[0]) % grid.along("tp") == 0
+
+
+def _part(tensor: Tensor, dim: int, grid: Grid) -> nn.Parameter:
+    """The part of this rank, in memory of its own, so that the whole can go."""
+    n = grid.along("tp")
+    if tensor.shape[dim] % n:
+        raise LoadError(f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}.")
+    part = tensor.chunk(n, dim)[grid.place("tp")].clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(part, requires_grad=False)
+
+
+def _keep_rows(module: Any, grid: Grid) -> None:
+    """Outputs of a linear layer, or entries of a table."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, _part(parameter, 0, grid))
+    if hasattr(module, "out_features"):
+        module.out_features = module.weight.shape[0]
+
+
+def _keep_columns(module: Any, grid: Grid) -> None:
+    """Inputs of a linear layer. The bias is added once: by the first rank."""
+    module.weight = _part(module.weight, 1, grid)
+    module.in_features = module.weight.shape[1]
+    if getattr(module, "bias", None) is not None and grid.place("tp"):
+        module.bias.data.zero_()
+
+
+def _join_rows(module: nn.Module, style: str, grid: Grid) -> None:
+    if style == GATHERED:
+        module.register_forward_hook(_Gather(grid))
+        return
+    lookup = _Lookup(module, grid)
+    module.register_forward_pre_hook(lookup.before)
+    module.register_forward_hook(lookup.after)
+
+
+class _Sum:
+    """Adds the partial products of all ranks."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._group = grid.group("tp")
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return _summed(output, self._group)
+
+
+class _Gather:
+    """Puts the ranks' outputs side by side."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._group = grid.group("tp")
+        self._n = grid.along("tp")
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            joined = funcol.all_gather_tensor(output.movedim(-1, 0).contiguous(), 0, self._group)
+            return joined.movedim(0, -1).contiguous()
+        parts = [torch.empty_like(output) for _ in range(self._n)]
+        dist.all_gather(parts, output.contiguous(), group=self._group)
+        return torch.cat(parts, dim=-1)
+
+
+class _Lookup:
+    """A rank looks up its own rows; ids of other ranks give zeros, and the sum over the ranks has each row once."""
+
+    def __init__(self, module: Any, grid: Grid) -> None:
+        self._group = grid.group("tp")
+        self._rows = int(module.weight.shape[0])
+        self._first = self._rows * grid.place("tp")
+        self._ids: Tensor | None = None
+
+    def before(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._ids = inputs[0] - self._first
+        return (self._ids.clamp(0, self._rows - 1), *inputs[1:])
+
+    def after(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        assert self._ids is not None  # noqa: S101 - set by `before`
+        mine = (self._ids >= 0) & (self._ids < self._rows)
+        self._ids = None
+        return _summed(output.masked_fill(~mine.unsqueeze(-1), 0), self._group)
+
+
+def _summed(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    if torch.compiler.is_compiling():
+        joined: Tensor = funcol.all_reduce(value, "sum", group)
+        return joined
+    value = value.contiguous()
+    dist.all_reduce(value, group=group)
+    return value

@@ -1,0 +1,64 @@
+"""A worker whose rank 1 does something wrong, as the environment says (`FAULT`): the program of the tests of broken ranks."""
+
+from __future__ import annotations
+
+import os
+import time
+
+RANK = int(os.environ.get("RANK", "0"))
+FAULT = os.environ.get("FAULT", "")
+
+
+def zero_a_shard() -> None:
+    """Rank 1's part of every row-cut matrix is lost."""
+    from pytest_llmperf.engines.transformers.parallel import tensor
+
+    keep = tensor._keep_columns
+
+    def lost(module, grid) -> None:
+        keep(module, grid)
+        module.weight.data.mul_(0 if RANK == 1 else 1)
+
+    tensor._keep_columns = lost
+
+
+def load_everything() -> None:
+    """Nothing is cut: each rank keeps the whole model."""
+    from pytest_llmperf.engines.transformers.parallel import tensor
+
+    tensor.TensorCut.after_fill = lambda *_arguments: None
+    tensor.TensorCut.finish = lambda *_arguments: None
+
+
+def disturb_run(disturbance) -> None:
+    """Rank 1 does `disturbance` when it is to decode; the others wait for it in a collective."""
+    from pytest_llmperf.engines.transformers.session import TransformersSession
+
+    decode = TransformersSession._decode
+
+    def disturbed(self, *arguments):
+        if RANK == 1:
+            disturbance()
+        return decode(self, *arguments)
+
+    TransformersSession._decode = disturbed
+
+
+def fail() -> None:
+    """As a kernel that fails on one device."""
+    raise ArithmeticError("rank 1 has miscounted")
+
+
+FAULTS = {
+    "zero": zero_a_shard,
+    "whole": load_everything,
+    "raise": lambda: disturb_run(fail),
+    "hang": lambda: disturb_run(lambda: time.sleep(600)),
+    "exit": lambda: disturb_run(lambda: os._exit(7)),
+}
+
+if __name__ == "__main__":
+    FAULTS[FAULT]()
+    from pytest_llmperf.worker.__main__ import main
+
+    main()

@@ -1,0 +1,164 @@
+"""Two ranks over gloo: each strategy holds its part of the model, and they answer as one device does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.core.agreement import Agreement
+from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.core.rules import default_rule
+from pytest_llmperf.engines.transformers import TransformersEngine
+from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
+from pytest_llmperf.session.ranks import Ranks
+from pytest_llmperf.session.workers import WorkerGroup
+from pytest_llmperf.strategies import parse, require_in_effect
+from pytest_llmperf.worker.messages import CompareReference, Describe, Open, ReadEnergy, ReadMemory, ReadTopTokens, Run
+from pytest_llmperf.workloads import Decode, PromptSet
+
+WORK = Decode(batch=2, prompt_tokens=8, new_tokens=10)
+DEADLINE_S = 120.0
+FAULTY = (str(Path(__file__).with_name("faulty_rank.py")),)
+
+Start = Callable[..., Ranks]
+
+
+def plan_of(strategy: str, *, model: str = "tiny-llama") -> LoadPlan:
+    return parse(strategy).apply(LoadPlan(model=ModelRef(name=f"arch:{model}", kind="arch", location=model)))
+
+
+@contextmanager
+def ranks_of(plan: LoadPlan, logs: Path, fault: str = "") -> Iterator[Ranks]:
+    program = {"program": FAULTY} if fault else {}
+    env = {"OMP_NUM_THREADS": "1", "FAULT": fault}
+    with WorkerGroup.start(
+        ranks=plan.ranks, log_dir=logs, name=plan.strategy, env=env, python=sys.executable, **program
+    ) as group:
+        yield Ranks(group, plan)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+    """Start the ranks of a plan; they end with the test."""
+    with ExitStack() as stack:
+        yield lambda plan, fault="": stack.enter_context(ranks_of(plan, tmp_path, fault))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory):
+    """The model on one device: its outputs' hash for two and for four prompts, its bytes, and a reference file."""
+    session = TransformersEngine().open(plan_of("fp32"))
+    path = str(tmp_path_factory.mktemp("reference") / "reference.safetensors")
+    session.make_reference(PromptSet.synthetic(), 8, 4, path)
+    ran = session.run(WORK, 0)
+    yield ran, session.opened().effective.weights_bytes, path
+    session.close()
+
+
+@pytest.mark.parametrize("strategy", ["tp2", "fsdp2", "pp2", "dp2"])
+def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone, strategy):
+    """Promises hold, bytes are what the split says, tokens and agreement are those of the single device."""
+    ran, whole_bytes, reference = alone
+    plan = plan_of(f"fp32+{strategy}")
+    ranks = start(plan)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    held = [shard.bytes for shard in opened.effective.shards]
+    assert {shard.whole_bytes for shard in opened.effective.shards} == {whole_bytes}
+    assert max(held) <= (whole_bytes if strategy == "dp2" else 0.51 * whole_bytes)
+
+    first = ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S)
+    assert len(first.trace.requests) == WORK.batch
+    if strategy != "dp2":
+        assert (first.prompts_hash, first.outputs_hash) == (ran.prompts_hash, ran.outputs_hash)
+        assert first.step.flops_per_token == ran.step.flops_per_token
+        assert first.step.kv_bytes_per_token == ran.step.kv_bytes_per_token
+    gauges = ranks.call(ReadMemory(workload=WORK, repetition=1), deadline_s=DEADLINE_S)
+    assert [each.weights for each in gauges.ranks] == held
+    assert gauges.memory.weights == sum(held)
+    ranks.call(ReadEnergy(workload=WORK, repetition=2, seconds=0.1), deadline_s=DEADLINE_S)
+
+    agreement = compared(ranks, plan, reference)
+    assert agreement.ok, agreement.reasons
+    assert agreement.rule.kind == "parallel"
+    assert ranks.call(ReadTopTokens(prompt=(5, 6, 7), k=3), deadline_s=DEADLINE_S).top
+    assert ranks.call(Describe(), deadline_s=DEADLINE_S).effective.cache == "DynamicCache"
+
+
+def compared(ranks: Ranks, plan: LoadPlan, reference: str) -> Agreement:
+    rows = ranks.call(CompareReference(path=reference, batch=4), deadline_s=DEADLINE_S).prompts
+    return Agreement.of(rows, rule=default_rule(plan, plan_of("fp32")))
+
+
+def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alone):
+    """The grid's axes are independent: each of two stages is cut in two."""
+    ran, whole_bytes, _ = alone
+    plan = plan_of("fp32+tp2+pp2")
+    ranks = start(plan)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    assert max(shard.bytes for shard in opened.effective.shards) < 0.26 * whole_bytes
+    assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == ran.outputs_hash
+
+
+def test_a_zeroed_shard_is_seen_by_the_agreement(start: Start, alone):
+    """The negative control of agreement: rank 1 lost its part of the row-cut matrices."""
+    plan = plan_of("fp32+tp2")
+    ranks = start(plan, "zero")
+    ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    assert not compared(ranks, plan, alone[2]).ok
+
+
+def test_a_full_load_on_each_rank_breaks_the_promise(start: Start):
+    """The negative control of memory: nothing was cut, and the counts of each rank are in the error."""
+    plan = plan_of("fp32+tp2")
+    opened = start(plan, "whole").call(Open(plan=plan), deadline_s=DEADLINE_S)
+    with pytest.raises(NotInEffect, match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB"):
+        require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        ("raise", WorkerError, r"rank 1 of 2 .*failed in Run: ArithmeticError: rank 1 has miscounted"),
+        ("exit", WorkerDied, r"rank 1 of 2 .*ended by exit code 7 in Run"),
+        ("hang", WorkerHung, r"(?s)stacks of rank 0.*all_reduce.*stacks of rank 1.*faulty_rank\.py"),
+    ],
+)
+def test_a_rank_that_fails_alone_is_named_and_nothing_stays(start: Start, fault, error, said):
+    """The other rank waits for it in a collective; all are ended, and the reason is the one that failed first."""
+    plan = plan_of("fp32+tp2")
+    ranks = start(plan, fault)
+    ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    with pytest.raises(error) as caught:
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=10.0)
+    assert re.search(said, str(caught.value)), str(caught.value)
+    assert not ranks.alive
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused_and_the_ranks_live(start: Start):
+    """dp2 takes even batches; the error names one."""
+    plan = plan_of("fp32+dp2")
+    ranks = start(plan)
+    ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    with pytest.raises(UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"):
+        ranks.call(Run(workload=Decode(batch=3, prompt_tokens=4, new_tokens=2), repetition=0), deadline_s=DEADLINE_S)
+    assert ranks.alive
+
+
+def test_offloaded_weights_wait_on_disk_and_answer_alike(alone):
+    """Nothing but small tables lies on the device between forward passes."""
+    ran, whole_bytes, _ = alone
+    plan = plan_of("fp32+offload-disk")
+    session = TransformersEngine().open(plan)
+    effective = session.opened().effective
+    require_in_effect(effective, parse(plan.strategy).promises(plan), when="loaded")
+    assert effective.offloaded_bytes == {"disk": pytest.approx(whole_bytes, rel=0.01)}
+    assert effective.weights_bytes < 0.01 * whole_bytes
+    assert session.run(WORK, 0).outputs_hash == ran.outputs_hash
+    session.close()
