@@ -46,8 +46,8 @@ def build(
         converter.prepare(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        for path, module in list(model.named_modules()):
-            materialise(model, module, path, device)
+        for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep those that were replaced
+            materialise(model, model.get_submodule(path), path, device)
             if converter is not None and path:
                 converter.convert(model, path)
     model.tie_weights()
