@@ -50,3 +50,14 @@ GPUS_MARKER = (
     "takes on each (a test that measures nothing then holds that share of a GPU alone), `total_memory` how large each is, "
     "`capability` the least compute capability, such as (9, 0), `name` a part of the name, as 'H200'. The closest marker wins."
 )
+
+ISOLATED_MARKER = (
+    "llmperf_isolated(timeout=None): the test's body, with its fixtures, runs in a fresh process; pass, failure with its "
+    "traceback, skip, xfail, a crash by a signal, output and recorded runs are those of that process, which has to prove that "
+    "the body ran. `timeout` is seconds (default: --llmperf-timeout)."
+)
+
+RANKS_MARKER = (
+    "llmperf_ranks(n, timeout=None): the test's body runs once in each of `n` processes, with torchrun's variables set and the "
+    "fixture `llmperf_rank`; a failure of any rank is the test's, skips must agree, and a hang shows the stacks of every rank."
+)

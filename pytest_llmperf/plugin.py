@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.names import FIXTURES, GPUS_MARKER, MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, RANKS_MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.session.bodies import HOOKS_PLUGIN
+from pytest_llmperf.session.bodies.hooks import Bodies
 from pytest_llmperf.session.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.session.options import OPTIONS, Option
 
@@ -36,9 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and under --llmperf-gate what watches that something is judged."""
-    config.addinivalue_line("markers", MARKER)
-    config.addinivalue_line("markers", GPUS_MARKER)
+    for marker in (MARKER, GPUS_MARKER, ISOLATED_MARKER, RANKS_MARKER):
+        config.addinivalue_line("markers", marker)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
+    config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
     if text := _option(config, _named_option("gate")):
         _watch_gate(config, text)
     if text := _option(config, _named_option("against")):

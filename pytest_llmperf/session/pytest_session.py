@@ -174,6 +174,11 @@ class PytestSession:
         if kept := self._core.own.kept(lambda model: held_by_fixture(item, model)):
             raise MemoryNotReturned(f"{'; '.join(kept)}. Let go of it, or make the model in a fixture of a wider scope.")
 
+    def make_room(self) -> None:
+        """Unload everything: what runs next loads in processes of its own."""
+        if self._core is not None:
+            self._core.release_except(())
+
     def judge_skip(self, report: pytest.TestReport) -> None:
         """Under --llmperf-strict a test that was selected and skipped has failed."""
         if self._core is not None and self._core.settings.strict and not self._core.settings.skip:

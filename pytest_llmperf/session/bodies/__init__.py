@@ -6,3 +6,6 @@ starts one for an isolated test and one a rank for a test with ranks, waits with
 
 SIDE_PLUGIN = "llmperf-body-side"
 """Name of the pytest plugin that makes a process a body side."""
+
+HOOKS_PLUGIN = "llmperf-bodies"
+"""Name of the pytest plugin that runs bodies elsewhere (`hooks.Bodies`)."""

@@ -25,7 +25,7 @@ class Bodies:
     """A plugin of its own. In a body side it does nothing: the body runs where it is."""
 
     def __init__(self, session: Callable[[], PytestSession]) -> None:
-        self._session = session
+        self.session = session
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -40,7 +40,7 @@ class Bodies:
         except UsageError as error:
             pytest.fail(str(error), pytrace=False)
         item.fixturenames = []  # type: ignore[attr-defined]  # a Function has them
-        self._session().make_room()
+        self.session().make_room()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -50,7 +50,7 @@ class Bodies:
             return None
         from pytest_llmperf.session.bodies.run import run_body  # noqa: PLC0415
 
-        pyfuncitem.stash[RAN] = run_body(pyfuncitem, body, self._session().core)
+        pyfuncitem.stash[RAN] = run_body(pyfuncitem, body, self.session().core)
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 
@@ -31,9 +32,7 @@ class Rank:
         Raises:
             RuntimeError, ValueError: as torch.distributed.init_process_group.
         """
-        import torch  # noqa: PLC0415 - heavy, and only in a body's process
-        import torch.distributed as dist  # noqa: PLC0415
-
+        torch, dist = import_module("torch"), import_module("torch.distributed")  # by name: only a body's process has torch
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         chosen = backend or ("nccl" if gpus >= self.world_size else "gloo")
         device = torch.device("cuda", self.rank % gpus) if chosen == "nccl" else torch.device("cpu")

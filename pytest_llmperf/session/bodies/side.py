@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pytest_llmperf.errors import UsageError, WorkerError
-from pytest_llmperf.session.bodies import SIDE_PLUGIN
+from pytest_llmperf.session.bodies import HOOKS_PLUGIN, SIDE_PLUGIN
 from pytest_llmperf.worker.host import failure
 from pytest_llmperf.worker.loop import Pulse, read
 from pytest_llmperf.worker.messages import BodyRan, Close, Closed, Command, Hello, Reply, Result, RunBody
@@ -48,7 +48,8 @@ class BodySide:
         for item in items:
             if isinstance(item, pytest.Function):
                 item.obj = self._noted(item.obj)
-        _borrow(config, self._command.gpus)
+        if self._command.gpus:
+            config.pluginmanager.get_plugin(HOOKS_PLUGIN).session().core.gpus.borrow(self._command.gpus)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep why the file could not be collected."""
@@ -111,13 +112,6 @@ def _body(command: Command) -> RunBody:
     if not isinstance(command, RunBody):
         raise WorkerError(f"{type(command).__name__} is not a command of a test body's process.")
     return command
-
-
-def _borrow(config: pytest.Config, uuids: tuple[str, ...]) -> None:
-    from pytest_llmperf.plugin import SESSION  # noqa: PLC0415 - pytest has loaded it
-
-    if SESSION in config.stash:
-        config.stash[SESSION].core.gpus.borrow(uuids)
 
 
 def main(argv: list[str] | None = None) -> None:
