@@ -26,7 +26,8 @@ class Capabilities:
     that is missing takes its default only. `refuses` gives the reason why a plan cannot be loaded although each of its
     fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
     `lacks` gives the library that a plan needs and that this interpreter has not installed; it is not asked where the engine
-    runs with an interpreter of its own.
+    runs with an interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU nobody
+    waits for it, nor it for anybody.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Capabilities:
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     logits: bool = True
     max_ranks: int | None = 1
+    occupies_device: bool = True
 
 
 class Session(Protocol):

@@ -39,5 +39,7 @@ TRANSFORMERS = Capabilities(
 )
 
 SCRIPTED = Capabilities(
-    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantisation"}, max_ranks=None
+    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantisation"},
+    max_ranks=None,
+    occupies_device=False,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.effective import Promise
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
@@ -53,9 +54,7 @@ class OpenModel:
 
         GPUs are leased for longer than that (`Gpus`).
         """
-        if self.gpus:
-            return self.channel.call(command, deadline_s=self.timeout_s)
-        with exclusive(self.plan.device, timeout_s=self.wait_s):
+        with alone(self.plan, self.gpus, self.wait_s):
             return self.channel.call(command, deadline_s=self.timeout_s)
 
 
@@ -158,7 +157,7 @@ class Pool:
         self._show_load(plan)
         channel = self._start(plan)
         try:
-            with exclusive(plan.device, timeout_s=self._wait_s) if not gpus else nullcontext():
+            with alone(plan, gpus, self._wait_s):
                 opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s, on_beat=lambda _beat: self._show_load(plan))
             assert isinstance(opened, Opened)  # noqa: S101 - narrows the union; the wire checked the type
             opened = msgspec.structs.replace(opened, device_facts=opened.device_facts | _lease_facts(gpus))
@@ -216,6 +215,14 @@ class Pool:
             left = settle(lambda: tree.left(model.gpus))
             self._left += [f"{plan.model.name} {plan.strategy}: {text}" for text in left]
             tree.kill()
+
+
+def alone(plan: LoadPlan, gpus: tuple[Gpu, ...], wait_s: float) -> AbstractContextManager[None]:
+    """Hold the device of a plan for one command; nothing where GPUs are held, or where the engine does not occupy it."""
+    known = plan.engine in engines.TABLE
+    if gpus or (known and not engines.engine(plan.engine).can().occupies_device):
+        return nullcontext()
+    return exclusive(plan.device, timeout_s=wait_s)
 
 
 def _lease_facts(gpus: tuple[Gpu, ...]) -> dict[str, str]:
