@@ -25,6 +25,7 @@ MIN_ENERGY_S = 3.0
 _NS = 1e9
 _TOKEN_TIMES = ("prefill_throughput", "ttft", "decode_throughput", "tpot", "itl")
 _USE = ("mbu", "mfu", "prefill_mfu")
+_ALONE = "it was not compared with the same model on fewer devices: llm.compare(baseline, …)"
 
 
 class OfflineWork(Protocol):
@@ -67,11 +68,13 @@ def reduce(
     pair: str | None = None,
     subject: str = "",
     context: str = "",
+    collectives: float | str = "one device has nobody to communicate with",
 ) -> RunResult:
     """Every quantity of a run; what cannot be derived from what is given is NotMeasurable with its reason.
 
     `traces` are the valid repetitions in the order they were taken; `memory` the gauges of the one rank, or of each; `pair`
-    is shared by the results of an interleaved comparison, whose repetitions are then pairs.
+    is shared by the results of an interleaved comparison, whose repetitions are then pairs. `collectives` is their share of
+    a run, or why it is not known.
 
     Raises:
         InvalidRun: no request succeeded, a derived time is not positive, or an output has another length than asked.
@@ -89,6 +92,9 @@ def reduce(
         **use,
         acceptance_length=_acceptance_length(repetitions, origin),
         goodput=NotMeasurable("goodput", "this workload has no SLO"),
+        speed_up=NotMeasurable("speed_up", _ALONE),
+        efficiency=NotMeasurable("efficiency", _ALONE),
+        collectives=_collectives(collectives, origin),
         memory=_memory(memory, origin),
         energy=_energy(energy, origin),
         load_time=NotMeasurable("load_time", "nothing was loaded")
@@ -267,6 +273,12 @@ def _prompt_flops(repetition: _Repetition, step: StepCost) -> float:
 def _memory(memory: MemoryGauges | Sequence[MemoryGauges] | None, origin: _Origin) -> Memory:
     ranks = [memory] if isinstance(memory, MemoryGauges) else list(memory or ())
     return Memory.of(ranks, subject=origin.subject, context=origin.context)
+
+
+def _collectives(share: float | str, origin: _Origin) -> Quantity:
+    if isinstance(share, str):
+        return NotMeasurable("collectives", share)
+    return exact("collectives", share, subject=origin.subject, context=origin.context)
 
 
 def _energy(reading: EnergyReading | None, origin: _Origin) -> Energy:

@@ -59,6 +59,15 @@ _SPEED = (
         "assisted decoding: output tokens of a sequence / forward passes of the measured model, the prompt's included",
     ),
     _row("goodput", "req/s", "higher", "goodput/1", "requests that meet every SLO / wall time"),
+    _row("speed_up", "x", "higher", "speed_up/1", "throughput / that of the same model on fewer devices, measured in turn"),
+    _row("efficiency", "1", "higher", "efficiency/1", "speed-up / how many times the devices"),
+    _row(
+        "collectives",
+        "1",
+        "lower",
+        "collectives/1",
+        "share of a run's wall time in which a device does nothing but communicate; mean of the ranks, in a pass of its own",
+    ),
 )
 _USE = (
     _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth"),

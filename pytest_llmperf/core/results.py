@@ -71,6 +71,9 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     latency: Times
     acceptance_length: Quantity
     goodput: Quantity
+    speed_up: Quantity
+    efficiency: Quantity
+    collectives: Quantity
     mbu: Quantity
     mfu: Quantity
     prefill_mfu: Quantity

@@ -21,6 +21,7 @@ from pytest_llmperf.session.exchange import OnBeat
 from pytest_llmperf.session.workers import WorkerGroup
 from pytest_llmperf.worker.messages import (
     CeilingsRead,
+    CollectivesRead,
     Command,
     Described,
     EnergyRead,
@@ -256,6 +257,13 @@ def _ceilings(results: Sequence[Any], _plan: LoadPlan) -> Result:
     return CeilingsRead(ceilings=structs.replace(found[0], copy_bytes_per_s=copy, matmul_flop_per_s=rates))
 
 
+def _collectives(results: Sequence[Any], _plan: LoadPlan) -> Result:
+    found: list[CollectivesRead] = list(results)
+    shares = [each.share for each in found if each.share is not None]
+    unread = next((each for each in found if each.share is None), None)
+    return CollectivesRead(share=sum(shares) / len(shares)) if unread is None else unread
+
+
 def _compared(results: Sequence[Any], _plan: LoadPlan) -> Result:
     same("the texts continued from the reference's prompts", [[p.candidate_text for p in each.prompts] for each in results])
     first: ReferenceCompared = results[0]
@@ -269,6 +277,7 @@ _MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Result]] = {
     MemoryRead: _memory,
     EnergyRead: _energy,
     CeilingsRead: _ceilings,
+    CollectivesRead: _collectives,
     ReferenceCompared: _compared,
 }
 """How the answers of several ranks become one; of what is not here rank 0's is taken."""

@@ -173,6 +173,7 @@ class Recorder:
             extra={
                 "repetitions": len(side.taken),
                 "valid": len(side.valid),
+                **_ranks(side),
                 **({"attempt": attempt} if attempt > 1 else {}),
                 **({"phase": "teardown"} if self.test_is_over else {}),
             },
@@ -217,6 +218,12 @@ def _all_tried() -> Iterator[Callable[[Callable[[], object]], None]]:
     yield attempt
     if failed:
         raise StoreError(" ".join(dict.fromkeys(map(str, failed)))) from failed[0]
+
+
+def _ranks(side: Measured) -> dict[str, Any]:
+    """Each rank's own memory, where there are several."""
+    ranks = side.result.memory.ranks
+    return {"memory_ranks": [msgspec.to_builtins(gauges) for gauges in ranks]} if len(ranks) > 1 else {}
 
 
 def _claim(finding: Finding) -> ClaimRecord:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_llmperf.core.metrics import reduce
 from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.scaling import scaled, scales
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.sampling import MIN_WARM_UP, Goal, Progress, Side, WarmUp, sample, valid_indices, warm_up
 from pytest_llmperf.strategies import require_in_effect
-from pytest_llmperf.worker.messages import Describe, Described, EnergyRead, MemoryRead, Ran, ReadEnergy, ReadMemory, Run
+from pytest_llmperf.worker.messages import (
+    CollectivesRead,
+    Describe,
+    Described,
+    EnergyRead,
+    MemoryRead,
+    Ran,
+    ReadCollectives,
+    ReadEnergy,
+    ReadMemory,
+    Run,
+)
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
@@ -27,6 +39,7 @@ class Around:
     memory: MemoryGauges | tuple[MemoryGauges, ...] | None
     energy: EnergyReading
     ceilings: Ceilings | None
+    collectives: float | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +74,8 @@ def measure(
     warmed = [_warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)]
     sample(sides, goal, progress)
     valid = tuple(valid_indices(sides))
-    return [_reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)]
+    measured = [_reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)]
+    return [_scaled(each, measured) for each in measured]
 
 
 def run_once(acquire: Acquire, workload: Workload) -> Ran:
@@ -123,6 +137,7 @@ def _reduced(
         pair=pair,
         subject=model.plan.strategy,
         context=f"{describe(workload)} on {model.opened.device_name}",
+        collectives=around.collectives,
     )
     marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
     return Measured(
@@ -136,4 +151,26 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
     energy = model.call(ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS))
     assert isinstance(memory, MemoryRead)  # noqa: S101
     assert isinstance(energy, EnergyRead)  # noqa: S101
-    return Around(memory=memory.ranks or memory.memory, energy=energy.energy, ceilings=device_ceilings.of(model))
+    return Around(
+        memory=memory.ranks or memory.memory,
+        energy=energy.energy,
+        ceilings=device_ceilings.of(model),
+        collectives=_collectives(model, workload, side.next_repetition + 2),
+    )
+
+
+def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:
+    if model.plan.ranks == 1:
+        return "one device has nobody to communicate with"
+    read = model.call(ReadCollectives(workload=workload, repetition=repetition))
+    assert isinstance(read, CollectivesRead)  # noqa: S101
+    return read.reason if read.share is None else read.share
+
+
+def _scaled(side: Measured, both: Sequence[Measured]) -> Measured:
+    """A model on several devices, with what it gains over the other side where that is the same model on fewer."""
+    for other in both:
+        ours, theirs = side.model.plan, other.model.plan
+        if scales(ours, theirs):
+            return replace(side, result=scaled(side.result, other.result, ours.ranks / theirs.ranks))
+    return side

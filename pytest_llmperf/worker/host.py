@@ -16,6 +16,7 @@ from pytest_llmperf.worker.messages import (
     CeilingsRead,
     Close,
     Closed,
+    CollectivesRead,
     Command,
     CompareReference,
     Describe,
@@ -24,6 +25,7 @@ from pytest_llmperf.worker.messages import (
     MakeReference,
     MeasureCeilings,
     Open,
+    ReadCollectives,
     ReadEnergy,
     ReadMemory,
     ReadTopTokens,
@@ -97,11 +99,22 @@ def _ask(session: Session, command: Command) -> Result:
             result = session.read_memory(command.workload, command.repetition)
         case ReadEnergy():
             result = EnergyRead(energy=session.read_energy(command.workload, command.repetition, command.seconds))
+        case ReadCollectives():
+            result = _collectives(session, command)
         case MeasureCeilings():
             result = CeilingsRead(ceilings=session.ceilings(command.dtypes))
         case _:
             result = _ask_outputs(session, command)
     return result
+
+
+def _collectives(session: Session, command: ReadCollectives) -> CollectivesRead:
+    """Engines that hold a model on one device need not be able to tell."""
+    read = getattr(session, "read_collectives", None)
+    if read is None:
+        return CollectivesRead(share=None, reason="this engine does not tell what its ranks' time goes into")
+    found: CollectivesRead = read(command.workload, command.repetition)
+    return found
 
 
 def _ask_outputs(session: Session, command: Command) -> Result:

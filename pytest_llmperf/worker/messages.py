@@ -57,6 +57,13 @@ class MeasureCeilings(Struct, frozen=True, kw_only=True, tag=True):
     dtypes: tuple[str, ...]
 
 
+class ReadCollectives(Struct, frozen=True, kw_only=True, tag=True):
+    """One untimed repetition under a profiler, of a model that several ranks share. Result: CollectivesRead."""
+
+    workload: Workload
+    repetition: int
+
+
 class MakeReference(Struct, frozen=True, kw_only=True, tag=True):
     """Greedy continuations and teacher-forced logits of the prompts, written to `path`. Result: ReferenceMade."""
 
@@ -158,6 +165,7 @@ Command = (
     | Run
     | ReadMemory
     | ReadEnergy
+    | ReadCollectives
     | MeasureCeilings
     | MakeReference
     | CompareReference
@@ -218,6 +226,13 @@ class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
 
     memory: MemoryGauges | None
     ranks: tuple[MemoryGauges, ...] = ()
+
+
+class CollectivesRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to ReadCollectives: the share of wall time (0 to 1), or None and why."""
+
+    share: float | None
+    reason: str = ""
 
 
 class EnergyRead(Struct, frozen=True, kw_only=True, tag=True):
@@ -309,6 +324,7 @@ Result = (
     | Ran
     | MemoryRead
     | EnergyRead
+    | CollectivesRead
     | CeilingsRead
     | ReferenceMade
     | ReferenceCompared

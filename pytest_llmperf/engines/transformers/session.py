@@ -23,10 +23,11 @@ from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, i
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
+from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
 from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
+from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran, TaskAnswer
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
 from pytest_llmperf.workloads import PromptSet, TaskSet, Workload, describe
 
@@ -140,6 +141,15 @@ class TransformersSession:
             decoded = self._decode(batch, workload)
         weights = self._effective.weights_bytes
         return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=decoded.cache.bytes))
+
+    def read_collectives(self, workload: Workload, repetition: int) -> CollectivesRead:
+        """One repetition under the profiler."""
+        batch = self._inputs(workload, repetition)
+        if self._grid is None:
+            return CollectivesRead(share=None, reason="one device has nobody to communicate with")
+        self._meet()
+        found = share_in_collectives(lambda: self._decode(batch, workload), self._loaded.device)
+        return CollectivesRead(share=None, reason=found) if isinstance(found, str) else CollectivesRead(share=found)
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Repetitions from `repetition` on until `seconds` have passed, the energy counter read around them."""

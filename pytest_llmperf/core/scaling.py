@@ -1,0 +1,36 @@
+"""What several devices give against one: speed-up and efficiency, from a pair of runs measured in turn. Pure."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from pytest_llmperf.core.estimate import Estimate, NotMeasurable
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantities import TABLE
+from pytest_llmperf.core.results import Quantity, RunResult
+
+SPREAD = ("ranks", "tp", "fsdp", "pp", "dp")
+"""Fields of a load plan that say over how many devices it is spread, and how."""
+
+
+def scales(candidate: LoadPlan, reference: LoadPlan) -> bool:
+    """Whether the candidate is the reference on more devices, and nothing else."""
+    alike = {name: getattr(reference, name) for name in SPREAD}
+    return candidate.ranks > reference.ranks and structs.replace(candidate, strategy=reference.strategy, **alike) == reference
+
+
+def scaled(candidate: RunResult, reference: RunResult, devices: float) -> RunResult:
+    """`candidate` with its speed-up over `reference`, and its efficiency: the speed-up over how many times the `devices`."""
+    speed_up = _speed_up(candidate.throughput, reference.throughput)
+    if isinstance(speed_up, NotMeasurable):
+        return structs.replace(candidate, speed_up=speed_up, efficiency=NotMeasurable("efficiency", speed_up.reason))
+    efficiency = structs.replace(speed_up * (1 / devices), name="efficiency", unit=TABLE["efficiency"].unit)
+    return structs.replace(candidate, speed_up=speed_up, efficiency=efficiency)
+
+
+def _speed_up(ours: Quantity, theirs: Quantity) -> Quantity:
+    for side in (ours, theirs):
+        if isinstance(side, NotMeasurable):
+            return NotMeasurable("speed_up", side.reason)
+    assert isinstance(ours, Estimate)  # noqa: S101 - the loop above has seen to it
+    return structs.replace(ours / theirs, name="speed_up")
