@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.results import Quantity, RunResult
 
-SPREAD = ("ranks", "tp", "fsdp", "pp", "dp")
-"""Fields of a load plan that say over how many devices it is spread, and how."""
+SPREAD = ("ranks", "tp", "fsdp", "pp", "dp", "weights_dtype")
+"""Fields of a load plan that say over how many devices it is spread; and the dtype: what "auto" is shows when it is loaded."""
 
 
-def scales(candidate: LoadPlan, reference: LoadPlan) -> bool:
-    """Whether the candidate is the reference on more devices, and nothing else."""
-    alike = {name: getattr(reference, name) for name in SPREAD}
-    return candidate.ranks > reference.ranks and structs.replace(candidate, strategy=reference.strategy, **alike) == reference
+def scales(candidate: tuple[LoadPlan, Effective], reference: tuple[LoadPlan, Effective]) -> bool:
+    """Whether the candidate is the reference on more devices, and nothing else: by the plans, and by the dtypes in effect."""
+    (ours, ours_in_effect), (theirs, theirs_in_effect) = candidate, reference
+    alike = {name: getattr(theirs, name) for name in SPREAD}
+    same_plan = structs.replace(ours, strategy=theirs.strategy, **alike) == theirs
+    return ours.ranks > theirs.ranks and same_plan and _dtypes(ours_in_effect) == _dtypes(theirs_in_effect)
+
+
+def _dtypes(effective: Effective) -> tuple[object, ...]:
+    return effective.compute_dtype, frozenset(effective.parameter_bytes_by_dtype)
 
 
 def scaled(candidate: RunResult, reference: RunResult, devices: float) -> RunResult:

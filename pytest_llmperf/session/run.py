@@ -170,7 +170,7 @@ def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float
 def _scaled(side: Measured, both: Sequence[Measured]) -> Measured:
     """A model on several devices, with what it gains over the other side where that is the same model on fewer."""
     for other in both:
-        ours, theirs = side.model.plan, other.model.plan
+        ours, theirs = ((each.model.plan, each.model.opened.effective) for each in (side, other))
         if scales(ours, theirs):
-            return replace(side, result=scaled(side.result, other.result, ours.ranks / theirs.ranks))
+            return replace(side, result=scaled(side.result, other.result, ours[0].ranks / theirs[0].ranks))
     return side

@@ -58,7 +58,8 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
-    FAULTS[FAULT]()
+    for fault in FAULT.split("+"):
+        FAULTS[fault]()
     from pytest_llmperf.worker.__main__ import main
 
     main()

@@ -9,10 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import FalconConfig, FalconForCausalLM
 
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.rules import default_rule
+from pytest_llmperf.engines.models import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
 from pytest_llmperf.session.ranks import Ranks
@@ -88,6 +91,10 @@ def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone
     assert agreement.rule.kind == "parallel"
     assert ranks.call(ReadTopTokens(prompt=(5, 6, 7), k=3), deadline_s=DEADLINE_S).top
     assert ranks.call(Describe(), deadline_s=DEADLINE_S).effective.cache == "DynamicCache"
+    if strategy == "dp2":
+        with pytest.raises(UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"):
+            ranks.call(Run(workload=Decode(batch=3, prompt_tokens=4, new_tokens=2), repetition=0), deadline_s=DEADLINE_S)
+        assert ranks.alive
 
 
 def compared(ranks: Ranks, plan: LoadPlan, reference: str) -> Agreement:
@@ -106,49 +113,78 @@ def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alon
     assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == ran.outputs_hash
 
 
-def test_a_zeroed_shard_is_seen_by_the_agreement(start: Start, alone):
-    """The negative control of agreement: rank 1 lost its part of the row-cut matrices."""
+def test_a_zeroed_shard_is_seen_by_the_agreement_and_a_hang_shows_every_rank(start: Start, alone):
+    """Rank 1 lost its part of the row-cut matrices; later it hangs, and rank 0 waits for it in a collective."""
     plan = plan_of("fp32+tp2")
-    ranks = start(plan, "zero")
+    ranks = start(plan, "zero+hang")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     assert not compared(ranks, plan, alone[2]).ok
+    fails(ranks, WorkerHung, r"(?s)stacks of rank 0.*all_reduce.*stacks of rank 1.*faulty_rank\.py")
 
 
-def test_a_full_load_on_each_rank_breaks_the_promise(start: Start):
-    """The negative control of memory: nothing was cut, and the counts of each rank are in the error."""
+def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named(start: Start):
+    """Nothing was cut: each rank's bytes are in the error. Later rank 1 raises, and its traceback is shown."""
     plan = plan_of("fp32+tp2")
-    opened = start(plan, "whole").call(Open(plan=plan), deadline_s=DEADLINE_S)
+    ranks = start(plan, "whole+raise")
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     with pytest.raises(NotInEffect, match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB"):
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    fails(ranks, WorkerError, r"rank 1 of 2 .*failed in Run: ArithmeticError: rank 1 has miscounted")
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "said"),
-    [
-        ("raise", WorkerError, r"rank 1 of 2 .*failed in Run: ArithmeticError: rank 1 has miscounted"),
-        ("exit", WorkerDied, r"rank 1 of 2 .*ended by exit code 7 in Run"),
-        ("hang", WorkerHung, r"(?s)stacks of rank 0.*all_reduce.*stacks of rank 1.*faulty_rank\.py"),
-    ],
-)
-def test_a_rank_that_fails_alone_is_named_and_nothing_stays(start: Start, fault, error, said):
-    """The other rank waits for it in a collective; all are ended, and the reason is the one that failed first."""
+def test_a_rank_that_exits_is_named_and_not_the_one_that_lost_it(start: Start):
+    """Rank 0's connection breaks at once; the reason is rank 1."""
     plan = plan_of("fp32+tp2")
-    ranks = start(plan, fault)
+    ranks = start(plan, "exit")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    fails(ranks, WorkerDied, r"rank 1 of 2 .*ended by exit code 7 in Run")
+
+
+def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
+    """A run fails in bounded time with this reason, and nothing stays."""
     with pytest.raises(error) as caught:
         ranks.call(Run(workload=WORK, repetition=0), deadline_s=10.0)
     assert re.search(said, str(caught.value)), str(caught.value)
     assert not ranks.alive
 
 
-def test_a_batch_that_replicas_cannot_share_is_refused_and_the_ranks_live(start: Start):
-    """dp2 takes even batches; the error names one."""
-    plan = plan_of("fp32+dp2")
+@pytest.mark.parametrize("strategy", ["tp2", "pp2"])
+def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
+    """Falcon's fused heads and tied head, from safetensors: the tokens of the whole model, and half of its bytes a rank."""
+    folder = falcon(tmp_path / "falcon")
+    alone, plan = (parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+{strategy}"))
+    session = TransformersEngine().open(alone)
+    expected, whole_bytes = session.run(WORK, 0), session.opened().effective.weights_bytes
+    session.close()
     ranks = start(plan)
-    ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
-    with pytest.raises(UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"):
-        ranks.call(Run(workload=Decode(batch=3, prompt_tokens=4, new_tokens=2), repetition=0), deadline_s=DEADLINE_S)
-    assert ranks.alive
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    held = [shard.bytes for shard in opened.effective.shards]
+    both = 1.2 if strategy == "pp2" else 1.01  # a pipeline's last stage has the embedding again, as its head
+    assert max(held) < 0.6 * whole_bytes
+    assert sum(held) <= both * whole_bytes
+    assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == expected.outputs_hash
+
+
+def falcon(folder: Path) -> ModelRef:
+    """A small model of falcon-40b's kind: groups of query heads with a KV head each, and the head tied to the embedding."""
+    torch.manual_seed(3)
+    config = FalconConfig(
+        vocab_size=320,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+        bias=False,
+        alibi=False,
+    )
+    model = FalconForCausalLM(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    return model_ref(str(folder))
 
 
 def test_offloaded_weights_wait_on_disk_and_answer_alike(alone):

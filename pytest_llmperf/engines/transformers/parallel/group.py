@@ -93,7 +93,7 @@ def join(plan: LoadPlan, device: torch.device) -> Grid | None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT, device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
     shape = tuple(int(getattr(plan, axis)) for axis in AXES)
     assert prod(shape) == world  # noqa: S101 - checked above
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=AXES)
