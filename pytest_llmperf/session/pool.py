@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,16 @@ class Pool:
         needed = sum(devices.needed_bytes(plan) or 0 for plan in plans)
         return needed <= devices.total_bytes(plans[0].device, held) * devices.USABLE_SHARE
 
+    def undisturbed(self, plans: Sequence[LoadPlan]) -> AbstractContextManager[None]:
+        """Hold the CPU from the first to the last command of a measurement, where its models are all there.
+
+        Other sessions wait once for it, not once a command. Never around models on GPUs: who holds the CPU waits for none.
+        """
+        if any(plan.device != "cpu" for plan in plans):
+            return nullcontext()
+        busy = [plan for plan in plans if _occupies(plan)]
+        return alone(busy[0], (), self._wait_s) if busy else nullcontext()
+
     @property
     def on_gpus(self) -> bool:
         """Whether a model is loaded on leased GPUs."""
@@ -219,10 +229,12 @@ class Pool:
 
 def alone(plan: LoadPlan, gpus: tuple[Gpu, ...], wait_s: float) -> AbstractContextManager[None]:
     """Hold the device of a plan for one command; nothing where GPUs are held, or where the engine does not occupy it."""
-    known = plan.engine in engines.TABLE
-    if gpus or (known and not engines.engine(plan.engine).can().occupies_device):
-        return nullcontext()
-    return exclusive(plan.device, timeout_s=wait_s)
+    return nullcontext() if gpus or not _occupies(plan) else exclusive(plan.device, timeout_s=wait_s)
+
+
+def _occupies(plan: LoadPlan) -> bool:
+    """What a test measures in its own process does, and every engine that does not say otherwise."""
+    return plan.engine not in engines.TABLE or engines.engine(plan.engine).can().occupies_device
 
 
 def _lease_facts(gpus: tuple[Gpu, ...]) -> dict[str, str]:

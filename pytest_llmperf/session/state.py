@@ -146,7 +146,8 @@ class LlmperfSession:
 
     def _measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
-        return measure([model.load for model in models], workload, self.goal, self.progress, pair=pair)
+        with self.pool.undisturbed([model.plan for model in models]):
+            return measure([model.load for model in models], workload, self.goal, self.progress, pair=pair)
 
     def _measure_again(self, models: Sequence[Model], workload: Workload) -> list[Record]:
         """In fresh workers, since what differs between processes is what a suspicion may be due to."""

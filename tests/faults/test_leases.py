@@ -162,3 +162,45 @@ def test_a_planted_directory_is_refused(tmp_path):
     for path in (link, tmp_path / "file"):
         with pytest.raises(DeviceBusy, match=r"lease directory"), exclusive("cpu", timeout_s=0, directory=path):
             pass
+
+
+MEASURING = """
+from pathlib import Path
+from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.session.leases import lease
+from pytest_llmperf.session.pool import Pool, alone
+import sys
+pool = Pool(lambda _: None, timeout_s=5, progress=lambda *_: None)
+plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), engine=sys.argv[1], device=sys.argv[2])
+def free():
+    try:
+        lease({"cpu": 1.0}, timeout_s=0).release()
+    except Exception:
+        return False
+    return True
+with pool.undisturbed([plan]):
+    with alone(plan, (), 5):
+        pass
+    print(free())
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "free"),
+    [
+        ("transformers", "cpu", "False"),
+        ("inprocess", "cpu", "False"),
+        ("scripted", "cpu", "True"),
+        ("transformers", "cuda", "True"),
+    ],
+)
+def test_the_cpu_is_held_between_the_commands_of_a_measurement(tmp_path, engine, device, free):
+    """Not by an engine whose time is virtual, nor where models go to a GPU, for which others might wait with the CPU in hand."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING, engine, device],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == free
