@@ -1,0 +1,191 @@
+"""Many sessions in a row: how often the gate fails where nothing changed, and how often a slowdown is found.
+
+    python benchmarks/soak.py same [--sessions 200]      # the gate (rule A), the same code in every session: false alarms
+    python benchmarks/soak.py slower [--sessions 100]    # side by side (rule B) with the code before a 10 % slowdown
+
+Each session is a pytest process of its own, as in CI: `same` with --llmperf-gate against the store that its earlier sessions
+filled, on smollm2-135m on the CPU; `slower` with --llmperf-against=HEAD in a git repository whose working tree waits
+after each forward pass for a share of what the pass took, on a small Llama of random weights. `--engine scripted` takes a
+model without any work, with noise of 1 % between sessions and 2 % between repetitions.
+
+What a session found is one line of sessions.jsonl in the folder (default build/soak-same, build/soak-slower). The next call
+goes on from there until there are as many verdicts as asked for: interrupt it at will. INVALID sessions are no verdicts.
+Exit code 1 unless the bar is met: no FAIL in `same`, 95 of 100 found in `slower`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from soak_projects import PROJECTS
+
+from pytest_llmperf.core.distributions import binomial_cdf
+from pytest_llmperf.core.rule_a import MIN_SESSIONS
+
+VERDICTS = ("PASS", "FAIL", "UNDECIDED")
+FOUND_BAR = 0.95
+WANTED = {"same": 200, "slower": 100}
+LOG = "sessions.jsonl"
+_MOST_WITHOUT_VERDICT = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What one session found. `outcome` is its record's, INVALID where it left none; `pairs` and `ratio` are rule B's."""
+
+    gated: bool
+    outcome: str
+    exit_code: int
+    took_s: float
+    said: str = ""
+    pairs: int | None = None
+    ratio: float | None = None
+
+
+def main() -> int:
+    """Run what is missing, then report."""
+    options = _parser().parse_args()
+    options.sessions = options.sessions or WANTED[options.what]
+    folder = (options.folder or Path("build") / f"soak-{options.what}").resolve()
+    prepare(folder, options.what, options.engine)
+    while (gated := _next(sessions(folder), options)) is not None:
+        done = run_one(folder, options, gated=gated)
+        with (folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(asdict(done)) + "\n")
+        print(f"{time.strftime('%H:%M:%S')} {done.outcome} {done.took_s:.0f} s {done.said[:150]}", flush=True)
+    lines, met = report(options.what, sessions(folder))
+    print("\n".join(lines))
+    return 0 if met else 1
+
+
+def sessions(folder: Path) -> list[Session]:
+    """Those that the folder's log holds; a half-written last line is no session."""
+    path = folder / LOG
+    whole = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [Session(**json.loads(line)) for line in whole if line.endswith("\n")]
+
+
+def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
+    """The figures in words, and whether the bar is met."""
+    gated = [each for each in found if each.gated]
+    verdicts = [each for each in gated if each.outcome in VERDICTS]
+    counts = Counter(each.outcome for each in verdicts)
+    n, failed = len(verdicts), counts["FAIL"]
+    head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
+    took_s = sum(each.took_s for each in found) / max(1, len(found))
+    lines = [f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"]
+    if what == "same":
+        lines.append(f"false alarms: {failed} of {n}, at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)")
+        lines += [f"  FAIL: {each.said}" for each in verdicts if each.outcome == "FAIL"]
+        return lines, n > 0 and failed == 0
+    pairs = [each.pairs for each in verdicts if each.outcome == "FAIL" and each.pairs]
+    ratios = [each.ratio for each in verdicts if each.ratio]
+    lines.append(f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)")
+    if pairs and ratios:
+        lines.append(
+            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x"
+        )
+    return lines, n > 0 and failed >= FOUND_BAR * n
+
+
+def upper_bound(hits: int, n: int) -> float:
+    """One-sided 95 % limit of a share (Clopper and Pearson 1934)."""
+    low, high = 0.0, 1.0
+    if hits >= n:
+        return 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_cdf(hits, n, middle) > 0.05 else (low, middle)
+    return high
+
+
+def _next(found: Sequence[Session], options: argparse.Namespace) -> bool | None:
+    """Whether the next session is gated; None if there is none. Ends the program where too many gave no verdict."""
+    verdicts = sum(each.gated and each.outcome in VERDICTS for each in found)
+    accepted = sum(each.outcome in {"PASS", "RECORDED", "UNDECIDED"} for each in found)
+    if verdicts >= options.sessions:
+        return None
+    if sum(each.outcome not in VERDICTS for each in found) > _MOST_WITHOUT_VERDICT + options.sessions // 5:
+        raise SystemExit(f"too many sessions without a verdict: the last said {found[-1].said!r}. Is the machine busy?")
+    return options.what == "slower" or accepted >= MIN_SESSIONS
+
+
+def prepare(folder: Path, what: str, engine: str) -> None:
+    """Write the project once, in `slower` committed; after an interruption leave out a line of the log that is half written."""
+    if (folder / "pytest.ini").is_file():
+        whole = "".join(json.dumps(asdict(each)) + "\n" for each in sessions(folder))
+        (folder / LOG).write_text(whole, encoding="utf-8")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in PROJECTS[what, engine].items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / ".gitignore").write_text("*\n!*.py\n!pytest.ini\n", encoding="utf-8")
+    if what == "slower":
+        for words in (
+            ("init", "-q"),
+            ("add", "-A"),
+            ("-c", "user.name=soak", "-c", "user.email=soak@localhost", "commit", "-qm", "base"),
+        ):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+
+
+def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Session:
+    """One session. `slower`: the working tree is made slower than the commit."""
+    out = folder / "last.jsonl"
+    out.unlink(missing_ok=True)
+    how = "--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--llmperf-json={out}"]
+    command += [f"--llmperf-budget={options.budget:g}", *([how] if gated else [])]
+    if options.what == "slower":
+        (folder / "slowdown.py").write_text(f"SHARE = {options.slower / 100}\n", encoding="utf-8")
+    start = time.monotonic()
+    environ = os.environ | {"SOAK_SESSION": str(len(sessions(folder))), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=environ)
+    (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    return _session(out, done, gated=gated, took_s=time.monotonic() - start)
+
+
+def _session(out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, took_s: float) -> Session:
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.is_file() else []
+    tail = " ".join(done.stdout.split())[-300:]
+    if not records:
+        return Session(gated=gated, outcome="INVALID", exit_code=done.returncode, took_s=took_s, said=tail)
+    last = records[-1]
+    said = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
+    against = last["extra"].get("against", {}).get("metrics", {}).get("throughput", {})
+    return Session(
+        gated=gated,
+        outcome=against.get("outcome") or last["outcome"],
+        exit_code=done.returncode,
+        took_s=took_s,
+        said=said,
+        pairs=len(against["pairs"]) if against else None,
+        ratio=against["ratio"][0] if against.get("ratio") else None,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("same", "slower"))
+    parser.add_argument("--sessions", type=int, default=None, help="verdicts wanted (default: 200 of same, 100 of slower)")
+    parser.add_argument("--engine", choices=("transformers", "scripted"), default="transformers")
+    parser.add_argument(
+        "--budget", type=float, default=5, help="--llmperf-budget: sampling seconds of a run; a block has a fifth"
+    )
+    parser.add_argument("--slower", type=float, default=10, metavar="PERCENT", help="injected into slower")
+    parser.add_argument("--folder", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
