@@ -1,6 +1,6 @@
 """The plugin's own cost, each number a ratio or a difference of things measured in turn in one run.
 
-python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,quantising,suite] [--out FOLDER]
+python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,pruning,quantising,suite] [--out FOLDER]
 
 Writes benchmarks.json and benchmarks.md to the folder (default build/benchmarks) and exits 1 unless every bar is met.
 """
@@ -19,13 +19,14 @@ from pathlib import Path
 
 from decode import decode
 from pairs import Finding
+from pruning import pruning
 from quantising import quantising
 from startup import startup
 from suite import suite
 
 from pytest_llmperf.workloads import Decode
 
-PARTS = ("startup", "decode", "quantising", "suite")
+PARTS = ("startup", "decode", "pruning", "quantising", "suite")
 MODELS = {"cpu": "smollm2-135m", "cuda": "arch:falcon-7b"}
 # On a GPU a batch so large that the device is the limit: eager decoding of one sequence waits for the host, whose
 # scheduling varies by a tenth from run to run, and no affordable number of pairs could show one per cent in that.
@@ -66,6 +67,8 @@ def _run(part: str, options: argparse.Namespace) -> list[Finding]:
             return decode(
                 options.model or MODELS[options.device], options.device, WORKLOADS[options.device], 8 if options.quick else 40
             )
+        case "pruning":
+            return pruning(options.device)
         case "quantising":
             return quantising(options.device)
         case "suite":

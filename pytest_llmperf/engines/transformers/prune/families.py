@@ -111,7 +111,7 @@ def _resize_llama(model: Any, sizes: Sizes) -> None:
     config.intermediate_size = sizes.channels
 
 
-class SlimFalconConfig(FalconConfig):
+class SlimFalconConfig(FalconConfig):  # type: ignore[no-untyped-call]  # transformers is partly typed
     """A Falcon config whose heads are fewer than hidden_size // head_dim: FalconConfig derives head_dim from their number."""
 
     @property

@@ -43,14 +43,14 @@ def lowest_in_rows(scores: Tensor, sparsity: float) -> Tensor:
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """Mask of the `m - n` lowest scores of every group of `m` neighbours of a row: `n` stay. Columns divide by `m`."""
-    grouped = scores.unflatten(1, (-1, m))
+    grouped = scores.reshape(scores.shape[0], -1, m)
     gone = grouped.argsort(dim=-1, stable=True)[..., : m - n]
     return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, gone, value=True).flatten(1)
 
 
 def broken_groups(weight: Tensor, n: int, m: int) -> int:
     """Groups of `m` neighbours of a row of [rows, columns] that hold more than `n` weights other than zero."""
-    kept = (weight != 0).unflatten(1, (-1, m)).sum(-1)
+    kept = (weight != 0).reshape(weight.shape[0], -1, m).sum(-1)
     return int((kept > n).sum())
 
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.sparse import (
     SparseSemiStructuredTensor,
     SparseSemiStructuredTensorCUSPARSELT,
@@ -43,7 +43,7 @@ def compress(blocks: list[Block], kind: Backend) -> tuple[int, tuple[str, ...]]:
             if takes(kind, layer):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor is in prototype stage")
-                    layer.weight = nn.Parameter(kind.from_dense(layer.weight.data), requires_grad=False)  # type: ignore[arg-type, operator]
+                    layer.weight = nn.Parameter(kind.from_dense(layer.weight.data), requires_grad=False)  # type: ignore[arg-type]
                 done += 1
             else:
                 refused.append(name)
@@ -59,9 +59,4 @@ def takes(kind: Backend, layer: nn.Module) -> bool:
     if shapes is None or not weight.is_contiguous():
         return False
     rows, columns = weight.shape
-    return rows % shapes.sparse_min_rows == 0 and columns % shapes.sparse_min_cols == 0
-
-
-def dense(weight: Tensor) -> Tensor:
-    """The weight as an ordinary matrix."""
-    return weight.to_dense() if isinstance(weight, SparseSemiStructuredTensor) else weight
+    return bool(rows % shapes.sparse_min_rows == 0 and columns % shapes.sparse_min_cols == 0)

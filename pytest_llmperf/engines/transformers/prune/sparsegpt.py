@@ -43,9 +43,9 @@ def inverse_factor(moments: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(dampened)
         if int(failed):
             continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not int(failed):
-            return upper
+        factor: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not int(factor[1]):
+            return factor[0]
     raise LoadError(
         f"pruning sparsegpt: the second moments of {moments.shape[0]} inputs have no Cholesky factor even with the mean of the "
         "diagonal added to it. Use 'wanda', which needs none."

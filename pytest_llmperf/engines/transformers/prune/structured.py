@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, plain
+from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, matrix, plain
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration
 from pytest_llmperf.engines.transformers.prune.families import Coupled, family_of, submodule
 from pytest_llmperf.engines.transformers.prune.unstructured import SquaredNorm, finite, watched
@@ -106,8 +106,8 @@ def _select(layer: Any, dim: int, index: Tensor) -> None:
 
 
 def _weights_of_unit(block: Block, kind: Coupled) -> int:
-    rows = sum(index.shape[1] * int(submodule(block, name).in_features) for name, index in kind.rows.items())  # type: ignore[arg-type]
-    return rows + kind.columns.shape[1] * int(submodule(block, kind.consumer).out_features)  # type: ignore[arg-type]
+    producers = sum(index.shape[1] * matrix(submodule(block, name)).shape[1] for name, index in kind.rows.items())
+    return producers + kind.columns.shape[1] * matrix(submodule(block, kind.consumer)).shape[0]
 
 
 def _weights(layer: Any) -> int:
