@@ -11,8 +11,18 @@ from pytest_llmperf.commands.accept import accept as accept_command
 from pytest_llmperf.commands.advise import advise_command
 from pytest_llmperf.commands.audit import audit_command
 from pytest_llmperf.commands.bisect import bisect_command
+from pytest_llmperf.commands.calibrate import calibrate_command
 from pytest_llmperf.commands.compare import compare_command
-from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option, store_url
+from pytest_llmperf.commands.shared import (
+    encodable,
+    json_option,
+    open_history,
+    print_json,
+    print_table,
+    project_root,
+    store_option,
+)
+from pytest_llmperf.commands.transfer import export_command, import_command
 from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -45,6 +55,9 @@ main.add_command(advise_command)
 main.add_command(audit_command)
 main.add_command(bisect_command)
 main.add_command(compare_command)
+main.add_command(calibrate_command)
+main.add_command(export_command)
+main.add_command(import_command)
 
 
 @main.command()
@@ -87,7 +100,7 @@ def history(
 ) -> None:
     """The series in the store and their last values. TEST is a node id or a part of one."""
     with open_history(store) as opened:
-        found = [series for series in opened.series() if test is None or test in series.test]
+        found = _named(opened, test)
         _require_metric(opened, found, metric)
         rows = [(series, opened.points(series.key, metric or _headline(series), limit=limit)) for series in found]
         changed = _changed(opened, found, metric) if changes or fail_on_change else []
@@ -113,12 +126,25 @@ def history(
         raise SystemExit(1)
 
 
+def _named(store: Store, test: str | None) -> list[Series]:
+    """The series of the tests that have the text in their name. A large store is not read for one test."""
+    if test is None:
+        return store.series()
+    found = [series for each in store.tests() if test in each for series in store.series(test=each)]
+    return sorted(found, key=lambda series: series.last_created, reverse=True)
+
+
 def _changed(store: Store, found: Sequence[Series], metric: str | None) -> list[tuple[Series, str, SeriesChanges]]:
     from pytest_llmperf.history import accept, changes  # noqa: PLC0415
 
-    accepted = accept.read(store_url(None)[1])
-    named = [(series, metric or _headline(series)) for series in found]
-    return [(s, name, each) for s, name in named for each in changes.series_changes(store, s.key, name, accepted)]
+    reviewed = accept.reviewed(project_root())
+    changed = []
+    for series in found:
+        name = metric or _headline(series)
+        newest = next(iter(store.records(series=series.key, limit=1)))
+        _, *earlier = reviewed.keys(newest)
+        changed += [(series, name, each) for each in changes.series_changes(store, series.key, name, reviewed.accepted, earlier)]
+    return changed
 
 
 def _changes_json(series: Series, metric: str, found: SeriesChanges) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.pytest_session import PytestSession
 
 SESSION = pytest.StashKey["PytestSession"]()
+LOST = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if _only_plans(config):
         config.option.llmperf_plan = True
         config.option.dist = "no"  # pytest-xdist's controller collects nothing, and a plan needs no workers
+    if (file := _option(config, _named_option("benchmark-json"))) and not hasattr(config, "workerinput"):
+        from pytest_llmperf.session.benchmark_file import BenchmarkFile  # noqa: PLC0415
+
+        config.pluginmanager.register(BenchmarkFile(config.rootpath / file), "llmperf-benchmark-file")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -141,13 +146,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         from pytest_llmperf.session.summary import write  # noqa: PLC0415
 
         write(terminalreporter, config, reports)
+    for lost in dict.fromkeys(config.stash.get(LOST, None) or ()):
+        terminalreporter.write_line(f"llmperf: {lost}", red=True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End every worker."""
-    if SESSION in session.config.stash:
-        session.config.stash[SESSION].close()
+    """End every worker. What could be stored nowhere makes the session red; it is said once, and is no traceback."""
+    config = session.config
+    lost = config.stash[SESSION].close() if SESSION in config.stash else ""
+    if lost:
+        config.stash.setdefault(LOST, []).append(lost)
+        if hasattr(config, "workerinput"):
+            config.workeroutput["llmperf_lost"] = lost  # type: ignore[attr-defined]
+    if LOST in config.stash:
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What an xdist worker could store nowhere."""
+    lost = getattr(node, "workeroutput", {}).get("llmperf_lost")
+    if lost:
+        node.config.stash.setdefault(LOST, []).append(lost)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -222,15 +243,26 @@ def _option(config: pytest.Config, option: Option) -> Any:
 
 def _watch_gate(config: pytest.Config, text: str) -> None:
     from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+    from pytest_llmperf.session.calibration import read_calibrations  # noqa: PLC0415
     from pytest_llmperf.session.gate_limits import parse_gate  # noqa: PLC0415
     from pytest_llmperf.session.gate_watch import GateWatch  # noqa: PLC0415
+    from pytest_llmperf.session.waivers import read_waivers  # noqa: PLC0415
 
     try:
-        gated = parse_gate(text) is not None
+        if parse_gate(text) is None:
+            return
+        read_calibrations(config.rootpath)
+        waivers = read_waivers(config.rootpath / _option(config, _named_option("waivers")))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
-    if gated:
-        config.pluginmanager.register(GateWatch(config), "llmperf-gate-watch")
+    watch = GateWatch(
+        config,
+        waivers,
+        store=_option(config, _named_option("store")),
+        require_baseline=_option(config, _named_option("require-baseline")),
+        is_mine=is_llmperf,
+    )
+    config.pluginmanager.register(watch, "llmperf-gate-watch")
 
 
 def _only_plans(config: pytest.Config) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import now, open_history, store_option, store_url, user_name
+from pytest_llmperf.commands.shared import now, open_history, project_root, store_option, user_name
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def accept(
 def _write(line: Acceptance | Rename, said: str) -> None:
     from pytest_llmperf.history import accept as accepted  # noqa: PLC0415
 
-    path = accepted.append(store_url(None)[1], line)
+    path = accepted.append(project_root(), line)
     click.echo(said)
     click.echo(f"Added to {path}: review and commit it.")
 

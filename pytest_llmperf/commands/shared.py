@@ -43,6 +43,13 @@ def store_url(url: str | None) -> tuple[str, Path]:
     return project.store or DEFAULT_STORE, project.root
 
 
+def project_root() -> Path:
+    """The root of the project that the working directory is in."""
+    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+
+    return find_project(Path.cwd()).root
+
+
 def user_name() -> str:
     """The user's name here."""
     import getpass  # noqa: PLC0415

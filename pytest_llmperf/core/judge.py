@@ -38,10 +38,11 @@ class Outcome(StrEnum):
     UNDECIDED = "UNDECIDED"
     NOT_COMPARABLE = "NOT COMPARABLE"
     INVALID = "INVALID"
+    WAIVED = "WAIVED"
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """A judged claim. True when it passed; undecided, it is true unless `strict`.
+    """A judged claim. True when it passed or its failure is waived; undecided, it is true unless `strict`.
 
     `text` says what was seen and claimed, `detail` where, and what could have been seen. `margin` is log(value / bound)
     in the direction of the claim (positive: holds), None where one of them is not positive. `smallest_visible` is
@@ -62,7 +63,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     def __bool__(self) -> bool:
         if self.outcome in (Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):
             return not self.strict
-        return self.outcome is Outcome.PASS
+        return self.outcome in (Outcome.PASS, Outcome.WAIVED)
 
     def __repr__(self) -> str:
         return f"<{self.outcome.value}: {self.text}; {self.detail}>"

@@ -19,13 +19,13 @@ class _Version(msgspec.Struct):
     id: str = "?"
 
 
-def encode(value: object) -> bytes:
-    """UTF-8 JSON of a record (or of a part of one) without a line break.
+def encode(value: object, *, sorted_keys: bool = False) -> bytes:
+    """UTF-8 JSON of a record (or of a part of one) without a line break; the same bytes for the same values if sorted.
 
     JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed fields read them
     back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
     """
-    return msgspec.json.encode(_plain(msgspec.to_builtins(value)))
+    return msgspec.json.encode(_plain(msgspec.to_builtins(value)), order="sorted" if sorted_keys else None)
 
 
 def decode(line: bytes | str) -> Record:

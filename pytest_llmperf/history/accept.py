@@ -57,6 +57,12 @@ class Reviewed(Struct, frozen=True, kw_only=True):
                 found.append(earlier)
         return found
 
+    def removed_at(self, test: str) -> str:
+        """When the test was last said to be removed (UTC); empty if it never was."""
+        return max(
+            (utc(each.when) for each in self.renames if not each.new and _renamed(test, each.old, "") is not None), default=""
+        )
+
     def name_now(self, test: str) -> str:
         """What became of an earlier node id: the latest one, itself where it was not renamed, "" where it was removed."""
         name = test

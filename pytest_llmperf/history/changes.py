@@ -39,11 +39,17 @@ class SeriesChanges(Struct, frozen=True, kw_only=True):
         return any(not change.accepted for change in self.changes) or (self.drift is not None and self.drift.significant)
 
 
-def series_changes(store: Store, series: str, metric: str, accepted: tuple[Acceptance, ...]) -> list[SeriesChanges]:
-    """The changes of a metric, by environment. Raises UsageError for values that are not positive and finite."""
-    points = [point for point in store.points(series, metric) if point.outcome in MEASURED and point.value is not None]
+def series_changes(
+    store: Store, series: str, metric: str, accepted: tuple[Acceptance, ...], earlier: Sequence[str] = ()
+) -> list[SeriesChanges]:
+    """The changes of a metric, by environment. `earlier` are the keys that the series had before its test was renamed.
+
+    Raises UsageError for values that are not positive and finite.
+    """
+    found = (point for key in (series, *earlier) for point in store.points(key, metric))
+    points = [point for point in found if point.outcome in MEASURED and point.value is not None]
     environments = dict.fromkeys(point.environment_key for point in points)
-    starts = levels(accepted, series)
+    starts = levels(accepted, series, *earlier)
     return [
         _changes(key, session_values(point for point in points if point.environment_key == key), starts) for key in environments
     ]

@@ -12,7 +12,7 @@ from pytest_llmperf.core import stats
 if TYPE_CHECKING:
     from pytest_llmperf.history.queries import Point
 
-MEASURED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "FAIL"})
+MEASURED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "FAIL", "WAIVED"})
 """Outcomes of runs that were measured validly, whatever was thought of the result."""
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.core.record import Record
 
-_WORST_FIRST = ("FAIL", "ERROR", "INVALID", "UNDECIDED", "NOT COMPARABLE", "skipped", "PASS", "recorded")
+_WORST_FIRST = ("FAIL", "ERROR", "INVALID", "WAIVED", "UNDECIDED", "NOT COMPARABLE", "skipped", "PASS", "recorded")
 Named = Sequence[tuple[str, str]]
 _COLOURS = {
     "PASS": "green",
@@ -23,6 +23,7 @@ _COLOURS = {
     "UNDECIDED": "yellow",
     "INVALID": "yellow",
     "NOT COMPARABLE": "yellow",
+    "WAIVED": "yellow",
     "too large": "yellow",
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.record import Environment
-from pytest_llmperf.session.host import Fact, host_facts, project_facts
+from pytest_llmperf.session.host import Fact, host_facts, project_facts, project_name
 from pytest_llmperf.session.inventory import SIMULATED
 
 COMPARABLE = (
@@ -69,7 +69,7 @@ def _host() -> dict[str, Fact]:
 
 @cache
 def _project(root: Path) -> dict[str, Fact]:
-    return project_facts(root)
+    return {**project_facts(root), "project": project_name(root)}
 
 
 def _fact(value: Any) -> Fact:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.judge import Finding, Outcome, keep
-from pytest_llmperf.core.record import MetricValue, Record
-from pytest_llmperf.core.rule_a import MIN_SESSIONS, Comparison, compare, compare_counted, confirm, p_limit
-from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.gate_history import Held, held
-from pytest_llmperf.session.gate_limits import COUNTED
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.rule_a import Comparison, compare, compare_counted, confirm, p_limit
+from pytest_llmperf.errors import StoreError, UsageError
+from pytest_llmperf.session import gate_words as words
+from pytest_llmperf.session.calibration import Calibrated, read_calibrations
+from pytest_llmperf.session.gate_history import held, unmeasured
+from pytest_llmperf.session.gate_limits import COUNTED, DEFAULT_LIMITS
+from pytest_llmperf.session.gate_words import Gated
+from pytest_llmperf.session.waivers import Waivers, read_waivers
 
 if TYPE_CHECKING:
-    from pytest_llmperf.history.accept import Acceptance
+    from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.store import Store
+    from pytest_llmperf.session.settings import Settings
 
 Again = Callable[[], Sequence[Record]]
 
@@ -32,59 +36,57 @@ class Regression(AssertionError):
 Regression.__module__ = "builtins"  # pytest prints the module of any other before the message, and cuts the message for it
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Gated:
-    """One metric of one record, its limit, what it is held against, and what came of it (None: nothing was compared)."""
-
-    at: int
-    record: Record
-    metric: MetricValue
-    limit: float
-    held: Held
-    found: Comparison | None
-
-
 class Gate:
     """Judges the runs of a session. It knows how many series share the session's error, and how many have failed."""
 
     def __init__(
         self,
-        limits: Mapping[str, float],
+        settings: Settings,
         *,
-        strict: bool,
-        require_baseline: bool,
         store: Callable[[], Store | None],
-        root: Path,
         note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = dict(limits)
-        self._strict = strict
-        self._require_baseline = require_baseline
+        self._settings = settings
+        self._limits = dict(settings.gate or {})
         self._store = store
-        self._root = root
         self._note = note
+        self._clock = clock
+        self._again_s = 0.0
         self._n_judged = self._n_failed = self._n_compared = 0
         self.planned_tests = 1
 
     def judge(self, records: Sequence[Record], own_limits: Mapping[str, float], again: Again) -> None:
         """Judge every gated metric of the records of one run (or of both sides of a comparison).
 
-        A suspected regression is measured once more: `again` does so in a fresh worker and gives the records in the same order.
+        A suspected regression is measured once more: `again` does so in a fresh worker and gives the records in the same
+        order. When the session has used its time for that, suspicions stay undecided.
 
         Raises:
             Regression: one of them failed, or is not comparable or undecided where the session forbids that.
             UsageError: a baseline holds values that nothing can be compared with.
         """
-        limits = self._limits | dict(own_limits)
-        gated = [self._gated(at, record, name, limits) for at, record in enumerate(records) for name in limits]
-        if any(each.found is not None and each.found.outcome is Outcome.FAIL for each in gated):
-            gated = self._confirmed(gated, again())
-        self._n_failed += sum(each.found is not None and each.found.outcome is Outcome.FAIL for each in gated)
+        gated = [each for at, record in enumerate(records) for each in self._gated(at, record, own_limits)]
+        if any(_failed(each) for each in gated):
+            gated = self._measured_again(gated, again)
+        self._n_failed += sum(map(_failed, gated))
         self._n_compared += sum(each.found is not None for each in gated)
-        findings = [keep(self._finding(each)) for each in gated]
-        failed = [finding for finding in findings if not finding]
-        if failed:
-            raise Regression("\n".join(line for finding in failed for line in (finding.text, finding.detail)))
+        self.keep([self._finding(self._waived(each)) for each in gated])
+
+    def missing(self, test: str, session_id: str, made: Sequence[Record]) -> None:
+        """Say which runs of the test's last accepted session it has not made again. For a test that passed.
+
+        Raises Regression where the session requires a baseline for everything.
+        """
+        store = self._store()
+        if store is None:
+            return
+        try:
+            gone = unmeasured(store, self._reviewed, test, session_id, made)
+        except StoreError as error:
+            self._note(f"{test}: whether it still measures what it did was not looked at: {error}")
+            return
+        self.keep([words.gone(record, strict=self._settings.require_baseline) for record in gone])
 
     def take_compared(self) -> int:
         """How many series were compared with a baseline since last asked."""
@@ -92,20 +94,51 @@ class Gate:
         return taken
 
     @cached_property
-    def _accepted(self) -> tuple[Acceptance, ...]:
+    def _reviewed(self) -> Reviewed:
         from pytest_llmperf.history import accept  # noqa: PLC0415 - SQLAlchemy, only where something is gated
 
-        return accept.read(self._root)
+        return accept.reviewed(self._settings.root)
 
-    def _gated(self, at: int, record: Record, name: str, limits: Mapping[str, float]) -> _Gated:
-        metric = next(metric for metric in record.metrics if metric.name == name)
-        against = held(self._store(), self._accepted, record, metric)
-        each = _Gated(at=at, record=record, metric=metric, limit=limits[name], held=against, found=None)
-        if metric.value is None or not against.baseline.values:
-            return each
-        return _with(each, found=self._compared(each, metric.value, len(limits.keys() - COUNTED)))
+    @cached_property
+    def _waivers(self) -> Waivers:
+        return read_waivers(self._settings.waivers)
 
-    def _compared(self, each: _Gated, value: float, n_metrics: int) -> Comparison:
+    @cached_property
+    def _calibrated(self) -> tuple[Calibrated, ...]:
+        return read_calibrations(self._settings.root)
+
+    def keep(self, findings: Sequence[Finding]) -> None:
+        """Add findings to those of the running test. Raises Regression if one of them is a failure."""
+        failed = [finding for finding in map(keep, findings) if not finding]
+        if failed:
+            raise Regression("\n".join(line for finding in failed for line in (finding.text, finding.detail)))
+
+    def _limits_of(self, record: Record, own: Mapping[str, float]) -> dict[str, float]:
+        """The limits of the metrics that the record has: the marker's, the session's, the calibrated ones, the defaults."""
+        floors = {each.metric: each for each in self._calibrated if each.covers(record)}
+        asked = {} if self._limits == DEFAULT_LIMITS else self._limits
+        default = {} if asked else DEFAULT_LIMITS | {name: each.floor for name, each in floors.items() if name in DEFAULT_LIMITS}
+        limits = default | asked | dict(own)
+        for name, each in floors.items():
+            if limits.get(name, each.floor) < each.floor:
+                self._note(words.below_floor(record.test, name, limits[name], each))
+        known = {metric.name for metric in record.metrics}
+        return {name: limit for name, limit in limits.items() if name in known}
+
+    def _gated(self, at: int, record: Record, own: Mapping[str, float]) -> list[Gated]:
+        limits = self._limits_of(record, own)
+        metrics = {metric.name: metric for metric in record.metrics}
+        found = []
+        for name, limit in limits.items():
+            against = held(self._store(), self._reviewed, record, metrics[name])
+            each = Gated(at=at, record=record, metric=metrics[name], limit=limit, held=against, found=None)
+            value = each.metric.value
+            if value is not None and against.baseline.values:
+                each = changed(each, found=self._compared(each, value, len(limits.keys() - COUNTED)))
+            found.append(each)
+        return found
+
+    def _compared(self, each: Gated, value: float, n_metrics: int) -> Comparison:
         direction: Any = each.metric.direction
         baseline = each.held.baseline
         try:
@@ -118,124 +151,67 @@ class Gate:
         except UsageError as error:
             raise UsageError(f"{each.metric.name} of {each.record.strategy} cannot be gated: {error}") from error
 
-    def _confirmed(self, gated: Sequence[_Gated], again: Sequence[Record]) -> list[_Gated]:
-        return [_again(each, again[each.at]) for each in gated]
+    def _measured_again(self, gated: Sequence[Gated], again: Again) -> list[Gated]:
+        budget_s = self._settings.again_budget_s
+        if self._again_s >= budget_s:
+            why = f"undecided: not measured again, the session has used its {budget_s:g} s for that (--llmperf-again-budget)"
+            return [_undecided(each, why) for each in gated]
+        start = self._clock()
+        try:
+            records = again()
+        finally:
+            self._again_s += self._clock() - start
+        return [_again(each, records[each.at]) for each in gated]
 
-    def _finding(self, each: _Gated) -> Finding:
+    def _waived(self, each: Gated) -> Gated:
+        waiver = self._waivers.of(each.record, each.metric.name)
+        if waiver is None or each.found is None:
+            return each
+        if each.found.outcome is Outcome.PASS:
+            self._note(
+                f"{each.record.test}: {each.metric.name} passes again, so the waiver of {waiver.owner} (until {waiver.expires}) "
+                f"is needed no more: remove it from {self._waivers.path.name}"
+            )
+        return changed(each, waiver=waiver) if _failed(each) else each
+
+    def _finding(self, each: Gated) -> Finding:
         if each.found is None:
-            return _not_comparable(each, strict=self._require_baseline)
-        finding = _judged(each, each.found, strict=self._strict)
-        if each.found.outcome is Outcome.FAIL:
+            return words.not_comparable(each, strict=self._settings.require_baseline)
+        finding = words.judged(each, each.found, strict=self._settings.strict)
+        if finding.outcome is Outcome.FAIL:
             self._note(
                 f"{each.record.test}: if that change was meant, 'llmperf accept {_key(each.record)} --reason …' makes it so"
             )
-        elif each.found.again is not None:
+        elif each.found.again is not None and not _failed(each):
             self._note(f"{each.record.test}: not seen again on its second measurement: {finding.text}")
         return finding
 
 
-def _with(each: _Gated, *, found: Comparison) -> _Gated:
-    return _Gated(at=each.at, record=each.record, metric=each.metric, limit=each.limit, held=each.held, found=found)
+def _failed(each: Gated) -> bool:
+    return each.found is not None and each.found.outcome is Outcome.FAIL
 
 
-def _again(each: _Gated, record: Record) -> _Gated:
-    """A suspicion with its second measurement. A value that cannot be measured again leaves it undecided."""
-    if each.found is None or each.found.outcome is not Outcome.FAIL:
+def _undecided(each: Gated, why: str) -> Gated:
+    if each.found is None or not _failed(each):
         return each
-    value = next(metric.value for metric in record.metrics if metric.name == each.metric.name)
+    return changed(each, found=replace(each.found, outcome=Outcome.UNDECIDED), why=why)
+
+
+def _again(each: Gated, record: Record) -> Gated:
+    """A suspicion with its second measurement. A value that cannot be measured again leaves it undecided."""
+    if each.found is None or not _failed(each):
+        return each
+    value = next((metric.value for metric in record.metrics if metric.name == each.metric.name), None)
     if value is None:
-        return _with(each, found=replace(each.found, outcome=Outcome.UNDECIDED))
+        return _undecided(each, "undecided: its second measurement had no value")
     baseline = each.held.baseline
     if each.metric.name in COUNTED:
         second = compare_counted(value, baseline, direction=each.found.direction, floor=each.limit)
-        return _with(each, found=replace(each.found, outcome=second.outcome, again=second))
-    return _with(each, found=confirm(each.found, value, baseline))
+        return changed(each, found=replace(each.found, outcome=second.outcome, again=second))
+    return changed(each, found=confirm(each.found, value, baseline))
 
 
 def _key(record: Record) -> str:
     from pytest_llmperf.history.identity import series_key  # noqa: PLC0415 - the history is loaded where something is gated
 
     return series_key(record)
-
-
-# Words
-
-
-def _not_comparable(each: _Gated, *, strict: bool) -> Finding:
-    metric = each.metric
-    if metric.value is None:
-        seen, n = f"{_title(each)} could not be measured", each.held.baseline.n
-        why = f"{metric.reason or 'no reason was given'}; {_sessions(n)} had it" if n else metric.reason
-    else:
-        seen, why = f"{_title(each)} is {format_value(metric.value, metric.unit)}", each.held.reason
-    return Finding(
-        outcome=Outcome.NOT_COMPARABLE,
-        text=f"{seen}, not compared with history: {why}",
-        detail=f"{_where(each)}; recorded",
-        left=seen,
-        right="history",
-        strict=strict,
-    )
-
-
-def _judged(each: _Gated, found: Comparison, *, strict: bool) -> Finding:
-    unit = each.metric.unit
-    left = f"{_title(each)} is {format_value(found.value, unit)}, {_change(found)} than the baseline of {_sessions(found.n)}"
-    right = f"allowed {format_percent(each.limit, 2)} worse"
-    return Finding(
-        outcome=found.outcome,
-        text=f"{left}, {right}{_again_text(found)}",
-        detail="; ".join(part for part in (_where(each), *_numbers(found, unit), _undecided(found)) if part),
-        left=left,
-        right=right,
-        smallest_visible=found.smallest_visible,
-        more_samples=found.more_sessions,
-        strict=strict,
-    )
-
-
-def _title(each: _Gated) -> str:
-    return f"{each.metric.name} of {each.record.strategy}"
-
-
-def _where(each: _Gated) -> str:
-    facts = each.record.environment.facts
-    return f"{each.record.workload_text} on {facts.get('device_name') or facts.get('device') or 'this machine'}"
-
-
-def _change(found: Comparison) -> str:
-    change = found.change or 0.0
-    return f"{format_percent(abs(change), 3)} {'less' if change < 0 else 'more'}"
-
-
-def _sessions(n: int) -> str:
-    return f"{n} session{'' if n == 1 else 's'}"
-
-
-def _again_text(found: Comparison) -> str:
-    if found.again is None:
-        return ""
-    seen = "" if found.again.outcome is Outcome.FAIL else ", not seen again"
-    return f"  (measured again: {_change(found.again)}{seen})"
-
-
-def _numbers(found: Comparison, unit: str) -> list[str]:
-    baseline = f"baseline {format_value(found.center or 0.0, unit)}"
-    if found.spread is None:
-        return [baseline]
-    numbers = [f"{baseline}, spread {format_percent(found.spread, 2)}"]
-    if found.smallest_visible is not None:
-        numbers.append(f"smallest visible change {format_percent(found.smallest_visible, 2)}")
-    if found.p is not None and found.p_limit is not None and found.outcome is not Outcome.PASS:
-        numbers.append(f"p = {found.p:.2g} (limit {found.p_limit:.2g})")
-    return numbers
-
-
-def _undecided(found: Comparison) -> str:
-    if found.outcome is not Outcome.UNDECIDED:
-        return ""
-    if found.n < MIN_SESSIONS:
-        return f"undecided: {MIN_SESSIONS} sessions are needed, {found.n} are there"
-    if found.more_sessions is not None:
-        return f"undecided: with {_sessions(found.more_sessions)} more, such a change would be seen"
-    return "undecided: sessions differ by more than this change"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pytest_llmperf.core.benchmark import TIME
 from pytest_llmperf.core.quantities import leaves
 from pytest_llmperf.errors import UsageError, did_you_mean
 
-DEFAULT_LIMITS: dict[str, float] = {"throughput": 0.03, "ttft.p50": 0.03, "memory.weights": 0.01}
+DEFAULT_LIMITS: dict[str, float] = {"throughput": 0.03, "ttft.p50": 0.03, "memory.weights": 0.01, TIME.name: 0.03}
 """Metric -> the share that it may be worse by. Each further noisy metric makes all the others harder to fail (Holm)."""
 
 COUNTED = frozenset({"memory.weights", "memory.kv_cache"})
@@ -32,14 +33,19 @@ def parse_limits(text: str, option: str) -> dict[str, float]:
     return checked_limits(dict(_one(item, option) for item in text.split(",") if item.strip()), option)
 
 
+def gateable() -> list[str]:
+    """Names of the metrics that have a worse side: those of a run, and the time of a benchmark."""
+    return [name for name, row in (*leaves(), (TIME.name, TIME)) if row.direction != "none"]
+
+
 def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, float]:
     """Limits by metric, each a share between 0 and 1. Raises UsageError that names `where` they were written."""
-    gateable = [name for name, row in leaves() if row.direction != "none"]
+    known = gateable()
     found: dict[str, float] = {}
     for name, limit in limits.items():
-        if not isinstance(name, str) or name not in gateable:
-            near = did_you_mean(str(name), gateable)
-            raise UsageError(f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(gateable)}.")
+        if not isinstance(name, str) or name not in known:
+            near = did_you_mean(str(name), known)
+            raise UsageError(f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}.")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
             raise UsageError(
                 f"{where}: the limit of {name} is {limit!r}. A share between 0 and 1 is needed: 0.05, or 5%, is 5 %."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tomllib
 from pathlib import Path
 
 Fact = str | int | float | bool | None
@@ -56,6 +57,16 @@ def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
     v2 = (_number(_read(folder / "memory.max")) for folder in _groups(proc, cgroups, ""))
     v1 = (_number(_read(folder / "memory.limit_in_bytes")) for folder in _groups(proc, cgroups, "memory"))
     return min((limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES), default=None)
+
+
+def project_name(folder: Path) -> str:
+    """What the project at `folder` calls itself in its pyproject.toml, else the folder's name."""
+    try:
+        table = tomllib.loads(_read(folder / "pyproject.toml") or "").get("project")
+    except tomllib.TOMLDecodeError:
+        table = None
+    name = table.get("name") if isinstance(table, dict) else None
+    return name if isinstance(name, str) and name else folder.resolve().name
 
 
 def project_facts(folder: Path) -> dict[str, Fact]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 DEFAULT_STORE = "sqlite:///.llmperf/history.db"
+DEFAULT_WAIVERS = "llmperf-waivers.toml"
 
 
 class Option(NamedTuple):
@@ -82,8 +83,18 @@ OPTIONS = (
     ),
     Option(name="against-budget", metavar="SECONDS", default="300", help="sampling time of the pairs of one comparison"),
     Option(name="against-build", metavar="COMMAND", help="shell command that is run in the files of the base commit first"),
+    Option(name="waivers", metavar="FILE", default=DEFAULT_WAIVERS, help="regressions that somebody answers for until a date"),
+    Option(
+        name="again-budget",
+        metavar="SECONDS",
+        default="900",
+        help="time of a session for second measurements of what --llmperf-gate suspects",
+    ),
     Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
     Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
+    Option(
+        name="benchmark-json", metavar="FILE", help="write the runs in pytest-benchmark's format, for 'pytest-benchmark compare'"
+    ),
     Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
     Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
     Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),

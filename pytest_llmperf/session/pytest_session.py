@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,10 +12,13 @@ import pytest
 
 from pytest_llmperf.core.judge import Finding, Outcome
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.record import UNFINISHED
 from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.against.connect import connect
+from pytest_llmperf.session.benchmark_file import TIMES
+from pytest_llmperf.session.benchmark_fixture import judge_benchmark
 from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
 from pytest_llmperf.session.gpu_tests import FAILED, NEED, UNUSABLE
@@ -40,9 +43,6 @@ class Declared:
     plans: tuple[LoadPlan, ...] = ()
     error: LlmperfError | None = None
 
-
-UNFINISHED = "recorded"
-"""A record's outcome until its test is over (`core.record.Record`)."""
 
 DECLARED = pytest.StashKey[Declared]()
 FINDINGS = pytest.StashKey[list[Finding]]()
@@ -192,12 +192,24 @@ class PytestSession:
 
         `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one false, and go on.
         """
+        try:
+            self.core.recorder.test_is_over = True
+            if not judge_benchmark(self.core, item, self._declared(item).declaration):
+                self._look_for_missing(item)
+        except Regression as error:
+            pytest.fail(str(error), pytrace=False)
         undecided = [f for f in item.stash.get(FINDINGS, []) if f.outcome is Outcome.UNDECIDED]
         if undecided and self.core.settings.strict:
             pytest.fail(f"{undecided[0].text}\n{undecided[0].detail}; --llmperf-strict is on", pytrace=False)
         for finding in item.stash.get(FINDINGS, []):
             if finding.outcome in self._warned:
                 item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
+
+    def _look_for_missing(self, item: pytest.Item) -> None:
+        """Where the session gates: a run that an earlier session made and this one did not is no green."""
+        core = self.core
+        if core.gate is not None and not core.settings.disable:
+            core.gate.missing(item.nodeid, core.id, list(core.recorder.records.values()))
 
     def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Show the test's own line for our errors, not our inside."""
@@ -222,7 +234,8 @@ class PytestSession:
         if self._core is not None:
             carried["outcome"] = self._finish(report, outcome, findings)
             carried["reason"] = carried["reason"] or (str(report.longrepr) if carried["outcome"] != outcome else "")
-            carried["records"] = [_light(record) for record in self._core.recorder.records.values()]
+            kept = TIMES if self._core.settings.benchmark_json is not None else ()
+            carried["records"] = [_light(record, kept) for record in self._core.recorder.records.values()]
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
             carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
@@ -248,18 +261,22 @@ class PytestSession:
             return "ERROR"
         return outcome
 
-    def close(self) -> None:
-        """End every worker and close the store. May be called again."""
+    def close(self) -> str:
+        """End every worker and close the store. May be called again. Returns what was lost, if anything was."""
         self._live.clear()
-        if self._core is not None:
-            self._core.close()
+        try:
+            if self._core is not None:
+                self._core.close()
+        except StoreError as error:
+            return str(error)
+        return ""
 
     @property
     def _warned(self) -> set[Outcome]:
         """Outcomes that are neither pass nor failure. Where nothing is gated, what was not compared was not asked to be."""
         judges = self._core is not None and (self._core.gate is not None or self._core.comparison is not None)
         gated = self._core is not None and judges and not self._core.settings.disable
-        return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE} if gated else {Outcome.UNDECIDED}
+        return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE, Outcome.WAIVED} if gated else {Outcome.UNDECIDED}
 
     def _declared(self, item: pytest.Item) -> Declared:
         """What a test declared; worked out now for one that another plugin added after collection."""
@@ -345,7 +362,7 @@ def _outcome(report: pytest.TestReport, error: BaseException | None, findings: l
         return "SKIPPED"
     if report.failed:
         return "FAIL"
-    for outcome in (Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):
+    for outcome in (Outcome.WAIVED, Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):
         if any(f.outcome is outcome for f in findings):
             return outcome.value
     return "PASS" if findings else "RECORDED"
@@ -361,6 +378,7 @@ def _skip_reason(report: pytest.TestReport) -> str:
     return report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
 
 
-def _light(record: Any) -> Any:
-    """A record without its raw samples, as plain values that pytest-xdist can carry."""
-    return msgspec.to_builtins(msgspec.structs.replace(record, samples={}))
+def _light(record: Any, kept: Sequence[str]) -> Any:
+    """A record without its raw samples but those `kept`, as plain values that pytest-xdist can carry."""
+    samples = {name: record.samples[name] for name in kept if name in record.samples}
+    return msgspec.to_builtins(msgspec.structs.replace(record, samples=samples))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmperf.core.agreement import Agreement
+from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.judge import Finding
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Environment, Record
@@ -75,6 +76,24 @@ class Recorder:
         for record in records:
             self._write(record)
         return records
+
+    def timed(self, model: OpenModel, rounds_s: Sequence[float], *, iterations: int) -> Record:
+        """Write a record of the rounds of a benchmark, each in seconds of one call."""
+        record = self._record(
+            model,
+            {"type": BENCHMARK},
+            BENCHMARK,
+            metrics=(time_value(rounds_s),),
+            samples={TIME.name: tuple(rounds_s)},
+            extra={"rounds": len(rounds_s), "iterations": iterations},
+        )
+        self._write(record)
+        return record
+
+    def keep(self, record: Record) -> Record:
+        """Write a record of the running test that was made in another process."""
+        self._write(record)
+        return record
 
     def agree(self, model: OpenModel, question: Question, agreement: Agreement) -> None:
         """Write a record of the agreement itself. Runs of the same strategy in this test show it too, once the test is over."""

@@ -36,6 +36,8 @@ class Settings:
     gpus: str
     wait_s: float
     plan_json: Path | None
+    waivers: Path
+    again_budget_s: float
     strategies: tuple[str, ...]
     reference: str
     store: str
@@ -44,13 +46,13 @@ class Settings:
     precision: float
     timeout_s: float
     pythons: dict[str, str]
+    benchmark_json: Path | None
     root: Path
 
 
 def read(raw: Callable[[Option], Any], root: Path) -> Settings:
     """Settings from a function that gives each option's raw value. Raises UsageError for a value that cannot be used."""
     value = {option.name: raw(option) for option in OPTIONS}
-    json_path = value["json"]
     return Settings(
         only=value["only"],
         skip=value["skip"],
@@ -68,9 +70,12 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         wait_s=_positive("wait", value["wait"]),
         plan_json=(root / value["plan-json"]) if value["plan-json"] else None,
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
+        waivers=root / value["waivers"],
+        again_budget_s=_positive("again-budget", value["again-budget"]),
         reference=value["reference"],
         store=value["store"],
-        json=(root / json_path) if json_path else None,
+        json=(root / value["json"]) if value["json"] else None,
+        benchmark_json=(root / value["benchmark-json"]) if value["benchmark-json"] else None,
         budget_s=_positive("budget", value["budget"]),
         precision=_positive("precision", value["precision"]) / 100,
         timeout_s=_positive("timeout", value["timeout"]),

@@ -155,17 +155,9 @@ class LlmperfSession:
         return self.recorder.add(self._measure(models, workload), attempt=2)
 
     def _gate(self) -> Gate | None:
-        limits = self.settings.gate
-        if limits is None:
+        if self.settings.gate is None:
             return None
-        return Gate(
-            limits,
-            strict=self.settings.strict,
-            require_baseline=self.settings.require_baseline,
-            store=lambda: self.recorder.store,
-            root=self.settings.root,
-            note=self.note,
-        )
+        return Gate(self.settings, store=lambda: self.recorder.store, note=self.note)
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
         from pytest_llmperf.session.cores import worker_environment  # noqa: PLC0415

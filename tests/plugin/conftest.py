@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from scripted_project import HEADER
+from stored_sessions import TWO, earlier, of_project
+
+from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.history.store import Store, open_store
 
 Run = Callable[..., pytest.RunResult]
 
@@ -61,3 +71,40 @@ def lines(pytester: pytest.Pytester) -> Callable[[], list[dict]]:
         return list(found.values())
 
     return read
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> dict[str, Record]:
+    """One real record of each test of TWO, by the test's name."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "test_it.py").write_text(HEADER.format(script="ttft=50ms,tpot=10ms") + TWO)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
+    )
+    records = map(record_json.decode, (folder / "out.jsonl").read_text().splitlines())
+    return {record.test.partition("::")[2]: record for record in records}
+
+
+@pytest.fixture
+def opened(pytester) -> Callable[[], Store]:
+    """The project's store."""
+    return lambda: open_store("sqlite:///.llmperf/history.db", folder=pytester.path)
+
+
+@pytest.fixture
+def sessions(opened, template, pytester) -> Callable[..., None]:
+    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart, whose speeds spread by that share.
+
+    What is in the store already is copied as well.
+    """
+
+    def put(n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record) -> None:
+        draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        with opened() as store:
+            models = [*template.values(), *store.records()]
+            for at in range(n):
+                for record in models:
+                    store.add(change(earlier(of_project(record, pytester.path), at + 1, math.exp(spread * draw.gauss(0, 1)))))
+
+    return put

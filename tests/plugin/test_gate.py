@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import random
 import re
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from pytest_llmperf.core import record_json
-from pytest_llmperf.core.record import Record
 from pytest_llmperf.history import accept
-from pytest_llmperf.history.store import Store, open_store
-from pytest_llmperf.session.environment import environment_key
 from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
-from scripted_project import HEADER
+from stored_sessions import ONE, TWO, on_another_cpu, rewritten, with_goodput, with_metric
 
-TWO = """
-def test_speed(llm):
-    llm.run(WORK)
-
-def test_other(llm):
-    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=21))
-"""
-ONE = """
-def test_speed(llm):
-    llm.run(WORK)
-"""
 SLOW_ONCE = """
 from msgspec.structs import replace
 from pytest_llmperf.engines.models import model_ref
@@ -54,83 +32,6 @@ def the_first_worker_is_slow(monkeypatch):
 
     monkeypatch.setattr(LlmperfSession, "_measure", of_this_worker)
 """
-RATES = ("throughput", "ttft.p50", "latency.p50")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> dict[str, Record]:
-    """One real record of each test of TWO, by the test's name."""
-    folder = tmp_path_factory.mktemp("template")
-    (folder / "test_it.py").write_text(HEADER.format(script="ttft=50ms,tpot=10ms") + TWO)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
-    subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
-    )
-    records = map(record_json.decode, (folder / "out.jsonl").read_text().splitlines())
-    return {record.test.partition("::")[2]: record for record in records}
-
-
-@pytest.fixture
-def opened(pytester) -> Callable[[], Store]:
-    """The project's store."""
-    return lambda: open_store("sqlite:///.llmperf/history.db", folder=pytester.path)
-
-
-@pytest.fixture
-def sessions(opened, template) -> Callable[..., None]:
-    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart, whose speeds spread by that share.
-
-    What is in the store already is copied as well.
-    """
-
-    def put(n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record) -> None:
-        draw = random.Random(0)  # noqa: S311 - the same sessions each time
-        with opened() as store:
-            models = [*template.values(), *store.records()]
-            for at in range(n):
-                for record in models:
-                    store.add(change(_earlier(record, at + 1, math.exp(spread * draw.gauss(0, 1)))))
-
-    return put
-
-
-def _rewritten(opened, change):
-    """The store anew, with every record changed."""
-    file = Path(".llmperf/history.db")
-    with opened() as store:
-        kept = [change(record) for record in store.records()]
-    for path in file.parent.glob(f"{file.name}*"):
-        path.unlink()
-    with opened() as store:
-        for record in kept:
-            store.add(record)
-
-
-def _with_goodput(record):
-    metrics = tuple(msgspec.structs.replace(m, value=2.0, reason="") if m.name == "goodput" else m for m in record.metrics)
-    return msgspec.structs.replace(record, metrics=metrics)
-
-
-def _with_metric(record, name, factor):
-    metrics = tuple(msgspec.structs.replace(m, value=m.value * factor) if m.name == name else m for m in record.metrics)
-    return msgspec.structs.replace(record, metrics=metrics)
-
-
-def _on_another_cpu(record):
-    moved = msgspec.structs.replace(record.environment, facts=record.environment.facts | {"cpu_model": "Another CPU"})
-    return msgspec.structs.replace(record, environment=moved, environment_key=environment_key(moved))
-
-
-def _earlier(record, hours, factor):
-    """The record as a session some hours earlier made it, slower by a factor."""
-    metrics = tuple(
-        msgspec.structs.replace(m, value=m.value / factor if m.direction == "higher" else m.value * factor)
-        if m.name in RATES
-        else m
-        for m in record.metrics
-    )
-    created = (datetime.fromisoformat(record.created) - timedelta(hours=hours)).isoformat()
-    return msgspec.structs.replace(record, id=uuid.uuid4().hex, session_id=f"earlier-{hours}", created=created, metrics=metrics)
 
 
 def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project, run_both, sessions):
@@ -211,7 +112,7 @@ def test_another_environment_is_named_by_the_fact_that_differs(project, run, ope
     """The same series on another CPU."""
     project(ONE)
     run()
-    _rewritten(opened, _on_another_cpu)
+    rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(["*another environment: cpu_model is *, the baseline's 'Another CPU'*"])
@@ -227,7 +128,7 @@ def test_another_workload_is_named(project, run, sessions):
 
 def test_a_metric_that_is_not_reported_any_more_is_not_green(project, run, sessions):
     """Earlier sessions had a goodput, this one has none: an outcome, which says how many had it."""
-    sessions(10, change=_with_goodput)
+    sessions(10, change=with_goodput)
     project(ONE)
     result = run("--llmperf-gate=goodput")
     result.assert_outcomes(passed=1, warnings=1)
@@ -279,7 +180,7 @@ def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed. The model's content is the same by its hash."""
     project(ONE)
     run()
-    _rewritten(opened, lambda record: _with_metric(record, "memory.weights", 1 / 1.02))
+    rewritten(opened, lambda record: with_metric(record, "memory.weights", 1 / 1.02))
     result = run("--llmperf-gate=memory.weights:1%")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -340,7 +241,7 @@ def test_a_baseline_of_zero_is_an_error_that_says_so(project, run, opened):
     """Nothing is relative to zero."""
     project(ONE)
     run()
-    _rewritten(opened, lambda record: _with_metric(record, "throughput", 0.0))
+    rewritten(opened, lambda record: with_metric(record, "throughput", 0.0))
     result = run("--llmperf-gate")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*throughput of auto cannot be gated: the baseline holds 0.0*"])

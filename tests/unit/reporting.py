@@ -6,7 +6,9 @@ import io
 from types import SimpleNamespace
 from typing import Any
 
+import history_records
 from _pytest.config import create_terminal_writer
+from msgspec.structs import replace
 
 from pytest_llmperf.core.record import Environment, MetricValue, Record
 
@@ -16,18 +18,7 @@ def metric(
 ) -> MetricValue:
     """A metric value; None is not measurable."""
     confidence = None if low is None else 0.99
-    return MetricValue(
-        name=name,
-        unit=unit,
-        direction="higher",
-        formula=f"{name}/1",
-        value=value,
-        low=low,
-        high=high,
-        confidence=confidence,
-        n=14,
-        reason=reason,
-    )
+    return replace(history_records.metric(name, value, unit), low=low, high=high, confidence=confidence, reason=reason)
 
 
 METRICS = (
@@ -46,28 +37,15 @@ METRICS = (
 
 def record(number: int = 0, **changes: Any) -> Record:
     """One finished run of a bf16 model; `changes` replace fields."""
-    values: dict[str, Any] = {
-        "id": f"r{number}",
-        "session_id": "s",
+    shown: dict[str, Any] = {
         "created": "2026-11-23T05:00:00.000+00:00",
         "test": "tests/test_precision.py::test_reduced_precision_pays[bf16]",
-        "label": "",
-        "workload": {"type": "decode", "batch": 1},
-        "workload_text": "decode b1 p128 n128",
-        "workload_key": "w",
-        "strategy": "bf16",
-        "engine": "transformers",
-        "model": "smollm2-135m",
-        "model_hash": "h",
-        "environment_key": "e",
         "environment": Environment(facts={}),
-        "effective": None,
         "metrics": METRICS,
         "samples": {},
         "warm_up": {},
-        "marks": (),
     }
-    return Record(**{**values, **changes})
+    return history_records.record(f"r{number}", **{**shown, **changes})
 
 
 class Terminal:

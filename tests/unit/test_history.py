@@ -14,7 +14,6 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from history_records import RECORDS, metric, record
 from hypothesis import HealthCheck, Phase, given, settings
-from postgresql_server import binaries, running
 from sqlalchemy import inspect, select, text
 
 from pytest_llmperf.core.record import SCHEMA_VERSION, ClaimRecord
@@ -37,22 +36,6 @@ with open_store(sys.argv[2], folder=Path(sys.argv[3]), busy_s=60) as store:
         store.add(record("shared"))
         store.update_outcome(f"{sys.argv[4]}-{i}", "PASS")
 """
-
-
-@pytest.fixture(scope="module")
-def server():
-    folder = binaries()
-    if folder is None:
-        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed: the store was not tried on PostgreSQL")
-    with running(folder) as started:
-        yield started
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request):
-    if request.param == "postgresql":
-        return request.getfixturevalue("server").database()
-    return "sqlite:///kept/history.db"
 
 
 @pytest.fixture

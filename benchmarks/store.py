@@ -1,0 +1,235 @@
+"""The history at a million stored runs, and eight processes that write to one store.
+
+python benchmarks/store.py [--runs 1000000] [--processes 8] [--each 1000] [--postgresql] [--out FOLDER]
+
+Fills a store with copies of a real record (of a scripted run, with all its metrics), then times one gate decision, `llmperf
+history` of one series and the opening of a session, each against the same store with 1,000 runs. Then eight processes write
+1,000 runs each to one store. Writes store.json and store.md to the folder (default build/benchmarks) and exits 1 unless
+every bar is met. A million runs take about 10 GB of disk and ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import insert
+
+from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.history.accept import Reviewed
+from pytest_llmperf.history.rows import document, metric_rows, record_row
+from pytest_llmperf.history.store import Store, open_store
+from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
+from pytest_llmperf.session.gate_history import held
+
+SERIES = 1000
+BATCH = 2000
+CHANGED = ("id", "test", "session_id", "created")
+GATE_MS, HISTORY_MS = 50, 200
+TEST = """
+import pytest
+from pytest_llmperf import Decode
+
+@pytest.mark.llmperf(model="scripted:ttft=50ms,tpot=10ms", engine="scripted")
+def test_speed(llm):
+    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
+"""
+WRITER = """
+import sys, msgspec
+from pathlib import Path
+from pytest_llmperf.core import record_json
+from pytest_llmperf.history.store import open_for_session
+model = record_json.decode(Path(sys.argv[3]).read_bytes())
+with open_for_session(sys.argv[1], folder=Path(sys.argv[2]), busy_s=60) as store:
+    for i in range(int(sys.argv[5])):
+        store.add(msgspec.structs.replace(model, id=f"{sys.argv[4]}-{i}", session_id=sys.argv[4]))
+        store.update_outcome(f"{sys.argv[4]}-{i}", "PASS")
+    print(len(store.notices))
+"""
+
+
+def main() -> int:
+    """Fill, time, write at once; say which bars are missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--each", type=int, default=1000, help="runs that each process writes")
+    parser.add_argument("--postgresql", action="store_true", help="on a PostgreSQL server that is started for it")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="llmperf-store-") as text, _urls(Path(text), options.postgresql) as url:
+        folder = Path(text)
+        model = measured(folder)
+        rows = [
+            *timings(url, folder, model, options.runs),
+            together(url("together"), folder, model, options.processes, options.each),
+        ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "store.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (options.out / "store.md").write_text(markdown(rows), encoding="utf-8")
+    return 0 if all(row["met"] for row in rows) else 1
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """A table of everything."""
+    head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *(f"| {r['what']} | {r['seen']} | {r['bar']} | {'yes' if r['met'] else 'no'} |" for r in rows), ""])
+
+
+def measured(folder: Path) -> Record:
+    """A real record of a scripted run."""
+    (folder / "test_it.py").write_text(TEST, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-json=out.jsonl", "--llmperf-store=none"]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
+    )
+    return record_json.decode((folder / "out.jsonl").read_bytes().splitlines()[-1])
+
+
+def timings(url: Callable[[str], str], folder: Path, model: Record, runs: int) -> Iterator[dict[str, object]]:
+    """The small store first, then the large one."""
+    small, large = url("small"), url("large")
+    fill(small, folder, model, SERIES)
+    began = time.perf_counter()
+    fill(large, folder, model, runs)
+    print(f"filled {runs} runs in {time.perf_counter() - began:.0f} s", flush=True)
+    gate = _ms(lambda store: _decide(store, model), large, folder)
+    yield _row(f"one gate decision at {runs:,} runs", gate, f"<= {GATE_MS} ms", met=gate <= GATE_MS)
+    shown = _command_ms(large, folder, f"test_{SERIES // 2}")
+    yield _row(
+        f"`llmperf history` of one series at {runs:,} runs, past its start", shown, f"<= {HISTORY_MS} ms", met=shown <= HISTORY_MS
+    )
+    first, now = (_open_ms(each, folder) for each in (small, large))
+    said = f"{now:.1f} ms ({first:.1f} ms at {SERIES:,})"
+    yield {
+        "what": f"opening a session's store at {runs:,} runs",
+        "seen": said,
+        "bar": "no growth (25 %)",
+        "met": now <= 1.25 * first + 2,
+    }
+
+
+def fill(url: str, folder: Path, model: Record, runs: int) -> None:
+    """Copies of the record over 1,000 series, a minute apart."""
+    metrics = metric_rows(model, 0)
+    marked = document(msgspec.structs.replace(model, samples={}, outcome="PASS", **{name: f"@{name}@" for name in CHANGED}))
+    with open_store(url, folder=folder) as store:
+        for start in range(0, runs, BATCH):
+            numbered = [(at + 1, copy(model, at)) for at in range(start, min(runs, start + BATCH))]
+            with store._database.writing() as connection:  # noqa: SLF001 - a million single transactions would take hours
+                connection.execute(insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered])
+                connection.execute(insert(METRICS), [row | {"record_seq": seq} for seq, _ in numbered for row in metrics])
+                connection.execute(insert(DOCUMENTS), [{"record_seq": seq, "body": body(marked, each)} for seq, each in numbered])
+
+
+def body(marked: str, record: Record) -> str:
+    """The document of a copy: that of the model, with the copy's own texts in the places of the marks."""
+    text = marked
+    for name in CHANGED:
+        text = text.replace(f'"@{name}@"', f'"{getattr(record, name)}"')
+    return text
+
+
+def copy(model: Record, at: int) -> Record:
+    """The record as run `at`: its series by turns, its time by the clock."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(1_700_000_000 + 60 * at))
+    test = f"test_it.py::test_{at % SERIES}"
+    return msgspec.structs.replace(
+        model, id=f"r{at}", test=test, session_id=f"s{at // SERIES}", created=when, outcome="PASS", samples={}
+    )
+
+
+def together(url: str, folder: Path, model: Record, processes: int, each: int) -> dict[str, object]:
+    """Processes that write at the same time: every record is there once, with its outcome."""
+    (folder / "model.json").write_bytes(record_json.encode(model))
+    arguments = [sys.executable, "-c", WRITER, url, str(folder), str(folder / "model.json")]
+    began = time.perf_counter()
+    writers = [subprocess.Popen([*arguments, f"w{i}", str(each)]) for i in range(processes)]
+    failed = [writer.wait() for writer in writers if writer.wait()]
+    took = time.perf_counter() - began
+    with open_store(url, folder=folder) as store:
+        outcomes = [record.outcome for record in store.records()]
+    wanted = processes * each
+    found = f"{len(outcomes)} of {wanted} runs, {outcomes.count('PASS')} with their outcome, {took:.0f} s"
+    print(found, flush=True)
+    met = not failed and len(outcomes) == outcomes.count("PASS") == wanted
+    return {
+        "what": f"{processes} processes, {each} runs each, one store",
+        "seen": found,
+        "bar": "nothing lost or doubled",
+        "met": met,
+    }
+
+
+def _decide(store: Store, model: Record) -> None:
+    """What the gate asks of the history for one metric of one run."""
+    record = msgspec.structs.replace(model, id="new", session_id="new", test=f"test_it.py::test_{SERIES // 2}")
+    metric = next(metric for metric in record.metrics if metric.name == "throughput")
+    found = held(store, Reviewed(), record, metric)
+    assert found.baseline.n > 0, found.reason
+
+
+def _ms(action: Callable[[Store], None], url: str, folder: Path) -> float:
+    with open_store(url, folder=folder) as store:
+        action(store)
+        return statistics.median(_once(lambda: action(store)) for _ in range(20))
+
+
+def _open_ms(url: str, folder: Path) -> float:
+    return statistics.median(_once(lambda: open_store(url, folder=folder).close()) for _ in range(20))
+
+
+def _command_ms(url: str, folder: Path, test: str) -> float:
+    """The command as a process, less the same command on an empty store."""
+    open_store("sqlite:///empty.db", folder=folder).close()
+
+    def run(store: str, *more: str) -> float:
+        command = [sys.executable, "-m", "pytest_llmperf", "history", *more, "--store", store]
+        return _once(lambda: subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL))
+
+    empty, full = (
+        statistics.median(run(*each) for _ in range(7)) for each in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
+    )
+    return full - empty
+
+
+def _once(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - began)
+
+
+def _row(what: str, ms: float, bar: str, *, met: bool) -> dict[str, object]:
+    print(f"{what}: {ms:.1f} ms", flush=True)
+    return {"what": what, "seen": f"{ms:.1f} ms", "bar": bar, "met": met}
+
+
+@contextmanager
+def _urls(folder: Path, postgresql: bool) -> Iterator[Callable[[str], str]]:
+    if not postgresql:
+        yield lambda name: f"sqlite:///{folder}/{name}.db"
+        return
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
+    from postgresql_server import binaries, running  # noqa: PLC0415 - only for this
+
+    found = binaries()
+    if found is None:
+        raise SystemExit("PostgreSQL's server programs (initdb, pg_ctl) are not installed here")
+    with running(found) as server:
+        known = {name: server.database() for name in ("small", "large", "together")}
+        yield known.__getitem__
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
