@@ -11,6 +11,8 @@ from adapting import adapter, plan
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine, arch
 from pytest_llmperf.engines.transformers import adapters as module
 from pytest_llmperf.errors import LoadError, NotInEffect, UsageError
@@ -263,3 +265,29 @@ def test_an_adapter_that_lacks_a_tensor_breaks_the_promise(folders, tmp_path):
         session = TransformersEngine().open(asked)
     with pytest.raises(NotInEffect, match="11 of 12 tensors"):
         promise(session, "lora:a", asked)
+
+
+@pytest.mark.parametrize("part", ["nf4", "int8", "int8wo"])
+def test_looking_at_an_adapter_on_quantised_weights_changes_nothing(tmp_path, part):
+    """bitsandbytes unpacks its 4-bit weights for a state_dict, and does not pack them again."""
+    name = "arch:small-llama"
+    base = arch.build("small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
+    folder = adapter(tmp_path / "a", base, seed=1, base=name)
+    asked = LoadPlan(model=model_ref(name), weights_dtype="float32", quantisation=part, adapters=(str(folder),))
+    session = TransformersEngine().open(asked)
+    ids = torch.arange(5, 25)[None]
+
+    def logits():
+        with torch.no_grad():
+            return session._loaded.model.forward(input_ids=ids, use_cache=False).logits
+
+    before = logits()
+    (group,) = session.describe().effective.resident_adapters
+    assert group.tensors_equal == group.tensors
+    assert torch.equal(logits(), before)
+    session.use_adapters(("base",))
+    plain = TransformersEngine().open(LoadPlan(model=model_ref(name), weights_dtype="float32", quantisation=part))
+    with torch.no_grad():
+        expected = plain._loaded.model.forward(input_ids=ids, use_cache=False).logits
+    assert torch.equal(logits(), expected)
+    assert not torch.equal(before, expected)

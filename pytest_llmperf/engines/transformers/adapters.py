@@ -128,6 +128,9 @@ def _loaded(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftM
     first, *others = files
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's call, not ours
+        warnings.filterwarnings(
+            "ignore", "TorchaoLoraLinear was instantiated without", UserWarning
+        )  # about merging, refused here
         with load_errors(plan, f"adapter {first.name!r}"):
             peft = PeftModel.from_pretrained(model, first.folder, adapter_name=first.name, autocast_adapter_dtype=False)
         for file in others:
@@ -168,7 +171,9 @@ def _is_sum(found: Tensor, one: Tensor, other: Tensor) -> bool:
 
 def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> AdapterGroup:
     assert peft is not None  # noqa: S101 - merged ones have their groups
-    held: dict[str, Tensor] = get_peft_model_state_dict(peft, adapter_name=file.name, save_embedding_layers=False)
+    # not from the model's state_dict(): asked for that, bitsandbytes unpacks its 4-bit weights on a CPU and computes wrongly on
+    own: dict[str, Tensor] = dict(peft.named_parameters(remove_duplicate=False))
+    held: dict[str, Tensor] = get_peft_model_state_dict(peft, state_dict=own, adapter_name=file.name, save_embedding_layers=False)
     layers = _layers(model, file.name)
     return AdapterGroup(
         name=file.name,
