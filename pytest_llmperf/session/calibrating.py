@@ -18,7 +18,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.stats import median
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.calibration import Calibrated
-from pytest_llmperf.session.environment import differences
+from pytest_llmperf.session.environment import device_names, differences
 from pytest_llmperf.session.gate_limits import COUNTED
 
 _HOW = "Write Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…)."
@@ -52,7 +52,7 @@ class Found(Struct, frozen=True, kw_only=True):
             model=self.record.model,
             strategy=self.record.strategy,
             workload=self.record.workload_text,
-            device=str(facts.get("device_name") or facts.get("device")),
+            device=next(iter(device_names(self.record.environment)), "unknown"),
             floor=self.noise.proposed,
             spread=float(f"{self.noise.spread:.3g}"),
             false_alarms=self.noise.false_alarms,

@@ -15,6 +15,7 @@ from msgspec import Struct
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.rule_a import MIN_SESSIONS
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.session.environment import device_names
 from pytest_llmperf.session.waivers import is_test
 
 FILE = "llmperf-calibration.toml"
@@ -44,9 +45,8 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def covers(self, record: Record) -> bool:
         """Whether the record is a run of what was calibrated, on the same kind of device."""
-        facts = record.environment.facts
         same = (record.model, record.strategy, record.workload_text) == (self.model, self.strategy, self.workload)
-        return same and self.device in (facts.get("device_name"), facts.get("device")) and self._for(record.test)
+        return same and self.device in device_names(record.environment) and self._for(record.test)
 
     def same_as(self, other: Calibrated) -> bool:
         """Whether both are floors of one thing, so that the newer takes the other's place."""

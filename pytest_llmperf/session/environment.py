@@ -49,6 +49,12 @@ def environment_key(environment: Environment) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def device_names(environment: Environment) -> list[str]:
+    """What the device of a run may be called, the most telling first: its name, its kind, the CPU's model."""
+    names = (environment.facts.get(name) for name in ("device_name", "device", "cpu_model"))
+    return [str(name) for name in names if name]
+
+
 def differences(a: Environment, b: Environment, names: Sequence[str] = COMPARABLE) -> list[tuple[str, Fact, Fact]]:
     """(name, fact in a, fact in b) for each of `names` that differs. Empty exactly when the keys are equal."""
     pairs = ((name, a.facts.get(name), b.facts.get(name)) for name in names)

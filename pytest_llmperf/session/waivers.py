@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.session.environment import device_names
 from pytest_llmperf.session.gate_limits import gateable
 from pytest_llmperf.session.options import DEFAULT_WAIVERS
 
@@ -25,7 +26,7 @@ _EXAMPLE = (
 class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who answers for a metric of a test (with every parameter unless one is named) through the day it `expires`.
 
-    `device` is a device's name ("NVIDIA H200") or kind ("cuda"); empty for every device.
+    `device` is a device's name ("NVIDIA H200") or kind ("cuda"), or the CPU's model; empty for every device.
     """
 
     test: str
@@ -37,8 +38,7 @@ class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def covers(self, record: Record, metric: str) -> bool:
         """Whether it is for this metric of this record."""
-        facts = record.environment.facts
-        device = not self.device or self.device in (facts.get("device_name"), facts.get("device"))
+        device = not self.device or self.device in device_names(record.environment)
         return device and self.metric == metric and is_test(self.test, record.test)
 
 

@@ -91,7 +91,6 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
         ("-k", "other"),
         ("--deselect", "test_it.py::test_speed"),
         ("other/",),
-        ("--lf",),
     ],
 )
 def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(project, run, sessions, pytester, asked):
@@ -102,6 +101,16 @@ def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(project, run,
     pytester.mkdir("other").joinpath("test_that.py").write_text(Path("test_it.py").read_text())
     result = run("--llmperf-gate=on", *asked)
     assert result.parseoutcomes()["passed"] > 0
+    result.stdout.no_fnmatch_line(STILL_THERE)
+
+
+def test_a_run_of_the_last_failures_accuses_nobody(project, sessions, pytester):
+    """--lf leaves the tests that passed out while it collects."""
+    sessions(10)
+    project(TWO.replace("new_tokens=21))", "new_tokens=21))\n    assert False"))
+    pytester.runpytest_subprocess("--llmperf-store=none").assert_outcomes(passed=1, failed=1)
+    result = pytester.runpytest_subprocess("--llmperf-gate=on", "--lf")
+    result.assert_outcomes(failed=1)
     result.stdout.no_fnmatch_line(STILL_THERE)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from pytest_llmperf.session.calibration import read_calibrations
+from pytest_llmperf.session.host import cpu_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_sessions import ONE, TWO
 
+CPU = cpu_model()
 SLOW = "ttft=57.5ms,tpot=11.5ms"
 WAIVER = """
 [[waiver]]
@@ -150,7 +152,7 @@ metric = "throughput"
 model = "scripted:{script}"
 strategy = "auto"
 workload = "decode b1 p8 n11"
-device = "cpu"
+device = "{device}"
 floor = {floor}
 spread = 0.01
 false_alarms = 0.0
@@ -167,7 +169,7 @@ def test_a_calibrated_floor_takes_the_place_of_the_default(project, run, session
     sessions(10)
     project(ONE, script=SLOW)
     path = pytester.path / "llmperf-calibration.toml"
-    path.write_text(CALIBRATED.format(floor=0.25, script=SLOW))
+    path.write_text(CALIBRATED.format(floor=0.25, script=SLOW, device=CPU))
     result = run("--llmperf-gate")
     result.stdout.no_fnmatch_line("*throughput of auto*less than the baseline*")
     path.unlink()
@@ -178,20 +180,22 @@ def test_a_limit_below_what_was_calibrated_is_named(project, run, sessions, pyte
     """It is applied as it was asked for, on the command line or on the marker."""
     project("@pytest.mark.llmperf(gate={'throughput': 0.01})" + ONE)
     sessions(10)
-    (pytester.path / "llmperf-calibration.toml").write_text(CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms"))
+    (pytester.path / "llmperf-calibration.toml").write_text(
+        CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms", device=CPU)
+    )
     said = " ".join(" ".join(run("--llmperf-gate=throughput:2%").outlines).split())
-    assert "the limit of throughput, 1.0 %, is below the 4.0 % calibrated on cpu on 2026-11-20" in said
+    assert f"the limit of throughput, 1.0 %, is below the 4.0 % calibrated on {CPU} on 2026-11-20" in said
     project(ONE)
     assert "the limit of throughput, 2.0 %, is below" in " ".join(" ".join(run("--llmperf-gate=throughput:2%").outlines).split())
 
 
 @pytest.mark.parametrize(
-    "line", ["date = 2026-11-20\n", 'device = "cpu"\n', "sessions = 12\n", 'versions = { torch = "2.13" }\n']
+    "line", ["date = 2026-11-20\n", f'device = "{CPU}"\n', "sessions = 12\n", 'versions = { torch = "2.13" }\n']
 )
 def test_a_floor_without_provenance_is_refused(project, run, pytester, line):
     """Exit code 4, with the field that is missing and the command that measures a floor."""
     project(ONE)
-    text = CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms")
+    text = CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms", device=CPU)
     assert line in text
     (pytester.path / "llmperf-calibration.toml").write_text(text.replace(line, ""))
     result = run("--llmperf-gate")
@@ -208,5 +212,5 @@ def test_calibrate_measures_fresh_sessions_of_real_tests(project, pytester):
     assert "session 8 of 8" in done.stderr
     assert "1 floor written to" in done.stdout
     (entry,) = read_calibrations(pytester.path)
-    assert (entry.floor, entry.sessions, entry.test, entry.device) == (0.005, 8, "test_it.py::test_speed", "cpu")
+    assert (entry.floor, entry.sessions, entry.test, entry.device) == (0.005, 8, "test_it.py::test_speed", CPU)
     assert not (pytester.path / ".llmperf" / "history.db").exists()
