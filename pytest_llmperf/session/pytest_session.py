@@ -18,9 +18,9 @@ from pytest_llmperf.names import STRATEGY_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.against.connect import connect
 from pytest_llmperf.session.benchmark_file import TIMES
-from pytest_llmperf.session.benchmark_fixture import judge_benchmark
 from pytest_llmperf.session.declare import Declaration, declaration
 from pytest_llmperf.session.gate import Regression
+from pytest_llmperf.session.gate_end import judge_end
 from pytest_llmperf.session.gpu_tests import FAILED, NEED, UNUSABLE
 from pytest_llmperf.session.handle import Handle
 from pytest_llmperf.session.model import Model
@@ -193,9 +193,7 @@ class PytestSession:
         `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one false, and go on.
         """
         try:
-            self.core.recorder.test_is_over = True
-            if not judge_benchmark(self.core, item, self._declared(item).declaration):
-                self._look_for_missing(item)
+            judge_end(self.core, item, self._declared(item).declaration)
         except Regression as error:
             pytest.fail(str(error), pytrace=False)
         undecided = [f for f in item.stash.get(FINDINGS, []) if f.outcome is Outcome.UNDECIDED]
@@ -204,12 +202,6 @@ class PytestSession:
         for finding in item.stash.get(FINDINGS, []):
             if finding.outcome in self._warned:
                 item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
-
-    def _look_for_missing(self, item: pytest.Item) -> None:
-        """Where the session gates: a run that an earlier session made and this one did not is no green."""
-        core = self.core
-        if core.gate is not None and not core.settings.disable:
-            core.gate.missing(item.nodeid, core.id, list(core.recorder.records.values()))
 
     def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Show the test's own line for our errors, not our inside."""

@@ -214,3 +214,13 @@ def test_the_line_of_a_rename_says_who_and_why(project, run, sessions, pytester,
     )
     with open_store("sqlite:///.llmperf/history.db", folder=pytester.path) as store:
         assert "test_it.py::test_speed" in store.tests()
+
+
+def test_a_body_in_a_process_of_its_own_is_judged_there(project, run):
+    """Its runs are made and looked for in that process; the main one, which measured nothing, accuses nobody."""
+    project("\n@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n    llm.run(WORK)\n")
+    run().assert_outcomes(passed=1)
+    result = run("--llmperf-gate=memory.weights")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*not measured any more*")
+    assert result.ret == 0
