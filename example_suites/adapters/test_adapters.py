@@ -16,7 +16,7 @@ def test_an_adapter_teaches_the_task(llm_factory, trained):
     """Of five departments the base model names the right one little more often than chance would."""
     base = llm_factory("fp32").accuracy(TASKS)
     tuned = llm_factory(f"fp32+lora:{trained('lora')}").accuracy(TASKS)
-    assert tuned.accuracy >= 0.7
+    assert tuned.accuracy >= 0.6
     assert tuned.accuracy >= 1.2 * base.accuracy
 
 

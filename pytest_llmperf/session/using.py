@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.pool import OpenModel, alone
 from pytest_llmperf.strategies.adapters import BASE
 from pytest_llmperf.worker.messages import AdaptersUsed, Command, Result, UseAdapters
 
@@ -23,12 +23,16 @@ class UsingAdapters(OpenModel):
     adapters: tuple[str, ...] = ()
 
     def call(self, command: Command) -> Result:
-        """Switch, do the command, and switch back to the default, whatever became of it."""
-        super().call(UseAdapters(names=self.adapters))
-        try:
-            return super().call(command)
-        finally:
-            super().call(UseAdapters(names=()))
+        """Switch, do the command, and switch back to the default, whatever became of it, while the device is held once."""
+        with alone(self.plan, self.gpus, self.wait_s):
+            self._send(UseAdapters(names=self.adapters))
+            try:
+                return self._send(command)
+            finally:
+                self._send(UseAdapters(names=()))
+
+    def _send(self, command: Command) -> Result:
+        return self.channel.call(command, deadline_s=self.timeout_s)
 
 
 def using(model: OpenModel, names: tuple[str, ...]) -> UsingAdapters:
