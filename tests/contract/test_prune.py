@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 from msgspec import structs
+from test_load_real import write_gguf
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models import model_ref
@@ -25,6 +26,13 @@ from pytest_llmperf.engines.transformers.prune.calibration import calibration, i
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 SHARES = ("magnitude:0.5", "wanda:0.5", "sparsegpt:0.5", "wanda:0.3")
+FACTORY = """
+import transformers
+
+def build():
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
+"""
 PATTERNS = ("magnitude:2:4", "wanda:2:4", "sparsegpt:2:4")
 
 
@@ -57,6 +65,29 @@ def test_a_pruning_is_in_effect_after_loading(name, strategy):
     for key, value in plain.model.state_dict().items():
         if key.removesuffix(".weight") not in pruned:
             assert torch.equal(value, loaded.model.state_dict()[key])
+
+
+def model_of_kind(kind, folder):
+    """The name of a tiny model that is read from files, or built by a function."""
+    if kind == "gguf":
+        return str(write_gguf(folder / "tiny.gguf"))
+    if kind == "factory":
+        (folder / "tiny_project.py").write_text(FACTORY, encoding="utf-8")
+        return "tiny_project:build"
+    load(plan_for("auto")).model.save_pretrained(folder / "saved")
+    return str(folder / "saved")
+
+
+@pytest.mark.parametrize(("kind", "source"), [("folder", "synthetic:0"), ("gguf", "short-chat"), ("factory", "synthetic:0")])
+@pytest.mark.parametrize("strategy", ["wanda:0.5", "structured:0.3"])
+def test_every_kind_of_model_is_pruned(tmp_path, monkeypatch, kind, source, strategy):
+    """Calibrated on text where there is a tokenizer."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
+    loaded, promises = loaded_under(strategy, model_of_kind(kind, tmp_path))
+    found = describe(loaded)
+    require_in_effect(found, promises, "loaded")
+    assert found.pruned.method["calibration"] == source
 
 
 @pytest.mark.parametrize("strategy", ["magnitude:0.5", "wanda:0.5", "wanda:2:4"])
@@ -173,6 +204,17 @@ def test_a_layer_that_was_replaced_keeps_its_first_count():
         block.mlp.down_proj = torch.nn.Identity()
     assert loaded.pruned.layers["model.layers.0.mlp.down_proj"]() is None
     require_in_effect(structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.now()), promises[2:], "loaded")
+
+
+@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize("strategy", ["bf16+int8wo+wanda:0.5", "bf16+int8wo+structured:0.3"])
+def test_what_pruning_left_is_quantised(name, strategy):
+    """Both promises hold: of the quantised layers, and of what was gone before they were."""
+    pytest.importorskip("torchao")
+    loaded, promises = loaded_under(strategy, name)
+    found = describe(loaded)
+    require_in_effect(found, promises, "loaded")
+    assert found.quantised.converted == found.pruned.layers
 
 
 @pytest.mark.parametrize("strategy", ["wanda:0.5", "sparsegpt:0.5", "structured:0.3"])
