@@ -36,15 +36,15 @@ def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, se
     assert result.ret == 0
 
 
-def test_a_missing_test_fails_where_a_baseline_is_required(project, run_both, sessions):
+def test_a_missing_test_fails_where_a_baseline_is_required(project, run, sessions):
     """Exit code 1 although each test that is there passes; the same session without the gone test is green."""
     sessions(10)
     project(TWO.replace("def test_speed(llm)", "def helper(llm)"))
-    result = run_both("--llmperf-gate", "--llmperf-require-baseline")
+    result = run("--llmperf-gate", "--llmperf-require-baseline")
     result.assert_outcomes(passed=1)
     assert result.ret == 1
     project(TWO)
-    assert run_both("--llmperf-gate", "--llmperf-require-baseline").ret == 0
+    assert run("--llmperf-gate", "--llmperf-require-baseline").ret == 0
 
 
 def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, pytester):
@@ -148,15 +148,15 @@ def fields(record):
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
-def test_a_test_that_measures_nothing_any_more_is_not_green(project, run_both, sessions):
+def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessions):
     """It is there and passes, and its run is gone: NOT COMPARABLE in that very test; alone, exit code 6."""
     sessions(10)
     project("\ndef test_speed(llm):\n    assert llm.strategy\n")
-    result = run_both("--llmperf-gate")
+    result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*not comparable: decode b1 p8 n11 of auto was not measured any more: the session of*"])
     assert result.ret == EXIT_JUDGED_NOTHING
-    run_both("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
+    run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
 
 
 def test_one_of_two_runs_that_is_gone_is_named(project, run):

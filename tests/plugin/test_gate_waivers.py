@@ -84,8 +84,15 @@ def test_an_expired_waiver_waives_nothing_and_fails_the_session(project, run_bot
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*the waiver of ana for throughput of test_it.py::test_speed expired on 2020-01-31*"])
     assert result.ret == 1
+
+
+def test_a_regression_under_an_expired_waiver_fails(project, run, sessions, waive):
+    """As if it were not there."""
+    project(ONE)
+    sessions(10)
+    waive(expires="2020-01-31")
     project(ONE, script=SLOW)
-    run_both("--llmperf-gate=throughput").assert_outcomes(failed=1)
+    run("--llmperf-gate=throughput").assert_outcomes(failed=1)
 
 
 def test_a_waiver_for_no_test_fails_the_session_unless_its_file_was_not_looked_into(project, run, sessions, waive):

@@ -87,7 +87,9 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
     from pytest_llmperf.session.settings import read
 
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
-    good = {"device": "cpu", "budget": "3", "precision": "5", "timeout": "60", "gate": "mbu:5%"}.get(option.name, "some")
+    pytester.mkdir("some")
+    number = option.default.replace(".", "").isdigit()
+    good = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%"}.get(option.name, "7" if number else "some")
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
     from pytest_llmperf.plugin import _option
 
