@@ -53,8 +53,8 @@ def main() -> None:
 
 def model_folder(name: str) -> str:
     """Where transformers finds the model; a built-in one is converted into the cache first."""
-    from pytest_llmperf.engines.models import BUILTIN  # noqa: PLC0415
-    from pytest_llmperf.engines.transformers.builtin import converted_folder  # noqa: PLC0415
+    from pytest_llmperf.engines.models import BUILTIN
+    from pytest_llmperf.engines.transformers.builtin import converted_folder
 
     return str(converted_folder(name)) if name in BUILTIN else name
 
@@ -74,8 +74,8 @@ def prepared(kind: str, folder: str, rank: int) -> Any:
 
 def fake_quantise(model: nn.Module, step: str) -> None:
     """Every linear layer but the head computes with weights rounded to 4 bit, and learns to live with it; or back again."""
-    from torchao.quantization import quantize_  # noqa: PLC0415
-    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig  # noqa: PLC0415
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
     weights = IntxFakeQuantizeConfig(torch.int4, group_size=GROUP, is_symmetric=False)
     config = QATConfig(weight_config=weights, step="prepare") if step == "prepare" else QATConfig(step="convert")
