@@ -42,7 +42,7 @@ class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._quantized_keys: Pair | None = None
         self._quantized_values: Pair | None = None
 
