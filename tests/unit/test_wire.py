@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.worker import messages, wire
 from pytest_llmperf.worker.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply, Result
 from pytest_llmperf.worker.wire import Wire, WireClosed, WireError, frame, parent_end, worker_end
-from pytest_llmperf.workloads import Decode, Prefill, PromptSet
+from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Task, TaskSet
 
 SCALARS = {
     int: st.integers(-(2**63), 2**64 - 1),
@@ -27,9 +27,15 @@ SCALARS = {
     Any: st.none() | st.booleans() | st.text(max_size=5) | st.integers(0, 9),
 }
 PROMPTS = st.builds(PromptSet, name=SCALARS[str], seed=SCALARS[int], texts=st.lists(st.text(max_size=9), max_size=3).map(tuple))
+TASKS = st.lists(
+    st.builds(Task, prompt=SCALARS[str], answer=SCALARS[str], choices=st.lists(st.text(max_size=9), max_size=3).map(tuple)),
+    min_size=1,
+    max_size=3,
+).map(tuple)
 COUNTS = st.integers(1, 10**6)
 SPECIAL = {
     PromptSet: PROMPTS,
+    TaskSet: st.builds(TaskSet, name=SCALARS[str], items=TASKS, chat=st.booleans(), max_new_tokens=COUNTS),
     Prefill: st.builds(Prefill, batch=COUNTS, prompt_tokens=COUNTS, prompts=PROMPTS),
     Decode: st.builds(Decode, batch=COUNTS, prompt_tokens=COUNTS, new_tokens=COUNTS.map(lambda n: n + 1), prompts=PROMPTS),
 }
