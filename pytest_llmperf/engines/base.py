@@ -14,8 +14,8 @@ from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
-from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 
 
 @dataclass(frozen=True, kw_only=True)

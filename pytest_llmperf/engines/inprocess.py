@@ -15,8 +15,8 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
-from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 
 _REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"
 

@@ -19,8 +19,8 @@ from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
 from pytest_llmperf.errors import UsageError, WorkerError, did_you_mean
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, TaskAnswer
-from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 GAP_NS = 1_000_000

@@ -13,8 +13,7 @@ from pytest_llmperf.core.agreement import PromptComparison, TopToken, WorstPosit
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.engines.scripted_options import ScriptedOptions
 from pytest_llmperf.errors import LoadError, UsageError
-from pytest_llmperf.worker.messages import TaskAnswer
-from pytest_llmperf.workloads import PromptSet, TaskSet
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet
 
 FORMAT = "pytest-llmperf scripted reference 1"
 SIGNAL_PER_POSITION = 100.0

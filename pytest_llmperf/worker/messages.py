@@ -16,7 +16,7 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
-from pytest_llmperf.workloads import PromptSet, TaskSet, Workload
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 
 
 class Open(Struct, frozen=True, kw_only=True, tag=True):
@@ -264,13 +264,6 @@ class AdaptersUsed(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to UseAdapters: the adapters in force, as the modules have it; several for rows in turn."""
 
     names: tuple[str, ...]
-
-
-class TaskAnswer(Struct, frozen=True, kw_only=True):
-    """What the model answered to one item, and whether that is the item's answer."""
-
-    given: str
-    correct: bool
 
 
 class TasksAnswered(Struct, frozen=True, kw_only=True, tag=True):

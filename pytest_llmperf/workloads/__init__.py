@@ -2,6 +2,6 @@
 
 from pytest_llmperf.workloads.generate import Decode, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
-from pytest_llmperf.workloads.tasks import Task, TaskSet
+from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
 
-__all__ = ["Decode", "Prefill", "PromptSet", "Task", "TaskSet", "Workload", "describe"]
+__all__ = ["Decode", "Prefill", "PromptSet", "Task", "TaskAnswer", "TaskSet", "Workload", "describe"]

@@ -24,6 +24,13 @@ class Task(Struct, frozen=True, kw_only=True):
     choices: tuple[str, ...] = ()
 
 
+class TaskAnswer(Struct, frozen=True, kw_only=True):
+    """What a model answered to one item, and whether that is the item's answer."""
+
+    given: str
+    correct: bool
+
+
 class TaskSet(Struct, frozen=True, kw_only=True):
     """Items that a model answers, in order.
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, left_padded, tokenise
 from pytest_llmperf.engines.transformers.reference import Scorer
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import TaskAnswer
-from pytest_llmperf.workloads import PromptSet, TaskSet
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from pytest_llmperf.engines.transformers.parallel.collectives import share_in_co
 from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran, TaskAnswer
+from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
-from pytest_llmperf.workloads import PromptSet, TaskSet, Workload, describe
+from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload, describe
 
 
 class TransformersSession:
