@@ -148,6 +148,8 @@ class LeaveTest(Struct, frozen=True, kw_only=True, tag=True):
 
 
 BaseCommand = RunTest | GoOn | MeasureBlock | GiveBack | LeaveTest
+
+
 class RunBody(Struct, frozen=True, kw_only=True, tag=True):
     """Run one test's body in a pytest process of its own. Result: BodyRan.
 
