@@ -15,6 +15,7 @@ from pytest_llmperf.session.gate_limits import checked_limits
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
 from pytest_llmperf.strategies.adapters import located
+from pytest_llmperf.strategies.assistance import LOOKUP
 from pytest_llmperf.strategies.quantised import located as checkpoint_located
 
 DEFAULT_STRATEGY = "auto"
@@ -84,6 +85,8 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
         seed=declared.seed,
     )
     plan = checkpoint_located(located(parsed.apply(base), settings.root), settings.root)
+    if plan.assist not in (None, LOOKUP):
+        model_ref(str(plan.assist))  # raises for a name that means nothing
     check_engine_can(plan, row.can(), row.name)
     lacking = row.can().lacks(plan) if row.name not in settings.pythons else None  # another interpreter has its own packages
     if lacking is not None:

@@ -84,6 +84,17 @@ def test_it(llm):
     result.stdout.fnmatch_lines(["*'lora:adapters/gone': there is no folder *adapters/gone*"])
 
 
+def test_an_assistant_whose_name_means_nothing_is_an_error_before_anything_loads(project, run):
+    project("""
+@pytest.mark.llmperf(strategy="assisted:smollm2-153m")
+def test_it(llm):
+    llm.run(WORK)
+""")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*model 'smollm2-153m' is not known. Did you mean 'smollm2-135m'?*"])
+
+
 def test_a_broken_promise_of_an_adapter_is_that_test_s_error(project, run, adapters):
     """Negative control: the engine merges what was to stay apart."""
     project(
