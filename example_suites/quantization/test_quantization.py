@@ -28,12 +28,12 @@ def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
     assert agreement.top5 >= 0.95
 
 
-@pytest.mark.parametrize("llm", ["bf16+nf4", "bf16+fp4"], indirect=True)
-def test_four_bits_save_more_and_cost_more(llm, baseline, decode):
-    """Everything that is not quantised in bf16. There is no default rule for 4 bit: this budget is the test's own."""
+@pytest.mark.parametrize(("llm", "budget"), [("bf16+nf4", 2.0), ("bf16+fp4", 3.0)], indirect=["llm"])
+def test_four_bits_save_more_and_cost_more(llm, budget, baseline, decode):
+    """Everything that is not quantised in bf16. There is no default rule for 4 bit: the budgets are the test's own."""
     ours, ref = llm.compare(baseline, decode)
     assert ours.memory.weights <= 0.23 * ref.memory.weights
-    assert llm.agreement(baseline).perplexity_ratio <= 2.0
+    assert llm.agreement(baseline).perplexity_ratio <= budget
 
 
 @pytest.mark.llmperf(strategy="bf16+nf4")
