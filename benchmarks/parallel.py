@@ -55,7 +55,7 @@ STEPS = (
 )
 
 
-def run_step(step: Step, device: str, logs: Path) -> dict[str, Any]:
+def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str, Any]:
     """Load, check what is in effect, measure each workload. Raises LlmperfError, within the step's limit."""
     end_s = time.monotonic() + step.limit_s
     model = f"arch:{step.model}" if device == "cuda" else "arch:small-llama"
@@ -74,7 +74,7 @@ def run_step(step: Step, device: str, logs: Path) -> dict[str, Any]:
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
         found = {"load_s": opened.load_s, "device": opened.device_name, "versions": opened.versions}
         found["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
-        found["runs"] = [_measured(ask, work, step) for work in step.works]
+        found["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
         effective = ask(Describe()).effective
         require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
         return found | {"decode_loop": effective.decode_loop, "cache": effective.cache, "notes": list(effective.notes)}
@@ -95,8 +95,8 @@ def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _measured(ask: Callable[[Any], Any], work: Decode, step: Step) -> dict[str, Any]:
-    runs = [ask(Run(workload=work, repetition=i)) for i in range(REPETITIONS + 2)][2:]
+def _measured(ask: Callable[[Any], Any], work: Decode, step: Step, repetitions: int) -> dict[str, Any]:
+    runs = [ask(Run(workload=work, repetition=i)) for i in range(repetitions + 2)][2:]
     rates = [work.batch * work.new_tokens / duration_s(ran.trace) for ran in runs]
     memory = ask(ReadMemory(workload=work, repetition=90))
     talk = ask(ReadCollectives(workload=work, repetition=91))
@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("parallel.json"))
     parser.add_argument("--only", default="", help="steps whose model and strategy contain this")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of each workload, after two to warm up")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     options = parser.parse_args(argv)
     results: list[dict[str, Any]] = []
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             start_s = time.monotonic()
             try:
-                found: dict[str, Any] = run_step(step, options.device, Path(logs))
+                found: dict[str, Any] = run_step(step, options.device, Path(logs), options.repetitions)
             except LlmperfError as error:
                 found = {"error": f"{type(error).__name__}: {error}"}
             results.append({"step": name, "seconds": round(time.monotonic() - start_s, 1), **found})

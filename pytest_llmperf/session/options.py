@@ -79,7 +79,7 @@ OPTIONS = (
     Option(
         name="against-limits",
         metavar="METRIC:LIMIT,…",
-        help="what --llmperf-against judges, and how much worse it may be (default: what --llmperf-gate names, else throughput:3%%)",
+        help="what --llmperf-against judges, and how much worse it may be (default: as --llmperf-gate, else throughput:3%%)",
     ),
     Option(name="against-budget", metavar="SECONDS", default="300", help="sampling time of the pairs of one comparison"),
     Option(name="against-build", metavar="COMMAND", help="shell command that is run in the files of the base commit first"),

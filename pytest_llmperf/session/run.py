@@ -74,7 +74,9 @@ def measure(
     warmed = [_warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)]
     sample(sides, goal, progress)
     valid = tuple(valid_indices(sides))
-    measured = [_reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)]
+    measured = [
+        _reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)
+    ]
     return [_scaled(each, measured) for each in measured]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,8 +96,9 @@ def _failed(bad: RankOutcome, ranks: Sequence[RankOutcome]) -> Outcome:
     longrepr = _NO_PROOF[bad.word].format(who=who) if bad.word in _NO_PROOF else bad.deciding.longrepr
     if len(ranks) > 1:
         text = f"{who}: {bad.word} in {bad.deciding.when}; {_all(ranks)}"
-        if hasattr(longrepr, "addsection"):
-            longrepr.addsection("ranks", text)
+        add_section: Callable[[str, str], None] | None = getattr(longrepr, "addsection", None)  # a plain text has none
+        if add_section is not None:
+            add_section("ranks", text)
         else:
             longrepr = f"{text}\n{longrepr}"
     others = [r for r in ranks if r is not bad and r.word in ("failed", "error")]

@@ -49,7 +49,8 @@ class BodySide:
             if isinstance(item, pytest.Function):
                 item.obj = self._noted(item.obj)
         if self._command.gpus:
-            config.pluginmanager.get_plugin(HOOKS_PLUGIN).session().core.gpus.borrow(self._command.gpus)
+            hooks: Any = config.pluginmanager.get_plugin(HOOKS_PLUGIN)
+            hooks.session().core.gpus.borrow(self._command.gpus)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep why the file could not be collected."""
