@@ -136,3 +136,9 @@ def test_most_functions_of_the_package_are_short():
 def test_the_typed_marker_ships():
     """Type checkers of users read our annotations."""
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their base name, so the second of two would not be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
