@@ -21,6 +21,7 @@ __all__ = ["Agreement", "PromptComparison", "Rule", "TopToken", "WorstPosition",
 
 QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db", "logit_correlation")
 _SHOWN_PROMPTS = 3
+_KEPT_CHARACTERS = 600
 
 
 class TopToken(Struct, frozen=True, array_like=True):
@@ -340,12 +341,26 @@ def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
 
 
 def _worst_summary(row: PromptComparison) -> dict[str, Any]:
+    """What a report needs to show the prompt: its texts, each position of the continuation, both top-5 at the worst one."""
+    worst = row.worst
     return {
         "prompt": row.index,
-        "position": row.worst.position if row.worst else None,
-        "kl": row.worst.kl if row.worst else None,
+        "position": worst.position if worst else None,
+        "kl": worst.kl if worst else None,
         "first_divergence": row.first_divergence,
+        "text": _clipped(row.prompt),
+        "reference_text": _clipped(row.reference_text),
+        "candidate_text": _clipped(row.candidate_text),
+        "top1": "".join("1" if same else "0" for same in row.top1),
+        "kls": [float(f"{kl:.3g}") for kl in row.kl],
+        "reference_top5": [[token.text, token.logit] for token in worst.reference_top5] if worst else [],
+        "candidate_top5": [[token.text, token.logit] for token in worst.candidate_top5] if worst else [],
     }
+
+
+def _clipped(text: str) -> str:
+    """The start and the end of a long text: records stay small whatever a prompt holds."""
+    return text if len(text) <= _KEPT_CHARACTERS else f"{text[: _KEPT_CHARACTERS // 2]} … {text[-_KEPT_CHARACTERS // 2 :]}"
 
 
 def _worst_text(row: PromptComparison) -> str:

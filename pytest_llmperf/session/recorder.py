@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pytest_llmperf.core import kept
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.judge import Finding
@@ -193,6 +194,8 @@ class Recorder:
                 "repetitions": len(side.taken),
                 "valid": len(side.valid),
                 **_ranks(side),
+                **kept.ceilings(side.ceilings, side.taken[-1].step),
+                **kept.itl_by_position([side.taken[at].trace for at in side.valid]),
                 **({"attempt": attempt} if attempt > 1 else {}),
                 **({"phase": "teardown"} if self.test_is_over else {}),
             },

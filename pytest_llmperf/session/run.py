@@ -54,6 +54,7 @@ class Measured:
     valid: tuple[int, ...]
     marks: tuple[Mark, ...]
     pair: str | None
+    ceilings: Ceilings | None = None
 
 
 def measure(
@@ -143,7 +144,15 @@ def _reduced(
     )
     marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
     return Measured(
-        model=model, workload=workload, result=result, warm_up=warm, taken=tuple(side.taken), valid=valid, marks=marks, pair=pair
+        model=model,
+        workload=workload,
+        result=result,
+        warm_up=warm,
+        taken=tuple(side.taken),
+        valid=valid,
+        marks=marks,
+        pair=pair,
+        ceilings=around.ceilings,
     )
 
 
