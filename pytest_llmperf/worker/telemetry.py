@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -14,7 +14,8 @@ from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.worker.nvml import POWER_CAP_REASON, THROTTLE_REASONS, Nvml, Unreadable
 
 FOREIGN_CPU_SHARE = 0.25
-"""Share of all cores that others may use before a sample is marked. Shared CI machines are noisy; this is not idle noise."""
+"""Share of the cores a worker may run on that others may use before a sample is marked. Shared CI machines are noisy; this is
+not idle noise."""
 
 CGROUP_THROTTLED_SHARE = 0.05
 """Share of the region that the container's CPU quota may stop us."""
@@ -50,7 +51,7 @@ class Watch(Protocol):
 
 
 class CpuWatch:
-    """Foreign CPU share (busy and steal time of the machine minus our own) and the container's CPU throttling."""
+    """Others' share of the cores this process may run on (busy and steal time minus our own), and the container's throttling."""
 
     def __init__(self) -> None:
         self._before: CpuReading | None = None
@@ -63,12 +64,13 @@ class CpuWatch:
         """Read them again and judge the difference. Raises RuntimeError when not started."""
         if self._before is None:
             raise RuntimeError("finish() without start()")
-        return judge_cpu(self._before, read_cpu(), cores=os.cpu_count() or 1)
+        return judge_cpu(self._before, read_cpu(), cores=len(own_cores()))
 
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s. `busy_s` is the machine's (steal included), `own_s` this process's and its children's."""
+    """Cumulative times in s. `busy_s` is that of the cores we may run on, steal included; `own_s` this process's and its
+    children's."""
 
     t_s: float
     busy_s: float
@@ -78,12 +80,23 @@ class CpuReading:
 
 def read_cpu() -> CpuReading:
     """The counters now. Costs well under 1 ms."""
-    times = psutil.cpu_times()
+    by_core = psutil.cpu_times(percpu=True)
     own = psutil.Process().cpu_times()
+    busy = sum(_busy_s(by_core[core]) for core in own_cores(len(by_core)))
+    return CpuReading(time.perf_counter(), busy, sum(own[:4]), _cgroup_throttled_s())
+
+
+def own_cores(n_seen: int | None = None) -> tuple[int, ...]:
+    """Numbers of the cores this process may run on; all that are seen where some are offline, for then no number is sure."""
+    n = os.cpu_count() or 1 if n_seen is None else n_seen
+    allowed = tuple(sorted(os.sched_getaffinity(0)))
+    return allowed if n == os.sysconf("SC_NPROCESSORS_CONF") else tuple(range(n))
+
+
+def _busy_s(times: Any) -> float:
     idle = times.idle + getattr(times, "iowait", 0.0)
     # user already includes guest time on Linux
-    busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return CpuReading(time.perf_counter(), busy, sum(own[:4]), _cgroup_throttled_s())
+    return float(sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
 
 
 def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:

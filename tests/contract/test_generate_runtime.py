@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from pytest_llmperf.worker import nvml, torch_runtime
 from pytest_llmperf.worker.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
 from pytest_llmperf.worker.energy import cpu_meter
 from pytest_llmperf.worker.nvml import THROTTLE_REASONS, Nvml, Unreadable
-from pytest_llmperf.worker.telemetry import CpuReading, foreign_marks, judge_cpu, throttle_marks
+from pytest_llmperf.worker.telemetry import CpuReading, foreign_marks, judge_cpu, own_cores, read_cpu, throttle_marks
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
 
 CPU = DeviceRuntime(torch.device("cpu"))
@@ -143,6 +145,19 @@ def test_only_the_load_of_others_is_marked(own, foreign):
     assert seen.gauges["foreign_cpu_share"] == pytest.approx(foreign / 20, abs=1e-9)
     if abs(foreign / 20 - 0.25) > 1e-6:
         assert [m.kind for m in seen.marks] == (["foreign-load"] if foreign / 20 > 0.25 else [])
+
+
+def test_load_on_cores_that_a_worker_may_not_use_is_not_counted(monkeypatch):
+    """Workers that are pinned to cores of their own (pytest-xdist) do not disturb each other."""
+    mine, n = min(os.sched_getaffinity(0)), os.sysconf("SC_NPROCESSORS_CONF")
+    core = NamedTuple("core", [("user", float), ("system", float), ("idle", float)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [core(3, 0, 97) if i == mine else core(90, 5, 5) for i in range(n)])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {mine})
+    assert read_cpu().busy_s == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n)))
+    assert read_cpu().busy_s == 3 + 95 * (n - 1)
+    monkeypatch.setattr(os, "sysconf", lambda _: n + 1)
+    assert own_cores(n) == tuple(range(n))
 
 
 def test_a_region_shorter_than_the_ticks_of_the_counter_is_not_judged():
