@@ -69,8 +69,7 @@ class CpuWatch:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s. `busy_s` is that of the cores we may run on, steal included; `own_s` this process's and its
-    children's."""
+    """Cumulative times in s: `busy_s` of the cores we may run on (steal included), `own_s` of this process and its children."""
 
     t_s: float
     busy_s: float

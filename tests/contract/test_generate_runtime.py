@@ -147,11 +147,18 @@ def test_only_the_load_of_others_is_marked(own, foreign):
         assert [m.kind for m in seen.marks] == (["foreign-load"] if foreign / 20 > 0.25 else [])
 
 
+class Core(NamedTuple):
+    """Times of a core, as psutil gives them."""
+
+    user: float
+    system: float
+    idle: float
+
+
 def test_load_on_cores_that_a_worker_may_not_use_is_not_counted(monkeypatch):
     """Workers that are pinned to cores of their own (pytest-xdist) do not disturb each other."""
     mine, n = min(os.sched_getaffinity(0)), os.sysconf("SC_NPROCESSORS_CONF")
-    core = NamedTuple("core", [("user", float), ("system", float), ("idle", float)])
-    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [core(3, 0, 97) if i == mine else core(90, 5, 5) for i in range(n)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [Core(3, 0, 97) if i == mine else Core(90, 5, 5) for i in range(n)])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {mine})
     assert read_cpu().busy_s == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n)))
