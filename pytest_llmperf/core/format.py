@@ -79,6 +79,13 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def scale_of(value: float, unit: str) -> tuple[float, str]:
+    """What one of the unit is in which a value of this size reads best, and its name: an axis is in one unit."""
+    if unit in _FRACTIONS:
+        return 0.01, "%"
+    return (1.0, "x") if unit in _RATIOS else _scale(value, unit, 3)
+
+
 def _scale(value: float, unit: str, digits: int) -> tuple[float, str]:
     """The largest prefix that leaves at least 1 after rounding, else the smallest."""
     scales = _SCALES.get(unit)

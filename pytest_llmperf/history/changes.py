@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -12,6 +12,7 @@ from pytest_llmperf.history.accept import Acceptance, levels
 from pytest_llmperf.history.sessions import MEASURED, SessionValue, session_values
 
 if TYPE_CHECKING:
+    from pytest_llmperf.history.queries import Point
     from pytest_llmperf.history.store import Store
 
 
@@ -46,12 +47,17 @@ def series_changes(
 
     Raises UsageError for values that are not positive and finite.
     """
-    found = (point for key in (series, *earlier) for point in store.points(key, metric))
-    points = [point for point in found if point.outcome in MEASURED and point.value is not None]
-    environments = dict.fromkeys(point.environment_key for point in points)
-    starts = levels(accepted, series, *earlier)
+    keys = (series, *earlier)
+    return changes_of([point for key in keys for point in store.points(key, metric)], accepted, keys)
+
+
+def changes_of(points: Iterable[Point], accepted: tuple[Acceptance, ...], keys: Sequence[str]) -> list[SeriesChanges]:
+    """As `series_changes`, of points that were read already; `keys` are those of the series, now and earlier."""
+    measured = [point for point in points if point.outcome in MEASURED and point.value is not None]
+    environments = dict.fromkeys(point.environment_key for point in measured)
+    starts = levels(accepted, *keys)
     return [
-        _changes(key, session_values(point for point in points if point.environment_key == key), starts) for key in environments
+        _changes(key, session_values(point for point in measured if point.environment_key == key), starts) for key in environments
     ]
 
 

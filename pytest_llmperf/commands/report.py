@@ -1,0 +1,173 @@
+"""`llmperf report`: stored runs as something to look at or to hand on. The formats are a table: one row each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from msgspec import Struct
+
+from pytest_llmperf.commands.shared import open_history, project_root, store_option
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pytest_llmperf.core.record import Record
+    from pytest_llmperf.history.store import Store
+
+_SPANS_H = {"h": 1, "d": 24, "w": 24 * 7}
+
+
+class Chosen(Struct, frozen=True, kw_only=True):
+    """What a format is given: the open store, its records that were asked for, and that choice in words."""
+
+    store: Store
+    records: tuple[Record, ...]
+    scope: str
+    metric: str | None = None
+
+
+class Format(Struct, frozen=True, kw_only=True):
+    """A format of the command. `file` is where it is written by default; "-" is standard output."""
+
+    name: str
+    summary: str
+    file: str
+    text: Callable[[Chosen], str]
+
+
+def _html(chosen: Chosen) -> str:
+    from pytest_llmperf.report.html import build  # noqa: PLC0415 - each format loads what it needs
+    from pytest_llmperf.session.report_content import content  # noqa: PLC0415
+
+    return build(content(chosen.records, scope=chosen.scope, store=chosen.store, root=project_root(), metric=chosen.metric))
+
+
+def _markdown(chosen: Chosen) -> str:
+    from pytest_llmperf.history import accept  # noqa: PLC0415
+    from pytest_llmperf.report.markdown import comment  # noqa: PLC0415
+    from pytest_llmperf.session.before_after import compared, gate_limits  # noqa: PLC0415
+
+    limits = gate_limits(project_root(), chosen.metric)
+    return comment(compared(chosen.records, chosen.store, accept.reviewed(project_root()), limits), notes=[chosen.scope])
+
+
+def _openmetrics(chosen: Chosen) -> str:
+    from pytest_llmperf.report.openmetrics import exposition  # noqa: PLC0415
+
+    return exposition(chosen.records)
+
+
+FORMATS = (
+    Format(name="html", summary="One HTML file that needs no network (the default).", file="llmperf-report.html", text=_html),
+    Format(name="markdown", summary="Body of a comment: each run beside what was before it.", file="-", text=_markdown),
+    Format(name="openmetrics", summary="OpenMetrics text, for Prometheus.", file="-", text=_openmetrics),
+)
+
+
+def _format_options(command: Callable[..., None]) -> Callable[..., None]:
+    for each in reversed(FORMATS):
+        option = click.option(f"--{each.name}", "kind", flag_value=each.name, default=None, help=each.summary)
+        command = option(command)
+    return command
+
+
+@click.command("report")
+@click.argument("tests", nargs=-1, metavar="[TEST]…")
+@_format_options
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; - is standard output."
+)
+@click.option("--since", metavar="TIME", help="Only runs from then on: ISO 8601, or a span such as 12h, 7d, 2w.")
+@click.option("--session", metavar="ID", help="Only the runs of this session (the start of its id), or 'last'.")
+@click.option("--model", metavar="TEXT", help="Only models with this in their name.")
+@click.option("--strategy", metavar="TEXT", help="Only this strategy.")
+@click.option("--metric", metavar="NAME", help="Metric of the histories (default: the speed of the work).")
+@store_option
+def report_command(
+    tests: tuple[str, ...],
+    kind: str | None,
+    out: Path | None,
+    since: str | None,
+    session: str | None,
+    model: str | None,
+    strategy: str | None,
+    metric: str | None,
+    store: str | None,
+) -> None:
+    """Stored runs as one HTML file, or in another format. TEST is a node id or a part of one.
+
+    Shown are the runs of each series' newest session, and the history of these series.
+    """
+    chosen_format = next(each for each in FORMATS if each.name == (kind or FORMATS[0].name))
+    with open_history(store) as opened:
+        records = _records(opened, tests, _time(since), session)
+        kept = tuple(r for r in records if (model or "") in r.model and strategy in (None, r.strategy))
+        scope = _scope(kept, tests=tests, since=since, session=session, model=model, strategy=strategy)
+        text = chosen_format.text(Chosen(store=opened, records=kept, scope=scope, metric=metric))
+    _write(text, out or Path(chosen_format.file), len(kept))
+
+
+def _records(store: Store, tests: tuple[str, ...], since: str | None, session: str | None) -> list[Record]:
+    from pytest_llmperf.session.report_content import newest_of_each  # noqa: PLC0415
+
+    if session is not None:
+        found = _of_session(store, session)
+        return [each for each in found if not tests or any(test in each.test for test in tests)]
+    series = store.series()
+    for wanted in tests:
+        if not any(wanted in each.test for each in series):
+            near = did_you_mean(wanted, {each.test for each in series})
+            raise UsageError(f"no test in {store.shown} has {wanted!r} in its name.{near}")
+    return newest_of_each(store, (s for s in series if not tests or any(test in s.test for test in tests)), since)
+
+
+def _of_session(store: Store, start: str) -> list[Record]:
+    if start == "last":
+        newest = next(iter(store.records(limit=1)), None)
+        start = newest.session_id if newest is not None else ""
+        if not start:
+            return []
+    found = [record for record in store.find(start) if record.session_id.startswith(start)]
+    if not found:
+        raise UsageError(f"no session in {store.shown} begins with {start!r}. 'llmperf export' shows the ids of all records.")
+    return found
+
+
+def _time(text: str | None) -> str | None:
+    """ISO 8601 of a time, or of a span before now. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    if text[-1:] in _SPANS_H and text[:-1].isdigit():
+        return (datetime.now(UTC) - timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])).isoformat()
+    try:
+        return datetime.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise UsageError(f"--since {text!r} is neither a time such as 2026-11-23 nor a span such as 12h, 7d or 2w.") from error
+
+
+def _scope(kept: tuple[Record, ...], **asked: object) -> str:
+    """For example: `12 runs of 2 sessions, 2026-11-20 to 2026-11-23; since 7d`."""
+    filters = [f"{name} {', '.join(value) if isinstance(value, tuple) else value}" for name, value in asked.items() if value]
+    if not kept:
+        return "; ".join(["no stored run", *filters])
+    sessions, days = {record.session_id for record in kept}, sorted(record.created[:10] for record in kept)
+    between = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    runs = f"{len(kept)} record{'' if len(kept) == 1 else 's'} of {len(sessions)} session{'' if len(sessions) == 1 else 's'}"
+    return "; ".join([f"{runs}, {between}", *filters])
+
+
+def _write(text: str, out: Path, n: int) -> None:
+    encoded = text.encode("utf-8", "replace")
+    if str(out) == "-":
+        sys.stdout.buffer.write(encoded)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(encoded)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error}. Name another file with --out.") from error
+    click.echo(f"{n} record{'' if n == 1 else 's'} in {out} ({len(encoded) / 1e6:.1f} MB)")

@@ -1,0 +1,76 @@
+"""What a report is made of: stored records, what a session could not measure, and the histories of the series. Values only."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from pytest_llmperf.core.record import Record
+
+
+class Unmeasured(Struct, frozen=True, kw_only=True):
+    """A test that left no number: SKIPPED, INVALID, ERROR, or FAIL without a record. Sessions know them, stores do not."""
+
+    test: str
+    outcome: str
+    reason: str
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """One session's value of a series, in the series' unit. `at` is UTC, ISO 8601; `environment` an environment key."""
+
+    at: str
+    value: float
+    outcome: str
+    environment: str
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """A change of level. `at` is the first session of the new one."""
+
+    at: str
+    before: float
+    after: float
+    accepted: bool
+
+
+class Level(Struct, frozen=True, kw_only=True):
+    """A change that somebody accepted: from `at` on the series has a new level."""
+
+    at: str
+    who: str
+    why: str
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """One metric of a series, oldest first. `drift` is the latest level over the anchor's where that is significant."""
+
+    key: str
+    test: str
+    label: str
+    workload: str
+    strategy: str
+    model: str
+    metric: str
+    unit: str
+    readings: tuple[Reading, ...]
+    steps: tuple[Step, ...] = ()
+    levels: tuple[Level, ...] = ()
+    drift: float | None = None
+
+
+class Content(Struct, frozen=True, kw_only=True):
+    """Everything that one report shows. `scope` says in words what was chosen; `made` is UTC, ISO 8601.
+
+    `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows: the report is made from
+    a store, and tests that were skipped or could not be measured leave no record there.
+    """
+
+    made: str
+    scope: str
+    store: str
+    records: tuple[Record, ...]
+    unmeasured: tuple[Unmeasured, ...] | None = None
+    histories: tuple[History, ...] = ()
+    places: dict[str, dict[str, str | int | float | bool | None]] = {}
+    comparable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

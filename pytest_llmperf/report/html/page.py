@@ -1,0 +1,138 @@
+"""The page: sections into one self-contained file, whose policy lets nothing reach the network and runs no other script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib import metadata, resources
+from typing import Any
+
+import jinja2
+import msgspec
+from markupsafe import Markup
+
+from pytest_llmperf.core import record_json
+from pytest_llmperf.report.html import answers, effect, history, listing, overview, sides, strategies
+from pytest_llmperf.report.html.blocks import Section
+from pytest_llmperf.report.html.content import Content
+from pytest_llmperf.report.html.runs import groups
+
+SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "report.js")
+"""In the order in which they run."""
+
+LONGEST = 1000
+"""Characters of one text that are shown."""
+_SHOWN_ITEMS = 4
+_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+_CONTROLS |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_ASSETS = resources.files("pytest_llmperf.report.html") / "assets"
+
+
+def build(content: Content) -> str:
+    """The report as the text of one HTML file. Whatever people named, asked or got is shown as text and never executed."""
+    raw, left_out = listing.samples(content.records)
+    texts = [_asset(name) for name in SCRIPTS]
+    return _template().render(
+        content=content,
+        title=_title(content),
+        empty=_empty(content),
+        panels=overview.panels(content),
+        counts=overview.counts(content),
+        sections=sections(content),
+        samples=raw,
+        left_out=left_out,
+        shown_items=_SHOWN_ITEMS,
+        style=Markup(_asset("report.css")),  # noqa: S704 - our own files
+        scripts=[Markup(text) for text in texts],  # noqa: S704
+        policy=policy(texts),
+        libraries={name: row["version"] for name, row in libraries().items()},
+        version=metadata.version("pytest-llmperf"),
+    )
+
+
+def sections(content: Content) -> list[Section]:
+    """Every section that has something to show, in the order of the page."""
+    records = content.records
+    groups_ = [
+        strategies.section(group, records, listing.place(content, group.environment_key), at)
+        for at, group in enumerate(groups(records), start=1)
+    ]
+    others = (
+        answers.section(records),
+        effect.section(records),
+        sides.section(records),
+        history.section(content),
+        listing.runs(records),
+        listing.environments(content),
+    )
+    return [*groups_, *(section for section in others if section is not None)]
+
+
+def policy(scripts: list[str]) -> str:
+    """A content security policy: no network at all, these scripts (by their hash) and no others."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def libraries() -> dict[str, dict[str, str]]:
+    """Version, licence, file and hash of each vendored library, by its name on npm."""
+    return msgspec.json.decode(_asset("vendor/versions.json"), type=dict[str, dict[str, str]])
+
+
+def clean(text: str) -> str:
+    """Text as it can be shown: control characters (of ANSI codes, too) as visible signs, lone surrogates as "?", not too long."""
+    kept = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+    return kept.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_finalized, undefined=jinja2.StrictUndefined)
+    environment.filters["embedded"] = embedded
+    return environment.from_string(_asset("report.html.j2"))
+
+
+def _finalized(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def embedded(data: Any) -> Markup:
+    """JSON for a script element: nothing in it can end the element, and no text has a control character."""
+    text = record_json.encode(_cleaned(data)).decode("utf-8")
+    return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))  # noqa: S704 - escaped one by one
+
+
+def _cleaned(data: Any) -> Any:
+    if isinstance(data, str):
+        return clean(data)
+    if isinstance(data, dict):
+        return {name: _cleaned(value) for name, value in data.items()}
+    if isinstance(data, list | tuple) and not all(isinstance(each, int | float) for each in data):
+        return [_cleaned(each) for each in data]
+    return data
+
+
+def _title(content: Content) -> str:
+    projects = dict.fromkeys(str(facts["project"]) for facts in content.places.values() if facts.get("project"))
+    return f"{', '.join(projects) or 'llmperf'}: LLM performance"
+
+
+def _empty(content: Content) -> str:
+    """What is to be said of a report that has little to show."""
+    if not content.records and not content.unmeasured:
+        return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
+    if not content.records:
+        return "No test was measured: there are no numbers in this report."
+    if all(record.outcome in ("FAIL", "INVALID", "ERROR") for record in content.records):
+        return "Every run in this report failed or is not valid."
+    return ""
+
+
+@cache
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

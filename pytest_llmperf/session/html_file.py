@@ -1,0 +1,93 @@
+"""--llmperf-html: collects what the reports of all processes carry, and writes the HTML report when the session ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import StoreError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.report.html.content import Content
+
+_TOLD = frozenset({"SKIPPED", "INVALID", "ERROR", "FAIL"})
+
+
+class HtmlFile:
+    """Registered in the main process where the file was asked for. `store` is the URL of the history, or "none"."""
+
+    def __init__(self, path: Path, *, store: str, root: Path) -> None:
+        self._path = path
+        self._store = store
+        self._root = root
+        self._records: dict[str, Record] = {}
+        self._tests: dict[str, dict[str, Any]] = {}
+        self._said = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test left; the report of its end has the newest state of each record."""
+        carried = getattr(report, "llmperf", None)
+        if carried is None:
+            return
+        self._tests[report.nodeid] = carried
+        for row in carried["records"]:
+            record = msgspec.convert(row, Record)
+            self._records[record.id] = record
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the file. That it cannot be written makes the session red; the tests' own outcomes stay as they are."""
+        if session.config.option.collectonly:
+            return
+        from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
+
+        text = build(self._content()).encode("utf-8", "replace")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_bytes(text)
+        except OSError as error:
+            self._said = f"the HTML report {self._path} cannot be written: {error}. 'llmperf report' makes it from the store."
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            return
+        self._said = f"HTML report of {len(self._records)} records in {self._path} ({len(text) / 1e6:.1f} MB)"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say where it is."""
+        if self._said:
+            terminalreporter.write_line(f"llmperf: {self._said}")
+
+    def _content(self) -> Content:
+        """What was measured here, with the history where the store can be read."""
+        from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, where it is needed
+
+        if self._store == "none" or not self._records:
+            return self._of(None, ())
+        try:
+            with open_store(self._store, create=False, folder=self._root) as store:
+                return self._of(store, ())
+        except StoreError as error:
+            return self._of(None, (f"There is no history in this report: {error}",))
+
+    def _of(self, store: Any, notes: tuple[str, ...]) -> Content:
+        from pytest_llmperf.report.html.content import Unmeasured  # noqa: PLC0415
+        from pytest_llmperf.session.report_content import content  # noqa: PLC0415
+
+        measured = {record.test for record in self._records.values()}
+        unmeasured = [
+            Unmeasured(test=test, outcome=each["outcome"], reason=each["reason"] or "it failed before anything was measured")
+            for test, each in self._tests.items()
+            if each["outcome"] in _TOLD and (each["reason"] or test not in measured)
+        ]
+        n = len(self._tests)
+        return content(
+            sorted(self._records.values(), key=lambda record: (record.test, record.created)),
+            scope=f"One session of {n} llmperf test{'' if n == 1 else 's'}",
+            store=store,
+            root=self._root,
+            unmeasured=unmeasured,
+            notes=notes,
+        )
