@@ -1,0 +1,207 @@
+"""The recipes of docs/ci.md: valid for their forge, and run step by step in a project that got slower and in one that did not."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugin"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from postgresql_server import binaries, running
+from repository import TESTS, Repository
+from stored_sessions import earlier
+
+from pytest_llmperf.history.store import open_store
+
+PAGE = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
+RECIPES = dict(re.findall(r"<!-- recipe: (\S+) -->\n```yaml\n(.*?)```", PAGE, re.DOTALL))
+HISTORY = "llmperf-history.jsonl"
+STAND_INS = {
+    "pip": 'echo "pip $*" >> "$CALLS"',
+    "gh": """case "$1 $2" in
+"run list") [ ! -f "$ARTIFACT" ] || echo 17;;
+"run download") [ "$3" = 17 ] && cp "$ARTIFACT" .;;
+*) exit 2;;
+esac""",
+    "curl": """while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
+case "$1" in
+https://forge/api/projects/3/jobs/artifacts/main/raw/llmperf-history.jsonl?job=performance) cp "$ARTIFACT" "$out";;
+*) exit 22;;
+esac""",
+}
+
+
+class Forge:
+    """A checkout, an artifact that earlier jobs left, and programs that stand in for those that talk to a forge."""
+
+    def __init__(self, folder: Path) -> None:
+        self.artifact, self._programs = folder / HISTORY, folder / "bin"
+        self._programs.mkdir()
+        for name, script in STAND_INS.items():
+            (self._programs / name).write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+            (self._programs / name).chmod(0o755)
+        self.repo = Repository(folder / "project")
+        self.repo.speed("10ms")
+        self.repo.commit("base", **{"test_it.py": TESTS})
+        self._environ = os.environ | {
+            "PATH": f"{self._programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ARTIFACT": str(self.artifact),
+            "CALLS": str(folder / "calls"),
+            "GITHUB_BASE_REF": "main",
+            "CI_API_V4_URL": "https://forge/api",
+            "CI_PROJECT_ID": "3",
+            "CI_DEFAULT_BRANCH": "main",
+            "CI_JOB_TOKEN": "t",
+        }
+
+    def branch(self, tpot: str) -> None:
+        """A pull request: a commit of that speed on the base."""
+        origin = self.repo.path / ".git" / "refs" / "remotes" / "origin"
+        origin.mkdir(parents=True, exist_ok=True)
+        (origin / "main").write_text(self.repo.git("rev-parse", "HEAD") + "\n", encoding="utf-8")
+        self.repo.speed(tpot)
+        self.repo.commit("change")
+
+    def steps(self, scripts: list[str], **environ: str) -> tuple[int, str]:
+        """Run them as a runner does: each in a shell that stops at the first error; the first that fails ends the job."""
+        said = ""
+        for script in scripts:
+            done = subprocess.run(
+                ["bash", "-eo", "pipefail", "-c", script],
+                check=False,
+                cwd=self.repo.path,
+                env=self._environ | environ,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            said += done.stdout + done.stderr
+            if done.returncode:
+                return done.returncode, said
+        return 0, said
+
+    def keep(self, *, sessions: int = 0) -> None:
+        """The artifact that the job uploads, here with sessions that went before added to the store first."""
+        draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        with open_store("sqlite:///.llmperf/history.db", folder=self.repo.path) as store:
+            newest = next(iter(store.records()))
+            for n in range(1, sessions + 1):
+                store.add(earlier(newest, n, math.exp(0.005 * draw.gauss(0, 1))))
+        done = self.repo.llmperf("export", "--out", HISTORY)
+        assert done.returncode == 0, done.stderr
+        shutil.copy(self.repo.path / HISTORY, self.artifact)
+
+    def fresh(self) -> None:
+        """The next job starts from a clean checkout."""
+        shutil.rmtree(self.repo.path / ".llmperf", ignore_errors=True)
+        (self.repo.path / HISTORY).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Forge:
+    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    return Forge(tmp_path)
+
+
+def scripts(recipe: str, job: str) -> list[str]:
+    """The shell scripts of a job, in order."""
+    whole: dict[str, Any] = yaml.safe_load(RECIPES[recipe])
+    if recipe.startswith("gitlab"):
+        return ["\n".join(whole[job]["script"])]  # GitLab runs all lines in one shell
+    return [step["run"] for step in whole["jobs"][job]["steps"] if "run" in step]
+
+
+def recorded(forge: Forge) -> None:
+    """Eleven sessions of main, and their artifact."""
+    code, said = forge.steps(["pytest"])
+    assert code == 0, said
+    forge.keep(sessions=10)
+
+
+def job(forge: Forge, recipe: str, name: str, tpot: str, **environ: str) -> tuple[int, str]:
+    """The job on a branch of that speed, from a clean checkout."""
+    forge.fresh()
+    forge.branch(tpot)
+    return forge.steps(scripts(recipe, name), **environ)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_is_valid_for_its_forge(name, tmp_path):
+    """By the published schema of GitHub's workflows and of .gitlab-ci.yml; one with a key that does not exist is refused."""
+    schema = "vendor.gitlab-ci" if name.startswith("gitlab") else "vendor.github-workflows"
+    broken = RECIPES[name].replace("script:", "scripts:").replace("runs-on:", "run-on:")
+    for text, valid in ((RECIPES[name], True), (broken, False)):
+        path = tmp_path / "recipe.yml"
+        path.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert (done.returncode == 0) is valid, done.stdout
+
+
+def test_main_records_from_nothing_and_goes_on_from_its_last_artifact(forge):
+    for n in (1, 2):
+        code, said = forge.steps(scripts("github-artifact", "record"))
+        assert code == 0, said
+        lines = (forge.repo.path / HISTORY).read_text(encoding="utf-8").splitlines()
+        assert len(lines) == n
+        shutil.copy(forge.repo.path / HISTORY, forge.artifact)
+        forge.fresh()
+
+
+def test_a_pull_request_is_gated_by_the_artifact_of_main(forge):
+    recorded(forge)
+    for tpot, expected in (("10ms", 0), ("12ms", 1)):
+        code, said = job(forge, "github-artifact", "gate", tpot)
+        assert code == expected, said
+        assert ("Regression: throughput" in said) is bool(expected)
+
+
+def test_a_gate_without_a_history_fails(forge):
+    """The recipe's download fails; a gate that judges nothing would end with code 6."""
+    code, said = forge.steps(scripts("github-artifact", "gate"))
+    assert code != 0, said
+
+
+def test_a_merge_request_is_gated_on_gitlab(forge):
+    """A slower branch: gated in a merge request, only recorded otherwise."""
+    recorded(forge)
+    for gate, expected in (("--llmperf-gate=throughput:5%", 1), ("", 0)):
+        code, said = job(forge, "gitlab-artifact", "performance", "12ms", GATE=gate)
+        assert code == expected, said
+        assert ("Regression: throughput" in said) is bool(expected)
+        assert (forge.repo.path / "junit.xml").is_file()
+
+
+@pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
+def test_a_pull_request_is_gated_by_postgresql(forge):
+    with running(binaries()) as server:
+        url = server.database()
+        code, said = forge.steps([f"pytest --llmperf-store={url}"])
+        assert code == 0, said
+        with open_store(url, folder=forge.repo.path) as store:
+            newest = next(iter(store.records()))
+            for n in range(1, 11):
+                store.add(earlier(newest, n, 1 + 0.002 * (n % 3)))
+        forge.branch("12ms")
+        code, said = forge.steps(scripts("github-postgresql", "gate"), LLMPERF_STORE=url)
+        assert code == 1, said
+        assert "Regression: throughput" in said
+
+
+@pytest.mark.parametrize(("tpot", "code"), [("10ms", 0), ("12ms", 1)])
+def test_a_pull_request_is_measured_side_by_side(forge, tpot, code):
+    forge.branch(tpot)
+    found, said = forge.steps(scripts("github-against", "side-by-side"))
+    assert found == code, said
+    assert ("Regression: throughput" in said) is bool(code)
