@@ -2,4 +2,4 @@
 
 from pytest_llmperf.cli import main
 
-main()
+main(prog_name="llmperf")

@@ -13,8 +13,12 @@ from pytest_llmperf.commands.audit import audit_command
 from pytest_llmperf.commands.bisect import bisect_command
 from pytest_llmperf.commands.calibrate import calibrate_command
 from pytest_llmperf.commands.compare import compare_command
+from pytest_llmperf.commands.completion import completion_option
+from pytest_llmperf.commands.report import report_command
+from pytest_llmperf.commands.schema import schema_command
 from pytest_llmperf.commands.shared import (
     encodable,
+    example,
     json_option,
     open_history,
     print_json,
@@ -46,6 +50,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pytest-llmperf", prog_name="llmperf")
+@completion_option
 def main() -> None:
     """Performance tests for LLM inference: what this machine can do, and what earlier runs measured."""
 
@@ -58,9 +63,11 @@ main.add_command(compare_command)
 main.add_command(calibrate_command)
 main.add_command(export_command)
 main.add_command(import_command)
+main.add_command(report_command)
+main.add_command(schema_command)
 
 
-@main.command()
+@main.command(epilog=example("llmperf doctor --engine scripted"))
 @store_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it.")
 @click.option("--engine", metavar="NAME", multiple=True, help="Exit with 1 unless this engine is usable. May be given again.")
@@ -87,7 +94,7 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
         raise SystemExit(1)
 
 
-@main.command()
+@main.command(epilog=example("llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"))
 @click.argument("test", required=False)
 @store_option
 @click.option("--metric", metavar="NAME", help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).")

@@ -10,10 +10,13 @@ import pytest
 from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, RANKS_MARKER, STRATEGY_FIXTURES
 from pytest_llmperf.session.bodies import HOOKS_PLUGIN
 from pytest_llmperf.session.bodies.hooks import Bodies
+from pytest_llmperf.session.ci import FILES, open_ci
 from pytest_llmperf.session.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.session.options import OPTIONS, Option
+from pytest_llmperf.session.paths import absolute, resolve_command_line
 
 if TYPE_CHECKING:
+    from pytest_llmperf.session.ci_pages import Pages
     from pytest_llmperf.session.handle import Handle
     from pytest_llmperf.session.model import Model
     from pytest_llmperf.session.pytest_session import PytestSession
@@ -41,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and under --llmperf-gate what watches that something is judged."""
     for marker in (MARKER, GPUS_MARKER, ISOLATED_MARKER, RANKS_MARKER):
         config.addinivalue_line("markers", marker)
+    resolve_command_line(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
     if text := _option(config, _named_option("gate")):
@@ -54,6 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmperf.session.benchmark_file import BenchmarkFile  # noqa: PLC0415
 
         config.pluginmanager.register(BenchmarkFile(config.rootpath / file), "llmperf-benchmark-file")
+    if (file := _option(config, _named_option("html"))) and not hasattr(config, "workerinput"):
+        from pytest_llmperf.session.html_file import HtmlFile  # noqa: PLC0415
+
+        store = _option(config, _named_option("store"))
+        config.pluginmanager.register(HtmlFile(config.rootpath / file, store=store, root=config.rootpath), "llmperf-html-file")
+    if not hasattr(config, "workerinput"):
+        _open_ci(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -232,10 +243,11 @@ def _session(config: pytest.Config) -> PytestSession:
 
 
 def _option(config: pytest.Config, option: Option) -> Any:
-    """The command line's value, else the ini file's, else the default."""
+    """The command line's value, else the ini file's, else the default. Paths of the first two are absolute."""
     value = config.getoption(option.dest)
     if value is None:
         value = config.getini(option.ini_name)
+        value = absolute(option, value, str(config.rootpath)) if value else value
     if value is None:
         value = [] if option.many else False if option.flag else option.default
     return value
@@ -263,6 +275,21 @@ def _watch_gate(config: pytest.Config, text: str) -> None:
         is_mine=is_llmperf,
     )
     config.pluginmanager.register(watch, "llmperf-gate-watch")
+
+
+def _open_ci(config: pytest.Config) -> None:
+    files = {name: config.rootpath / path for name in FILES if (path := _option(config, _named_option(name)))}
+
+    def make(*collected: Any) -> Pages:
+        from pytest_llmperf.session.ci_pages import Pages  # noqa: PLC0415 - once there is something to say
+
+        text = {name: _option(config, _named_option(name)) for name in ("store", "gate", "against", "disable")}
+        judged = {name: "" if text["disable"] else text[name] for name in ("gate", "against")}
+        return Pages(*collected, store=text["store"], root=config.rootpath, **judged)
+
+    plugin = open_ci(config, files, make)
+    if plugin is not None:
+        config.pluginmanager.register(plugin, "llmperf-ci")
 
 
 def _only_plans(config: pytest.Config) -> bool:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import now, open_history, project_root, store_option, user_name
+from pytest_llmperf.commands.shared import (
+    encodable,
+    example,
+    json_option,
+    now,
+    open_history,
+    print_json,
+    project_root,
+    store_option,
+    user_name,
+)
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 
-@click.command()
+@click.command(epilog=example("llmperf accept test_speed --reason 'a larger model'"))
 @click.argument("series", required=False)
 @click.option("--reason", required=True, help="Why the change was meant.")
 @click.option("--record", "record_id", metavar="ID", help="The record that has the new level. Default: the newest of the series.")
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--removed", metavar="OLD", help="A test (a class, a file) was removed on purpose: nothing misses it.")
 @click.option("--who", help="Who accepts it. Default: the user's name here.")
 @store_option
+@json_option
 def accept(
     series: str | None,
     reason: str,
@@ -35,6 +46,7 @@ def accept(
     removed: str | None,
     who: str | None,
     store: str | None,
+    as_json: bool,
 ) -> None:
     """A change was meant: later sessions are held against a series' new level, or a renamed test against its history.
 
@@ -47,17 +59,20 @@ def accept(
     signature = {"who": user_name() if who is None else who, "why": reason, "when": now()}
     with open_history(store) as opened:
         if series is not None:
-            _write(*_level(opened, series, record_id, signature))
+            _write(*_level(opened, series, record_id, signature), as_json=as_json)
         else:
             old, new = rename or (removed or "", "")
-            _write(*_rename(opened, old, new, signature))
+            _write(*_rename(opened, old, new, signature), as_json=as_json)
 
 
-def _write(line: Acceptance | Rename, said: str) -> None:
+def _write(line: Acceptance | Rename, said: str, *, as_json: bool) -> None:
     from pytest_llmperf.history import accept as accepted  # noqa: PLC0415
 
     path = accepted.append(project_root(), line)
-    click.echo(said)
+    if as_json:
+        print_json({"accepted": line, "file": str(path)})
+        return
+    click.echo(encodable(said))
     click.echo(f"Added to {path}: review and commit it.")
 
 

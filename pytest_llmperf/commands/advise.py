@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option
+from pytest_llmperf.commands.shared import encodable, example, json_option, open_history, print_json, print_table, store_option
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.advise import Advice
     from pytest_llmperf.history.advice import Found
 
 
-@click.command("advise")
+@click.command("advise", epilog=example("llmperf advise --memory 8GB"))
 @click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
 @click.option("--top1", metavar="SHARE", help="At least this share of the reference's first choices, such as 0.98.")
 @click.option("--perplexity", metavar="RATIO", help="At most this perplexity over the reference's, such as +1%.")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, json_option, print_json
+from pytest_llmperf.commands.shared import encodable, example, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.audit import Audit, Lane
 
 
-@click.command("audit")
+@click.command("audit", epilog=example("llmperf audit --json"))
 @json_option
 def audit_command(as_json: bool) -> None:
     """List the tests that no configured lane ever runs, each with every lane's reason.
@@ -38,9 +38,10 @@ def audit_command(as_json: bool) -> None:
 
 
 def _print(lanes: tuple[Lane, ...], found: Audit) -> None:
-    for lane in lanes:
-        gpus = "no GPU" if lane.gpus == "0" else lane.gpus
-        click.echo(encodable(f"{lane.name}: {found.lanes[lane.name]} of {found.tests} tests run ({gpus})"))
+    gpus = {lane.name: "no GPU" if lane.gpus == "0" else lane.gpus for lane in lanes}
+    print_table(
+        [(name, gpus[name], f"{found.lanes[name]} of {found.tests}") for name in gpus], ("lane", "GPUs", "tests that run")
+    )
     if not found.orphans:
         click.echo("Every test runs in at least one lane.")
         return

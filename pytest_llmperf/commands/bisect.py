@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, json_option, print_json
+from pytest_llmperf.commands.shared import encodable, example, json_option, print_json
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.bisect import Found, Step
@@ -16,7 +16,7 @@ EXIT_RANGE = 3
 EXIT_NOT_WORSE = 4
 
 
-@click.command("bisect")
+@click.command("bisect", epilog=example("llmperf bisect throughput v1.0 HEAD -- tests/test_speed.py"))
 @click.argument("metric")
 @click.argument("good")
 @click.argument("bad")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, print_table
+from pytest_llmperf.commands.shared import encodable, example, json_option, print_json, print_table
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 _HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "spread", "false alarms", "autocorrelation", "floor")
 
 
-@click.command("calibrate", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "calibrate",
+    context_settings={"ignore_unknown_options": True},
+    epilog=example("llmperf calibrate --sessions 12 -- tests/test_speed.py"),
+)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST ARGS]")
 @click.option("--model", help="Calibrate this model in place of tests, with --strategy and --workload.")
 @click.option("--strategy", default="auto", show_default=True, help="Strategy of --model.")
@@ -33,6 +37,7 @@ _HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "sprea
     "--gate", metavar="METRIC:LIMIT,…", help="Metrics and limits. Default: the project's `llmperf_gate`, else the gate's."
 )
 @click.option("--dry-run", is_flag=True, help="Report, and write no file.")
+@json_option
 def calibrate_command(
     pytest_args: tuple[str, ...],
     model: str | None,
@@ -44,6 +49,7 @@ def calibrate_command(
     budget: float | None,
     gate: str | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Measure unchanged code in fresh sessions, and say how much they differ.
 
@@ -65,11 +71,27 @@ def calibrate_command(
         budgeted = [] if budget is None else [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
         made = _measured(Path.cwd(), [*selected, *budgeted], sessions, pairs)
     found = examine(made, limits)
+    path = None if dry_run else _write(project.root, found, any_test=model is not None)
+    if as_json:
+        print_json({"found": [_plain(each) for each in found], "file": None if path is None else str(path)})
+    else:
+        _print(found, limits, path)
+
+
+def _print(found: Sequence[Found], limits: Mapping[str, float], path: Path | None) -> None:
     print_table([_cells(each) for each in found], _HEADER)
     for line in _remarks(found, limits):
         click.echo(encodable(line))
-    if not dry_run:
-        _write(project.root, found, any_test=model is not None)
+    if path is not None:
+        click.echo(f"{len(found)} floor{'' if len(found) == 1 else 's'} written to {path}: review and commit it.")
+
+
+def _plain(each: Found) -> dict[str, Any]:
+    from msgspec import to_builtins  # noqa: PLC0415
+
+    record = each.record
+    names = {"test": record.test, "workload": record.workload_text, "strategy": record.strategy, "metric": each.metric}
+    return {**names, **to_builtins(each.noise)}
 
 
 def _measured(root: Path, arguments: Sequence[str], n_sessions: int, n_pairs: int) -> list[Session]:
@@ -119,11 +141,10 @@ def _remarks(found: Sequence[Found], limits: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _write(root: Path, found: Sequence[Found], *, any_test: bool) -> None:
+def _write(root: Path, found: Sequence[Found], *, any_test: bool) -> Path:
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from pytest_llmperf.session.calibration import write_calibrations  # noqa: PLC0415
 
     today = datetime.now(UTC).date()
-    path = write_calibrations(root, [each.calibrated(today, any_test=any_test) for each in found])
-    click.echo(f"{len(found)} floor{'' if len(found) == 1 else 's'} written to {path}: review and commit it.")
+    return write_calibrations(root, [each.calibrated(today, any_test=any_test) for each in found])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, json_option, open_history, print_json, print_table, store_option
+from pytest_llmperf.commands.shared import encodable, example, json_option, open_history, print_json, print_table, store_option
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MIN_PREFIX = 4
 _HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval", "rests on", "verdict")
 
 
-@click.command("compare")
+@click.command("compare", epilog=example("llmperf compare before.jsonl after.jsonl --metric throughput:5%"))
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec import Struct
 
-from pytest_llmperf.commands.shared import open_history, project_root, store_option
+from pytest_llmperf.commands.shared import example, open_history, project_root, store_option
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command("report")
+@click.command("report", epilog=example("llmperf report --out report.html", "llmperf report --since 7d --strategy fp32"))
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @_format_options
 @click.option(

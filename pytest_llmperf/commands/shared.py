@@ -14,11 +14,20 @@ from pytest_llmperf.errors import UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
-_COLOURS = {"ok": "green", "missing": "yellow", "limited": "yellow", "broken": "red", "PASS": "green", "FAIL": "red"}
+_COLOURS = {
+    **dict.fromkeys(("ok", "PASS"), "green"),
+    **dict.fromkeys(("broken", "FAIL", "ERROR"), "red"),
+    **dict.fromkeys(("missing", "limited", "UNDECIDED", "INVALID", "NOT COMPARABLE", "WAIVED", "XFAIL", "XPASS"), "yellow"),
+}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 store_option = click.option(
     "--store", metavar="URL", help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db."
 )
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: command lines that work as they are. A test runs each."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 def open_history(url: str | None) -> Store:
@@ -65,17 +74,19 @@ def now() -> str:
 
 
 def print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row."""
+    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row. Nothing is cut in either."""
     from rich.console import Console  # noqa: PLC0415
 
+    from pytest_llmperf.report.table import display_width, pad  # noqa: PLC0415
+
+    shown = [tuple(map(encodable, cells)) for cells in rows]
     console = Console()
     if console.is_terminal:
-        console.print(_rich_table(rows, header))
+        console.print(_rich_table(shown, header))
         return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for cells in (header, *rows):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        click.echo(encodable(line.rstrip()))
+    widths = [max(map(display_width, column)) for column in zip(header, *shown, strict=True)]
+    for cells in (header, *shown):
+        click.echo("  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _rich_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Any:
@@ -99,6 +110,13 @@ def encodable(text: str) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """The document on standard output, indented."""
+    click.echo(as_text(document))
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """Indented JSON. NaN and infinity are the texts that records have in their place."""
     from msgspec import json  # noqa: PLC0415
 
-    click.echo(json.format(json.encode(document), indent=2).decode("utf-8"))
+    from pytest_llmperf.core import record_json  # noqa: PLC0415
+
+    return json.format(record_json.encode(document), indent=2).decode("utf-8")

@@ -109,6 +109,13 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         named = f"{self.name} of {self.subject}" if self.subject else self.name
         return named if self.factor == 1 else f"{self.factor:.4g} x {named}"
 
+    def __bool__(self) -> bool:
+        better = "<=" if self.direction == "lower" else ">="
+        raise UsageError(
+            f"{self.title} is {self}: it is neither true nor false, so `assert` holds nothing about it. Compare it with a number "
+            f"or with another estimate, for example `assert … {better} {self.value:.3g}`."
+        )
+
     def __float__(self) -> float:
         return float(self.value)
 
@@ -173,7 +180,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
 
 
 class Refuses:
-    """Comparing it, calculating with it and converting it raise what `refuse` raises."""
+    """Comparing it, calculating with it, converting it and asking whether it is true raise what `refuse` raises."""
 
     def refuse(self) -> NoReturn:
         """Raise the error that says why."""
@@ -195,6 +202,9 @@ class Refuses:
         self.refuse()
 
     def __ne__(self, other: object) -> bool:
+        self.refuse()
+
+    def __bool__(self) -> bool:  # noqa: PLE0304 - it never returns
         self.refuse()
 
     def __float__(self) -> float:
@@ -234,9 +244,6 @@ class NotMeasurable(Refuses):
         raise NotMeasured(
             f"{self.name} could not be measured: {self.reason}. Claim something else here, or skip the test where it is missing."
         )
-
-    def __bool__(self) -> bool:  # noqa: PLE0304 - it never returns
-        self.refuse()
 
     def __getattr__(self, attribute: str) -> NotMeasurable:
         """A part (`.p95`) of what was not measured was not measured either."""

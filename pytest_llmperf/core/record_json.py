@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from pytest_llmperf.core.record import SCHEMA_VERSION, Record
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+
+UPGRADES: dict[int, Upgrade] = {}
+"""Version n -> what makes of a record of version n, as plain JSON values, one of version n + 1. One for each older version."""
 
 
 class NewerSchema(ValueError):
@@ -29,11 +35,11 @@ def encode(value: object, *, sorted_keys: bool = False) -> bytes:
 
 
 def decode(line: bytes | str) -> Record:
-    """The record of `encode`.
+    """The record of `encode`, of this version or an older one.
 
     Raises:
         NewerSchema: its `schema_version` is above this program's.
-        ValueError: it is not the JSON of a record (half a line, a missing field).
+        ValueError: it is not the JSON of a record (half a line, a missing field, a version that never was).
     """
     version = msgspec.json.decode(line, type=_Version)
     if version.schema_version > SCHEMA_VERSION:
@@ -41,7 +47,17 @@ def decode(line: bytes | str) -> Record:
             f"record {version.id!r} has schema version {version.schema_version}, this pytest-llmperf reads up to "
             f"{SCHEMA_VERSION}. Upgrade pytest-llmperf to read it."
         )
+    if version.schema_version < SCHEMA_VERSION:
+        return _upgraded(msgspec.json.decode(line), version)
     return msgspec.json.decode(line, type=Record, strict=False)
+
+
+def _upgraded(value: dict[str, Any], version: _Version) -> Record:
+    if version.schema_version not in UPGRADES:
+        raise ValueError(f"record {version.id!r} has schema version {version.schema_version}, and there never was one.")
+    for older in range(version.schema_version, SCHEMA_VERSION):
+        value = UPGRADES[older](value)
+    return msgspec.convert({**value, "schema_version": SCHEMA_VERSION}, Record, strict=False)
 
 
 def _plain(value: Any) -> Any:

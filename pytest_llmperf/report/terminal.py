@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.core.record import Record
 
-_WORST_FIRST = ("FAIL", "ERROR", "INVALID", "WAIVED", "UNDECIDED", "NOT COMPARABLE", "skipped", "PASS", "recorded")
+_WORST_FIRST = (
+    "FAIL",
+    "ERROR",
+    "INVALID",
+    "WAIVED",
+    "UNDECIDED",
+    "NOT COMPARABLE",
+    "XPASS",
+    "XFAIL",
+    "skipped",
+    "PASS",
+    "recorded",
+)
 Named = Sequence[tuple[str, str]]
 _COLOURS = {
     "PASS": "green",
@@ -25,6 +37,8 @@ _COLOURS = {
     "NOT COMPARABLE": "yellow",
     "WAIVED": "yellow",
     "too large": "yellow",
+    "XFAIL": "yellow",
+    "XPASS": "yellow",
 }
 
 
@@ -38,17 +52,20 @@ def write_summary(
     *,
     errors: Named = (),
 ) -> None:
+    expected: Mapping[str, Named] | None = None,
     """Print the section "llmperf": one line in all if `verbosity` is negative, more columns if it is positive.
 
-    `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test id and reason;
-    `notes` are printed last, as they are (where it was stored).
+    `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test id and reason, `expected`
+    such pairs by outcome (XFAIL, XPASS); `notes` are printed last, as they are (where it was stored).
     Prints nothing for a session without anything to say. Judges nothing.
     """
-    if not (records or skipped or invalid or errors or notes):
+    expected = expected or {}
+    if not (records or skipped or invalid or errors or notes or any(expected.values())):
         return
     out = Out(tr)
     if verbosity < 0:
-        out.one_line(_in_one_line(records, {"INVALID": invalid, "ERROR": errors, "skipped": skipped}, notes))
+        counted = {"INVALID": invalid, "ERROR": errors, "skipped": skipped, **_without_runs(expected, records)}
+        out.one_line(_in_one_line(records, counted, notes))
         return
     tr.write_sep("=", "llmperf")
     _write_runs(out, records, verbose=verbosity > 0)
@@ -57,6 +74,8 @@ def write_summary(
     out.named("INVALID", invalid)
     out.named("SKIPPED", skipped)
     for note in notes:
+    for status, tests in expected.items():
+        out.named(status, tests)
         out.text(note)
 
 
@@ -111,6 +130,12 @@ class Out:
 
 
 def _first_line(reason: str) -> str:
+def _without_runs(expected: Mapping[str, Named], records: Sequence[Record]) -> dict[str, Named]:
+    """A test with runs is counted by them."""
+    ran = {record.test for record in records}
+    return {status: [each for each in tests if each[0] not in ran] for status, tests in expected.items()}
+
+
     """Of a long reason (a worker's log) the rest is in pytest's own report of the test."""
     first, *rest = reason.strip().splitlines() or ["no reason was given"]
     return f"{first} …" if rest else first

@@ -132,12 +132,12 @@ def _unpaired(a: list[Record], b: list[Record], name: str, limit: float) -> Row:
         judged = compare(after[0], Baseline(values=tuple(before)), direction=direction, floor=limit)
         reason = f"{MIN_SESSIONS} sessions before are needed" if len(before) < MIN_SESSIONS else ""
         reason = reason if judged.outcome is Outcome.UNDECIDED else ""
-        return _made(a, b, name, limit, ratio=_prediction(before, after[0]), outcome=judged.outcome, how=how, reason=reason)
+        return _made(a, b, name, limit, ratio=prediction(before, after[0]), outcome=judged.outcome, how=how, reason=reason)
     ratio = stats.log_ratio_interval(after, before, paired=False, confidence=_CONFIDENCE)
     return _made(a, b, name, limit, ratio=ratio, outcome=_by_interval(ratio, direction, limit), how=how)
 
 
-def _prediction(before: Sequence[float], after: float) -> stats.LogRatio:
+def prediction(before: Sequence[float], after: float) -> stats.LogRatio:
     """Rule A's interval: one new session against the spread of those before it."""
     logs = [math.log(x) for x in before]
     n, center = len(logs), math.log(after) - stats.mean(logs)

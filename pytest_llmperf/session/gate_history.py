@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.queries import Point
     from pytest_llmperf.history.store import Store
 
-ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE"})
+ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})
 """Outcomes of a test whose records later sessions are held against. A regression is no baseline until it is accepted."""
 
 _POINTS = 20 * BASELINE_SESSIONS  # a session may have several records of a series, and failed ones are left out

@@ -15,7 +15,8 @@ DEFAULT_WAIVERS = "llmperf-waivers.toml"
 class Option(NamedTuple):
     """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line.
 
-    `bare` is the value of an option that may be given without one.
+    `bare` is the value of an option that may be given without one. `path` says what of the value is a path: all of it, what
+    comes after ENGINE=, or the file of an SQLite URL.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Option(NamedTuple):
     flag: bool = False
     many: bool = False
     bare: str = ""
+    path: Literal["", "file", "engine", "store"] = ""
 
     @property
     def flag_name(self) -> str:
@@ -54,7 +56,7 @@ OPTIONS = (
     Option(name="skip", flag=True, help="skip llmperf tests"),
     Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
     Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
-    Option(name="plan-json", metavar="FILE", help="write what would run to this file as JSON, print it, and stop"),
+    Option(name="plan-json", metavar="FILE", path="file", help="write what would run to this file as JSON, print it, and stop"),
     Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
     Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
     Option(
@@ -83,20 +85,39 @@ OPTIONS = (
     ),
     Option(name="against-budget", metavar="SECONDS", default="300", help="sampling time of the pairs of one comparison"),
     Option(name="against-build", metavar="COMMAND", help="shell command that is run in the files of the base commit first"),
-    Option(name="waivers", metavar="FILE", default=DEFAULT_WAIVERS, help="regressions that somebody answers for until a date"),
+    Option(
+        name="waivers",
+        metavar="FILE",
+        default=DEFAULT_WAIVERS,
+        path="file",
+        help="regressions that somebody answers for until a date",
+    ),
     Option(
         name="again-budget",
         metavar="SECONDS",
         default="900",
         help="time of a session for second measurements of what --llmperf-gate suspects",
     ),
-    Option(name="store", metavar="URL", default=DEFAULT_STORE, help="history store: an SQLAlchemy URL, or 'none'"),
-    Option(name="json", metavar="FILE", help="also append every record to this JSON-lines file"),
+    Option(name="store", metavar="URL", default=DEFAULT_STORE, path="store", help="history store: an SQLAlchemy URL, or 'none'"),
+    Option(name="html", metavar="FILE", path="file", help="write the HTML report of this session to this file"),
+    Option(name="json", metavar="FILE", path="file", help="also append every record to this JSON-lines file"),
     Option(
-        name="benchmark-json", metavar="FILE", help="write the runs in pytest-benchmark's format, for 'pytest-benchmark compare'"
+        name="benchmark-json",
+        metavar="FILE",
+        path="file",
+        help="write the runs in pytest-benchmark's format, for 'pytest-benchmark compare'",
     ),
+    Option(name="markdown", metavar="FILE", path="file", help="write the runs beside what was before them, as a comment's body"),
+    Option(name="gitlab", metavar="FILE", path="file", help="write what failed as GitLab's code-quality report"),
+    Option(name="openmetrics", metavar="FILE", path="file", help="write the runs as OpenMetrics text"),
     Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
     Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
     Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),
-    Option(name="python", metavar="ENGINE=PATH", many=True, help="interpreter for an engine's workers; may be given again"),
+    Option(
+        name="python",
+        metavar="ENGINE=PATH",
+        many=True,
+        path="engine",
+        help="interpreter for an engine's workers; may be given again",
+    ),
 )

@@ -226,13 +226,29 @@ class PytestSession:
         if self._core is not None:
             carried["outcome"] = self._finish(report, outcome, findings)
             carried["reason"] = carried["reason"] or (str(report.longrepr) if carried["outcome"] != outcome else "")
-            kept = TIMES if self._core.settings.benchmark_json is not None else ()
-            carried["records"] = [_light(record, kept) for record in self._core.recorder.records.values()]
+            carried["records"] = [_light(record, self._kept(record)) for record in self._core.recorder.records.values()]
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
             carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
             carried["compared"] = self._core.comparison.take_compared() if self._core.comparison is not None else 0
         report.llmperf = carried  # type: ignore[attr-defined]
+        if getattr(item.config.option, "xmlpath", None):
+            self._tell_junit(item)
+
+    def _tell_junit(self, item: pytest.Item) -> None:
+        """Metrics as properties of the test, once; pytest writes them when the test's last phase is reported."""
+        from pytest_llmperf.report.junit import OURS, properties  # noqa: PLC0415 - only under --junitxml
+
+        records = list(self._core.recorder.records.values()) if self._core is not None else []
+        others = [each for each in item.user_properties if not each[0].startswith(OURS)]
+        item.user_properties[:] = [*others, *properties(records)]
+
+    def _kept(self, record: Any) -> Collection[str]:
+        """The samples that the session's files need: all of them for the HTML report."""
+        assert self._core is not None  # noqa: S101 - there are records
+        if self._core.settings.html is not None:
+            return record.samples.keys()  # type: ignore[no-any-return]
+        return TIMES if self._core.settings.benchmark_json is not None else ()
 
     def _measured_late(self, report: pytest.TestReport) -> bool:
         """Whether a fixture measured after its `yield`: those records have no outcome yet."""
@@ -346,14 +362,18 @@ def _strategy_text(param: object) -> str | None:
 
 
 def _outcome(report: pytest.TestReport, error: BaseException | None, findings: list[Finding]) -> str:
+    if hasattr(report, "wasxfail"):
+        return "XPASS" if report.passed else "XFAIL"
     if isinstance(error, InvalidRun):
         return "INVALID"
     if isinstance(error, LlmperfError):
         return "ERROR"
     if report.skipped:
         return "SKIPPED"
-    if report.failed:
-        return "FAIL"
+    return "FAIL" if report.failed else _of_findings(findings)
+
+
+def _of_findings(findings: list[Finding]) -> str:
     for outcome in (Outcome.WAIVED, Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):
         if any(f.outcome is outcome for f in findings):
             return outcome.value
@@ -361,6 +381,8 @@ def _outcome(report: pytest.TestReport, error: BaseException | None, findings: l
 
 
 def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
+    if hasattr(report, "wasxfail"):
+        return str(report.wasxfail).removeprefix("reason: ") or "no reason was given"
     if isinstance(error, LlmperfError):
         return f"{type(error).__name__}: {error}"
     return _skip_reason(report) if report.skipped else ""
@@ -370,7 +392,7 @@ def _skip_reason(report: pytest.TestReport) -> str:
     return report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
 
 
-def _light(record: Any, kept: Sequence[str]) -> Any:
+def _light(record: Any, kept: Collection[str]) -> Any:
     """A record without its raw samples but those `kept`, as plain values that pytest-xdist can carry."""
     samples = {name: record.samples[name] for name in kept if name in record.samples}
     return msgspec.to_builtins(msgspec.structs.replace(record, samples=samples))

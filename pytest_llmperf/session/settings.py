@@ -47,6 +47,7 @@ class Settings:
     timeout_s: float
     pythons: dict[str, str]
     benchmark_json: Path | None
+    html: Path | None
     root: Path
 
 
@@ -72,10 +73,11 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
         waivers=root / value["waivers"],
         again_budget_s=_positive("again-budget", value["again-budget"]),
-        reference=value["reference"],
+        reference=_strategy("reference", value["reference"]),
         store=value["store"],
         json=(root / value["json"]) if value["json"] else None,
         benchmark_json=(root / value["benchmark-json"]) if value["benchmark-json"] else None,
+        html=(root / value["html"]) if value["html"] else None,
         budget_s=_positive("budget", value["budget"]),
         precision=_positive("precision", value["precision"]) / 100,
         timeout_s=_positive("timeout", value["timeout"]),
@@ -95,6 +97,16 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
     return value
+
+
+def _strategy(name: str, text: str) -> str:
+    from pytest_llmperf.strategies import parse  # noqa: PLC0415 - the table of strategies, once tests are collected
+
+    try:
+        parse(text)
+    except UsageError as error:
+        raise UsageError(f"--llmperf-{name}={text!r}: {error}") from error
+    return text
 
 
 def _gate(text: str) -> dict[str, float] | None:

@@ -29,6 +29,7 @@ def write(tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[
         list(notes),
         config.get_verbosity(),
         errors=_named(carried, {"ERROR"}),
+        expected={word: _named(carried, {word}) for word in ("XFAIL", "XPASS")},
     )
 
 

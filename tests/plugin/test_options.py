@@ -89,7 +89,8 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
     pytester.mkdir("some")
     number = option.default.replace(".", "").isdigit()
-    good = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%"}.get(option.name, "7" if number else "some")
+    texts = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%", "reference": "bf16"}
+    good = texts.get(option.name, "7" if number else str(pytester.path / "some") if option.path == "file" else "some")
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
     from pytest_llmperf.plugin import _option
 
@@ -126,3 +127,11 @@ def test_speed(llm):
     assert 3 * found.memory.peak / 2 < found.memory.weights
 """)
     run("--llmperf-disable").assert_outcomes(passed=1)
+
+
+def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):
+    """Also where no test uses the baseline: each test says so, with the option's name and the nearest part."""
+    project(BOTH)
+    result = run("--llmperf-reference=pf32")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: --llmperf-reference='pf32': *Did you mean 'fp32'?*"])

@@ -153,3 +153,50 @@ def test_speed(late):
     result = run_both("--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=1)
     assert [row["outcome"] for row in lines()] == ["RECORDED"]
+
+
+EXPECTED = """
+@pytest.mark.xfail(reason="the old driver")
+def test_fails_as_expected(llm):
+    assert llm.run(WORK).tpot.p50 <= 1 * ms
+
+@pytest.mark.xfail(strict=False, reason="the old driver")
+def test_passes_all_the_same(llm):
+    assert llm.run(WORK).tpot.p50 <= 50 * ms
+
+@pytest.mark.xfail(strict=True, reason="the old driver")
+def test_must_fail(llm):
+    assert llm.run(WORK).tpot.p50 <= 50 * ms
+
+@pytest.mark.skip(reason="not today")
+def test_skipped(llm):
+    llm.run(WORK)
+"""
+
+
+def test_expected_failures_have_outcomes_of_their_own(project, run_both, lines):
+    """XFAIL and XPASS in the table and by their reasons; a strict one that passes has failed, and a skip is a skip."""
+    project(EXPECTED)
+    result = run_both("--llmperf-json=out.jsonl")
+    result.assert_outcomes(xfailed=1, xpassed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*fails_as_expected*XFAIL",
+            "*must_fail*FAIL",
+            "*passes_all_the_same*XPASS",
+            "SKIPPED *test_skipped: not today",
+            "XFAIL *test_fails_as_expected: the old driver",
+            "XPASS *test_passes_all_the_same: the old driver",
+        ]
+    )
+    assert sorted(row["outcome"] for row in lines()) == ["FAIL", "XFAIL", "XPASS"]
+    assert run_both("-q").stdout.str().count("1 XFAIL") == 1
+
+
+@pytest.mark.parametrize("bare", ["llm.run(WORK).throughput", "not llm.run(WORK).throughput", "llm.run(WORK).ttft"])
+def test_an_assert_without_a_comparison_is_an_error(project, run, bare):
+    """It would hold whatever was measured; the message says how to compare it."""
+    project(f"def test_truth(llm):\n    assert {bare}\n")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E*UsageError: *ompare*"])

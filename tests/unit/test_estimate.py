@@ -169,3 +169,15 @@ def test_no_sample_bounds_the_largest_time_from_above():
 def test_a_distribution_needs_samples():
     with pytest.raises(ValueError, match=r"no samples"):
         Latencies("ttft", ())
+
+
+@pytest.mark.parametrize(("direction", "op"), [("higher", ">="), ("lower", "<="), ("none", ">=")])
+def test_the_truth_of_an_estimate_is_an_error_that_says_what_to_compare(direction, op):
+    """`assert run.throughput` would hold whatever was measured."""
+    found = Estimate.exact("throughput", 14.25, "tok/s", direction=direction, subject="bf16")
+    with pytest.raises(UsageError, match=rf"throughput of bf16 is 14.25 tok/s: it is neither true nor false.*{op} 14.2"):
+        assert found
+    with pytest.raises(UsageError):
+        bool(not found)
+    assert found is not None
+    assert found == 14.25

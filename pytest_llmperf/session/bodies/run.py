@@ -24,7 +24,7 @@ _START_S = 120.0
 ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
 """A body's process is a program of this package before it is pytest; a project may make warnings errors."""
 
-_NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against"})
+_NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against", "markdown", "gitlab", "openmetrics"})
 """Options that say which tests run or what is printed of all of them: decided here, before a body is started."""
 
 

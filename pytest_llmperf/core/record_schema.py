@@ -1,0 +1,71 @@
+"""The JSON Schema of a record, made from its fields; and whether a changed one still reads what was written before. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from pytest_llmperf.core.record import SCHEMA_VERSION, Record
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NUMBER = "#/$defs/Number"
+_NO_MEANING = frozenset({"description", "title"})
+
+
+def record_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of one line of `record_json.encode`. Fields that it does not name are allowed: readers skip them."""
+    found = _rewritten(msgspec.json.schema(Record))
+    found["$defs"]["Record"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION, "default": SCHEMA_VERSION}
+    found["$defs"]["Number"] = {
+        "title": "Number",
+        "description": "JSON has no NaN and no infinity: they are written as these texts.",
+        "anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}],
+    }
+    head = {"$schema": DIALECT, "$id": f"urn:pytest-llmperf:record:{SCHEMA_VERSION}", "title": "A record of pytest-llmperf"}
+    return {**head, **found, "$defs": dict(sorted(found["$defs"].items()))}
+
+
+def broken(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What makes `new` another version than `old`: fields that are gone, mean something else, or are missing in older lines.
+
+    A new field with a default is no such change: it is filled in for older lines, and older readers skip it.
+    """
+    return [line for name, was in old["$defs"].items() for line in _changes(name, was, new["$defs"].get(name))]
+
+
+def _changes(name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None) -> Iterator[str]:
+    if now is None:
+        yield f"{name} is gone"
+        return
+    fields, fields_now = was.get("properties", {}), now.get("properties", {})
+    if not fields and _meaning(was) != _meaning(now):
+        yield f"{name} was {_meaning(was)}, is {_meaning(now)}"
+    for field, kind in fields.items():
+        if field not in fields_now:
+            yield f"{name}.{field} is gone"
+        elif _meaning(kind) != _meaning(fields_now[field]):
+            yield f"{name}.{field} was {_meaning(kind)}, is {_meaning(fields_now[field])}"
+    for field in now.get("required", ()):
+        if field not in was.get("required", ()):
+            yield f"{name}.{field} has no default, and older lines may lack it"
+
+
+def _meaning(kind: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kind.items() if key not in _NO_MEANING}
+
+
+def _rewritten(value: Any) -> Any:
+    """Descriptions without the code's indentation; numbers as they are written."""
+    if isinstance(value, list | tuple):
+        return [_rewritten(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value == {"type": "number"}:
+        return {"$ref": _NUMBER}
+    found = {key: _rewritten(item) for key, item in value.items()}
+    if isinstance(text := found.get("description"), str):
+        found["description"] = inspect.cleandoc(text)
+    return found
