@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec import Struct
 
-from pytest_llmperf.commands.shared import example, open_history, project_root, store_option
+from pytest_llmperf.commands.shared import as_text, example, open_history, project_root, store_option
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -61,10 +61,15 @@ def _openmetrics(chosen: Chosen) -> str:
     return exposition(chosen.records)
 
 
+def _json(chosen: Chosen) -> str:
+    return as_text({"scope": chosen.scope, "records": chosen.records}) + "\n"
+
+
 FORMATS = (
     Format(name="html", summary="One HTML file that needs no network (the default).", file="llmperf-report.html", text=_html),
     Format(name="markdown", summary="Body of a comment: each run beside what was before it.", file="-", text=_markdown),
     Format(name="openmetrics", summary="OpenMetrics text, for Prometheus.", file="-", text=_openmetrics),
+    Format(name="json", summary="One JSON document with the records ('llmperf schema').", file="-", text=_json),
 )
 
 
@@ -75,7 +80,7 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command("report", epilog=example("llmperf report --out report.html", "llmperf report --since 7d --strategy fp32"))
+@click.command("report", epilog=example("llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"))
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @_format_options
 @click.option(
