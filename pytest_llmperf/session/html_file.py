@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.errors import StoreError
+from pytest_llmperf.errors import LlmperfError
 
 if TYPE_CHECKING:
     from pytest_llmperf.report.html.content import Content
@@ -41,7 +41,7 @@ class HtmlFile:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the file. That it cannot be written makes the session red; the tests' own outcomes stay as they are."""
-        if session.config.option.collectonly:
+        if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
         from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
 
@@ -69,7 +69,7 @@ class HtmlFile:
         try:
             with open_store(self._store, create=False, folder=self._root) as store:
                 return self._of(store, ())
-        except StoreError as error:
+        except LlmperfError as error:
             return self._of(None, (f"There is no history in this report: {error}",))
 
     def _of(self, store: Any, notes: tuple[str, ...]) -> Content:

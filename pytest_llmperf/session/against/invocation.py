@@ -16,7 +16,14 @@ from pytest_llmperf.session.options import OPTIONS
 SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
 """Options that say what is measured: given on the command line, they hold for the base too. Its ini file is its own."""
 
-OFF = ("--llmperf-against=off", "--llmperf-gate=off", "--llmperf-store=none", "--llmperf-json=")
+OFF = (
+    "--llmperf-against=off",
+    "--llmperf-gate=off",
+    "--llmperf-store=none",
+    "--llmperf-json=",
+    "--llmperf-benchmark-json=",
+    "--llmperf-html=",
+)
 """The base judges, stores and reports nothing, whatever its ini file says."""
 
 _PLAIN = (str, int, float, bool, type(None))
