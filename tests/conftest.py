@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import signal
+import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.session.devices import gpu_count
+from pytest_llmperf.session.ranks import Ranks
+from pytest_llmperf.session.workers import WorkerGroup
+from pytest_llmperf.worker.messages import Open
 
 pytest_plugins = ["pytester"]
+
+# A test is never a race against a clock, on a busy machine neither.
+settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-clock")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A background job of a shell ignores Ctrl-C, and so would the children that tests interrupt.
@@ -22,6 +35,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device, NVML sees none: {item.nodeid}"))
+
+
+@pytest.fixture
+def vllm_python() -> str:
+    """An interpreter that has vLLM and this package: the one LLMPERF_VLLM_PYTHON names, or this one."""
+    named = os.environ.get("LLMPERF_VLLM_PYTHON")
+    if named is None and importlib.util.find_spec("vllm") is None:
+        pytest.skip("no vLLM here, and LLMPERF_VLLM_PYTHON names no interpreter that has it")
+    return named or sys.executable
+
+
+@pytest.fixture
+def open_worker(request, tmp_path):
+    """`with open_worker(plan) as (channel, opened)`: the plan's model in workers of its engine's interpreter."""
+
+    @contextlib.contextmanager
+    def opened(plan: LoadPlan, deadline_s: float = 300):
+        python = request.getfixturevalue("vllm_python") if plan.engine == "vllm" else sys.executable
+        group = WorkerGroup.start(
+            ranks=plan.ranks, python=python, log_dir=tmp_path / "logs", name=f"{plan.engine}-{plan.strategy}"
+        )
+        channel = Ranks(group, plan)
+        try:
+            yield channel, channel.call(Open(plan=plan), deadline_s=deadline_s)
+        finally:
+            channel.close()
+
+    return opened
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

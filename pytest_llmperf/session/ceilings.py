@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,6 +54,6 @@ def _read(path: Path) -> Ceilings | None:
 
 def _write(path: Path, value: Ceilings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may measure the same device at once
     temporary.write_bytes(msgspec.json.encode(value))
     temporary.replace(path)
