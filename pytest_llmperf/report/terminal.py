@@ -51,8 +51,8 @@ def write_summary(
     verbosity: int,
     *,
     errors: Named = (),
-) -> None:
     expected: Mapping[str, Named] | None = None,
+) -> None:
     """Print the section "llmperf": one line in all if `verbosity` is negative, more columns if it is positive.
 
     `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test id and reason, `expected`
@@ -73,9 +73,9 @@ def write_summary(
     out.named("ERROR", errors)
     out.named("INVALID", invalid)
     out.named("SKIPPED", skipped)
-    for note in notes:
     for status, tests in expected.items():
         out.named(status, tests)
+    for note in notes:
         out.text(note)
 
 
@@ -129,13 +129,13 @@ class Out:
                 self.text(f"- {name}")
 
 
-def _first_line(reason: str) -> str:
 def _without_runs(expected: Mapping[str, Named], records: Sequence[Record]) -> dict[str, Named]:
     """A test with runs is counted by them."""
     ran = {record.test for record in records}
     return {status: [each for each in tests if each[0] not in ran] for status, tests in expected.items()}
 
 
+def _first_line(reason: str) -> str:
     """Of a long reason (a worker's log) the rest is in pytest's own report of the test."""
     first, *rest = reason.strip().splitlines() or ["no reason was given"]
     return f"{first} …" if rest else first
