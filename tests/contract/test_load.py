@@ -150,7 +150,7 @@ def test_a_file_is_hashed_once(folder, monkeypatch):
     """The second time the cache answers; a file that changed is read again."""
     file = folder / "config.json"
     first = file_sha256(file)
-    monkeypatch.setattr("pytest_llmperf.engines.transformers.content._digest", lambda _: "read again")
+    monkeypatch.setattr("pytest_llmperf.engines.content._digest", lambda _: "read again")
     assert file_sha256(file) == first
     file.write_text("{ }")
     assert file_sha256(file) == "read again"
