@@ -1,0 +1,312 @@
+# ruff: noqa: ARG002 - a session's methods take what every engine needs
+"""A server that answers, as a session: offline workloads as requests sent at once, and loads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+
+from pytest_llmperf.core import server_metrics
+from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.load import LoadTrace
+from pytest_llmperf.core.next_tokens import TopTokens
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
+from pytest_llmperf.engines.server import requests
+from pytest_llmperf.engines.server.child import Child
+from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome
+from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.options import ServerOptions
+from pytest_llmperf.engines.server.presets import Preset
+from pytest_llmperf.engines.server.prompts import Prompt, Prompts
+from pytest_llmperf.engines.server.saying import Saying, require_same_model
+from pytest_llmperf.engines.server.source import Source
+from pytest_llmperf.errors import InvalidRun, LoadError, UsageError, WorkerError
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, Served
+from pytest_llmperf.worker.telemetry import judge_cpu, own_cores, read_cpu
+from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Serve, TaskAnswer, TaskSet, Workload
+
+PROBE_TOKENS = 2
+WATCH_S = 0.1
+PREFIX_HITS = 0.01
+"""Share of prompt tokens that a prefix cache may hit in a run that asked for none: drawn prompts may begin alike by chance."""
+
+_UNSEEN = "a server shows its weights to nobody"
+_NO_LOGITS = "a server streams tokens, not logits: compare the transformers or vllm engine with the reference"
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A server that is healthy. `child` is None for one that ran already; `facts` is what it said of itself."""
+
+    preset: Preset
+    options: ServerOptions
+    base: str
+    name: str
+    headers: dict[str, str]
+    http: aiohttp.ClientSession
+    saying: Saying
+    child: Child | None
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+class ServerSession:
+    """See `pytest_llmperf.engines.base.Session`; `serve` on top. Logits, adapters and tasks are not to be had from a server."""
+
+    def __init__(self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner) -> None:
+        self._plan = plan
+        self._server = server
+        self._source = source
+        self._runner = runner
+        self._protocol = requests.PROTOCOLS[server.options.protocol]
+        self._asked = requests.Asked.of(server.name, server.preset, server.options)
+        self._prompts = Prompts(source.tokenizer, chat=server.options.protocol == "openai-chat")
+        self._counted = ""
+        self.load_s = 0.0
+
+    def probe(self) -> None:
+        """One short answer: the server generates, as the model asked for. Raises LoadError, NotInEffect."""
+        prompt = Prompt(text="Hello", ids=tuple(self._prompts.encode("Hello")))
+        (outcome,) = self._run(self._client(60.0).together([self._call(prompt, PROBE_TOKENS)]))
+        if outcome.failure is not None:
+            raise LoadError(f"the server is healthy and does not answer: {outcome.failure}. {self._tail()}")
+        self._require_model([outcome])
+
+    def opened(self) -> Opened:
+        """Load time is from the start of the command to its first answer, without a download."""
+        return Opened(
+            effective=self._effective(),
+            load_s=self.load_s,
+            content_hash=self._source.content_hash,
+            vocab_size=0 if self._source.tokenizer is None else self._source.tokenizer.get_vocab_size(),
+            versions={"server": self._server.facts.get("version", "unknown")},
+            device_name="CPU" if self._plan.device == "cpu" else self._plan.device,
+            device_facts={},
+            memory=self._memory(),
+        )
+
+    def describe(self) -> Described:
+        """What it says of itself."""
+        return Described(effective=self._effective(), memory=self._memory())
+
+    def run(self, workload: Workload, repetition: int) -> Ran:
+        """The sequences of a batch as requests sent at once. Raises InvalidRun when one of them fails."""
+        if not isinstance(workload, Decode | Prefill):
+            raise UsageError(
+                f"{type(workload).__name__} is no workload of a server. Use Serve(concurrency=…, requests=…), or Decode."
+            )
+        calls = self._batch(workload, repetition)
+        outcomes, marks = self._watched(self._client(60.0).together(calls))
+        failed = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+        if failed:
+            raise InvalidRun(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}. {self._tail()}")
+        self._require_model(outcomes)
+        marks += count_marks(outcomes, self._prompts.count, workload.new_tokens, fixed=True)
+        trace = Trace(repetition=repetition, requests=tuple(o.trace() for o in outcomes), marks=tuple(marks))
+        return Ran(trace=trace, step=None, prompts_hash=_hash(call.body for call in calls), outputs_hash=_hash(_texts(outcomes)))
+
+    def serve(self, workload: Serve, repetition: int) -> Served:
+        """One run of a load. Raises InvalidRun where a prefix cache hit prompts that it was not to hit."""
+        client = self._client(workload.timeout)
+        samples: list[dict[str, float]] = []
+        run, marks = self._watched(self._sampled(self._load(client, workload, repetition), samples))
+        self._require_model(run.outcomes)
+        n_asked = max(workload.max_new_tokens, *(workload.traffic.output_tokens if workload.traffic is not None else ()), 0)
+        marks += count_marks(run.outcomes, self._prompts.count, n_asked, fixed=workload.ignore_eos)
+        server = server_metrics.summarised(samples)
+        traces = tuple(o.trace() for o in run.outcomes)
+        if not workload.prefix_cache:
+            _require_no_hits(traces, server)
+        trace = LoadTrace(requests=traces, loop_lag_s=tuple(run.loop_lag_s), busy_share=run.busy_share, server=server)
+        return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted)
+
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+        """Resident memory of the server's processes on a CPU; nothing for a URL."""
+        return MemoryRead(memory=self._memory())
+
+    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
+        """Not read."""
+        return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason="the energy of a server is not read")
+
+    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
+        """None: what a step of a server moves is not known."""
+        return None
+
+    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+        """Raises UsageError."""
+        raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
+
+    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
+        """Raises UsageError."""
+        raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
+
+    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Raises UsageError."""
+        raise UsageError("a server's adapters are models of their own names: give option 'name'.")
+
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
+        """Raises UsageError."""
+        raise UsageError(f"tasks need logits: {_NO_LOGITS}.")
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
+        """Raises UsageError."""
+        raise UsageError(f"next tokens need logits: {_NO_LOGITS}.")
+
+    def close(self) -> None:
+        """End the server that we started, with all that it started."""
+        try:
+            self._runner.run(self._server.http.close())
+            self._runner.close()
+        finally:
+            if self._server.child is not None:
+                self._server.child.end(self._server.options.stop_timeout_s)
+
+    # Requests
+
+    def _client(self, timeout_s: float) -> Client:
+        server = self._server
+        endpoint = Endpoint(server.base + self._protocol.path, server.headers, self._protocol.parse)
+        return Client(endpoint, server.http, timeout_s=timeout_s)
+
+    def _call(self, prompt: Prompt, n_tokens: int) -> Call:
+        body = requests.body(self._protocol, prompt, n_tokens, self._asked)
+        return Call(body=body, n_prompt_tokens=len(prompt.ids) or None)
+
+    def _prompt(self, prompts: PromptSet, length: int | None, repetition: int, index: int, *, repeat: bool = False) -> Prompt:
+        return self._prompts.prompt(prompts, length, repetition, index, repeat=repeat)
+
+    def _batch(self, work: Decode | Prefill, repetition: int) -> list[Call]:
+        """The prompts that every engine gets: texts in their order, from where the repetition before ended."""
+        at = [repetition * work.batch + i for i in range(work.batch)]
+        prompts = [self._prompt(work.prompts, work.prompt_tokens, repetition, i, repeat=True) for i in at]
+        return [self._call(prompt, work.new_tokens) for prompt in prompts]
+
+    async def _load(self, client: Client, work: Serve, repetition: int) -> LoadRun:
+        asked = dataclasses.replace(self._asked, ignore_eos=self._asked.ignore_eos and work.ignore_eos)
+        lengths = (work.traffic.prompt_tokens, work.traffic.output_tokens) if work.traffic is not None else ((), ())
+
+        def call(i: int) -> Call:
+            length = lengths[0][i % len(lengths[0])] if lengths[0] else work.prompt_tokens
+            n_out = lengths[1][i % len(lengths[1])] if lengths[1] else work.max_new_tokens
+            prompt = self._prompt(work.prompts, length, repetition, i, repeat=work.prefix_cache)
+            return Call(body=requests.body(self._protocol, prompt, n_out, asked), n_prompt_tokens=len(prompt.ids) or None)
+
+        if work.concurrency is None:
+            due_s = work.due_s()
+            return await client.open_loop([call(i) for i in range(len(due_s))], due_s)
+        return await client.closed_loop(call, work.concurrency, requests=work.requests, duration_s=work.duration)
+
+    # Around them
+
+    async def _sampled(self, work: Coroutine[Any, Any, T], samples: list[dict[str, float]]) -> T:
+        """Do the work, with the server's metrics read before it, once a second, and after it."""
+        saying = self._server.saying
+        before = await saying.metrics()
+        if not before:
+            return await work
+        samples.append(before)
+        sampler = asyncio.create_task(saying.sample(samples))
+        try:
+            return await work
+        finally:
+            sampler.cancel()
+            samples.append(await saying.metrics())
+
+    def _watched(self, work: Coroutine[Any, Any, T]) -> tuple[T, list[Mark]]:
+        """Do the work while watching for foreign load; the server's own CPU time is ours."""
+        child = self._server.child
+        before, busy_s = read_cpu(), child.busy_s() if child is not None else 0.0
+        done = self._run(work)
+        after = read_cpu()
+        if child is None:
+            return done, []
+        after = dataclasses.replace(after, own_s=after.own_s + child.busy_s() - busy_s)
+        return done, list(judge_cpu(before, after, cores=len(own_cores())).marks)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """On the event loop. Raises WorkerError when the server dies meanwhile."""
+        return self._runner.run(self._while_it_lives(work))
+
+    async def _while_it_lives(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(work)
+        while not task.done():
+            await asyncio.wait({task}, timeout=WATCH_S)
+            gone = self._gone()
+            if gone:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                raise WorkerError(f"the server died in the run: {gone}")
+        return task.result()
+
+    def _gone(self) -> str:
+        return self._server.child.died() if self._server.child is not None else ""
+
+    def _tail(self) -> str:
+        return self._server.child.tail() if self._server.child is not None else ""
+
+    def _require_model(self, outcomes: Sequence[Outcome]) -> None:
+        answers = [o.answer for o in outcomes if o.answer is not None]
+        self._counted = next((a.counted for a in answers), self._counted)
+        require_same_model(self._server.name, {a.model for a in answers if a.model})
+
+    # What it says
+
+    def _effective(self) -> Effective:
+        dtype = self._server.facts.get("dtype", "")
+        where = " ".join(self._server.child.command) if self._server.child is not None else self._server.base
+        said = f"the server says that it runs in {dtype}" if dtype else "the server does not say in which dtype it runs"
+        return Effective(
+            engine=self._plan.engine,
+            model_class=self._server.name,
+            tensors=(),
+            linears=(),
+            compute_dtype=dtype,
+            autocast_dtype=None,
+            checkpoint_dtype=None,
+            attention="",
+            cache="",
+            compile_mode=None,
+            compiled_graphs=0,
+            decode_loop=self._server.options.protocol,
+            padding_side="",
+            device=self._plan.device,
+            reported_dtype=dtype,
+            notes=(where, said),
+        )
+
+    def _memory(self) -> MemoryGauges:
+        reasons = dict.fromkeys(("weights", "peak", "reserved", "device", "kv_cache"), _UNSEEN)
+        child = self._server.child
+        if child is None or self._plan.device != "cpu":
+            where = "it runs elsewhere" if child is None else "its share of the GPU is not told apart"
+            return MemoryGauges(weights=0, reasons={**reasons, "process": f"{_UNSEEN}: {where}"})
+        return MemoryGauges(weights=0, process=child.resident_bytes(), reasons=reasons)
+
+
+def _require_no_hits(traces: Sequence[Any], server: dict[str, float]) -> None:
+    prompt = sum(trace.n_prompt_tokens for trace in traces)
+    told = sum(trace.n_cached_tokens for trace in traces) / prompt if prompt else 0.0
+    share = max(told, server.get("prefix_hit_share", 0.0))
+    if share > PREFIX_HITS:
+        raise InvalidRun(
+            f"the server's prefix cache hit {share:.0%} of the prompt tokens, and this load asked for none. Turn the cache off, "
+            "or say Serve(prefix_cache=True)."
+        )
+
+
+def _texts(outcomes: Sequence[Outcome]) -> list[bytes]:
+    return [o.answer.text.encode() if o.answer is not None else b"" for o in outcomes]
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

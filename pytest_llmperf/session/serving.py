@@ -1,0 +1,169 @@
+"""A load on one server, or on two in turn: warm up, run, reduce. And the search for the highest rate that keeps an SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pytest_llmperf import engines
+from pytest_llmperf.core.load import reduce_load
+from pytest_llmperf.core.rate_search import Probe, RateSearch, check, next_rate
+from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.trace import Mark
+from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.session.pool import OpenModel
+from pytest_llmperf.session.sampling import MIN_VALID, Progress
+from pytest_llmperf.worker.messages import RunLoad, Served
+from pytest_llmperf.workloads import Serve, describe_serve
+
+WARM_UP = 1_000_000
+"""Repetitions from here on are warm-ups: their prompts are no others'."""
+
+WARM_UP_REQUESTS = 4
+MAX_TRIES = 3
+"""Runs of one load, until one has no mark."""
+
+MAX_PAIRS = 2 * MIN_VALID
+
+Acquire = Callable[[], OpenModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """One side of a measurement: what came of it, and every run that was made."""
+
+    model: OpenModel
+    workload: Serve
+    result: RunResult
+    runs: tuple[Served, ...]
+    valid: tuple[int, ...]
+    marks: tuple[Mark, ...]
+    pair: str | None
+
+
+def require_serves(engine: str) -> None:
+    """Raise UsageError for an engine that is no server, before anything is loaded."""
+    if engine not in engines.TABLE or not engines.engine(engine).can().serves:
+        raise UsageError(
+            f"Serve() is a load on a server, and engine {engine!r} is none. Servers: engine='server' with options, or "
+            f"{', '.join(f'server:{name}' for name in engines.SERVERS)}."
+        )
+
+
+def measure_load(acquire: Sequence[Acquire], workload: Serve, progress: Progress, *, pair: str | None = None) -> list[Loaded]:
+    """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
+
+    A run with a mark (foreign load, token counts that cannot be right) is made again, as often as three times in all.
+
+    Raises:
+        InvalidRun: no run without a mark, no successful request, or the client was the limit.
+        WorkerError: a server died. NotInEffect: another model answered.
+    """
+    for side in acquire:
+        progress("warming up", _shown(side(), workload), None)
+        _call(side(), _warm_up(workload), WARM_UP)
+    taken: list[list[Served]] = [[] for _ in acquire]
+    while not _enough(taken):
+        n = len(taken[0])
+        for at in range(len(acquire)) if n % 2 == 0 else reversed(range(len(acquire))):
+            progress("loading the server", f"{_shown(acquire[at](), workload)}{f', {n + 1}' if n else ''}", workload.duration)
+            taken[at].append(_call(acquire[at](), workload, n))
+    valid = _valid(taken)
+    _require(valid, taken)
+    return [_reduced(side(), workload, runs, valid, pair) for side, runs in zip(acquire, taken, strict=True)]
+
+
+def search(run: Callable[[Serve], RunResult], workload: Serve, *, start: float, attainment: float, within: float) -> RateSearch:
+    """Try loads until the highest rate that keeps the SLO is known to a factor of 1 + `within`.
+
+    Raises:
+        UsageError: the workload has no SLO or is no open loop, or a number cannot be used.
+    """
+    check(start, attainment, within)
+    if workload.slo is None or workload.concurrency is not None:
+        raise UsageError("highest_rate(Serve(…)): an open loop (rate=) with an SLO is needed, for example slo=Slo(ttft=0.2).")
+    probes: list[Probe] = []
+    while (rate := next_rate(probes, first=start, within=within)) is not None:
+        probes.append(_probe(run, workload.at(rate=rate), attainment))
+    return RateSearch(probes=tuple(probes))
+
+
+def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float) -> Probe:
+    rate = workload.rate or 0.0
+    try:
+        summary = run(workload).load
+    except InvalidRun as error:
+        if "no request of" in str(error):
+            return Probe(rate=rate, attainment=0.0, kept=False, why=str(error))
+        raise
+    assert summary is not None  # noqa: S101 - a load has one
+    reached = summary.attainment or 0.0
+    why = f"{reached:.1%} of the requests met it, {attainment:.1%} are asked for" if reached < attainment else summary.saturated
+    return Probe(rate=rate, attainment=reached, kept=not why, why=why)
+
+
+def _call(model: OpenModel, workload: Serve, repetition: int) -> Served:
+    served = model.call(RunLoad(workload=workload, repetition=repetition))
+    assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
+    return served
+
+
+def _warm_up(workload: Serve) -> Serve:
+    """A few requests of the same shape, on as many lines as the load has."""
+    lines = workload.concurrency or WARM_UP_REQUESTS
+    return msgspec.structs.replace(
+        workload,
+        concurrency=lines,
+        rate=None,
+        traffic=None,
+        arrivals="poisson",
+        burstiness=1.0,
+        duration=None,
+        ramp_up=0.0,
+        requests=max(WARM_UP_REQUESTS, lines),
+        prefix_cache=True,
+    )
+
+
+def _enough(taken: Sequence[Sequence[Served]]) -> bool:
+    wanted, most = (1, MAX_TRIES) if len(taken) == 1 else (MIN_VALID, MAX_PAIRS)
+    return len(_valid(taken)) >= wanted or len(taken[0]) >= most
+
+
+def _valid(taken: Sequence[Sequence[Served]]) -> tuple[int, ...]:
+    """Runs (pairs, for two sides) without a mark."""
+    return tuple(i for i in range(len(taken[0])) if not any(runs[i].marks for runs in taken))
+
+
+def _require(valid: Sequence[int], taken: Sequence[Sequence[Served]]) -> None:
+    if len(valid) >= (1 if len(taken) == 1 else MIN_VALID):
+        return
+    marks = [mark for runs in taken for served in runs for mark in served.marks]
+    said = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
+    raise InvalidRun(f"{len(valid)} of {len(taken[0])} runs of the load are valid: {said}.")
+
+
+def _reduced(model: OpenModel, workload: Serve, runs: Sequence[Served], valid: tuple[int, ...], pair: str | None) -> Loaded:
+    used = valid if pair is not None else valid[:1]
+    result = reduce_load(
+        [runs[i].trace for i in used],
+        slo=workload.slo,
+        ramp_up_s=workload.ramp_up,
+        load_s=None if model.plan.option("url") else model.opened.load_s,
+        open_loop=workload.open_loop,
+        pair=pair,
+        subject=_subject(model),
+        context=f"{describe_serve(workload)} on {model.opened.device_name}",
+    )
+    marks = tuple(mark for served in runs for mark in served.marks)
+    return Loaded(model=model, workload=workload, result=result, runs=tuple(runs), valid=used, marks=marks, pair=pair)
+
+
+def _subject(model: OpenModel) -> str:
+    return f"{model.plan.engine} {model.plan.strategy}"
+
+
+def _shown(model: OpenModel, workload: Serve) -> str:
+    return f"{_subject(model)}: {describe_serve(workload)}"

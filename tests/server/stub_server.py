@@ -1,0 +1,208 @@
+"""A scripted server: OpenAI's and TGI's streams on plain asyncio, with every fault that a server can have. Run as a program.
+
+python stub_server.py --port 8000 --model tiny --token-ms 1 --fault stall
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COUNTED = {"requests": 0, "running": 0, "preemptions": 0, "prompt": 0, "hits": 0}
+SEEN: set[str] = set()
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--protocol", default="openai")
+    parser.add_argument("--ttft-ms", type=float, default=0.0)
+    parser.add_argument("--token-ms", type=float, default=0.0)
+    parser.add_argument("--bundle", type=int, default=1, help="tokens of a message")
+    parser.add_argument("--slots", type=int, default=0, help="requests served at once; the others wait")
+    parser.add_argument("--dtype", default="")
+    parser.add_argument("--fault", default="")
+    parser.add_argument("--first", type=int, default=3, help="the fault begins with this request")
+    parser.add_argument("--pid-file", default="")
+    return parser.parse_args()
+
+
+ARGS = parsed() if __name__ == "__main__" else argparse.Namespace()
+
+
+async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            method, path, _ = head.split(" ", 2)
+            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            if method == "POST":
+                await generate(writer, headers, json.loads(body))
+            else:
+                answer(writer, *page(path))
+            await writer.drain()
+    writer.close()
+
+
+def page(path: str) -> tuple[int, str]:
+    """A GET."""
+    if path == "/health":
+        return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
+    if path == "/v1/models":
+        return 200, json.dumps({"data": [{"id": ARGS.model}]})
+    if path == "/info" and ARGS.protocol == "tgi":
+        return 200, json.dumps({"model_id": ARGS.model, "model_dtype": f"torch.{ARGS.dtype}", "version": "3.0"})
+    if path.startswith("/server_info") and ARGS.dtype:
+        return 200, json.dumps({"vllm_config": {"model_config": {"dtype": f"torch.{ARGS.dtype}"}}})
+    if path == "/metrics":
+        return 200, (
+            f'vllm:num_preemptions_total{{engine="0"}} {COUNTED["preemptions"]}\n'
+            f"vllm:num_requests_running {COUNTED['running']}\n# TYPE x gauge\nvllm:kv_cache_usage_perc 0.25\n"
+            f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\nvllm:prefix_cache_hits_total {COUNTED['hits']}\n"
+        )
+    return 404, "{}"
+
+
+def answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:
+    data = text.encode()
+    writer.write(f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+
+def fault() -> str:
+    """The fault of this request, from the `first` on."""
+    return ARGS.fault if COUNTED["requests"] >= ARGS.first else ""
+
+
+async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], asked: dict) -> None:
+    COUNTED["requests"] += 1
+    wrong = fault()
+    if ARGS.fault == "needs-key" and headers.get("authorization") != "bearer secret":
+        return answer(writer, 401, '{"error": "no key"}')
+    if wrong in {"http-429", "http-503"}:
+        return answer(writer, int(wrong[5:]), "come back later")
+    if wrong == "redirect":
+        writer.write(b"HTTP/1.1 307 x\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n")
+        return None
+    if wrong == "die":
+        print("out of luck", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(7)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    COUNTED["running"] += 1
+    COUNTED["preemptions"] += wrong == "preempt"
+    async with SLOTS:
+        await stream(writer, asked, wrong)
+    COUNTED["running"] -= 1
+    return None
+
+
+def count_prompt(asked: dict) -> int:
+    text = asked.get("prompt", asked.get("inputs", asked.get("messages")))
+    n = len(text) if isinstance(text, list) and "messages" not in asked else len(str(text).split())
+    COUNTED["prompt"] += n
+    COUNTED["hits"] += n if str(text) in SEEN else 0
+    SEEN.add(str(text))
+    return n
+
+
+async def stream(writer: asyncio.StreamWriter, asked: dict, wrong: str) -> None:
+    n_prompt = count_prompt(asked)
+    n = asked.get("max_tokens") or asked["parameters"]["max_new_tokens"]
+    send(writer, role(asked))
+    due = time.perf_counter() + ARGS.ttft_ms / 1e3
+    for i in range(0, n, ARGS.bundle):
+        due += ARGS.token_ms / 1e3 * (ARGS.bundle if i else 0)
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        if wrong in {"break", "stall", "bad-json", "error"} and i >= 2:
+            return await go_wrong(writer, wrong)
+        send(writer, message(asked, [f"w{(i + j) % 50}" for j in range(min(ARGS.bundle, n - i))], n, last=i + ARGS.bundle >= n))
+        if i % 16 == 0:
+            await writer.drain()
+    said = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
+    send(writer, usage(asked, n_prompt, said))
+    send(writer, "[DONE]" if ARGS.protocol == "openai" else None)
+    writer.write(b"0\r\n\r\n")
+    return None
+
+
+async def go_wrong(writer: asyncio.StreamWriter, wrong: str) -> None:
+    if wrong == "stall":
+        await asyncio.sleep(3600)
+    if wrong == "bad-json":
+        send(writer, '{"choices": [')
+        writer.write(b"0\r\n\r\n")
+        return
+    if wrong == "error":
+        send(writer, '{"error": {"message": "out of blocks"}}')
+        writer.write(b"0\r\n\r\n")
+        return
+    writer.transport.abort()
+
+
+def role(asked: dict) -> str | None:
+    return as_json({"choices": [{"delta": {"role": "assistant", "content": ""}}]}) if "messages" in asked else None
+
+
+def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
+    text = " ".join(words) + " "
+    if ARGS.protocol == "tgi":
+        details = {"finish_reason": "length", "generated_tokens": n, "input_length": 4} if last else None
+        return as_json({"index": 1, "token": {"id": 5, "text": text, "logprob": -1.0, "special": False}, "details": details})
+    what = {"delta": {"content": text}} if "messages" in asked else {"text": text}
+    return as_json({"model": served(), "choices": [{"index": 0, **what, "finish_reason": "length" if last else None}]})
+
+
+def usage(asked: dict, n_prompt: int, n: int) -> str | None:
+    if ARGS.protocol == "tgi" or "stream_options" not in asked:
+        return None
+    return as_json({"model": served(), "choices": [], "usage": {"prompt_tokens": n_prompt, "completion_tokens": n}})
+
+
+def served() -> str:
+    return "somebody-else" if fault() == "other-model" else ARGS.model
+
+
+def as_json(value: dict) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def send(writer: asyncio.StreamWriter, data: str | None) -> None:
+    if data is not None:
+        raw = f"data: {data}\n\n".encode()
+        writer.write(f"{len(raw):x}\r\n".encode() + raw + b"\r\n")
+
+
+SLOTS: asyncio.Semaphore
+
+
+async def main() -> None:
+    global SLOTS  # noqa: PLW0603 - one server a process
+    SLOTS = asyncio.Semaphore(ARGS.slots or 10**9)
+    if ARGS.fault == "dies-at-start":
+        print("cannot find libcuda.so", file=sys.stderr)  # noqa: T201
+        sys.exit(3)
+    if ARGS.fault == "ignores-sigterm":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    pids = [os.getpid()]
+    if ARGS.fault == "grandchild":
+        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+    if ARGS.pid_file:
+        Path(ARGS.pid_file).write_text(json.dumps(pids))
+    server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())
