@@ -138,7 +138,9 @@ def test_the_typed_marker_ships():
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_no_two_test_files_share_a_name():
+@pytest.mark.parametrize("folder", ["tests", "example_suites"])
+def test_no_two_test_files_share_a_name(folder):
     """pytest imports them by their base name, so the second of two would not be collected."""
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    names = [path.name for path in (ROOT / folder).rglob("test_*.py")]
+    assert len(names) > 3
     assert sorted(names) == sorted(set(names))
