@@ -12,11 +12,23 @@ if TYPE_CHECKING:
     from pytest_llmperf.core.estimate import Estimate, NotMeasurable
     from pytest_llmperf.core.results import RunResult
     from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
-    from pytest_llmperf.workloads import Decode, Prefill, PromptSet, TaskSet
+    from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, TaskSet
 
-__all__ = ["Decode", "Estimate", "NotMeasurable", "Prefill", "PromptSet", "RunResult", "TaskSet", "accuracy_gate", "recovery"]
+__all__ = [
+    "Batch",
+    "Decode",
+    "Estimate",
+    "NotMeasurable",
+    "Prefill",
+    "PromptSet",
+    "RunResult",
+    "TaskSet",
+    "accuracy_gate",
+    "recovery",
+]
 
 _WHERE = {
+    "Batch": "pytest_llmperf.workloads",
     "Decode": "pytest_llmperf.workloads",
     "Prefill": "pytest_llmperf.workloads",
     "PromptSet": "pytest_llmperf.workloads",

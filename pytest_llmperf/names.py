@@ -21,6 +21,7 @@ PARTS = (
     "eager",
     "flash",
     "prompt-lookup",
+    "continuous",
     "tp2",
     "fsdp2",
     "pp2",

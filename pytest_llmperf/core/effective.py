@@ -164,7 +164,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
     `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a config.
-    `cache`, `compiled_graphs` and `assistance` are observed in the last run; before any run they are "" and 0.
+    `cache`, `compiled_graphs`, `assistance` and `batching` ("static", "continuous") are observed in the last run; before any
+    run they are "" and 0.
     `adapters` are the names of those in force, `resident_adapters` all that the modules hold.
     `sparsity` is that of `pruned`; both are None where nothing was pruned.
     `shards` has one row a rank where there are several; `tensors` and `linears` are then those of all ranks together.
@@ -191,6 +192,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     adapters: tuple[str, ...] = ()
     resident_adapters: tuple[AdapterGroup, ...] = ()
     assistance: str = ""
+    batching: str = ""
     sparsity: float | None = None
     pruned: Pruned | None = None
     quantised: Quantised | None = None

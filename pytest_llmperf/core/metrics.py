@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from pytest_llmperf.core import stats
+from pytest_llmperf.core import batching, stats
 from pytest_llmperf.core.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.latencies import Latencies
 from pytest_llmperf.core.quantities import TABLE, Metric
@@ -29,7 +29,10 @@ _ALONE = "it was not compared with the same model on fewer devices: llm.compare(
 
 
 class OfflineWork(Protocol):
-    """What is read of a workload."""
+    """What is read of a workload.
+
+    One whose requests have lengths of their own says so by `output_lengths`, and by `queued` that they wait for one another.
+    """
 
     @property
     def new_tokens(self) -> int:
@@ -54,6 +57,7 @@ class _Repetition(NamedTuple):
     decode_s: float
     n_output: int
     forwards: int | None
+    padding: float | None
 
 
 def reduce(
@@ -84,12 +88,16 @@ def reduce(
     timed = all(trace.token_times for trace in traces)
     speed: dict[str, Any] = _speed(repetitions, origin) if timed else _no_token_times(*_TOKEN_TIMES)
     use: dict[str, Any] = _use(repetitions, step, ceilings, origin) if timed else _no_token_times(*_USE)
+    if getattr(workload, "queued", False):
+        speed |= {name: NotMeasurable(name, batching.QUEUED) for name in ("prefill_throughput", "decode_throughput")}
+        use = {name: NotMeasurable(name, batching.QUEUED) for name in _USE}
     n_requests = sum(len(trace.requests) for trace in traces)
     return RunResult(
         throughput=_estimate("throughput", [r.n_output / r.wall_s for r in repetitions], origin),
         latency=_latencies("latency", [r.latency_s for r in repetitions], origin),
         **speed,
         **use,
+        **_of_all(repetitions, origin),
         acceptance_length=_acceptance_length(repetitions, origin),
         goodput=NotMeasurable("goodput", "this workload has no SLO"),
         speed_up=NotMeasurable("speed_up", _ALONE),
@@ -118,12 +126,20 @@ def _repetitions(traces: Sequence[Trace], workload: OfflineWork) -> list[_Repeti
         failures = dict.fromkeys(r.failure or "no token came" for trace in traces for r in trace.requests)
         raise InvalidRun(f"no request of {len(traces)} repetitions succeeded: {'; '.join(failures) or 'no requests'}.")
     for trace in traces:
-        _require_length(trace, workload.new_tokens)
+        _require_lengths(trace, workload)
     return found
 
 
 def _succeeded(request: RequestTrace) -> bool:
     return bool(request.events) and request.failure is None
+
+
+def _require_lengths(trace: Trace, workload: OfflineWork) -> None:
+    asked = getattr(workload, "output_lengths", None)
+    if asked is None:
+        _require_length(trace, workload.new_tokens)
+    elif trace.token_times and (reason := batching.wrong_length(trace, asked)) is not None:
+        raise InvalidRun(f"repetition {trace.repetition}: {reason}.")
 
 
 def _require_length(trace: Trace, new_tokens: int) -> None:
@@ -150,6 +166,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> _Repetition
         decode_s=positive("decode time", last - min(r.events[0].t_ns for r in requests), or_zero=True),
         n_output=sum(r.n_output_tokens for r in requests),
         forwards=trace.forwards,
+        padding=batching.padding_share(trace, requests),
     )
 
 
@@ -171,6 +188,21 @@ def _speed(repetitions: Sequence[_Repetition], origin: _Origin) -> dict[str, Qua
         "decode_throughput": _estimate("decode_throughput", [_decode_tok_per_s(r) for r in repetitions], origin),
         "tpot": _latencies("tpot", [_tpot_s(r) for r in repetitions], origin),
         "itl": _latencies("itl", list(_gaps_s(repetitions)), origin),
+    }
+
+
+def _of_all(repetitions: Sequence[_Repetition], origin: _Origin) -> dict[str, Any]:
+    """Rates over all requests of a repetition, and the share of padding."""
+    totals = [batching.total_tokens(r.requests) for r in repetitions]
+    shares = [r.padding for r in repetitions if r.padding is not None]
+    return {
+        "request_throughput": _estimate("request_throughput", [len(r.requests) / r.wall_s for r in repetitions], origin),
+        "total_throughput": NotMeasurable("total_throughput", batching.UNKNOWN_PROMPTS)
+        if None in totals
+        else _estimate("total_throughput", [(n or 0) / r.wall_s for n, r in zip(totals, repetitions, strict=True)], origin),
+        "padding": exact("padding", stats.mean(shares), subject=origin.subject, context=origin.context)
+        if len(shares) == len(repetitions)
+        else NotMeasurable("padding", batching.UNKNOWN_POSITIONS),
     }
 
 

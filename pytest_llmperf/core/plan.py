@@ -31,6 +31,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     `quantisation` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
     `adapters` are absolute folders as they were named, the first in force; `merge_adapters` folds it into the weights.
     `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
+    `batching` is "continuous", or None for the engine's own way.
     `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `offload` is "cpu" or "disk", where weights
     wait, or None.
     """
@@ -50,6 +51,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     adapters: tuple[str, ...] = ()
     merge_adapters: bool = False
     assist: str | None = None
+    batching: Literal["continuous"] | None = None
     tp: int = 1
     fsdp: int = 1
     pp: int = 1

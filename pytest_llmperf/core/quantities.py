@@ -38,6 +38,27 @@ _SPEED = (
         "output tokens of successful requests / (first send to last completion)",
     ),
     _row(
+        "total_throughput",
+        "tok/s",
+        "higher",
+        "total_throughput/1",
+        "prompt and output tokens of successful requests / (first send to last completion)",
+    ),
+    _row(
+        "request_throughput",
+        "req/s",
+        "higher",
+        "request_throughput/1",
+        "successful requests / (first send to last completion)",
+    ),
+    _row(
+        "padding",
+        "1",
+        "lower",
+        "padding/1",
+        "Batch: share of the positions that went through the model which were padding, or came after a request's last token",
+    ),
+    _row(
         "decode_throughput",
         "tok/s",
         "higher",

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.latencies import Latencies
+from pytest_llmperf.core.load_summary import LoadSummary
 from pytest_llmperf.core.quantities import ALIASES, TABLE, Metric, leaves
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.core.trace import MemoryGauges
@@ -59,10 +60,13 @@ class Energy(Struct, frozen=True, kw_only=True, eq=False):
 class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
-    `n_failed` of `n_requests` requests failed and are in no number.
+    `n_failed` of `n_requests` requests failed and are in no number. `load` says how a load on a server went (`Serve`).
     """
 
     throughput: Quantity
+    total_throughput: Quantity
+    request_throughput: Quantity
+    padding: Quantity
     decode_throughput: Quantity
     prefill_throughput: Quantity
     ttft: Times
@@ -80,6 +84,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     memory: Memory
     energy: Energy
     load_time: Quantity
+    load: LoadSummary | None = None
     n_requests: int = 0
     n_failed: int = 0
     subject: str = ""

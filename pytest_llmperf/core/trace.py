@@ -13,12 +13,16 @@ class TokenEvent(Struct, frozen=True, array_like=True):
 
 
 class RequestTrace(Struct, frozen=True, kw_only=True):
-    """One request. `t_due_ns` is when it was to start (offline: when the call started). No events: it failed."""
+    """One request. `t_due_ns` is when it was to start (offline: when the call started). No events: it failed.
+
+    `n_cached_tokens` of its prompt came from a prefix cache.
+    """
 
     n_prompt_tokens: int
     t_due_ns: int
     events: tuple[TokenEvent, ...]
     failure: str | None = None
+    n_cached_tokens: int = 0
 
     @property
     def n_output_tokens(self) -> int:
@@ -39,6 +43,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     `token_times` is False where only the end of each request was seen: then TTFT, TPOT and ITL cannot be derived.
     `forwards` are the forward passes of the measured model where tokens are proposed and it checks several at once; None
     where each pass gives one token a sequence.
+    `computed` are the positions that went through the model, padding and what was thrown away included; None if not known.
     """
 
     repetition: int
@@ -47,6 +52,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     clock: str = "host"
     token_times: bool = True
     forwards: int | None = None
+    computed: int | None = None
 
 
 class MemoryGauges(Struct, frozen=True, kw_only=True):

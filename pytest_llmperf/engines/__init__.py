@@ -44,6 +44,13 @@ TABLE = {
             requires=("torch>=2.11", "transformers>=5.17"),
         ),
         EngineRow(
+            name="vllm",
+            target="pytest_llmperf.engines.vllm.engine:VllmEngine",
+            capabilities="pytest_llmperf.engines.vllm.limits:VLLM",
+            extra="vllm",
+            requires=("vllm>=0.25",),
+        ),
+        EngineRow(
             name="scripted",
             target="pytest_llmperf.engines.scripted:ScriptedEngine",
             capabilities="pytest_llmperf.engines.capabilities:SCRIPTED",

@@ -30,6 +30,7 @@ TRANSFORMERS = Capabilities(
         "adapters": ANY,
         "merge_adapters": frozenset({False, True}),
         "assist": ANY,
+        "batching": frozenset({None, "continuous"}),
         **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
         "offload": frozenset({None, "cpu", "disk"}),
     },
@@ -42,4 +43,5 @@ SCRIPTED = Capabilities(
     plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantisation"},
     max_ranks=None,
     occupies_device=False,
+    serves=True,
 )

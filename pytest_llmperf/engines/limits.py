@@ -37,4 +37,21 @@ def quantised_cache(plan: LoadPlan) -> str | None:
     return None
 
 
-ALL = (adapters, assistance, quantised_cache)
+def continuous(plan: LoadPlan) -> str | None:
+    """Transformers' continuous batching has a decode loop, a paged cache and a thread of its own."""
+    if plan.batching is None:
+        return None
+    other = (
+        (plan.cache != "dynamic", f"the {plan.cache} cache: its own cache has pages"),
+        (plan.compile is not None, "'compile': its loop is not the compiled one"),
+        (plan.assist is not None, "assisted decoding: each step gives one token"),
+        (plan.autocast_dtype is not None, "autocast, which does not reach its thread. Take a full precision such as 'bf16'"),
+        (bool(plan.adapters) and not plan.merge_adapters, "adapters that can be switched. Merge it: 'lora:PATH:merged'"),
+        (plan.spread > 1, "several devices"),
+        (plan.offload is not None, "offloaded weights"),
+    )
+    reason = next((text for holds, text in other if holds), None)
+    return None if reason is None else f"'continuous' does not go with {reason}."
+
+
+ALL = (adapters, assistance, quantised_cache, continuous)

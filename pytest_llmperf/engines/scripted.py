@@ -14,13 +14,13 @@ from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, 
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
-from pytest_llmperf.engines import scripted_pruning, scripted_ranks, scripted_reference
+from pytest_llmperf.engines import scripted_batches, scripted_pruning, scripted_ranks, scripted_reference, scripted_serving
 from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
 from pytest_llmperf.errors import UsageError, WorkerError, did_you_mean
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, Served
+from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, Serve, TaskAnswer, TaskSet, Workload
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 GAP_NS = 1_000_000
@@ -100,17 +100,26 @@ class ScriptedSession:
         self._require_open()
         kinds = self._faults.at("run")
         self._ran = True
-        trace = self._trace(workload, repetition, kinds)
+        if isinstance(workload, Batch):
+            trace = self._batch_trace(workload, repetition, kinds)
+        else:
+            trace = self._trace(workload, repetition, kinds)
         prompts = _hash(workload.prompts.content_hash, repetition, workload.batch, workload.prompt_tokens)
         outputs = _hash(prompts, self._options.seed, workload.new_tokens)
         return Ran(trace=trace, step=self._step(), prompts_hash=prompts, outputs_hash=outputs)
+
+    def serve(self, workload: Serve, repetition: int) -> Served:
+        """One run of a load in virtual time; see `scripted_serving`."""
+        self._require_open()
+        return scripted_serving.serve(self._options, workload, self._clock, self._factor(repetition, self._faults.at("run")))
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002 - the protocol's
         """Weights of the dtype in effect, the KV cache of the workload, and the script's activations."""
         self._require_open()
         self._faults.at("memory")
         self._ran = True
-        positions = workload.batch * ((workload.prompt_tokens or 0) + workload.new_tokens)
+        prompt_tokens = max(scripted_batches.prompt_lengths(workload)) if isinstance(workload, Batch) else workload.prompt_tokens
+        positions = workload.batch * ((prompt_tokens or 0) + workload.new_tokens)
         return MemoryRead(memory=self._memory(positions * self._options.kv_bytes_per_token))
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:  # noqa: ARG002
@@ -175,7 +184,21 @@ class ScriptedSession:
         if self._closed:
             raise WorkerError("the scripted session is closed.")
 
-    def _trace(self, workload: Workload, repetition: int, kinds: set[str]) -> Trace:
+    def _batch_trace(self, workload: Batch, repetition: int, kinds: set[str]) -> Trace:
+        factor = self._factor(repetition, kinds)
+        due_ns = self._clock.advance_ns(GAP_NS)
+        continuous = self._plan.batching is not None
+        done = scripted_batches.schedule(workload, self._options.ttft_s, self._options.tpot_s, continuous=continuous)
+        times = [[due_ns + round(t_s * factor * 1e9) for t_s in each] for each in done.times_s]
+        self._clock.advance_ns(max(each[-1] for each in times) - due_ns)
+        requests = tuple(
+            RequestTrace(n_prompt_tokens=n, t_due_ns=due_ns, events=tuple(map(TokenEvent, each)))
+            for n, each in zip(scripted_batches.prompt_lengths(workload), times, strict=True)
+        )
+        marks = tuple(Mark(kind=kind, detail="the script says so") for kind in self._options.marks)
+        return Trace(repetition=repetition, requests=requests, marks=marks, clock="virtual", computed=done.computed)
+
+    def _trace(self, workload: Lockstep, repetition: int, kinds: set[str]) -> Trace:
         factor = self._factor(repetition, kinds)
         due_ns = self._clock.advance_ns(GAP_NS)
         n_tokens = workload.new_tokens - (1 if "short_output" in kinds else 0)
@@ -220,6 +243,7 @@ class ScriptedSession:
             adapters=plan.adapter_names[:1],
             resident_adapters=_adapters(plan),
             assistance=plan.assist or "" if self._ran else "",
+            batching=(plan.batching or "static") if self._ran else "",
             **scripted_pruning.fields(plan, self._elements, N_LINEARS),
         )
         return msgspec.structs.replace(found, **self._said)

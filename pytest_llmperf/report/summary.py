@@ -59,6 +59,7 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
     found = [
         Column(header="test", cells=_tests(records), brief=names, rank=None, floor=name_floor),
         Column(header="strategy", cells=strategies, rank=90, floor=strategy_floor),
+        *_engines(records),
         Column(header="workload", cells=tuple(r.workload_text for r in records), rank=50),
         Column(header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True),
         *(_metric_column(m, records) for m in METRICS if verbose or not m.verbose),
@@ -69,6 +70,13 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
         found.append(Column(header="samples", cells=tuple(map(_n_samples, records)), rank=30, right=True))
     found.append(Column(header="verdict", cells=tuple(status(r.outcome) for r in records), rank=None))
     return [c for c in found if c.rank is None or any(cell != MISSING for cell in c.cells)]
+
+
+def _engines(records: Sequence[Record]) -> list[Column]:
+    """Which engine each run was on, where there were several."""
+    if len({record.engine for record in records}) < 2:  # noqa: PLR2004 - one engine is no news
+        return []
+    return [Column(header="engine", cells=tuple(record.engine for record in records), rank=88)]
 
 
 def legend(shown: Sequence[Column], records: Sequence[Record], *, verbose: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.report import summary
+from pytest_llmperf.report.fastest import fastest
 from pytest_llmperf.report.table import Column, Table, display_width, lay_out, showable, take, wrap
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ _COLOURS = {
     "INVALID": "yellow",
     "NOT COMPARABLE": "yellow",
     "WAIVED": "yellow",
-    "too large": "yellow",
     "XFAIL": "yellow",
     "XPASS": "yellow",
+    "too large": "yellow",
 }
 
 
@@ -155,7 +156,7 @@ def _write_runs(out: Out, records: Sequence[Record], *, verbose: bool) -> None:
     for line in (summary.legend(shown, records, verbose=verbose), summary.left_out(table.dropped, len(records), out.width)):
         if line:
             out.text(line)
-    for line in summary.not_measurable(records, shown):
+    for line in (*fastest(records), *summary.not_measurable(records, shown)):
         out.text(line)
 
 

@@ -19,7 +19,7 @@ from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.run import run_once
 from pytest_llmperf.session.using import require_usable, using, view_of
 from pytest_llmperf.worker.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
-from pytest_llmperf.workloads import Decode, Prefill, PromptSet, TaskSet, Workload
+from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, TaskSet, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.state import LlmperfSession
@@ -224,7 +224,7 @@ def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:
 
 
 def _check_workload(workload: object) -> None:
-    if not isinstance(workload, Decode | Prefill):
+    if not isinstance(workload, Decode | Prefill | Batch):
         raise UsageError(
-            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…)."
+            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128), Prefill(…) or Batch(…)."
         )

@@ -10,10 +10,11 @@ from pytest_llmperf.strategies import parallel, promises, pruned
 from pytest_llmperf.strategies.adapters import LORA
 from pytest_llmperf.strategies.assistance import ASSISTED, PROMPT_LOOKUP
 from pytest_llmperf.strategies.base import Part
+from pytest_llmperf.strategies.batching import CONTINUOUS
 from pytest_llmperf.strategies.caches import KV_FP8, KV_INT8
 from pytest_llmperf.strategies.quantised import QUANTISED
 
-KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance", "parallel")
+KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance", "batching", "parallel")
 """Kinds in the order of the canonical text."""
 
 
@@ -105,6 +106,7 @@ TABLE: dict[str, Part] = {
         _attention("flash", "flash_attention_2", "attention by the flash-attn package"),
         ASSISTED,
         PROMPT_LOOKUP,
+        CONTINUOUS,
         *parallel.PARTS,
     )
 }

@@ -1,7 +1,8 @@
 """What is asked of a model: workloads and the prompts they carry. Values only."""
 
-from pytest_llmperf.workloads.generate import Decode, Prefill, Workload, describe
+from pytest_llmperf.workloads.batch import Batch
+from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
 
-__all__ = ["Decode", "Prefill", "PromptSet", "Task", "TaskAnswer", "TaskSet", "Workload", "describe"]
+__all__ = ["Batch", "Decode", "Lockstep", "Prefill", "PromptSet", "Task", "TaskAnswer", "TaskSet", "Workload", "describe"]

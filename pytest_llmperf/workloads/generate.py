@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.workloads.batch import Batch, describe_batch
 from pytest_llmperf.workloads.prompts import PromptSet
 
 MIN_DECODED = 2
@@ -48,7 +49,10 @@ class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
             )
 
 
-Workload = Prefill | Decode
+Lockstep = Prefill | Decode
+"""One batch whose sequences take their steps together, all of one length."""
+
+Workload = Prefill | Decode | Batch
 
 
 def _check(work: Prefill | Decode) -> None:
@@ -69,6 +73,8 @@ def _check(work: Prefill | Decode) -> None:
 
 def describe(work: Workload) -> str:
     """Short text for tables: 'decode b1 p128 n128'."""
+    if isinstance(work, Batch):
+        return describe_batch(work)
     length = "text" if work.prompt_tokens is None else str(work.prompt_tokens)
     tail = f" n{work.new_tokens}" if isinstance(work, Decode) else ""
     return f"{type(work).__name__.lower()} b{work.batch} p{length}{tail}"

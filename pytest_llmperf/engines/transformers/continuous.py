@@ -1,0 +1,140 @@
+"""transformers' own continuous batching: `init_continuous_batching`, sized by the work, its loop in a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from pytest_llmperf.core.trace import TokenEvent
+from pytest_llmperf.engines.transformers.batches import Answered, Asked
+from pytest_llmperf.engines.transformers.generate import Decoded
+from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
+from pytest_llmperf.errors import InvalidRun
+
+PAGE_TOKENS = 32
+"""Small beside the prompts, so that a sequence holds little more than it uses. The default of 256 is made for flash attention."""
+CPU_BATCH_TOKENS = 512
+"""Positions of one step on a CPU, whose attention mask is written out: prompts and running sequences share it."""
+PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the cache is made for: pages of all requests together, and the longest."""
+
+    pages: int
+    longest_prompt: int
+    longest_output: int
+    requests: int
+
+
+class ContinuousLoop:
+    """See generate.DecodeLoop; `answer` takes requests of different lengths. The manager is kept while it fits the work."""
+
+    def __init__(self, model: Any, pad: int) -> None:
+        self.name = "generate_batch"
+        self._model = model
+        self._pad = pad
+        self._size: Size | None = None
+
+    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
+        """The rows of a padded batch without their padding. Times are those of the first request's tokens."""
+        rows = [row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)]
+        answered = self.answer(Asked(rows, (new_tokens,) * len(rows)))
+        times = tuple(event.t_ns for event in answered.events[0])
+        return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
+
+    def answer(self, requests: Asked) -> Answered:
+        """All requests, handed over one after the other before the first result is taken.
+
+        Raises InvalidRun where a request failed, or got another number of tokens than it asked for.
+        """
+        with self._running(_size(requests)) as manager:
+            start_ns = time.perf_counter_ns()
+            names = [
+                manager.add_request(row, max_new_tokens=n, record_timestamps=True, eos_token_id=-1)
+                for row, n in zip(requests.rows, requests.new_tokens, strict=True)
+            ]
+            outputs = _results(manager, len(names))
+            cache = cache_seen(manager.batch_processor.cache)
+        ordered = [outputs[name] for name in names]
+        _require_complete(ordered, requests.new_tokens)
+        events = [tuple(TokenEvent(round(t * 1e9)) for t in each.timestamps) for each in ordered]
+        return Answered(start_ns, [list(each.generated_tokens) for each in ordered], events, cache)
+
+    @contextmanager
+    def _running(self, size: Size) -> Iterator[Any]:
+        """The manager with its thread, made anew where the work is larger. Outside the timed region."""
+        if size != self._size:
+            self._model.destroy_cached_continuous_batching_manager()
+            self._size = size
+        greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=self._pad)  # type: ignore[no-untyped-call]  # no stubs
+        manager = self._model.init_continuous_batching(
+            generation_config=greedy, continuous_batching_config=_config(size, self._model.device)
+        )
+        if not manager.warmed_up:
+            manager.warmup()
+        manager.start()
+        try:
+            yield manager
+        finally:
+            manager.stop(block=True, keep_for_next_session=True)
+
+
+def cache_seen(cache: Any) -> CacheSeen:
+    """The paged cache by its own tensor."""
+    layers = len(cache.layer_to_allocator)
+    per_position = cache.bytes_per_sector // cache.tokens_per_sector if len(cache.cache_allocators) > 1 else None
+    held = int(cache.cache_tensor.nbytes)
+    if per_position is None:
+        per_position = cache.num_sectors * cache.bytes_per_sector // (cache.num_blocks * PAGE_TOKENS)
+    return CacheSeen(type(cache).__name__, held, int(per_position), layers)
+
+
+def _size(requests: Asked) -> Size:
+    lengths = [len(row) + n for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
+    pages = sum(-(-length // PAGE_TOKENS) for length in lengths)
+    return Size(pages, max(map(len, requests.rows)), max(requests.new_tokens), len(lengths))
+
+
+def _config(size: Size, device: torch.device) -> ContinuousBatchingConfig:
+    """Room for all requests; prompts share no pages, which would be a prefix cache."""
+    batch_tokens = max(CPU_BATCH_TOKENS, size.longest_prompt) if device.type == "cpu" else None
+    return ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS,
+        num_blocks=size.pages + size.requests,
+        max_batch_tokens=batch_tokens,
+        max_requests_per_batch=size.requests,
+        allow_block_sharing=False,
+        auto_switch_to_flash=False,  # the attention that the plan says
+    )
+
+
+def _results(manager: Any, count: int) -> dict[str, Any]:
+    """Finished outputs by name. Raises InvalidRun if the thread that makes them has ended."""
+    found: dict[str, Any] = {}
+    while len(found) < count:
+        output = manager.get_result(timeout=PATIENCE_S)
+        if output is not None and output.is_finished():
+            found[output.request_id] = output
+        elif output is None and not manager.is_running():
+            raise InvalidRun(f"continuous batching ended after {len(found)} of {count} requests. The worker's log says why.")
+    return found
+
+
+def _require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
+    for i, (output, n) in enumerate(zip(outputs, new_tokens, strict=True)):
+        if output.error is not None:
+            raise InvalidRun(f"request {i} of a continuous batch failed: {output.error}")
+        if len(output.generated_tokens) != n or len(output.timestamps) != n:
+            raise InvalidRun(
+                f"request {i} asked for exactly {n} new tokens, got {len(output.generated_tokens)} tokens and "
+                f"{len(output.timestamps)} timestamps. A stopping rule of the model is active; its speed would not be comparable."
+            )

@@ -1,0 +1,97 @@
+"""From a load plan to vLLM's own arguments. Pure: vLLM is not imported, so that every process can ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantisation import CHECKPOINTS, scheme_of
+
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "eager": (bool,),
+    "kv_cache_gib": (int, float),
+    "max_model_len": (int,),
+    "max_num_seqs": (int,),
+    "max_num_batched_tokens": (int,),
+    "prefix_cache": (bool,),
+}
+"""Engine options (`@pytest.mark.llmperf(options={…})`) and their types."""
+
+GIB = 2**30
+CPU_KV_CACHE_GIB = 1.0
+GPU_SHARE = 0.9
+LOOKUP_TOKENS = 5
+LOOKUP_NGRAM = (2, 4)
+"""Tokens proposed at a time, and lengths of the n-gram that they are looked up by."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the core in this process: its tensors can be looked at, no message is timed
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, free_share: float = 1.0) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs.
+
+    `folder` holds the model, `dtype` is torch's name of the dtype of its weights ("auto" would let vLLM turn float32 into 16
+    bit), `dummy` asks for random weights, and `free_share` is the share of the GPU's memory that nobody uses yet.
+    """
+    made: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": dtype,
+        "seed": plan.seed,
+        "enable_prefix_caching": bool(plan.option("prefix_cache", default=False)),
+        "enforce_eager": is_eager(plan),
+        "trust_remote_code": plan.model.trust_remote_code,
+        "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is measured
+        "max_logprobs": 1,
+        "skip_tokenizer_init": True,  # token ids go in and come out
+        "tensor_parallel_size": plan.tp,
+        "pipeline_parallel_size": plan.pp,
+        **_memory(plan, free_share),
+        **_numbers(plan),
+    }
+    if dummy:
+        made["load_format"] = "dummy"
+    if plan.ranks > 1:
+        made["distributed_executor_backend"] = "external_launcher"  # one process a rank, as every engine here has it
+    if plan.quantisation is not None and scheme_of(plan.quantisation).method not in CHECKPOINTS:
+        made["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantisation, plan.quantisation)
+    if plan.cache == "fp8":
+        made["kv_cache_dtype"] = "fp8"
+    if plan.assist is not None:
+        made["speculative_config"] = _lookup()
+    return made
+
+
+def is_eager(plan: LoadPlan) -> bool:
+    """Whether no graph is compiled or recorded: where it was asked for, and on a CPU unless 'compile' was."""
+    if plan.compile is not None:
+        return False
+    return bool(plan.option("eager", default=False)) or plan.device.partition(":")[0] == "cpu"
+
+
+def _memory(plan: LoadPlan, free_share: float) -> dict[str, Any]:
+    """Bytes of the KV cache, or the share of a GPU up to which it may grow."""
+    on_cpu = plan.device.partition(":")[0] == "cpu"
+    asked = plan.option("kv_cache_gib", CPU_KV_CACHE_GIB if on_cpu else None)
+    if asked is not None:
+        return {"kv_cache_memory_bytes": int(float(asked) * GIB)}
+    return {"gpu_memory_utilization": round(GPU_SHARE * free_share, 3)}
+
+
+def _numbers(plan: LoadPlan) -> dict[str, Any]:
+    names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    return {name: value for name in names if (value := plan.option(name)) is not None}
+
+
+def _lookup() -> dict[str, Any]:
+    low, high = LOOKUP_NGRAM
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": LOOKUP_TOKENS,
+        "prompt_lookup_min": low,
+        "prompt_lookup_max": high,
+    }

@@ -1,0 +1,46 @@
+"""vLLM's offline engine, its core in this process. Importing this module imports vLLM: only a worker does."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
+
+os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
+
+import torch
+from vllm import EngineArgs, LLMEngine
+
+from pytest_llmperf.engines.transformers.checkpoint import load_errors
+from pytest_llmperf.engines.transformers.load import package_versions, torch_device
+from pytest_llmperf.engines.transformers.parallel.group import rank_device
+from pytest_llmperf.engines.vllm.folder import source_of
+from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
+
+
+class VllmEngine:
+    """See engines.base.Engine."""
+
+    def open(self, plan: LoadPlan) -> VllmSession:
+        """Load the plan's model. Raises UsageError, LoadError, NotInEffect, or out of memory as torch does."""
+        device = torch_device(rank_device(plan.device))
+        source = source_of(plan)
+        dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+        asked = arguments(plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device))
+        start_ns = time.perf_counter_ns()
+        with load_errors(plan, str(source.folder)):
+            engine = LLMEngine.from_engine_args(EngineArgs(**asked))
+        load_s = (time.perf_counter_ns() - start_ns) / 1e9
+        return VllmSession(
+            Loaded(engine=engine, plan=plan, source=source, device=device, load_s=load_s, versions=package_versions())
+        )
+
+
+def _free_share(device: torch.device) -> float:
+    """The share of a GPU's memory that nobody uses yet."""
+    if device.type != "cuda":
+        return 1.0
+    free, total = torch.cuda.mem_get_info(device)
+    return free / total

@@ -1,0 +1,88 @@
+"""The folder that vLLM reads a model from: a checkpoint's, a built-in model converted once, or an architecture written out."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantisation import scheme_of
+from pytest_llmperf.engines.models import ARCHITECTURES, predicted_weights_bytes
+from pytest_llmperf.engines.safetensors_header import read_json, weight_files
+from pytest_llmperf.engines.transformers import arch
+from pytest_llmperf.engines.transformers.checkpoint import load_errors, local_folder, stored_dtype, tokenizer_of
+from pytest_llmperf.engines.transformers.content import cache_dir, hash_files, hash_value
+
+WRITTEN_BYTES = 2**30
+"""Architectures up to this size are written out with the weights that every engine gives them. Larger ones get vLLM's own
+random weights, made on the device: nothing but speed and memory is asked of them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is, and what it is. `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there."""
+
+    folder: Path
+    content_hash: str
+    dtype: str
+    tokenizer: PreTrainedTokenizerBase | None
+    dummy: bool = False
+
+
+def source_of(plan: LoadPlan) -> Source:
+    """The plan's model as a folder. Raises LoadError for one that cannot be read or made."""
+    if plan.model.kind == "arch":
+        return _architecture(plan)
+    with load_errors(plan, plan.model.name):
+        plain = local_folder(plan)
+        tokenizer = tokenizer_of(plan, plain)
+        path = scheme_of(plan.quantisation).path if plan.quantisation is not None else ""
+        folder = Path(path) if path else plain
+        stored = stored_dtype(folder, read_json(folder / "config.json"))
+        files = weight_files(folder) or sorted(folder.glob("*.bin"))
+        return Source(folder, hash_files([folder / "config.json", *files]), stored, tokenizer)
+
+
+def _architecture(plan: LoadPlan) -> Source:
+    name, dtype = plan.model.location, ARCHITECTURES[plan.model.location].dtype
+    size = predicted_weights_bytes(plan.model, dtype) or 0
+    folder = cache_dir() / "models" / f"arch-{name}-{plan.seed}"
+    if size <= WRITTEN_BYTES:
+        content = arch.content_hash(name, torch.device("cpu"), plan.seed)
+        return Source(_made(folder, plan, weights=True), content, dtype, None)
+    content = hash_value({"architecture": ARCHITECTURES[name].config, "seed": plan.seed, "weights": "vLLM's dummy weights"})
+    return Source(_made(folder.with_name(f"{folder.name}-config"), plan, weights=False), content, dtype, None, dummy=True)
+
+
+def _made(folder: Path, plan: LoadPlan, *, weights: bool) -> Path:
+    """Write the folder in one step, once. Safe among processes."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _write(folder, plan, weights=weights)
+    return folder
+
+
+def _write(folder: Path, plan: LoadPlan, *, weights: bool) -> None:
+    name = plan.model.location
+    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        dtype = getattr(torch, ARCHITECTURES[name].dtype)
+        if weights:
+            arch.build(name, dtype=dtype, device=torch.device("cpu"), seed=plan.seed, attention=None).save_pretrained(scratch)
+        else:
+            config = arch.config_of(name)
+            config.architectures = [type(arch.on_meta(config, dtype, None)).__name__]
+            config.dtype = dtype
+            config.save_pretrained(scratch)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

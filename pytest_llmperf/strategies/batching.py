@@ -1,0 +1,28 @@
+"""Continuous batching: requests join and leave the running batch at any step, instead of waiting for the longest of it."""
+
+from __future__ import annotations
+
+from pytest_llmperf.core.effective import Effective, Promise
+from pytest_llmperf.strategies.base import Part
+
+NAME = "continuous"
+
+
+def batches_continuously(part: str) -> Promise:
+    """The last run's requests went through one running batch, as the run itself saw it. Known after warm-up."""
+
+    def broken(effective: Effective) -> str | None:
+        if effective.batching == NAME:
+            return None
+        return f"the last run's batches were {effective.batching or 'not told'}, asked for continuous ones"
+
+    return Promise("batches are continuous", broken, when="warm", part=part)
+
+
+CONTINUOUS = Part(
+    name=NAME,
+    kind="batching",
+    summary="continuous batching: a request joins the running batch as soon as there is room and leaves it when it is done",
+    fields={"batching": NAME},
+    promises=lambda _plan: (batches_continuously(NAME),),
+)
