@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.core.estimate import Estimate, NotMeasurable
     from pytest_llmperf.core.results import RunResult
     from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
-    from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, TaskSet
+    from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, TaskSet, Traffic
 
 __all__ = [
     "Batch",
@@ -22,7 +22,10 @@ __all__ = [
     "Prefill",
     "PromptSet",
     "RunResult",
+    "Serve",
+    "Slo",
     "TaskSet",
+    "Traffic",
     "accuracy_gate",
     "recovery",
 ]
@@ -32,7 +35,10 @@ _WHERE = {
     "Decode": "pytest_llmperf.workloads",
     "Prefill": "pytest_llmperf.workloads",
     "PromptSet": "pytest_llmperf.workloads",
+    "Serve": "pytest_llmperf.workloads",
+    "Slo": "pytest_llmperf.workloads",
     "TaskSet": "pytest_llmperf.workloads",
+    "Traffic": "pytest_llmperf.workloads",
     "Estimate": "pytest_llmperf.core.estimate",
     "NotMeasurable": "pytest_llmperf.core.estimate",
     "RunResult": "pytest_llmperf.core.results",

@@ -17,7 +17,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 HEAVY = {
-    *("torch", "transformers", "numpy", "scipy", "vllm", "safetensors", "tokenizers", "httpx"),
+    *("torch", "transformers", "numpy", "scipy", "vllm", "safetensors", "tokenizers", "aiohttp"),
     *("sqlalchemy", "alembic", "psycopg", "msgspec", "filelock", "psutil", "pynvml", "rich", "click"),
 }
 

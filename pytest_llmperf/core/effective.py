@@ -170,6 +170,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     `sparsity` is that of `pruned`; both are None where nothing was pruned.
     `shards` has one row a rank where there are several; `tensors` and `linears` are then those of all ranks together.
     `offloaded_bytes` are the weights that wait elsewhere ("cpu", "disk") while they are not used.
+    `reported_dtype` is of an engine that shows no tensors, a server: the dtype that it says it runs in, "" where it says none.
     """
 
     engine: str
@@ -196,6 +197,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     sparsity: float | None = None
     pruned: Pruned | None = None
     quantised: Quantised | None = None
+    reported_dtype: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -21,7 +21,7 @@ from pytest_llmperf.core.load_summary import LoadSummary
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.results import Quantity, RunResult, exact
 from pytest_llmperf.core.slo import Slo, latency_s, tpot_s, ttft_s
-from pytest_llmperf.core.trace import RequestTrace
+from pytest_llmperf.core.trace import Mark, RequestTrace
 from pytest_llmperf.errors import InvalidRun
 
 _NS = 1e9
@@ -77,12 +77,10 @@ def reduce_load(
     Several traces are repetitions of an interleaved comparison (`pair`), whose rates are then compared one by one.
 
     Raises:
-        InvalidRun: no request succeeded after the ramp-up, a time is not in order, or the client was the limit.
+        InvalidRun: no request succeeded after the ramp-up, or a time is not in order.
     """
     origin = _Origin(pair, subject, context)
     runs = [_run(trace, ramp_up_s) for trace in traces]
-    for trace, run in zip(traces, runs, strict=True):
-        _require_client_kept_up(trace, run)
     rest = RunResult.unmeasured("a load on a server gives no such quantity")
     return replace(
         rest,
@@ -100,6 +98,12 @@ def reduce_load(
         subject=subject,
         context=context,
     )
+
+
+def client_mark(trace: LoadTrace, ramp_up_s: float) -> Mark | None:
+    """The mark "client-limited", where the client and not the server set the times of the requests that count."""
+    reason = _client_limit(trace, _run(trace, ramp_up_s))
+    return Mark(kind="client-limited", detail=reason) if reason else None
 
 
 def summary(traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool) -> LoadSummary:
@@ -150,11 +154,10 @@ def _require_order(request: RequestTrace) -> None:
         raise InvalidRun("the times of a request are not in order: a token came before the one before it, or before it was due.")
 
 
-def _require_client_kept_up(trace: LoadTrace, run: _Run) -> None:
+def _client_limit(trace: LoadTrace, run: _Run) -> str:
     waits = [ttft_s(r) for r in run.done]
     reason = saturation.client_limited(_lateness_s(run.requests), trace.loop_lag_s, waits, trace.busy_share)
-    if reason:
-        raise InvalidRun(f"{reason}: the client was the limit, not the server. Lower the rate, or give it a core of its own.")
+    return f"{reason}: the client was the limit, not the server. Lower the rate, or give it a core of its own" if reason else ""
 
 
 def _lateness_s(requests: Iterable[RequestTrace]) -> list[float]:

@@ -15,13 +15,16 @@ class TokenEvent(Struct, frozen=True, array_like=True):
 class RequestTrace(Struct, frozen=True, kw_only=True):
     """One request. `t_due_ns` is when it was to start (offline: when the call started). No events: it failed.
 
-    `n_cached_tokens` of its prompt came from a prefix cache.
+    Of a request to a server, `t_sent_ns` is when the client began to send it and `t_end_ns` when its answer ended or failed;
+    `n_cached_tokens` of its prompt came from a prefix cache, as the server says. Elsewhere they are 0.
     """
 
     n_prompt_tokens: int
     t_due_ns: int
     events: tuple[TokenEvent, ...]
     failure: str | None = None
+    t_sent_ns: int = 0
+    t_end_ns: int = 0
     n_cached_tokens: int = 0
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,24 @@ TABLE = {
             target="pytest_llmperf.engines.scripted:ScriptedEngine",
             capabilities="pytest_llmperf.engines.capabilities:SCRIPTED",
         ),
+        EngineRow(
+            name="server",
+            target="pytest_llmperf.engines.server.engine:ServerEngine",
+            capabilities="pytest_llmperf.engines.server.abilities:ANY_SERVER",
+            extra="server",
+            requires=("aiohttp>=3.11", "tokenizers>=0.20"),
+        ),
     )
+}
+
+SERVERS = ("vllm", "transformers", "llama.cpp", "xllamacpp", "tgi", "openllm", "ray", "mii")
+"""Presets of the server engine (`engines.server.presets`), each of which is an engine of its own: `server:vllm`."""
+
+TABLE |= {
+    f"server:{name}": replace(
+        TABLE["server"], name=f"server:{name}", capabilities=f"pytest_llmperf.engines.server.abilities:{name.replace('.', '_')}"
+    )
+    for name in SERVERS
 }
 
 

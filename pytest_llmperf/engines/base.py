@@ -27,7 +27,8 @@ class Capabilities:
     fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
     `lacks` gives the library that a plan needs and that this interpreter has not installed; it is not asked where the engine
     runs with an interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU nobody
-    waits for it, nor it for anybody.
+    waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
+    `serve(workload, repetition)`.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Capabilities:
     logits: bool = True
     max_ranks: int | None = 1
     occupies_device: bool = True
+    serves: bool = False
 
 
 class Session(Protocol):

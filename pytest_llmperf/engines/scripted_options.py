@@ -56,7 +56,8 @@ class ScriptedOptions:
     KL 1 nat and a log-probability lower by 1, so the perplexity ratio is exp(1 - quality) and the SQNR
     -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio), `sqnr_db` set one of them alone. `batch_quality` takes the
     place of `quality` where the batch is not the reference's. After a prompt that holds the token id `astray` the
-    likeliest next tokens are others.
+    likeliest next tokens are others. Under a load, `slots` requests are served at once (0: any number), the client is
+    `late_s` late, and the server says that it preempted `preemptions` requests.
     """
 
     ttft_s: float = 0.05
@@ -82,6 +83,9 @@ class ScriptedOptions:
     faults: tuple[Fault, ...] = ()
     lies: tuple[tuple[str, str], ...] = ()
     marks: tuple[str, ...] = ()
+    slots: int = 0
+    late_s: float = 0.0
+    preemptions: int = 0
 
 
 Change = Callable[[ScriptedOptions], ScriptedOptions]
@@ -219,4 +223,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "fault": ("faults", _fault),
     "lie": ("lies", _lie),
     "mark": ("marks", _mark),
+    "slots": ("slots", _count),
+    "late": ("late_s", _time_s),
+    "preemptions": ("preemptions", _count),
 }

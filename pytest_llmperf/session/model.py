@@ -9,6 +9,7 @@ from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.rate_search import RateSearch
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.rules import default_rule, parse_rule
 from pytest_llmperf.core.unjudged import Unjudged
@@ -17,9 +18,10 @@ from pytest_llmperf.session import baseline
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.run import run_once
+from pytest_llmperf.session.serving import require_serves, search
 from pytest_llmperf.session.using import require_usable, using, view_of
 from pytest_llmperf.worker.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
-from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, TaskSet, Workload
+from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, TaskSet, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.state import LlmperfSession
@@ -105,8 +107,8 @@ class Model:
         self._session.recorder.answered(model, answers)
         return answers
 
-    def run(self, workload: Workload) -> RunResult:
-        """Warm up and sample a workload; the record is stored before this returns.
+    def run(self, workload: Workload | Serve) -> RunResult:
+        """Warm up and sample a workload, or put a load on a server; the record is stored before this returns.
 
         Returns:
             Estimates with 99 % intervals: times in s, rates in tok/s, sizes in bytes.
@@ -116,13 +118,31 @@ class Model:
             Regression: the session gates, and this run is worse than its history allows.
         """
         _check_workload(workload)
+        if isinstance(workload, Serve):
+            require_serves(self.plan.engine)
+            return self._session.serve([self], workload)[0]
         if self._session.settings.disable:
             run_once(self.load, workload)
             return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
         (result,) = self._session.measure([self], workload)
         return result
 
-    def compare(self, other: Model, workload: Workload) -> tuple[RunResult, RunResult]:
+    def highest_rate(self, workload: Serve, *, start: float = 1.0, attainment: float = 0.99, within: float = 0.1) -> RateSearch:
+        """The highest rate (requests a second) at which a server keeps the workload's SLO, by loads at other rates.
+
+        Args:
+            workload: an open loop with an SLO; its rate is not used.
+            start: the rate to try first.
+            attainment: the share of all requests that must meet every SLO.
+            within: how close the highest rate that is kept and the lowest that is not come, as a share.
+        """
+        _check_workload(workload)
+        require_serves(self.plan.engine)
+        found = search(self.run, workload, start=start, attainment=attainment, within=within)
+        self._session.note(f"{self.plan.model.name} on {self.plan.engine}: {found}")
+        return found
+
+    def compare(self, other: Model, workload: Workload | Serve) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
 
         Both stay loaded while they fit together; else they are loaded in turn, which is slow and is said in the summary.
@@ -130,6 +150,11 @@ class Model:
         _check_workload(workload)
         if not isinstance(other, Model):
             raise UsageError(f"compare({other!r}, …): another model is needed, for example the `baseline` fixture.")
+        if isinstance(workload, Serve):
+            require_serves(self.plan.engine)
+            require_serves(other.plan.engine)
+            ours, theirs = self._session.serve([self, other], workload)
+            return ours, theirs
         if self._session.settings.disable:
             return self.run(workload), other.run(workload)
         if not self._session.pool.fits_together(*dict.fromkeys((self.plan, other.plan))):
@@ -224,7 +249,8 @@ def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:
 
 
 def _check_workload(workload: object) -> None:
-    if not isinstance(workload, Decode | Prefill | Batch):
+    if not isinstance(workload, Decode | Prefill | Batch | Serve):
         raise UsageError(
-            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128), Prefill(…) or Batch(…)."
+            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128), Prefill(…), Batch(…) "
+            "or Serve(…)."
         )

@@ -26,12 +26,13 @@ from pytest_llmperf.session.baseline import Question, metric_values
 from pytest_llmperf.session.environment import collect_environment, environment_key
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import Settings
-from pytest_llmperf.workloads import Workload, describe
+from pytest_llmperf.workloads import Workload, describe, describe_serve
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.report.json_lines import JsonLines
     from pytest_llmperf.session.run import Measured
+    from pytest_llmperf.session.serving import Loaded
 
 
 class Recorder:
@@ -74,6 +75,13 @@ class Recorder:
     def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
         """Write one record for each side. Attempts after the first measured again what looked like a regression."""
         records = [self._record_of_run(side, attempt) for side in measured]
+        for record in records:
+            self._write(record)
+        return records
+
+    def add_loads(self, loaded: Sequence[Loaded], *, attempt: int = 1) -> list[Record]:
+        """Write one record for each side of a load on servers."""
+        records = [self._record_of_load(side, attempt) for side in loaded]
         for record in records:
             self._write(record)
         return records
@@ -196,6 +204,26 @@ class Recorder:
                 **_ranks(side),
                 **kept.ceilings(side.ceilings, side.taken[-1].step),
                 **kept.itl_by_position([side.taken[at].trace for at in side.valid]),
+                **({"attempt": attempt} if attempt > 1 else {}),
+                **({"phase": "teardown"} if self.test_is_over else {}),
+            },
+        )
+
+    def _record_of_load(self, side: Loaded, attempt: int) -> Record:
+        return self._record(
+            side.model,
+            msgspec.to_builtins(side.workload),
+            describe_serve(side.workload),
+            metrics=side.result.metric_values(),
+            samples=side.result.samples(),
+            marks=side.marks,
+            paired_with=side.pair,
+            extra={
+                "repetitions": len(side.runs),
+                "valid": len(side.valid),
+                "load": msgspec.to_builtins(side.result.load),
+                "server_metrics": [side.runs[i].samples for i in side.valid],
+                "tokens_counted": side.runs[side.valid[0]].counted,
                 **({"attempt": attempt} if attempt > 1 else {}),
                 **({"phase": "teardown"} if self.test_is_over else {}),
             },

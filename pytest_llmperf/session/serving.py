@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pytest_llmperf import engines
-from pytest_llmperf.core.load import reduce_load
+from pytest_llmperf.core.load import client_mark, reduce_load
 from pytest_llmperf.core.rate_search import Probe, RateSearch, check, next_rate
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.trace import Mark
@@ -107,7 +107,8 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
 def _call(model: OpenModel, workload: Serve, repetition: int) -> Served:
     served = model.call(RunLoad(workload=workload, repetition=repetition))
     assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
-    return served
+    limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
+    return served if limited is None else msgspec.structs.replace(served, marks=(*served.marks, limited))
 
 
 def _warm_up(workload: Serve) -> Serve:

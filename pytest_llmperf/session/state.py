@@ -12,6 +12,7 @@ from pytest_llmperf.core.judge import Finding, claims
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.unjudged import Unjudged
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.gate import Gate
@@ -22,8 +23,9 @@ from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.returned import OwnProcess
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
+from pytest_llmperf.session.serving import Loaded, measure_load
 from pytest_llmperf.session.settings import Settings
-from pytest_llmperf.workloads import Workload
+from pytest_llmperf.workloads import Serve, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.against.comparison import Comparison
@@ -101,6 +103,23 @@ class LlmperfSession:
             self.comparison.judge(self, models, workload, records, self._declared.gate)
         return [each.result for each in measured]
 
+    def serve(self, models: Sequence[Model], workload: Serve) -> list[RunResult]:
+        """Put a load on one server, or on two in turn; record it, say what its reader must know, and judge it where this gates.
+
+        Side by side with another version nothing is judged of a load. Raises as `session.serving.measure_load`, and Regression.
+        """
+        if self.settings.disable:
+            return [RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged) for _ in models]
+        if self.base_side is not None or self.comparison is not None:
+            reason = "a load on a server is not compared side by side with another version (--llmperf-against)"
+            self.note(reason)
+            return [RunResult.unmeasured(reason, Unjudged) for _ in models]
+        loaded = self._serve(models, workload)
+        records = self.recorder.add_loads(loaded)
+        if self.gate is not None:
+            self.gate.judge(records, self._declared.gate, lambda: self._serve_again(models, workload))
+        return [each.result for each in loaded]
+
     def renew(self, models: Sequence[Model]) -> bool:
         """Let these models be loaded in fresh workers when next used; False where the test itself holds one."""
         renewed = [self.pool.renew(model.plan) for model in models]
@@ -148,6 +167,19 @@ class LlmperfSession:
         pair = uuid.uuid4().hex if len(models) > 1 else None
         with self.pool.undisturbed([model.plan for model in models]):
             return measure([model.load for model in models], workload, self.goal, self.progress, pair=pair)
+
+    def _serve(self, models: Sequence[Model], workload: Serve) -> list[Loaded]:
+        pair = uuid.uuid4().hex if len(models) > 1 else None
+        with self.pool.undisturbed([model.plan for model in models]):
+            loaded = measure_load([model.load for model in models], workload, self.progress, pair=pair)
+        for each in loaded:
+            for said in each.result.load.notes() if each.result.load is not None else ():
+                self.note(f"{self.recorder.test.partition('::')[2]} ({each.result.context}): {said}")
+        return loaded
+
+    def _serve_again(self, models: Sequence[Model], workload: Serve) -> list[Record]:
+        self.renew(models)
+        return self.recorder.add_loads(self._serve(models, workload), attempt=2)
 
     def _measure_again(self, models: Sequence[Model], workload: Workload) -> list[Record]:
         """In fresh workers, since what differs between processes is what a suspicion may be due to."""

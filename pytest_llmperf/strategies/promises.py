@@ -19,10 +19,12 @@ def weights_are(part: str, dtype: str, *, unquantised: bool = False) -> Promise:
 def weights_as_in_checkpoint(part: str, *, unquantised: bool = False) -> Promise:
     """Weights are stored in the dtype of the checkpoint. An engine that does not report that dtype breaks the promise.
 
-    `unquantised` as for `weights_are`.
+    `unquantised` as for `weights_are`. Of a server, which shows no weights, nothing was asked then: its notes say what it said.
     """
 
     def broken(effective: Effective) -> str | None:
+        if effective.reported_dtype is not None:
+            return None
         if effective.checkpoint_dtype is None:
             return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
         return _wrong_weights(effective, effective.checkpoint_dtype, unquantised=unquantised)
@@ -74,6 +76,9 @@ def _differs(what: str, found: str | None, asked: str | None) -> str | None:
 
 
 def _wrong_weights(effective: Effective, dtype: str, *, unquantised: bool) -> str | None:
+    if effective.reported_dtype is not None:
+        said = effective.reported_dtype
+        return _differs("the dtype that the server says", said, dtype) if said else "the server does not say its dtype"
     layers = _totals((group.dtype, group.layers) for group in effective.linears if not (unquantised and group.quantised))
     if set(layers) - {dtype}:
         return _counted(layers, dtype, "linear layers", effective.model_class)

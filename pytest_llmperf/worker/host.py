@@ -9,7 +9,7 @@ from pytest_llmperf import errors
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.base import Engine, Session
-from pytest_llmperf.errors import LlmperfError, WorkerError
+from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
 from pytest_llmperf.worker.messages import (
     AdaptersUsed,
     AnswerTasks,
@@ -34,6 +34,8 @@ from pytest_llmperf.worker.messages import (
     Reply,
     Result,
     Run,
+    RunLoad,
+    Served,
     TasksAnswered,
     TopTokensRead,
     UseAdapters,
@@ -95,6 +97,8 @@ def _ask(session: Session, command: Command) -> Result:
             result = session.describe()
         case Run():
             result = session.run(command.workload, command.repetition)
+        case RunLoad():
+            result = _serve(session, command)
         case ReadMemory():
             result = session.read_memory(command.workload, command.repetition)
         case ReadEnergy():
@@ -106,6 +110,15 @@ def _ask(session: Session, command: Command) -> Result:
         case _:
             result = _ask_outputs(session, command)
     return result
+
+
+def _serve(session: Session, command: RunLoad) -> Served:
+    """Only a server's session can take a load."""
+    serve = getattr(session, "serve", None)
+    if serve is None:
+        raise UsageError("Serve() is a load on a server, and this engine is none. Use engine='server:vllm', for example.")
+    served: Served = serve(command.workload, command.repetition)
+    return served
 
 
 def _collectives(session: Session, command: ReadCollectives) -> CollectivesRead:

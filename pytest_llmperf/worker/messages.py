@@ -12,11 +12,12 @@ from msgspec import Struct
 
 from pytest_llmperf.core.agreement import PromptComparison
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.load import LoadTrace
 from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.side import SideFacts
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost, Trace
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost, Trace
+from pytest_llmperf.workloads import PromptSet, Serve, TaskAnswer, TaskSet, Workload
 
 
 class Open(Struct, frozen=True, kw_only=True, tag=True):
@@ -33,6 +34,13 @@ class Run(Struct, frozen=True, kw_only=True, tag=True):
     """One timed repetition of the workload. Result: Ran."""
 
     workload: Workload
+    repetition: int
+
+
+class RunLoad(Struct, frozen=True, kw_only=True, tag=True):
+    """One run of a load on a server. Result: Served."""
+
+    workload: Serve
     repetition: int
 
 
@@ -165,6 +173,7 @@ Command = (
     Open
     | Describe
     | Run
+    | RunLoad
     | ReadMemory
     | ReadEnergy
     | ReadCollectives
@@ -221,6 +230,15 @@ class Ran(Struct, frozen=True, kw_only=True, tag=True):
     telemetry: dict[str, float] = {}
     prompts_hash: str = ""
     outputs_hash: str = ""
+
+
+class Served(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to RunLoad. `samples` are the server's metrics over the run, `counted` how the tokens of a message were counted."""
+
+    trace: LoadTrace
+    marks: tuple[Mark, ...] = ()
+    samples: tuple[dict[str, float], ...] = ()
+    counted: str = ""
 
 
 class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
@@ -317,6 +335,7 @@ Result = (
     Opened
     | Described
     | Ran
+    | Served
     | MemoryRead
     | EnergyRead
     | CollectivesRead

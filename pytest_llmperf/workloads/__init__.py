@@ -1,8 +1,25 @@
 """What is asked of a model: workloads and the prompts they carry. Values only."""
 
+from pytest_llmperf.core.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
+from pytest_llmperf.workloads.serve import Serve, Traffic, describe_serve
 from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
 
-__all__ = ["Batch", "Decode", "Lockstep", "Prefill", "PromptSet", "Task", "TaskAnswer", "TaskSet", "Workload", "describe"]
+__all__ = [
+    "Batch",
+    "Decode",
+    "Lockstep",
+    "Prefill",
+    "PromptSet",
+    "Serve",
+    "Slo",
+    "Task",
+    "TaskAnswer",
+    "TaskSet",
+    "Traffic",
+    "Workload",
+    "describe",
+    "describe_serve",
+]

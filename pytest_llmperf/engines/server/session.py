@@ -203,7 +203,10 @@ class ServerSession:
         if work.concurrency is None:
             due_s = work.due_s()
             return await client.open_loop([call(i) for i in range(len(due_s))], due_s)
-        return await client.closed_loop(call, work.concurrency, requests=work.requests, duration_s=work.duration)
+        made = [call(i) for i in range(work.requests or work.concurrency)]  # before the clock runs, as far as they are known
+        return await client.closed_loop(
+            lambda i: made[i] if i < len(made) else call(i), work.concurrency, requests=work.requests, duration_s=work.duration
+        )
 
     # Around them
 
