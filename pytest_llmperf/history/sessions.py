@@ -36,11 +36,16 @@ def session_values(points: Iterable[Point]) -> list[SessionValue]:
 
 
 def _session_value(points: list[Point]) -> SessionValue:
-    last = max(points, key=lambda point: (point.created, point.record_id))
+    last = points[0] if len(points) == 1 else max(points, key=lambda point: (point.created, point.record_id))
     return SessionValue(
         session_id=last.session_id,
         record_id=last.record_id,
         created=last.created,
-        value=stats.median([point.value for point in points if point.value is not None]),
+        value=_median(points),
         unit=last.unit,
     )
+
+
+def _median(points: list[Point]) -> float:
+    values = [point.value for point in points if point.value is not None]
+    return values[0] if len(values) == 1 else stats.median(values)

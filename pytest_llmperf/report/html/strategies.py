@@ -41,7 +41,7 @@ def _table(group: Group, records: Sequence[Record]) -> Table:
     rows = zip(standing, zip(*(cells for _, cells in kept), strict=True), strict=True)
     return Table(
         caption=f"Strategies of {group.model}, {group.workload}",
-        header=("strategy", "verdict", *(title for title, _ in kept)),
+        header=("strategy", "its test", *(title for title, _ in kept)),
         rows=tuple(_row(each, cells, _fronts(standing, each)) for each, cells in rows),
         first_number=2,
         note=_note(group, [title for title, cells in titled if (title, cells) not in kept]),

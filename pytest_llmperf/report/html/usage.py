@@ -67,7 +67,10 @@ def _roofline(group: Group) -> list[Block]:
     places = [place for run in group.runs if (place := _place(run)) is not None]
     if not places:
         return [Note("There is no roofline: the device's ceilings were not recorded with these runs.", "quiet")]
-    roofs = {(place.roof_flop_per_s, place.roof_bytes_per_s, place.dtype) for place in places}
+    roofs: dict[tuple[float, float], list[str]] = {}
+    for place in places:
+        dtypes = roofs.setdefault((place.roof_flop_per_s, place.roof_bytes_per_s), [])
+        dtypes += [place.dtype] if place.dtype not in dtypes else []
     seen = ", ".join(f"{p.name} at {format_number(p.intensity)} FLOP/B" for p in places)
     figure = Figure(
         chart="roofline",
@@ -75,7 +78,9 @@ def _roofline(group: Group) -> list[Block]:
         alt=f"Arithmetic against bytes moved, below the roof of this device: {seen}.",
         data={
             "points": [{"name": p.name, "x": p.intensity, "y": p.flop_per_s / 1e9, "tip": _tip(p)} for p in places],
-            "roofs": [{"flops": f / 1e9, "bytes": b / 1e9, "dtype": dtype} for f, b, dtype in sorted(roofs)],
+            "roofs": [
+                {"flops": f / 1e9, "bytes": b / 1e9, "dtype": ", ".join(dtypes)} for (f, b), dtypes in sorted(roofs.items())
+            ],
         },
         note="Left of the corner the memory bandwidth is the limit, right of it the arithmetic. Both were measured here.",
     )

@@ -123,7 +123,7 @@
     const roof = d.roofs.flatMap((r) => [ends[0], r.flops / r.bytes, ends[1]].sort((a, b) => a - b).map((x) => ({ dtype: r.dtype, x, y: Math.min(r.flops, x * r.bytes) })));
     const tops = d.roofs.map((r) => ({ x: ends[1], y: r.flops, text: `${number(r.flops)} GFLOP/s ${r.dtype}` }));
     return {
-      height: narrow(width) ? 280 : 300, marginLeft: 56, marginRight: 24, marginTop: 26, marginBottom: 42, grid: true,
+      height: narrow(width) ? 280 : 300, marginLeft: 56, marginRight: 24, marginTop: 26, marginBottom: 42,
       x: { type: "log", label: "FLOP per byte moved", labelArrow: "none", labelAnchor: "center", domain: ends, ticks: 4, tickFormat: (x) => number(x) },
       y: { type: "log", label: "GFLOP/s ↑", labelArrow: "none", domain: heights, ticks: 4, tickFormat: (x) => number(x) },
       marks: [

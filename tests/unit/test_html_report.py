@@ -1,0 +1,377 @@
+"""The HTML report as text: what is in it, from which record, and that what people wrote stays text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import history_records
+import pytest
+from history_records import RECORDS, metric, record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.core.advise import dominates
+from pytest_llmperf.core.effective import Effective, TensorGroup
+from pytest_llmperf.core.record import ClaimRecord, Environment
+from pytest_llmperf.report.html import Content, build, effect, history, overview, page, runs, sides, tradeoffs
+from pytest_llmperf.report.html.content import History, Level, Reading, Step, Unmeasured
+
+HOSTILE = [
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "\x1b[31mred\x1b[0m\x07",
+    "\u202eright to left\u202c שלום",
+    "long-" * 4000,
+    "</style></table></details>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "\ud800 surrogate",
+]
+FP32 = {"strategy": "fp32", "samples": {"throughput": (10.0, 10.2, 9.8, 10.1, 10.0, 9.9)}}
+BF16 = {"strategy": "bf16", "samples": {"throughput": (15.0, 15.3, 14.7, 15.1, 15.0, 14.9)}}
+WORST = {
+    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1, "text": "Why?", "reference_text": "Because so.",
+    "candidate_text": "Because no.", "top1": "101", "kls": [0.0, 0.4, "nan"],
+    "reference_top5": [[" so", 9.0]], "candidate_top5": [[" no", 8.0], [" so", 7.5]],
+}  # fmt: skip
+
+
+def number(name, value, unit, low=None, high=None):
+    """A metric value with an interval of its own."""
+    import msgspec
+
+    return msgspec.structs.replace(metric(name, value, unit), low=low, high=high)
+
+
+def run(name, tok_per_s, weights, **changes):
+    """A run of a strategy with a speed and a memory."""
+    metrics = (metric(value=tok_per_s), metric("memory.weights", weights, "B"), metric("memory.peak", 1e8, "B"))
+    return record(name, **{"strategy": name, "metrics": metrics, "outcome": "PASS", "samples": {}, **changes})
+
+
+def agreement(ok=True, top1=0.99, **more):
+    kept = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
+    return {"reference": "fp32", "ok": ok, "rule": "containment", "n_prompts": 4, "n_tokens": 128, "top1": kept, **more}
+
+
+def content(*records, **more):
+    places = {each.environment_key: each.environment.facts for each in records}
+    fields = {"made": "2026-11-23T12:00:00+00:00", "scope": "a test", "store": "sqlite:///h.db", "places": places, **more}
+    return Content(records=records, **fields)
+
+
+LIBRARIES = [page._asset(name) for name in page.SCRIPTS[:2]]
+ELSEWHERE = Environment(facts={"device": "cuda"})
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes, and the text of each script and of everything else. Libraries are left out: half a MB."""
+
+    def __init__(self, text, *, without=LIBRARIES):
+        for library in without:
+            text = text.replace(library, "")
+        super().__init__(convert_charrefs=True)
+        self.elements, self.scripts, self.texts, self._within = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._within = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):  # noqa: ARG002 - the parser calls it so
+        self._within = ""
+
+    def handle_data(self, data):
+        if self._within == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self._within != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+    def addresses(self):
+        """Everything that a browser would fetch or follow, but anchors in the page and data."""
+        found = [a[name] for _, a in self.elements for name in ("src", "href", "action", "data", "poster") if a.get(name)]
+        return [each for each in found if not each.startswith(("#", "data:"))]
+
+
+# What stands in it
+
+
+def test_a_failed_claim_the_fastest_strategy_and_its_ratio_stand_at_the_top():
+    """In the three panels: the claim with its test, the fastest of those whose rule holds, with its ratio to the reference."""
+    claim = ClaimRecord(text="throughput of bf16 is 0.9x", outcome="FAIL", margin=-0.1, detail="on this machine")
+    kept = {"agreement": agreement()}
+    wild = run("nf4", 30.0, 1e8, agreement=agreement(ok=False, top1=0.5))
+    found = content(run("fp32", 10.0, 5e8), run("bf16", 15.0, 2.5e8, claims=(claim,), outcome="FAIL", **kept), wild)
+    failed, fastest, _ = overview.panels(found)[:3]
+    assert [(item.title, item.text) for item in failed.items] == [(wild.test, claim.text)]
+    (best,) = fastest.items
+    assert best.text == "bf16: 15.0 tok/s ±1.0 %"
+    assert "1.50x of fp32" in best.more
+    assert "nf4 faster, agreement not shown" in best.more
+    assert "top-1 99.0 %" in best.more
+
+
+def test_without_an_agreement_the_fastest_is_said_to_be_unproven():
+    """Speed alone is no acceptable agreement; the reference itself always is."""
+    panels = overview.panels(content(run("bf16", 15.0, 1e8), run("nf4", 20.0, 1e8)))
+    assert "agreement was not measured" in panels[1].items[0].more
+    assert overview.panels(content(run("fp32", 9.0, 1e8), run("bf16", 15.0, 1e8)))[1].items[0].text.startswith("fp32")
+
+
+def test_a_ratio_of_runs_in_turn_is_of_their_pairs():
+    """Paired records give the paired interval, others Welch's; both are 1.5 here, the paired one narrower."""
+    apart = runs.groups([record("a", **FP32), record("b", **BF16)])[0]
+    together = runs.groups([record("a", paired_with="p", **FP32), record("b", paired_with="p", **BF16)])[0]
+    wide, narrow = (runs.ratio(next(r for r in group.runs if r.strategy == "bf16"), group) for group in (apart, together))
+    assert (wide.paired, narrow.paired) == (False, True)
+    assert wide.value == pytest.approx(1.5, rel=0.001) == narrow.value
+    assert narrow.low > wide.low
+    assert narrow.high < wide.high
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(1e6, 1e9)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats_in_both(points):
+    """Against the definition, by every pair."""
+    standing = [tradeoffs.Standing(record(str(at)), str(at), x, y, None, None) for at, (x, y) in enumerate(points)]
+    expected = {str(at) for at, (x, y) in enumerate(points) if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)}
+    assert tradeoffs.front(standing, "memory") == expected
+
+
+def test_a_strategy_that_was_not_in_effect_is_named():
+    """A record whose description breaks a promise of its strategy, and a test that ended for it."""
+    floats = TensorGroup(kind="parameter", dtype="float32", device="cpu", tensors=1, elements=4, bytes=16)
+    seen = Effective(
+        engine="transformers", model_class="M", tensors=(floats,), linears=(), compute_dtype="float32", autocast_dtype=None,
+        checkpoint_dtype=None, attention="sdpa", cache="dynamic", compile_mode=None, compiled_graphs=0, decode_loop="generate",
+        padding_side="left", device="cpu",
+    )  # fmt: skip
+    ended = Unmeasured(test="t::int8", outcome="ERROR", reason="NotInEffect: strategy 'int8' is not in effect: 0 of 128")
+    panel = overview.panels(content(record("a", strategy="bf16", effective=seen), unmeasured=(ended,)))[2]
+    assert next(item.text for item in panel.items) == "strategy 'int8' is not in effect: 0 of 128"
+    assert any("float32" in item.text for item in panel.items[1:])
+    assert effect.broken(record("b", strategy="fp32", effective=seen)) == []
+
+
+def test_counts_are_of_tests_by_what_wants_most_attention():
+    """A test with a failed and a passed record counts once, as failed."""
+    skipped = Unmeasured(test="t3", outcome="SKIPPED", reason="no GPU")
+    two = (record("a", test="t1", outcome="PASS"), record("b", test="t1", outcome="FAIL"), record("c", test="t2", outcome="PASS"))
+    found = overview.counts(content(*two, unmeasured=(skipped,)))
+    assert [(each.outcome, each.n) for each in found] == [("FAIL", 1), ("SKIPPED", 1), ("PASS", 1)]
+
+
+def test_the_worst_prompts_stand_with_both_top_5():
+    """Texts, each position with its KL, and the table of the worst one; a KL that is not finite is said to be none."""
+    kept = agreement(ok=False, worst=[WORST], reasons=["two prompts part early"])
+    text = build(
+        content(record("a", workload={"type": "agreement"}, agreement=kept, metrics=(metric("agreement.top1", 0.9, "1"),)))
+    )
+    found = Parsed(text)
+    titles = [a["title"] for tag, a in found.elements if tag == "li" and "title" in a]
+    assert titles == ["token 1: KL 0", "token 2: KL 0.4, another top-1, texts part here", "token 3: KL not finite"]
+    assert "Because no." in found.text
+    assert "two prompts part early" in found.text
+    assert re.search(r" so\s+9\.00\s+no\s+8\.00", re.sub(r" +", " ", found.text))
+
+
+def test_a_record_without_the_prompts_texts_says_so():
+    """Records of an earlier version kept the positions only."""
+    old = agreement(worst=[{"prompt": 0, "position": 1, "kl": 0.1, "first_divergence": None}])
+    text = build(content(record("a", workload={"type": "agreement"}, agreement=old, metrics=())))
+    assert "not recorded: an older version made this record" in text
+
+
+def test_pairs_of_both_kinds_of_comparison_are_shown():
+    """`llm.compare` by its two records, --llmperf-against by what its record keeps."""
+    kept = {"outcome": "FAIL", "limit": 0.03, "unit": "tok/s", "ratio": [0.9, 0.88, 0.92], "pairs": [[10.0, 9.0], [10.0, 9.0]]}
+    against = record("c", extra={"against": {"base": "main", "metrics": {"throughput": kept}}})
+    section = sides.section(
+        [record("a", paired_with="p", **BF16), record("b", paired_with="p", created="2026-11-24", **FP32), against]
+    )
+    table = section.parts[0].blocks[0]
+    assert [row.cells[3].text for row in table.rows] == ["0.900x", "1.50x"]
+    assert [row.cells[4].text for row in table.rows] == ["2", "6"]
+    figure = section.parts[2].blocks[0]
+    assert figure.data["ratios"] == [1.5, 1.5, 1.5, 1.495, 1.5, 1.5051]
+
+
+def test_a_history_shows_changes_acceptances_and_moves():
+    """The figure's data and the table: a step, who accepted, and in what the environment differs."""
+    readings = tuple(
+        Reading(
+            at=f"2026-11-{day:02}T00:00:00+00:00",
+            value=10.0 if day < 5 else 8.0,
+            outcome="PASS",
+            environment="e" if day < 3 else "f",
+        )
+        for day in range(1, 9)
+    )
+    series = History(
+        key="k", test="f.py::t", label="", workload="w", strategy="s", model="m", metric="throughput", unit="tok/s",
+        readings=readings, steps=(Step(at=readings[4].at, before=10.0, after=8.0, accepted=False),),
+        levels=(Level(at=readings[6].at, who="ann", why="on purpose"),), drift=-0.2,
+    )  # fmt: skip
+    places = {"e": {"device": "cpu", "torch_threads": 2}, "f": {"device": "cpu", "torch_threads": 4}}
+    found = content(histories=(series,), places=places, comparable=("device", "torch_threads"))
+    figure = history.section(found).parts[1].blocks[0]
+    assert figure.data["steps"] == [[4, 10.0, 8.0, False]]
+    assert figure.data["levels"] == [[6, "accepted by ann: on purpose"]]
+    assert figure.data["places"] == [[2, "torch_threads 2 → 4"]]
+    assert figure.data["gaps"] == [86400] * 7
+    ((test, said),) = history.changed([series])
+    assert (test, said.replace("\u2212", "-")) == (
+        "f.py::t",
+        "s: throughput 10.0 tok/s → 8.00 tok/s (-20 %) on 2026-11-05; drifted by -20 % from its first level",
+    )
+
+
+def test_ranks_and_ceilings_are_shown_where_they_were_recorded():
+    """Memory of each rank as bars and a table; the roofline from the shares and the ceilings."""
+    ranks = [{"weights": 4 * 10**9, "peak": 5 * 10**9}, {"weights": 3 * 10**9, "peak": None, "reasons": {"peak": "no allocator"}}]
+    ceilings = {"copy_bytes_per_s": 1e12, "flop_per_s": 1e14, "dtype": "bfloat16"}
+    metrics = (metric(), metric("mbu", 0.5, "1"), metric("mfu", 0.01, "1"))
+    text = build(content(record("a", metrics=metrics, extra={"memory_ranks": ranks, "ceilings": ceilings})))
+    data = [json.loads(body) for a, body in Parsed(text).scripts if a.get("type") and "points" in body]
+    figures = {each["points"][0]["x"] for each in data}
+    assert figures == {2.0}  # 0.01 x 1e14 FLOP/s over 0.5 x 1e12 B/s
+    assert "no allocator" in text
+    assert "not recorded with these runs" in build(content(record("a", metrics=metrics)))
+
+
+# Little to show
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (content(), "There are no runs: a test"),
+        (content(unmeasured=(Unmeasured(test="t", outcome="SKIPPED", reason="no GPU"),)), "No test was measured"),
+        (content(record("a", outcome="FAIL")), "Every run in this report failed or is not valid."),
+        (content(record("a"), record("b", environment_key="g", environment=ELSEWHERE)), "Runs of 2 environments"),
+    ],
+    ids=["empty", "skipped", "failed", "mixed"],
+)  # fmt: skip
+def test_a_report_with_little_to_show_says_so(found, said):
+    """No run, only skipped ones, only failed ones, several environments."""
+    assert said in Parsed(build(found)).text
+
+
+def test_one_good_run_needs_no_excuse():
+    """The control of the sentences above."""
+    text = Parsed(build(content(record("a", outcome="PASS")))).text
+    assert not any(
+        said in text for said in ("There are no runs", "No test was measured", "Every run in this", "environments are in")
+    )
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(RECORDS, max_size=4))
+def test_any_records_make_a_page(records):
+    """Whatever a store holds, the page is whole: one document, each of its data blocks JSON."""
+    text = build(content(*records))
+    found = Parsed(text.encode("utf-8").decode("utf-8"))
+    assert [tag for tag, _ in found.elements].count("html") == 1
+    for attributes, body in found.scripts:
+        if attributes.get("type") == "application/json":
+            json.loads(body)
+
+
+# Hostile text
+
+
+def hostile(text):
+    """A report in which everything that people write is this text."""
+    claim = ClaimRecord(text=text, outcome="FAIL", margin=None, detail=text)
+    worst = {**WORST, "text": text, "reference_text": text, "candidate_text": text, "reference_top5": [[text, 1.0]]}
+    kept = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
+    named = {"test": text, "label": text, "model": text, "strategy": text, "workload_text": text, "outcome": "FAIL"}
+    environment = Environment(facts={"device": text, text: text, "project": text})
+    some = record("a", claims=(claim,), environment=environment, **named)
+    return content(
+        some,
+        record("b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named),
+        unmeasured=(Unmeasured(test=text, outcome="SKIPPED", reason=text), Unmeasured(test=text, outcome="ERROR", reason=text)),
+        notes=(text,),
+        scope=text,
+        store=text,
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_shown_and_adds_no_element(text):
+    """The page has the elements of the same page with a harmless text, and its text has the hostile one, made visible."""
+    found, plain = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
+    assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
+    assert page.clean(text)[:60].split("\n")[0] in found.text
+    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert found.addresses() == []
+
+
+def test_a_name_that_is_not_escaped_is_seen_by_the_test_above():
+    """Its control: the same name put into the page as it is adds elements."""
+    text = build(hostile("harmless")).replace("<bdi>harmless</bdi>", f"<bdi>{HOSTILE[1]}</bdi>")
+    found = Parsed(text)
+    assert any("onerror" in attributes for _, attributes in found.elements)
+    assert found.addresses() != []
+
+
+def test_control_characters_and_lone_surrogates_become_visible():
+    """ANSI codes are shown as signs, a long text is cut and says how long it was."""
+    assert page.clean("\x1b[31m\x00\x9b\x7f\n") == "␛[31m␀\\x9b␡\n"
+    assert page.clean("\ud800") == "?"
+    assert page.clean("x" * 2000).endswith("… (2,000 characters)")
+
+
+def test_data_cannot_end_its_element():
+    """Of JSON in a page, `<`, `>`, `&` and the line separators are escaped, and it reads back as it was."""
+    text = str(page.embedded({"a": "</script><!--\u2028&"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}
+
+
+def test_the_policy_allows_our_scripts_and_nothing_else():
+    """Each script without a type has its hash in the policy; no source of anything is a host."""
+    found = Parsed(build(content(record("a"))), without=[])
+    policy = next(a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
+    hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for a, body in found.scripts if not a]
+    assert len(hashes) == len(page.SCRIPTS)
+    assert all(f"'sha256-{each}'" in policy for each in hashes)
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert "'unsafe-eval'" not in policy
+
+
+def test_the_vendored_libraries_are_the_ones_that_were_noted():
+    """Each file has the hash, the version and the licence that versions.json says."""
+    for name, row in page.libraries().items():
+        text = page._asset(f"vendor/{row['file']}")
+        assert hashlib.sha256(text.encode()).hexdigest() == row["sha256"], name
+        assert row["version"] in text[:200]
+        assert row["licence"] == "ISC"
+    assert "Permission to use, copy, modify" in page._asset("vendor/LICENSE-plot.txt")
+
+
+def test_dominance_of_the_command_and_of_the_pictures_is_one_function():
+    """The picture's front is that of `llmperf advise`."""
+    assert tradeoffs.advise.dominates is dominates
+
+
+def test_raw_samples_are_in_the_page_and_stop_at_their_limit():
+    """Newest first; what has no room is counted."""
+    from pytest_llmperf.report.html import listing
+
+    many = [record(str(at), created=f"2026-11-{at:02}", samples={"throughput": tuple(range(90_000))}) for at in range(1, 5)]
+    kept, left_out = listing.samples(many)
+    assert ([each["id"] for each in kept], left_out) == (["4", "3"], 2)
+    assert kept[0]["units"] == {"throughput": "tok/s"}
+    assert history_records.record("x").samples  # what the other tests draw from
