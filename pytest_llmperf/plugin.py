@@ -284,8 +284,8 @@ def _open_ci(config: pytest.Config) -> None:
         from pytest_llmperf.session.ci_pages import Pages  # noqa: PLC0415 - once there is something to say
 
         text = {name: _option(config, _named_option(name)) for name in ("store", "gate", "against", "disable")}
-        judged = {name: "" if text["disable"] else text[name] for name in ("gate", "against")}
-        return Pages(*collected, store=text["store"], root=config.rootpath, **judged)
+        gate, against = ("" if text["disable"] else text[name] for name in ("gate", "against"))
+        return Pages(*collected, store=text["store"], root=config.rootpath, gate=gate, against=against)
 
     plugin = open_ci(config, files, make)
     if plugin is not None:

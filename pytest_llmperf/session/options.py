@@ -16,7 +16,8 @@ class Option(NamedTuple):
     """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line.
 
     `bare` is the value of an option that may be given without one. `path` says what of the value is a path: all of it, what
-    comes after ENGINE=, or the file of an SQLite URL.
+    comes after ENGINE=, or the file of an SQLite URL. A `report` is a file that the session writes at its end, of all tests:
+    its side processes write none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Option(NamedTuple):
     many: bool = False
     bare: str = ""
     path: Literal["", "file", "engine", "store"] = ""
+    report: bool = False
 
     @property
     def flag_name(self) -> str:
@@ -99,17 +101,24 @@ OPTIONS = (
         help="time of a session for second measurements of what --llmperf-gate suspects",
     ),
     Option(name="store", metavar="URL", default=DEFAULT_STORE, path="store", help="history store: an SQLAlchemy URL, or 'none'"),
-    Option(name="html", metavar="FILE", path="file", help="write the HTML report of this session to this file"),
+    Option(name="html", metavar="FILE", path="file", report=True, help="write the HTML report of this session to this file"),
     Option(name="json", metavar="FILE", path="file", help="also append every record to this JSON-lines file"),
     Option(
         name="benchmark-json",
         metavar="FILE",
         path="file",
+        report=True,
         help="write the runs in pytest-benchmark's format, for 'pytest-benchmark compare'",
     ),
-    Option(name="markdown", metavar="FILE", path="file", help="write the runs beside what was before them, as a comment's body"),
-    Option(name="gitlab", metavar="FILE", path="file", help="write what failed as GitLab's code-quality report"),
-    Option(name="openmetrics", metavar="FILE", path="file", help="write the runs as OpenMetrics text"),
+    Option(
+        name="markdown",
+        metavar="FILE",
+        path="file",
+        report=True,
+        help="write the runs beside what was before them, as a comment's body",
+    ),
+    Option(name="gitlab", metavar="FILE", path="file", report=True, help="write what failed as GitLab's code-quality report"),
+    Option(name="openmetrics", metavar="FILE", path="file", report=True, help="write the runs as OpenMetrics text"),
     Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
     Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
     Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),
@@ -121,3 +130,6 @@ OPTIONS = (
         help="interpreter for an engine's workers; may be given again",
     ),
 )
+
+ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
+"""For -W of the side processes: each is a program of this package before it is pytest, and a project may make warnings errors."""

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Struct
 
 from pytest_llmperf.session.against.trees import Trees
-from pytest_llmperf.session.options import OPTIONS
+from pytest_llmperf.session.options import ALREADY_IMPORTED, OPTIONS
 
 SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
 """Options that say what is measured: given on the command line, they hold for the base too. Its ini file is its own."""
@@ -21,8 +21,7 @@ OFF = (
     "--llmperf-gate=off",
     "--llmperf-store=none",
     "--llmperf-json=",
-    "--llmperf-benchmark-json=",
-    "--llmperf-html=",
+    *(f"{option.flag_name}=" for option in OPTIONS if option.report),
 )
 """The base judges, stores and reports nothing, whatever its ini file says."""
 
@@ -51,6 +50,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
         words += ["-c", str(inifile)] if inifile and inifile.is_file() else []
         words += [word for each in self.plugins for word in ("-p", each)]
         words += [word for each in self.override_ini for word in ("-o", each)]
+        words += ["-W", ALREADY_IMPORTED]
         words += ["-n0"] if xdist else []
         files = [str(path) for each in self.files if (path := self.trees.there(each)).exists()]
         return [*words, *self.llmperf, *OFF, *files]

@@ -232,8 +232,9 @@ class BaseSide:
 def main(argv: list[str] | None = None) -> int:
     """Serve on the inherited socket until Close, or until the session ends."""
     options = _parser().parse_args(argv)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    log = os.dup(sys.stderr.fileno())  # pytest captures file descriptor 2, and the stacks of a hang belong in the log
+    faulthandler.enable(file=log)
+    faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
     lead_own_group()
     if options.die_with_parent:
         die_with_parent()

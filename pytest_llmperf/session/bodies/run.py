@@ -11,7 +11,7 @@ import pytest
 from pytest_llmperf.errors import OutOfMemory, WorkerError
 from pytest_llmperf.session.bodies.marks import Body
 from pytest_llmperf.session.bodies.merge import Outcome, merged, rank_outcome
-from pytest_llmperf.session.options import OPTIONS
+from pytest_llmperf.session.options import ALREADY_IMPORTED, OPTIONS
 from pytest_llmperf.session.pool import worker_logs
 from pytest_llmperf.session.workers import WorkerGroup
 from pytest_llmperf.worker.messages import BodyRan, RunBody
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 _SIDE = ("-P", "-m", "pytest_llmperf.session.bodies.side")
 _START_S = 120.0
-ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
-"""A body's process is a program of this package before it is pytest; a project may make warnings errors."""
-
-_NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against", "markdown", "gitlab", "openmetrics"})
+_NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against"} | {each.name for each in OPTIONS if each.report})
 """Options that say which tests run or what is printed of all of them: decided here, before a body is started."""
 
 
