@@ -6,26 +6,21 @@ import json
 import math
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 from scripted_project import HEADER
 from stored_sessions import TWO, earlier, of_project
+from written_records import VALIDATOR, written
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.record_schema import record_schema
 from pytest_llmperf.history.store import Store, open_store
 
 Run = Callable[..., pytest.RunResult]
-VALIDATOR = Draft202012Validator(record_schema())
-_NEWEST = 20
 
 
 @pytest.fixture(autouse=True)
@@ -122,13 +117,3 @@ def every_record_is_of_the_schema(pytester: pytest.Pytester) -> Iterator[None]:
     yield
     for line in written(pytester.path):
         VALIDATOR.validate(json.loads(line))
-
-
-def written(folder: Path) -> list[str]:
-    """The newest records of each file of a folder and its history. Half lines and lines of another kind are none."""
-    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text("utf-8", "replace").splitlines()[-_NEWEST:]]
-    for path in (folder / ".llmperf").glob("*.db"):
-        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT body FROM llmperf_documents ORDER BY record_seq DESC LIMIT ?", (_NEWEST,))
-            lines += [body for (body,) in rows]
-    return [line for line in lines if line.startswith("{") and line.endswith("}") and '"schema_version"' in line]

@@ -27,9 +27,6 @@ def test_wrong(llm):
 @pytest.mark.skip(reason="not today")
 def test_skipped(llm):
     pass
-
-def test_plain():
-    assert False
 """
 FILES = ("--llmperf-markdown=out/comment.md", "--llmperf-gitlab=quality.json", "--llmperf-openmetrics=metrics.txt")
 
@@ -51,6 +48,13 @@ def elsewhere(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def several(project, pytester):
+    """TESTS, and a failing test that is none of ours."""
+    project(TESTS)
+    pytester.makepyfile(test_plain="def test_plain():\n    assert False\n")
+
+
 def commands(result):
     return [line for line in result.outlines if line.startswith("::")]
 
@@ -59,9 +63,8 @@ def line_of(pytester, text):
     return next(n for n, line in enumerate((pytester.path / "test_it.py").read_text().splitlines(), start=1) if text in line)
 
 
-def test_github_gets_annotations_on_the_failing_lines_and_a_page(project, run_both, on_github, pytester):
+def test_github_gets_annotations_on_the_failing_lines_and_a_page(several, run_both, on_github, pytester):
     """Errors for what failed, a warning for what was not decided, nothing for a skip or another test; names are text."""
-    project(TESTS)
     result = run_both()
     found = commands(result)
     file = f"file={pytester.path.name}/test_it.py"
@@ -77,9 +80,8 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(project, run_bo
     assert "3 FAIL" in page
 
 
-def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(project, run, elsewhere, pytester):
+def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(several, run, elsewhere, pytester):
     """All three of one session; no annotation without GitHub, and no difference to the outcomes."""
-    project(TESTS)
     result = run(*FILES)
     result.assert_outcomes(passed=2, failed=4, errors=1, skipped=1, warnings=1)
     assert commands(result) == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import VALIDATOR, written
 from jsonschema import ValidationError
+from written_records import VALIDATOR, written
 
 
 def test_what_a_session_writes_is_seen_and_a_wrong_record_fails(project, run, pytester):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from hostile import ANY, HOSTILE
-from hypothesis import given
+from hypothesis import given, settings
 
 from pytest_llmperf.report.github import MOST, annotation, commands
 from pytest_llmperf.report.problems import Problem
@@ -47,6 +47,7 @@ def test_an_annotation_names_file_line_test_and_reason():
     )
 
 
+@settings(deadline=None)
 @given(ANY, ANY, ANY)
 def test_any_text_is_one_command_with_three_properties(test, path, text):
     """One line; nothing that a name or a reason says becomes a property or a second command."""

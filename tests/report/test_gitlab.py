@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hostile import ANY
-from hypothesis import given
+from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 
 from pytest_llmperf.report.gitlab import document
@@ -53,6 +53,7 @@ def problem(**changes):
     return Problem(**{**values, **changes})
 
 
+@settings(deadline=None)
 @given(ANY, ANY)
 def test_any_problem_is_valid_and_one_line(test, text):
     """Whatever its name and reason."""

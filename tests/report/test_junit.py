@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hostile import HOSTILE
-from junitparser import JUnitXml, TestCase
+from junitparser import JUnitXml, Properties, TestCase
 from reporting import metric, record
 
 from pytest_llmperf.report.junit import properties
@@ -26,9 +26,6 @@ def test_two(llm, baseline):
 @pytest.mark.parametrize("name", {names!r})
 def test_named(llm, name):
     llm.run(WORK)
-
-def test_plain():
-    pass
 """
 
 
@@ -62,6 +59,7 @@ def parsed(request, pytester, monkeypatch):
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
     names = [name for name in HOSTILE if "\ud800" not in name and len(name) < 1000]
     pytester.makepyfile(test_it=PROJECT.replace("{names!r}", ascii(names)))
+    pytester.makepyfile(test_plain="def test_plain(): pass")
     workers = ["-n", "2"] if request.param == "xdist" else []
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "--junitxml=junit.xml", "--llmperf-store=none", *workers)
     suites = JUnitXml.fromfile(str(pytester.path / "junit.xml"))
@@ -69,7 +67,7 @@ def parsed(request, pytester, monkeypatch):
 
 
 def values(case: TestCase):
-    return [(each.name, each.value) for each in case.properties()]
+    return [(each.name, each.value) for found in case.iterchildren(Properties) for each in found]
 
 
 def test_pytest_writes_them_and_a_reader_of_junit_finds_them(parsed):

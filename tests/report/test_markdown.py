@@ -73,7 +73,7 @@ def test_a_hostile_name_is_one_cell_and_nothing_but_text(name):
     assert set(html(comment([row(test=name, strategy=name)]))) <= {"<code>", "</code>"}
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(ANY, ANY)
 def test_any_two_names_are_two_cells(one, other):
     """For any text at all."""

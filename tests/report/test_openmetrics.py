@@ -57,7 +57,7 @@ def test_only_the_newest_run_of_a_series_is_there_and_other_series_are_apart():
     assert len({s.labels["series"] for s in found}) == 2
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(ANY, ANY)
 def test_any_text_is_a_label(test, model):
     """Quotes, backslashes, line breaks: they come back as they were."""

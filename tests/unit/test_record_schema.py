@@ -58,7 +58,7 @@ def test_the_schema_is_a_schema_and_its_page_links_to_it():
     assert f"(record-v{SCHEMA_VERSION}.schema.json)" in (PUBLISHED / "record-schema.md").read_text(encoding="utf-8")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RECORDS)
 def test_any_record_validates(made):
     """Also with NaN, infinities, and whatever texts."""
