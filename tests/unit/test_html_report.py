@@ -352,7 +352,7 @@ def test_the_policy_allows_our_scripts_and_nothing_else():
 
 
 def test_the_vendored_libraries_are_the_ones_that_were_noted():
-    """Each file has the hash, the version and the licence that versions.json says."""
+    """Each file has the hash, the version and the licence that vendored.json says."""
     for name, row in page.libraries().items():
         text = page._asset(f"vendor/{row['file']}")
         assert hashlib.sha256(text.encode()).hexdigest() == row["sha256"], name

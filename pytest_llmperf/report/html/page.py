@@ -81,7 +81,7 @@ def policy(scripts: list[str]) -> str:
 
 def libraries() -> dict[str, dict[str, str]]:
     """Version, licence, file and hash of each vendored library, by its name on npm."""
-    return msgspec.json.decode(_asset("vendor/versions.json"), type=dict[str, dict[str, str]])
+    return msgspec.json.decode(_asset("vendor/vendored.json"), type=dict[str, dict[str, str]])
 
 
 def clean(text: str) -> str:

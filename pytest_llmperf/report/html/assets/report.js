@@ -213,6 +213,10 @@
     figure.alt ??= place.textContent;
     figure.data ??= JSON.parse(figure.querySelector("script").textContent);
     const svg = Plot.plot({ width, ...charts[figure.dataset.chart](figure.data, width), style: { background: "transparent", fontSize: "12px" } });
+    for (const mark of svg.querySelectorAll("[aria-label]")) {  // the picture has one text; its pieces have none
+      mark.dataset.mark = mark.getAttribute("aria-label");
+      mark.removeAttribute("aria-label");
+    }
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", figure.alt);
     place.replaceChildren(svg);
