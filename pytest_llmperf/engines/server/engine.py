@@ -39,6 +39,7 @@ class ServerEngine:
             if child is not None:
                 undo.callback(child.end, options.stop_timeout_s)
             server = runner.run(_healthy(preset, options, child, base, name))
+            undo.callback(lambda: runner.run(server.http.close()))
             session = ServerSession(plan, server, source, runner)
             session.probe()
             session.load_s = time.perf_counter() - start_s

@@ -70,6 +70,21 @@ def _transformers_length(n: int) -> dict[str, Any]:
 
 _USAGE = {"include_usage": True}
 
+_XLLAMACPP = """
+import sys, time
+import xllamacpp
+model, port, name, *fields = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.hostnames, params.port, params.model_alias = model, ["127.0.0.1"], int(port), set([name])
+params.endpoint_metrics = True
+for field in fields:
+    key, _, value = field.partition("=")
+    setattr(params, key, int(value))
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(60)
+"""
+
 _RAY = """
 import sys
 from ray import serve
@@ -120,13 +135,13 @@ TABLE: dict[str, Preset] = {
         ),
         Preset(
             name="xllamacpp",
-            module="xllamacpp.server",
-            command=("--model", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--alias", "{name}"),
+            program="python",
+            command=("-c", _XLLAMACPP, "{model}", "{port}", "{name}"),
             model="gguf",
             prompt_ids=True,
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
             stream_options=_USAGE,
-            other_flags="those of llama-server",
+            other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096",
         ),
         Preset(
             name="tgi",

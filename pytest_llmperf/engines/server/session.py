@@ -71,6 +71,7 @@ class ServerSession:
         self._asked = requests.Asked.of(server.name, server.preset, server.options)
         self._prompts = Prompts(source.tokenizer, chat=server.options.protocol == "openai-chat")
         self._counted = ""
+        self._closed = False
         self.load_s = 0.0
 
     def probe(self) -> None:
@@ -162,7 +163,10 @@ class ServerSession:
         raise UsageError(f"next tokens need logits: {_NO_LOGITS}.")
 
     def close(self) -> None:
-        """End the server that we started, with all that it started."""
+        """End the server that we started, with all that it started. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._runner.run(self._server.http.close())
             self._runner.close()
