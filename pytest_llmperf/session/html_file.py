@@ -26,7 +26,7 @@ class HtmlFile:
         self._root = root
         self._records: dict[str, Record] = {}
         self._tests: dict[str, dict[str, Any]] = {}
-        self._said = ""
+        self._said = self._failed = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a test left; the report of its end has the newest state of each record."""
@@ -40,7 +40,7 @@ class HtmlFile:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the file. That it cannot be written makes the session red; the tests' own outcomes stay as they are."""
+        """Write the file. That it cannot be written is said after the tests, and changes neither their outcome nor the exit code."""
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
         from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
@@ -50,15 +50,14 @@ class HtmlFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_bytes(text)
         except OSError as error:
-            self._said = f"the HTML report {self._path} cannot be written: {error}. 'llmperf report' makes it from the store."
-            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            self._failed = f"the HTML report {self._path} cannot be written: {error}. 'llmperf report' makes it from the store."
             return
         self._said = f"HTML report of {len(self._records)} records in {self._path} ({len(text) / 1e6:.1f} MB)"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where it is."""
-        if self._said:
-            terminalreporter.write_line(f"llmperf: {self._said}")
+        if self._said or self._failed:
+            terminalreporter.write_line(f"llmperf: {self._said or self._failed}", red=bool(self._failed))
 
     def _content(self) -> Content:
         """What was measured here, with the history where the store can be read."""

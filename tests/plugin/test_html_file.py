@@ -60,11 +60,11 @@ def test_without_a_store_there_is_no_history(project, run, report):
 
 
 def test_a_path_that_cannot_be_written_is_said_and_changes_no_outcome(project, run):
-    """The tests' outcome stands as it is; the exit code is not 0, and the way out is named."""
+    """Outcome and exit code are those of the tests; the way out is named."""
     project(TESTS)
     done = run("--llmperf-html=/proc/no/report.html", "-k", "test_speed")
     done.assert_outcomes(passed=1)
-    assert done.ret == 1
+    assert done.ret == 0
     done.stdout.fnmatch_lines(["llmperf: the HTML report /proc/no/report.html cannot be written:*'llmperf report' makes it*"])
 
 

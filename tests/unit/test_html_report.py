@@ -375,3 +375,15 @@ def test_raw_samples_are_in_the_page_and_stop_at_their_limit():
     assert ([each["id"] for each in kept], left_out) == (["4", "3"], 2)
     assert kept[0]["units"] == {"throughput": "tok/s"}
     assert history_records.record("x").samples  # what the other tests draw from
+
+
+def test_of_thousands_of_samples_an_even_share_is_drawn():
+    """400 of 10,000 requests, with their numbers; medians in words are of all."""
+    from pytest_llmperf.report.html import latency
+
+    loaded = record("a", samples={"ttft": tuple(at / 1000 for at in range(1, 10_001))})
+    figure = latency.parts(runs.groups([loaded])[0])[0].blocks[0]
+    (row,) = figure.data["rows"]
+    assert (len(row["values"]), row["at"][:3]) == (400, [1, 26, 51])
+    assert row["values"][1] == pytest.approx(0.026)
+    assert "5.00 s" in figure.alt

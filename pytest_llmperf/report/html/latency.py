@@ -12,6 +12,7 @@ from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, P
 from pytest_llmperf.report.html.runs import Group, named, shown, words
 
 _KINDS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("latency", "End to end"))
+_DRAWN = 400
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
 
 
@@ -25,7 +26,13 @@ def parts(group: Group) -> list[Part]:
     blocks += [figure for kind, title in _KINDS[:2] if (figure := _over_time(timed, kind, title)) is not None]
     blocks.sort(key=lambda block: isinstance(block, Note))
     table = Fold(summary="Percentiles as a table", blocks=(_table(group),))
-    return [Part(title="Latency", blocks=(*blocks, table), lead="One dot is one repetition; the bar is the median.")]
+    return [
+        Part(
+            title="Latency",
+            blocks=(*blocks, table),
+            lead="One dot is one repetition (under load one request); the bar is the median.",
+        )
+    ]
 
 
 def _distribution(timed: Sequence[Record], kind: str, title: str) -> Figure | None:
@@ -83,7 +90,11 @@ def _profile(run: Record) -> tuple[list[int], list[float]] | None:
 
 
 def _values(name: str, samples: Sequence[float], size: float) -> dict[str, Any]:
-    return {"name": name, "values": [float(f"{sample / size:.5g}") for sample in samples]}
+    """The samples in a figure's unit. Of many, evenly spaced ones with their numbers: a picture has no room for more."""
+    n = len(samples)
+    kept = range(n) if n <= _DRAWN else [at * n // _DRAWN for at in range(_DRAWN)]
+    row: dict[str, Any] = {"name": name, "values": [float(f"{samples[at] / size:.5g}") for at in kept]}
+    return row if n <= _DRAWN else row | {"at": [at + 1 for at in kept]}
 
 
 def _table(group: Group) -> Table:
