@@ -95,6 +95,14 @@ def test_eager_and_compile_exclude_each_other():
     assert "exclude" in str(engine("vllm").can().refuses(plan("compile", eager=True)))
 
 
+def test_heads_that_its_cpu_kernels_do_not_know_are_refused():
+    """Of 16 dimensions on a CPU; a GPU takes them."""
+    can = engine("vllm").can()
+    assert "have 16 dimensions" in str(can.refuses(plan(model="arch:tiny-llama")))
+    assert can.refuses(plan(model="arch:tiny-llama", device="cuda")) is None
+    assert can.refuses(plan(model="arch:small-llama")) is None
+
+
 def test_a_gguf_file_is_refused(tmp_path):
     """It would have to be dequantised first."""
     file = tmp_path / "m.gguf"

@@ -65,7 +65,7 @@ class ContinuousLoop:
             outputs = _results(manager, len(names))
             cache = cache_seen(manager.batch_processor.cache)
         ordered = [outputs[name] for name in names]
-        _require_complete(ordered, requests.new_tokens)
+        require_complete(ordered, requests.new_tokens)
         events = [tuple(TokenEvent(round(t * 1e9)) for t in each.timestamps) for each in ordered]
         return Answered(start_ns, [list(each.generated_tokens) for each in ordered], events, cache)
 
@@ -129,7 +129,8 @@ def _results(manager: Any, count: int) -> dict[str, Any]:
     return found
 
 
-def _require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
+def require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
+    """Raise InvalidRun for a request that failed, or whose tokens and their times are not as many as it asked for."""
     for i, (output, n) in enumerate(zip(outputs, new_tokens, strict=True)):
         if output.error is not None:
             raise InvalidRun(f"request {i} of a continuous batch failed: {output.error}")

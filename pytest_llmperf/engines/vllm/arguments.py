@@ -47,6 +47,7 @@ def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, 
         "trust_remote_code": plan.model.trust_remote_code,
         "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is measured
         "max_logprobs": 1,
+        "disable_log_stats": True,  # as in vLLM's own offline benchmarks
         "skip_tokenizer_init": True,  # token ids go in and come out
         "tensor_parallel_size": plan.tp,
         "pipeline_parallel_size": plan.pp,

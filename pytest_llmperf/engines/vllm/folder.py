@@ -12,12 +12,14 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantisation import scheme_of
+from pytest_llmperf.core.quantisation import Packed, scheme_of
 from pytest_llmperf.engines.models import ARCHITECTURES, predicted_weights_bytes
+from pytest_llmperf.engines.quantised_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.safetensors_header import read_json, weight_files
 from pytest_llmperf.engines.transformers import arch
 from pytest_llmperf.engines.transformers.checkpoint import load_errors, local_folder, stored_dtype, tokenizer_of
 from pytest_llmperf.engines.transformers.content import cache_dir, hash_files, hash_value
+from pytest_llmperf.errors import LoadError
 
 WRITTEN_BYTES = 2**30
 """Architectures up to this size are written out with the weights that every engine gives them. Larger ones get vLLM's own
@@ -26,27 +28,41 @@ random weights, made on the device: nothing but speed and memory is asked of the
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is, and what it is. `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there."""
+    """Where a model is, and what it is. `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there.
+
+    `packed` says how a quantised checkpoint stores its layers.
+    """
 
     folder: Path
     content_hash: str
     dtype: str
     tokenizer: PreTrainedTokenizerBase | None
     dummy: bool = False
+    packed: Packed | None = None
 
 
 def source_of(plan: LoadPlan) -> Source:
     """The plan's model as a folder. Raises LoadError for one that cannot be read or made."""
-    if plan.model.kind == "arch":
+    path = scheme_of(plan.quantisation).path if plan.quantisation is not None else ""
+    if plan.model.kind == "arch" and not path:
         return _architecture(plan)
     with load_errors(plan, plan.model.name):
-        plain = local_folder(plan)
+        plain = Path(path) if plan.model.kind == "arch" else local_folder(plan)
         tokenizer = tokenizer_of(plan, plain)
-        path = scheme_of(plan.quantisation).path if plan.quantisation is not None else ""
         folder = Path(path) if path else plain
         stored = stored_dtype(folder, read_json(folder / "config.json"))
         files = weight_files(folder) or sorted(folder.glob("*.bin"))
-        return Source(folder, hash_files([folder / "config.json", *files]), stored, tokenizer)
+        content = hash_files([folder / "config.json", *files])
+    return Source(folder, content, stored, tokenizer, packed=_packed(plan, folder) if path else None)
+
+
+def _packed(plan: LoadPlan, folder: Path) -> Packed:
+    """How a quantised checkpoint stores its layers. Raises LoadError for another format, or files that disagree with it."""
+    packed = stored_as(folder)
+    if isinstance(packed, str):
+        raise LoadError(f"strategy part {plan.quantisation!r}: {packed}")
+    require_agreement(folder, packed)
+    return packed
 
 
 def _architecture(plan: LoadPlan) -> Source:

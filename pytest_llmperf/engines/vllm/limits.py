@@ -15,6 +15,9 @@ from pytest_llmperf.strategies.assistance import LOOKUP
 ON_LOADING = {"nf4": "bitsandbytes", "fp8": "fp8"}
 """Methods by which vLLM quantises full-precision weights while it loads them, and its own names of these."""
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Of vLLM 0.32's CPU attention (v1/attention/backends/cpu_attn.py)."""
+
 MODEL_KINDS = ("builtin", "folder", "hub", "arch")
 
 
@@ -86,7 +89,20 @@ def _parallel(plan: LoadPlan) -> str | None:
     return None
 
 
-_CHECKS = (_model, _options, _quantisation, _compile, _cache, _parallel)
+def _heads(plan: LoadPlan) -> str | None:
+    """Head dimensions that vLLM's attention on a CPU has no kernel for: it loads them, and fails at the first prompt."""
+    config = known_config(plan) or {}
+    heads = int(config.get("num_attention_heads") or 0)
+    if plan.device.partition(":")[0] != "cpu" or not heads:
+        return None
+    size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
+    if not size or size in CPU_HEAD_SIZES:
+        return None
+    able = ", ".join(map(str, CPU_HEAD_SIZES))
+    return f"the heads of {plan.model.name!r} have {size} dimensions; vLLM's attention on a CPU takes {able}."
+
+
+_CHECKS = (_model, _options, _quantisation, _compile, _cache, _parallel, _heads)
 
 
 def lacks(plan: LoadPlan) -> str | None:

@@ -15,7 +15,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from pytest_llmperf.core.effective import LinearGroup, TensorGroup
 from pytest_llmperf.core.trace import StepCost
 from pytest_llmperf.engines.transformers.cost import attention_flops
-from pytest_llmperf.engines.transformers.effective import dtype_name, tensor_groups
+from pytest_llmperf.engines.transformers.effective import dtype_name
+from pytest_llmperf.engines.transformers.quantise.storage import identity
+
+PACKED = "cpu (packed)"
+"""Device of a group of weights that a CPU library holds."""
 
 FP8_CACHES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 """vLLM's names of KV-cache dtypes that it keeps in tensors of bytes."""
@@ -74,6 +78,9 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 def held_aside(layer: Any) -> Held | None:
     """What oneDNN or another CPU library keeps of a layer's weight: seen in the function that vLLM put in its place."""
+    handler = getattr(getattr(getattr(layer, "scheme", None), "kernel", None), "dnnl_handler", None)
+    if handler is not None:
+        return Held(torch.int8, handler.n * handler.k)
     call = getattr(layer, "cpu_linear", None)
     for cell in getattr(call, "__closure__", None) or ():
         value = cell.cell_contents
@@ -85,19 +92,42 @@ def held_aside(layer: Any) -> Held | None:
 
 
 def tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
-    """Parameters and buffers, and the weights that a CPU library holds."""
-    aside: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for _, layer in linears(model):
-        held = held_aside(layer)
-        if held is not None:
-            totals = aside[str(held.dtype).removeprefix("torch.")]
-            for i, amount in enumerate((1, held.elements, held.bytes)):
-                totals[i] += amount
-    packed = (
-        TensorGroup(kind="parameter", dtype=dtype, device="cpu (packed)", tensors=n, elements=elements, bytes=size)
-        for dtype, (n, elements, size) in sorted(aside.items())
+    """Parameters and buffers, and the weights that a CPU library holds. What lies in memory once is counted once."""
+    totals: dict[tuple[str, str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
+
+    def add(kind: str, device: str, held: Held, *, low: bool) -> None:
+        for i, amount in enumerate((1, held.elements, held.bytes)):
+            totals[kind, str(held.dtype).removeprefix("torch."), device, low][i] += amount
+
+    layers = [layer for _, layer in linears(model)]
+    quantised = {identity(t) for layer in layers if is_low(layer) for t in own_tensors(layer)}
+    seen: set[tuple[object, ...]] = set()
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for _, tensor in named:
+            if tensor.numel() and identity(tensor) not in seen:
+                seen.add(identity(tensor))
+                add(kind, str(tensor.device), Held(tensor.dtype, tensor.numel()), low=identity(tensor) in quantised)
+    for layer in layers:
+        aside = held_aside(layer)
+        if aside is not None:
+            add("parameter", PACKED, aside, low=is_low(layer))
+    return tuple(
+        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, quantised=low)
+        for (kind, dtype, device, low), (n, elements, size) in sorted(totals.items())
     )
-    return tuple(group for group in (*tensor_groups(model), *packed) if group.bytes)
+
+
+def is_low(layer: Any) -> bool:
+    """Its weight is stored as integers or in 8-bit floats."""
+    dtype = stored_weight(layer).dtype
+    return not dtype.is_floating_point or dtype.itemsize == 1
+
+
+def own_tensors(layer: Any) -> Iterator[Tensor]:
+    """Weight, scales and tables of a layer; the bias is not in it."""
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if name != "bias":
+            yield tensor
 
 
 def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
@@ -106,8 +136,7 @@ def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
     for _, layer in linears(model):
         stored = stored_weight(layer)
         outputs, inputs = shape_of(layer)
-        low = not stored.dtype.is_floating_point or stored.dtype.itemsize == 1
-        total = totals[type(layer).__name__, str(stored.dtype).removeprefix("torch."), low]
+        total = totals[type(layer).__name__, str(stored.dtype).removeprefix("torch."), is_low(layer)]
         for i, amount in enumerate((1, outputs * inputs, stored.bytes)):
             total[i] += amount
     return tuple(

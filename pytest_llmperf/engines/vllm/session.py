@@ -30,6 +30,8 @@ from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.vllm import looking
 from pytest_llmperf.engines.vllm.folder import Source
 from pytest_llmperf.engines.vllm.logits import capture
+from pytest_llmperf.engines.vllm.quantised import quantised_layers
+from pytest_llmperf.engines.vllm.shards import shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped, require_no_cached, run
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies.assistance import LOOKUP
@@ -240,11 +242,13 @@ class VllmSession:
             padding_side="left",  # nothing is padded
             device=str(loaded.device),
             ranks=loaded.plan.ranks,
+            shards=shards(self._model, loaded.plan, loaded.device),
+            quantised=quantised_layers(self._model, loaded.plan, loaded.source.packed),
             notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
-        packed = sum(group.bytes for group in looking.tensors(self._model) if group.device.endswith("(packed)"))
+        packed = sum(group.bytes for group in looking.tensors(self._model) if group.device == looking.PACKED)
         prefix = "on" if self._loaded.config.cache_config.enable_prefix_caching else "off"
         notes = [f"the KV cache holds {self._cache.tokens} tokens and is allocated at once; prefix cache {prefix}"]
         if packed:
@@ -264,11 +268,12 @@ class VllmSession:
     # Outputs
 
     def _observed_dtype(self) -> str:
-        """Dtype of the output head's product over one token."""
+        """Dtype of the output head's product over one token; of a stage without a head, that of vLLM's configuration."""
         some = int(self._vocabulary.plain_ids()[0])
         with capture(self._model) as captured:
             run(self._loaded.engine, self._submit, [Ask([some], 1)])
-        return str(captured.dtype).removeprefix("torch.")
+        found = self._loaded.config.model_config.dtype if captured.sampled is None else captured.dtype
+        return str(found).removeprefix("torch.")
 
     def logits(self, ids: Sequence[int]) -> tuple[Tensor, torch.dtype]:
         """[positions, vocab] float32 logits after each token of a prompt, and the dtype they had."""

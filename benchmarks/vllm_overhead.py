@@ -1,0 +1,107 @@
+"""What this package's step loop costs over vLLM's own benchmark, on one engine in one process, in pairs of random order.
+
+The other side is what `vllm bench latency` and `vllm bench throughput` time: `LLM.generate` of prompts that are there at once.
+Run it with an interpreter that has vLLM and this package: `vllm-env/bin/python benchmarks/vllm_overhead.py [--pairs N]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
+
+os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
+
+import torch
+from vllm import LLM, SamplingParams, TokensPrompt
+
+from pytest_llmperf.core import stats
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.engines.vllm.folder import source_of
+from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
+from pytest_llmperf.strategies import parse
+from pytest_llmperf.workloads import Batch, Decode, Workload
+
+LIMIT = 0.02
+WARM_UP = 2
+
+
+def main() -> None:
+    """Print a row for each workload: the ratio of seconds, ours over vLLM's, with its 99 % interval."""
+    options = parser().parse_args()
+    llm, session = both(options)
+    print(f"{options.model} {options.strategy} on {session.opened().device_name}: seconds of this package over vLLM's own")
+    for work in (
+        Decode(batch=1, prompt_tokens=32, new_tokens=options.new_tokens),
+        Batch(requests=8, prompt_tokens=32, max_new_tokens=options.new_tokens),
+    ):
+        row(work, llm, session, options.pairs)
+
+
+def both(options: argparse.Namespace) -> tuple:
+    """The LLM of vLLM, and a session of this package around the same engine."""
+    chosen = (("kv_cache_gib", options.kv_cache_gib),)
+    base = LoadPlan(model=model_ref(options.model), engine="vllm", device=options.device, options=chosen)
+    plan = parse(options.strategy).apply(base)
+    source = source_of(plan)
+    dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+    llm = LLM(**arguments(plan, source.folder, dtype=dtype, dummy=source.dummy))
+    loaded = Loaded(engine=llm.llm_engine, plan=plan, source=source, device=torch.device(options.device), load_s=0.0, versions={})
+    return llm, VllmSession(loaded)
+
+
+def row(work: Workload, llm, session, pairs: int) -> None:
+    """Pairs of one repetition each, in random order; both sides get the same prompts."""
+
+    def theirs(repetition: int) -> None:
+        _, asks = session._asks(work, repetition)  # noqa: SLF001 - what a run does, without what is read around it
+        params = [SamplingParams(temperature=0.0, max_tokens=a.new_tokens, ignore_eos=True, detokenize=False) for a in asks]
+        llm.generate([TokensPrompt(prompt_token_ids=list(a.ids)) for a in asks], params, use_tqdm=False)
+
+    def ours(repetition: int) -> None:
+        _, asks = session._asks(work, repetition)  # noqa: SLF001 - what a run does, without what is read around it
+        session._step(asks)  # noqa: SLF001
+
+    draw = random.Random(0)  # noqa: S311 - an order, not a secret
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for repetition in range(pairs + WARM_UP):
+        sides: list[tuple[str, Callable[[int], None]]] = [("ours", ours), ("theirs", theirs)]
+        draw.shuffle(sides)
+        for name, side in sides:
+            taken_s = seconds(side, repetition)
+            if repetition >= WARM_UP:
+                times[name].append(taken_s)
+    ratio = stats.log_ratio_interval(times["ours"], times["theirs"], paired=True)
+    low, center, high = (math.exp(x) for x in (ratio.low, ratio.center, ratio.high))
+    medians = ", ".join(f"{name} {statistics.median(values):.3f} s" for name, values in times.items())
+    print(f"  {type(work).__name__}: {center:.4f} [{low:.4f}, {high:.4f}], {pairs} pairs, medians {medians}; bar {1 + LIMIT:g}")
+
+
+def seconds(side: Callable[[int], None], repetition: int) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    side(repetition)
+    return time.perf_counter() - start
+
+
+def parser() -> argparse.ArgumentParser:
+    """The model, where it runs, and how often."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--model", default="smollm2-135m")
+    made.add_argument("--strategy", default="fp32")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--pairs", type=int, default=12)
+    made.add_argument("--new-tokens", type=int, default=32)
+    made.add_argument("--kv-cache-gib", type=float, default=0.5)
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What one rank of vLLM holds of a model that several share: its bytes, and what the split gives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from vllm.distributed.parallel_state import get_world_group
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from pytest_llmperf.core.effective import Shard
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.parallel.build import device_identity
+from pytest_llmperf.engines.transformers.quantise.storage import identity
+from pytest_llmperf.engines.vllm.looking import held_aside, linears, own_tensors, shape_of, tensors
+
+
+def shards(model: nn.Module, plan: LoadPlan, device: torch.device) -> tuple[Shard, ...]:
+    """One row, of this rank; nothing for a model on one device."""
+    if plan.ranks == 1:
+        return ()
+    own = sum(group.bytes for group in tensors(model))
+    kept, whole = _split(model, own)
+    world = get_world_group()
+    if plan.pp > 1:
+        everybody = torch.tensor([own], dtype=torch.int64)
+        dist.all_reduce(everybody, group=world.cpu_group)
+        whole, stage = int(everybody.item()), own
+    else:
+        stage = whole
+    shard = Shard(
+        rank=world.rank,
+        device=device_identity(device),
+        backend=str(dist.get_backend(world.device_group)),
+        bytes=own,
+        whole_bytes=whole,
+        stage_bytes=stage,
+        kept_bytes=kept,
+        holds=_words(plan, world.rank),
+    )
+    return (shard,)
+
+
+def _split(model: nn.Module, own: int) -> tuple[int, int]:
+    """Bytes that every rank keeps in full, and those of the whole model, from how each layer says it is divided."""
+    cut, divided = 0, 0.0
+    seen: set[tuple[object, ...]] = set()
+    layers: dict[int, Any] = {id(layer): layer for _, layer in linears(model)}
+    layers |= {id(module): module for module in model.modules() if isinstance(module, VocabParallelEmbedding)}
+    for layer in layers.values():
+        held = held_aside(layer)
+        fresh = [tensor for tensor in own_tensors(layer) if identity(tensor) not in seen]
+        seen.update(map(identity, fresh))
+        size = sum(tensor.nbytes for tensor in fresh) + (held.bytes if held is not None else 0)
+        cut += size
+        divided += size * _times(layer)
+    return own - cut, own - cut + round(divided)
+
+
+def _times(layer: Any) -> float:
+    """How many times this rank's part the whole layer is."""
+    outputs, inputs = shape_of(layer)
+    if isinstance(layer, VocabParallelEmbedding):
+        return float(layer.num_embeddings_padded / outputs)
+    return float(layer.output_size * layer.input_size / (outputs * inputs))
+
+
+def _words(plan: LoadPlan, rank: int) -> str:
+    return f"part {rank + 1} of {plan.tp} of each layer" if plan.tp > 1 else f"stage {rank + 1} of {plan.pp}"
