@@ -326,8 +326,8 @@ def test_a_name_that_is_not_escaped_is_seen_by_the_test_above():
 
 
 def test_control_characters_and_lone_surrogates_become_visible():
-    """ANSI codes are shown as signs, a long text is cut and says how long it was."""
-    assert page.clean("\x1b[31m\x00\x9b\x7f\n") == "␛[31m␀\\x9b␡\n"
+    """ANSI codes are shown as escapes, a long text is cut and says how long it was."""
+    assert page.clean("\x1b[31m\x00\x9b\x7f\n") == "\\x1b[31m\\x00\\x9b\\x7f\n"
     assert page.clean("\ud800") == "?"
     assert page.clean("x" * 2000).endswith("… (2,000 characters)")
 
@@ -387,3 +387,19 @@ def test_of_thousands_of_samples_an_even_share_is_drawn():
     assert (len(row["values"]), row["at"][:3]) == (400, [1, 26, 51])
     assert row["values"][1] == pytest.approx(0.026)
     assert "5.00 s" in figure.alt
+
+
+def test_where_no_rule_holds_the_fastest_is_not_called_acceptable():
+    """It is named with what is wrong with it; one without a rule is taken before."""
+    bad = run("nf4", 30.0, 1e8, agreement=agreement(ok=False, top1=0.5))
+    (only,) = overview.panels(content(bad))[1].items
+    assert "no agreement is acceptable" in only.more
+    (unruled,) = overview.panels(content(bad, run("int8", 20.0, 1e8)))[1].items
+    assert unruled.text.startswith("int8")
+
+
+def test_a_failure_outside_of_the_claims_is_said_once():
+    """A test with two records that failed by a plain assert."""
+    two = (record("a", test="t1", outcome="FAIL"), record("b", test="t1", outcome="FAIL"))
+    (item,) = overview.panels(content(*two))[0].items
+    assert (item.title, "none of its claims did" in item.text) == ("t1", True)

@@ -23,8 +23,9 @@ def runs(records: Sequence[Record]) -> Section | None:
         return None
     table = Table(
         caption="Every run of this report",
-        header=("test", "strategy", "work", "verdict", "value", "TTFT p50", "memory peak", "claims"),
+        header=("test", "strategy", "work", "verdict", "claims", "value", "TTFT p50", "memory peak"),
         rows=tuple(map(_row, records)),
+        first_number=5,
         note="Value: tokens a second of a run, top-1 of an agreement, accuracy of a task, seconds of a benchmark's round.",
     )
     return Section(id="runs", title="All runs", parts=(Part(title="Runs and claims", blocks=(table,)),))
@@ -41,10 +42,10 @@ def _row(record: Record) -> Row:
             Cell(named(record)),
             Cell(record.workload_text, f"marked {', '.join(doubts)}" if doubts else ""),
             verdict(record.outcome),
+            Cell(claims or MISSING),
             Cell(shown(record, headline(record)), interval(record, headline(record))),
             Cell(shown(record, "ttft.p50")),
             Cell(shown(record, "memory.peak")),
-            Cell(claims or MISSING),
         ),
         words=words(record),
         outcome=record.outcome,

@@ -18,6 +18,7 @@ ORDER = ("FAIL", "ERROR", "INVALID", "UNDECIDED", "NOT COMPARABLE", "WAIVED", "X
 """Outcomes, what wants attention first."""
 _UNMEASURED = ("ERROR", "INVALID", "FAIL")
 _NOT_IN_EFFECT = "NotInEffect"
+_UNCLAIMED = "failed, and none of its claims did: the reason is in pytest's own output"
 _NOT_STORED = "Tests that were skipped or could not be measured are not in the store; a report of their own session names them."
 
 
@@ -72,12 +73,12 @@ def _urgency(outcome: str) -> int:
 def _failed(content: Content) -> Panel:
     items: dict[tuple[str, str], Item] = {}
     for record in content.records:
-        claims = [claim for claim in record.claims if claim.outcome == "FAIL"]
-        for claim in claims:
+        for claim in (each for each in record.claims if each.outcome == "FAIL"):
             items[record.test, claim.text] = Item(title=record.test, text=claim.text, more=claim.detail, outcome="FAIL")
-        if record.outcome == "FAIL" and not claims:
-            text = "failed; none of its claims did. The reason is in pytest's own output"
-            items[record.test, ""] = Item(title=record.test, text=text, outcome="FAIL")
+    claimed = {test for test, _ in items}
+    for test in dict.fromkeys(record.test for record in content.records if record.outcome == "FAIL"):
+        if test not in claimed:
+            items[test, ""] = Item(title=test, text=_UNCLAIMED, outcome="FAIL")
     unmeasured = [each for each in content.unmeasured or () if each.outcome in _UNMEASURED and _NOT_IN_EFFECT not in each.reason]
     for each in unmeasured:
         items.setdefault((each.test, each.reason), Item(title=each.test, text=each.reason, outcome=each.outcome))
@@ -95,7 +96,7 @@ def _fastest(content: Content) -> Panel:
 def _best(group: Group, records: Sequence[Record]) -> Item | None:
     standing = standings(group, records)
     accepted = [each for each in standing if holds(each.agreement) or each.record.strategy == group.reference]
-    best = next(iter(accepted or standing), None)
+    best = next(iter(accepted or [each for each in standing if holds(each.agreement) is None] or standing), None)
     if best is None:
         return None
     run = best.record
@@ -110,6 +111,8 @@ def _best(group: Group, records: Sequence[Record]) -> Item | None:
 
 
 def _caveat(best: Standing, standing: Sequence[Standing], accepted: Sequence[Standing]) -> list[str]:
+    if holds(best.agreement) is False and not accepted:
+        return ["no agreement is acceptable: its rule does not hold"]
     if not accepted:
         return ["agreement was not measured or has no rule"]
     faster = [each for each in standing if each.speed > best.speed]

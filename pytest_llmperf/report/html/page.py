@@ -25,8 +25,7 @@ SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "report.js")
 LONGEST = 1000
 """Characters of one text that are shown."""
 _SHOWN_ITEMS = 4
-_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-_CONTROLS |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _ASSETS = resources.files("pytest_llmperf.report.html") / "assets"
 
 
@@ -85,7 +84,7 @@ def libraries() -> dict[str, dict[str, str]]:
 
 
 def clean(text: str) -> str:
-    """Text as it can be shown: control characters (of ANSI codes, too) as visible signs, lone surrogates as "?", not too long."""
+    """Text as it can be shown: control characters (of ANSI codes, too) as escapes, lone surrogates as "?", not too long."""
     kept = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
     return kept.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
