@@ -25,7 +25,8 @@ def write_model(folder: Path) -> Path:
     model = folder / "tiny"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "stub"}')
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(500)}, unk_token="w0"))  # noqa: S106 - a word
+    words = [f"w{i}" for i in range(500)] + [f"[{lap}.{i}]" for lap in range(20) for i in range(20)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))  # noqa: S106 - a word
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(model / "tokenizer.json"))
     return model

@@ -19,6 +19,9 @@ from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer
 
 PROBE_S = 0.02
+KEEP_ALIVE_S = 2.0
+"""Idle connections are closed before servers close them (llama.cpp's after 5 s): a request must not meet one that is."""
+
 _ERROR_BYTES = 300
 
 
@@ -148,7 +151,12 @@ class Client:
     async def _send(self, outcome: Outcome) -> None:
         outcome.sent_ns = self._now_ns()
         try:
-            await self._stream(outcome)
+            try:
+                await self._stream(outcome)
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+                if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+                await self._stream(outcome)  # the server had closed an idle connection; RFC 9110, 9.2.2: send it again
         except aiohttp.ClientConnectorError as error:
             outcome.failure = f"the connection was refused ({error.os_error.strerror or error.os_error})"
         except (TimeoutError, aiohttp.ServerTimeoutError):
@@ -217,7 +225,7 @@ def _reason(status: int) -> str:
 def connections(timeout_s: float) -> aiohttp.ClientSession:
     """A session without a limit of connections, proxies or cookies; bytes that do not come for `timeout_s` are an error."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=False),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
         trust_env=False,
         auto_decompress=False,

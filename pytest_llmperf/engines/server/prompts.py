@@ -37,9 +37,8 @@ class Prompts:
         """
         if not prompts.texts:
             return self._drawn(f"{prompts.seed}|{repetition}|{index}", length or 1)
-        at = index if repeat else repetition * len(prompts.texts) + index
-        lap = 0 if repeat else repetition + index // len(prompts.texts)
-        before = f"[{lap}.{at}] " if lap else ""
+        fresh = not repetition and index < len(prompts.texts)
+        before = "" if repeat or fresh else f"[{repetition}.{index}] "
         if length is None:
             text = before + prompts.texts[index % len(prompts.texts)]
             return Prompt(text=text, ids=tuple(self.encode(text)))
