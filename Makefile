@@ -28,7 +28,7 @@ lint: $(VENV)/.dev  ## style, types, import contracts
 	$(VENV)/bin/lint-imports --no-cache
 
 docs: $(VENV)/.dev  ## the pages of docs/ as a site in build/site; a broken link fails
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 bench: $(VENV)/.dev  ## the plugin's own cost, as ratios made in one run
 	$(VENV)/bin/python benchmarks/run.py

@@ -1,0 +1,115 @@
+"""A page that is followed word for word: its files and commands in their order, and what each command is said to print."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+_BLOCK = re.compile(r"(?:<!-- exits: (\d+) -->\n)?^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_TITLE = re.compile(r'title="([^"]+)"')
+_NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:\s?(?:%|[kKMGT]?i?B|tok/s|µs|ms|s|min|h|d)(?![\w/]))?")
+_ANYTHING = "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file that the page says to write, in the current folder."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command, the lines that the page shows below it, and the exit code it is said to have."""
+
+    line: str
+    shown: tuple[str, ...] = ()
+    code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a command did."""
+
+    command: Command
+    code: int | None
+    said: str
+    seconds: float = field(compare=False)
+
+
+Step = File | Command
+
+
+def steps(page: str) -> list[Step]:
+    """Everything that the page tells its reader to do, in order."""
+    found: list[Step] = []
+    for code, language, rest, body in _BLOCK.findall(page):
+        title = _TITLE.search(rest)
+        if title:
+            found.append(File(name=title[1], text=body))
+        elif language == "console":
+            found += _commands(body, int(code or 0))
+    return found
+
+
+def _commands(body: str, code: int) -> list[Command]:
+    commands: list[Command] = []
+    for line in body.splitlines():
+        if line.startswith("$ "):
+            commands.append(Command(line=line[2:]))
+        else:
+            last = commands.pop()
+            commands.append(Command(line=last.line, shown=(*last.shown, line)))
+    last = commands.pop()
+    return [*commands, Command(line=last.line, shown=last.shown, code=code)]
+
+
+def follow(wanted: list[Step], folder: Path, environ: dict[str, str], *, deadline_s: float) -> list[Ran]:
+    """Do the steps in one shell that begins in `folder`. It stops at the first command with another exit code."""
+    kept = folder.parent / f"{folder.name}-steps"
+    kept.mkdir()
+    script = "".join(_in_shell(step, kept / str(n)) for n, step in zip(count(), wanted, strict=False))
+    subprocess.run(["bash", "-c", script], check=False, cwd=folder, env=environ, timeout=deadline_s, stdin=subprocess.DEVNULL)
+    return [_result(step, kept / str(n)) for n, step in enumerate(wanted) if isinstance(step, Command)]
+
+
+def _in_shell(step: Step, place: Path) -> str:
+    if isinstance(step, File):
+        place.write_text(step.text, encoding="utf-8")
+        return f"cp '{place}' '{step.name}' || exit 1\n"
+    begin, end = f"date +%s.%N > '{place}.begin'\n", f"date +%s.%N > '{place}.end'\n"
+    judge = f"[ $code = {step.code} ] || exit $code\n"
+    return f"{begin}{{\n{step.line}\n}} > '{place}' 2>&1; code=$?; echo $code > '{place}.code'\n{end}{judge}"
+
+
+def _result(command: Command, place: Path) -> Ran:
+    ended = Path(f"{place}.end")
+    if not ended.exists():
+        return Ran(command=command, code=None, said="", seconds=0.0)
+    times = [float(Path(f"{place}.{name}").read_text(encoding="ascii")) for name in ("begin", "end")]
+    code = int(Path(f"{place}.code").read_text(encoding="ascii"))
+    return Ran(command=command, code=code, said=place.read_text(encoding="utf-8"), seconds=times[1] - times[0])
+
+
+def not_shown(ran: Ran) -> list[str]:
+    """Lines of the page that the command did not print, in their order. Numbers with their units, and spaces, may differ."""
+    printed = iter([_plain(line) for line in ran.said.splitlines()])
+    return [line for line in ran.command.shown if line.strip() not in {"", _ANYTHING} and not _found(line, printed)]
+
+
+def _found(shown: str, printed: object) -> bool:
+    pattern = re.compile(".*".join(re.escape(_plain(part)) for part in shown.split(_ANYTHING)))
+    return any(pattern.fullmatch(line) for line in printed)  # type: ignore[attr-defined]
+
+
+def _plain(line: str) -> str:
+    return re.sub(r"[=\s]+", " ", _NUMBER.sub("#", line)).strip()
+
+
+def elapsed(ran: list[Ran]) -> float:
+    """Seconds of all commands."""
+    return sum(each.seconds for each in ran)
