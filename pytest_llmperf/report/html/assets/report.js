@@ -8,27 +8,31 @@
   const tip = { fontSize: 12, lineHeight: 1.35, textPadding: 8, stroke: line };
   const narrow = (width) => width < 480;
 
-  // Width that the longest name takes on the left, at most a third of the picture.
-  const nameMargin = (names, width) => Math.min(width / 3, 14 + 6.4 * Math.max(...names.map((name) => short(name).length)));
+  // Width that the longest name takes on the left, at most half of the picture.
+  const nameMargin = (names, width) => Math.min(0.45 * width, 14 + 7 * Math.max(...names.map((name) => short(name).length)));
 
   const pareto = (d, width) => {
     const front = d.points.filter((p) => p.front).sort((a, b) => a.x - b.x);
     const labelled = d.points.length > 14 ? front : d.points;
     const domain = wide(d.points.map((p) => p.x), d.span, d.reverse);
-    const top = Math.max(...d.points.map((p) => p.high ?? p.y));
+    const speeds = d.points.flatMap((p) => [p.low ?? p.y, p.high ?? p.y]);
+    const log = far(speeds), heights = log ? [Math.min(...speeds) / 1.3, Math.max(...speeds) * 1.3] : [0, Math.max(...speeds)];
     return {
-      height: narrow(width) ? 280 : 320, marginTop: 26, marginRight: 34, marginLeft: 48, marginBottom: 42, inset: 18, grid: true,
-      x: { label: d.x, labelArrow: "none", labelAnchor: "center", ticks: narrow(width) ? 4 : 6, reverse: d.reverse, domain },
-      y: { label: `${d.y} ↑`, labelArrow: "none", nice: true, zero: true, ticks: 5 },
+      height: narrow(width) ? 280 : 320, marginTop: 26, marginRight: 34, marginLeft: 48, marginBottom: 42, inset: 18,
+      x: { label: d.x, labelArrow: "none", labelAnchor: "center", ticks: narrow(width) ? 4 : 6, grid: true, reverse: d.reverse, domain },
+      y: { label: `${d.y}${log ? " (logarithmic)" : ""} ↑`, labelArrow: "none", type: log ? "log" : "linear", domain: heights, nice: !log, grid: !log, ticks: log ? 4 : 5, tickFormat: (y) => number(y) },
       marks: [
         Plot.line(front, { x: "x", y: "y", stroke: accent, strokeOpacity: 0.5, strokeDasharray: "3 3" }),
         Plot.ruleX(d.points.filter((p) => p.low !== null), { x: "x", y1: "low", y2: "high", stroke: (p) => (p.front ? accent : quiet) }),
         Plot.dot(d.points, { x: "x", y: "y", r: 5, stroke: (p) => (p.front ? accent : quiet), fill: (p) => (p.front ? accent : "var(--paper)"), strokeWidth: 1.5 }),
-        ...labels(labelled, { width: width - 82, height: (narrow(width) ? 280 : 320) - 68, x: domain, y: [0, top], reverse: d.reverse, fill: (p) => (p.front ? accent : ink) }),
+        ...labels(labelled, { width: width - 82, height: (narrow(width) ? 280 : 320) - 68, x: domain, y: heights, logY: log, reverse: d.reverse, fill: (p) => (p.front ? accent : ink) }),
         Plot.tip(d.points, Plot.pointer({ x: "x", y: "y", title: "tip", ...tip })),
       ],
     };
   };
+
+  // Values that a linear axis would squeeze into a corner.
+  const far = (values) => Math.min(...values) > 0 && Math.max(...values) > 8 * Math.min(...values);
 
   // The values' range, at least `span` wide: equal values stand at its better end.
   const wide = (values, span, reverse) => {
@@ -39,37 +43,41 @@
 
   // Names beside their points, each in the first of four places where it covers neither a point nor a name.
   const places = [[9, -9, "start"], [-9, -9, "end"], [9, 10, "start"], [-9, 10, "end"], [9, -22, "start"], [-9, -22, "end"]];
-  const labels = (points, { width, height, fill, x, y, reverse = false, log = false }) => {
-    const scale = (key, [from, to], size, flip) => {
+  const labels = (points, { width, height, fill, x, y, reverse = false, logX = false, logY = false }) => {
+    const scale = (key, [from, to], size, flip, log) => {
       const [low, high] = log ? [Math.log(from), Math.log(to)] : [from, to];
       return points.map((p) => ((log ? Math.log(p[key]) : p[key]) - low) / (high - low || 1)).map((share) => (flip ? 1 - share : share) * size);
     };
-    const xs = scale("x", x, width, reverse), ys = scale("y", y, height, true);
+    const xs = scale("x", x, width, reverse, logX), ys = scale("y", y, height, true, logY);
     const taken = xs.map((x, i) => [x - 5, ys[i] - 5, x + 5, ys[i] + 5]);
     const box = (i, [dx, dy, anchor]) => {
-      const text = 6.6 * short(points[i].name).length, left = xs[i] + dx - (anchor === "end" ? text : 0);
+      const text = 7.2 * short(points[i].name).length, left = xs[i] + dx - (anchor === "end" ? text : 0);
       return [left, ys[i] + dy - 7, left + text, ys[i] + dy + 7];
     };
     const free = (b) => b[0] > -16 && b[2] < width + 16 && taken.every((t) => b[2] < t[0] || b[0] > t[2] || b[3] < t[1] || b[1] > t[3]);
-    return points.map((point, i) => {
-      const chosen = places.find((place) => free(box(i, place))) ?? places[0];
+    return points.flatMap((point, i) => {
+      const chosen = places.find((place) => free(box(i, place)));
+      if (!chosen) return [];  // its tip names it
       taken.push(box(i, chosen));
       const [dx, dy, textAnchor] = chosen;
       return Plot.text([point], { x: "x", y: "y", text: (p) => short(p.name), dx, dy, textAnchor, fill: fill(point), fontSize: 12, stroke: "var(--paper)", strokeWidth: 3 });
     });
   };
 
-  const ratios = (d, width) => ({
-    height: 56 + 30 * d.rows.length, marginLeft: nameMargin(d.rows.map((r) => r.name), width), marginRight: 56, marginBottom: 38,
-    x: { label: d.x, labelArrow: "none", labelAnchor: "center", nice: true, grid: true, ticks: 5, domain: spread(d.rows.flatMap((r) => [1, r.v, r.low ?? r.v, r.high ?? r.v])) },
-    y: { label: null, domain: d.rows.map((r) => r.name), tickSize: 0, tickFormat: (name) => short(name) },
-    marks: [
-      Plot.ruleX([1], { stroke: quiet }),
-      Plot.link(d.rows.filter((r) => r.low !== null), { x1: "low", x2: "high", y1: "name", y2: "name", stroke: accent, strokeWidth: 2 }),
-      Plot.dot(d.rows, { x: "v", y: "name", r: 4.5, fill: accent }),
-      Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${number(r.v, 3)}×`, dx: 9, textAnchor: "start", fontSize: 12 }),
-    ],
-  });
+  const ratios = (d, width) => {
+    const values = d.rows.flatMap((r) => [1, r.v, r.low ?? r.v, r.high ?? r.v]), log = far(values);
+    return {
+      height: 56 + 30 * d.rows.length, marginLeft: nameMargin(d.rows.map((r) => r.name), width), marginRight: 56, marginBottom: 38,
+      x: { label: d.x, labelArrow: "none", labelAnchor: "center", type: log ? "log" : "linear", nice: !log, grid: !log, ticks: log ? 4 : 5, tickFormat: (x) => number(x), domain: log ? [Math.min(...values) / 1.2, Math.max(...values) * 1.2] : spread(values) },
+      y: { label: null, domain: d.rows.map((r) => r.name), tickSize: 0, tickFormat: (name) => short(name) },
+      marks: [
+        Plot.ruleX([1], { stroke: quiet }),
+        Plot.link(d.rows.filter((r) => r.low !== null), { x1: "low", x2: "high", y1: "name", y2: "name", stroke: accent, strokeWidth: 2 }),
+        Plot.dot(d.rows, { x: "v", y: "name", r: 4.5, fill: accent }),
+        Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${number(r.v, 3)}×`, dx: 9, textAnchor: "start", fontSize: 12 }),
+      ],
+    };
+  };
 
   const spread = (values) => {
     const low = Math.min(...values), high = Math.max(...values), pad = 0.06 * (high - low || Math.abs(high) || 1);
@@ -128,7 +136,7 @@
       y: { type: "log", label: "GFLOP/s ↑", labelArrow: "none", domain: heights, ticks: 4, tickFormat: (x) => number(x) },
       marks: [
         Plot.line(roof, { x: "x", y: "y", z: "dtype", stroke: quiet, strokeWidth: 1.5 }),
-        ...labels(d.points, { width: width - 80, height: (narrow(width) ? 280 : 300) - 68, x: ends, y: heights, fill: () => ink, log: true }),
+        ...labels(d.points, { width: width - 80, height: (narrow(width) ? 280 : 300) - 68, x: ends, y: heights, fill: () => ink, logX: true, logY: true }),
         Plot.text(tops, { x: "x", y: "y", text: "text", textAnchor: "end", dy: -8, fill: quiet, fontSize: 12 }),
         Plot.ruleX(d.points, { x: "x", y1: "y", y2: (p) => Math.max(...d.roofs.map((r) => Math.min(r.flops, p.x * r.bytes))), stroke: line, strokeDasharray: "2 3" }),
         Plot.dot(d.points, { x: "x", y: "y", r: 4.5, fill: accent }),
