@@ -30,6 +30,10 @@ BLOCKS = 10
 are not independent, blocks of many nearly are."""
 
 
+NO_SUCH = "a load on a server gives no such quantity"
+"""Reason of what a load never measures: its records leave it out."""
+
+
 class LoadTrace(Struct, frozen=True, kw_only=True):
     """One run of a load: its requests, and how the client did. Times in s; `busy_share` is the client's CPU time over wall time.
 
@@ -81,7 +85,7 @@ def reduce_load(
     """
     origin = _Origin(pair, subject, context)
     runs = [_run(trace, ramp_up_s) for trace in traces]
-    rest = RunResult.unmeasured("a load on a server gives no such quantity")
+    rest = RunResult.unmeasured(NO_SUCH)
     return replace(
         rest,
         throughput=_rate("throughput", runs, [_tokens(run) for run in runs], origin),

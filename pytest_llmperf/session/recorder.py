@@ -17,6 +17,7 @@ from pytest_llmperf.core import kept
 from pytest_llmperf.core.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.judge import Finding
+from pytest_llmperf.core.load import NO_SUCH
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Environment, Record
 from pytest_llmperf.core.results import metric_value
@@ -214,7 +215,7 @@ class Recorder:
             side.model,
             msgspec.to_builtins(side.workload),
             describe_serve(side.workload),
-            metrics=side.result.metric_values(),
+            metrics=tuple(value for value in side.result.metric_values() if value.reason != NO_SUCH),
             samples=side.result.samples(),
             marks=side.marks,
             paired_with=side.pair,

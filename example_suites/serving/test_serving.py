@@ -1,0 +1,69 @@
+"""A chat server under load: what one line gets, what several get, and how many requests a second it can promise.
+
+Runs on whatever server is here: `vllm serve`, `transformers serve`, or llama.cpp in the wheel `xllamacpp`.
+"""
+
+import os
+import shutil
+
+import pytest
+
+from pytest_llmperf import PromptSet, Serve, Slo
+
+CHAT = PromptSet.bundled("short-chat")
+LINE = Serve(concurrency=1, requests=8, prompts=CHAT, prompt_tokens=32, max_new_tokens=16)
+SERVERS = {
+    "vllm": ("vllm", "--enforce-eager --max-model-len 512 --max-num-seqs 8"),
+    "transformers": ("transformers", ""),
+    "xllamacpp": ("", "n_parallel=4 n_ctx=2048"),
+}
+
+
+def server(name):
+    """The marks of one server: how it is started, and that it is skipped where it is not installed."""
+    program, arguments = SERVERS[name]
+    here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (name == "vllm" and shutil.which(program))
+    return pytest.param(
+        name,
+        marks=[
+            pytest.mark.llmperf(model="smollm2-135m", engine=f"server:{name}", options={"args": arguments}),
+            pytest.mark.skipif(not here, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"),
+        ],
+    )
+
+
+@pytest.fixture
+def name(request):
+    """The server that a test is run on; its marks say how."""
+    return request.param
+
+
+every_server = pytest.mark.parametrize("name", [server(name) for name in SERVERS], indirect=True)
+
+
+@pytest.mark.usefixtures("name")
+@every_server
+def test_one_line_is_answered(llm):
+    """No request fails, each has exactly the tokens asked for, and the first comes soon."""
+    run = llm.run(LINE)
+    assert run.n_failed == 0
+    assert run.ttft.p50 <= 5
+    assert run.load.in_flight_max == 1
+
+
+@pytest.mark.usefixtures("name")
+@every_server
+def test_more_lines_get_more_tokens_from_the_server(llm):
+    """Batching: four lines together get more tokens a second than one, and each of them fewer."""
+    one, four = llm.run(LINE), llm.run(LINE.at(concurrency=4))
+    assert four.throughput >= one.throughput
+    assert four.tpot.p50 >= one.tpot.p50
+
+
+@pytest.mark.usefixtures("name")
+@every_server
+def test_the_rate_that_can_be_promised(llm):
+    """The highest rate at which nine requests in ten have their first token within three seconds."""
+    load = Serve(rate=1, requests=16, prompts=CHAT, prompt_tokens=32, max_new_tokens=16, slo=Slo(ttft=3), prefix_cache=True)
+    found = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
+    assert found.highest is not None
