@@ -97,13 +97,22 @@ def _result(command: Command, place: Path) -> Ran:
 
 def not_shown(ran: Ran) -> list[str]:
     """Lines of the page that the command did not print, in their order. Numbers with their units, and spaces, may differ."""
-    printed = iter([_plain(line) for line in ran.said.splitlines()])
-    return [line for line in ran.command.shown if line.strip() not in {"", _ANYTHING} and not _found(line, printed)]
+    printed = [_plain(line) for line in ran.said.splitlines()]
+    missing, begin = [], 0
+    for line in ran.command.shown:
+        if line.strip() in {"", _ANYTHING}:
+            continue
+        at = _found(line, printed, begin)
+        if at is None:
+            missing.append(line)
+        else:
+            begin = at + 1
+    return missing
 
 
-def _found(shown: str, printed: object) -> bool:
+def _found(shown: str, printed: list[str], begin: int) -> int | None:
     pattern = re.compile(".*".join(re.escape(_plain(part)) for part in shown.split(_ANYTHING)))
-    return any(pattern.fullmatch(line) for line in printed)  # type: ignore[attr-defined]
+    return next((n for n in range(begin, len(printed)) if pattern.fullmatch(printed[n])), None)
 
 
 def _plain(line: str) -> str:

@@ -36,16 +36,15 @@ def _cell(text: str) -> str:
 
 
 def _options() -> str:
-    head = "| option | ini | default | meaning |\n| --- | --- | --- | --- |"
+    head = "| option | default | in the ini file | meaning |\n| --- | --- | --- | --- |"
     return "\n".join([head, *(_option(option) for option in OPTIONS)])
 
 
 def _option(option: Option) -> str:
     value = "" if option.flag else f"[={option.metavar}]" if option.bare else f" {option.metavar}"
     default = "" if option.flag or not option.default else f"`{_cell(option.default)}`"
-    ini = {"bool": "yes or no", "linelist": "one a line", "string": ""}[option.ini_type]
-    ini = f"`{option.ini_name}`" + (f", {ini}" if ini else "")
-    return f"| `{option.flag_name}{_cell(value)}` | {ini} | {default} | {_cell(option.help)} |"
+    ini = {"bool": "yes or no", "linelist": "one a line", "string": "text"}[option.ini_type]
+    return f"| `{option.flag_name}{_cell(value)}` | {default} | {ini} | {_cell(option.help)} |"
 
 
 def _markers() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import reference_tables
 import pytest_llmperf
 from pytest_llmperf import names, testing, units
 from pytest_llmperf.core.judge import Outcome
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from site_hook import on_page_markdown  # noqa: E402
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PUBLIC = [
@@ -60,3 +64,8 @@ def test_every_fixture_is_listed(name):
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_is_explained(outcome):
     assert f"| {outcome} |" in page("outcomes.md")
+
+
+def test_pipes_of_a_table_are_plain_on_the_site_and_only_there():
+    """In a code span of a row; text outside of tables stays as it is."""
+    assert on_page_markdown("| `a\\|b` | c\\|d |\n`a\\|b`") == "| `a|b` | c\\|d |\n`a\\|b`"
