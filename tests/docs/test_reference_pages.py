@@ -14,7 +14,7 @@ from pytest_llmperf import names, testing, units
 from pytest_llmperf.core.judge import Outcome
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from site_hook import on_page_markdown  # noqa: E402
+from site_hook import on_page_markdown
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PUBLIC = [
