@@ -58,7 +58,7 @@ def _meaning(kind: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rewritten(value: Any) -> Any:
-    """Descriptions without the code's indentation; numbers as they are written."""
+    """Descriptions without the code's indentation; numbers as they are written; alternatives in an order of our own."""
     if isinstance(value, list | tuple):
         return [_rewritten(item) for item in value]
     if not isinstance(value, dict):
@@ -66,6 +66,8 @@ def _rewritten(value: Any) -> Any:
     if value == {"type": "number"}:
         return {"$ref": _NUMBER}
     found = {key: _rewritten(item) for key, item in value.items()}
+    if "anyOf" in found:  # whose order differs between versions of msgspec
+        found["anyOf"] = sorted(found["anyOf"], key=lambda each: (each == {"type": "null"}, str(each)))
     if isinstance(text := found.get("description"), str):
         found["description"] = inspect.cleandoc(text)
     return found
