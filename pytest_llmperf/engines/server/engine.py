@@ -57,7 +57,8 @@ def _started(plan: LoadPlan, preset: Preset, options: ServerOptions, source: Sou
     command = [*_program(preset, options), *_filled(options.command or preset.command, values)]
     command += [*_chosen(plan, preset), *([] if options.prefix_cache else preset.no_prefix_cache), *options.args]
     served = options.name or _filled((preset.served_as,), values)[0]
-    child = Child(command, env=preset.env, log=log_file(f"server-{preset.name or 'command'}"))
+    env = preset.env | (preset.cpu_env if plan.device == "cpu" else {})
+    child = Child(command, env=env, log=log_file(f"server-{preset.name or 'command'}"))
     return child, f"http://127.0.0.1:{port}", served
 
 

@@ -1,0 +1,131 @@
+"""The load generator's own limits, against a scripted server that streams 64 tokens a request.
+
+python benchmarks/client.py [--seconds 5]
+
+Prints what starting a server through the engine adds to the server's own start, the CPU time that a request costs the client, the
+same with httpx where that is installed, and the highest rate that the client can drive with a 99th percentile of lateness below
+5 ms and an event loop that is not busy. That rate needs a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from pytest_llmperf.core.load import client_mark
+from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.core.rate_search import Probe, RateSearch, next_rate
+from pytest_llmperf.engines.server.child import free_port
+from pytest_llmperf.engines.server.engine import ServerEngine
+from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.workloads import PromptSet, Serve
+
+STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
+PROMPTS = PromptSet(name="short", texts=("one two three four",))
+TOKENS = 64
+LINES = 8
+
+
+def opened(folder: Path) -> ServerSession:
+    """The stub through the engine."""
+    command = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 20 --token-ms 1"
+    model = ModelRef(name="tiny", kind="folder", location=str(folder))
+    options = (("command", command), ("name", "tiny"), ("stop_timeout", 1))
+    return ServerEngine().open(LoadPlan(model=model, engine="server", options=options))
+
+
+def highest_rate(session: ServerSession, seconds: float) -> RateSearch:
+    """The highest rate at which the client keeps up."""
+    probes: list[Probe] = []
+    while (rate := next_rate(probes, first=50.0, within=0.1)) is not None:
+        work = Serve(rate=rate, duration=seconds, prompts=PROMPTS, prompt_tokens=None, max_new_tokens=TOKENS, prefix_cache=True)
+        mark = client_mark(session.serve(work, len(probes)).trace, 0.0)
+        probes.append(Probe(rate=rate, attainment=1.0, kept=mark is None, why="" if mark is None else mark.detail))
+        print(f"  {rate:.0f}/s: {'kept' if mark is None else mark.detail}", flush=True)
+    return RateSearch(probes=tuple(probes))
+
+
+def cpu_ms(run: Callable[[], object], n: int) -> float:
+    """CPU time of this process for one of `n` requests; the median of five runs."""
+    spent = []
+    for _ in range(5):
+        start_s = time.process_time()
+        run()
+        spent.append((time.process_time() - start_s) / n * 1e3)
+    return median(spent)
+
+
+def with_httpx(base: str, n: int) -> Callable[[], object]:
+    """The same closed loop, streamed by httpx, each piece of bytes with its time."""
+    httpx = __import__("httpx" if find_spec("httpx") else "httpx2")
+    body = b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,"stream_options":{"include_usage":true}}' % TOKENS
+
+    async def one(client: object) -> None:
+        async with client.stream("POST", f"{base}/v1/completions", content=body) as response:
+            seen = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
+        assert seen
+
+    async def load() -> None:
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+            todo = iter(range(n))
+
+            async def line() -> None:
+                for _ in todo:
+                    await one(client)
+
+            await asyncio.gather(*(line() for _ in range(LINES)))
+
+    return lambda: asyncio.run(load())
+
+
+def own_start_s() -> float:
+    """From starting the stub until its health answers."""
+    port = free_port()
+    start_s = time.perf_counter()
+    process = subprocess.Popen([sys.executable, str(STUB), "--port", str(port)])
+    while True:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            break
+        time.sleep(0.01)
+    took_s = time.perf_counter() - start_s
+    process.kill()
+    process.wait()
+    return took_s
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    seconds = parser.parse_args().seconds
+    with tempfile.TemporaryDirectory() as name:
+        starts = []
+        for _ in range(5):
+            session = opened(Path(name))
+            starts.append(session.load_s)
+            session.close()
+        alone = median(own_start_s() for _ in range(5))
+        print(f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s")
+        session = opened(Path(name))
+        work = Serve(
+            concurrency=LINES, requests=200, prompts=PROMPTS, prompt_tokens=None, max_new_tokens=TOKENS, prefix_cache=True
+        )
+        print(f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms")
+        if find_spec("httpx") or find_spec("httpx2"):
+            print(f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms")  # noqa: SLF001
+        print(highest_rate(session, seconds))
+        session.close()
+
+
+if __name__ == "__main__":
+    main()
