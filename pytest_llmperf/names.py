@@ -34,7 +34,16 @@ PARTS = (
 STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS} | {"llm_int4": "int4wo"}
 """Fixture name -> strategy."""
 
-FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIXTURES})
+ENGINE_FIXTURES = {"llm_vllm": "vllm"}
+"""Fixture name -> engine: the model of a test on another engine than the marker's, under the marker's strategy."""
+
+NAMED_FIXTURES: dict[str, tuple[str | None, str | None]] = {
+    **{name: (strategy, None) for name, strategy in STRATEGY_FIXTURES.items()},
+    **{name: (None, engine) for name, engine in ENGINE_FIXTURES.items()},
+}
+"""Fixture name -> strategy and engine; None: the marker's."""
+
+FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *NAMED_FIXTURES})
 
 MARKER = (
     "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, budget=None, precision=None, "

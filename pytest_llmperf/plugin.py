@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, RANKS_MARKER, STRATEGY_FIXTURES
+from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, NAMED_FIXTURES, RANKS_MARKER
 from pytest_llmperf.session.bodies import HOOKS_PLUGIN
 from pytest_llmperf.session.bodies.hooks import Bodies
 from pytest_llmperf.session.ci import FILES, open_ci
@@ -217,16 +217,17 @@ def llmperf(request: pytest.FixtureRequest) -> Handle:
     return _session(request.config).handle(request.node)
 
 
-def _strategy_fixture(name: str, strategy: str) -> Callable[[pytest.FixtureRequest], Model]:
+def _named_fixture(name: str, strategy: str | None, engine: str | None) -> Callable[[pytest.FixtureRequest], Model]:
     def fixture(request: pytest.FixtureRequest) -> Model:
-        return _session(request.config).fixture(request.node, strategy)
+        return _session(request.config).fixture(request.node, strategy, engine=engine)
 
-    fixture.__doc__ = f"The model of this test under the strategy '{strategy}'."
+    how = f"on the engine '{engine}'" if strategy is None else f"under the strategy '{strategy}'"
+    fixture.__doc__ = f"The model of this test {how}."
     return pytest.fixture(fixture, name=name)
 
 
-for _name, _strategy in STRATEGY_FIXTURES.items():
-    globals()[_name] = _strategy_fixture(_name, _strategy)
+for _name, (_strategy, _engine) in NAMED_FIXTURES.items():
+    globals()[_name] = _named_fixture(_name, _strategy, _engine)
 
 
 def is_llmperf(item: pytest.Item) -> bool:

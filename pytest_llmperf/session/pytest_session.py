@@ -14,7 +14,7 @@ from pytest_llmperf.core.judge import Finding, Outcome
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import UNFINISHED
 from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
-from pytest_llmperf.names import STRATEGY_FIXTURES
+from pytest_llmperf.names import NAMED_FIXTURES
 from pytest_llmperf.report.live import open_live
 from pytest_llmperf.session.against.connect import connect
 from pytest_llmperf.session.benchmark_file import TIMES
@@ -118,9 +118,9 @@ class PytestSession:
                 self._live.clear()
                 self._core.release_except(_plans(nextitem))
 
-    def fixture(self, item: pytest.Item, param: object) -> Model:
+    def fixture(self, item: pytest.Item, param: object, *, engine: str | None = None) -> Model:
         """The model of a test, loaded."""
-        model = self.core.model(self._declared(item).declaration, _strategy_text(param))
+        model = self.core.model(self._declared(item).declaration, _strategy_text(param), engine=engine)
         model.load()
         return model
 
@@ -309,9 +309,9 @@ class PytestSession:
         if "llm" in fixtures:
             callspec = getattr(item, "callspec", None)
             yield self.core.plan(declared, _strategy_text(callspec.params.get("llm") if callspec else None))
-        for name, strategy in STRATEGY_FIXTURES.items():
+        for name, (strategy, engine) in NAMED_FIXTURES.items():
             if name in fixtures:
-                yield self.core.plan(declared, strategy)
+                yield self.core.plan(declared, strategy, engine=engine)
         if "baseline" in fixtures:
             yield self.core.reference(declared).plan
 

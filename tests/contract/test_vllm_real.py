@@ -1,4 +1,4 @@
-"""vLLM itself, in the interpreter that LLMPERF_VLLM_PYTHON names, on a CPU: conformance, what is in effect, agreement, batches."""
+"""vLLM itself on a CPU, in the interpreter that LLMPERF_VLLM_PYTHON names: conformance, what is in effect, agreement."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_the_real_model_agrees_with_the_transformers_baseline(open_worker, tmp_p
     made = MakeReference(prompts=prompts, new_tokens=8, batch=2, path=reference)
     with open_worker(plan(engine="transformers")) as (channel, theirs):
         channel.call(made, deadline_s=600)
-        prompts_hash, outputs_hash = (lambda ran: (ran.prompts_hash, ran.outputs_hash))(run(channel, SHORT))
+        before = run(channel, SHORT)
     with open_worker(plan()) as (channel, ours):
         rows = channel.call(CompareReference(path=reference, batch=2), deadline_s=600).prompts
         again = run(channel, SHORT)
     assert ours.content_hash == theirs.content_hash
     assert ours.vocab_size == theirs.vocab_size
-    assert (again.prompts_hash, again.outputs_hash) == (prompts_hash, outputs_hash)
+    assert (again.prompts_hash, again.outputs_hash) == (before.prompts_hash, before.outputs_hash)
     assert len(rows) == len(TEXTS)
     assert max(max(row.kl) for row in rows) < 1e-6
     assert all(all(row.top1) and row.first_divergence is None for row in rows)
@@ -163,9 +163,9 @@ def test_a_quantised_checkpoint_is_counted_layer_by_layer(part, how, open_worker
     assert sum(found.held.values()) == pytest.approx(sum(found.analytic.values()), rel=0.02)
 
 
-@pytest.mark.parametrize("strategy", ["fp32+tp2", "fp32+pp2"])
-def test_two_ranks_hold_a_model_together(strategy, open_worker):
+def test_two_ranks_hold_a_model_together(open_worker):
     """Their shares are promised, and they write the tokens of one."""
+    strategy = "fp32+tp2"
     wanted = plan(strategy, "arch:small-llama")
     with open_worker(wanted) as (channel, opened):
         together = run(channel, SHORT)
@@ -178,6 +178,6 @@ def test_two_ranks_hold_a_model_together(strategy, open_worker):
 def test_a_prompt_that_is_too_long_is_an_error_of_the_run(open_worker):
     """The worker goes on: it is an answer, not a crash."""
     with open_worker(plan(model="arch:small-llama")) as (channel, _):
-        with pytest.raises(InvalidRun, match="another number of tokens|max_model_len|longer"):
+        with pytest.raises(InvalidRun, match=r"another number of tokens|longer"):
             run(channel, Decode(batch=1, prompt_tokens=510, new_tokens=8))
         assert run(channel, SHORT).trace.requests

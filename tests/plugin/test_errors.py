@@ -20,6 +20,7 @@ def test_other(llm):
         ("@pytest.mark.llmperf(budget='long')\ndef test_bad(llm): pass", "*UsageError*budget='long'*"),
         ("@pytest.mark.llmperf(strategies='bf16')\ndef test_bad(llm): pass", "*UsageError*strategies*list*"),
         ("@pytest.mark.llmperf(engine='transformer')\ndef test_bad(llm): pass", "*UsageError*transformer*Did you mean*"),
+        ("@pytest.mark.llmperf(model='arch:small-llama')\ndef test_bad(llm_vllm): pass", "*UsageError*needs vllm*"),
         ("@pytest.mark.llmperf('smollm2-135m')\ndef test_bad(llm): pass", "*UsageError*model='smollm2-135m'*"),
         (
             "@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass",

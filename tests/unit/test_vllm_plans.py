@@ -39,7 +39,7 @@ def asked(strategy: str = "fp32", *, device: str = "cpu", free_share: float = 1.
         ("compile:max-autotune", "cuda", "write 'compile' instead"),
         ("fp32+kv-fp8", "cpu", "bf16\\+kv-fp8"),
         ("tp2", "cpu", "tp2 does not divide the 9 heads"),
-        ("tp3+pp2", "cuda", "Take one of them"),
+        ("pp2", "cuda", "pp"),
         ("fp16-mixed", "cpu", "autocast_dtype"),
         ("static-cache", "cpu", "cache"),
         ("wanda:0.5", "cpu", "pruning"),
@@ -68,7 +68,6 @@ def test_what_it_lacks_is_refused_before_loading(strategy, device, reason):
         ("fp32+prompt-lookup", "cpu"),
         ("fp32+continuous", "cpu"),
         ("tp3", "cuda"),
-        ("pp2", "cuda"),
     ],
 )
 def test_what_it_has_is_taken(strategy, device):

@@ -50,7 +50,6 @@ def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, 
         "disable_log_stats": True,  # as in vLLM's own offline benchmarks
         "skip_tokenizer_init": True,  # token ids go in and come out
         "tensor_parallel_size": plan.tp,
-        "pipeline_parallel_size": plan.pp,
         **_memory(plan, free_share),
         **_numbers(plan),
     }

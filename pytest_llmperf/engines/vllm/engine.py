@@ -18,6 +18,7 @@ from pytest_llmperf.engines.transformers.load import package_versions, torch_dev
 from pytest_llmperf.engines.transformers.parallel.group import rank_device
 from pytest_llmperf.engines.vllm.folder import source_of
 from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
+from pytest_llmperf.engines.vllm.shards import own_shared_memory
 
 
 class VllmEngine:
@@ -29,6 +30,8 @@ class VllmEngine:
         source = source_of(plan)
         dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
         asked = arguments(plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device))
+        if plan.ranks > 1 and device.type == "cpu":
+            own_shared_memory()
         start_ns = time.perf_counter_ns()
         with load_errors(plan, str(source.folder)):
             engine = LLMEngine.from_engine_args(EngineArgs(**asked))

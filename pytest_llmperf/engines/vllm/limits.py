@@ -74,9 +74,7 @@ def _cache(plan: LoadPlan) -> str | None:
 
 
 def _parallel(plan: LoadPlan) -> str | None:
-    """Heads that tensor parallelism cannot divide; combinations that one process a device does not do."""
-    if plan.tp > 1 and plan.pp > 1:
-        return "tensor and pipeline parallel together were not seen to work here. Take one of them."
+    """Heads that tensor parallelism cannot divide."""
     if plan.tp == 1:
         return None
     config = known_config(plan) or {}
@@ -125,7 +123,6 @@ VLLM = Capabilities(
         "assist": frozenset({None, LOOKUP}),
         "batching": frozenset({None, "continuous"}),
         "tp": ANY,
-        "pp": ANY,
     },
     refuses=refuse,
     lacks=lacks,

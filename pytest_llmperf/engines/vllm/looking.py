@@ -37,6 +37,11 @@ class Held:
         """Without the padding that the library may add."""
         return self.elements * self.dtype.itemsize
 
+    @property
+    def low(self) -> bool:
+        """Stored as integers or in 8-bit floats."""
+        return not self.dtype.is_floating_point or self.dtype.itemsize == 1
+
 
 @dataclass(frozen=True)
 class KvCache:
@@ -77,7 +82,10 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 
 def held_aside(layer: Any) -> Held | None:
-    """What oneDNN or another CPU library keeps of a layer's weight: seen in the function that vLLM put in its place."""
+    """What oneDNN or another CPU library keeps of a layer's weight: seen in the function that vLLM put in its place.
+
+    vLLM 0.32 packs an embedding too, though nothing is multiplied with it where the head is another layer.
+    """
     handler = getattr(getattr(getattr(layer, "scheme", None), "kernel", None), "dnnl_handler", None)
     if handler is not None:
         return Held(torch.int8, handler.n * handler.k)
@@ -107,10 +115,10 @@ def tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
             if tensor.numel() and identity(tensor) not in seen:
                 seen.add(identity(tensor))
                 add(kind, str(tensor.device), Held(tensor.dtype, tensor.numel()), low=identity(tensor) in quantised)
-    for layer in layers:
-        aside = held_aside(layer)
+    for module in model.modules():
+        aside = held_aside(module)
         if aside is not None:
-            add("parameter", PACKED, aside, low=is_low(layer))
+            add("parameter", PACKED, aside, low=aside.low)
     return tuple(
         TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, quantised=low)
         for (kind, dtype, device, low), (n, elements, size) in sorted(totals.items())
@@ -119,8 +127,7 @@ def tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
 
 def is_low(layer: Any) -> bool:
     """Its weight is stored as integers or in 8-bit floats."""
-    dtype = stored_weight(layer).dtype
-    return not dtype.is_floating_point or dtype.itemsize == 1
+    return stored_weight(layer).low
 
 
 def own_tensors(layer: Any) -> Iterator[Tensor]:
@@ -188,26 +195,29 @@ def compile_mode(vllm_config: Any) -> str | None:
 
 def step_cost(model: Any, config: Any, cache: KvCache, batch: int, compute_dtype: str) -> StepCost:
     """What one decode step of `batch` sequences must read and compute on this rank."""
-    groups = linear_groups(model)
     return StepCost(
-        weight_bytes_read=sum(group.bytes for group in tensors(model) if group.kind == "parameter") - _not_read(model, batch),
+        weight_bytes_read=bytes_read(model, batch),
         kv_bytes_per_token=cache.bytes_per_token,
-        flops_per_token=2.0 * sum(group.elements for group in groups),
+        flops_per_token=2.0 * sum(group.elements for group in linear_groups(model)),
         attention_flops_per_token_per_position=attention_flops(config, cache.layers),
         compute_dtype=compute_dtype,
     )
 
 
-def _not_read(model: nn.Module, batch: int) -> int:
-    """Bytes of tables of which a step reads `batch` rows (an embedding), or none (a head whose copy is elsewhere)."""
-    head = getattr(model, "lm_head", None)
-    read_whole = {head.weight.data_ptr()} if head is not None and held_aside(head) is None else set()
-    rows_of: dict[int, tuple[Tensor, int]] = {}
+def bytes_read(model: nn.Module, batch: int) -> int:
+    """All weights once, where they are multiplied from; of an embedding that is looked up `batch` rows."""
+    layers = {id(layer): layer for _, layer in linears(model)}
+    total = 0
+    elsewhere: set[tuple[object, ...]] = set()
+    for layer in layers.values():
+        aside = held_aside(layer)
+        copied = aside is not None and isinstance(layer, VocabParallelEmbedding)  # its own tensor is for looking up
+        total += (aside.bytes if aside is not None else 0) + (0 if copied else sum(t.nbytes for t in layer.parameters()))
+        elsewhere.update(identity(t) for t in layer.parameters())
     for module in model.modules():
-        if isinstance(module, VocabParallelEmbedding):
+        if isinstance(module, VocabParallelEmbedding) and (id(module) not in layers or held_aside(module) is not None):
             weight: Any = module.weight
             rows = 0 if isinstance(module, ParallelLMHead) else min(batch, weight.shape[0])
-            known = rows_of.get(weight.data_ptr(), (weight, 0))
-            rows_of[weight.data_ptr()] = weight, max(rows, known[1])
-    tables = (each for pointer, each in rows_of.items() if pointer not in read_whole)
-    return sum(weight.nbytes - rows * weight.nbytes // weight.shape[0] for weight, rows in tables)
+            total += rows * weight.nbytes // weight.shape[0]
+            elsewhere.add(identity(weight))
+    return total + sum(t.nbytes for t in model.parameters() if t.numel() and identity(t) not in elsewhere)

@@ -31,7 +31,7 @@ from pytest_llmperf.engines.vllm import looking
 from pytest_llmperf.engines.vllm.folder import Source
 from pytest_llmperf.engines.vllm.logits import capture
 from pytest_llmperf.engines.vllm.quantised import quantised_layers
-from pytest_llmperf.engines.vllm.shards import shards
+from pytest_llmperf.engines.vllm.shards import leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped, require_no_cached, run
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies.assistance import LOOKUP
@@ -173,6 +173,7 @@ class VllmSession:
         del loaded
         vars(self).clear()
         cleanup_dist_env_and_memory()
+        leave_shared_memory()
         gc.collect()
 
     # Running

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 from vllm.distributed.parallel_state import get_world_group
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -24,23 +27,42 @@ def shards(model: nn.Module, plan: LoadPlan, device: torch.device) -> tuple[Shar
     own = sum(group.bytes for group in tensors(model))
     kept, whole = _split(model, own)
     world = get_world_group()
-    if plan.pp > 1:
-        everybody = torch.tensor([own], dtype=torch.int64)
-        dist.all_reduce(everybody, group=world.cpu_group)
-        whole, stage = int(everybody.item()), own
-    else:
-        stage = whole
     shard = Shard(
         rank=world.rank,
         device=device_identity(device),
         backend=str(dist.get_backend(world.device_group)),
         bytes=own,
         whole_bytes=whole,
-        stage_bytes=stage,
+        stage_bytes=whole,
         kept_bytes=kept,
-        holds=_words(plan, world.rank),
+        holds=f"part {world.rank + 1} of {plan.tp} of each layer",
     )
     return (shard,)
+
+
+def own_shared_memory() -> None:
+    """Give the shared memory through which CPU ranks reduce a name of this run's own.
+
+    vLLM 0.32 names it alike in every run that a launcher started, and one that was killed leaves it behind: the next one fails.
+    """
+    named = _CPUSHMDistributed.make_group_name
+    if not getattr(named, "of_this_run", False):
+
+        def make_group_name(communicator: Any) -> str:
+            return f"/{_run()}-{named(communicator).strip('/')}"
+
+        make_group_name.of_this_run = True  # type: ignore[attr-defined]
+        _CPUSHMDistributed.make_group_name = staticmethod(make_group_name)
+
+
+def leave_shared_memory() -> None:
+    """Remove what this run's ranks have there; whoever comes first does it."""
+    for file in Path("/dev/shm").glob(f"*{_run()}*cpushm*") if "MASTER_PORT" in os.environ else ():  # noqa: S108 - where it is
+        file.unlink(missing_ok=True)
+
+
+def _run() -> str:
+    return f"llmperf-{os.environ['MASTER_PORT']}"
 
 
 def _split(model: nn.Module, own: int) -> tuple[int, int]:
@@ -65,7 +87,3 @@ def _times(layer: Any) -> float:
     if isinstance(layer, VocabParallelEmbedding):
         return float(layer.num_embeddings_padded / outputs)
     return float(layer.output_size * layer.input_size / (outputs * inputs))
-
-
-def _words(plan: LoadPlan, rank: int) -> str:
-    return f"part {rank + 1} of {plan.tp} of each layer" if plan.tp > 1 else f"stage {rank + 1} of {plan.pp}"
