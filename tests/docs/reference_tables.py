@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from pytest_llmperf import names
@@ -53,7 +54,8 @@ def _markers() -> str:
 
 def _marker(text: str) -> str:
     signature, _, meaning = text.partition("): ")
-    return f"### {signature.partition('(')[0]}\n\n```text\n@pytest.mark.{signature})\n```\n\n{meaning[0].upper()}{meaning[1:]}"
+    shown = textwrap.fill(f"@pytest.mark.{signature})", 88, subsequent_indent="    ", break_long_words=False)
+    return f"### {signature.partition('(')[0]}\n\n```text\n{shown}\n```\n\n{meaning[0].upper()}{meaning[1:]}"
 
 
 def _fixtures() -> str:
