@@ -48,20 +48,21 @@ def series_changes(
     Raises UsageError for values that are not positive and finite.
     """
     keys = (series, *earlier)
-    return changes_of([point for key in keys for point in store.points(key, metric)], accepted, keys)
+    sessions = sessions_of(point for key in keys for point in store.points(key, metric))
+    return [changes_of(key, values, levels(accepted, *keys)) for key, values in sessions.items()]
 
 
-def changes_of(points: Iterable[Point], accepted: tuple[Acceptance, ...], keys: Sequence[str]) -> list[SeriesChanges]:
-    """As `series_changes`, of points that were read already; `keys` are those of the series, now and earlier."""
-    measured = [point for point in points if point.outcome in MEASURED and point.value is not None]
-    environments = dict.fromkeys(point.environment_key for point in measured)
-    starts = levels(accepted, *keys)
-    return [
-        _changes(key, session_values(point for point in measured if point.environment_key == key), starts) for key in environments
-    ]
+def sessions_of(points: Iterable[Point]) -> dict[str, list[SessionValue]]:
+    """The validly measured sessions of a series, oldest first, by environment key."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        if point.outcome in MEASURED and point.value is not None:
+            groups.setdefault(point.environment_key, []).append(point)
+    return {key: session_values(found) for key, found in groups.items()}
 
 
-def _changes(environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]) -> SeriesChanges:
+def changes_of(environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]) -> SeriesChanges:
+    """As `series_changes`, of sessions of one environment that were read already. `starts` are those of accepted levels."""
     values = [session.value for session in sessions]
     current = values[_first_of_level(sessions, starts) :]
     return SeriesChanges(

@@ -157,7 +157,7 @@ def points(database: Database, series: str, metric: str, limit: int | None, *, e
     if environment is not None:
         query = query.where(RECORDS.c.environment_key == environment)
     with database.reading() as connection:
-        return [Point(**row) for row in connection.execute(query).mappings()]
+        return [_point(*row) for row in connection.execute(query)]
 
 
 def metric_names(database: Database) -> list[str]:
@@ -166,6 +166,35 @@ def metric_names(database: Database) -> list[str]:
     query = select(METRICS.c.name).distinct().join(newest, METRICS.c.record_seq == newest.c.seq).order_by(METRICS.c.name)
     with database.reading() as connection:
         return list(connection.execute(query).scalars())
+
+
+def _point(
+    record_id: str,
+    session_id: str,
+    created: str,
+    environment_key: str,
+    outcome: str,
+    unit: str,
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    n: int,
+    formula: str,
+) -> Point:
+    """The columns in the order of the query. Mappings of long histories would take three times as long to read."""
+    return Point(
+        record_id=record_id,
+        session_id=session_id,
+        created=created,
+        environment_key=environment_key,
+        outcome=outcome,
+        unit=unit,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        formula=formula,
+    )
 
 
 def _add(connection: Connection, record: Record) -> bool:

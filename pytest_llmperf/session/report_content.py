@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.history import accept, changes
 from pytest_llmperf.history.identity import series_key
-from pytest_llmperf.history.sessions import MEASURED, SessionValue, session_values
+from pytest_llmperf.history.sessions import SessionValue
 from pytest_llmperf.report.html.content import Content, History, Level, Reading, Step, Unmeasured
 from pytest_llmperf.report.html.runs import headline
 from pytest_llmperf.session.environment import COMPARABLE
@@ -79,13 +79,10 @@ def _histories(store: Store, records: Sequence[Record], root: Path, metric: str 
 def _history(
     store: Store, key: str, record: Record, metric: str, accepted: tuple[accept.Acceptance, ...], earlier: Sequence[str]
 ) -> History:
-    points = [
-        point
-        for each in (key, *earlier)
-        for point in store.points(each, metric)
-        if point.outcome in MEASURED and point.value is not None
-    ]
-    found = _changes(points, accepted, (key, *earlier))
+    keys = (key, *earlier)
+    points = [point for each in keys for point in store.points(each, metric)]
+    sessions = changes.sessions_of(points)
+    found = _changes(sessions, accept.levels(accepted, *keys))
     return History(
         key=key,
         test=record.test,
@@ -95,30 +92,25 @@ def _history(
         model=record.model,
         metric=metric,
         unit=points[0].unit if points else "",
-        readings=tuple(_readings(points)),
+        readings=tuple(_readings(sessions, points)),
         steps=tuple(sorted((_step(change) for each in found for change in each.changes), key=lambda step: step.at)),
-        levels=tuple(Level(at=each.created, who=each.who, why=each.why) for each in accepted if each.series in (key, *earlier)),
+        levels=tuple(Level(at=each.created, who=each.who, why=each.why) for each in accepted if each.series in keys),
         drift=_drift(found, record.environment_key),
     )
 
 
-def _changes(
-    points: Sequence[Point], accepted: tuple[accept.Acceptance, ...], keys: Sequence[str]
-) -> list[changes.SeriesChanges]:
+def _changes(sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[str]) -> list[changes.SeriesChanges]:
     """Rule C by environment; a series whose values have no ratios has no changes of level."""
     try:
-        return changes.changes_of(points, accepted, keys)
+        return [changes.changes_of(key, values, starts) for key, values in sessions.items()]
     except UsageError:
         return []
 
 
-def _readings(points: Sequence[Point]) -> Iterator[Reading]:
+def _readings(sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]) -> Iterator[Reading]:
     """One value a session and environment, oldest first."""
     outcomes = {point.record_id: point.outcome for point in points}
-    environments = dict.fromkeys(point.environment_key for point in points)
-    values: list[tuple[SessionValue, str]] = [
-        (value, key) for key in environments for value in session_values(p for p in points if p.environment_key == key)
-    ]
+    values = [(value, key) for key, found in sessions.items() for value in found]
     for value, key in sorted(values, key=lambda each: each[0].created):
         yield Reading(at=value.created, value=value.value, outcome=outcomes[value.record_id], environment=key)
 
