@@ -30,7 +30,7 @@ def _trained(kind: str) -> str:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             if not os.environ.get("LLMPERF_TRAIN"):
-                pytest.skip(f"{FOLDERS[kind]} is not trained yet: LLMPERF_TRAIN=1 pytest {HERE.name} trains it once, some minutes")
+                pytest.skip(f"{FOLDERS[kind]} is not trained yet: LLMPERF_TRAIN=1 trains it once, in some minutes")
             partial = folder.with_suffix(".partial")
             command = [sys.executable, str(HERE / "training.py"), kind, str(partial), "--epochs", str(EPOCHS[kind])]
             subprocess.run(command, check=True)  # noqa: S603 - our own script, in a process of its own: it imports torch
