@@ -32,7 +32,7 @@ def base(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The same with the oldest version of each direct dependency that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".")
-    frozen = session.run("uv", "pip", "freeze", "--exclude-editable", silent=True, external=True) or ""
+    frozen = session.run("uv", "pip", "freeze", "-q", "--exclude-editable", silent=True, external=True) or ""
     pins = os.path.join(session.create_tmp(), "lowest.txt")  # noqa: PTH118
     with open(pins, "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write(frozen)
