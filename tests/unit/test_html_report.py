@@ -2,106 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import history_records
 import pytest
 from history_records import RECORDS, metric, record
+from html_pages import BF16, ELSEWHERE, FP32, WORST, Parsed, agreement, content, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.advise import dominates
 from pytest_llmperf.core.effective import Effective, TensorGroup
-from pytest_llmperf.core.record import ClaimRecord, Environment
-from pytest_llmperf.report.html import Content, build, effect, history, overview, page, runs, sides, tradeoffs
+from pytest_llmperf.core.record import ClaimRecord
+from pytest_llmperf.report.html import build, effect, history, overview, runs, sides, tradeoffs
 from pytest_llmperf.report.html.content import History, Level, Reading, Step, Unmeasured
-
-HOSTILE = [
-    "</script><script>document.title='owned'</script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    "\x1b[31mred\x1b[0m\x07",
-    "\u202eright to left\u202c שלום",
-    "long-" * 4000,
-    "</style></table></details>",
-    "{{ 7 * 7 }}{% raw %}",
-    "javascript:alert(1)",
-    "\ud800 surrogate",
-]
-FP32 = {"strategy": "fp32", "samples": {"throughput": (10.0, 10.2, 9.8, 10.1, 10.0, 9.9)}}
-BF16 = {"strategy": "bf16", "samples": {"throughput": (15.0, 15.3, 14.7, 15.1, 15.0, 14.9)}}
-WORST = {
-    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1, "text": "Why?", "reference_text": "Because so.",
-    "candidate_text": "Because no.", "top1": "101", "kls": [0.0, 0.4, "nan"],
-    "reference_top5": [[" so", 9.0]], "candidate_top5": [[" no", 8.0], [" so", 7.5]],
-}  # fmt: skip
-
-
-def number(name, value, unit, low=None, high=None):
-    """A metric value with an interval of its own."""
-    import msgspec
-
-    return msgspec.structs.replace(metric(name, value, unit), low=low, high=high)
-
-
-def run(name, tok_per_s, weights, **changes):
-    """A run of a strategy with a speed and a memory."""
-    metrics = (metric(value=tok_per_s), metric("memory.weights", weights, "B"), metric("memory.peak", 1e8, "B"))
-    return record(name, **{"strategy": name, "metrics": metrics, "outcome": "PASS", "samples": {}, **changes})
-
-
-def agreement(ok=True, top1=0.99, **more):
-    kept = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
-    return {"reference": "fp32", "ok": ok, "rule": "containment", "n_prompts": 4, "n_tokens": 128, "top1": kept, **more}
-
-
-def content(*records, **more):
-    places = {each.environment_key: each.environment.facts for each in records}
-    fields = {"made": "2026-11-23T12:00:00+00:00", "scope": "a test", "store": "sqlite:///h.db", "places": places, **more}
-    return Content(records=records, **fields)
-
-
-LIBRARIES = [page._asset(name) for name in page.SCRIPTS[:2]]
-ELSEWHERE = Environment(facts={"device": "cuda"})
-
-
-class Parsed(HTMLParser):
-    """Elements with their attributes, and the text of each script and of everything else. Libraries are left out: half a MB."""
-
-    def __init__(self, text, *, without=LIBRARIES):
-        for library in without:
-            text = text.replace(library, "")
-        super().__init__(convert_charrefs=True)
-        self.elements, self.scripts, self.texts, self._within = [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._within = tag
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_endtag(self, tag):  # noqa: ARG002 - the parser calls it so
-        self._within = ""
-
-    def handle_data(self, data):
-        if self._within == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif self._within != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(self.texts)
-
-    def addresses(self):
-        """Everything that a browser would fetch or follow, but anchors in the page and data."""
-        found = [a[name] for _, a in self.elements for name in ("src", "href", "action", "data", "poster") if a.get(name)]
-        return [each for each in found if not each.startswith(("#", "data:"))]
-
 
 # What stands in it
 
@@ -284,81 +199,6 @@ def test_any_records_make_a_page(records):
     for attributes, body in found.scripts:
         if attributes.get("type") == "application/json":
             json.loads(body)
-
-
-# Hostile text
-
-
-def hostile(text):
-    """A report in which everything that people write is this text."""
-    claim = ClaimRecord(text=text, outcome="FAIL", margin=None, detail=text)
-    worst = {**WORST, "text": text, "reference_text": text, "candidate_text": text, "reference_top5": [[text, 1.0]]}
-    kept = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
-    named = {"test": text, "label": text, "model": text, "strategy": text, "workload_text": text, "outcome": "FAIL"}
-    environment = Environment(facts={"device": text, text: text, "project": text})
-    some = record("a", claims=(claim,), environment=environment, **named)
-    return content(
-        some,
-        record("b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named),
-        unmeasured=(Unmeasured(test=text, outcome="SKIPPED", reason=text), Unmeasured(test=text, outcome="ERROR", reason=text)),
-        notes=(text,),
-        scope=text,
-        store=text,
-    )
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_is_shown_and_adds_no_element(text):
-    """The page has the elements of the same page with a harmless text, and its text has the hostile one, made visible."""
-    found, plain = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
-    assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
-    assert page.clean(text)[:60].split("\n")[0] in found.text
-    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
-    assert found.addresses() == []
-
-
-def test_a_name_that_is_not_escaped_is_seen_by_the_test_above():
-    """Its control: the same name put into the page as it is adds elements."""
-    text = build(hostile("harmless")).replace("<bdi>harmless</bdi>", f"<bdi>{HOSTILE[1]}</bdi>")
-    found = Parsed(text)
-    assert any("onerror" in attributes for _, attributes in found.elements)
-    assert found.addresses() != []
-
-
-def test_control_characters_and_lone_surrogates_become_visible():
-    """ANSI codes are shown as escapes, a long text is cut and says how long it was."""
-    assert page.clean("\x1b[31m\x00\x9b\x7f\n") == "\\x1b[31m\\x00\\x9b\\x7f\n"
-    assert page.clean("\ud800") == "?"
-    assert page.clean("x" * 2000).endswith("… (2,000 characters)")
-
-
-def test_data_cannot_end_its_element():
-    """Of JSON in a page, `<`, `>`, `&` and the line separators are escaped, and it reads back as it was."""
-    text = str(page.embedded({"a": "</script><!--\u2028&"}))
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--\u2028&"}
-
-
-def test_the_policy_allows_our_scripts_and_nothing_else():
-    """Each script without a type has its hash in the policy; no source of anything is a host."""
-    found = Parsed(build(content(record("a"))), without=[])
-    policy = next(a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
-    hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for a, body in found.scripts if not a]
-    assert len(hashes) == len(page.SCRIPTS)
-    assert all(f"'sha256-{each}'" in policy for each in hashes)
-    assert policy.startswith("default-src 'none'")
-    assert "http" not in policy
-    assert "'unsafe-eval'" not in policy
-
-
-def test_the_vendored_libraries_are_the_ones_that_were_noted():
-    """Each file has the hash, the version and the licence that vendored.json says."""
-    for name, row in page.libraries().items():
-        text = page._asset(f"vendor/{row['file']}")
-        assert hashlib.sha256(text.encode()).hexdigest() == row["sha256"], name
-        assert row["version"] in text[:200]
-        assert row["licence"] == "ISC"
-    assert "Permission to use, copy, modify" in page._asset("vendor/LICENSE-plot.txt")
 
 
 def test_dominance_of_the_command_and_of_the_pictures_is_one_function():
