@@ -71,12 +71,17 @@ def measure(name: str, folder: Path, model: Record, series: int, runs: int) -> l
     fill(url, folder, model, series, runs)
     page = folder / f"{name}.html"
     with open_store(url, folder=folder) as opened:
-        took = min(made(opened, page) for _ in range(3))
+        took, busy = min(made(opened, page) for _ in range(3))
     size = page.stat().st_size / 1e6
     what = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
     rows: list[dict[str, object]] = [
         {"what": f"size, {what}", "seen": f"{size:.2f} MB", "bar": f"<= {megabytes:g} MB", "met": size <= megabytes},
-        {"what": f"reading and building, {what}", "seen": f"{took:.2f} s", "bar": f"<= {seconds:g} s", "met": took <= seconds},
+        {
+            "what": f"reading and building, {what}",
+            "seen": f"{took:.2f} s ({busy:.2f} s of CPU)",
+            "bar": f"<= {seconds:g} s",
+            "met": took <= seconds,
+        },
     ]
     painted = first_paint_s(page)
     if painted is None:
@@ -86,13 +91,13 @@ def measure(name: str, folder: Path, model: Record, series: int, runs: int) -> l
     return [*rows, {"what": f"first paint, {what}", "seen": seen, "bar": f"<= {PAINT_S:g} s", "met": painted <= PAINT_S}]
 
 
-def made(opened: Store, page: Path) -> float:
-    """Seconds from the open store to the file."""
-    began = time.perf_counter()
+def made(opened: Store, page: Path) -> tuple[float, float]:
+    """Seconds from the open store to the file: on the clock, and of the CPU."""
+    began, busy = time.perf_counter(), time.process_time()
     records = newest_of_each(opened, opened.series())
     found = content(records, scope="benchmark", store=opened, root=page.parent)
     page.write_text(build(found), encoding="utf-8")
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
