@@ -143,6 +143,7 @@ TABLE: dict[str, Preset] = {
             prompt_ids=True,
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
             stream_options=_USAGE,
+            run_here="xllamacpp 2026.10 on two CPU cores",
             other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096",
         ),
         Preset(
