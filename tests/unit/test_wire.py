@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.worker import messages, wire
 from pytest_llmperf.worker.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply, Result
 from pytest_llmperf.worker.wire import Wire, WireClosed, WireError, frame, parent_end, worker_end
-from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Task, TaskSet
+from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, Task, TaskSet, Traffic
 
 SCALARS = {
     int: st.integers(-(2**63), 2**64 - 1),
@@ -37,6 +37,17 @@ SPECIAL = {
     PromptSet: PROMPTS,
     TaskSet: st.builds(TaskSet, name=SCALARS[str], items=TASKS, chat=st.booleans(), max_new_tokens=COUNTS),
     Prefill: st.builds(Prefill, batch=COUNTS, prompt_tokens=COUNTS, prompts=PROMPTS),
+    Batch: st.builds(Batch, prompts=PROMPTS, max_new_tokens=COUNTS.map(lambda n: n + 1), requests=COUNTS, batch=COUNTS),
+    Slo: st.builds(Slo, ttft=st.floats(0.001, 10)),
+    Serve: st.builds(
+        Serve,
+        prompts=PROMPTS,
+        max_new_tokens=COUNTS,
+        rate=st.floats(0.1, 100),
+        requests=COUNTS,
+        traffic=st.none() | st.builds(Traffic, name=SCALARS[str], timestamps_s=st.tuples(st.floats(0, 9))),
+        slo=st.none() | st.builds(Slo, ttft=st.floats(0.001, 10)),
+    ),
     Decode: st.builds(Decode, batch=COUNTS, prompt_tokens=COUNTS, new_tokens=COUNTS.map(lambda n: n + 1), prompts=PROMPTS),
 }
 
