@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 
 HEAVY = {
     *("torch", "transformers", "numpy", "scipy", "vllm", "safetensors", "tokenizers", "aiohttp"),
-    *("sqlalchemy", "alembic", "psycopg", "msgspec", "filelock", "psutil", "pynvml", "rich", "click"),
+    *("sqlalchemy", "alembic", "psycopg", "msgspec", "filelock", "psutil", "pynvml", "rich", "click", "jinja2"),
 }
 
 
