@@ -40,7 +40,7 @@ class HtmlFile:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the file. That it cannot be written is said after the tests, and changes neither their outcome nor the exit code."""
+        """Write the file. That it cannot be written is said after the tests; their outcome and the exit code stay."""
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
         from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
