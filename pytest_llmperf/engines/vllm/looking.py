@@ -208,16 +208,17 @@ def bytes_read(model: nn.Module, batch: int) -> int:
     """All weights once, where they are multiplied from; of an embedding that is looked up `batch` rows."""
     layers = {id(layer): layer for _, layer in linears(model)}
     total = 0
-    elsewhere: set[tuple[object, ...]] = set()
+    counted: set[tuple[object, ...]] = set()
     for layer in layers.values():
         aside = held_aside(layer)
         copied = aside is not None and isinstance(layer, VocabParallelEmbedding)  # its own tensor is for looking up
         total += (aside.bytes if aside is not None else 0) + (0 if copied else sum(t.nbytes for t in layer.parameters()))
-        elsewhere.update(identity(t) for t in layer.parameters())
-    for module in model.modules():
-        if isinstance(module, VocabParallelEmbedding) and (id(module) not in layers or held_aside(module) is not None):
-            weight: Any = module.weight
-            rows = 0 if isinstance(module, ParallelLMHead) else min(batch, weight.shape[0])
-            total += rows * weight.nbytes // weight.shape[0]
-            elsewhere.add(identity(weight))
-    return total + sum(t.nbytes for t in model.parameters() if t.numel() and identity(t) not in elsewhere)
+        if not copied:
+            counted.update(identity(t) for t in layer.parameters())
+    tables = (module for module in model.modules() if isinstance(module, VocabParallelEmbedding))
+    for table in tables:
+        weight: Any = table.weight
+        if identity(weight) not in counted and not isinstance(table, ParallelLMHead):
+            total += min(batch, weight.shape[0]) * weight.nbytes // weight.shape[0]
+        counted.add(identity(weight))
+    return total + sum(t.nbytes for t in model.parameters() if t.numel() and identity(t) not in counted)
