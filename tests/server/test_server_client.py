@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import stub_command, write_model
+from stubs import stub_command, write_model
 
 from pytest_llmperf.core.judge import Outcome, claims
 from pytest_llmperf.core.load import LoadTrace, client_mark, reduce_load

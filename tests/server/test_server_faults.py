@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from conftest import stub_plan
+from stubs import stub_plan
 
 from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.server.engine import ServerEngine
