@@ -58,7 +58,8 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
         "two",
         **{
             "pytest.ini": "[pytest]\nfilterwarnings = error\n",
-            "test_it.py": TESTS + "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\ndef test_other(llm):\n    llm.run(WORK)\n"
+            "test_it.py": TESTS
+            + "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\ndef test_other(llm):\n    llm.run(WORK)\n",
         },
     )
     repo.speed("12ms")

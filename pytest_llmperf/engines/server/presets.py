@@ -155,7 +155,7 @@ TABLE: dict[str, Preset] = {
             dtype=lambda dtype: ("--dtype", dtype),
             shows_dtype=True,
             other_flags="--quantize, --num-shard, --kv-cache-dtype, --speculate",
-            run_here="not run: against its published schema and recorded conversations only",
+            run_here="not run: against its published schema and hand-written messages only",
         ),
         Preset(
             name="openllm",
