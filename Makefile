@@ -7,13 +7,15 @@ CONSTRAINTS ?= constraints/cpu.txt
 # The default index serves the CUDA build of torch, PyTorch's own index has the CPU build of the same version.
 # Asked for torch alone, so that a machine that cannot reach it goes on with what it has after one try.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# What `make demo` runs. All of it, for an hour or so: make demo SUITES=example_suites
+SUITES ?= example_suites/precision example_suites/quantization
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: demo test nightly lint bench check docs clean
 
-demo: $(VENV)/.demo  ## the main job: a real model in every precision, measured, checked against fp32, judged
-	$(VENV)/bin/pytest example_suites
+demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured, checked against fp32, judged
+	$(VENV)/bin/pytest $(SUITES)
 
 test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/pytest
@@ -46,7 +48,7 @@ $(VENV)/.base: $(VENV)/bin/python $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
-	$(PIP) install -q $(WITH) -e '.[transformers]'
+	$(PIP) install -q $(WITH) -e '.[bitsandbytes,torchao,compressed-tensors,peft]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
