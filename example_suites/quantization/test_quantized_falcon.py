@@ -4,17 +4,11 @@ import pytest
 
 from pytest_llmperf import Decode
 
-pytestmark = pytest.mark.llmperf(model="arch:falcon-7b", budget=20)
+# Skipped where no GPU is seen, before anything is loaded.
+pytestmark = [pytest.mark.llmperf(model="arch:falcon-7b", device="cuda", budget=20), pytest.mark.llmperf_gpus(1)]
 
 SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
 COMPILED = "static-cache+compile"
-
-
-@pytest.fixture(autouse=True)
-def gpu_only(llm_factory):
-    """Skip before anything is loaded."""
-    if llm_factory("bf16").device != "cuda":
-        pytest.skip("arch:falcon-7b takes 14 GB in bf16 and is not for a CPU: run with --llmperf-device cuda")
 
 
 @pytest.mark.parametrize(
