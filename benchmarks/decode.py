@@ -66,8 +66,8 @@ def handwritten(plan: LoadPlan, workload: Decode) -> Iterator[Callable[[str], fl
         child.wait(timeout=60)
 
 
-def decode(model: str, device: str, workload: Decode, n: int) -> list[Finding]:
-    """Both comparisons, each pair interleaved, on one workload."""
+def decode(model: str, device: str, workload: Decode, n: int, *, timestamps: bool = True) -> list[Finding]:
+    """The plugin against a hand-written loop and, unless told otherwise, timestamps against none: pairs in turn, one workload."""
     plan = load_plan(model, device)
     with plugin_worker() as pool, handwritten(plan, workload) as child:
         opened = pool.open(plan)
@@ -78,9 +78,11 @@ def decode(model: str, device: str, workload: Decode, n: int) -> list[Finding]:
             assert isinstance(ran, Ran)
             return duration_s(ran.trace)
 
-        across = interleave(through_plugin, lambda: child("bare"), n, warm_up=3)
-        inside = interleave(lambda: child("plugin"), lambda: child("bare"), n, warm_up=3)
-    return [_speed(across, device, model, workload), _timestamps(inside, model, workload)]
+        found = [_speed(interleave(through_plugin, lambda: child("bare"), n, warm_up=3), device, model, workload)]
+        if timestamps:
+            inside = interleave(lambda: child("plugin"), lambda: child("bare"), n, warm_up=3)
+            found.append(_timestamps(inside, model, workload))
+    return found
 
 
 def _speed(pairs: list[tuple[float, float]], device: str, model: str, workload: Decode) -> Finding:
