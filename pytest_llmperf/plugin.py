@@ -10,7 +10,7 @@ import pytest
 from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, NAMED_FIXTURES, RANKS_MARKER
 from pytest_llmperf.session.bodies import HOOKS_PLUGIN
 from pytest_llmperf.session.bodies.hooks import Bodies
-from pytest_llmperf.session.ci import FILES, open_ci
+from pytest_llmperf.session.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.session.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.session.options import OPTIONS, Option
 from pytest_llmperf.session.paths import absolute, resolve_command_line
@@ -170,7 +170,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.stash.setdefault(LOST, []).append(lost)
         if hasattr(config, "workerinput"):
             config.workeroutput["llmperf_lost"] = lost  # type: ignore[attr-defined]
-    if LOST in config.stash:
+    if said := config.stash.get(LOST, []):
+        say_of_session(config, "ERROR", dict.fromkeys(said))
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 

@@ -38,8 +38,8 @@ def commands(problems: Iterable[Problem]) -> list[str]:
 def annotation(problem: Problem) -> str:
     """The workflow command of a problem."""
     title = shorten(f"{problem.outcome} {problem.test}", _TITLE_LENGTH)
-    where = f"file={_property(problem.path)},line={problem.line},title={_property(title)}"
-    return f"::{problem.level} {where}::{_data(problem.text)}"
+    where = f"file={_property(problem.path)},line={problem.line}," if problem.path else ""
+    return f"::{problem.level} {where}title={_property(title)}::{_data(problem.text)}"
 
 
 def _data(text: str) -> str:

@@ -14,8 +14,11 @@ _LENGTH = 2000
 
 
 def document(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    """The report. A problem's fingerprint stays the same while its test, outcome and file do: GitLab tells new ones by it."""
-    return [_issue(each) for each in problems]
+    """The report. A problem's fingerprint stays the same while its test, outcome and file do: GitLab tells new ones by it.
+
+    What is wrong with the session as a whole is not in it: GitLab wants a file of each.
+    """
+    return [_issue(each) for each in problems if each.path]
 
 
 def _issue(problem: Problem) -> dict[str, Any]:

@@ -11,13 +11,16 @@ WARNINGS = frozenset({"UNDECIDED", "NOT COMPARABLE", "WAIVED"})
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """One test's outcome that is no plain pass. `path` is relative to the repository, `line` counts from 1."""
+    """One test's outcome that is no plain pass. `path` is relative to the repository, `line` counts from 1.
+
+    What is wrong with the session as a whole has no path, and its name in the test's place.
+    """
 
     test: str
     outcome: str
-    path: str
-    line: int
     text: str
+    path: str = ""
+    line: int = 1
 
     @property
     def level(self) -> Literal["error", "warning"]:

@@ -8,7 +8,7 @@ every pytest session imports this file: what makes the texts is imported once th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ INSIDE = "LLMPERF_CI_SESSION"
 """Set for whatever a session starts, so that it writes nothing into the same places."""
 
 FILES = ("markdown", "gitlab", "openmetrics")
+SESSION_PROBLEMS = pytest.StashKey[list[tuple[str, str]]]()
+"""Of the main process: outcome and text of what is wrong with no test, but with the session."""
+
 _WORKSPACES = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
 _TEXT_LINES = 12
 
@@ -48,13 +51,16 @@ class CiOutput:
         found = {"outcome": carried["outcome"], "path": path, "line": line, "text": _text(report, carried)}
         self._problems.setdefault(report.nodeid, {"test": report.nodeid, **found})
 
+    @pytest.hookimpl(trylast=True)  # after those that say what is wrong with the session
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what was asked for; annotations are printed with the summary."""
         option = session.config.option
-        if option.collectonly or option.llmperf_plan or not (self._problems or self._files):
+        of_session = [{"test": "the session", "outcome": o, "text": t} for o, t in self._config.stash.get(SESSION_PROBLEMS, [])]
+        ended = [*of_session, *self._problems.values()]
+        if option.collectonly or option.llmperf_plan or not (ended or self._files):
             return
-        pages = self._make(self._rows.values(), self._problems.values())
-        if self._page and self._problems:
+        pages = self._make(self._rows.values(), ended)
+        if self._page and ended:
             self._write(Path(self._page), pages.job_page(), mode="a")
         for name, path in self._files.items():
             self._write(path, getattr(pages, name)(), mode="w")
@@ -88,6 +94,11 @@ class CiOutput:
         crash = getattr(report.longrepr, "reprcrash", None)
         failed = crash.lineno if crash is not None and Path(crash.path) == file else (line or 0) + 1
         return _from_repository(file, self._config.rootpath), failed
+
+
+def say_of_session(config: pytest.Config, outcome: str, texts: Iterable[str]) -> None:
+    """Have CI systems show what is wrong with the session as a whole."""
+    config.stash.setdefault(SESSION_PROBLEMS, []).extend((outcome, text) for text in texts)
 
 
 def open_ci(config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]) -> CiOutput | None:

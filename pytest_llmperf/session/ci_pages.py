@@ -39,7 +39,9 @@ class Pages:
         self._records = [msgspec.convert(row, Record) for row in rows]
         judges = parse_gate(gate) is not None or against.strip().lower() not in OFF
         shown = ERRORS | (WARNINGS if judges else WARNINGS - {"NOT COMPARABLE"})
+        ended = list(ended)
         self._problems = [Problem(**each) for each in ended if each["outcome"] in shown]
+        self._skipped = [(each["test"], each["text"]) for each in ended if each["outcome"] == "SKIPPED"]
         self._store = store
         self._root = root
         self._limits = parse_gate(gate) or DEFAULT_LIMITS
@@ -61,8 +63,9 @@ class Pages:
         return exposition(self._records)
 
     def markdown(self) -> str:
-        """The body of a comment: runs beside what was before them, then what is wrong with which test."""
-        return comment(self._compared, notes=[f"{p.outcome} {p.test}: {' '.join(p.text.split())}" for p in self._problems])
+        """The body of a comment: runs beside what was before them, what is wrong with which test, and what was skipped."""
+        notes = [f"{p.outcome} {p.test}: {' '.join(p.text.split())}" for p in self._problems]
+        return comment(self._compared, notes=[*notes, *_by_reason(self._skipped)])
 
     @cached_property
     def _compared(self) -> list[Compared]:
@@ -71,6 +74,14 @@ class Pages:
         except LlmperfError as error:
             self.said.append(f"the history was not looked at for the comment: {error}")
             return compared(self._records, None, None, self._limits)
+
+
+def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
+    """What was skipped for one reason is one note."""
+    tests: dict[str, list[str]] = {}
+    for test, reason in skipped:
+        tests.setdefault(" ".join(reason.split()), []).append(test)
+    return [f"SKIPPED {', '.join(found)}: {reason}" for reason, found in tests.items()]
 
 
 def beside_history(records: list[Record], store: str, root: Path, limits: Mapping[str, float]) -> list[Compared]:

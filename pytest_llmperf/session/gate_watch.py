@@ -10,12 +10,16 @@ import pytest
 
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.session.ci import say_of_session
 from pytest_llmperf.session.gate_collection import Collected, Collecting, received
 from pytest_llmperf.session.waivers import Waivers
 
 EXIT_JUDGED_NOTHING = 6
 """Exit code of a session that gates, would have passed, and compared no run with its history. pytest's own end at 5."""
 
+JUDGED_NOTHING = (
+    "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
+)
 _SENT = "llmperf_collected"
 
 
@@ -80,6 +84,8 @@ class GateWatch:
             return
         self._look(self._collected())
         self._nothing = self._judged == 0
+        say_of_session(self._config, "NOT COMPARABLE", self._lines)
+        say_of_session(self._config, "FAIL", [*self._failures, *([JUDGED_NOTHING] if self._nothing else [])])
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._failures else EXIT_JUDGED_NOTHING * self._nothing
 
@@ -91,11 +97,7 @@ class GateWatch:
         for line in self._failures:
             terminalreporter.write_line(f"llmperf: {line}", red=True)
         if self._nothing:
-            terminalreporter.write_line(
-                "llmperf: --llmperf-gate judged nothing: no run could be compared with an accepted session. "
-                "Record some without the gate first.",
-                red=True,
-            )
+            terminalreporter.write_line(f"llmperf: {JUDGED_NOTHING}", red=True)
 
     def _collected(self) -> Collected:
         root = self._config.rootpath.resolve()

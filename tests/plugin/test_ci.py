@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
 
 TESTS = """
 @pytest.mark.parametrize("name", ["a|b", "<b>", "\\n::error::x"])
@@ -78,6 +81,21 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(several, run_bo
     rows = [token for token in MarkdownIt("gfm-like", {"linkify": False}).parse(page) if token.type == "tr_open"]
     assert len(rows) == 1 + 5
     assert "3 FAIL" in page
+    assert re.search(r"SKIPPED test_it\.py.*test_skipped.*not today", MarkdownIt("gfm-like", {"linkify": False}).render(page))
+
+
+def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(project, run, on_github, pytester):
+    """A gate that judged nothing fails no test: without this, the red job would show no reason beside the code."""
+    project("def test_speed(llm):\n    llm.run(WORK)\n")
+    result = run("--llmperf-gate", "--llmperf-gitlab=quality.json")
+    assert result.ret == EXIT_JUDGED_NOTHING
+    of_session = [line for line in commands(result) if line.startswith("::error")]
+    assert [line.partition("::--")[0] for line in of_session] == ["::error title=FAIL the session"]
+    assert "judged nothing" in of_session[0]
+    assert "FAIL the session" in (pytester.path / "page.md").read_text(encoding="utf-8")
+    quality = json.loads((pytester.path / "quality.json").read_text())
+    assert [each["severity"] for each in quality] == ["minor"]  # of the test alone: NOT COMPARABLE
+    assert commands(run()) == []
 
 
 def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(several, run, elsewhere, pytester):

@@ -47,6 +47,12 @@ def test_an_annotation_names_file_line_test_and_reason():
     )
 
 
+def test_what_has_no_file_has_no_place():
+    """GitHub shows it with the job."""
+    of_session = Problem(test="the session", outcome="FAIL", text="judged nothing")
+    assert read(annotation(of_session)) == ("error", {"title": "FAIL the session"}, "judged nothing")
+
+
 @settings(deadline=None)
 @given(ANY, ANY, ANY)
 def test_any_text_is_one_command_with_three_properties(test, path, text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmperf.session.ci import say_of_session
 from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
 
 
@@ -12,7 +13,7 @@ class AgainstWatch:
 
     def __init__(self, config: pytest.Config, base: str) -> None:
         self._worker = hasattr(config, "workerinput")
-        self._base = base
+        self._said = f"--llmperf-against compared nothing with {base}: no run here had a counterpart there."
         self._compared = 0
         self._nothing = False
 
@@ -26,13 +27,14 @@ class AgainstWatch:
         option = session.config.option
         ran = not (self._worker or option.collectonly or option.llmperf_plan)
         self._nothing = ran and self._compared == 0
-        if self._nothing and session.exitstatus == pytest.ExitCode.OK:
+        if not self._nothing:
+            return
+        say_of_session(session.config, "FAIL", [self._said])
+        if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = EXIT_JUDGED_NOTHING
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say so."""
         if self._nothing:
-            terminalreporter.write_line(
-                f"llmperf: --llmperf-against compared nothing with {self._base}: no run here had a counterpart there.", red=True
-            )
+            terminalreporter.write_line(f"llmperf: {self._said}", red=True)
