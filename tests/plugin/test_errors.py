@@ -42,6 +42,19 @@ def test_bad_input_is_an_error_on_its_test(project, run, body, message):
     assert "INTERNALERROR" not in result.stdout.str()
 
 
+def test_an_error_is_shown_without_our_inside(project, run_both):
+    """Of a declaration the message alone; of a test its own line; the short summary has room for what is wrong."""
+    wrong_marker = "@pytest.mark.llmperf(strategy='nf5')\ndef test_declared(llm): pass\n"
+    project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n")
+    result = run_both()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["E   UsageError: strategy part 'nf5' is not known. Did you mean *"])
+    result.stdout.fnmatch_lines([">       llm.run('decode')"])
+    result.stdout.fnmatch_lines(["ERROR test_it.py::test_declared - UsageError: strategy part 'nf5'*"])
+    result.stdout.fnmatch_lines(["ERROR test_it.py::test_called - UsageError: 'decode' is not*"])
+    result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
