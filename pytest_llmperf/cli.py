@@ -24,6 +24,7 @@ from pytest_llmperf.commands.shared import (
     print_json,
     print_table,
     project_root,
+    require_metric,
     store_option,
 )
 from pytest_llmperf.commands.transfer import export_command, import_command
@@ -67,7 +68,9 @@ main.add_command(report_command)
 main.add_command(schema_command)
 
 
-@main.command(epilog=example("llmperf doctor --engine scripted"))
+@main.command(
+    short_help="What works on this machine, what will not, and why.", epilog=example("llmperf doctor --engine scripted")
+)
 @store_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it.")
 @click.option("--engine", metavar="NAME", multiple=True, help="Exit with 1 unless this engine is usable. May be given again.")
@@ -94,7 +97,10 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
         raise SystemExit(1)
 
 
-@main.command(epilog=example("llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"))
+@main.command(
+    short_help="The stored series, their last values and changes.",
+    epilog=example("llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"),
+)
 @click.argument("test", required=False)
 @store_option
 @click.option("--metric", metavar="NAME", help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).")
@@ -108,7 +114,7 @@ def history(
     """The series in the store and their last values. TEST is a node id or a part of one."""
     with open_history(store) as opened:
         found = _named(opened, test)
-        _require_metric(opened, found, metric)
+        require_metric(opened, metric)
         rows = [(series, opened.points(series.key, metric or _headline(series), limit=limit)) for series in found]
         changed = _changed(opened, found, metric) if changes or fail_on_change else []
         shown, notices = opened.shown, opened.notices
@@ -221,16 +227,6 @@ def _print_doctor(checks: Sequence[Check], failed: Sequence[str]) -> None:
 
 def _headline(series: Series) -> str:
     return "prefill_throughput" if series.workload_text.startswith("prefill") else _DEFAULT_METRIC
-
-
-def _require_metric(store: Store, series: Sequence[Series], metric: str | None) -> None:
-    if metric is None or not series:
-        return
-    known = store.metric_names()
-    if metric not in known:
-        raise UsageError(
-            f"metric {metric!r} is not in the newest records.{did_you_mean(metric, known)} Metrics: {', '.join(known)}."
-        )
 
 
 def _nothing(test: str | None, shown: str) -> str:

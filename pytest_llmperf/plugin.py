@@ -252,11 +252,18 @@ def _option(config: pytest.Config, option: Option) -> Any:
     """The command line's value, else the ini file's, else the default. Paths of the first two are absolute."""
     value = config.getoption(option.dest)
     if value is None:
-        value = config.getini(option.ini_name)
+        value = _ini(config, option.ini_name)
         value = absolute(option, value, str(config.rootpath)) if value else value
     if value is None:
         value = [] if option.many else False if option.flag else option.default
     return value
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except (ValueError, pytest.UsageError) as error:  # of a truth value pytest names the value alone
+        raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from error
 
 
 def _watch_gate(config: pytest.Config, text: str) -> None:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 
-@click.command(epilog=example("llmperf accept test_speed --reason 'a larger model'"))
+@click.command(
+    short_help="Say that a change of level, a rename or a removal was meant.",
+    epilog=example("llmperf accept test_speed --reason 'a larger model'"),
+)
 @click.argument("series", required=False)
 @click.option("--reason", required=True, help="Why the change was meant.")
 @click.option("--record", "record_id", metavar="ID", help="The record that has the new level. Default: the newest of the series.")

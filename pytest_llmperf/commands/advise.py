@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.advice import Found
 
 
-@click.command("advise", epilog=example("llmperf advise --memory 8GB"))
+@click.command(
+    "advise", short_help="Which stored strategy is fastest within some limits.", epilog=example("llmperf advise --memory 8GB")
+)
 @click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
 @click.option("--top1", metavar="SHARE", help="At least this share of the reference's first choices, such as 0.98.")
 @click.option("--perplexity", metavar="RATIO", help="At most this perplexity over the reference's, such as +1%.")

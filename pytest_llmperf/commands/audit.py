@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.audit import Audit, Lane
 
 
-@click.command("audit", epilog=example("llmperf audit --json"))
+@click.command("audit", short_help="Tests that no configured lane ever runs.", epilog=example("llmperf audit --json"))
 @json_option
 def audit_command(as_json: bool) -> None:
     """List the tests that no configured lane ever runs, each with every lane's reason.

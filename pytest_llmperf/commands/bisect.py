@@ -16,7 +16,11 @@ EXIT_RANGE = 3
 EXIT_NOT_WORSE = 4
 
 
-@click.command("bisect", epilog=example("llmperf bisect throughput v1.0 HEAD -- tests/test_speed.py"))
+@click.command(
+    "bisect",
+    short_help="The first commit that made a metric worse.",
+    epilog=example("llmperf bisect throughput v1.0 HEAD -- tests/test_speed.py"),
+)
 @click.argument("metric")
 @click.argument("good")
 @click.argument("bad")

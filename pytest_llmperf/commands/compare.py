@@ -22,7 +22,11 @@ _MIN_PREFIX = 4
 _HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval", "rests on", "verdict")
 
 
-@click.command("compare", epilog=example("llmperf compare before.jsonl after.jsonl --metric throughput:5%"))
+@click.command(
+    "compare",
+    short_help="Before and after: values, ratios, verdicts.",
+    epilog=example("llmperf compare before.jsonl after.jsonl --metric throughput:5%"),
+)
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 from msgspec import Struct
 
-from pytest_llmperf.commands.shared import as_text, example, open_history, project_root, store_option
+from pytest_llmperf.commands.shared import as_text, example, open_history, project_root, require_metric, store_option
+from pytest_llmperf.core.format import format_value
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,12 +76,15 @@ FORMATS = (
 
 def _format_options(command: Callable[..., None]) -> Callable[..., None]:
     for each in reversed(FORMATS):
-        option = click.option(f"--{each.name}", "kind", flag_value=each.name, default=None, help=each.summary)
-        command = option(command)
+        command = click.option(f"--{each.name}", is_flag=True, help=each.summary)(command)
     return command
 
 
-@click.command("report", epilog=example("llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"))
+@click.command(
+    "report",
+    short_help="Stored runs as one HTML file, or in another format.",
+    epilog=example("llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"),
+)
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @_format_options
 @click.option(
@@ -94,7 +98,6 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
 @store_option
 def report_command(
     tests: tuple[str, ...],
-    kind: str | None,
     out: Path | None,
     since: str | None,
     session: str | None,
@@ -102,18 +105,27 @@ def report_command(
     strategy: str | None,
     metric: str | None,
     store: str | None,
+    **formats: bool,
 ) -> None:
     """Stored runs as one HTML file, or in another format. TEST is a node id or a part of one.
 
     Shown are the runs of each series' newest session, and the history of these series.
     """
-    chosen_format = next(each for each in FORMATS if each.name == (kind or FORMATS[0].name))
+    chosen_format = _format(formats)
     with open_history(store) as opened:
+        require_metric(opened, metric)
         records = _records(opened, tests, _time(since), session)
         kept = tuple(r for r in records if (model or "") in r.model and strategy in (None, r.strategy))
         scope = _scope(kept, tests=tests, since=since, session=session, model=model, strategy=strategy)
         text = chosen_format.text(Chosen(store=opened, records=kept, scope=scope, metric=metric))
     _write(text, out or Path(chosen_format.file), len(kept))
+
+
+def _format(asked: Mapping[str, bool]) -> Format:
+    chosen = [each for each in FORMATS if asked[each.name]] or [FORMATS[0]]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(f'--{each.name}' for each in chosen)} cannot both be made at once: take one.")
+    return chosen[0]
 
 
 def _records(store: Store, tests: tuple[str, ...], since: str | None, session: str | None) -> list[Record]:
@@ -175,4 +187,4 @@ def _write(text: str, out: Path, n: int) -> None:
         out.write_bytes(encoded)
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error}. Name another file with --out.") from error
-    click.echo(f"{n} record{'' if n == 1 else 's'} in {out} ({len(encoded) / 1e6:.1f} MB)")
+    click.echo(f"{n} record{'' if n == 1 else 's'} in {out} ({format_value(len(encoded), 'B')})")

@@ -11,7 +11,7 @@ from pytest_llmperf.commands.shared import as_text, example
 from pytest_llmperf.errors import StoreError, UsageError
 
 
-@click.command("schema", epilog=example("llmperf schema"))
+@click.command("schema", short_help="The JSON Schema of a record.", epilog=example("llmperf schema"))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file.")
 def schema_command(out: Path | None) -> None:
     """The JSON Schema of a record: a line of --llmperf-json and of 'llmperf export', and what the store keeps.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -36,6 +36,15 @@ def open_history(url: str | None) -> Store:
 
     found, root = store_url(url)
     return open_store(found, create=False, folder=root)
+
+
+def require_metric(store: Store, metric: str | None) -> None:
+    """Raises UsageError for a metric that the newest records do not have. An empty store has nothing to say."""
+    known = store.metric_names() if metric is not None else ()
+    if metric is not None and known and metric not in known:
+        raise UsageError(
+            f"metric {metric!r} is not in the newest records.{did_you_mean(metric, known)} Metrics: {', '.join(known)}."
+        )
 
 
 def store_url(url: str | None) -> tuple[str, Path]:

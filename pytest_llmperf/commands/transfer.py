@@ -30,7 +30,7 @@ EXIT_SKIPPED = 3
 """Exit code of an import that left lines out. Everything else of its files was imported."""
 
 
-@click.command("export", epilog=example("llmperf export --out llmperf-history.jsonl"))
+@click.command("export", short_help="The history as JSON lines.", epilog=example("llmperf export --out llmperf-history.jsonl"))
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Append to this file what it does not have yet.")
 @click.option("--series", metavar="KEY", help="Only the series with this key.")
@@ -61,7 +61,9 @@ def export_command(
         click.echo(f"{n} line{'' if n == 1 else 's'} added to {out}")
 
 
-@click.command("import", epilog=example("llmperf import llmperf-history.jsonl"))
+@click.command(
+    "import", short_help="Add exported records to the history.", epilog=example("llmperf import llmperf-history.jsonl")
+)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @store_option
 @json_option

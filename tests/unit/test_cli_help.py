@@ -170,3 +170,25 @@ def test_a_terminal_gets_colours_and_its_width_and_loses_nothing(monkeypatch, ca
     plain = "".join(out.split())
     assert plain.count("x") >= 300
     assert all(len(line) <= 60 for line in re.sub("\x1b\\[[0-9;]*m", "", out).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--metric", "throughputt"], "metric 'throughputt' is not in the newest records. Did you mean 'throughput'?"),
+        (["--markdown", "--openmetrics"], "--markdown and --openmetrics cannot both be made at once"),
+    ],
+)
+def test_a_report_that_cannot_be_meant_is_refused(project, arguments, said):
+    """Silence would look as if it had been made."""
+    done = CliRunner().invoke(cli.main, ["report", *arguments])
+    assert done.exit_code == 1
+    assert said in done.output
+    assert not list(project.glob("*.html"))
+
+
+def test_the_list_of_commands_has_whole_sentences():
+    """Nothing is cut with dots, which would hide what a command is for."""
+    listed = CliRunner().invoke(cli.main, ["--help"], terminal_width=80).stdout.partition("Commands:")[2]
+    assert len(listed.strip().splitlines()) == len(COMMANDS)
+    assert "..." not in listed
