@@ -39,8 +39,8 @@ def test_training_under_fake_quantisation_is_no_worse_than_quantising_afterwards
     """All weights fine-tuned, then int4 in groups of 64: once after plain training, once trained for it (QAT)."""
     if llm_factory("fp32").device != "cuda":
         pytest.skip("torchao's int4 product takes a second a token on a CPU: run with --llmperf-device cuda")
-    afterwards = llm_factory("int4wo", model=trained("full")).accuracy(TASKS)
-    aware = llm_factory("int4wo", model=trained("qat")).accuracy(TASKS)
+    afterwards = llm_factory("bf16+int4wo", model=trained("full")).accuracy(TASKS)
+    aware = llm_factory("bf16+int4wo", model=trained("qat")).accuracy(TASKS)
     assert aware.recovery(afterwards) >= 0.9
 
 

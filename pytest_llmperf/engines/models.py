@@ -160,19 +160,12 @@ def predict(plan: LoadPlan) -> int | None:
     scheme = scheme_of(plan.quantisation)
     if scheme.path:
         return checkpoint_bytes(Path(scheme.path)) or None
-    shapes, dtype = _linear_shapes(plan.model), _dtype(plan)
+    shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
     return quantised_bytes(plain, dtype, shapes, scheme, plan.device) if plain and shapes and dtype else None
 
 
-def _linear_shapes(model: ModelRef) -> Shapes:
-    known = _architecture(model)
-    if known is not None:
-        return linear_shapes(known.model_type, known.config)
-    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
-
-
-def _dtype(plan: LoadPlan) -> str | None:
-    """The dtype of what is not quantised, as far as it can be told."""
+def computed_dtype(plan: LoadPlan) -> str | None:
+    """The dtype of what is not quantised: asked for, or that of the checkpoint; None where that cannot be told beforehand."""
     known = _architecture(plan.model)
     if plan.weights_dtype != "auto":
         return plan.weights_dtype
@@ -182,6 +175,13 @@ def _dtype(plan: LoadPlan) -> str | None:
         return None
     floating = {dtype: n for dtype, n in folder_elements(Path(plan.model.location)).items() if dtype in DTYPE_BYTES}
     return max(floating, key=lambda dtype: floating[dtype], default=None)
+
+
+def _linear_shapes(model: ModelRef) -> Shapes:
+    known = _architecture(model)
+    if known is not None:
+        return linear_shapes(known.model_type, known.config)
+    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
 
 
 def parameter_count(architecture: Architecture) -> int:

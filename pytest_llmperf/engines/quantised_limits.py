@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantisation import Scheme, scheme_of
+from pytest_llmperf.engines.models import computed_dtype
 from pytest_llmperf.engines.quantised_checkpoint import disagreement, stored_as
 
 FLOAT8_CAPABILITY = (8, 9)
@@ -64,9 +65,10 @@ def _dtype(plan: LoadPlan, scheme: Scheme) -> str | None:
     bfloat16_only = (scheme.method == "fp8" and not scheme.weight_only) or (
         scheme.method == "int4wo" and plan.device.partition(":")[0] == "cuda"
     )
-    if not bfloat16_only or plan.weights_dtype in ("auto", "bfloat16"):
+    precision = computed_dtype(plan) if bfloat16_only else None
+    if precision in (None, "bfloat16"):
         return None
-    return f"its kernels take bfloat16 only, the precision is {plan.weights_dtype}. Write 'bf16+{plan.quantisation}'."
+    return f"its kernels take bfloat16 only, the precision is {precision}. Write 'bf16+{plan.quantisation}'."
 
 
 def _compile(plan: LoadPlan, scheme: Scheme) -> str | None:

@@ -204,6 +204,7 @@ def test_bytes_within_three_percent_of_the_shapes_are_taken():
         ("fp8", "cpu", "float8 products need a GPU of compute capability 8.9"),
         ("bf16-mixed+nf4", "cpu", "autocast gives them another"),
         ("fp32+int4wo", "cuda", r"bfloat16 only, the precision is float32. Write 'bf16\+int4wo'"),
+        ("int4wo", "cuda", r"bfloat16 only, the precision is float32. Write 'bf16\+int4wo'"),  # the checkpoint's own
         ("fp16+fp8", "cuda", "bfloat16 only"),
         ("int8+static-cache+compile", "cuda", "Leave out 'compile', or the outliers: 'int8:0'"),
         ("int4wo:256", "cpu", "group sizes on a CPU: 32, 64, 128"),
