@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.llmperf_gpus(1),
 ]
 
-MANY = Batch(prompts=PromptSet.synthetic(0), requests=256, prompt_tokens=128, max_new_tokens=128, batch=8)
+MANY = Batch(prompts=PromptSet.synthetic(0), requests=256, prompt_tokens=128, max_new_tokens=128, batch=32)
 
 
 def test_vllm_decodes_alone(llm_factory, vllm):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from pytest_llmperf.core import stats
+from pytest_llmperf.core.agreement_text import worst_summary, worst_text
 from pytest_llmperf.core.estimate import Estimate, NotMeasurable
-from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.judge import Finding, Outcome, keep
 from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.rules import Rule, default_rule, parse_rule
@@ -21,7 +21,7 @@ __all__ = ["Agreement", "PromptComparison", "Rule", "TopToken", "WorstPosition",
 
 QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db", "logit_correlation")
 _SHOWN_PROMPTS = 3
-_KEPT_CHARACTERS = 600
+_OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
 
 
 class TopToken(Struct, frozen=True, array_like=True):
@@ -50,6 +50,9 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
     engine does not report it. `first_divergence` compares free-running greedy tokens: the first
     position that differs, None when all `n_free` do agree. The two ranks say where, at that position, the
     candidate's token stands in the reference's order and the reference's in the candidate's (0 is the argmax).
+
+    `partial` says why an engine gives log-probabilities of some tokens and no logits: `kl` is then empty, and what is made of
+    logits is 0 and not to be used.
     """
 
     index: int
@@ -71,6 +74,7 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
     candidate_text: str = ""
     worst: WorstPosition | None = None
     candidate_signal: float | None = None
+    partial: str = ""
 
     @property
     def finite(self) -> bool:
@@ -153,6 +157,11 @@ class Agreement:
         return tuple(row.index for row in self.prompts if not row.finite)
 
     @cached_property
+    def partial(self) -> str:
+        """Why there are no logits of all tokens; empty where there are."""
+        return next((row.partial for row in self.prompts if row.partial), "")
+
+    @cached_property
     def top1(self) -> Estimate:
         """Share of positions where the candidate's argmax is the reference's."""
         return self._bootstrapped("top1", lambda rows: _per_token(rows, 1))
@@ -225,7 +234,7 @@ class Agreement:
     def report(self) -> str:
         """Numbers, verdict, and the worst prompts: position, both tokens, both top-5, logit gap."""
         numbers = "\n".join(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES)
-        worst = "\n".join(_worst_text(row) for row in self.worst[:_SHOWN_PROMPTS])
+        worst = "\n".join(worst_text(row) for row in self.worst[:_SHOWN_PROMPTS])
         return f"{self._compared()}\n{numbers}\n  {self._verdict()}\nprompts that disagree most:\n{worst}"
 
     def summary(self) -> dict[str, Any]:
@@ -239,7 +248,7 @@ class Agreement:
             "ok": not self.reasons if self.rule.criteria else None,
             "reasons": list(self.reasons),
             **{name: _plain(getattr(self, name)) for name in QUANTITIES},
-            "worst": [_worst_summary(row) for row in self.worst[:_SHOWN_PROMPTS]],
+            "worst": [worst_summary(row) for row in self.worst[:_SHOWN_PROMPTS]],
         }
 
     @property
@@ -269,6 +278,8 @@ class Agreement:
             return NotMeasurable(
                 f"agreement.{name}", f"logits are not finite in {len(self.not_finite)} of {self.n_prompts} prompts"
             )
+        if self.partial and name not in _OF_LOGPROBS:
+            return NotMeasurable(f"agreement.{name}", self.partial)
         return self._bootstrapped(name, statistic)
 
     def _bootstrapped(self, name: str, statistic: Callable[[Sequence[_Sums]], float]) -> Estimate:
@@ -294,7 +305,7 @@ class Agreement:
 
 def _sums(row: PromptComparison) -> _Sums:
     gaps = [r - c for r, c in zip(row.reference_logprob, row.candidate_logprob, strict=True)]
-    if not len(row.top1) == len(row.top5) == len(row.kl) == len(gaps):
+    if not len(row.top1) == len(row.top5) == len(gaps) or (len(row.kl) != len(gaps) and not row.partial):
         raise UsageError(f"prompt {row.index}: its sequences differ in length; the engine's comparison is broken.")
     return _Sums(
         n=len(row.top1),
@@ -338,62 +349,3 @@ def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
     if isinstance(quantity, NotMeasurable):
         return {"value": None, "reason": quantity.reason}
     return {"value": quantity.value, "low": quantity.low, "high": quantity.high, "unit": quantity.unit}
-
-
-def _worst_summary(row: PromptComparison) -> dict[str, Any]:
-    """What a report needs to show the prompt: its texts, each position of the continuation, both top-5 at the worst one."""
-    worst = row.worst
-    return {
-        "prompt": row.index,
-        "position": worst.position if worst else None,
-        "kl": worst.kl if worst else None,
-        "first_divergence": row.first_divergence,
-        "text": _clipped(row.prompt),
-        "reference_text": _clipped(row.reference_text),
-        "candidate_text": _clipped(row.candidate_text),
-        "top1": "".join("1" if same else "0" for same in row.top1),
-        "kls": [float(f"{kl:.3g}") for kl in row.kl],
-        "reference_top5": [[token.text, token.logit] for token in worst.reference_top5] if worst else [],
-        "candidate_top5": [[token.text, token.logit] for token in worst.candidate_top5] if worst else [],
-    }
-
-
-def _clipped(text: str) -> str:
-    """The start and the end of a long text: records stay small whatever a prompt holds."""
-    return text if len(text) <= _KEPT_CHARACTERS else f"{text[: _KEPT_CHARACTERS // 2]} … {text[-_KEPT_CHARACTERS // 2 :]}"
-
-
-def _worst_text(row: PromptComparison) -> str:
-    divergence = (
-        "equal texts" if row.first_divergence is None else f"texts differ from token {row.first_divergence} of {row.n_free}"
-    )
-    lines = [f"  prompt {row.index} {_short(row.prompt)!r}: {divergence}"]
-    if row.worst is not None:
-        lines += [f"    position {row.worst.position}: KL {format_value(row.worst.kl, 'nats')}{_gap(row.worst)}"]
-        lines += [f"      {side:<9} {_tokens(top)}" for side, top in _sides(row.worst)]
-    return "\n".join(lines)
-
-
-def _sides(worst: WorstPosition) -> tuple[tuple[str, tuple[TopToken, ...]], ...]:
-    return ("reference", worst.reference_top5), ("candidate", worst.candidate_top5)
-
-
-def _gap(worst: WorstPosition) -> str:
-    """Both tokens, and how far the candidate puts its own token above the reference's."""
-    if not worst.reference_top5 or not worst.candidate_top5:
-        return ""
-    ours, theirs = worst.candidate_top5[0], worst.reference_top5[0]
-    if ours.token_id == theirs.token_id:
-        return f", both choose {ours.text!r}"
-    logit = next((token.logit for token in worst.candidate_top5 if token.token_id == theirs.token_id), None)
-    gap = "the reference's is not in its top 5" if logit is None else f"logit gap {ours.logit - logit:.3g}"
-    return f", reference {theirs.text!r}, candidate {ours.text!r}, {gap}"
-
-
-def _tokens(top: Sequence[TopToken]) -> str:
-    return "  ".join(f"{token.text!r} {token.logit:.2f}" for token in top)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."  # noqa: PLR2004 - a line of a terminal

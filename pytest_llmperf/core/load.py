@@ -30,6 +30,7 @@ BLOCKS = 10
 are not independent, blocks of many nearly are."""
 
 
+NO_GAPS = "the load generator keeps the times of a request's first and last token alone"
 NO_SUCH = "a load on a server gives no such quantity"
 """Reason of what a load never measures: its records leave it out."""
 
@@ -37,13 +38,16 @@ NO_SUCH = "a load on a server gives no such quantity"
 class LoadTrace(Struct, frozen=True, kw_only=True):
     """One run of a load: its requests, and how the client did. Times in s; `busy_share` is the client's CPU time over wall time.
 
-    `server` is what the server's own metrics said during the run (`core.server_metrics`), by name.
+    `server` is what the server's own metrics said during the run (`core.server_metrics`), by name. `generator` names the program
+    of another project that sent the requests, with its version; without `gaps` it kept a request's first and last token alone.
     """
 
     requests: tuple[RequestTrace, ...]
     loop_lag_s: tuple[float, ...] = ()
     busy_share: float = 0.0
     server: dict[str, float] = {}
+    generator: str = ""
+    gaps: bool = True
 
 
 class _Origin(NamedTuple):
@@ -92,7 +96,7 @@ def reduce_load(
         total_throughput=_rate("total_throughput", runs, [_all_tokens(run) for run in runs], origin),
         request_throughput=_rate("request_throughput", runs, [_completions(run.done) for run in runs], origin),
         goodput=_goodput(runs, slo, origin),
-        **_times(runs, origin),
+        **_times(runs, origin, gaps=all(trace.gaps for trace in traces)),
         load_time=NotMeasurable("load_time", "nothing was loaded: the server ran already")
         if load_s is None
         else exact("load_time", load_s, subject=subject, context=context),
@@ -128,6 +132,7 @@ def summary(traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, o
         saturated=next(filter(None, saturated), ""),
         n_cut=sum(len(trace.requests) for trace in traces) - len(requests),
         server=_merged(traces),
+        generator=next((trace.generator for trace in traces), ""),
     )
 
 
@@ -231,19 +236,20 @@ def block_rates(counted: Sequence[tuple[int, float]], start_ns: int, end_ns: int
 # Times
 
 
-def _times(runs: Sequence[_Run], origin: _Origin) -> dict[str, Any]:
+def _times(runs: Sequence[_Run], origin: _Origin, *, gaps: bool) -> dict[str, Any]:
     """In the order in which requests were due: their autocorrelation widens the intervals. Pairs of a comparison are the runs."""
     done = [r for run in runs for r in sorted(run.done, key=lambda r: r.t_due_ns)]
     found: dict[str, list[float]] = {
         "ttft": [ttft_s(r) for r in done],
         "latency": [latency_s(r) for r in done],
         "tpot": [t for r in done if (t := tpot_s(r)) is not None],
-        "itl": [gap for r in done for gap in gaps_s(r)],
+        "itl": [gap for r in done for gap in gaps_s(r)] if gaps else [],
     }
+    lacking = "no request had a token after its first message" if gaps else NO_GAPS
     return {
         name: Latencies(name, tuple(samples), subject=origin.subject, context=origin.context)
         if samples
-        else NotMeasurable(name, "no request had a token after its first message")
+        else NotMeasurable(name, lacking)
         for name, samples in found.items()
     }
 

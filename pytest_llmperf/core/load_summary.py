@@ -12,6 +12,7 @@ class LoadSummary(Struct, frozen=True, kw_only=True):
     that met every SLO (None without one). `lateness_p99_s` is sending minus due, `loop_lag_p99_s` how late the client's timers
     rang, `busy_share` its CPU time over wall time. `saturated` says why there was no steady state, or is empty. `server` is what
     its metrics said during the run: `preemptions`, `prefix_hit_share`, `kv_use_max`, `running_max`, `waiting_max`.
+    `generator` is the program of another project that sent the requests, or empty.
     """
 
     offered_rate: float = 0.0
@@ -25,10 +26,13 @@ class LoadSummary(Struct, frozen=True, kw_only=True):
     saturated: str = ""
     n_cut: int = 0
     server: dict[str, float] = {}
+    generator: str = ""
 
     def notes(self) -> list[str]:
         """What a reader of the numbers must know, one sentence each."""
         said = [self.saturated] if self.saturated else []
+        if self.generator:
+            said.append(f"its requests were sent by {self.generator}")
         if self.failures:
             reasons = "; ".join(f"{reason} ({n} times)" for reason, n in sorted(self.failures.items(), key=lambda f: -f[1]))
             said.append(f"{sum(self.failures.values())} requests failed: {reasons}")

@@ -51,6 +51,10 @@ class Rule(Struct, frozen=True):
         """Why the rule does not hold; empty when it does. Logits that are not finite never hold."""
         if agreement.not_finite:
             return (f"logits are not finite in {len(agreement.not_finite)} of {agreement.n_prompts} prompts",)
+        if agreement.partial:
+            silent = [f"{c}: not measurable: {agreement.partial}" for c in self.criteria if c.name in _OF_LOGITS]
+            if silent:
+                return tuple(silent)
         found = (_CRITERIA[c.name].broken(agreement, *c.values) for c in self.criteria)
         return tuple(reason for reason in found if reason is not None)
 
@@ -158,6 +162,9 @@ _CRITERIA: dict[str, _Kind] = {
     "logits": _Kind({"abs": None}, _logits),
     "noise_floor": _Kind({"margin": None}, _noise_floor),
 }
+
+_OF_LOGITS = ("sqnr", "correlation", "logits", "noise_floor")
+"""Criteria that need the logits of all tokens: they never hold where an engine gives log-probabilities of some alone."""
 
 
 # The text form

@@ -27,7 +27,7 @@ from pytest_llmperf.session.baseline import Question, metric_values
 from pytest_llmperf.session.environment import collect_environment, environment_key
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import Settings
-from pytest_llmperf.workloads import Workload, describe, describe_serve
+from pytest_llmperf.workloads import Workload, describe, describe_serve, recorded_serve
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -213,7 +213,7 @@ class Recorder:
     def _record_of_load(self, side: Loaded, attempt: int) -> Record:
         return self._record(
             side.model,
-            msgspec.to_builtins(side.workload),
+            recorded_serve(side.workload),
             describe_serve(side.workload),
             metrics=tuple(value for value in side.result.metric_values() if value.reason != NO_SUCH),
             samples=side.result.samples(),

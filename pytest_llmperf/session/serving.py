@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -52,10 +52,24 @@ def require_serves(engine: str) -> None:
         )
 
 
-def measure_load(acquire: Sequence[Acquire], workload: Serve, progress: Progress, *, pair: str | None = None) -> list[Loaded]:
+def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) -> str:
+    """The command of the workload's generator, empty where it has none. Raises UsageError where it is not installed."""
+    if not workload.generator:
+        return ""
+    if engine.partition(":")[0] != "server":
+        raise UsageError(f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none.")
+    from pytest_llmperf.engines.server.generators import find_generator  # noqa: PLC0415 - for these loads alone
+
+    return str(find_generator(workload.generator, pythons.get(workload.generator)))
+
+
+def measure_load(
+    acquire: Sequence[Acquire], workload: Serve, progress: Progress, *, pair: str | None = None, program: str = ""
+) -> list[Loaded]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
-    A run with a mark (foreign load, token counts that cannot be right) is made again, as often as three times in all.
+    A run with a mark (foreign load, token counts that cannot be right) is made again, as often as three times in all. `program`
+    is the workload's generator; warm-ups are our own client's.
 
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
@@ -69,7 +83,7 @@ def measure_load(acquire: Sequence[Acquire], workload: Serve, progress: Progress
         n = len(taken[0])
         for at in range(len(acquire)) if n % 2 == 0 else reversed(range(len(acquire))):
             progress("loading the server", f"{_shown(acquire[at](), workload)}{f', {n + 1}' if n else ''}", workload.duration)
-            taken[at].append(_call(acquire[at](), workload, n))
+            taken[at].append(_call(acquire[at](), workload, n, program))
     valid = _valid(taken)
     _require(valid, taken)
     return [_reduced(side(), workload, runs, valid, pair) for side, runs in zip(acquire, taken, strict=True)]
@@ -104,8 +118,8 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
     return Probe(rate=rate, attainment=reached, kept=not why, why=why)
 
 
-def _call(model: OpenModel, workload: Serve, repetition: int) -> Served:
-    served = model.call(RunLoad(workload=workload, repetition=repetition))
+def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> Served:
+    served = model.call(RunLoad(workload=workload, repetition=repetition, program=program))
     assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
     limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
     return served if limited is None else msgspec.structs.replace(served, marks=(*served.marks, limited))
@@ -125,6 +139,7 @@ def _warm_up(workload: Serve) -> Serve:
         ramp_up=0.0,
         requests=max(WARM_UP_REQUESTS, lines),
         prefix_cache=True,
+        generator="",
     )
 
 

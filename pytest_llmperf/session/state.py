@@ -23,7 +23,7 @@ from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.returned import OwnProcess
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.session.serving import Loaded, measure_load
+from pytest_llmperf.session.serving import Loaded, generator_program, measure_load
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.workloads import Serve, Workload
 
@@ -170,8 +170,9 @@ class LlmperfSession:
 
     def _serve(self, models: Sequence[Model], workload: Serve) -> list[Loaded]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
+        program = generator_program(models[0].plan.engine, workload, self.settings.pythons)
         with self.pool.undisturbed([model.plan for model in models]):
-            loaded = measure_load([model.load for model in models], workload, self.progress, pair=pair)
+            loaded = measure_load([model.load for model in models], workload, self.progress, pair=pair, program=program)
         for each in loaded:
             for said in each.result.load.notes() if each.result.load is not None else ():
                 self.note(f"{self.recorder.test.partition('::')[2]} ({each.result.context}): {said}")

@@ -117,7 +117,8 @@ def _serve(session: Session, command: RunLoad) -> Served:
     serve = getattr(session, "serve", None)
     if serve is None:
         raise UsageError("Serve() is a load on a server, and this engine is none. Use engine='server:vllm', for example.")
-    served: Served = serve(command.workload, command.repetition)
+    program = {"program": command.program} if command.program else {}
+    served: Served = serve(command.workload, command.repetition, **program)
     return served
 
 

@@ -38,10 +38,11 @@ class Run(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class RunLoad(Struct, frozen=True, kw_only=True, tag=True):
-    """One run of a load on a server. Result: Served."""
+    """One run of a load on a server. Result: Served. `program` is the command of the workload's generator, where it has one."""
 
     workload: Serve
     repetition: int
+    program: str = ""
 
 
 class ReadMemory(Struct, frozen=True, kw_only=True, tag=True):

@@ -4,10 +4,11 @@ from pytest_llmperf.core.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
-from pytest_llmperf.workloads.serve import Serve, Traffic, describe_serve
+from pytest_llmperf.workloads.serve import GENERATORS, Serve, Traffic, describe_serve, recorded_serve
 from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
 
 __all__ = [
+    "GENERATORS",
     "Batch",
     "Decode",
     "Lockstep",
@@ -22,4 +23,5 @@ __all__ = [
     "Workload",
     "describe",
     "describe_serve",
+    "recorded_serve",
 ]

@@ -19,6 +19,8 @@ from pytest_llmperf.workloads.prompts import PromptSet
 _SYNTHETIC = PromptSet.synthetic(0)
 _EXPECTED = 'Expected one object a line, such as {"timestamp": 0.25, "input_length": 120, "output_length": 64}.'
 MAX_REQUESTS = 1_000_000
+GENERATORS = ("aiperf", "guidellm")
+"""Load generators of other projects that may send the requests."""
 
 
 class Traffic(Struct, frozen=True, kw_only=True):
@@ -71,6 +73,9 @@ class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
     `max_new_tokens`; with `ignore_eos` (where the server can) not before. Requests that are due in the first `ramp_up` seconds
     are sent and not counted. `slo` are the limits that goodput counts by. No prompt is sent twice, so that a prefix cache hits
     nothing; `prefix_cache=True` allows both. A request fails when no message comes for `timeout` seconds.
+
+    `generator` names another project's load generator ("aiperf", "guidellm") that sends the requests in place of this
+    package's client; what it kept of each is reduced by the same definitions.
     """
 
     prompts: PromptSet = _SYNTHETIC
@@ -89,11 +94,13 @@ class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
     prefix_cache: bool = False
     timeout: float = 60.0
     seed: int = 0
+    generator: str = ""
 
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_loop(self)
         _check_prompts(self)
+        _check_generator(self)
 
     @property
     def open_loop(self) -> bool:
@@ -129,7 +136,16 @@ def describe_serve(work: Serve) -> str:
         load = work.traffic.name if work.rate is None else f"{work.traffic.name} at {work.rate:g}/s"
     else:
         load = f"{work.rate:g}/s {work.arrivals}"
-    return f"serve {load} p{length} n{work.max_new_tokens}"
+    by = f" by {work.generator}" if work.generator else ""
+    return f"serve {load} p{length} n{work.max_new_tokens}{by}"
+
+
+def recorded_serve(work: Serve) -> dict[str, Any]:
+    """As it goes on record: loads of this package's own client are as they were before there were others."""
+    fields: dict[str, Any] = msgspec.to_builtins(work)
+    if not work.generator:
+        del fields["generator"]
+    return fields
 
 
 def _check_numbers(work: Serve) -> None:
@@ -169,6 +185,18 @@ def _check_prompts(work: Serve) -> None:
             raise UsageError(f"Serve({name}={getattr(work, name)!r}): a {wanted} is needed.")
     if work.prompt_tokens is None and not work.prompts.texts:
         raise UsageError("Serve(prompt_tokens=None): synthetic prompts have no length of their own; give one, or texts.")
+
+
+def _check_generator(work: Serve) -> None:
+    if not work.generator:
+        return
+    if work.generator not in GENERATORS:
+        near = did_you_mean(str(work.generator), GENERATORS)
+        raise UsageError(f"Serve(generator={work.generator!r}) is not known.{near} Generators: {', '.join(GENERATORS)}.")
+    if work.requests is None and (work.concurrency is not None or work.generator == "guidellm") and work.traffic is None:
+        raise UsageError(f"Serve(generator={work.generator!r}): give requests=, so that what it did can be counted.")
+    if work.generator == "guidellm" and (work.traffic is not None or work.arrivals == "gamma"):
+        raise UsageError("Serve(generator='guidellm'): it draws its own arrivals, 'poisson' or 'constant'. aiperf plays others.")
 
 
 def _whole(value: object) -> bool:

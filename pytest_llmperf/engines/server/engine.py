@@ -55,7 +55,8 @@ def _started(plan: LoadPlan, preset: Preset, options: ServerOptions, source: Sou
     port = free_port()
     values = {"port": str(port), "model": source.location, "name": name}
     command = [*_program(preset, options), *_filled(options.command or preset.command, values)]
-    command += [*_chosen(plan, preset), *([] if options.prefix_cache else preset.no_prefix_cache), *options.args]
+    command += [*_chosen(plan, preset), *([] if options.prefix_cache else preset.no_prefix_cache)]
+    command += [*(preset.dummy_weights if source.dummy else ()), *options.args]
     served = options.name or _filled((preset.served_as,), values)[0]
     env = preset.env | (preset.cpu_env if plan.device == "cpu" else {})
     child = Child(command, env=env, log=log_file(f"server-{preset.name or 'command'}"))

@@ -27,7 +27,8 @@ class Preset:
     and on the PATH; a module is run by this interpreter, or by that of the option. `dtype` gives the arguments of a precision;
     without it only `auto` can be asked for. `shows_dtype`: it says over HTTP which dtype it runs in, so that a precision can be
     proved. `prompt_ids`: prompts may be token ids. `fixed_length` are the fields of a request that make an output have exactly
-    so many tokens. `env` is set for its process, and `cpu_env` on a CPU. `run_here` says how it was seen to work.
+    so many tokens. `dummy_weights` are the arguments by which it makes random weights of its own. `env` is set for its process,
+    and `cpu_env` on a CPU. `run_here` says how it was seen to work.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Preset:
     fixed_length: Callable[[int], dict[str, Any]] = lambda _n: {}
     stream_options: dict[str, Any] = field(default_factory=dict)
     no_prefix_cache: tuple[str, ...] = ()
+    dummy_weights: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     cpu_env: dict[str, str] = field(default_factory=dict)
     other_flags: str = ""
@@ -109,6 +111,7 @@ TABLE: dict[str, Preset] = {
             fixed_length=_vllm_length,
             stream_options=_USAGE,
             no_prefix_cache=("--no-enable-prefix-caching",),
+            dummy_weights=("--load-format", "dummy"),
             env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
             cpu_env={"VLLM_TARGET_DEVICE": "cpu"},
             other_flags="--quantization, --tensor-parallel-size, --pipeline-parallel-size, --kv-cache-dtype, --enforce-eager, "

@@ -7,11 +7,14 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Coroutine, Sequence
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from pytest_llmperf.core import server_metrics
 from pytest_llmperf.core.agreement import PromptComparison
@@ -21,9 +24,10 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
-from pytest_llmperf.engines.server.child import Child
+from pytest_llmperf.engines.server.child import Child, log_file
 from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome
 from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
@@ -60,7 +64,10 @@ class Server:
 
 
 class ServerSession:
-    """See `pytest_llmperf.engines.base.Session`; `serve` on top. Logits, adapters and tasks are not to be had from a server."""
+    """See `pytest_llmperf.engines.base.Session`; `serve` on top. Logits, adapters and tasks are not to be had from a server.
+
+    Agreement is, as far as its protocol gives log-probabilities.
+    """
 
     def __init__(self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner) -> None:
         self._plan = plan
@@ -115,8 +122,13 @@ class ServerSession:
         trace = Trace(repetition=repetition, requests=tuple(o.trace() for o in outcomes), marks=tuple(marks))
         return Ran(trace=trace, step=None, prompts_hash=_hash(call.body for call in calls), outputs_hash=_hash(_texts(outcomes)))
 
-    def serve(self, workload: Serve, repetition: int) -> Served:
-        """One run of a load. Raises InvalidRun where a prefix cache hit prompts that it was not to hit."""
+    def serve(self, workload: Serve, repetition: int, program: str = "") -> Served:
+        """One run of a load. Raises InvalidRun where a prefix cache hit prompts that it was not to hit.
+
+        `program` is the command of the workload's generator, where it has one.
+        """
+        if workload.generator:
+            return self._generated(workload, repetition, Path(program))
         client = self._client(workload.timeout)
         samples: list[dict[str, float]] = []
         run, marks = self._watched(self._sampled(self._load(client, workload, repetition), samples))
@@ -147,8 +159,12 @@ class ServerSession:
         raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """Raises UsageError."""
-        raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
+        """By log-probabilities of the reference's tokens. Raises UsageError for a server that takes no ids, or gives none."""
+        if not (self._asked.prompt_ids and self._protocol.ids):
+            raise UsageError("agreement needs prompts as token ids, and this server takes texts.")
+        from pytest_llmperf.engines.server import agreement  # noqa: PLC0415 - numpy and safetensors, where a baseline has them too
+
+        return self._run(agreement.compare(self._ask, agreement.Reference.open(path), self._source.tokenizer, batch))
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Raises UsageError."""
@@ -176,6 +192,21 @@ class ServerSession:
 
     # Requests
 
+    async def _ask(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """One completion that is not streamed: its first choice. Raises UsageError where the server refuses it."""
+        body = msgspec.json.encode({"model": self._server.name, "temperature": 0, **fields})
+        url, headers = self._server.base + self._protocol.path, self._server.headers | {"Accept": "application/json"}
+        async with self._server.http.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            said = await response.read()
+        if response.status != 200:  # noqa: PLR2004 - OK
+            raise UsageError(
+                f"the server refuses what agreement needs (HTTP {response.status}): {said[:300].decode(errors='replace')}"
+            )
+        answer = msgspec.json.decode(said)
+        require_same_model(self._server.name, {str(answer.get("model") or self._server.name)})
+        choice: dict[str, Any] = answer["choices"][0]
+        return choice
+
     def _client(self, timeout_s: float) -> Client:
         server = self._server
         endpoint = Endpoint(server.base + self._protocol.path, server.headers, self._protocol.parse)
@@ -194,8 +225,37 @@ class ServerSession:
         prompts = [self._prompt(work.prompts, work.prompt_tokens, repetition, i, repeat=True) for i in at]
         return [self._call(prompt, work.new_tokens) for prompt in prompts]
 
-    async def _load(self, client: Client, work: Serve, repetition: int) -> LoadRun:
-        asked = dataclasses.replace(self._asked, ignore_eos=self._asked.ignore_eos and work.ignore_eos)
+    def _generated(self, work: Serve, repetition: int, program: Path) -> Served:
+        """One run of a load by another project's generator."""
+        generator = GENERATORS[work.generator]
+        due_s = work.due_s() if work.concurrency is None else ()
+        call = self._calls(work, repetition, prompt_ids=generator.ids)
+        folder = self._server.child.log.parent if self._server.child is not None else log_file("x").parent
+        job = Job(
+            work=work,
+            base=self._server.base,
+            path=self._protocol.path,
+            model=self._server.name,
+            api_key=self._server.options.api_key,
+            bodies=tuple(call(i).body for i in range(len(due_s) or work.requests or 0)),
+            due_s=due_s,
+            tokenizer=self._source.tokenizer_folder,
+            program=program,
+            folder=Path(tempfile.mkdtemp(prefix=f"{generator.name}-", dir=folder)),
+        )
+        samples: list[dict[str, float]] = []
+        traces, marks = self._watched(self._sampled(generate(generator, job), samples))
+        server = server_metrics.summarised(samples)
+        if not work.prefix_cache:
+            _require_no_hits(traces, server)
+        said = f"{generator.name} {version_of(generator.name, program)}".strip()
+        trace = LoadTrace(requests=traces, server=server, generator=said, gaps=generator.gaps)
+        return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator")
+
+    def _calls(self, work: Serve, repetition: int, *, prompt_ids: bool = True) -> Callable[[int], Call]:
+        """What makes the request of a number."""
+        ignore_eos, prompt_ids = self._asked.ignore_eos and work.ignore_eos, self._asked.prompt_ids and prompt_ids
+        asked = dataclasses.replace(self._asked, ignore_eos=ignore_eos, prompt_ids=prompt_ids)
         lengths = (work.traffic.prompt_tokens, work.traffic.output_tokens) if work.traffic is not None else ((), ())
 
         def call(i: int) -> Call:
@@ -204,6 +264,10 @@ class ServerSession:
             prompt = self._prompt(work.prompts, length, repetition, i, repeat=work.prefix_cache)
             return Call(body=requests.body(self._protocol, prompt, n_out, asked), n_prompt_tokens=len(prompt.ids) or None)
 
+        return call
+
+    async def _load(self, client: Client, work: Serve, repetition: int) -> LoadRun:
+        call = self._calls(work, repetition)
         if work.concurrency is None:
             due_s = work.due_s()
             return await client.open_loop([call(i) for i in range(len(due_s))], due_s)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -18,28 +19,43 @@ from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.errors import LoadError, UsageError
 
-MODEL_KINDS = ("builtin", "folder", "gguf", "hub")
-
 
 @dataclass(frozen=True)
 class Source:
-    """`location` is what the command is given. `tokenizer` is None where there is none here; `download_s` is not load time."""
+    """`location` is what the command is given. `tokenizer` is None where there is none here; `download_s` is not load time.
+
+    `dummy`: no weights lie there, the server is to make random ones. `tokenizer_folder` is where the tokenizer is.
+    """
 
     location: str
     content_hash: str
     tokenizer: Tokenizer | None
     download_s: float = 0.0
+    dummy: bool = False
+    tokenizer_folder: Path | None = None
 
 
 def source_of(plan: LoadPlan, preset: Preset, options: ServerOptions) -> Source:
     """The model of a plan. Raises LoadError for one that is not there, UsageError for a tokenizer that cannot be read."""
     start_s = time.perf_counter()
+    if plan.model.kind == "arch" and preset.model == "folder":
+        from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415 - torch, for these models alone
+
+        made = architecture(plan, dummy=bool(preset.dummy_weights))
+        return _source(str(made.folder), made.content_hash, options, made.folder, dummy=made.dummy)
     if options.url and plan.model.kind == "hub":
         location, content = plan.model.location, hash_value({"served elsewhere as": plan.model.location})
-        return Source(location, content, _tokenizer(options, None))
+        return _source(location, content, options, None)
     path = _path(plan, preset)
     download_s = time.perf_counter() - start_s
-    return Source(str(path), _content(path), _tokenizer(options, _tokenizer_folder(plan, path)), download_s)
+    return _source(str(path), _content(path), options, _tokenizer_folder(plan, path), download_s=download_s)
+
+
+def _source(location: str, content: str, options: ServerOptions, folder: Path | None, **more: Any) -> Source:
+    named = Path(options.tokenizer) if options.tokenizer else folder
+    tokenizer = _tokenizer(options, named)
+    found = None if tokenizer is None or named is None else (named.parent if named.is_file() else named)
+    return Source(location, content, tokenizer, tokenizer_folder=found, **more)
 
 
 def _path(plan: LoadPlan, preset: Preset) -> Path:
@@ -51,8 +67,8 @@ def _path(plan: LoadPlan, preset: Preset) -> Path:
     if model.kind == "hub":
         return _downloaded(model.location, model.revision)
     raise UsageError(
-        f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, a Hugging Face id or a built-in "
-        "name."
+        f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, a Hugging Face id, a built-in "
+        "name, or 'arch:NAME'."
     )
 
 
@@ -103,8 +119,7 @@ def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:
     return converted(plan.model.location) if plan.model.kind == "builtin" else None
 
 
-def _tokenizer(options: ServerOptions, folder: Path | None) -> Tokenizer | None:
-    named = Path(options.tokenizer) if options.tokenizer else folder
+def _tokenizer(options: ServerOptions, named: Path | None) -> Tokenizer | None:
     if named is None:
         return None
     file = named if named.is_file() else named / "tokenizer.json"

@@ -45,7 +45,7 @@ def source_of(plan: LoadPlan) -> Source:
     """The plan's model as a folder. Raises LoadError for one that cannot be read or made."""
     path = scheme_of(plan.quantisation).path if plan.quantisation is not None else ""
     if plan.model.kind == "arch" and not path:
-        return _architecture(plan)
+        return architecture_folder(plan)
     with load_errors(plan, plan.model.name):
         plain = Path(path) if plan.model.kind == "arch" else local_folder(plan)
         tokenizer = tokenizer_of(plan, plain)
@@ -65,7 +65,8 @@ def _packed(plan: LoadPlan, folder: Path) -> Packed:
     return packed
 
 
-def _architecture(plan: LoadPlan) -> Source:
+def architecture_folder(plan: LoadPlan) -> Source:
+    """The folder of an `arch:` model: with the weights that every engine gives it, or its config alone, where it is large."""
     name, dtype = plan.model.location, ARCHITECTURES[plan.model.location].dtype
     size = predicted_weights_bytes(plan.model, dtype) or 0
     folder = cache_dir() / "models" / f"arch-{name}-{plan.seed}"

@@ -1,0 +1,118 @@
+"""Other projects' load generators behind Serve: recorded result files of real runs, and programs that fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from pytest_llmperf.core.load import reduce_load
+from pytest_llmperf.engines.server.generators import find_generator, version_of
+from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.session.serving import generator_program
+from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
+
+RECORDED = Path(__file__).with_name("recorded")
+LINES = Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="aiperf")
+
+
+@pytest.fixture
+def program(tmp_path):
+    """`program(name, text)` writes an executable Python program and gives its path."""
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!{sys.executable}\n{text}")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+WRITES = """
+import json, os
+os.mkdir("out")
+rows = [json.loads(line) for line in open("input.jsonl")][:{keep}]
+with open("out/profile_export.jsonl", "w") as file:
+    for i, row in enumerate(rows):
+        start = 10**18 + i * 10**8
+        said = dict(request_start_ns=start, credit_issued_ns=start - 10**6, request_end_ns=start + 9 * 10**7)
+        metrics = dict(output_sequence_length=dict(value=row["payload"]["max_tokens"]), input_sequence_length=dict(value=4),
+                       time_to_first_token=dict(value=50.0), inter_chunk_latency=dict(value=[10.0] * 4))
+        error = dict(message="HTTP 500") if i == {fails} else None
+        file.write(json.dumps(dict(metadata=said, metrics=metrics, error=error)) + "\\n")
+"""
+
+
+def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
+    """TTFT counts from when the request was due; a request that failed is data; the generator is named with what it measured."""
+    served = start().serve(LINES, 0, str(program("aiperf", WRITES.format(keep=6, fails=1))))
+    run = reduce_load([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
+    assert (run.n_requests, run.n_failed) == (6, 1)
+    assert run.load.failures == {"HTTP 500": 1}
+    assert run.ttft.p50.value == pytest.approx(0.051)
+    assert run.itl.p50.value == pytest.approx(0.01)
+    assert run.load.generator == "aiperf"
+    assert run.load.notes()[0] == "its requests were sent by aiperf"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys; print('no such model'); sys.exit(3)", r"(?s)aiperf ended with exit code 3.*no such model"),
+        ("", "what aiperf left cannot be read"),
+        (WRITES.format(keep=2, fails=-1), "aiperf kept 2 of 6 requests"),
+    ],
+)
+def test_a_generator_that_fails_is_no_result(start, program, text, said):
+    """With the end of its log."""
+    with pytest.raises(InvalidRun, match=said):
+        start().serve(LINES, 0, str(program("aiperf", text)))
+
+
+def test_a_generator_is_looked_for_before_anything_is_loaded(program):
+    """Beside the interpreter that is named; without one, beside this one and on the path."""
+    work = Serve(rate=2, requests=3, generator="guidellm")
+    beside = program("guidellm", "")
+    assert generator_program("server:vllm", work, {"guidellm": str(beside.with_name("python"))}) == str(beside)
+    assert generator_program("server:vllm", replace(work, generator=""), {}) == ""
+    with pytest.raises(UsageError, match=r"no guidellm beside that interpreter.*pip install guidellm"):
+        find_generator("guidellm", "/nowhere/bin/python")
+    with pytest.raises(UsageError, match=r"aiperf is not installed.*--llmperf-python aiperf="):
+        find_generator("aiperf", None)
+    with pytest.raises(UsageError, match=r"needs a server's address, and engine 'scripted' has none"):
+        generator_program("scripted", work, {})
+
+
+def test_its_version_is_that_of_its_installation(tmp_path):
+    """Read beside the program, or nothing."""
+    (tmp_path / "lib/python3.11/site-packages/guidellm-0.8.1.dist-info").mkdir(parents=True)
+    assert version_of("guidellm", tmp_path / "bin" / "guidellm") == "0.8.1"
+    assert version_of("aiperf", tmp_path / "bin" / "aiperf") == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"generator": "guidelm", "rate": 1, "requests": 2}, r"did you mean 'guidellm'|Did you mean 'guidellm'"),
+        ({"generator": "aiperf", "concurrency": 1, "duration": 2}, "give requests="),
+        ({"generator": "guidellm", "rate": 1, "duration": 2}, "give requests="),
+        ({"generator": "guidellm", "rate": 1, "requests": 2, "arrivals": "gamma"}, "its own arrivals"),
+        ({"generator": "guidellm", "traffic": Traffic(name="t", timestamps_s=(0.0,))}, "its own arrivals"),
+    ],
+)
+def test_what_a_generator_cannot_do_is_refused(fields, said):
+    """Before anything is started."""
+    with pytest.raises(UsageError, match=said):
+        Serve(**fields)
+
+
+def test_loads_of_our_own_client_go_on_record_as_before():
+    """Their series go on; a generator makes another one, and is in the workload's text."""
+    own = Serve(rate=1, requests=2)
+    assert "generator" not in recorded_serve(own)
+    assert recorded_serve(replace(own, generator="aiperf"))["generator"] == "aiperf"
+    assert describe_serve(replace(own, generator="aiperf")) == describe_serve(own) + " by aiperf"
