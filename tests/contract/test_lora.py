@@ -84,15 +84,27 @@ def test_a_batch_mixes_base_and_adapters_row_by_row(both, folders):
     def tokens(*names):
         both.use_adapters(names)
         batch = both._inputs(Decode(batch=3, prompt_tokens=8, new_tokens=6), 0)
-        decoded = both._decode(batch, WORK).tokens
-        both.use_adapters(())
-        return decoded
+        return both._decode(batch, WORK).tokens
 
     whole = {name: tokens(name) for name in ("a", "b", "base")}
     assert len({tuple(rows.flatten().tolist()) for rows in whole.values()}) == 3
-    mixed = tokens("b", "base", "a")
-    for i, name in enumerate(("b", "base", "a")):
-        assert torch.equal(mixed[i], whole[name][i])
+    for before in ("base", "a"):  # the base alone switches peft's layers off
+        both.use_adapters((before,))
+        mixed = tokens("b", "base", "a")
+        for i, name in enumerate(("b", "base", "a")):
+            assert torch.equal(mixed[i], whole[name][i])
+    both.use_adapters(())
+
+
+def test_layers_that_are_off_in_a_mixed_batch_are_an_error(both, monkeypatch):
+    """Negative control: peft leaves them off after the base alone, and they ignore what each row asks for."""
+    both.use_adapters(("base",))
+    with monkeypatch.context() as without:
+        without.setattr(type(both._loaded.adapters.peft.base_model), "enable_adapter_layers", lambda _: None)
+        both.use_adapters(("a", "base"))
+        with pytest.raises(NotInEffect, match=r"rows through a, __base__ were asked for, the layers were called with \[\(\)\]"):
+            both.run(WORK, 0)
+    both.use_adapters(())
 
 
 def test_a_mixed_batch_whose_layers_are_not_called_so_is_an_error(both, monkeypatch):

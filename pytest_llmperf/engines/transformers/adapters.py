@@ -53,13 +53,16 @@ class Adapters:
     def use(self, names: Sequence[str]) -> None:
         """Switch to one adapter, or to `BASE`; none named: to the default. Raises NotInEffect if the modules do not follow.
 
-        For several names the modules stay as they are: they are told for each batch (`rows`).
+        For several names the layers are on, and are told for each batch which rows go where (`rows`).
         """
         wanted = tuple(dict.fromkeys(names)) or self.names[:1]
         self._require_known(names)
-        if self.peft is None or len(wanted) > 1:
+        if self.peft is None:
             return
         tuner: Any = self.peft.base_model
+        if len(wanted) > 1:
+            tuner.enable_adapter_layers()
+            return
         if wanted == (BASE,):
             tuner.disable_adapter_layers()
         else:
@@ -229,10 +232,10 @@ def _ready(model: Any) -> None:
 
 @contextmanager
 def _watched(model: nn.Module, calls: set[tuple[str, ...]]) -> Iterator[None]:
-    """Note with which adapter names the wrapped layers are called."""
+    """Note with which adapter names the wrapped layers are called; none where a layer is switched off and would ignore them."""
 
-    def note(_layer: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        calls.add(tuple(kwargs.get("adapter_names") or ()))
+    def note(layer: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        calls.add(() if layer.disable_adapters else tuple(kwargs.get("adapter_names") or ()))
 
     layers = (module for module in model.modules() if isinstance(module, LoraLayer) and isinstance(module, nn.Module))
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
