@@ -85,6 +85,26 @@ def test_every_figure_is_drawn_without_an_error_and_nothing_goes_to_the_network(
     assert requested(opened) == []
 
 
+OVERLAPS = """
+const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+return [...document.querySelectorAll('figure[data-chart=pareto], figure[data-chart=roofline]')].flatMap(figure => {
+  const texts = [...figure.querySelectorAll('[data-mark=text] text')];
+  const names = texts.map(each => [each.textContent, each.getBoundingClientRect()]);
+  return names.flatMap(([a, x], i) => names.slice(i + 1).filter(([, y]) => !apart(x, y)).map(([b]) => `${a} on ${b}`));
+});
+"""
+
+
+def test_names_in_a_picture_do_not_cover_each_other(opened):
+    """Those that find no room are left to the pointer. Moved onto each other, they are seen."""
+    draw_all(opened)
+    assert opened.execute_script(OVERLAPS) == []
+    marks = "figure[data-chart=pareto] [data-mark=text]"
+    opened.execute_script(f"document.querySelectorAll('{marks}').forEach(each => each.removeAttribute('transform'))")
+    opened.execute_script(f"document.querySelectorAll('{marks} text').forEach(each => each.setAttribute('transform', ''))")
+    assert opened.execute_script(OVERLAPS)
+
+
 def test_the_report_of_a_session_opens_offline(chromium, made, folder):
     """The file that --llmperf-html wrote; the skipped test's hostile reason is in it, as text."""
     chromium.get((folder / "report.html").as_uri())

@@ -32,7 +32,7 @@ def test_a_failed_claim_the_fastest_strategy_and_its_ratio_stand_at_the_top():
     (best,) = fastest.items
     assert best.text == "bf16: 15.0 tok/s ±1.0 %"
     assert "1.50x of fp32" in best.more
-    assert "nf4 faster, agreement not shown" in best.more
+    assert "faster, but without an agreement rule that holds: nf4" in best.more
     assert "top-1 99.0 %" in best.more
 
 

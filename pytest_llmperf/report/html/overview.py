@@ -116,7 +116,7 @@ def _caveat(best: Standing, standing: Sequence[Standing], accepted: Sequence[Sta
     if not accepted:
         return ["agreement was not measured or has no rule"]
     faster = [each for each in standing if each.speed > best.speed]
-    return [f"{', '.join(each.name for each in faster)} faster, agreement not shown"] if faster else []
+    return [f"faster, but without an agreement rule that holds: {', '.join(each.name for each in faster)}"] if faster else []
 
 
 def _not_in_effect(content: Content) -> Panel:

@@ -17,15 +17,16 @@
     const domain = wide(d.points.map((p) => p.x), d.span, d.reverse);
     const speeds = d.points.flatMap((p) => [p.low ?? p.y, p.high ?? p.y]);
     const log = far(speeds), heights = log ? [Math.min(...speeds) / 1.3, Math.max(...speeds) * 1.3] : [0, Math.max(...speeds)];
+    const inset = 18;
     return {
-      height: narrow(width) ? 280 : 320, marginTop: 26, marginRight: 34, marginLeft: 48, marginBottom: 42, inset: 18,
+      height: narrow(width) ? 280 : 320, marginTop: 26, marginRight: 34, marginLeft: 48, marginBottom: 42, inset,
       x: { label: d.x, labelArrow: "none", labelAnchor: "center", ticks: narrow(width) ? 4 : 6, grid: true, reverse: d.reverse, domain },
-      y: { label: `${d.y}${log ? " (logarithmic)" : ""} ↑`, labelArrow: "none", type: log ? "log" : "linear", domain: heights, nice: !log, grid: !log, ticks: log ? 4 : 5, tickFormat: (y) => number(y) },
+      y: { label: `${d.y}${log ? " (logarithmic)" : ""} ↑`, labelArrow: "none", type: log ? "log" : "linear", domain: heights, grid: !log, ticks: log ? 4 : 5, tickFormat: (y) => number(y) },
       marks: [
         Plot.line(front, { x: "x", y: "y", stroke: accent, strokeOpacity: 0.5, strokeDasharray: "3 3" }),
         Plot.ruleX(d.points.filter((p) => p.low !== null), { x: "x", y1: "low", y2: "high", stroke: (p) => (p.front ? accent : quiet) }),
         Plot.dot(d.points, { x: "x", y: "y", r: 5, stroke: (p) => (p.front ? accent : quiet), fill: (p) => (p.front ? accent : "var(--paper)"), strokeWidth: 1.5 }),
-        ...labels(labelled, { width: width - 82, height: (narrow(width) ? 280 : 320) - 68, x: domain, y: heights, logY: log, reverse: d.reverse, fill: (p) => (p.front ? accent : ink) }),
+        ...labels(labelled, { width: width - 82 - 2 * inset, height: (narrow(width) ? 280 : 320) - 68 - 2 * inset, margin: inset, x: domain, y: heights, logY: log, reverse: d.reverse, fill: (p) => (p.front ? accent : ink) }),
         Plot.tip(d.points, Plot.pointer({ x: "x", y: "y", title: "tip", ...tip })),
       ],
     };
@@ -41,20 +42,21 @@
     return reverse ? [low, low + span] : [high - span, high];
   };
 
-  // Names beside their points, each in the first of four places where it covers neither a point nor a name.
+  // Names beside their points, each in the first place where it covers neither a point, an interval (`low` to `high`) nor a name.
   const places = [[9, -9, "start"], [-9, -9, "end"], [9, 10, "start"], [-9, 10, "end"], [9, -22, "start"], [-9, -22, "end"]];
-  const labels = (points, { width, height, fill, x, y, reverse = false, logX = false, logY = false }) => {
-    const scale = (key, [from, to], size, flip, log) => {
+  const labels = (points, { width, height, margin = 0, fill, x, y, reverse = false, logX = false, logY = false }) => {
+    const scale = (value, [from, to], size, flip, log) => {
       const [low, high] = log ? [Math.log(from), Math.log(to)] : [from, to];
-      return points.map((p) => ((log ? Math.log(p[key]) : p[key]) - low) / (high - low || 1)).map((share) => (flip ? 1 - share : share) * size);
+      return points.map((p) => ((log ? Math.log(value(p)) : value(p)) - low) / (high - low || 1)).map((share) => (flip ? 1 - share : share) * size);
     };
-    const xs = scale("x", x, width, reverse, logX), ys = scale("y", y, height, true, logY);
-    const taken = xs.map((x, i) => [x - 5, ys[i] - 5, x + 5, ys[i] + 5]);
+    const up = (value) => scale(value, y, height, true, logY);
+    const xs = scale((p) => p.x, x, width, reverse, logX), ys = up((p) => p.y), lows = up((p) => p.low ?? p.y), highs = up((p) => p.high ?? p.y);
+    const taken = xs.flatMap((x, i) => [[x - 5, ys[i] - 5, x + 5, ys[i] + 5], [x - 1, highs[i], x + 1, lows[i]]]);
     const box = (i, [dx, dy, anchor]) => {
       const text = 7.2 * short(points[i].name).length, left = xs[i] + dx - (anchor === "end" ? text : 0);
       return [left, ys[i] + dy - 7, left + text, ys[i] + dy + 7];
     };
-    const free = (b) => b[0] > -16 && b[2] < width + 16 && taken.every((t) => b[2] < t[0] || b[0] > t[2] || b[3] < t[1] || b[1] > t[3]);
+    const free = (b) => b[0] > -margin - 16 && b[2] < width + margin + 16 && taken.every((t) => b[2] < t[0] || b[0] > t[2] || b[3] < t[1] || b[1] > t[3]);
     return points.flatMap((point, i) => {
       const chosen = places.find((place) => free(box(i, place)));
       if (!chosen) return [];  // its tip names it
@@ -74,7 +76,7 @@
         Plot.ruleX([1], { stroke: quiet }),
         Plot.link(d.rows.filter((r) => r.low !== null), { x1: "low", x2: "high", y1: "name", y2: "name", stroke: accent, strokeWidth: 2 }),
         Plot.dot(d.rows, { x: "v", y: "name", r: 4.5, fill: accent }),
-        Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${number(r.v, 3)}×`, dx: 9, textAnchor: "start", fontSize: 12 }),
+        Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${number(r.v, 3)}×`, dx: 9, textAnchor: "start", fontSize: 12, fill: ink, stroke: "var(--paper)", strokeWidth: 3 }),
       ],
     };
   };
@@ -137,7 +139,7 @@
       marks: [
         Plot.line(roof, { x: "x", y: "y", z: "dtype", stroke: quiet, strokeWidth: 1.5 }),
         ...labels(d.points, { width: width - 80, height: (narrow(width) ? 280 : 300) - 68, x: ends, y: heights, fill: () => ink, logX: true, logY: true }),
-        Plot.text(tops, { x: "x", y: "y", text: "text", textAnchor: "end", dy: -8, fill: quiet, fontSize: 12 }),
+        Plot.text(tops, { x: "x", y: "y", text: "text", textAnchor: "end", dy: -8, fill: quiet, fontSize: 12, stroke: "var(--paper)", strokeWidth: 3 }),
         Plot.ruleX(d.points, { x: "x", y1: "y", y2: (p) => Math.max(...d.roofs.map((r) => Math.min(r.flops, p.x * r.bytes))), stroke: line, strokeDasharray: "2 3" }),
         Plot.dot(d.points, { x: "x", y: "y", r: 4.5, fill: accent }),
         Plot.tip(d.points, Plot.pointer({ x: "x", y: "y", title: "tip", ...tip })),
@@ -159,7 +161,7 @@
   const pairs = (d) => {
     const rows = d.ratios.map((v, i) => ({ v, i: i + 1 }));
     return {
-      height: 210, marginLeft: 50, marginBottom: 38,
+      height: 216, marginLeft: 50, marginTop: 28, marginBottom: 38,
       x: { label: "pair", labelArrow: "none", labelAnchor: "center", ticks: Math.min(rows.length, 8), tickFormat: (i) => (Number.isInteger(i) ? String(i) : "") },
       y: { label: "this / other", labelArrow: "none", grid: true, ticks: 5, nice: true, domain: spread([1, ...d.ratios, ...[d.low, d.high].filter((x) => x !== null)]) },
       marks: [
