@@ -66,6 +66,7 @@ def bench_serve(session: ServerSession, work: Serve, repetition: int, program: s
     """By `vllm bench serve`, with its own random prompts of the same lengths."""
     server, source = session._server, session._source  # noqa: SLF001 - its address and its tokenizer
     load = ["--request-rate", str(work.rate)] if work.rate is not None else ["--max-concurrency", str(work.concurrency)]
+    load += ["--burstiness", "1e9"] if work.arrivals == "constant" else []
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(program, "bench", "serve", "--backend", "openai", "--base-url", server.base, "--model", server.name),

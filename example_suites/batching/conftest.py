@@ -1,6 +1,8 @@
 """Skips what needs vLLM where there is none."""
 
 import importlib.util
+import os
+import shutil
 
 import pytest
 
@@ -12,3 +14,10 @@ def vllm(pytestconfig):
     if not named and importlib.util.find_spec("vllm") is None:
         pytest.skip("no interpreter with vLLM: --llmperf-python vllm=PATH")
     return "vllm"
+
+
+@pytest.fixture
+def vllm_server():
+    """Skips where no command `vllm` is found."""
+    if "LLMPERF_SERVER_VLLM" not in os.environ and shutil.which("vllm") is None:
+        pytest.skip("no vLLM server: set LLMPERF_SERVER_VLLM")

@@ -67,3 +67,13 @@ def test_the_rate_that_can_be_promised(llm):
     load = Serve(rate=1, requests=16, prompts=CHAT, prompt_tokens=32, max_new_tokens=16, slo=Slo(ttft=3), prefix_cache=True)
     found = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
     assert found.highest is not None
+
+
+@pytest.mark.parametrize("name", [server("vllm")], indirect=True)
+@pytest.mark.usefixtures("name")
+@pytest.mark.llmperf(strategy="fp32")
+def test_the_server_answers_as_the_model_does(llm, baseline):
+    """Its protocol gives log-probabilities of token ids: top-1, perplexity and containment, against transformers in fp32."""
+    found = llm.agreement(baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)")
+    assert found.ok
+    assert found.top1 >= 0.99

@@ -72,8 +72,9 @@ class LlmperfSession:
         return Model(self, self.plan(declared, strategy, engine=engine))
 
     def reference(self, declared: Declaration) -> Model:
-        """The model that the `baseline` fixture gives."""
-        return self.model(declared, self.settings.reference)
+        """What the `baseline` fixture gives: on the test's engine, and on transformers for a server, which shows no logits."""
+        engine = "transformers" if declared.engine.partition(":")[0] == "server" else None
+        return self.model(declared, self.settings.reference, engine=engine)
 
     @contextmanager
     def test(self, nodeid: str, declared: Declaration) -> Iterator[list[Finding]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 COUNTED = {"requests": 0, "running": 0, "preemptions": 0, "prompt": 0, "hits": 0}
 SEEN: set[str] = set()
+ARRIVALS: list[int] = []
 
 
 def parsed() -> argparse.Namespace:
@@ -47,6 +48,8 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             if method == "POST":
+                ARRIVALS.append(time.perf_counter_ns())
+            if method == "POST":
                 await generate(writer, headers, json.loads(body))
             else:
                 answer(writer, *page(path))
@@ -56,8 +59,8 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 def page(path: str) -> tuple[int, str]:
     """A GET."""
-    if path == "/health":
-        return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
+    if path in {"/health", "/arrivals"}:
+        return health() if path == "/health" else taken()
     if path == "/v1/models":
         return 200, json.dumps({"data": [{"id": ARGS.model}]})
     if path == "/info" and ARGS.protocol == "tgi":
@@ -71,6 +74,17 @@ def page(path: str) -> tuple[int, str]:
             f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\nvllm:prefix_cache_hits_total {COUNTED['hits']}\n"
         )
     return 404, "{}"
+
+
+def health() -> tuple[int, str]:
+    return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
+
+
+def taken() -> tuple[int, str]:
+    """When requests came (ns), since this was last asked."""
+    came = json.dumps(ARRIVALS)
+    ARRIVALS.clear()
+    return 200, came
 
 
 def answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from pytest_llmperf.core.load import reduce_load
-from pytest_llmperf.engines.server.generators import find_generator, version_of
+from pytest_llmperf.core.estimate import NotMeasurable
+from pytest_llmperf.core.load import LoadTrace, reduce_load
+from pytest_llmperf.core.slo import tpot_s
+from pytest_llmperf.engines.server.generators import find_generator, read_guidellm, version_of
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.serving import generator_program
 from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
 
 RECORDED = Path(__file__).with_name("recorded")
+"""Of runs of eight requests against the stub of these tests: --ttft-ms 50 --token-ms 5, on a busy machine."""
 LINES = Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="aiperf")
 
 
@@ -116,3 +120,20 @@ def test_loads_of_our_own_client_go_on_record_as_before():
     assert "generator" not in recorded_serve(own)
     assert recorded_serve(replace(own, generator="aiperf"))["generator"] == "aiperf"
     assert describe_serve(replace(own, generator="aiperf")) == describe_serve(own) + " by aiperf"
+
+
+def test_a_report_of_guidellm_becomes_traces(tmp_path):
+    """A real report: what it says of each request itself, from our reading of its times; no gap between messages is made up."""
+    text = (RECORDED / "guidellm-0.8.1.json").read_text()
+    (tmp_path / "out.json").write_text(text)
+    traces = read_guidellm(tmp_path)
+    rows = json.loads(text)["benchmarks"][0]["requests"]["successful"]
+    assert len(traces) == len(rows) == 8
+    assert [trace.n_output_tokens for trace in traces] == [6] * 8
+    said = sorted((row["request_start_time"], row["time_to_first_token_ms"], row["inter_token_latency_ms"]) for row in rows)
+    found = sorted((r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
+    assert [f[1:] for f in found] == [pytest.approx(s[1:], abs=1e-3) for s in said]
+    run = reduce_load([LoadTrace(requests=traces, gaps=False)], slo=None, ramp_up_s=0, load_s=None, open_loop=True)
+    assert isinstance(run.itl, NotMeasurable)
+    assert "first and last token alone" in run.itl.reason
+    assert run.ttft.p50.value >= 0.05

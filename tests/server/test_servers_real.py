@@ -33,6 +33,14 @@ def test_offline(llm):
     assert llm.run(Decode(batch=2, prompt_tokens=32, new_tokens=16)).throughput >= 0.1
 """
 
+AGREES = """
+def test_agreement(llm, baseline):
+    found = llm.agreement(baseline, new_tokens=8, rule="containment(k=5, horizon=32)+perplexity(1.01)")
+    assert found.ok
+    assert found.top1 >= 0.99
+"""
+"""Of the server whose protocol gives log-probabilities of token ids."""
+
 
 @nightly
 @pytest.mark.real_model
@@ -43,12 +51,13 @@ def test_a_real_server_ends_in_records(pytester, name):
     if variable not in os.environ:
         pytest.skip(f"{variable} does not name a program")
     strategy = "fp32" if name == "vllm" else "auto"
-    pytester.makepyfile(test_it=PROJECT.format(name=name, arguments=ARGUMENTS[name], strategy=strategy))
+    project = PROJECT.format(name=name, arguments=ARGUMENTS[name], strategy=strategy)
+    pytester.makepyfile(test_it=project + (AGREES if name == "vllm" else ""))
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--llmperf-store=none", "--llmperf-json=out.jsonl")
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=4 if name == "vllm" else 3)
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     assert {row["engine"] for row in rows} == {f"server:{name}"}
-    assert {row["workload"]["type"] for row in rows} == {"serve", "decode"}
+    assert {row["workload"]["type"] for row in rows} - {"agreement"} == {"serve", "decode"}
     if name == "vllm":
         assert {row["effective"]["reported_dtype"] for row in rows} == {"float32"}
         assert all("preemptions" in row["extra"]["load"]["server"] for row in rows if row["workload"]["type"] == "serve")

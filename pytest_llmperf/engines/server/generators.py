@@ -244,6 +244,7 @@ def _of_guidellm(row: dict[str, Any], *, failed: bool) -> RequestTrace:
         n_prompt_tokens=int(row["prompt_tokens"] or 0),
         t_due_ns=due_ns,
         events=(first, last) if n_output > 1 else (first,),
+        n_cached_tokens=int(row.get("cached_tokens") or 0),
         t_sent_ns=sent_ns,
         t_end_ns=end_ns,
     )

@@ -1,0 +1,100 @@
+"""The highest rate that each load generator can drive, seen from the server: a stub that streams 64 tokens a request.
+
+python benchmarks/client_rates.py [--seconds 5] [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf]
+    [--guidellm guidellm-env/bin/guidellm]
+
+Every generator sends requests at a constant rate. The stub notes when each came; how late they are, after a schedule of equal
+gaps laid through the earliest, says whether the generator kept its rate, whatever it says of itself. A rate is kept with a 99th
+percentile below 5 ms. Rates are doubled until one is not kept, then halved in between. Stub and generator share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import urllib.request
+from collections.abc import Callable
+
+from load_generators import bench_serve, opened, ours
+
+from pytest_llmperf.core.rate_search import Probe, next_rate
+from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.workloads import Serve
+
+LIMIT_S = 0.005
+TOKENS = 64
+Send = Callable[[ServerSession, Serve, int], object]
+
+
+def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
+    """How late requests came after equal gaps, laid through the one that was earliest by them; 99th percentile."""
+    late = [at / 1e9 - i / rate for i, at in enumerate(sorted(arrivals_ns))]
+    return sorted(at - min(late) for at in late)[math.ceil(0.99 * len(late)) - 1]
+
+
+def arrivals(session: ServerSession) -> list[int]:
+    """Those since this was last asked."""
+    base = session._server.base  # noqa: SLF001 - its address
+    with urllib.request.urlopen(f"{base}/arrivals", timeout=10) as response:  # noqa: S310 - the stub, on this host
+        came: list[int] = json.load(response)
+    return came
+
+
+def highest(name: str, send: Send, session: ServerSession, options: argparse.Namespace) -> None:
+    """Print every rate that was tried."""
+    probes: list[Probe] = []
+    while (rate := next_rate(probes, first=options.first, within=options.within)) is not None:
+        n = max(20, round(rate * options.seconds))
+        work = Serve(rate=rate, arrivals="constant", requests=n, prompt_tokens=8, max_new_tokens=TOKENS, prefix_cache=True)
+        arrivals(session)
+        send(session, work, len(probes))
+        came = arrivals(session)[-n:]  # a generator may ask once beforehand
+        late_s = lateness_p99_s(came, rate)
+        kept = len(came) == n and late_s < LIMIT_S
+        probes.append(Probe(rate=rate, attainment=1.0, kept=kept, why="" if kept else f"{1e3 * late_s:.1f} ms late"))
+        print(
+            f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late{'' if kept else ', not kept'}",
+            flush=True,
+        )
+    print(f"{name}: {max((p.rate for p in probes if p.kept), default=0):.0f}/s", flush=True)
+
+
+def by(generator: str, program: str) -> Send:
+    """A generator behind `Serve`."""
+
+    def send(session: ServerSession, work: Serve, n: int) -> object:
+        fields = {name: getattr(work, name) for name in work.__struct_fields__}
+        return ours(session, Serve(**fields | {"generator": generator}), n, program)
+
+    return send
+
+
+def main() -> None:
+    """Each generator in turn."""
+    options = parser().parse_args()
+    found: dict[str, Send] = {"this package": ours}
+    found |= {name: by(name, program) for name in ("aiperf", "guidellm") if (program := getattr(options, name))}
+    if options.vllm:
+        found["vllm bench serve"] = lambda session, work, n: bench_serve(session, work, n, options.vllm)
+    stub = argparse.Namespace(engine="stub", model=options.model, device="cpu", strategy="auto", args="")
+    with opened(stub) as session:
+        ours(session, Serve(concurrency=2, requests=4, prompt_tokens=8, max_new_tokens=TOKENS), 10**6)
+        for name, send in found.items():
+            highest(name, send, session, options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """How long each rate is held, and where the other generators are."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="smollm2-135m", help="whose tokenizer makes the prompts")
+    made.add_argument("--seconds", type=float, default=5.0)
+    made.add_argument("--first", type=float, default=50.0)
+    made.add_argument("--within", type=float, default=0.3)
+    for name in ("vllm", "aiperf", "guidellm"):
+        made.add_argument(f"--{name}", default="", help=f"the command {name}")
+    return made
+
+
+if __name__ == "__main__":
+    main()
