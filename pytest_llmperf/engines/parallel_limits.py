@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models import ARCHITECTURES, BUILTIN
 from pytest_llmperf.engines.safetensors_header import read_json
+from pytest_llmperf.errors import UsageError
 
 Config = Mapping[str, Any]
 
@@ -20,6 +21,16 @@ SPLIT_KINDS = ("arch", "builtin", "folder", "hub")
 def refuse(plan: LoadPlan) -> str | None:
     """The first reason against the parallel parts of a plan, or None."""
     return _offload(plan) or _together(plan) or _model(plan)
+
+
+def rows_of_a_replica(batch: int, replicas: int) -> int:
+    """How many rows of a batch each replica takes. Raises UsageError for a batch that cannot be divided."""
+    if batch % replicas:
+        raise UsageError(
+            f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
+            f"Take a multiple of {replicas}, for example batch={-(-batch // replicas) * replicas}."
+        )
+    return batch // replicas
 
 
 def does_not_divide(plan: LoadPlan, config: Config) -> str | None:

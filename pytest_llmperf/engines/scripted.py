@@ -15,6 +15,7 @@ from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.engines import scripted_batches, scripted_pruning, scripted_ranks, scripted_reference, scripted_serving
+from pytest_llmperf.engines.parallel_limits import rows_of_a_replica
 from pytest_llmperf.engines.scripted_faults import Faults
 from pytest_llmperf.engines.scripted_options import ScriptedOptions, parse
 from pytest_llmperf.engines.virtual_clock import VirtualClock
@@ -199,6 +200,7 @@ class ScriptedSession:
         return Trace(repetition=repetition, requests=requests, marks=marks, clock="virtual", computed=done.computed)
 
     def _trace(self, workload: Lockstep, repetition: int, kinds: set[str]) -> Trace:
+        rows = rows_of_a_replica(workload.batch, self._plan.dp)
         factor = self._factor(repetition, kinds)
         due_ns = self._clock.advance_ns(GAP_NS)
         n_tokens = workload.new_tokens - (1 if "short_output" in kinds else 0)
@@ -207,7 +209,7 @@ class ScriptedSession:
         self._clock.advance_ns(times_ns[-1] if times_ns else 0)
         request = RequestTrace(n_prompt_tokens=workload.prompt_tokens or 1, t_due_ns=due_ns, events=events)
         marks = tuple(Mark(kind=kind, detail="the script says so") for kind in self._options.marks)
-        return Trace(repetition=repetition, requests=(request,) * (workload.batch // self._plan.dp), marks=marks, clock="virtual")
+        return Trace(repetition=repetition, requests=(request,) * rows, marks=marks, clock="virtual")
 
     def _factor(self, repetition: int, kinds: set[str]) -> float:
         """How much slower than the script's times this run is: warm-up, faults, and log-normal noise of the given spread."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf import strategies
 from pytest_llmperf.engines.scripted_options import Fault, ScriptedOptions, parse
 from pytest_llmperf.errors import LoadError, UsageError, WorkerError
 from pytest_llmperf.testing import ScriptedEngine, VirtualClock, scripted_plan
@@ -256,6 +257,14 @@ def test_options_mean_what_they_say(ms, megabytes, seed):
     """Times in seconds, sizes in bytes."""
     found = parse(f"ttft={ms}ms,weights={megabytes}MB,seed={seed}", "fp32")
     assert found == ScriptedOptions(ttft_s=ms * 1e-3, weights_bytes=megabytes * MB, seed=seed)
+
+
+def test_a_batch_that_the_replicas_cannot_share_is_an_error_as_in_the_real_engine():
+    """dp2 gives each replica its rows of a batch of two, and of a batch of one none."""
+    opened = ScriptedEngine().open(strategies.parse("dp2").apply(scripted_plan()))
+    assert len(opened.run(WORK, 0).trace.requests) == 1
+    with pytest.raises(UsageError, match=r"a batch of 1 cannot be divided over the 2 replicas of dp2.*batch=2"):
+        opened.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 1)
 
 
 def test_a_closed_session_answers_nothing():

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.parallel_limits import rows_of_a_replica
 from pytest_llmperf.errors import LoadError, UsageError
 
 AXES = ("dp", "pp", "fsdp", "tp")
@@ -108,10 +109,5 @@ def leave() -> None:
 
 def own_rows(ids: Tensor, replicas: int, place: int) -> slice:
     """The rows of a [batch, width] tensor that a replica takes. Raises UsageError for a batch that cannot be divided."""
-    batch = ids.shape[0]
-    if batch % replicas:
-        raise UsageError(
-            f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
-            f"Take a multiple of {replicas}, for example batch={-(-batch // replicas) * replicas}."
-        )
-    return slice(batch // replicas * place, batch // replicas * (place + 1))
+    rows = rows_of_a_replica(ids.shape[0], replicas)
+    return slice(rows * place, rows * (place + 1))
