@@ -27,6 +27,7 @@ from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file
 from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome
 from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
@@ -91,14 +92,15 @@ class ServerSession:
 
     def opened(self) -> Opened:
         """Load time is from the start of the command to its first answer, without a download."""
+        facts = device_facts(self._plan.device, started=self._server.child is not None)
         return Opened(
             effective=self._effective(),
             load_s=self.load_s,
             content_hash=self._source.content_hash,
             vocab_size=0 if self._source.tokenizer is None else self._source.tokenizer.get_vocab_size(),
             versions={"server": self._server.facts.get("version", "unknown")},
-            device_name="CPU" if self._plan.device == "cpu" else self._plan.device,
-            device_facts={},
+            device_name=device_name(self._plan.device, facts),
+            device_facts=facts,
             memory=self._memory(),
         )
 
