@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,15 @@ def _without_folders(test: str) -> str:
 
 
 def _tests(records: Sequence[Record]) -> tuple[str, ...]:
+    return _marked(_labelled(records), records)
+
+
+def _marked(names: Iterable[str], records: Sequence[Record]) -> tuple[str, ...]:
+    """A run that the gate had measured once more says so."""
+    return tuple(f"{name}, again" if r.extra.get("attempt", 1) > 1 else name for name, r in zip(names, records, strict=True))
+
+
+def _labelled(records: Sequence[Record]) -> tuple[str, ...]:
     """Short names; the run's label is added where a test made several runs that look the same."""
     look = [(r.test, r.strategy, r.workload_text) for r in records]
     names = short_names([r.test for r in records])
@@ -134,8 +143,8 @@ def _tests(records: Sequence[Record]) -> tuple[str, ...]:
 def _brief_tests(records: Sequence[Record]) -> tuple[str, ...]:
     """Without what the strategy column says again, and without the "test_" that all have."""
     strategies = {r.strategy for r in records}
-    names = (_without_parameter(name, strategies) for name in _tests(records))
-    return tuple(name.removeprefix("test_") or name for name in names)
+    names = (_without_parameter(name, strategies) for name in _labelled(records))
+    return _marked((name.removeprefix("test_") or name for name in names), records)
 
 
 def _without_parameter(name: str, strategies: set[str]) -> str:

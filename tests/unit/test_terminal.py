@@ -281,3 +281,11 @@ def test_different_strategies_never_look_the_same(width):
     names = ["bf16+static-cache", "bf16+static-cache+compile", "bf16+dynamic-cache", "bf16-mixed+static-cache"]
     tr = _summary(width, records=[record(i, test="t.py::test_a", strategy=name) for i, name in enumerate(names)])
     assert len(set(_table(tr, len(names)))) == len(names)
+
+
+@pytest.mark.parametrize(("width", "name"), [(60, "speed"), (200, "test_speed[bf16]")])
+def test_a_second_measurement_of_the_gate_says_so(width, name):
+    """Two lines of one test would look like a mistake."""
+    once = record(0, test="test_it.py::test_speed[bf16]")
+    lines = _summary(width, records=(once, record(1, test=once.test, extra={"attempt": 2}))).lines
+    assert [line.split("  ")[0] for line in lines[2:4]] == [name, f"{name}, again"]
