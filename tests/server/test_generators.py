@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from stubs import stub_command, write_model
 
 from pytest_llmperf.core.estimate import NotMeasurable
 from pytest_llmperf.core.load import LoadTrace, reduce_load
@@ -137,3 +138,35 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
     assert isinstance(run.itl, NotMeasurable)
     assert "first and last token alone" in run.itl.reason
     assert run.ttft.p50.value >= 0.05
+
+
+PROJECT = """
+import pytest
+from pytest_llmperf import Serve
+
+OPTIONS = {{"command": {command!r}, "name": "tiny", "stop_timeout": 0.5}}
+pytestmark = pytest.mark.llmperf(model={model!r}, engine="server", options=OPTIONS, device="cpu")
+
+def test_named(llm, baseline):
+    assert baseline.plan.engine == "transformers"
+    assert llm.run(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="aiperf")).n_failed == 1
+
+def test_missing(llm):
+    llm.run(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="guidellm"))
+"""
+
+
+def test_a_load_by_a_generator_is_on_record_with_its_name(pytester, program):
+    """Its interpreter is named by the option of engines' interpreters; one that is not there is an error before the load."""
+    beside = program("aiperf", WRITES.format(keep=6, fails=1)).with_name("python")
+    beside.symlink_to(sys.executable)
+    model = str(write_model(pytester.path))
+    pytester.makepyfile(test_it=PROJECT.format(model=model, command=stub_command()))
+    options = ("--llmperf-store=none", "--llmperf-json=out.jsonl", f"--llmperf-python=aiperf={beside}")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: Serve(generator='guidellm'): guidellm is not installed*"])
+    assert "its requests were sent by aiperf" in result.stdout.str()
+    (row,) = (json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines())
+    assert row["workload"]["generator"] == row["extra"]["load"]["generator"] == "aiperf"
+    assert row["workload_text"].endswith(" by aiperf")
