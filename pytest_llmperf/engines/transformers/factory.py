@@ -37,7 +37,7 @@ def _find(name: str) -> Callable[..., Any]:
     except ImportError as error:
         raise LoadError(
             f"model {name!r}: module {module_name!r} cannot be imported: {error}. "
-            "It must be importable in the worker: install the package, put its folder on PYTHONPATH, or start pytest in that folder.",
+            "It must be importable in the worker: install it, put its folder on PYTHONPATH, or start pytest in that folder.",
         ) from error
     factory: Any = getattr(module, attribute, None)
     if not callable(factory):
