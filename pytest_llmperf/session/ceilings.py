@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def _read(path: Path) -> Ceilings | None:
 
 
 def _write(path: Path, value: Ceilings) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """What cannot be kept is measured again by the next session; `llmperf doctor` names a folder that cannot be written."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may measure the same device at once
-    temporary.write_bytes(msgspec.json.encode(value))
-    temporary.replace(path)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.encode(value))
+        temporary.replace(path)

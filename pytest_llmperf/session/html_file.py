@@ -52,7 +52,8 @@ class HtmlFile:
         except OSError as error:
             self._failed = f"the HTML report {self._path} cannot be written: {error}. 'llmperf report' makes it from the store."
             return
-        self._said = f"HTML report of {len(self._records)} records in {self._path} ({len(text) / 1e6:.1f} MB)"
+        n = len(self._records)
+        self._said = f"HTML report of {n} record{'' if n == 1 else 's'} in {self._path} ({len(text) / 1e6:.1f} MB)"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where it is."""

@@ -37,8 +37,11 @@ def write(core: LlmperfSession, config: pytest.Config, items: Sequence[tuple[pyt
     with _history(core) as expected:
         rows = [_row(core, item, declared, expected) for item, declared in items]
     write_plan(reporter, rows)
-    if core.settings.plan_json is not None:
-        core.settings.plan_json.write_bytes(as_json(rows))
+    if (file := core.settings.plan_json) is not None:
+        try:
+            file.write_bytes(as_json(rows))
+        except OSError as error:
+            raise pytest.UsageError(f"--llmperf-plan-json: {file} cannot be written: {error}. Give a writable place.") from error
 
 
 def as_json(rows: Sequence[PlanRow]) -> bytes:

@@ -134,6 +134,23 @@ def test_speed(llm):
     run("--llmperf-disable").assert_outcomes(passed=1)
 
 
+def test_a_plan_that_cannot_be_written_is_a_usage_error(project, run, pytester):
+    """Printed all the same."""
+    project("def test_speed(llm): llm.run(WORK)")
+    pytester.mkdir("taken")
+    result = run("--llmperf-plan-json=taken")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*1 test would run*"])
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-plan-json: *taken cannot be written: *"])
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_no_test(project, run, pytester, monkeypatch):
+    """The device's ceilings are measured in each session."""
+    project("def test_speed(llm): assert llm.run(WORK).mbu > 0")
+    monkeypatch.setenv("LLMPERF_CACHE", str(pytester.makefile(".txt", "no folder")))
+    run().assert_outcomes(passed=1)
+
+
 def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):
     """Also where no test uses the baseline: each test says so, with the option's name and the nearest part."""
     project(BOTH)
