@@ -16,6 +16,7 @@ from pytest_llmperf.core.quantities import TABLE
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.core.results import metric_value
 from pytest_llmperf.core.rules import Rule
+from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.settings import cache_dir
 from pytest_llmperf.worker.messages import CompareReference, MakeReference, ReferenceCompared
@@ -70,16 +71,23 @@ def reference_file(
     """The cached reference, made now when it is missing.
 
     The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
-    needs no second model in memory.
+    needs no second model in memory. Raises UsageError where the cache cannot be written.
     """
     source = _standing_for(reference, candidate) or open_reference()
     path = _path(source, reference, question)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         open_reference().call(
             MakeReference(prompts=question.prompts, new_tokens=question.new_tokens, batch=question.batch, path=str(path))
         )
     return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the cache cannot be written: {error}. Set LLMPERF_CACHE to a folder that can.") from error
 
 
 def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None:

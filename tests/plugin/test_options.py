@@ -144,11 +144,14 @@ def test_a_plan_that_cannot_be_written_is_a_usage_error(project, run, pytester):
     result.stderr.fnmatch_lines(["ERROR: --llmperf-plan-json: *taken cannot be written: *"])
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_no_test(project, run, pytester, monkeypatch):
-    """The device's ceilings are measured in each session."""
-    project("def test_speed(llm): assert llm.run(WORK).mbu > 0")
+def test_a_cache_that_cannot_be_written_costs_time_and_no_speed(project, run, pytester, monkeypatch):
+    """The device's ceilings are measured in each session; an agreement, whose reference lies there, is an ERROR that says so."""
+    agreeing = "def test_answers(llm, baseline): assert llm.agreement(baseline).top1 > 0.9"
+    project(f"def test_speed(llm): assert llm.run(WORK).mbu > 0\n{agreeing}")
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.makefile(".txt", "no folder")))
-    run().assert_outcomes(passed=1)
+    result = run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: the cache cannot be written: *Set LLMPERF_CACHE to a folder that can."])
 
 
 def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):
