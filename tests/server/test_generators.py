@@ -167,6 +167,8 @@ def test_a_load_by_a_generator_is_on_record_with_its_name(pytester, program):
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*UsageError: Serve(generator='guidellm'): guidellm is not installed*"])
     assert "its requests were sent by aiperf" in result.stdout.str()
-    (row,) = (json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines())
+    rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
+    row = rows[-1]
+    assert {each["id"] for each in rows} == {row["id"]}
     assert row["workload"]["generator"] == row["extra"]["load"]["generator"] == "aiperf"
     assert row["workload_text"].endswith(" by aiperf")

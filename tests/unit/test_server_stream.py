@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core import server_metrics
-from pytest_llmperf.engines.server.stream import BadStream, Piece, answer, parse_openai, parse_tgi, spread, token_counts
+from pytest_llmperf.engines.server.client import Call, Outcome
+from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer, parse_openai, parse_tgi, spread, token_counts
 
 
 def chunks(*messages, each_ns=1000):
@@ -181,3 +183,17 @@ def test_samples_give_the_largest_gauges_and_what_the_counters_grew_by():
     found = server_metrics.summarised([first, {"running": 7.0}, last])
     assert found == {"running_max": 7, "preemptions": 2, "prefix_hit_share": 0.3}
     assert server_metrics.summarised([]) == {}
+
+
+def test_bytes_that_are_no_text_are_not_counted_again():
+    """A token of such bytes reads as several. The same count of readable text is held against the tokenizer's."""
+
+    def marks(text: str) -> list:
+        outcome = Outcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
+        outcome.answer = Answer(
+            events=(), text=text, n_prompt=1, n_output=20, n_cached=0, model=None, finished=True, counted="usage", n_messages=1
+        )
+        return count_marks([outcome], len, 20, fixed=True)
+
+    assert marks("\ufffd" * 60) == []
+    assert [mark.kind for mark in marks("a" * 60)] == ["token-counts"]

@@ -12,6 +12,9 @@ TOLERANCE = 0.1
 
 MIN_TOKENS = 20
 
+UNREADABLE = "\ufffd"
+"""Stands for bytes that are no text: one token of theirs reads as several of this. Such answers are not counted again."""
+
 
 def count_marks(outcomes: Sequence[Outcome], count: Callable[[str], int | None], n_asked: int, *, fixed: bool) -> list[Mark]:
     """Marks for counts that cannot be right.
@@ -23,8 +26,9 @@ def count_marks(outcomes: Sequence[Outcome], count: Callable[[str], int | None],
     most = max((a.n_output or 0 for a in answers), default=0)
     if most > n_asked:
         return [Mark(kind="token-counts", detail=f"the server counted {most} output tokens where {n_asked} were asked for")]
-    said = sum(a.n_output or 0 for a in answers)
-    own = sum(n for a in answers if (n := count(a.text)) is not None)
+    readable = [a for a in answers if UNREADABLE not in a.text]
+    said = sum(a.n_output or 0 for a in readable)
+    own = sum(n for a in readable if (n := count(a.text)) is not None)
     if own < MIN_TOKENS:
         return []
     if said < own * (1 - TOLERANCE) or (not fixed and said > own * (1 + TOLERANCE)):
