@@ -130,7 +130,7 @@ def pytest_runtest_makereport(
         return (yield)
     _session(item.config).before_report(item, call)
     report = yield
-    if call.excinfo is not None:
+    if call.excinfo is not None and not item.config.getoption("fulltrace"):
         from pytest_llmperf.session.shown_errors import show  # noqa: PLC0415 - where something went wrong
 
         show(report, call.excinfo, str(item.path))

@@ -65,7 +65,7 @@ def write_summary(
         return
     out = Out(tr)
     if verbosity < 0:
-        counted = {"INVALID": invalid, "ERROR": errors, "skipped": skipped, **_without_runs(expected, records)}
+        counted = _without_runs({"INVALID": invalid, "ERROR": errors, "skipped": skipped, **expected}, records)
         out.one_line(_in_one_line(records, counted, notes))
         return
     tr.write_sep("=", "llmperf")

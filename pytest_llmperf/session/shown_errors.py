@@ -10,13 +10,15 @@ from pytest_llmperf.errors import LlmperfError
 
 
 def show(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], path: str) -> None:
-    """Without a line of the test's file (an error of its declaration) only the message is left.
+    """Without a line of the test's file (an error of its declaration) only the message is left, and of a chain our error alone.
 
     The error is named without its module: pytest cuts the line of its short summary at the terminal's width.
     """
     error = excinfo.value
     if not isinstance(error, LlmperfError) or getattr(report.longrepr, "reprcrash", None) is None:
         return
+    if len(chain := getattr(report.longrepr, "chain", ())) > 1:
+        report.longrepr = type(report.longrepr)(chain[-1:])  # type: ignore[call-arg]
     message = f"{type(error).__name__}: {error}"
     if all(str(entry.path) != path for entry in excinfo.traceback):
         shown = excinfo.getrepr(style="value")

@@ -45,13 +45,15 @@ def test_bad_input_is_an_error_on_its_test(project, run, body, message):
 def test_an_error_is_shown_without_our_inside(project, run_both):
     """Of a declaration the message alone; of a test its own line; the short summary has room for what is wrong."""
     wrong_marker = "@pytest.mark.llmperf(strategy='nf5')\ndef test_declared(llm): pass\n"
-    project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n")
-    result = run_both()
-    result.assert_outcomes(errors=2)
+    stored = "def test_stored(llm):\n    llm.run(WORK)\n"
+    project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n" + stored)
+    result = run_both("--llmperf-json=/proc/out.jsonl")
+    result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines(["E   UsageError: strategy part 'nf5' is not known. Did you mean *"])
     result.stdout.fnmatch_lines([">       llm.run('decode')"])
     result.stdout.fnmatch_lines(["ERROR test_it.py::test_declared - UsageError: strategy part 'nf5'*"])
     result.stdout.fnmatch_lines(["ERROR test_it.py::test_called - UsageError: 'decode' is not*"])
+    result.stdout.fnmatch_lines([">       llm.run(WORK)", "E  *StoreError: JSON lines file /proc/out.jsonl cannot be written*"])
     result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
 
 

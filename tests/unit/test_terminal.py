@@ -81,6 +81,15 @@ def test_quiet_is_one_line_worst_news_first():
     assert tr.lines == [f"llmperf: 4 runs, 1 INVALID, 1 UNDECIDED, 1 skipped, 2 PASS, 1 recorded, {STORED}"]
 
 
+def test_a_test_is_counted_once():
+    """By its run, or where there is none by itself."""
+    ran = record(0, test="test_it.py::test_ran", outcome="ERROR")
+    errors = [("test_it.py::test_ran", "StoreError: no"), ("test_it.py::test_other", "UsageError: no")]
+    tr = Terminal(200)
+    write_summary(tr, (ran,), (), (), (), -1, errors=errors)
+    assert tr.lines == ["llmperf: 1 run, 2 ERROR"]
+
+
 def test_nothing_is_printed_when_there_is_nothing_to_say():
     assert _summary(records=()).text == ""
 
