@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ def show(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]
     error = excinfo.value
     if not isinstance(error, LlmperfError) or getattr(report.longrepr, "reprcrash", None) is None:
         return
-    if len(chain := getattr(report.longrepr, "chain", ())) > 1:
-        report.longrepr = type(report.longrepr)(chain[-1:])  # type: ignore[call-arg]
+    whole: Any = report.longrepr
+    if len(getattr(whole, "chain", ())) > 1:
+        report.longrepr = type(whole)(whole.chain[-1:])
     message = f"{type(error).__name__}: {error}"
     if all(str(entry.path) != path for entry in excinfo.traceback):
         shown = excinfo.getrepr(style="value")
