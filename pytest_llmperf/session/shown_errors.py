@@ -23,8 +23,9 @@ def show(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException]
         report.longrepr = type(whole)(whole.chain[-1:])
     message = f"{type(error).__name__}: {error}"
     if all(str(entry.path) != path for entry in excinfo.traceback):
-        shown = excinfo.getrepr(style="value")
-        lines = [f"E   {line}" for line in message.splitlines()]
+        shown = excinfo.getrepr(style="value", chain=False)
+        with_notes = excinfo.exconly().removeprefix(f"{type(error).__module__}.")  # a note is what the worker said
+        lines = [f"E   {line}" for line in with_notes.splitlines()]
         shown.reprtraceback.reprentries = [replace(shown.reprtraceback.reprentries[-1], lines=lines)]
         report.longrepr = shown
     report.longrepr.reprcrash.message = message  # type: ignore[union-attr]

@@ -57,6 +57,14 @@ def test_an_error_is_shown_without_our_inside(project, run_both):
     result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
 
 
+def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
+    """Its traceback is a note of the error."""
+    project("@pytest.mark.llmperf(model='scripted:fault=refuse@open')\ndef test_bad(llm):\n    llm.run(WORK)\n")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E  *LoadError: *", "E  *In the worker (log: *"])
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
