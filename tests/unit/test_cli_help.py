@@ -187,6 +187,14 @@ def test_a_report_that_cannot_be_meant_is_refused(project, arguments, said):
     assert not list(project.glob("*.html"))
 
 
+def test_a_full_disk_behind_standard_output_is_one_line(project):
+    """A report that is piped into a file."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "report", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: standard output cannot be written: [Errno 28] No space left on device\n"
+
+
 def test_the_list_of_commands_has_whole_sentences():
     """Nothing is cut with dots, which would hide what a command is for."""
     listed = CliRunner().invoke(cli.main, ["--help"], terminal_width=80).stdout.partition("Commands:")[2]
