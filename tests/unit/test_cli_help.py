@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -189,7 +190,7 @@ def test_a_report_that_cannot_be_meant_is_refused(project, arguments, said):
 
 def test_a_full_disk_behind_standard_output_is_one_line(project):
     """A report that is piped into a file."""
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run([*COMMAND, "report", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: standard output cannot be written: [Errno 28] No space left on device\n"
