@@ -36,7 +36,6 @@ def main() -> int:
         IMAGES.mkdir(exist_ok=True)
         take(h200, "report-light.png", 1160, 760)
         take(h200, "report-dark.png", 1160, 700, dark=True, at="#group-1 .part:nth-of-type(2)")
-        take(h200, "report-narrow.png", 400, 800)
         take(cpu, "report-agreement.png", 1160, 520, at="#agreement .part:nth-of-type(2)")
         take(cpu, "report-usage.png", 1160, 470, at="#group-1 .part:nth-of-type(4)")
     return 0
