@@ -39,7 +39,7 @@ SCHEMA = {
 }
 """What docs.gitlab.com/ci/testing/code_quality says of the report, in our words; it is stricter than the schema that GitLab
 validates with (app/validators/json_schemas/codeclimate.json), which asks for no check_name and takes any severity. That one is on
-no package index; npm's codeclimate-types are those of Code Climate's own issues, whose type and categories GitLab does not ask for."""
+no package index; npm's codeclimate-types are those of Code Climate's own issues, whose type and categories GitLab ignores."""
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
