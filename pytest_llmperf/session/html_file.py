@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.session.ci import SESSION_PROBLEMS
 
 if TYPE_CHECKING:
     from pytest_llmperf.report.html.content import Content
@@ -45,7 +46,8 @@ class HtmlFile:
             return
         from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
 
-        text = build(self._content()).encode("utf-8", "replace")
+        of_session = tuple(text for _, text in session.config.stash.get(SESSION_PROBLEMS, []))
+        text = build(self._content(of_session)).encode("utf-8", "replace")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_bytes(text)
@@ -60,17 +62,17 @@ class HtmlFile:
         if self._said or self._failed:
             terminalreporter.write_line(f"llmperf: {self._said or self._failed}", red=bool(self._failed))
 
-    def _content(self) -> Content:
-        """What was measured here, with the history where the store can be read."""
+    def _content(self, notes: tuple[str, ...]) -> Content:
+        """What was measured here, with the history where the store can be read. `notes` are about the session as a whole."""
         from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, where it is needed
 
         if self._store == "none" or not self._records:
-            return self._of(None, ())
+            return self._of(None, notes)
         try:
             with open_store(self._store, create=False, folder=self._root) as store:
-                return self._of(store, ())
+                return self._of(store, notes)
         except LlmperfError as error:
-            return self._of(None, (f"There is no history in this report: {error}",))
+            return self._of(None, (*notes, f"There is no history in this report: {error}"))
 
     def _of(self, store: Any, notes: tuple[str, ...]) -> Content:
         from pytest_llmperf.report.html.content import Unmeasured  # noqa: PLC0415

@@ -87,12 +87,13 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(several, run_bo
 def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(project, run, on_github, pytester):
     """A gate that judged nothing fails no test: without this, the red job would show no reason beside the code."""
     project("def test_speed(llm):\n    llm.run(WORK)\n")
-    result = run("--llmperf-gate", "--llmperf-gitlab=quality.json")
+    result = run("--llmperf-gate", "--llmperf-gitlab=quality.json", "--llmperf-html=report.html")
     assert result.ret == EXIT_JUDGED_NOTHING
     of_session = [line for line in commands(result) if line.startswith("::error")]
     assert [line.partition("::--")[0] for line in of_session] == ["::error title=FAIL the session"]
     assert "judged nothing" in of_session[0]
     assert "FAIL the session" in (pytester.path / "page.md").read_text(encoding="utf-8")
+    assert "--llmperf-gate judged nothing" in (pytester.path / "report.html").read_text(encoding="utf-8")
     quality = json.loads((pytester.path / "quality.json").read_text())
     assert [each["severity"] for each in quality] == ["minor"]  # of the test alone: NOT COMPARABLE
     assert commands(run()) == []
