@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from pytest_llmperf.engines.models import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.session.devices import resolve_device
 from pytest_llmperf.session.gate_limits import checked_limits
+from pytest_llmperf.session.selection import GpuPool
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
 from pytest_llmperf.strategies.adapters import located
@@ -68,8 +69,10 @@ def declaration(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> D
     return Declaration(**merged)
 
 
-def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engine: str | None = None) -> LoadPlan:
-    """The load plan of a declaration under a strategy. Raises UsageError before anything is loaded."""
+def load_plan(
+    declared: Declaration, strategy: str, settings: Settings, *, gpus: Callable[[], GpuPool], engine: str | None = None
+) -> LoadPlan:
+    """The load plan of a declaration under a strategy, on one of `gpus` where it can. Raises UsageError, nothing is loaded."""
     if declared.model is None:
         raise UsageError(
             "no model is named. Give one on the test, its module or class: @pytest.mark.llmperf(model='smollm2-135m') "
@@ -80,7 +83,7 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
     base = LoadPlan(
         model=model_ref(declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision),
         engine=row.name,
-        device=resolve_device(declared.device or settings.device, row.can(), settings.gpus),
+        device=resolve_device(declared.device or settings.device, row.can(), gpus),
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
@@ -88,7 +91,8 @@ def load_plan(declared: Declaration, strategy: str, settings: Settings, *, engin
     if plan.assist not in (None, LOOKUP):
         model_ref(str(plan.assist))  # raises for a name that means nothing
     check_engine_can(plan, row.can(), row.name)
-    lacking = row.can().lacks(plan) if row.name not in settings.pythons else None  # another interpreter has its own packages
+    elsewhere = row.name in settings.pythons or settings.cluster  # another interpreter, or host, has its own packages
+    lacking = None if elsewhere else row.can().lacks(plan)
     if lacking is not None:
         raise UsageError(lacking)
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
@@ -13,11 +13,12 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.gpu_drivers import inventory, usage
 from pytest_llmperf.session.gpus import session_pool
 from pytest_llmperf.session.inventory import Gpu
+from pytest_llmperf.session.selection import GpuPool
 from pytest_llmperf.session.settings import DEVICES
 
 
-def resolve_device(wanted: str, can: Capabilities, asked: str = "all") -> str:
-    """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `asked` (--llmperf-gpus) is the pool of GPUs.
+def resolve_device(wanted: str, can: Capabilities, pool: Callable[[], GpuPool] = lambda: session_pool("all")) -> str:
+    """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `pool` gives the GPUs that may be used.
 
     Raises:
         UsageError: the device is not here, the pool has none or cannot be had, or the engine cannot use it.
@@ -25,13 +26,12 @@ def resolve_device(wanted: str, can: Capabilities, asked: str = "all") -> str:
     if wanted not in DEVICES:
         raise UsageError(f"device {wanted!r} is not known. Choices: {', '.join(DEVICES)}.")
     usable = "cuda" in can.devices and wanted != "cpu"
-    device = wanted if wanted != "auto" else ("cuda" if usable and session_pool(asked).gpus else "cpu")
+    device = wanted if wanted != "auto" else ("cuda" if usable and pool().gpus else "cpu")
     if device not in can.devices:
         raise UsageError(f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}.")
-    if device == "cuda" and not session_pool(asked).gpus:
+    if device == "cuda" and not pool().gpus:
         raise UsageError(
-            f"device 'cuda': {session_pool(asked)}. Use --llmperf-device=cpu, or another --llmperf-gpus; "
-            "'llmperf doctor' says more."
+            f"device 'cuda': {pool()}. Use --llmperf-device=cpu, or another --llmperf-gpus; 'llmperf doctor' says more."
         )
     return device
 

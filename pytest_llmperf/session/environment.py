@@ -26,11 +26,18 @@ COMPARABLE = (
     "cpu_cores_limit",
     "torch_threads",
 )
-"""The facts that must be equal for two runs to be compared with each other.
+"""The facts that must be equal for two runs to be compared with each other, with `WHERE_KNOWN`.
 
 Versions (engine, torch, driver, Python, kernel) and the commit are covariates: they are what a history is there to judge.
 An unknown fact equals only an unknown one.
 """
+
+WHERE_KNOWN = ("n_hosts",)
+"""As COMPARABLE, of records that have the fact: only a model on a cluster has a number of hosts. The others keep their keys."""
+
+
+MUST_MATCH = (*COMPARABLE, *WHERE_KNOWN)
+"""Both: what the report marks, and what an error names."""
 
 
 def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path) -> Environment:
@@ -44,8 +51,9 @@ def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, 
 
 
 def environment_key(environment: Environment) -> str:
-    """SHA-256 (16 hex digits) of the facts in `COMPARABLE`: equal keys are comparable."""
-    content = msgspec.json.encode([[name, environment.facts.get(name)] for name in COMPARABLE])
+    """SHA-256 (16 hex digits) of the facts in `COMPARABLE` and `WHERE_KNOWN`: equal keys are comparable."""
+    known = [name for name in WHERE_KNOWN if environment.facts.get(name) is not None]
+    content = msgspec.json.encode([[name, environment.facts.get(name)] for name in (*COMPARABLE, *known)])
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -55,7 +63,7 @@ def device_names(environment: Environment) -> list[str]:
     return [str(name) for name in names if name]
 
 
-def differences(a: Environment, b: Environment, names: Sequence[str] = COMPARABLE) -> list[tuple[str, Fact, Fact]]:
+def differences(a: Environment, b: Environment, names: Sequence[str] = MUST_MATCH) -> list[tuple[str, Fact, Fact]]:
     """(name, fact in a, fact in b) for each of `names` that differs. Empty exactly when the keys are equal."""
     pairs = ((name, a.facts.get(name), b.facts.get(name)) for name in names)
     return [(name, left, right) for name, left, right in pairs if not _same(left, right)]
@@ -63,7 +71,7 @@ def differences(a: Environment, b: Environment, names: Sequence[str] = COMPARABL
 
 def covariates(a: Environment, b: Environment) -> list[tuple[str, Fact, Fact]]:
     """As `differences`, over every other fact: what may explain a change without forbidding the comparison."""
-    names = sorted({*a.facts, *b.facts} - set(COMPARABLE))
+    names = sorted({*a.facts, *b.facts} - set(MUST_MATCH))
     return differences(a, b, names)
 
 

@@ -22,7 +22,7 @@ from pytest_llmperf.errors import (
     WorkerHung,
 )
 from pytest_llmperf.session.kernel_oom import killed_since, read_counters
-from pytest_llmperf.session.process import WorkerProcess
+from pytest_llmperf.session.process import Worker
 from pytest_llmperf.worker.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply
 from pytest_llmperf.worker.wire import WireClosed, WireError
 
@@ -44,7 +44,7 @@ class Exchange:
     """What the session waits for from `workers`, and the time by which it must have come."""
 
     def __init__(
-        self, workers: Sequence[WorkerProcess], *, what: str, deadline_s: float, silence_s: float, oom_before: dict[str, int]
+        self, workers: Sequence[Worker], *, what: str, deadline_s: float, silence_s: float, oom_before: dict[str, int]
     ) -> None:
         now_s = time.monotonic()
         self._workers = workers
@@ -101,7 +101,7 @@ class Exchange:
                         selector.unregister(worker.wire)
         return found
 
-    def _take(self, worker: WorkerProcess, wanted: type[Message], on_beat: OnBeat | None) -> Message | None:
+    def _take(self, worker: Worker, wanted: type[Message], on_beat: OnBeat | None) -> Message | None:
         """Read what has come from one rank, up to the message wanted. Raises WorkerDied when the rank is gone."""
         exited = worker.exited()
         while (message := self._receive(worker)) is not None:
@@ -116,7 +116,7 @@ class Exchange:
             raise self._died(worker)
         return None
 
-    def _receive(self, worker: WorkerProcess) -> FromWorker | None:
+    def _receive(self, worker: Worker) -> FromWorker | None:
         try:
             return worker.wire.receive(timeout_s=0)
         except WireClosed as error:
@@ -124,7 +124,7 @@ class Exchange:
         except WireError as error:
             raise WorkerError(f"{self._who(worker)} sent something that is no message: {error}{_tail(worker)}") from error
 
-    def _give_up(self, found: dict[int, Message], missing: list[WorkerProcess]) -> bool:
+    def _give_up(self, found: dict[int, Message], missing: list[Worker]) -> bool:
         """Whether a rank's failure ends the wait for the others. Raises WorkerHung when the time is over."""
         now_s = time.monotonic()
         failed = [m.failure for m in found.values() if isinstance(m, Reply) and m.failure is not None]
@@ -140,15 +140,15 @@ class Exchange:
             raise self._hung(silent, f"it sent no heartbeat for {self._silence_s:g} s")
         return False
 
-    def _who(self, worker: WorkerProcess) -> str:
-        return f"worker rank {worker.rank} of {len(self._workers)} (pid {worker.pid})"
+    def _who(self, worker: Worker) -> str:
+        return f"worker rank {worker.rank} of {len(self._workers)} ({worker.where})"
 
-    def _hung(self, workers: list[WorkerProcess], why: str) -> WorkerHung:
+    def _hung(self, workers: list[Worker], why: str) -> WorkerHung:
         stacks = "".join(f"\n--- stacks of rank {w.rank} ---\n{w.stacks().rstrip()}" for w in workers)
         log = workers[0].log
         return WorkerHung(f"{self._who(workers[0])} hung in {self._what}: {why}; it was killed. Log: {log}{stacks}")
 
-    def _died(self, worker: WorkerProcess) -> WorkerError:
+    def _died(self, worker: Worker) -> WorkerError:
         if not worker.wait_exited(_EXIT_S):
             return WorkerDied(f"{self._who(worker)} closed its connection in {self._what} but did not exit.{_tail(worker)}")
         how = f"{self._who(worker)} ended by {worker.exit_text()} in {self._what}."
@@ -186,12 +186,12 @@ def _class(kind: str) -> type[LlmperfError]:
     return WorkerError
 
 
-def _noted(error: LlmperfError, failure: Failure, worker: WorkerProcess) -> LlmperfError:
+def _noted(error: LlmperfError, failure: Failure, worker: Worker) -> LlmperfError:
     if failure.traceback and not isinstance(error, UsageError | NotInEffect):
         error.add_note(f"In the worker (log: {worker.log}):\n{failure.traceback.rstrip()}")
     return error
 
 
-def _tail(worker: WorkerProcess) -> str:
+def _tail(worker: Worker) -> str:
     text = worker.log_tail(_TAIL_LINES)
     return f"\n--- last lines of {worker.log} ---\n{text}" if text else f"\n(Its log is empty: {worker.log})"

@@ -101,7 +101,8 @@ class GpuTests:
         try:
             plans = session.plans(item) if self._is_llmperf(item) else ()
             item.stash[NEED] = need = need_of_test(item, plans)
-            short = None if need is None else shortfall_of(need, session.core.gpus.pool, plans)
+            core = session.core
+            short = None if need is None else shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
         except LlmperfError as error:
             item.stash[UNUSABLE] = error
             if self._is_llmperf(item):

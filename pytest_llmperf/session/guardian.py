@@ -10,6 +10,8 @@ import sys
 import uuid
 from dataclasses import dataclass
 
+from pytest_llmperf.worker.guard import DETACHED
+
 _END_S = 5.0
 
 
@@ -23,6 +25,13 @@ class _Guardian:
 _current: list[_Guardian] = []
 
 
+def detach() -> None:
+    """Start this process's guardian now, and not as its child. Ray kills the children of its processes when these end."""
+    found = _start(watched=DETACHED)
+    found.process.wait(timeout=_END_S)
+    _current.append(found)
+
+
 def token() -> str:
     """What the token of every worker of this process starts with. A forked child gets a guardian of its own."""
     if not _current or _current[-1].owner_pid != os.getpid():
@@ -30,10 +39,10 @@ def token() -> str:
     return _current[-1].token
 
 
-def _start() -> _Guardian:
+def _start(watched: int | None = None) -> _Guardian:
     new = f"{uuid.uuid4().hex}."
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "pytest_llmperf.worker.guard", str(os.getpid()), new],
+        [sys.executable, "-P", "-m", "pytest_llmperf.worker.guard", str(os.getpid() if watched is None else watched), new],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

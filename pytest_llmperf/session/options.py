@@ -64,6 +64,11 @@ OPTIONS = (
     Option(
         name="gpus", metavar="N|0,2|all", default="all", help="the GPUs that tests may lease: a count, indices or UUIDs, or all"
     ),
+    Option(
+        name="cluster",
+        metavar="auto|ray://HOST:PORT",
+        help="load models on the hosts of this Ray cluster; auto: the one that this machine is a host of",
+    ),
     Option(name="wait", metavar="SECONDS", default="1800", help="how long a test waits for devices that others hold"),
     Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
     Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),

@@ -76,7 +76,7 @@ def _row(core: LlmperfSession, item: pytest.Item, declared: Declared | None, exp
         row,
         model=first.model.name,
         engine=first.engine,
-        device=first.device,
+        device=_device(core, first),
         strategy=first.strategy,
         ranks=max(plan.ranks for plan in declared.plans),
         weights_bytes=_weights_bytes(declared.plans),
@@ -91,12 +91,22 @@ def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
     return None if None in needed else sum(n or 0 for n in needed)
 
 
+def _device(core: LlmperfSession, plan: LoadPlan) -> str:
+    """The kind of device, and how many of a cluster's hosts it would be on."""
+    if core.cluster is None:
+        return plan.device
+    n = len(core.cluster.where(plan))
+    return f"{plan.device} on {n} host{'' if n == 1 else 's'} of {core.cluster.address}"
+
+
 def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
     need = item.stash.get(NEED, None)
-    return 0 if need is None else candidates(need, core.gpus.pool)[0]
+    return 0 if need is None else candidates(need, core.model_gpus)[0]
 
 
-def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) -> int:
+def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) -> int | None:
+    if core.cluster is not None:  # what is free on its hosts is seen when they are held
+        return None
     need = item.stash.get(NEED, None)
     return devices.free_bytes(plan.device, () if need is None else candidates(need, core.gpus.pool)[1])
 

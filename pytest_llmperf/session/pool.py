@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,9 @@ from pytest_llmperf.session.leases import exclusive
 from pytest_llmperf.session.returned import WorkerTree, more_than, not_returned, settle, used_bytes
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.worker.messages import Close, Command, Heartbeat, Open, Opened, Result
+
+if TYPE_CHECKING:
+    from pytest_llmperf.session.cluster.cluster import Cluster
 
 
 class Channel(Protocol):
@@ -48,14 +51,19 @@ class OpenModel:
     timeout_s: float
     wait_s: float
     gpus: tuple[Gpu, ...] = ()
+    elsewhere: bool = False
 
     def call(self, command: Command) -> Result:
         """Send a command while holding the device, so that no other session measures on it at the same time.
 
-        GPUs are leased for longer than that (`Gpus`).
+        GPUs, and what a cluster lends, are held for longer than that (`Gpus`, `Cluster`).
         """
-        with alone(self.plan, self.gpus, self.wait_s):
+        with self.alone():
             return self.channel.call(command, deadline_s=self.timeout_s)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the device for one command, where it is not held anyway."""
+        return nullcontext() if self.elsewhere else alone(self.plan, self.gpus, self.wait_s)
 
 
 class Pool:
@@ -69,6 +77,7 @@ class Pool:
         progress: Callable[[str, str, float | None], None],
         wait_s: float | None = None,
         gpus: Gpus | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._start = start
         self._timeout_s = timeout_s
@@ -82,6 +91,9 @@ class Pool:
         self._used_before: Mapping[str, int] = {}
         if gpus is not None:
             gpus.before_release = self._leave_gpus
+        self._cluster = cluster
+        if cluster is not None:
+            cluster.before_release = self._leave_cluster
 
     def open(self, plan: LoadPlan) -> OpenModel:
         """The loaded model of `plan`; loads it when it is not, after making room.
@@ -131,6 +143,8 @@ class Pool:
 
     def fits_together(self, *plans: LoadPlan) -> bool:
         """Whether the predicted weights of all plans fit at once; True where that cannot be predicted."""
+        if self._cluster is not None:
+            return self._cluster.fits(plans)
         held = self._gpus.held if self._gpus is not None else ()
         needed = sum(devices.needed_bytes(plan) or 0 for plan in plans)
         return needed <= devices.total_bytes(plans[0].device, held) * devices.USABLE_SHARE
@@ -140,10 +154,15 @@ class Pool:
 
         Other sessions wait once for it, not once a command. Never around models on GPUs: who holds the CPU waits for none.
         """
-        if any(plan.device != "cpu" for plan in plans):
+        if self._cluster is not None or any(plan.device != "cpu" for plan in plans):
             return nullcontext()
         busy = [plan for plan in plans if _occupies(plan)]
         return alone(busy[0], (), self._wait_s) if busy else nullcontext()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a model is loaded, here or on a cluster."""
+        return bool(self._open)
 
     @property
     def on_gpus(self) -> bool:
@@ -156,6 +175,9 @@ class Pool:
 
     def _lease(self, plan: LoadPlan) -> tuple[Gpu, ...]:
         """The GPUs to load on, held; with what they have in use before the first of our models is on them."""
+        if self._cluster is not None:
+            self._cluster.hold(plan)
+            return ()
         if self._gpus is None or plan.device != "cuda":
             return ()
         gpus = self._gpus.ensure(plan.ranks)
@@ -166,11 +188,13 @@ class Pool:
     def _load(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> OpenModel:
         self._show_load(plan)
         channel = self._start(plan)
+        elsewhere = self._cluster is not None
         try:
-            with alone(plan, gpus, self._wait_s):
+            with nullcontext() if elsewhere else alone(plan, gpus, self._wait_s):
                 opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s, on_beat=lambda _beat: self._show_load(plan))
             assert isinstance(opened, Opened)  # noqa: S101 - narrows the union; the wire checked the type
-            opened = msgspec.structs.replace(opened, device_facts=opened.device_facts | _lease_facts(gpus))
+            facts = self._host_facts(plan) | opened.device_facts | _lease_facts(gpus)
+            opened = msgspec.structs.replace(opened, device_facts=facts)
             promises = parse(plan.strategy).promises(plan)
             require_in_effect(opened.effective, promises, when="loaded")
         except BaseException as error:
@@ -178,19 +202,28 @@ class Pool:
             if isinstance(error, LoadError | UsageError):
                 self._failed[plan] = error
             raise
-        self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus)
+        self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus, elsewhere)
         return self._open[plan]
 
     def _show_load(self, plan: LoadPlan) -> None:
         self._progress("loading", f"{plan.model.name} {plan.strategy}", None)
 
+    def _host_facts(self, plan: LoadPlan) -> dict[str, Any]:
+        """Facts of the host that a model is on, where that is not this one."""
+        return {} if self._cluster is None else self._cluster.facts(plan)
+
+    def _free_bytes(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> int:
+        if self._cluster is None:
+            return devices.free_bytes(plan.device, gpus)
+        return self._cluster.room_bytes(plan) - sum(devices.needed_bytes(each) or 0 for each in self._open)
+
     def _make_room(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> None:
         needed = devices.needed_bytes(plan)
         if needed is None:
             return
-        if needed > devices.free_bytes(plan.device, gpus):
+        if needed > self._free_bytes(plan, gpus):
             self.keep_only(())
-        free = devices.free_bytes(plan.device, gpus)
+        free = self._free_bytes(plan, gpus)
         if needed > free:
             each = "" if plan.ranks == 1 else " on each rank"
             raise OutOfMemory(
@@ -201,6 +234,9 @@ class Pool:
 
     def _leave_gpus(self) -> None:
         self.keep_only([plan for plan, model in self._open.items() if not model.gpus])
+
+    def _leave_cluster(self) -> None:
+        self.keep_only([plan for plan, model in self._open.items() if not model.elsewhere])
 
     def _require_returned(self) -> None:
         """Raise for what closed workers still hold. That each device is as empty as before is seen when the last has left."""

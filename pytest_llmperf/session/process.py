@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pytest_llmperf.session import guardian
 from pytest_llmperf.worker.messages import FromWorker
@@ -28,6 +29,41 @@ _STACKS_S = 3.0
 _REAP_S = 10.0
 _LOG_TAIL_BYTES = 2**16
 _UNRESPONSIVE = ("T", "t", "Z", "gone")  # stopped, traced, zombie: no signal handler runs
+
+
+class Worker(Protocol):
+    """One rank's process as its group and its exchanges see it, wherever it runs."""
+
+    rank: int
+    log: Path
+    wire: Wire[FromWorker]
+    pid: int
+    greeted: bool
+
+    @property
+    def where(self) -> str:
+        """What a message calls the process: its id, and the host where that is not this one."""
+
+    def exited(self) -> bool:
+        """Whether the process has ended."""
+
+    def wait_exited(self, timeout_s: float) -> bool:
+        """Whether the process has ended, after waiting for it at most `timeout_s`."""
+
+    def kill(self) -> None:
+        """End the process and all that it started. May be called again."""
+
+    def exit_text(self) -> str:
+        """How the process ended, after `exited`."""
+
+    def exit_code(self) -> int | None:
+        """As subprocess reports it; None while it runs, or where it is not known."""
+
+    def stacks(self) -> str:
+        """Stacks of all threads, or why there are none."""
+
+    def log_tail(self, lines: int) -> str:
+        """The last lines of its output."""
 
 
 class WorkerProcess:
@@ -53,8 +89,12 @@ class WorkerProcess:
         env: Mapping[str, str],
         program: Sequence[str] = WORKER,
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> WorkerProcess:
-        """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError."""
+        """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError.
+
+        `pass_fds` are inherited besides its socket, under the same numbers.
+        """
         ours, theirs = socket.socketpair()
         token = f"{guardian.token()}{uuid.uuid4().hex}"
         try:
@@ -66,7 +106,7 @@ class WorkerProcess:
                     stdout=output,
                     stderr=output,
                     env={**env, TOKEN: token, "PYTHONUNBUFFERED": "1"},
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *pass_fds),
                     start_new_session=True,
                 )
         except BaseException:
@@ -103,10 +143,12 @@ class WorkerProcess:
 
     def exit_text(self) -> str:
         """How the process ended, after `exited`: "exit code 3" or "signal SIGKILL"."""
-        code = self.exit_code()
-        if code is None:
-            return "an unknown exit status (something else reaped it)"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return exit_text(self.exit_code())
+
+    @property
+    def where(self) -> str:
+        """Its process id, and where that is one."""
+        return f"pid {self.pid}"
 
     def exit_code(self) -> int | None:
         """As subprocess reports it: negative for a signal. None while it runs, or when something else reaped it."""
@@ -144,15 +186,22 @@ class WorkerProcess:
             size = now
 
 
-def rank_environment(*, rank: int, ranks: int, port: int, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with the variables that torch.distributed reads, for more than one rank.
+def exit_text(code: int | None) -> str:
+    """An exit code of subprocess in words; None where it is not known."""
+    if code is None:
+        return "an unknown exit status (something else reaped it)"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def rank_environment(*, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1") -> dict[str, str]:
+    """`base` with the variables that torch.distributed reads, for more than one rank, which meet at that host and port.
 
     One rank gets none, not even inherited ones: libraries take a lone LOCAL_RANK for a launcher and start a process group.
     """
     env = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES}
     if ranks > 1:
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))  # ranks of one host share its cores
     return env
 

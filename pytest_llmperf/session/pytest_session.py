@@ -155,7 +155,8 @@ class PytestSession:
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
         """Hold the GPUs of a test. Raises as `Gpus.require`."""
-        if DECLARED not in item.stash or self._declared(item).error is None:
+        lent = self.core.cluster is not None and _plans(item)  # by the cluster, when they are loaded
+        if not lent and (DECLARED not in item.stash or self._declared(item).error is None):
             self.core.gpus.require(need, measures=measures)
 
     def begin_watching(self, item: pytest.Item) -> None:

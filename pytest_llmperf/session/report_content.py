@@ -14,7 +14,7 @@ from pytest_llmperf.history.identity import series_key
 from pytest_llmperf.history.sessions import SessionValue
 from pytest_llmperf.report.html.content import Content, History, Level, Reading, Step, Unmeasured
 from pytest_llmperf.report.html.runs import headline
-from pytest_llmperf.session.environment import COMPARABLE
+from pytest_llmperf.session.environment import MUST_MATCH
 
 _PAGE = 8
 
@@ -63,7 +63,7 @@ def content(
         unmeasured=None if unmeasured is None else tuple(unmeasured),
         histories=histories,
         places=places,
-        comparable=COMPARABLE,
+        comparable=MUST_MATCH,
         notes=tuple(notes),
     )
 

@@ -34,6 +34,7 @@ class Settings:
     against_build: str
     device: str
     gpus: str
+    cluster: str
     wait_s: float
     plan_json: Path | None
     waivers: Path
@@ -68,6 +69,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         against_build=value["against-build"],
         device=_choice("device", value["device"], DEVICES),
         gpus=value["gpus"],
+        cluster=_cluster(value["cluster"], value["against"]),
         wait_s=_positive("wait", value["wait"]),
         plan_json=(root / value["plan-json"]) if value["plan-json"] else None,
         strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
@@ -97,6 +99,19 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
     return value
+
+
+def _cluster(text: str, against: str) -> str:
+    if not text.strip():
+        return ""
+    from pytest_llmperf.session.cluster.address import parse  # noqa: PLC0415 - only where a cluster is named
+
+    if against:
+        raise UsageError(
+            f"--llmperf-cluster={text!r} and --llmperf-against={against!r}: the hosts of a cluster have one version of this "
+            "project, so there is nothing to compare it with there. Leave one of the two out."
+        )
+    return parse(text)
 
 
 def _strategy(name: str, text: str) -> str:

@@ -23,6 +23,7 @@ from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.returned import OwnProcess
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
+from pytest_llmperf.session.selection import GpuPool
 from pytest_llmperf.session.serving import Loaded, generator_program, measure_load
 from pytest_llmperf.session.settings import Settings
 from pytest_llmperf.workloads import Serve, Workload
@@ -30,6 +31,7 @@ from pytest_llmperf.workloads import Serve, Workload
 if TYPE_CHECKING:
     from pytest_llmperf.session.against.comparison import Comparison
     from pytest_llmperf.session.against.side import BaseSide
+    from pytest_llmperf.session.cluster.cluster import Cluster
 
 ShowProgress = Callable[[str, str, str, float | None], None]
 
@@ -43,8 +45,14 @@ class LlmperfSession:
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
         self.gpus = Gpus(settings.gpus, wait_s=settings.wait_s, on_wait=lambda who: self.progress("waiting for a GPU", who, None))
+        self.cluster = self._cluster()
         self.pool = Pool(
-            self._start_worker, timeout_s=settings.timeout_s, wait_s=settings.wait_s, progress=self.progress, gpus=self.gpus
+            self._start_worker,
+            timeout_s=settings.timeout_s,
+            wait_s=settings.wait_s,
+            progress=self.progress,
+            gpus=self.gpus,
+            cluster=self.cluster,
         )
         self.own = OwnProcess(lambda: self.gpus.held)
         self.gate = self._gate()
@@ -65,7 +73,15 @@ class LlmperfSession:
     def plan(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> LoadPlan:
         """The load plan of a test under a strategy; None takes the marker's, the option's, or the checkpoint's own dtype."""
         chosen = strategy or declared.strategy or next(iter(self.settings.strategies), DEFAULT_STRATEGY)
-        return load_plan(declared, chosen, self.settings, engine=engine)
+        plan = load_plan(declared, chosen, self.settings, gpus=lambda: self.model_gpus, engine=engine)
+        if self.cluster is not None:
+            self.cluster.require(plan)
+        return plan
+
+    @property
+    def model_gpus(self) -> GpuPool:
+        """The GPUs that models may be loaded on: the cluster's where there is one, else this host's. Raises UsageError."""
+        return self.gpus.pool if self.cluster is None else self.cluster.gpus
 
     def model(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> Model:
         """A model for a test; nothing is loaded yet."""
@@ -136,6 +152,8 @@ class LlmperfSession:
         finally:
             if not self.pool.on_gpus or self.gpus.wanted_since_s() >= GIVE_WAY_S:
                 self.gpus.release()
+            if self.cluster is not None and not self.pool.loaded:
+                self.cluster.release()
 
     def progress(self, phase: str, detail: str, eta_s: float | None) -> None:
         """Show what the running test is doing."""
@@ -159,8 +177,9 @@ class LlmperfSession:
                 self.gpus.release()
         finally:
             try:
-                if self.comparison is not None:
-                    self.comparison.base.close()
+                for elsewhere in (self.cluster, self.comparison.base if self.comparison is not None else None):
+                    if elsewhere is not None:
+                        elsewhere.close()
             finally:
                 self.recorder.close()
 
@@ -193,14 +212,31 @@ class LlmperfSession:
             return None
         return Gate(self.settings, store=lambda: self.recorder.store, note=self.note)
 
+    def _cluster(self) -> Cluster | None:
+        if not self.settings.cluster:
+            return None
+        from pytest_llmperf.session.cluster.cluster import Cluster  # noqa: PLC0415 - only where a cluster is named
+
+        return Cluster(
+            self.settings.cluster,
+            gpus=self.settings.gpus,
+            wait_s=self.settings.wait_s,
+            log_dir=worker_logs(self.settings.root),
+            on_wait=lambda what: self.progress("waiting for the cluster", what, None),
+        )
+
     def _start_worker(self, plan: LoadPlan) -> Channel:
         from pytest_llmperf.session.cores import worker_environment  # noqa: PLC0415
         from pytest_llmperf.session.ranks import Ranks  # noqa: PLC0415
         from pytest_llmperf.session.workers import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
 
+        python = self.settings.pythons.get(plan.engine, sys.executable)
+        if self.cluster is not None:
+            group: WorkerGroup = self.cluster.start(plan, python)
+            return group if plan.ranks == 1 else Ranks(group, plan)
         group = WorkerGroup.start(
             ranks=plan.ranks,
-            python=self.settings.pythons.get(plan.engine, sys.executable),
+            python=python,
             log_dir=worker_logs(self.settings.root),
             env=worker_environment(self.gpus, plan),
             name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.session.pool import OpenModel, alone
+from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.strategies.adapters import BASE
 from pytest_llmperf.worker.messages import AdaptersUsed, Command, Result, UseAdapters
 
@@ -24,7 +24,7 @@ class UsingAdapters(OpenModel):
 
     def call(self, command: Command) -> Result:
         """Switch, do the command, and switch back to the default, whatever became of it, while the device is held once."""
-        with alone(self.plan, self.gpus, self.wait_s):
+        with self.alone():
             self._send(UseAdapters(names=self.adapters))
             try:
                 return self._send(command)

@@ -18,7 +18,7 @@ from typing import Self
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.session.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.session.kernel_oom import read_counters
-from pytest_llmperf.session.process import WORKER, WorkerProcess, free_port, rank_environment
+from pytest_llmperf.session.process import WORKER, Worker, WorkerProcess, free_port, rank_environment
 from pytest_llmperf.worker.messages import Close, Command, Reply, Result
 
 START_DEADLINE_S = 60.0
@@ -36,7 +36,7 @@ class WorkerGroup:
     NotMeasured) leave it alive; every other error, KeyboardInterrupt included, has killed it when it reaches the caller.
     """
 
-    def __init__(self, workers: tuple[WorkerProcess, ...], *, name: str, silence_s: float, oom_before: dict[str, int]) -> None:
+    def __init__(self, workers: tuple[Worker, ...], *, name: str, silence_s: float, oom_before: dict[str, int]) -> None:
         self.name = name
         self._workers = workers
         self._silence_s = silence_s
@@ -78,9 +78,19 @@ class WorkerGroup:
         oom_before = read_counters()
         workers = _start_all(ranks, python=python, log_dir=log_dir, env=env or {}, name=name, program=program, cwd=cwd)
         group = cls(workers, name=name, silence_s=silence_s, oom_before=oom_before)
-        with group._killed_on_error():
-            group._greet(python, start_deadline_s)
+        group.greet(python, start_deadline_s)
         return group
+
+    def greet(self, python: str, deadline_s: float) -> None:
+        """Wait until every rank has said hello. Raises WorkerDied, WorkerHung; then all are killed."""
+        with self._killed_on_error():
+            try:
+                self._exchange("start-up", deadline_s).greetings()
+            except WorkerError as error:
+                error.add_note(f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages.")
+                raise
+        for worker in self._workers:
+            worker.greeted = True
 
     def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
         """Rank 0's result of `call_all`."""
@@ -152,15 +162,6 @@ class WorkerGroup:
             self.close()
         else:
             self.kill()
-
-    def _greet(self, python: str, deadline_s: float) -> None:
-        try:
-            self._exchange("start-up", deadline_s).greetings()
-        except WorkerError as error:
-            error.add_note(f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages.")
-            raise
-        for worker in self._workers:
-            worker.greeted = True
 
     def _exchange(self, what: str, deadline_s: float) -> Exchange:
         return Exchange(self._workers, what=what, deadline_s=deadline_s, silence_s=self._silence_s, oom_before=self._oom_before)

@@ -139,3 +139,35 @@ def test_a_session_that_ends_without_closing_leaves_no_process(hold, eventually,
     parent = hold(ending)
     parent.rest()
     assert eventually(lambda: all(gone(pid) for pid in parent.pids))
+
+
+TAKES_ITS_CHILDREN_ALONG = """
+import os, subprocess, sys
+import psutil
+from pytest_llmperf.session import guardian
+from pytest_llmperf.worker.processes import TOKEN
+
+if sys.argv[1] == "detached":
+    guardian.detach()
+env = {**os.environ, TOKEN: guardian.token() + "worker"}
+pauses = "[sys.executable, '-c', 'import signal; signal.pause()']"
+starts_another = f"import subprocess, sys; print(subprocess.Popen({pauses}, stdout=2).pid)"
+pid = subprocess.run([sys.executable, "-c", starts_another], env=env, text=True, stdout=subprocess.PIPE, check=True).stdout
+print(pid, flush=True)
+for child in psutil.Process().children():
+    child.kill()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("guard", ["detached", "child"])
+def test_a_process_that_takes_its_children_along_needs_a_guard_that_is_none(eventually, gone, guard):
+    """As Ray ends its processes: what a worker started is found by the guard that has left them, and by the other not."""
+    with subprocess.Popen([sys.executable, "-c", TAKES_ITS_CHILDREN_ALONG, guard], stdout=subprocess.PIPE, text=True) as parent:
+        orphan = int(parent.stdout.readline())
+        parent.wait(timeout=30)
+        if guard == "detached":
+            assert eventually(lambda: gone(orphan))
+        else:
+            assert not gone(orphan)
+            os.kill(orphan, signal.SIGKILL)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from pytest_llmperf.core.record import Environment
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import environment as module
-from pytest_llmperf.session.environment import COMPARABLE, collect_environment, covariates, differences, environment_key
+from pytest_llmperf.session.environment import MUST_MATCH, collect_environment, covariates, differences, environment_key
 from pytest_llmperf.session.host import cpu_model, cpu_quota, host_facts, memory_limit_bytes, project_facts
 from pytest_llmperf.session.project import find_project
 
 _FACT = st.none() | st.booleans() | st.integers(-10, 10) | st.sampled_from([1.0, 2.0, 2.5]) | TEXT
-_ENVIRONMENTS = st.builds(Environment, facts=st.dictionaries(st.sampled_from([*COMPARABLE, "kernel", "version_torch"]), _FACT))
+_NAMES = st.sampled_from([*MUST_MATCH, "kernel", "version_torch"])
+_ENVIRONMENTS = st.builds(Environment, facts=st.dictionaries(_NAMES, _FACT))
 
 
 @given(_ENVIRONMENTS, _ENVIRONMENTS)
@@ -37,7 +38,7 @@ def test_a_fact_that_is_missing_is_one_that_is_unknown(environment):
     assert environment_key(environment) == environment_key(without_unknown)
 
 
-@pytest.mark.parametrize("name", COMPARABLE)
+@pytest.mark.parametrize("name", MUST_MATCH)
 def test_each_comparable_fact_changes_the_key_and_is_named(name):
     """A change in any one row of the table forbids the comparison."""
     a, b = Environment(facts={name: "here", "kernel": "1"}), Environment(facts={name: "there", "kernel": "2"})
