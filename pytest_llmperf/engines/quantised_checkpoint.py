@@ -11,8 +11,10 @@ from pytest_llmperf.errors import LoadError
 
 _UNREADABLE = (
     "this engine reads the compressed-tensors format, which llmcompressor's GPTQ, AWQ and round-to-nearest write. "
-    "No loader for the other format is at hand: convert it, or quantise the model again with llmcompressor."
+    "No loader for the other format is at hand: "
 )
+_WAY_OUT = {"awq": "convert it by compressed_tensors.entrypoints.convert with its AutoAWQConverter (compressed-tensors 0.16 on)."}
+_OTHERWISE = "convert it, or quantise the model again with llmcompressor."
 
 
 def stored_as(folder: Path) -> Packed | str:
@@ -22,7 +24,7 @@ def stored_as(folder: Path) -> Packed | str:
         return f"{folder / 'config.json'} has no quantization_config: the checkpoint is not quantised."
     method = config.get("quant_method")
     if method != "compressed-tensors":
-        return f"{folder} is in {method!r} format, and {_UNREADABLE}"
+        return f"{folder} is in {method!r} format, and {_UNREADABLE}{_WAY_OUT.get(str(method), _OTHERWISE)}"
     groups = list((config.get("config_groups") or {}).values())
     if len(groups) != 1 or not isinstance(groups[0], dict) or not groups[0].get("weights"):
         return f"{folder} has {len(groups)} groups of quantised layers, one with weights is needed."

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 pytest.importorskip("compressed_tensors")
 
-from quantising import plain_from_pretrained, plan_of, quantised, save_quantised  # noqa: E402
+from quantising import from_awq, plain_from_pretrained, plan_of, quantised, rounded, save_awq, save_quantised  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from pytest_llmperf.engines.transformers import TransformersEngine  # noqa: E402
@@ -61,6 +61,28 @@ def test_a_packed_checkpoint_answers_as_the_unpacked_one(part, how, tmp_path):
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
     assert {p.dtype for p in theirs.model.layers[0].mlp.up_proj.parameters()} >= {torch.bfloat16}
     assert theirs.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16  # they are in full there
+
+
+def test_a_converted_awq_checkpoint_answers_with_the_weights_that_autoawq_stored(tmp_path):
+    """Worked out by hand: (integer - zero point) x scale, in groups of 32."""
+    folder = from_awq(save_awq(tmp_path / "published"), tmp_path / "converted")
+    loaded, effective = quantised(f"fp32+awq:{folder}", "arch:tiny-llama")
+    assert (effective.quantised.converted, effective.quantised.held) == (14, effective.quantised.analytic)
+    by_hand = load(plan_of("fp32", "arch:tiny-llama")).model
+    for path, layer in by_hand.named_modules():
+        if isinstance(layer, torch.nn.Linear) and path != "lm_head":
+            q, zero, scale = (t.repeat_interleave(n, -1) for t, n in zip(rounded(layer.weight, 32), (1, 32, 32), strict=True))
+            layer.weight = torch.nn.Parameter((q - zero) * scale)
+    ids = torch.arange(8).reshape(1, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids).logits, by_hand(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_in_autoawq_s_own_format_is_refused_with_the_converter(tmp_path):
+    """It is there, and no loader for it."""
+    folder = save_awq(tmp_path)
+    with pytest.raises(LoadError, match=r"is in 'awq' format.*AutoAWQConverter"):
+        load(llama_plan(f"awq:{folder}"))
 
 
 @pytest.mark.skipif(not os.environ.get("LLMPERF_NIGHTLY"), reason="a minute: nightly")
