@@ -12,6 +12,7 @@ os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
 
 import torch
 from vllm import EngineArgs, LLMEngine
+from vllm.usage.usage_lib import UsageContext
 
 from pytest_llmperf.engines.transformers.checkpoint import load_errors
 from pytest_llmperf.engines.transformers.load import package_versions, torch_device
@@ -34,7 +35,7 @@ class VllmEngine:
             own_shared_memory()
         start_ns = time.perf_counter_ns()
         with load_errors(plan, str(source.folder)):
-            engine = LLMEngine.from_engine_args(EngineArgs(**asked))
+            engine = LLMEngine.from_engine_args(EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS)
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
         return VllmSession(
             Loaded(engine=engine, plan=plan, source=source, device=device, load_s=load_s, versions=package_versions())

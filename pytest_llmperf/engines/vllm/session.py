@@ -251,7 +251,11 @@ class VllmSession:
     def _notes(self) -> tuple[str, ...]:
         packed = sum(group.bytes for group in looking.tensors(self._model) if group.device == looking.PACKED)
         prefix = "on" if self._loaded.config.cache_config.enable_prefix_caching else "off"
-        notes = [f"the KV cache holds {self._cache.tokens} tokens and is allocated at once; prefix cache {prefix}"]
+        limits = self._loaded.config.scheduler_config
+        notes = [
+            f"the KV cache holds {self._cache.tokens} tokens and is allocated at once; prefix cache {prefix}",
+            f"a step takes up to {limits.max_num_seqs} requests and {limits.max_num_batched_tokens} tokens",
+        ]
         if packed:
             notes.append(f"{packed} B of the weights lie in a CPU library's own layout, counted by their shapes")
         if self._loaded.source.dummy:
