@@ -103,6 +103,8 @@ class GpuTests:
             item.stash[NEED] = need = need_of_test(item, plans)
             core = session.core
             short = None if need is None else shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
+            if need is not None and short is None and plans and core.cluster is not None:
+                core.cluster.require_alike(need)
         except LlmperfError as error:
             item.stash[UNUSABLE] = error
             if self._is_llmperf(item):

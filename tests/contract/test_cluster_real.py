@@ -131,6 +131,7 @@ def test_ranks_on_two_nodes_agree_with_one_device(command, hosts, tmp_path, clie
         facts[record["strategy"]] = record["environment"]["facts"]
     assert (facts["fp32+tp2"]["n_hosts"], facts["fp32"]["n_hosts"]) == (2, 1)
     assert facts["fp32+tp2"]["rank_hosts"].count("(") == 2
+    assert (facts["fp32+tp2"]["rendezvous"], facts["fp32"]["rendezvous"]) == (hosts[0].rpartition(":")[0], None)
 
 
 def test_what_fails_on_a_node_is_named_and_the_session_goes_on(command, tmp_path):

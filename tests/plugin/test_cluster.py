@@ -62,8 +62,9 @@ def test_after_all_that(llm):
 def test_ranks_on_two_hosts_are_measured_and_what_fails_there_is_named(hosts, pytester, run, lines):
     """Records name each rank's host. A traceback, an exit, a hang and too many ranks are errors of their tests alone."""
     hosts([1, 0], [1, 0])
+    pytester.makeini("[pytest]\nllmperf_cluster = auto\n")
     pytester.makepyfile(test_it=TESTS)
-    result = run("--llmperf-cluster=auto", "--llmperf-timeout=2", "--llmperf-json=out.jsonl")
+    result = run("--llmperf-timeout=2", "--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=2, errors=4)
     host = r"pid \d+ on \S+ \(127\.0\.0\.1\)"
     result.stdout.re_match_lines(
@@ -78,19 +79,10 @@ def test_ranks_on_two_hosts_are_measured_and_what_fails_there_is_named(hosts, py
     )
     facts = {record["strategy"]: record["environment"]["facts"] for record in lines() if "scaling" in record["test"]}
     assert (facts["tp2"]["cluster"], facts["tp2"]["n_hosts"], facts["fp32"]["n_hosts"]) == ("ray", 2, 1)
+    assert (facts["tp2"]["rendezvous"], facts["fp32"]["rendezvous"]) == ("127.0.0.1", None)
     assert [part.partition(":")[0] for part in facts["tp2"]["rank_hosts"].split("; ")] == ["rank 0", "rank 1"]
     logs = sorted(path.name for path in (pytester.path / ".llmperf" / "logs").glob("*ttft-50ms-tp2*"))
     assert [name[-9:] for name in logs] == ["rank0.log", "rank1.log"]
-
-
-def test_without_ray_the_option_says_what_to_install(pytester, project, run):
-    """The ini file's twin is read, and nothing is loaded here instead."""
-    pytester.makepyfile(no_ray="import sys\nsys.modules['ray'] = None\n")
-    pytester.makeini("[pytest]\nllmperf_cluster = auto\n")
-    project("def test_speed(llm):\n    llm.run(WORK)\n")
-    result = run("-p", "no_ray")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*--llmperf-cluster='auto': Ray is not installed here*pip install 'pytest-llmperf[[]ray[]]'*"])
 
 
 def test_the_plan_says_on_how_many_hosts(hosts, project, run, monkeypatch):
@@ -109,6 +101,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.close()
 
 
+def test_without_ray_the_option_says_what_to_install(cluster, monkeypatch):
+    """And loads nothing on this machine instead."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"'auto': Ray is not installed here. Run pip install 'pytest-llmperf\[ray\]'"):
+            cluster.require(scripted_plan())
+
+
 def test_no_cluster_is_said_with_how_to_start_one(hosts, cluster, monkeypatch):
     """What Ray says, and what to do."""
     hosts()
@@ -123,6 +123,15 @@ def test_what_others_hold_is_waited_for_and_then_said(hosts, cluster, monkeypatc
     monkeypatch.syspath_prepend(FAKE)
     with pytest.raises(DeviceBusy, match=r"2 x 1 CPUs were not free together within 1 s; the cluster has 0 CPUs"):
         cluster.hold(parse("tp2").apply(scripted_plan()))
+
+
+def test_an_interpreter_that_a_host_lacks_is_named(hosts, cluster, monkeypatch):
+    """As on this machine, and the ranks that were started are gone."""
+    hosts([1, 0])
+    monkeypatch.syspath_prepend(FAKE)
+    cluster.hold(scripted_plan())
+    with pytest.raises(UsageError, match=r"with the interpreter /nowhere/python on a host: .*No such file"):
+        cluster.start(scripted_plan(), "/nowhere/python")
 
 
 def running_in(folder: Path) -> list[psutil.Process]:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.errors import UsageError, WorkerDied
+from pytest_llmperf.session import settings
 from pytest_llmperf.session.cluster import address, files, node, placement
 from pytest_llmperf.session.cluster.cluster import Cluster, carried
 from pytest_llmperf.session.cluster.link import Link
 from pytest_llmperf.session.cluster.messages import Done, Launch, Look, Node, Place, Seen, Take, Taken
 from pytest_llmperf.session.inventory import Gpu
+from pytest_llmperf.session.selection import Need
 from pytest_llmperf.strategies import parse
 
 MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
@@ -195,6 +197,22 @@ def test_the_pool_is_the_gpus_that_ray_lends(monkeypatch):
     with pytest.raises(UsageError, match="Ray chooses among its GPUs; a count or 'all' is needed"):
         _ = cluster_of(monkeypatch, *nodes, gpus="0,2").gpus
     assert "lends none: a (10.0.0.1): 8 CPUs, 0 GPUs" in str(cluster_of(monkeypatch, host("a", 8)).gpus)
+
+
+def test_a_condition_that_only_some_gpus_meet_is_refused(monkeypatch):
+    """Ray would take any of them; what all meet, or none is asked for, goes."""
+    small, large = (Gpu(index=0, uuid=f"GPU-{n}", name="H200", total_bytes=n) for n in (10**10, 10**11))
+    cluster = cluster_of(monkeypatch, host("a", 8, 1, (small,)), host("b", 8, 1, (large,)))
+    cluster.require_alike(Need(least=2, most=2, name="h200"))
+    with pytest.raises(UsageError, match=r"needs 1 GPU with memory >= 50 GB, which 1 of the 2 GPUs of .*'auto' meet"):
+        cluster.require_alike(Need(memory=5 * 10**10))
+
+
+def test_another_version_cannot_be_compared_with_there():
+    """The two options are named."""
+    with pytest.raises(UsageError, match=r"--llmperf-cluster='auto' and --llmperf-against='HEAD~1'"):
+        settings._cluster("auto", "HEAD~1")
+    assert (settings._cluster(" ", "HEAD~1"), settings._cluster("auto", "")) == ("", "auto")
 
 
 def test_a_cluster_that_does_not_answer_is_asked_once(monkeypatch):

@@ -22,9 +22,10 @@ from pytest_llmperf.session.cluster.address import require_ray
 from pytest_llmperf.session.cluster.link import Link
 from pytest_llmperf.session.cluster.messages import Done, GiveBack, Launch, Launched, Look, Node, Place, Seen, Take, Taken
 from pytest_llmperf.session.cluster.ranks import ClusterGroup, ClusterRank
+from pytest_llmperf.session.host import Fact
 from pytest_llmperf.session.inventory import Inventory
 from pytest_llmperf.session.process import WORKER
-from pytest_llmperf.session.selection import GpuPool, pool
+from pytest_llmperf.session.selection import GpuPool, Need, eligible, pool
 from pytest_llmperf.session.workers import SILENCE_S, START_DEADLINE_S
 
 LOOK_S = 180.0
@@ -56,6 +57,7 @@ class Cluster:
         self._seen: Seen | LlmperfError | None = None
         self._places: tuple[Place, ...] = ()
         self._held: LoadPlan | None = None
+        self._meet: dict[LoadPlan, str] = {}
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -86,6 +88,16 @@ class Cluster:
     def require(self, plan: LoadPlan) -> None:
         """Raise UsageError when the cluster could not hold the plan's ranks even if nobody else used it."""
         placement.bundles(plan, self.nodes, self.address)
+
+    def require_alike(self, need: Need) -> None:
+        """Raise UsageError where a test needs some of the GPUs and not others: Ray chooses among all of them."""
+        gpus = self.gpus.gpus
+        able = eligible(need, gpus)
+        if len(able) < len(gpus):
+            raise UsageError(
+                f"needs {need}, which {len(able)} of the {len(gpus)} GPUs of --llmperf-cluster={self.address!r} meet, and Ray "
+                "chooses among all. Run it on a cluster of GPUs that are alike, or leave the condition out."
+            )
 
     def where(self, plan: LoadPlan) -> tuple[Node, ...]:
         """Hosts that a plan would take while nobody else holds anything. Raises UsageError."""
@@ -137,6 +149,7 @@ class Cluster:
         finally:
             for _, theirs in pairs:
                 theirs.close()
+        self._meet[plan] = launched.meet.rpartition(":")[0]
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.engine}-{plan.model.name}-{plan.strategy}")[:100]
         ranks = tuple(
             ClusterRank(link, pairs[rank][0], model=model, rank=rank, pid=pid, place=place, log=self._log(stem, model, rank))
@@ -146,11 +159,12 @@ class Cluster:
         group.greet(python or "Ray's Python there", START_DEADLINE_S)
         return group
 
-    def facts(self, plan: LoadPlan) -> dict[str, str | int | float | bool | None]:
+    def facts(self, plan: LoadPlan) -> dict[str, Fact]:
         """What a record says of the hosts: the first rank's own facts, how many they are, and each rank's."""
         places = self._places[: plan.ranks]
         names = "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places))
-        return {**places[0].facts, "cluster": "ray", "n_hosts": len({place.node for place in places}), "rank_hosts": names}
+        n_hosts, meet = len({place.node for place in places}), self._meet.get(plan) or None
+        return {**places[0].facts, "cluster": "ray", "n_hosts": n_hosts, "rank_hosts": names, "rendezvous": meet}
 
     def room_bytes(self, plan: LoadPlan) -> int:
         """Memory of the smallest device (or host) held, whatever is on it."""

@@ -195,10 +195,13 @@ class Driver:
         order = msgspec.msgpack.encode(wanted)
         try:
             pids = self._get([host.launch.remote(order, rank, meet) for rank, host in enumerate(hosts)], wanted.deadline_s)
-        except BaseException:
+        except BaseException as error:
             for stream in streams:
                 stream.close()
             self._kill(wanted.model, hosts)
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):  # Ray raises its own kind of the host's error
+                python = wanted.python or "that Ray runs with"
+                raise UsageError(f"no worker could be started with the interpreter {python} on a host: {_last_line(error)}.") from error
             raise
         for stream, host in zip(streams, hosts, strict=True):
             for carry in (self._carry_down, self._carry_up):
@@ -328,6 +331,11 @@ def _resources(bundle: Bundle) -> dict[str, int]:
 def _in_words(bundles: Sequence[Bundle]) -> str:
     gpus = f" and {bundles[0].gpus} GPU" if bundles[0].gpus else ""
     return f"{len(bundles)} x {bundles[0].cpus} CPUs{gpus}"
+
+
+def _last_line(error: BaseException) -> str:
+    """Of what was raised on another host Ray says the traceback first."""
+    return str(error).rstrip().rpartition("\n")[2]
 
 
 def _first_line(error: BaseException) -> str:
