@@ -34,7 +34,7 @@ def test_sixteen_lines_are_served(model, least_tok_per_s, open_worker):
     wanted = plan(model)
     with open_worker(wanted, deadline_s=900) as (channel, opened):
         require_in_effect(opened.effective, parse("bf16").promises(wanted), "loaded")
-        loaded(channel, LINES, 1)  # warms up
+        channel.call(RunLoad(workload=LINES, repetition=1), deadline_s=300)  # warms up
         run = loaded(channel, LINES)
         one = loaded(channel, Serve(concurrency=1, requests=5, prompt_tokens=8, max_new_tokens=50), 2)
     print(f"{model}: {run.throughput}, {run.ttft.p50}, {run.tpot.p50}; alone {one.throughput}, {one.tpot.p50}")  # noqa: T201

@@ -47,6 +47,9 @@ def asked(strategy: str = "fp32", *, device: str = "cpu", free_share: float = 1.
         ("fsdp2", "cuda", "fsdp"),
         ("kv-int8", "cuda", "cache"),
         ("assisted:smollm2-135m", "cpu", "assist"),
+        ("lora:adapters/a:merged", "cpu", "does not merge"),
+        ("compile+lora:adapters/a", "cpu", "a precision alone, not with compile"),
+        ("tp3+lora:adapters/a", "cuda", "not with several ranks"),
     ],
 )
 def test_what_it_lacks_is_refused_before_loading(strategy, device, reason):

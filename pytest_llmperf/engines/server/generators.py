@@ -145,7 +145,7 @@ def _aiperf(job: Job) -> list[str]:
     key = ["--api-key", job.api_key] if job.api_key else []
     return [
         *("profile", "--model", job.model, "--url", job.base, "--endpoint-type", kind, "--streaming"),
-        *("--tokenizer", str(job.tokenizer) if job.tokenizer is not None else "builtin", "--use-server-token-count"),
+        *("--tokenizer", "builtin", "--use-server-token-count"),  # counts are the server's; folders are refused without a network
         *("--input-file", "input.jsonl", "--custom-dataset-type", "mooncake_trace", "--dataset-sampling-strategy", "sequential"),
         *("--request-timeout-seconds", f"{job.work.timeout:g}", "--artifact-dir", "out", "--export-level", "records"),
         *("--ui", "none", "--no-server-metrics", "--no-gpu-telemetry", *load, *key),

@@ -17,6 +17,7 @@ from vllm.usage.usage_lib import UsageContext
 from pytest_llmperf.engines.transformers.checkpoint import load_errors
 from pytest_llmperf.engines.transformers.load import package_versions, torch_device
 from pytest_llmperf.engines.transformers.parallel.group import rank_device
+from pytest_llmperf.engines.vllm.adapters import adapter_arguments
 from pytest_llmperf.engines.vllm.folder import source_of
 from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
@@ -31,6 +32,7 @@ class VllmEngine:
         source = source_of(plan)
         dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
         asked = arguments(plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device))
+        asked |= adapter_arguments(plan)
         if plan.ranks > 1 and device.type == "cpu":
             own_shared_memory()
         start_ns = time.perf_counter_ns()

@@ -73,6 +73,18 @@ def _cache(plan: LoadPlan) -> str | None:
     return "vLLM's attention on a CPU keeps an 8-bit KV cache beside 16-bit activations only. Write 'bf16+kv-fp8'."
 
 
+def _adapters(plan: LoadPlan) -> str | None:
+    """What vLLM's LoRA was not seen to do here."""
+    if not plan.adapters:
+        return None
+    if plan.merge_adapters:
+        return "vLLM does not merge adapters: leave out ':merged'."
+    with_it = next((name for name in ("quantisation", "compile", "assist") if getattr(plan, name) is not None), "")
+    if with_it or plan.ranks > 1:
+        return f"adapters on vLLM go with a precision alone, not with {with_it or 'several ranks'}: that was never seen to work."
+    return None
+
+
 def _parallel(plan: LoadPlan) -> str | None:
     """Heads that tensor parallelism cannot divide."""
     if plan.tp == 1:
@@ -100,7 +112,7 @@ def _heads(plan: LoadPlan) -> str | None:
     return f"the heads of {plan.model.name!r} have {size} dimensions; vLLM's attention on a CPU takes {able}."
 
 
-_CHECKS = (_model, _options, _quantisation, _compile, _cache, _parallel, _heads)
+_CHECKS = (_model, _options, _quantisation, _compile, _cache, _adapters, _parallel, _heads)
 
 
 def lacks(plan: LoadPlan) -> str | None:
@@ -123,6 +135,8 @@ VLLM = Capabilities(
         "assist": frozenset({None, LOOKUP}),
         "batching": frozenset({None, "continuous"}),
         "tp": ANY,
+        "adapters": ANY,
+        "merge_adapters": frozenset({False, True}),
     },
     refuses=refuse,
     lacks=lacks,

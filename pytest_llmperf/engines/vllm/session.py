@@ -28,6 +28,7 @@ from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, i
 from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.vllm import looking
+from pytest_llmperf.engines.vllm.adapters import Adapters
 from pytest_llmperf.engines.vllm.folder import Source
 from pytest_llmperf.engines.vllm.logits import capture
 from pytest_llmperf.engines.vllm.quantised import quantised_layers
@@ -74,6 +75,7 @@ class VllmSession:
         self._text_config = loaded.config.model_config.hf_config.get_text_config()
         self._vocabulary = Vocabulary.of(SimpleNamespace(config=loaded.config.model_config.hf_config), loaded.source.tokenizer)
         self._cache = looking.kv_cache(self._runner, loaded.config)
+        self._adapters = Adapters.load(loaded.engine, self._runner, loaded.plan)
         self._graphs_before = 0
         self._last: Stepped | None = None
         self._compute_dtype = self._observed_dtype()
@@ -152,10 +154,10 @@ class VllmSession:
         return reference.compare_reference(self._scorer(), path, batch)
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """None is loaded."""
-        if names:
-            raise UsageError(f"adapter {names[0]!r} was asked for, none is loaded by engine 'vllm'.")
-        return ()
+        """See engines.base.Session: one name holds for all requests, several for those of each batch in turn."""
+        if names and not self._adapters.names:
+            raise UsageError(f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy.")
+        return self._adapters.use(names)
 
     def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
         """See transformers.answering.answer_tasks."""
@@ -182,10 +184,16 @@ class VllmSession:
         """The prompts of a repetition, those of the other engines: as a padded matrix, and as requests."""
         tokenizer = self._loaded.source.tokenizer
         if isinstance(workload, Batch):
+            if len(self._adapters.used) > 1:
+                raise UsageError("a Batch is not divided among adapters. Take Decode, or one of them.")
             requests = asked(workload, repetition, self._vocabulary, tokenizer)
-            return matrix(requests.rows), [Ask(row, n) for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
+            lengths = zip(requests.rows, requests.new_tokens, strict=True)
+            return matrix(requests.rows), [self._ask(i, row, n) for i, (row, n) in enumerate(lengths)]
         made = token_batch(workload, repetition, self._vocabulary, tokenizer, torch.device("cpu"))
-        return made.ids, [Ask(row, workload.new_tokens) for row in unpadded(made)]
+        return made.ids, [self._ask(i, row, workload.new_tokens) for i, row in enumerate(unpadded(made))]
+
+    def _ask(self, row: int, ids: Sequence[int], new_tokens: int) -> Ask:
+        return Ask(ids, new_tokens, self._adapters.of_row(row))
 
     def _step(self, asks: Sequence[Ask]) -> Stepped:
         stepped = run(self._loaded.engine, self._submit, asks)
@@ -202,7 +210,8 @@ class VllmSession:
             output_kind=RequestOutputKind.DELTA,
             **more,
         )
-        self._loaded.engine.add_request(name, TokensPrompt(prompt_token_ids=list(ask.ids)), params)
+        prompt = TokensPrompt(prompt_token_ids=list(ask.ids))
+        self._loaded.engine.add_request(name, prompt, params, lora_request=ask.adapter)
 
     def _trace(self, stepped: Stepped, asks: Sequence[Ask], repetition: int, marks: Any) -> Trace:
         requests = tuple(
@@ -240,6 +249,8 @@ class VllmSession:
             decode_loop=LOOP if ran else "",
             assistance=self._assistance() if ran else "",
             batching="continuous" if ran else "",
+            adapters=self._adapters.in_force,
+            resident_adapters=self._adapters.groups(),
             padding_side="left",  # nothing is padded
             device=str(loaded.device),
             ranks=loaded.plan.ranks,
@@ -287,14 +298,14 @@ class VllmSession:
             run(
                 self._loaded.engine,
                 lambda name, ask: self._submit(name, ask, prompt_logprobs=1),
-                [Ask(ids, 1)],
+                [self._ask(0, ids, 1)],
                 after_step=captured.end_of_step,
             )
         return captured.rows(len(ids), size), captured.dtype
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Free-running greedy tokens of a padded batch, which goes in without its padding."""
-        stepped = self._step([Ask(row, new_tokens) for row in unpadded(batch)])
+        stepped = self._step([self._ask(i, row, new_tokens) for i, row in enumerate(unpadded(batch))])
         seen = CacheSeen(self._cache.dtype, self._cache.bytes, self._cache.bytes_per_token, self._cache.layers)
         return Decoded(matrix([answer.tokens for answer in stepped.answers]), stepped.start_ns, (), seen)
 

@@ -41,10 +41,11 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: token ids in, exactly `new_tokens` out."""
+    """One request: token ids in, exactly `new_tokens` out, through an adapter (vLLM's LoRARequest) or none."""
 
     ids: Sequence[int]
     new_tokens: int
+    adapter: Any = None
 
 
 @dataclass
