@@ -11,15 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.core.trace import EnergyReading
 from pytest_llmperf.errors import UsageError, WorkerDied
 from pytest_llmperf.session import settings
 from pytest_llmperf.session.cluster import address, files, node, placement
 from pytest_llmperf.session.cluster.cluster import Cluster, carried
 from pytest_llmperf.session.cluster.link import Link
 from pytest_llmperf.session.cluster.messages import Done, Launch, Look, Node, Place, Seen, Take, Taken
+from pytest_llmperf.session.cluster.ranks import of_several_hosts
 from pytest_llmperf.session.inventory import Gpu
 from pytest_llmperf.session.selection import Need
 from pytest_llmperf.strategies import parse
+from pytest_llmperf.worker.messages import EnergyRead
 
 MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
 
@@ -253,3 +256,14 @@ def test_a_host_with_another_version_is_refused_and_given_back(monkeypatch):
     with pytest.raises(UsageError, match=r"pytest-llmperf is .* here and 0\.0\.0 on a \(10\.0\.0\.1\)"):
         cluster_of(monkeypatch, link=link).hold(plan("fp32"))
     assert link.asked == ["Look", "Take", "GiveBack"]
+
+
+def test_the_energy_of_cpus_on_several_hosts_is_not_that_of_one():
+    """A GPU's own counter counts for its rank wherever it is; a CPU's is shared, and ranks do not know by whom."""
+    joules = {"joules": 7.0, "seconds": 4.0, "n_output_tokens": 8}
+    gpu = EnergyRead(energy=EnergyReading(**joules, source="nvml-counter"))
+    unread = EnergyRead(energy=EnergyReading(**joules | {"joules": None}, reason="no counter"))
+    assert (of_several_hosts(gpu), of_several_hosts(unread)) == (gpu, unread)
+    cpu = of_several_hosts(EnergyRead(energy=EnergyReading(**joules, source="rapl"))).energy
+    assert cpu.joules is None
+    assert "several hosts" in cpu.reason

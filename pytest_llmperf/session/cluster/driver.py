@@ -200,8 +200,8 @@ class Driver:
                 stream.close()
             self._kill(wanted.model, hosts)
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):  # Ray raises its own kind of the host's error
-                python = wanted.python or "that Ray runs with"
-                raise UsageError(f"no worker could be started with the interpreter {python} on a host: {_last_line(error)}.") from error
+                named = f"the interpreter {wanted.python or 'that Ray runs with'}"
+                raise UsageError(f"no worker could be started with {named} on a host: {_last_line(error)}.") from error
             raise
         for stream, host in zip(streams, hosts, strict=True):
             for carry in (self._carry_down, self._carry_up):

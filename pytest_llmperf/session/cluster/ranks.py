@@ -6,6 +6,8 @@ import contextlib
 import socket
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.session.cluster.files import fetch, give
 from pytest_llmperf.session.cluster.link import Link, Wanted
@@ -27,7 +29,8 @@ from pytest_llmperf.session.cluster.messages import (
 from pytest_llmperf.session.exchange import OnBeat
 from pytest_llmperf.session.process import exit_text
 from pytest_llmperf.session.workers import WorkerGroup
-from pytest_llmperf.worker.messages import Command, CompareReference, MakeReference, Result
+from pytest_llmperf.worker.energy import NvmlMeter
+from pytest_llmperf.worker.messages import Command, CompareReference, EnergyRead, MakeReference, Result
 from pytest_llmperf.worker.wire import parent_end
 
 _ASK_S = 90.0
@@ -155,9 +158,18 @@ class ClusterGroup(WorkerGroup):
         results = super().call_all(command, deadline_s=deadline_s, on_beat=on_beat)
         if isinstance(command, MakeReference):
             fetch(command.path, self._ranks[0])
-        return results
+        several = len({rank.place.node for rank in self._ranks}) > 1
+        return tuple(map(of_several_hosts, results)) if several else results
 
     @property
     def pids(self) -> tuple[int, ...]:
         """None that this host knows."""
         return ()
+
+
+def of_several_hosts(result: Result) -> Result:
+    """What a rank says that holds for ranks of one host alone is taken back: the counter of a CPU is one for all of these."""
+    if not isinstance(result, EnergyRead) or result.energy.joules is None or result.energy.source == NvmlMeter.source:
+        return result
+    why = "the ranks are on several hosts, and a CPU's counter is one for the ranks of a host"
+    return EnergyRead(energy=replace(result.energy, joules=None, reason=why))
