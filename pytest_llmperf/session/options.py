@@ -132,7 +132,7 @@ OPTIONS = (
         metavar="ENGINE=PATH",
         many=True,
         path="engine",
-        help="interpreter for an engine's workers; may be given again",
+        help="interpreter for an engine's workers, or of a load generator; may be given again",
     ),
 )
 

@@ -190,7 +190,8 @@ class LlmperfSession:
 
     def _serve(self, models: Sequence[Model], workload: Serve) -> list[Loaded]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
-        program = generator_program(models[0].plan.engine, workload, self.settings.pythons)
+        for model in models:
+            program = generator_program(model.plan.engine, workload, self.settings.pythons)
         with self.pool.undisturbed([model.plan for model in models]):
             loaded = measure_load([model.load for model in models], workload, self.progress, pair=pair, program=program)
         for each in loaded:
