@@ -13,7 +13,7 @@ from stubs import stub_command, write_model
 from pytest_llmperf.core.estimate import NotMeasurable
 from pytest_llmperf.core.load import LoadTrace, reduce_load
 from pytest_llmperf.core.slo import tpot_s
-from pytest_llmperf.engines.server.generators import find_generator, read_guidellm, version_of
+from pytest_llmperf.engines.server.generators import find_generator, read_aiperf, read_guidellm, version_of
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.serving import generator_program
 from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
@@ -90,6 +90,23 @@ def test_a_generator_is_looked_for_before_anything_is_loaded(program):
         find_generator("aiperf", None)
     with pytest.raises(UsageError, match=r"needs a server's address, and engine 'scripted' has none"):
         generator_program("scripted", work, {})
+
+
+def test_tokens_that_aiperf_says_no_time_of_lie_between_those_it_does(tmp_path):
+    """Without gaps the last token is at the end of the request; fewer gaps than tokens are bundles after the first."""
+    metrics = {"output_sequence_length": 7, "input_sequence_length": 3, "time_to_first_token": 20.0, "request_latency": 80.0}
+    rows = []
+    for gaps in ((), (30.0, 30.0), (10.0,) * 6):
+        kept = {name: {"value": value} for name, value in metrics.items()} | (
+            {"inter_chunk_latency": {"value": gaps}} if gaps else {}
+        )
+        rows.append({"metadata": {"request_start_ns": 10**18, "request_end_ns": 10**18 + 8 * 10**7}, "metrics": kept})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "profile_export.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    traces = read_aiperf(tmp_path)
+    assert [[event.n_tokens for event in trace.events] for trace in traces] == [[1, 6], [1, 3, 3], [1] * 7]
+    assert [tpot_s(trace) for trace in traces] == [pytest.approx(0.01)] * 3
+    assert all(trace.t_due_ns == trace.t_sent_ns == 10**9 for trace in traces)
 
 
 def test_its_version_is_that_of_its_installation(tmp_path):

@@ -168,6 +168,8 @@ def _of_aiperf(said: dict[str, Any], metrics: dict[str, Any], error: Any) -> Req
     n_output = int(metrics["output_sequence_length"]["value"])
     first_ns = sent_ns + round(metrics["time_to_first_token"]["value"] * 1e6)
     gaps_ns = [round(gap * 1e6) for gap in metrics.get("inter_chunk_latency", {}).get("value", ())]
+    if not gaps_ns and n_output > 1:  # it leaves out the gaps of a request where one of them is 0
+        gaps_ns = [sent_ns + round(metrics["request_latency"]["value"] * 1e6) - first_ns]
     return RequestTrace(
         n_prompt_tokens=int(metrics["input_sequence_length"]["value"]),
         t_due_ns=due_ns,
@@ -179,7 +181,7 @@ def _of_aiperf(said: dict[str, Any], metrics: dict[str, Any], error: Any) -> Req
 
 def _events(first_ns: int, gaps_ns: Sequence[int], n_output: int) -> tuple[TokenEvent, ...]:
     """A token a message; what more the server counted is spread over the messages after the first."""
-    counts = spread(n_output, [1] * (len(gaps_ns) + 1))
+    counts = [1, *spread(n_output - 1, [1] * len(gaps_ns))] if gaps_ns else [n_output]
     t_ns, events = first_ns, [TokenEvent(t_ns=first_ns, n_tokens=counts[0])]
     for gap_ns, n in zip(gaps_ns, counts[1:], strict=True):
         t_ns += gap_ns
