@@ -13,8 +13,17 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
-def adapter(folder: Path, model: torch.nn.Module, *, seed: int, rank: int = 4, base: str = "tiny", dtype=torch.float32) -> Path:
-    """An adapter that changes the model's text: both matrices random, not peft's zero."""
+def adapter(
+    folder: Path,
+    model: torch.nn.Module,
+    *,
+    seed: int,
+    rank: int = 4,
+    base: str = "tiny",
+    dtype=torch.float32,
+    size: float = 0.2,
+) -> Path:
+    """An adapter that changes the model's text: both matrices random, not peft's zero, with `size` as standard deviation."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -22,7 +31,7 @@ def adapter(folder: Path, model: torch.nn.Module, *, seed: int, rank: int = 4, b
     generator = torch.Generator().manual_seed(seed)
     for name, weight in wrapped.named_parameters():
         if "lora_" in name:
-            weight.data = torch.randn(weight.shape, generator=generator).mul(0.2).to(dtype)
+            weight.data = torch.randn(weight.shape, generator=generator).mul(size).to(dtype)
     wrapped.peft_config["default"].base_model_name_or_path = base
     wrapped.save_pretrained(folder, save_embedding_layers=False)
     return folder
