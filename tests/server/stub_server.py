@@ -173,13 +173,17 @@ def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
         details = {"finish_reason": "length", "generated_tokens": n, "input_length": 4} if last else None
         return as_json({"index": 1, "token": {"id": 5, "text": text, "logprob": -1.0, "special": False}, "details": details})
     what = {"delta": {"content": text}} if "messages" in asked else {"text": text}
-    return as_json({"model": served(), "choices": [{"index": 0, **what, "finish_reason": "length" if last else None}]})
+    kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
+    choice = {"index": 0, **what, "finish_reason": "length" if last else None}
+    return as_json({"object": kind, "model": served(), "choices": [choice]})
 
 
 def usage(asked: dict, n_prompt: int, n: int) -> str | None:
     if ARGS.protocol == "tgi" or "stream_options" not in asked:
         return None
-    return as_json({"model": served(), "choices": [], "usage": {"prompt_tokens": n_prompt, "completion_tokens": n}})
+    kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
+    counts = {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n}
+    return as_json({"object": kind, "model": served(), "choices": [], "usage": counts})
 
 
 def served() -> str:

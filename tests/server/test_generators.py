@@ -13,7 +13,14 @@ from stubs import stub_command, write_model
 from pytest_llmperf.core.estimate import NotMeasurable
 from pytest_llmperf.core.load import LoadTrace, reduce_load
 from pytest_llmperf.core.slo import tpot_s
-from pytest_llmperf.engines.server.generators import find_generator, read_aiperf, read_guidellm, version_of
+from pytest_llmperf.engines.server.generators import (
+    GENERATORS,
+    environment,
+    find_generator,
+    read_aiperf,
+    read_guidellm,
+    version_of,
+)
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.serving import generator_program
 from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
@@ -90,6 +97,30 @@ def test_a_generator_is_looked_for_before_anything_is_loaded(program):
         find_generator("aiperf", None)
     with pytest.raises(UsageError, match=r"needs a server's address, and engine 'scripted' has none"):
         generator_program("scripted", work, {})
+
+
+def test_an_export_of_aiperf_becomes_traces(tmp_path):
+    """A real one: what it says of each request itself, from our reading of its times, every message with its own."""
+    text = (RECORDED / "aiperf-0.13.0.jsonl").read_text()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "profile_export.jsonl").write_text(text)
+    traces = read_aiperf(tmp_path)
+    rows = [json.loads(line)["metrics"] for line in text.splitlines()]
+    assert len(traces) == len(rows) == 8
+    assert [len(trace.events) for trace in traces] == [trace.n_output_tokens for trace in traces] == [6] * 8
+    said = sorted((row["time_to_first_token"]["value"], row["inter_token_latency"]["value"]) for row in rows)
+    found = sorted(((r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
+    assert found == [pytest.approx(each, abs=1e-3) for each in said]
+    run = reduce_load([LoadTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True)
+    assert run.itl.p50.value == pytest.approx(0.005, rel=0.5)
+    assert run.load.lateness_p99_s < 0.005
+
+
+def test_the_switches_that_aiperf_misreads_are_kept_from_it():
+    """And from no other; telemetry is off for both."""
+    ours = {"PATH": "/bin", "HF_HUB_OFFLINE": "1"}
+    assert environment(GENERATORS["aiperf"], ours) == {"PATH": "/bin", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    assert environment(GENERATORS["guidellm"], ours)["HF_HUB_OFFLINE"] == "1"
 
 
 def test_tokens_that_aiperf_says_no_time_of_lie_between_those_it_does(tmp_path):

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Job:
 class Generator:
     """One of them. `prepare` writes its input and gives its arguments, `read` reads what it left.
 
-    `ids`: prompts may be token ids. `gaps`: it keeps the time of every message, and not the first and the last alone.
+    `ids`: prompts may be token ids. `gaps`: it keeps the time of every message, and not the first and the last alone. `unset` are
+    environment variables that it must not see.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Generator:
     read: Callable[[Path], tuple[RequestTrace, ...]]
     ids: bool
     gaps: bool
+    unset: tuple[str, ...] = ()
 
 
 async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
@@ -79,7 +81,7 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
             stdout=output,
             stderr=output,
             cwd=job.folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"},
+            env=environment(generator, os.environ),
             start_new_session=True,
         )
         try:
@@ -96,6 +98,12 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
     if len(traces) < len(job.bodies):
         raise InvalidRun(f"{generator.name} kept {len(traces)} of {len(job.bodies)} requests. {_said(log)}")
     return traces
+
+
+def environment(generator: Generator, ours: Mapping[str, str]) -> dict[str, str]:
+    """Ours, without what the generator cannot stand, and with telemetry off."""
+    kept = {name: value for name, value in ours.items() if name not in generator.unset}
+    return kept | {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def find_generator(name: str, python: str | None) -> Path:
@@ -145,7 +153,7 @@ def _aiperf(job: Job) -> list[str]:
     key = ["--api-key", job.api_key] if job.api_key else []
     return [
         *("profile", "--model", job.model, "--url", job.base, "--endpoint-type", kind, "--streaming"),
-        *("--tokenizer", "builtin", "--use-server-token-count"),  # counts are the server's; folders are refused without a network
+        *("--tokenizer", str(job.tokenizer) if job.tokenizer is not None else "builtin", "--use-server-token-count"),
         *("--input-file", "input.jsonl", "--custom-dataset-type", "mooncake_trace", "--dataset-sampling-strategy", "sequential"),
         *("--request-timeout-seconds", f"{job.work.timeout:g}", "--artifact-dir", "out", "--export-level", "records"),
         *("--ui", "none", "--no-server-metrics", "--no-gpu-telemetry", *load, *key),
@@ -276,10 +284,13 @@ def _failed(due_ns: int, sent_ns: int, end_ns: int, reason: str) -> RequestTrace
     return RequestTrace(n_prompt_tokens=0, t_due_ns=due_ns, events=(), failure=reason, t_sent_ns=sent_ns, t_end_ns=end_ns)
 
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""With one of them aiperf 0.13 takes a tokenizer's folder for the name of a repository."""
+
 GENERATORS = {
     row.name: row
     for row in (
-        Generator(name="aiperf", prepare=_aiperf, read=read_aiperf, ids=True, gaps=True),
+        Generator(name="aiperf", prepare=_aiperf, read=read_aiperf, ids=True, gaps=True, unset=OFFLINE),
         Generator(name="guidellm", prepare=_guidellm, read=read_guidellm, ids=False, gaps=False),
     )
 }
