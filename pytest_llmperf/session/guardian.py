@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pytest_llmperf.worker.guard import DETACHED
 
 _END_S = 5.0
+_DETACH_S = 60.0  # a Python that starts from a cold disk
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ _current: list[_Guardian] = []
 def detach() -> None:
     """Start this process's guardian now, and not as its child. Ray kills the children of its processes when these end."""
     found = _start(watched=DETACHED)
-    found.process.wait(timeout=_END_S)
+    found.process.wait(timeout=_DETACH_S)
     _current.append(found)
 
 
