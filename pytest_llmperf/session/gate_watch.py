@@ -20,6 +20,7 @@ EXIT_JUDGED_NOTHING = 6
 JUDGED_NOTHING = (
     "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
 )
+MEASURED_NOTHING = "--llmperf-gate judged nothing: no run could be measured. What stood in the way is said above."
 _SENT = "llmperf_collected"
 
 
@@ -48,9 +49,10 @@ class GateWatch:
         self._sent: list[dict[str, Any]] = []
         self._made: list[Record] = []
         self._judged = 0
+        self._unmeasured = 0
         self._failures: list[str] = []
         self._lines: list[str] = []
-        self._nothing = False
+        self._nothing = ""
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Before anything is deselected."""
@@ -65,6 +67,7 @@ class GateWatch:
         """Add what a test's report carries."""
         carried = getattr(report, "llmperf", {})
         self._judged += carried.get("judged", 0)
+        self._unmeasured += carried.get("outcome") in {"INVALID", "ERROR"}
         self._made += [msgspec.convert(row, Record) for row in carried.get("records", ())]
 
     @pytest.hookimpl(optionalhook=True)
@@ -83,11 +86,12 @@ class GateWatch:
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
         self._look(self._collected())
-        self._nothing = self._judged == 0
+        if self._judged == 0:
+            self._nothing = MEASURED_NOTHING if self._unmeasured and not self._made else JUDGED_NOTHING
         say_of_session(self._config, "NOT COMPARABLE", self._lines)
-        say_of_session(self._config, "FAIL", [*self._failures, *([JUDGED_NOTHING] if self._nothing else [])])
+        say_of_session(self._config, "FAIL", [*self._failures, *filter(None, [self._nothing])])
         if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._failures else EXIT_JUDGED_NOTHING * self._nothing
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._failures else EXIT_JUDGED_NOTHING * bool(self._nothing)
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -97,7 +101,7 @@ class GateWatch:
         for line in self._failures:
             terminalreporter.write_line(f"llmperf: {line}", red=True)
         if self._nothing:
-            terminalreporter.write_line(f"llmperf: {JUDGED_NOTHING}", red=True)
+            terminalreporter.write_line(f"llmperf: {self._nothing}", red=True)
 
     def _collected(self) -> Collected:
         root = self._config.rootpath.resolve()

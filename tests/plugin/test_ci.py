@@ -99,6 +99,15 @@ def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(project
     assert commands(run()) == []
 
 
+def test_a_gate_that_could_measure_nothing_says_that(project, run, on_github):
+    """To record first, which it says where there is no history, would not help."""
+    project("def test_speed(llm):\n    llm.run(WORK)\n", script="tpot=10ms,fault=short_output@run")
+    result = run("--llmperf-gate")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["::error title=FAIL the session::--llmperf-gate judged nothing: no run could be measured.*"])
+    result.stdout.no_fnmatch_line("*Record some*")
+
+
 def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(several, run, elsewhere, pytester):
     """All three of one session; no annotation without GitHub, and no difference to the outcomes."""
     result = run(*FILES)
