@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,25 +52,32 @@ class Watch(Protocol):
 
 
 class CpuWatch:
-    """Others' share of the cores this process may run on (busy and steal time minus our own), and the container's throttling."""
+    """Others' share of the cores this process may run on (busy and steal time minus our own), and the container's throttling.
 
-    def __init__(self) -> None:
+    `peers` are ids of the processes that work on the same thing: the other ranks of a model are no foreign load.
+    """
+
+    def __init__(self, peers: tuple[int, ...] = ()) -> None:
+        mine = set(own_cores())
+        self._peers = tuple(
+            pid for pid in peers if mine & os.sched_getaffinity(pid)
+        )  # on other cores they are not counted as busy
         self._before: CpuReading | None = None
 
     def start(self) -> None:
         """Read the counters."""
-        self._before = read_cpu()
+        self._before = read_cpu(self._peers)
 
     def finish(self) -> Seen:
         """Read them again and judge the difference. Raises RuntimeError when not started."""
         if self._before is None:
             raise RuntimeError("finish() without start()")
-        return judge_cpu(self._before, read_cpu(), cores=len(own_cores()))
+        return judge_cpu(self._before, read_cpu(self._peers), cores=len(own_cores()))
 
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s: `busy_s` of the cores we may run on (steal included), `own_s` of this process and its children."""
+    """Cumulative times in s: `busy_s` of the cores we may run on, with steal; `own_s` of this process, peers, and all children."""
 
     t_s: float
     busy_s: float
@@ -77,12 +85,12 @@ class CpuReading:
     throttled_s: float | None
 
 
-def read_cpu() -> CpuReading:
-    """The counters now. Costs well under 1 ms."""
+def read_cpu(peers: Sequence[int] = ()) -> CpuReading:
+    """The counters now. Costs well under 1 ms. Raises NoSuchProcess if a peer is gone: the run is lost anyway."""
     by_core = psutil.cpu_times(percpu=True)
-    own = psutil.Process().cpu_times()
+    own = sum(sum(psutil.Process(pid).cpu_times()[:4]) for pid in (os.getpid(), *peers))
     busy = sum(_busy_s(by_core[core]) for core in own_cores(len(by_core)))
-    return CpuReading(time.perf_counter(), busy, sum(own[:4]), _cgroup_throttled_s())
+    return CpuReading(time.perf_counter(), busy, own, _cgroup_throttled_s())
 
 
 def own_cores(n_seen: int | None = None) -> tuple[int, ...]:

@@ -45,9 +45,10 @@ class PeakRegion:
 
 @dataclass(frozen=True)
 class DeviceRuntime:
-    """One torch device of this process."""
+    """One torch device of this process. `peers` are the process ids of the other ranks of its model on this host."""
 
     device: torch.device
+    peers: tuple[int, ...] = ()
 
     def synchronise(self) -> None:
         """Block until everything queued on the device has finished."""
@@ -111,7 +112,7 @@ class DeviceRuntime:
 
     def watch(self) -> Watch:
         """Telemetry for one region of this device."""
-        return CpuWatch() if isinstance(self.nvml, Unreadable) else GpuWatch(self.nvml)
+        return CpuWatch(self.peers) if isinstance(self.nvml, Unreadable) else GpuWatch(self.nvml)
 
     def meter(self) -> EnergyMeter | Unreadable:
         """The energy counter of this device, or why there is none."""

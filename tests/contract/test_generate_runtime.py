@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
@@ -12,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.errors import OutOfMemory
-from pytest_llmperf.worker import nvml, torch_runtime
+from pytest_llmperf.worker import nvml, telemetry, torch_runtime
 from pytest_llmperf.worker.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
 from pytest_llmperf.worker.energy import cpu_meter
 from pytest_llmperf.worker.nvml import THROTTLE_REASONS, Nvml, Unreadable
-from pytest_llmperf.worker.telemetry import CpuReading, foreign_marks, judge_cpu, own_cores, read_cpu, throttle_marks
+from pytest_llmperf.worker.telemetry import CpuReading, CpuWatch, foreign_marks, judge_cpu, own_cores, read_cpu, throttle_marks
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
 
 CPU = DeviceRuntime(torch.device("cpu"))
@@ -165,6 +166,31 @@ def test_load_on_cores_that_a_worker_may_not_use_is_not_counted(monkeypatch):
     assert read_cpu().busy_s == 3 + 95 * (n - 1)
     monkeypatch.setattr(os, "sysconf", lambda _: n + 1)
     assert own_cores(n) == tuple(range(n))
+
+
+class Times(NamedTuple):
+    """Times of a process and its children, as psutil gives them."""
+
+    user: float
+    system: float
+    children_user: float
+    children_system: float
+
+
+def test_the_other_ranks_of_a_model_are_no_foreign_load_and_others_are(monkeypatch):
+    """Two ranks that share two cores take half of them each; a stranger that takes as much is marked."""
+    spent = {os.getpid(): 0.0, 7: 0.0, 8: 0.0}
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cpu_times=lambda: Times(spent[pid], 0, 0, 0)))
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [Core(sum(spent.values()), 0, 0)])
+    monkeypatch.setattr(telemetry, "own_cores", lambda *_: (0,))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1} if pid == 8 else {0})
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(perf_counter=lambda: spent[os.getpid()] + spent[7]))
+    for peers, marks in (((7,), []), ((), ["foreign-load"]), ((8,), ["foreign-load"])):
+        watch = CpuWatch(peers)
+        watch.start()
+        spent[os.getpid()] += 5
+        spent[7] += 5
+        assert [mark.kind for mark in watch.finish().marks] == marks
 
 
 def test_a_region_shorter_than_the_ticks_of_the_counter_is_not_judged():

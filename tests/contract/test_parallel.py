@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
     ran = session.run(WORK, 0)
     yield ran, session.opened().effective.weights_bytes, path
     session.close()
+
+
+TWO = """
+import os, sys
+import torch.distributed as dist
+from pytest_llmperf.engines.transformers.parallel import group
+if sys.argv[3] == "elsewhere":
+    group._namespace = lambda: int(sys.argv[2])
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+print(os.getpid(), *group.ranks_on_this_host())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_ranks_know_those_of_their_own_host(tmp_path, where):
+    """Their CPU time is no foreign load of each other; a process of that number on another host is somebody else."""
+    command = [sys.executable, "-c", TWO, f"file://{tmp_path}/store"]
+    both = [subprocess.Popen([*command, str(rank), where], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    (one, *its), (other, *others) = (rank.communicate(timeout=DEADLINE_S)[0].split() for rank in both)
+    assert (its, others) == (([other], [one]) if where == "here" else ([], []))
 
 
 @pytest.mark.parametrize("strategy", ["tp2", "fsdp2", "pp2", "dp2"])

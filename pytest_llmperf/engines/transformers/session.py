@@ -28,7 +28,7 @@ from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
-from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
+from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows, ranks_on_this_host
 from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -46,7 +46,7 @@ class TransformersSession:
             torch.cuda.set_device(loaded.device)  # events and streams made without a device are this one's
         self._loaded = loaded
         self._grid = None if loaded.cut is None else loaded.cut.grid
-        self._runtime = DeviceRuntime(loaded.device)
+        self._runtime = DeviceRuntime(loaded.device, () if self._grid is None else ranks_on_this_host())
         self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)
         self._before = graphs_compiled(), cudagraph_skips()
         self._mode: str | None = None
