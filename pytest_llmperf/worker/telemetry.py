@@ -77,7 +77,7 @@ class CpuWatch:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s: `busy_s` of the cores we may run on, with steal; `own_s` of this process, peers, and all children."""
+    """Cumulative times in s: `busy_s` of the cores we may run on, with steal; `own_s` of this process, peers, all children."""
 
     t_s: float
     busy_s: float
