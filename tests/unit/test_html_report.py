@@ -77,6 +77,13 @@ def test_a_strategy_that_was_not_in_effect_is_named():
     assert effect.broken(record("b", strategy="fp32", effective=seen)) == []
 
 
+def test_what_could_not_be_measured_did_not_fail():
+    """The head of the first answer counts both, apart."""
+    invalid = Unmeasured(test="tests/test_x.py::test_y", outcome="INVALID", reason="foreign load")
+    found = overview.panels(content(record("a", test="t1", outcome="FAIL"), unmeasured=(invalid,)))
+    assert found[0].title == "1 test failed, 1 test could not be measured"
+
+
 def test_counts_are_of_tests_by_what_wants_most_attention():
     """A test with a failed and a passed record counts once, as failed."""
     skipped = Unmeasured(test="t3", outcome="SKIPPED", reason="no GPU")

@@ -82,10 +82,15 @@ def _failed(content: Content) -> Panel:
     unmeasured = [each for each in content.unmeasured or () if each.outcome in _UNMEASURED and _NOT_IN_EFFECT not in each.reason]
     for each in unmeasured:
         items.setdefault((each.test, each.reason), Item(title=each.test, text=each.reason, outcome=each.outcome))
-    many = len({item.title for item in items.values()})
+    failed = {item.title for item in items.values() if item.outcome == "FAIL"}
+    unmeasured_too = {item.title for item in items.values()} - failed
     calm = "Nothing failed." if content.records or content.unmeasured else "Nothing was measured."
-    title = f"{many} test{'' if many == 1 else 's'} failed" if many else "What failed"
-    return Panel(title=title, tone="bad" if items else "good", items=tuple(items.values()), calm=calm)
+    title = ", ".join(
+        f"{len(tests)} test{'' if len(tests) == 1 else 's'} {what}"
+        for tests, what in ((failed, "failed"), (unmeasured_too, "could not be measured"))
+        if tests
+    )
+    return Panel(title=title or "What failed", tone="bad" if items else "good", items=tuple(items.values()), calm=calm)
 
 
 def _fastest(content: Content) -> Panel:
