@@ -1,4 +1,4 @@
-"""Caches, adapters and batching on the real model: in effect, and the answers that they should give."""
+"""Caches, adapters, batching and offloading on the real model: in effect, and the answers that they should give."""
 
 from __future__ import annotations
 
@@ -115,3 +115,15 @@ def test_continuous_batches_of_the_real_model_give_the_tokens_of_static_ones():
         warm(session, strategy)
         session.close()
     assert hashes[0] == hashes[1]
+
+
+def test_the_real_model_answers_from_disk_as_from_memory():
+    """All of it waits in files, the table that head and embedding share once for each; nearly nothing lies in memory."""
+    whole = opened("fp32")
+    expected = whole.run(WORK, 0).outputs_hash
+    whole.close()
+    session = opened("fp32+offload-disk")
+    assert session.opened().effective.offloaded_bytes == {"disk": 4 * (134_515_008 + 49_152 * 576)}
+    assert session.opened().effective.weights_bytes < 5.4e6
+    assert session.run(WORK, 0).outputs_hash == expected
+    session.close()

@@ -63,6 +63,15 @@ def test_methods_that_look_at_inputs_lose_less_than_magnitude():
 
 
 @nightly
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_two_of_every_four_weights_of_the_real_model_are_gone(method):
+    """26,542,080 groups of four, none with more than two weights left; stored dense, as there are no kernels for it here."""
+    found = pruned(f"fp32+{method}:2:4").pruned.now()
+    assert (found.groups, found.broken_groups, found.stored) == (26_542_080, 0, "dense")
+    assert found.sparsity == pytest.approx(0.5, abs=1e-4)
+
+
+@nightly
 def test_the_real_model_loses_heads_and_channels_and_still_generates():
     """Of three key-value heads with three query heads each none or one goes; the channels make up the share."""
     loaded = pruned("fp32+structured:0.35")

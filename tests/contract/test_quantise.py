@@ -74,7 +74,7 @@ def test_every_linear_layer_but_the_head_is_quantised_in_exactly_the_bytes_of_it
 
 @pytest.mark.real_model
 @pytest.mark.skipif(not os.environ.get("LLMPERF_NIGHTLY"), reason="up to a minute each: nightly")
-@pytest.mark.parametrize("strategy", ["int8", "bf16+nf4", "bf16+fp4", "int8wo", "int4wo"])
+@pytest.mark.parametrize("strategy", ["int8", "bf16+nf4", "bf16+fp4", "int8wo", "int4wo", "fp8:wo"])
 def test_the_real_model_is_quantised_in_exactly_the_bytes_of_its_shapes_and_still_writes_english(strategy):
     """210 of its 211 linear layers, 79 % of their weights; the head is tied to the embedding."""
     loaded, effective = quantised(strategy, "smollm2-135m")
