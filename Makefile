@@ -18,6 +18,7 @@ demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured
 	$(VENV)/bin/pytest $(SUITES)
 
 test: $(VENV)/.dev  ## every test
+	$(VENV)/bin/python tests/write_compiled.py
 	$(VENV)/bin/pytest
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
