@@ -82,7 +82,7 @@ def test_the_command_makes_the_report_from_the_store(project, run, report, monke
     monkeypatch.chdir(pytester.path)
     done = llmperf("--out", "all.html")
     assert done.exit_code == 0, done.output
-    assert re.match(r"3 records in all\.html \(0\.\d MB\)", done.output)
+    assert re.match(r"3 records in all\.html \(\d{3} kB\)", done.output)
     assert "a report of their own session names them" in report("all.html")
     assert llmperf("--strategy", "bf16", "--out", "one.html").output.startswith("1 record in one.html")
     assert llmperf("test_speed", "--session", "last", "--since", "1h", "--out", "one.html").output.startswith("1 record ")

@@ -91,7 +91,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
     pytester.mkdir("some")
     number = option.default.replace(".", "").isdigit()
-    texts = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%", "reference": "bf16"}
+    texts = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%", "reference": "bf16", "cluster": "auto"}
     good = texts.get(option.name, "7" if number else str(pytester.path / "some") if option.path == "file" else "some")
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
     from pytest_llmperf.plugin import _option
