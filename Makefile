@@ -22,6 +22,7 @@ test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/pytest
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
+	$(VENV)/bin/python tests/write_compiled.py
 	LLMPERF_NIGHTLY=1 $(VENV)/bin/pytest
 
 lint: $(VENV)/.dev  ## style, types, import contracts

@@ -1,15 +1,13 @@
-"""The load generator's own limits, against a scripted server that streams 64 tokens a request.
+"""The load generator's own cost, against a scripted server that streams 64 tokens a request.
 
-python benchmarks/client.py [--seconds 5]
+python benchmarks/client.py
 
-Prints what starting a server through the engine adds to the server's own start, the CPU time that a request costs the client, the
-same with httpx where that is installed, and the highest rate that the client can drive with a 99th percentile of lateness below
-5 ms and an event loop that is not busy. That rate needs a machine that does nothing else.
+Prints what starting a server through the engine adds to the server's own start, the CPU time that a request costs the client, and
+the same with httpx where that is installed. The highest rate that it can drive: `client_rates.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import subprocess
 import sys
@@ -22,9 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from pytest_llmperf.core.load import client_mark
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.rate_search import Probe, RateSearch, next_rate
 from pytest_llmperf.engines.server.child import free_port
 from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.session import ServerSession
@@ -42,17 +38,6 @@ def opened(folder: Path) -> ServerSession:
     model = ModelRef(name="tiny", kind="folder", location=str(folder))
     options = (("command", command), ("name", "tiny"), ("stop_timeout", 1))
     return ServerEngine().open(LoadPlan(model=model, engine="server", options=options))
-
-
-def highest_rate(session: ServerSession, seconds: float) -> RateSearch:
-    """The highest rate at which the client keeps up."""
-    probes: list[Probe] = []
-    while (rate := next_rate(probes, first=50.0, within=0.1)) is not None:
-        work = Serve(rate=rate, duration=seconds, prompts=PROMPTS, prompt_tokens=None, max_new_tokens=TOKENS, prefix_cache=True)
-        mark = client_mark(session.serve(work, len(probes)).trace, 0.0)
-        probes.append(Probe(rate=rate, attainment=1.0, kept=mark is None, why="" if mark is None else mark.detail))
-        print(f"  {rate:.0f}/s: {'kept' if mark is None else mark.detail}", flush=True)
-    return RateSearch(probes=tuple(probes))
 
 
 def cpu_ms(run: Callable[[], object], n: int) -> float:
@@ -105,9 +90,6 @@ def own_start_s() -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as name:
         starts = []
         for _ in range(5):
@@ -123,7 +105,6 @@ def main() -> None:
         print(f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms")
         if find_spec("httpx") or find_spec("httpx2"):
             print(f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms")  # noqa: SLF001
-        print(highest_rate(session, seconds))
         session.close()
 
 

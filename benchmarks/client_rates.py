@@ -16,7 +16,7 @@ import math
 import urllib.request
 from collections.abc import Callable
 
-from load_generators import bench_serve, opened, ours
+from load_generators import bench_serve, opened, ours, with_generators
 
 from pytest_llmperf.core.rate_search import Probe, next_rate
 from pytest_llmperf.engines.server.session import ServerSession
@@ -91,9 +91,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=5.0)
     made.add_argument("--first", type=float, default=50.0)
     made.add_argument("--within", type=float, default=0.3)
-    for name in ("vllm", "aiperf", "guidellm"):
-        made.add_argument(f"--{name}", default="", help=f"the command {name}")
-    return made
+    return with_generators(made)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,13 @@ def main() -> None:
             print(f"{name:18} {what:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
 
 
+def with_generators(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser, with an option for the command of each other generator."""
+    for name in ("vllm", "aiperf", "guidellm"):
+        made.add_argument(f"--{name}", default="", help=f"the command {name}")
+    return made
+
+
 def parser() -> argparse.ArgumentParser:
     """The server, the load, and where the other generators are."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,9 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt-tokens", type=int, default=32)
     made.add_argument("--new-tokens", type=int, default=32)
     made.add_argument("--rounds", type=int, default=3)
-    for name in ("vllm", "aiperf", "guidellm"):
-        made.add_argument(f"--{name}", default="", help=f"the command {name}")
-    return made
+    return with_generators(made)
 
 
 if __name__ == "__main__":

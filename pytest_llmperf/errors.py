@@ -61,6 +61,12 @@ class StoreError(LlmperfError):
     """The history store cannot be opened, read or written."""
 
 
+def error_class(kind: str) -> type[LlmperfError]:
+    """The class of that name, as another process sent it; WorkerError where it is none of ours."""
+    found = globals().get(kind)
+    return found if isinstance(found, type) and issubclass(found, LlmperfError) else WorkerError
+
+
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
     """A sentence fragment that suggests the nearest of `choices`, or an empty string."""
     import difflib  # noqa: PLC0415 - only when something is misspelt

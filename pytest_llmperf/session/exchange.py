@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pytest_llmperf import errors
 from pytest_llmperf.errors import (
     InvalidRun,
     LlmperfError,
     LoadError,
     NotInEffect,
     NotMeasured,
+    OutOfMemory,
     UsageError,
     WorkerDied,
     WorkerError,
     WorkerHung,
+    error_class,
 )
 from pytest_llmperf.session.kernel_oom import killed_since, read_counters
 from pytest_llmperf.session.process import Worker
@@ -156,7 +157,7 @@ class Exchange:
             return WorkerDied(how + _tail(worker))
         proof = killed_since(self._oom_before, read_counters())
         if proof is not None:
-            return errors.OutOfMemory(f"{how} {proof}{_tail(worker)}")
+            return OutOfMemory(f"{how} {proof}{_tail(worker)}")
         looked = f"({', '.join(self._oom_before)}) did not move" if self._oom_before else "cannot be read here"
         hint = f"A usual cause is the kernel's out-of-memory killer; its counters {looked}. Or something else killed it."
         return WorkerDied(f"{how} {hint}{_tail(worker)}")
@@ -180,10 +181,8 @@ def _grace_s(failure: Failure) -> float:
 
 
 def _class(kind: str) -> type[LlmperfError]:
-    cls: object = getattr(errors, kind, None)
-    if isinstance(cls, type) and issubclass(cls, LlmperfError) and issubclass(cls, (WorkerError, *ANSWERS)):
-        return cls
-    return WorkerError
+    cls = error_class(kind)
+    return cls if issubclass(cls, (WorkerError, *ANSWERS)) else WorkerError
 
 
 def _noted(error: LlmperfError, failure: Failure, worker: Worker) -> LlmperfError:

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from pytest_llmperf.core.agreement import Agreement, parse_rule
 from pytest_llmperf.core.estimate import NotMeasurable
-from pytest_llmperf.engines.server.agreement import FORMAT, Reference, compare
+from pytest_llmperf.engines.reference_file import FORMAT
+from pytest_llmperf.engines.server.agreement import Reference, compare
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
 

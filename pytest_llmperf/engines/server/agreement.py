@@ -8,20 +8,19 @@ logits of all tokens (KL, SQNR) is not measurable.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from pytest_llmperf.core.agreement import PromptComparison
-from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.engines.reference_file import ReferenceFile
+from pytest_llmperf.errors import UsageError
 
-FORMAT = "pytest-llmperf reference 1"
 TOP = 5
 PARTIAL = "a server gives log-probabilities of some tokens, not the logits of all"
 
@@ -41,20 +40,12 @@ class Reference:
     @classmethod
     def open(cls, path: str) -> Reference:
         """All but the logits. Raises WorkerError when the file is missing or not a reference."""
-        try:
-            with safe_open(path, framework="np") as file:
-                said = file.metadata() or {}
-                if said.get("format") != FORMAT:
-                    raise WorkerError(f"{path} holds {said.get('format')!r}, {FORMAT!r} is needed. Delete it; it is made again.")
-                ids, lengths = file.get_tensor("prompt_ids").tolist(), file.get_tensor("lengths").tolist()
-                continuations = file.get_tensor("continuation").tolist()
-        except (OSError, SafetensorError) as error:
-            raise WorkerError(f"reference file {path} cannot be read: {error}. Delete it; it is made again.") from error
+        found = ReferenceFile.read(path, "np")
         return cls(
             path=Path(path),
-            prompts=tuple(json.loads(said["prompts"])),
-            rows=tuple(tuple(row[len(row) - n :]) for row, n in zip(ids, lengths, strict=True)),
-            continuations=tuple(map(tuple, continuations)),
+            prompts=found.prompts,
+            rows=tuple(map(tuple, found.rows)),
+            continuations=tuple(map(tuple, found.continuation.tolist())),
         )
 
     def logits(self, index: int) -> np.ndarray[Any, Any]:

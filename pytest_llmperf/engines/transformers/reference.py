@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.engines.reference_file import FORMAT, ReferenceFile
 from pytest_llmperf.engines.transformers.generate import DecodeLoop, autocast
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, left_padded, synthetic_rows, tokenise
 from pytest_llmperf.engines.transformers.parallel.sharded import eager
 from pytest_llmperf.engines.transformers.scoring import rank_of, score, worst_position
-from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet
 
-FORMAT = "pytest-llmperf reference 1"
 SYNTHETIC_PROMPTS = 16
 SYNTHETIC_TOKENS = 32
 
@@ -214,26 +214,14 @@ class Reference:
     @classmethod
     def open(cls, path: str) -> Reference:
         """Read all but the logits. Raises WorkerError when the file is missing or not a reference."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise WorkerError(
-                        f"{path} holds {metadata.get('format')!r}, {FORMAT!r} is needed. Delete it; it is made again."
-                    )
-                lengths = file.get_tensor("lengths").tolist()
-                ids = file.get_tensor("prompt_ids").tolist()
-                continuation = file.get_tensor("continuation")
-                vocab_size = file.get_slice("logits").get_shape()[-1]
-        except (OSError, SafetensorError) as error:
-            raise WorkerError(f"reference file {path} cannot be read: {error}. Delete it; it is made again.") from error
+        found = ReferenceFile.read(path, "pt")
         return cls(
             path=Path(path),
-            prompts=tuple(json.loads(metadata["prompts"])),
-            rows=[row[len(row) - n :] for row, n in zip(ids, lengths, strict=True)],
-            continuation=continuation,
-            logits_dtype=getattr(torch, metadata["logits_dtype"]),
-            vocab_size=vocab_size,
+            prompts=found.prompts,
+            rows=found.rows,
+            continuation=found.continuation,
+            logits_dtype=getattr(torch, found.logits_dtype),
+            vocab_size=found.vocab_size,
         )
 
     def logits(self, index: int) -> Tensor:

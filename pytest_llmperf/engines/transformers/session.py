@@ -46,7 +46,8 @@ class TransformersSession:
             torch.cuda.set_device(loaded.device)  # events and streams made without a device are this one's
         self._loaded = loaded
         self._grid = None if loaded.cut is None else loaded.cut.grid
-        self._runtime = DeviceRuntime(loaded.device, () if self._grid is None else ranks_on_this_host())
+        share_cores = self._grid is not None and loaded.device.type == "cpu"
+        self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
         self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)
         self._before = graphs_compiled(), cudagraph_skips()
         self._mode: str | None = None

@@ -12,8 +12,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from pytest_llmperf import errors
-from pytest_llmperf.errors import LlmperfError, WorkerDied, WorkerError, WorkerHung
+from pytest_llmperf.errors import WorkerDied, WorkerError, WorkerHung, error_class
 from pytest_llmperf.session.cluster.messages import Answer, Refused, Request
 from pytest_llmperf.session.process import WorkerProcess
 from pytest_llmperf.worker.wire import Wire, WireClosed
@@ -82,7 +81,7 @@ class Link:
             self.kill()
             raise
         if isinstance(answer, Refused):
-            raise _error(answer)
+            raise error_class(answer.failure.kind)(answer.failure.message)
         if not isinstance(answer, kind):
             raise WorkerError(f"the connection to {self._address!r} answered with a {type(answer).__name__}.")
         return answer
@@ -113,10 +112,3 @@ class Link:
     def _tail(self) -> str:
         text = self._process.log_tail(_TAIL_LINES)
         return f"\n--- last lines of {self._process.log} ---\n{text}" if text else f" (Its log is empty: {self._process.log})"
-
-
-def _error(answer: Refused) -> LlmperfError:
-    cls: object = getattr(errors, answer.failure.kind, None)
-    if isinstance(cls, type) and issubclass(cls, LlmperfError):
-        return cls(answer.failure.message)
-    return WorkerError(answer.failure.message)

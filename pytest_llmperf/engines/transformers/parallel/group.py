@@ -73,10 +73,10 @@ class Grid:
 
 
 def ranks_on_this_host() -> tuple[int, ...]:
-    """Process ids of the other ranks that this process can see: those of its host and container. Every rank must ask."""
+    """Process ids of the other ranks that this process can see: those of its host and container. Every rank of gloo must ask."""
     mine = torch.tensor([_namespace(), os.getpid()])
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, mine, group=dist.new_group(backend="gloo"))
+    dist.all_gather(found, mine)
     return tuple(int(pid) for namespace, pid in found if int(namespace) == _namespace() and int(pid) != os.getpid())
 
 
