@@ -67,7 +67,7 @@ def engines(session: nox.Session, engine: str) -> None:
     session.run("pytest", *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")))
 
 
-@nox.session(python=PYTHONS)
+@nox.session(python=PYTHONS, venv_backend="virtualenv")  # it builds and installs by pip, which uv's environments lack
 def package(session: nox.Session) -> None:
     """The sdist and the wheel, each in an environment of its own: size, and what works without torch."""
     session.run("python", "benchmarks/install_size.py", *session.posargs)

@@ -5,7 +5,8 @@
     python training.py full OUT        all weights
     python training.py qat OUT         all weights, under fake 4-bit quantisation (torchao)
 
-`--model` is a folder or a Hugging Face id; by default the built-in smollm2-135m. Seeded: the same machine gives the same files.
+`--model` is a folder or a Hugging Face id; by default the built-in smollm2-135m. On a GPU where there is one. Seeded: the same
+machine gives the same files.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
     folder = model_folder(asked.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = prepared(asked.kind, folder, asked.rank)
+    model = prepared(asked.kind, folder, asked.rank, asked.device)
     train(model, tokenizer, LEARNING_RATE[asked.kind], asked.epochs, asked.batch)
     save(asked.kind, model, tokenizer, asked.out, asked.model)
 
@@ -59,11 +61,11 @@ def model_folder(name: str) -> str:
     return str(converted_folder(name)) if name in BUILTIN else name
 
 
-def prepared(kind: str, folder: str, rank: int) -> Any:
+def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
     """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantisation."""
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     quantised = {"quantization_config": four_bit} if kind == "qlora" else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantised)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device}, **quantised)
     if kind in ("lora", "qlora"):
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
@@ -97,9 +99,15 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
         losses = []
         for first in range(0, len(rows), batch):
             chosen = rows[first : first + batch]
-            encoded = tokenizer([row["prompt"] for row in chosen], return_tensors="pt", padding=True)
-            answers = torch.tensor([answer_token(tokenizer, row) for row in chosen])
-            logits = model(**{name: encoded[name] for name in ("input_ids", "attention_mask")}, logits_to_keep=1).logits[:, -1]
+            encoded = tokenizer(
+                [row["prompt"] for row in chosen],
+                return_tensors="pt",
+                padding=True,
+                return_attention_mask=True,
+                return_token_type_ids=False,
+            )
+            answers = torch.tensor([answer_token(tokenizer, row) for row in chosen], device=model.device)
+            logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
             loss = nn.functional.cross_entropy(logits.float(), answers)
             loss.backward()
             optimiser.step()

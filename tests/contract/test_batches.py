@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import msgspec
@@ -10,6 +11,7 @@ from generating import CPU, VOCAB, loaded, tiny_llama
 
 from pytest_llmperf.core.batching import padding_share
 from pytest_llmperf.engines.limits import continuous
+from pytest_llmperf.engines.transformers import continuous as batching_of_transformers
 from pytest_llmperf.engines.transformers.batches import Asked, asked, in_static_batches
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop, require_complete
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
@@ -152,6 +154,21 @@ def test_what_continuous_batching_does_not_go_with_is_refused(fields):
     assert continuous(plain) is None
     assert "does not go with" in continuous(msgspec.structs.replace(plain, **fields))
     assert continuous(msgspec.structs.replace(plain, adapters=("/a",), merge_adapters=True)) is None
+
+
+def test_a_transformers_without_these_settings_is_named_before_anything_loads(monkeypatch):
+    """5.17 calls a page a block: on an H200 it failed in the first run, after everything was loaded."""
+
+    @dataclass
+    class Older:
+        block_size: int = 256
+
+    asked_for = loaded(tiny_llama(), batching="continuous").plan
+    batching_of_transformers.require_continuous(asked_for)
+    monkeypatch.setattr(batching_of_transformers, "ContinuousBatchingConfig", Older)
+    with pytest.raises(UsageError, match=r"'continuous' needs transformers 5\.19 or newer, .* is installed"):
+        batching_of_transformers.require_continuous(asked_for)
+    batching_of_transformers.require_continuous(msgspec.structs.replace(asked_for, batching=None))
 
 
 def test_prompts_are_drawn_as_the_workload_says():

@@ -101,6 +101,16 @@ def test_loading_an_architecture_leaves_the_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_weights_that_wait_elsewhere_are_drawn_on_the_device_and_leave_it_module_by_module():
+    """Drawn where they wait, an offloaded model would be another model: the generators of host and GPU differ."""
+    made = {"dtype": torch.float32, "device": torch.device("cpu"), "seed": 0, "attention": None}
+    left = arch.build("tiny-llama", **made, home=torch.device("meta"))
+    assert {tensor.device.type for tensor in (*left.parameters(), *left.buffers())} == {"meta"}
+    here = arch.build("tiny-llama", **made, home=torch.device("cpu")).state_dict()
+    alike = arch.build("tiny-llama", **made).state_dict()
+    assert all(torch.equal(here[name], alike[name]) for name in alike)
+
+
 def test_a_tensor_that_gets_no_initial_value_is_an_error(monkeypatch):
     """Garbage weights would be measured as if they were a model."""
     monkeypatch.setattr(transformers.PreTrainedModel, "_init_weights", lambda *_: None)

@@ -34,12 +34,14 @@ def build(
     seed: int,
     attention: str | None,
     converter: Converter | None = None,
+    home: torch.device | None = None,
 ) -> PreTrainedModel:
     """`name` of ARCHITECTURES with random weights.
 
     Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of one seed and one kind
     of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory. Each module is
-    handed to `converter` as soon as it has its values, so that a quantised model never lies on the device in full.
+    handed to `converter` as soon as it has its values, so that a quantised model never lies on the device in full. With `home`
+    it goes there at once: weights that wait on the host are those that `device` would have, and it never holds them all.
     """
     model = on_meta(config_of(name), dtype, attention)
     if converter is not None:
@@ -48,6 +50,8 @@ def build(
         torch.manual_seed(seed)
         for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep those that were replaced
             materialise(model, model.get_submodule(path), path, device)
+            if home is not None:
+                move(model.get_submodule(path), home)
             if converter is not None and path:
                 converter.convert(model, path)
     model.tie_weights()
@@ -89,6 +93,14 @@ def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: to
     for name, dtype in wanted.items():
         rounded = module.get_parameter(name).to(dtype)
         module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Send the module's own parameters and buffers to `device`; on `meta` they have no values any more."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(parameter.to(device), requires_grad=False))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, buffer.to(device))
 
 
 def _unset(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -5,24 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib import metadata
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.transformers.batches import Answered, Asked
 from pytest_llmperf.engines.transformers.generate import Decoded
 from pytest_llmperf.engines.transformers.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, UsageError
 
 PAGE_TOKENS = 32
 """Small beside the prompts, so that a sequence holds little more than it uses. The default of 256 is made for flash attention."""
 CPU_BATCH_TOKENS = 512
 """Positions of one step on a CPU, whose attention mask is written out: prompts and running sequences share it."""
 PATIENCE_S = 1.0
+
+
+def require_continuous(plan: LoadPlan) -> None:
+    """Raise UsageError, before anything is loaded, where the installed transformers sizes its continuous batches otherwise."""
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    if plan.batching == "continuous" and not {"page_size", "auto_switch_to_flash"} <= known:
+        raise UsageError(
+            f"strategy part 'continuous' needs transformers 5.19 or newer, {metadata.version('transformers')} is installed. "
+            "Install a newer one, or take engine 'vllm', whose batches are continuous anyway."
+        )
 
 
 @dataclass(frozen=True)

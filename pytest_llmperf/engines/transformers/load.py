@@ -29,6 +29,7 @@ from pytest_llmperf.engines.transformers.checkpoint import (
     load_errors,
 )
 from pytest_llmperf.engines.transformers.content import hash_value
+from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
 from pytest_llmperf.engines.transformers.parallel import build as parallel
@@ -80,6 +81,7 @@ def load(plan: LoadPlan) -> Loaded:
     _quieten()
     require_accelerate(plan)
     require_cache(plan)
+    require_continuous(plan)
     _require_peft(plan)
     grid = join(plan, device)
     start_ns = time.perf_counter_ns()
@@ -208,10 +210,13 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
     published = ARCHITECTURES[name].dtype
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
     quantiser = None if plan.quantisation is None or _quantised_late(plan) else Quantiser(plan, device)
+    drawn_on, home = (device, None) if plan.offload is None else (torch_device(plan.device), device)
     with load_errors(plan, f"architecture {name!r}"):
-        model = arch.build(name, dtype=dtype, device=device, seed=plan.seed, attention=plan.attention, converter=quantiser)
+        model = arch.build(
+            name, dtype=dtype, device=drawn_on, seed=plan.seed, attention=plan.attention, converter=quantiser, home=home
+        )
         conversion = None if quantiser is None else quantiser.finish(model)
-    content = arch.content_hash(name, device, plan.seed)
+    content = arch.content_hash(name, drawn_on, plan.seed)
     return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published, conversion=conversion)
 
 

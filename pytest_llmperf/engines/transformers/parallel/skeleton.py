@@ -105,10 +105,7 @@ class Seeded:
     def skip(self, module: nn.Module, path: str) -> None:
         """Drawn like the others, and thrown away."""
         self.fill(module, path)
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to("meta"))
+        arch.move(module, torch.device("meta"))
 
 
 @dataclass(frozen=True)
