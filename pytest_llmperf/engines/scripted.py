@@ -70,6 +70,7 @@ class ScriptedSession:
         self._ran = False
         lies = _lies(options)
         self._plan = msgspec.structs.replace(plan, **_only(lies, LoadPlan))
+        self._using = self._plan.adapter_names[:1]
         self._said = _only(lies, Effective)
         self._dtype = "float32" if self._plan.weights_dtype == "auto" else self._plan.weights_dtype
         self._elements = options.weights_bytes // DTYPE_BYTES["float32"] // scripted_ranks.cut(plan)
@@ -162,7 +163,8 @@ class ScriptedSession:
         for name in names:
             if name not in known:
                 raise UsageError(f"adapter {name!r} is not loaded.{did_you_mean(name, known)} There are: {', '.join(known)}.")
-        return tuple(dict.fromkeys(names)) or self._plan.adapter_names[:1]
+        self._using = tuple(dict.fromkeys(names)) or self._plan.adapter_names[:1]
+        return self._using
 
     def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:  # noqa: ARG002 - the protocol's
         """The script's `quality` is the share of right answers, spread evenly; a wrong one is another choice, or empty."""
@@ -242,7 +244,7 @@ class ScriptedSession:
             ranks=plan.ranks,
             shards=scripted_ranks.shards(plan, self._weights_bytes()),
             offloaded_bytes={} if plan.offload is None else {plan.offload: self._weights_bytes()},
-            adapters=plan.adapter_names[:1],
+            adapters=tuple(name for name in self._using if name != "base"),
             resident_adapters=_adapters(plan),
             assistance=plan.assist or "" if self._ran else "",
             batching=(plan.batching or "static") if self._ran else "",

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.session.pool import OpenModel
-from pytest_llmperf.strategies.adapters import BASE
+from pytest_llmperf.strategies.adapters import BASE, switched
 from pytest_llmperf.worker.messages import AdaptersUsed, Command, Result, UseAdapters
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ class UsingAdapters(OpenModel):
 def using(model: OpenModel, names: tuple[str, ...]) -> UsingAdapters:
     """`model` going through `names`. Its strategy says so, in records too; what is in force is asked of the worker."""
     kept = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
-    switched = UsingAdapters(**kept, adapters=names)
-    used = OpenModel.call(switched, UseAdapters(names=names))
-    OpenModel.call(switched, UseAdapters(names=()))
+    view = UsingAdapters(**kept, adapters=names)
+    used = OpenModel.call(view, UseAdapters(names=names))
+    OpenModel.call(view, UseAdapters(names=()))
     assert isinstance(used, AdaptersUsed)  # noqa: S101 - narrows the union; the wire checked the type
     kept["plan"] = view_of(model.plan, names)
+    kept["promises"] = switched(model.promises, names)
     kept["opened"] = structs.replace(
         model.opened, effective=structs.replace(model.opened.effective, adapters=tuple(n for n in used.names if n != BASE))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from os.path import expanduser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ BASE = "base"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MERGED = "merged"
+_FORCE = "the adapters asked for are in force"
 
 
 def _fields(argument: str) -> dict[str, object]:
@@ -31,24 +33,40 @@ def _fields(argument: str) -> dict[str, object]:
 
 
 def _promises(plan: LoadPlan) -> tuple[Promise, ...]:
-    return tuple(adapter_is_in_force(name, plan) for name in plan.adapter_names)
+    return (*(_in_place(name, plan) for name in plan.adapter_names), _in_force(plan.adapter_names[:1]))
 
 
-def adapter_is_in_force(name: str, plan: LoadPlan) -> Promise:
-    """The modules hold every tensor of the adapter's file, unmerged or merged as asked; the first one named is active."""
-    first = plan.adapter_names[0]
+def switched(promises: Iterable[Promise], names: Sequence[str]) -> tuple[Promise, ...]:
+    """The promises of a strategy whose model goes through `names` (`BASE` for none) instead of its first adapter."""
+    used = tuple(dict.fromkeys(name for name in names if name != BASE))
+    return (*(promise for promise in promises if promise.text != _FORCE), _in_force(used))
+
+
+def _in_place(name: str, plan: LoadPlan) -> Promise:
+    """The modules hold every tensor of the adapter's file, unmerged or merged as asked."""
 
     def broken(effective: Effective) -> str | None:
         found = next((group for group in effective.resident_adapters if group.name == name), None)
         if found is None:
             names = ", ".join(group.name for group in effective.resident_adapters) or "none"
             return f"adapter {name!r} is not there; the modules hold {names}"
-        return _what_is_wrong(found, effective, merged=plan.merge_adapters, first=first)
+        return _what_is_wrong(found, merged=plan.merge_adapters)
 
-    return Promise(f"adapter {name} is in force", broken, part="lora")
+    return Promise(f"adapter {name} is in its modules", broken, part="lora")
 
 
-def _what_is_wrong(found: AdapterGroup, effective: Effective, *, merged: bool, first: str) -> str | None:
+def _in_force(names: tuple[str, ...]) -> Promise:
+    """Forward passes go through these, and no others."""
+    asked = ", ".join(map(repr, names)) or "none"
+
+    def broken(effective: Effective) -> str | None:
+        found = tuple(dict.fromkeys(effective.adapters))
+        return None if found == names else f"in force are {', '.join(found) or 'no adapters'}, asked for {asked}"
+
+    return Promise(_FORCE, broken, part="lora")
+
+
+def _what_is_wrong(found: AdapterGroup, *, merged: bool) -> str | None:
     if found.layers == 0 or found.tensors == 0:
         return f"adapter {found.name!r} sits in {found.layers} layers with {found.tensors} tensors"
     if found.tensors_equal != found.tensors:
@@ -58,8 +76,6 @@ def _what_is_wrong(found: AdapterGroup, effective: Effective, *, merged: bool, f
         )
     if found.merged != merged:
         return f"adapter {found.name!r} is {'merged' if found.merged else 'not merged'}, asked for the other"
-    if found.name == first and effective.adapters != (first,):
-        return f"in force are {', '.join(effective.adapters) or 'no adapters'}, asked for {first!r}"
     return None
 
 

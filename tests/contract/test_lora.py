@@ -17,6 +17,7 @@ from pytest_llmperf.engines.transformers import TransformersEngine, arch
 from pytest_llmperf.engines.transformers import adapters as module
 from pytest_llmperf.errors import LoadError, NotInEffect, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect
+from pytest_llmperf.strategies.adapters import switched
 from pytest_llmperf.workloads import Decode, PromptSet
 
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=6)
@@ -94,6 +95,18 @@ def test_a_batch_mixes_base_and_adapters_row_by_row(both, folders):
         for i, name in enumerate(("b", "base", "a")):
             assert torch.equal(mixed[i], whole[name][i])
     both.use_adapters(())
+
+
+@pytest.mark.parametrize("names", [("b",), ("base",), ("b", "base"), ("b", "a", "b")], ids="+".join)
+def test_what_a_view_of_it_promises_holds_while_it_is_switched_so_and_not_after(both, folders, names):
+    """The comparison of an adapter with its own base asks this of both, in turn, after their warm-up."""
+    promised = switched(parse("lora:a+lora:b").promises(plan(*folders)), names)
+    both.use_adapters(names)
+    both.run(WORK, 0)
+    require_in_effect(both.describe().effective, promised, "warm")
+    both.use_adapters(())
+    with pytest.raises(NotInEffect, match="in force are a, asked for"):
+        require_in_effect(both.describe().effective, promised, "warm")
 
 
 def test_layers_that_are_off_in_a_mixed_batch_are_an_error(both, monkeypatch):

@@ -32,6 +32,7 @@ from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows, 
 from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.strategies.adapters import BASE
 from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
 from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, TaskAnswer, TaskSet, Workload, describe
@@ -106,7 +107,8 @@ class TransformersSession:
             decode_loop=self._loop.name if ran else "",
             notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
         )
-        return effective.describe(self._loaded, last_run=facts)
+        found = effective.describe(self._loaded, last_run=facts)
+        return found if not self._rows else structs.replace(found, adapters=tuple(n for n in self._rows if n != BASE))
 
     def run(self, workload: Workload, repetition: int) -> Ran:
         """One timed repetition. Inputs are on the device before the clock starts; telemetry is read outside it."""

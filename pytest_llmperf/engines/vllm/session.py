@@ -27,6 +27,7 @@ from pytest_llmperf.engines.transformers.generate import Decoded
 from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
 from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
 from pytest_llmperf.engines.transformers.next_tokens import top_tokens
+from pytest_llmperf.engines.transformers.parallel.group import ranks_on_this_host
 from pytest_llmperf.engines.vllm import looking
 from pytest_llmperf.engines.vllm.adapters import Adapters
 from pytest_llmperf.engines.vllm.folder import Source
@@ -71,7 +72,8 @@ class VllmSession:
         self._loaded = loaded
         self._runner = loaded.runner()
         self._model = self._runner.get_model()
-        self._runtime = DeviceRuntime(loaded.device)
+        share_cores = loaded.plan.tp > 1 and loaded.device.type == "cpu"
+        self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
         self._text_config = loaded.config.model_config.hf_config.get_text_config()
         self._vocabulary = Vocabulary.of(SimpleNamespace(config=loaded.config.model_config.hf_config), loaded.source.tokenizer)
         self._cache = looking.kv_cache(self._runner, loaded.config)
