@@ -11,7 +11,7 @@ from stubs import stub_command, write_model
 
 from pytest_llmperf.core.judge import Outcome, claims
 from pytest_llmperf.core.load import LoadTrace, client_mark, reduce_load
-from pytest_llmperf.engines.server.client import Client, Endpoint
+from pytest_llmperf.engines.server.client import Call, Client, Endpoint, connections
 from pytest_llmperf.engines.server.prompts import Prompts
 from pytest_llmperf.engines.server.stream import parse_openai
 from pytest_llmperf.errors import UsageError
@@ -43,6 +43,35 @@ def test_a_closed_loop_keeps_its_lines_busy_and_no_more(start):
     assert len(served.trace.requests) == 12
     ends = {r.t_end_ns for r in served.trace.requests}
     assert all(r.t_due_ns in ends for r in served.trace.requests[3:])
+
+
+ANSWER = b'data: {"choices": [{"text": "a", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+
+
+def test_a_server_that_closes_all_its_idle_connections_fails_no_request():
+    """Four wait, each of which the server closes at its second request: that request goes over a fifth."""
+    opened = 0
+
+    async def once(reader, writer):
+        nonlocal opened
+        opened += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length:")[1].split()[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER))
+        await reader.read(1)
+        writer.close()
+
+    async def load() -> list[str | None]:
+        server = await asyncio.start_server(once, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/completions"
+        async with server, connections(10) as session:
+            client = Client(Endpoint(url, {}, parse_openai), session)
+            call = Call(body=b"{}", n_prompt_tokens=1)
+            outcomes = [*await client.together([call] * 4), *await client.together([call])]
+        return [outcome.failure for outcome in outcomes]
+
+    assert asyncio.run(load()) == [None] * 5
+    assert opened == 5
 
 
 def test_a_trace_is_played_with_its_lengths(start):

@@ -152,23 +152,25 @@ class Client:
         outcome.sent_ns = self._now_ns()
         try:
             try:
-                await self._stream(outcome)
+                await self._stream(outcome, self._session)
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
                     raise
-                await self._stream(outcome)  # the server had closed an idle connection; RFC 9110, 9.2.2: send it again
+                async with connections(self._timeout_s) as fresh:  # the others that wait may be closed as well
+                    await self._stream(outcome, fresh)  # the server had closed an idle one; RFC 9110, 9.2.2: send it again
         except aiohttp.ClientConnectorError as error:
             outcome.failure = f"the connection was refused ({error.os_error.strerror or error.os_error})"
         except (TimeoutError, aiohttp.ServerTimeoutError):
             outcome.failure = f"no message came for {self._timeout_s:g} s, after {len(outcome.chunks)} pieces of the answer"
         except (aiohttp.ClientError, OSError) as error:
-            outcome.failure = f"the stream broke after {len(outcome.chunks)} pieces of the answer ({type(error).__name__})"
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            outcome.failure = f"the stream broke after {len(outcome.chunks)} pieces of the answer ({said})"
         outcome.end_ns = self._now_ns()
         outcome.read(self._endpoint.parse)
 
-    async def _stream(self, outcome: Outcome) -> None:
+    async def _stream(self, outcome: Outcome, session: aiohttp.ClientSession) -> None:
         now_ns, keep = self._now_ns, outcome.chunks.append
-        async with self._session.post(
+        async with session.post(
             self._endpoint.url,
             data=outcome.call.body,
             headers=self._endpoint.headers,
