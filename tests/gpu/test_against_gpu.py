@@ -18,22 +18,52 @@ from pytest_llmperf import Decode
 
 @pytest.mark.llmperf(model="{model}", strategy="bf16+static-cache+compile", device="cuda")
 def test_decode(llm):
-    llm.run(Decode(batch=1, prompt_tokens=128, new_tokens=128))
+    llm.run(Decode(batch=1, prompt_tokens={tokens}, new_tokens={tokens}))
 """
 
 
-def project(folder: Path, body: str) -> None:
+SLOW_MODEL = """
+import time
+
+import torch
+from slowdown import SHARE
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def build():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, tie_word_embeddings=True, **sizes))
+    started = []
+
+    def before(module, args, kwargs):
+        started.append(time.perf_counter())
+
+    def after(module, args, kwargs, output):
+        ended = time.perf_counter()
+        until = ended + SHARE * (ended - started.pop())
+        while time.perf_counter() < until:
+            pass
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.register_forward_hook(after, with_kwargs=True)
+    return model
+"""
+
+
+def project(folder: Path, body: str, **modules: str) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.email=a@example.org", "-c", "user.name=A", *words], cwd=folder, check=True)
 
     git("init", "-q")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    (folder / "test_it.py").write_text(body, encoding="utf-8")
+    for name, text in {"test_it": body, **modules}.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     git("add", "-A")
     git("commit", "-q", "-m", "base")
 
 
-def compared(folder: Path) -> tuple[int, dict, str]:
+def compared(folder: Path, *options: str) -> tuple[int, dict, str]:
     command = [
         sys.executable,
         "-m",
@@ -41,6 +71,7 @@ def compared(folder: Path) -> tuple[int, dict, str]:
         "--llmperf-against=HEAD",
         "--llmperf-json=out.jsonl",
         "--llmperf-against-budget=400",
+        *options,
     ]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=580)
     records = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -49,7 +80,7 @@ def compared(folder: Path) -> tuple[int, dict, str]:
 
 def test_equal_versions_of_a_real_model_do_not_fail(tmp_path):
     """PASS, with the pairs' autocorrelation printed: the rule is said to hold up to 0.5."""
-    project(tmp_path, TESTS.format(model="arch:falcon-7b"))
+    project(tmp_path, TESTS.format(model="arch:falcon-7b", tokens=128))
     code, kept, said = compared(tmp_path)
     print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201 - the figure that is asked for
     assert kept["outcome"] in ("PASS", "UNDECIDED"), said
@@ -58,9 +89,13 @@ def test_equal_versions_of_a_real_model_do_not_fail(tmp_path):
 
 
 def test_a_slower_version_is_found(tmp_path):
-    """The negative control: uncommitted, the head waits for the device after each kernel."""
-    base = TESTS.format(model="arch:small-llama").replace("+static-cache+compile", "")
-    project(tmp_path, base)
-    (tmp_path / "test_it.py").write_text(f"import os\nos.environ['CUDA_LAUNCH_BLOCKING'] = '1'\n{base}", encoding="utf-8")
-    code, kept, said = compared(tmp_path)
+    """The negative control: uncommitted, the head's model waits after each forward pass for half of the time that it took.
+
+    The wait is the host's. A small eager model is bound by its host too, so that each token comes later by about as much.
+    """
+    tests = TESTS.format(model="slow_model:build", tokens=16).replace("+static-cache+compile", "")
+    project(tmp_path, tests, slow_model=SLOW_MODEL, slowdown="SHARE = 0.0\n")
+    (tmp_path / "slowdown.py").write_text("SHARE = 0.5\n", encoding="utf-8")
+    code, kept, said = compared(tmp_path, "--llmperf-budget=5")
+    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201 - the figure that is asked for
     assert (code, kept["outcome"]) == (1, "FAIL"), said
