@@ -32,8 +32,7 @@ def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
 """
 
-_SLOW_MODEL = '''
-"""A small Llama that waits after each forward pass for a share of the time that the pass took."""
+SLOW_MODEL = '''"""A small Llama that waits after each forward pass for a share of the time that the pass took."""
 
 import time
 
@@ -67,7 +66,7 @@ PROJECTS = {
     ("same", "scripted"): {"test_decode.py": _HEAD + _SCRIPTED},
     ("slower", "transformers"): {
         "test_decode.py": _HEAD + _SLOWER,
-        "slow_model.py": _SLOW_MODEL.lstrip(),
+        "slow_model.py": SLOW_MODEL,
         "slowdown.py": "SHARE = 0.0\n",
     },
     ("slower", "scripted"): {"test_decode.py": _HEAD + _SCRIPTED_SLOWER, "slowdown.py": "SHARE = 0.0\n"},

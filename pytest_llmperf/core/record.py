@@ -81,3 +81,8 @@ class Record(Struct, frozen=True, kw_only=True):
     paired_with: str | None = None
     outcome: str = UNFINISHED
     extra: dict[str, Any] = {}
+
+
+def speed_metric(record: Record) -> str:
+    """The name of a run's speed: output tokens per second; of a prefill, prompt tokens per second."""
+    return "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import format_number, format_percent, format_value
+from pytest_llmperf.core.record import speed_metric
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record
@@ -67,5 +68,5 @@ def _value(record: Record) -> float:
 
 
 def _rate(record: Record) -> MetricValue | None:
-    name = "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
+    name = speed_metric(record)
     return next((metric for metric in record.metrics if metric.name == name and metric.value), None)

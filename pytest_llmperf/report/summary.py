@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import MISSING, NOT_MEASURABLE, format_interval, format_number, format_percent, format_value
+from pytest_llmperf.core.record import speed_metric
 from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def _without_parameter(name: str, strategies: set[str]) -> str:
 
 
 def _headline(record: Record) -> MetricValue | None:
-    """Output tokens per second; of a prefill, prompt tokens per second."""
-    first = "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
-    return _metrics(record).get(first)
+    return _metrics(record).get(speed_metric(record))
 
 
 def _metrics(record: Record) -> dict[str, MetricValue]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.core.format import format_number, format_value
 from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
+from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record, speed_metric
 from pytest_llmperf.core.rule_a import MIN_SESSIONS, Baseline, compare, compare_counted
 from pytest_llmperf.report.markdown import Compared
 from pytest_llmperf.report.summary import status
@@ -56,8 +56,8 @@ def _rows(record: Record, store: Store | None, reviewed: Reviewed | None, limits
     if record.extra.get("against", {}).get("metrics"):
         return [_of_pairs(record, row) for row in side_by_side([record], {})]
     metrics = {metric.name: metric for metric in record.metrics}
-    speed = "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
-    chosen = [name for name in dict.fromkeys((speed, *limits)) if name in metrics and metrics[name].value is not None]
+    wanted = dict.fromkeys((speed_metric(record), *limits))
+    chosen = [name for name in wanted if name in metrics and metrics[name].value is not None]
     rows = [_of_history(record, metrics[name], store, reviewed, limits) for name in chosen]
     return [row for row in rows if row.before] or rows[:1]
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from pytest_llmperf.core import stats
 from pytest_llmperf.core.distributions import t_quantile
 from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.record import MetricValue, Record
+from pytest_llmperf.core.record import MetricValue, Record, speed_metric
 from pytest_llmperf.core.rule_a import MIN_SESSIONS, Baseline, compare, compare_counted
 from pytest_llmperf.core.rule_b import MARGIN
 from pytest_llmperf.session.environment import differences
@@ -65,8 +65,7 @@ def _grouped(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
 
 def _rows(a: list[Record], b: list[Record], limits: Mapping[str, float]) -> list[Row]:
     some = (b or a)[0]
-    default = "prefill_throughput" if some.workload.get("type") == "prefill" else "throughput"
-    chosen = limits or {default: DEFAULT_LIMITS["throughput"]}
+    chosen = limits or {speed_metric(some): DEFAULT_LIMITS["throughput"]}
     return [_row(a, b, name, limit) for name, limit in chosen.items()]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.core.judge import Finding, Outcome
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.record import UNFINISHED
+from pytest_llmperf.core.record import UNFINISHED, speed_metric
 from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
 from pytest_llmperf.names import NAMED_FIXTURES
 from pytest_llmperf.report.live import open_live
@@ -245,11 +245,12 @@ class PytestSession:
         item.user_properties[:] = [*others, *properties(records)]
 
     def _kept(self, record: Any) -> Collection[str]:
-        """The samples that the session's files need: all of them for the HTML report."""
+        """The samples that the summary and the session's files need: a pair's speeds, and all of them for the HTML report."""
         assert self._core is not None  # noqa: S101 - there are records
         if self._core.settings.html is not None:
             return record.samples.keys()  # type: ignore[no-any-return]
-        return TIMES if self._core.settings.benchmark_json is not None else ()
+        paired = (speed_metric(record),) if record.paired_with is not None else ()
+        return (*paired, *(TIMES if self._core.settings.benchmark_json is not None else ()))
 
     def _measured_late(self, report: pytest.TestReport) -> bool:
         """Whether a fixture measured after its `yield`: those records have no outcome yet."""

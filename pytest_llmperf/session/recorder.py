@@ -194,6 +194,7 @@ class Recorder:
             side.model,
             msgspec.to_builtins(side.workload),
             describe(side.workload),
+            effective=side.effective,
             metrics=side.result.metric_values(),
             samples=side.result.samples(),
             warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
@@ -233,7 +234,7 @@ class Recorder:
     def _record(self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any) -> Record:
         opened, plan = model.opened, model.plan
         environment: Environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
-        fields: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": (), **more}
+        fields: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": (), "effective": opened.effective, **more}
         fields["extra"] = {**fields.get("extra", {}), "test_s": round(time.monotonic() - self._began_s, 3)}
         return Record(
             id=uuid.uuid4().hex,
@@ -250,7 +251,6 @@ class Recorder:
             model_hash=opened.content_hash,
             environment_key=environment_key(environment),
             environment=environment,
-            effective=opened.effective,
             **fields,
         )
 

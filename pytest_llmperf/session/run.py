@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics import reduce
 from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.core.scaling import scaled, scales
@@ -34,7 +35,7 @@ Acquire = Callable[[], OpenModel]
 
 @dataclass(frozen=True, kw_only=True)
 class Around:
-    """What is read outside the timed path: memory in its own pass, energy, the device's ceilings, what is in effect."""
+    """What is read outside the timed path: memory in its own pass, energy, the device's ceilings."""
 
     memory: MemoryGauges | tuple[MemoryGauges, ...] | None
     energy: EnergyReading
@@ -44,9 +45,10 @@ class Around:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One side of a measurement: the reduced result, and everything it was made from."""
+    """One side of a measurement: the reduced result, and everything it was made from. `effective` is as warm-up left it."""
 
     model: OpenModel
+    effective: Effective
     workload: Workload
     result: RunResult
     warm_up: WarmUp
@@ -114,17 +116,23 @@ def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
     return ran
 
 
-def _warm(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> WarmUp:
+def _warm(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> tuple[WarmUp, Effective]:
+    """What warm-up saw, and what is in effect after it: compilation, the cache and the batching show in runs alone."""
     warm = warm_up(side, goal, progress)
     model = repeater.current()
     described = model.call(Describe())
     assert isinstance(described, Described)  # noqa: S101
     require_in_effect(described.effective, model.promises, when="warm")
-    return warm
+    return warm, described.effective
 
 
 def _reduced(
-    repeater: Repeater, side: Side, warm: WarmUp, valid: tuple[int, ...], pair: str | None, progress: Progress
+    repeater: Repeater,
+    side: Side,
+    warmed: tuple[WarmUp, Effective],
+    valid: tuple[int, ...],
+    pair: str | None,
+    progress: Progress,
 ) -> Measured:
     progress("reading memory", side.name, None)
     model, workload = repeater.current(), repeater.workload
@@ -145,9 +153,10 @@ def _reduced(
     marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
     return Measured(
         model=model,
+        effective=warmed[1],
         workload=workload,
         result=result,
-        warm_up=warm,
+        warm_up=warmed[0],
         taken=tuple(side.taken),
         valid=valid,
         marks=marks,

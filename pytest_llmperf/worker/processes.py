@@ -65,6 +65,26 @@ def kill_marked(token: str) -> int:
     return killed
 
 
+def of_this_session(pid: int) -> bool:
+    """Whether a process works for the session that this worker works for: another model's worker, or what one started.
+
+    A side of --llmperf-against has workers of its own, and is itself one of the session's. False for a process that is gone,
+    and where this process is no worker.
+    """
+    return not _sessions(pid).isdisjoint(_sessions(os.getpid()))
+
+
+def _sessions(pid: int) -> set[str]:
+    """What the tokens of a process and of those that it descends from start with: one value a session."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.parents()):
+            with contextlib.suppress(psutil.Error, OSError):
+                found.add(each.environ().get(TOKEN, "").partition(".")[0])
+    return found - {""}
+
+
 def _marked(token: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():

@@ -13,6 +13,7 @@ import psutil
 
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.worker.nvml import POWER_CAP_REASON, THROTTLE_REASONS, Nvml, Unreadable
+from pytest_llmperf.worker.processes import of_this_session
 
 FOREIGN_CPU_SHARE = 0.25
 """Share of the cores a worker may run on that others may use before a sample is marked. Shared CI machines are noisy; this is
@@ -126,7 +127,11 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
 
 
 class GpuWatch:
-    """Clocks, temperature, power, throttling and other processes of one GPU."""
+    """Clocks, temperature, power, throttling and foreign processes of one GPU.
+
+    The other models of the session wait while this one works. What the driver says of their use is of the time before: it
+    averages over up to a second.
+    """
 
     def __init__(self, nvml: Nvml) -> None:
         self._nvml = nvml
@@ -154,9 +159,10 @@ class GpuWatch:
         return Seen(gauges, (*throttle_marks(active, shares), *foreign_marks(busy)))
 
     def _foreign(self) -> tuple[tuple[int, ...], dict[int, int]] | None:
-        others = self._nvml.other_processes()
-        if isinstance(others, Unreadable):
+        shown = self._nvml.other_processes()
+        if isinstance(shown, Unreadable):
             return None
+        others = tuple(pid for pid in shown if not of_this_session(pid))
         busy = self._nvml.busy_since(self._start_us) if others else {}
         return others, {} if isinstance(busy, Unreadable) else {pid: use for pid, use in busy.items() if pid in others}
 

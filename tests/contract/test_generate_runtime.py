@@ -17,7 +17,16 @@ from pytest_llmperf.worker import nvml, telemetry, torch_runtime
 from pytest_llmperf.worker.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
 from pytest_llmperf.worker.energy import cpu_meter
 from pytest_llmperf.worker.nvml import THROTTLE_REASONS, Nvml, Unreadable
-from pytest_llmperf.worker.telemetry import CpuReading, CpuWatch, foreign_marks, judge_cpu, own_cores, read_cpu, throttle_marks
+from pytest_llmperf.worker.telemetry import (
+    CpuReading,
+    CpuWatch,
+    GpuWatch,
+    foreign_marks,
+    judge_cpu,
+    own_cores,
+    read_cpu,
+    throttle_marks,
+)
 from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
 
 CPU = DeviceRuntime(torch.device("cpu"))
@@ -213,6 +222,35 @@ def test_every_reason_to_slow_down_is_marked_and_the_power_cap_is_not():
 def test_a_busy_neighbour_is_marked_and_an_idle_one_is_not():
     assert [m.kind for m in foreign_marks({17: 60, 18: 0})] == ["foreign-load"]
     assert foreign_marks({18: 5}) == ()
+
+
+def test_what_waits_for_the_same_session_is_no_neighbour(monkeypatch):
+    """The driver averages over the time before the region, in which the session's other model worked. A stranger is one."""
+    monkeypatch.setattr(telemetry, "of_this_session", {17: True, 18: False}.__getitem__)
+    watch = GpuWatch(BusyNvml())
+    watch.start()
+    seen = watch.finish()
+    assert [mark.detail for mark in seen.marks] == ["process 18 used 70 % of the GPU's multiprocessors"]
+    assert seen.gauges["foreign_processes"] == 1
+
+
+class BusyNvml:
+    """A device with two other processes."""
+
+    def violation_ns(self):
+        return {}
+
+    def clock_event_reasons(self):
+        return 0
+
+    def gauges(self):
+        return {}
+
+    def other_processes(self):
+        return 17, 18
+
+    def busy_since(self, _t_us):
+        return {17: 90, 18: 70}
 
 
 class Shown:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from soak_projects import SLOW_MODEL
+
 pytestmark = pytest.mark.gpu
 
 TESTS = """
@@ -19,35 +23,6 @@ from pytest_llmperf import Decode
 @pytest.mark.llmperf(model="{model}", strategy="bf16+static-cache+compile", device="cuda")
 def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens={tokens}, new_tokens={tokens}))
-"""
-
-
-SLOW_MODEL = """
-import time
-
-import torch
-from slowdown import SHARE
-from transformers import LlamaConfig, LlamaForCausalLM
-
-
-def build():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, tie_word_embeddings=True, **sizes))
-    started = []
-
-    def before(module, args, kwargs):
-        started.append(time.perf_counter())
-
-    def after(module, args, kwargs, output):
-        ended = time.perf_counter()
-        until = ended + SHARE * (ended - started.pop())
-        while time.perf_counter() < until:
-            pass
-
-    model.register_forward_pre_hook(before, with_kwargs=True)
-    model.register_forward_hook(after, with_kwargs=True)
-    return model
 """
 
 

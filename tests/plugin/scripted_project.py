@@ -4,7 +4,7 @@ from __future__ import annotations
 
 HEADER = """
 import pytest
-from pytest_llmperf import Decode, Prefill, PromptSet
+from pytest_llmperf import Batch, Decode, Prefill, PromptSet
 from pytest_llmperf.units import MB, ms
 
 pytestmark = pytest.mark.llmperf(model="scripted:{script}", engine="scripted")

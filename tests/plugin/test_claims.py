@@ -34,6 +34,38 @@ def test_pays(llm, baseline):
     run().assert_outcomes(passed=1)
 
 
+def test_a_pair_is_shown_with_the_interval_of_its_ratio(project, run_both, monkeypatch):
+    """In the sentence on who is fastest: what was measured in turn is not said to be otherwise."""
+    monkeypatch.setenv("COLUMNS", "200")
+    project(
+        """
+def test_both(llm_factory):
+    work = Batch(requests=6, prompt_tokens=8, max_new_tokens=(2, 12), batch=3)
+    llm_factory("fp32+continuous").compare(llm_factory("fp32"), work)
+""",
+        script="ttft=50ms,tpot=10ms,noise=0.01",
+    )
+    result = run_both()
+    result.assert_outcomes(passed=1)
+    result.stdout.re_match_lines([r"fastest at .*: scripted fp32\+continuous .* 1\.\d+x \[1\.\d+, 1\.\d+\] scripted fp32 .*"])
+    result.stdout.no_fnmatch_line("*not in turn*")
+
+
+def test_the_record_of_a_run_says_what_the_run_used(project, run, lines):
+    """Cache, graphs and batching show in runs alone: as warm-up left them, not as they were when the model was loaded."""
+    project(
+        """
+def test_each(llm_factory):
+    llm_factory("fp32+static-cache+compile").run(WORK)
+    llm_factory("fp32+continuous").run(Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2))
+"""
+    )
+    run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
+    compiled, continuous = (row["effective"] for row in lines())
+    assert (compiled["cache"], compiled["compiled_graphs"], compiled["batching"]) == ("StaticCache", 1, "static")
+    assert continuous["batching"] == "continuous"
+
+
 UNDECIDED = """
 def test_close(llm):
     run = llm.run(WORK)

@@ -110,7 +110,7 @@ def _loaded(found: Sequence[Record]) -> Table:
 
 def _loaded_row(record: Record, seen: Effective) -> Row:
     compute = f"{seen.compute_dtype}{f' under {seen.autocast_dtype} autocast' if seen.autocast_dtype else ''}"
-    compiled = f"{seen.compile_mode}, {seen.compiled_graphs} graphs when loaded" if seen.compile_mode else "no"
+    compiled = f"{seen.compile_mode}, {seen.compiled_graphs} graphs" if seen.compile_mode else "no"
     device = seen.device if seen.ranks == 1 else f"{seen.device}, {seen.ranks} ranks"
     texts = (_weights(seen), compute, seen.attention, seen.cache, compiled, device)
     return Row(
@@ -125,5 +125,6 @@ def _more(seen: Effective) -> str:
     said += [f"{seen.sparsity:.1%} of the weights are zero"] if seen.sparsity else []
     said += [f"adapters {', '.join(seen.adapters)}"] if seen.adapters else []
     said += [f"assisted by {seen.assistance}"] if seen.assistance else []
+    said += [f"{seen.batching} batches"] if seen.batching else []
     said += [f"{format_value(n, 'B')} on {place}" for place, n in seen.offloaded_bytes.items()]
     return "; ".join([*said, *seen.notes]) or MISSING
