@@ -10,9 +10,12 @@ def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=16, new_tokens=16))
 """
 
-_SCRIPTED = """
-between = math.exp(0.01 * random.Random(os.environ["SOAK_SESSION"]).gauss(0, 1))
+_BETWEEN = """
+session = int(os.environ["SOAK_SESSION"])
+between = math.exp(0.01 * random.Random(session).gauss(0, 1))
+"""
 
+_SCRIPTED = """
 @pytest.mark.llmperf(model=f"scripted:ttft={50 * between}ms,tpot={10 * between}ms,noise=0.02", engine="scripted")
 def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
@@ -27,7 +30,10 @@ def test_decode(llm):
 _SCRIPTED_SLOWER = """
 from slowdown import SHARE
 
-@pytest.mark.llmperf(model=f"scripted:ttft={50 * (1 + SHARE)}ms,tpot={10 * (1 + SHARE)}ms,noise=0.02", engine="scripted")
+times = f"ttft={50 * between * (1 + SHARE)}ms,tpot={10 * between * (1 + SHARE)}ms"
+seed = 2 * session + bool(SHARE)  # each side of each session has noise of its own
+
+@pytest.mark.llmperf(model=f"scripted:{times},noise=0.02,seed={seed}", engine="scripted")
 def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
 """
@@ -63,11 +69,11 @@ def build():
 
 PROJECTS = {
     ("same", "transformers"): {"test_decode.py": _HEAD + _SAME},
-    ("same", "scripted"): {"test_decode.py": _HEAD + _SCRIPTED},
+    ("same", "scripted"): {"test_decode.py": _HEAD + _BETWEEN + _SCRIPTED},
     ("slower", "transformers"): {
         "test_decode.py": _HEAD + _SLOWER,
         "slow_model.py": SLOW_MODEL,
         "slowdown.py": "SHARE = 0.0\n",
     },
-    ("slower", "scripted"): {"test_decode.py": _HEAD + _SCRIPTED_SLOWER, "slowdown.py": "SHARE = 0.0\n"},
+    ("slower", "scripted"): {"test_decode.py": _HEAD + _BETWEEN + _SCRIPTED_SLOWER, "slowdown.py": "SHARE = 0.0\n"},
 }
