@@ -1,7 +1,8 @@
 """One server, one load, and the load generators in turn: this package's client, `vllm bench serve`, aiperf, guidellm.
 
-python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5 --requests 16 [--concurrency 4]
-    [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf] [--guidellm guidellm-env/bin/guidellm]
+python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5 --requests 16
+    [--concurrency 4 | --arrivals constant] [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf]
+    [--guidellm guidellm-env/bin/guidellm]
 
 With `--engine stub` the server is the scripted one of the tests. Every generator sends as many requests of the same lengths; the
 order is drawn anew each round. Prints medians over the rounds of output throughput, TTFT p50 and TPOT p50, and each ratio to
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,6 +89,7 @@ def generators(options: argparse.Namespace) -> dict[str, Callable[[ServerSession
     work = Serve(
         rate=None if options.concurrency else options.rate,
         concurrency=options.concurrency,
+        arrivals=options.arrivals,
         requests=options.requests,
         prompt_tokens=options.prompt_tokens,
         max_new_tokens=options.new_tokens,
@@ -113,6 +116,7 @@ def seeded(work: Serve, n: int, generator: str = "") -> Serve:
 def main() -> None:
     """Measure and print."""
     options = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))  # so that the server is ended too
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     found = generators(options)
     taken: dict[str, list[Figures]] = {name: [] for name in found}
@@ -145,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--args", default="", help="more arguments of the server's command")
     made.add_argument("--rate", type=float, default=1.0)
     made.add_argument("--concurrency", type=int)
+    made.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
     made.add_argument("--requests", type=int, default=32)
     made.add_argument("--prompt-tokens", type=int, default=32)
     made.add_argument("--new-tokens", type=int, default=32)
