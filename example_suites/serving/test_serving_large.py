@@ -24,8 +24,8 @@ CHAT = Serve(rate=4, duration=40, ramp_up=5, prompt_tokens=512, max_new_tokens=1
 
 
 def test_four_requests_a_second_are_served_within_the_limits(llm):
-    """And the server neither preempts nor falls behind."""
-    run = llm.run(CHAT)
+    """And the server neither preempts nor falls behind. Neighbours share its queue: a 95th percentile of them takes minutes."""
+    run = llm.run(replace(CHAT, duration=180))
     assert run.ttft.p95 <= 200 * ms
     assert run.tpot.p95 <= 50 * ms
     assert run.load.attainment >= 0.99

@@ -82,7 +82,7 @@ class Latencies(Refuses):
         low, high = stats.quantile_interval(self.samples, q)
         value = stats.quantile(self.samples, q)
         estimate = self._estimate(f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value))
-        return replace(estimate, at_least=stats.bounding_samples(q))
+        return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
 
     def _too_few(self, q: float) -> NotMeasurable:
         needed = stats.min_samples(q)

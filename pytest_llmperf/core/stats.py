@@ -78,6 +78,11 @@ def bounding_samples(q: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log((1 - confidence) / 2) / math.log(max(q, 1 - q)))
 
 
+def samples_for_both_ends(xs: Sequence[float], q: float, confidence: float = CONFIDENCE) -> int:
+    """Samples, correlated as these are, from which an interval of the q-quantile has both ends."""
+    return math.ceil(bounding_samples(q, confidence) * len(xs) / effective_n(xs))
+
+
 def lag1_autocorrelation(xs: Sequence[float]) -> float:
     """Correlation of neighbours, -1 to 1; 0 for a constant series."""
     _require(xs)

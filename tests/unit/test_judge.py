@@ -153,8 +153,20 @@ def test_too_few_samples_decide_nothing():
     assert "unknown (the interval has no end below 4 samples)" in finding.detail
 
 
+def test_what_would_decide_a_percentile_counts_neighbours_that_are_alike():
+    """153 requests of which neighbours wait for the same queue are worth fewer than the 104 that bound p95."""
+    draw, waits = random.Random(3), [0.0]
+    while len(waits) < 153:
+        waits.append(0.6 * waits[-1] + draw.gauss(0, 1))
+    times = Latencies("ttft", tuple(0.03 * math.exp(0.1 * wait) for wait in waits))
+    finding = times.p95 <= 0.2
+    assert finding.outcome is Outcome.UNDECIDED
+    assert finding.more_samples > 104
+    assert f"no end below {153 + finding.more_samples} samples" in finding.detail
+
+
 def test_a_high_percentile_can_be_contradicted_before_it_can_be_supported():
-    times = Latencies("ttft", tuple(0.1 + 0.001 * (i % 7) for i in range(40)))
+    times = Latencies("ttft", tuple(0.1 + 0.001 * (i % 2) for i in range(40)))
     supported, contradicted = times.p95 <= 0.2, times.p95 <= 0.05
     assert (supported.outcome, supported.more_samples) == (Outcome.UNDECIDED, 64)
     assert contradicted.outcome is Outcome.FAIL

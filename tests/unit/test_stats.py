@@ -84,6 +84,18 @@ def test_both_ends_of_a_quantile_interval_appear_at_bounding_samples(q, n):
     assert stats.quantile_interval([1.0] * n, q)[1] == 1.0
 
 
+@pytest.mark.parametrize(("q", "r"), [(0.9, 0.7), (0.95, 0.3), (0.95, 0.8)])
+def test_correlated_samples_need_more_for_both_ends(q, r):
+    """As many as are said bound the percentile, with room for the estimate of r; a third fewer do not."""
+    draw, xs = random.Random(7), [0.0]
+    while len(xs) < 20_000:
+        xs.append(r * xs[-1] + draw.gauss(0, 1))
+    needed = stats.samples_for_both_ends(xs, q)
+    assert needed == pytest.approx(stats.bounding_samples(q) * (1 + r) / (1 - r), rel=0.1)
+    assert stats.quantile_interval(xs[: round(1.35 * needed)], q)[1] < math.inf
+    assert stats.quantile_interval(xs[: round(0.65 * needed)], q)[1] == math.inf
+
+
 def test_a_median_interval_needs_eight_samples_and_then_is_the_range():
     alternating = [1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]  # negative autocorrelation: worth all eight
     assert stats.median_interval(alternating[:7]) is None
