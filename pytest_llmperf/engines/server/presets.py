@@ -74,7 +74,7 @@ def _transformers_length(n: int) -> dict[str, Any]:
 _USAGE = {"include_usage": True}
 
 _XLLAMACPP = """
-import sys, time
+import functools, sys, time
 import xllamacpp
 model, port, name, *fields = sys.argv[1:]
 params = xllamacpp.CommonParams()
@@ -82,7 +82,8 @@ params.model.path, params.hostnames, params.port, params.model_alias = model, ["
 params.endpoint_metrics = True
 for field in fields:
     key, _, value = field.partition("=")
-    setattr(params, key, int(value))
+    *inside, last = key.split(".")
+    setattr(functools.reduce(getattr, inside, params), last, int(value))
 server = xllamacpp.Server(params)
 while True:
     time.sleep(60)
@@ -147,7 +148,7 @@ TABLE: dict[str, Preset] = {
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
             stream_options=_USAGE,
             run_here="xllamacpp 2026.10 on two CPU cores",
-            other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096",
+            other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096, cpuparams.n_threads=1",
         ),
         Preset(
             name="tgi",
