@@ -19,6 +19,7 @@ from pathlib import Path
 COUNTED = {"requests": 0, "running": 0, "preemptions": 0, "prompt": 0, "hits": 0}
 SEEN: set[str] = set()
 ARRIVALS: list[int] = []
+SERVERS: list[asyncio.Server] = []
 
 
 def parsed() -> argparse.Namespace:
@@ -110,6 +111,11 @@ async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], asked:
     if wrong == "die":
         print("out of luck", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(7)
+    if wrong == "die-slowly":
+        SERVERS[0].close()
+        writer.transport.abort()
+        asyncio.get_running_loop().call_later(0.7, os._exit, 7)
+        return None
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
     COUNTED["running"] += 1
     COUNTED["preemptions"] += wrong == "preempt"
@@ -217,8 +223,9 @@ async def main() -> None:
     if ARGS.pid_file:
         Path(ARGS.pid_file).write_text(json.dumps(pids))  # noqa: ASYNC240 - before it serves
     server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)
+    SERVERS.append(server)
     async with server:
-        await server.serve_forever()
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

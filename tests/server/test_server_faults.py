@@ -40,6 +40,13 @@ def test_a_server_that_dies_in_a_run_is_an_error_with_its_log(start):
         session.serve(LOAD, 0)
 
 
+def test_a_server_whose_process_outlives_its_sockets_died_too(start):
+    """As one does that gives its memory back: every request is refused long before the process is gone."""
+    session = start("--fault die-slowly --first 4")
+    with pytest.raises(WorkerError, match=r"died in the run: .*exit code 7"):
+        session.serve(LOAD, 0)
+
+
 @pytest.mark.parametrize("fault", ["ignores-sigterm", "grandchild"])
 def test_closing_ends_a_server_that_ignores_sigterm_and_what_left_its_group(start, tmp_path, pids, fault):
     """The grandchild is in a session of its own; it carries the token."""

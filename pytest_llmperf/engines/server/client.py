@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -233,3 +234,16 @@ def connections(timeout_s: float) -> aiohttp.ClientSession:
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
     )
+
+
+async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
+    """Whether the server at a URL accepts one, or at least does not refuse it: one that is busy may let it wait."""
+    url = urlsplit(base)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(url.hostname, url.port), timeout_s)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import tempfile
@@ -25,7 +24,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file
-from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome
+from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome, takes_connections
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
@@ -41,6 +40,9 @@ from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Serve, TaskAnsw
 
 PROBE_TOKENS = 2
 WATCH_S = 0.1
+DYING_S = 5.0
+"""For how long a server that takes no connections any more is watched: its sockets are closed before its process is gone."""
+
 PREFIX_HITS = 0.01
 """Share of prompt tokens that a prefix cache may hit in a run that asked for none: drawn prompts may begin alike by chance."""
 
@@ -313,13 +315,22 @@ class ServerSession:
         task = asyncio.create_task(work)
         while not task.done():
             await asyncio.wait({task}, timeout=WATCH_S)
-            gone = self._gone()
+            gone = self._gone() or (await self._dying() if task.done() else "")
             if gone:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.gather(task, return_exceptions=True)
                 raise WorkerError(f"the server died in the run: {gone}")
         return task.result()
+
+    async def _dying(self) -> str:
+        """How our server ended if it takes no connections; empty where it does, and where its process goes on without them."""
+        if self._server.child is None or await takes_connections(self._server.base):
+            return ""
+        for _ in range(round(DYING_S / WATCH_S)):
+            if gone := self._gone():
+                return gone
+            await asyncio.sleep(WATCH_S)
+        return ""
 
     def _gone(self) -> str:
         return self._server.child.died() if self._server.child is not None else ""
