@@ -2,13 +2,14 @@
 
 python benchmarks/client.py
 
-Prints what starting a server through the engine adds to the server's own start, the CPU time that a request costs the client, and
-the same with httpx where that is installed. The highest rate that it can drive: `client_rates.py`.
+Prints what a test's `llm` fixture and the engine in it add to the server's own start, the CPU time that a request costs the
+client, and the same with httpx where that is installed. The highest rate that it can drive: `client_rates.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,13 +31,35 @@ STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
 PROMPTS = PromptSet(name="short", texts=("one two three four",))
 TOKENS = 64
 LINES = 8
+TEST = """
+import pytest
+
+@pytest.mark.llmperf(model={model!r}, engine="server", options={{"command": {command!r}, "name": "tiny"}}, device="cpu")
+def test_it(llm):
+    assert llm.effective
+"""
+
+
+COMMAND = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 20 --token-ms 1"
+
+
+def fixture_s(folder: Path) -> float:
+    """How long pytest takes to set up a test whose `llm` is the stub: a worker, the server, and what it is asked of itself."""
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    (folder / "test_it.py").write_text(TEST.format(model=str(folder), command=COMMAND), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-store=none", "--durations=0", "-vv"]
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the fixture's test failed:\n{done.stdout[-2000:]}")
+    (took_s,) = re.findall(r"([\d.]+)s setup", done.stdout)
+    return float(took_s)
 
 
 def opened(folder: Path) -> ServerSession:
     """The stub through the engine."""
-    command = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 20 --token-ms 1"
     model = ModelRef(name="tiny", kind="folder", location=str(folder))
-    options = (("command", command), ("name", "tiny"), ("stop_timeout", 1))
+    options = (("command", COMMAND), ("name", "tiny"), ("stop_timeout", 1))
     return ServerEngine().open(LoadPlan(model=model, engine="server", options=options))
 
 
@@ -98,6 +121,8 @@ def main() -> None:
             session.close()
         alone = median(own_start_s() for _ in range(5))
         print(f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s")
+        fixture = median(fixture_s(Path(name)) for _ in range(5))
+        print(f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)")
         session = opened(Path(name))
         work = Serve(
             concurrency=LINES, requests=200, prompts=PROMPTS, prompt_tokens=None, max_new_tokens=TOKENS, prefix_cache=True

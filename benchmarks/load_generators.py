@@ -38,7 +38,8 @@ Figures = tuple[float, float, float]
 
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[ServerSession]:
-    """The server, ended afterwards."""
+    """The server, ended afterwards, also where this program is ended by SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))
     given: dict[str, str | float] = {"args": options.args} if options.args else {}
     engine = options.engine
     if engine == "stub":
@@ -116,7 +117,6 @@ def seeded(work: Serve, n: int, generator: str = "") -> Serve:
 def main() -> None:
     """Measure and print."""
     options = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))  # so that the server is ended too
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     found = generators(options)
     taken: dict[str, list[Figures]] = {name: [] for name in found}
