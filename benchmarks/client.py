@@ -125,7 +125,12 @@ def main() -> None:
         print(f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)")
         session = opened(Path(name))
         work = Serve(
-            concurrency=LINES, requests=200, prompts=PROMPTS, prompt_tokens=None, max_new_tokens=TOKENS, prefix_cache=True
+            concurrency=LINES,
+            requests=200,
+            prompts=PROMPTS,
+            prompt_tokens=None,
+            max_new_tokens=TOKENS,
+            prefix_cache=True,
         )
         print(f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms")
         if find_spec("httpx") or find_spec("httpx2"):

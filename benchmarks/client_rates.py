@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from load_generators import bench_serve, opened, ours, with_generators
 
-from pytest_llmperf.core.rate_search import Probe, next_rate
+from pytest_llmperf.core.metrics.rate_search import Probe, next_rate
 from pytest_llmperf.engines.server.session import ServerSession
 from pytest_llmperf.workloads import Serve
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 from pairs import Finding, finding, interleave
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.session.pool import Pool
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.sampling import duration_s
-from pytest_llmperf.session.workers import WorkerGroup
-from pytest_llmperf.worker.messages import Ran, Run
+from pytest_llmperf.wire.messages import Ran, Run
+from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
 CHILD = Path(__file__).with_name("handwritten.py")

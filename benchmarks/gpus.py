@@ -98,7 +98,7 @@ def report(two: Session, one: Session) -> bool:
         equal &= agree
         print(
             f"{test:<32} {device} {cores} cores  {a['value']:>12.1f} against {b['value']:>12.1f} {a['unit']} "
-            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  {'same' if agree else 'DIFFERENT'}"
+            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  {'same' if agree else 'DIFFERENT'}",
         )
     ratio = one.took_s / two.took_s
     used = sorted({record["environment"]["facts"].get("leased_gpus") for record in two.records.values()})
@@ -119,7 +119,8 @@ def main() -> None:
         folder = Path(name)
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (folder / "test_speed.py").write_text(
-            TESTS.format(model=options.model, engine=options.engine, tests=options.tests), encoding="utf-8"
+            TESTS.format(model=options.model, engine=options.engine, tests=options.tests),
+            encoding="utf-8",
         )
         budget = f"--llmperf-budget={options.budget}"
         two = session(folder, "two", "-n", "2", "--llmperf-gpus=2", budget)

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from pytest_llmperf.core.load import client_mark, reduce_load
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.session import ServerSession
 from pytest_llmperf.strategies import parse
@@ -101,7 +101,10 @@ def generators(options: argparse.Namespace) -> dict[str, Callable[[ServerSession
     for name in ("aiperf", "guidellm"):
         if program := getattr(options, name):
             found[name] = lambda session, n, name=name, program=program: ours(
-                session, seeded(work, n, name), n, str(Path(program).absolute())
+                session,
+                seeded(work, n, name),
+                n,
+                str(Path(program).absolute()),
             )
     if options.vllm:
         found["vllm bench serve"] = lambda session, n: bench_serve(session, work, n, options.vllm)

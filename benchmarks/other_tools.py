@@ -37,8 +37,8 @@ from noise import NOISES, Noise
 from pytest_benchmark.utils import parse_compare_fail
 from verdict_bars import TIGERBEETLE, UNCHANGED
 
-from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.rule_b import MAX_PAIRS, MIN_PAIRS, Decision, SideBySide
+from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.side_by_side import MAX_PAIRS, MIN_PAIRS, Decision, SideBySide
 
 HISTORY, NEW = 12, 5
 CHANGES = (0.0, 0.05, 0.10)
@@ -106,7 +106,11 @@ def inference_doctor(python: str, percent: float) -> Tool:
     def decide(cases: Sequence[Case]) -> list[str]:
         asked = [(list(case.history[-NEW:]), list(case.new)) for case in cases]
         done = subprocess.run(
-            [python, "-c", _DECIDE, str(percent)], input=json.dumps(asked), capture_output=True, text=True, check=True
+            [python, "-c", _DECIDE, str(percent)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found: list[str] = json.loads(done.stdout)
         for case, said in list(zip(asked, found, strict=True))[:COMMAND_LINE_CASES]:
@@ -127,7 +131,7 @@ print(json.dumps([decide_regression(a, b, lower_is_better=True, thresholds=thres
 
 def simulated_cases(noise: Noise, spread: float, change: float, n: int) -> list[Case]:
     """Cases of sessions that spread by that share, and pairs that do."""
-    draw = random.Random(0)  # noqa: S311 - the same cases each time
+    draw = random.Random(0)  # noqa: S311 - an order, not a secret
     return [_simulated(noise, spread, change, draw) for _ in range(n)]
 
 

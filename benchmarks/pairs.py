@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from pytest_llmperf.core.stats import mean_interval, median_interval
+from pytest_llmperf.core.verdicts.stats import mean_interval, median_interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LlmperfError
-from pytest_llmperf.session.ranks import Ranks
 from pytest_llmperf.session.sampling import duration_s
-from pytest_llmperf.session.workers import WorkerGroup
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import Describe, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.wire.messages import Describe, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode
 
 SHORT = tuple(Decode(batch=batch, prompt_tokens=8, new_tokens=16) for batch in (1, 8))

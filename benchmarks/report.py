@@ -29,8 +29,8 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.history.rows import document, metric_rows, record_row
 from pytest_llmperf.history.store import Store, open_store
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
+from pytest_llmperf.plugin.files.content import content, newest_of_each
 from pytest_llmperf.report.html import build
-from pytest_llmperf.session.report_content import content, newest_of_each
 
 SUITE = 40
 BARS = {"suite": (2.0, 1.0), "history": (12.0, 10.0)}
@@ -102,7 +102,7 @@ def made(opened: Store, page: Path) -> tuple[float, float]:
 
 def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
     """Copies of the record, an hour apart, each series by its own level and noise."""
-    draw = random.Random(0)  # noqa: S311 - the same history each time
+    draw = random.Random(0)  # noqa: S311 - an order, not a secret
     with open_store(url, folder=folder) as opened:
         for at in range(series):
             first = at * runs

@@ -1,6 +1,6 @@
 """The plugin's own cost, each number a ratio or a difference of things measured in turn in one run.
 
-python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,overhead,pruning,quantising,suite]
+python benchmarks/run.py [--quick] [--device cpu|cuda] [--only startup,decode,overhead,pruning,quantizing,suite]
                          [--pairs N] [--batch N] [--out FOLDER]
 
 `overhead` is the first half of `decode`, for when --pairs asks for many. Writes benchmarks.json and benchmarks.md to
@@ -22,13 +22,13 @@ from pathlib import Path
 from decode import decode
 from pairs import Finding
 from pruning import pruning
-from quantising import quantising
+from quantizing import quantizing
 from startup import startup
 from suite import suite
 
 from pytest_llmperf.workloads import Decode
 
-PARTS = ("startup", "decode", "pruning", "quantising", "suite")
+PARTS = ("startup", "decode", "pruning", "quantizing", "suite")
 MODELS = {"cpu": "smollm2-135m", "cuda": "arch:falcon-7b"}
 # On a GPU a batch so large that the device is the limit: eager decoding of one sequence waits for the host, whose
 # scheduling varies by a tenth from run to run, and no affordable number of pairs could show one per cent in that.
@@ -71,8 +71,8 @@ def _run(part: str, options: argparse.Namespace) -> list[Finding]:
             return _decode(options, timestamps=False)
         case "pruning":
             return pruning(options.device)
-        case "quantising":
-            return quantising(options.device)
+        case "quantizing":
+            return quantizing(options.device)
         case "suite":
             return suite(options.device)
         case _:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from noise import Noise, autocorrelated, normal
 
-from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.rule_a import Baseline, Comparison, compare, confirm
-from pytest_llmperf.core.rule_b import Decision, SideBySide
-from pytest_llmperf.core.rule_c import change_points
+from pytest_llmperf.core.verdicts.against_history import Baseline, Comparison, compare, confirm
+from pytest_llmperf.core.verdicts.change_points import change_points
+from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
 
 
 def sessions(noise: Noise, spread: float, change: float, n: int, runs: int, seed: int = 0) -> Counter[Outcome]:

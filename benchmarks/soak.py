@@ -28,8 +28,8 @@ from pathlib import Path
 
 from soak_projects import PROJECTS
 
-from pytest_llmperf.core.distributions import binomial_cdf
-from pytest_llmperf.core.rule_a import MIN_SESSIONS
+from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS
+from pytest_llmperf.core.verdicts.distributions import binomial_cdf
 
 VERDICTS = ("PASS", "FAIL", "UNDECIDED")
 FOUND_BAR = 0.95
@@ -92,7 +92,7 @@ def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
     lines.append(f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)")
     if pairs and ratios:
         lines.append(
-            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x"
+            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x",
         )
     return lines, n > 0 and failed >= FOUND_BAR * n
 
@@ -180,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sessions", type=int, default=None, help="verdicts wanted (default: 200 of same, 100 of slower)")
     parser.add_argument("--engine", choices=("transformers", "scripted"), default="transformers")
     parser.add_argument(
-        "--budget", type=float, default=5, help="--llmperf-budget: sampling seconds of a run; a block has a fifth"
+        "--budget",
+        type=float,
+        default=5,
+        help="--llmperf-budget: sampling seconds of a run; a block has a fifth",
     )
     parser.add_argument("--slower", type=float, default=10, metavar="PERCENT", help="injected into slower")
     parser.add_argument("--folder", type=Path)

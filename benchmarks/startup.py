@@ -50,7 +50,7 @@ def startup(n: int) -> list[Finding]:
         (folder / "test_nothing.py").write_text("def test_nothing():\n    pass\n", encoding="utf-8")
         (folder / f"{EMPTY}.py").write_text("", encoding="utf-8")
         sides: tuple[Callable[[], float], Callable[[], float]] = (
-            partial(collect, folder, with_ms, "-p", "pytest_llmperf.plugin"),
+            partial(collect, folder, with_ms, "-p", "pytest_llmperf.plugin.hooks"),
             partial(collect, folder, without_ms, "-p", EMPTY),
         )
         pairs = interleave(*sides, n, warm_up=2)

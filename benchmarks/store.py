@@ -27,11 +27,11 @@ from sqlalchemy import insert
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.gate.accepted import held
 from pytest_llmperf.history.accept import Reviewed
 from pytest_llmperf.history.rows import document, metric_rows, record_row
 from pytest_llmperf.history.store import Store, open_store
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
-from pytest_llmperf.session.gate_history import held
 
 SERIES = 1000
 BATCH = 2000
@@ -48,8 +48,8 @@ def test_speed(llm):
 WRITER = """
 import sys, msgspec
 from pathlib import Path
-from pytest_llmperf.core import record_json
-from pytest_llmperf.history.store import open_for_session
+from pytest_llmperf.core import record_json  # noqa: PLC0415
+from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
 model = record_json.decode(Path(sys.argv[3]).read_bytes())
 with open_for_session(sys.argv[1], folder=Path(sys.argv[2]), busy_s=60) as store:
     for i in range(int(sys.argv[5])):
@@ -92,7 +92,11 @@ def measured(folder: Path) -> Record:
     (folder / "test_it.py").write_text(TEST, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-json=out.jsonl", "--llmperf-store=none"]
     subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
+        command,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")},
     )
     return record_json.decode((folder / "out.jsonl").read_bytes().splitlines()[-1])
 
@@ -108,7 +112,10 @@ def timings(url: Callable[[str], str], folder: Path, model: Record, runs: int) -
     yield _row(f"one gate decision at {runs:,} runs", gate, f"<= {GATE_MS} ms", met=gate <= GATE_MS)
     shown = _command_ms(large, folder, f"test_{SERIES // 2}")
     yield _row(
-        f"`llmperf history` of one series at {runs:,} runs, past its start", shown, f"<= {HISTORY_MS} ms", met=shown <= HISTORY_MS
+        f"`llmperf history` of one series at {runs:,} runs, past its start",
+        shown,
+        f"<= {HISTORY_MS} ms",
+        met=shown <= HISTORY_MS,
     )
     first, now = (_open_ms(each, folder) for each in (small, large))
     said = f"{now:.1f} ms ({first:.1f} ms at {SERIES:,})"
@@ -146,7 +153,13 @@ def copy(model: Record, at: int) -> Record:
     when = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(1_700_000_000 + 60 * at))
     test = f"test_it.py::test_{at % SERIES}"
     return msgspec.structs.replace(
-        model, id=f"r{at}", test=test, session_id=f"s{at // SERIES}", created=when, outcome="PASS", samples={}
+        model,
+        id=f"r{at}",
+        test=test,
+        session_id=f"s{at // SERIES}",
+        created=when,
+        outcome="PASS",
+        samples={},
     )
 
 

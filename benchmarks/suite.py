@@ -41,5 +41,5 @@ def suite(device: str) -> list[Finding]:
             met="yes" if took_s <= BAR_S else "no",
             n=1,
             detail=closing,
-        )
+        ),
     ]

@@ -21,7 +21,7 @@ import simulated
 from noise import INDEPENDENT, NOISES
 from pairs import Finding, verdict
 
-from pytest_llmperf.core.judge import Outcome
+from pytest_llmperf.core.verdicts.judge import Outcome
 
 _Z99 = 2.5758
 TIGERBEETLE = "otava-tigerbeetle/series.csv"

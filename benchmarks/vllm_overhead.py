@@ -21,10 +21,10 @@ os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 
-from pytest_llmperf.core import stats
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.engines.vllm.folder import source_of
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.engines.loading.folder import source_of
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Batch, Decode, Workload
@@ -84,7 +84,7 @@ def row(work: Workload, llm, session, pairs: int) -> None:
         low, center, high = (math.exp(x) for x in (ratio.low, ratio.center, ratio.high))
         medians = f"medians {statistics.median(ours_s):.3f} and {statistics.median(theirs_s):.3f} s"
         print(
-            f"  {type(work).__name__}, {clock}: {center:.4f} [{low:.4f}, {high:.4f}], {pairs} pairs, {medians}; bar {1 + LIMIT:g}"
+            f"  {type(work).__name__}, {clock}: {center:.4f} [{low:.4f}, {high:.4f}], {pairs} pairs, {medians}; bar {1 + LIMIT:g}",
         )
 
 

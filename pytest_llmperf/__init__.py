@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.agreement import Agreement
-    from pytest_llmperf.core.estimate import Estimate, NotMeasurable
-    from pytest_llmperf.core.results import RunResult
-    from pytest_llmperf.core.task_accuracy import accuracy_gate, recovery
+    from pytest_llmperf.core.agreement.agreement import Agreement
+    from pytest_llmperf.core.agreement.task_accuracy import accuracy_gate, recovery
+    from pytest_llmperf.core.metrics.results import RunResult
+    from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
     from pytest_llmperf.session.handle import Handle
     from pytest_llmperf.session.model import Model
     from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, TaskSet, Traffic
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Agreement": "pytest_llmperf.core.agreement",
+    "Agreement": "pytest_llmperf.core.agreement.agreement",
     "Handle": "pytest_llmperf.session.handle",
     "Model": "pytest_llmperf.session.model",
     "Batch": "pytest_llmperf.workloads",
@@ -48,11 +48,11 @@ _WHERE = {
     "Slo": "pytest_llmperf.workloads",
     "TaskSet": "pytest_llmperf.workloads",
     "Traffic": "pytest_llmperf.workloads",
-    "Estimate": "pytest_llmperf.core.estimate",
-    "NotMeasurable": "pytest_llmperf.core.estimate",
-    "RunResult": "pytest_llmperf.core.results",
-    "accuracy_gate": "pytest_llmperf.core.task_accuracy",
-    "recovery": "pytest_llmperf.core.task_accuracy",
+    "Estimate": "pytest_llmperf.core.verdicts.estimate",
+    "NotMeasurable": "pytest_llmperf.core.verdicts.estimate",
+    "RunResult": "pytest_llmperf.core.metrics.results",
+    "accuracy_gate": "pytest_llmperf.core.agreement.task_accuracy",
+    "recovery": "pytest_llmperf.core.agreement.task_accuracy",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m pytest_llmperf` is the `llmperf` command."""
 
-from pytest_llmperf.cli import main
+from pytest_llmperf.commands.cli import main
 
 main(prog_name="llmperf")

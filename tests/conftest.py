@@ -11,11 +11,11 @@ import sys
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.session.devices import gpu_count
-from pytest_llmperf.session.ranks import Ranks
-from pytest_llmperf.session.workers import WorkerGroup
-from pytest_llmperf.worker.messages import Open
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.devices.placement import gpu_count
+from pytest_llmperf.wire.messages import Open
+from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.workers.ranks import Ranks
 
 pytest_plugins = ["pytester"]
 
@@ -54,7 +54,10 @@ def open_worker(request, tmp_path):
     def opened(plan: LoadPlan, deadline_s: float = 300):
         python = request.getfixturevalue("vllm_python") if plan.engine == "vllm" else sys.executable
         group = WorkerGroup.start(
-            ranks=plan.ranks, python=python, log_dir=tmp_path / "logs", name=f"{plan.engine}-{plan.strategy}"
+            ranks=plan.ranks,
+            python=python,
+            log_dir=tmp_path / "logs",
+            name=f"{plan.engine}-{plan.strategy}",
         )
         channel = Ranks(group, plan)
         try:

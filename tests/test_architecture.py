@@ -38,7 +38,7 @@ def test_import_contracts_hold():
     ("module", "line", "contract"),
     [
         ("core/trace.py", "import pytest_llmperf.workloads", "Imports point down BROKEN"),
-        ("session/devices.py", "import torch", "imports torch, an engine or an HTTP client BROKEN"),
+        ("devices/placement.py", "import torch", "imports torch, an engine or an HTTP client BROKEN"),
         ("core/plan.py", "import subprocess", "no devices, no database BROKEN"),
         ("report/__init__.py", "import sqlalchemy", "Only the history talks to a database BROKEN"),
     ],

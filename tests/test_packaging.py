@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import install_size  # noqa: E402 - a script beside the package
+import install_size
 
 FOUND = {"python": "3.11", "bytes": 60e6, "distributions": ["msgspec", "pytest"], "works": {"collect": 0, "plan": 0}}
 

@@ -39,7 +39,7 @@ def fetch(folder: Path, *, note: bool) -> list[str]:
             row["sha256"] = found
         if found != row["sha256"]:
             wrong.append(
-                f"{name} {row['version']}: {row['in_package']} has SHA-256 {found}, noted is {row['sha256']}; not written"
+                f"{name} {row['version']}: {row['in_package']} has SHA-256 {found}, noted is {row['sha256']}; not written",
             )
             continue
         (folder / row["file"]).write_bytes(content)

@@ -20,7 +20,7 @@ def test_an_adapter_teaches_the_task(llm_factory, trained):
     assert tuned.accuracy >= 1.2 * base.accuracy
 
 
-def test_fine_tuned_and_quantised_beats_quantised_alone(llm_factory, trained):
+def test_fine_tuned_and_quantized_beats_quantized_alone(llm_factory, trained):
     """The same 4-bit weights with and without an adapter that was trained on them (QLoRA)."""
     alone = llm_factory("nf4").accuracy(TASKS)
     tuned = llm_factory(f"nf4+lora:{trained('qlora')}").accuracy(TASKS)
@@ -28,14 +28,14 @@ def test_fine_tuned_and_quantised_beats_quantised_alone(llm_factory, trained):
     assert tuned.recovery(alone) >= 1.2
 
 
-def test_an_adapter_trained_in_full_precision_keeps_its_task_on_quantised_weights(llm_factory, trained):
+def test_an_adapter_trained_in_full_precision_keeps_its_task_on_quantized_weights(llm_factory, trained):
     """Recovery of the fp32 adapter's accuracy when the weights below it are 4 bit."""
     full = llm_factory(f"fp32+lora:{trained('lora')}").accuracy(TASKS)
-    quantised = llm_factory(f"nf4+lora:{trained('lora')}").accuracy(TASKS)
-    assert quantised.recovery(full) >= 0.85
+    quantized = llm_factory(f"nf4+lora:{trained('lora')}").accuracy(TASKS)
+    assert quantized.recovery(full) >= 0.85
 
 
-def test_training_under_fake_quantisation_is_no_worse_than_quantising_afterwards(llm_factory, trained):
+def test_training_under_fake_quantization_is_no_worse_than_quantizing_afterwards(llm_factory, trained):
     """All weights fine-tuned, then int4 in groups of 64: once after plain training, once trained for it (QAT)."""
     if llm_factory("fp32").device != "cuda":
         pytest.skip("torchao's int4 product takes a second a token on a CPU: run with --llmperf-device cuda")

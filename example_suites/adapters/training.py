@@ -3,7 +3,7 @@
     python training.py lora OUT        a LoRA adapter, by peft
     python training.py qlora OUT       a LoRA adapter trained on 4-bit weights (bitsandbytes nf4)
     python training.py full OUT        all weights
-    python training.py qat OUT         all weights, under fake 4-bit quantisation (torchao)
+    python training.py qat OUT         all weights, under fake 4-bit quantization (torchao)
 
 `--model` is a folder or a Hugging Face id; by default the built-in smollm2-135m. On a GPU where there is one. Seeded: the same
 machine gives the same files.
@@ -55,26 +55,26 @@ def main() -> None:
 
 def model_folder(name: str) -> str:
     """Where transformers finds the model; a built-in one is converted into the cache first."""
-    from pytest_llmperf.engines.models import BUILTIN
-    from pytest_llmperf.engines.transformers.builtin import converted_folder
+    from pytest_llmperf.engines.loading.builtin import converted_folder
+    from pytest_llmperf.engines.models.names import BUILTIN
 
     return str(converted_folder(name)) if name in BUILTIN else name
 
 
 def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
-    """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantisation."""
+    """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantization."""
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    quantised = {"quantization_config": four_bit} if kind == "qlora" else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device}, **quantised)
+    quantized = {"quantization_config": four_bit} if kind == "qlora" else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device}, **quantized)
     if kind in ("lora", "qlora"):
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
     if kind == "qat":
-        fake_quantise(model, "prepare")
+        fake_quantize(model, "prepare")
     return model
 
 
-def fake_quantise(model: nn.Module, step: str) -> None:
+def fake_quantize(model: nn.Module, step: str) -> None:
     """Every linear layer but the head computes with weights rounded to 4 bit, and learns to live with it; or back again."""
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
@@ -133,7 +133,7 @@ def save(kind: str, model: Any, tokenizer: Any, out: Path, base: str) -> None:
         model.save_pretrained(out, save_embedding_layers=False)
         return
     if kind == "qat":
-        fake_quantise(model, "convert")
+        fake_quantize(model, "convert")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

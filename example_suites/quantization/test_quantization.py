@@ -30,16 +30,16 @@ def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
 
 @pytest.mark.parametrize(("llm", "budget"), [("bf16+nf4", 2.0), ("bf16+fp4", 3.0)], indirect=["llm"])
 def test_four_bits_save_more_and_cost_more(llm, budget, baseline, decode):
-    """Everything that is not quantised in bf16. There is no default rule for 4 bit: the budgets are the test's own."""
+    """Everything that is not quantized in bf16. There is no default rule for 4 bit: the budgets are the test's own."""
     ours, ref = llm.compare(baseline, decode)
     assert ours.memory.weights <= 0.23 * ref.memory.weights
     assert llm.agreement(baseline).perplexity_ratio <= budget
 
 
 @pytest.mark.llmperf(strategy="bf16+nf4")
-def test_what_was_quantised_can_be_asked_for(llm):
+def test_what_was_quantized_can_be_asked_for(llm):
     """Every linear layer but the output head, in the bytes that follow from the shapes."""
-    found = llm.effective.quantised
+    found = llm.effective.quantized
     assert found.converted == found.layers - 1
     assert [left.example for left in found.left_out] == ["lm_head"]
     assert sum(found.held.values()) == sum(found.analytic.values())

@@ -23,17 +23,19 @@ COMPILED = "static-cache+compile"
     ],
     indirect=["llm"],
 )
-def test_quantised_weights_shrink_to_what_follows_from_the_shapes(llm, share, llm_factory):
+def test_quantized_weights_shrink_to_what_follows_from_the_shapes(llm, share, llm_factory):
     """All 128 linear layers of the blocks; eager decoding gains no speed from it, because it waits for the host."""
     ours, ref = llm.compare(llm_factory("bf16"), SHORT)
     assert ours.memory.weights <= share * ref.memory.weights
-    assert llm.effective.quantised.converted == 128
+    assert llm.effective.quantized.converted == 128
 
 
 @pytest.mark.parametrize(
-    "llm", [f"bf16+{part}+{COMPILED}" for part in ("int8wo", "fp8:wo", "fp8", "int4wo", "nf4")], indirect=True
+    "llm",
+    [f"bf16+{part}+{COMPILED}" for part in ("int8wo", "fp8:wo", "fp8", "int4wo", "nf4")],
+    indirect=True,
 )
-def test_compiled_decoding_of_quantised_weights_against_bf16(llm, llm_factory):
+def test_compiled_decoding_of_quantized_weights_against_bf16(llm, llm_factory):
     """How fast each one is, as a paired ratio: recorded, nothing is claimed."""
     llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
 

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 @click.option("--reason", required=True, help="Why the change was meant.")
 @click.option("--record", "record_id", metavar="ID", help="The record that has the new level. Default: the newest of the series.")
 @click.option(
-    "--rename", nargs=2, metavar="OLD NEW", help="A test (a class, a file) has another node id: its history goes on under it."
+    "--rename",
+    nargs=2,
+    metavar="OLD NEW",
+    help="A test (a class, a file) has another node id: its history goes on under it.",
 )
 @click.option("--removed", metavar="OLD", help="A test (a class, a file) was removed on purpose: nothing misses it.")
 @click.option("--who", help="Who accepts it. Default: the user's name here.")
@@ -96,7 +99,7 @@ def _rename(opened: Store, old: str, new: str, signature: dict[str, str]) -> tup
     concerned = [test for test in tests if Reviewed(renames=(line,)).name_now(test) != test]
     if not concerned:
         raise UsageError(
-            f"no test in {opened.shown} is {old!r} or below it.{did_you_mean(old, tests)} 'llmperf history' lists all."
+            f"no test in {opened.shown} is {old!r} or below it.{did_you_mean(old, tests)} 'llmperf history' lists all.",
         )
     n = f"the history of {len(concerned)} test{'' if len(concerned) == 1 else 's'}"
     return line, f"{old} was renamed to {new}: {n} goes on under it." if new else f"{old} was removed: {n} ends."

@@ -9,12 +9,14 @@ import click
 from pytest_llmperf.commands.shared import encodable, example, json_option, open_history, print_json, print_table, store_option
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.advise import Advice
+    from pytest_llmperf.core.advice import Advice
     from pytest_llmperf.history.advice import Found
 
 
 @click.command(
-    "advise", short_help="Which stored strategy is fastest within some limits.", epilog=example("llmperf advise --memory 8GB")
+    "advise",
+    short_help="Which stored strategy is fastest within some limits.",
+    epilog=example("llmperf advise --memory 8GB"),
 )
 @click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
 @click.option("--top1", metavar="SHARE", help="At least this share of the reference's first choices, such as 0.98.")
@@ -42,7 +44,7 @@ def advise_command(
 
     From stored runs alone: what was not measured is named and not compared. Exit code 1 if no strategy meets the limits.
     """
-    from pytest_llmperf.core.advise import advise  # noqa: PLC0415
+    from pytest_llmperf.core.advice import advise  # noqa: PLC0415
     from pytest_llmperf.history.advice import Wanted, find  # noqa: PLC0415
 
     limits = _limits(memory=memory, top1=top1, perplexity=perplexity, ttft=ttft)

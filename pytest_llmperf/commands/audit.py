@@ -10,7 +10,7 @@ import click
 from pytest_llmperf.commands.shared import encodable, example, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from pytest_llmperf.session.audit import Audit, Lane
+    from pytest_llmperf.commands.auditing import Audit, Lane
 
 
 @click.command("audit", short_help="Tests that no configured lane ever runs.", epilog=example("llmperf audit --json"))
@@ -22,9 +22,9 @@ def audit_command(as_json: bool) -> None:
     of the machine that the lane runs on, for example [2x141GB:NVIDIA H200:9.0]; without them it has none. Tests are collected
     once for each lane, and none is run. Exit code 1 if there is such a test, or a lane cannot be collected.
     """
-    from pytest_llmperf.session.audit import audit, lanes_of  # noqa: PLC0415
-    from pytest_llmperf.session.gpu_tests import LANES  # noqa: PLC0415
-    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+    from pytest_llmperf.commands.auditing import audit, lanes_of  # noqa: PLC0415
+    from pytest_llmperf.plugin.gpu_tests import LANES  # noqa: PLC0415
+    from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     project = find_project(Path.cwd())
     lanes = lanes_of(project.ini.get(LANES))
@@ -40,7 +40,8 @@ def audit_command(as_json: bool) -> None:
 def _print(lanes: tuple[Lane, ...], found: Audit) -> None:
     gpus = {lane.name: "no GPU" if lane.gpus == "0" else lane.gpus for lane in lanes}
     print_table(
-        [(name, gpus[name], f"{found.lanes[name]} of {found.tests}") for name in gpus], ("lane", "GPUs", "tests that run")
+        [(name, gpus[name], f"{found.lanes[name]} of {found.tests}") for name in gpus],
+        ("lane", "GPUs", "tests that run"),
     )
     if not found.orphans:
         click.echo("Every test runs in at least one lane.")

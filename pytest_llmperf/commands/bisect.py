@@ -10,7 +10,7 @@ import click
 from pytest_llmperf.commands.shared import encodable, example, json_option, print_json
 
 if TYPE_CHECKING:
-    from pytest_llmperf.session.bisect import Found, Step
+    from pytest_llmperf.commands.bisecting import Found, Step
 
 EXIT_RANGE = 3
 EXIT_NOT_WORSE = 4
@@ -30,7 +30,14 @@ EXIT_NOT_WORSE = 4
 @click.option("--build", default="", metavar="COMMAND", help="Shell command that is run in the files of each commit first.")
 @json_option
 def bisect_command(
-    metric: str, good: str, bad: str, pytest_args: tuple[str, ...], limit: str, first_parent: bool, build: str, as_json: bool
+    metric: str,
+    good: str,
+    bad: str,
+    pytest_args: tuple[str, ...],
+    limit: str,
+    first_parent: bool,
+    build: str,
+    as_json: bool,
 ) -> None:
     """Name the first commit after GOOD, up to BAD, that made METRIC worse.
 
@@ -40,8 +47,8 @@ def bisect_command(
 
     Exit code 0 if a commit is named, 3 if only a range can be, 4 if BAD is not worse than GOOD, 1 if it cannot be measured.
     """
-    from pytest_llmperf.session.bisect import Asked, bisect  # noqa: PLC0415
-    from pytest_llmperf.session.gate_limits import parse_limits  # noqa: PLC0415
+    from pytest_llmperf.commands.bisecting import Asked, bisect  # noqa: PLC0415
+    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     ((name, share),) = parse_limits(f"{metric}:{limit}", "llmperf bisect").items()
     asked = Asked(metric=name, limit=share, good=good, bad=bad, pytest_args=pytest_args, first_parent=first_parent, build=build)

@@ -13,7 +13,7 @@ from pytest_llmperf.commands.shared import encodable, example, json_option, prin
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.session.calibrating import Found, Session
+    from pytest_llmperf.commands.calibrating import Found, Session
 
 _HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "spread", "false alarms", "autocorrelation", "floor")
 
@@ -31,11 +31,16 @@ _HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "sprea
 @click.option("--workload", default="Decode()", show_default=True, help="Workload of --model, as a test writes it.")
 @click.option("--sessions", type=click.IntRange(min=8), default=12, show_default=True, help="Fresh sessions.")
 @click.option(
-    "--pairs", type=click.IntRange(min=0), default=0, help="Go on, up to twice the sessions, until there are so many pairs."
+    "--pairs",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Go on, up to twice the sessions, until there are so many pairs.",
 )
 @click.option("--budget", metavar="SECONDS", type=float, help="Sampling time of each run (default: as the tests say).")
 @click.option(
-    "--gate", metavar="METRIC:LIMIT,…", help="Metrics and limits. Default: the project's `llmperf_gate`, else the gate's."
+    "--gate",
+    metavar="METRIC:LIMIT,…",
+    help="Metrics and limits. Default: the project's `llmperf_gate`, else the gate's.",
 )
 @click.option("--dry-run", is_flag=True, help="Report, and write no file.")
 @json_option
@@ -58,8 +63,8 @@ def calibrate_command(
     autocorrelation of pairs of repetitions, and the floor that one unchanged session in a thousand exceeds. The floors go
     to llmperf-calibration.toml with date, device, sessions and versions, to be reviewed and committed.
     """
-    from pytest_llmperf.session.calibrating import examine, test_file  # noqa: PLC0415
-    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+    from pytest_llmperf.commands.calibrating import examine, test_file  # noqa: PLC0415
+    from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     if (model is None) == (not pytest_args):
         raise UsageError("either tests (llmperf calibrate -- tests/test_it.py) or --model is needed.")
@@ -96,7 +101,7 @@ def _plain(each: Found) -> dict[str, Any]:
 
 
 def _measured(root: Path, arguments: Sequence[str], n_sessions: int, n_pairs: int) -> list[Session]:
-    from pytest_llmperf.session.calibrating import enough, run_session  # noqa: PLC0415
+    from pytest_llmperf.commands.calibrating import enough, run_session  # noqa: PLC0415
 
     made: list[Session] = []
     while not enough(made, n_sessions, n_pairs):
@@ -106,7 +111,7 @@ def _measured(root: Path, arguments: Sequence[str], n_sessions: int, n_pairs: in
 
 
 def _limits(text: str) -> Mapping[str, float]:
-    from pytest_llmperf.session.gate_limits import DEFAULT_LIMITS, parse_gate  # noqa: PLC0415
+    from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate  # noqa: PLC0415
 
     return parse_gate(text) or DEFAULT_LIMITS
 
@@ -145,7 +150,7 @@ def _remarks(found: Sequence[Found], limits: Mapping[str, float]) -> list[str]:
 def _write(root: Path, found: Sequence[Found], *, any_test: bool) -> Path:
     from datetime import UTC, datetime  # noqa: PLC0415
 
-    from pytest_llmperf.session.calibration import write_calibrations  # noqa: PLC0415
+    from pytest_llmperf.gate.calibration import write_calibrations  # noqa: PLC0415
 
     today = datetime.now(UTC).date()
     return write_calibrations(root, [each.calibrated(today, any_test=any_test) for each in found])

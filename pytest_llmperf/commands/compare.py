@@ -14,7 +14,7 @@ from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
-    from pytest_llmperf.session.contrast import Row
+    from pytest_llmperf.gate.contrast import Row
 
 BASE = "base"
 EXIT_COMPARED_NOTHING = 6
@@ -30,7 +30,10 @@ _HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval",
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.option(
-    "--metric", metavar="METRIC[:LIMIT]", multiple=True, help="What to compare, and how much worse it may be. May be given again."
+    "--metric",
+    metavar="METRIC[:LIMIT]",
+    multiple=True,
+    help="What to compare, and how much worse it may be. May be given again.",
 )
 @store_option
 @json_option
@@ -42,8 +45,8 @@ def compare_command(before: str, after: str, metric: tuple[str, ...], store: str
 
     Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
     """
-    from pytest_llmperf.session.contrast import contrast, side_by_side  # noqa: PLC0415
-    from pytest_llmperf.session.gate_limits import parse_limits  # noqa: PLC0415
+    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
+    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     limits = parse_limits(",".join(metric), "--metric")
     newer = _records(after, store)
@@ -78,7 +81,7 @@ def _records(selector: str, store: str | None) -> list[Record]:
     if not found:
         raise UsageError(
             f"{selector!r} is no file, and in {shown} no record, session, series or commit begins with it. "
-            "'llmperf history --json' shows their ids."
+            "'llmperf history --json' shows their ids.",
         )
     return found
 
@@ -97,7 +100,7 @@ def _of_file(path: Path) -> list[Record]:
 
 def _commit(selector: str) -> str:
     """The hash of a revision of the repository here; what git does not know is taken for the beginning of a hash."""
-    from pytest_llmperf.session.against.git import commit_of  # noqa: PLC0415
+    from pytest_llmperf.settings.git import commit_of  # noqa: PLC0415
 
     return commit_of(Path.cwd(), selector) or selector
 

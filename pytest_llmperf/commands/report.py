@@ -41,16 +41,16 @@ class Format(Struct, frozen=True, kw_only=True):
 
 
 def _html(chosen: Chosen) -> str:
+    from pytest_llmperf.plugin.files.content import content  # noqa: PLC0415
     from pytest_llmperf.report.html import build  # noqa: PLC0415 - each format loads what it needs
-    from pytest_llmperf.session.report_content import content  # noqa: PLC0415
 
     return build(content(chosen.records, scope=chosen.scope, store=chosen.store, root=project_root(), metric=chosen.metric))
 
 
 def _markdown(chosen: Chosen) -> str:
     from pytest_llmperf.history import accept  # noqa: PLC0415
+    from pytest_llmperf.plugin.files.before_after import compared, gate_limits  # noqa: PLC0415
     from pytest_llmperf.report.markdown import comment  # noqa: PLC0415
-    from pytest_llmperf.session.before_after import compared, gate_limits  # noqa: PLC0415
 
     limits = gate_limits(project_root(), chosen.metric)
     return comment(compared(chosen.records, chosen.store, accept.reviewed(project_root()), limits), notes=[chosen.scope])
@@ -88,7 +88,10 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @_format_options
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; - is standard output."
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write it; - is standard output.",
 )
 @click.option("--since", metavar="TIME", help="Only runs from then on: ISO 8601, or a span such as 12h, 7d, 2w.")
 @click.option("--session", metavar="ID", help="Only the runs of this session (the start of its id), or 'last'.")
@@ -129,7 +132,7 @@ def _format(asked: Mapping[str, bool]) -> Format:
 
 
 def _records(store: Store, tests: tuple[str, ...], since: str | None, session: str | None) -> list[Record]:
-    from pytest_llmperf.session.report_content import newest_of_each  # noqa: PLC0415
+    from pytest_llmperf.plugin.files.content import newest_of_each  # noqa: PLC0415
 
     if session is not None:
         found = _of_session(store, session)

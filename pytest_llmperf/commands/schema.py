@@ -47,5 +47,5 @@ def _require_same_version(out: Path, made: dict[str, Any]) -> None:
     if old.get("$id") == made["$id"] and changed:
         raise UsageError(
             f"{out} holds another schema of the same version: {'; '.join(changed)}. Raise SCHEMA_VERSION in core/record.py, and "
-            "add to UPGRADES in core/record_json.py what reads the older one."
+            "add to UPGRADES in core/record_json.py what reads the older one.",
         )

@@ -21,7 +21,9 @@ _COLOURS = {
 }
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 store_option = click.option(
-    "--store", metavar="URL", help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db."
+    "--store",
+    metavar="URL",
+    help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db.",
 )
 
 
@@ -43,14 +45,14 @@ def require_metric(store: Store, metric: str | None) -> None:
     known = store.metric_names() if metric is not None else ()
     if metric is not None and known and metric not in known:
         raise UsageError(
-            f"metric {metric!r} is not in the newest records.{did_you_mean(metric, known)} Metrics: {', '.join(known)}."
+            f"metric {metric!r} is not in the newest records.{did_you_mean(metric, known)} Metrics: {', '.join(known)}.",
         )
 
 
 def store_url(url: str | None) -> tuple[str, Path]:
     """The store, and the folder that relative paths are meant from: the working directory for an option, else the root."""
-    from pytest_llmperf.session.options import DEFAULT_STORE  # noqa: PLC0415
-    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+    from pytest_llmperf.settings.options import DEFAULT_STORE  # noqa: PLC0415
+    from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     here = Path.cwd()
     if url is not None:
@@ -63,7 +65,7 @@ def store_url(url: str | None) -> tuple[str, Path]:
 
 def project_root() -> Path:
     """The root of the project that the working directory is in."""
-    from pytest_llmperf.session.project import find_project  # noqa: PLC0415
+    from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     return find_project(Path.cwd()).root
 

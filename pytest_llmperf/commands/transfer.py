@@ -38,7 +38,12 @@ EXIT_SKIPPED = 3
 @store_option
 @json_option
 def export_command(
-    tests: tuple[str, ...], out: Path | None, series: str | None, since: str | None, store: str | None, as_json: bool
+    tests: tuple[str, ...],
+    out: Path | None,
+    series: str | None,
+    since: str | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """The history as JSON lines, on standard output or appended to a file. TEST is a node id or a part of one.
 
@@ -62,7 +67,9 @@ def export_command(
 
 
 @click.command(
-    "import", short_help="Add exported records to the history.", epilog=example("llmperf import llmperf-history.jsonl")
+    "import",
+    short_help="Add exported records to the history.",
+    epilog=example("llmperf import llmperf-history.jsonl"),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @store_option
@@ -90,7 +97,7 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
         else:
             click.echo(
                 f"{n['new']} records imported to {opened.shown}; {n['known']} were there already, {n['finished']} got their "
-                f"outcome, {n['accepted']} accepted changes added"
+                f"outcome, {n['accepted']} accepted changes added",
             )
     if any(each.skipped for each in done):
         raise SystemExit(EXIT_SKIPPED)

@@ -25,7 +25,13 @@ def gaps_s(pattern: str, rate: float, *, burstiness: float = 1.0, seed: int = 0)
 
 
 def offsets_s(
-    pattern: str, rate: float, *, requests: int | None, duration_s: float | None, burstiness: float = 1.0, seed: int = 0
+    pattern: str,
+    rate: float,
+    *,
+    requests: int | None,
+    duration_s: float | None,
+    burstiness: float = 1.0,
+    seed: int = 0,
 ) -> tuple[float, ...]:
     """When each request is due: the first at 0, then after each gap; `requests` of them, or all before `duration_s`."""
     due = _running(gaps_s(pattern, rate, burstiness=burstiness, seed=seed))

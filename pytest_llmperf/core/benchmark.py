@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llmperf.core.estimate import Estimate
-from pytest_llmperf.core.quantities import Metric
+from pytest_llmperf.core.metrics.quantities import Metric
+from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.record import MetricValue
-from pytest_llmperf.core.results import metric_value
+from pytest_llmperf.core.verdicts.estimate import Estimate
 
 TIME = Metric(name="time", unit="s", direction="lower", formula="benchmark_median/1", summary="median time of a round")
 BENCHMARK = "benchmark"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device. Tensor subclasses are counted by their inner storage.
 
     `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in float32, for example).
-    `quantised`: they are the weights, scales, zero points and tables of quantised linear layers.
+    `quantized`: they are the weights, scales, zero points and tables of quantized linear layers.
     """
 
     kind: str
@@ -22,13 +22,13 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     elements: int
     bytes: int
     kept: bool = False
-    quantised: bool = False
+    quantized: bool = field(default=False, name="quantised")  # as records of 0.1.0 spell it
 
 
 class LinearGroup(Struct, frozen=True, kw_only=True):
     """Linear layers that share a class and a storage dtype. `elements` counts logical weights, `bytes` what they occupy.
 
-    `quantised`: their weights are stored as integers or in 8-bit floats.
+    `quantized`: their weights are stored as integers or in 8-bit floats.
     """
 
     cls: str
@@ -36,11 +36,11 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
     layers: int
     elements: int
     bytes: int
-    quantised: bool = False
+    quantized: bool = field(default=False, name="quantised")  # as records of 0.1.0 spell it
 
 
 class LeftOut(Struct, frozen=True, kw_only=True):
-    """Linear layers of one class that were not quantised, for one reason. `example` is the path of the first.
+    """Linear layers of one class that were not quantized, for one reason. `example` is the path of the first.
 
     `declared`: the strategy part says beforehand that it leaves them out (the output head, a checkpoint's own list).
     """
@@ -53,10 +53,10 @@ class LeftOut(Struct, frozen=True, kw_only=True):
     example: str
 
 
-class Quantised(Struct, frozen=True, kw_only=True):
-    """What a quantisation part did, counted from the layers that are there.
+class Quantized(Struct, frozen=True, kw_only=True):
+    """What a quantization part did, counted from the layers that are there.
 
-    `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those that are quantised.
+    `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those that are quantized.
     `formats` are the storage formats seen. `held` are the bytes of the converted layers' weights, scales, zero points and
     tables by storage dtype, `analytic` the bytes that follow from their shapes. `loaded_as_linear` counts the subclasses of
     nn.Linear, by class, that were shown to compute the same and were loaded as nn.Linear.
@@ -76,7 +76,7 @@ class Quantised(Struct, frozen=True, kw_only=True):
 
     @property
     def share(self) -> float:
-        """Share of the weights of all linear layers that is quantised, 0 to 1."""
+        """Share of the weights of all linear layers that is quantized, 0 to 1."""
         return self.converted_elements / self.elements if self.elements else 0.0
 
     def __str__(self) -> str:
@@ -196,7 +196,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     batching: str = ""
     sparsity: float | None = None
     pruned: Pruned | None = None
-    quantised: Quantised | None = None
+    quantized: Quantized | None = field(default=None, name="quantised")  # as records of 0.1.0 spell it
     reported_dtype: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -28,7 +28,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
 
     dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.
     `compile` is a torch.compile mode ("default", "reduce-overhead", "max-autotune") or None.
-    `quantisation` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
+    `quantization` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
     `adapters` are absolute folders as they were named, the first in force; `merge_adapters` folds it into the weights.
     `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
     `batching` is "continuous", or None for the engine's own way.
@@ -46,7 +46,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     attention: str | None = None
     cache: Literal["dynamic", "static", "int8", "fp8"] = "dynamic"
     compile: str | None = None
-    quantisation: str | None = None
+    quantization: str | None = None
     pruning: str | None = None
     adapters: tuple[str, ...] = ()
     merge_adapters: bool = False

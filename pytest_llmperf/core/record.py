@@ -86,3 +86,6 @@ class Record(Struct, frozen=True, kw_only=True):
 def speed_metric(record: Record) -> str:
     """The name of a run's speed: output tokens per second; of a prefill, prompt tokens per second."""
     return "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
+
+
+Fact = str | int | float | bool | None

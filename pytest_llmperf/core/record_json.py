@@ -40,12 +40,13 @@ def decode(line: bytes | str) -> Record:
     Raises:
         NewerSchema: its `schema_version` is above this program's.
         ValueError: it is not the JSON of a record (half a line, a missing field, a version that never was).
+
     """
     version = msgspec.json.decode(line, type=_Version)
     if version.schema_version > SCHEMA_VERSION:
         raise NewerSchema(
             f"record {version.id!r} has schema version {version.schema_version}, this pytest-llmperf reads up to "
-            f"{SCHEMA_VERSION}. Upgrade pytest-llmperf to read it."
+            f"{SCHEMA_VERSION}. Upgrade pytest-llmperf to read it.",
         )
     if version.schema_version < SCHEMA_VERSION:
         return _upgraded(msgspec.json.decode(line), version)

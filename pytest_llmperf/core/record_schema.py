@@ -11,7 +11,8 @@ import msgspec
 from pytest_llmperf.core.record import SCHEMA_VERSION, Record
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_NUMBER = "#/$defs/Number"
+_DEFINITIONS = "#/$defs/"
+_NUMBER = f"{_DEFINITIONS}Number"
 _NO_MEANING = frozenset({"description", "title"})
 
 
@@ -31,30 +32,74 @@ def record_schema() -> dict[str, Any]:
 def broken(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What makes `new` another version than `old`: fields that are gone, mean something else, or are missing in older lines.
 
-    A new field with a default is no such change: it is filled in for older lines, and older readers skip it.
+    A new field with a default is no such change: it is filled in for older lines, and older readers skip it. Nor is another
+    name of a definition, which no line holds: definitions are paired by the fields that lead to them.
     """
-    return [line for name, was in old["$defs"].items() for line in _changes(name, was, new["$defs"].get(name))]
+    names = _paired_names(old["$defs"], new["$defs"])
+    pairs = [(name, was, new["$defs"].get(names[name])) for name, was in old["$defs"].items()]
+    return [line for name, was, now in pairs for line in _changes(name, was, now, names)]
 
 
-def _changes(name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None) -> Iterator[str]:
+def _paired_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Each definition's old name -> its name now, found by walking the same fields of both from the same names."""
+    paired = {name: name for name in old}
+    todo = [name for name in old if name in new]
+    while todo:
+        name = todo.pop()
+        fields, fields_now = (defs[key].get("properties", {}) for defs, key in ((old, name), (new, paired[name])))
+        for field in fields.keys() & fields_now.keys():
+            for was, now in zip(_references(fields[field]), _references(fields_now[field]), strict=False):
+                if was != now and was not in new:
+                    paired[was] = now
+                    todo.append(was)
+    return paired
+
+
+def _references(kind: Any) -> list[str]:
+    """Names of the definitions that a field's type refers to, in order."""
+    if isinstance(kind, list):
+        return [name for item in kind for name in _references(item)]
+    if not isinstance(kind, dict):
+        return []
+    own = [kind["$ref"].removeprefix(_DEFINITIONS)] if "$ref" in kind else []
+    return own + [name for value in kind.values() for name in _references(value)]
+
+
+def _changes(
+    name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]
+) -> Iterator[str]:
     if now is None:
         yield f"{name} is gone"
         return
     fields, fields_now = was.get("properties", {}), now.get("properties", {})
-    if not fields and _meaning(was) != _meaning(now):
+    if not fields and _meaning(was, names) != _meaning(now):
         yield f"{name} was {_meaning(was)}, is {_meaning(now)}"
     for field, kind in fields.items():
         if field not in fields_now:
             yield f"{name}.{field} is gone"
-        elif _meaning(kind) != _meaning(fields_now[field]):
+        elif _meaning(kind, names) != _meaning(fields_now[field]):
             yield f"{name}.{field} was {_meaning(kind)}, is {_meaning(fields_now[field])}"
     for field in now.get("required", ()):
         if field not in was.get("required", ()):
             yield f"{name}.{field} has no default, and older lines may lack it"
 
 
-def _meaning(kind: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kind.items() if key not in _NO_MEANING}
+def _meaning(kind: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a type says of the data, with its references by their names now."""
+    own = {key: value for key, value in kind.items() if key not in _NO_MEANING}
+    return own if names is None else _renamed(own, names)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if not isinstance(value, dict):
+        return value
+    renamed = {key: _renamed(item, names) for key, item in value.items()}
+    if "$ref" in renamed:
+        name = renamed["$ref"].removeprefix(_DEFINITIONS)
+        renamed["$ref"] = _DEFINITIONS + names.get(name, name)
+    return renamed
 
 
 def _rewritten(value: Any) -> Any:

@@ -52,7 +52,7 @@ TABLE = {
         ),
         EngineRow(
             name="scripted",
-            target="pytest_llmperf.engines.scripted:ScriptedEngine",
+            target="pytest_llmperf.engines.scripted.session:ScriptedEngine",
             capabilities="pytest_llmperf.engines.capabilities:SCRIPTED",
         ),
         EngineRow(
@@ -70,7 +70,9 @@ SERVERS = ("vllm", "transformers", "llama.cpp", "xllamacpp", "tgi", "openllm", "
 
 TABLE |= {
     f"server:{name}": replace(
-        TABLE["server"], name=f"server:{name}", capabilities=f"pytest_llmperf.engines.server.abilities:{name.replace('.', '_')}"
+        TABLE["server"],
+        name=f"server:{name}",
+        capabilities=f"pytest_llmperf.engines.server.abilities:{name.replace('.', '_')}",
     )
     for name in SERVERS
 }
@@ -94,7 +96,7 @@ def engine(name: str) -> EngineRow:
             row = entry.load()
             if not isinstance(row, EngineRow):
                 raise UsageError(
-                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed."
+                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.",
                 )
             return row
     known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.plan import ANY, LoadPlan
-from pytest_llmperf.engines import limits, parallel_limits, pruning, quantised_limits
 from pytest_llmperf.engines.base import Capabilities
+from pytest_llmperf.engines.refusals import decode, parallel, pruning, quantized
 
 REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (
-    *limits.ALL,
-    *quantised_limits.ALL,
-    *parallel_limits.ALL,
+    *decode.ALL,
+    *quantized.ALL,
+    *parallel.ALL,
     pruning.refuse,
 )
 """Each gives the reason why a plan cannot be loaded, or None."""
@@ -25,7 +25,7 @@ TRANSFORMERS = Capabilities(
         "attention": frozenset({None, "sdpa", "eager", "flash_attention_2"}),
         "cache": frozenset({"dynamic", "static", "int8", "fp8"}),
         "compile": frozenset({None, "default", "reduce-overhead", "max-autotune"}),
-        "quantisation": ANY,
+        "quantization": ANY,
         "pruning": ANY,
         "adapters": ANY,
         "merge_adapters": frozenset({False, True}),
@@ -35,12 +35,12 @@ TRANSFORMERS = Capabilities(
         "offload": frozenset({None, "cpu", "disk"}),
     },
     refuses=lambda plan: next((reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None),
-    lacks=quantised_limits.missing_library,
+    lacks=quantized.missing_library,
     max_ranks=None,
 )
 
 SCRIPTED = Capabilities(
-    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantisation"},
+    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantization"},
     max_ranks=None,
     occupies_device=False,
     serves=True,

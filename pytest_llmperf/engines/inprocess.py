@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.next_tokens import TopTokens
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
+from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 
 _REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"

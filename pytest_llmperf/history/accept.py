@@ -60,7 +60,8 @@ class Reviewed(Struct, frozen=True, kw_only=True):
     def removed_at(self, test: str) -> str:
         """When the test was last said to be removed (UTC); empty if it never was."""
         return max(
-            (utc(each.when) for each in self.renames if not each.new and _renamed(test, each.old, "") is not None), default=""
+            (utc(each.when) for each in self.renames if not each.new and _renamed(test, each.old, "") is not None),
+            default="",
         )
 
     def name_now(self, test: str) -> str:

@@ -39,6 +39,7 @@ def parse(url: str, folder: Path) -> Address:
 
     Raises:
         StoreError: it is not a URL, of no known dialect, or names no file or database.
+
     """
     made = _make(url)
     return _file_address(made, folder) if made.drivername == "sqlite" else _server_address(made, folder)

@@ -6,13 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
-from sqlalchemy import and_, select
 
-from pytest_llmperf.core.advise import Choice, Reading
+from pytest_llmperf.core.advice import Choice, Reading
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.history.database import Database
-from pytest_llmperf.history.sessions import MEASURED
-from pytest_llmperf.history.tables import METRICS, RECORDS
+from pytest_llmperf.history.queries import MeasuredMetric
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -22,23 +19,6 @@ _PARTS = ("memory.weights", "memory.peak")
 _DIRECT = {"agreement.top1": "top1", "agreement.perplexity_ratio": "perplexity", "ttft.p50": "ttft"}
 _NAMES = (*_SPEEDS, *_PARTS, *_DIRECT)
 _NULL = "not measurable when it was last measured"
-
-
-class Measured(Struct, frozen=True, kw_only=True):
-    """One metric of one record, with what tells apart what may be compared."""
-
-    series_key: str
-    created: str
-    workload_key: str
-    workload_text: str
-    strategy: str
-    engine: str
-    model: str
-    environment_key: str
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -62,27 +42,14 @@ class Found(Struct, frozen=True, kw_only=True):
     memory: str
 
 
-def measured(database: Database, names: Sequence[str] = _NAMES) -> list[Measured]:
-    """These metrics of every validly measured record, newest first."""
-    kept = [RECORDS.c[name] for name in Measured.__struct_fields__ if name in RECORDS.c and name != "name"]
-    values = [METRICS.c[name] for name in ("name", "value", "low", "high")]
-    query = (
-        select(*kept, *values)
-        .join(METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name.in_(names)))
-        .where(RECORDS.c.outcome.in_(sorted(MEASURED)))
-        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
-    )
-    with database.reading() as connection:
-        return [Measured(**row) for row in connection.execute(query).mappings()]
-
-
 def find(store: Store, wanted: Wanted) -> Found:
     """The strategies of one model, environment, workload and agreement, each by its newest values.
 
     Raises:
         UsageError: nothing is stored, nothing is what was wanted, or several are and none was named: all are listed.
+
     """
-    rows = store.measured()
+    rows = store.measured(_NAMES)
     runs = [row for row in rows if row.name in _SPEEDS and row.value is not None]
     if not runs:
         raise UsageError(f"{store.shown} holds no run that was measured. A pytest run with llmperf tests fills it.")
@@ -106,7 +73,7 @@ def find(store: Store, wanted: Wanted) -> Found:
     )
 
 
-def _choices(rows: Sequence[Measured], references: set[str], *, on_cpu: bool) -> tuple[Choice, ...]:
+def _choices(rows: Sequence[MeasuredMetric], references: set[str], *, on_cpu: bool) -> tuple[Choice, ...]:
     engines = {row.engine for row in rows}
     names = {(row.strategy, row.engine): f"{row.strategy} [{row.engine}]" if len(engines) > 1 else row.strategy for row in rows}
     return tuple(
@@ -115,8 +82,8 @@ def _choices(rows: Sequence[Measured], references: set[str], *, on_cpu: bool) ->
     )
 
 
-def _choice(name: str, rows: Iterable[Measured], is_reference: bool, *, on_cpu: bool) -> Choice:
-    newest: dict[str, Measured] = {}
+def _choice(name: str, rows: Iterable[MeasuredMetric], is_reference: bool, *, on_cpu: bool) -> Choice:
+    newest: dict[str, MeasuredMetric] = {}
     for row in rows:
         newest.setdefault(row.name, row)
     speed = "prefill_throughput" if any(row.workload_text.startswith("prefill") for row in newest.values()) else "throughput"
@@ -129,7 +96,7 @@ def _choice(name: str, rows: Iterable[Measured], is_reference: bool, *, on_cpu: 
     return Choice(name=name, readings=known, reasons={axis: _NULL for axis in readings if axis not in known})
 
 
-def _memory(newest: Mapping[str, Measured], *, on_cpu: bool) -> Reading | None:
+def _memory(newest: Mapping[str, MeasuredMetric], *, on_cpu: bool) -> Reading | None:
     """A GPU's peak holds the weights; that of a CPU is the growth over a run, to which they are added."""
     parts = [newest[name] for name in (_PARTS if on_cpu else _PARTS[1:]) if name in newest]
     values = [part.value for part in parts if part.value is not None]
@@ -138,11 +105,11 @@ def _memory(newest: Mapping[str, Measured], *, on_cpu: bool) -> Reading | None:
     return Reading(value=sum(values), created=parts[0].created)
 
 
-def _reading(row: Measured) -> Reading | None:
+def _reading(row: MeasuredMetric) -> Reading | None:
     return None if row.value is None else Reading(value=row.value, low=row.low, high=row.high, created=row.created)
 
 
-def _question(store: Store, rows: Sequence[Measured], wanted: str | None) -> tuple[str, dict[str, str]]:
+def _question(store: Store, rows: Sequence[MeasuredMetric], wanted: str | None) -> tuple[str, dict[str, str]]:
     """The agreement that is compared, in words, and its series with the strategy that each was compared with."""
     asked: dict[str, dict[str, str]] = {}
     for row in rows:

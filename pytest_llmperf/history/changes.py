@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from pytest_llmperf.core.rule_c import ChangePoint, Drift, change_points, drift
+from pytest_llmperf.core.verdicts.change_points import ChangePoint, Drift, change_points, drift
 from pytest_llmperf.history.accept import Acceptance, levels
 from pytest_llmperf.history.sessions import MEASURED, SessionValue, session_values
 
@@ -41,7 +41,11 @@ class SeriesChanges(Struct, frozen=True, kw_only=True):
 
 
 def series_changes(
-    store: Store, series: str, metric: str, accepted: tuple[Acceptance, ...], earlier: Sequence[str] = ()
+    store: Store,
+    series: str,
+    metric: str,
+    accepted: tuple[Acceptance, ...],
+    earlier: Sequence[str] = (),
 ) -> list[SeriesChanges]:
     """The changes of a metric, by environment. `earlier` are the keys that the series had before its test was renamed.
 

@@ -49,6 +49,7 @@ class Database:
         Raises:
             StoreMissing: nothing there and `create` is False.
             StoreError: it cannot be opened, or a newer version wrote it.
+
         """
         if self.address.file is None:
             return self._prepare_server(create)
@@ -173,7 +174,7 @@ def _server_engine(address: Address, busy_s: float) -> Engine:
     except ImportError as error:
         raise StoreError(
             f"store {address.shown} needs the package psycopg, which is not installed here ({error}). "
-            "Install it with: pip install 'pytest-llmperf[postgresql]'"
+            "Install it with: pip install 'pytest-llmperf[postgresql]'",
         ) from error
 
 

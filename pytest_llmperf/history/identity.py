@@ -25,6 +25,7 @@ def utc(created: str) -> str:
 
     Raises:
         StoreError: it is not an ISO 8601 time.
+
     """
     try:
         time = datetime.fromisoformat(created)

@@ -29,6 +29,7 @@ def upgrade(connection: Connection, shown: str) -> None:
 
     Raises:
         StoreError: the store is of a newer version than this program.
+
     """
     from alembic import command  # noqa: PLC0415 - 0.1 s that an up-to-date store does not pay
 
@@ -39,7 +40,7 @@ def upgrade(connection: Connection, shown: str) -> None:
 
 def downgrade(connection: Connection, to: str) -> None:
     """Go back to an older revision, or to "base" (drops every table)."""
-    from alembic import command  # noqa: PLC0415
+    from alembic import command  # noqa: PLC0415 - 0.1 s that an up-to-date store does not pay
 
     command.downgrade(_config(connection), to)
 
@@ -50,7 +51,7 @@ def require_known(found: str | None, shown: str) -> None:
         return
     raise StoreError(
         f"store {shown} has schema revision {found!r}, this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
-        "Upgrade pytest-llmperf, or give another store with --llmperf-store."
+        "Upgrade pytest-llmperf, or give another store with --llmperf-store.",
     )
 
 

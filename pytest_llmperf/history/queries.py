@@ -18,6 +18,7 @@ from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.identity import storable, utc
 from pytest_llmperf.history.problems import StoreUnavailable
 from pytest_llmperf.history.rows import document, metric_rows, record_row
+from pytest_llmperf.history.sessions import MEASURED
 from pytest_llmperf.history.spool import Entry, Outcome
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
 
@@ -263,3 +264,34 @@ def _series(row: Row[Any]) -> Series:
     kept = ("test", "label", "workload_text", "strategy", "engine", "model", "n")
     last = {f"last_{name}": getattr(row, name) for name in ("id", "created", "outcome", "environment_key")}
     return Series(key=row.series_key, **{name: getattr(row, name) for name in kept}, **last)
+
+
+class MeasuredMetric(Struct, frozen=True, kw_only=True):
+    """One metric of one record, with what tells apart what may be compared."""
+
+    series_key: str
+    created: str
+    workload_key: str
+    workload_text: str
+    strategy: str
+    engine: str
+    model: str
+    environment_key: str
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
+    """These metrics of every validly measured record, newest first."""
+    kept = [RECORDS.c[name] for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c and name != "name"]
+    values = [METRICS.c[name] for name in ("name", "value", "low", "high")]
+    query = (
+        select(*kept, *values)
+        .join(METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name.in_(names)))
+        .where(RECORDS.c.outcome.in_(sorted(MEASURED)))
+        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+    )
+    with database.reading() as connection:
+        return [MeasuredMetric(**row) for row in connection.execute(query).mappings()]

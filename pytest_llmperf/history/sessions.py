@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from pytest_llmperf.core import stats
+from pytest_llmperf.core.verdicts import stats
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.queries import Point

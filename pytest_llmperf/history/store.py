@@ -14,12 +14,11 @@ from typing import Any, Self
 
 from pytest_llmperf.core.record import ClaimRecord, Record
 from pytest_llmperf.errors import StoreError
-from pytest_llmperf.history import advice, queries
+from pytest_llmperf.history import queries
 from pytest_llmperf.history.address import parse
-from pytest_llmperf.history.advice import Measured
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
-from pytest_llmperf.history.queries import Point, Series
+from pytest_llmperf.history.queries import MeasuredMetric, Point, Series
 from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0
@@ -35,6 +34,7 @@ def open_store(url: str, *, create: bool = True, folder: Path | None = None, bus
         StoreMissing: nothing there, and `create` is False.
         StoreUnavailable: locked, unreachable, not writable, disk full.
         StoreError: bad URL, unknown dialect, missing driver, written by a newer version.
+
     """
     store = _make(url, folder, busy_s)
     try:
@@ -50,6 +50,7 @@ def open_for_session(url: str, *, folder: Path | None = None, busy_s: float = BU
 
     Raises:
         StoreError: as `open_store`, or neither the store nor its spool can be written.
+
     """
     store = _make(url, folder, busy_s)
     try:
@@ -92,6 +93,7 @@ class Store:
 
         Raises:
             StoreError: neither could be written (the record is tried again at the next call and at `close`).
+
         """
         return self._save(record)
 
@@ -100,6 +102,7 @@ class Store:
 
         Raises:
             StoreError: none of them was written.
+
         """
         return queries.write_many(self._database, records)
 
@@ -119,6 +122,7 @@ class Store:
 
         Raises:
             StoreError: no such record, or as `add`.
+
         """
         return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement, extra=dict(extra or {})))
 
@@ -166,9 +170,9 @@ class Store:
         """One metric over a series, newest first, without reading whole records; `environment` is an environment key."""
         return queries.points(self._database, series, metric, limit, environment=environment)
 
-    def measured(self) -> list[Measured]:
+    def measured(self, names: Sequence[str]) -> list[MeasuredMetric]:
         """What advice is made of, over all series, newest first (see `history.advice`)."""
-        return advice.measured(self._database)
+        return queries.measured(self._database, names)
 
     def metric_names(self) -> list[str]:
         """Names of the metrics that the newest records have, sorted."""
@@ -179,6 +183,7 @@ class Store:
 
         Raises:
             StoreError: records could be kept nowhere; it says how many.
+
         """
         try:
             self._flush()

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.benchmark import TIME
-from pytest_llmperf.core.quantities import TABLE
+from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.record import UNFINISHED, MetricValue, Record
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.history import accept
@@ -96,6 +96,7 @@ def import_file(store: Store, folder: Path, path: Path) -> Imported:
     Raises:
         UsageError: no line is one of ours.
         StoreError: the file cannot be read, a newer version wrote it, or the store cannot be written.
+
     """
     done = Imported(skipped=_examined(path))
     bad = {each.number for each in done.skipped}
@@ -125,7 +126,7 @@ def _examined(path: Path) -> list[Skipped]:
             skipped.append(Skipped(path=str(path), number=number, reason=f"{half}{error}"))
     if skipped and not good:
         raise UsageError(
-            f"{path} is no history: {skipped[0]}. 'llmperf export' and --llmperf-json write files that can be imported."
+            f"{path} is no history: {skipped[0]}. 'llmperf export' and --llmperf-json write files that can be imported.",
         )
     return skipped
 
@@ -156,7 +157,7 @@ def _require_sound(line: _Line, units: dict[tuple[str, str, str], str]) -> None:
         if row is not None and metric.formula == row.formula and (metric.unit, metric.direction) != (row.unit, row.direction):
             raise ValueError(
                 f"{metric.name} is in {metric.unit!r}, {metric.direction} is better; by its definition {row.formula} it is in "
-                f"{row.unit!r}, {row.direction} is better"
+                f"{row.unit!r}, {row.direction} is better",
             )
         _require_one_unit(series_key(line), metric, units)
 

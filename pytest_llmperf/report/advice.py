@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytest_llmperf.core.advise import AXES, Advice, Choice
+from pytest_llmperf.core.advice import AXES, Advice, Choice
 from pytest_llmperf.core.format import MISSING, format_estimate, format_value
 
 _TITLES = {"top1": "top-1", "ttft": "TTFT"}

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import format_number, format_percent, format_value
 from pytest_llmperf.core.record import speed_metric
+from pytest_llmperf.core.verdicts import stats
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record

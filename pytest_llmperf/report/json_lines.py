@@ -38,6 +38,7 @@ class JsonLines:
 
         Raises:
             StoreError: the file cannot be written. A half-written line is closed by the next append and skipped by `read`.
+
         """
         try:
             line = self._mended() + record_json.encode(record) + b"\n"

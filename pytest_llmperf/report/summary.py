@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import MISSING, NOT_MEASURABLE, format_interval, format_number, format_percent, format_value
 from pytest_llmperf.core.record import speed_metric
+from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
 
 if TYPE_CHECKING:

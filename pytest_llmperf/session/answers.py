@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from pytest_llmperf.core import task_accuracy
-from pytest_llmperf.core.estimate import Estimate
+from pytest_llmperf.core.agreement import task_accuracy
+from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import TaskSet
 
@@ -13,7 +13,7 @@ from pytest_llmperf.workloads import TaskSet
 class Answers(Struct, frozen=True, kw_only=True, eq=False):
     """A task set as one model answered it. `correct[i]` and `given[i]` are of item i.
 
-    `core.task_accuracy` compares two of them item by item: `accuracy_gate(…).judge(ours.correct, theirs.correct)`.
+    `core.agreement.task_accuracy` compares two of them item by item: `accuracy_gate(…).judge(ours.correct, theirs.correct)`.
     """
 
     tasks: TaskSet
@@ -32,10 +32,14 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
         if self.tasks.content_hash != reference.tasks.content_hash:
             raise UsageError(
                 f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or are put in another way; "
-                "both sides must answer the same task set."
+                "both sides must answer the same task set.",
             )
         return task_accuracy.recovery(
-            self.correct, reference.correct, subject=self.subject, context=self.context, against=reference.subject
+            self.correct,
+            reference.correct,
+            subject=self.subject,
+            context=self.context,
+            against=reference.subject,
         )
 
     def wrong(self, n: int = 5) -> tuple[tuple[str, str, str], ...]:

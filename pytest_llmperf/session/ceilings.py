@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from pytest_llmperf.core.trace import Ceilings
-from pytest_llmperf.session.pool import OpenModel
-from pytest_llmperf.session.settings import cache_dir
-from pytest_llmperf.worker.messages import CeilingsRead, MeasureCeilings
+from pytest_llmperf.settings.settings import cache_dir
+from pytest_llmperf.wire.messages import CeilingsRead, MeasureCeilings
+from pytest_llmperf.workers.pool import OpenModel
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_AGE_DAYS = 30

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pytest_llmperf import engines
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.devices.placement import resolve_device
+from pytest_llmperf.devices.selection import GpuPool
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.session.devices import resolve_device
-from pytest_llmperf.session.gate_limits import checked_limits
-from pytest_llmperf.session.selection import GpuPool
-from pytest_llmperf.session.settings import Settings
+from pytest_llmperf.settings.limits import checked_limits
+from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
 from pytest_llmperf.strategies.adapters import located
 from pytest_llmperf.strategies.assistance import LOOKUP
-from pytest_llmperf.strategies.quantised import located as checkpoint_located
+from pytest_llmperf.strategies.quantized import located as checkpoint_located
 
 DEFAULT_STRATEGY = "auto"
 
@@ -70,13 +70,18 @@ def declaration(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> D
 
 
 def load_plan(
-    declared: Declaration, strategy: str, settings: Settings, *, gpus: Callable[[], GpuPool], engine: str | None = None
+    declared: Declaration,
+    strategy: str,
+    settings: Settings,
+    *,
+    gpus: Callable[[], GpuPool],
+    engine: str | None = None,
 ) -> LoadPlan:
     """The load plan of a declaration under a strategy, on one of `gpus` where it can. Raises UsageError, nothing is loaded."""
     if declared.model is None:
         raise UsageError(
             "no model is named. Give one on the test, its module or class: @pytest.mark.llmperf(model='smollm2-135m') "
-            "(a Hugging Face id, a local folder, a GGUF file, an alias, or 'pkg.mod:build')."
+            "(a Hugging Face id, a local folder, a GGUF file, an alias, or 'pkg.mod:build').",
         )
     row = engines.engine(engine or declared.engine)
     parsed = parse(strategy)
@@ -103,7 +108,7 @@ def _checked(name: str, value: Any) -> Any:
     if name not in known:
         raise UsageError(
             f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{did_you_mean(name, known)} "
-            f"Arguments: {', '.join(known)}."
+            f"Arguments: {', '.join(known)}.",
         )
     wanted = _TYPES[name]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -111,7 +116,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "strategies" and isinstance(value, list | tuple) and not (value and all(isinstance(each, str) for each in value)):
         raise UsageError(
             f"@pytest.mark.llmperf(strategies={value!r}): at least one strategy is needed, each a text such as 'bf16'. "
-            "For marks and ids of single ones: @pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True)."
+            "For marks and ids of single ones: @pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True).",
         )
     if name in {"budget", "precision"} and isinstance(value, int | float) and value <= 0:
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): a number above 0 is needed.")

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from pytest_llmperf.core.record import Environment
-from pytest_llmperf.session.host import Fact, host_facts, project_facts, project_name
-from pytest_llmperf.session.inventory import SIMULATED
-
-COMPARABLE = (
-    "device",
-    "device_name",
-    "device_count",
-    "device_power_limit_w",
-    "cpu_model",
-    "cpu_cores_limit",
-    "torch_threads",
-)
-"""The facts that must be equal for two runs to be compared with each other, with `WHERE_KNOWN`.
-
-Versions (engine, torch, driver, Python, kernel) and the commit are covariates: they are what a history is there to judge.
-An unknown fact equals only an unknown one.
-"""
-
-WHERE_KNOWN = ("n_hosts",)
-"""As COMPARABLE, of records that have the fact: only a model on a cluster has a number of hosts. The others keep their keys."""
-
-
-MUST_MATCH = (*COMPARABLE, *WHERE_KNOWN)
-"""Both: what the report marks, and what an error names."""
+from pytest_llmperf.core.record import Environment, Fact
+from pytest_llmperf.devices.host import host_facts, project_facts, project_name
+from pytest_llmperf.devices.inventory import SIMULATED
 
 
 def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path) -> Environment:
@@ -48,31 +23,6 @@ def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, 
     worker = {name: _fact(value) for name, value in device_facts.items()}
     packages: dict[str, Fact] = {f"version_{name}": version for name, version in versions.items()}
     return Environment(facts={**_host(), **worker, **packages, **_project(root)})
-
-
-def environment_key(environment: Environment) -> str:
-    """SHA-256 (16 hex digits) of the facts in `COMPARABLE` and `WHERE_KNOWN`: equal keys are comparable."""
-    known = [name for name in WHERE_KNOWN if environment.facts.get(name) is not None]
-    content = msgspec.json.encode([[name, environment.facts.get(name)] for name in (*COMPARABLE, *known)])
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def device_names(environment: Environment) -> list[str]:
-    """What the device of a run may be called, the most telling first: its name, its kind, the CPU's model."""
-    names = (environment.facts.get(name) for name in ("device_name", "device", "cpu_model"))
-    return [str(name) for name in names if name]
-
-
-def differences(a: Environment, b: Environment, names: Sequence[str] = MUST_MATCH) -> list[tuple[str, Fact, Fact]]:
-    """(name, fact in a, fact in b) for each of `names` that differs. Empty exactly when the keys are equal."""
-    pairs = ((name, a.facts.get(name), b.facts.get(name)) for name in names)
-    return [(name, left, right) for name, left, right in pairs if not _same(left, right)]
-
-
-def covariates(a: Environment, b: Environment) -> list[tuple[str, Fact, Fact]]:
-    """As `differences`, over every other fact: what may explain a change without forbidding the comparison."""
-    names = sorted({*a.facts, *b.facts} - set(MUST_MATCH))
-    return differences(a, b, names)
 
 
 @cache
@@ -91,8 +41,3 @@ def _fact(value: Any) -> Fact:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _same(a: Fact, b: Fact) -> bool:
-    """Equal in the sense of the key: what is encoded alike. 2 and 2.0 are not the same text."""
-    return msgspec.json.encode(a) == msgspec.json.encode(b)

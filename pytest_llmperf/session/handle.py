@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.results import RunResult
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.declare import Declaration
 from pytest_llmperf.session.model import Model
+from pytest_llmperf.wire.messages import Command, Heartbeat, Result
 from pytest_llmperf.worker.host import Host
-from pytest_llmperf.worker.messages import Command, Heartbeat, Result
 from pytest_llmperf.workloads import Decode
 
 if TYPE_CHECKING:
-    from pytest_llmperf.session.state import LlmperfSession
+    from pytest_llmperf.session.session import LlmperfSession
 
 
 class HostChannel:
@@ -52,12 +52,13 @@ class Handle:
 
         Raises:
             UsageError: `function` cannot be called, or `tokens` is not at least 1. What `function` raises goes through.
+
         """
         if not callable(function):
             raise UsageError(f"llmperf.measure({function!r}): something that can be called without arguments is needed.")
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise UsageError(
-                f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1."
+                f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1.",
             )
         from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415 - only for tests that use it
 

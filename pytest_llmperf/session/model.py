@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.core.agreement import Agreement
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.agreement.rules import default_rule, parse_rule
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.next_tokens import TopTokens
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.rate_search import RateSearch
-from pytest_llmperf.core.results import RunResult
-from pytest_llmperf.core.rules import default_rule, parse_rule
-from pytest_llmperf.core.unjudged import Unjudged
+from pytest_llmperf.core.metrics.rate_search import RateSearch
+from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.verdicts.unjudged import Unjudged
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session import baseline
+from pytest_llmperf.session import agreement
+from pytest_llmperf.session.adapter_view import require_usable, using, view_of
 from pytest_llmperf.session.answers import Answers
-from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.run import run_once
 from pytest_llmperf.session.serving import require_serves, search
-from pytest_llmperf.session.using import require_usable, using, view_of
-from pytest_llmperf.worker.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
+from pytest_llmperf.wire.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
+from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, TaskSet, Workload
 
 if TYPE_CHECKING:
-    from pytest_llmperf.session.state import LlmperfSession
+    from pytest_llmperf.session.session import LlmperfSession
 
 AGREEMENT_PROMPTS = "short-chat"
 
@@ -65,8 +65,8 @@ class Model:
     def load(self) -> OpenModel:
         """Load the model now and check that its strategy is in effect. Raises the errors of `session.pool.Pool.open`."""
         opened = self._session.pool.open(self.plan)
-        if opened.opened.effective.quantised is not None:
-            self._session.note(f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantised}")
+        if opened.opened.effective.quantized is not None:
+            self._session.note(f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantized}")
         if not self._adapters:
             return opened
         if self._switched is None or self._switched[0] is not opened:
@@ -80,6 +80,7 @@ class Model:
 
         Raises:
             UsageError: the strategy does not load them, or merges or compiles them.
+
         """
         require_usable(self.plan, names)
         return Model(self._session, self.plan, names)
@@ -89,6 +90,7 @@ class Model:
 
         Raises:
             UsageError: no task set, or a model without a tokenizer. NotInEffect, WorkerError: see `load`.
+
         """
         if not isinstance(tasks, TaskSet):
             raise UsageError(f"accuracy({tasks!r}): a task set is needed, for example TaskSet.from_jsonl(path).")
@@ -116,6 +118,7 @@ class Model:
         Raises:
             InvalidRun: too few repetitions were valid. NotInEffect, WorkerError: see `load`.
             Regression: the session gates, and this run is worse than its history allows.
+
         """
         _check_workload(workload)
         if isinstance(workload, Serve):
@@ -135,6 +138,7 @@ class Model:
             start: the rate to try first.
             attainment: the share of all requests that must meet every SLO.
             within: how close the highest rate that is kept and the lowest that is not come, as a share.
+
         """
         _check_workload(workload)
         require_serves(self.plan.engine)
@@ -160,7 +164,7 @@ class Model:
         if not self._session.pool.fits_together(*dict.fromkeys((self.plan, other.plan))):
             self._session.note(
                 f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: "
-                "they were loaded in turn"
+                "they were loaded in turn",
             )
         ours, theirs = self._session.measure([self, other], workload)
         return ours, theirs
@@ -183,14 +187,15 @@ class Model:
             batch: prompts in one forward, the same on both sides.
             rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)'; by default that of
                 the strategy's kind (docs/measurement.md).
+
         """
         _check_question(reference, prompts, new_tokens=new_tokens, batch=batch)
         _check_one_adapter(self, reference)
         chosen = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
-        question = baseline.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
+        question = agreement.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
         self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
         candidate = self.load()
-        result = baseline.compare(candidate, reference.seen, reference.load, question, chosen)
+        result = agreement.compare(candidate, reference.seen, reference.load, question, chosen)
         self._session.recorder.agree(candidate, question, result)
         return result
 
@@ -201,6 +206,7 @@ class Model:
 
         Raises:
             UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit is NaN.
+
         """
         answer = self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k))
         assert isinstance(answer, TopTokensRead)  # noqa: S101 - narrows the union; the wire checked the type
@@ -210,7 +216,7 @@ class Model:
         if self.plan.model.kind == "arch":
             raise UsageError(
                 f"{self.plan.model.name} has random weights: its outputs mean nothing, so agreement says nothing about quality. "
-                "Use a real model, or pass prompts=PromptSet.synthetic() to compare the arithmetic alone."
+                "Use a real model, or pass prompts=PromptSet.synthetic() to compare the arithmetic alone.",
             )
         return PromptSet.bundled(AGREEMENT_PROMPTS)
 
@@ -233,7 +239,7 @@ def _check_one_adapter(*models: Model) -> None:
     for model in models:
         if len(set(model._adapters)) > 1:  # noqa: SLF001 - of this class
             raise UsageError(
-                f"agreement of {model!r}: rows under different adapters are different models. Compare one at a time."
+                f"agreement of {model!r}: rows under different adapters are different models. Compare one at a time.",
             )
 
 
@@ -252,5 +258,5 @@ def _check_workload(workload: object) -> None:
     if not isinstance(workload, Decode | Prefill | Batch | Serve):
         raise UsageError(
             f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128), Prefill(…), Batch(…) "
-            "or Serve(…)."
+            "or Serve(…).",
         )

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.core import kept
-from pytest_llmperf.core.agreement import Agreement
+from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
-from pytest_llmperf.core.judge import Finding
-from pytest_llmperf.core.load import NO_SUCH
-from pytest_llmperf.core.quantities import TABLE
+from pytest_llmperf.core.environment import environment_key
+from pytest_llmperf.core.metrics import record_extras
+from pytest_llmperf.core.metrics.quantities import TABLE
+from pytest_llmperf.core.metrics.results import metric_value
+from pytest_llmperf.core.metrics.serving import NO_SUCH
 from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Environment, Record
-from pytest_llmperf.core.results import metric_value
+from pytest_llmperf.core.verdicts.judge import Finding
 from pytest_llmperf.errors import StoreError
+from pytest_llmperf.session.agreement import Question, metric_values
 from pytest_llmperf.session.answers import Answers
-from pytest_llmperf.session.baseline import Question, metric_values
-from pytest_llmperf.session.environment import collect_environment, environment_key
-from pytest_llmperf.session.pool import OpenModel
-from pytest_llmperf.session.settings import Settings
+from pytest_llmperf.session.environment import collect_environment
+from pytest_llmperf.settings.settings import Settings
+from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe, describe_serve, recorded_serve
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Recorder:
                 f"{len(tasks.items)} items of {tasks.name}",
                 metrics=(metric_value("task.accuracy", TABLE["task.accuracy"], answers.accuracy),),
                 samples={"correct": tuple(map(float, answers.correct))},
-            )
+            ),
         )
 
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
@@ -204,8 +205,8 @@ class Recorder:
                 "repetitions": len(side.taken),
                 "valid": len(side.valid),
                 **_ranks(side),
-                **kept.ceilings(side.ceilings, side.taken[-1].step),
-                **kept.itl_by_position([side.taken[at].trace for at in side.valid]),
+                **record_extras.ceilings(side.ceilings, side.taken[-1].step),
+                **record_extras.itl_by_position([side.taken[at].trace for at in side.valid]),
                 **({"attempt": attempt} if attempt > 1 else {}),
                 **({"phase": "teardown"} if self.test_is_over else {}),
             },

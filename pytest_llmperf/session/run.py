@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.metrics import reduce
-from pytest_llmperf.core.results import RunResult
-from pytest_llmperf.core.scaling import scaled, scales
+from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.metrics.scaling import scaled, scales
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
 from pytest_llmperf.session import ceilings as device_ceilings
-from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.sampling import MIN_WARM_UP, Goal, Progress, Side, WarmUp, sample, valid_indices, warm_up
 from pytest_llmperf.strategies import require_in_effect
-from pytest_llmperf.worker.messages import (
+from pytest_llmperf.wire.messages import (
     CollectivesRead,
     Describe,
     Described,
@@ -26,6 +25,7 @@ from pytest_llmperf.worker.messages import (
     ReadMemory,
     Run,
 )
+from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
@@ -60,7 +60,12 @@ class Measured:
 
 
 def measure(
-    acquire: Sequence[Acquire], workload: Workload, goal: Goal, progress: Progress, *, pair: str | None = None
+    acquire: Sequence[Acquire],
+    workload: Workload,
+    goal: Goal,
+    progress: Progress,
+    *,
+    pair: str | None = None,
 ) -> list[Measured]:
     """Measure one model, or two interleaved. Never judges.
 
@@ -71,6 +76,7 @@ def measure(
         NotInEffect: after warm-up a promise does not hold (compilation, the cache in use).
         InvalidRun: too few valid repetitions.
         WorkerError: a worker died, hung or ran out of memory.
+
     """
     repeaters = [Repeater(each, workload) for each in acquire]
     sides = [Side(name=each.current().plan.strategy, repeat=each) for each in repeaters]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.trace import Trace
+from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun
-from pytest_llmperf.worker.messages import Ran
+from pytest_llmperf.wire.messages import Ran
 
 MIN_WARM_UP = 2
 WARM_UP_WINDOW = 5
@@ -86,6 +86,7 @@ def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
 
     Raises:
         InvalidRun: fewer than four repetitions, or fewer than half of those taken, are valid.
+
     """
     spent_s, n = 0.0, 0
     while n < MAX_REPETITIONS:
@@ -157,5 +158,5 @@ def _require_valid(sides: Sequence[Side], n: int) -> None:
     reasons = "; ".join(f"{kind} in {len(details)} (e.g. {details[0]})" for kind, details in seen.items())
     raise InvalidRun(
         f"{len(valid)} of {n} repetitions are valid, {MIN_VALID} and half of all are needed: {reasons or 'the budget ended'}. "
-        "Free the device of other work, or give a larger --llmperf-budget."
+        "Free the device of other work, or give a larger --llmperf-budget.",
     )

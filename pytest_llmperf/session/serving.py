@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import msgspec
 
 from pytest_llmperf import engines
-from pytest_llmperf.core.load import client_mark, reduce_load
-from pytest_llmperf.core.rate_search import Probe, RateSearch, check, next_rate
-from pytest_llmperf.core.results import RunResult
+from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, check, next_rate
+from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
-from pytest_llmperf.session.pool import OpenModel
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
-from pytest_llmperf.worker.messages import RunLoad, Served
+from pytest_llmperf.wire.messages import RunLoad, Served
+from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Serve, describe_serve
 
 WARM_UP = 1_000_000
@@ -48,7 +48,7 @@ def require_serves(engine: str) -> None:
     if engine not in engines.TABLE or not engines.engine(engine).can().serves:
         raise UsageError(
             f"Serve() is a load on a server, and engine {engine!r} is none. Servers: engine='server' with options, or "
-            f"{', '.join(f'server:{name}' for name in engines.SERVERS)}."
+            f"{', '.join(f'server:{name}' for name in engines.SERVERS)}.",
         )
 
 
@@ -64,7 +64,12 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
 
 
 def measure_load(
-    acquire: Sequence[Acquire], workload: Serve, progress: Progress, *, pair: str | None = None, program: str = ""
+    acquire: Sequence[Acquire],
+    workload: Serve,
+    progress: Progress,
+    *,
+    pair: str | None = None,
+    program: str = "",
 ) -> list[Loaded]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
@@ -74,6 +79,7 @@ def measure_load(
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
         WorkerError: a server died. NotInEffect: another model answered.
+
     """
     for side in acquire:
         progress("warming up", _shown(side(), workload), None)
@@ -94,6 +100,7 @@ def search(run: Callable[[Serve], RunResult], workload: Serve, *, start: float, 
 
     Raises:
         UsageError: the workload has no SLO or is no open loop, or a number cannot be used.
+
     """
     check(start, attainment, within)
     if workload.slo is None or workload.concurrency is not None:

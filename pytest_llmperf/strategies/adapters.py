@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from os.path import expanduser
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import AdapterGroup, Effective, Promise
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 
@@ -99,6 +99,7 @@ def located(plan: LoadPlan, root: Path) -> LoadPlan:
 
     Raises:
         UsageError: a folder is not there or is no adapter, two have one name, or one is called 'base'.
+
     """
     if not plan.adapters:
         return plan
@@ -116,13 +117,13 @@ def _folder(path: str, root: Path) -> Path:
     if found is None:
         raise UsageError(
             f"strategy part 'lora:{path}': there is no folder {' or '.join(map(str, places))}. "
-            "Give the folder that peft's save_pretrained wrote, relative to the project's root or absolute."
+            "Give the folder that peft's save_pretrained wrote, relative to the project's root or absolute.",
         )
     missing = [name for name in (CONFIG, WEIGHTS) if not (found / name).is_file()]
     if missing:
         raise UsageError(
             f"strategy part 'lora:{path}': {found} holds no {' and no '.join(missing)}. "
-            "Give the folder that peft's save_pretrained wrote."
+            "Give the folder that peft's save_pretrained wrote.",
         )
     return found
 

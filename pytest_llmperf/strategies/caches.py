@@ -17,10 +17,10 @@ def cache_holds(part: str, dtype: str) -> Promise:
     return Promise(f"the KV cache holds {dtype}", broken, when="warm", part=part)
 
 
-def _quantised(name: str, cache: str, dtype: str, summary: str) -> Part:
+def _quantized(name: str, cache: str, dtype: str, summary: str) -> Part:
     made = (cache_holds(name, dtype),)
     return Part(name=name, kind="cache", summary=summary, fields={"cache": cache}, promises=lambda _plan: made)
 
 
-KV_INT8 = _quantised("kv-int8", "int8", "int8", "a KV cache in 8-bit integers, one scale a head and position")
-KV_FP8 = _quantised("kv-fp8", "fp8", "float8_e4m3fn", "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt")
+KV_INT8 = _quantized("kv-int8", "int8", "int8", "a KV cache in 8-bit integers, one scale a head and position")
+KV_FP8 = _quantized("kv-fp8", "fp8", "float8_e4m3fn", "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt")

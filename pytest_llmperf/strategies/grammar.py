@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol, cast
 
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import Effective, Promise
 from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
 from pytest_llmperf.strategies.base import Part
-from pytest_llmperf.strategies.table import AUTO, KINDS, PLANNED, TABLE
+from pytest_llmperf.strategies.table import AUTO, KINDS, TABLE
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,7 @@ def _check_argument(part: Part, argument: str) -> None:
 
 def _unknown(name: str, text: str) -> str:
     where = "" if name == text else f" in {text!r}"
-    planned = next((p for p in (name, name.rstrip("0123456789")) if p in PLANNED), None)
-    if planned:
-        return f"strategy part {name!r}{where} ({PLANNED[planned]}) is not in this version of pytest-llmperf. {_by_kind()}"
-    return f"strategy part {name!r}{where} is not known.{did_you_mean(name.lower(), [*TABLE, *PLANNED])} {_by_kind()}"
+    return f"strategy part {name!r}{where} is not known.{did_you_mean(name.lower(), TABLE)} {_by_kind()}"
 
 
 def _by_kind() -> str:

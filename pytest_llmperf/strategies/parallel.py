@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.effective import Effective, Promise, Shard
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 
@@ -21,7 +21,7 @@ def _number(name: str) -> Callable[[str], dict[str, object]]:
         if not argument.isascii() or not argument.isdigit() or argument != str(int(argument)) or int(argument) < 2:  # noqa: PLR2004
             raise UsageError(
                 f"strategy part {name + argument!r}: the number of devices is a whole number of at least 2, "
-                f"for example {name + '2'!r}. On one device leave the part out."
+                f"for example {name + '2'!r}. On one device leave the part out.",
             )
         return {name: int(argument)}
 

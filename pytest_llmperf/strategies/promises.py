@@ -8,18 +8,18 @@ from collections.abc import Iterable
 from pytest_llmperf.core.effective import Effective, Promise
 
 
-def weights_are(part: str, dtype: str, *, unquantised: bool = False) -> Promise:
+def weights_are(part: str, dtype: str, *, unquantized: bool = False) -> Promise:
     """Every linear layer, and every parameter that the architecture does not keep apart itself, is stored in `dtype`.
 
-    `unquantised`: only what is not quantised, where another part promises that some layers are.
+    `unquantized`: only what is not quantized, where another part promises that some layers are.
     """
-    return Promise(f"weights are {dtype}", lambda e: _wrong_weights(e, dtype, unquantised=unquantised), part=part)
+    return Promise(f"weights are {dtype}", lambda e: _wrong_weights(e, dtype, unquantized=unquantized), part=part)
 
 
-def weights_as_in_checkpoint(part: str, *, unquantised: bool = False) -> Promise:
+def weights_as_in_checkpoint(part: str, *, unquantized: bool = False) -> Promise:
     """Weights are stored in the dtype of the checkpoint. An engine that does not report that dtype breaks the promise.
 
-    `unquantised` as for `weights_are`. Of a server, which shows no weights, nothing was asked then: its notes say what it said.
+    `unquantized` as for `weights_are`. Of a server, which shows no weights, nothing was asked then: its notes say what it said.
     """
 
     def broken(effective: Effective) -> str | None:
@@ -27,7 +27,7 @@ def weights_as_in_checkpoint(part: str, *, unquantised: bool = False) -> Promise
             return None
         if effective.checkpoint_dtype is None:
             return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
-        return _wrong_weights(effective, effective.checkpoint_dtype, unquantised=unquantised)
+        return _wrong_weights(effective, effective.checkpoint_dtype, unquantized=unquantized)
 
     return Promise("weights are in the checkpoint's dtype", broken, part=part)
 
@@ -75,17 +75,17 @@ def _differs(what: str, found: str | None, asked: str | None) -> str | None:
     return None if found == asked else f"{what} is {found or 'none'}, asked for {asked or 'none'}"
 
 
-def _wrong_weights(effective: Effective, dtype: str, *, unquantised: bool) -> str | None:
+def _wrong_weights(effective: Effective, dtype: str, *, unquantized: bool) -> str | None:
     if effective.reported_dtype is not None:
         said = effective.reported_dtype
         return _differs("the dtype that the server says", said, dtype) if said else "the server does not say its dtype"
-    layers = _totals((group.dtype, group.layers) for group in effective.linears if not (unquantised and group.quantised))
+    layers = _totals((group.dtype, group.layers) for group in effective.linears if not (unquantized and group.quantized))
     if set(layers) - {dtype}:
         return _counted(layers, dtype, "linear layers", effective.model_class)
     owned = [
         group
         for group in effective.tensors
-        if group.kind == "parameter" and not group.kept and not (unquantised and group.quantised)
+        if group.kind == "parameter" and not group.kept and not (unquantized and group.quantized)
     ]
     tensors = _totals((group.dtype, group.tensors) for group in owned)
     if set(tensors) - {dtype}:

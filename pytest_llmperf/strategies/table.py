@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.effective import Promise
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.strategies import parallel, promises, pruned
 from pytest_llmperf.strategies.adapters import LORA
 from pytest_llmperf.strategies.assistance import ASSISTED, PROMPT_LOOKUP
 from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.batching import CONTINUOUS
 from pytest_llmperf.strategies.caches import KV_FP8, KV_INT8
-from pytest_llmperf.strategies.quantised import QUANTISED
+from pytest_llmperf.strategies.quantized import QUANTIZED
 
-KINDS = ("precision", "quantisation", "pruning", "adapter", "cache", "compile", "attention", "assistance", "batching", "parallel")
+KINDS = ("precision", "quantization", "pruning", "adapter", "cache", "compile", "attention", "assistance", "batching", "parallel")
 """Kinds in the order of the canonical text."""
 
 
@@ -29,7 +29,7 @@ def _full(name: str, dtype: str) -> Part:
         summary=f"weights and compute in {dtype}",
         fields={"weights_dtype": dtype, "autocast_dtype": None},
         promises=lambda plan: (
-            promises.weights_are(name, dtype, unquantised=plan.quantisation is not None),
+            promises.weights_are(name, dtype, unquantized=plan.quantization is not None),
             promises.computes_in(name, dtype),
             promises.autocast_is(name, None),
         ),
@@ -63,7 +63,7 @@ AUTO = Part(
     summary="the checkpoint's own dtype; in force where no other precision is named",
     fields={"weights_dtype": "auto", "autocast_dtype": None},
     promises=lambda plan: (
-        promises.weights_as_in_checkpoint("auto", unquantised=plan.quantisation is not None),
+        promises.weights_as_in_checkpoint("auto", unquantized=plan.quantization is not None),
         promises.autocast_is("auto", None),
     ),
 )
@@ -94,7 +94,7 @@ TABLE: dict[str, Part] = {
         _full("bf16", "bfloat16"),
         _mixed("fp16-mixed", "float16"),
         _mixed("bf16-mixed", "bfloat16"),
-        *QUANTISED,
+        *QUANTIZED,
         *pruned.PARTS,
         LORA,
         _STATIC_CACHE,
@@ -110,6 +110,3 @@ TABLE: dict[str, Part] = {
         *parallel.PARTS,
     )
 }
-
-PLANNED: dict[str, str] = {}
-"""Parts (name -> kind) that are planned and that this version does not have. A number (`tp2`) or `:PATH` may follow."""

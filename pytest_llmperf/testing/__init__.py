@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.engines.scripted import ScriptedEngine
-from pytest_llmperf.engines.virtual_clock import VirtualClock
+from pytest_llmperf.engines.scripted.session import ScriptedEngine
+from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
 from pytest_llmperf.testing.conformance import CHECKS, Check, NonConforming, check_engine, scripted_plan
 
 if TYPE_CHECKING:

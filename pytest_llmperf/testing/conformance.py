@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import MemoryGauges, RequestTrace
 from pytest_llmperf.engines.base import Engine, Session
-from pytest_llmperf.worker.messages import Ran
+from pytest_llmperf.wire.messages import Ran
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload, describe
 
 __all__ = ["CHECKS", "Check", "NonConforming", "check_engine", "scripted_plan"]
@@ -73,6 +73,7 @@ def check_engine(engine: Engine, plan: LoadPlan, *, directory: Path | None = Non
 
     Raises:
         NonConforming: with every finding of every check. What the engine itself raises goes through.
+
     """
     with contextlib.ExitStack() as stack:
         bench = Bench(engine, plan, directory or Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -164,7 +165,7 @@ def _describes_plan(found: Effective, plan: LoadPlan) -> Findings:
         yield f"padding is on the {found.padding_side}; a decoder needs it on the left"
     if found.device.partition(":")[0] != plan.device.partition(":")[0] or found.ranks != plan.ranks:
         yield f"describe() says {found.ranks} ranks on {found.device}, the plan {plan.ranks} on {plan.device}"
-    stored = {g.dtype for g in found.linears if not g.quantised}
+    stored = {g.dtype for g in found.linears if not g.quantized}
     if plan.weights_dtype != "auto" and stored != {plan.weights_dtype}:
         yield f"linear layers are stored in {sorted(stored)}, the plan says {plan.weights_dtype}"
 

@@ -47,6 +47,7 @@ def for_any(*, max_examples: int = EXAMPLES, **drawn: SearchStrategy[Any]) -> Ca
 
     Raises:
         UsageError: nothing is drawn.
+
     """
     if not drawn:
         raise UsageError("for_any() draws nothing. Name an argument of the test: @for_any(prompt=prompts()).")

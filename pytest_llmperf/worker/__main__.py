@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 
+from pytest_llmperf.processes import die_with_parent, keep_to_cores, lead_own_group
+from pytest_llmperf.wire.frames import worker_end
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.worker.loop import serve
-from pytest_llmperf.worker.processes import die_with_parent, keep_to_cores, lead_own_group
-from pytest_llmperf.worker.wire import worker_end
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import os
 import select
 import sys
 
-from pytest_llmperf.worker.processes import kill_marked
+from pytest_llmperf.processes import kill_marked
 
 LOOK_S = 1.0
 MAX_ROUNDS = 100

@@ -6,11 +6,11 @@ import traceback
 from collections.abc import Callable
 
 from pytest_llmperf import errors
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.base import Engine, Session
 from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
-from pytest_llmperf.worker.messages import (
+from pytest_llmperf.wire.messages import (
     AdaptersUsed,
     AnswerTasks,
     CeilingsRead,

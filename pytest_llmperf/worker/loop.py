@@ -7,10 +7,10 @@ import queue
 import sys
 import threading
 
+from pytest_llmperf.processes import kill_own_group
+from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame
+from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Hello, Open, Reply, Run
 from pytest_llmperf.worker.host import Host, failure
-from pytest_llmperf.worker.messages import Close, Command, Heartbeat, Hello, Open, Reply, Run
-from pytest_llmperf.worker.processes import kill_own_group
-from pytest_llmperf.worker.wire import Wire, WireClosed, WireError, frame
 
 BEAT_S = 1.0
 

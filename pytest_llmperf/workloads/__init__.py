@@ -1,6 +1,6 @@
 """What is asked of a model: workloads and the prompts they carry. Values only."""
 
-from pytest_llmperf.core.slo import Slo
+from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet

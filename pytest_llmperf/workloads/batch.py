@@ -45,7 +45,7 @@ class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
         if self.prompts.texts and self.prompt_tokens is not None:
             raise UsageError(
                 f"Batch(prompt_tokens={self.prompt_tokens!r}): texts keep their own lengths. Leave it out, or take "
-                "PromptSet.synthetic(seed)."
+                "PromptSet.synthetic(seed).",
             )
 
     @property
@@ -84,7 +84,7 @@ def describe_batch(work: Batch) -> str:
 
 def _drawn(asked: int | Range, count: int, seed: str) -> tuple[int, ...]:
     low, high = (asked, asked) if isinstance(asked, int) else asked
-    draw = random.Random(seed)  # noqa: S311 - lengths of prompts, not secrets
+    draw = random.Random(seed)  # noqa: S311 - resampling, not secrets
     return tuple(draw.randint(low, high) for _ in range(count))
 
 

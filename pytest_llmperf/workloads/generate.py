@@ -45,7 +45,7 @@ class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
         if self.new_tokens < MIN_DECODED:
             raise UsageError(
                 f"Decode(new_tokens={self.new_tokens}): at least {MIN_DECODED} are needed to time a token after "
-                "the first. Prefill() measures one."
+                "the first. Prefill() measures one.",
             )
 
 
@@ -67,7 +67,7 @@ def _check(work: Prefill | Decode) -> None:
             raise UsageError(f"{kind}({field}={value!r}): a whole number of at least 1 is needed.")
     if work.prompt_tokens is None and not work.prompts.texts:
         raise UsageError(
-            f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; give prompt_tokens or a text PromptSet."
+            f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; give prompt_tokens or a text PromptSet.",
         )
 
 

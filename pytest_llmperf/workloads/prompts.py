@@ -40,6 +40,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 
         Raises:
             UsageError: no such file, no prompts, or a line that is not such an object (named by its number).
+
         """
         path = Path(path)
         try:
@@ -54,7 +55,7 @@ class PromptSet(Struct, frozen=True, kw_only=True):
         if name not in BUNDLED:
             raise UsageError(
                 f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} Bundled: {', '.join(BUNDLED)}; "
-                "PromptSet.from_jsonl(path) reads your own."
+                "PromptSet.from_jsonl(path) reads your own.",
             )
         text = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name]).read_text(encoding="utf-8")
         return cls(name=name, texts=_texts(text.split("\n"), name), chat=True)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.core.arrivals import PATTERNS, offsets_s, rescaled
-from pytest_llmperf.core.slo import Slo
+from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.workloads.prompts import PromptSet
 
@@ -39,6 +39,7 @@ class Traffic(Struct, frozen=True, kw_only=True):
 
         Raises:
             UsageError: no such file, no requests, or a line that is not such an object (named by its number), or out of order.
+
         """
         path = Path(path)
         try:
@@ -117,7 +118,12 @@ class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
         if self.duration is not None and rate * self.duration > MAX_REQUESTS:
             raise UsageError(f"Serve(rate={rate:g}, duration={self.duration:g}): more than {MAX_REQUESTS} requests in one run.")
         return offsets_s(
-            self.arrivals, rate, requests=self.requests, duration_s=self.duration, burstiness=self.burstiness, seed=self.seed
+            self.arrivals,
+            rate,
+            requests=self.requests,
+            duration_s=self.duration,
+            burstiness=self.burstiness,
+            seed=self.seed,
         )
 
     def at(self, *, rate: float | None = None, concurrency: int | None = None) -> Serve:

@@ -55,6 +55,7 @@ class TaskSet(Struct, frozen=True, kw_only=True):
 
         Raises:
             UsageError: no such file, no items, or a line that is not such an object (named by its number).
+
         """
         path = Path(path)
         try:
@@ -85,6 +86,6 @@ def _item(line: str, where: str) -> Task:
         raise UsageError(f"{where}: 'choices' is {choices!r}, a list of strings is needed. {_EXPECTED}")
     if choices and (len(set(choices)) != len(choices) or len(choices) < 2 or fields["answer"] not in choices):  # noqa: PLR2004
         raise UsageError(
-            f"{where}: the answer {fields['answer']!r} must be one of at least two different choices, which are {choices!r}."
+            f"{where}: the answer {fields['answer']!r} must be one of at least two different choices, which are {choices!r}.",
         )
     return Task(prompt=fields["prompt"], answer=fields["answer"], choices=tuple(choices))

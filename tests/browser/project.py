@@ -60,7 +60,11 @@ def everything(made: list[Record]) -> Content:
     pairs = [[80.0, 90.0 + at] for at in range(8)]
     kept = {"outcome": "PASS", "limit": 0.03, "unit": "tok/s", "ratio": [1.15, 1.1, 1.2], "pairs": pairs}
     against = msgspec.structs.replace(
-        ours, id="against", test=HOSTILE, strategy="fp16", extra={"against": {"base": HOSTILE, "metrics": {"throughput": kept}}}
+        ours,
+        id="against",
+        test=HOSTILE,
+        strategy="fp16",
+        extra={"against": {"base": HOSTILE, "metrics": {"throughput": kept}}},
     )
     ranks = [{"weights": 4 * 10**9, "kv_cache": 10**8, "peak": (5 + rank) * 10**9} for rank in range(2)]
     split = msgspec.structs.replace(ours, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS")

@@ -58,7 +58,7 @@ def injected(driver):
     """What hostile text would have become: another title, or an element that no report has."""
     title = driver.title if driver.title == "owned" else ""
     strange = driver.execute_script(
-        "return [...document.querySelectorAll('img, iframe, object, embed, svg script')].map(e => e.outerHTML)"
+        "return [...document.querySelectorAll('img, iframe, object, embed, svg script')].map(e => e.outerHTML)",
     )
     return [*filter(None, [title]), *strange]
 

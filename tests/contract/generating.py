@@ -8,8 +8,8 @@ import torch
 from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, left_padded
 from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.inputs import TokenBatch, left_padded
 from pytest_llmperf.engines.transformers.load import Loaded
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def tiny_llama(*, tied: bool = False, layers: int = 2, seed: int = 0) -> LlamaFo
                 num_key_value_heads=2,
                 max_position_embeddings=256,
                 tie_word_embeddings=tied,
-            )
+            ),
         ),
         seed,
     )
@@ -41,7 +41,13 @@ def tiny_llama(*, tied: bool = False, layers: int = 2, seed: int = 0) -> LlamaFo
 
 def tiny_falcon() -> FalconForCausalLM:
     config = FalconConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=True, bias=False, alibi=False
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        multi_query=True,
+        bias=False,
+        alibi=False,
     )
     return _lively(FalconForCausalLM(config), 0)
 

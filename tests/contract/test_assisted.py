@@ -104,7 +104,9 @@ def test_a_run_reports_its_forward_passes_its_messages_and_who_assisted():
     assert 5 * weights < ran.step.assistant_bytes_read < 6 * weights, "five passes of the assistant a step, and its cache"
     effective = opened.describe().effective
     require_in_effect(
-        effective, [p for p in parse("assisted:helper").promises(plan(assist="helper")) if p.part != "auto"], "warm"
+        effective,
+        [p for p in parse("assisted:helper").promises(plan(assist="helper")) if p.part != "auto"],
+        "warm",
     )
 
 

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 from generating import CPU, VOCAB, loaded, tiny_llama
 
-from pytest_llmperf.core.batching import padding_share
-from pytest_llmperf.engines.limits import continuous
+from pytest_llmperf.core.metrics.batching import padding_share
+from pytest_llmperf.engines.outputs.inputs import Vocabulary, left_padded
+from pytest_llmperf.engines.outputs.requests import Asked, asked
+from pytest_llmperf.engines.refusals.decode import continuous
 from pytest_llmperf.engines.transformers import continuous as batching_of_transformers
-from pytest_llmperf.engines.transformers.batches import Asked, asked, in_static_batches
+from pytest_llmperf.engines.transformers.batches import in_static_batches
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop, require_complete
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
-from pytest_llmperf.engines.transformers.inputs import Vocabulary, left_padded
 from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.engines.transformers.session import TransformersSession
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -149,7 +150,7 @@ def test_a_request_that_failed_or_is_too_short_is_an_invalid_run(output, reason)
     ],
 )
 def test_what_continuous_batching_does_not_go_with_is_refused(fields):
-    """Before anything loads, with what to leave out; a merged adapter and a quantised model are fine."""
+    """Before anything loads, with what to leave out; a merged adapter and a quantized model are fine."""
     plain = loaded(tiny_llama(), batching="continuous").plan
     assert continuous(plain) is None
     assert "does not go with" in continuous(msgspec.structs.replace(plain, **fields))

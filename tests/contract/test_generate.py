@@ -104,7 +104,9 @@ def test_a_cache_written_at_the_wrong_position_changes_the_tokens_of_the_static_
 
 
 @pytest.mark.parametrize(
-    "make_loop", [lambda model, **f: GenerateLoop(model, plan(**f), 0), static_loop], ids=["generate", "static"]
+    "make_loop",
+    [lambda model, **f: GenerateLoop(model, plan(**f), 0), static_loop],
+    ids=["generate", "static"],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", None])
 def test_autocast_is_in_force_in_both_loops_when_asked_for(make_loop, dtype):

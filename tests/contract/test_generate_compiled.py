@@ -7,10 +7,11 @@ import torch
 from generating import CPU, ROWS, batch, loaded, plan, tiny_llama
 
 from pytest_llmperf.engines.transformers import TransformersSession
-from pytest_llmperf.engines.transformers.compiling import compile_options, graphs_compiled, parse_knobs
+from pytest_llmperf.engines.transformers.compiling import compile_options, parse_knobs
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.workloads import Decode, Prefill
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, on its first compilation

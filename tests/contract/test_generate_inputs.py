@@ -8,14 +8,7 @@ from generating import CPU, ROWS, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.engines.transformers.inputs import (
-    TokenBatch,
-    Vocabulary,
-    exact_length,
-    left_padded,
-    synthetic_rows,
-    token_batch,
-)
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, exact_length, left_padded, synthetic_rows, token_batch
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Decode, PromptSet
 
@@ -52,7 +45,9 @@ def test_special_tokens_come_from_the_config_when_there_is_no_tokenizer():
 
 
 @given(
-    st.lists(st.lists(st.integers(3, 38), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(0, 20), st.integers(1, 60)
+    st.lists(st.lists(st.integers(3, 38), min_size=1, max_size=9), min_size=1, max_size=6),
+    st.integers(0, 20),
+    st.integers(1, 60),
 )
 def test_an_exact_length_starts_with_the_text_and_goes_on_with_the_next(encoded, index, length):
     ids = exact_length(encoded, index, length)
@@ -115,7 +110,8 @@ def test_a_text_without_tokens_is_named():
 def _greedy(model, ids, mask):
     width = ids.shape[1]
     return model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[
-        :, width:
+        :,
+        width:,
     ]
 
 

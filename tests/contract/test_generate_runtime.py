@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.errors import OutOfMemory
-from pytest_llmperf.worker import nvml, telemetry, torch_runtime
-from pytest_llmperf.worker.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
-from pytest_llmperf.worker.energy import cpu_meter
-from pytest_llmperf.worker.nvml import THROTTLE_REASONS, Nvml, Unreadable
-from pytest_llmperf.worker.telemetry import (
+from pytest_llmperf.instruments import nvml, telemetry, torch_runtime
+from pytest_llmperf.instruments.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
+from pytest_llmperf.instruments.energy import cpu_meter
+from pytest_llmperf.instruments.nvml import THROTTLE_REASONS, Nvml, Unreadable
+from pytest_llmperf.instruments.telemetry import (
     CpuReading,
     CpuWatch,
     GpuWatch,
@@ -27,7 +27,7 @@ from pytest_llmperf.worker.telemetry import (
     read_cpu,
     throttle_marks,
 )
-from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
+from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
 
 CPU = DeviceRuntime(torch.device("cpu"))
 MIB = 2**20

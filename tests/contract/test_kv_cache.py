@@ -65,8 +65,8 @@ def test_teacher_forced_passes_read_the_prompt_from_the_cache(cache, tmp_path):
 
 def test_a_cache_with_a_wrong_scale_is_far_from_the_full_one(tmp_path, monkeypatch):
     """Negative control: scales doubled on the way out."""
-    dequantised = kv_cache._dequantised
-    monkeypatch.setattr(kv_cache, "_dequantised", lambda pair, like: 2 * dequantised(pair, like))
+    dequantized = kv_cache._dequantized
+    monkeypatch.setattr(kv_cache, "_dequantized", lambda pair, like: 2 * dequantized(pair, like))
     worst, _, _ = compared(TransformersSession(loaded(tiny_llama(), cache="int8")), tmp_path)
     assert worst > 0.5
 
@@ -95,7 +95,12 @@ def test_zeros_are_kept_as_zeros():
 
 def test_layers_that_are_no_full_attention_are_refused():
     config = MistralConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, sliding_window=8
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        sliding_window=8,
     )
     with pytest.raises(UsageError, match=r"'kv-int8': MistralForCausalLM needs cache layers .*Sliding"):
         GenerateLoop(MistralForCausalLM(config), plan(cache="int8"), 0)

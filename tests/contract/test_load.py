@@ -9,16 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref, predict
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref, predict
 from pytest_llmperf.errors import LoadError, UsageError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers import arch, checkpoint, factory  # noqa: E402
-from pytest_llmperf.engines.transformers.content import file_sha256  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load, torch_device  # noqa: E402
+from pytest_llmperf.engines.loading import arch
+from pytest_llmperf.engines.models.content import file_sha256
+from pytest_llmperf.engines.transformers import checkpoint, factory
+from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.instruments.ranks import torch_device
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -43,7 +45,10 @@ def folder(tmp_path):
     """A tiny llama saved in bfloat16, without a tokenizer."""
     model = load(plan_for("arch:tiny-llama", weights_dtype="bfloat16")).model
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=0.6, repetition_penalty=1.3, pad_token_id=0
+        do_sample=True,
+        temperature=0.6,
+        repetition_penalty=1.3,
+        pad_token_id=0,
     )
     model.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
@@ -160,7 +165,7 @@ def test_a_file_is_hashed_once(folder, monkeypatch):
     """The second time the cache answers; a file that changed is read again."""
     file = folder / "config.json"
     first = file_sha256(file)
-    monkeypatch.setattr("pytest_llmperf.engines.content._digest", lambda _: "read again")
+    monkeypatch.setattr("pytest_llmperf.engines.models.content._digest", lambda _: "read again")
     assert file_sha256(file) == first
     file.write_text("{ }")
     assert file_sha256(file) == "read again"
@@ -245,7 +250,8 @@ def test_a_hub_id_that_is_not_to_be_had_names_the_cache(monkeypatch):
     """Neither downloaded before nor reachable."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        LoadError, match=r"'no-org/no-model'.*neither in the cache /.*nor could be downloaded.*name a local folder"
+        LoadError,
+        match=r"'no-org/no-model'.*neither in the cache /.*nor could be downloaded.*name a local folder",
     ):
         load(plan_for("no-org/no-model"))
 
@@ -260,7 +266,8 @@ def test_cuda_that_is_not_there_is_an_error_of_use():
     """With the next step."""
     count = torch.cuda.device_count()
     with pytest.raises(
-        UsageError, match=f"device 'cuda:{count}' was asked for, torch .* sees {count} CUDA devices.*--llmperf-device cpu"
+        UsageError,
+        match=f"device 'cuda:{count}' was asked for, torch .* sees {count} CUDA devices.*--llmperf-device cpu",
     ):
         torch_device(f"cuda:{count}")
     with pytest.raises(UsageError, match="device 'gpu' is not known"):

@@ -6,21 +6,21 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref, predict
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref, predict
 from pytest_llmperf.errors import LoadError, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_llmperf.engines.transformers import effective as module  # noqa: E402
-from pytest_llmperf.engines.transformers.effective import RunFacts, describe, linear_groups, tensor_groups  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load  # noqa: E402
+from pytest_llmperf.engines.transformers import effective as module
+from pytest_llmperf.engines.transformers.effective import RunFacts, describe, linear_groups, tensor_groups
+from pytest_llmperf.engines.transformers.load import load
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 
@@ -34,7 +34,7 @@ def loaded_under(strategy, name="arch:tiny-llama", **wrong):
 
 
 class Wrapped(torch.Tensor):
-    """A tensor subclass that says float32 and stores int8 with a scale, as quantised weights do."""
+    """A tensor subclass that says float32 and stores int8 with a scale, as quantized weights do."""
 
     @staticmethod
     def __new__(cls, data, scale):
@@ -55,7 +55,8 @@ class Wrapped(torch.Tensor):
 
 @pytest.mark.parametrize("name", ARCHS)
 @pytest.mark.parametrize(
-    "strategy", ["auto", "fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed", "bf16+eager", "fp32+sdpa", "bf16-mixed+eager"]
+    "strategy",
+    ["auto", "fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed", "bf16+eager", "fp32+sdpa", "bf16-mixed+eager"],
 )
 def test_every_precision_is_in_effect_after_loading(name, strategy):
     """What was promised is what is found."""
@@ -90,7 +91,8 @@ def test_the_count_of_wrong_layers_is_in_the_message():
     """15 linear layers of the tiny llama, all left in float32."""
     loaded, promises = loaded_under("bf16", weights_dtype="float32")
     with pytest.raises(
-        NotInEffect, match="15 of 15 linear layers hold float32 weights \\(LlamaForCausalLM\\), asked for bfloat16"
+        NotInEffect,
+        match="15 of 15 linear layers hold float32 weights \\(LlamaForCausalLM\\), asked for bfloat16",
     ):
         require_in_effect(describe(loaded), promises, "loaded")
 

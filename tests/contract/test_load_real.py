@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref, predict
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref, predict
 from pytest_llmperf.errors import LoadError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers import builtin  # noqa: E402
-from pytest_llmperf.engines.transformers.effective import describe  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load  # noqa: E402
-from pytest_llmperf.strategies import parse, require_in_effect  # noqa: E402
+from pytest_llmperf.engines.loading import builtin
+from pytest_llmperf.engines.transformers.effective import describe
+from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.strategies import parse, require_in_effect
 
 NAME = "smollm2-135m"
 WORDS = ["<s>", "</s>", "a", "b", "ab", "Ġ"]
@@ -40,7 +40,7 @@ def test_the_builtin_model_writes_english(real):
 
 @pytest.mark.real_model
 def test_the_builtin_model_is_what_the_tables_say(real):
-    """Size, no trace of quantisation, tied weights counted once, left padding, all in effect."""
+    """Size, no trace of quantization, tied weights counted once, left padding, all in effect."""
     assert "quantization_config" not in real.model.config.to_dict()
     effective = describe(real)
     parameters = sum(group.bytes for group in effective.tensors if group.kind == "parameter")
@@ -89,8 +89,8 @@ def gguf_shapes():
         yield f"blk.{layer}.ffn_down.weight", (32, 64)
 
 
-def test_a_gguf_file_is_read_dequantised_in_the_dtype_asked_for(tmp_path):
-    """With its tokenizer, padding on the left, and no trace of quantisation."""
+def test_a_gguf_file_is_read_dequantized_in_the_dtype_asked_for(tmp_path):
+    """With its tokenizer, padding on the left, and no trace of quantization."""
     file = write_gguf(tmp_path / "tiny.gguf")
     full, half = (load(LoadPlan(model=model_ref(str(file)), weights_dtype=dtype)) for dtype in ("auto", "bfloat16"))
     assert full.checkpoint_dtype == half.checkpoint_dtype == "float32"

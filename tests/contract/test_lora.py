@@ -8,12 +8,13 @@ import shutil
 import pytest
 import torch
 from adapting import adapter, plan
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 from safetensors.torch import load_file, save_file
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.engines.transformers import TransformersEngine, arch
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading import arch
+from pytest_llmperf.engines.models.names import model_ref
+from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.engines.transformers import adapters as module
 from pytest_llmperf.errors import LoadError, NotInEffect, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect
@@ -181,7 +182,9 @@ def test_adapter_b_applied_where_a_was_asked_breaks_the_promise(folders, monkeyp
     adapter(other[str(folders[0])], model(), seed=9, rank=4, base=BASE)
     from_pretrained = module.PeftModel.from_pretrained
     monkeypatch.setattr(
-        module.PeftModel, "from_pretrained", lambda base, folder, **more: from_pretrained(base, other[str(folder)], **more)
+        module.PeftModel,
+        "from_pretrained",
+        lambda base, folder, **more: from_pretrained(base, other[str(folder)], **more),
     )
     session = TransformersEngine().open(asked)
     assert read(folders[0]).content_hash == session.opened().effective.resident_adapters[0].content_hash
@@ -269,7 +272,8 @@ def test_an_adapter_of_another_shape_is_refused_with_both_named(folders, tmp_pat
 
     narrow = adapter(tmp_path / "narrow", tiny_llama(), seed=1, base=BASE)
     with pytest.raises(
-        LoadError, match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*has \d+ inputs, the adapter's lora_A has"
+        LoadError,
+        match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*has \d+ inputs, the adapter's lora_A has",
     ):
         TransformersEngine().open(plan(narrow))
     three = LlamaForCausalLM(LlamaConfig(**model().config.to_dict() | {"num_hidden_layers": 3}))
@@ -293,12 +297,12 @@ def test_an_adapter_that_lacks_a_tensor_breaks_the_promise(folders, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["nf4", "int8", "int8wo"])
-def test_looking_at_an_adapter_on_quantised_weights_changes_nothing(tmp_path, part):
+def test_looking_at_an_adapter_on_quantized_weights_changes_nothing(tmp_path, part):
     """bitsandbytes unpacks its 4-bit weights for a state_dict, and does not pack them again."""
     name = "arch:small-llama"
     base = arch.build("small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
     folder = adapter(tmp_path / "a", base, seed=1, base=name)
-    asked = LoadPlan(model=model_ref(name), weights_dtype="float32", quantisation=part, adapters=(str(folder),))
+    asked = LoadPlan(model=model_ref(name), weights_dtype="float32", quantization=part, adapters=(str(folder),))
     session = TransformersEngine().open(asked)
     ids = torch.arange(5, 25)[None]
 
@@ -311,7 +315,7 @@ def test_looking_at_an_adapter_on_quantised_weights_changes_nothing(tmp_path, pa
     assert group.tensors_equal == group.tensors
     assert torch.equal(logits(), before)
     session.use_adapters(("base",))
-    plain = TransformersEngine().open(LoadPlan(model=model_ref(name), weights_dtype="float32", quantisation=part))
+    plain = TransformersEngine().open(LoadPlan(model=model_ref(name), weights_dtype="float32", quantization=part))
     with torch.no_grad():
         expected = plain._loaded.model.forward(input_ids=ids, use_cache=False).logits
     assert torch.equal(logits(), expected)

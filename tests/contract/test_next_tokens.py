@@ -8,8 +8,8 @@ from generating import loaded, tiny_llama
 from msgspec.structs import replace
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.engines.outputs.inputs import Vocabulary
 from pytest_llmperf.engines.transformers import TransformersSession
-from pytest_llmperf.engines.transformers.inputs import Vocabulary
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.testing import for_any, token_ids
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from transformers import FalconConfig, FalconForCausalLM
 
-from pytest_llmperf.core.agreement import Agreement
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.rules import default_rule
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.rules import default_rule
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
-from pytest_llmperf.session.ranks import Ranks
-from pytest_llmperf.session.workers import WorkerGroup
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import CompareReference, Describe, Open, ReadEnergy, ReadMemory, ReadTopTokens, Run
+from pytest_llmperf.wire.messages import CompareReference, Describe, Open, ReadEnergy, ReadMemory, ReadTopTokens, Run
+from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode, PromptSet
 
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=10)
@@ -41,7 +41,12 @@ def ranks_of(plan: LoadPlan, logs: Path, fault: str = "") -> Iterator[Ranks]:
     program = {"program": FAULTY} if fault else {}
     env = {"OMP_NUM_THREADS": "1", "FAULT": fault}
     with WorkerGroup.start(
-        ranks=plan.ranks, log_dir=logs, name=plan.strategy, env=env, python=sys.executable, **program
+        ranks=plan.ranks,
+        log_dir=logs,
+        name=plan.strategy,
+        env=env,
+        python=sys.executable,
+        **program,
     ) as group:
         yield Ranks(group, plan)
 
@@ -121,7 +126,7 @@ def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone
 
 def compared(ranks: Ranks, plan: LoadPlan, reference: str) -> Agreement:
     rows = ranks.call(CompareReference(path=reference, batch=4), deadline_s=DEADLINE_S).prompts
-    return Agreement.of(rows, rule=default_rule(plan, plan_of("fp32")))
+    return Agreement(rows, rule=default_rule(plan, plan_of("fp32")))
 
 
 def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alone):

@@ -12,8 +12,8 @@ pytest.importorskip("bitsandbytes")
 from adapting import adapter
 from real import CHAT, MODEL, NIGHTLY, agreement, make_reference, opened, plan_of, say, warm
 
-from pytest_llmperf.core.agreement import Agreement
-from pytest_llmperf.core.rules import default_rule
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.rules import default_rule
 from pytest_llmperf.engines.transformers import kv_cache
 from pytest_llmperf.engines.transformers.load import load
 from pytest_llmperf.workloads import Batch, Decode
@@ -61,8 +61,8 @@ def test_an_8_bit_cache_of_the_real_model_is_a_quarter_and_keeps_its_rule(part, 
 
 def test_a_cache_with_a_wrong_scale_breaks_the_rule_of_8_bit_caches(reference, monkeypatch):
     """The negative control: what is read is twice what was written."""
-    kept = kv_cache._dequantised
-    monkeypatch.setattr(kv_cache, "_dequantised", lambda pair, like: 2 * kept(pair, like))
+    kept = kv_cache._dequantized
+    monkeypatch.setattr(kv_cache, "_dequantized", lambda pair, like: 2 * kept(pair, like))
     session = opened("fp32+kv-int8")
     found = agreement(session, "fp32+kv-int8", reference)
     session.close()

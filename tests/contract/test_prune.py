@@ -6,23 +6,23 @@ import copy
 
 import numpy as np
 import pytest
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 from test_load_real import write_gguf
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LoadError, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers import prune as package  # noqa: E402
-from pytest_llmperf.engines.transformers.effective import describe  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load  # noqa: E402
-from pytest_llmperf.engines.transformers.prune import semi_structured, unstructured  # noqa: E402
-from pytest_llmperf.engines.transformers.prune.blocks import decoder_blocks, matrix  # noqa: E402
-from pytest_llmperf.engines.transformers.prune.calibration import calibration, in_rows  # noqa: E402
+from pytest_llmperf.engines.transformers import prune as package
+from pytest_llmperf.engines.transformers.effective import describe
+from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.engines.transformers.prune import semi_structured, unstructured
+from pytest_llmperf.engines.transformers.prune.blocks import decoder_blocks, matrix
+from pytest_llmperf.engines.transformers.prune.calibration import calibration, in_rows
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 SHARES = ("magnitude:0.5", "wanda:0.5", "sparsegpt:0.5", "wanda:0.3")
@@ -198,7 +198,7 @@ def test_zeros_that_are_filled_later_are_seen():
 
 
 def test_a_layer_that_was_replaced_keeps_its_first_count():
-    """As quantisation does: what is packed cannot be counted, and the old layer is not held in memory."""
+    """As quantization does: what is packed cannot be counted, and the old layer is not held in memory."""
     loaded, promises = loaded_under("wanda:0.5")
     for block in loaded.model.model.layers:
         block.mlp.down_proj = torch.nn.Identity()
@@ -208,13 +208,13 @@ def test_a_layer_that_was_replaced_keeps_its_first_count():
 
 @pytest.mark.parametrize("name", ARCHS)
 @pytest.mark.parametrize("strategy", ["bf16+int8wo+wanda:0.5", "bf16+int8wo+structured:0.3"])
-def test_what_pruning_left_is_quantised(name, strategy):
-    """Both promises hold: of the quantised layers, and of what was gone before they were."""
+def test_what_pruning_left_is_quantized(name, strategy):
+    """Both promises hold: of the quantized layers, and of what was gone before they were."""
     pytest.importorskip("torchao")
     loaded, promises = loaded_under(strategy, name)
     found = describe(loaded)
     require_in_effect(found, promises, "loaded")
-    assert found.quantised.converted == found.pruned.layers
+    assert found.quantized.converted == found.pruned.layers
 
 
 @pytest.mark.parametrize("strategy", ["wanda:0.5", "sparsegpt:0.5", "structured:0.3"])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers.prune import masks  # noqa: E402
-from pytest_llmperf.engines.transformers.prune.sparsegpt import inverse_factor, sparsegpt  # noqa: E402
-from pytest_llmperf.errors import LoadError  # noqa: E402
+from pytest_llmperf.engines.transformers.prune import masks
+from pytest_llmperf.engines.transformers.prune.sparsegpt import inverse_factor, sparsegpt
+from pytest_llmperf.errors import LoadError
 
 FEW_VALUES = (0.0, 0.5, 1.0, 2.0)
 ANY_COLUMNS = st.integers(1, 24)

@@ -6,15 +6,15 @@ import os
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers.effective import describe  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load  # noqa: E402
+from pytest_llmperf.engines.transformers.effective import describe
+from pytest_llmperf.engines.transformers.load import load
 
 pytestmark = pytest.mark.real_model
 

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode, PromptSet
@@ -15,12 +15,12 @@ from pytest_llmperf.workloads import Decode, PromptSet
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
-from pytest_llmperf.engines.transformers import prune as package  # noqa: E402
-from pytest_llmperf.engines.transformers.effective import describe  # noqa: E402
-from pytest_llmperf.engines.transformers.load import load  # noqa: E402
-from pytest_llmperf.engines.transformers.prune import families, structured  # noqa: E402
-from pytest_llmperf.engines.transformers.prune.blocks import decoder_blocks  # noqa: E402
-from pytest_llmperf.engines.transformers.session import TransformersSession  # noqa: E402
+from pytest_llmperf.engines.transformers import prune as package
+from pytest_llmperf.engines.transformers.effective import describe
+from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.engines.transformers.prune import families, structured
+from pytest_llmperf.engines.transformers.prune.blocks import decoder_blocks
+from pytest_llmperf.engines.transformers.session import TransformersSession
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 
@@ -167,7 +167,7 @@ def test_another_family_is_refused_with_what_works_instead():
 def test_slopes_by_head_are_refused():
     """ALiBi's biases go by the number of heads."""
     model = build(
-        transformers.FalconConfig(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, alibi=True)
+        transformers.FalconConfig(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, alibi=True),
     )
     with pytest.raises(LoadError, match="ALiBi"):
         pruned_structures(model, 0.3)

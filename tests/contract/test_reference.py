@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from pytest_llmperf.engines.outputs.scoring import rank_of, same_top, score, ulp
 from pytest_llmperf.engines.transformers import TransformersSession
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
-from pytest_llmperf.engines.transformers.scoring import rank_of, same_top, score, ulp
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
 
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pytest_llmperf.engines.transformers.reference.save_file", full_disk)
+    monkeypatch.setattr("pytest_llmperf.engines.outputs.reference.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         TransformersSession(loaded(tiny_llama())).make_reference(PROMPTS, 2, 8, str(tmp_path / "ref"))
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from pytest_llmperf.core.agreement import Agreement, parse_rule
-from pytest_llmperf.core.kinds import DEFAULT_RULES
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES
+from pytest_llmperf.core.agreement.rules import parse_rule
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.workloads import PromptSet
@@ -74,7 +75,7 @@ def test_float32_goes_on_sensibly_and_agrees_with_itself_exactly(float32, refere
 @pytest.mark.parametrize(("dtype", "sqnr_db"), [("bfloat16", 20), ("float16", 40)])
 def test_half_precision_keeps_its_default_rules(reference, dtype, sqnr_db):
     compared = session(dtype).compare_reference(reference, 4)
-    seen, held = _totals(compared), Agreement.of(compared, rule=EIGHT_BIT)
+    seen, held = _totals(compared), Agreement(compared, rule=EIGHT_BIT)
     assert held.ok, held.report()
     assert 0.995 < float(held.logit_correlation) <= 1
     assert seen["sqnr_db"] >= sqnr_db
@@ -116,7 +117,7 @@ def pruned_by_magnitude(share):
 
 def test_magnitude_pruning_of_30_percent_breaks_the_rule_of_8_bits(reference):
     """The 8-bit rule's negative control on the real model; half precision keeps the same rule, see above."""
-    found = Agreement.of(pruned_by_magnitude(0.3).compare_reference(reference, 4), rule=EIGHT_BIT)
+    found = Agreement(pruned_by_magnitude(0.3).compare_reference(reference, 4), rule=EIGHT_BIT)
     assert not found.ok
     assert {reason.partition("(")[0] for reason in found.reasons} >= {"perplexity", "sqnr"}, found.report()
     assert 0 < float(found.logit_correlation) < 0.995

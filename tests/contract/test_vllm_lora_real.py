@@ -10,12 +10,12 @@ import torch
 from adapting import adapter
 from safetensors.torch import load_file, save_file
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.engines.transformers import arch
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading import arch
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import Describe, Run, UseAdapters
+from pytest_llmperf.wire.messages import Describe, Run, UseAdapters
 from pytest_llmperf.workloads import Decode
 
 pytestmark = [

@@ -8,11 +8,11 @@ import subprocess
 import msgspec
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import InvalidRun, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import CompareReference, Describe, MakeReference, ReadMemory, Run
+from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, ReadMemory, Run
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet
 
 pytestmark = [
@@ -113,7 +113,7 @@ def test_a_prefix_cache_that_was_to_be_off_is_an_error(vllm_python, tmp_path):
     code = (
         "import pytest_llmperf.engines.vllm.engine as e\n"
         "from pytest_llmperf.core.plan import LoadPlan\n"
-        "from pytest_llmperf.engines.models import model_ref\n"
+        "from pytest_llmperf.engines.models.names import model_ref\n"
         "from pytest_llmperf.engines.vllm import session\n"
         "from pytest_llmperf.errors import InvalidRun, NotInEffect\n"
         "from pytest_llmperf.workloads import Decode\n"
@@ -149,16 +149,16 @@ def test_a_part_is_in_effect(strategy, open_worker):
 
 
 @pytest.mark.parametrize(("part", "how"), [("w8a8", {"bits": 8, "group": 0, "inputs": True}), ("w4a16", {"bits": 4})])
-def test_a_quantised_checkpoint_is_counted_layer_by_layer(part, how, open_worker, tmp_path):
+def test_a_quantized_checkpoint_is_counted_layer_by_layer(part, how, open_worker, tmp_path):
     """vLLM joins the query, key and value layers, and gate and up: four layers a block, and the head is left out."""
-    from quantising import save_quantised
+    from quantizing import save_quantized
 
-    folder = save_quantised(tmp_path / part, "arch:small-llama", **how)
+    folder = save_quantized(tmp_path / part, "arch:small-llama", **how)
     wanted = plan(f"bf16+{part}:{folder}", "arch:small-llama")
     with open_worker(wanted) as (channel, opened):
         run(channel, SHORT)
     require_in_effect(opened.effective, parse(f"bf16+{part}:{folder}").promises(wanted), "loaded")
-    found = opened.effective.quantised
+    found = opened.effective.quantized
     assert (found.converted, found.layers, len(found.left_out)) == (32, 33, 1)
     assert sum(found.held.values()) == pytest.approx(sum(found.analytic.values()), rel=0.02)
 

@@ -40,7 +40,8 @@ def test_put_back():
 
 
 def test_wrapped_models_of_one_class_are_not_taken_for_one_another(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cached reference belongs to its own model's weights; a model wrapped twice is in its first state after the test."""
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
@@ -107,5 +108,5 @@ def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
     result.assert_outcomes(passed=3, failed=1, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_keeps*"])
     result.stdout.re_match_lines(
-        [r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"]
+        [r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NOT_RUN = frozenset(
-    {"fragment", "needs a GPU", "needs a network", "needs files of your own", "needs a program that is not installed"}
+    {"fragment", "needs a GPU", "needs a network", "needs files of your own", "needs a program that is not installed"},
 )
 _FENCE = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^( *)```(\w*)([^\n]*)\n(.*?)^\2```$", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"(?:^|[;&|]|\bdo )\s*((?:[A-Z_]+=\S+ )*)(pytest|llmperf) ?((?:\"[^\"]*\"|'[^']*'|[^;&|\"'])*)")

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from pytest_llmperf import names
-from pytest_llmperf.session.options import OPTIONS, Option
+from pytest_llmperf.settings.options import OPTIONS, Option
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 MARKERS = (names.MARKER, names.GPUS_MARKER, names.ISOLATED_MARKER, names.RANKS_MARKER)

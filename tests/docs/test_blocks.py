@@ -18,7 +18,7 @@ import pytest
 import yaml
 from fenced import NOT_RUN, all_blocks, blocks_of, commands
 
-from pytest_llmperf.cli import main
+from pytest_llmperf.commands.cli import main
 
 BLOCKS = all_blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python" and "title=" not in block.info and not block.not_run]
@@ -35,7 +35,7 @@ SHOWN = {"", "text", "console", "python"}
 
 
 def scripted(text: str) -> str:
-    """The block with a model that computes nothing, and so cannot be quantised, in place of the real one."""
+    """The block with a model that computes nothing, and so cannot be quantized, in place of the real one."""
     text = text.replace("bf16+int8wo", "fp16")
     return REAL.sub(lambda found: ("llmperf(" if found[0].startswith("llmperf") else "") + SCRIPTED, text)
 
@@ -145,7 +145,8 @@ def test_a_command_that_the_program_does_not_know_is_seen(program, words, pytest
 def test_commands_are_found_in_a_line():
     """After a variable, in a loop, and between others; a comment is none."""
     (block,) = blocks_of(
-        "```console\n$ A=1 pytest -q 'a b' && llmperf history  # pytest\n$ for n in 1; do pytest x || break; done\n```\n", "page"
+        "```console\n$ A=1 pytest -q 'a b' && llmperf history  # pytest\n$ for n in 1; do pytest x || break; done\n```\n",
+        "page",
     )
     assert commands(block) == [("pytest", "-q 'a b'"), ("llmperf", "history"), ("pytest", "x")]
     assert len(COMMANDS) > 20
@@ -157,7 +158,8 @@ def test_every_block_of_data_can_be_read(block):
 
 
 @pytest.mark.parametrize(
-    ("language", "text"), [("toml", "a = "), ("yaml", "a: [1"), ("json", "{a: 1}"), ("ini", "a = 1"), ("xml", "<a>")]
+    ("language", "text"),
+    [("toml", "a = "), ("yaml", "a: [1"), ("json", "{a: 1}"), ("ini", "a = 1"), ("xml", "<a>")],
 )
 def test_data_that_cannot_be_read_is_seen(language, text):
     with pytest.raises(Exception, match=r"."):

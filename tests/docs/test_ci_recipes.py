@@ -92,7 +92,7 @@ class Forge:
 
     def keep(self, *, sessions: int = 0) -> None:
         """The artifact that the job uploads, here with sessions that went before added to the store first."""
-        draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        draw = random.Random(0)
         with open_store("sqlite:///.llmperf/history.db", folder=self.repo.path) as store:
             newest = next(iter(store.records()))
             for n in range(1, sessions + 1):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.core.quantities import TABLE as METRICS
-from pytest_llmperf.core.rules import DEFAULT_RULES
+from pytest_llmperf.core.agreement.rules import DEFAULT_RULES
+from pytest_llmperf.core.metrics.quantities import TABLE as METRICS
 from pytest_llmperf.engines import TABLE as ENGINES
-from pytest_llmperf.session.options import OPTIONS
-from pytest_llmperf.strategies.table import PLANNED
+from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.strategies.table import TABLE as PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -72,12 +71,6 @@ def test_every_strategy_part_is_in_the_tables(name):
     """The strategies page has a row for it, and the README names it as existing."""
     assert re.search(rf"^\| `{re.escape(name)}[`:]", page("docs/strategies.md"), re.MULTILINE)
     assert f"`{name}`" in page("README.md")
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_every_planned_part_is_listed_as_planned(name):
-    """A part that does not exist yet stands under the heading that says so."""
-    assert f"`{name}" in page("docs/strategies.md").partition("## What is planned")[2]
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -11,7 +11,7 @@ import reference_tables
 
 import pytest_llmperf
 from pytest_llmperf import names, testing, units
-from pytest_llmperf.core.judge import Outcome
+from pytest_llmperf.core.verdicts.judge import Outcome
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from site_hook import on_page_markdown

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_llmperf.session.workers import WorkerGroup
-from pytest_llmperf.worker.messages import Run
+from pytest_llmperf.wire.messages import Run
+from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workloads import Decode
 
 WAIT_S = 20.0

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from pytest_llmperf.session.leases import lease
+from pytest_llmperf.devices.leases import lease
 
 DEVICES = ("gpu-0", "gpu-1", "gpu-2", "gpu-3")
 PROCESSES = 8
@@ -76,7 +76,7 @@ def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> 
     pid = os.fork()
     if pid:
         return pid
-    rng = random.Random(seed)  # noqa: S311 - not a secret
+    rng = random.Random(seed)
     while True:
         cycle(folder, rng, ask=ask)
         done[slot * 4 : slot * 4 + 4] = (int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1).to_bytes(4)
@@ -84,7 +84,7 @@ def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> 
 
 def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
     """Kill one at random and start another until so many cycles are done; then end them all."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     done = mmap.mmap(-1, 4 * PROCESSES)
     pids = [child(folder, seed * 1000 + i, done, i, ask=ask) for i in range(PROCESSES)]
     kills = killed_at = total = 0

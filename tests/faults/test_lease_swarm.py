@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lease_swarm import DEVICES
 
-from pytest_llmperf.session.leases import lease
+from pytest_llmperf.devices.leases import lease
 
 SCRIPT = Path(__file__).with_name("lease_swarm.py")
 CYCLES = 200

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmperf.devices.leases import exclusive
 from pytest_llmperf.errors import DeviceBusy
-from pytest_llmperf.session.leases import exclusive
 
 HOLDER = """
 import signal, sys
 from pathlib import Path
-from pytest_llmperf.session.leases import exclusive
+from pytest_llmperf.devices.leases import exclusive
 with exclusive(sys.argv[1], timeout_s=10, directory=Path(sys.argv[2])):
     print("held", flush=True)
     signal.pause()
@@ -24,7 +24,7 @@ with exclusive(sys.argv[1], timeout_s=10, directory=Path(sys.argv[2])):
 ADDER = """
 import sys
 from pathlib import Path
-from pytest_llmperf.session.leases import exclusive
+from pytest_llmperf.devices.leases import exclusive
 folder, device = Path(sys.argv[1]), sys.argv[2]
 for _ in range(20):
     with exclusive(device, timeout_s=60, directory=folder):
@@ -99,7 +99,7 @@ def test_a_forked_child_holds_nothing_and_frees_nothing(tmp_path):
     script = """
 import os, sys, time
 from pathlib import Path
-from pytest_llmperf.session.leases import lease
+from pytest_llmperf.devices.leases import lease
 folder = Path(sys.argv[1])
 held = lease({"cpu": 1.0}, timeout_s=0, directory=folder)
 if os.fork() == 0:
@@ -167,15 +167,15 @@ def test_a_planted_directory_is_refused(tmp_path):
 MEASURING = """
 from pathlib import Path
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.session.leases import lease
-from pytest_llmperf.session.pool import Pool, alone
+from pytest_llmperf.devices.leases import lease
+from pytest_llmperf.workers.pool import Pool, alone
 import sys
 pool = Pool(lambda _: None, timeout_s=5, progress=lambda *_: None)
 plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), engine=sys.argv[1], device=sys.argv[2])
 def free():
     try:
         lease({"cpu": 1.0}, timeout_s=0).release()
-    except Exception:
+    except Exception:  # noqa: BLE001 - any error is the right answer here
         return False
     return True
 with pool.undisturbed([plan]):

@@ -15,10 +15,10 @@ import pytest
 PARENT = """
 import os, re, sys, threading
 from pathlib import Path
-from pytest_llmperf.session.workers import WorkerGroup
+from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.worker.messages import Open, Run
-from pytest_llmperf.workloads import Decode
+from pytest_llmperf.wire.messages import Open, Run
+from pytest_llmperf.workloads import Decode  # noqa: E402
 
 ending, fault, folder = sys.argv[1:]
 groups = []
@@ -54,7 +54,10 @@ class Parent:
 
     def __init__(self, ending: str, fault: str, folder: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, ending, fault, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PARENT, ending, fault, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.pids = [int(word) for word in self.process.stdout.readline().split()]
 
@@ -143,9 +146,9 @@ def test_a_session_that_ends_without_closing_leaves_no_process(hold, eventually,
 
 TAKES_ITS_CHILDREN_ALONG = """
 import os, subprocess, sys
-import psutil
+import psutil  # noqa: PLC0415
 from pytest_llmperf.session import guardian
-from pytest_llmperf.worker.processes import TOKEN
+from pytest_llmperf.processes import TOKEN
 
 if sys.argv[1] == "detached":
     guardian.detach()

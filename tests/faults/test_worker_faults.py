@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from pytest_llmperf.errors import InvalidRun, LoadError, OutOfMemory, UsageError, WorkerDied, WorkerError, WorkerHung
-from pytest_llmperf.session import exchange, workers
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.worker.messages import Close, Closed, Describe, Open, Opened, Ran
+from pytest_llmperf.wire.messages import Close, Closed, Describe, Open, Opened, Ran
+from pytest_llmperf.workers import exchange
 
 DEADLINE_S = 30.0
 
@@ -55,7 +55,7 @@ def test_a_worker_that_needs_no_torch_loads_none(start):
 
 def test_the_sessions_side_imports_no_torch():
     """Workers, wire and leases are what the pytest process loads."""
-    script = "import sys, pytest_llmperf.session.workers, pytest_llmperf.session.leases; sys.exit('torch' in sys.modules)"
+    script = "import sys, pytest_llmperf.workers.group, pytest_llmperf.devices.leases; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -325,8 +325,8 @@ def test_a_forked_child_that_exits_leaves_its_parents_workers_alone(start):
     """The exit handler ends only workers that this very process started."""
     group = start()
     group._owner_pid += 1
-    workers._kill_all()
+    group._kill_all()
     assert group.alive
     group._owner_pid -= 1
-    workers._kill_all()
+    group._kill_all()
     assert not group.alive

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode, PromptSet
 
@@ -35,7 +35,7 @@ def adapters(tmp_path_factory) -> list[Path]:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from pytest_llmperf.engines.transformers import arch
+    from pytest_llmperf.engines.loading import arch
 
     root, folders = tmp_path_factory.mktemp("adapters"), []
     for seed, (name, rank) in enumerate((("a", 8), ("b", 16))):
@@ -53,7 +53,7 @@ def adapters(tmp_path_factory) -> list[Path]:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("base", ["fp32", "bf16", "bf16+nf4", "bf16+int8", "bf16+int8wo"])
 def test_adapters_are_in_force_on_every_base_and_switch(adapters, base):
-    """On quantised weights too; switched, each gives what it gives alone."""
+    """On quantized weights too; switched, each gives what it gives alone."""
     text = "+".join([base, *(f"lora:{folder}" for folder in adapters)])
     asked = plan(text)
     session = engine().open(asked)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.testing import check_engine
 from pytest_llmperf.workloads import Decode, PromptSet
@@ -35,7 +35,7 @@ def test_a_large_model_takes_what_was_predicted_and_gives_it_back():
     """50 million weights in bf16, and nothing of them once it is closed."""
     import torch
 
-    from pytest_llmperf.engines.models import predict
+    from pytest_llmperf.engines.models.names import predict
 
     wanted = plan("bf16", "arch:small-llama")
     before = torch.cuda.memory_allocated()

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode, Prefill
 
@@ -48,7 +48,10 @@ def test_two_of_four_weights_multiply_on_sparse_tensor_cores():
     compressed = kind.from_dense(dense)
     x = torch.randn(3, 7, 1024, dtype=torch.bfloat16, device="cuda")
     torch.testing.assert_close(
-        torch.nn.functional.linear(x, compressed), torch.nn.functional.linear(x, dense), atol=0.05, rtol=0.05
+        torch.nn.functional.linear(x, compressed),
+        torch.nn.functional.linear(x, dense),
+        atol=0.05,
+        rtol=0.05,
     )
     held = sum(getattr(compressed, name).nbytes for name in compressed.__tensor_flatten__()[0])
     assert held == pytest.approx(dense.nbytes * 9 / 16, rel=0.01)
@@ -93,11 +96,11 @@ def test_a_7b_model_is_pruned_on_one_gpu(strategy, capsys):
     assert torch.cuda.memory_allocated() <= GB
 
 
-def test_pruned_weights_are_quantised_afterwards():
-    """Prune, then quantise: both promises hold."""
+def test_pruned_weights_are_quantized_afterwards():
+    """Prune, then quantize: both promises hold."""
     pytest.importorskip("bitsandbytes")
     session = opened("bf16+wanda:0.5+int8", "arch:falcon-7b")
     found = session.describe().effective
-    assert found.quantised is not None
+    assert found.quantized is not None
     assert found.sparsity == pytest.approx(0.5, abs=0.005)
     session.close()

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.session.devices import gpu_count
-from pytest_llmperf.session.gpu_drivers import read_inventory
+from pytest_llmperf.devices.drivers import read_inventory
+from pytest_llmperf.devices.placement import gpu_count
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu_count() < 2, reason="needs two GPUs")]
 
 TESTS = """
 import pytest
 from pytest_llmperf import Decode
-from pytest_llmperf.session.gpu_drivers import usage
+from pytest_llmperf.devices.drivers import usage
 
 WORK = Decode(batch=1, prompt_tokens=8, new_tokens=8)
 

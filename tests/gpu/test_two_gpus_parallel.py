@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.core.agreement import Agreement
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.rules import default_rule
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.session.devices import gpu_count
-from pytest_llmperf.session.ranks import Ranks
-from pytest_llmperf.session.workers import WorkerGroup
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.rules import default_rule
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.devices.placement import gpu_count
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import CompareReference, Describe, MakeReference, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode, PromptSet
 
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @two_gpus
 @pytest.mark.parametrize(
-    "strategy", ["tp2", "fsdp2", "pp2", "dp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"]
+    "strategy",
+    ["tp2", "fsdp2", "pp2", "dp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"],
 )
 def test_two_gpus_answer_as_one(strategy, reference, tmp_path):
     """Each rank on a GPU of its own, with its share of the bytes; promises still hold after a run."""
@@ -70,7 +71,7 @@ def test_two_gpus_answer_as_one(strategy, reference, tmp_path):
         gauges = ranks.call(ReadMemory(workload=WORK, repetition=2), deadline_s=DEADLINE_S).ranks
         assert all(each.peak is not None and each.peak > each.weights for each in gauges)
         rows = ranks.call(CompareReference(path=reference, batch=4), deadline_s=DEADLINE_S).prompts
-        agreement = Agreement.of(rows, rule=default_rule(plan, plan_of("fp32")))
+        agreement = Agreement(rows, rule=default_rule(plan, plan_of("fp32")))
         assert agreement.ok
 
 

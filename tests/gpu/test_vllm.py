@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import CompareReference, Describe, MakeReference, Run
+from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, Run
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
 pytestmark = pytest.mark.gpu
@@ -18,7 +18,7 @@ SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
 def plan(strategy: str, model: str = "arch:tiny-llama", **options) -> LoadPlan:
     options = {"kv_cache_gib": 2} | options
     return parse(strategy).apply(
-        LoadPlan(model=model_ref(model), engine="vllm", device="cuda", options=tuple(sorted(options.items())))
+        LoadPlan(model=model_ref(model), engine="vllm", device="cuda", options=tuple(sorted(options.items()))),
     )
 
 

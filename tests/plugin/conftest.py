@@ -81,7 +81,11 @@ def template(tmp_path_factory) -> dict[str, Record]:
     (folder / "test_it.py").write_text(HEADER.format(script="ttft=50ms,tpot=10ms") + TWO)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
     subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")}
+        command,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")},
     )
     records = map(record_json.decode, (folder / "out.jsonl").read_text().splitlines())
     return {record.test.partition("::")[2]: record for record in records}
@@ -101,7 +105,7 @@ def sessions(opened, template, pytester) -> Callable[..., None]:
     """
 
     def put(n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record) -> None:
-        draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        draw = random.Random(0)
         with opened() as store:
             models = [*template.values(), *store.records()]
             for at in range(n):

@@ -64,5 +64,11 @@ class Repository:
     def llmperf(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest_llmperf", *words]
         return subprocess.run(
-            command, cwd=self.path, check=False, capture_output=True, text=True, env={**os.environ, **environ}, timeout=300
+            command,
+            cwd=self.path,
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environ},
+            timeout=300,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_llmperf.session.environment import environment_key
+from pytest_llmperf.core.environment import environment_key
 
 TWO = """
 def test_speed(llm):

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.history.store import open_store
-from pytest_llmperf.session.against.worktree import Worktree
-from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
 from repository import TESTS, Repository
@@ -71,7 +71,7 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
             "*def test_speed*",
             "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], allowed 3.0 % worse  (* pairs, interleaved)*",
             "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; E = * (limit 200), autocorrelation 0*",
-        ]
+        ],
     )
     flat = " ".join(result.stdout.str().split())
     assert "(again in fresh workers: 0.882x, 6 pairs)" in flat
@@ -204,7 +204,8 @@ def test_options_of_the_projects_own_conftest_hold_for_the_base(repo, run):
     """The fixture of both sides reads the same value."""
     conftest = "def pytest_addoption(parser):\n    parser.addoption('--tokens', type=int, default=11)\n"
     tests = TESTS.replace("def test_speed(llm):", "def test_speed(llm, pytestconfig):").replace(
-        "llm.run(WORK)", "llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=pytestconfig.getoption('tokens')))"
+        "llm.run(WORK)",
+        "llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=pytestconfig.getoption('tokens')))",
     )
     repo.commit("option", **{"conftest.py": conftest, "test_it.py": tests})
     run("--llmperf-against=HEAD", "--tokens=7").assert_outcomes(passed=1, warnings=0)
@@ -244,7 +245,7 @@ def test_limits_of_the_option_and_the_marker(repo, run):
     repo.speed("12ms")
     run("--llmperf-against=HEAD", "--llmperf-against-limits=throughput:15%").assert_outcomes(passed=1)
     run("--llmperf-against=HEAD", "--llmperf-against-limits=throughputs").stdout.fnmatch_lines(
-        ["*--llmperf-against-limits*'throughput'*"]
+        ["*--llmperf-against-limits*'throughput'*"],
     )
 
 
@@ -254,7 +255,11 @@ def test_a_session_that_is_ended_leaves_no_worktree_after_the_next_start(repo, o
     repo.commit("slow set-up", **{"conftest.py": WAITS.format(file=str(repo.path / "waits.jsonl"))})
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-against=HEAD"]
     process = subprocess.Popen(
-        command, cwd=repo.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=repo.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     side = _wait_for(repo.path / "waits.jsonl")
     assert len(worktrees(own_cache)) == 1

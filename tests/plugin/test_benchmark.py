@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_sessions import earlier, on_another_cpu, rewritten, with_metric
@@ -117,7 +117,7 @@ def test_xdist_is_green_for_pytest_benchmark_and_not_for_us(bench, run, monkeypa
     assert run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "-n", "2", "--llmperf-store=none", *quiet).ret == 0
     result = run("--llmperf-gate", "-n", "2")
     assert "the time of the benchmark was not measured: pytest-benchmark is off here" in " ".join(
-        " ".join(result.outlines).split()
+        " ".join(result.outlines).split(),
     )
     assert result.ret == EXIT_JUDGED_NOTHING
 

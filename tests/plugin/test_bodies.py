@@ -104,7 +104,7 @@ def test_a_body_that_never_ran_fails(pytester, body):
     """A plugin that takes the call's place in the body's process would make every test green."""
     pytester.makeconftest(
         "import pytest, sys\n@pytest.hookimpl(tryfirst=True)\ndef pytest_pyfunc_call(pyfuncitem):\n"
-        "    return True if pyfuncitem.config.pluginmanager.has_plugin('llmperf-body-side') else None\n"
+        "    return True if pyfuncitem.config.pluginmanager.has_plugin('llmperf-body-side') else None\n",
     )
     result = body("@pytest.mark.llmperf_isolated\ndef test_it():\n    assert False\n")
     result.assert_outcomes(failed=1)

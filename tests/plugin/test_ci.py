@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 TESTS = """
 @pytest.mark.parametrize("name", ["a|b", "<b>", "\\n::error::x"])

@@ -58,7 +58,7 @@ def test_the_record_of_a_run_says_what_the_run_used(project, run, lines):
 def test_each(llm_factory):
     llm_factory("fp32+static-cache+compile").run(WORK)
     llm_factory("fp32+continuous").run(Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2))
-"""
+""",
     )
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
     compiled, continuous = (row["effective"] for row in lines())

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_llmperf.cluster.cluster import Cluster
 from pytest_llmperf.errors import DeviceBusy, UsageError
-from pytest_llmperf.session.cluster.cluster import Cluster
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.testing import scripted_plan
 
@@ -75,7 +75,7 @@ def test_ranks_on_two_hosts_are_measured_and_what_fails_there_is_named(hosts, py
             rf".*worker rank 1 of 2 \({host}\) hung in Run.*within its deadline of 2 s.*",
             r".*--- stacks of rank 1 ---.*",
             r".*has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs \(host0 \(127.0.0.1\): 1 CPU.*",
-        ]
+        ],
     )
     facts = {record["strategy"]: record["environment"]["facts"] for record in lines() if "scaling" in record["test"]}
     assert (facts["tp2"]["cluster"], facts["tp2"]["n_hosts"], facts["fp32"]["n_hosts"]) == ("ray", 2, 1)

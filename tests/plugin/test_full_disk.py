@@ -78,7 +78,7 @@ def the_store_is_full(monkeypatch):
 
 def test_full(llm):
     llm.run(WORK)
-"""
+""",
     )
     done = session(pytester.path, "--llmperf-json=out.jsonl")
     assert "the disk is full" in done.stdout

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from pytest_llmperf.history import accept
-from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_sessions import ONE, TWO, on_another_cpu, rewritten, with_goodput, with_metric
 
 SLOW_ONCE = """
 from msgspec.structs import replace
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.session.state import LlmperfSession
+from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
+from pytest_llmperf.session.session import LlmperfSession
 
 @pytest.fixture(autouse=True)
 def the_first_worker_is_slow(monkeypatch):
@@ -44,11 +44,11 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project
         [
             "*def test_speed*",
             "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
-        ]
+        ],
     )
     result.stdout.fnmatch_lines(["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"])
     result.stdout.fnmatch_lines(["FAILED *test_speed* - Regression: throughput of auto is*"])
-    result.stdout.no_fnmatch_line("*session/gate.py*")
+    result.stdout.no_fnmatch_line("*gate/gate.py*")
     assert result.ret == 1
 
 
@@ -87,7 +87,7 @@ def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_bo
     result = run_both("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(
-        ["*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"]
+        ["*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"],
     )
     result.stdout.fnmatch_lines(["*judged nothing*"])
     assert result.ret == EXIT_JUDGED_NOTHING
@@ -184,7 +184,7 @@ def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     result = run("--llmperf-gate=memory.weights:1%")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"]
+        ["*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"],
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llmperf.history import accept
 from pytest_llmperf.history.store import open_store
-from pytest_llmperf.session.gate_watch import EXIT_JUDGED_NOTHING
+from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_sessions import ONE, TWO

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.session.calibration import read_calibrations
-from pytest_llmperf.session.host import cpu_model
+from pytest_llmperf.devices.host import cpu_model
+from pytest_llmperf.gate.calibration import read_calibrations
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stored_sessions import ONE, TWO
@@ -114,7 +114,7 @@ def test_a_waived_test_that_passes_again_is_reported(project, run, sessions, wai
     result = run("--llmperf-gate=throughput")
     result.assert_outcomes(passed=1, warnings=0)
     assert "throughput passes again, so the waiver of ana (until 2999-12-31) is needed no more" in " ".join(
-        " ".join(result.outlines).split()
+        " ".join(result.outlines).split(),
     )
 
 
@@ -188,7 +188,7 @@ def test_a_limit_below_what_was_calibrated_is_named(project, run, sessions, pyte
     project("@pytest.mark.llmperf(gate={'throughput': 0.01})" + ONE)
     sessions(10)
     (pytester.path / "llmperf-calibration.toml").write_text(
-        CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms", device=CPU)
+        CALIBRATED.format(floor=0.04, script="ttft=50ms,tpot=10ms", device=CPU),
     )
     said = " ".join(" ".join(run("--llmperf-gate=throughput:2%").outlines).split())
     assert f"the limit of throughput, 1.0 %, is below the 4.0 % calibrated on {CPU} on 2026-11-20" in said
@@ -197,7 +197,8 @@ def test_a_limit_below_what_was_calibrated_is_named(project, run, sessions, pyte
 
 
 @pytest.mark.parametrize(
-    "line", ["date = 2026-11-20\n", f'device = "{CPU}"\n', "sessions = 12\n", 'versions = { torch = "2.13" }\n']
+    "line",
+    ["date = 2026-11-20\n", f'device = "{CPU}"\n', "sessions = 12\n", 'versions = { torch = "2.13" }\n'],
 )
 def test_a_floor_without_provenance_is_refused(project, run, pytester, line):
     """Exit code 4, with the field that is missing and the command that measures a floor."""

@@ -46,7 +46,7 @@ def test_any_test_holds_the_gpus_that_its_marker_names(pytester, run):
         [
             "llmperf: SIMULATED GPUs (2x141GB:NVIDIA H200:9.0); no model can be loaded on them",
             "SKIPPED * llmperf-gpus: needs 2 GPUs with name 'A100', the pool has 2, of which 0 would do (2 of another name) *",
-        ]
+        ],
     )
 
 
@@ -72,7 +72,7 @@ def test_under_strict_a_skip_for_want_of_gpus_is_a_failure(pytester, run_both):
     result = run_both("--llmperf-gpus=1", "--llmperf-strict", "--junit-xml=out.xml")
     result.assert_outcomes(passed=1, errors=2)
     result.stdout.fnmatch_lines(
-        ["*selected but skipped, and --llmperf-strict is on: llmperf-gpus: needs 2 GPUs, the pool has 1*"]
+        ["*selected but skipped, and --llmperf-strict is on: llmperf-gpus: needs 2 GPUs, the pool has 1*"],
     )
     assert "&quot;needs&quot;: 2, &quot;pool&quot;: 1, &quot;eligible&quot;: 1" in (pytester.path / "out.xml").read_text()
 
@@ -108,7 +108,7 @@ def test_on_the_cpu_a_test_that_needs_gpus_is_skipped(project, run):
     result = run("--llmperf-device=cpu", "-rs")
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(
-        ["*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' keeps its models on the CPU*"]
+        ["*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' keeps its models on the CPU*"],
     )
 
 
@@ -154,7 +154,7 @@ def test_a_test_of_two_gpus_waits_for_both(pytester, run):
 SHARES = """
 import pytest
 from pathlib import Path
-from pytest_llmperf.session.leases import lease
+from pytest_llmperf.devices.leases import lease
 from pytest_llmperf.units import GB
 
 @pytest.mark.llmperf_gpus(1, memory=100 * GB)
@@ -195,19 +195,19 @@ def test_a_foreign_process_on_the_gpu_makes_the_run_invalid(project, run, machin
 
 def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_next_one_runs(project, run, machine, pytester):
     """Named in bytes; the next test takes the device as it found it."""
-    pytester.makeconftest("import pytest_llmperf.session.returned as r\nr.RETURN_LIMIT_S = 0.2\n")
+    pytester.makeconftest("import pytest_llmperf.workers.memory_check as r\nr.RETURN_LIMIT_S = 0.2\n")
     project(
         "import json, os\n"
         "def test_a(llm):\n"
         "    llm.run(WORK)\n"
         "    open(os.environ['LLMPERF_SIMULATED_USAGE'], 'w').write(json.dumps({'GPU-simulated-0': {'4194305': 5 * 10**9}}))\n"
         "@pytest.mark.parametrize('llm', ['bf16'], indirect=True)\n"
-        "def test_b(llm): llm.run(WORK)\n"
+        "def test_b(llm): llm.run(WORK)\n",
     )
     result = run("--llmperf-gpus=1")
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(
-        ["*ERROR at teardown of test_a*", "*cuda:0: 5.00 GB (5000000000 bytes) more than before it was used*"]
+        ["*ERROR at teardown of test_a*", "*cuda:0: 5.00 GB (5000000000 bytes) more than before it was used*"],
     )
 
 

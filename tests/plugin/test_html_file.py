@@ -7,7 +7,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli
 
 TESTS = """
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)

@@ -31,7 +31,7 @@ class Life:
 
     def __init__(self, repo: Repository, run, opened) -> None:
         self.repo, self._run, self._opened = repo, run, opened
-        self._draw = random.Random(0)  # noqa: S311 - the same sessions each time
+        self._draw = random.Random(0)
 
     def newest(self):
         with self._opened() as store:
@@ -69,7 +69,7 @@ class Life:
             [
                 "E *Regression: throughput of auto is 66.7 tok/s, 9.* % less than the baseline of 12 sessions*",
                 "FAILED test_it.py::test_speed*",
-            ]
+            ],
         )
         return re.search(r"llmperf accept ([0-9a-f]{16})", " ".join(result.stdout.str().split()))[1]
 

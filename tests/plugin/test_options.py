@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pytest_llmperf.names import STRATEGY_FIXTURES
-from pytest_llmperf.session.options import OPTIONS
+from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.strategies import parse
 
 BOTH = """
@@ -86,7 +86,7 @@ def test_without_a_strategy_the_checkpoint_decides(project, run, lines):
 @pytest.mark.parametrize("option", [o for o in OPTIONS if not o.flag and not o.many], ids=lambda o: o.name)
 def test_each_option_has_an_ini_twin(project, pytester, run, option):
     """A value in the ini file is read: a wrong one is refused with the option's name or used."""
-    from pytest_llmperf.session.settings import read
+    from pytest_llmperf.settings.settings import read
 
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
     pytester.mkdir("some")
@@ -94,7 +94,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
     texts = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%", "reference": "bf16", "cluster": "auto"}
     good = texts.get(option.name, "7" if number else str(pytester.path / "some") if option.path == "file" else "some")
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
-    from pytest_llmperf.plugin import _option
+    from pytest_llmperf.plugin.hooks import _option
 
     values[option.name] = _option(config, option)
     assert values[option.name] == good

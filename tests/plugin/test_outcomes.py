@@ -187,7 +187,7 @@ def test_expected_failures_have_outcomes_of_their_own(project, run_both, lines):
             "SKIPPED *test_skipped: not today",
             "XFAIL *test_fails_as_expected: the old driver",
             "XPASS *test_passes_all_the_same: the old driver",
-        ]
+        ],
     )
     assert sorted(row["outcome"] for row in lines()) == ["FAIL", "XFAIL", "XPASS"]
     assert run_both("-q").stdout.str().count("1 XFAIL") == 1

@@ -17,7 +17,7 @@ def test_scaling(llm_tp2, baseline):
     assert ours.speed_up >= 0.95
     assert 0.45 <= ours.efficiency.value <= 0.55
     assert len(ours.memory.ranks) == 2
-"""
+""",
     )
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
     ours, one = sorted(lines(), key=lambda record: record["strategy"] != "tp2")
@@ -40,6 +40,6 @@ def test_scaling(llm_factory, baseline):
     ours, one = llm_factory("bf16+tp2").compare(baseline, WORK)
     with pytest.raises(NotMeasured, match="not compared with the same model on fewer devices"):
         assert ours.speed_up >= 1
-"""
+""",
     )
     run().assert_outcomes(passed=1)

@@ -68,7 +68,7 @@ def test_loaded(llm, prompt):
 
 def test_once():
     assert len(seen) == 1
-"""
+""",
     )
     run().assert_outcomes(passed=2)
 
@@ -84,7 +84,7 @@ from hypothesis import HealthCheck, given, settings
 @given(prompt=prompts(), ids=token_ids(50))
 def test_given(llm, prompt, ids):
     assert llm.top_tokens(prompt, 3).ids != llm.top_tokens(ids, 4).ids
-"""
+""",
     )
     run().assert_outcomes(passed=1)
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_asked_is_a_usage_error(project, run):
     project(
         IMPORTS
         + """
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.errors import UsageError  # noqa: PLC0415
 
 @pytest.mark.parametrize(
     ("ask", "message"),
@@ -122,7 +122,7 @@ def test_it(llm, ask, message):
     with pytest.raises(UsageError, match=message):
         ask(llm)
     assert llm.top_tokens("a", k=2).tokens
-"""
+""",
     )
     run().assert_outcomes(passed=7)
 

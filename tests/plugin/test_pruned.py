@@ -13,7 +13,8 @@ def test_pruned(llm):
 def test_the_summary_says_that_zeros_buy_nothing(project, run):
     """Once, however many runs there are; not of a model that is not pruned."""
     project(
-        BODY + "\ndef test_again(llm_factory):\n    llm_factory('fp32+wanda:0.5').run(WORK)\n\ndef test_plain(llm): llm.run(WORK)"
+        BODY
+        + "\ndef test_again(llm_factory):\n    llm_factory('fp32+wanda:0.5').run(WORK)\n\ndef test_plain(llm): llm.run(WORK)",
     )
     result = run()
     result.assert_outcomes(passed=3)

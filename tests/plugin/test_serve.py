@@ -55,7 +55,7 @@ def test_a_client_that_is_the_limit_makes_the_run_invalid(project, run):
     result = run()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*InvalidRun: 0 of 3 runs of the load are valid: client-limited: the client sent its requests 20*"]
+        ["*InvalidRun: 0 of 3 runs of the load are valid: client-limited: the client sent its requests 20*"],
     )
 
 
@@ -132,12 +132,12 @@ def test_int8(llm):
 @pytest.mark.llmperf(model="org/name", engine="server:transformers", strategy="bf16")
 def test_cannot_be_shown(llm):
     pass
-"""
+""",
     )
     result = run()
     result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines_random(
-        ["*Serve() is a load on a server, and engine 'transformers' is none*", "*'int8' cannot be honoured by engine 'server'*"]
+        ["*Serve() is a load on a server, and engine 'transformers' is none*", "*'int8' cannot be honoured by engine 'server'*"],
     )
 
 

@@ -67,7 +67,7 @@ def test_a_hostile_name_is_one_cell_and_nothing_but_text(name):
     assert [len(each) for each in rows] == [9, 9]
     assert rows[1][0].strip() == as_shown(name).strip()
     assert kinds.isdisjoint(
-        {"link_open", "image", "em_open", "strong_open", "s_open", "code_inline", "code_block", "fence", "hr"}
+        {"link_open", "image", "em_open", "strong_open", "s_open", "code_inline", "code_block", "fence", "hr"},
     )
     assert [token.content.strip() for token in PARSER.parse(comment([row(test=name)])) if token.type == "html_block"] == [MARK]
     assert set(html(comment([row(test=name, strategy=name)]))) <= {"<code>", "</code>"}
@@ -100,7 +100,8 @@ def test_the_worst_come_first_and_each_verdict_is_counted():
     assert [each[-1] for each in rows[1:]] == ["FAIL", "worse, test: PASS", "UNDECIDED", "PASS", "PASS"]
     assert body.startswith(f"{MARK}\n### llmperf\n\n1 FAIL, 1 worse, 1 UNDECIDED, 1 PASS\n")
     assert "- <code>test&#95;2</code> <code>ttft.p50</code>: <code>3 sessions before</code>" in body.replace(
-        "test_2", "test&#95;2"
+        "test_2",
+        "test&#95;2",
     )
     assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "0.923x", "0.901 to 0.945"]
 

@@ -6,8 +6,8 @@ import pytest
 from stubs import stub_command
 from tokenizers import Tokenizer
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.server.architecture import architecture
 from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.options import read_options

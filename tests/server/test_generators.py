@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 from stubs import stub_command, write_model
 
-from pytest_llmperf.core.estimate import NotMeasurable
-from pytest_llmperf.core.load import LoadTrace, reduce_load
-from pytest_llmperf.core.slo import tpot_s
+from pytest_llmperf.core.metrics.serving import LoadTrace, reduce_load
+from pytest_llmperf.core.metrics.slo import tpot_s
+from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.server.generators import (
     GENERATORS,
     environment,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pytest_llmperf.core.agreement import Agreement, parse_rule
-from pytest_llmperf.core.estimate import NotMeasurable
-from pytest_llmperf.engines.reference_file import FORMAT
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.rules import parse_rule
+from pytest_llmperf.core.verdicts.estimate import NotMeasurable
+from pytest_llmperf.engines.outputs.reference_file import FORMAT
 from pytest_llmperf.engines.server.agreement import Reference, compare
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
@@ -70,7 +71,7 @@ def server(after, **lacks):
 
 def agreement(reference, after, rule="exact", **lacks) -> Agreement:
     rows = asyncio.run(compare(server(after, **lacks), reference, None, batch=2))
-    return Agreement.of(rows, rule=parse_rule(rule))
+    return Agreement(rows, rule=parse_rule(rule))
 
 
 def test_a_server_of_the_same_logits_agrees_to_the_letter(reference):
@@ -109,7 +110,8 @@ def test_another_model_is_found_out(reference):
 
 
 @pytest.mark.parametrize(
-    ("lacks", "said"), [("prompt_logprobs", "log-probabilities of a prompt"), ("token_ids", "does not return")]
+    ("lacks", "said"),
+    [("prompt_logprobs", "log-probabilities of a prompt"), ("token_ids", "does not return")],
 )
 def test_a_server_that_does_not_say_it_is_refused(reference, lacks, said):
     """With what it lacks."""

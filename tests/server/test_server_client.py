@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from stubs import stub_command, write_model
 
-from pytest_llmperf.core.judge import Outcome, claims
-from pytest_llmperf.core.load import LoadTrace, client_mark, reduce_load
+from pytest_llmperf.core.metrics.serving import LoadTrace, client_mark, reduce_load
+from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.engines.server.client import Call, Client, Endpoint, connections
 from pytest_llmperf.engines.server.prompts import Prompts
 from pytest_llmperf.engines.server.stream import parse_openai
@@ -26,7 +26,8 @@ def test_an_open_loop_sends_each_request_when_it_is_due_whatever_became_of_the_o
     """The server holds each for 300 ms and they are due every 20 ms: none is sent before it is due."""
     session = start("--ttft-ms 300")
     requests = session.serve(
-        Serve(rate=50, arrivals="constant", requests=10, prompt_tokens=4, max_new_tokens=3), 0
+        Serve(rate=50, arrivals="constant", requests=10, prompt_tokens=4, max_new_tokens=3),
+        0,
     ).trace.requests
     due = [r.t_due_ns - requests[0].t_due_ns for r in requests]
     assert due == [20_000_000 * i for i in range(10)]
@@ -184,5 +185,5 @@ def test_servers_in_a_project_are_errors_where_they_are_not_what_was_asked_for(p
             "E*NotInEffect: strategy 'bf16' is not in effect: the dtype that the server says is float16, asked for bfloat16*",
             "E*NotInEffect: asked 'tiny', and 'somebody-else' answered*",
             "E*LoadError: the server died before it was healthy: the server ended with exit code 3*",
-        ]
+        ],
     )

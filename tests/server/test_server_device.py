@@ -7,7 +7,7 @@ from stubs import stub_plan
 
 from pytest_llmperf.engines.server import device
 from pytest_llmperf.engines.server.engine import ServerEngine
-from pytest_llmperf.worker.nvml import Unreadable
+from pytest_llmperf.instruments.nvml import Unreadable
 
 
 class Gpu:

@@ -85,7 +85,8 @@ def test_an_offline_batch_of_which_a_request_fails_is_invalid(start):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("counts-more", "counted 15"), ("counts-less", r"counted \d+ output tokens, .* makes")]
+    ("fault", "said"),
+    [("counts-more", "counted 15"), ("counts-less", r"counted \d+ output tokens, .* makes")],
 )
 def test_token_counts_that_cannot_be_right_are_marked(start, fault, said):
     """More than were asked for, or fewer than the text has. The same server without the fault has no such mark."""

@@ -28,7 +28,12 @@ def test_mypy_strict_sees_no_fault_in_a_users_suite_and_every_wrong_line(user):
     """--disallow-any-expr: nothing that a test touches is an Any, so that nothing goes unchecked."""
     command = ["-m", "mypy", "--strict", "--disallow-any-expr", "--no-error-summary", f"--cache-dir={user}/cache"]
     done = subprocess.run(
-        [sys.executable, *command, "suite.py", "wrong.py"], cwd=user, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, *command, "suite.py", "wrong.py"],
+        cwd=user,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     faults = re.findall(r"^(\w+\.py):(\d+): error", done.stdout, re.MULTILINE)
     assert {int(line) for file, line in faults if file == "wrong.py"} == WRONG, done.stdout + done.stderr

@@ -14,7 +14,12 @@ from pytest_llmperf.core.record import Environment, MetricValue, Record
 
 
 def metric(
-    name: str, value: float | None, unit: str, low: float | None = None, high: float | None = None, reason: str = ""
+    name: str,
+    value: float | None,
+    unit: str,
+    low: float | None = None,
+    high: float | None = None,
+    reason: str = "",
 ) -> MetricValue:
     """A metric value; None is not measurable."""
     confidence = None if low is None else 0.99
@@ -55,7 +60,8 @@ class Terminal:
         self._bytes = io.BytesIO()
         self._file = io.TextIOWrapper(self._bytes, encoding=encoding, write_through=True)
         self._writer = create_terminal_writer(
-            SimpleNamespace(option=SimpleNamespace(color=colour, code_highlight="no")), self._file
+            SimpleNamespace(option=SimpleNamespace(color=colour, code_highlight="no")),
+            self._file,
         )
         self._writer.fullwidth = width
         self.config = SimpleNamespace(get_terminal_writer=lambda: self._writer)

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
 
 POSITIONS, VOCABULARY = 32, 40
 Row = list[float]
@@ -42,7 +42,7 @@ def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> 
 
 def prompts(change: Callable[[Row, random.Random], Row], n: int = 12, seed: int = 0) -> tuple[PromptComparison, ...]:
     """`n` prompts whose candidate logits are the reference's after `change`."""
-    draw = random.Random(seed)  # noqa: S311 - logits, not secrets
+    draw = random.Random(seed)
     rows = [[[draw.gauss(0, 3) for _ in range(VOCABULARY)] for _ in range(POSITIONS)] for _ in range(n)]
     return tuple(compared(i, row, [change(list(position), draw) for position in row]) for i, row in enumerate(rows))
 

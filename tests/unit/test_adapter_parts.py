@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import AdapterGroup, Effective
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.engines import limits
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
+from pytest_llmperf.engines.refusals import decode
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import check_engine_can, parse, require_in_effect
 from pytest_llmperf.strategies.adapters import located
 
 PLAN = LoadPlan(model=ModelRef(name="m", kind="arch", location="tiny-llama"))
 MINE = AdapterGroup(
-    name="mine", rank=8, layers=14, elements=100, tensors=28, tensors_equal=28, content_hash="a" * 64, active=True
+    name="mine",
+    rank=8,
+    layers=14,
+    elements=100,
+    tensors=28,
+    tensors_equal=28,
+    content_hash="a" * 64,
+    active=True,
 )
 
 
@@ -88,12 +95,12 @@ def test_parts_that_exclude_each_other_are_refused_before_loading(strategy, frag
         assert fragment in str(caught.value)
 
 
-def test_merging_into_weights_that_are_quantised_already_is_refused():
-    """Into full precision before quantising it is not."""
-    plan = structs.replace(parse("lora:a:merged").apply(PLAN), quantisation="gptq:/models/q")
+def test_merging_into_weights_that_are_quantized_already_is_refused():
+    """Into full precision before quantizing it is not."""
+    plan = structs.replace(parse("lora:a:merged").apply(PLAN), quantization="gptq:/models/q")
     assert "gptq:/models/q" in (TRANSFORMERS.refuses(plan) or "")
-    assert limits.adapters(structs.replace(plan, merge_adapters=False)) is None
-    assert limits.adapters(structs.replace(plan, quantisation="nf4")) is None
+    assert decode.adapters(structs.replace(plan, merge_adapters=False)) is None
+    assert decode.adapters(structs.replace(plan, quantization="nf4")) is None
 
 
 def test_a_folder_below_the_root_is_named_by_its_relative_path(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core import amounts
-from pytest_llmperf.core.advise import AXES, Choice, Reading, advise, dominates
+from pytest_llmperf.core.advice import AXES, Choice, Reading, advise, dominates
 from pytest_llmperf.errors import UsageError
 
 GB = 1e9
@@ -83,7 +83,8 @@ def test_a_limit_that_the_interval_crosses_is_met_but_not_for_certain():
 
 NUMBERS = st.integers(1, 4).map(float)
 CHOICES = st.lists(
-    st.fixed_dictionaries({"speed": NUMBERS, "memory": NUMBERS, "top1": NUMBERS}, optional={"ttft": NUMBERS}), max_size=9
+    st.fixed_dictionaries({"speed": NUMBERS, "memory": NUMBERS, "top1": NUMBERS}, optional={"ttft": NUMBERS}),
+    max_size=9,
 ).map(lambda rows: [choice(f"s{i}", **row) for i, row in enumerate(rows)])
 
 

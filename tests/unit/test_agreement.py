@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_llmperf.core.agreement import Agreement, PromptComparison, TopToken, WorstPosition, default_rule, parse_rule
-from pytest_llmperf.core.judge import Outcome, claims
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
+from pytest_llmperf.core.agreement.rules import DEFAULT_RULES, Rule, default_rule, kind_of, parse_rule
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.rules import DEFAULT_RULES, Rule, kind_of
+from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 N = 32
@@ -49,7 +50,13 @@ def alike(i: int) -> PromptComparison:
     top1 = (True,) * 31 + (i % 4 != 0,)
     shift = -1.0 + 0.002 * (-1) ** i
     return prompt(
-        i, top1=top1, kl=(1e-5,) * N, candidate_logprob=(shift,) * N, noise=1000 / 10**4.5, max_abs_logit_error=0.02, **flipped
+        i,
+        top1=top1,
+        kl=(1e-5,) * N,
+        candidate_logprob=(shift,) * N,
+        noise=1000 / 10**4.5,
+        max_abs_logit_error=0.02,
+        **flipped,
     )
 
 
@@ -75,7 +82,7 @@ SELF = tuple(prompt(i) for i in range(12))
 
 
 def agreement(rows, rule="exact", **more):
-    return Agreement.of(rows, rule=parse_rule(rule) if isinstance(rule, str) else rule, **more)
+    return Agreement(rows, rule=parse_rule(rule) if isinstance(rule, str) else rule, **more)
 
 
 def test_the_quantities_are_those_computed_by_hand():

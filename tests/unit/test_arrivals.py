@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.arrivals import PATTERNS, offsets_s, rescaled
-from pytest_llmperf.core.rate_search import Probe, RateSearch, next_rate
+from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, next_rate
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Serve, Slo, Traffic, describe_serve
 
@@ -59,7 +59,7 @@ def test_a_trace_file_is_read_with_its_lengths(tmp_path):
     """Milliseconds, as in Mooncake's traces."""
     path = tmp_path / "trace.jsonl"
     path.write_text(
-        '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 250, "input_length": 6, "output_length": 3}\n'
+        '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 250, "input_length": 6, "output_length": 3}\n',
     )
     traffic = Traffic.from_jsonl(path, unit_s=0.001)
     assert (traffic.timestamps_s, traffic.prompt_tokens, traffic.output_tokens) == ((0, 0.25), (5, 6), (2, 3))

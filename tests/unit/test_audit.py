@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.commands.auditing import NOT_COLLECTED, Lane, compared, lanes_of
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.audit import NOT_COLLECTED, Lane, compared, lanes_of
 
 
 def test_a_lane_is_a_name_the_gpus_of_its_machine_and_pytests_arguments():

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.estimate import NotMeasurable
-from pytest_llmperf.core.metrics import reduce
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent, Trace
-from pytest_llmperf.engines.scripted import ScriptedEngine
-from pytest_llmperf.engines.scripted_batches import schedule
+from pytest_llmperf.core.verdicts.estimate import NotMeasurable
+from pytest_llmperf.engines.scripted.batches import schedule
+from pytest_llmperf.engines.scripted.session import ScriptedEngine
 from pytest_llmperf.errors import InvalidRun, NotMeasured, UsageError
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.workloads import Batch, PromptSet, Workload, describe

@@ -18,7 +18,7 @@ from pytest_llmperf.core.record import Environment
 from pytest_llmperf.report.benchmark_json import document, stats
 
 GPU = Environment(
-    facts={"device": "cuda", "device_name": "NVIDIA H200", "device_count": 1, "driver": "580.1", "git_commit": "abc"}
+    facts={"device": "cuda", "device_name": "NVIDIA H200", "device_count": 1, "driver": "580.1", "git_commit": "abc"},
 )
 TIMES = (0.9, 1.0, 1.1, 1.05, 0.95)
 

@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_llmperf import cli
-from pytest_llmperf.core.noise import noise
+from pytest_llmperf.commands import calibrating, cli
+from pytest_llmperf.commands.calibrating import examine, run_session
 from pytest_llmperf.core.record import Environment
+from pytest_llmperf.core.verdicts.noise import noise
 from pytest_llmperf.errors import InvalidRun, UsageError
-from pytest_llmperf.session import calibrating
-from pytest_llmperf.session.calibrating import examine, run_session
-from pytest_llmperf.session.calibration import Calibrated, read_calibrations, write_calibrations
+from pytest_llmperf.gate.calibration import Calibrated, read_calibrations, write_calibrations
 
 ENTRY = Calibrated(
     metric="throughput",
@@ -41,7 +40,7 @@ ENTRY = Calibrated(
 
 
 def sessions(n, spread, seed=0):
-    draw = random.Random(seed)  # noqa: S311 - a simulation
+    draw = random.Random(seed)
     return [100 * math.exp(spread * draw.gauss(0, 1)) for _ in range(n)]
 
 
@@ -73,7 +72,7 @@ def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels
 
 def test_the_autocorrelation_of_pairs():
     """Independent repetitions have none; a slow wave over all pairs of a session shows, whatever the order inside a pair."""
-    draw = random.Random(3)  # noqa: S311
+    draw = random.Random(3)
     independent = [[math.exp(draw.gauss(0, 0.02)) for _ in range(200)] for _ in range(5)]
     found = noise(sessions(8, 0.01), independent, direction="lower", floor=0.03, draws=10)
     assert found.pairs == 500

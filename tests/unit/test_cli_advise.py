@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from history_records import record
 from msgspec.structs import replace
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli
 from pytest_llmperf.core.record import Environment, MetricValue
 from pytest_llmperf.history.store import open_store
 

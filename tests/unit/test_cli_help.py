@@ -16,10 +16,8 @@ import pytest
 from click.testing import CliRunner
 from history_records import metric, record
 
-from pytest_llmperf import cli
-from pytest_llmperf.commands import shared
+from pytest_llmperf.commands import bisecting, calibrating, cli, shared
 from pytest_llmperf.history.store import open_store
-from pytest_llmperf.session import bisect, calibrating
 
 COMMAND = [sys.executable, "-m", "pytest_llmperf"]
 COMMANDS = sorted(cli.main.commands)
@@ -63,9 +61,19 @@ def no_sessions(monkeypatch):
         return {("test_speed",): [record("r", metrics=(metric(value=14.0 + len(started) / 100),))]}
 
     monkeypatch.setattr(calibrating, "run_session", session)
-    step = bisect.Step(commit="a" * 40, subject="s", word="bad", outcome="FAIL", ratio=0.9, low=0.8, high=0.95, pairs=8, test="t")
-    found = bisect.Found(first_bad=step, suspects=(), steps=(step,))
-    monkeypatch.setattr(bisect, "bisect", lambda *args: started.append(args) or found)
+    step = bisecting.Step(
+        commit="a" * 40,
+        subject="s",
+        word="bad",
+        outcome="FAIL",
+        ratio=0.9,
+        low=0.8,
+        high=0.95,
+        pairs=8,
+        test="t",
+    )
+    found = bisecting.Found(first_bad=step, suspects=(), steps=(step,))
+    monkeypatch.setattr(bisecting, "bisect", lambda *args: started.append(args) or found)
     return started
 
 
@@ -131,7 +139,13 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
     (tmp_path / "ask").write_text("source ./script\n" + "".join(map(ask.format, cases)))
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "ask"], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True, timeout=60
+        ["bash", "ask"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.split() == list(cases.values()), done.stderr
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.cluster import files, node, placement
+from pytest_llmperf.cluster.cluster import Cluster, carried
+from pytest_llmperf.cluster.link import Link
+from pytest_llmperf.cluster.messages import Done, Launch, Look, Node, Place, Seen, Take, Taken
+from pytest_llmperf.cluster.ranks import of_several_hosts
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import EnergyReading
+from pytest_llmperf.devices.inventory import Gpu
+from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import UsageError, WorkerDied
-from pytest_llmperf.session import settings
-from pytest_llmperf.session.cluster import address, files, node, placement
-from pytest_llmperf.session.cluster.cluster import Cluster, carried
-from pytest_llmperf.session.cluster.link import Link
-from pytest_llmperf.session.cluster.messages import Done, Launch, Look, Node, Place, Seen, Take, Taken
-from pytest_llmperf.session.cluster.ranks import of_several_hosts
-from pytest_llmperf.session.inventory import Gpu
-from pytest_llmperf.session.selection import Need
+from pytest_llmperf.settings import cluster_address, settings
 from pytest_llmperf.strategies import parse
-from pytest_llmperf.worker.messages import EnergyRead
+from pytest_llmperf.wire.messages import EnergyRead
 
 MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
 
@@ -36,11 +36,12 @@ def plan(strategy: str, device: str = "cpu") -> LoadPlan:
 
 
 @pytest.mark.parametrize(
-    "text", ["auto", "ray://head:10001", "ray://10.0.0.7:1", "ray://[fe80::1]:10001", "ray://a.b-c.example:65535"]
+    "text",
+    ["auto", "ray://head:10001", "ray://10.0.0.7:1", "ray://[fe80::1]:10001", "ray://a.b-c.example:65535"],
 )
 def test_addresses_of_a_cluster(text):
     """What Ray takes, as it stands; spaces around it do not matter."""
-    assert address.parse(f" {text} ") == text
+    assert cluster_address.parse(f" {text} ") == text
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_addresses_of_a_cluster(text):
 def test_what_is_no_address_is_refused_with_what_is(text, advice):
     """The value is named, and both forms."""
     with pytest.raises(UsageError, match=r"'auto' \(this machine.*'ray://HOST:PORT'") as raised:
-        address.parse(text)
+        cluster_address.parse(text)
     assert advice in str(raised.value)
     assert repr(text) in str(raised.value)
 
@@ -67,11 +68,11 @@ def test_a_client_needs_grpc_and_auto_does_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(UsageError, match=r"Ray is not installed here. Run pip install 'pytest-llmperf\[ray\]'"):
-        address.require_ray("auto")
+        cluster_address.require_ray("auto")
     monkeypatch.setitem(sys.modules, "ray", pytest)
-    address.require_ray("auto")
+    cluster_address.require_ray("auto")
     with pytest.raises(UsageError, match="grpcio, which is not installed"):
-        address.require_ray("ray://head:10001")
+        cluster_address.require_ray("ray://head:10001")
 
 
 @given(st.lists(st.integers(0, 64), min_size=1, max_size=6), st.sampled_from(["fp32", "fp32+tp2", "fp32+tp2+dp2", "fp32+tp3"]))
@@ -186,7 +187,7 @@ class Asked:
 
 def cluster_of(monkeypatch, *nodes: Node, gpus: str = "all", link: Asked | None = None) -> Cluster:
     monkeypatch.setattr(Link, "open", lambda *_: link or Asked(*nodes))
-    monkeypatch.setattr("pytest_llmperf.session.cluster.cluster.require_ray", lambda _: None)
+    monkeypatch.setattr("pytest_llmperf.cluster.cluster.require_ray", lambda _: None)
     return Cluster("auto", gpus=gpus, wait_s=1, log_dir=Path(), on_wait=lambda _: None)
 
 

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.core.judge import Outcome, claims
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.against.blocks import measure_block
+from pytest_llmperf.against.comparison import Comparison
+from pytest_llmperf.against.trees import Trees
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.side import SideFacts
+from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import InvalidRun, WorkerDied
-from pytest_llmperf.session import pool
-from pytest_llmperf.session.against.blocks import measure_block
-from pytest_llmperf.session.against.comparison import Comparison
-from pytest_llmperf.session.against.target import Target
-from pytest_llmperf.session.against.trees import Trees
-from pytest_llmperf.session.gate import Regression
+from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.handle import HostChannel
-from pytest_llmperf.session.options import OPTIONS
-from pytest_llmperf.session.pool import Pool
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.session.settings import read
-from pytest_llmperf.session.state import LlmperfSession
+from pytest_llmperf.session.session import LlmperfSession
+from pytest_llmperf.settings.against_target import Target
+from pytest_llmperf.settings.options import OPTIONS
+from pytest_llmperf.settings.settings import read
 from pytest_llmperf.testing import scripted_plan
+from pytest_llmperf.wire.messages import BlockMeasured, MeasureBlock, Reached
 from pytest_llmperf.worker.host import Host
-from pytest_llmperf.worker.messages import BlockMeasured, MeasureBlock, Reached
+from pytest_llmperf.workers import pool
+from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
 TEST = "test_it.py::test_speed"

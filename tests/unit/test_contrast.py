@@ -9,14 +9,14 @@ import pytest
 from history_records import metric, record
 from msgspec.structs import replace
 
+from pytest_llmperf.core.environment import environment_key
 from pytest_llmperf.core.record import Environment
-from pytest_llmperf.session.contrast import contrast, side_by_side
-from pytest_llmperf.session.environment import environment_key
+from pytest_llmperf.gate.contrast import contrast, side_by_side
 
 
 def sessions(n: int, value: float, *, spread: float = 0.01, prefix: str = "a", **changes):
     """n sessions of one series, a day apart."""
-    draw = random.Random(prefix)  # noqa: S311 - the same sessions each time
+    draw = random.Random(prefix)
     return [
         record(
             f"{prefix}{at}",
@@ -62,7 +62,11 @@ def test_runs_measured_in_turn_are_compared_by_their_pairs():
     level = [100.0, 50.0, 80.0, 120.0, 60.0, 90.0]
     a = record("a", paired_with="p", metrics=(metric(value=85.0),), samples={"throughput": tuple(level)})
     b = record(
-        "b", paired_with="p", metrics=(metric(value=76.0),), samples={"throughput": tuple(0.9 * x for x in level)}, strategy="x"
+        "b",
+        paired_with="p",
+        metrics=(metric(value=76.0),),
+        samples={"throughput": tuple(0.9 * x for x in level)},
+        strategy="x",
     )
     row = only(contrast([a], [b], {}))
     assert (row.outcome, row.how, row.strategy) == ("FAIL", "6 pairs, interleaved", "bf16 -> x")

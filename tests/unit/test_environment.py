@@ -13,12 +13,13 @@ from history_records import TEXT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.core.environment import MUST_MATCH, covariates, differences, environment_key
 from pytest_llmperf.core.record import Environment
+from pytest_llmperf.devices.host import cpu_model, cpu_quota, host_facts, memory_limit_bytes, project_facts
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import environment as module
-from pytest_llmperf.session.environment import MUST_MATCH, collect_environment, covariates, differences, environment_key
-from pytest_llmperf.session.host import cpu_model, cpu_quota, host_facts, memory_limit_bytes, project_facts
-from pytest_llmperf.session.project import find_project
+from pytest_llmperf.session.environment import collect_environment
+from pytest_llmperf.settings.project import find_project
 
 _FACT = st.none() | st.booleans() | st.integers(-10, 10) | st.sampled_from([1.0, 2.0, 2.5]) | TEXT
 _NAMES = st.sampled_from([*MUST_MATCH, "kernel", "version_torch"])

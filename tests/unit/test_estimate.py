@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.estimate import Estimate, NotMeasurable
-from pytest_llmperf.core.latencies import Latencies
+from pytest_llmperf.core.metrics.latencies import Latencies
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 SAMPLES = tuple(112.4 + d for d in (-0.6, -0.4, -0.2, 0.0, 0.3, 0.5, 0.7, -0.7, 0.2))
@@ -138,7 +138,9 @@ def test_a_part_of_what_is_not_measurable_has_the_same_reason():
 
 
 @pytest.mark.parametrize(
-    "use", [u for name, u in USES.items() if "estimate" not in name], ids=[n for n in USES if "estimate" not in n]
+    "use",
+    [u for name, u in USES.items() if "estimate" not in name],
+    ids=[n for n in USES if "estimate" not in n],
 )
 def test_a_distribution_asks_for_a_percentile(use):
     with pytest.raises(UsageError, match=r"compare a percentile, e\.g\. \.p95"):

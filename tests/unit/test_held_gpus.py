@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices import drivers, held
+from pytest_llmperf.devices.held import Gpus, session_pool
+from pytest_llmperf.devices.inventory import simulated
+from pytest_llmperf.devices.leases import lease
+from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import DeviceBusy, UsageError
-from pytest_llmperf.session import gpu_drivers, gpus
-from pytest_llmperf.session.cores import share_of_cores, worker_environment
-from pytest_llmperf.session.gpus import Gpus, session_pool
-from pytest_llmperf.session.inventory import simulated
-from pytest_llmperf.session.leases import lease
-from pytest_llmperf.session.selection import Need
+from pytest_llmperf.workers.cores import share_of_cores, worker_environment
 
 FOUR = simulated("4x80GB").gpus
 WHOLE = dict.fromkeys([gpu.uuid for gpu in FOUR], 1.0)
@@ -22,7 +22,7 @@ WHOLE = dict.fromkeys([gpu.uuid for gpu in FOUR], 1.0)
 @pytest.fixture
 def hold(tmp_path, monkeypatch):
     """Four GPUs that do not exist, and leases in a folder of their own."""
-    monkeypatch.setattr(gpu_drivers, "inventory", lambda: simulated("4x80GB"))
+    monkeypatch.setattr(drivers, "inventory", lambda: simulated("4x80GB"))
     session_pool.cache_clear()
     made = []
 
@@ -107,14 +107,14 @@ def test_a_model_of_the_test_itself_takes_the_device_that_it_is_on(hold):
 def test_a_foreign_process_is_waited_for_once(hold, monkeypatch):
     """Where it stays the next test is told at once; where it leaves the test goes on."""
     here = [{7: "process 7 ('x', 1.0 GB)"}, {7: "process 7 ('x', 1.0 GB)"}, {}]
-    monkeypatch.setattr(gpus, "foreign_processes", lambda _: here.pop(0))
-    monkeypatch.setattr(gpus, "_FOREIGN_POLL_S", 0.0)
+    monkeypatch.setattr(held, "foreign_processes", lambda _: here.pop(0))
+    monkeypatch.setattr(held, "_FOREIGN_POLL_S", 0.0)
     assert len(hold(wait_s=5).ensure(1)) == 1
     assert here == []
-    monkeypatch.setattr(gpus, "foreign_processes", lambda _: {7: "process 7 ('x', 1.0 GB)"})
+    monkeypatch.setattr(held, "foreign_processes", lambda _: {7: "process 7 ('x', 1.0 GB)"})
     ours = hold("1,", wait_s=0.05)
     for _ in range(2):
-        with pytest.raises(gpus.InvalidRun, match=r"cuda:1 is used by process 7"):
+        with pytest.raises(held.InvalidRun, match=r"cuda:1 is used by process 7"):
             ours.ensure(1)
         assert ours.held == ()
 

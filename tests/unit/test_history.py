@@ -29,7 +29,7 @@ WRITER = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from history_records import record
-from pytest_llmperf.history.store import open_store
+from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 with open_store(sys.argv[2], folder=Path(sys.argv[3]), busy_s=60) as store:
     for i in range(50):
         assert store.add(record(f"{sys.argv[4]}-{i}")), store.notices

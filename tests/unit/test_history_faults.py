@@ -174,7 +174,7 @@ import json, resource, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from history_records import record
 from pytest_llmperf.errors import StoreError
-from pytest_llmperf.history.store import open_store
+from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 store = open_store("sqlite:///history.db", folder=Path(sys.argv[2]))
 store.add(record("first"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
@@ -328,7 +328,7 @@ KILLED = """
 import os, signal, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from history_records import record
-from pytest_llmperf.history.store import open_store
+from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 store = open_store("sqlite:///history.db", folder=Path(sys.argv[2]))
 for i in range(5):
     store.add(record(f"r{i}"))
@@ -356,6 +356,6 @@ def test_the_password_is_in_no_message(tmp_path):
 def test_start_up_loads_no_database():
     """The plugin alone imports neither SQLAlchemy nor this package's history."""
     wanted = "[m for m in sys.modules if m.startswith(('sqlalchemy', 'pytest_llmperf.history'))]"
-    code = f"import sys, pytest_llmperf.plugin; print({wanted})"
+    code = f"import sys, pytest_llmperf.plugin.hooks; print({wanted})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -6,9 +6,7 @@ import pytest
 
 from pytest_llmperf.errors import LoadError, OutOfMemory, WorkerError
 from pytest_llmperf.testing import ScriptedEngine, scripted_plan
-from pytest_llmperf.worker import loop
-from pytest_llmperf.worker.host import Host, failure
-from pytest_llmperf.worker.messages import (
+from pytest_llmperf.wire.messages import (
     Close,
     Closed,
     CompareReference,
@@ -23,6 +21,8 @@ from pytest_llmperf.worker.messages import (
     Reply,
     Run,
 )
+from pytest_llmperf.worker import loop
+from pytest_llmperf.worker.host import Host, failure
 from pytest_llmperf.workloads import Decode, PromptSet
 
 WORK = Decode(batch=1, prompt_tokens=4, new_tokens=2)

@@ -12,7 +12,7 @@ from html_pages import BF16, ELSEWHERE, FP32, WORST, Parsed, agreement, content,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.advise import dominates
+from pytest_llmperf.core.advice import dominates
 from pytest_llmperf.core.effective import Effective, TensorGroup
 from pytest_llmperf.core.record import ClaimRecord
 from pytest_llmperf.report.html import build, effect, history, overview, runs, sides, tradeoffs
@@ -96,7 +96,7 @@ def test_the_worst_prompts_stand_with_both_top_5():
     """Texts, each position with its KL, and the table of the worst one; a KL that is not finite is said to be none."""
     kept = agreement(ok=False, worst=[WORST], reasons=["two prompts part early"])
     text = build(
-        content(record("a", workload={"type": "agreement"}, agreement=kept, metrics=(metric("agreement.top1", 0.9, "1"),)))
+        content(record("a", workload={"type": "agreement"}, agreement=kept, metrics=(metric("agreement.top1", 0.9, "1"),))),
     )
     found = Parsed(text)
     titles = [a["title"] for tag, a in found.elements if tag == "li" and "title" in a]
@@ -118,7 +118,7 @@ def test_pairs_of_both_kinds_of_comparison_are_shown():
     kept = {"outcome": "FAIL", "limit": 0.03, "unit": "tok/s", "ratio": [0.9, 0.88, 0.92], "pairs": [[10.0, 9.0], [10.0, 9.0]]}
     against = record("c", extra={"against": {"base": "main", "metrics": {"throughput": kept}}})
     section = sides.section(
-        [record("a", paired_with="p", **BF16), record("b", paired_with="p", created="2026-11-24", **FP32), against]
+        [record("a", paired_with="p", **BF16), record("b", paired_with="p", created="2026-11-24", **FP32), against],
     )
     table = section.parts[0].blocks[0]
     assert [row.cells[3].text for row in table.rows] == ["0.900x", "1.50x"]
@@ -210,7 +210,7 @@ def test_any_records_make_a_page(records):
 
 def test_dominance_of_the_command_and_of_the_pictures_is_one_function():
     """The picture's front is that of `llmperf advise`."""
-    assert tradeoffs.advise.dominates is dominates
+    assert tradeoffs.advice.dominates is dominates
 
 
 def test_raw_samples_are_in_the_page_and_stop_at_their_limit():

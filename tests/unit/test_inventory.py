@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from pytest_llmperf.devices.drivers import read_inventory
+from pytest_llmperf.devices.inventory import Gpu, Physical, environment_of, simulated, visible
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.gpu_drivers import read_inventory
-from pytest_llmperf.session.inventory import Gpu, Physical, environment_of, simulated, visible
 
 
 def gpu(uuid: str, *, mig: bool = False) -> Gpu:
@@ -100,7 +100,7 @@ def test_the_drivers_are_not_asked_about_a_simulated_inventory():
 def test_looking_for_gpus_imports_no_torch():
     """NVML and AMD's library are asked, and what is not there is said."""
     script = (
-        "import sys; from pytest_llmperf.session.gpu_drivers import inventory; found = inventory()\n"
+        "import sys; from pytest_llmperf.devices.drivers import inventory; found = inventory()\n"
         "assert found.gpus or found.notes; assert 'torch' not in sys.modules; print(found.why_none)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

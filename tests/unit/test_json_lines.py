@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 WRITER = """
 import sys; sys.path.insert(0, sys.argv[1])
 from history_records import record
-from pytest_llmperf.report.json_lines import JsonLines
+from pytest_llmperf.report.json_lines import JsonLines  # noqa: PLC0415
 with JsonLines(sys.argv[2]) as lines:
     for i in range(50):
         lines.append(record(f"{sys.argv[3]}-{i}", label="x" * 5000))

@@ -1,7 +1,5 @@
 """Claims: three outcomes, the two lines of a failed one, and what is kept of them."""
 
-# ruff: noqa: S311 - simulation, not secrets
-
 from __future__ import annotations
 
 import math
@@ -11,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.estimate import Estimate, NotMeasurable
-from pytest_llmperf.core.judge import FLOOR, Outcome, claims, decide, explain
-from pytest_llmperf.core.latencies import Latencies
+from pytest_llmperf.core.metrics.latencies import Latencies
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome, claims, decide, explain
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 WHERE = "decode b1 p128 n128 on NVIDIA H200"
@@ -24,7 +22,13 @@ WIGGLE = tuple(math.exp(0.02 * (-1) ** i) for i in range(26))
 
 def throughput(samples, subject, pair=None):
     return Estimate.of_samples(
-        "throughput", tuple(samples), "tok/s", direction="higher", subject=subject, pair=pair, context=WHERE
+        "throughput",
+        tuple(samples),
+        "tok/s",
+        direction="higher",
+        subject=subject,
+        pair=pair,
+        context=WHERE,
     )
 
 
@@ -83,7 +87,7 @@ def test_a_failed_memory_claim_is_told_in_two_lines():
         "decode b1 p128 n128 on NVIDIA H200; compared exactly",
     ]
     assert explain("==", weights(269_000_001), 269_000_000)[0].startswith(
-        "memory.weights of bf16 is 269.000001 MB, claimed == 269.000000 MB"
+        "memory.weights of bf16 is 269.000001 MB, claimed == 269.000000 MB",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.core import kept
+from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.trace import Ceilings, RequestTrace, StepCost, TokenEvent, Trace
 
 STEP = StepCost(
@@ -24,15 +24,15 @@ def trace(*times_ms, bundle=1, token_times=True):
 
 def test_itl_by_position_is_the_median_of_each_gap():
     """Two repetitions: gaps of 10 and 20 ms, and of 30 and 40 ms."""
-    found = kept.itl_by_position([trace(5, 15, 35), trace(5, 35, 75)])["itl_by_position"]
+    found = record_extras.itl_by_position([trace(5, 15, 35), trace(5, 35, 75)])["itl_by_position"]
     assert found == {"token": [2, 3], "s": pytest.approx([0.02, 0.03])}
 
 
 def test_a_long_output_is_cut_into_stretches():
     """200 gaps that grow: 64 medians that grow, the first stretch at token 2."""
     times = [t * t for t in range(201)]
-    found = kept.itl_by_position([trace(*times)])["itl_by_position"]
-    assert len(found["s"]) == len(found["token"]) == kept.MAX_POSITIONS
+    found = record_extras.itl_by_position([trace(*times)])["itl_by_position"]
+    assert len(found["s"]) == len(found["token"]) == record_extras.MAX_POSITIONS
     assert found["token"][0] == 2
     assert found["s"] == sorted(found["s"])
 
@@ -40,14 +40,16 @@ def test_a_long_output_is_cut_into_stretches():
 @pytest.mark.parametrize("one", [trace(5), trace(5, 15, bundle=4), trace(5, 15, token_times=False)])
 def test_where_tokens_have_no_time_of_their_own_there_is_no_profile(one):
     """One token, bundled tokens, only the end seen."""
-    assert kept.itl_by_position([one]) == {}
-    assert kept.itl_by_position([]) == {}
+    assert record_extras.itl_by_position([one]) == {}
+    assert record_extras.itl_by_position([]) == {}
 
 
 def test_ceilings_are_those_of_the_dtype_that_was_computed_in():
     """Another dtype's rate is no ceiling of this run."""
     measured = Ceilings(device="cpu", copy_bytes_per_s=2e10, matmul_flop_per_s={"float16": 3e9}, measured_at="now")
-    found = kept.ceilings(measured, STEP)["ceilings"]
+    found = record_extras.ceilings(measured, STEP)["ceilings"]
     assert (found["flop_per_s"], found["copy_bytes_per_s"], found["dtype"]) == (3e9, 2e10, "float16")
     other = Ceilings(device="cpu", copy_bytes_per_s=2e10, matmul_flop_per_s={"float32": 3e9})
-    assert kept.ceilings(other, STEP) == kept.ceilings(None, STEP) == kept.ceilings(measured, None) == {}
+    assert (
+        record_extras.ceilings(other, STEP) == record_extras.ceilings(None, STEP) == record_extras.ceilings(measured, None) == {}
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.session.kernel_oom import killed_since, read_counters
+from pytest_llmperf.workers.kernel_oom import killed_since, read_counters
 
 V1 = "sys/memory/m/memory.oom_control"
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from synthetic_logits import noisy, prompts, scaled
 
-from pytest_llmperf.core.agreement import Agreement, default_rule, parse_rule
-from pytest_llmperf.core.kinds import DEFAULT_RULES, KINDS, QUANTISATION_KINDS, kind_of
+from pytest_llmperf.core.agreement.agreement import Agreement
+from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES, KINDS, QUANTIZATION_KINDS, kind_of
+from pytest_llmperf.core.agreement.rules import Rule, default_rule, parse_rule
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.rules import Rule
 from pytest_llmperf.errors import NotMeasured, UsageError
 from pytest_llmperf.strategies.table import TABLE
 
@@ -26,7 +26,7 @@ def plan(base=BF16, **fields):
     return replace(base, strategy="+".join([base.strategy, *map(str, fields.values())]), **fields)
 
 
-INT8, NF4, PRUNED = plan(quantisation="int8"), plan(quantisation="nf4:double"), plan(pruning="wanda:0.5")
+INT8, NF4, PRUNED = plan(quantization="int8"), plan(quantization="nf4:double"), plan(pruning="wanda:0.5")
 TUNED = plan(FP32, adapters=("/a",))
 
 
@@ -36,11 +36,11 @@ TUNED = plan(FP32, adapters=("/a",))
         (INT8, FP32, "8-bit"),
         (NF4, FP32, "4-bit"),
         (INT8, NF4, "4-bit"),
-        (plan(quantisation="gptq:/models/q"), FP32, "4-bit"),
-        (plan(quantisation="somebody's own"), FP32, "4-bit"),
+        (plan(quantization="gptq:/models/q"), FP32, "4-bit"),
+        (plan(quantization="somebody's own"), FP32, "4-bit"),
         (plan(NF4, cache="static"), NF4, "bf16"),
         (PRUNED, FP32, "pruned"),
-        (plan(PRUNED, quantisation="nf4"), FP32, "pruned"),
+        (plan(PRUNED, quantization="nf4"), FP32, "pruned"),
         (plan(PRUNED, cache="static"), PRUNED, "bf16"),
         (plan(cache="int8"), BF16, "kv-8-bit"),
         (plan(cache="fp8"), FP32, "kv-8-bit"),
@@ -74,7 +74,7 @@ PLANS = st.builds(
     weights_dtype=st.sampled_from(["auto", "float32", "float16", "bfloat16"]),
     autocast_dtype=st.sampled_from([None, "bfloat16"]),
     cache=st.sampled_from(["dynamic", "static", "int8"]),
-    quantisation=st.sampled_from([None, "int8", "nf4"]),
+    quantization=st.sampled_from([None, "int8", "nf4"]),
     pruning=st.sampled_from([None, "wanda:0.5"]),
     adapters=st.sampled_from([(), ("/a",), ("/a", "/b")]),
     merge_adapters=st.booleans(),
@@ -93,11 +93,11 @@ def test_every_pair_of_plans_has_a_kind_whoever_is_the_reference(candidate, refe
         assert DEFAULT_RULES[kind] == ""
 
 
-def test_every_quantisation_part_has_a_kind():
+def test_every_quantization_part_has_a_kind():
     """A new part must say how coarse it is; without a row it would pass for 4-bit."""
-    parts = [name for name, part in TABLE.items() if part.kind == "quantisation"]
-    assert [name for name in parts if name not in QUANTISATION_KINDS] == []
-    assert set(QUANTISATION_KINDS.values()) <= set(KINDS)
+    parts = [name for name, part in TABLE.items() if part.kind == "quantization"]
+    assert [name for name in parts if name not in QUANTIZATION_KINDS] == []
+    assert set(QUANTIZATION_KINDS.values()) <= set(KINDS)
 
 
 EXACT, TINY, FINE, GOOD, COARSE, GONE = (prompts(noisy(db)) for db in (math.inf, 110, 50, 34, 14, 3))
@@ -121,30 +121,31 @@ def test_each_default_rule_accepts_what_it_is_for_and_rejects_what_is_worse(kind
     """The negative control of every rule: logits with more noise than the kind may have."""
     accepted, rejected = CONTROLS[kind]
     rule = Rule(parse_rule(DEFAULT_RULES[kind]).criteria, kind)
-    assert Agreement.of(accepted, rule=rule).ok, Agreement.of(accepted, rule=rule).reasons
-    assert not Agreement.of(rejected, rule=rule).ok
+    assert Agreement(accepted, rule=rule).ok, Agreement(accepted, rule=rule).reasons
+    assert not Agreement(rejected, rule=rule).ok
 
 
 @pytest.mark.parametrize("criterion", ["containment(k=8, horizon=4)", "perplexity(1.03)", "sqnr(20)", "correlation(0.99)"])
 def test_each_criterion_rejects_on_its_own(criterion):
     """None of them hides behind another."""
-    assert Agreement.of(GOOD, rule=parse_rule(criterion)).ok
-    assert not Agreement.of(GONE, rule=parse_rule(criterion)).ok
+    assert Agreement(GOOD, rule=parse_rule(criterion)).ok
+    assert not Agreement(GONE, rule=parse_rule(criterion)).ok
 
 
 @pytest.mark.parametrize("kind", [kind for kind, rule in DEFAULT_RULES.items() if not rule])
 def test_a_kind_without_a_rule_says_what_to_give(kind):
     """Its name, and the claims that take the rule's place."""
     with pytest.raises(
-        UsageError, match=rf"kind '{kind}' has no default.*a budget of yours\..*recovery.*>= 0\.95.*accuracy_gate"
+        UsageError,
+        match=rf"kind '{kind}' has no default.*a budget of yours\..*recovery.*>= 0\.95.*accuracy_gate",
     ):
-        assert Agreement.of(GOOD, rule=Rule(kind=kind)).ok
+        assert Agreement(GOOD, rule=Rule(kind=kind)).ok
 
 
 def test_an_empty_rule_says_so():
     """Without a kind there is no advice of its own."""
     with pytest.raises(UsageError, match=r"the agreement rule is empty.*Name one"):
-        assert Agreement.of(GOOD, rule=Rule()).ok
+        assert Agreement(GOOD, rule=Rule()).ok
 
 
 def test_every_number_has_a_source():
@@ -153,7 +154,7 @@ def test_every_number_has_a_source():
 
 
 def correlation(rows):
-    return float(Agreement.of(rows, rule=Rule()).logit_correlation)
+    return float(Agreement(rows, rule=Rule()).logit_correlation)
 
 
 def test_the_correlation_is_that_of_the_logits():
@@ -167,12 +168,12 @@ def test_the_correlation_is_that_of_the_logits():
 
 def test_a_scale_that_correlation_forgives_is_seen_by_sqnr():
     """Which is why both are reported."""
-    assert Agreement.of(prompts(scaled(1.3)), rule=parse_rule("correlation(0.999)")).ok
-    assert not Agreement.of(prompts(scaled(1.3)), rule=parse_rule("sqnr(20)")).ok
+    assert Agreement(prompts(scaled(1.3)), rule=parse_rule("correlation(0.999)")).ok
+    assert not Agreement(prompts(scaled(1.3)), rule=parse_rule("sqnr(20)")).ok
 
 
 def test_an_engine_that_does_not_report_the_power_has_no_correlation():
     """Never 0, and never a pass."""
     rows = [replace(row, candidate_signal=None) for row in GOOD]
     with pytest.raises(NotMeasured, match=r"logit_correlation.*does not report"):
-        assert Agreement.of(rows, rule=parse_rule("correlation(0.9)")).ok
+        assert Agreement(rows, rule=parse_rule("correlation(0.9)")).ok

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_llmperf.session.lease_queue import WHOLE, Ticket, granted, in_the_way, longest_wait_s
+from pytest_llmperf.devices.lease_queue import WHOLE, Ticket, granted, in_the_way, longest_wait_s
 
 DEVICES = ("a", "b", "c")
 

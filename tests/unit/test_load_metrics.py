@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import saturation
-from pytest_llmperf.core.estimate import NotMeasurable
-from pytest_llmperf.core.load import BLOCKS, LoadTrace, block_rates, client_mark, gaps_s, reduce_load
-from pytest_llmperf.core.slo import Slo
+from pytest_llmperf.core.metrics import saturation
+from pytest_llmperf.core.metrics.serving import BLOCKS, LoadTrace, block_rates, client_mark, gaps_s, reduce_load
+from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
+from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 MS = 1_000_000

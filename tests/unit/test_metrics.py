@@ -7,13 +7,13 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
-from pytest_llmperf.core.estimate import Estimate, NotMeasurable
-from pytest_llmperf.core.metrics import reduce
-from pytest_llmperf.core.quantities import TABLE, leaves
-from pytest_llmperf.core.results import Memory, RunResult
+from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.quantities import TABLE, leaves
+from pytest_llmperf.core.metrics.results import Memory, RunResult
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.errors import InvalidRun, NotMeasured, UsageError
 from pytest_llmperf.workloads import Decode, Prefill
 

@@ -8,11 +8,18 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import ARCHITECTURES, BUILTIN, model_ref, parameter_count, predict, predicted_weights_bytes
-from pytest_llmperf.engines.safetensors_header import folder_elements
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import (
+    ARCHITECTURES,
+    BUILTIN,
+    model_ref,
+    parameter_count,
+    predict,
+    predicted_weights_bytes,
+)
+from pytest_llmperf.engines.models.safetensors_header import folder_elements
 from pytest_llmperf.errors import LoadError, UsageError
 
 GIB = 2**30

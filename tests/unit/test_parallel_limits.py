@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies import check_engine_can, parse
 
@@ -27,7 +27,7 @@ def check(strategy: str, model: str = "arch:llama-7b", device: str = "cuda") -> 
         ("tp16", "arch:falcon-40b", r"does not divide 8 KV heads .* N that do: 2, 4, 8\."),
         ("tp2", "arch:falcon-7b", r"does not divide 71 heads and 1 KV heads .* No N does; 'fsdpN' and 'ppN'"),
         ("pp3", "arch:tiny-llama", "pp3 has more devices than .* layers: 2. Take at most pp2"),
-        ("tp2+nf4", "arch:llama-7b", r"quantisation \(nf4\) works on whole layers, and tp2 leaves parts.* 'dpN' keeps whole"),
+        ("tp2+nf4", "arch:llama-7b", r"quantization \(nf4\) works on whole layers, and tp2 leaves parts.* 'dpN' keeps whole"),
         ("fsdp2+wanda:0.5", "arch:llama-7b", r"pruning \(wanda:0.5\) works on whole layers"),
         ("pp2+prompt-lookup", "arch:llama-7b", "assisted decoding works on whole layers"),
         ("tp2+kv-int8", "arch:llama-7b", "the int8 cache is not divided"),
@@ -35,7 +35,7 @@ def check(strategy: str, model: str = "arch:llama-7b", device: str = "cuda") -> 
         ("pp2+static-cache+compile", "arch:llama-7b", "pp2 gathers or sends"),
         ("pp2+bf16-mixed", "arch:llama-7b", "under autocast the dtype between the stages of pp2 is not fixed"),
         ("offload-disk+compile", "arch:llama-7b", "a compiled graph does not follow"),
-        ("offload-disk+int8", "arch:llama-7b", "quantisation .int8. does not follow"),
+        ("offload-disk+int8", "arch:llama-7b", "quantization .int8. does not follow"),
         ("tp2", "tests.models:build", "a model of kind 'factory' is loaded whole"),
     ],
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.plugin import _option
-from pytest_llmperf.session.options import OPTIONS
-from pytest_llmperf.session.paths import absolute
+from pytest_llmperf.plugin.hooks import _option
+from pytest_llmperf.settings.options import OPTIONS
+from pytest_llmperf.settings.paths import absolute
 
 PATHS = [option for option in OPTIONS if option.path]
 VALUES = {"file": "sub/it", "engine": "transformers=sub/it", "store": "sqlite:///sub/it"}

@@ -7,13 +7,13 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import Effective, Pruned
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
-from pytest_llmperf.engines.models import model_ref
-from pytest_llmperf.engines.pruning import refuse
+from pytest_llmperf.engines.models.names import model_ref
+from pytest_llmperf.engines.refusals.pruning import refuse
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import TABLE, check_engine_can, parse, require_in_effect
 from pytest_llmperf.strategies.pruned import METHODS, TOLERANCE, parse_pruning
@@ -175,19 +175,19 @@ def test_heads_are_removed_from_families_that_are_known(tmp_path):
 
 
 def test_packed_weights_are_not_pruned(tmp_path):
-    """A checkpoint that is quantised already, named as the model or as a part."""
+    """A checkpoint that is quantized already, named as the model or as a part."""
     packed = write_config(tmp_path / "q", model_type="llama", quantization_config={"quant_method": "gptq"})
     plan = parse("wanda:0.5").apply(structs.replace(PLAN, model=model_ref(packed)))
     with pytest.raises(UsageError, match=r"holds packed weights, and wanda:0.5 needs plain ones"):
         check_engine_can(plan, TRANSFORMERS, "transformers")
 
 
-def test_a_quantised_checkpoint_as_a_part_is_not_pruned():
+def test_a_quantized_checkpoint_as_a_part_is_not_pruned():
     """Its layers are packed when the model is loaded."""
-    plan = structs.replace(PLAN, strategy="wanda:0.5", pruning="wanda:0.5", quantisation="gptq:/q")
+    plan = structs.replace(PLAN, strategy="wanda:0.5", pruning="wanda:0.5", quantization="gptq:/q")
     assert "needs plain ones" in (refuse(plan) or "")
-    assert refuse(structs.replace(plan, quantisation="nf4:double")) is None
-    assert refuse(structs.replace(plan, quantisation="gptq:/q", pruning=None)) is None
+    assert refuse(structs.replace(plan, quantization="nf4:double")) is None
+    assert refuse(structs.replace(plan, quantization="gptq:/q", pruning=None)) is None
 
 
 def test_a_model_that_is_not_whole_on_one_device_is_not_pruned():

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, Shard, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.errors import NotInEffect, RanksDisagree
-from pytest_llmperf.session.ranks import merged, same, step_of_all
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.worker.messages import CeilingsRead, Closed, CollectivesRead, Described, EnergyRead, MemoryRead, Ran
+from pytest_llmperf.wire.messages import CeilingsRead, Closed, CollectivesRead, Described, EnergyRead, MemoryRead, Ran
+from pytest_llmperf.workers.ranks import merged, same, step_of_all
 
 WHOLE = 1_000_000
 
@@ -189,7 +189,8 @@ def test_memory_is_summed_and_kept_for_each_rank():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "device", "joules", "tokens"), [("tp2", "cuda", 6.0, 10), ("dp2", "cuda", 6.0, 20), ("tp2", "cpu", 3.0, 10)]
+    ("strategy", "device", "joules", "tokens"),
+    [("tp2", "cuda", 6.0, 10), ("dp2", "cuda", 6.0, 20), ("tp2", "cpu", 3.0, 10)],
 )
 def test_joules_of_all_devices_and_of_a_shared_counter_once(strategy, device, joules, tokens):
     """Tokens that all ranks generate together count once."""

@@ -12,7 +12,7 @@ from history_records import RECORDS, record
 from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import SCHEMA_VERSION
 from pytest_llmperf.core.record_schema import broken, record_schema
@@ -111,6 +111,24 @@ def test_a_new_field_with_a_default_and_another_description_change_nothing():
     """Readers skip what they do not know."""
     assert changed(lambda defs: defs["Record"]["properties"].update(mood={"type": "string", "default": ""})) == []
     assert changed(lambda defs: defs["Record"].update(description="Another text.")) == []
+
+
+def renamed_mark(defs):
+    defs["Sign"] = defs.pop("Mark")
+    defs["Record"]["properties"]["marks"]["items"] = {"$ref": "#/$defs/Sign"}
+
+
+def test_another_name_of_a_definition_changes_nothing_and_another_field_of_it_does():
+    """A line of the store holds no names of definitions; what they say of its fields is compared all the same."""
+    assert changed(renamed_mark) == []
+
+    def renamed_and_cut(defs):
+        renamed_mark(defs)
+        defs["Sign"]["properties"].popitem()
+
+    (line,) = changed(renamed_and_cut)
+    assert line.startswith("Mark.")
+    assert line.endswith(" is gone")
 
 
 def test_the_command_prints_it_and_refuses_to_break_what_was_published(tmp_path):

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.errors import MemoryNotReturned
-from pytest_llmperf.session import returned
-from pytest_llmperf.session.inventory import simulated
-from pytest_llmperf.session.pool import Pool
-from pytest_llmperf.session.returned import OwnProcess, WorkerTree, more_than, reaches, settle, used_bytes
+from pytest_llmperf.workers import memory_check
+from pytest_llmperf.workers.memory_check import OwnProcess, WorkerTree, more_than, reaches, settle, used_bytes
+from pytest_llmperf.workers.pool import Pool
 
 (GPU,) = simulated("1x141GB").gpus
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
@@ -82,7 +82,7 @@ def test_a_device_that_is_fuller_than_before_is_named_unless_a_foreign_process_i
     assert more_than(before, [GPU]) == []
     in_use({4194305: 5 * 10**9})
     assert more_than(before, [GPU]) == [
-        "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used (5.00 GB (5000000000 bytes) in use)"
+        "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used (5.00 GB (5000000000 bytes) in use)",
     ]
     in_use({1: 5 * 10**9})
     assert more_than(before, [GPU]) == []
@@ -107,13 +107,14 @@ class Leaky:
 
 def test_a_pool_says_which_model_left_memory_and_goes_on(worker, monkeypatch):
     """The error comes once, after everything is closed; the next closing raises nothing."""
-    monkeypatch.setattr(returned, "RETURN_LIMIT_S", 0.2)
+    monkeypatch.setattr(memory_check, "RETURN_LIMIT_S", 0.2)
     plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), strategy="bf16")
     pool = Pool(lambda _: None, timeout_s=1, progress=lambda *_: None)
-    monkeypatch.setattr("pytest_llmperf.session.pool.Opened", type(None))
+    monkeypatch.setattr("pytest_llmperf.workers.pool.Opened", type(None))
     pool.adopt(plan, Leaky(worker))
     with pytest.raises(
-        MemoryNotReturned, match=r"within 0\.2 s of the end: m bf16: process \d+: .* bytes\) of resident memory\."
+        MemoryNotReturned,
+        match=r"within 0\.2 s of the end: m bf16: process \d+: .* bytes\) of resident memory\.",
     ):
         pool.keep_only(())
     pool.keep_only(())

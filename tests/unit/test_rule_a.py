@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import stats
-from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.rule_a import Baseline, compare, confirm, holm, p_limit
+from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.against_history import Baseline, compare, confirm, p_limit
+from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -156,6 +157,15 @@ def test_a_worse_value_never_gets_a_better_verdict(values, value, factor):
     assert not (better.outcome is Outcome.FAIL and worse.outcome is not Outcome.FAIL)
 
 
+def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
+    """Which hypotheses Holm's step-down procedure rejects, at a probability of `error` to reject any true one."""
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    limits = (error / (len(ps) - rank) for rank in range(len(ps)))
+    n_rejected = next((rank for rank, (at, limit) in enumerate(zip(order, limits, strict=True)) if ps[at] > limit), len(ps))
+    rejected = set(order[:n_rejected])
+    return tuple(at in rejected for at in range(len(ps)))
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_failing_series_one_by_one_never_exceeds_holm(ps):
     """Judged in the order they come, each against the limit that is left, series fail that Holm's procedure rejects too."""
@@ -200,7 +210,7 @@ def test_pooled_iterations_would_give_false_alarms():
 
     Sessions spread by 2 % and iterations by 1 % about their session, 20 a session; Welch's interval on all of them.
     """
-    draw = random.Random(1)  # noqa: S311
+    draw = random.Random(1)
 
     def session() -> list[float]:
         level = draw.gauss(0, 0.02)

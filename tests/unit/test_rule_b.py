@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.judge import Outcome
-from pytest_llmperf.core.rule_b import SideBySide
+from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.side_by_side import SideBySide
 from pytest_llmperf.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -78,7 +78,7 @@ def test_a_loss_within_the_floor_is_no_fail():
 
 def test_between_floor_and_refuted_the_budget_ends_undecided():
     """4 % with noise: neither past 3 % for sure, nor surely below 5 %."""
-    draw = random.Random(5)  # noqa: S311
+    draw = random.Random(5)
     found = after(*(0.028 + 0.05 * draw.gauss(0, 1) for _ in range(30)))
     assert found.outcome is Outcome.UNDECIDED
     assert found.smallest_visible > 0.03
@@ -112,7 +112,8 @@ def test_a_pair_without_a_ratio_is_an_error(pair):
 
 
 @pytest.mark.parametrize(
-    "options", [{"direction": "none"}, {"direction": "lower", "floor": 3.0}, {"direction": "lower", "max_pairs": 5}]
+    "options",
+    [{"direction": "none"}, {"direction": "lower", "floor": 3.0}, {"direction": "lower", "max_pairs": 5}],
 )
 def test_what_cannot_decide_is_an_error(options):
     """No worse side; a floor of 300 %; a budget below the least."""
@@ -159,7 +160,7 @@ def test_ignoring_autocorrelation_would_give_false_evidence():
 
     Valid, it reaches 100 in at most 1 % of them (two-sided). Plain, it does in more than 4 %; widened, in less than half of that.
     """
-    draw, runs = random.Random(2), 400  # noqa: S311
+    draw, runs = random.Random(2), 400
     plain = widened = 0
     for _ in range(runs):
         state = SideBySide(direction="lower", log_ratios=tuple(0.02 * x for x in autocorrelated(0.7)(30, draw)))

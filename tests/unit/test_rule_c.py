@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import rule_c
-from pytest_llmperf.core.rule_c import change_points, drift
+from pytest_llmperf.core.verdicts import change_points as rule
+from pytest_llmperf.core.verdicts.change_points import change_points, drift
 from pytest_llmperf.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -22,13 +22,14 @@ from noise import NOISES, normal
 from verdict_bars import TIGERBEETLE
 
 needs_series = pytest.mark.skipif(
-    labelled.folder() is None, reason=f"no labelled series here: {labelled.NAME} names their folder"
+    labelled.folder() is None,
+    reason=f"no labelled series here: {labelled.NAME} names their folder",
 )
 
 
 def history(*levels, spread=0.02, seed=0):
     """Runs of noise about the given (level, runs)."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     return [level * math.exp(spread * x) for level, n in levels for x in normal(n, draw)]
 
 
@@ -114,7 +115,7 @@ def test_simulated_false_points(noise):
 
 def test_ignoring_autocorrelation_would_give_false_points(monkeypatch):
     """Negative control: the same histories, taken for independent runs."""
-    monkeypatch.setattr(rule_c, "_inflation", lambda *_: 1.0)
+    monkeypatch.setattr(rule, "_inflation", lambda *_: 1.0)
     assert simulated.false_points(NOISES["autocorrelated 0.5"], 0.02, 10) >= 10
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf import strategies
-from pytest_llmperf.engines.scripted_options import Fault, ScriptedOptions, parse
+from pytest_llmperf.engines.scripted.options import Fault, ScriptedOptions, parse
 from pytest_llmperf.errors import LoadError, UsageError, WorkerError
 from pytest_llmperf.testing import ScriptedEngine, VirtualClock, scripted_plan
 from pytest_llmperf.units import KB, MB

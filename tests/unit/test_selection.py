@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.devices.inventory import Gpu, Inventory, simulated
+from pytest_llmperf.devices.selection import Need, candidates, need_of, pool, shortfall
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.inventory import Gpu, Inventory, simulated
-from pytest_llmperf.session.selection import Need, candidates, need_of, pool, shortfall
 from pytest_llmperf.units import GB
 
 TWO = simulated("2x141GB:NVIDIA H200:9.0")
@@ -19,7 +19,7 @@ SLICES = Inventory(
     gpus=tuple(
         Gpu(index=i, uuid=f"MIG-{i}", name="NVIDIA H200 MIG 1g.18gb", total_bytes=18 * GB, capability=(9, 0), mig=True)
         for i in range(3)
-    )
+    ),
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import server_metrics
+from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.engines.server.client import Call, Outcome
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer, parse_openai, parse_tgi, spread, token_counts
@@ -63,7 +63,8 @@ def test_tool_calls_are_tokens():
 def test_token_ids_count_what_a_message_bundles():
     """As vLLM sends them with return_token_ids."""
     found = answer(
-        chunks(text("a", token_ids=[1]), text("bcd", token_ids=[2, 3, 4], finish_reason="length"), USAGE), parse_openai
+        chunks(text("a", token_ids=[1]), text("bcd", token_ids=[2, 3, 4], finish_reason="length"), USAGE),
+        parse_openai,
     )
     assert [e.n_tokens for e in found.events] == [1, 3]
     assert found.counted == "ids"
@@ -191,7 +192,15 @@ def test_bytes_that_are_no_text_are_not_counted_again():
     def marks(text: str) -> list:
         outcome = Outcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
         outcome.answer = Answer(
-            events=(), text=text, n_prompt=1, n_output=20, n_cached=0, model=None, finished=True, counted="usage", n_messages=1
+            events=(),
+            text=text,
+            n_prompt=1,
+            n_output=20,
+            n_cached=0,
+            model=None,
+            finished=True,
+            counted="usage",
+            n_messages=1,
         )
         return count_marks([outcome], len, 20, fixed=True)
 

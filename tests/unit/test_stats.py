@@ -1,7 +1,5 @@
 """Intervals: checked against published tables, and by simulating how often they cover the truth."""
 
-# ruff: noqa: S311 - simulation, not secrets
-
 from __future__ import annotations
 
 import math
@@ -12,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import stats
-from pytest_llmperf.core.distributions import binomial_cdf, binomial_quantile, t_cdf, t_quantile
+from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.distributions import binomial_cdf, binomial_quantile, t_cdf, t_quantile
 
 positive = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
@@ -140,7 +140,7 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
         ("bf61", ["'bf61' is not known", "Did you mean 'bf16'?", "precision: auto, fp32, fp16", "llmperf doctor"]),
         ("BF16", ["'BF16' is not known", "Did you mean 'bf16'?"]),
         ("bf16+statc-cache", ["'statc-cache' in 'bf16+statc-cache'", "Did you mean 'static-cache'?"]),
-        ("int8+nf4", ["parts 'int8' and 'nf4' both set quantisation"]),
+        ("int8+nf4", ["parts 'int8' and 'nf4' both set quantization"]),
         ("nf4:triple", ["'nf4': argument 'triple' is not known", "'double'"]),
         ("int4wo:48", ["'int4wo': argument '48' is not known", "32, 64, 128, 256"]),
         ("int8:-1", ["'int8': argument '-1' is not known", "a number of at least 0"]),
@@ -226,7 +226,8 @@ def test_a_part_that_the_engine_cannot_honour_is_refused_with_the_choices():
     plan = parse("bf16+static-cache").apply(PLAN)
     abilities = Capabilities(plan_fields={"weights_dtype": frozenset({"auto", "bfloat16"}), "autocast_dtype": frozenset({None})})
     with pytest.raises(
-        UsageError, match=r"'static-cache' cannot be honoured by engine 'other'.*cache = 'static'.*cache: dynamic"
+        UsageError,
+        match=r"'static-cache' cannot be honoured by engine 'other'.*cache = 'static'.*cache: dynamic",
     ):
         check_engine_can(plan, abilities, "other")
     check_engine_can(parse("bf16").apply(PLAN), abilities, "other")

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core import task_accuracy
-from pytest_llmperf.core.distributions import binomial_cdf
-from pytest_llmperf.core.judge import Outcome, claims
-from pytest_llmperf.core.task_accuracy import accuracy, accuracy_gate, answer_spread, recovery
+from pytest_llmperf.core.agreement import task_accuracy
+from pytest_llmperf.core.agreement.task_accuracy import accuracy, accuracy_gate, answer_spread, recovery
+from pytest_llmperf.core.verdicts.distributions import binomial_cdf
+from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import UsageError
 
 
 def seeded(seed):
-    return random.Random(seed)  # noqa: S311 - a simulation, not secrets
+    return random.Random(seed)
 
 
 def answers(*, both=0, lost=0, won=0, neither=0):

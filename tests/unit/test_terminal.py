@@ -227,7 +227,11 @@ def test_a_column_that_has_no_room_is_named_and_what_all_share_is_said():
 NUMBERS = st.one_of(st.none(), st.floats(1e-9, 1e12))
 METRIC = st.builds(
     lambda name, value, spread: metric(
-        *name[:1], value, name[1], *_ends(value, spread), reason="because" if value is None else ""
+        *name[:1],
+        value,
+        name[1],
+        *_ends(value, spread),
+        reason="because" if value is None else "",
     ),
     st.sampled_from([(m.name, m.unit) for m in METRICS]),
     NUMBERS,
@@ -259,7 +263,11 @@ def _ends(value, spread):
 @given(st.lists(RUN, max_size=6), st.integers(40, 200), st.integers(-1, 1), st.lists(st.tuples(NAMES, NAMES), max_size=2))
 def test_no_line_is_longer_than_the_terminal_whatever_is_in_it(runs, width, verbosity, named):
     tr = _summary(
-        width, records=[record(i, **run) for i, run in enumerate(runs)], invalid=named, notes=["n " * 99], verbosity=verbosity
+        width,
+        records=[record(i, **run) for i, run in enumerate(runs)],
+        invalid=named,
+        notes=["n " * 99],
+        verbosity=verbosity,
     )
     assert all(display_width(line) <= width for line in tr.lines)
     assert all(line.isprintable() for line in tr.lines)

@@ -36,7 +36,9 @@ TOO_LARGE = PlanRow(
 UNKNOWN = PlanRow(test="tests/test_a.py::test_hub", model="org/model", engine="transformers", device="cpu", strategy="auto")
 SKIPPED = PlanRow(test="tests/test_a.py::test_gpu", status="skip", reason="needs a GPU")
 ERROR = PlanRow(
-    test="tests/test_a.py::test_typo[nf5]", status="error", reason="strategy part 'nf5' is not known. Did you mean 'nf4'?"
+    test="tests/test_a.py::test_typo[nf5]",
+    status="error",
+    reason="strategy part 'nf5' is not known. Did you mean 'nf4'?",
 )
 
 

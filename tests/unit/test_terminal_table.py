@@ -34,7 +34,8 @@ def test_brief_cells_are_taken_only_where_the_full_ones_have_no_room():
 
 
 @given(
-    st.lists(st.tuples(TEXT, TEXT, st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=8), st.integers(24, 200)
+    st.lists(st.tuples(TEXT, TEXT, st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=8),
+    st.integers(24, 200),
 )
 def test_a_table_is_never_wider_than_the_terminal(specs, width):
     columns = [Column(header=h, cells=(c, h), rank=r, right=right, floor=4 if f else None) for h, c, r, right, f in specs]

@@ -13,7 +13,7 @@ from history_records import RECORDS, metric, record
 from hypothesis import HealthCheck, given, settings
 from msgspec.structs import replace
 
-from pytest_llmperf import cli
+from pytest_llmperf.commands import cli
 from pytest_llmperf.commands.transfer import EXIT_SKIPPED
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import SCHEMA_VERSION
@@ -24,7 +24,13 @@ from pytest_llmperf.history.store import open_store
 
 HERE = "sqlite:///.llmperf/history.db"
 LEVEL = Acceptance(
-    series="k", record="a", created="2026-11-23T05:00:00+00:00", test="t", who="me", why="wanted", when="2026-11-24"
+    series="k",
+    record="a",
+    created="2026-11-23T05:00:00+00:00",
+    test="t",
+    who="me",
+    why="wanted",
+    when="2026-11-24",
 )
 RENAME = Rename(old="t.py::a", new="t.py::b", who="me", why="clearer", when="2026-11-24")
 

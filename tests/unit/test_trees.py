@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from pytest_llmperf.against.trees import Trees, strays
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.against.target import find_target
-from pytest_llmperf.session.against.trees import Trees, strays
+from pytest_llmperf.settings.against_target import find_target
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines import engine
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.vllm.arguments import GIB, arguments
 from pytest_llmperf.engines.vllm.stepping import Ask, require_no_cached, run
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -34,7 +34,7 @@ def asked(strategy: str = "fp32", *, device: str = "cpu", free_share: float = 1.
     [
         ("nf4", "cpu", "kernels are for GPUs"),
         ("int8", "cuda", "vLLM has no 'int8'"),
-        ("int4wo", "cuda", "that quantises while loading"),
+        ("int4wo", "cuda", "that quantizes while loading"),
         ("nf4:double", "cuda", "without an argument"),
         ("compile:max-autotune", "cuda", "write 'compile' instead"),
         ("fp32+kv-fp8", "cpu", "bf16\\+kv-fp8"),
@@ -106,7 +106,7 @@ def test_heads_that_its_cpu_kernels_do_not_know_are_refused():
 
 
 def test_a_gguf_file_is_refused(tmp_path):
-    """It would have to be dequantised first."""
+    """It would have to be dequantized first."""
     file = tmp_path / "m.gguf"
     file.touch()
     assert "vLLM reads a folder" in str(engine("vllm").can().refuses(plan(model=str(file))))

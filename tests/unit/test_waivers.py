@@ -9,7 +9,7 @@ from history_records import record
 
 from pytest_llmperf.core.record import Environment
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.session.waivers import Waiver, is_test, read_waivers
+from pytest_llmperf.gate.waivers import Waiver, is_test, read_waivers
 
 TODAY = date(2026, 11, 23)
 WHOLE = {
@@ -99,7 +99,8 @@ def test_an_entry_that_is_not_whole_is_an_error_that_names_it(tmp_path, change, 
 
 
 @pytest.mark.parametrize(
-    ("head", "said"), [("waivers = 1\n", "'waivers' is not known"), ("[[waiver\n", "cannot be read"), ("waiver = 3", "no list")]
+    ("head", "said"),
+    [("waivers = 1\n", "'waivers' is not known"), ("[[waiver\n", "cannot be read"), ("waiver = 3", "no list")],
 )
 def test_a_file_that_is_none_is_an_error(tmp_path, head, said):
     """A misspelt table waives nothing, silently, if it is let through."""

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.worker import messages, wire
-from pytest_llmperf.worker.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply, Result
-from pytest_llmperf.worker.wire import Wire, WireClosed, WireError, frame, parent_end, worker_end
+from pytest_llmperf.wire import frames, messages
+from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame, parent_end, worker_end
+from pytest_llmperf.wire.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply, Result
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, Task, TaskSet, Traffic
 
 SCALARS = {
@@ -216,7 +216,7 @@ def test_a_broken_stream_is_named(pair, stream, error, reason):
 
 def test_a_message_past_the_limit_is_refused_before_it_is_sent(monkeypatch):
     """The sender's error names the message."""
-    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 100)
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
     with pytest.raises(WireError, match=r"a Heartbeat cannot be sent: a frame of \d+ bytes; the limit is 100"):
         frame(Heartbeat(rank=0, doing="x" * 101))
 

@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from pytest_llmperf.core.agreement import PromptComparison
-from pytest_llmperf.engines.reference_file import ReferenceFile
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.engines.outputs.reference_file import ReferenceFile
 from pytest_llmperf.errors import UsageError
 
 TOP = 5
@@ -60,6 +60,7 @@ async def compare(ask: Ask, reference: Reference, tokenizer: Tokenizer | None, b
 
     Raises:
         UsageError: its answers have no log-probabilities of the prompt, or no token ids.
+
     """
     text = _texts(tokenizer)
     compared: list[PromptComparison] = []
@@ -86,7 +87,11 @@ async def _ask_both(ask: Ask, reference: Reference, index: int) -> tuple[list[di
 
 
 def _compared(
-    reference: Reference, index: int, said: Sequence[dict[str, Any]], free: tuple[int, ...], text: Callable[[Sequence[int]], str]
+    reference: Reference,
+    index: int,
+    said: Sequence[dict[str, Any]],
+    free: tuple[int, ...],
+    text: Callable[[Sequence[int]], str],
 ) -> PromptComparison:
     logits, tokens = reference.logits(index).astype(np.float64), reference.continuations[index]
     ranks = [int(each[str(token)]["rank"]) - 1 for each, token in zip(said, tokens, strict=True)]

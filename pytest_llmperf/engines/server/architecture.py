@@ -14,9 +14,9 @@ from pathlib import Path
 from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import ARCHITECTURES
-from pytest_llmperf.engines.vllm.folder import architecture_folder
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading.folder import architecture_folder
+from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.errors import LoadError
 
 SUFFIX = "-served"
@@ -37,7 +37,7 @@ def architecture(plan: LoadPlan, *, dummy: bool) -> Served:
     if made.dummy and not dummy:
         raise LoadError(
             f"model {plan.model.name!r} is too large to be written out, and this server makes no random weights of its own. "
-            "'server:vllm' does."
+            "'server:vllm' does.",
         )
     folder = made.folder.with_name(made.folder.name + SUFFIX)
     with FileLock(f"{folder}.lock"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.worker.processes import TOKEN, kill_marked
+from pytest_llmperf.processes import TOKEN, kill_marked
 
 LOG_LINES = 30
 _TAIL_BYTES = 2**15
@@ -90,7 +90,12 @@ def _start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproc
     try:
         with log.open("wb") as output:
             return subprocess.Popen(  # noqa: S603 - the command is the user's own choice
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(env),
+                start_new_session=True,
             )
     except OSError as error:
         raise UsageError(f"the server's command {command[0]!r} cannot be run: {error}.") from error
@@ -131,7 +136,7 @@ def find_program(name: str, named: str, variable: str) -> str:
     if found is None:
         raise UsageError(
             f"the server program {name!r} is not installed: not beside {sys.executable}, not on the PATH. "
-            f"Name it by option 'program', or by ${variable}."
+            f"Name it by option 'program', or by ${variable}.",
         )
     return found
 

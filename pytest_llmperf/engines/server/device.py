@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pynvml
+import pynvml  # costs milliseconds, needed only for plans that depend on it
 
-from pytest_llmperf.worker.nvml import Nvml, Unreadable
+from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 
 ELSEWHERE = "elsewhere"
 """Device of a server that ran already: what it runs on is not known, and no run of ours on a device is compared with it."""

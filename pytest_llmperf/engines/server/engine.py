@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Mapping
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
 from pytest_llmperf.engines.server.client import connections
+from pytest_llmperf.engines.server.introspection import Saying, require_model
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
-from pytest_llmperf.engines.server.saying import Saying, require_model
 from pytest_llmperf.engines.server.session import Server, ServerSession
 from pytest_llmperf.engines.server.source import Source, source_of
 
@@ -27,6 +27,7 @@ class ServerEngine:
         Raises:
             LoadError: it died (with the tail of its log), was not healthy in time, or does not serve the model.
             UsageError: its command cannot be run.
+
         """
         preset = preset_of(plan.engine)
         options = read_options(plan, preset)
@@ -104,5 +105,13 @@ async def _healthy(preset: Preset, options: ServerOptions, child: Child | None, 
         await http.close()
         raise
     return Server(
-        preset=preset, options=options, base=base, name=name, headers=headers, http=http, saying=saying, child=child, facts=facts
+        preset=preset,
+        options=options,
+        base=base,
+        name=name,
+        headers=headers,
+        http=http,
+        saying=saying,
+        child=child,
+        facts=facts,
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.engines.server.stream import spread
@@ -71,6 +71,7 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
 
     Raises:
         InvalidRun: it failed (with the tail of its log), or what it left cannot be read or lacks requests.
+
     """
     log = job.folder / "log.txt"
     with log.open("wb") as output:
@@ -117,7 +118,7 @@ def find_generator(name: str, python: str | None) -> Path:
     if found is None:
         raise UsageError(
             f"Serve(generator={name!r}): {name} is not installed, neither beside {sys.executable} nor on the PATH. "
-            f"{_INSTALL.format(name)} Then: --llmperf-python {name}=/path/to/its/python."
+            f"{_INSTALL.format(name)} Then: --llmperf-python {name}=/path/to/its/python.",
         )
     return Path(found)
 

@@ -92,6 +92,6 @@ class Prompts:
         if self.tokenizer is None:
             raise UsageError(
                 f"{what} the model's tokenizer, and there is none here. Give option 'tokenizer' (a folder with a "
-                "tokenizer.json), or texts at their own length: prompt_tokens=None."
+                "tokenizer.json), or texts at their own length: prompt_tokens=None.",
             )
         return self.tokenizer

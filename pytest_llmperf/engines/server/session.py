@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from pytest_llmperf.core import server_metrics
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.load import LoadTrace
-from pytest_llmperf.core.next_tokens import TopTokens
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.metrics import server_metrics
+from pytest_llmperf.core.metrics.serving import LoadTrace
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file
@@ -28,14 +28,14 @@ from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
+from pytest_llmperf.engines.server.introspection import Saying, require_same_model
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
-from pytest_llmperf.engines.server.saying import Saying, require_same_model
 from pytest_llmperf.engines.server.source import Source
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError, WorkerError
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran, Served
-from pytest_llmperf.worker.telemetry import judge_cpu, own_cores, read_cpu
+from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
+from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Serve, TaskAnswer, TaskSet, Workload
 
 PROBE_TOKENS = 2
@@ -114,7 +114,7 @@ class ServerSession:
         """The sequences of a batch as requests sent at once. Raises InvalidRun when one of them fails."""
         if not isinstance(workload, Decode | Prefill):
             raise UsageError(
-                f"{type(workload).__name__} is no workload of a server. Use Serve(concurrency=…, requests=…), or Decode."
+                f"{type(workload).__name__} is no workload of a server. Use Serve(concurrency=…, requests=…), or Decode.",
             )
         calls = self._batch(workload, repetition)
         outcomes, marks = self._watched(self._client(60.0).together(calls))
@@ -204,7 +204,7 @@ class ServerSession:
             said = await response.read()
         if response.status != 200:  # noqa: PLR2004 - OK
             raise UsageError(
-                f"the server refuses what agreement needs (HTTP {response.status}): {said[:300].decode(errors='replace')}"
+                f"the server refuses what agreement needs (HTTP {response.status}): {said[:300].decode(errors='replace')}",
             )
         answer = msgspec.json.decode(said)
         require_same_model(self._server.name, {str(answer.get("model") or self._server.name)})
@@ -277,7 +277,10 @@ class ServerSession:
             return await client.open_loop([call(i) for i in range(len(due_s))], due_s)
         made = [call(i) for i in range(work.requests or work.concurrency)]  # before the clock runs, as far as they are known
         return await client.closed_loop(
-            lambda i: made[i] if i < len(made) else call(i), work.concurrency, requests=work.requests, duration_s=work.duration
+            lambda i: made[i] if i < len(made) else call(i),
+            work.concurrency,
+            requests=work.requests,
+            duration_s=work.duration,
         )
 
     # Around them
@@ -384,7 +387,7 @@ def _require_no_hits(traces: Sequence[Any], server: dict[str, float]) -> None:
     if share > PREFIX_HITS:
         raise InvalidRun(
             f"the server's prefix cache hit {share:.0%} of the prompt tokens, and this load asked for none. Turn the cache off, "
-            "or say Serve(prefix_cache=True)."
+            "or say Serve(prefix_cache=True).",
         )
 
 

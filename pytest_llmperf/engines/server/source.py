@@ -11,10 +11,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.content import cache_dir, file_sha256, hash_files, hash_value
-from pytest_llmperf.engines.models import BUILTIN
-from pytest_llmperf.engines.safetensors_header import weight_files
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.content import cache_dir, file_sha256, hash_files, hash_value
+from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.safetensors_header import weight_files
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.errors import LoadError, UsageError
@@ -68,7 +68,7 @@ def _path(plan: LoadPlan, preset: Preset) -> Path:
         return _downloaded(model.location, model.revision)
     raise UsageError(
         f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, a Hugging Face id, a built-in "
-        "name, or 'arch:NAME'."
+        "name, or 'arch:NAME'.",
     )
 
 
@@ -90,7 +90,7 @@ def converted(name: str) -> Path:
         folder = cache_dir() / "models" / name
     if folder.is_dir():
         return folder
-    from pytest_llmperf.engines.transformers.builtin import converted_folder  # noqa: PLC0415 - torch, once in a cache's life
+    from pytest_llmperf.engines.loading.builtin import converted_folder  # noqa: PLC0415 - torch, once in a cache's life
 
     return converted_folder(name)
 

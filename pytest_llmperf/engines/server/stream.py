@@ -81,6 +81,7 @@ def answer(chunks: Sequence[tuple[int, bytes]], parse: Callable[[bytes], Piece])
 
     Raises:
         BadStream: a message cannot be read, is an error, or the stream ended before the server said that it was finished.
+
     """
     splitter = Splitter()
     for t_ns, data in chunks:

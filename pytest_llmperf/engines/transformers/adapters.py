@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from pytest_llmperf.core.effective import AdapterGroup
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.adapter_files import AdapterFile, require_fits
-from pytest_llmperf.engines.transformers.checkpoint import load_errors
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading.adapter_files import AdapterFile, require_fits
+from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
 
 BASE = "base"
@@ -107,7 +107,7 @@ class Adapters:
         if unknown:
             choices = (*self.names, BASE)
             raise UsageError(
-                f"adapter {unknown[0]!r} is not loaded.{did_you_mean(unknown[0], choices)} There are: {', '.join(choices)}."
+                f"adapter {unknown[0]!r} is not loaded.{did_you_mean(unknown[0], choices)} There are: {', '.join(choices)}.",
             )
         if names and self.peft is None:
             raise UsageError(f"adapter {self.names[0]!r} is merged into the weights and cannot be switched. Leave out ':merged'.")
@@ -132,7 +132,9 @@ def _loaded(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftM
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's call, not ours
         warnings.filterwarnings(
-            "ignore", "TorchaoLoraLinear was instantiated without", UserWarning
+            "ignore",
+            "TorchaoLoraLinear was instantiated without",
+            UserWarning,
         )  # about merging, refused here
         with load_errors(plan, f"adapter {first.name!r}"):
             peft = PeftModel.from_pretrained(model, first.folder, adapter_name=first.name, autocast_adapter_dtype=False)
@@ -218,7 +220,7 @@ def _active(model: nn.Module, name: str) -> str:
 
 
 def _ready(model: Any) -> None:
-    """Adapters in the dtype of the embeddings (on quantised weights peft leaves them in float32), told apart from the model."""
+    """Adapters in the dtype of the embeddings (on quantized weights peft leaves them in float32), told apart from the model."""
     dtype = model.get_input_embeddings().weight.dtype
     wrappers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in wrappers:

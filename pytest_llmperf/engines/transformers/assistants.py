@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import model_ref
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LoadError
 
 LOOKUP = "prompt-lookup"
@@ -26,5 +26,5 @@ def require_same_tokens(plan: LoadPlan, ours: tuple[Any, Any], theirs: tuple[Any
     if sizes[0] != sizes[1] or any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
         raise LoadError(
             f"assistant {plan.assist!r} ({sizes[1]} tokens) has another vocabulary than {plan.model.name!r} ({sizes[0]} tokens): "
-            "what it proposes would mean something else. Take a smaller model of the same family, or 'prompt-lookup'."
+            "what it proposes would mean something else. Take a smaller model of the same family, or 'prompt-lookup'.",
         )

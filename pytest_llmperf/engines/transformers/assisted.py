@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.outputs.decoding import AssistedBy, Decoded, autocast
+from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.cost import weight_bytes_read
-from pytest_llmperf.engines.transformers.generate import AssistedBy, Decoded, GenerateLoop, TokenClock, autocast, require_length
-from pytest_llmperf.engines.transformers.inputs import TokenBatch
+from pytest_llmperf.engines.transformers.generate import GenerateLoop, TokenClock, require_length
 from pytest_llmperf.engines.transformers.kv_cache import cache_seen
 from pytest_llmperf.errors import InvalidRun, UsageError
 
@@ -60,20 +61,29 @@ class AssistedLoop(GenerateLoop):
         if batch.ids.shape[0] > 1:
             raise UsageError(
                 f"assisted decoding takes one sequence at a time, the batch has {batch.ids.shape[0]}. "
-                "Use batch=1, or leave out the assistance."
+                "Use batch=1, or leave out the assistance.",
             )
         config, clock = self._config(new_tokens), TokenClock()
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
         with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad(), self._watched() as seen:
             start = time.perf_counter_ns()
             out = self._model.generate(
-                batch.ids, attention_mask=mask, generation_config=config, streamer=clock, assistant_model=self._assistant
+                batch.ids,
+                attention_mask=mask,
+                generation_config=config,
+                streamer=clock,
+                assistant_model=self._assistant,
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
         assisted = self._assisted_by(seen, clock, batch.ids.shape[1] + new_tokens / 2)
         return Decoded(
-            tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values), arrivals=clock.arrivals, assisted=assisted
+            tokens,
+            start,
+            clock.t_tokens_ns,
+            cache_seen(out.past_key_values),
+            arrivals=clock.arrivals,
+            assisted=assisted,
         )
 
     def _config(self, new_tokens: int) -> GenerationConfig:

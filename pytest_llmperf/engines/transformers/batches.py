@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent, Trace
-from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop
-from pytest_llmperf.engines.transformers.inputs import Vocabulary, left_padded, synthetic_rows, tokenise
-from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
+from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded, DecodeLoop
+from pytest_llmperf.engines.outputs.inputs import left_padded
+from pytest_llmperf.engines.outputs.requests import Asked
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.workloads import Batch
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The requests of one repetition: prompts of token ids, and the number of output tokens of each."""
-
-    rows: list[list[int]]
-    new_tokens: tuple[int, ...]
-
-    @property
-    def positions(self) -> int:
-        """Positions that the requests need; nothing is asked after a last token."""
-        return sum(map(len, self.rows)) + sum(self.new_tokens) - len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -39,18 +22,6 @@ class Answered:
     events: list[tuple[TokenEvent, ...]]
     cache: CacheSeen
     clock: str = "host"
-
-
-def asked(work: Batch, repetition: int, vocabulary: Vocabulary, tokenizer: Any | None) -> Asked:
-    """The prompts of a repetition: fresh synthetic ones of the drawn lengths, or the texts, as often as they are needed."""
-    lengths = work.prompt_lengths
-    if lengths is None:
-        encoded = tokenise(work.prompts, tokenizer)
-        rows = [encoded[i % len(encoded)] for i in range(work.count)]
-    else:
-        drawn = synthetic_rows(work.prompts.seed, repetition, work.count, max(lengths), vocabulary).tolist()
-        rows = [row[:length] for row, length in zip(drawn, lengths, strict=True)]
-    return Asked(rows, work.output_lengths)
 
 
 def in_static_batches(loop: DecodeLoop, requests: Asked, size: int, pad: int, device: torch.device) -> Answered:
@@ -84,9 +55,3 @@ def trace_of(answered: Answered, requests: Asked, repetition: int, marks: tuple[
         for row, events in zip(requests.rows, answered.events, strict=True)
     )
     return Trace(repetition=repetition, requests=made, marks=marks, clock=answered.clock, computed=computed)
-
-
-def matrix(rows: Sequence[Sequence[int]]) -> Tensor:
-    """[rows, longest] ids with -1 behind shorter rows, for hashing."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -11,7 +11,7 @@ import torch._dynamo.utils
 import torch._inductor.config
 from torch._inductor import list_mode_options
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")
@@ -82,7 +82,7 @@ def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
     if mode == "reduce-overhead" and plan.cache != "static" and device.type == "cuda":
         raise UsageError(
             "compile:reduce-overhead means CUDA graphs, and a dynamic cache grows with every token: each length would be "
-            "recorded anew. Use 'static-cache+compile', or plain 'compile' with the dynamic cache."
+            "recorded anew. Use 'static-cache+compile', or plain 'compile' with the dynamic cache.",
         )
     asked = plan.option("cudagraphs")
     if asked is not None and asked not in CUDAGRAPHS:
@@ -103,7 +103,7 @@ def parse_knobs(text: str) -> dict[str, object]:
         if not equals or name not in known:
             raise UsageError(
                 f"compile_knobs: {item!r} is not a setting of torch._inductor.config in torch {torch.__version__}."
-                f"{did_you_mean(name, known)} Expected name=value, comma-separated."
+                f"{did_you_mean(name, known)} Expected name=value, comma-separated.",
             )
         knobs[name] = _typed(value, known[name])
     return knobs
@@ -139,11 +139,6 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     with torch.cuda.graph(graph):
         work()
     return graph.replay
-
-
-def graphs_compiled() -> int:
-    """Graphs that dynamo has compiled in this process so far."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001  # the only count of them
 
 
 def cudagraph_skips() -> int:

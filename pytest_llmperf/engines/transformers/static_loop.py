@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
+from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.generate import Decoded, autocast
-from pytest_llmperf.engines.transformers.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.kv_cache import cache_seen
 from pytest_llmperf.errors import UsageError
 
@@ -75,7 +75,7 @@ def step_cache(model: Any, max_len: int, position: Tensor) -> StaticCache:
     if other:
         raise UsageError(
             f"static-cache+compile: {type(model).__name__} needs cache layers {', '.join(other)}, and the compiled loop drives "
-            "full attention only. Use 'static-cache' or 'compile' alone."
+            "full attention only. Use 'static-cache' or 'compile' alone.",
         )
     cache.layers = [StepLayer(max_len, position) for _ in cache.layers]
     return cache
@@ -276,7 +276,7 @@ class StaticLoop:
         if shape not in self._states:
             if len(self._states) >= MAX_STATES:
                 self._states.clear()
-                torch._dynamo.reset()  # noqa: SLF001  # drops the compiled graphs of shapes that are gone
+                torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
             self._states[shape] = self._prepare(shape, batch)
         return self._states[shape]
 

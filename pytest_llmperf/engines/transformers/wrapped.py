@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import torch
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.load import Loaded, package_versions
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.session import TransformersSession
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.ranks import package_versions
 
 
 class WrappedEngine:
@@ -22,7 +23,7 @@ class WrappedEngine:
         if parameter is None or not hasattr(model, "generate"):
             raise UsageError(
                 f"llmperf.wrap({type(model).__name__}): a loaded transformers model with `generate` is needed. "
-                "llmperf.measure(callable, tokens=…) measures anything that can be called."
+                "llmperf.measure(callable, tokens=…) measures anything that can be called.",
             )
         self._model = model
         self._tokenizer = tokenizer
@@ -53,7 +54,7 @@ class WrappedSession(TransformersSession):
                 content_hash=fingerprint(model),
                 checkpoint_dtype=dtype,
                 versions=package_versions(),
-            )
+            ),
         )
 
     def close(self) -> None:

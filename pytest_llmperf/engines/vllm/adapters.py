@@ -13,8 +13,8 @@ from torch import Tensor
 from vllm.lora.request import LoRARequest
 
 from pytest_llmperf.core.effective import AdapterGroup
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.adapter_files import AdapterFile
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading.adapter_files import AdapterFile
 from pytest_llmperf.errors import LoadError, UsageError, did_you_mean
 from pytest_llmperf.strategies.adapters import BASE
 
@@ -78,7 +78,7 @@ class Adapters:
         if self.on_cpu and BASE in names and set(names) != {BASE}:
             raise UsageError(
                 f"rows with an adapter and rows with none in one batch ({', '.join(names)}): vLLM's CPU kernels (of 0.32) "
-                "take the rows with none through the last adapter. Run them one after another."
+                "take the rows with none through the last adapter. Run them one after another.",
             )
         self.used = tuple(names) or self.names[:1]
         return self.in_force

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantisation import CHECKPOINTS, scheme_of
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.quantization import CHECKPOINTS, scheme_of
 
 OPTIONS: dict[str, tuple[type, ...]] = {
     "eager": (bool,),
@@ -57,8 +57,8 @@ def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, 
         made["load_format"] = "dummy"
     if plan.ranks > 1:
         made["distributed_executor_backend"] = "external_launcher"  # one process a rank, as every engine here has it
-    if plan.quantisation is not None and scheme_of(plan.quantisation).method not in CHECKPOINTS:
-        made["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantisation, plan.quantisation)
+    if plan.quantization is not None and scheme_of(plan.quantization).method not in CHECKPOINTS:
+        made["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantization, plan.quantization)
     if plan.cache == "fp8":
         made["kv_cache_dtype"] = "fp8"
     if plan.assist is not None:

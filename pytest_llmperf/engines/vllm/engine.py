@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
 
 os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
@@ -14,13 +14,12 @@ import torch
 from vllm import EngineArgs, LLMEngine
 from vllm.usage.usage_lib import UsageContext
 
-from pytest_llmperf.engines.transformers.checkpoint import load_errors
-from pytest_llmperf.engines.transformers.load import package_versions, torch_device
-from pytest_llmperf.engines.transformers.parallel.group import rank_device
+from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.loading.folder import source_of
 from pytest_llmperf.engines.vllm.adapters import adapter_arguments
-from pytest_llmperf.engines.vllm.folder import source_of
 from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
+from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 
 
 class VllmEngine:
@@ -40,7 +39,7 @@ class VllmEngine:
             engine = LLMEngine.from_engine_args(EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS)
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
         return VllmSession(
-            Loaded(engine=engine, plan=plan, source=source, device=device, load_s=load_s, versions=package_versions())
+            Loaded(engine=engine, plan=plan, source=source, device=device, load_s=load_s, versions=package_versions()),
         )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 
 from pytest_llmperf.core.plan import ANY, LoadPlan
-from pytest_llmperf.core.quantisation import CHECKPOINTS, scheme_of
+from pytest_llmperf.core.quantization import CHECKPOINTS, scheme_of
 from pytest_llmperf.engines.base import Capabilities
-from pytest_llmperf.engines.parallel_limits import known_config
+from pytest_llmperf.engines.refusals.parallel import known_config
 from pytest_llmperf.engines.vllm.arguments import OPTIONS
 from pytest_llmperf.errors import did_you_mean
 from pytest_llmperf.strategies.assistance import LOOKUP
 
 ON_LOADING = {"nf4": "bitsandbytes", "fp8": "fp8"}
-"""Methods by which vLLM quantises full-precision weights while it loads them, and its own names of these."""
+"""Methods by which vLLM quantizes full-precision weights while it loads them, and its own names of these."""
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Of vLLM 0.32's CPU attention (v1/attention/backends/cpu_attn.py)."""
@@ -45,17 +45,17 @@ def _options(plan: LoadPlan) -> str | None:
     return None
 
 
-def _quantisation(plan: LoadPlan) -> str | None:
-    if plan.quantisation is None:
+def _quantization(plan: LoadPlan) -> str | None:
+    if plan.quantization is None:
         return None
-    scheme = scheme_of(plan.quantisation)
+    scheme = scheme_of(plan.quantization)
     if scheme.method in CHECKPOINTS:
         return None
     if scheme.method not in ON_LOADING:
         able = ", ".join((*CHECKPOINTS, *ON_LOADING))
-        return f"vLLM has no {scheme.method!r} ({scheme.row.summary}) that quantises while loading. It takes: {able}."
-    if plan.quantisation != scheme.method:
-        return f"vLLM has {scheme.method!r} without an argument, not {plan.quantisation!r}."
+        return f"vLLM has no {scheme.method!r} ({scheme.row.summary}) that quantizes while loading. It takes: {able}."
+    if plan.quantization != scheme.method:
+        return f"vLLM has {scheme.method!r} without an argument, not {plan.quantization!r}."
     if plan.device.partition(":")[0] == "cpu":
         return f"vLLM's {scheme.method!r} kernels are for GPUs. On a CPU it reads checkpoints: {', '.join(CHECKPOINTS)}."
     return None
@@ -79,7 +79,7 @@ def _adapters(plan: LoadPlan) -> str | None:
         return None
     if plan.merge_adapters:
         return "vLLM does not merge adapters: leave out ':merged'."
-    with_it = next((name for name in ("quantisation", "compile", "assist") if getattr(plan, name) is not None), "")
+    with_it = next((name for name in ("quantization", "compile", "assist") if getattr(plan, name) is not None), "")
     if with_it or plan.ranks > 1:
         return f"adapters on vLLM go with a precision alone, not with {with_it or 'several ranks'}: that was never seen to work."
     return None
@@ -112,7 +112,7 @@ def _heads(plan: LoadPlan) -> str | None:
     return f"the heads of {plan.model.name!r} have {size} dimensions; vLLM's attention on a CPU takes {able}."
 
 
-_CHECKS = (_model, _options, _quantisation, _compile, _cache, _adapters, _parallel, _heads)
+_CHECKS = (_model, _options, _quantization, _compile, _cache, _adapters, _parallel, _heads)
 
 
 def lacks(plan: LoadPlan) -> str | None:
@@ -131,7 +131,7 @@ VLLM = Capabilities(
         "autocast_dtype": frozenset({None}),
         "cache": frozenset({"dynamic", "fp8"}),
         "compile": ANY,
-        "quantisation": ANY,
+        "quantization": ANY,
         "assist": frozenset({None, LOOKUP}),
         "batching": frozenset({None, "continuous"}),
         "tp": ANY,

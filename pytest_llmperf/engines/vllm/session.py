@@ -14,31 +14,30 @@ from vllm import LLMEngine, SamplingParams, TokensPrompt
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
-from pytest_llmperf.core.agreement import PromptComparison
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.next_tokens import TopTokens
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, Trace
-from pytest_llmperf.engines.transformers import reference
-from pytest_llmperf.engines.transformers.answering import answer_tasks
-from pytest_llmperf.engines.transformers.batches import asked, matrix
-from pytest_llmperf.engines.transformers.compiling import graphs_compiled
-from pytest_llmperf.engines.transformers.generate import Decoded
-from pytest_llmperf.engines.transformers.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
-from pytest_llmperf.engines.transformers.kv_cache import CacheSeen
-from pytest_llmperf.engines.transformers.next_tokens import top_tokens
-from pytest_llmperf.engines.transformers.parallel.group import ranks_on_this_host
-from pytest_llmperf.engines.vllm import looking
+from pytest_llmperf.engines.loading.folder import Source
+from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs.answering import answer_tasks
+from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
+from pytest_llmperf.engines.outputs.next_tokens import top_tokens
+from pytest_llmperf.engines.outputs.requests import asked, matrix
+from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.adapters import Adapters
-from pytest_llmperf.engines.vllm.folder import Source
 from pytest_llmperf.engines.vllm.logits import capture
-from pytest_llmperf.engines.vllm.quantised import quantised_layers
+from pytest_llmperf.engines.vllm.quantized import quantized_layers
 from pytest_llmperf.engines.vllm.shards import leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped, require_no_cached, run
 from pytest_llmperf.errors import NotInEffect, UsageError
+from pytest_llmperf.instruments.compiled import graphs_compiled
+from pytest_llmperf.instruments.ranks import ranks_on_this_host
+from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
 from pytest_llmperf.strategies.assistance import LOOKUP
-from pytest_llmperf.worker.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.worker.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
+from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import Batch, PromptSet, TaskAnswer, TaskSet, Workload, describe
 
 LOOP = "LLMEngine.step"
@@ -76,7 +75,7 @@ class VllmSession:
         self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
         self._text_config = loaded.config.model_config.hf_config.get_text_config()
         self._vocabulary = Vocabulary.of(SimpleNamespace(config=loaded.config.model_config.hf_config), loaded.source.tokenizer)
-        self._cache = looking.kv_cache(self._runner, loaded.config)
+        self._cache = inspection.kv_cache(self._runner, loaded.config)
         self._adapters = Adapters.load(loaded.engine, self._runner, loaded.plan)
         self._graphs_before = 0
         self._last: Stepped | None = None
@@ -119,7 +118,7 @@ class VllmSession:
         cached = sum(answer.cached for answer in stepped.answers)
         return Ran(
             trace=self._trace(stepped, asks, repetition, seen.marks),
-            step=looking.step_cost(self._model, self._text_config, self._cache, len(asks), self._compute_dtype),
+            step=inspection.step_cost(self._model, self._text_config, self._cache, len(asks), self._compute_dtype),
             telemetry=seen.gauges | {"steps": float(stepped.steps), "prefix_cached_tokens": float(cached)},
             prompts_hash=ids_hash(batch),
             outputs_hash=ids_hash(matrix([answer.tokens for answer in stepped.answers])),
@@ -235,16 +234,16 @@ class VllmSession:
     def _describe(self) -> Effective:
         loaded, config = self._loaded, self._loaded.config
         ran = self._last is not None
-        mode = looking.compile_mode(config)
+        mode = inspection.compile_mode(config)
         return Effective(
             engine=loaded.plan.engine,
             model_class=type(self._model).__name__,
-            tensors=looking.tensors(self._model),
-            linears=looking.linear_groups(self._model),
+            tensors=inspection.tensors(self._model),
+            linears=inspection.linear_groups(self._model),
             compute_dtype=self._compute_dtype,
             autocast_dtype=None,
             checkpoint_dtype=loaded.source.dtype,
-            attention=looking.attention_backends(config),
+            attention=inspection.attention_backends(config),
             cache=f"paged, blocks of {self._cache.block_tokens} positions of {self._cache.dtype}" if ran else "",
             compile_mode=mode,
             compiled_graphs=graphs_compiled() if mode is not None else 0,
@@ -257,12 +256,12 @@ class VllmSession:
             device=str(loaded.device),
             ranks=loaded.plan.ranks,
             shards=shards(self._model, loaded.plan, loaded.device),
-            quantised=quantised_layers(self._model, loaded.plan, loaded.source.packed),
+            quantized=quantized_layers(self._model, loaded.plan, loaded.source.packed),
             notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
-        packed = sum(group.bytes for group in looking.tensors(self._model) if group.device == looking.PACKED)
+        packed = sum(group.bytes for group in inspection.tensors(self._model) if group.device == inspection.PACKED)
         prefix = "on" if self._loaded.config.cache_config.enable_prefix_caching else "off"
         limits = self._loaded.config.scheduler_config
         notes = [

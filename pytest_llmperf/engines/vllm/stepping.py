@@ -78,6 +78,7 @@ def run(engine: Steps, submit: Submit, asks: Sequence[Ask], *, after_step: Calla
 
     Raises:
         InvalidRun: a request got another number of tokens than it asked for.
+
     """
     first = next(_numbers)
     names = [f"{first}-{i}" for i in range(len(asks))]
@@ -104,7 +105,7 @@ def require_no_cached(stepped: Stepped, prompt_tokens: int) -> None:
     if cached:
         raise InvalidRun(
             f"{cached} of {prompt_tokens} prompt tokens came from vLLM's prefix cache, which was to be off. "
-            "Ask for it with options={'prefix_cache': True}, or give prompts that share no beginning."
+            "Ask for it with options={'prefix_cache': True}, or give prompts that share no beginning.",
         )
 
 
@@ -128,5 +129,5 @@ def _require_lengths(asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
         i, found, asked = wrong[0]
         raise InvalidRun(
             f"{len(wrong)} of {len(asks)} requests got another number of tokens than asked, like request {i}: {found} instead of "
-            f"{asked}. A stopping rule of the model, or the longest sequence that vLLM takes, is active."
+            f"{asked}. A stopping rule of the model, or the longest sequence that vLLM takes, is active.",
         )

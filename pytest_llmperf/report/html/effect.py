@@ -121,7 +121,7 @@ def _loaded_row(record: Record, seen: Effective) -> Row:
 
 
 def _more(seen: Effective) -> str:
-    said = [str(seen.quantised)] if seen.quantised is not None else []
+    said = [str(seen.quantized)] if seen.quantized is not None else []
     said += [f"{seen.sparsity:.1%} of the weights are zero"] if seen.sparsity else []
     said += [f"adapters {', '.join(seen.adapters)}"] if seen.adapters else []
     said += [f"assisted by {seen.assistance}"] if seen.assistance else []

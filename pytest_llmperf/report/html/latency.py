@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import MISSING, format_value, scale_of
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
 from pytest_llmperf.report.html.runs import Group, named, shown, words
 
@@ -31,7 +31,7 @@ def parts(group: Group) -> list[Part]:
             title="Latency",
             blocks=(*blocks, table),
             lead="One dot is one repetition (under load one request); the bar is the median.",
-        )
+        ),
     ]
 
 
@@ -78,7 +78,7 @@ def _along_output(group: Group) -> list[Block]:
             title="ITL along the output",
             alt=f"Median gap before each output token, one line a strategy: {', '.join(name for name, _ in kept)}.",
             data={"rows": rows, "x": "output token", "y": f"ITL ({unit})"},
-        )
+        ),
     ]
 
 

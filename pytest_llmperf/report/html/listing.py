@@ -94,7 +94,10 @@ def _differences(content: Content, keys: Sequence[str]) -> tuple[Any, ...]:
     first = content.places.get(keys[0], {})
     rows = tuple(
         Row(
-            cells=(Cell(place(content, key)), Cell(difference(first, content.places.get(key, {}), content.comparable) or MISSING))
+            cells=(
+                Cell(place(content, key)),
+                Cell(difference(first, content.places.get(key, {}), content.comparable) or MISSING),
+            ),
         )
         for key in keys
     )
@@ -109,7 +112,7 @@ def _facts(content: Content, key: str) -> Fold:
                 Cell(name),
                 Cell(MISSING if fact is None else str(fact)),
                 Cell("must match" if name in content.comparable else ""),
-            )
+            ),
         )
         for name, fact in sorted(content.places.get(key, {}).items())
     )

@@ -111,7 +111,9 @@ def _best(group: Group, records: Sequence[Record]) -> Item | None:
     facts += [f"{format_value(best.memory_bytes, 'B')} memory"] if best.memory_bytes is not None else []
     facts += [f"top-1 {format_value(best.top1, '1')}"] if best.top1 is not None else []
     return Item(
-        title=f"{group.model}, {group.workload}", text=speed, more="; ".join([*facts, *_caveat(best, standing, accepted)])
+        title=f"{group.model}, {group.workload}",
+        text=speed,
+        more="; ".join([*facts, *_caveat(best, standing, accepted)]),
     )
 
 

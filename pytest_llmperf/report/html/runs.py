@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
 from pytest_llmperf.core.record import AGREEMENT, NOT_RUNS, TASKS, MetricValue, Record
+from pytest_llmperf.core.verdicts import stats
 
 DEFAULT_REFERENCE = "fp32"
 _FIRST = {"prefill": "prefill_throughput", BENCHMARK: TIME.name, AGREEMENT: "agreement.top1", TASKS: "task.accuracy"}

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_llmperf.core import stats
 from pytest_llmperf.core.format import MISSING, format_interval, format_percent, format_value
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Part, Row, Section, Table
 from pytest_llmperf.report.html.runs import headline, is_run, metric, named, split_test, words
 from pytest_llmperf.report.html.strategies import verdict
@@ -131,7 +131,7 @@ def _pairs(side: Side) -> Table:
                 Cell(format_value(a, side.unit)),
                 Cell(format_value(b, side.unit)),
                 Cell(format_value(b / a, "x") if a else MISSING),
-            )
+            ),
         )
         for at, (a, b) in enumerate(side.pairs, start=1)
     )

@@ -125,5 +125,5 @@ def _ratios(group: Group) -> list[Block]:
             title=f"Speed over {group.reference}",
             alt=f"Speed of each strategy over that of {group.reference}: {seen}.",
             data={"rows": rows, "x": f"speed over {group.reference} (more is better →)"},
-        )
+        ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_llmperf.core import advise
+from pytest_llmperf.core import advice
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html.answers import number, of_run
@@ -43,17 +43,17 @@ def front(standing: Sequence[Standing], axis: str) -> set[str]:
     field = {"memory": "memory_bytes", "top1": "top1"}[axis]
     known = [each for each in standing if getattr(each, field) is not None]
     choices = [
-        advise.Choice(
+        advice.Choice(
             name=each.name,
             readings={
-                "speed": advise.Reading(value=each.speed),
-                axis: advise.Reading(value=getattr(each, field)),
+                "speed": advice.Reading(value=each.speed),
+                axis: advice.Reading(value=getattr(each, field)),
             },
         )
         for each in known
     ]
     axes = ("speed", axis)
-    return {c.name for c in choices if not any(advise.dominates(other, c, axes) for other in choices)}
+    return {c.name for c in choices if not any(advice.dominates(other, c, axes) for other in choices)}
 
 
 def figures(group: Group, records: Sequence[Record]) -> list[Block]:

@@ -93,7 +93,12 @@ def _place(run: Record) -> _Place | None:
         return None
     bytes_per_s, flop_per_s = mbu * kept["copy_bytes_per_s"], mfu * kept["flop_per_s"]
     return _Place(
-        named(run), flop_per_s / bytes_per_s, flop_per_s, kept["flop_per_s"], kept["copy_bytes_per_s"], str(kept["dtype"])
+        named(run),
+        flop_per_s / bytes_per_s,
+        flop_per_s,
+        kept["flop_per_s"],
+        kept["copy_bytes_per_s"],
+        str(kept["dtype"]),
     )
 
 
@@ -111,7 +116,7 @@ def _roofline_table(places: Sequence[_Place]) -> Table:
                 Cell(f"{format_number(p.flop_per_s / 1e9)} GFLOP/s"),
                 Cell(f"{format_number(p.roof_flop_per_s / 1e9)} GFLOP/s", p.dtype),
                 Cell(f"{format_value(p.roof_bytes_per_s, 'B')}/s"),
-            )
+            ),
         )
         for p in places
     ]

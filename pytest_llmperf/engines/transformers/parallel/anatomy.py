@@ -35,7 +35,7 @@ def anatomy(model: Any) -> Anatomy:
     stacks = [child for child in base.children() if isinstance(child, nn.ModuleList) and len(child) == n_layers]
     if len(stacks) != 1:
         raise LoadError(
-            f"{type(model).__name__} has {len(stacks)} lists of {n_layers} layers; one is needed to cut it over devices."
+            f"{type(model).__name__} has {len(stacks)} lists of {n_layers} layers; one is needed to cut it over devices.",
         )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     others = [c for c in base.children() if c is not stacks[0] and c is not embedding and any(True for _ in c.parameters())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import nn
 
 from pytest_llmperf.core.effective import Shard
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.parallel_limits import does_not_divide
-from pytest_llmperf.engines.transformers.checkpoint import Source, load_errors
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.refusals.parallel import does_not_divide
+from pytest_llmperf.engines.transformers.checkpoint import Source
 from pytest_llmperf.engines.transformers.parallel.anatomy import Anatomy, anatomy, is_tied, own_bytes
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.engines.transformers.parallel.pipeline import Stage, stage
@@ -20,7 +20,8 @@ from pytest_llmperf.engines.transformers.parallel.sharded import LayerSharder, l
 from pytest_llmperf.engines.transformers.parallel.skeleton import Skeleton, skeleton
 from pytest_llmperf.engines.transformers.parallel.tensor import TensorCut, tensor_cut
 from pytest_llmperf.errors import LoadError
-from pytest_llmperf.worker.torch_runtime import DeviceRuntime
+from pytest_llmperf.instruments.ranks import device_identity
+from pytest_llmperf.instruments.torch_runtime import DeviceRuntime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,6 @@ def whole(plan: LoadPlan, model: nn.Module, grid: Grid) -> Cut:
         load_peak_bytes=None,
         holds=f"replica {grid.place('dp') + 1} of {plan.dp}",
     )
-
-
-def device_identity(device: torch.device) -> str:
-    """A GPU by the hash of its UUID, so that two names of one device are seen to be one."""
-    if device.type != "cuda":
-        return str(device)
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return f"{device} {hashlib.sha256(uuid.encode()).hexdigest()[:12]}"
 
 
 def _require_divisible(plan: LoadPlan, model: Any) -> None:

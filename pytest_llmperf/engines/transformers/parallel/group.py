@@ -6,17 +6,15 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from hashlib import sha256
 from math import prod
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.parallel_limits import rows_of_a_replica
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.errors import LoadError, UsageError
 
 AXES = ("dp", "pp", "fsdp", "tp")
@@ -72,33 +70,12 @@ class Grid:
         return value
 
 
-def ranks_on_this_host() -> tuple[int, ...]:
-    """Process ids of the other ranks that this process can see: those of its host and container. Every rank of gloo must ask."""
-    mine = torch.tensor([_namespace(), os.getpid()])
-    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, mine)
-    return tuple(int(pid) for namespace, pid in found if int(namespace) == _namespace() and int(pid) != os.getpid())
-
-
-def _namespace() -> int:
-    """A number for the kernel and the process namespace; one that nobody else has where Linux does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return int(sha256(f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}".encode()).hexdigest()[:15], 16)
-    except OSError:
-        return os.getpid()
-
-
-def rank_device(name: str) -> str:
-    """`name`, of a spread model with this rank's number: ranks see all devices of their model, in one order."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
-
-
 def join(plan: LoadPlan, device: torch.device) -> Grid | None:
     """Meet the other ranks of the plan; None for a plan of one rank.
 
     Raises:
         LoadError: this process was not started as one of them. UsageError: torch lacks the backend.
+
     """
     if plan.ranks == 1:
         return None
@@ -108,7 +85,7 @@ def join(plan: LoadPlan, device: torch.device) -> Grid | None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_backend_available(backend):
         raise UsageError(
-            f"strategy {plan.strategy!r} on {device.type} needs torch with {backend}, which {torch.__version__} lacks."
+            f"strategy {plan.strategy!r} on {device.type} needs torch with {backend}, which {torch.__version__} lacks.",
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)

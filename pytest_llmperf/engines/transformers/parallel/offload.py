@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def require_accelerate(plan: LoadPlan) -> None:
     if plan.offload is not None and find_spec("accelerate") is None:
         raise UsageError(
             f"strategy part 'offload-{plan.offload}' needs the package accelerate on top of engine 'transformers', which is not "
-            "installed. pip install accelerate"
+            "installed. pip install accelerate",
         )
 
 

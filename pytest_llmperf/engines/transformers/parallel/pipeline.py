@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.transformers.parallel.anatomy import Anatomy, is_tied
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.errors import LoadError
@@ -151,7 +151,7 @@ class _FirstInput:
         if inputs[0].data_ptr() != self._hidden.data_ptr():
             raise LoadError(
                 f"{type(self._model).__name__} changes the embeddings before its first layer, which every stage of a pipeline "
-                "would do again. Take 'tpN' or 'fsdpN'."
+                "would do again. Take 'tpN' or 'fsdpN'.",
             )
 
 
@@ -162,7 +162,7 @@ def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | N
     if len(anatomy.norms) != 1:
         raise LoadError(
             f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its embedding and layers "
-            f"({', '.join(anatomy.norms)}); a pipeline knows one, the final norm. Take 'tpN' or 'fsdpN'."
+            f"({', '.join(anatomy.norms)}); a pipeline knows one, the final norm. Take 'tpN' or 'fsdpN'.",
         )
     if anatomy.n_layers < plan.pp:
         raise LoadError(f"pp{plan.pp} has more devices than {type(model).__name__} has layers: {anatomy.n_layers}.")

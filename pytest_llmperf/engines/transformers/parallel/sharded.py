@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 
 
@@ -29,8 +29,3 @@ class LayerSharder:
 def layer_sharder(plan: LoadPlan, grid: Grid) -> LayerSharder | None:
     """None for a plan without FSDP."""
     return LayerSharder(grid) if plan.fsdp > 1 else None
-
-
-def eager(model: Any) -> Any:
-    """What runs the forward pass past a compiled graph: `forward`; of a sharded model the call, whose hooks gather it."""
-    return model if isinstance(model, FSDPModule) else model.forward

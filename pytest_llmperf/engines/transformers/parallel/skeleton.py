@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.models import ARCHITECTURES
-from pytest_llmperf.engines.safetensors_header import read_json, weight_files
-from pytest_llmperf.engines.transformers import arch, checkpoint
-from pytest_llmperf.engines.transformers.content import hash_files
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.loading import arch, checkpoint
+from pytest_llmperf.engines.models.content import hash_files
+from pytest_llmperf.engines.models.names import ARCHITECTURES
+from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.errors import LoadError
 
 
@@ -68,7 +68,7 @@ def _of_folder(plan: LoadPlan, device: torch.device, folder: Path) -> Skeleton:
     files = weight_files(folder)
     if not files:
         raise LoadError(
-            f"{folder} holds no *.safetensors, which ranks read their parts from. Save the model again as safetensors."
+            f"{folder} holds no *.safetensors, which ranks read their parts from. Save the model again as safetensors.",
         )
     stored = checkpoint.stored_dtype(folder, read_json(folder / "config.json"))
     dtype = getattr(torch, stored if plan.weights_dtype == "auto" else plan.weights_dtype)
@@ -130,7 +130,7 @@ class Files:
         if missing:
             raise LoadError(
                 f"{files[0].parent}: {len(missing)} parameters of {type(model).__name__} are not in the files under their own "
-                f"names ({', '.join(missing[:3])}, …), and ranks read by name. Load it on one device and save it again."
+                f"names ({', '.join(missing[:3])}, …), and ranks read by name. Load it on one device and save it again.",
             )
         return cls(model, device, where, aliases)
 

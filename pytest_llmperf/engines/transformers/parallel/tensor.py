@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.transformers.parallel.anatomy import is_tied
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.errors import LoadError
@@ -84,7 +84,7 @@ def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
     unknown = sorted({style for style in rules.values() if style not in _KNOWN})
     if unknown:
         raise LoadError(
-            f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried out here. Take 'fsdpN'."
+            f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried out here. Take 'fsdpN'.",
         )
     _with_embedding(model, rules)
     return TensorCut(model, grid, rules)

@@ -1,4 +1,4 @@
-"""Pruning of a loaded model, in its own dtype, with statistics in float32; before quantisation and adapters."""
+"""Pruning of a loaded model, in its own dtype, with statistics in float32; before quantization and adapters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
 from pytest_llmperf.engines.transformers.prune.blocks import Block, decoder_blocks, left_out, matrix
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration, calibration
 from pytest_llmperf.engines.transformers.prune.measure import Watch, count, sizes
 from pytest_llmperf.engines.transformers.prune.semi_structured import Backend, backend, compress
 from pytest_llmperf.engines.transformers.prune.structured import remove_structures
 from pytest_llmperf.engines.transformers.prune.unstructured import METHODS, needs_calibration, prune_weights
-from pytest_llmperf.engines.transformers.quantise.plain import load_as_linear
+from pytest_llmperf.engines.transformers.quantize.plain import load_as_linear
 from pytest_llmperf.strategies.pruned import Pruning, parse_pruning
 
 __all__ = ["Watch", "prune"]
@@ -69,8 +69,8 @@ def _sparse_kernels(asked: Pruning, plan: LoadPlan, device: torch.device) -> Bac
     """What will multiply the pruned weights as sparse ones, or why nothing does."""
     if asked.pattern is None:
         return "no kernel here skips zeros that can be anywhere"
-    if plan.quantisation is not None:
-        return f"{plan.quantisation} stores the weights its own way"
+    if plan.quantization is not None:
+        return f"{plan.quantization} stores the weights its own way"
     return "adapters are added to plain weights" if plan.adapters else backend(device)
 
 

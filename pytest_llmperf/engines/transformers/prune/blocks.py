@@ -30,14 +30,14 @@ def decoder_blocks(model: Any) -> list[Block]:
     if not lists:
         raise LoadError(
             f"{type(model).__name__} cannot be pruned: it holds no list of {wanted} modules, the num_hidden_layers of its "
-            "config, and so its decoder blocks cannot be told. Leave the pruning part out."
+            "config, and so its decoder blocks cannot be told. Leave the pruning part out.",
         )
     name, modules = lists[0]
     blocks = [Block(f"{name}.{i}", module, _linears(f"{name}.{i}", module)) for i, module in enumerate(modules)]
     without = next((block for block in blocks if not block.linears), None)
     if without is not None:
         raise LoadError(
-            f"{type(model).__name__} cannot be pruned: block {without.name} holds no linear layer with plain weights."
+            f"{type(model).__name__} cannot be pruned: block {without.name} holds no linear layer with plain weights.",
         )
     return blocks
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_llmperf.engines.transformers.inputs import Vocabulary, ids_hash, synthetic_rows, tokenise
+from pytest_llmperf.engines.outputs.inputs import Vocabulary, ids_hash, synthetic_rows, tokenise
 from pytest_llmperf.workloads import PromptSet
 
 ROW_TOKENS = 128

@@ -65,7 +65,7 @@ def family_of(model: Any) -> Family:
     if kind not in FAMILIES:
         raise LoadError(
             f"pruning structured: {type(model).__name__} is of family {kind!r}, and which of its rows and columns belong to one "
-            f"head is known for {', '.join(STRUCTURED_FAMILIES)}. Use 'wanda:S', which works for any."
+            f"head is known for {', '.join(STRUCTURED_FAMILIES)}. Use 'wanda:S', which works for any.",
         )
     if getattr(model.config, "alibi", False):
         raise LoadError("pruning structured: ALiBi's slopes go by the number of heads, which would change. Use 'wanda:S'.")

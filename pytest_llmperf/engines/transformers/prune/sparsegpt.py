@@ -48,7 +48,7 @@ def inverse_factor(moments: Tensor) -> Tensor:
             return factor[0]
     raise LoadError(
         f"pruning sparsegpt: the second moments of {moments.shape[0]} inputs have no Cholesky factor even with the mean of the "
-        "diagonal added to it. Use 'wanda', which needs none."
+        "diagonal added to it. Use 'wanda', which needs none.",
     )
 
 

@@ -73,7 +73,7 @@ def plan_cut(block: Block, attention: Coupled, channels: Coupled, asked: Pruning
     if stay < 1 or attention.units - units_gone < 1:
         raise LoadError(
             f"pruning {asked}: block {block.name} has {attention.units} attention units and {channels.units} MLP channels, and "
-            f"{asked.sparsity:.0%} of its weights cannot go without the last of either. Ask for less."
+            f"{asked.sparsity:.0%} of its weights cannot go without the last of either. Ask for less.",
         )
     return Cut(attention.units - units_gone, min(stay, channels.units))
 
@@ -119,4 +119,4 @@ def _require_plain(blocks: list[Block], kinds: tuple[Coupled, ...]) -> None:
     for block in blocks:
         packed = [name for name in sorted(names) if not plain(submodule(block, name))]
         if packed:
-            raise LoadError(f"pruning structured: {block.name}.{packed[0]} holds no plain matrix. Prune before quantising.")
+            raise LoadError(f"pruning structured: {block.name}.{packed[0]} holds no plain matrix. Prune before quantizing.")

@@ -118,7 +118,7 @@ def finite(value: Tensor, name: str, asked: Pruning) -> Tensor:
     if wrong:
         raise LoadError(
             f"pruning {asked}: the calibration inputs of {name} are not finite ({wrong} of {value.numel()} statistics). "
-            "Load the model in a dtype that holds its activations (bf16, fp32), or check its weights."
+            "Load the model in a dtype that holds its activations (bf16, fp32), or check its weights.",
         )
     return value
 
@@ -147,5 +147,5 @@ def _require_columns(blocks: list[Block], asked: Pruning) -> None:
         name, columns = next(iter(odd.items()))
         raise LoadError(
             f"pruning {asked}: {len(odd)} linear layers have columns that do not divide by {group}, the first is {name} with "
-            f"{columns}. Ask for a share instead: '{asked.method}:{asked.sparsity:g}'."
+            f"{columns}. Ask for a share instead: '{asked.method}:{asked.sparsity:g}'.",
         )

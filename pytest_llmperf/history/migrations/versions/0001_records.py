@@ -55,5 +55,9 @@ def downgrade() -> None:
 
 def _record_seq() -> sa.Column[int]:
     return sa.Column(
-        "record_seq", _SEQ, sa.ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
+        "record_seq",
+        _SEQ,
+        sa.ForeignKey("llmperf_records.seq", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
     )

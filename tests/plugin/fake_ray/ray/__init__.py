@@ -57,7 +57,7 @@ class _Method:
         def run() -> None:
             try:
                 done.set_result(self._bound(*arguments))
-            except Exception as error:  # noqa: BLE001 - Ray carries any
+            except Exception as error:  # noqa: BLE001 - the boundary of the process: all errors travel
                 done.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()

@@ -1,0 +1,176 @@
+"""The base side as this session holds it: its tree made when first needed, its process started, asked, and ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from pytest_llmperf.against.invocation import encode, invocation
+from pytest_llmperf.against.trees import Trees, base_environment, other_trees
+from pytest_llmperf.against.worktree import Worktree
+from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
+from pytest_llmperf.settings.against_target import Target
+from pytest_llmperf.settings.settings import Settings
+from pytest_llmperf.wire.messages import (
+    BlockMeasured,
+    Command,
+    Ended,
+    GiveBack,
+    GoOn,
+    LeaveTest,
+    MeasureBlock,
+    Reached,
+    Result,
+    RunTest,
+)
+from pytest_llmperf.workers.group import WorkerGroup
+
+_SIDE = ("-P", "-m", "pytest_llmperf.against.side")
+_START_S = 120.0
+_TAIL_LINES = 20
+
+Wanted = TypeVar("Wanted", bound=Result)
+
+
+class Base:
+    """The other version of the project, and the process that runs its tests. Nothing is made before the first `reach`."""
+
+    def __init__(self, target: Target, config: pytest.Config, settings: Settings, log_dir: Path) -> None:
+        self.target = target
+        self.node_ids: Sequence[str] = ()
+        self._config = config
+        self._settings = settings
+        self._log_dir = log_dir
+        self._worktree: Worktree | None = None
+        self._side: WorkerGroup | None = None
+        self._test = ""
+        self._waits = False
+
+    def reach(self, test: str, following: str | None, *, release: bool, gpus: tuple[str, ...]) -> Reached | Ended:
+        """Let the base's test run until it wants to measure, from its start or from where it waits.
+
+        `gpus` are the devices that this session holds. `release`: both versions do not fit on them together.
+
+        Raises WorkerError and UsageError: the base cannot be made, started or reached; it is started anew for the next test.
+        """
+        if self._test != test:
+            self.leave()
+            self._test = test
+            return self._arrived(self._ask(RunTest(nodeid=test, next_nodeid=following, release=release, gpus=gpus)))
+        if not self._waits:
+            return Ended(outcome="passed", message="it measures less often")
+        return self._arrived(self._ask(GoOn(gpus=gpus)))
+
+    def block(self, command: MeasureBlock) -> BlockMeasured:
+        """What the base's test waits to measure, measured once. Raises InvalidRun, and whatever fails in its test or worker."""
+        try:
+            result = self._ask(command)
+        except LlmperfError as error:
+            self._waits = type(error).__name__ == "InvalidRun"
+            raise
+        return _expected(result, BlockMeasured)
+
+    def give_back(self) -> None:
+        """Close what the base has on GPUs, where it waits."""
+        if self._waits:
+            self._ask(GiveBack())
+
+    def leave(self) -> None:
+        """End the base's test where it waits."""
+        self._test = ""
+        if self._waits:
+            self._waits = False
+            self._ask(LeaveTest())
+
+    def close(self) -> None:
+        """End the process and remove the tree. May be called again."""
+        self._waits = False
+        try:
+            if self._side is not None:
+                self._side.close()
+        finally:
+            self._side = None
+            if self._worktree is not None:
+                self._worktree.close()
+            self._worktree = None
+
+    def _arrived(self, result: Result) -> Reached | Ended:
+        self._waits = isinstance(result, Reached)
+        return result if isinstance(result, Reached) else _expected(result, Ended)
+
+    def _ask(self, command: Command) -> Result:
+        side = self._started()
+        # A test may load a model, run another part of itself, or measure a whole block before it answers.
+        return side.call(command, deadline_s=2 * self._settings.timeout_s)
+
+    def _started(self) -> WorkerGroup:
+        if self._side is None or not self._side.alive:
+            self._waits = False
+            self._side = self._start()
+        return self._side
+
+    def _start(self) -> WorkerGroup:
+        trees = self.trees()
+        revision = self.target.kind != "interpreter"
+        spec = invocation(self._config, trees, self.node_ids, self._settings.pythons if revision else {})
+        cwd = trees.there(spec.cwd)
+        return WorkerGroup.start(
+            python=sys.executable if revision else str(self.target.path),
+            log_dir=self._log_dir,
+            env=base_environment(trees, os.environ, spec.cwd),
+            name="base",
+            start_deadline_s=_START_S,
+            program=(*_SIDE, "--spec", encode(spec)),
+            cwd=cwd if cwd.is_dir() else trees.base,
+        )
+
+    def trees(self) -> Trees:
+        """Our tree and the base's, which is made when it is a commit's. Raises UsageError."""
+        root, others = self._settings.root.resolve(), other_trees(os.environ)
+        if self.target.kind == "interpreter":
+            return Trees(head=root, base=root, others=others)
+        if self.target.kind == "folder":
+            return Trees(head=root, base=self.target.path, others=others)
+        if self._worktree is None:
+            self._worktree = self._made()
+        return Trees(head=self.target.path.resolve(), base=self._worktree.path, others=others)
+
+    def _made(self) -> Worktree:
+        assert self.target.commit is not None  # noqa: S101 - a revision is a commit
+        made = Worktree(self.target.path, self.target.commit)
+        if self._settings.against_build:
+            try:
+                build(self._settings.against_build, made.path)
+            except BaseException:
+                made.close()
+                raise
+        return made
+
+
+def build(command: str, tree: Path) -> None:
+    """Run the user's shell command in a fresh tree. Raises UsageError with the end of its output."""
+    done = subprocess.run(  # noqa: S602 - the user's own command
+        command,
+        cwd=tree,
+        shell=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
+        raise UsageError(f"--llmperf-against-build={command!r} ended with exit code {done.returncode} at the base:\n{tail}")
+
+
+def _expected(result: Result, kind: type[Wanted]) -> Wanted:
+    if not isinstance(result, kind):
+        raise WorkerError(f"the base side answered with a {type(result).__name__}, not a {kind.__name__}.")
+    return result

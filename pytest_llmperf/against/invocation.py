@@ -1,0 +1,97 @@
+"""How the base's pytest is started: the head's own invocation, moved to the base, without what judges, stores or reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from pytest_llmperf.against.trees import Trees
+from pytest_llmperf.settings.options import ALREADY_IMPORTED, OPTIONS
+
+SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
+"""Options that say what is measured: given on the command line, they hold for the base too. Its ini file is its own."""
+
+OFF = (
+    "--llmperf-against=off",
+    "--llmperf-gate=off",
+    "--llmperf-store=none",
+    "--llmperf-json=",
+    *(f"{option.flag_name}=" for option in OPTIONS if option.report),
+)
+"""The base judges, stores and reports nothing, whatever its ini file says."""
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class Invocation(Struct, frozen=True, kw_only=True):
+    """What the base side needs to know. Paths are the head's; `options` are values that the project's conftest files declare."""
+
+    trees: Trees
+    rootdir: Path
+    cwd: Path
+    files: tuple[Path, ...]
+    inifile: Path | None
+    override_ini: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    import_mode: str = "prepend"
+    llmperf: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+
+    def arguments(self, *, xdist: bool) -> list[str]:
+        """The command line of pytest at the base, without the files that it lacks. `xdist`: pytest-xdist is installed there."""
+        rootdir = self.trees.there(self.rootdir)
+        inifile = self.trees.there(self.inifile) if self.inifile else None
+        words = ["-q", "--color=no", f"--rootdir={rootdir}", f"--import-mode={self.import_mode}"]
+        words += ["-c", str(inifile)] if inifile and inifile.is_file() else []
+        words += [word for each in self.plugins for word in ("-p", each)]
+        words += [word for each in self.override_ini for word in ("-o", each)]
+        words += ["-W", ALREADY_IMPORTED]
+        words += ["-n0"] if xdist else []
+        files = [str(path) for each in self.files if (path := self.trees.there(each)).exists()]
+        return [*words, *self.llmperf, *OFF, *files]
+
+
+def encode(spec: Invocation) -> str:
+    """One line of JSON, for a command line."""
+    return msgspec.json.encode(spec, enc_hook=str).decode("utf-8")
+
+
+def decode(text: str) -> Invocation:
+    """The reverse of `encode`."""
+    return msgspec.json.decode(text, type=Invocation, dec_hook=lambda kind, value: kind(value))
+
+
+def invocation(config: pytest.Config, trees: Trees, node_ids: Iterable[str], pythons: Mapping[str, str]) -> Invocation:
+    """From the running session. `pythons` are the interpreters of engines' workers that hold at the base too."""
+    option = config.option
+    files = dict.fromkeys(config.rootpath / node_id.partition("::")[0] for node_id in node_ids)
+    return Invocation(
+        trees=trees,
+        rootdir=config.rootpath,
+        cwd=config.invocation_params.dir,
+        files=tuple(files),
+        inifile=config.inipath,
+        override_ini=tuple(option.override_ini or ()),
+        plugins=tuple(name for name in option.plugins if not name.removeprefix("no:").startswith(("terminal", "xdist"))),
+        import_mode=option.importmode,
+        llmperf=(*_shared(config), *(f"--llmperf-python={engine}={path}" for engine, path in pythons.items())),
+        options={name: value for name, value in vars(option).items() if _plain(value)},
+    )
+
+
+def _shared(config: pytest.Config) -> list[str]:
+    words = []
+    for option in OPTIONS:
+        value = config.getoption(option.dest)
+        if option.name in SHARED and value is not None:
+            words.append(f"{option.flag_name}={value}")
+    return words
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, Sequence) and all(isinstance(each, _PLAIN) for each in value))

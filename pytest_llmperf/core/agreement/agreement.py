@@ -1,0 +1,279 @@
+"""Agreement of a candidate with its reference: what a worker reports per prompt, the quantities, and the rules. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.rules import Rule
+from pytest_llmperf.core.agreement.words import worst_summary, worst_text
+from pytest_llmperf.core.metrics.quantities import TABLE
+from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
+from pytest_llmperf.errors import UsageError
+
+QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db", "logit_correlation")
+_SHOWN_PROMPTS = 3
+_OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
+
+
+class _Sums(NamedTuple):
+    """One prompt, summed over its positions: what the bootstrap draws."""
+
+    n: int
+    top1: int
+    top5: int
+    kl: float
+    logprob_gap: float
+    logprob_abs: float
+    prefix: float
+    signal: float
+    noise: float
+    candidate_signal: float
+
+
+class Agreement:
+    """How well a candidate's outputs agree with those of its reference. Intervals are bootstrapped over prompts.
+
+    `same_model`: it was compared with itself, which proves nothing of it. `noise_floor`: the reference against itself.
+    `reference` is its strategy.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[PromptComparison],
+        *,
+        rule: Rule,
+        same_model: bool = False,
+        noise_floor: Sequence[PromptComparison] | None = None,
+        subject: str = "",
+        context: str = "",
+        reference: str = "",
+    ) -> None:
+        self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
+        self.noise_floor = None if noise_floor is None else Agreement(noise_floor, rule=Rule(), same_model=True)
+        self._subject, self._context, self._reference = subject, context, reference
+        if self.n_tokens == 0:
+            raise UsageError("agreement compared 0 tokens: nothing was compared. Give prompts, and new_tokens of at least 1.")
+        self._sums = tuple(map(_sums, self.prompts))
+
+    def __repr__(self) -> str:
+        return f"<agreement over {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}: {self._verdict()}>"
+
+    def __bool__(self) -> bool:
+        raise UsageError("an agreement is neither true nor false: claim .ok, or one of its numbers, such as .top1 >= 0.97.")
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts compared."""
+        return len(self.prompts)
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions compared, over all prompts."""
+        return sum(len(row.top1) for row in self.prompts)
+
+    @cached_property
+    def not_finite(self) -> tuple[int, ...]:
+        """Indices of the prompts in which a logit is NaN or infinite."""
+        return tuple(row.index for row in self.prompts if not row.finite)
+
+    @cached_property
+    def partial(self) -> str:
+        """Why there are no logits of all tokens; empty where there are."""
+        return next((row.partial for row in self.prompts if row.partial), "")
+
+    @cached_property
+    def top1(self) -> Estimate:
+        """Share of positions where the candidate's argmax is the reference's."""
+        return self._bootstrapped("top1", lambda rows: _per_token(rows, 1))
+
+    @cached_property
+    def top5(self) -> Estimate:
+        """Share of positions where the reference's token is among the candidate's five most likely."""
+        return self._bootstrapped("top5", lambda rows: _per_token(rows, 2))
+
+    @cached_property
+    def kl(self) -> Estimate | NotMeasurable:
+        """Mean KL(reference || candidate), nats."""
+        return self._of_logits("kl", lambda rows: _per_token(rows, 3))
+
+    @cached_property
+    def perplexity_ratio(self) -> Estimate | NotMeasurable:
+        """Perplexity of the reference's tokens under the candidate over that under the reference; below 1 is better."""
+        return self._of_logits("perplexity_ratio", lambda rows: math.exp(min(700.0, _per_token(rows, 4))))
+
+    @cached_property
+    def logprob_mae(self) -> Estimate | NotMeasurable:
+        """Mean absolute difference of the log-probability of the reference's token, nats."""
+        return self._of_logits("logprob_mae", lambda rows: _per_token(rows, 5))
+
+    @cached_property
+    def prefix_match(self) -> Estimate:
+        """Mean share of the free-running greedy tokens before the first divergence."""
+        return self._bootstrapped("prefix_match", lambda rows: math.fsum(row.prefix for row in rows) / len(rows))
+
+    @cached_property
+    def sqnr_db(self) -> Estimate | NotMeasurable:
+        """Power of the reference's logits over that of the candidate's error, dB; infinite when they are equal."""
+        return self._of_logits("sqnr_db", _sqnr_db)
+
+    @cached_property
+    def logit_correlation(self) -> Estimate | NotMeasurable:
+        """Pearson's correlation of the two models' logits, means removed position by position; 1 is equal up to a scale."""
+        silent = [row.index for row in self.prompts if row.candidate_signal is None]
+        if silent:
+            return NotMeasurable("agreement.logit_correlation", "this engine does not report the candidate's signal")
+        return self._of_logits("logit_correlation", _correlation)
+
+    def containment(self, k: int = 5, horizon: int = 32) -> Estimate:
+        """Share of prompts whose first divergence is inside both sides' top k, or not before position `horizon`."""
+        inside = [float(row.contained(k, horizon)) for row in self.prompts]
+        low, high = stats.bootstrap_interval(inside, stats.mean)
+        return self._estimate("containment", stats.mean(inside), low, high)
+
+    @property
+    def worst(self) -> tuple[PromptComparison, ...]:
+        """The prompts, those that disagree most (by mean KL) first."""
+        return tuple(sorted(self.prompts, key=_disagreement, reverse=True))
+
+    @cached_property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the rule does not hold; empty when it does."""
+        return self.rule.reasons(self)
+
+    @cached_property
+    def ok(self) -> Finding:
+        """Whether the rule holds: true or false, and kept among the claims of the test.
+
+        Raises:
+            UsageError: this kind of variant has no default rule, so that there is nothing to hold.
+
+        """
+        if not self.rule.criteria:
+            raise UsageError(self.rule.missing)
+        return keep(self._finding())
+
+    def report(self) -> str:
+        """Numbers, verdict, and the worst prompts: position, both tokens, both top-5, logit gap."""
+        numbers = "\n".join(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES)
+        worst = "\n".join(worst_text(row) for row in self.worst[:_SHOWN_PROMPTS])
+        return f"{self._compared()}\n{numbers}\n  {self._verdict()}\nprompts that disagree most:\n{worst}"
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return {
+            "itself": self.same_model,
+            "reference": self._reference,
+            "n_prompts": self.n_prompts,
+            "n_tokens": self.n_tokens,
+            "rule": str(self.rule),
+            "ok": not self.reasons if self.rule.criteria else None,
+            "reasons": list(self.reasons),
+            **{name: _plain(getattr(self, name)) for name in QUANTITIES},
+            "worst": [worst_summary(row) for row in self.worst[:_SHOWN_PROMPTS]],
+        }
+
+    @property
+    def _itself(self) -> str:
+        return ", compared with itself" if self.same_model else ""
+
+    def _compared(self) -> str:
+        return f"compared {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}"
+
+    def _verdict(self) -> str:
+        if not self.rule.criteria:
+            return "no rule"
+        return f"{self.rule} does not hold: {'; '.join(self.reasons)}" if self.reasons else f"{self.rule} holds"
+
+    def _finding(self) -> Finding:
+        of = f" of {self._subject}" if self._subject else ""
+        return Finding(
+            outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
+            text=f"agreement{of}: {self._verdict()}",
+            detail="; ".join(part for part in (self._context, self._compared()) if part),
+            left="agreement",
+            right=str(self.rule),
+        )
+
+    def _of_logits(self, name: str, statistic: Callable[[Sequence[_Sums]], float]) -> Estimate | NotMeasurable:
+        if self.not_finite:
+            return NotMeasurable(
+                f"agreement.{name}",
+                f"logits are not finite in {len(self.not_finite)} of {self.n_prompts} prompts",
+            )
+        if self.partial and name not in _OF_LOGPROBS:
+            return NotMeasurable(f"agreement.{name}", self.partial)
+        return self._bootstrapped(name, statistic)
+
+    def _bootstrapped(self, name: str, statistic: Callable[[Sequence[_Sums]], float]) -> Estimate:
+        low, high = stats.bootstrap_interval(self._sums, statistic)
+        return self._estimate(name, statistic(self._sums), low, high)
+
+    def _estimate(self, name: str, value: float, low: float, high: float) -> Estimate:
+        row = TABLE[f"agreement.{name}"]
+        return Estimate(
+            name=row.name,
+            value=value,
+            low=low,
+            high=high,
+            n=self.n_prompts,
+            unit=row.unit,
+            direction=row.direction,
+            kind="bootstrap",
+            subject=self._subject,
+            context=self._context,
+            at_least=2,
+        )
+
+
+def _sums(row: PromptComparison) -> _Sums:
+    gaps = [r - c for r, c in zip(row.reference_logprob, row.candidate_logprob, strict=True)]
+    if not len(row.top1) == len(row.top5) == len(gaps) or (len(row.kl) != len(gaps) and not row.partial):
+        raise UsageError(f"prompt {row.index}: its sequences differ in length; the engine's comparison is broken.")
+    return _Sums(
+        n=len(row.top1),
+        top1=sum(row.top1),
+        top5=sum(row.top5),
+        kl=math.fsum(row.kl),
+        logprob_gap=math.fsum(gaps),
+        logprob_abs=math.fsum(map(abs, gaps)),
+        prefix=1.0 if row.first_divergence is None else row.first_divergence / max(1, row.n_free),
+        signal=row.signal,
+        noise=row.noise,
+        candidate_signal=row.candidate_signal or 0.0,
+    )
+
+
+def _per_token(rows: Sequence[_Sums], field: int) -> float:
+    return math.fsum(row[field] for row in rows) / sum(row.n for row in rows)
+
+
+def _sqnr_db(rows: Sequence[_Sums]) -> float:
+    signal, noise = math.fsum(row.signal for row in rows), math.fsum(row.noise for row in rows)
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _correlation(rows: Sequence[_Sums]) -> float:
+    """From the powers of both sides and of their difference: 2 <r, c> = |r|^2 + |c|^2 - |r - c|^2."""
+    r, c = math.fsum(row.signal for row in rows), math.fsum(row.candidate_signal for row in rows)
+    if r <= 0 or c <= 0:  # one side has the same logit for every token: it orders nothing
+        return 0.0
+    product = (r + c - math.fsum(row.noise for row in rows)) / 2
+    return max(-1.0, min(1.0, product / math.sqrt(r * c)))
+
+
+def _disagreement(row: PromptComparison) -> float:
+    return stats.mean(row.kl) if row.finite and row.kl else math.inf
+
+
+def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
+    if isinstance(quantity, NotMeasurable):
+        return {"value": None, "reason": quantity.reason}
+    return {"value": quantity.value, "low": quantity.low, "high": quantity.high, "unit": quantity.unit}

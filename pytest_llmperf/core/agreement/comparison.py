@@ -1,0 +1,73 @@
+"""What one prompt's outputs gave against the reference's. Values alone."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+
+class TopToken(Struct, frozen=True, array_like=True):
+    """One entry of a top-5 list."""
+
+    token_id: int
+    text: str
+    logit: float
+
+
+class WorstPosition(Struct, frozen=True, kw_only=True):
+    """The position of a prompt where candidate and reference disagree most (largest KL)."""
+
+    position: int
+    reference_top5: tuple[TopToken, ...]
+    candidate_top5: tuple[TopToken, ...]
+    kl: float
+
+
+class PromptComparison(Struct, frozen=True, kw_only=True):
+    """One prompt. Sequences run over the positions of the reference's own greedy continuation, teacher-forced.
+
+    `kl` in nats, KL(reference || candidate); log-probabilities are of the reference's token. `signal` and `noise` are
+    sums over positions and vocabulary of reference logits squared (mean removed per position) and of the squared error
+    of the candidate's (mean removed), for SQNR; `candidate_signal` is the first of the candidate's own, None where an
+    engine does not report it. `first_divergence` compares free-running greedy tokens: the first
+    position that differs, None when all `n_free` do agree. The two ranks say where, at that position, the
+    candidate's token stands in the reference's order and the reference's in the candidate's (0 is the argmax).
+
+    `partial` says why an engine gives log-probabilities of some tokens and no logits: `kl` is then empty, and what is made of
+    logits is 0 and not to be used.
+    """
+
+    index: int
+    prompt: str
+    n_prompt_tokens: int
+    top1: tuple[bool, ...]
+    top5: tuple[bool, ...]
+    kl: tuple[float, ...]
+    reference_logprob: tuple[float, ...]
+    candidate_logprob: tuple[float, ...]
+    signal: float
+    noise: float
+    max_abs_logit_error: float
+    n_free: int
+    first_divergence: int | None
+    candidate_rank_in_reference: int | None = None
+    reference_rank_in_candidate: int | None = None
+    reference_text: str = ""
+    candidate_text: str = ""
+    worst: WorstPosition | None = None
+    candidate_signal: float | None = None
+    partial: str = ""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all its numbers are; a model that overflows gives NaN logits."""
+        numbers = (*self.kl, *self.reference_logprob, *self.candidate_logprob, self.signal, self.noise, self.max_abs_logit_error)
+        return all(map(math.isfinite, numbers))
+
+    def contained(self, k: int, horizon: int) -> bool:
+        """Whether, where the two texts first differ (if before `horizon`), each side's token is in the other's top k."""
+        if self.first_divergence is None or self.first_divergence >= horizon:
+            return True
+        ranks = (self.candidate_rank_in_reference, self.reference_rank_in_candidate)
+        return all(rank is not None and rank < k for rank in ranks)

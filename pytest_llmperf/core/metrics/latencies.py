@@ -1,0 +1,112 @@
+"""A distribution of times. Its percentiles are Estimates; refused where there are too few samples."""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+from msgspec.structs import replace
+
+from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable, Refuses
+from pytest_llmperf.errors import UsageError
+
+
+class Latencies(Refuses):
+    """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds. Its percentiles are Estimates; itself it is no number."""
+
+    def __init__(
+        self,
+        name: str,
+        samples: tuple[float, ...],
+        *,
+        pair: str | None = None,
+        subject: str = "",
+        context: str = "",
+    ) -> None:
+        if not samples:
+            raise ValueError(f"{name}: no samples; what was not seen is NotMeasurable")
+        self.name, self.samples = name, samples
+        self._pair, self._subject, self._context = pair, subject, context
+
+    def refuse(self) -> NoReturn:
+        """Raise UsageError: a percentile is needed."""
+        raise UsageError(
+            f"{self.name} is a distribution, not a number: compare a percentile, e.g. .p95 (.p50 .p90 .p95 .p99 .mean .max).",
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.p50}>"
+
+    @property
+    def p50(self) -> Estimate | NotMeasurable:
+        """The median, from 4 samples on."""
+        return self._center() if len(self.samples) >= stats.min_samples(0.5) else self._too_few(0.5)
+
+    @property
+    def p90(self) -> Estimate | NotMeasurable:
+        """The 90th percentile, from 20 samples on."""
+        return self._percentile(0.90)
+
+    @property
+    def p95(self) -> Estimate | NotMeasurable:
+        """The 95th percentile, from 40 samples on."""
+        return self._percentile(0.95)
+
+    @property
+    def p99(self) -> Estimate | NotMeasurable:
+        """The 99th percentile, from 200 samples on."""
+        return self._percentile(0.99)
+
+    @property
+    def mean(self) -> Estimate:
+        """The arithmetic mean, with Student's interval."""
+        low, high = stats.mean_interval(self.samples) or (0.0, math.inf)
+        value = stats.mean(self.samples)
+        return self._estimate("mean", value, min(low, value), max(high, value))
+
+    @property
+    def max(self) -> Estimate:
+        """The largest time seen. A sample bounds the largest time that can happen from below only: no `<=` on it can pass."""
+        largest = max(self.samples)
+        return self._estimate("max", largest, largest, math.inf)
+
+    def _center(self) -> Estimate:
+        return Estimate.of_samples(
+            f"{self.name}.p50",
+            self.samples,
+            "s",
+            direction="lower",
+            pair=self._pair,
+            subject=self._subject,
+            context=self._context,
+        )
+
+    def _percentile(self, q: float) -> Estimate | NotMeasurable:
+        if len(self.samples) < stats.min_samples(q):
+            return self._too_few(q)
+        low, high = stats.quantile_interval(self.samples, q)
+        value = stats.quantile(self.samples, q)
+        estimate = self._estimate(f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value))
+        return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
+
+    def _too_few(self, q: float) -> NotMeasurable:
+        needed = stats.min_samples(q)
+        reason = (
+            f"{len(self.samples)} samples, percentile {100 * q:g} needs at least {needed}; give a larger budget or fewer tokens"
+        )
+        return NotMeasurable(f"{self.name}.p{100 * q:.0f}", reason)
+
+    def _estimate(self, statistic: str, value: float, low: float, high: float) -> Estimate:
+        return Estimate(
+            name=f"{self.name}.{statistic}",
+            value=value,
+            low=low,
+            high=high,
+            n=len(self.samples),
+            unit="s",
+            direction="lower",
+            subject=self._subject,
+            context=self._context,
+            statistic=statistic,
+        )

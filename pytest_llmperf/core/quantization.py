@@ -1,0 +1,226 @@
+"""Quantization of linear layers: what a strategy part asks for, and the bytes that follow from a layer's shape. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from msgspec import Struct
+
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+BITSANDBYTES_BLOCK = 64
+"""Weights that share one absmax in bitsandbytes' 4-bit formats (its default, which QLoRA uses)."""
+NESTED_BLOCK = 256
+"""absmax values that share one second-level absmax under double quantization."""
+GROUPS = (32, 64, 128, 256)
+"""Group sizes of torchao's int4 weights."""
+TILE = 1024
+"""torchao's tile-packed int4 layout (CUDA) pads the input dimension to a multiple of this, the output dimension to 8."""
+OUTLIER = 6.0
+"""LLM.int8()'s threshold: input columns with a larger magnitude are multiplied in 16 bit (Dettmers et al. 2022)."""
+CHECKPOINTS = ("gptq", "awq", "w8a8", "w4a16")
+"""Methods whose weights were quantized before and lie in a folder."""
+
+
+class Method(Struct, frozen=True, kw_only=True):
+    """One way to store a linear layer. `formats` are the names under which converted layers are seen (`Quantized.formats`)."""
+
+    name: str
+    bits: int
+    library: str
+    extra: str
+    summary: str
+    formats: tuple[str, ...] = ()
+
+
+_BITSANDBYTES = {"library": "bitsandbytes", "extra": "bitsandbytes"}
+_TORCHAO = {"library": "torchao", "extra": "torchao"}
+_CHECKPOINT = {"library": "compressed_tensors", "extra": "compressed-tensors"}
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="int8", bits=8, summary="LLM.int8()", formats=("llm.int8",), **_BITSANDBYTES),
+        Method(name="nf4", bits=4, summary="4-bit NormalFloat", formats=("nf4",), **_BITSANDBYTES),
+        Method(name="fp4", bits=4, summary="4-bit float", formats=("fp4",), **_BITSANDBYTES),
+        Method(name="int8wo", bits=8, summary="int8 weights, one scale a row", formats=("Int8Tensor",), **_TORCHAO),
+        Method(
+            name="int4wo",
+            bits=4,
+            summary="int4 weights in groups",
+            formats=("Int4TilePackedTo4dTensor", "Int4OpaqueTensor"),
+            **_TORCHAO,
+        ),
+        Method(
+            name="fp8",
+            bits=8,
+            summary="float8 weights and inputs, one scale a row",
+            formats=("Float8Tensor", "float8_e4m3fn"),
+            **_TORCHAO,
+        ),
+        Method(name="gptq", bits=4, summary="GPTQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT),
+        Method(name="awq", bits=4, summary="AWQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT),
+        Method(name="w8a8", bits=8, summary="checkpoint of int8 weights and inputs", formats=("int-quantized",), **_CHECKPOINT),
+        Method(name="w4a16", bits=4, summary="checkpoint of int4 weights", formats=("pack-quantized",), **_CHECKPOINT),
+    )
+}
+
+
+class Scheme(Struct, frozen=True, kw_only=True):
+    """What `LoadPlan.quantization` asks for.
+
+    `double`: the scales of nf4 and fp4 are quantized too. `threshold`: LLM.int8()'s outlier threshold, 0 for none.
+    `group`: weights that share a scale, 0 for a whole row. `weight_only`: inputs stay as they are (fp8:wo).
+    `path`: folder of a checkpoint, absolute in a plan that is loaded.
+    """
+
+    method: str
+    double: bool = False
+    threshold: float = OUTLIER
+    group: int = 0
+    weight_only: bool = False
+    path: str = ""
+
+    @property
+    def row(self) -> Method:
+        """The method's row of METHODS."""
+        return METHODS[self.method]
+
+
+def scheme_of(text: str) -> Scheme:
+    """The scheme of a part's text: `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH`. Raises UsageError."""
+    name, colon, argument = text.partition(":")
+    if name not in METHODS:
+        raise UsageError(f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}.")
+    if name in CHECKPOINTS:
+        return _checkpoint(name, argument)
+    if not colon:
+        return Scheme(method=name, group=BITSANDBYTES_BLOCK if name in ("nf4", "fp4", "int4wo") else 0)
+    return _with_option(name, argument)
+
+
+def _checkpoint(name: str, path: str) -> Scheme:
+    if not path:
+        raise UsageError(f"strategy part {name!r} needs the folder of a checkpoint, for example '{name}:./model-{name}'.")
+    return Scheme(method=name, path=path)
+
+
+def _with_option(name: str, argument: str) -> Scheme:
+    plain = scheme_of(name)
+    if name in ("nf4", "fp4") and argument == "double":
+        return Scheme(method=name, group=plain.group, double=True)
+    if name == "fp8" and argument == "wo":
+        return Scheme(method=name, weight_only=True)
+    if name == "int4wo" and argument in map(str, GROUPS):
+        return Scheme(method=name, group=int(argument))
+    if name == "int8" and (threshold := _number(argument)) is not None:
+        return Scheme(method=name, threshold=threshold)
+    raise UsageError(f"strategy part {name!r}: argument {argument!r} is not known. It takes {_OPTIONS[name]}.")
+
+
+_OPTIONS = {
+    "int8": "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
+    "nf4": "'double' (the scales are quantized too)",
+    "fp4": "'double' (the scales are quantized too)",
+    "int8wo": "no argument",
+    "int4wo": f"the group size: {', '.join(map(str, GROUPS))} (default 64)",
+    "fp8": "'wo' (weights only)",
+}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+# Bytes
+
+
+def layer_bytes(
+    scheme: Scheme,
+    out_features: int,
+    in_features: int,
+    *,
+    layout: str = "",
+    float_dtype: str = "bfloat16",
+) -> Counter[str]:
+    """Bytes by storage dtype of one converted layer's weights, scales, zero points and tables; its bias is not in it.
+
+    `layout` is the format the layer was seen in where a method has several (`Method.formats`), and `float_dtype` the dtype
+    its weight had before, in which torchao's int4 layout for a CPU keeps its scales.
+
+    Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor, Float8Tensor,
+    Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
+    """
+    if scheme.method == "int8":
+        return Counter({"int8": out_features * in_features, "float32": 4 * out_features})
+    if scheme.method in ("nf4", "fp4"):
+        return _four_bit(out_features * in_features, double=scheme.double, packed_for_cpu=layout == "packed-for-cpu")
+    if scheme.method == "int8wo":  # the zero points of symmetric quantization are stored, though all of them are 0
+        return Counter({"int8": out_features * in_features + out_features, "float32": 4 * out_features})
+    if scheme.method == "fp8":
+        return Counter({"float8_e4m3fn": out_features * in_features, "float32": 4 * out_features})
+    if scheme.method == "int4wo":
+        if layout == "Int4OpaqueTensor":
+            return _int4("uint8", float_dtype, out_features, in_features, scheme.group)
+        return _int4("int32", "bfloat16", _multiple(out_features, 8), _multiple(in_features, TILE), scheme.group)
+    raise ValueError(f"the bytes of {scheme.method!r} follow from its checkpoint's config")
+
+
+def _four_bit(weights: int, *, double: bool, packed_for_cpu: bool) -> Counter[str]:
+    """Two weights a byte, one absmax a block, the table of 16 values; nested: absmax in 8 bit, with its own scale and table."""
+    blocks = -(-weights // BITSANDBYTES_BLOCK)
+    packed = Counter({"uint8": -(-weights // 2), "float32": 4 * 16})
+    if packed_for_cpu:  # bitsandbytes repacks for AVX512-BF16 at the first forward pass, and undoes double quantization
+        return packed + Counter({"bfloat16": 2 * blocks, "float32": 4 if double else 0})
+    if not double:
+        return packed + Counter({"float32": 4 * blocks})
+    nested = 4 * -(-blocks // NESTED_BLOCK) + 4 * 256 + 4  # absmax of the absmax, their table, and the mean taken off
+    return packed + Counter({"uint8": blocks, "float32": nested})
+
+
+def _int4(packed: str, scales: str, rows: int, columns: int, group: int) -> Counter[str]:
+    """Two weights a byte, and a scale and a zero a group."""
+    return Counter({packed: rows * columns // 2, scales: rows * (columns // group) * 2 * _FLOAT_BYTES[scales]})
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of
+
+
+class Packed(Struct, frozen=True, kw_only=True):
+    """How a checkpoint stores its quantized layers, from its config.
+
+    `format` is compressed-tensors' name: "pack-quantized" (several weights in an int32) or "int-quantized" (one in an int8).
+    `group` weights share a scale, 0 for a whole row. `symmetric`: no zero points. `inputs`: inputs are quantized too.
+    """
+
+    format: str
+    bits: int
+    group: int = 0
+    symmetric: bool = True
+    inputs: bool = False
+
+    def __str__(self) -> str:
+        groups = f"groups of {self.group}" if self.group else "rows"
+        return f"{self.bits}-bit weights in {groups}, {'int8 inputs' if self.inputs else 'plain inputs'} ({self.format})"
+
+
+def packed_layer_bytes(packed: Packed, out_features: int, in_features: int, scale_dtype: str) -> Counter[str]:
+    """As `layer_bytes`, of a layer of a checkpoint (compressed_tensors.compressors.pack_quantized and naive_quantized)."""
+    groups = -(-in_features // packed.group) if packed.group else 1
+    found = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
+    if packed.format == "int-quantized":
+        found["int8"] += out_features * in_features + (0 if packed.symmetric else out_features * groups)
+        return found
+    found["int32"] += 4 * out_features * -(-in_features * packed.bits // 32)
+    found["int64"] += 2 * 8  # the layer's shape
+    if not packed.symmetric:
+        found["int32"] += 4 * -(-out_features * packed.bits // 32) * groups
+    return found
+
+
+_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -1,0 +1,1 @@
+"""From quantities to verdicts: estimates, claims, and the three rules. Pure."""

@@ -1,0 +1,39 @@
+"""What a session that measures nothing gives in place of estimates: claims on it hold, and are kept as not judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unjudged:
+    """A quantity that was not looked at. Any part or multiple of it is one too; any comparison is true and not judged."""
+
+    name: str
+    reason: str
+
+    def _claim(self, other: object) -> Finding:
+        return keep(
+            Finding(outcome=Outcome.NOT_COMPARABLE, text=f"{self.name} against {other!r} was not judged", detail=self.reason),
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _claim  # type: ignore[assignment]  # a Finding is true or false
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _calculated(self, other: object) -> Unjudged:  # noqa: ARG002 - nothing is calculated
+        return self
+
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = _calculated
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # protocols that ask what an object can do (copy, pickle, pytest) need a plain no
+            raise AttributeError(attribute)
+        return Unjudged(f"{self.name}.{attribute}", self.reason)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: not judged: {self.reason}>"

@@ -1,0 +1,132 @@
+"""Facts about this host and about the tested project. Unknown is None, never guessed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tomllib
+from pathlib import Path
+
+from pytest_llmperf.core.record import Fact
+
+_UNLIMITED_BYTES = 2**60  # version 1 control groups say "no limit" as a huge number
+_GIT_TIMEOUT_S = 5
+
+
+def host_facts(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, Fact]:
+    """CPU, memory, limits of the container, system. Memory in bytes, cores as numbers (a quota may be a fraction)."""
+    import psutil  # noqa: PLC0415
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = [float(limit) for limit in (usable, cpu_quota(proc, cgroups)) if limit is not None]
+    total = int(psutil.virtual_memory().total)
+    return {
+        "cpu_model": cpu_model(proc),
+        "cpu_cores": os.cpu_count(),
+        "cpu_cores_physical": psutil.cpu_count(logical=False),
+        "cpu_cores_usable": usable,
+        "cpu_cores_limit": min(cores, default=None),
+        "memory_total_bytes": total,
+        "memory_limit_bytes": min(total, memory_limit_bytes(proc, cgroups) or total),
+        "os": platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+    }
+
+
+def cpu_model(proc: Path = Path("/proc")) -> str | None:
+    """The CPU's model name."""
+    lines = (_read(proc / "cpuinfo") or "").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or None
+
+
+def cpu_quota(proc: Path, cgroups: Path) -> float | None:
+    """Cores that the control groups of this process may use, the tightest of its ancestors; None without a quota."""
+    v2 = (_quota_v2(_read(folder / "cpu.max")) for folder in _groups(proc, cgroups, ""))
+    v1 = (
+        _quota_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+        for folder in _groups(proc, cgroups, "cpu")
+    )
+    return min((quota for quota in (*v2, *v1) if quota is not None), default=None)
+
+
+def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
+    """Bytes that the control groups of this process may use, the tightest of its ancestors; None without a limit."""
+    v2 = (_number(_read(folder / "memory.max")) for folder in _groups(proc, cgroups, ""))
+    v1 = (_number(_read(folder / "memory.limit_in_bytes")) for folder in _groups(proc, cgroups, "memory"))
+    return min((limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES), default=None)
+
+
+def project_name(folder: Path) -> str:
+    """What the project at `folder` calls itself in its pyproject.toml, else the folder's name."""
+    try:
+        table = tomllib.loads(_read(folder / "pyproject.toml") or "").get("project")
+    except tomllib.TOMLDecodeError:
+        table = None
+    name = table.get("name") if isinstance(table, dict) else None
+    return name if isinstance(name, str) and name else folder.resolve().name
+
+
+def project_facts(folder: Path) -> dict[str, Fact]:
+    """Commit of the git work tree that `folder` is in, and whether a tracked file is changed. None outside of one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if commit is None or changes is None else bool(changes)}
+
+
+def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
+    """Folders of the process's group and its ancestors for a version 1 controller, or of version 2 ("")."""
+    base = cgroups / controller if controller else cgroups
+    found = [base]
+    for line in (_read(proc / "self" / "cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller in controllers.split(","):
+            inside = Path(path.lstrip("/"))
+            found += [base / inside, *(base / parent for parent in inside.parents)]
+    return list(dict.fromkeys(found))
+
+
+def _quota_v2(text: str | None) -> float | None:
+    words = (text or "").split()
+    return _share(_number(words[0]), _number(words[1])) if len(words) == 2 else None  # noqa: PLR2004 - "quota period"
+
+
+def _quota_v1(quota: str | None, period: str | None) -> float | None:
+    return _share(_number(quota), _number(period))
+
+
+def _share(quota: int | None, period: int | None) -> float | None:
+    return quota / period if quota and period else None
+
+
+def _number(text: str | None) -> int | None:
+    """A whole number; None for no file, "max" (no limit) and -1 (no limit, version 1)."""
+    stripped = (text or "").strip()
+    return int(stripped) if stripped.isascii() and stripped.isdigit() else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", *arguments]
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed words
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_GIT_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,143 @@
+"""The GPUs of this host as values, and which of them this process may see. Pure; who looks is `gpu_drivers`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from pytest_llmperf.errors import UsageError
+
+SIMULATED = "LLMPERF_SIMULATED_GPUS"
+"""Environment variable that replaces the drivers' answer, for tests of tests and for `llmperf audit`.
+
+Its GPUs have UUIDs that no driver knows, so that no model can be loaded on a real GPU under it, and every record says so.
+"""
+
+_NOTHING = frozenset({"", "-1", "NoDevFiles", "none", "void"})
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+_SIMULATED_GPU = re.compile(r"(\d+)x(\d+(?:\.\d+)?)(MB|GB|MiB|GiB)(?::([^:,]+))?(?::(\d+)\.(\d+))?")
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """One device that work can be given to: a GPU, or a slice of one (MIG).
+
+    `index` is its place among those that this process sees, as in "cuda:1". `selector` is what the variable that hides
+    GPUs calls it (CUDA_VISIBLE_DEVICES; HIP_VISIBLE_DEVICES for AMD). `total_bytes` is the driver's total.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    capability: tuple[int, int] = (0, 0)
+    vendor: Literal["nvidia", "amd"] = "nvidia"
+    mig: bool = False
+    selector: str = ""
+
+    @property
+    def torch_name(self) -> str:
+        """What torch calls it in this process."""
+        return f"cuda:{self.index}"
+
+    def __str__(self) -> str:
+        return f"{self.torch_name} {self.name}, {self.total_bytes / 1e9:.0f} GB"
+
+
+class Inventory(Struct, frozen=True, kw_only=True):
+    """The GPUs that this process sees, in torch's order. `notes` say what was not seen, and why."""
+
+    gpus: tuple[Gpu, ...] = ()
+    notes: tuple[str, ...] = ()
+    simulated: bool = False
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no GPU."""
+        return "; ".join(self.notes) or "the drivers list none"
+
+
+class Physical(Struct, frozen=True, kw_only=True):
+    """A GPU as the driver lists it, with the slices it is cut into; `parts` is the GPU itself where it is whole."""
+
+    uuid: str
+    parts: tuple[Gpu, ...]
+
+
+def visible(listed: Sequence[Physical], variable: str | None, name: str = "CUDA_VISIBLE_DEVICES") -> Inventory:
+    """What CUDA shows of `listed` under that value of the variable (None: not set), by CUDA's own rules.
+
+    Entries are indices, or the beginning of a UUID of a GPU or of a MIG slice. The first entry that is none of these ends
+    the list, and naming one device twice hides all, as CUDA does it. An index of a GPU that is cut up means its first slice;
+    where the variable is not set all slices are listed, since a worker of ours is given one by its UUID.
+    """
+    if variable is None:
+        return Inventory(gpus=_numbered([part for gpu in listed for part in gpu.parts]))
+    words = [word.strip() for word in variable.split(",")]
+    if words[0] in _NOTHING:
+        return Inventory(notes=(f"{name}={variable!r} hides all {len(listed)} GPUs",))
+    found: list[Gpu] = []
+    notes: list[str] = []
+    for word in words:
+        part = _entry(listed, word)
+        if part is None:
+            notes.append(f"{name}={variable!r}: {word!r} names no GPU here, it and what follows are hidden")
+            break
+        found.append(part)
+    if len({part.uuid for part in found}) < len(found):
+        return Inventory(notes=(f"{name}={variable!r} names a GPU twice, which hides all",))
+    return Inventory(gpus=_numbered(found), notes=tuple(notes))
+
+
+def simulated(text: str) -> Inventory:
+    """The inventory that a text such as "2x141GB:NVIDIA H200:9.0,1x24GB" describes; "0" for none. Raises UsageError."""
+    gpus: list[Gpu] = []
+    for word in filter(None, (w.strip() for w in text.split(","))):
+        match = _SIMULATED_GPU.fullmatch(word)
+        if match is None and word != "0":
+            raise UsageError(
+                f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], for example '2x141GB:NVIDIA H200:9.0'.",
+            )
+        gpus += _simulated_gpus(match, len(gpus)) if match else []
+    return Inventory(gpus=_numbered(gpus), notes=(f"simulated ({SIMULATED}={text})",), simulated=True)
+
+
+def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
+    """The variables that show a process these GPUs alone, in this order."""
+    amd = any(gpu.vendor == "amd" for gpu in gpus)
+    return {"HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(gpu.selector for gpu in gpus)}
+
+
+def _simulated_gpus(match: re.Match[str], start: int) -> list[Gpu]:
+    count, size, unit, name, major, minor = match.groups()
+    return [
+        Gpu(
+            index=0,
+            uuid=f"GPU-simulated-{start + i}",
+            name=name or "simulated GPU",
+            total_bytes=int(float(size) * _UNITS[unit]),
+            capability=(int(major or 0), int(minor or 0)),
+            selector=f"GPU-simulated-{start + i}",
+        )
+        for i in range(int(count))
+    ]
+
+
+def _entry(listed: Sequence[Physical], word: str) -> Gpu | None:
+    """The device that one entry of the variable names: by index, or by a beginning that only one UUID has."""
+    if word.isascii() and word.isdigit():
+        return next(iter(listed[int(word)].parts), None) if int(word) < len(listed) else None
+    if not word.startswith(("GPU-", "MIG-")):
+        return None
+    whole = [gpu.parts[0] for gpu in listed if gpu.parts and gpu.uuid.startswith(word)]
+    slices = [part for gpu in listed for part in gpu.parts if part.mig and part.uuid.startswith(word)]
+    found = slices if word.startswith("MIG-") else whole
+    return found[0] if len(found) == 1 else None
+
+
+def _numbered(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    import msgspec.structs  # noqa: PLC0415 - a submodule, needed only here
+
+    return tuple(msgspec.structs.replace(gpu, index=i) for i, gpu in enumerate(gpus))

@@ -1,0 +1,108 @@
+"""An adapter's files as peft writes them, and whether they fit a model. Nothing of peft is needed to tell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.engines.models.content import hash_files
+from pytest_llmperf.engines.models.safetensors_header import read_json
+from pytest_llmperf.errors import LoadError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """One adapter on disk. `shapes` are those of its tensors; `base` is the model it says that it was made for."""
+
+    folder: str
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    content_hash: str
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterFile:
+        """Read configuration and shapes, no values. Raises LoadError for files that are not what they should be."""
+        config = read_json(folder / CONFIG)
+        if (found := config.get("peft_type")) != "LORA":
+            raise LoadError(f"adapter {folder.name!r}: {folder / CONFIG} is of type {found!r}, 'LORA' is needed.")
+        try:
+            with safe_open(folder / WEIGHTS, framework="pt") as stored:
+                shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118  not a dict
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"adapter {folder.name!r}: {folder / WEIGHTS} cannot be read: {error}. Save it again.") from error
+        return cls(str(folder), config, shapes, hash_files([folder / CONFIG, folder / WEIGHTS]))
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return PurePath(self.folder).name
+
+    @property
+    def weights(self) -> str:
+        """Path of the tensors."""
+        return str(Path(self.folder) / WEIGHTS)
+
+    @property
+    def base(self) -> str:
+        """The model it says that it was made for; empty if it does not say."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        """The ranks its configuration allows."""
+        return frozenset({int(self.config.get("r", 0)), *map(int, (self.config.get("rank_pattern") or {}).values())})
+
+
+def require_fits(file: AdapterFile, model: nn.Module, plan: LoadPlan) -> None:
+    """Raise LoadError if the adapter is of another model, or its tensors are not of the model's shapes or of its own rank."""
+    about = f"adapter {file.name!r} ({file.folder}, made for {file.base or 'a model it does not name'})"
+    does_not_fit = f"{about} does not fit model {plan.model.name!r}"
+    if not _same_base(file.base, model, plan) and plan.option("adapter_base") != "any":
+        raise LoadError(
+            f"{does_not_fit}: it names another base model. Take the adapter of this one, or, if both names mean the same "
+            "weights, say options={'adapter_base': 'any'} in the marker.",
+        )
+    for key, shape in file.shapes.items():
+        match = _KEY.fullmatch(key)
+        reason = _misfit(match["module"], match["side"], shape, model) if match else None
+        if reason is not None:
+            raise LoadError(f"{does_not_fit}: {reason}. Take an adapter of this model.")
+        rank = shape[0 if match["side"] == "A" else 1] if match else None
+        if rank is not None and rank not in file.ranks:
+            ranks = " or ".join(map(str, sorted(file.ranks)))
+            raise LoadError(
+                f"{about}: its configuration says rank {ranks}, tensor {key} has rank {rank}. Its files are not of one "
+                "adapter: save it again.",
+            )
+
+
+def _misfit(name: str, side: str, shape: tuple[int, ...], model: nn.Module) -> str | None:
+    try:
+        layer: Any = model.get_submodule(name)
+    except AttributeError:
+        return f"it changes {name}, which {type(model).__name__} does not have"
+    ours = getattr(layer, "in_features" if side == "A" else "out_features", None)
+    theirs = shape[1 if side == "A" else 0]
+    what = "inputs" if side == "A" else "outputs"
+    return None if ours in (None, theirs) else f"{name} has {ours} {what}, the adapter's lora_{side} has {theirs}"
+
+
+def _same_base(declared: str, model: Any, plan: LoadPlan) -> bool:
+    """Whether the adapter's own word for its base can mean this model. A path means its last part: it is another machine's."""
+    ours = {plan.model.name, plan.model.location, str(getattr(model.config, "_name_or_path", ""))}
+    if not declared or declared in ours:
+        return True
+    name = PurePath(declared).name.lower()
+    ends = {PurePath(our).name.lower() for our in ours if our}
+    versioned = plan.model.kind == "builtin" and name.startswith(f"{plan.model.name}-")
+    return name in ends or versioned

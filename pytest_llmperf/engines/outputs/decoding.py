@@ -1,0 +1,72 @@
+"""What decoding a batch gives, and what a loop that decodes is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from pytest_llmperf.engines.outputs.inputs import TokenBatch
+
+
+@dataclass(frozen=True)
+class AssistedBy:
+    """What an assistant did in one run: `forwards` of the measured model, tokens proposed to it, bytes read for proposing."""
+
+    source: str
+    forwards: int
+    proposed: int
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was there.
+
+    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each. `assisted`: who proposed them.
+    """
+
+    tokens: Tensor
+    t_start_ns: int
+    t_tokens_ns: tuple[int, ...]
+    cache: CacheSeen
+    clock: str = "host"
+    arrivals: tuple[int, ...] = ()
+    assisted: AssistedBy | None = None
+
+
+class DecodeLoop(Protocol):
+    """A way to decode greedily. `name` goes into what is reported as in effect."""
+
+    name: str
+
+    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
+        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored. Raises InvalidRun for another length."""
+
+
+def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
+    """torch.autocast with this dtype, or nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+@dataclass(frozen=True)
+class CacheSeen:
+    """The KV cache as it was after a run.
+
+    `kind` is its class, of a quantized one with the dtype that it stores; `bytes` are all its keys and values with their
+    scales, `bytes_per_position` those of one token of one sequence.
+    """
+
+    kind: str
+    bytes: int
+    bytes_per_position: int
+    layers: int
+
+
+def eager(model: Any) -> Any:
+    """What runs the forward pass past a compiled graph: `forward`; of a sharded model the call, whose hooks gather it."""
+    return model if isinstance(model, FSDPModule) else model.forward

@@ -1,0 +1,255 @@
+"""The baseline's greedy continuations and teacher-forced logits in a file, and a candidate scored against them.
+
+Token ids go in, never text. Every batch of one reference has the same rows and width (short last batches repeat rows),
+so that both sides have the same geometry and a compiled loop needs one shape.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.engines.outputs.decoding import DecodeLoop, autocast, eager
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, left_padded, synthetic_rows, tokenise
+from pytest_llmperf.engines.outputs.reference_file import FORMAT, ReferenceFile
+from pytest_llmperf.engines.outputs.scoring import rank_of, score, worst_position
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.workloads import PromptSet
+
+SYNTHETIC_PROMPTS = 16
+SYNTHETIC_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model with the decode loop that is measured. Teacher-forced passes are eager; free-running text uses the loop.
+
+    `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from, as decoding does.
+    `one_by_one`: the loop takes one sequence at a time. `writes`: this process writes files, and not another rank.
+    """
+
+    model: Any
+    tokenizer: Any | None
+    loop: DecodeLoop
+    vocabulary: Vocabulary
+    device: torch.device
+    autocast_dtype: str | None
+    new_cache: Callable[[], Any] | None = None
+    one_by_one: bool = False
+    writes: bool = True
+
+    def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
+        """[batch, n, vocab] float32 logits that predict each token of `continuation` [batch, n], and the dtype they had."""
+        n, width = continuation.shape[1], batch.ids.shape[1]
+        ids = torch.cat([batch.ids, continuation[:, :-1].to(batch.ids.device)], dim=1)
+        mask = torch.ones_like(ids)
+        if batch.mask is not None:
+            mask[:, :width] = batch.mask
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        with torch.no_grad(), autocast(self.device, self.autocast_dtype):
+            if self.new_cache is None:
+                logits = self._forward(n, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            else:
+                logits = self._forward_in_two(width, ids, mask, positions)
+        return logits.float().cpu(), logits.dtype
+
+    def _forward(self, n: int, **inputs: Any) -> Tensor:
+        """[batch, n, vocab] of the last positions."""
+        keep = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        # not the call: a model compiled for decoding would compile these shapes too
+        logits: Tensor = eager(self.model)(**inputs, **keep).logits
+        return logits[:, -n:]
+
+    def _forward_in_two(self, width: int, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The prompt into a cache, then the continuation, which attends to what the cache kept of it."""
+        assert self.new_cache is not None  # noqa: S101 - asked by the one caller
+        cache = self.new_cache()
+        pieces = [slice(0, width)] + ([slice(width, ids.shape[1])] if ids.shape[1] > width else [])
+        logits = [
+            self._forward(
+                1 if piece.start == 0 else ids.shape[1] - width,
+                input_ids=ids[:, piece],
+                attention_mask=mask[:, : piece.stop],
+                position_ids=positions[:, piece],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            for piece in pieces
+        ]
+        return torch.cat(logits, dim=1)
+
+    def free(self, batch: TokenBatch, new_tokens: int) -> Tensor:
+        """[batch, new_tokens] that the loop decodes; row by row, without padding, where it takes one sequence at a time."""
+        if not self.one_by_one:
+            return self.loop.decode(batch, new_tokens).tokens
+        rows = (batch.ids[i : i + 1, -length:] for i, length in enumerate(batch.lengths))
+        return torch.cat([self.loop.decode(TokenBatch(row, None, (row.shape[1],)), new_tokens).tokens for row in rows])
+
+    def text(self, ids: list[int]) -> str:
+        """Decoded text, or the ids where there is no tokenizer."""
+        return " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(ids))
+
+    def token_text(self, token: int) -> str:
+        """Text of one token."""
+        return self.text([token])
+
+
+def make_reference(scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    """Decode and score `prompts` and write the file atomically. Returns the numbers of prompts and positions."""
+    rows = prompt_rows(prompts, scorer)
+    continuations, logits, dtype = [], [], torch.float32
+    for tokens, size in batches(rows, batch, scorer):
+        continuation = scorer.free(tokens, new_tokens)
+        forced, dtype = scorer.forced_logits(tokens, continuation)
+        continuations.append(continuation[:size])
+        logits.append(forced[:size])
+    padded = left_padded(rows, scorer.vocabulary.pad, torch.device("cpu"))
+    tensors = {
+        "prompt_ids": padded.ids,
+        "lengths": torch.tensor(padded.lengths),
+        "continuation": torch.cat(continuations),
+        "logits": torch.cat(logits),
+    }
+    texts = list(prompts.texts) or [scorer.text(row) for row in rows]
+    metadata = {"format": FORMAT, "logits_dtype": str(dtype).removeprefix("torch."), "prompts": json.dumps(texts)}
+    if scorer.writes:
+        write_atomically(tensors, metadata, Path(path))
+    return len(rows), len(rows) * new_tokens
+
+
+def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComparison, ...]:
+    """Score the candidate on the reference's own tokens, then let it decode freely and find the first difference."""
+    reference = Reference.open(path)
+    reference.require_vocabulary(scorer)
+    compared: list[PromptComparison] = []
+    for tokens, size in batches(reference.rows, batch, scorer):
+        first = len(compared)
+        continuation = repeated(reference.continuation, first, tokens.ids.shape[0])
+        logits, dtype = scorer.forced_logits(tokens, continuation)
+        free = scorer.free(tokens, continuation.shape[1])
+        compared += [_compare(scorer, reference, first + i, logits[i], free[i], dtype) for i in range(size)]
+    return tuple(compared)
+
+
+def _compare(
+    scorer: Scorer,
+    reference: Reference,
+    index: int,
+    candidate: Tensor,
+    free: Tensor,
+    dtype: torch.dtype,
+) -> PromptComparison:
+    theirs, tokens = reference.logits(index), reference.continuation[index]
+    scored = score(theirs, candidate, tokens, (reference.logits_dtype, dtype))
+    at = first_difference(tokens, free)
+    return PromptComparison(
+        index=index,
+        prompt=reference.prompts[index],
+        n_prompt_tokens=len(reference.rows[index]),
+        top1=scored.top1,
+        top5=scored.top5,
+        kl=scored.kl,
+        reference_logprob=scored.reference_logprob,
+        candidate_logprob=scored.candidate_logprob,
+        signal=scored.signal,
+        noise=scored.noise,
+        max_abs_logit_error=scored.max_abs_logit_error,
+        candidate_signal=scored.candidate_signal,
+        n_free=len(tokens),
+        first_divergence=at,
+        # up to the first difference both contexts are the same, so the teacher-forced rows speak about it
+        candidate_rank_in_reference=None if at is None else rank_of(theirs[at], int(free[at])),
+        reference_rank_in_candidate=None if at is None else rank_of(candidate[at], int(tokens[at])),
+        reference_text=scorer.text(tokens.tolist()),
+        candidate_text=scorer.text(free.tolist()),
+        worst=worst_position(scored, theirs, candidate, scorer.token_text),
+    )
+
+
+def first_difference(reference: Tensor, candidate: Tensor) -> int | None:
+    """Index of the first unequal token of two [n] rows, or None."""
+    unequal = (reference != candidate).nonzero()
+    return int(unequal[0]) if len(unequal) else None
+
+
+def prompt_rows(prompts: PromptSet, scorer: Scorer) -> list[list[int]]:
+    """Token ids of every prompt; synthetic sets give 16 prompts of 32 tokens."""
+    if prompts.texts:
+        return tokenise(prompts, scorer.tokenizer)
+    drawn = synthetic_rows(prompts.seed, 0, SYNTHETIC_PROMPTS, SYNTHETIC_TOKENS, scorer.vocabulary)
+    return [list(row) for row in drawn.tolist()]
+
+
+def batches(rows: list[list[int]], batch: int, scorer: Scorer) -> Iterator[tuple[TokenBatch, int]]:
+    """Batches of equal rows and width with how many of their rows are new; the last repeats rows from the front."""
+    width = max(map(len, rows))
+    for first in range(0, len(rows), batch):
+        chosen = [rows[(first + i) % len(rows)] for i in range(batch)]
+        yield left_padded(chosen, scorer.vocabulary.pad, scorer.device, width), min(batch, len(rows) - first)
+
+
+def repeated(rows: Tensor, first: int, count: int) -> Tensor:
+    """`count` rows from `first` on, around the end: the same choice as `batches` makes."""
+    return rows[[(first + i) % len(rows) for i in range(count)]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An opened reference file. Logits are read a prompt at a time from the memory-mapped file."""
+
+    path: Path
+    prompts: tuple[str, ...]
+    rows: list[list[int]]
+    continuation: Tensor
+    logits_dtype: torch.dtype
+    vocab_size: int
+
+    @classmethod
+    def open(cls, path: str) -> Reference:
+        """Read all but the logits. Raises WorkerError when the file is missing or not a reference."""
+        found = ReferenceFile.read(path, "pt")
+        return cls(
+            path=Path(path),
+            prompts=found.prompts,
+            rows=found.rows,
+            continuation=found.continuation,
+            logits_dtype=getattr(torch, found.logits_dtype),
+            vocab_size=found.vocab_size,
+        )
+
+    def logits(self, index: int) -> Tensor:
+        """[positions, vocab] float32 of one prompt."""
+        with safe_open(self.path, framework="pt") as file:
+            rows: Tensor = file.get_slice("logits")[index]
+        return rows
+
+    def require_vocabulary(self, scorer: Scorer) -> None:
+        """Raise UsageError when the candidate's tokens are not the reference's."""
+        size = int(scorer.model.config.get_text_config().vocab_size)
+        if size != self.vocab_size:
+            raise UsageError(
+                f"the candidate has a vocabulary of {size} tokens, its reference one of {self.vocab_size}: "
+                "their tokens cannot be compared. Take a reference of the same model.",
+            )
+
+
+def write_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write beside `path`, then rename: a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""One prompt's reference logits against the candidate's: the numbers of `PromptComparison`. Tensors in, plain values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pytest_llmperf.core.agreement.comparison import TopToken, WorstPosition
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Teacher-forced comparison of one prompt; see PromptComparison for each field."""
+
+    top1: tuple[bool, ...]
+    top5: tuple[bool, ...]
+    kl: tuple[float, ...]
+    reference_logprob: tuple[float, ...]
+    candidate_logprob: tuple[float, ...]
+    signal: float
+    noise: float
+    max_abs_logit_error: float
+    candidate_signal: float
+
+
+def score(reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Scored:
+    """Compare [positions, vocab] float32 logits at the reference's `tokens` [positions]; `dtypes` they were computed in."""
+    ref, cand = reference.double(), candidate.double()
+    ref_logp, cand_logp = ref.log_softmax(-1), cand.log_softmax(-1)
+    kl = (ref_logp.exp() * (ref_logp - cand_logp)).sum(-1).clamp(min=0.0)
+    error = cand - ref
+    return Scored(
+        top1=tuple(same_top(reference, candidate, dtypes).tolist()),
+        top5=tuple((candidate.topk(min(TOP, candidate.shape[-1])).indices == tokens[:, None]).any(-1).tolist()),
+        kl=tuple(kl.tolist()),
+        reference_logprob=tuple(_at(ref_logp, tokens).tolist()),
+        candidate_logprob=tuple(_at(cand_logp, tokens).tolist()),
+        signal=float(_centred(ref).square().sum()),
+        noise=float(_centred(error).square().sum()),
+        max_abs_logit_error=float(error.abs().max()),
+        candidate_signal=float(_centred(cand).square().sum()),
+    )
+
+
+def same_top(reference: Tensor, candidate: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Tensor:
+    """[positions] whether both put the same token first, or one puts the other's within one ulp of its own first."""
+    ref_top, cand_top = reference.argmax(-1), candidate.argmax(-1)
+    tied_in_reference = _within_one_ulp(reference, cand_top, dtypes[0])
+    tied_in_candidate = _within_one_ulp(candidate, ref_top, dtypes[1])
+    return (ref_top == cand_top) | tied_in_reference | tied_in_candidate
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance from each value to the next one of `dtype` away from zero (normal numbers)."""
+    exponent = values.abs().double().clamp(min=torch.finfo(dtype).tiny).log2().floor()
+    return torch.exp2(exponent) * torch.finfo(dtype).eps
+
+
+def rank_of(logits: Tensor, token: int) -> int:
+    """How many tokens stand above `token` in a [vocab] row; 0 is the argmax."""
+    return int((logits > logits[token]).sum())
+
+
+def worst_position(scored: Scored, reference: Tensor, candidate: Tensor, text_of: Callable[[int], str]) -> WorstPosition:
+    """The position of largest KL with both top fives."""
+    position = max(range(len(scored.kl)), key=scored.kl.__getitem__)
+    return WorstPosition(
+        position=position,
+        reference_top5=_top(reference[position], text_of),
+        candidate_top5=_top(candidate[position], text_of),
+        kl=scored.kl[position],
+    )
+
+
+def _top(row: Tensor, text_of: Callable[[int], str]) -> tuple[TopToken, ...]:
+    values, ids = row.topk(min(TOP, row.shape[-1]))
+    return tuple(TopToken(i, text_of(i), v) for v, i in zip(values.tolist(), ids.tolist(), strict=True))
+
+
+def _within_one_ulp(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = logits.max(-1).values
+    return largest.double() - _at(logits, tokens).double() <= ulp(largest, dtype)
+
+
+def _at(rows: Tensor, tokens: Tensor) -> Tensor:
+    return rows.gather(-1, tokens[:, None])[:, 0]
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True)

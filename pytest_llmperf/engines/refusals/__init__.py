@@ -1,0 +1,1 @@
+"""Plans that cannot be loaded, and the reason in words, before anything is loaded."""

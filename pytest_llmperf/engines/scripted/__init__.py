@@ -1,0 +1,1 @@
+"""The scripted engine: no model, a virtual clock, and times that a test writes down."""

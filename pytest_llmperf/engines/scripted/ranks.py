@@ -1,0 +1,34 @@
+"""What a rank of the scripted engine says of its part of a spread model."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_llmperf.core.effective import Shard
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def cut(plan: LoadPlan) -> int:
+    """Ranks that a script's weights are divided over."""
+    return plan.tp * plan.fsdp * plan.pp
+
+
+def shards(plan: LoadPlan, held_bytes: int) -> tuple[Shard, ...]:
+    """The row of this rank; none for a plan without parallel parts."""
+    if plan.spread == 1:
+        return ()
+    rank, kind = int(os.environ.get("RANK", "0")), plan.device.partition(":")[0]
+    return (
+        Shard(
+            rank=rank,
+            device=f"scripted {kind} {rank}",
+            backend=_BACKENDS.get(kind, "gloo"),
+            bytes=held_bytes,
+            whole_bytes=held_bytes * cut(plan),
+            stage_bytes=held_bytes * plan.tp * plan.fsdp,
+            kept_bytes=0,
+            holds=f"part {rank + 1} of {plan.ranks}",
+        ),
+    )

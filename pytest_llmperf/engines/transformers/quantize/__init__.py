@@ -1,0 +1,5 @@
+"""Quantizing the linear layers of a loaded model, one by one, with bitsandbytes and torchao; reading quantized checkpoints."""
+
+from pytest_llmperf.engines.transformers.quantize.convert import Conversion, Quantizer
+
+__all__ = ["Conversion", "Quantizer"]

@@ -1,0 +1,146 @@
+"""Which linear layers of a model are quantized, one after the other, so that never more than one of them is held twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.quantization import Packed, Scheme, scheme_of
+from pytest_llmperf.engines.transformers.quantize.plain import as_linear
+from pytest_llmperf.errors import LoadError
+
+_BACKENDS = {
+    "bitsandbytes": "pytest_llmperf.engines.transformers.quantize.with_bitsandbytes",
+    "torchao": "pytest_llmperf.engines.transformers.quantize.with_torchao",
+}
+LOAD_AS_LINEAR = "load_as_linear"
+"""Load-plan option: False leaves subclasses of nn.Linear as they are. For tests that show what happens then."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a quantizer did. `declared` and `passed_over` are paths of linear layers it left alone, with the reason.
+
+    `packed` says how a checkpoint stores its layers, where the weights came from one.
+    """
+
+    part: str
+    scheme: Scheme
+    packed: Packed | None = None
+    declared: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    loaded_as_linear: dict[str, int] = field(default_factory=dict)
+
+
+class Quantizer:
+    """Converts the linear layers of one model. Use: `prepare` the model, `convert` each module, then take `conversion`.
+
+    The output head stays as it is: it shares its weights with the embedding in many models, and quantizing it costs the
+    most accuracy. So do modules that the architecture keeps in float32.
+    """
+
+    def __init__(self, plan: LoadPlan, device: torch.device) -> None:
+        self._part = plan.quantization or ""
+        self._scheme = scheme_of(self._part)
+        self._device = device
+        self._as_linear = bool(plan.option(LOAD_AS_LINEAR, True))
+        self._backend: Any = _backend(self._scheme, plan)
+        self.conversion = Conversion(self._part, self._scheme)
+
+    def prepare(self, model: Any) -> None:
+        """Note what is left out. The model may still lie on the meta device."""
+        self.conversion.declared.update(left_out_beforehand(model))
+
+    def convert(self, model: Any, path: str) -> None:
+        """Quantize the module at `path` if it is a linear layer that is not left out; its weights must be there.
+
+        Only now is it loaded as nn.Linear if it computes the same: transformers draws random weights by class.
+        """
+        module = model.get_submodule(path)
+        if path in self.conversion.declared or not isinstance(module, (nn.Linear, Conv1D)):
+            return
+        plain = (as_linear(module) if self._as_linear else None) or module
+        reason = self._refusal(plain)
+        if reason is not None:
+            self.conversion.passed_over[path] = reason
+            return
+        if plain is not module:
+            counts, name = self.conversion.loaded_as_linear, type(module).__name__
+            counts[name] = counts.get(name, 0) + 1
+        model.set_submodule(path, self._backend.converted(plain, self._scheme, self._device))
+
+    def _refusal(self, module: nn.Module) -> str | None:
+        if type(module) is not nn.Linear:
+            return f"{type(module).__name__} is not converted, only nn.Linear is"
+        return self._backend.refusal(module, self._scheme, self._device)  # type: ignore[no-any-return]  # a module
+
+    def finish(self, model: Any) -> Conversion:
+        """Everything else to the device, too."""
+        place(model, self._device)
+        self._backend.mark(model, self._scheme)
+        return self.conversion
+
+    def whole(self, model: Any) -> Conversion:
+        """Quantize a loaded model, layer by layer."""
+        self.prepare(model)
+        for path in [name for name, _ in model.named_modules() if name]:
+            self.convert(model, path)
+        return self.finish(model)
+
+
+def checkpoint_conversion(plan: LoadPlan, model: Any, packed: Packed, folder: Path) -> Conversion:
+    """Keep the layers of a checkpoint that was just loaded as they are stored. What it does not quantize, its config declares."""
+    part = plan.quantization or ""
+    from_checkpoint: Any = import_module("pytest_llmperf.engines.transformers.quantize.with_compressed_tensors")
+    declared = left_out_beforehand(model)
+    for path in from_checkpoint.keep_packed(model, folder):
+        declared.setdefault(path, "the checkpoint's config leaves it out")
+    return Conversion(part, scheme_of(part), packed, declared)
+
+
+def left_out_beforehand(model: Any) -> dict[str, str]:
+    """Paths of linear layers that are never quantized -> reason."""
+    head = model.get_output_embeddings()
+    kept = {
+        part
+        for listed in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        for part in getattr(model, listed, None) or ()
+    }
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if module is head:
+            found[path] = "the output head keeps its precision"
+        elif kept.intersection(path.split(".")):
+            found[path] = "the architecture keeps it in float32"
+    return found
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move parameters and buffers that are elsewhere to `device`; tied ones stay tied."""
+    moved: dict[int, Any] = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):  # noqa: SLF001  # `.to` would touch what is quantised already
+            for name, tensor in own.items():
+                if tensor is None or tensor.device == device:
+                    continue
+                if id(tensor) not in moved:
+                    there = tensor.data.to(device)
+                    moved[id(tensor)] = nn.Parameter(there, requires_grad=False) if own is module._parameters else there  # noqa: SLF001
+                own[name] = moved[id(tensor)]
+
+
+def _backend(scheme: Scheme, plan: LoadPlan) -> Any:
+    try:
+        return import_module(_BACKENDS[scheme.row.library])
+    except ImportError as error:
+        raise LoadError(
+            f"model {plan.model.name!r}: strategy part {scheme.method!r} needs {scheme.row.library}, which cannot be imported "
+            f"({error}). pip install 'pytest-llmperf[{scheme.row.extra}]'",
+        ) from error

@@ -1,0 +1,1 @@
+"""The gate: each run held against the accepted sessions of its series."""

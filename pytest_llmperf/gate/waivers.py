@@ -1,0 +1,126 @@
+"""Waivers: known regressions that somebody answers for until a date. A reviewed file in the tested project."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pytest_llmperf.core.environment import device_names
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.settings.limits import gateable
+from pytest_llmperf.settings.options import DEFAULT_WAIVERS
+
+_EXAMPLE = (
+    '[[waiver]] with test = "tests/test_it.py::test_speed", metric = "throughput", owner = "…", reason = "…", '
+    "expires = 2027-01-31 and, if it is for one device only, device"
+)
+
+
+class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who answers for a metric of a test (with every parameter unless one is named) through the day it `expires`.
+
+    `device` is a device's name ("NVIDIA H200") or kind ("cuda"), or the CPU's model; empty for every device.
+    """
+
+    test: str
+    metric: str
+    owner: str
+    reason: str
+    expires: date
+    device: str = ""
+
+    def covers(self, record: Record, metric: str) -> bool:
+        """Whether it is for this metric of this record."""
+        device = not self.device or self.device in device_names(record.environment)
+        return device and self.metric == metric and is_test(self.test, record.test)
+
+
+class Waivers(Struct, frozen=True, kw_only=True):
+    """What the file holds. Those that have expired waive nothing, and the session fails for them."""
+
+    path: Path
+    active: tuple[Waiver, ...] = ()
+    expired: tuple[Waiver, ...] = ()
+
+    def of(self, record: Record, metric: str) -> Waiver | None:
+        """The waiver for a metric of a record."""
+        return next((waiver for waiver in self.active if waiver.covers(record, metric)), None)
+
+    def unknown(self, tests: Iterable[str], known_file: Callable[[str], bool]) -> list[Waiver]:
+        """Waivers for tests that do not exist; only files that `known_file` are judged, since others were not looked into."""
+        tests = list(tests)
+        every = (*self.active, *self.expired)
+        return [w for w in every if known_file(w.test.partition("::")[0]) and not any(is_test(w.test, test) for test in tests)]
+
+
+def is_test(named: str, test: str) -> bool:
+    """Whether `named` is the node id `test`, or the same without its parameters."""
+    return named == test or (test.startswith(f"{named}[") and "[" not in named)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def read_waivers(path: Path, *, today: Callable[[], date] = _today) -> Waivers:
+    """The waivers of a file; none where the file is not there and was not asked for by another name than the usual.
+
+    Raises:
+        UsageError: the file is no TOML, or an entry is not complete, has an unknown key, or waives what cannot be waived.
+
+    """
+    if not path.is_file():
+        if path.name == DEFAULT_WAIVERS:
+            return Waivers(path=path)
+        raise UsageError(f"--llmperf-waivers={path}: there is no such file. Leave the option out, or write {_EXAMPLE}.")
+    waivers = [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
+    day = today()
+    return Waivers(
+        path=path,
+        active=tuple(waiver for waiver in waivers if waiver.expires >= day),
+        expired=tuple(waiver for waiver in waivers if waiver.expires < day),
+    )
+
+
+def _entries(path: Path) -> list[Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. Write {_EXAMPLE}.") from error
+    entries = content.pop("waiver", [])
+    if content or not isinstance(entries, list):
+        unknown = ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
+        raise UsageError(f"{path}: {unknown} is not known. Write {_EXAMPLE}.")
+    return entries
+
+
+def _waiver(path: Path, n: int, entry: Any) -> Waiver:
+    where = f"{path}, waiver {n}"
+    if isinstance(entry, dict) and "test" in entry:
+        where = f"{where} ({entry['test']})"
+    try:
+        found = msgspec.convert(entry, type=Waiver)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {error}. Write {_EXAMPLE}.") from error
+    for field in ("test", "owner", "reason"):
+        if not getattr(found, field).strip():
+            raise UsageError(f"{where}: {field!r} is empty. A waiver needs somebody who answers for it, and why.")
+    _require_metric(where, found.metric)
+    return found
+
+
+def _require_metric(where: str, metric: str) -> None:
+    known = gateable()
+    if metric.startswith("agreement"):
+        raise UsageError(
+            f"{where}: {metric!r} cannot be waived. Performance metrics can; answers that are wrong are wrong on every day.",
+        )
+    if metric not in known:
+        raise UsageError(f"{where}: metric {metric!r} is not known.{did_you_mean(metric, known)} Metrics: {', '.join(known)}.")

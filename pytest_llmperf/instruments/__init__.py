@@ -1,0 +1,1 @@
+"""Readings of a device: torch's runtime, NVML, energy, memory, layers, the other ranks."""

@@ -1,0 +1,268 @@
+"""The device as torch sees it: synchronising, memory, energy, ceilings, facts. Imported in workers only."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+import torch
+
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
+from pytest_llmperf.errors import OutOfMemory
+from pytest_llmperf.instruments.cpu_memory import rss_bytes, rss_region
+from pytest_llmperf.instruments.energy import MINIMUM_REGION_S, EnergyMeter, cpu_meter, gpu_meter
+from pytest_llmperf.instruments.nvml import Nvml, Unreadable
+from pytest_llmperf.instruments.telemetry import CpuWatch, GpuWatch, Watch
+
+COPY_BUFFER_BYTES = {"cuda": 2 * 2**30, "cpu": 192 * 2**20}
+"""Each of two buffers: 40 times the L2 of an H200; on a CPU six times a 32 MiB L3 and below a tenth of a second a copy."""
+
+COPY_REPEATS = {"cuda": 30, "cpu": 7}
+MATMUL_REPEATS = {"cuda": 12, "cpu": 3}
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
+CPU_MATMUL_LIMIT_S = 0.25
+"""A dtype that the CPU emulates is measured on a smaller product, so that one product stays under this."""
+
+
+@dataclass
+class PeakRegion:
+    """Peak memory of a region, filled when it ends. Bytes; None with a reason in `reasons` where unknown."""
+
+    peak: int | None = None
+    reserved: int | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DeviceRuntime:
+    """One torch device of this process. `peers` are the process ids of the other ranks of its model on this host."""
+
+    device: torch.device
+    peers: tuple[int, ...] = ()
+
+    def synchronise(self) -> None:
+        """Block until everything queued on the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @cached_property
+    def nvml(self) -> Nvml | Unreadable:
+        """The driver's view of this device; unreadable on a CPU."""
+        if self.device.type != "cuda":
+            return Unreadable("not a GPU")
+        return Nvml.of(str(torch.cuda.get_device_properties(self.device).uuid))
+
+    @contextmanager
+    def peak_memory(self) -> Iterator[PeakRegion]:
+        """Watch the region's peak: the allocator's on CUDA (reset before), RSS growth on a CPU."""
+        region = PeakRegion()
+        if self.device.type == "cuda":
+            self.synchronise()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield region
+            self.synchronise()
+            region.peak = torch.cuda.max_memory_allocated(self.device)
+            region.reserved = torch.cuda.max_memory_reserved(self.device)
+            return
+        with rss_region() as watched:
+            yield region
+        region.peak = watched.growth_bytes
+        region.reasons = {"reserved": "a CPU has no caching allocator"}
+
+    def memory(self, weights: int, region: PeakRegion | None = None, kv_cache: int | None = None) -> MemoryGauges:
+        """All gauges now, with those of a finished `region`."""
+        reasons = dict(region.reasons) if region else {}
+        process, device = self._process_bytes(), self._device_bytes()
+        for name, value in (("process", process), ("device", device)):
+            if isinstance(value, Unreadable):
+                reasons[name] = value.reason
+        return MemoryGauges(
+            weights=weights,
+            peak=region.peak if region else None,
+            reserved=region.reserved if region else None,
+            process=None if isinstance(process, Unreadable) else process,
+            device=None if isinstance(device, Unreadable) else device,
+            kv_cache=kv_cache,
+            reasons=reasons,
+        )
+
+    def _process_bytes(self) -> int | Unreadable:
+        if self.device.type != "cuda":
+            return rss_bytes()
+        return self.nvml if isinstance(self.nvml, Unreadable) else self.nvml.process_memory_bytes()
+
+    def _device_bytes(self) -> int | Unreadable:
+        if self.device.type != "cuda":
+            memory = psutil.virtual_memory()
+            return int(memory.total - memory.available)
+        if isinstance(self.nvml, Unreadable):
+            free, total = torch.cuda.mem_get_info(self.device)
+            return int(total - free)
+        return self.nvml.device_memory_bytes()
+
+    def watch(self) -> Watch:
+        """Telemetry for one region of this device."""
+        return CpuWatch(self.peers) if isinstance(self.nvml, Unreadable) else GpuWatch(self.nvml)
+
+    def meter(self) -> EnergyMeter | Unreadable:
+        """The energy counter of this device, or why there is none."""
+        return gpu_meter(self.nvml) if self.device.type == "cuda" else cpu_meter()
+
+    def name(self) -> str:
+        """The device as a reader knows it: the GPU's name, or the CPU's model."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """What the environment of a record says about the device."""
+        host: dict[str, str | int | float | None] = {
+            "device": self.device.type,
+            "device_name": self.name(),
+            "cpu_model": cpu_model(),
+            "cpu_cores": os.cpu_count(),
+            "cpu_cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "memory_total_bytes": psutil.virtual_memory().total,
+        }
+        return host | self._cuda_facts() if self.device.type == "cuda" else host
+
+    def _cuda_facts(self) -> dict[str, str | int | float | None]:
+        properties = torch.cuda.get_device_properties(self.device)
+        driver = {} if isinstance(self.nvml, Unreadable) else self.nvml.facts()
+        return {
+            "device_total_bytes": properties.total_memory,
+            "device_multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "device_count": torch.cuda.device_count(),
+        } | {f"device_{name}" if name != "driver" else name: value for name, value in driver.items() if name != "name"}
+
+
+def cpu_model() -> str:
+    """The CPU's model name, from /proc/cpuinfo where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+@contextmanager
+def out_of_memory_named(doing: str) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into ours, with what was being done."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory("device", doing, error) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise _out_of_memory("host", doing, error) from error
+
+
+def _out_of_memory(where: str, doing: str, error: BaseException) -> OutOfMemory:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return OutOfMemory(f"out of {where} memory while {doing}: {reason}. Take a smaller batch, prompt or dtype.")
+
+
+def measure_energy(
+    runtime: DeviceRuntime,
+    seconds: float,
+    repeat: Callable[[], int],
+    agreed: Callable[[bool], bool] = bool,
+) -> EnergyReading:
+    """Call `repeat` (one repetition, returns its output tokens) until `seconds` have passed, the counter read around it.
+
+    `agreed` gives what all ranks of one model do, from what this one would: they repeat equally often.
+    """
+    meter = runtime.meter()
+    if isinstance(meter, Unreadable):
+        return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=meter.reason)
+    runtime.synchronise()
+    before, start, tokens = meter.read(), time.perf_counter(), 0
+    while agreed(time.perf_counter() - start < seconds):
+        tokens += repeat()
+    runtime.synchronise()
+    joules, elapsed = meter.joules_since(before), time.perf_counter() - start
+    if elapsed < MINIMUM_REGION_S:
+        reason = f"the region lasted {elapsed:.2f} s; an energy counter needs at least {MINIMUM_REGION_S:g} s"
+        return EnergyReading(joules=None, seconds=elapsed, n_output_tokens=tokens, source=meter.source, reason=reason)
+    return EnergyReading(joules=joules, seconds=elapsed, n_output_tokens=tokens, source=meter.source)
+
+
+def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
+    """What this device reaches in a plain copy and in dense square products. About 3 s on a CPU, less on a GPU."""
+    rates = {name: matmul_flop_per_s(runtime, getattr(torch, name)) for name in dtypes}
+    return Ceilings(
+        device=runtime.name(),
+        copy_bytes_per_s=copy_bytes_per_s(runtime),
+        matmul_flop_per_s=rates,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def copy_bytes_per_s(runtime: DeviceRuntime) -> float:
+    """Bytes read and written a second by a copy between two buffers far larger than the cache; median of several."""
+    kind = runtime.device.type
+    source = torch.ones(COPY_BUFFER_BYTES[kind], dtype=torch.uint8, device=runtime.device)
+    target = torch.zeros_like(source)
+    seconds = _median_s(runtime, lambda: target.copy_(source), COPY_REPEATS[kind])
+    return 2 * source.nbytes / seconds
+
+
+def matmul_flop_per_s(runtime: DeviceRuntime, dtype: torch.dtype) -> float:
+    """2 n^3 / time of an n x n product; n is smaller where this dtype is slow (emulated on a CPU)."""
+    kind = runtime.device.type
+    size = MATMUL_SIZE[kind] if kind == "cuda" else _affordable_size(runtime, dtype)
+    return 2 * size**3 / _median_s(runtime, _product(runtime, dtype, size), MATMUL_REPEATS[kind])
+
+
+def _affordable_size(runtime: DeviceRuntime, dtype: torch.dtype) -> int:
+    probe = 256
+    seconds = _median_s(runtime, _product(runtime, dtype, probe), 2)
+    fits = probe * (CPU_MATMUL_LIMIT_S / seconds) ** (1 / 3)
+    return max(probe, min(MATMUL_SIZE["cpu"], int(fits) // 64 * 64))
+
+
+def _product(runtime: DeviceRuntime, dtype: torch.dtype, size: int) -> Callable[[], object]:
+    left = torch.randn(size, size, device=runtime.device).to(dtype)
+    right = torch.randn(size, size, device=runtime.device).to(dtype)
+    out = torch.empty_like(left)
+    return lambda: torch.matmul(left, right, out=out)
+
+
+def _median_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> float:
+    """Median time of one call, after two warm-up calls; by CUDA events on a GPU."""
+    for _ in range(2):
+        work()
+    timed = _cuda_times_s if runtime.device.type == "cuda" else _host_times_s
+    return statistics.median(timed(runtime, work, repeats))
+
+
+def _host_times_s(_runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        work()
+        times.append((time.perf_counter_ns() - start) / 1e9)
+    return times
+
+
+def _cuda_times_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
+    with torch.cuda.device(runtime.device):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]  # torch
+        events[0].record()
+        for event in events[1:]:
+            work()
+            event.record()
+        runtime.synchronise()
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]

@@ -1,0 +1,1 @@
+"""What pytest sees: hooks, fixtures, items, markers, the plan and the summary."""

@@ -1,0 +1,68 @@
+"""The markers of tests whose body runs elsewhere, read and checked. Imported when such a test is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from pytest_llmperf.errors import UsageError
+
+ISOLATED = "llmperf_isolated"
+RANKS = "llmperf_ranks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """How a test's body runs: in `ranks` processes; `distributed` tells `llmperf_ranks(1)` from `llmperf_isolated`.
+
+    `timeout_s` is the deadline from the start of the body to the last rank's report; None takes --llmperf-timeout.
+    """
+
+    ranks: int = 1
+    distributed: bool = False
+    timeout_s: float | None = None
+
+
+def body_of(item: pytest.Item) -> Body | None:
+    """What the closest of the two markers asks for; None without one. Raises UsageError for arguments that cannot be used."""
+    ranks, isolated = item.get_closest_marker(RANKS), item.get_closest_marker(ISOLATED)
+    if ranks is None and isolated is None:
+        return None
+    _require_function(item)
+    return _ranked(ranks) if ranks is not None else _isolated(isolated)
+
+
+def _require_function(item: pytest.Item) -> None:
+    if type(item) is not pytest.Function:
+        raise UsageError(
+            f"{item.nodeid} is a {type(item).__name__}: only pytest's own test functions run in a process of their own. "
+            "Move the body out of the unittest.TestCase or doctest.",
+        )
+
+
+def _ranked(mark: pytest.Mark) -> Body:
+    n = mark.args[0] if mark.args else mark.kwargs.get("n")
+    unknown = sorted(set(mark.kwargs) - {"n", "timeout"})
+    if unknown or len(mark.args) > 1:
+        raise UsageError(
+            f"@pytest.mark.{RANKS}: {unknown or mark.args[1:]} is not known. It reads llmperf_ranks(n, timeout=None).",
+        )
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UsageError(f"@pytest.mark.{RANKS}({n!r}): a number of ranks of at least 1 is needed, for example llmperf_ranks(2).")
+    return Body(ranks=n, distributed=True, timeout_s=_timeout(mark, RANKS))
+
+
+def _isolated(mark: pytest.Mark | None) -> Body:
+    if mark is not None and (mark.args or set(mark.kwargs) - {"timeout"}):
+        raise UsageError(f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, not {mark.args or mark.kwargs}.")
+    return Body(timeout_s=_timeout(mark, ISOLATED) if mark is not None else None)
+
+
+def _timeout(mark: pytest.Mark, name: str) -> float | None:
+    seconds = mark.kwargs.get("timeout")
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+        raise UsageError(f"@pytest.mark.{name}(timeout={seconds!r}): a number of seconds above 0 is needed.")
+    return float(seconds)

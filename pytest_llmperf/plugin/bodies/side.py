@@ -1,0 +1,139 @@
+"""`python -P -m pytest_llmperf.plugin.bodies.side --fd N --rank R`: one process of a test's body.
+
+It answers `RunBody` with the reports of that one test. A process that ends without that answer has proved nothing: whatever
+its exit code, the session that started it reports a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import functools
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN, SIDE_PLUGIN
+from pytest_llmperf.processes import die_with_parent, lead_own_group
+from pytest_llmperf.wire.frames import Wire, worker_end
+from pytest_llmperf.wire.messages import BodyRan, Close, Closed, Command, Hello, Reply, Result, RunBody
+from pytest_llmperf.worker.host import failure
+from pytest_llmperf.worker.loop import Pulse, read
+
+_STEERING = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+
+
+class BodySide:
+    """The pytest plugin of a body side: runs the test as ever and keeps its reports."""
+
+    def __init__(self, command: RunBody) -> None:
+        self.__name__ = SIDE_PLUGIN  # the plugin manager knows it by this
+        self.reports: list[dict[str, Any]] = []
+        self.called = False
+        self.broken = ""
+        self._command = command
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keep the one test, and note when its function is called. GPUs are those that the starting session holds."""
+        items[:] = [item for item in items if item.nodeid == self._command.nodeid][:1]
+        for item in items:
+            if isinstance(item, pytest.Function):
+                item.obj = self._noted(item.obj)
+        if self._command.gpus:
+            hooks: Any = config.pluginmanager.get_plugin(HOOKS_PLUGIN)
+            hooks.session().core.gpus.borrow(self._command.gpus)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep why the file could not be collected."""
+        if report.failed:
+            self.broken = report.longreprtext
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the report in the form in which it travels."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self.reports.append(data)
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Reports are put into words by the session's own hooks."""
+        self._config = config
+
+    def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.called = True
+            return function(*args, **kwargs)
+
+        return noted
+
+
+def run(command: RunBody) -> BodyRan:
+    """Run the one test. Raises UsageError when pytest could not be brought to run it."""
+    side = BodySide(command)
+    code = int(pytest.main(list(command.arguments), plugins=[side]))
+    if not side.reports:
+        why = side.broken or f"pytest ended with exit code {code}: pytest {' '.join(command.arguments)}"
+        raise UsageError(f"the body of {command.nodeid} could not be run in its own process: {why}")
+    return BodyRan(reports=tuple(side.reports), called=side.called)
+
+
+def serve(wire: Wire[Command], rank: int) -> None:
+    """Answer commands until Close."""
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
+    pulse = Pulse(wire, rank)
+    while True:
+        command = commands.get()
+        pulse.start(type(command).__name__)
+        reply = _answer(command, rank)
+        pulse.stop()
+        wire.send(reply, timeout_s=None)
+        if isinstance(command, Close):
+            return
+
+
+def _answer(command: Command, rank: int) -> Reply:
+    try:
+        result: Result = Closed() if isinstance(command, Close) else run(_body(command))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+        return Reply(rank=rank, failure=failure(error))
+    return Reply(rank=rank, result=result)
+
+
+def _body(command: Command) -> RunBody:
+    if not isinstance(command, RunBody):
+        raise WorkerError(f"{type(command).__name__} is not a command of a test body's process.")
+    return command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve on the inherited socket until Close, or until the session ends."""
+    parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.plugin.bodies.side", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--world-size", type=int, default=1)
+    parser.add_argument("--die-with-parent", action="store_true")
+    options = parser.parse_args(argv)
+    log = os.dup(sys.stderr.fileno())  # pytest captures file descriptor 2, and the stacks of a hang belong in the log
+    faulthandler.enable(file=log)
+    faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+    lead_own_group()
+    if options.die_with_parent:
+        die_with_parent()
+    os.set_inheritable(options.fd, False)
+    for name in _STEERING:
+        os.environ.pop(name, None)
+    serve(worker_end(socket.socket(fileno=options.fd)), options.rank)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The texts that a session leaves for CI systems, from what its reports carried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.plugin.files.before_after import compared
+from pytest_llmperf.report import github
+from pytest_llmperf.report.gitlab import document
+from pytest_llmperf.report.markdown import Compared, comment
+from pytest_llmperf.report.openmetrics import exposition
+from pytest_llmperf.report.problems import ERRORS, WARNINGS, Problem
+from pytest_llmperf.settings.against_target import OFF
+from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
+
+
+class Pages:
+    """Each method is one output. `said` are notes for the terminal. What was not compared is a problem where it was asked for."""
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        ended: Iterable[Mapping[str, Any]],
+        *,
+        store: str,
+        root: Path,
+        gate: str,
+        against: str,
+    ) -> None:
+        self.said: list[str] = []
+        self._records = [msgspec.convert(row, Record) for row in rows]
+        judges = parse_gate(gate) is not None or against.strip().lower() not in OFF
+        shown = ERRORS | (WARNINGS if judges else WARNINGS - {"NOT COMPARABLE"})
+        ended = list(ended)
+        self._problems = [Problem(**each) for each in ended if each["outcome"] in shown]
+        self._skipped = [(each["test"], each["text"]) for each in ended if each["outcome"] == "SKIPPED"]
+        self._store = store
+        self._root = root
+        self._limits = parse_gate(gate) or DEFAULT_LIMITS
+
+    def annotations(self) -> list[str]:
+        """GitHub's workflow commands."""
+        return github.commands(self._problems)
+
+    def job_page(self) -> str:
+        """Markdown for GitHub's page of the job."""
+        return self.markdown() + "\n"
+
+    def gitlab(self) -> str:
+        """GitLab's code-quality report."""
+        return json.dumps(document(self._problems), indent=1) + "\n"
+
+    def openmetrics(self) -> str:
+        """The runs as OpenMetrics text."""
+        return exposition(self._records)
+
+    def markdown(self) -> str:
+        """The body of a comment: runs beside what was before them, what is wrong with which test, and what was skipped."""
+        notes = [f"{p.outcome} {p.test}: {' '.join(p.text.split())}" for p in self._problems]
+        return comment(self._compared, notes=[*notes, *_by_reason(self._skipped)])
+
+    @cached_property
+    def _compared(self) -> list[Compared]:
+        try:
+            return beside_history(self._records, self._store, self._root, self._limits)
+        except LlmperfError as error:
+            self.said.append(f"the history was not looked at for the comment: {error}")
+            return compared(self._records, None, None, self._limits)
+
+
+def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
+    """What was skipped for one reason is one note."""
+    tests: dict[str, list[str]] = {}
+    for test, reason in skipped:
+        tests.setdefault(" ".join(reason.split()), []).append(test)
+    return [f"SKIPPED {', '.join(found)}: {reason}" for reason, found in tests.items()]
+
+
+def beside_history(records: list[Record], store: str, root: Path, limits: Mapping[str, float]) -> list[Compared]:
+    """Each run beside its history in a store ("none": there is none). Raises as `open_store`, and UsageError as `reviewed`."""
+    if store == "none" or not records:
+        return compared(records, None, None, limits)
+    from pytest_llmperf.history import accept  # noqa: PLC0415
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
+
+    with open_store(store, create=False, folder=root) as opened:
+        return compared(records, opened, accept.reviewed(root), limits)

@@ -1,0 +1,130 @@
+"""A session that was asked to gate and did not is not green: what the main process sees to once all tests are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.gate.collection import Collected, Collecting, received
+from pytest_llmperf.gate.waivers import Waivers
+from pytest_llmperf.plugin.files.ci import say_of_session
+
+EXIT_JUDGED_NOTHING = 6
+"""Exit code of a session that gates, would have passed, and compared no run with its history. pytest's own end at 5."""
+
+JUDGED_NOTHING = (
+    "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
+)
+MEASURED_NOTHING = "--llmperf-gate judged nothing: no run could be measured. What stood in the way is said above."
+_SENT = "llmperf_collected"
+
+
+class GateWatch:
+    """Registered only under --llmperf-gate, in every process.
+
+    It counts what the reports of all tests say was judged, and looks for tests that are missed and waivers that are of no
+    use. Under pytest-xdist the workers collect and the controller looks.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        waivers: Waivers,
+        *,
+        store: str,
+        require_baseline: bool,
+        is_mine: Callable[[pytest.Item], bool],
+    ) -> None:
+        self._config = config
+        self._waivers = waivers
+        self._store = store
+        self._require_baseline = require_baseline
+        self._is_mine = is_mine
+        self._collecting = Collecting(config)
+        self._sent: list[dict[str, Any]] = []
+        self._made: list[Record] = []
+        self._judged = 0
+        self._unmeasured = 0
+        self._failures: list[str] = []
+        self._lines: list[str] = []
+        self._nothing = ""
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Before anything is deselected."""
+        if self._is_mine(item):
+            self._collecting.item(item)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file was collected, or could not be."""
+        self._collecting.report(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add what a test's report carries."""
+        carried = getattr(report, "llmperf", {})
+        self._judged += carried.get("judged", 0)
+        self._unmeasured += carried.get("outcome") in {"INVALID", "ERROR"}
+        self._made += [msgspec.convert(row, Record) for row in carried.get("records", ())]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what an xdist worker collected."""
+        sent = getattr(node, "workeroutput", {}).get(_SENT)
+        if sent is not None:
+            self._sent.append(sent)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Give a session that only looks green another exit code."""
+        if hasattr(self._config, "workerinput"):
+            self._config.workeroutput[_SENT] = self._collecting.done().sendable()  # type: ignore[attr-defined]
+            return
+        if session.config.option.collectonly or session.config.option.llmperf_plan:
+            return
+        self._look(self._collected())
+        if self._judged == 0:
+            self._nothing = MEASURED_NOTHING if self._unmeasured and not self._made else JUDGED_NOTHING
+        say_of_session(self._config, "NOT COMPARABLE", self._lines)
+        say_of_session(self._config, "FAIL", [*self._failures, *filter(None, [self._nothing])])
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._failures else EXIT_JUDGED_NOTHING * bool(self._nothing)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say so."""
+        for line in self._lines:
+            terminalreporter.write_line(f"llmperf: {line}", yellow=True)
+        for line in self._failures:
+            terminalreporter.write_line(f"llmperf: {line}", red=True)
+        if self._nothing:
+            terminalreporter.write_line(f"llmperf: {self._nothing}", red=True)
+
+    def _collected(self) -> Collected:
+        root = self._config.rootpath.resolve()
+        return received(root, self._sent) if self._sent else self._collecting.done()
+
+    def _look(self, collected: Collected) -> None:
+        self._failures += [
+            f"the waiver of {w.owner} for {w.metric} of {w.test} expired on {w.expires}: it waives nothing. "
+            f"Mend the test, or renew it in {self._waivers.path.name}."
+            for w in self._waivers.expired
+        ]
+        self._failures += [
+            f"the waiver of {w.owner} for {w.metric} is for {w.test}, which is no test: correct it or remove it from "
+            f"{self._waivers.path.name}."
+            for w in self._waivers.unknown(collected.tests, collected.knows)
+        ]
+        gone = self._gone(collected)
+        (self._failures if self._require_baseline else self._lines).extend(gone)
+
+    def _gone(self, collected: Collected) -> list[str]:
+        from pytest_llmperf.gate.missing import look_for_gone  # noqa: PLC0415 - SQLAlchemy, at the end
+
+        try:
+            return list(map(str, look_for_gone(self._store, self._config.rootpath, collected, self._made)))
+        except LlmperfError as error:
+            return [f"whether tests are missing was not looked at: {error}"]

@@ -1,0 +1,53 @@
+"""The keys under which hooks keep things on pytest's items and config. Imported at start-up: nothing heavy stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+    from pytest_llmperf.core.verdicts.judge import Finding
+    from pytest_llmperf.devices.selection import Need
+    from pytest_llmperf.errors import LlmperfError
+    from pytest_llmperf.plugin.bodies.marks import Body
+    from pytest_llmperf.plugin.bodies.merge import Outcome
+    from pytest_llmperf.plugin.items import PytestSession
+    from pytest_llmperf.session.declare import Declaration
+
+
+@dataclass
+class Declared:
+    """What is known of a test before it runs: its declaration and load plans, or why it cannot run."""
+
+    declaration: Declaration
+    plans: tuple[LoadPlan, ...] = ()
+    error: LlmperfError | None = None
+
+
+SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
+"""On the config: the llmperf session, once the first llmperf test is collected."""
+
+LOST: pytest.StashKey[list[str]] = pytest.StashKey()
+"""On the config: what could be stored nowhere, in words."""
+
+DECLARED: pytest.StashKey[Declared] = pytest.StashKey()
+FINDINGS: pytest.StashKey[list[Finding]] = pytest.StashKey()
+"""On an llmperf item: the claims of its run so far."""
+
+NEED: pytest.StashKey[Need | None] = pytest.StashKey()
+"""On an item: the GPUs it needs."""
+
+UNUSABLE: pytest.StashKey[Exception] = pytest.StashKey()
+"""On an item: why its need of GPUs cannot be met."""
+
+FAILED: pytest.StashKey[bool] = pytest.StashKey()
+"""On an item: a phase of it has failed."""
+
+BODY: pytest.StashKey[Body | None] = pytest.StashKey()
+"""On an item whose body runs in processes of its own."""
+
+RAN: pytest.StashKey[Outcome] = pytest.StashKey()
+"""On such an item: what came of it."""

@@ -1,0 +1,148 @@
+"""Agreement with a reference: its greedy continuations and logits are made once, cached by content hash, and compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from pytest_llmperf.core.agreement.agreement import QUANTITIES, Agreement
+from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.rules import Rule
+from pytest_llmperf.core.metrics.quantities import TABLE
+from pytest_llmperf.core.metrics.results import metric_value
+from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.core.record import MetricValue
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.settings.settings import cache_dir
+from pytest_llmperf.wire.messages import CompareReference, MakeReference, ReferenceCompared
+from pytest_llmperf.workers.pool import OpenModel
+from pytest_llmperf.workloads import PromptSet
+
+FORMAT = 1
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What both models are asked: prompts, continuation length, and how many prompts go in one batch."""
+
+    prompts: PromptSet
+    new_tokens: int = 32
+    batch: int = 8
+
+    def __str__(self) -> str:
+        return f"agreement b{self.batch} n{self.new_tokens}"
+
+
+def compare(
+    candidate: OpenModel,
+    reference: LoadPlan,
+    open_reference: Callable[[], OpenModel],
+    question: Question,
+    rule: Rule,
+) -> Agreement:
+    """Score `candidate` against the reference's outputs, which are taken from the cache when they are there."""
+    path = reference_file(candidate, reference, open_reference, question)
+    rows = _scored(candidate, path, question.batch)
+    floor = _noise_floor(candidate, reference, open_reference, question) if rule.needs_noise_floor else None
+    return Agreement(
+        rows,
+        rule=rule,
+        same_model=candidate.plan == reference,
+        noise_floor=floor,
+        subject=candidate.plan.strategy,
+        context=_context(candidate, reference, question),
+        reference=reference.strategy,
+    )
+
+
+def metric_values(agreement: Agreement) -> tuple[MetricValue, ...]:
+    """The quantities of an agreement as a record keeps them."""
+    names = [(f"agreement.{name}", getattr(agreement, name)) for name in QUANTITIES]
+    return tuple(metric_value(name, TABLE[name], quantity) for name, quantity in names)
+
+
+def _context(candidate: OpenModel, reference: LoadPlan, question: Question) -> str:
+    geometry = f"{question.prompts.name}, {question.new_tokens} tokens, batch {question.batch}"
+    return f"against {reference.strategy} on {candidate.opened.device_name}; {geometry}"
+
+
+def reference_file(
+    candidate: OpenModel,
+    reference: LoadPlan,
+    open_reference: Callable[[], OpenModel],
+    question: Question,
+) -> Path:
+    """The cached reference, made now when it is missing.
+
+    The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
+    needs no second model in memory. Raises UsageError where the cache cannot be written.
+    """
+    source = _standing_for(reference, candidate) or open_reference()
+    path = _path(source, reference, question)
+    if not path.exists():
+        _make_folder(path.parent)
+        open_reference().call(
+            MakeReference(prompts=question.prompts, new_tokens=question.new_tokens, batch=question.batch, path=str(path)),
+        )
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the cache cannot be written: {error}. Set LLMPERF_CACHE to a folder that can.") from error
+
+
+def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None:
+    """`candidate`, with the content hash that the reference's weights have; None where they are not known from it."""
+    plain = msgspec.structs.replace(candidate.plan, adapters=())
+    if _made_from(candidate.plan) == _made_from(reference):
+        return candidate
+    if candidate.opened.base_hash and _made_from(plain) == _made_from(reference):
+        opened = msgspec.structs.replace(candidate.opened, content_hash=candidate.opened.base_hash)
+        return dataclasses.replace(candidate, opened=opened)
+    return None
+
+
+def _made_from(plan: LoadPlan) -> tuple[object, ...]:
+    """What a plan's weights come from. Models that a test holds itself differ in their options alone."""
+    checkpoint = scheme_of(plan.quantization).path if plan.quantization is not None else ""
+    return plan.model, plan.seed, plan.options, checkpoint, plan.adapters
+
+
+def _noise_floor(
+    candidate: OpenModel,
+    reference: LoadPlan,
+    open_reference: Callable[[], OpenModel],
+    question: Question,
+) -> tuple[PromptComparison, ...]:
+    """The reference alone in a batch of one, against itself at the candidate's batch size."""
+    single = msgspec.structs.replace(question, batch=1)
+    path = reference_file(candidate, reference, open_reference, single)
+    return _scored(open_reference(), path, question.batch)
+
+
+def _scored(model: OpenModel, path: Path, batch: int) -> tuple[PromptComparison, ...]:
+    answer = model.call(CompareReference(path=str(path), batch=batch))
+    assert isinstance(answer, ReferenceCompared)  # noqa: S101 - narrows the union; the wire checked the type
+    return answer.prompts
+
+
+def _path(source: OpenModel, reference: LoadPlan, question: Question) -> Path:
+    identity = {
+        "format": FORMAT,
+        "content": source.opened.content_hash,
+        "plan": msgspec.to_builtins(reference),
+        "prompts": question.prompts.content_hash,
+        "new_tokens": question.new_tokens,
+        "batch": question.batch,
+        "device": source.opened.device_name,
+        "versions": source.opened.versions,
+    }
+    key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:24]
+    return cache_dir() / "references" / f"{key}.ref"

@@ -1,0 +1,73 @@
+"""What `--llmperf-against VALUE` names: a git revision, a folder, or an interpreter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.settings.git import commit_of, top_level
+
+OFF = frozenset({"", "off", "no", "none", "false", "0"})
+_HOW = "A git revision (origin/main), a folder (../before) or an interpreter (.venv-old/bin/python) is needed."
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """The other version. `path` is a folder, an interpreter, or for a revision the work tree's root; `text` what was written."""
+
+    kind: Literal["revision", "folder", "interpreter"]
+    text: str
+    path: Path
+    commit: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As messages name it: "origin/main (1a2b3c4d)"."""
+        return f"{self.text} ({self.commit[:8]})" if self.commit and not self.commit.startswith(self.text) else self.text
+
+
+def find_target(text: str, root: Path) -> Target | None:
+    """What `text` names, seen from the project's `root`; None where nothing is compared.
+
+    What looks like a path is one (`./main`); anything else is first taken for a revision.
+
+    Raises:
+        UsageError: it is none of the three.
+
+    """
+    text = text.strip()
+    if text.lower() in OFF:
+        return None
+    path = _path(text, root)
+    if _is_path_like(text) or (commit := _commit(text, root)) is None:
+        return _of_path(text, path, root)
+    top = top_level(root)
+    assert top is not None  # noqa: S101 - it holds the commit
+    return Target(kind="revision", text=text, path=top, commit=commit)
+
+
+def _path(text: str, root: Path) -> Path:
+    given = Path(os.path.expanduser(text))  # noqa: PTH111  pathlib's raises for a user that does not exist
+    here = given.absolute()
+    return here if os.path.exists(here) else root / given  # noqa: PTH110  pathlib's raises for a name that is too long
+
+
+def _is_path_like(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text in (".", "..")
+
+
+def _commit(text: str, root: Path) -> str | None:
+    return None if text.startswith("-") else commit_of(root, text)
+
+
+def _of_path(text: str, path: Path, root: Path) -> Target:
+    if os.path.isdir(path):  # noqa: PTH112  as above
+        return Target(kind="folder", text=text, path=path.resolve())
+    if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113  as above
+        return Target(kind="interpreter", text=text, path=path)  # not resolved: a virtual environment is known by its link
+    where = "is no revision of this repository" if top_level(root) else "is no revision (this is no git work tree)"
+    file = " and a file that cannot be run" if os.path.exists(path) else ", no folder and no file"  # noqa: PTH110
+    raise UsageError(f"--llmperf-against={text!r} {where}{file}. {_HOW}")

@@ -1,0 +1,65 @@
+"""Which metrics are gated, and how much worse each may become: from the option, the ini file and the marker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_llmperf.core.benchmark import TIME
+from pytest_llmperf.core.metrics.quantities import leaves
+from pytest_llmperf.errors import UsageError, did_you_mean
+
+DEFAULT_LIMITS: dict[str, float] = {"throughput": 0.03, "ttft.p50": 0.03, "memory.weights": 0.01, TIME.name: 0.03}
+"""Metric -> the share that it may be worse by. Each further noisy metric makes all the others harder to fail (Holm)."""
+
+COUNTED = frozenset({"memory.weights", "memory.kv_cache"})
+"""Metrics that are counted, not measured: one session is enough to compare them with."""
+
+_OFF = frozenset({"", "off", "no", "false", "0"})
+_ON = frozenset({"on", "yes", "true", "1"})
+_HOW = "Write METRIC:LIMIT,…, for example throughput:5%,ttft.p50:10%, or nothing for the defaults"
+
+
+def parse_gate(text: str) -> dict[str, float] | None:
+    """The limits of `--llmperf-gate[=METRIC:LIMIT,…]`; None where nothing is gated. Raises UsageError."""
+    if text.strip().lower() in _OFF:
+        return None
+    if text.strip().lower() in _ON:
+        return dict(DEFAULT_LIMITS)
+    return parse_limits(text, "--llmperf-gate")
+
+
+def parse_limits(text: str, option: str) -> dict[str, float]:
+    """The limits of `METRIC:LIMIT,…`; a metric without a limit has its default. Raises UsageError that names the option."""
+    return checked_limits(dict(_one(item, option) for item in text.split(",") if item.strip()), option)
+
+
+def gateable() -> list[str]:
+    """Names of the metrics that have a worse side: those of a run, and the time of a benchmark."""
+    return [name for name, row in (*leaves(), (TIME.name, TIME)) if row.direction != "none"]
+
+
+def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, float]:
+    """Limits by metric, each a share between 0 and 1. Raises UsageError that names `where` they were written."""
+    known = gateable()
+    found: dict[str, float] = {}
+    for name, limit in limits.items():
+        if not isinstance(name, str) or name not in known:
+            near = did_you_mean(str(name), known)
+            raise UsageError(f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}.")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+            raise UsageError(
+                f"{where}: the limit of {name} is {limit!r}. A share between 0 and 1 is needed: 0.05, or 5%, is 5 %.",
+            )
+        found[name] = float(limit)
+    return found
+
+
+def _one(item: str, option: str) -> tuple[str, float]:
+    name, colon, limit = item.strip().partition(":")
+    if not colon:
+        return name, DEFAULT_LIMITS.get(name, DEFAULT_LIMITS["throughput"])
+    try:
+        share = float(limit.removesuffix("%")) / (100 if limit.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}.") from error
+    return name, share

@@ -1,0 +1,176 @@
+"""What a session was asked to do: the options of `settings/options.py`, read and checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.settings.options import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from pytest_llmperf.settings.against_target import Target
+
+DEVICES = ("auto", "cuda", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What this session was asked to do. Times in seconds; `precision` is a relative half-width."""
+
+    only: bool
+    skip: bool
+    disable: bool
+    plan: bool
+    strict: bool
+    gate: dict[str, float] | None
+    require_baseline: bool
+    against: Target | None
+    against_limits: dict[str, float] | None
+    against_budget_s: float
+    against_build: str
+    device: str
+    gpus: str
+    cluster: str
+    wait_s: float
+    plan_json: Path | None
+    waivers: Path
+    again_budget_s: float
+    strategies: tuple[str, ...]
+    reference: str
+    store: str
+    json: Path | None
+    budget_s: float
+    precision: float
+    timeout_s: float
+    pythons: dict[str, str]
+    benchmark_json: Path | None
+    html: Path | None
+    root: Path
+
+
+def read(raw: Callable[[Option], Any], root: Path) -> Settings:
+    """Settings from a function that gives each option's raw value. Raises UsageError for a value that cannot be used."""
+    value = {option.name: raw(option) for option in OPTIONS}
+    return Settings(
+        only=value["only"],
+        skip=value["skip"],
+        disable=value["disable"],
+        plan=value["plan"],
+        strict=value["strict"],
+        gate=_gate(value["gate"]),
+        require_baseline=value["require-baseline"],
+        against=against(value["against"], root),
+        against_limits=_against_limits(value["against-limits"]),
+        against_budget_s=_positive("against-budget", value["against-budget"]),
+        against_build=value["against-build"],
+        device=_choice("device", value["device"], DEVICES),
+        gpus=value["gpus"],
+        cluster=_cluster(value["cluster"], value["against"]),
+        wait_s=_positive("wait", value["wait"]),
+        plan_json=(root / value["plan-json"]) if value["plan-json"] else None,
+        strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
+        waivers=root / value["waivers"],
+        again_budget_s=_positive("again-budget", value["again-budget"]),
+        reference=_strategy("reference", value["reference"]),
+        store=value["store"],
+        json=(root / value["json"]) if value["json"] else None,
+        benchmark_json=(root / value["benchmark-json"]) if value["benchmark-json"] else None,
+        html=(root / value["html"]) if value["html"] else None,
+        budget_s=_positive("budget", value["budget"]),
+        precision=_positive("precision", value["precision"]) / 100,
+        timeout_s=_positive("timeout", value["timeout"]),
+        pythons=dict(_interpreter(text) for text in value["python"]),
+        root=root,
+    )
+
+
+def cache_dir() -> Path:
+    """Where converted models, baselines and device ceilings are kept: $LLMPERF_CACHE, or the user's cache folder."""
+    if configured := os.environ.get("LLMPERF_CACHE"):
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
+    return value
+
+
+def _cluster(text: str, against: str) -> str:
+    if not text.strip():
+        return ""
+    from pytest_llmperf.settings.cluster_address import parse  # noqa: PLC0415 - only where a cluster is named
+
+    if against:
+        raise UsageError(
+            f"--llmperf-cluster={text!r} and --llmperf-against={against!r}: the hosts of a cluster have one version of this "
+            "project, so there is nothing to compare it with there. Leave one of the two out.",
+        )
+    return parse(text)
+
+
+def _strategy(name: str, text: str) -> str:
+    from pytest_llmperf.strategies import parse  # noqa: PLC0415
+
+    try:
+        parse(text)
+    except UsageError as error:
+        raise UsageError(f"--llmperf-{name}={text!r}: {error}") from error
+    return text
+
+
+def _gate(text: str) -> dict[str, float] | None:
+    from pytest_llmperf.settings.limits import parse_gate  # noqa: PLC0415
+
+    return parse_gate(text)
+
+
+def against(text: str, root: Path) -> Target | None:
+    """What `--llmperf-against` names. Raises UsageError."""
+    if not text:
+        return None
+    from pytest_llmperf.settings.against_target import find_target  # noqa: PLC0415 - git is asked, only where it is needed
+
+    return find_target(text, root)
+
+
+def _against_limits(text: str) -> dict[str, float] | None:
+    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
+
+    return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
+
+
+def _positive(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(
+            f"--llmperf-{name}={value!r}: a number above 0 is needed, for example --llmperf-{name}={_default(name)}.",
+        )
+    return number
+
+
+def _default(name: str) -> str:
+    return next(option.default for option in OPTIONS if option.name == name)
+
+
+def _interpreter(text: str) -> tuple[str, str]:
+    engine, separator, path = text.partition("=")
+    if not separator or not os.path.isfile(path):  # noqa: PTH113  pathlib raises for a name that is too long
+        raise UsageError(
+            f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, "
+            "for example transformers=.venv/bin/python.",
+        )
+    from pytest_llmperf import engines  # noqa: PLC0415 - only where an interpreter is named
+    from pytest_llmperf.workloads.serve import GENERATORS  # noqa: PLC0415 - as above
+
+    if engine in GENERATORS:
+        return engine, str(Path(path).absolute())
+    return engines.engine(engine).name, str(Path(path).absolute())

@@ -1,0 +1,1 @@
+"""The processes that hold models, as the session sees them: started, asked, watched, ended."""

@@ -1,0 +1,248 @@
+"""The workers of one loaded model, as the session talks to them: start, call, watch, end. Imports no torch."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import re
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.wire.messages import Close, Command, Reply, Result
+from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
+from pytest_llmperf.workers.kernel_oom import read_counters
+from pytest_llmperf.workers.process import WORKER, Worker, WorkerProcess, free_port, rank_environment
+
+START_DEADLINE_S = 60.0
+SILENCE_S = 60.0
+"""Longest wait without a heartbeat. Loading a large shared library holds the interpreter, and no heartbeat is sent meanwhile."""
+
+_live: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
+_numbers = itertools.count(1)
+
+
+class WorkerGroup:
+    """One worker process for each rank of one loaded model. Whatever ends the group ends every process it started.
+
+    One thread uses a group at a time. Errors that are the engine's answer (UsageError, LoadError, NotInEffect, InvalidRun,
+    NotMeasured) leave it alive; every other error, KeyboardInterrupt included, has killed it when it reaches the caller.
+    """
+
+    def __init__(self, workers: tuple[Worker, ...], *, name: str, silence_s: float, oom_before: dict[str, int]) -> None:
+        self.name = name
+        self._workers = workers
+        self._silence_s = silence_s
+        self._oom_before = oom_before
+        self._owner_pid = os.getpid()
+        self._ended = False
+        _live.add(self)
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        ranks: int = 1,
+        python: str = sys.executable,
+        log_dir: Path,
+        env: Mapping[str, str] | None = None,
+        name: str,
+        silence_s: float = SILENCE_S,
+        start_deadline_s: float = START_DEADLINE_S,
+        program: Sequence[str] = WORKER,
+        cwd: Path | None = None,
+    ) -> Self:
+        """Start the workers and wait until each has said hello.
+
+        Args:
+            ranks: number of processes; for more than one, torch.distributed's variables are set, with a free port.
+            python: interpreter that has pytest-llmperf and the engine.
+            log_dir: one log a rank is written there, made if missing.
+            env: variables set on top of this process's own.
+            name: of the logs, for people.
+            silence_s: longest time without a heartbeat during a command.
+            start_deadline_s: for all ranks to come up.
+            program: arguments of the interpreter, up to those that every worker takes.
+            cwd: working directory (default: this process's own).
+
+        Raises:
+            UsageError: `python` cannot be run. WorkerDied, WorkerHung: a worker did not come up; its log says why.
+
+        """
+        oom_before = read_counters()
+        workers = _start_all(ranks, python=python, log_dir=log_dir, env=env or {}, name=name, program=program, cwd=cwd)
+        group = cls(workers, name=name, silence_s=silence_s, oom_before=oom_before)
+        group.greet(python, start_deadline_s)
+        return group
+
+    def greet(self, python: str, deadline_s: float) -> None:
+        """Wait until every rank has said hello. Raises WorkerDied, WorkerHung; then all are killed."""
+        with self._killed_on_error():
+            try:
+                self._exchange("start-up", deadline_s).greetings()
+            except WorkerError as error:
+                error.add_note(f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages.")
+                raise
+        for worker in self._workers:
+            worker.greeted = True
+
+    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
+        """Rank 0's result of `call_all`."""
+        return self.call_all(command, deadline_s=deadline_s, on_beat=on_beat)[0]
+
+    def call_all(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> tuple[Result, ...]:
+        """Send a command to every rank and wait for each rank's result, in rank order.
+
+        `on_beat` is called in this thread with each heartbeat.
+
+        Raises:
+            UsageError, LoadError, NotInEffect, InvalidRun, NotMeasured: the engine's answer; the group stays alive.
+            WorkerDied, WorkerHung, OutOfMemory, WorkerError: a rank failed; all are killed, the message ends with its log.
+
+        """
+        if not self.alive:
+            raise WorkerError(
+                f"{type(command).__name__} was sent to the workers of {self.name!r}, which have ended. Start new ones.",
+            )
+        exchange = self._exchange(type(command).__name__, deadline_s)
+        with self._killed_on_error():
+            exchange.send(command)
+            replies = exchange.replies(on_beat)
+        self._raise_failure(exchange, replies)
+        return tuple(_result(replies[rank]) for rank in sorted(replies))
+
+    def close(self, timeout_s: float = 10) -> bool:
+        """Ask the workers to free everything and exit, then kill what is left. True when all ended by themselves."""
+        clean = False
+        if not self._ended:
+            end_s = time.monotonic() + timeout_s
+            try:
+                clean = self._ask_to_close(end_s)
+            finally:
+                self.kill()
+        return clean
+
+    def kill(self) -> None:
+        """SIGKILL to every process of every rank. May be called again."""
+        self._ended = True
+        for worker in self._workers:
+            worker.kill()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every rank can take a command."""
+        return not self._ended and not any(worker.exited() for worker in self._workers)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids in rank order."""
+        return tuple(worker.pid for worker in self._workers)
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """Log files in rank order."""
+        return tuple(worker.log for worker in self._workers)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of each rank's output."""
+        if len(self._workers) == 1:
+            return self._workers[0].log_tail(lines)
+        return "\n".join(f"--- rank {w.rank} ---\n{w.log_tail(lines)}" for w in self._workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.kill()
+
+    def _exchange(self, what: str, deadline_s: float) -> Exchange:
+        return Exchange(self._workers, what=what, deadline_s=deadline_s, silence_s=self._silence_s, oom_before=self._oom_before)
+
+    def _ask_to_close(self, end_s: float) -> bool:
+        with contextlib.suppress(WorkerError):
+            if self.alive:
+                self.call_all(Close(), deadline_s=end_s - time.monotonic())
+        return all(w.wait_exited(max(0.0, end_s - time.monotonic())) and w.exit_code() == 0 for w in self._workers)
+
+    def _raise_failure(self, exchange: Exchange, replies: dict[int, Reply]) -> None:
+        """Raise the first failure to arrive, one that blames another rank last.
+
+        Kills the group unless it is an answer that every rank gave time to follow.
+        """
+        for reply in sorted(replies.values(), key=lambda r: r.failure is not None and blames_a_peer(r.failure)):
+            if reply.failure is not None:
+                if not is_answer(reply.failure) or len(replies) < len(self._workers):
+                    self.kill()
+                raise exchange.error(reply, reply.failure)
+
+    @contextlib.contextmanager
+    def _killed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
+
+    def _kill_at_exit(self) -> None:
+        if self._owner_pid == os.getpid() and not self._ended:
+            self.kill()
+
+
+def _start_all(
+    ranks: int,
+    *,
+    python: str,
+    log_dir: Path,
+    env: Mapping[str, str],
+    name: str,
+    program: Sequence[str],
+    cwd: Path | None,
+) -> tuple[WorkerProcess, ...]:
+    log_dir.mkdir(parents=True, exist_ok=True)
+    stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name)[:100]}-{os.getpid()}-{next(_numbers)}"
+    port = free_port() if ranks > 1 else 0
+    base = {**os.environ, **env}
+    workers: list[WorkerProcess] = []
+    try:
+        for rank in range(ranks):
+            variables = rank_environment(rank=rank, ranks=ranks, port=port, base=base)
+            log = log_dir / f"{stem}-rank{rank}.log"
+            started = WorkerProcess.start(
+                python=python,
+                rank=rank,
+                world_size=ranks,
+                log=log,
+                env=variables,
+                program=program,
+                cwd=cwd,
+            )
+            workers.append(started)
+    except BaseException as error:
+        for worker in workers:
+            worker.kill()
+        if isinstance(error, OSError):
+            raise UsageError(f"no worker could be started with the interpreter {python!r}: {error}.") from error
+        raise
+    return tuple(workers)
+
+
+def _result(reply: Reply) -> Result:
+    if reply.result is None:
+        raise WorkerError(f"rank {reply.rank} answered with neither a result nor a failure.")
+    return reply.result
+
+
+@atexit.register
+def _kill_all() -> None:
+    for group in list(_live):
+        group._kill_at_exit()  # noqa: SLF001 - our own

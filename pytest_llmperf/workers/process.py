@@ -1,0 +1,242 @@
+"""One worker process as the session sees it: started with a socket and a log, watched, and killed with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pytest_llmperf.processes import TOKEN, kill_group, kill_marked
+from pytest_llmperf.wire.frames import Wire, parent_end
+from pytest_llmperf.wire.messages import FromWorker
+from pytest_llmperf.workers import guardian
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WORKER = ("-m", "pytest_llmperf.worker")
+"""What the interpreter runs: the program of a worker."""
+
+_POLL_S = 0.02
+_STACKS_S = 3.0
+_REAP_S = 10.0
+_LOG_TAIL_BYTES = 2**16
+_UNRESPONSIVE = ("T", "t", "Z", "gone")  # stopped, traced, zombie: no signal handler runs
+
+
+class Worker(Protocol):
+    """One rank's process as its group and its exchanges see it, wherever it runs."""
+
+    rank: int
+    log: Path
+    wire: Wire[FromWorker]
+    pid: int
+    greeted: bool
+
+    @property
+    def where(self) -> str:
+        """What a message calls the process: its id, and the host where that is not this one."""
+
+    def exited(self) -> bool:
+        """Whether the process has ended."""
+
+    def wait_exited(self, timeout_s: float) -> bool:
+        """Whether the process has ended, after waiting for it at most `timeout_s`."""
+
+    def kill(self) -> None:
+        """End the process and all that it started. May be called again."""
+
+    def exit_text(self) -> str:
+        """How the process ended, after `exited`."""
+
+    def exit_code(self) -> int | None:
+        """As subprocess reports it; None while it runs, or where it is not known."""
+
+    def stacks(self) -> str:
+        """Stacks of all threads, or why there are none."""
+
+    def log_tail(self, lines: int) -> str:
+        """The last lines of its output."""
+
+
+class WorkerProcess:
+    """A started worker. Its process id cannot be reused before `kill` returns, because nothing else reaps it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], wire: Wire[FromWorker], *, rank: int, log: Path, token: str) -> None:
+        self.rank = rank
+        self.log = log
+        self.wire = wire
+        self.pid = process.pid
+        self.greeted = False
+        self._process = process
+        self._token = token
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        python: str,
+        rank: int,
+        world_size: int,
+        log: Path,
+        env: Mapping[str, str],
+        program: Sequence[str] = WORKER,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> WorkerProcess:
+        """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError.
+
+        `pass_fds` are inherited besides its socket, under the same numbers.
+        """
+        ours, theirs = socket.socketpair()
+        token = f"{guardian.token()}{uuid.uuid4().hex}"
+        try:
+            with theirs, log.open("wb") as output:
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    _command([python, *program], theirs.fileno(), rank, world_size),
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**env, TOKEN: token, "PYTHONUNBUFFERED": "1"},
+                    pass_fds=(theirs.fileno(), *pass_fds),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return cls(process, parent_end(ours), rank=rank, log=log, token=token)
+
+    def exited(self) -> bool:
+        """Whether the process has ended. Does not reap it."""
+        if self._process.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def wait_exited(self, timeout_s: float) -> bool:
+        """Whether the process has ended, after waiting for it at most `timeout_s`."""
+        end_s = time.monotonic() + timeout_s
+        while not self.exited():
+            if time.monotonic() >= end_s:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL to the process group and to everything that carries this worker's token; reap. May be called again."""
+        if self._process.returncode is None:
+            kill_group(self.pid, self._token)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_REAP_S)  # a process in an uninterruptible driver call outlasts SIGKILL for a while
+            kill_marked(self._token)  # what a dying child started between the two looks
+        self.wire.close()
+
+    def exit_text(self) -> str:
+        """How the process ended, after `exited`: "exit code 3" or "signal SIGKILL"."""
+        return exit_text(self.exit_code())
+
+    @property
+    def where(self) -> str:
+        """Its process id, and where that is one."""
+        return f"pid {self.pid}"
+
+    def exit_code(self) -> int | None:
+        """As subprocess reports it: negative for a signal. None while it runs, or when something else reaped it."""
+        if self._process.returncode is not None:
+            return self._process.returncode
+        with contextlib.suppress(ChildProcessError):
+            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if status is not None:
+                return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        return None
+
+    def stacks(self) -> str:
+        """Stacks of all threads, which the worker's signal handler writes to its log; or why there are none."""
+        if not self.greeted:
+            return "(the worker had not come up; see its log)"
+        start = self.log.stat().st_size
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        self._wait_log_settled(start)
+        text = _read(self.log, start)
+        return text or f"(no stacks: the process does not react to signals; its state is {_state(self.pid)})"
+
+    def log_tail(self, lines: int) -> str:
+        """The last lines of the worker's output."""
+        size = self.log.stat().st_size if self.log.exists() else 0
+        return "\n".join(_read(self.log, max(0, size - _LOG_TAIL_BYTES)).splitlines()[-lines:])
+
+    def _wait_log_settled(self, start: int) -> None:
+        end_s = time.monotonic() + _STACKS_S
+        size, settled = start, False
+        while not settled and time.monotonic() < end_s and _state(self.pid) not in _UNRESPONSIVE:
+            time.sleep(_POLL_S * 3)
+            now = self.log.stat().st_size
+            settled = now > start and now == size
+            size = now
+
+
+def exit_text(code: int | None) -> str:
+    """An exit code of subprocess in words; None where it is not known."""
+    if code is None:
+        return "an unknown exit status (something else reaped it)"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def rank_environment(*, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1") -> dict[str, str]:
+    """`base` with the variables that torch.distributed reads, for more than one rank, which meet at that host and port.
+
+    One rank gets none, not even inherited ones: libraries take a lone LOCAL_RANK for a launcher and start a process group.
+    """
+    env = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES}
+    if ranks > 1:
+        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        env |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))  # ranks of one host share its cores
+    return env
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _command(program: Sequence[str], fd: int, rank: int, world_size: int) -> list[str]:
+    command = [*program, "--fd", str(fd), "--rank", str(rank), "--world-size", str(world_size)]
+    # The kernel sends the death signal when the starting thread ends, so only the main thread may ask for it.
+    if threading.current_thread() is threading.main_thread():
+        command.append("--die-with-parent")
+    return command
+
+
+def _read(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", "replace")
+
+
+def _state(pid: int) -> str:
+    if sys.platform != "linux":
+        return "unknown"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
