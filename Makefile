@@ -18,11 +18,11 @@ demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured
 	$(VENV)/bin/pytest $(SUITES)
 
 test: $(VENV)/.dev  ## every test
-	$(VENV)/bin/python tests/write_compiled.py
+	$(VENV)/bin/python tests/support/write_compiled.py
 	$(VENV)/bin/pytest
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
-	$(VENV)/bin/python tests/write_compiled.py
+	$(VENV)/bin/python tests/support/write_compiled.py
 	LLMPERF_NIGHTLY=1 $(VENV)/bin/pytest
 
 lint: $(VENV)/.dev  ## style, types, import contracts

@@ -14,7 +14,7 @@ import re
 import nox
 
 PYTHONS = ("3.11", "3.12", "3.13")
-NO_TORCH = ("tests/unit", "tests/report", "tests/plugin")
+NO_TORCH = ("tests/unit", "tests/plugin")
 """Tests that load no engine: the scripted one takes its place."""
 SOURCE = "tests/test_architecture.py"
 """What it reads is the source, by a tool of its own: the versions of dependencies change nothing about it."""

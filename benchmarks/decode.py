@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from pairs import Finding, finding, interleave
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.sampling import duration_s
 from pytest_llmperf.wire.messages import Ran, Run

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines import engine
 from pytest_llmperf.session.sampling import duration_s
 from pytest_llmperf.workloads import Decode

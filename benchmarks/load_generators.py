@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.session import ServerSession

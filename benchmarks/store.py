@@ -48,8 +48,8 @@ def test_speed(llm):
 WRITER = """
 import sys, msgspec
 from pathlib import Path
-from pytest_llmperf.core import record_json  # noqa: PLC0415
-from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
+from pytest_llmperf.core import record_json
+from pytest_llmperf.history.store import open_for_session
 model = record_json.decode(Path(sys.argv[3]).read_bytes())
 with open_for_session(sys.argv[1], folder=Path(sys.argv[2]), busy_s=60) as store:
     for i in range(int(sys.argv[5])):

@@ -21,7 +21,7 @@ os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.engines.loading.folder import source_of
 from pytest_llmperf.engines.models.names import model_ref

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.cluster import placement
 from pytest_llmperf.cluster.link import Link
 from pytest_llmperf.cluster.messages import Done, GiveBack, Launch, Launched, Look, Node, Place, Seen, Take, Taken
 from pytest_llmperf.cluster.ranks import ClusterGroup, ClusterRank
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Fact
 from pytest_llmperf.devices.inventory import Inventory
 from pytest_llmperf.devices.placement import USABLE_SHARE, needed_bytes

@@ -27,7 +27,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _why_not(item: pytest.Item) -> str:
     from pytest_llmperf.plugin.plan import skip_reason  # noqa: PLC0415
-    from pytest_llmperf.plugin.stash import DECLARED, UNUSABLE  # noqa: PLC0415 - this file is imported before the plugins
+    from pytest_llmperf.plugin.stash import DECLARED, UNUSABLE  # noqa: PLC0415
 
     skipped = skip_reason(item)
     if skipped is not None:

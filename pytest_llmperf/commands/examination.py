@@ -241,7 +241,7 @@ def _version(distribution: str) -> str | None:
 
 def _gpus() -> tuple[tuple[Gpu, ...], str]:
     """The GPUs that the driver shows, or why there are none."""
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     from pytest_llmperf.instruments.nvml import Nvml  # noqa: PLC0415
 

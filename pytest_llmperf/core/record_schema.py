@@ -65,9 +65,7 @@ def _references(kind: Any) -> list[str]:
     return own + [name for value in kind.values() for name in _references(value)]
 
 
-def _changes(
-    name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]
-) -> Iterator[str]:
+def _changes(name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]) -> Iterator[str]:
     if now is None:
         yield f"{name} is gone"
         return

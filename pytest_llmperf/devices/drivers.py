@@ -58,7 +58,7 @@ def usage(gpu: Gpu) -> Usage | None:
 
 def _nvidia() -> tuple[list[Physical], tuple[str, ...]]:
     """Every GPU that NVML lists and lets us open, and what it does not."""
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     try:
         pynvml.nvmlInit()
@@ -77,7 +77,7 @@ def _nvidia() -> tuple[list[Physical], tuple[str, ...]]:
 
 
 def _nvidia_gpu(index: int) -> Physical:
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
@@ -88,7 +88,7 @@ def _nvidia_gpu(index: int) -> Physical:
 
 
 def _nvidia_part(handle: Any, mig: bool, capability: tuple[int, int]) -> Gpu:
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     return Gpu(
@@ -104,7 +104,7 @@ def _nvidia_part(handle: Any, mig: bool, capability: tuple[int, int]) -> Gpu:
 
 def _mig_handles(handle: Any) -> list[Any] | None:
     """Handles of a GPU's slices; None for a GPU that is not cut up."""
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     try:
         if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
@@ -119,7 +119,7 @@ def _mig_handles(handle: Any) -> list[Any] | None:
 
 
 def _nvidia_usage(gpu: Gpu) -> Usage | None:
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    import pynvml  # noqa: PLC0415
 
     try:
         pynvml.nvmlInit()

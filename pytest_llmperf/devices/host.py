@@ -16,7 +16,7 @@ _GIT_TIMEOUT_S = 5
 
 def host_facts(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, Fact]:
     """CPU, memory, limits of the container, system. Memory in bytes, cores as numbers (a quota may be a fraction)."""
-    import psutil  # noqa: PLC0415
+    import psutil  # noqa: PLC0415 - only when something is measured
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = [float(limit) for limit in (usable, cpu_quota(proc, cgroups)) if limit is not None]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.drivers import inventory, usage
 from pytest_llmperf.devices.held import session_pool
 from pytest_llmperf.devices.inventory import Gpu

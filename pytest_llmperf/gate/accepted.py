@@ -119,7 +119,7 @@ def unmeasured(store: Store, reviewed: Reviewed, test: str, session_id: str, mad
     A run that took another's place (another workload, another strategy) is no counterpart, and none is missing for it:
     it is reported as what it is, a run without a history. Where a run was made, only runs of its environment count.
     """
-    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415 - the history is loaded where something is gated
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
 
     last = last_session(store, reviewed, test, {session_id}, {record.environment_key for record in made})
     expected = {series_key(msgspec.structs.replace(record, test=test)): record for record in last}

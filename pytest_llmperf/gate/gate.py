@@ -96,7 +96,7 @@ class Gate:
 
     @cached_property
     def _reviewed(self) -> Reviewed:
-        from pytest_llmperf.history import accept  # noqa: PLC0415
+        from pytest_llmperf.history import accept  # noqa: PLC0415 - SQLAlchemy, only where something is gated
 
         return accept.reviewed(self._settings.root)
 

@@ -45,7 +45,7 @@ def look_for_gone(store_url: str, root: Path, collected: Collected, made: Sequen
         StoreError: the history cannot be read.
 
     """
-    from pytest_llmperf.history import accept  # noqa: PLC0415
+    from pytest_llmperf.history import accept  # noqa: PLC0415 - SQLAlchemy, only where something is gated
     from pytest_llmperf.history.problems import StoreMissing  # noqa: PLC0415
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 

@@ -31,7 +31,7 @@ def upgrade(connection: Connection, shown: str) -> None:
         StoreError: the store is of a newer version than this program.
 
     """
-    from alembic import command  # noqa: PLC0415 - 0.1 s that an up-to-date store does not pay
+    from alembic import command  # noqa: PLC0415
 
     config = _config(connection)
     require_known(revision(connection), shown)
@@ -40,7 +40,7 @@ def upgrade(connection: Connection, shown: str) -> None:
 
 def downgrade(connection: Connection, to: str) -> None:
     """Go back to an older revision, or to "base" (drops every table)."""
-    from alembic import command  # noqa: PLC0415 - 0.1 s that an up-to-date store does not pay
+    from alembic import command  # noqa: PLC0415
 
     command.downgrade(_config(connection), to)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pynvml  # costs milliseconds, needed only for plans that depend on it
+import pynvml
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.selection import GpuPool, Need, Shortfall, need_of, shortfall
 from pytest_llmperf.plugin.gpu_tests import MARK
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import UNFINISHED, speed_metric
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.devices.selection import Need

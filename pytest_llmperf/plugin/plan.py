@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.devices import placement
 from pytest_llmperf.devices.selection import candidates
@@ -114,7 +114,7 @@ def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) ->
 @contextmanager
 def _history(core: LlmperfSession) -> Iterator[Expected]:
     """How long a test took when it last ran, in s, by the history; None for all where there is none. Creates nothing."""
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only for a plan
 
     try:
         if core.settings.store == "none":

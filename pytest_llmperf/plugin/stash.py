@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+    from pytest_llmperf.core.plan import LoadPlan
     from pytest_llmperf.core.verdicts.judge import Finding
     from pytest_llmperf.devices.selection import Need
     from pytest_llmperf.errors import LlmperfError

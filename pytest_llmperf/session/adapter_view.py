@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.strategies.adapters import BASE, switched
@@ -13,7 +13,7 @@ from pytest_llmperf.wire.messages import AdaptersUsed, Command, Result, UseAdapt
 from pytest_llmperf.workers.pool import OpenModel
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+    from pytest_llmperf.core.plan import LoadPlan
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.rules import Rule
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import metric_value
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.errors import UsageError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pytest_llmperf import engines
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import resolve_device
 from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.engines.models.names import model_ref

@@ -11,7 +11,7 @@ from pytest_llmperf.core.agreement.rules import default_rule, parse_rule
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts.unjudged import Unjudged
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement

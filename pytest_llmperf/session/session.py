@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.metrics.results import RunResult
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
 from pytest_llmperf.core.verdicts.unjudged import Unjudged

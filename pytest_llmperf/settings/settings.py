@@ -115,7 +115,7 @@ def _cluster(text: str, against: str) -> str:
 
 
 def _strategy(name: str, text: str) -> str:
-    from pytest_llmperf.strategies import parse  # noqa: PLC0415
+    from pytest_llmperf.strategies import parse  # noqa: PLC0415 - the table of strategies, once tests are collected
 
     try:
         parse(text)
@@ -125,7 +125,7 @@ def _strategy(name: str, text: str) -> str:
 
 
 def _gate(text: str) -> dict[str, float] | None:
-    from pytest_llmperf.settings.limits import parse_gate  # noqa: PLC0415
+    from pytest_llmperf.settings.limits import parse_gate  # noqa: PLC0415 - the table of metrics, once tests are collected
 
     return parse_gate(text)
 
@@ -140,7 +140,7 @@ def against(text: str, root: Path) -> Target | None:
 
 
 def _against_limits(text: str) -> dict[str, float] | None:
-    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
+    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415 - as above
 
     return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from os.path import expanduser
 from pathlib import Path
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.effective import AdapterGroup, Effective, Promise
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_llmperf.core.effective import Effective, Promise
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol, cast
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, Promise
 from pytest_llmperf.core.plan import ANY, LoadPlan

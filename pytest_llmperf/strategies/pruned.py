@@ -8,7 +8,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from pytest_llmperf.core.effective import Effective, Promise, Pruned
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 

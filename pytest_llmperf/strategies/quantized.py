@@ -5,10 +5,10 @@ from __future__ import annotations
 from os.path import expanduser
 from pathlib import Path
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LeftOut, Promise, Quantized
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import CHECKPOINTS, METHODS, scheme_of
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llmperf.core.effective import Promise
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.strategies import parallel, promises, pruned
 from pytest_llmperf.strategies.adapters import LORA
 from pytest_llmperf.strategies.assistance import ASSISTED, PROMPT_LOOKUP

@@ -14,7 +14,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.serving import LoadTrace
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost, Trace
 from pytest_llmperf.workloads import PromptSet, Serve, TaskAnswer, TaskSet, Workload

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 
 from pytest_llmperf import errors
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.base import Engine, Session
 from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError

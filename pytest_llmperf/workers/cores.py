@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.processes import CORES

@@ -12,7 +12,7 @@ import msgspec
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.effective import Promise
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices import placement
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.inventory import Gpu

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost
 from pytest_llmperf.errors import RanksDisagree
 from pytest_llmperf.wire.messages import (

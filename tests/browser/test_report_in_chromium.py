@@ -10,11 +10,11 @@ import time
 import pytest
 
 pytest.importorskip("selenium", reason="Selenium is not installed")
-from chromium import BINARY, DRIVER, browser, draw_all, errors, requested, resize, serious_faults
-from project import HOSTILE, everything, records, write
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from support.chromium import BINARY, DRIVER, browser, draw_all, errors, requested, resize, serious_faults
+from support.project import HOSTILE, everything, records, write
 
 pytestmark = pytest.mark.skipif(not (BINARY and DRIVER), reason="Chromium or its driver is not installed")
 

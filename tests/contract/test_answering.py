@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from generating import VOCAB, loaded, tiny_llama
+from support.generating import VOCAB, loaded, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

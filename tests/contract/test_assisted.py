@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from generating import ROWS, batch, loaded, plan, tiny_llama
+from support.generating import ROWS, batch, loaded, plan, tiny_llama
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.transformers import TransformersEngine, TransformersSession

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from generating import CPU, VOCAB, loaded, tiny_llama
+from support.generating import CPU, VOCAB, loaded, tiny_llama
 
 from pytest_llmperf.core.metrics.batching import padding_share
 from pytest_llmperf.engines.outputs.inputs import Vocabulary, left_padded

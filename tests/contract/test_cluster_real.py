@@ -87,7 +87,7 @@ def ray_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def hosts(ray_python: str) -> Iterator[tuple[str, str]]:
     """The cluster's own address, and that of its client server."""
     with subprocess.Popen(
-        [ray_python, Path(__file__).with_name("ray_hosts.py")],
+        [ray_python, ROOT / "tests" / "support" / "ray_hosts.py"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from generating import CPU, ROWS, batch, loaded, plan, tiny_falcon, tiny_llama, uncompiled
+from support.generating import CPU, ROWS, batch, loaded, plan, tiny_falcon, tiny_llama, uncompiled
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_llmperf.engines.transformers import TransformersSession

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generating import CPU, ROWS, batch, loaded, plan, tiny_llama
+from support.generating import CPU, ROWS, batch, loaded, plan, tiny_llama
 
 from pytest_llmperf.engines.transformers import TransformersSession
 from pytest_llmperf.engines.transformers.compiling import compile_options, parse_knobs

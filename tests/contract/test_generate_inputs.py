@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generating import CPU, ROWS, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from support.generating import CPU, ROWS, tiny_llama
 
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, exact_length, left_padded, synthetic_rows, token_batch
 from pytest_llmperf.errors import UsageError

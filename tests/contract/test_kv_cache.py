@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generating import ROWS, batch, loaded, plan, tiny_llama
+from support.generating import ROWS, batch, loaded, plan, tiny_llama
 from transformers import MistralConfig, MistralForCausalLM, cache_utils
 
 from pytest_llmperf.engines.transformers import TransformersSession, kv_cache

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref, predict
 from pytest_llmperf.errors import LoadError, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from adapting import adapter, plan
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 from safetensors.torch import load_file, save_file
+from support.adapting import adapter, plan
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
@@ -267,7 +267,7 @@ def test_another_name_for_the_base_can_be_declared_the_same(folders, tmp_path):
 
 
 def test_an_adapter_of_another_shape_is_refused_with_both_named(folders, tmp_path):
-    from generating import tiny_llama
+    from support.generating import tiny_llama
     from transformers import LlamaConfig, LlamaForCausalLM
 
     narrow = adapter(tmp_path / "narrow", tiny_llama(), seed=1, base=BASE)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generating import loaded, tiny_llama
 from msgspec.structs import replace
+from support.generating import loaded, tiny_llama
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.outputs.inputs import Vocabulary

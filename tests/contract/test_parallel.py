@@ -27,7 +27,7 @@ from pytest_llmperf.workloads import Decode, PromptSet
 
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=10)
 DEADLINE_S = 120.0
-FAULTY = (str(Path(__file__).with_name("faulty_rank.py")),)
+FAULTY = (str(Path(__file__).parents[1] / "support" / "faulty_rank.py"),)
 
 Start = Callable[..., Ranks]
 

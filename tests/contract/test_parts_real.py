@@ -9,8 +9,8 @@ pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from adapting import adapter
-from real import CHAT, MODEL, NIGHTLY, agreement, make_reference, opened, plan_of, say, warm
+from support.adapting import adapter
+from support.real import CHAT, MODEL, NIGHTLY, agreement, make_reference, opened, plan_of, say, warm
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.rules import default_rule

@@ -6,10 +6,10 @@ import copy
 
 import numpy as np
 import pytest
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 from test_load_real import write_gguf
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LoadError, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect

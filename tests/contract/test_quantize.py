@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.models.names import predict
@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")
 
-from quantizing import LLAMA_SHAPES, plain_from_pretrained, plan_of, quantized, save_llama, save_plain
+from support.quantizing import LLAMA_SHAPES, plain_from_pretrained, plan_of, quantized, save_llama, save_plain
 from torch import nn
 
 from pytest_llmperf.engines.transformers import TransformersEngine

@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 pytest.importorskip("compressed_tensors")
 
-from quantizing import from_awq, plain_from_pretrained, plan_of, quantized, rounded, save_awq, save_quantized
 from safetensors.torch import load_file, save_file
+from support.quantizing import from_awq, plain_from_pretrained, plan_of, quantized, rounded, save_awq, save_quantized
 
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.engines.transformers.effective import describe

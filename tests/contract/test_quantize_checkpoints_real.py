@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 pytest.importorskip("compressed_tensors")
 
-from quantizing import from_awq, save_awq, save_quantized
-from real import MODEL, NIGHTLY, agreement, make_reference, opened, plan_of, say
 from safetensors.torch import load_file, save_file
+from support.quantizing import from_awq, save_awq, save_quantized
+from support.real import MODEL, NIGHTLY, agreement, make_reference, opened, plan_of, say
 
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.models.quantized_checkpoint import disagreement, stored_as

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from generating import loaded, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.generating import loaded, tiny_llama
 
 from pytest_llmperf.engines.outputs.scoring import rank_of, same_top, score, ulp
 from pytest_llmperf.engines.transformers import TransformersSession

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import adapter
 from safetensors.torch import load_file, save_file
+from support.adapting import adapter
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import NotInEffect, UsageError

@@ -8,7 +8,7 @@ import subprocess
 import msgspec
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import InvalidRun, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
@@ -151,7 +151,7 @@ def test_a_part_is_in_effect(strategy, open_worker):
 @pytest.mark.parametrize(("part", "how"), [("w8a8", {"bits": 8, "group": 0, "inputs": True}), ("w4a16", {"bits": 4})])
 def test_a_quantized_checkpoint_is_counted_layer_by_layer(part, how, open_worker, tmp_path):
     """vLLM joins the query, key and value layers, and gate and up: four layers a block, and the head is left out."""
-    from quantizing import save_quantized
+    from support.quantizing import save_quantized
 
     folder = save_quantized(tmp_path / part, "arch:small-llama", **how)
     wanted = plan(f"bf16+{part}:{folder}", "arch:small-llama")

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 import click
 import pytest
 import yaml
-from fenced import NOT_RUN, all_blocks, blocks_of, commands
+from support.fenced import NOT_RUN, all_blocks, blocks_of, commands
 
 from pytest_llmperf.commands.cli import main
 

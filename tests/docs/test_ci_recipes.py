@@ -14,12 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugin"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from postgresql_server import binaries, running
-from repository import TESTS, Repository
-from stored_sessions import earlier
+from support.postgresql_server import binaries, running
+from support.repository import TESTS, Repository
+from support.stored_sessions import earlier
 
 from pytest_llmperf.history.store import open_store
 

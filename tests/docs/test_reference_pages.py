@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import reference_tables
+from site_hook import on_page_markdown
 
 import pytest_llmperf
 from pytest_llmperf import names, testing, units
 from pytest_llmperf.core.verdicts.judge import Outcome
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from site_hook import on_page_markdown
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PUBLIC = [

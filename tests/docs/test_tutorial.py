@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from page_script import Command, File, Ran, Step, elapsed, follow, not_shown, steps
+from support.page_script import Command, File, Ran, Step, elapsed, follow, not_shown, steps
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

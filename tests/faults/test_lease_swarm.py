@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from lease_swarm import DEVICES
+from support.lease_swarm import DEVICES
 
 from pytest_llmperf.devices.leases import lease
 
-SCRIPT = Path(__file__).with_name("lease_swarm.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "lease_swarm.py"
 CYCLES = 200
 
 

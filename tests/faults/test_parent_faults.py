@@ -15,7 +15,7 @@ import pytest
 PARENT = """
 import os, re, sys, threading
 from pathlib import Path
-from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
+from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.wire.messages import Open, Run
 from pytest_llmperf.workloads import Decode  # noqa: E402
@@ -146,7 +146,7 @@ def test_a_session_that_ends_without_closing_leaves_no_process(hold, eventually,
 
 TAKES_ITS_CHILDREN_ALONG = """
 import os, subprocess, sys
-import psutil  # noqa: PLC0415
+import psutil
 from pytest_llmperf.session import guardian
 from pytest_llmperf.processes import TOKEN
 

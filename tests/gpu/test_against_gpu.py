@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from soak_projects import SLOW_MODEL
 
 pytestmark = pytest.mark.gpu

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode, Prefill

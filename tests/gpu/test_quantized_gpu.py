@@ -6,9 +6,9 @@ import gc
 import statistics
 
 import pytest
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.engines.models.names import model_ref, predict
 from pytest_llmperf.errors import NotInEffect

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.rules import default_rule
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import gpu_count
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scripted_project import HEADER
-from stored_sessions import TWO, earlier, of_project
-from written_records import VALIDATOR, written
+from support.scripted_project import HEADER
+from support.stored_sessions import TWO, earlier, of_project
+from support.written_records import VALIDATOR, written
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.repository import TESTS, Repository
 
 from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
-
-sys.path.insert(0, str(Path(__file__).parent))
-from repository import TESTS, Repository
 
 nightly = pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it")
 WAITS = """

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.stored_sessions import earlier, on_another_cpu, rewritten, with_metric
 
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_sessions import earlier, on_another_cpu, rewritten, with_metric
 
 TIMER = """
 import itertools, os, pytest

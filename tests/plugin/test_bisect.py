@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from repository import TESTS, Repository
+from support.repository import TESTS, Repository
 
 
 @pytest.fixture

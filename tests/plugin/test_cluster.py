@@ -18,7 +18,7 @@ from pytest_llmperf.errors import DeviceBusy, UsageError
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.testing import scripted_plan
 
-FAKE = Path(__file__).with_name("fake_ray")
+FAKE = Path(__file__).parents[1] / "support" / "fake_ray"
 
 
 @pytest.fixture

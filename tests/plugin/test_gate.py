@@ -6,19 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.stored_sessions import ONE, TWO, on_another_cpu, rewritten, with_goodput, with_metric
 
 from pytest_llmperf.history import accept
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_sessions import ONE, TWO, on_another_cpu, rewritten, with_goodput, with_metric
-
 SLOW_ONCE = """
 from msgspec.structs import replace
-from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
+from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.session import LlmperfSession
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.stored_sessions import ONE, TWO
 
 from pytest_llmperf.history import accept
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_sessions import ONE, TWO
 
 RENAMED = TWO.replace("test_speed", "test_velocity")
 GONE = "*not comparable: test_it.py::test_speed is not there any more, its last accepted session is of *"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.stored_sessions import ONE, TWO
 
 from pytest_llmperf.devices.host import cpu_model
 from pytest_llmperf.gate.calibration import read_calibrations
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_sessions import ONE, TWO
 
 CPU = cpu_model()
 SLOW = "ttft=57.5ms,tpot=11.5ms"

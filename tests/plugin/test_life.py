@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import random
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from repository import TESTS, Repository
-from stored_sessions import earlier
+from support.repository import TESTS, Repository
+from support.stored_sessions import earlier
 
 GATE = "--llmperf-gate=throughput"
 SPREAD = 0.005

@@ -36,7 +36,7 @@ def test_equal_loads_are_neighbours_and_share_one_worker(project, run, pytester)
 def test_a_worker_is_released_before_the_next_loads(project, run):
     """While the second strategy runs, the first one's worker is gone."""
     project("""
-import psutil  # noqa: PLC0415
+import psutil
 
 def workers():
     me = psutil.Process()

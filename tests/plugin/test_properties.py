@@ -104,7 +104,7 @@ def test_what_cannot_be_asked_is_a_usage_error(project, run):
     project(
         IMPORTS
         + """
-from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+from pytest_llmperf.errors import UsageError
 
 @pytest.mark.parametrize(
     ("ask", "message"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stored_sessions import earlier
+from support.stored_sessions import earlier
 
 from pytest_llmperf.core import record_json
 

@@ -10,13 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from soak import LOG, Session, prepare, report, run_one, sessions, upper_bound
+from support.stored_sessions import earlier
 
 from pytest_llmperf.history.store import open_store
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parent))
-from soak import LOG, Session, prepare, report, run_one, sessions, upper_bound
-from stored_sessions import earlier
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PASSED = Session(gated=True, outcome="PASS", exit_code=0, took_s=1.0)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from jsonschema import ValidationError
-from written_records import VALIDATOR, written
+from support.written_records import VALIDATOR, written
 
 
 def test_what_a_session_writes_is_seen_and_a_wrong_record_fails(project, run, pytester):

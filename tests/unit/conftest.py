@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from postgresql_server import Server, binaries, running
+from support.postgresql_server import Server, binaries, running
 
 
 @pytest.fixture(scope="session")

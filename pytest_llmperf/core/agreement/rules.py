@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct
 
 from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES, KINDS, kind_of
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import Quantity, RunResult
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 
 SPREAD = ("ranks", "tp", "fsdp", "pp", "dp", "weights_dtype")

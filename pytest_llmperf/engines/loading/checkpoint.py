@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.builtin import converted_folder
 from pytest_llmperf.engines.models.safetensors_header import folder_elements
 from pytest_llmperf.errors import LoadError, OutOfMemory

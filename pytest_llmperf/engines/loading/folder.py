@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors, local_folder, stored_dtype, tokenizer_of

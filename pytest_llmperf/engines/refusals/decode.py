@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 
 
 def adapters(plan: LoadPlan) -> str | None:

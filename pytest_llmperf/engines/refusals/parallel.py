@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import ARCHITECTURES, BUILTIN
 from pytest_llmperf.engines.models.safetensors_header import read_json
 from pytest_llmperf.errors import UsageError

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Scheme, scheme_of
 from pytest_llmperf.engines.models.names import computed_dtype
 from pytest_llmperf.engines.models.quantized_checkpoint import disagreement, stored_as

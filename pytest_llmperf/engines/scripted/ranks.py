@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pytest_llmperf.core.effective import Shard
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 

@@ -12,7 +12,7 @@ import msgspec
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, TensorGroup
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
 from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.engines.scripted import batches, pruning, ranks, reference, serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.base import Capabilities
 from pytest_llmperf.engines.server.options import refuse_options
 from pytest_llmperf.engines.server.presets import ANY, TABLE, Preset

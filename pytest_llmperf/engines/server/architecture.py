@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.folder import architecture_folder
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.errors import LoadError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pynvml  # costs milliseconds, needed only for plans that depend on it
+import pynvml
 
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
 from pytest_llmperf.engines.server.client import connections
 from pytest_llmperf.engines.server.introspection import Saying, require_model

@@ -20,7 +20,7 @@ from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.core.metrics.serving import LoadTrace
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file

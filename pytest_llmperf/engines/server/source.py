@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.content import cache_dir, file_sha256, hash_files, hash_value
 from pytest_llmperf.engines.models.names import BUILTIN
 from pytest_llmperf.engines.models.safetensors_header import weight_files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.load import Loaded, load
 from pytest_llmperf.engines.transformers.session import TransformersSession
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from pytest_llmperf.core.effective import AdapterGroup
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.adapter_files import AdapterFile, require_fits
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean

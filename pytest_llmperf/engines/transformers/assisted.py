@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import AssistedBy, Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.cost import weight_bytes_read

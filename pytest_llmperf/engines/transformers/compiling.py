@@ -11,7 +11,7 @@ import torch._dynamo.utils
 import torch._inductor.config
 from torch._inductor import list_mode_options
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from msgspec import structs  # as torch, which the other benchmarks do not need
+from msgspec import structs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker, cache_seen

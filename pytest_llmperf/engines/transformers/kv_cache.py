@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import CacheSeen
 from pytest_llmperf.errors import UsageError
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors

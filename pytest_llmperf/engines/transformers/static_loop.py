@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.compiling import CompileOptions

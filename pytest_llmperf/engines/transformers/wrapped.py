@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.load import Loaded
 from pytest_llmperf.engines.transformers.session import TransformersSession
 from pytest_llmperf.errors import UsageError

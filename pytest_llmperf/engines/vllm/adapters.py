@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm.lora.request import LoRARequest
 
 from pytest_llmperf.core.effective import AdapterGroup
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.adapter_files import AdapterFile
 from pytest_llmperf.errors import LoadError, UsageError, did_you_mean
 from pytest_llmperf.strategies.adapters import BASE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
 
 os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported

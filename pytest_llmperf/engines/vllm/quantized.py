@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_llmperf.core.effective import LeftOut, Quantized
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, Scheme, layer_bytes, packed_layer_bytes, scheme_of
 from pytest_llmperf.engines.vllm.inspection import held_aside, is_low, linears, own_tensors, shape_of, stored_weight
 from pytest_llmperf.instruments.layers import dtype_name

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, Trace
 from pytest_llmperf.engines.loading.folder import Source
 from pytest_llmperf.engines.outputs import reference

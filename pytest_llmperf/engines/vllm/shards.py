@@ -14,7 +14,7 @@ from vllm.distributed.parallel_state import get_world_group
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from pytest_llmperf.core.effective import Shard
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.vllm.inspection import held_aside, linears, own_tensors, shape_of, tensors
 from pytest_llmperf.instruments.layers import identity
 from pytest_llmperf.instruments.ranks import device_identity

@@ -89,7 +89,7 @@ def beside_history(records: list[Record], store: str, root: Path, limits: Mappin
     if store == "none" or not records:
         return compared(records, None, None, limits)
     from pytest_llmperf.history import accept  # noqa: PLC0415
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only where there is something to show
 
     with open_store(store, create=False, folder=root) as opened:
         return compared(records, opened, accept.reviewed(root), limits)

@@ -44,7 +44,7 @@ class HtmlFile:
         """Write the file. That it cannot be written is said after the tests; their outcome and the exit code stay."""
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
-        from pytest_llmperf.report.html import build  # noqa: PLC0415 - each format loads what it needs
+        from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
 
         of_session = tuple(text for _, text in session.config.stash.get(SESSION_PROBLEMS, []))
         text = build(self._content(of_session)).encode("utf-8", "replace")
@@ -64,7 +64,7 @@ class HtmlFile:
 
     def _content(self, notes: tuple[str, ...]) -> Content:
         """What was measured here, with the history where the store can be read. `notes` are about the session as a whole."""
-        from pytest_llmperf.history.store import open_store  # noqa: PLC0415
+        from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, where it is needed
 
         if self._store == "none" or not self._records:
             return self._of(None, notes)

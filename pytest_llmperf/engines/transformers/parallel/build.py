@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_llmperf.core.effective import Shard
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.refusals.parallel import does_not_divide
 from pytest_llmperf.engines.transformers.checkpoint import Source

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def offload(model: Any, plan: LoadPlan, device: torch.device) -> None:
     """Leave the weights where the plan says, and run on `device`. The folder on disk goes with the model."""
     if plan.offload is None:
         return
-    import accelerate  # type: ignore[import-untyped]  # noqa: PLC0415  # not every installation has it
+    import accelerate  # type: ignore[import-untyped]  # noqa: PLC0415
 
     if plan.offload == "cpu":
         accelerate.cpu_offload(model, execution_device=device)

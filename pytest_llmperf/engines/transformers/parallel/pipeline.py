@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.parallel.anatomy import Anatomy, is_tied
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.errors import LoadError

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.parallel.anatomy import is_tied
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.errors import LoadError

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.prune.blocks import Block, decoder_blocks, left_out, matrix
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration, calibration
 from pytest_llmperf.engines.transformers.prune.measure import Watch, count, sizes

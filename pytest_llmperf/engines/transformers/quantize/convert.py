@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pytest_llmperf.core.plan import LoadPlan  # as torch, which the other benchmarks do not need
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, Scheme, scheme_of
 from pytest_llmperf.engines.transformers.quantize.plain import as_linear
 from pytest_llmperf.errors import LoadError

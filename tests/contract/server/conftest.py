@@ -1,0 +1,41 @@
+"""A model folder, and stub servers to serve it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.stubs import stub_plan, write_model
+
+from pytest_llmperf.engines.server.engine import ServerEngine
+from pytest_llmperf.engines.server.session import ServerSession
+
+Start = Callable[..., ServerSession]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The folder."""
+    return write_model(tmp_path)
+
+
+@pytest.fixture
+def start(model: Path) -> Iterator[Start]:
+    """`start(*stub arguments, **options)` gives the session of a stub; it is closed after the test."""
+    opened: list[ServerSession] = []
+
+    def call(*args: str, **options: str | float | bool) -> ServerSession:
+        opened.append(ServerEngine().open(stub_plan(model, *args, **options)))
+        return opened[-1]
+
+    yield call
+    for session in opened:
+        session.close()
+
+
+@pytest.fixture
+def pids(tmp_path: Path) -> Callable[[], list[int]]:
+    """Process ids that a stub wrote to pids.json."""
+    return lambda: json.loads((tmp_path / "pids.json").read_text())

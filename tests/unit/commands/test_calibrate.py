@@ -1,0 +1,228 @@
+"""How much unchanged sessions differ: the statistics, the file of floors, and the command around fresh sessions."""
+
+from __future__ import annotations
+
+import math
+import random
+import tomllib
+from datetime import date
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from support.history_records import metric, record
+
+from pytest_llmperf.commands import calibrating, cli
+from pytest_llmperf.commands.calibrating import examine, run_session
+from pytest_llmperf.core.record import Environment
+from pytest_llmperf.core.verdicts.noise import noise
+from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.gate.calibration import Calibrated, read_calibrations, write_calibrations
+
+ENTRY = Calibrated(
+    metric="throughput",
+    test='t.py::test["a\\b"\x7f]',
+    model="m",
+    strategy="bf16",
+    workload="decode b1 p128 n128",
+    device="NVIDIA H200",
+    floor=0.035,
+    spread=0.011,
+    false_alarms=0.0,
+    autocorrelation=-0.1,
+    sessions=12,
+    pairs=96,
+    date=date(2026, 11, 23),
+    versions={"torch": "2.13.0", "pytest-llmperf": "0.1.0"},
+)
+
+
+def sessions(n, spread, seed=0):
+    draw = random.Random(seed)
+    return [100 * math.exp(spread * draw.gauss(0, 1)) for _ in range(n)]
+
+
+# Statistics
+
+
+def test_the_spread_and_the_floor_of_known_noise():
+    """2 % between 2,000 sessions: the floor is where one normal session in a thousand lies, 3.09 standard deviations."""
+    found = noise(sessions(2000, 0.02), [], direction="lower", floor=0.03, draws=10)
+    assert found.spread == pytest.approx(0.02, rel=0.05)
+    assert found.proposed == 0.065
+    assert noise(sessions(2000, 0.02), [], direction="higher", floor=0.03, draws=10).proposed in (0.06, 0.065)
+
+
+def test_few_sessions_take_a_wider_floor():
+    """Twelve say less about the tails than two thousand."""
+    few = noise(sessions(12, 0.02), [], direction="lower", floor=0.03, draws=10)
+    assert few.proposed > 3.09 * few.spread
+
+
+def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels_are_not():
+    """At 2 %, rule A fails next to none; sessions that jump between two levels under a baseline of one of them would."""
+    quiet = noise(sessions(20, 0.02), [], direction="higher", floor=0.03, draws=2000)
+    assert quiet.false_alarms <= 0.001
+    assert quiet.false_alarms < quiet.at_most < 0.01
+    jumping = [100.0, 100.1] * 9 + [60.0, 60.1]
+    assert noise(jumping, [], direction="higher", floor=0.03, draws=2000).false_alarms > quiet.at_most
+
+
+def test_the_autocorrelation_of_pairs():
+    """Independent repetitions have none; a slow wave over all pairs of a session shows, whatever the order inside a pair."""
+    draw = random.Random(3)
+    independent = [[math.exp(draw.gauss(0, 0.02)) for _ in range(200)] for _ in range(5)]
+    found = noise(sessions(8, 0.01), independent, direction="lower", floor=0.03, draws=10)
+    assert found.pairs == 500
+    assert abs(found.autocorrelation) < 0.15
+    too_few = noise(sessions(8, 0.01), [[1.0, 1.1]] * 3, direction="lower", floor=0.03, draws=10)
+    assert (too_few.pairs, too_few.autocorrelation) == (3, None)
+
+
+@given(spread=st.floats(0.0, 0.3), n=st.integers(8, 40))
+def test_a_floor_is_a_share_in_half_percents(spread, n):
+    """And at least half a percent, also where sessions are equal."""
+    found = noise(sessions(n, spread), [], direction="lower", floor=0.03, draws=1)
+    assert found.proposed >= 0.005
+    assert found.proposed / 0.005 == pytest.approx(round(found.proposed / 0.005))
+
+
+def test_too_few_sessions_are_refused():
+    """Seven."""
+    with pytest.raises(UsageError, match="7 sessions"):
+        noise(sessions(7, 0.01), [], direction="lower", floor=0.03)
+
+
+# The file
+
+
+def test_floors_come_back_from_the_file_and_take_the_place_of_older_ones(tmp_path):
+    """Whatever the names hold; another device is another entry."""
+    newer, elsewhere = replace(ENTRY, floor=0.05), replace(ENTRY, device="NVIDIA L4", autocorrelation=None)
+    write_calibrations(tmp_path, [ENTRY, elsewhere])
+    assert read_calibrations(tmp_path) == (ENTRY, elsewhere)
+    write_calibrations(tmp_path, [newer])
+    assert read_calibrations(tmp_path) == (elsewhere, newer)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("sessions = 12", "sessions = 5"), "5 sessions, 2 versions; a floor needs 8 sessions"),
+        (("floor = 0.035", "floor = 3.5"), "the floor is 3.5. A share between 0 and 1 is needed"),
+        (
+            ("date = 2026-11-23\n", ""),
+            "missing required field `date`. A floor that does not say where it is known from is refused",
+        ),
+        (("[[calibrated]]", "[[calibration]]"), "calibration is not known there"),
+        (("floor = ", "floor == "), "cannot be read"),
+    ],
+)
+def test_a_floor_that_does_not_say_where_it_is_from_is_refused(tmp_path, change, said):
+    """File and entry are named."""
+    path = write_calibrations(tmp_path, [ENTRY])
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(UsageError) as caught:
+        read_calibrations(tmp_path)
+    assert said in str(caught.value)
+
+
+# The command
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nllmperf_gate = throughput:1%\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Sessions that need no process: their values spread by 2 %, each with ten repetitions."""
+    values = iter(sessions(100, 0.02))
+    asked = []
+
+    def run(_root, arguments):
+        asked.append(list(arguments))
+        value = next(values)
+        facts = {"device": "cuda", "device_name": "NVIDIA H200", "version_torch": "2.13.0"}
+        made = record(
+            f"r{len(asked)}", outcome="RECORDED", metrics=(metric(value=value),), environment=Environment(facts=facts),
+            samples={"throughput": tuple(sessions(10, 0.01, len(asked)))},
+        )  # fmt: skip
+        return {(made.test, made.label, made.workload_key, made.strategy): [made]}
+
+    monkeypatch.setattr(calibrating, "run_session", run)
+    return asked
+
+
+def calibrate(*arguments, code=0):
+    done = CliRunner().invoke(cli.main, ["calibrate", *arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def test_floors_are_measured_reported_and_written_with_their_provenance(project, measured):
+    """Twelve sessions of the tests that were asked for; the limit of the ini file is below, and is named."""
+    done = calibrate("--", "tests/test_it.py", "-k", "speed")
+    assert len(measured) == 12
+    assert measured[0] == ["tests/test_it.py", "-k", "speed"]
+    assert "of 60 pairs" in done.stdout
+    assert "throughput of bf16: the limit of 1.0 % is below what sessions differ by without a change" in done.stdout
+    (entry,) = tomllib.loads((project / "llmperf-calibration.toml").read_text())["calibrated"]
+    assert (entry["device"], entry["sessions"], entry["versions"]) == ("NVIDIA H200", 12, {"torch": "2.13.0"})
+    assert 0.04 < entry["floor"] < 0.16
+    assert entry["test"] == record("x").test
+
+
+def test_more_sessions_are_run_for_more_pairs_up_to_twice(project, measured):
+    """Five pairs a session: 100 need twenty; a thousand cannot be had."""
+    calibrate("--pairs", "100", "--dry-run", "--", "t.py")
+    assert len(measured) == 20
+    measured.clear()
+    calibrate("--pairs", "1000", "--dry-run", "--sessions", "8", "--", "t.py")
+    assert len(measured) == 16
+    assert not (project / "llmperf-calibration.toml").exists()
+
+
+def test_a_model_alone_is_calibrated_for_any_test(project, measured):
+    """A test of its own is written for it, and the floor names no test."""
+    calibrate("--model", "smollm2-135m", "--workload", "Decode(batch=2)", "--budget", "5", "--gate", "throughput:20%")
+    assert measured[0][0].endswith("test_calibrate.py")
+    assert "--llmperf-budget=5.0" in measured[0]
+    (entry,) = read_calibrations(project)
+    assert entry.test == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "either tests"),
+        (("--model", "m", "--", "t.py"), "either tests"),
+        (("--model", "m", "--workload", "__import__('os').system('x')"), "is no workload"),
+        (("--model", "m", "--workload", "Decode("), "is no workload"),
+        (("--gate", "thruput", "--", "t.py"), "Did you mean 'throughput'"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said_before_anything_runs(project, measured, arguments, said):
+    """One message, exit code 1."""
+    assert said in calibrate(*arguments, code=1).output
+    assert measured == []
+
+
+def test_sessions_of_different_machines_are_not_mixed(measured):
+    """The fact that differs is named."""
+    first, second = ({("t",): [record("a", environment=Environment(facts={"device": d}))]} for d in ("cpu", "cuda"))
+    with pytest.raises(InvalidRun, match="device was 'cpu', then 'cuda'"):
+        examine([first, second], {"throughput": 0.03})
+
+
+def test_a_session_that_measures_nothing_is_an_error_with_its_last_lines(tmp_path):
+    """A real process: no test is there."""
+    with pytest.raises(InvalidRun, match=r"recorded no valid run \(pytest's exit code [45]\)"):
+        run_session(tmp_path, ["nothing.py"])

@@ -1,0 +1,72 @@
+"""What happens to records when a PostgreSQL server cannot take them."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+from support.history_records import metric, record
+from support.postgresql_server import binaries, running
+
+from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history.problems import StoreUnavailable
+from pytest_llmperf.history.store import open_for_session, open_store
+
+
+def ids(store):
+    return sorted(r.id for r in store.records())
+
+
+@pytest.fixture(scope="module")
+def server():
+    folder = binaries()
+    if folder is None:
+        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed: faults were not tried on PostgreSQL")
+    with running(folder) as started:
+        yield started
+
+
+def test_a_server_that_is_not_there_costs_no_record(server, tmp_path):
+    """A session spools beside the project; when the database is there, the next one sends."""
+    url = server.url("later")
+    with pytest.raises(StoreUnavailable, match=r'cannot be reached.*"later" does not exist'):
+        open_store(url, folder=tmp_path)
+    with open_for_session(url, folder=tmp_path) as store:
+        assert store.add(record("a")) is False
+    assert "1 entries wait in" in store.notices[-1]
+    assert [p.parent.name for p in tmp_path.rglob("spool-*.jsonl")] == [".llmperf"]
+    server.execute("CREATE DATABASE later")
+    with open_store(url, create=False, folder=tmp_path) as later:
+        assert ids(later) == ["a"]
+
+
+def test_a_connection_cut_in_mid_session_is_made_anew(server, tmp_path):
+    """The server restarts or a proxy drops the connection: the next record is stored all the same."""
+    url = server.database()
+    with open_store(url, folder=tmp_path) as store:
+        store.add(record("a"))
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'store_%'")
+        assert store.add(record("b")) is True
+        assert ids(store) == ["a", "b"]
+
+
+def test_a_table_locked_on_the_server_is_waited_for_only_so_long(server, tmp_path):
+    """As on SQLite."""
+    url = server.database()
+    store = open_store(url, folder=tmp_path, busy_s=0.05)
+    with psycopg.connect(url.replace("+psycopg", "")) as other:
+        other.execute("LOCK TABLE llmperf_records IN ACCESS EXCLUSIVE MODE")
+        assert store.add(record("a")) is False
+        assert "lock timeout" in store.notices[0]
+        store.close()
+    with open_store(url, folder=tmp_path) as later:
+        assert ids(later) == ["a"]
+
+
+def test_a_value_the_server_refuses_is_the_callers_error(server, tmp_path):
+    """Not a reason to spool what would be refused for ever."""
+    with (
+        open_store(server.database(), folder=tmp_path) as store,
+        pytest.raises(StoreError, match=r"refused a value.*integer out of range"),
+    ):
+        store.add(record("a", metrics=(replace(metric(), n=2**40),)))

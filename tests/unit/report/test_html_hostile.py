@@ -1,0 +1,99 @@
+"""What people write stays text in the HTML report: names, prompts, outputs and reasons, whatever they contain."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+
+import pytest
+from support.history_records import record
+from support.html_pages import WORST, Parsed, agreement, content
+
+from pytest_llmperf.core.record import ClaimRecord, Environment
+from pytest_llmperf.report.html import build, page
+from pytest_llmperf.report.html.content import Unmeasured
+
+HOSTILE = [
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "\x1b[31mred\x1b[0m\x07",
+    "\u202eright to left\u202c שלום",
+    "long-" * 4000,
+    "</style></table></details>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "\ud800 surrogate",
+]
+
+
+def hostile(text):
+    """A report in which everything that people write is this text."""
+    claim = ClaimRecord(text=text, outcome="FAIL", margin=None, detail=text)
+    worst = {**WORST, "text": text, "reference_text": text, "candidate_text": text, "reference_top5": [[text, 1.0]]}
+    kept = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
+    named = {"test": text, "label": text, "model": text, "strategy": text, "workload_text": text, "outcome": "FAIL"}
+    environment = Environment(facts={"device": text, text: text, "project": text})
+    some = record("a", claims=(claim,), environment=environment, **named)
+    return content(
+        some,
+        record("b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named),
+        unmeasured=(Unmeasured(test=text, outcome="SKIPPED", reason=text), Unmeasured(test=text, outcome="ERROR", reason=text)),
+        notes=(text,),
+        scope=text,
+        store=text,
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_shown_and_adds_no_element(text):
+    """The page has the elements of the same page with a harmless text, and its text has the hostile one, made visible."""
+    found, plain = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
+    assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
+    assert page.clean(text)[:60].split("\n")[0] in found.text
+    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert found.addresses() == []
+
+
+def test_a_name_that_is_not_escaped_is_seen_by_the_test_above():
+    """Its control: the same name put into the page as it is adds elements."""
+    text = build(hostile("harmless")).replace("<bdi>harmless</bdi>", f"<bdi>{HOSTILE[1]}</bdi>")
+    found = Parsed(text)
+    assert any("onerror" in attributes for _, attributes in found.elements)
+    assert found.addresses() != []
+
+
+def test_control_characters_and_lone_surrogates_become_visible():
+    """ANSI codes are shown as escapes, a long text is cut and says how long it was."""
+    assert page.clean("\x1b[31m\x00\x9b\x7f\n") == "\\x1b[31m\\x00\\x9b\\x7f\n"
+    assert page.clean("\ud800") == "?"
+    assert page.clean("x" * 2000).endswith("… (2,000 characters)")
+
+
+def test_data_cannot_end_its_element():
+    """Of JSON in a page, `<`, `>`, `&` and the line separators are escaped, and it reads back as it was."""
+    text = str(page.embedded({"a": "</script><!--\u2028&"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}
+
+
+def test_the_policy_allows_our_scripts_and_nothing_else():
+    """Each script without a type has its hash in the policy; no source of anything is a host."""
+    found = Parsed(build(content(record("a"))), without=[])
+    policy = next(a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
+    hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for a, body in found.scripts if not a]
+    assert len(hashes) == len(page.SCRIPTS)
+    assert all(f"'sha256-{each}'" in policy for each in hashes)
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert "'unsafe-eval'" not in policy
+
+
+def test_the_vendored_libraries_are_the_ones_that_were_noted():
+    """Each file has the hash, the version and the licence that vendored.json says."""
+    for name, row in page.libraries().items():
+        text = page._asset(f"vendor/{row['file']}")
+        assert hashlib.sha256(text.encode()).hexdigest() == row["sha256"], name
+        assert row["version"] in text[:200]
+        assert row["licence"] == "ISC"
+    assert "Permission to use, copy, modify" in page._asset("vendor/LICENSE-plot.txt")

@@ -1,0 +1,105 @@
+"""What --llmperf-plan prints."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.reporting import Terminal
+
+from pytest_llmperf.report.plan import PlanRow, totals, write_plan
+from pytest_llmperf.report.table import display_width
+
+FITS = PlanRow(
+    test="tests/test_a.py::test_speed[bf16]",
+    model="smollm2-135m",
+    engine="transformers",
+    device="cpu",
+    strategy="bf16",
+    weights_bytes=269_000_000,
+    available_bytes=20_000_000_000,
+    planned_s=20,
+    load_key="bf16",
+)
+TOO_LARGE = PlanRow(
+    test="tests/test_a.py::test_falcon",
+    model="arch:falcon-40b",
+    engine="transformers",
+    device="cuda",
+    strategy="fp32",
+    weights_bytes=167_000_000_000,
+    available_bytes=139_000_000_000,
+    planned_s=200,
+    load_key="falcon",
+)
+UNKNOWN = PlanRow(test="tests/test_a.py::test_hub", model="org/model", engine="transformers", device="cpu", strategy="auto")
+SKIPPED = PlanRow(test="tests/test_a.py::test_gpu", status="skip", reason="needs a GPU")
+ERROR = PlanRow(
+    test="tests/test_a.py::test_typo[nf5]",
+    status="error",
+    reason="strategy part 'nf5' is not known. Did you mean 'nf4'?",
+)
+
+
+def _plan(*rows, width=120, **terminal):
+    tr = Terminal(width, **terminal)
+    write_plan(tr, rows)
+    return tr
+
+
+def test_the_whole_plan_reads_as_agreed():
+    assert _plan(FITS, TOO_LARGE, UNKNOWN, SKIPPED, ERROR, width=110).text.split("\n", 1)[1] == (
+        "test              strategy  model            engine        device  weights     free      budget  fits\n"
+        "test_speed[bf16]  bf16      smollm2-135m     transformers  cpu      269 MB  20.0 GB        20 s  fits\n"
+        "test_falcon       fp32      arch:falcon-40b  transformers  cuda     167 GB   139 GB  3 min 20 s  too large\n"
+        "test_hub          auto      org/model        transformers  cpu           –        –           –  not known\n"  # noqa: RUF001
+        "tests/test_a.py::test_falcon (fp32) needs 167 GB for its weights, 139 GB are free on cuda\n"
+        "ERROR tests/test_a.py::test_typo[nf5]: strategy part 'nf5' is not known. Did you mean 'nf4'?\n"
+        "SKIPPED tests/test_a.py::test_gpu: needs a GPU\n"
+        "3 tests would run, 3 model loads, 3 min 40 s of sampling at most (1 not known), 1 in error, 1 skipped\n"
+    )
+
+
+def test_tests_that_share_a_model_count_one_load():
+    assert totals([FITS, FITS, TOO_LARGE]) == "3 tests would run, 2 model loads, 4 min 0 s of sampling at most"
+
+
+def test_a_plan_without_tests_says_so():
+    assert _plan().lines[1:] == ["0 tests would run, 0 model loads"]
+
+
+def test_a_plan_that_is_only_errors_names_each():
+    tr = _plan(ERROR, SKIPPED)
+    assert [line.split()[0] for line in tr.lines[1:]] == ["ERROR", "SKIPPED", "0"]
+
+
+def test_what_does_not_fit_is_coloured_and_what_fits_is_not():
+    tr = _plan(FITS, TOO_LARGE, colour="yes")
+    assert tr.lines[2].endswith("fits")
+    assert tr.lines[3].endswith("\x1b[33mtoo large\x1b[0m")
+
+
+NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=120)
+SIZE = st.one_of(st.none(), st.integers(0, 10**13))
+ROW = st.builds(
+    PlanRow,
+    test=NAME,
+    status=st.sampled_from(["run", "skip", "error"]),
+    reason=NAME,
+    model=NAME,
+    engine=st.just("transformers"),
+    device=st.sampled_from(["cpu", "cuda"]),
+    strategy=st.sampled_from(["bf16", "fp32", "bf16+static-cache+compile:max-autotune"]),
+    weights_bytes=SIZE,
+    available_bytes=SIZE,
+    planned_s=st.one_of(st.none(), st.floats(0, 1e6)),
+)
+
+
+@given(st.lists(ROW, max_size=6), st.integers(40, 200))
+def test_no_line_is_longer_than_the_terminal_and_every_test_is_there(rows, width):
+    tr = _plan(*rows, width=width)
+    assert all(display_width(line) <= width and line.isprintable() for line in tr.lines)
+    n = sum(row.status == "run" for row in rows)
+    assert sum(bool(re.search(r"  (fits|too large|not known)$", line)) for line in tr.lines[2:]) >= n
