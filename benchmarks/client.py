@@ -2,8 +2,9 @@
 
 python benchmarks/client.py
 
-Prints what a test's `llm` fixture and the engine in it add to the server's own start, the CPU time that a request costs the
-client, and the same with httpx where that is installed. The highest rate that it can drive: `client_rates.py`.
+Prints what a test's `llm` fixture and the engine in it add to the server's own start, the CPU time
+that a request costs the client, and the same with httpx where that is installed. The highest rate
+that it can drive: `client_rates.py`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,20 @@ def fixture_s(folder: Path) -> float:
     """How long pytest takes to set up a test whose `llm` is the stub: a worker, the server, and what it is asked of itself."""
     (folder / "config.json").write_text("{}", encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    (folder / "test_it.py").write_text(TEST.format(model=str(folder), command=COMMAND), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-store=none", "--durations=0", "-vv"]
+    (folder / "test_it.py").write_text(
+        TEST.format(model=str(folder), command=COMMAND), encoding="utf-8"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--llmperf-store=none",
+        "--durations=0",
+        "-vv",
+    ]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"the fixture's test failed:\n{done.stdout[-2000:]}")
@@ -76,7 +89,10 @@ def cpu_ms(run: Callable[[], object], n: int) -> float:
 def with_httpx(base: str, n: int) -> Callable[[], object]:
     """The same closed loop, streamed by httpx, each piece of bytes with its time."""
     httpx = __import__("httpx" if find_spec("httpx") else "httpx2")
-    body = b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,"stream_options":{"include_usage":true}}' % TOKENS
+    body = (
+        b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,"stream_options":{"include_usage":true}}'
+        % TOKENS
+    )
 
     async def one(client: object) -> None:
         async with client.stream("POST", f"{base}/v1/completions", content=body) as response:
@@ -84,7 +100,9 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
         assert seen
 
     async def load() -> None:
-        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        async with httpx.AsyncClient(
+            timeout=60, limits=httpx.Limits(max_connections=None)
+        ) as client:
             todo = iter(range(n))
 
             async def line() -> None:
@@ -102,7 +120,10 @@ def own_start_s() -> float:
     start_s = time.perf_counter()
     process = subprocess.Popen([sys.executable, str(STUB), "--port", str(port)])
     while True:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5),
+        ):
             break
         time.sleep(0.01)
     took_s = time.perf_counter() - start_s
@@ -120,9 +141,13 @@ def main() -> None:
             starts.append(session.load_s)
             session.close()
         alone = median(own_start_s() for _ in range(5))
-        print(f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s")
+        print(
+            f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s"
+        )
         fixture = median(fixture_s(Path(name)) for _ in range(5))
-        print(f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)")
+        print(
+            f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)"
+        )
         session = opened(Path(name))
         work = Serve(
             concurrency=LINES,
@@ -132,9 +157,13 @@ def main() -> None:
             max_new_tokens=TOKENS,
             prefix_cache=True,
         )
-        print(f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms")
+        print(
+            f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms"
+        )
         if find_spec("httpx") or find_spec("httpx2"):
-            print(f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms")  # noqa: SLF001
+            print(
+                f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms"  # noqa: SLF001
+            )
         session.close()
 
 

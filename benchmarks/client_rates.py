@@ -28,7 +28,10 @@ Send = Callable[[ServerSession, Serve, int], object]
 
 
 def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
-    """How late requests came after equal gaps, laid through the one that was earliest by them; 99th percentile."""
+    """How late requests came after equal gaps, laid through the one that was earliest by them.
+
+    99th percentile.
+    """
     late = [at / 1e9 - i / rate for i, at in enumerate(sorted(arrivals_ns))]
     return sorted(at - min(late) for at in late)[math.ceil(0.99 * len(late)) - 1]
 
@@ -36,7 +39,8 @@ def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
 def arrivals(session: ServerSession) -> list[int]:
     """Those since this was last asked."""
     base = session._server.base  # noqa: SLF001 - its address
-    with urllib.request.urlopen(f"{base}/arrivals", timeout=10) as response:  # noqa: S310 - the stub, on this host
+    # The stub, on this host.
+    with urllib.request.urlopen(f"{base}/arrivals", timeout=10) as response:  # noqa: S310
         came: list[int] = json.load(response)
     return came
 
@@ -46,13 +50,27 @@ def highest(name: str, send: Send, session: ServerSession, options: argparse.Nam
     probes: list[Probe] = []
     while (rate := next_rate(probes, first=options.first, within=options.within)) is not None:
         n = max(20, round(rate * options.seconds))
-        work = Serve(rate=rate, arrivals="constant", requests=n, prompt_tokens=8, max_new_tokens=TOKENS, prefix_cache=True)
+        work = Serve(
+            rate=rate,
+            arrivals="constant",
+            requests=n,
+            prompt_tokens=8,
+            max_new_tokens=TOKENS,
+            prefix_cache=True,
+        )
         arrivals(session)
         send(session, work, len(probes))
         came = arrivals(session)[-n:]  # a generator may ask once beforehand
         late_s = lateness_p99_s(came, rate)
         kept = len(came) == n and late_s < LIMIT_S
-        probes.append(Probe(rate=rate, attainment=1.0, kept=kept, why="" if kept else f"{1e3 * late_s:.1f} ms late"))
+        probes.append(
+            Probe(
+                rate=rate,
+                attainment=1.0,
+                kept=kept,
+                why="" if kept else f"{1e3 * late_s:.1f} ms late",
+            )
+        )
         print(
             f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late{'' if kept else ', not kept'}",
             flush=True,
@@ -74,19 +92,31 @@ def main() -> None:
     """Each generator in turn."""
     options = parser().parse_args()
     found: dict[str, Send] = {"this package": ours}
-    found |= {name: by(name, program) for name in ("aiperf", "guidellm") if (program := getattr(options, name))}
+    found |= {
+        name: by(name, program)
+        for name in ("aiperf", "guidellm")
+        if (program := getattr(options, name))
+    }
     if options.vllm:
-        found["vllm bench serve"] = lambda session, work, n: bench_serve(session, work, n, options.vllm)
-    stub = argparse.Namespace(engine="stub", model=options.model, device="cpu", strategy="auto", args="")
+        found["vllm bench serve"] = lambda session, work, n: bench_serve(
+            session, work, n, options.vllm
+        )
+    stub = argparse.Namespace(
+        engine="stub", model=options.model, device="cpu", strategy="auto", args=""
+    )
     with opened(stub) as session:
-        ours(session, Serve(concurrency=2, requests=4, prompt_tokens=8, max_new_tokens=TOKENS), 10**6)
+        ours(
+            session, Serve(concurrency=2, requests=4, prompt_tokens=8, max_new_tokens=TOKENS), 10**6
+        )
         for name, send in found.items():
             highest(name, send, session, options)
 
 
 def parser() -> argparse.ArgumentParser:
     """How long each rate is held, and where the other generators are."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--model", default="smollm2-135m", help="whose tokenizer makes the prompts")
     made.add_argument("--seconds", type=float, default=5.0)
     made.add_argument("--first", type=float, default=50.0)

@@ -37,7 +37,11 @@ def load_plan(model: str, device: str) -> LoadPlan:
 def plugin_worker() -> Iterator[Pool]:
     """A pool whose workers are started as a session starts them."""
     with tempfile.TemporaryDirectory() as logs:
-        pool = Pool(lambda _: WorkerGroup.start(log_dir=Path(logs), name="benchmark"), timeout_s=600, progress=lambda *_: None)
+        pool = Pool(
+            lambda _: WorkerGroup.start(log_dir=Path(logs), name="benchmark"),
+            timeout_s=600,
+            progress=lambda *_: None,
+        )
         try:
             yield pool
         finally:
@@ -46,9 +50,17 @@ def plugin_worker() -> Iterator[Pool]:
 
 @contextmanager
 def handwritten(plan: LoadPlan, workload: Decode) -> Iterator[Callable[[str], float]]:
-    """A child process that holds the same model; asked for "bare" or "plugin", it answers with seconds of one repetition."""
+    """A child process that holds the same model.
+
+    Asked for "bare" or "plugin", it answers with seconds of one repetition.
+    """
     arguments = [msgspec.json.encode(plan).decode(), msgspec.json.encode(workload).decode()]
-    child = subprocess.Popen([sys.executable, str(CHILD), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, str(CHILD), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdin is not None
     assert child.stdout is not None
 
@@ -66,7 +78,9 @@ def handwritten(plan: LoadPlan, workload: Decode) -> Iterator[Callable[[str], fl
         child.wait(timeout=60)
 
 
-def decode(model: str, device: str, workload: Decode, n: int, *, timestamps: bool = True) -> list[Finding]:
+def decode(
+    model: str, device: str, workload: Decode, n: int, *, timestamps: bool = True
+) -> list[Finding]:
     """The plugin against a hand-written loop and, unless told otherwise, timestamps against none: pairs in turn, one workload."""
     plan = load_plan(model, device)
     with plugin_worker() as pool, handwritten(plan, workload) as child:
@@ -78,7 +92,14 @@ def decode(model: str, device: str, workload: Decode, n: int, *, timestamps: boo
             assert isinstance(ran, Ran)
             return duration_s(ran.trace)
 
-        found = [_speed(interleave(through_plugin, lambda: child("bare"), n, warm_up=3), device, model, workload)]
+        found = [
+            _speed(
+                interleave(through_plugin, lambda: child("bare"), n, warm_up=3),
+                device,
+                model,
+                workload,
+            )
+        ]
         if timestamps:
             inside = interleave(lambda: child("plugin"), lambda: child("bare"), n, warm_up=3)
             found.append(_timestamps(inside, model, workload))

@@ -101,15 +101,21 @@ def report(two: Session, one: Session) -> bool:
             f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  {'same' if agree else 'DIFFERENT'}",
         )
     ratio = one.took_s / two.took_s
-    used = sorted({record["environment"]["facts"].get("leased_gpus") for record in two.records.values()})
-    print(f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; -n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}")
+    used = sorted(
+        {record["environment"]["facts"].get("leased_gpus") for record in two.records.values()}
+    )
+    print(
+        f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; -n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}"
+    )
     print(f"{ratio:.2f} times sooner (bar: {BAR:g}), results {'equal' if equal else 'NOT EQUAL'}")
     return ratio >= BAR and equal and one.exit_code == two.exit_code == 0
 
 
 def main() -> None:
     """Both sessions, and exit code 1 when a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="arch:small-llama")
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--tests", type=int, default=8)

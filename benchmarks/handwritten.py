@@ -1,7 +1,8 @@
 """The hand-written loop, in a process of its own: a line in, seconds of one repetition out.
 
-"bare" times `model.generate` with a clock around it; "plugin" has the engine run the same work on the same model, with its
-token timestamps and telemetry. The model is loaded once, by the engine, so that both run on the same weights and settings.
+"bare" times `model.generate` with a clock around it; "plugin" has the engine run the same work on
+the same model, with its token timestamps and telemetry. The model is loaded once, by the engine, so
+that both run on the same weights and settings.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ def bare_loop(model: torch.nn.Module, device: str, workload: Decode) -> Callable
         mask = torch.ones_like(ids)
         wait()
         start_ns = time.perf_counter_ns()
-        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=workload.new_tokens, eos_token_id=None)
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=workload.new_tokens,
+            eos_token_id=None,
+        )
         out.cpu()
         wait()
         took_s = (time.perf_counter_ns() - start_ns) / 1e9
@@ -50,7 +57,8 @@ def main() -> None:
     plan = msgspec.json.decode(sys.argv[1], type=LoadPlan)
     workload = msgspec.json.decode(sys.argv[2], type=Decode)
     session = engine(plan.engine).load().open(plan)
-    bare = bare_loop(session._loaded.model, plan.device, workload)  # noqa: SLF001 - the comparison needs the very same model
+    # The comparison needs the very same model.
+    bare = bare_loop(session._loaded.model, plan.device, workload)  # noqa: SLF001
     for repetition, line in enumerate(sys.stdin):
         match line.strip():
             case "bare":

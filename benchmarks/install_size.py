@@ -54,14 +54,23 @@ TRIES = {
 
 def main() -> int:
     """Try both, or the wheel alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write what was found to this file")
-    parser.add_argument("--sdist", action="store_true", help="install from the sdist too (the wheel is built from it)")
+    parser.add_argument(
+        "--sdist",
+        action="store_true",
+        help="install from the sdist too (the wheel is built from it)",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llmperf-install-") as name:
         folder = Path(name)
         built = build(folder, sdist=options.sdist)
-        found = {archive.suffix.lstrip("."): tried(archive, folder / f"on-{archive.suffix[1:]}") for archive in built}
+        found = {
+            archive.suffix.lstrip("."): tried(archive, folder / f"on-{archive.suffix[1:]}")
+            for archive in built
+        }
     for archive, each in found.items():
         print(describe(archive, each))
     if options.json:
@@ -71,11 +80,30 @@ def main() -> int:
 
 def build(folder: Path, *, sdist: bool) -> list[Path]:
     """The wheel that pip builds of this tree; with `sdist` that archive too."""
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "dist"), str(ROOT))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(folder / "dist"),
+        str(ROOT),
+    )
     if sdist:
         run(sys.executable, "-m", "venv", str(folder / "tools"))
         run(str(folder / "tools/bin/python"), "-m", "pip", "install", "-q", "build")
-        run(str(folder / "tools/bin/python"), "-m", "build", "-q", "--sdist", "--outdir", str(folder / "dist"), str(ROOT))
+        run(
+            str(folder / "tools/bin/python"),
+            "-m",
+            "build",
+            "-q",
+            "--sdist",
+            "--outdir",
+            str(folder / "dist"),
+            str(ROOT),
+        )
     return sorted((folder / "dist").iterdir())
 
 
@@ -86,8 +114,14 @@ def tried(archive: Path, folder: Path) -> dict[str, Any]:
     bin_folder = folder / "env" / "bin"
     run(str(bin_folder / "python"), "-m", "pip", "install", "-q", str(archive))
     listed = json.loads(run(str(bin_folder / "python"), "-m", "pip", "list", "--format=json"))
-    names = sorted(each["name"] for each in listed if each["name"] not in {"pip", "setuptools", "wheel"})
-    found = {"python": sys.version.split()[0], "bytes": size_bytes(folder / "env") - before, "distributions": names}
+    names = sorted(
+        each["name"] for each in listed if each["name"] not in {"pip", "setuptools", "wheel"}
+    )
+    found = {
+        "python": sys.version.split()[0],
+        "bytes": size_bytes(folder / "env") - before,
+        "distributions": names,
+    }
     works = use(folder / "project", bin_folder)
     return {**found, "works": works, "ok": holds({**found, "works": works})}
 
@@ -95,7 +129,9 @@ def tried(archive: Path, folder: Path) -> dict[str, Any]:
 def holds(found: Mapping[str, Any]) -> bool:
     """Whether an installation is small enough, without an engine, and works."""
     names = found["distributions"]
-    within = found["bytes"] <= MAX_BYTES and len(names) <= MAX_DISTRIBUTIONS and not ENGINES & set(names)
+    within = (
+        found["bytes"] <= MAX_BYTES and len(names) <= MAX_DISTRIBUTIONS and not ENGINES & set(names)
+    )
     return within and all(code == 0 for code in found["works"].values())
 
 
@@ -104,12 +140,18 @@ def use(project: Path, bin_folder: Path) -> dict[str, int]:
     project.mkdir()
     (project / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (project / "test_it.py").write_text(TESTS, encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMPERF", "GITHUB_", "PYTEST_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LLMPERF", "GITHUB_", "PYTEST_"))
+    }
     codes = {}
     for name, (program, *arguments) in TRIES.items():
         environment = kept | {"LLMPERF_CACHE": str(project / "cache")}
         command = [str(bin_folder / program), *arguments]
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
         codes[name] = done.returncode
         if done.returncode:
             print(f"{name}: exit code {done.returncode}\n{done.stdout}{done.stderr}")

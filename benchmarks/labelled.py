@@ -13,7 +13,9 @@ NAME = "LLMPERF_SERIES"
 def folder() -> Path | None:
     """Where the series lie, or None."""
     named = os.environ.get(NAME)
-    at = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data" / "series"
+    at = (
+        Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data" / "series"
+    )
     return at if at.is_dir() else None
 
 

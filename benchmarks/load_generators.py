@@ -45,7 +45,12 @@ def opened(options: argparse.Namespace) -> Iterator[ServerSession]:
     if engine == "stub":
         command = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 50 --token-ms 5"
         engine, given = "server", {"command": command, "name": "tiny", "stop_timeout": 1.0}
-    base = LoadPlan(model=model_ref(options.model), engine=engine, device=options.device, options=tuple(given.items()))
+    base = LoadPlan(
+        model=model_ref(options.model),
+        engine=engine,
+        device=options.device,
+        options=tuple(given.items()),
+    )
     session = ServerEngine().open(parse(options.strategy).apply(base))
     try:
         yield session
@@ -59,7 +64,9 @@ def ours(session: ServerSession, work: Serve, repetition: int, program: str = ""
     late = client_mark(served.trace, 0.0)
     if late is not None:
         print(f"    {work.generator or 'this package'}: {late.detail}")
-    found = reduce_load([served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop)
+    found = reduce_load(
+        [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
+    )
     if found.n_failed:
         print(f"    {found.n_failed} requests failed: {found.load.failures if found.load else ''}")
     return found.throughput.value, found.ttft.p50.value, found.tpot.p50.value
@@ -67,15 +74,51 @@ def ours(session: ServerSession, work: Serve, repetition: int, program: str = ""
 
 def bench_serve(session: ServerSession, work: Serve, repetition: int, program: str) -> Figures:
     """By `vllm bench serve`, with its own random prompts of the same lengths."""
-    server, source = session._server, session._source  # noqa: SLF001 - its address and its tokenizer
-    load = ["--request-rate", str(work.rate)] if work.rate is not None else ["--max-concurrency", str(work.concurrency)]
+    # Its address and its tokenizer.
+    server, source = session._server, session._source  # noqa: SLF001
+    load = (
+        ["--request-rate", str(work.rate)]
+        if work.rate is not None
+        else ["--max-concurrency", str(work.concurrency)]
+    )
     load += ["--burstiness", "1e9"] if work.arrivals == "constant" else []
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *(program, "bench", "serve", "--backend", "openai", "--base-url", server.base, "--model", server.name),
-            *("--tokenizer", str(source.tokenizer_folder), "--dataset-name", "random", "--num-prompts", str(work.requests)),
-            *("--random-input-len", str(work.prompt_tokens), "--random-output-len", str(work.max_new_tokens)),
-            *("--seed", str(repetition), "--ignore-eos", "--save-result", "--result-dir", folder, "--result-filename", "r.json"),
+            *(
+                program,
+                "bench",
+                "serve",
+                "--backend",
+                "openai",
+                "--base-url",
+                server.base,
+                "--model",
+                server.name,
+            ),
+            *(
+                "--tokenizer",
+                str(source.tokenizer_folder),
+                "--dataset-name",
+                "random",
+                "--num-prompts",
+                str(work.requests),
+            ),
+            *(
+                "--random-input-len",
+                str(work.prompt_tokens),
+                "--random-output-len",
+                str(work.max_new_tokens),
+            ),
+            *(
+                "--seed",
+                str(repetition),
+                "--ignore-eos",
+                "--save-result",
+                "--result-dir",
+                folder,
+                "--result-filename",
+                "r.json",
+            ),
             *("--disable-tqdm", "--temperature", "0", *load),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -124,14 +167,24 @@ def main() -> None:
     found = generators(options)
     taken: dict[str, list[Figures]] = {name: [] for name in found}
     with opened(options) as session:
-        ours(session, Serve(concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8), 10**6)
+        ours(
+            session,
+            Serve(concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8),
+            10**6,
+        )
         for n in range(options.rounds):
             for name in draw.sample(list(found), len(found)):
                 taken[name].append(found[name](session, n))
-                print(f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in taken[name][-1]), flush=True)
+                print(
+                    f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in taken[name][-1]),
+                    flush=True,
+                )
     for name, rows in taken.items():
         for i, what in enumerate(NAMES):
-            mine, theirs = median(row[i] for row in taken["this package"]), median(row[i] for row in rows)
+            mine, theirs = (
+                median(row[i] for row in taken["this package"]),
+                median(row[i] for row in rows),
+            )
             print(f"{name:18} {what:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
 
 
@@ -144,7 +197,9 @@ def with_generators(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def parser() -> argparse.ArgumentParser:
     """The server, the load, and where the other generators are."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--model", default="smollm2-135m")
     made.add_argument("--engine", default="server:vllm")
     made.add_argument("--strategy", default="auto")

@@ -1,4 +1,7 @@
-"""Noise of known shape, on the log scale with a standard deviation of 1 (but for its wild values). Seeded by the caller."""
+"""Noise of known shape, on the log scale with a standard deviation of 1 (but for its wild values).
+
+Seeded by the caller.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ class Row:
         if not n:
             return "-"
         undecided = 100 * self.outcomes.count("UNDECIDED") / n
-        return f"{100 * self.outcomes.count('FAIL') / n:.3g} %" + (f" ({undecided:.3g} % undecided)" if undecided else "")
+        return f"{100 * self.outcomes.count('FAIL') / n:.3g} %" + (
+            f" ({undecided:.3g} % undecided)" if undecided else ""
+        )
 
 
 Tool = Callable[[Sequence[Case]], list[str]]
@@ -87,16 +89,24 @@ def pytest_benchmark(cases: Sequence[Case]) -> list[str]:
 
 def fixed_floor(cases: Sequence[Case]) -> list[str]:
     """The newest session against a number that does not move."""
-    return ["FAIL" if case.new[0] > FLOOR * statistics.median(case.first) else "PASS" for case in cases]
+    return [
+        "FAIL" if case.new[0] > FLOOR * statistics.median(case.first) else "PASS" for case in cases
+    ]
 
 
 def rule_a(cases: Sequence[Case]) -> list[str]:
     """One session against twelve; the next one is the second measurement."""
-    return [simulated.gated(list(case.history), case.new[0], case.new[1]).outcome.value for case in cases]
+    return [
+        simulated.gated(list(case.history), case.new[0], case.new[1]).outcome.value
+        for case in cases
+    ]
 
 
 def rule_b(cases: Sequence[Case]) -> list[str]:
-    """Pairs until a decision; a FAIL again with the pairs after it, as with fresh workers. Too few pairs: UNDECIDED."""
+    """Pairs until a decision; a FAIL again with the pairs after it, as with fresh workers.
+
+    Too few pairs: UNDECIDED.
+    """
     return [_side_by_side(case.pairs) for case in cases if case.pairs]
 
 
@@ -115,7 +125,9 @@ def inference_doctor(python: str, percent: float) -> Tool:
         found: list[str] = json.loads(done.stdout)
         for case, said in list(zip(asked, found, strict=True))[:COMMAND_LINE_CASES]:
             by_command = _by_command_line(python, percent, *case)
-            assert by_command == said, f"inference-doctor compare-runs says {by_command}, its decide_regression {said}: {case}"
+            assert by_command == said, (
+                f"inference-doctor compare-runs says {by_command}, its decide_regression {said}: {case}"
+            )
         return ["UNDECIDED" if each == "INCONCLUSIVE" else each for each in found]
 
     return decide
@@ -136,7 +148,10 @@ def simulated_cases(noise: Noise, spread: float, change: float, n: int) -> list[
 
 
 def real_cases(path: str, change: float) -> list[Case]:
-    """Every place in the unchanged stretches of a series with twelve runs before and five after; pairs are neighbours."""
+    """Every place in the unchanged stretches of a series with twelve runs before and five after.
+
+    Pairs are neighbours.
+    """
     values = as_times(path)
     return [
         _real(values[low:high], at, change)
@@ -184,7 +199,10 @@ def tables(n: int, python: str | None) -> Iterator[str]:
         )
     ]
     if labelled.folder() is not None:
-        kinds += [(f"Real: {path}, unchanged stretches", lambda change, a=path: real_cases(a, change)) for path in UNCHANGED]
+        kinds += [
+            (f"Real: {path}, unchanged stretches", lambda change, a=path: real_cases(a, change))
+            for path in UNCHANGED
+        ]
     known = tools(python)
     for title, make in kinds:
         yield from _table(title, known, [make(change) for change in CHANGES])
@@ -194,13 +212,20 @@ def tables(n: int, python: str | None) -> Iterator[str]:
 
 def main() -> int:
     """Print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=1000, help="cases of each simulated kind")
-    parser.add_argument("--inference-doctor", metavar="PYTHON", help="interpreter of an environment that has it")
+    parser.add_argument(
+        "--inference-doctor", metavar="PYTHON", help="interpreter of an environment that has it"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    lines = [f"pytest-benchmark {version('pytest-benchmark')}; inference-doctor {_doctor_version(options.inference_doctor)}", ""]
+    lines = [
+        f"pytest-benchmark {version('pytest-benchmark')}; inference-doctor {_doctor_version(options.inference_doctor)}",
+        "",
+    ]
     for line in tables(options.runs, options.inference_doctor):
         print(line, flush=True)
         lines.append(line)
@@ -208,7 +233,9 @@ def main() -> int:
     return 0
 
 
-def _table(title: str, known: dict[str, tuple[str, Tool]], by_change: Sequence[Sequence[Case]]) -> Iterator[str]:
+def _table(
+    title: str, known: dict[str, tuple[str, Tool]], by_change: Sequence[Sequence[Case]]
+) -> Iterator[str]:
     n_real = f" ({len(by_change[0])} places)" if title.startswith("Real") else ""
     yield from (
         f"**{title}{n_real}**",
@@ -224,8 +251,14 @@ def _table(title: str, known: dict[str, tuple[str, Tool]], by_change: Sequence[S
 
 def _labelled(known: dict[str, tuple[str, Tool]]) -> Iterator[str]:
     values = as_times(TIGERBEETLE)
-    cases = [Case(history=values[at - HISTORY : at], first=values[:HISTORY], new=values[at : at + NEW]) for at in LABELLED_DROPS]
-    yield from (f"**{TIGERBEETLE}: its labelled losses, at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**", "")
+    cases = [
+        Case(history=values[at - HISTORY : at], first=values[:HISTORY], new=values[at : at + NEW])
+        for at in LABELLED_DROPS
+    ]
+    yield from (
+        f"**{TIGERBEETLE}: its labelled losses, at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**",
+        "",
+    )
     yield from ("| gate | 12 % slower | 5 % slower |", "| --- " * 3 + "|")
     for name, (_, decide) in known.items():
         found = decide(cases) or ["-", "-"]
@@ -237,7 +270,12 @@ def _simulated(noise: Noise, spread: float, change: float, draw: random.Random) 
     values = [exp(spread * x) for x in noise(HISTORY + NEW, draw)]
     pairs = [(1.0, (1 + change) * exp(spread * x)) for x in noise(2 * MAX_PAIRS, draw)]
     history = values[:HISTORY]
-    return Case(history=history, first=history, new=[value * (1 + change) for value in values[HISTORY:]], pairs=pairs)
+    return Case(
+        history=history,
+        first=history,
+        new=[value * (1 + change) for value in values[HISTORY:]],
+        pairs=pairs,
+    )
 
 
 def _real(values: Sequence[float], at: int, change: float) -> Case:
@@ -270,13 +308,24 @@ def _decision(pairs: Sequence[tuple[float, float]], evidence: float) -> Decision
     return decision
 
 
-def _by_command_line(python: str, percent: float, baseline: Sequence[float], new: Sequence[float]) -> str:
+def _by_command_line(
+    python: str, percent: float, baseline: Sequence[float], new: Sequence[float]
+) -> str:
     with tempfile.TemporaryDirectory() as name:
         for side, values in (("baseline", baseline), ("candidate", new)):
             (Path(name) / side).mkdir()
             for n, value in enumerate(values):
-                (Path(name) / side / f"repetition-{n}.json").write_text(json.dumps(_normalized(value)), encoding="utf-8")
-        command = [python, "-m", "inference_doctor", "compare-runs", "--metric=e2el_mean_ms", f"--regression-percent={percent:g}"]
+                (Path(name) / side / f"repetition-{n}.json").write_text(
+                    json.dumps(_normalized(value)), encoding="utf-8"
+                )
+        command = [
+            python,
+            "-m",
+            "inference_doctor",
+            "compare-runs",
+            "--metric=e2el_mean_ms",
+            f"--regression-percent={percent:g}",
+        ]
         command += ["--json", "--baseline", f"{name}/baseline", "--candidate", f"{name}/candidate"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return str(json.loads(done.stdout)["result"])
@@ -286,13 +335,22 @@ def _normalized(value: float) -> dict[str, object]:
     """Its own result format, with one latency."""
     environment = {"gpu": "one", "model": "one"}
     metrics = {"e2el_ms": {"mean": value}, "requests": {"successful": 1, "failed": 0}}
-    return {"schema_version": "1", "environment": environment, "benchmark_parameters": {"batch": 1}, "metrics": metrics}
+    return {
+        "schema_version": "1",
+        "environment": environment,
+        "benchmark_parameters": {"batch": 1},
+        "metrics": metrics,
+    }
 
 
 def _doctor_version(python: str | None) -> str:
     if python is None:
         return "not run"
-    command = [python, "-c", "from importlib.metadata import version; print(version('inference-doctor'))"]
+    command = [
+        python,
+        "-c",
+        "from importlib.metadata import version; print(version('inference-doctor'))",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -1,4 +1,7 @@
-"""Two things measured in turn, and what their pairs say. The order inside a pair is drawn, so that drift favours neither."""
+"""Two things measured in turn, and what their pairs say.
+
+The order inside a pair is drawn, so that drift favours neither.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ class Finding:
     detail: str = ""
 
 
-def interleave(a: Callable[[], float], b: Callable[[], float], n: int, *, warm_up: int = 1) -> list[tuple[float, float]]:
+def interleave(
+    a: Callable[[], float], b: Callable[[], float], n: int, *, warm_up: int = 1
+) -> list[tuple[float, float]]:
     """`n` pairs of measurements, after `warm_up` discarded ones."""
     order = random.Random(0)  # noqa: S311 - not for secrets: the same order in every run
     pairs = []
@@ -44,11 +49,29 @@ def interleave(a: Callable[[], float], b: Callable[[], float], n: int, *, warm_u
     return pairs
 
 
-def finding(name: str, values: list[float], *, unit: str, bar: str, within: tuple[float, float], detail: str = "") -> Finding:
+def finding(
+    name: str,
+    values: list[float],
+    *,
+    unit: str,
+    bar: str,
+    within: tuple[float, float],
+    detail: str = "",
+) -> Finding:
     """Median of `values` with its interval, held against the range that the bar allows."""
     low, high = median_interval(values) or mean_interval(values) or (None, None)
     met = verdict(low, high, within)
-    return Finding(name=name, value=median(values), low=low, high=high, unit=unit, bar=bar, met=met, n=len(values), detail=detail)
+    return Finding(
+        name=name,
+        value=median(values),
+        low=low,
+        high=high,
+        unit=unit,
+        bar=bar,
+        met=met,
+        n=len(values),
+        detail=detail,
+    )
 
 
 def verdict(low: float | None, high: float | None, within: tuple[float, float]) -> str:

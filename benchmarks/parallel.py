@@ -37,7 +37,10 @@ REPETITIONS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A model under a strategy. `bars` are least tok/s by batch, `peak_gb` the most that a rank may take in a run."""
+    """A model under a strategy.
+
+    `bars` are least tok/s by batch, `peak_gb` the most that a rank may take in a run.
+    """
 
     model: str
     strategy: str
@@ -48,7 +51,14 @@ class Step:
 
 
 STEPS = (
-    Step(model="falcon-40b", strategy="bf16+fsdp2", works=SHORT, limit_s=110, bars={1: 0.60}, peak_gb=47.0),
+    Step(
+        model="falcon-40b",
+        strategy="bf16+fsdp2",
+        works=SHORT,
+        limit_s=110,
+        bars={1: 0.60},
+        peak_gb=47.0,
+    ),
     Step(model="falcon-40b", strategy="bf16+tp2", works=SHORT, limit_s=60),
     Step(model="llama-30b", strategy="bf16+tp2", works=LONGER, limit_s=60, bars={1: 13.7}),
     Step(model="llama-30b", strategy="bf16+tp2+static-cache+compile", works=LONGER, limit_s=110),
@@ -56,7 +66,10 @@ STEPS = (
 
 
 def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str, Any]:
-    """Load, check what is in effect, measure each workload. Raises LlmperfError, within the step's limit."""
+    """Load, check what is in effect, measure each workload.
+
+    Raises LlmperfError, within the step's limit.
+    """
     end_s = time.monotonic() + step.limit_s
     model = f"arch:{step.model}" if device == "cuda" else "arch:small-llama"
     plan = parse(step.strategy).apply(LoadPlan(model=model_ref(model), device=device))
@@ -64,7 +77,9 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
     def left_s() -> float:
         return max(1.0, end_s - time.monotonic())
 
-    with WorkerGroup.start(ranks=plan.ranks, log_dir=logs, name=step.strategy, start_deadline_s=left_s()) as group:
+    with WorkerGroup.start(
+        ranks=plan.ranks, log_dir=logs, name=step.strategy, start_deadline_s=left_s()
+    ) as group:
         ranks = Ranks(group, plan)
 
         def ask(command: Any) -> Any:
@@ -77,12 +92,18 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
         found["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
         effective = ask(Describe()).effective
         require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
-        return found | {"decode_loop": effective.decode_loop, "cache": effective.cache, "notes": list(effective.notes)}
+        return found | {
+            "decode_loop": effective.decode_loop,
+            "cache": effective.cache,
+            "notes": list(effective.notes),
+        }
 
 
 def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
     """One rank's bytes, and the peak while loading against LOADING_BAR x (bytes / N + largest layer)."""
-    limit = LOADING_BAR * (shard.whole_bytes / (plan.tp * plan.fsdp * plan.pp) + shard.largest_layer_bytes)
+    limit = LOADING_BAR * (
+        shard.whole_bytes / (plan.tp * plan.fsdp * plan.pp) + shard.largest_layer_bytes
+    )
     peak = shard.load_peak_bytes
     return {
         "rank": shard.rank,
@@ -95,7 +116,9 @@ def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _measured(ask: Callable[[Any], Any], work: Decode, step: Step, repetitions: int) -> dict[str, Any]:
+def _measured(
+    ask: Callable[[Any], Any], work: Decode, step: Step, repetitions: int
+) -> dict[str, Any]:
     runs = [ask(Run(workload=work, repetition=i)) for i in range(repetitions + 2)][2:]
     rates = [work.batch * work.new_tokens / duration_s(ran.trace) for ran in runs]
     memory = ask(ReadMemory(workload=work, repetition=90))
@@ -112,17 +135,29 @@ def _measured(ask: Callable[[Any], Any], work: Decode, step: Step, repetitions: 
         "bar_tok_per_s": bar,
         "holds_bar": None if bar is None else rate >= bar,
         "peak_gb": peaks,
-        "holds_peak": None if step.peak_gb is None or None in peaks else max(p for p in peaks if p is not None) <= step.peak_gb,
+        "holds_peak": None
+        if step.peak_gb is None or None in peaks
+        else max(p for p in peaks if p is not None) <= step.peak_gb,
         "collectives": talk.share if talk.share is not None else talk.reason,
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the steps, write the file after each, say what held. 1 when a step failed or missed a bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the steps, write the file after each, say what held.
+
+    1 when a step failed or missed a bar.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("parallel.json"))
     parser.add_argument("--only", default="", help="steps whose model and strategy contain this")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of each workload, after two to warm up")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=REPETITIONS,
+        help="of each workload, after two to warm up",
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     options = parser.parse_args(argv)
     results: list[dict[str, Any]] = []
@@ -133,7 +168,9 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             start_s = time.monotonic()
             try:
-                found: dict[str, Any] = run_step(step, options.device, Path(logs), options.repetitions)
+                found: dict[str, Any] = run_step(
+                    step, options.device, Path(logs), options.repetitions
+                )
             except LlmperfError as error:
                 found = {"error": f"{type(error).__name__}: {error}"}
             results.append({"step": name, "seconds": round(time.monotonic() - start_s, 1), **found})
@@ -156,7 +193,10 @@ def _line(row: dict[str, Any]) -> str:
         f", collectives {run['collectives'] if isinstance(run['collectives'], str) else format(run['collectives'], '.0%')}"
         for run in row["runs"]
     )
-    loading = ", ".join(f"{each['load_peak_gb'] or 0:.1f} of {each['load_peak_limit_gb']:.1f}" for each in row["ranks"])
+    loading = ", ".join(
+        f"{each['load_peak_gb'] or 0:.1f} of {each['load_peak_limit_gb']:.1f}"
+        for each in row["ranks"]
+    )
     return f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, loading peak {loading} GB): {runs}"
 
 

@@ -14,7 +14,8 @@ def pruning(device: str, model: str = "smollm2-135m") -> list[Finding]:
 
 
 def _row(asked: str, device: str, model: str) -> Finding:
-    from pytest_llmperf.core.plan import LoadPlan  # noqa: PLC0415  # as torch, which the other benchmarks do not need
+    # As torch, which the other benchmarks do not need.
+    from pytest_llmperf.core.plan import LoadPlan  # noqa: PLC0415
     from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
     from pytest_llmperf.engines.transformers.load import load  # noqa: PLC0415
     from pytest_llmperf.strategies import parse  # noqa: PLC0415

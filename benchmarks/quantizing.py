@@ -7,7 +7,10 @@ import time
 from pairs import Finding
 
 BAR_S = 60.0
-ASKED = {"cpu": ("int8", "nf4", "fp4", "int8wo", "int4wo", "fp8:wo"), "cuda": ("int8", "nf4", "fp4", "int8wo", "int4wo", "fp8")}
+ASKED = {
+    "cpu": ("int8", "nf4", "fp4", "int8wo", "int4wo", "fp8:wo"),
+    "cuda": ("int8", "nf4", "fp4", "int8wo", "int4wo", "fp8"),
+}
 
 
 def quantizing(device: str, model: str = "smollm2-135m") -> list[Finding]:

@@ -2,11 +2,12 @@
 
 python benchmarks/report.py [--series 200] [--runs 1000] [--out FOLDER]
 
-Fills one store with a suite of 40 runs, and one with a long history: copies of a real record (of a scripted run) whose
-throughput has noise and, in every tenth series, a change of level. The newest copy of a series is whole; older ones hold three
-metrics and no samples, because a report reads no more of them. Then times the reading of the store and the making of the page.
-Writes report.json and report.md to the folder (default build/benchmarks) and exits 1 unless every bar is met. Without Chromium
-the first paint is left out, and said to be.
+Fills one store with a suite of 40 runs, and one with a long history: copies of a real record (of a
+scripted run) whose throughput has noise and, in every tenth series, a change of level. The newest
+copy of a series is whole; older ones hold three metrics and no samples, because a report reads no
+more of them. Then times the reading of the store and the making of the page. Writes report.json and
+report.md to the folder (default build/benchmarks) and exits 1 unless every bar is met. Without
+Chromium the first paint is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -42,7 +43,16 @@ const look = entries => entries.filter(each => each.name === 'first-contentful-p
 new PerformanceObserver(list => look(list.getEntries())).observe({type: 'paint', buffered: true});
 """
 KEPT = ("throughput", "ttft.p50", "memory.peak")
-STRATEGIES = ("fp32", "bf16", "fp16", "int8", "nf4", "bf16+static-cache", "bf16+compile", "fp16-mixed")
+STRATEGIES = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    "nf4",
+    "bf16+static-cache",
+    "bf16+compile",
+    "fp16-mixed",
+)
 
 
 def main() -> int:
@@ -56,7 +66,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llmperf-report-") as text:
         folder = Path(text)
         model = filling.measured(folder)
-        rows = [*measure("suite", folder, model, SUITE, 1), *measure("history", folder, model, options.series, options.runs)]
+        rows = [
+            *measure("suite", folder, model, SUITE, 1),
+            *measure("history", folder, model, options.series, options.runs),
+        ]
         for name in BARS:
             shutil.copy(folder / f"{name}.html", options.out / f"report-{name}.html")
     (options.out / "report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -65,7 +78,9 @@ def main() -> int:
     return 0 if all(row["met"] for row in rows) else 1
 
 
-def measure(name: str, folder: Path, model: Record, series: int, runs: int) -> list[dict[str, object]]:
+def measure(
+    name: str, folder: Path, model: Record, series: int, runs: int
+) -> list[dict[str, object]]:
     """Size, time and first paint of the report on so many series of so many runs."""
     url, (megabytes, seconds) = f"sqlite:///{name}.db", BARS[name]
     fill(url, folder, model, series, runs)
@@ -75,7 +90,12 @@ def measure(name: str, folder: Path, model: Record, series: int, runs: int) -> l
     size = page.stat().st_size / 1e6
     what = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
     rows: list[dict[str, object]] = [
-        {"what": f"size, {what}", "seen": f"{size:.2f} MB", "bar": f"<= {megabytes:g} MB", "met": size <= megabytes},
+        {
+            "what": f"size, {what}",
+            "seen": f"{size:.2f} MB",
+            "bar": f"<= {megabytes:g} MB",
+            "met": size <= megabytes,
+        },
         {
             "what": f"reading and building, {what}",
             "seen": f"{took:.2f} s ({busy:.2f} s of CPU)",
@@ -88,7 +108,15 @@ def measure(name: str, folder: Path, model: Record, series: int, runs: int) -> l
         print("no Chromium: the first paint is left out", flush=True)
         return rows
     seen = f"{painted:.2f} s"
-    return [*rows, {"what": f"first paint, {what}", "seen": seen, "bar": f"<= {PAINT_S:g} s", "met": painted <= PAINT_S}]
+    return [
+        *rows,
+        {
+            "what": f"first paint, {what}",
+            "seen": seen,
+            "bar": f"<= {PAINT_S:g} s",
+            "met": painted <= PAINT_S,
+        },
+    ]
 
 
 def made(opened: Store, page: Path) -> tuple[float, float]:
@@ -106,11 +134,22 @@ def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
     with open_store(url, folder=folder) as opened:
         for at in range(series):
             first = at * runs
-            numbered = [(first + n + 1, copy(model, at, n, draw, last=n == runs - 1)) for n in range(runs)]
-            with opened._database.writing() as connection:  # noqa: SLF001 - single transactions would take minutes
-                connection.execute(insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered])
-                connection.execute(insert(METRICS), [row for seq, each in numbered for row in metric_rows(each, seq)])
-                connection.execute(insert(DOCUMENTS), [{"record_seq": s, "body": document(each)} for s, each in numbered])
+            numbered = [
+                (first + n + 1, copy(model, at, n, draw, last=n == runs - 1)) for n in range(runs)
+            ]
+            # Single transactions would take minutes.
+            with opened._database.writing() as connection:  # noqa: SLF001
+                connection.execute(
+                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
+                )
+                connection.execute(
+                    insert(METRICS),
+                    [row for seq, each in numbered for row in metric_rows(each, seq)],
+                )
+                connection.execute(
+                    insert(DOCUMENTS),
+                    [{"record_seq": s, "body": document(each)} for s, each in numbered],
+                )
 
 
 def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool) -> Record:
@@ -118,7 +157,9 @@ def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool)
     level = (1 + series / 100) * (0.9 if series % 10 == 0 and n > 600 else 1.0)
     factor = level * math.exp(0.02 * draw.gauss(0, 1))
     metrics = tuple(
-        msgspec.structs.replace(m, value=m.value * factor) if m.name == "throughput" and m.value else m
+        msgspec.structs.replace(m, value=m.value * factor)
+        if m.name == "throughput" and m.value
+        else m
         for m in model.metrics
         if last or m.name in KEPT
     )
@@ -128,7 +169,9 @@ def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool)
         test=f"tests/test_speed_{series // 20}.py::test_speed_of_a_long_named_thing[{series}]",
         strategy=STRATEGIES[series % len(STRATEGIES)],
         session_id=f"s{n}",
-        created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(1_700_000_000 + 3600 * n + series)),
+        created=time.strftime(
+            "%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(1_700_000_000 + 3600 * n + series)
+        ),
         outcome="FAIL" if draw.random() < 0.01 else "PASS",
         metrics=metrics,
         **({} if last else {"samples": {}, "effective": None, "warm_up": {}, "extra": {}}),
@@ -136,7 +179,10 @@ def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool)
 
 
 def first_paint_s(page: Path) -> float | None:
-    """Median of three first contentful paints, in headless Chromium; None where it or Selenium is missing."""
+    """Median of three first contentful paints, in headless Chromium.
+
+    None where it or Selenium is missing.
+    """
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
         return None

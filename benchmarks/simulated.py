@@ -1,4 +1,7 @@
-"""The three rules on simulated runs: how often each gives which verdict. Seeded; the tests run smaller forms of the same."""
+"""The three rules on simulated runs: how often each gives which verdict.
+
+Seeded; the tests run smaller forms of the same.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
 
 
-def sessions(noise: Noise, spread: float, change: float, n: int, runs: int, seed: int = 0) -> Counter[Outcome]:
+def sessions(
+    noise: Noise, spread: float, change: float, n: int, runs: int, seed: int = 0
+) -> Counter[Outcome]:
     """Rule A: verdicts on a session after `n` others, all with this spread, that changes by `change` (time, lower is better)."""
     draw = _seeded(seed)
     return Counter(_session(noise, spread, change, n, draw).outcome for _ in range(runs))
@@ -65,13 +70,17 @@ def _decided(noise: Noise, spread: float, change: float, draw: random.Random) ->
     raise AssertionError("the budget of pairs ends every comparison")
 
 
-def false_points(noise: Noise, spread: float, series: int, length: int = 1000, seed: int = 0) -> int:
+def false_points(
+    noise: Noise, spread: float, series: int, length: int = 1000, seed: int = 0
+) -> int:
     """Rule C: changes found in `series` histories without any."""
     draw = _seeded(seed)
     return sum(len(change_points(_history(noise, spread, length, draw))) for _ in range(series))
 
 
-def steps_found(step: float, spread: float, after: int, series: int, seed: int = 0, r: float = 0.0) -> int:
+def steps_found(
+    step: float, spread: float, after: int, series: int, seed: int = 0, r: float = 0.0
+) -> int:
     """Rule C: histories of 100 runs and `after` more, changed by `step`, in which it is found within 8 runs of its place."""
     draw, found = _seeded(seed), 0
     for _ in range(series):
@@ -83,7 +92,10 @@ def steps_found(step: float, spread: float, after: int, series: int, seed: int =
 
 def seconds_for(n: int, seed: int = 0) -> float:
     """Rule C: CPU time of one history of n runs, with a step every 60 of them."""
-    values = [value * (1.06 if at // 60 % 2 else 1) for at, value in enumerate(_history(normal, 0.02, n, _seeded(seed)))]
+    values = [
+        value * (1.06 if at // 60 % 2 else 1)
+        for at, value in enumerate(_history(normal, 0.02, n, _seeded(seed)))
+    ]
     start = time.process_time()
     assert change_points(values)
     return time.process_time() - start

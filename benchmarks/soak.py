@@ -40,7 +40,10 @@ _MOST_WITHOUT_VERDICT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What one session found. `outcome` is its record's, INVALID where it left none; `pairs` and `ratio` are rule B's."""
+    """What one session found.
+
+    `outcome` is its record's, INVALID where it left none; `pairs` and `ratio` are rule B's.
+    """
 
     gated: bool
     outcome: str
@@ -61,7 +64,10 @@ def main() -> int:
         done = run_one(folder, options, gated=gated)
         with (folder / LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(asdict(done)) + "\n")
-        print(f"{time.strftime('%H:%M:%S')} {done.outcome} {done.took_s:.0f} s {done.said[:150]}", flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')} {done.outcome} {done.took_s:.0f} s {done.said[:150]}",
+            flush=True,
+        )
     lines, met = report(options.what, sessions(folder))
     print("\n".join(lines))
     return 0 if met else 1
@@ -82,14 +88,20 @@ def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
     n, failed = len(verdicts), counts["FAIL"]
     head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
     took_s = sum(each.took_s for each in found) / max(1, len(found))
-    lines = [f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"]
+    lines = [
+        f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"
+    ]
     if what == "same":
-        lines.append(f"false alarms: {failed} of {n}, at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)")
+        lines.append(
+            f"false alarms: {failed} of {n}, at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
+        )
         lines += [f"  FAIL: {each.said}" for each in verdicts if each.outcome == "FAIL"]
         return lines, n > 0 and failed == 0
     pairs = [each.pairs for each in verdicts if each.outcome == "FAIL" and each.pairs]
     ratios = [each.ratio for each in verdicts if each.ratio]
-    lines.append(f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)")
+    lines.append(
+        f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)"
+    )
     if pairs and ratios:
         lines.append(
             f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x",
@@ -109,18 +121,29 @@ def upper_bound(hits: int, n: int) -> float:
 
 
 def _next(found: Sequence[Session], options: argparse.Namespace) -> bool | None:
-    """Whether the next session is gated; None if there is none. Ends the program where too many gave no verdict."""
+    """Whether the next session is gated; None if there is none.
+
+    Ends the program where too many gave no verdict.
+    """
     verdicts = sum(each.gated and each.outcome in VERDICTS for each in found)
     accepted = sum(each.outcome in {"PASS", "RECORDED", "UNDECIDED"} for each in found)
     if verdicts >= options.sessions:
         return None
-    if sum(each.outcome not in VERDICTS for each in found) > _MOST_WITHOUT_VERDICT + options.sessions // 5:
-        raise SystemExit(f"too many sessions without a verdict: the last said {found[-1].said!r}. Is the machine busy?")
+    if (
+        sum(each.outcome not in VERDICTS for each in found)
+        > _MOST_WITHOUT_VERDICT + options.sessions // 5
+    ):
+        raise SystemExit(
+            f"too many sessions without a verdict: the last said {found[-1].said!r}. Is the machine busy?"
+        )
     return options.what == "slower" or accepted >= MIN_SESSIONS
 
 
 def prepare(folder: Path, what: str, engine: str) -> None:
-    """Write the project once, in `slower` committed; after an interruption leave out a line of the log that is half written."""
+    """Write the project once, in `slower` committed.
+
+    After an interruption leave out a line of the log that is half written.
+    """
     if (folder / "pytest.ini").is_file():
         whole = "".join(json.dumps(asdict(each)) + "\n" for each in sessions(folder))
         (folder / LOG).write_text(whole, encoding="utf-8")
@@ -144,22 +167,43 @@ def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Sessio
     out = folder / "last.jsonl"
     out.unlink(missing_ok=True)
     how = "--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--llmperf-json={out}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--llmperf-json={out}",
+    ]
     command += [f"--llmperf-budget={options.budget:g}", *([how] if gated else [])]
     if options.what == "slower":
         (folder / "slowdown.py").write_text(f"SHARE = {options.slower / 100}\n", encoding="utf-8")
     start = time.monotonic()
-    environ = os.environ | {"SOAK_SESSION": str(len(sessions(folder))), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=environ)
+    environ = os.environ | {
+        "SOAK_SESSION": str(len(sessions(folder))),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, env=environ
+    )
     (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     return _session(out, done, gated=gated, took_s=time.monotonic() - start)
 
 
-def _session(out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, took_s: float) -> Session:
-    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.is_file() else []
+def _session(
+    out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
+) -> Session:
+    records = (
+        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        if out.is_file()
+        else []
+    )
     tail = " ".join(done.stdout.split())[-300:]
     if not records:
-        return Session(gated=gated, outcome="INVALID", exit_code=done.returncode, took_s=took_s, said=tail)
+        return Session(
+            gated=gated, outcome="INVALID", exit_code=done.returncode, took_s=took_s, said=tail
+        )
     last = records[-1]
     said = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
     against = last["extra"].get("against", {}).get("metrics", {}).get("throughput", {})
@@ -175,9 +219,16 @@ def _session(out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("same", "slower"))
-    parser.add_argument("--sessions", type=int, default=None, help="verdicts wanted (default: 200 of same, 100 of slower)")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=None,
+        help="verdicts wanted (default: 200 of same, 100 of slower)",
+    )
     parser.add_argument("--engine", choices=("transformers", "scripted"), default="transformers")
     parser.add_argument(
         "--budget",
@@ -185,7 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         default=5,
         help="--llmperf-budget: sampling seconds of a run; a block has a fifth",
     )
-    parser.add_argument("--slower", type=float, default=10, metavar="PERCENT", help="injected into slower")
+    parser.add_argument(
+        "--slower", type=float, default=10, metavar="PERCENT", help="injected into slower"
+    )
     parser.add_argument("--folder", type=Path)
     return parser
 

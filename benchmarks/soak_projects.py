@@ -1,4 +1,7 @@
-"""The projects that soak.py runs: a test that measures, and for `slower` a slowdown beside it. No injection at the base."""
+"""The projects that soak.py runs: a test that measures, and for `slower` a slowdown beside it.
+
+No injection at the base.
+"""
 
 from __future__ import annotations
 
@@ -75,5 +78,8 @@ PROJECTS = {
         "slow_model.py": SLOW_MODEL,
         "slowdown.py": "SHARE = 0.0\n",
     },
-    ("slower", "scripted"): {"test_decode.py": _HEAD + _BETWEEN + _SCRIPTED_SLOWER, "slowdown.py": "SHARE = 0.0\n"},
+    ("slower", "scripted"): {
+        "test_decode.py": _HEAD + _BETWEEN + _SCRIPTED_SLOWER,
+        "slowdown.py": "SHARE = 0.0\n",
+    },
 }

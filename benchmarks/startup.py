@@ -1,8 +1,9 @@
 """What an installed plugin adds to a pytest session that has no llmperf test.
 
-Other plugins of this environment are left out on both sides: they take over a second, whose scatter would hide the answer.
-The other side names a plugin too, an empty one: `-p` makes pytest read the metadata of every installed distribution, 9 ms
-with 137 of them, which an installed plugin's session does once for all plugins together.
+Other plugins of this environment are left out on both sides: they take over a second, whose scatter
+would hide the answer. The other side names a plugin too, an empty one: `-p` makes pytest read the
+metadata of every installed distribution, 9 ms with 137 of them, which an installed plugin's session
+does once for all plugins together.
 """
 
 from __future__ import annotations
@@ -27,10 +28,24 @@ ALONE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYT
 
 
 def collect(folder: Path, cpu_ms: list[float], *arguments: str) -> float:
-    """Wall time of `pytest --collect-only` in a process of its own, in ms. Its CPU time, in ms, is added to `cpu_ms`."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
+    """Wall time of `pytest --collect-only` in a process of its own, in ms.
+
+    Its CPU time, in ms, is added to `cpu_ms`.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
     start_ns = time.perf_counter_ns()
-    child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ALONE)
+    child = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ALONE
+    )
     _, status, usage = os.wait4(child.pid, 0)
     wall_ms = (time.perf_counter_ns() - start_ns) / 1e6
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -56,7 +71,10 @@ def startup(n: int) -> list[Finding]:
         pairs = interleave(*sides, n, warm_up=2)
     detail = f"pytest --collect-only with an empty plugin: {median(without for _, without in pairs):.0f} ms"
     wall = [with_plugin - without for with_plugin, without in pairs]
-    cpu = [with_plugin - without for with_plugin, without in zip(with_ms[2:], without_ms[2:], strict=True)]
+    cpu = [
+        with_plugin - without
+        for with_plugin, without in zip(with_ms[2:], without_ms[2:], strict=True)
+    ]
     return [
         _added("wall time added to pytest --collect-only", wall, detail),
         _added("CPU time added to pytest --collect-only", cpu, detail),
@@ -64,4 +82,11 @@ def startup(n: int) -> list[Finding]:
 
 
 def _added(name: str, added_ms: list[float], detail: str) -> Finding:
-    return finding(name, added_ms, unit="ms", bar=f"<= {BAR_MS:g} ms", within=(-math.inf, BAR_MS), detail=detail)
+    return finding(
+        name,
+        added_ms,
+        unit="ms",
+        bar=f"<= {BAR_MS:g} ms",
+        within=(-math.inf, BAR_MS),
+        detail=detail,
+    )

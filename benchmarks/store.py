@@ -1,11 +1,13 @@
 """The history at a million stored runs, and eight processes that write to one store.
 
-python benchmarks/store.py [--runs 1000000] [--processes 8] [--each 1000] [--postgresql] [--out FOLDER]
+python benchmarks/store.py [--runs 1000000] [--processes 8] [--each 1000] [--postgresql] [--out
+FOLDER]
 
-Fills a store with copies of a real record (of a scripted run, with all its metrics), then times one gate decision, `llmperf
-history` of one series and the opening of a session, each against the same store with 1,000 runs. Then eight processes write
-1,000 runs each to one store. Writes store.json and store.md to the folder (default build/benchmarks) and exits 1 unless
-every bar is met. A million runs take about 10 GB of disk and ten minutes.
+Fills a store with copies of a real record (of a scripted run, with all its metrics), then times one
+gate decision, `llmperf history` of one series and the opening of a session, each against the same
+store with 1,000 runs. Then eight processes write 1,000 runs each to one store. Writes store.json
+and store.md to the folder (default build/benchmarks) and exits 1 unless every bar is met. A million
+runs take about 10 GB of disk and ten minutes.
 """
 
 from __future__ import annotations
@@ -65,10 +67,15 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--each", type=int, default=1000, help="runs that each process writes")
-    parser.add_argument("--postgresql", action="store_true", help="on a PostgreSQL server that is started for it")
+    parser.add_argument(
+        "--postgresql", action="store_true", help="on a PostgreSQL server that is started for it"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="llmperf-store-") as text, _urls(Path(text), options.postgresql) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="llmperf-store-") as text,
+        _urls(Path(text), options.postgresql) as url,
+    ):
         folder = Path(text)
         model = measured(folder)
         rows = [
@@ -84,13 +91,31 @@ def main() -> int:
 def markdown(rows: list[dict[str, object]]) -> str:
     """A table of everything."""
     head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *(f"| {r['what']} | {r['seen']} | {r['bar']} | {'yes' if r['met'] else 'no'} |" for r in rows), ""])
+    return "\n".join(
+        [
+            *head,
+            *(
+                f"| {r['what']} | {r['seen']} | {r['bar']} | {'yes' if r['met'] else 'no'} |"
+                for r in rows
+            ),
+            "",
+        ]
+    )
 
 
 def measured(folder: Path) -> Record:
     """A real record of a scripted run."""
     (folder / "test_it.py").write_text(TEST, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-json=out.jsonl", "--llmperf-store=none"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--llmperf-json=out.jsonl",
+        "--llmperf-store=none",
+    ]
     subprocess.run(
         command,
         cwd=folder,
@@ -101,7 +126,9 @@ def measured(folder: Path) -> Record:
     return record_json.decode((folder / "out.jsonl").read_bytes().splitlines()[-1])
 
 
-def timings(url: Callable[[str], str], folder: Path, model: Record, runs: int) -> Iterator[dict[str, object]]:
+def timings(
+    url: Callable[[str], str], folder: Path, model: Record, runs: int
+) -> Iterator[dict[str, object]]:
     """The small store first, then the large one."""
     small, large = url("small"), url("large")
     fill(small, folder, model, SERIES)
@@ -130,14 +157,27 @@ def timings(url: Callable[[str], str], folder: Path, model: Record, runs: int) -
 def fill(url: str, folder: Path, model: Record, runs: int) -> None:
     """Copies of the record over 1,000 series, a minute apart."""
     metrics = metric_rows(model, 0)
-    marked = document(msgspec.structs.replace(model, samples={}, outcome="PASS", **{name: f"@{name}@" for name in CHANGED}))
+    marked = document(
+        msgspec.structs.replace(
+            model, samples={}, outcome="PASS", **{name: f"@{name}@" for name in CHANGED}
+        )
+    )
     with open_store(url, folder=folder) as store:
         for start in range(0, runs, BATCH):
             numbered = [(at + 1, copy(model, at)) for at in range(start, min(runs, start + BATCH))]
-            with store._database.writing() as connection:  # noqa: SLF001 - a million single transactions would take hours
-                connection.execute(insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered])
-                connection.execute(insert(METRICS), [row | {"record_seq": seq} for seq, _ in numbered for row in metrics])
-                connection.execute(insert(DOCUMENTS), [{"record_seq": seq, "body": body(marked, each)} for seq, each in numbered])
+            # A million single transactions would take hours.
+            with store._database.writing() as connection:  # noqa: SLF001
+                connection.execute(
+                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
+                )
+                connection.execute(
+                    insert(METRICS),
+                    [row | {"record_seq": seq} for seq, _ in numbered for row in metrics],
+                )
+                connection.execute(
+                    insert(DOCUMENTS),
+                    [{"record_seq": seq, "body": body(marked, each)} for seq, each in numbered],
+                )
 
 
 def body(marked: str, record: Record) -> str:
@@ -187,7 +227,9 @@ def together(url: str, folder: Path, model: Record, processes: int, each: int) -
 
 def _decide(store: Store, model: Record) -> None:
     """What the gate asks of the history for one metric of one run."""
-    record = msgspec.structs.replace(model, id="new", session_id="new", test=f"test_it.py::test_{SERIES // 2}")
+    record = msgspec.structs.replace(
+        model, id="new", session_id="new", test=f"test_it.py::test_{SERIES // 2}"
+    )
     metric = next(metric for metric in record.metrics if metric.name == "throughput")
     found = held(store, Reviewed(), record, metric)
     assert found.baseline.n > 0, found.reason
@@ -200,7 +242,9 @@ def _ms(action: Callable[[Store], None], url: str, folder: Path) -> float:
 
 
 def _open_ms(url: str, folder: Path) -> float:
-    return statistics.median(_once(lambda: open_store(url, folder=folder).close()) for _ in range(20))
+    return statistics.median(
+        _once(lambda: open_store(url, folder=folder).close()) for _ in range(20)
+    )
 
 
 def _command_ms(url: str, folder: Path, test: str) -> float:
@@ -209,10 +253,13 @@ def _command_ms(url: str, folder: Path, test: str) -> float:
 
     def run(store: str, *more: str) -> float:
         command = [sys.executable, "-m", "pytest_llmperf", "history", *more, "--store", store]
-        return _once(lambda: subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL))
+        return _once(
+            lambda: subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        )
 
     empty, full = (
-        statistics.median(run(*each) for _ in range(7)) for each in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
+        statistics.median(run(*each) for _ in range(7))
+        for each in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
     )
     return full - empty
 

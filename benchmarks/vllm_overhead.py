@@ -37,7 +37,9 @@ def main() -> None:
     """Print a row for each workload: the ratio of seconds, ours over vLLM's, with its 99 % interval."""
     options = parser().parse_args()
     llm, session = both(options)
-    print(f"{options.model} {options.strategy} on {session.opened().device_name}: seconds of this package over vLLM's own")
+    print(
+        f"{options.model} {options.strategy} on {session.opened().device_name}: seconds of this package over vLLM's own"
+    )
     for work in (
         Decode(batch=1, prompt_tokens=32, new_tokens=options.new_tokens),
         Batch(requests=8, prompt_tokens=32, max_new_tokens=options.new_tokens),
@@ -48,12 +50,21 @@ def main() -> None:
 def both(options: argparse.Namespace) -> tuple:
     """The LLM of vLLM, and a session of this package around the same engine."""
     chosen = (("kv_cache_gib", options.kv_cache_gib),)
-    base = LoadPlan(model=model_ref(options.model), engine="vllm", device=options.device, options=chosen)
+    base = LoadPlan(
+        model=model_ref(options.model), engine="vllm", device=options.device, options=chosen
+    )
     plan = parse(options.strategy).apply(base)
     source = source_of(plan)
     dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
     llm = LLM(**arguments(plan, source.folder, dtype=dtype, dummy=source.dummy))
-    loaded = Loaded(engine=llm.llm_engine, plan=plan, source=source, device=torch.device(options.device), load_s=0.0, versions={})
+    loaded = Loaded(
+        engine=llm.llm_engine,
+        plan=plan,
+        source=source,
+        device=torch.device(options.device),
+        load_s=0.0,
+        versions={},
+    )
     return llm, VllmSession(loaded)
 
 
@@ -61,12 +72,21 @@ def row(work: Workload, llm, session, pairs: int) -> None:
     """Pairs of one repetition each, in random order; both sides get the same prompts."""
 
     def theirs(repetition: int) -> None:
-        _, asks = session._asks(work, repetition)  # noqa: SLF001 - what a run does, without what is read around it
-        params = [SamplingParams(temperature=0.0, max_tokens=a.new_tokens, ignore_eos=True, detokenize=False) for a in asks]
-        llm.generate([TokensPrompt(prompt_token_ids=list(a.ids)) for a in asks], params, use_tqdm=False)
+        # What a run does, without what is read around it.
+        _, asks = session._asks(work, repetition)  # noqa: SLF001
+        params = [
+            SamplingParams(
+                temperature=0.0, max_tokens=a.new_tokens, ignore_eos=True, detokenize=False
+            )
+            for a in asks
+        ]
+        llm.generate(
+            [TokensPrompt(prompt_token_ids=list(a.ids)) for a in asks], params, use_tqdm=False
+        )
 
     def ours(repetition: int) -> None:
-        _, asks = session._asks(work, repetition)  # noqa: SLF001 - what a run does, without what is read around it
+        # What a run does, without what is read around it.
+        _, asks = session._asks(work, repetition)  # noqa: SLF001
         session._step(asks)  # noqa: SLF001
 
     draw = random.Random(0)  # noqa: S311 - an order, not a secret

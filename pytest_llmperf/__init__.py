@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
     from pytest_llmperf.session.handle import Handle
     from pytest_llmperf.session.model import Model
-    from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, TaskSet, Traffic
+    from pytest_llmperf.workloads import (
+        Batch,
+        Decode,
+        Prefill,
+        PromptSet,
+        Serve,
+        Slo,
+        TaskSet,
+        Traffic,
+    )
 
 __all__ = [
     "Agreement",

@@ -1,4 +1,7 @@
-"""Errors a user can see. Each says what happened, to which value, what was possible, and what to do next."""
+"""Errors a user can see.
+
+Each says what happened, to which value, what was possible, and what to do next.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from collections.abc import Iterable
 
 
 class LlmperfError(Exception):
-    """Base of every error of this plugin. In a test it is an ERROR (not measured), never a FAILED (measured, too slow)."""
+    """Base of every error of this plugin.
+
+    In a test it is an ERROR (not measured), never a FAILED (measured, too slow).
+    """
 
 
 class UsageError(LlmperfError):
@@ -30,7 +36,10 @@ class WorkerHung(WorkerError):
 
 
 class RanksDisagree(WorkerError):
-    """The ranks of one model gave answers that must be equal and are not. The message names the ranks."""
+    """The ranks of one model gave answers that must be equal and are not.
+
+    The message names the ranks.
+    """
 
 
 class OutOfMemory(WorkerError):
@@ -50,11 +59,17 @@ class NotMeasured(LlmperfError):
 
 
 class DeviceBusy(LlmperfError):
-    """Another session measures on the device and did not finish in time. The message names the holder."""
+    """Another session measures on the device and did not finish in time.
+
+    The message names the holder.
+    """
 
 
 class MemoryNotReturned(LlmperfError):
-    """A test is over, and memory that its model took is still in use. The message names who holds how many bytes."""
+    """A test is over, and memory that its model took is still in use.
+
+    The message names who holds how many bytes.
+    """
 
 
 class StoreError(LlmperfError):

@@ -29,9 +29,14 @@ PARTS = (
     "offload-cpu",
     "offload-disk",
 )
-"""Strategy parts that stand alone. A test holds them equal to the table of strategies, which is too heavy to import here."""
+"""Strategy parts that stand alone.
 
-STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS} | {"llm_int4": "int4wo"}
+A test holds them equal to the table of strategies, which is too heavy to import here.
+"""
+
+STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS} | {
+    "llm_int4": "int4wo"
+}
 """Fixture name -> strategy."""
 
 ENGINE_FIXTURES = {"llm_vllm": "vllm"}

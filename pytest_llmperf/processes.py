@@ -12,7 +12,10 @@ import psutil
 
 TOKEN = "LLMPERF_WORKER_TOKEN"  # noqa: S105 - marks the processes of one worker, not a secret
 CORES = "LLMPERF_CORES"
-"""The CPU cores that a worker keeps to, as "0,1,2"; before torch is imported, which takes its number of threads from them."""
+"""The CPU cores that a worker keeps to, as "0,1,2".
+
+Before torch is imported, which takes its number of threads from them.
+"""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,7 +58,11 @@ def kill_marked(token: str) -> int:
     A process keeps its token when it starts a session of its own, or when its parent has ended. One that has overwritten
     its environment (by setting a process title) is found as a descendant, as long as its parent lives.
     """
-    doomed = {process for marked in _marked(token) for process in (marked, *_descendants(marked))} if token else set()
+    doomed = (
+        {process for marked in _marked(token) for process in (marked, *_descendants(marked))}
+        if token
+        else set()
+    )
     killed = 0
     for process in doomed:
         with contextlib.suppress(psutil.Error):

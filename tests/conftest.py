@@ -34,7 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device, NVML sees none: {item.nodeid}"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs a CUDA device, NVML sees none: {item.nodeid}")
+            )
 
 
 @pytest.fixture
@@ -70,7 +72,11 @@ def open_worker(request, tmp_path):
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name every GPU test that was skipped, so that a green run never hides them."""
-    skipped = [r.nodeid for r in terminalreporter.stats.get("skipped", []) if "gpu" in getattr(r, "keywords", ())]
+    skipped = [
+        r.nodeid
+        for r in terminalreporter.stats.get("skipped", [])
+        if "gpu" in getattr(r, "keywords", ())
+    ]
     if skipped:
         terminalreporter.section(f"{len(skipped)} GPU tests skipped: no CUDA device here")
         for nodeid in skipped:

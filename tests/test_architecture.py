@@ -18,14 +18,32 @@ MAX_FUNCTION_LINES = 60
 
 HEAVY = {
     *("torch", "transformers", "numpy", "scipy", "vllm", "safetensors", "tokenizers", "aiohttp"),
-    *("sqlalchemy", "alembic", "psycopg", "msgspec", "filelock", "psutil", "pynvml", "rich", "click", "jinja2"),
+    *(
+        "sqlalchemy",
+        "alembic",
+        "psycopg",
+        "msgspec",
+        "filelock",
+        "psutil",
+        "pynvml",
+        "rich",
+        "click",
+        "jinja2",
+    ),
 }
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     """Check the contracts of `root`'s pyproject.toml against the package that lies in `root`."""
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as main; main()",
+        "--no-cache",
+    ]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_import_contracts_hold():
@@ -38,19 +56,28 @@ def test_import_contracts_hold():
     ("module", "line", "contract"),
     [
         ("core/trace.py", "import pytest_llmperf.workloads", "Imports point down BROKEN"),
-        ("devices/placement.py", "import torch", "imports torch, an engine or an HTTP client BROKEN"),
+        (
+            "devices/placement.py",
+            "import torch",
+            "imports torch, an engine or an HTTP client BROKEN",
+        ),
         ("core/plan.py", "import subprocess", "no devices, no database BROKEN"),
         ("report/__init__.py", "import sqlalchemy", "Only the history talks to a database BROKEN"),
     ],
 )
 def test_a_forbidden_import_breaks_its_contract(tmp_path, module, line, contract):
     """Each contract is seen to fail when its rule is broken in a copy of the package."""
-    shutil.copytree(PACKAGE, tmp_path / "pytest_llmperf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PACKAGE, tmp_path / "pytest_llmperf", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     changed = tmp_path / "pytest_llmperf" / module
     text = changed.read_text(encoding="utf-8")
     future = "from __future__ import annotations\n"
-    changed.write_text(text.replace(future, future + line + "\n", 1) if future in text else f"{text}\n{line}\n", encoding="utf-8")
+    changed.write_text(
+        text.replace(future, future + line + "\n", 1) if future in text else f"{text}\n{line}\n",
+        encoding="utf-8",
+    )
     done = lint_imports(tmp_path)
     assert done.returncode == 1
     assert contract in " ".join(done.stdout.split())
@@ -64,7 +91,9 @@ def loaded_by_pytest(folder: Path, *arguments: str) -> set[str]:
         "print(json.dumps([int(code), sorted({name.partition('.')[0] for name in sys.modules})]))\n"
     )
     command = [sys.executable, "-c", script, "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stdout + done.stderr
     return set(modules)
@@ -78,7 +107,9 @@ def project_without_llmperf_tests(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [["--collect-only"], []], ids=["collect", "run"])
-def test_an_installed_plugin_loads_nothing_heavy_in_a_project_without_llmperf_tests(project_without_llmperf_tests, arguments):
+def test_an_installed_plugin_loads_nothing_heavy_in_a_project_without_llmperf_tests(
+    project_without_llmperf_tests, arguments
+):
     """What a session loads with the plugin and not without it holds none of the heavy packages."""
     with_plugin = loaded_by_pytest(project_without_llmperf_tests, *arguments)
     without = loaded_by_pytest(project_without_llmperf_tests, "-p", "no:llmperf", *arguments)
@@ -88,8 +119,16 @@ def test_an_installed_plugin_loads_nothing_heavy_in_a_project_without_llmperf_te
 
 def test_the_start_up_guard_sees_a_heavy_import(project_without_llmperf_tests):
     """A plugin that imports msgspec at its top is caught by the same comparison."""
-    (project_without_llmperf_tests / "greedy_plugin.py").write_text("import msgspec\n", encoding="utf-8")
-    assert "msgspec" in loaded_by_pytest(project_without_llmperf_tests, "-p", "no:llmperf", "-p", "greedy_plugin") & HEAVY
+    (project_without_llmperf_tests / "greedy_plugin.py").write_text(
+        "import msgspec\n", encoding="utf-8"
+    )
+    assert (
+        "msgspec"
+        in loaded_by_pytest(
+            project_without_llmperf_tests, "-p", "no:llmperf", "-p", "greedy_plugin"
+        )
+        & HEAVY
+    )
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -112,7 +151,11 @@ def too_long(paths: list[Path]) -> list[str]:
         source = path.read_text(encoding="utf-8")
         if source.count("\n") > MAX_FILE_LINES:
             found.append(f"{path}: {source.count(chr(10))} lines")
-        found += [f"{path}: {name} has {n} lines" for name, n in function_lengths(source) if n > MAX_FUNCTION_LINES]
+        found += [
+            f"{path}: {name} has {n} lines"
+            for name, n in function_lengths(source)
+            if n > MAX_FUNCTION_LINES
+        ]
     return found
 
 
@@ -123,13 +166,22 @@ def test_no_file_and_no_function_is_too_long():
 
 def test_the_size_guard_sees_what_is_too_long(tmp_path):
     """A function of 61 lines and a file of 401 are both named."""
-    (tmp_path / "long.py").write_text("def f():\n" + "    pass\n" * 60 + "\n" * 340, encoding="utf-8")
-    assert [line.split(": ")[1] for line in too_long([tmp_path / "long.py"])] == ["401 lines", "f has 61 lines"]
+    (tmp_path / "long.py").write_text(
+        "def f():\n" + "    pass\n" * 60 + "\n" * 340, encoding="utf-8"
+    )
+    assert [line.split(": ")[1] for line in too_long([tmp_path / "long.py"])] == [
+        "401 lines",
+        "f has 61 lines",
+    ]
 
 
 def test_most_functions_of_the_package_are_short():
     """Nine functions in ten have fewer than 30 lines."""
-    lengths = sorted(n for path in python_files("pytest_llmperf") for _, n in function_lengths(path.read_text(encoding="utf-8")))
+    lengths = sorted(
+        n
+        for path in python_files("pytest_llmperf")
+        for _, n in function_lengths(path.read_text(encoding="utf-8"))
+    )
     assert lengths[int(len(lengths) * 0.9)] < 30
 
 

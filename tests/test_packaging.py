@@ -15,7 +15,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 import install_size
 
-FOUND = {"python": "3.11", "bytes": 60e6, "distributions": ["msgspec", "pytest"], "works": {"collect": 0, "plan": 0}}
+FOUND = {
+    "python": "3.11",
+    "bytes": 60e6,
+    "distributions": ["msgspec", "pytest"],
+    "works": {"collect": 0, "plan": 0},
+}
 
 
 def names(requirements):
@@ -24,7 +29,11 @@ def names(requirements):
 
 def test_the_base_needs_no_engine():
     """What `pip install pytest-llmperf` asks for; the engines are extras."""
-    assert names(PROJECT["dependencies"]) & {"torch", "transformers", "vllm", "numpy", "scipy", "httpx"} == set()
+    assert (
+        names(PROJECT["dependencies"])
+        & {"torch", "transformers", "vllm", "numpy", "scipy", "httpx"}
+        == set()
+    )
     assert {"torch", "transformers"} <= names(PROJECT["optional-dependencies"]["transformers"])
 
 
@@ -35,8 +44,14 @@ def test_every_dependency_has_a_least_version():
 
 def test_the_pythons_that_are_promised_are_those_that_nox_runs():
     """Classifiers, requires-python and the sessions."""
-    promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d", each)]
-    assert f"PYTHONS = ({', '.join(map(repr, promised))})".replace("'", '"') in (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    promised = [
+        each.rpartition(" ")[2]
+        for each in PROJECT["classifiers"]
+        if re.search(r"Python :: 3\.\d", each)
+    ]
+    assert f"PYTHONS = ({', '.join(map(repr, promised))})".replace("'", '"') in (
+        ROOT / "noxfile.py"
+    ).read_text(encoding="utf-8")
     assert PROJECT["requires-python"] == f">={promised[0]}"
 
 
@@ -55,7 +70,10 @@ def test_each_bar_of_the_base_install_can_be_missed(change, good):
     assert install_size.holds({**FOUND, **change}) == good
 
 
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="builds and installs for a minute: make nightly runs it")
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ,
+    reason="builds and installs for a minute: make nightly runs it",
+)
 def test_the_wheel_and_the_sdist_hold_the_bars_in_an_empty_environment(tmp_path, monkeypatch):
     """Built, installed and used as a newcomer would; the archive has what the tests need as well."""
     monkeypatch.setattr(sys, "argv", ["install_size.py", "--sdist"])

@@ -1,7 +1,10 @@
-"""Fetches the vendored JavaScript again from npm, or checks it. Each folder of vendored files has a vendored.json.
+"""Fetches the vendored JavaScript again from npm, or checks it.
 
-python tools/fetch_vendored.py           # write every file anew, and refuse one whose hash is not the noted one
-python tools/fetch_vendored.py --note    # after a version was changed in a vendored.json: fetch, and note the new hashes
+Each folder of vendored files has a vendored.json.
+
+python tools/fetch_vendored.py           # write every file anew, and refuse one whose hash is not
+the noted one python tools/fetch_vendored.py --note    # after a version was changed in a
+vendored.json: fetch, and note the new hashes
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ FOLDERS = ("pytest_llmperf/report/html/assets/vendor", "tests/browser")
 
 def main() -> int:
     """Fetch all of them; 1 if a file is not what was noted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--note", action="store_true", help="note the hashes of what was fetched")
     note = parser.parse_args().note
     wrong = [line for folder in FOLDERS for line in fetch(ROOT / folder, note=note)]

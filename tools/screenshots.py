@@ -28,11 +28,16 @@ MAX_BYTES = 150_000
 
 def main() -> int:
     """Make the reports if none was given, and the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path, nargs="?")
     given = parser.parse_args().report
     with tempfile.TemporaryDirectory() as folder:
-        h200, cpu = (given.resolve() if given is not None else made(Path(folder), records) for records in (H200, CPU))
+        h200, cpu = (
+            given.resolve() if given is not None else made(Path(folder), records)
+            for records in (H200, CPU)
+        )
         IMAGES.mkdir(exist_ok=True)
         take(h200, "report-light.png", 1160, 760)
         take(h200, "report-dark.png", 1160, 700, dark=True, at="#group-1 .part:nth-of-type(2)")
@@ -46,17 +51,29 @@ def made(folder: Path, records: str) -> Path:
     folder = Path(tempfile.mkdtemp(dir=folder))
     files = map(str, sorted((ROOT / "docs" / "results" / "raw").glob(records)))
     for arguments in (["import", *files], ["report", "--out", "report.html"]):
-        command = [sys.executable, "-m", "pytest_llmperf", *arguments, "--store", "sqlite:///history.db"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest_llmperf",
+            *arguments,
+            "--store",
+            "sqlite:///history.db",
+        ]
         subprocess.run(command, cwd=folder, check=True)
     return folder / "report.html"
 
 
-def take(report: Path, name: str, width: int, height: int, *, dark: bool = False, at: str = "") -> None:
+def take(
+    report: Path, name: str, width: int, height: int, *, dark: bool = False, at: str = ""
+) -> None:
     """One picture of the page's top, or of what stands at a selector, unfolded."""
     with browser(width, height, dark=dark) as driver:
         driver.get(report.as_uri())
         if at:
-            driver.execute_script("document.querySelectorAll(`${arguments[0]} details`).forEach(each => each.open = true)", at)
+            driver.execute_script(
+                "document.querySelectorAll(`${arguments[0]} details`).forEach(each => each.open = true)",
+                at,
+            )
         draw_all(driver)
         if at:
             scroll_to(driver, at)
@@ -66,7 +83,10 @@ def take(report: Path, name: str, width: int, height: int, *, dark: bool = False
 
 
 def scroll_to(driver: Any, selector: str) -> None:
-    """Twice: what comes into view gets its real height then. The bar, which would cover the top, is let go."""
+    """Twice: what comes into view gets its real height then.
+
+    The bar, which would cover the top, is let go.
+    """
     script = """
     document.querySelector('.bar').style.position = 'static';
     document.documentElement.style.scrollPaddingTop = '0px';

@@ -14,7 +14,12 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
-FOLDERS = {"lora": "library-lora", "qlora": "library-qlora", "full": "library-full", "qat": "library-qat"}
+FOLDERS = {
+    "lora": "library-lora",
+    "qlora": "library-qlora",
+    "full": "library-full",
+    "qat": "library-qat",
+}
 EPOCHS = {"lora": 3, "qlora": 3, "full": 2, "qat": 2}
 
 
@@ -30,10 +35,20 @@ def _trained(kind: str) -> str:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             if not os.environ.get("LLMPERF_TRAIN"):
-                pytest.skip(f"{FOLDERS[kind]} is not trained yet: LLMPERF_TRAIN=1 trains it once, in some minutes")
+                pytest.skip(
+                    f"{FOLDERS[kind]} is not trained yet: LLMPERF_TRAIN=1 trains it once, in some minutes"
+                )
             partial = folder.with_suffix(".partial")
-            command = [sys.executable, str(HERE / "training.py"), kind, str(partial), "--epochs", str(EPOCHS[kind])]
-            subprocess.run(command, check=True)  # noqa: S603 - our own script, in a process of its own: it imports torch
+            command = [
+                sys.executable,
+                str(HERE / "training.py"),
+                kind,
+                str(partial),
+                "--epochs",
+                str(EPOCHS[kind]),
+            ]
+            # Our own script, in a process of its own: it imports torch.
+            subprocess.run(command, check=True)  # noqa: S603
             partial.rename(folder)
     return str(folder)
 
@@ -41,7 +56,12 @@ def _trained(kind: str) -> str:
 def _key(kind: str) -> str:
     """Of the script, its data, its arguments and the packages that decide what comes out."""
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    content = [(HERE / "training.py").read_text(), (HERE / "data" / "train.jsonl").read_text(), kind, str(EPOCHS[kind])]
+    content = [
+        (HERE / "training.py").read_text(),
+        (HERE / "data" / "train.jsonl").read_text(),
+        kind,
+        str(EPOCHS[kind]),
+    ]
     return hashlib.sha256("\0".join([*content, *versions]).encode()).hexdigest()[:16]
 
 

@@ -28,17 +28,23 @@ def test_fine_tuned_and_quantized_beats_quantized_alone(llm_factory, trained):
     assert tuned.recovery(alone) >= 1.2
 
 
-def test_an_adapter_trained_in_full_precision_keeps_its_task_on_quantized_weights(llm_factory, trained):
+def test_an_adapter_trained_in_full_precision_keeps_its_task_on_quantized_weights(
+    llm_factory, trained
+):
     """Recovery of the fp32 adapter's accuracy when the weights below it are 4 bit."""
     full = llm_factory(f"fp32+lora:{trained('lora')}").accuracy(TASKS)
     quantized = llm_factory(f"nf4+lora:{trained('lora')}").accuracy(TASKS)
     assert quantized.recovery(full) >= 0.85
 
 
-def test_training_under_fake_quantization_is_no_worse_than_quantizing_afterwards(llm_factory, trained):
+def test_training_under_fake_quantization_is_no_worse_than_quantizing_afterwards(
+    llm_factory, trained
+):
     """All weights fine-tuned, then int4 in groups of 64: once after plain training, once trained for it (QAT)."""
     if llm_factory("fp32").device != "cuda":
-        pytest.skip("torchao's int4 product takes a second a token on a CPU: run with --llmperf-device cuda")
+        pytest.skip(
+            "torchao's int4 product takes a second a token on a CPU: run with --llmperf-device cuda"
+        )
     afterwards = llm_factory("bf16+int4wo", model=trained("full")).accuracy(TASKS)
     aware = llm_factory("bf16+int4wo", model=trained("qat")).accuracy(TASKS)
     assert aware.recovery(afterwards) >= 0.9

@@ -1,12 +1,14 @@
-"""Fine-tune a small model on the suite's task, on a CPU in minutes. `llmperf` does not train: this script is the example's.
+"""Fine-tune a small model on the suite's task, on a CPU in minutes.
+
+`llmperf` does not train: this script is the example's.
 
     python training.py lora OUT        a LoRA adapter, by peft
     python training.py qlora OUT       a LoRA adapter trained on 4-bit weights (bitsandbytes nf4)
     python training.py full OUT        all weights
     python training.py qat OUT         all weights, under fake 4-bit quantization (torchao)
 
-`--model` is a folder or a Hugging Face id; by default the built-in smollm2-135m. On a GPU where there is one. Seeded: the same
-machine gives the same files.
+`--model` is a folder or a Hugging Face id; by default the built-in smollm2-135m. On a GPU where
+there is one. Seeded: the same machine gives the same files.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ GROUP = 64
 
 def main() -> None:
     """Read the command line, train, and write the adapter or the model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
@@ -63,11 +67,17 @@ def model_folder(name: str) -> str:
 
 def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
     """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantization."""
-    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
     quantized = {"quantization_config": four_bit} if kind == "qlora" else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device}, **quantized)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": device}, **quantized
+    )
     if kind in ("lora", "qlora"):
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM"
+        )
         return get_peft_model(model, config)
     if kind == "qat":
         fake_quantize(model, "prepare")
@@ -80,8 +90,18 @@ def fake_quantize(model: nn.Module, step: str) -> None:
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
     weights = IntxFakeQuantizeConfig(torch.int4, group_size=GROUP, is_symmetric=False)
-    config = QATConfig(weight_config=weights, step="prepare") if step == "prepare" else QATConfig(step="convert")
-    quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and not name.endswith("lm_head"))
+    config = (
+        QATConfig(weight_config=weights, step="prepare")
+        if step == "prepare"
+        else QATConfig(step="convert")
+    )
+    quantize_(
+        model,
+        config,
+        filter_fn=lambda module, name: (
+            isinstance(module, nn.Linear) and not name.endswith("lm_head")
+        ),
+    )
 
 
 def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: int) -> None:
@@ -89,7 +109,9 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0
+    )
     steps = epochs * -(-len(rows) // batch)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=steps)
     order, start = random.Random(0), time.monotonic()  # noqa: S311 - an order, not a secret
@@ -106,7 +128,9 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
                 return_attention_mask=True,
                 return_token_type_ids=False,
             )
-            answers = torch.tensor([answer_token(tokenizer, row) for row in chosen], device=model.device)
+            answers = torch.tensor(
+                [answer_token(tokenizer, row) for row in chosen], device=model.device
+            )
             logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
             loss = nn.functional.cross_entropy(logits.float(), answers)
             loss.backward()
@@ -115,7 +139,10 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
             optimiser.zero_grad()
             losses.append(loss.item())
         spent = time.monotonic() - start
-        print(f"epoch {epoch + 1} of {epochs}: loss {sum(losses) / len(losses):.3f}, {spent:.0f} s", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            f"epoch {epoch + 1} of {epochs}: loss {sum(losses) / len(losses):.3f}, {spent:.0f} s",
+            file=sys.stderr,
+        )
     model.eval()
 
 

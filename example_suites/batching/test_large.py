@@ -5,11 +5,15 @@ import pytest
 from pytest_llmperf import Batch, Decode, PromptSet
 
 pytestmark = [
-    pytest.mark.llmperf(model="arch:falcon-7b", device="cuda", budget=60, options={"kv_cache_gib": 20}),
+    pytest.mark.llmperf(
+        model="arch:falcon-7b", device="cuda", budget=60, options={"kv_cache_gib": 20}
+    ),
     pytest.mark.llmperf_gpus(1),
 ]
 
-MANY = Batch(prompts=PromptSet.synthetic(0), requests=256, prompt_tokens=128, max_new_tokens=128, batch=32)
+MANY = Batch(
+    prompts=PromptSet.synthetic(0), requests=256, prompt_tokens=128, max_new_tokens=128, batch=32
+)
 
 
 def test_vllm_decodes_alone(llm_factory, vllm):

@@ -1,4 +1,7 @@
-"""One model over several devices: its parts, its answers against one device, and what it gains. Ranks share a CPU over gloo."""
+"""One model over several devices: its parts, its answers against one device, and what it gains.
+
+Ranks share a CPU over gloo.
+"""
 
 import pytest
 
@@ -12,7 +15,10 @@ SMALL = pytest.mark.llmperf(model="arch:small-llama")
 
 @pytest.mark.parametrize("llm", ["fp32+tp3", "fp32+fsdp2"], indirect=True)
 def test_a_real_model_in_parts_answers_as_on_one_device(llm, baseline):
-    """It has 9 heads and 3 KV heads: three devices can share them, two cannot. FSDP cuts weights, and takes any number."""
+    """It has 9 heads and 3 KV heads: three devices can share them, two cannot.
+
+    FSDP cuts weights, and takes any number.
+    """
     whole = baseline.effective.weights_bytes
     assert max(shard.bytes for shard in llm.effective.shards) <= 1.03 * whole / llm.effective.ranks
     assert llm.agreement(baseline, new_tokens=16).ok
@@ -28,7 +34,10 @@ def test_random_weights_compute_the_same_in_parts(llm, baseline):
 @SMALL
 @pytest.mark.parametrize("llm", ["fp32+tp2", "fp32+dp2"], indirect=True)
 def test_what_two_devices_gain(llm, baseline):
-    """Speed-up and efficiency are recorded. On a CPU, where the ranks share the cores, there is none to claim."""
+    """Speed-up and efficiency are recorded.
+
+    On a CPU, where the ranks share the cores, there is none to claim.
+    """
     ours, _one = llm.compare(baseline, Decode(batch=4, prompt_tokens=32, new_tokens=16))
     assert ours.speed_up.value == pytest.approx(2 * ours.efficiency.value)
     if llm.device == "cuda" and llm.effective.shards[0].holds.startswith("replica"):

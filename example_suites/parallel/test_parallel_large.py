@@ -1,11 +1,17 @@
-"""Architectures of 30 and 40 billion weights over two GPUs. Their weights are random, so nothing is asked of their answers."""
+"""Architectures of 30 and 40 billion weights over two GPUs.
+
+Their weights are random, so nothing is asked of their answers.
+"""
 
 import pytest
 
 from pytest_llmperf import Decode
 from pytest_llmperf.units import GB
 
-pytestmark = [pytest.mark.llmperf(model="arch:falcon-40b", device="cuda", budget=15), pytest.mark.llmperf_gpus(2)]
+pytestmark = [
+    pytest.mark.llmperf(model="arch:falcon-40b", device="cuda", budget=15),
+    pytest.mark.llmperf_gpus(2),
+]
 
 SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=16)
 LLAMA = pytest.mark.llmperf(model="arch:llama-30b")

@@ -1,4 +1,7 @@
-"""Speed and memory of a 7B architecture under each precision. Its weights are random, so nothing is asked of its answers."""
+"""Speed and memory of a 7B architecture under each precision.
+
+Its weights are random, so nothing is asked of its answers.
+"""
 
 import pytest
 
@@ -14,7 +17,9 @@ SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
 def gpu_only(llm_factory):
     """Skip before anything is loaded: in fp32 the model takes 28 GB."""
     if llm_factory("bf16").device != "cuda":
-        pytest.skip("arch:falcon-7b takes 28 GB in fp32 and is not for a CPU: run with --llmperf-device cuda")
+        pytest.skip(
+            "arch:falcon-7b takes 28 GB in fp32 and is not for a CPU: run with --llmperf-device cuda"
+        )
 
 
 @pytest.mark.parametrize("llm", ["fp16", "bf16"], indirect=True)

@@ -20,7 +20,10 @@ def decode(llm_factory):
 
 @pytest.mark.parametrize("llm", ["fp16", "bf16"], indirect=True)
 def test_half_precision_halves_the_weights_and_keeps_the_answers(llm, baseline, decode):
-    """`baseline` is the same model in fp32 on the same device. How fast each one is gets recorded; nothing is claimed."""
+    """`baseline` is the same model in fp32 on the same device.
+
+    How fast each one is gets recorded; nothing is claimed.
+    """
     ours, ref = llm.compare(baseline, decode)
     assert ours.memory.weights <= 0.55 * ref.memory.weights
 

@@ -16,13 +16,17 @@ OTHERS = PromptSet.from_jsonl(Path(__file__).parent / "prompts.jsonl", chat=True
 EIGHT_BIT = "containment(k=8, horizon=4)+perplexity(1.03)+sqnr(20)"
 
 
-@pytest.mark.parametrize("llm", ["fp32+magnitude:0.1", "fp32+wanda:0.1", "fp32+sparsegpt:0.1"], indirect=True)
+@pytest.mark.parametrize(
+    "llm", ["fp32+magnitude:0.1", "fp32+wanda:0.1", "fp32+sparsegpt:0.1"], indirect=True
+)
 def test_a_tenth_of_the_weights_can_go(llm, baseline):
     """A small model has few weights to spare: a tenth costs little, half costs a lot (the next test)."""
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio <= 1.2
 
 
-@pytest.mark.parametrize("llm", ["fp32+wanda:0.5", "fp32+wanda:2:4", "fp32+sparsegpt:0.5"], indirect=True)
+@pytest.mark.parametrize(
+    "llm", ["fp32+wanda:0.5", "fp32+wanda:2:4", "fp32+sparsegpt:0.5"], indirect=True
+)
 def test_half_of_the_weights_as_zeros_buy_nothing_without_kernels_for_them(llm, baseline):
     """The perplexity is recorded, and the speed compared: zeros are multiplied as fast as other numbers, and stored as well."""
     ours, ref = llm.compare(baseline, DECODE)
@@ -34,7 +38,10 @@ def test_half_of_the_weights_as_zeros_buy_nothing_without_kernels_for_them(llm, 
 
 @pytest.mark.parametrize("llm", ["fp32+structured:0.25"], indirect=True)
 def test_removed_heads_and_channels_save_memory(llm, baseline):
-    """A quarter of the blocks' weights is gone from memory. Without fine-tuning the answers are, too: use it to train from."""
+    """A quarter of the blocks' weights is gone from memory.
+
+    Without fine-tuning the answers are, too: use it to train from.
+    """
     ours, ref = llm.compare(baseline, DECODE)
     assert ours.memory.weights <= 0.85 * ref.memory.weights
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio >= 1.0

@@ -19,7 +19,10 @@ def decode(llm_factory):
 
 @pytest.mark.parametrize("llm", ["int8", "int8wo"], indirect=True)
 def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
-    """`baseline` is the same model in fp32. Its linear layers hold 79 % of the weights; the embedding stays in fp32 here."""
+    """`baseline` is the same model in fp32.
+
+    Its linear layers hold 79 % of the weights; the embedding stays in fp32 here.
+    """
     ours, ref = llm.compare(baseline, decode)
     assert ours.memory.weights <= 0.42 * ref.memory.weights
 
@@ -28,9 +31,14 @@ def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
     assert agreement.top5 >= 0.95
 
 
-@pytest.mark.parametrize(("llm", "budget"), [("bf16+nf4", 2.0), ("bf16+fp4", 3.0)], indirect=["llm"])
+@pytest.mark.parametrize(
+    ("llm", "budget"), [("bf16+nf4", 2.0), ("bf16+fp4", 3.0)], indirect=["llm"]
+)
 def test_four_bits_save_more_and_cost_more(llm, budget, baseline, decode):
-    """Everything that is not quantized in bf16. There is no default rule for 4 bit: the budgets are the test's own."""
+    """Everything that is not quantized in bf16.
+
+    There is no default rule for 4 bit: the budgets are the test's own.
+    """
     ours, ref = llm.compare(baseline, decode)
     assert ours.memory.weights <= 0.23 * ref.memory.weights
     assert llm.agreement(baseline).perplexity_ratio <= budget

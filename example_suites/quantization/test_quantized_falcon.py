@@ -1,11 +1,17 @@
-"""Memory and speed of a 7B architecture in 8 and 4 bits. Its weights are random, so nothing is asked of its answers."""
+"""Memory and speed of a 7B architecture in 8 and 4 bits.
+
+Its weights are random, so nothing is asked of its answers.
+"""
 
 import pytest
 
 from pytest_llmperf import Decode
 
 # Skipped where no GPU is seen, before anything is loaded.
-pytestmark = [pytest.mark.llmperf(model="arch:falcon-7b", device="cuda", budget=20), pytest.mark.llmperf_gpus(1)]
+pytestmark = [
+    pytest.mark.llmperf(model="arch:falcon-7b", device="cuda", budget=20),
+    pytest.mark.llmperf_gpus(1),
+]
 
 SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
 COMPILED = "static-cache+compile"
@@ -24,7 +30,10 @@ COMPILED = "static-cache+compile"
     indirect=["llm"],
 )
 def test_quantized_weights_shrink_to_what_follows_from_the_shapes(llm, share, llm_factory):
-    """All 128 linear layers of the blocks; eager decoding gains no speed from it, because it waits for the host."""
+    """All 128 linear layers of the blocks.
+
+    Eager decoding gains no speed from it, because it waits for the host.
+    """
     ours, ref = llm.compare(llm_factory("bf16"), SHORT)
     assert ours.memory.weights <= share * ref.memory.weights
     assert llm.effective.quantized.converted == 128
@@ -40,7 +49,11 @@ def test_compiled_decoding_of_quantized_weights_against_bf16(llm, llm_factory):
     llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
 
 
-@pytest.mark.parametrize(("llm", "times"), [(f"bf16+int8wo+{COMPILED}", 1.0), (f"bf16+int4wo+{COMPILED}", 1.2)], indirect=["llm"])
+@pytest.mark.parametrize(
+    ("llm", "times"),
+    [(f"bf16+int8wo+{COMPILED}", 1.0), (f"bf16+int4wo+{COMPILED}", 1.2)],
+    indirect=["llm"],
+)
 def test_fewer_bytes_decode_faster_once_the_host_is_out_of_the_way(llm, times, llm_factory):
     """One 8-bit and one 4-bit strategy, at batch 1, against compiled bf16, by the time between tokens.
 

@@ -14,24 +14,36 @@ from pytest_llmperf import PromptSet, Serve, Slo
 CHAT = PromptSet.bundled("short-chat")
 LINE = Serve(concurrency=1, requests=8, prompts=CHAT, prompt_tokens=32, max_new_tokens=16)
 THREADS = max(1, (os.cpu_count() or 1) - 1)
-"""llama.cpp takes every core that it is left; one is the client's, which would be the limit otherwise."""
+"""llama.cpp takes every core that it is left.
+
+One is the client's, which would be the limit otherwise.
+"""
 
 SERVERS = {
     "vllm": ("vllm", "--enforce-eager --max-model-len 512 --max-num-seqs 8"),
     "transformers": ("transformers", ""),
-    "xllamacpp": ("", f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} cpuparams_batch.n_threads={THREADS}"),
+    "xllamacpp": (
+        "",
+        f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} cpuparams_batch.n_threads={THREADS}",
+    ),
 }
 
 
 def server(name):
     """The marks of one server: how it is started, and that it is skipped where it is not installed."""
     program, arguments = SERVERS[name]
-    here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (name == "vllm" and shutil.which(program))
+    here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
+        name == "vllm" and shutil.which(program)
+    )
     return pytest.param(
         name,
         marks=[
-            pytest.mark.llmperf(model="smollm2-135m", engine=f"server:{name}", options={"args": arguments}),
-            pytest.mark.skipif(not here, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"),
+            pytest.mark.llmperf(
+                model="smollm2-135m", engine=f"server:{name}", options={"args": arguments}
+            ),
+            pytest.mark.skipif(
+                not here, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"
+            ),
         ],
     )
 
@@ -69,7 +81,15 @@ def test_more_lines_get_more_tokens_from_the_server(llm):
 @every_server
 def test_the_rate_that_can_be_promised(llm):
     """The highest rate at which nine requests in ten have their first token within three seconds."""
-    load = Serve(rate=1, requests=16, prompts=CHAT, prompt_tokens=32, max_new_tokens=16, slo=Slo(ttft=3), prefix_cache=True)
+    load = Serve(
+        rate=1,
+        requests=16,
+        prompts=CHAT,
+        prompt_tokens=32,
+        max_new_tokens=16,
+        slo=Slo(ttft=3),
+        prefix_cache=True,
+    )
     found = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
     assert found.highest is not None
 
@@ -79,6 +99,8 @@ def test_the_rate_that_can_be_promised(llm):
 @pytest.mark.llmperf(strategy="fp32")
 def test_the_server_answers_as_the_model_does(llm, baseline):
     """Its protocol gives log-probabilities of token ids: top-1, perplexity and containment, against transformers in fp32."""
-    found = llm.agreement(baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)")
+    found = llm.agreement(
+        baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)"
+    )
     assert found.ok
     assert found.top1 >= 0.99

@@ -1,6 +1,7 @@
 """At full size, on a GPU: chat traffic on a 7B architecture under limits of 200 ms and 50 ms.
 
-Skipped where there is no GPU or vLLM. Its weights are random and made on the device, so nothing is asked of its answers.
+Skipped where there is no GPU or vLLM. Its weights are random and made on the device, so nothing is
+asked of its answers.
 """
 
 import os
@@ -13,18 +14,30 @@ from pytest_llmperf import Serve, Slo
 from pytest_llmperf.units import GB, ms
 
 pytestmark = [
-    pytest.mark.llmperf(model="arch:falcon-7b", engine="server:vllm", device="cuda", strategy="bf16"),
+    pytest.mark.llmperf(
+        model="arch:falcon-7b", engine="server:vllm", device="cuda", strategy="bf16"
+    ),
     pytest.mark.llmperf_gpus(1, memory=60 * GB),
     pytest.mark.skipif(
         shutil.which("vllm") is None and "LLMPERF_SERVER_VLLM" not in os.environ,
         reason="no vLLM: install it, or set LLMPERF_SERVER_VLLM",
     ),
 ]
-CHAT = Serve(rate=4, duration=40, ramp_up=5, prompt_tokens=512, max_new_tokens=128, slo=Slo(ttft=200 * ms, tpot=50 * ms))
+CHAT = Serve(
+    rate=4,
+    duration=40,
+    ramp_up=5,
+    prompt_tokens=512,
+    max_new_tokens=128,
+    slo=Slo(ttft=200 * ms, tpot=50 * ms),
+)
 
 
 def test_four_requests_a_second_are_served_within_the_limits(llm):
-    """And the server neither preempts nor falls behind. Neighbours share its queue: a 95th percentile of them takes minutes."""
+    """And the server neither preempts nor falls behind.
+
+    Neighbours share its queue: a 95th percentile of them takes minutes.
+    """
     run = llm.run(replace(CHAT, duration=180))
     assert run.ttft.p95 <= 200 * ms
     assert run.tpot.p95 <= 50 * ms

@@ -39,9 +39,14 @@ Wanted = TypeVar("Wanted", bound=Result)
 
 
 class Base:
-    """The other version of the project, and the process that runs its tests. Nothing is made before the first `reach`."""
+    """The other version of the project, and the process that runs its tests.
 
-    def __init__(self, target: Target, config: pytest.Config, settings: Settings, log_dir: Path) -> None:
+    Nothing is made before the first `reach`.
+    """
+
+    def __init__(
+        self, target: Target, config: pytest.Config, settings: Settings, log_dir: Path
+    ) -> None:
         self.target = target
         self.node_ids: Sequence[str] = ()
         self._config = config
@@ -52,23 +57,32 @@ class Base:
         self._test = ""
         self._waits = False
 
-    def reach(self, test: str, following: str | None, *, release: bool, gpus: tuple[str, ...]) -> Reached | Ended:
+    def reach(
+        self, test: str, following: str | None, *, release: bool, gpus: tuple[str, ...]
+    ) -> Reached | Ended:
         """Let the base's test run until it wants to measure, from its start or from where it waits.
 
-        `gpus` are the devices that this session holds. `release`: both versions do not fit on them together.
+        `gpus` are the devices that this session holds. `release`: both versions do not fit on them
+        together.
 
-        Raises WorkerError and UsageError: the base cannot be made, started or reached; it is started anew for the next test.
+        Raises WorkerError and UsageError: the base cannot be made, started or reached; it is
+        started anew for the next test.
         """
         if self._test != test:
             self.leave()
             self._test = test
-            return self._arrived(self._ask(RunTest(nodeid=test, next_nodeid=following, release=release, gpus=gpus)))
+            return self._arrived(
+                self._ask(RunTest(nodeid=test, next_nodeid=following, release=release, gpus=gpus))
+            )
         if not self._waits:
             return Ended(outcome="passed", message="it measures less often")
         return self._arrived(self._ask(GoOn(gpus=gpus)))
 
     def block(self, command: MeasureBlock) -> BlockMeasured:
-        """What the base's test waits to measure, measured once. Raises InvalidRun, and whatever fails in its test or worker."""
+        """What the base's test waits to measure, measured once.
+
+        Raises InvalidRun, and whatever fails in its test or worker.
+        """
         try:
             result = self._ask(command)
         except LlmperfError as error:
@@ -106,7 +120,8 @@ class Base:
 
     def _ask(self, command: Command) -> Result:
         side = self._started()
-        # A test may load a model, run another part of itself, or measure a whole block before it answers.
+        # A test may load a model, run another part of itself, or measure a whole block before it
+        # answers.
         return side.call(command, deadline_s=2 * self._settings.timeout_s)
 
     def _started(self) -> WorkerGroup:
@@ -118,7 +133,9 @@ class Base:
     def _start(self) -> WorkerGroup:
         trees = self.trees()
         revision = self.target.kind != "interpreter"
-        spec = invocation(self._config, trees, self.node_ids, self._settings.pythons if revision else {})
+        spec = invocation(
+            self._config, trees, self.node_ids, self._settings.pythons if revision else {}
+        )
         cwd = trees.there(spec.cwd)
         return WorkerGroup.start(
             python=sys.executable if revision else str(self.target.path),
@@ -167,10 +184,14 @@ def build(command: str, tree: Path) -> None:
     )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
-        raise UsageError(f"--llmperf-against-build={command!r} ended with exit code {done.returncode} at the base:\n{tail}")
+        raise UsageError(
+            f"--llmperf-against-build={command!r} ended with exit code {done.returncode} at the base:\n{tail}"
+        )
 
 
 def _expected(result: Result, kind: type[Wanted]) -> Wanted:
     if not isinstance(result, kind):
-        raise WorkerError(f"the base side answered with a {type(result).__name__}, not a {kind.__name__}.")
+        raise WorkerError(
+            f"the base side answered with a {type(result).__name__}, not a {kind.__name__}."
+        )
     return result

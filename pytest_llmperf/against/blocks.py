@@ -10,8 +10,23 @@ from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.session import ceilings
 from pytest_llmperf.session.run import ENERGY_SECONDS, Acquire, Repeater
-from pytest_llmperf.session.sampling import Goal, Progress, Side, WarmUp, duration_s, sample, valid_indices, warm_up
-from pytest_llmperf.wire.messages import BlockMeasured, EnergyRead, MemoryRead, ReadEnergy, ReadMemory
+from pytest_llmperf.session.sampling import (
+    Goal,
+    Progress,
+    Side,
+    WarmUp,
+    duration_s,
+    sample,
+    valid_indices,
+    warm_up,
+)
+from pytest_llmperf.wire.messages import (
+    BlockMeasured,
+    EnergyRead,
+    MemoryRead,
+    ReadEnergy,
+    ReadMemory,
+)
 from pytest_llmperf.workloads import Workload
 
 
@@ -24,28 +39,42 @@ def measure_block(
     *,
     first_repetition: int = 0,
 ) -> BlockMeasured:
-    """Measure `metrics` of each model once. `first_repetition` numbers the prompts, so that no block repeats another's.
+    """Measure `metrics` of each model once.
+
+    `first_repetition` numbers the prompts, so that no block repeats another's.
 
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
-
     """
     repeaters = [Repeater(each, workload) for each in acquire]
-    sides = [Side(name=each.current().plan.strategy, repeat=each, next_repetition=first_repetition) for each in repeaters]
+    sides = [
+        Side(name=each.current().plan.strategy, repeat=each, next_repetition=first_repetition)
+        for each in repeaters
+    ]
     warmed = [warm_up(side, goal, progress) for side in sides]
     sample(sides, goal, progress)
     valid = valid_indices(sides)
-    results = [_reduced(each, side, valid, metrics) for each, side in zip(repeaters, sides, strict=True)]
+    results = [
+        _reduced(each, side, valid, metrics) for each, side in zip(repeaters, sides, strict=True)
+    ]
     return BlockMeasured(
         values=tuple({name: _value(result, name) for name in metrics} for result in results),
-        reasons={name: why for result in results for name in metrics if (why := _reason(result, name))},
+        reasons={
+            name: why for result in results for name in metrics if (why := _reason(result, name))
+        },
         spent_s=sum(map(_spent_s, warmed, sides)),
     )
 
 
-def _reduced(repeater: Repeater, side: Side, valid: Sequence[int], metrics: Sequence[str]) -> RunResult:
+def _reduced(
+    repeater: Repeater, side: Side, valid: Sequence[int], metrics: Sequence[str]
+) -> RunResult:
     model = repeater.current()
-    of_device = ceilings.of(model) if any(name in ("mbu", "mfu", "prefill_mfu") for name in metrics) else None
+    of_device = (
+        ceilings.of(model)
+        if any(name in ("mbu", "mfu", "prefill_mfu") for name in metrics)
+        else None
+    )
     return reduce(
         [side.taken[i].trace for i in valid],
         repeater.workload,
@@ -58,13 +87,17 @@ def _reduced(repeater: Repeater, side: Side, valid: Sequence[int], metrics: Sequ
 
 
 def _memory(repeater: Repeater, side: Side) -> MemoryGauges | None:
-    read = repeater.current().call(ReadMemory(workload=repeater.workload, repetition=side.next_repetition))
+    read = repeater.current().call(
+        ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
+    )
     assert isinstance(read, MemoryRead)  # noqa: S101 - narrows the union
     return read.memory
 
 
 def _energy(repeater: Repeater, side: Side) -> EnergyReading:
-    command = ReadEnergy(workload=repeater.workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
+    command = ReadEnergy(
+        workload=repeater.workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS
+    )
     read = repeater.current().call(command)
     assert isinstance(read, EnergyRead)  # noqa: S101 - narrows the union
     return read.energy

@@ -37,7 +37,8 @@ BLOCK_SHARE = 0.2
 """Share of a run's sampling budget that one block may take: a pair is many blocks, each too short to drift."""
 
 REPETITIONS_PER_PAIR = 10_000
-"""Prompts are numbered by their repetition; both blocks of a pair have the same, no two pairs do."""
+"""Prompts are numbered by their repetition; both blocks of a pair have the same, no two pairs do.
+"""
 
 MAX_INVALID = 5
 _SAME = ("workload_text", "workload_key", "strategy", "engine")
@@ -60,7 +61,10 @@ class Measuring:
 
 
 class Comparison:
-    """Compares every measurement of a session with the base's. It knows how many series share the session's error."""
+    """Compares every measurement of a session with the base's.
+
+    It knows how many series share the session's error.
+    """
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -75,7 +79,10 @@ class Comparison:
         self._test, self._following = test, following
 
     def end(self) -> None:
-        """The test is over here: it ends at the base too. A base side that fails in its teardown is started anew."""
+        """The test is over here: it ends at the base too.
+
+        A base side that fails in its teardown is started anew.
+        """
         with suppress(LlmperfError):
             self.base.leave()
 
@@ -96,12 +103,14 @@ class Comparison:
         records: Sequence[Record],
         own_limits: Mapping[str, float],
     ) -> None:
-        """Measure pairs until rule B decides each metric of each record; store them; keep a finding of each.
+        """Measure pairs until rule B decides each metric of each record; store them.
+
+        Keep a finding of each.
 
         Raises:
-            Regression: one failed, or is not comparable or undecided where the session forbids that.
+            Regression: one failed, or is not comparable or undecided where the session forbids
+                that.
             InvalidRun: too many blocks were not valid.
-
         """
         at = Measuring(session=session, models=models, workload=workload, records=records)
         settings = session.settings
@@ -122,7 +131,8 @@ class Comparison:
 
     def _tracks(self, records: Sequence[Record], limits: Mapping[str, float]) -> list[Track]:
         known = {metric.name for record in records for metric in record.metrics}
-        own = {name: limit for name, limit in limits.items() if name in known}  # a benchmark's time is no run's
+        # A benchmark's time is no run's.
+        own = {name: limit for name, limit in limits.items() if name in known}
         noisy = len(own.keys() - COUNTED) * len(records)
         self._n_judged += noisy
         family = max(self.planned_tests * noisy, self._n_judged)
@@ -139,7 +149,9 @@ class Comparison:
             if not at.together:
                 at.session.renew(at.models)
             gpus = tuple(gpu.uuid for gpu in at.session.gpus.held)
-            reached = self.base.reach(self._test, self._following, release=not at.together, gpus=gpus)
+            reached = self.base.reach(
+                self._test, self._following, release=not at.together, gpus=gpus
+            )
             trees = self.base.trees()
             found = strays(trees, trees.head, sys.modules)
         except LlmperfError as error:
@@ -153,7 +165,10 @@ class Comparison:
     # Pairs
 
     def _measure(self, at: Measuring, tracks: Sequence[Track]) -> str:
-        """Pairs until all is decided; what looks worse is measured again in fresh workers. Returns why it ended early."""
+        """Pairs until all is decided; what looks worse is measured again in fresh workers.
+
+        Returns why it ended early.
+        """
         try:
             ended = self._pairs(at, tracks, fresh=False)
             suspected = [each for each in tracks if each.suspected]
@@ -167,19 +182,31 @@ class Comparison:
         return ended
 
     def _pairs(self, at: Measuring, tracks: Sequence[Track], *, fresh: bool) -> str:
-        """Add pairs to the open tracks. `fresh`: the base's workers are new too. Returns why it ended early, if it did."""
+        """Add pairs to the open tracks. `fresh`: the base's workers are new too.
+
+        Returns why it ended early, if it did.
+        """
         budget_s = at.session.settings.against_budget_s
         spent_s, n, invalid = 0.0, 0, 0
         while any(each.open for each in tracks):
             if spent_s >= budget_s:
-                return f"the budget of {budget_s:g} s (--llmperf-against-budget) ended after {n} pairs"
+                return (
+                    f"the budget of {budget_s:g} s (--llmperf-against-budget) ended after {n} pairs"
+                )
             at.session.progress("side by side", f"pair {n + 1}", None)
             try:
-                base, here = self._pair(at, [each for each in tracks if each.open], n + invalid, fresh=fresh and not n + invalid)
+                base, here = self._pair(
+                    at,
+                    [each for each in tracks if each.open],
+                    n + invalid,
+                    fresh=fresh and not n + invalid,
+                )
             except InvalidRun as error:
                 invalid += 1
                 if invalid > max(MAX_INVALID, n):
-                    raise InvalidRun(f"{invalid} of {invalid + n} pairs were not valid; the last: {error}") from error
+                    raise InvalidRun(
+                        f"{invalid} of {invalid + n} pairs were not valid; the last: {error}"
+                    ) from error
                 continue
             n += 1
             spent_s += base.spent_s + here.spent_s
@@ -187,12 +214,17 @@ class Comparison:
         return ""
 
     def _give_back(self, at: Measuring) -> None:
-        """On GPUs, memory must be back before anything else is leased or loaded. A base side that fails gives it back, too."""
+        """On GPUs, memory must be back before anything else is leased or loaded.
+
+        A base side that fails gives it back, too.
+        """
         if at.session.gpus.held:
             with suppress(LlmperfError):
                 self.base.give_back()
 
-    def _pair(self, at: Measuring, tracks: Sequence[Track], number: int, *, fresh: bool) -> tuple[BlockMeasured, BlockMeasured]:
+    def _pair(
+        self, at: Measuring, tracks: Sequence[Track], number: int, *, fresh: bool
+    ) -> tuple[BlockMeasured, BlockMeasured]:
         """A block of each version, in random order: the base's and ours."""
         session = at.session
         goal = Goal(precision=session.goal.precision, budget_s=session.goal.budget_s * BLOCK_SHARE)
@@ -215,12 +247,16 @@ class Comparison:
         except InvalidRun:
             raise
         except LlmperfError as error:
-            raise _BaseFailed(f"the base failed while it was measured: {type(error).__name__}: {error}") from error
+            raise _BaseFailed(
+                f"the base failed while it was measured: {type(error).__name__}: {error}"
+            ) from error
 
     def _own_block(self, at: Measuring, command: MeasureBlock, goal: Goal) -> BlockMeasured:
         load = [model.load for model in at.models]
         progress, first = at.session.progress, command.first_repetition
-        block = measure_block(load, at.workload, command.metrics, goal, progress, first_repetition=first)
+        block = measure_block(
+            load, at.workload, command.metrics, goal, progress, first_repetition=first
+        )
         if not at.together:
             at.session.renew(at.models)
         return block
@@ -244,11 +280,15 @@ class Comparison:
         findings = [keep(self._finding(at, each, ended)) for each in tracks]
         failed = [finding for finding in findings if not finding]
         if failed:
-            raise Regression("\n".join(line for finding in failed for line in (finding.text, finding.detail)))
+            raise Regression(
+                "\n".join(line for finding in failed for line in (finding.text, finding.detail))
+            )
 
     def _finding(self, at: Measuring, each: Track, ended: str) -> Finding:
         settings = at.session.settings
-        strict = settings.require_baseline if each.outcome is Outcome.NOT_COMPARABLE else settings.strict
+        strict = (
+            settings.require_baseline if each.outcome is Outcome.NOT_COMPARABLE else settings.strict
+        )
         return words.finding(each, self.base.target.name, strict=strict, ended=ended)
 
 
@@ -294,6 +334,8 @@ def _differs(records: Sequence[Record], reached: Reached) -> str:
             return f"another measurement: {name} is {getattr(record, name)!r}, at the base {getattr(side, name)!r}"
         facts = differences(record.environment, Environment(facts=side.facts))
         if facts:
-            named = ", ".join(f"{name} is {here!r}, at the base {there!r}" for name, here, there in facts)
+            named = ", ".join(
+                f"{name} is {here!r}, at the base {there!r}" for name, here, there in facts
+            )
             return f"another environment: {named}"
     return ""

@@ -14,7 +14,10 @@ from pytest_llmperf.against.trees import Trees
 from pytest_llmperf.settings.options import ALREADY_IMPORTED, OPTIONS
 
 SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
-"""Options that say what is measured: given on the command line, they hold for the base too. Its ini file is its own."""
+"""Options that say what is measured: given on the command line, they hold for the base too.
+
+Its ini file is its own.
+"""
 
 OFF = (
     "--llmperf-against=off",
@@ -29,7 +32,10 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class Invocation(Struct, frozen=True, kw_only=True):
-    """What the base side needs to know. Paths are the head's; `options` are values that the project's conftest files declare."""
+    """What the base side needs to know.
+
+    Paths are the head's; `options` are values that the project's conftest files declare.
+    """
 
     trees: Trees
     rootdir: Path
@@ -43,7 +49,10 @@ class Invocation(Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
     def arguments(self, *, xdist: bool) -> list[str]:
-        """The command line of pytest at the base, without the files that it lacks. `xdist`: pytest-xdist is installed there."""
+        """The command line of pytest at the base, without the files that it lacks.
+
+        `xdist`: pytest-xdist is installed there.
+        """
         rootdir = self.trees.there(self.rootdir)
         inifile = self.trees.there(self.inifile) if self.inifile else None
         words = ["-q", "--color=no", f"--rootdir={rootdir}", f"--import-mode={self.import_mode}"]
@@ -66,8 +75,13 @@ def decode(text: str) -> Invocation:
     return msgspec.json.decode(text, type=Invocation, dec_hook=lambda kind, value: kind(value))
 
 
-def invocation(config: pytest.Config, trees: Trees, node_ids: Iterable[str], pythons: Mapping[str, str]) -> Invocation:
-    """From the running session. `pythons` are the interpreters of engines' workers that hold at the base too."""
+def invocation(
+    config: pytest.Config, trees: Trees, node_ids: Iterable[str], pythons: Mapping[str, str]
+) -> Invocation:
+    """From the running session.
+
+    `pythons` are the interpreters of engines' workers that hold at the base too.
+    """
     option = config.option
     files = dict.fromkeys(config.rootpath / node_id.partition("::")[0] for node_id in node_ids)
     return Invocation(
@@ -77,9 +91,16 @@ def invocation(config: pytest.Config, trees: Trees, node_ids: Iterable[str], pyt
         files=tuple(files),
         inifile=config.inipath,
         override_ini=tuple(option.override_ini or ()),
-        plugins=tuple(name for name in option.plugins if not name.removeprefix("no:").startswith(("terminal", "xdist"))),
+        plugins=tuple(
+            name
+            for name in option.plugins
+            if not name.removeprefix("no:").startswith(("terminal", "xdist"))
+        ),
         import_mode=option.importmode,
-        llmperf=(*_shared(config), *(f"--llmperf-python={engine}={path}" for engine, path in pythons.items())),
+        llmperf=(
+            *_shared(config),
+            *(f"--llmperf-python={engine}={path}" for engine, path in pythons.items()),
+        ),
         options={name: value for name, value in vars(option).items() if _plain(value)},
     )
 
@@ -94,4 +115,6 @@ def _shared(config: pytest.Config) -> list[str]:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, Sequence) and all(isinstance(each, _PLAIN) for each in value))
+    return isinstance(value, _PLAIN) or (
+        isinstance(value, Sequence) and all(isinstance(each, _PLAIN) for each in value)
+    )

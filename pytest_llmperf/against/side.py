@@ -58,13 +58,18 @@ _UNMEASURED = "the base side gives its numbers to the session that compares"
 
 
 class Desk:
-    """Where commands arrive and answers leave. Each command has one answer, given by whoever finishes what it asked."""
+    """Where commands arrive and answers leave.
+
+    Each command has one answer, given by whoever finishes what it asked.
+    """
 
     def __init__(self, wire: Wire[Command]) -> None:
         self._wire = wire
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         wire.send(Hello(rank=0, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-        threading.Thread(target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True).start()
+        threading.Thread(
+            target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True
+        ).start()
         self._pulse = Pulse(wire, 0)
         self.owes = False
 
@@ -108,7 +113,9 @@ class BaseSide:
     # pytest's hooks
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Generator[None, object, object]:
+    def pytest_load_initial_conftests(
+        self, early_config: pytest.Config
+    ) -> Generator[None, object, object]:
         """Note which options exist before the project's conftest files add theirs."""
         self._declared = set(vars(early_config.known_args_namespace))
         return (yield)
@@ -137,19 +144,29 @@ class BaseSide:
             if isinstance(command, RunTest):
                 self._run(session, command)
             else:
-                self._desk.fail(WorkerError(f"{type(command).__name__} was sent to a base side whose test has ended."))
+                self._desk.fail(
+                    WorkerError(
+                        f"{type(command).__name__} was sent to a base side whose test has ended."
+                    )
+                )
         self.closed = True
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how the test ends; the first thing that went wrong counts."""
         if self._ended.outcome == "passed" and not report.passed and not self._left:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else _last_line(report.longreprtext)
+            reason = (
+                report.longrepr[2]
+                if isinstance(report.longrepr, tuple)
+                else _last_line(report.longreprtext)
+            )
             self._ended = Ended(outcome=report.outcome, message=reason)
 
     # Measuring
 
-    def measure(self, session: LlmperfSession, models: Sequence[Model], workload: Workload) -> list[RunResult]:
+    def measure(
+        self, session: LlmperfSession, models: Sequence[Model], workload: Workload
+    ) -> list[RunResult]:
         """In place of measuring: say where the test is, measure blocks when told, and go on when told."""
         if not self._desk.owes:
             self._leave()
@@ -163,19 +180,34 @@ class BaseSide:
         if isinstance(command, LeaveTest):
             self._leave()
         if not isinstance(command, GoOn):
-            self._desk.fail(WorkerError(f"{type(command).__name__} was sent to a base side that waits in a test."))
+            self._desk.fail(
+                WorkerError(
+                    f"{type(command).__name__} was sent to a base side that waits in a test."
+                )
+            )
             self._leave()
         session.gpus.borrow(command.gpus)
         return [RunResult.unmeasured(_UNMEASURED, Unjudged) for _ in models]
 
-    def _answer_reached(self, session: LlmperfSession, models: Sequence[Model], workload: Workload) -> None:
+    def _answer_reached(
+        self, session: LlmperfSession, models: Sequence[Model], workload: Workload
+    ) -> None:
         facts = tuple(_facts(session, model, workload) for model in models)
         found = strays(self._spec.trees, self._spec.trees.base, sys.modules)
         self._release(session, models)
         self._desk.answer(Reached(sides=facts, strays=found))
 
-    def _block(self, session: LlmperfSession, models: Sequence[Model], workload: Workload, command: MeasureBlock) -> None:
-        """Measure and answer. An invalid block is an answer: another may follow. Any other error ends the test."""
+    def _block(
+        self,
+        session: LlmperfSession,
+        models: Sequence[Model],
+        workload: Workload,
+        command: MeasureBlock,
+    ) -> None:
+        """Measure and answer. An invalid block is an answer: another may follow.
+
+        Any other error ends the test.
+        """
         goal = Goal(precision=command.precision, budget_s=command.budget_s)
         load = [model.load for model in models]
         try:
@@ -217,7 +249,8 @@ class BaseSide:
         if self.session is not None:
             self.session.gpus.borrow(command.gpus)
         following = self._items.get(command.next_nodeid or "")
-        session._setupstate.teardown_exact(item)  # noqa: SLF001 - the test before it may have expected another to follow
+        # The test before it may have expected another to follow.
+        session._setupstate.teardown_exact(item)  # noqa: SLF001
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if command.gpus and self.session is not None:
             self.session.release_except(())
@@ -228,7 +261,10 @@ class BaseSide:
         file = nodeid.partition("::")[0]
         if file in self._broken:
             return Ended(outcome="broken", message=self._broken[file])
-        return Ended(outcome="missing", message="it has the file, not the test" if self._has(file) else "it has no such file")
+        return Ended(
+            outcome="missing",
+            message="it has the file, not the test" if self._has(file) else "it has no such file",
+        )
 
     def _has(self, file: str) -> bool:
         return self._spec.trees.there(self._spec.rootdir / file).exists()
@@ -237,7 +273,8 @@ class BaseSide:
 def main(argv: list[str] | None = None) -> int:
     """Serve on the inherited socket until Close, or until the session ends."""
     options = _parser().parse_args(argv)
-    log = os.dup(sys.stderr.fileno())  # pytest captures file descriptor 2, and the stacks of a hang belong in the log
+    # Pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
     lead_own_group()
@@ -250,7 +287,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(desk: Desk, spec: Invocation) -> int:
-    """Run pytest until Close. A pytest that ends before is the answer to the open command, or to the first one."""
+    """Run pytest until Close.
+
+    A pytest that ends before is the answer to the open command, or to the first one.
+    """
     side = BaseSide(desk, spec)
     arguments = spec.arguments(xdist=importlib.util.find_spec("xdist") is not None)
     code = int(pytest.main(arguments, plugins=[side]))
@@ -259,7 +299,11 @@ def serve(desk: Desk, spec: Invocation) -> int:
     if side.closed:
         desk.answer(Closed())
     else:
-        desk.fail(WorkerError(f"pytest at the base ended with exit code {code}: pytest {' '.join(arguments)}"))
+        desk.fail(
+            WorkerError(
+                f"pytest at the base ended with exit code {code}: pytest {' '.join(arguments)}"
+            )
+        )
     return code
 
 
@@ -294,9 +338,13 @@ def _last_line(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.against.side", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_llmperf.against.side", description=__doc__
+    )
     parser.add_argument("--spec", required=True, help="an Invocation as JSON")
-    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser.add_argument(
+        "--fd", type=int, required=True, help="inherited stream socket to the session"
+    )
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
     parser.add_argument("--die-with-parent", action="store_true")

@@ -17,9 +17,12 @@ SEEN_AGAIN = E_PASS
 
 @dataclass
 class Track:
-    """A metric of one record, `limit` the share it may be worse by. `counted` metrics are compared once, exactly.
+    """A metric of one record, `limit` the share it may be worse by.
 
-    `again` holds the pairs from fresh workers, once it was suspected. `reason` says why nothing is compared (any more).
+    `counted` metrics are compared once, exactly.
+
+    `again` holds the pairs from fresh workers, once it was suspected. `reason` says why nothing is
+    compared (any more).
     """
 
     side: int
@@ -54,7 +57,12 @@ class Track:
     @property
     def suspected(self) -> bool:
         """Whether it looks worse, and was not measured in fresh workers yet."""
-        return not self.counted and self.again is None and self.seen is not None and self.seen.outcome is Outcome.FAIL
+        return (
+            not self.counted
+            and self.again is None
+            and self.seen is not None
+            and self.seen.outcome is Outcome.FAIL
+        )
 
     @property
     def outcome(self) -> Outcome:
@@ -71,24 +79,34 @@ class Track:
 
     @property
     def worse(self) -> float:
-        """Share by which the mean pair is worse (positive) or better; of a counted metric, its one pair."""
+        """Share by which the mean pair is worse (positive) or better.
+
+        Of a counted metric, its one pair.
+        """
         base, new = self.pairs[0]
         if self.counted:
-            return (new - base) / base * (1 if self.metric.direction == "lower" else -1) if base else 0.0
+            return (
+                (new - base) / base * (1 if self.metric.direction == "lower" else -1)
+                if base
+                else 0.0
+            )
         return self.seen.worse if self.seen is not None else 0.0
 
     @property
     def ratio(self) -> stats.LogRatio:
         """log(new / base) of the mean pair, with its 99 % interval."""
         pairs = self.pairs
-        return stats.log_ratio_interval([new for _, new in pairs], [base for base, _ in pairs], paired=True)
+        return stats.log_ratio_interval(
+            [new for _, new in pairs], [base for base, _ in pairs], paired=True
+        )
 
     def add(self, base: float | None, new: float | None, reason: str) -> None:
-        """Take in a pair. A value that could not be measured, or has no ratio, ends the comparison of this metric."""
+        """Take in a pair.
+
+        A value that could not be measured, or has no ratio, ends the comparison of this metric.
+        """
         if base is None or new is None:
-            self.reason = (
-                f"it could not be measured {'at the base' if base is None else 'here'}: {reason or 'no reason was given'}"
-            )
+            self.reason = f"it could not be measured {'at the base' if base is None else 'here'}: {reason or 'no reason was given'}"
         elif min(base, new) <= 0 and not self.counted:
             self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
         elif self.counted:
@@ -102,28 +120,45 @@ class Track:
 
     def suspect(self) -> None:
         """From now on pairs are from fresh workers."""
-        self.again = SideBySide(direction=self.state.direction, floor=self.state.floor, evidence=SEEN_AGAIN)
+        self.again = SideBySide(
+            direction=self.state.direction, floor=self.state.floor, evidence=SEEN_AGAIN
+        )
 
     def summary(self) -> dict[str, Any]:
         """As the record of the comparison keeps it."""
-        kept: dict[str, Any] = {"outcome": self.outcome.value, "limit": self.limit, "unit": self.metric.unit}
+        kept: dict[str, Any] = {
+            "outcome": self.outcome.value,
+            "limit": self.limit,
+            "unit": self.metric.unit,
+        }
         kept |= {"direction": self.metric.direction, "reason": self.reason}
         if self.pairs and not self.reason:
-            kept |= {"worse": self.worse, "ratio": [math.exp(each) for each in self.ratio[:3]] if not self.counted else None}
-        kept |= {"pairs": self.pairs, "again_pairs": self.again_pairs, "evidence": self.state.evidence}
+            kept |= {
+                "worse": self.worse,
+                "ratio": [math.exp(each) for each in self.ratio[:3]] if not self.counted else None,
+            }
+        kept |= {
+            "pairs": self.pairs,
+            "again_pairs": self.again_pairs,
+            "evidence": self.state.evidence,
+        }
         for name, found in (("decision", self.seen), ("again", self.seen_again)):
             if found is not None:
                 kept[name] = {each: getattr(found, each) for each in found.__struct_fields__}
         return kept
 
 
-def track(side: int, record: Record, name: str, *, limit: float, counted: bool, family: int) -> Track:
+def track(
+    side: int, record: Record, name: str, *, limit: float, counted: bool, family: int
+) -> Track:
     """A metric of a record that shares the session's error with `family` series in all."""
     metric = next(metric for metric in record.metrics if metric.name == name)
     direction: Any = metric.direction
     state = SideBySide(direction=direction, floor=limit)
     state = SideBySide(direction=direction, floor=limit, evidence=state.evidence * max(1, family))
-    found = Track(side=side, record=record, metric=metric, limit=limit, counted=counted, state=state)
+    found = Track(
+        side=side, record=record, metric=metric, limit=limit, counted=counted, state=state
+    )
     if metric.value is None:
         found.reason = f"it could not be measured here: {metric.reason or 'no reason was given'}"
     return found

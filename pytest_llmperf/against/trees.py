@@ -18,9 +18,12 @@ _STEERING = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
 
 
 class Trees(Struct, frozen=True, kw_only=True):
-    """Two copies of one project: `head` is measured against `base`. Equal where only the interpreter differs.
+    """Two copies of one project: `head` is measured against `base`.
 
-    `others` are copies that neither side may load anything from: the user's own checkout while commits are walked.
+    Equal where only the interpreter differs.
+
+    `others` are copies that neither side may load anything from: the user's own checkout while
+    commits are walked.
     """
 
     head: Path
@@ -38,7 +41,11 @@ class Trees(Struct, frozen=True, kw_only=True):
 
     def holds(self, path: Path) -> bool:
         """Whether a path is one of this tree's own files: not the base's, and not those of an environment inside the tree."""
-        inside_base = self.differ and path.is_relative_to(self.base) and not self.head.is_relative_to(self.base)
+        inside_base = (
+            self.differ
+            and path.is_relative_to(self.base)
+            and not self.head.is_relative_to(self.base)
+        )
         return path.is_relative_to(self.head) and not inside_base and not _installed(path)
 
     def module_path(self, search: Sequence[str], inherited: str) -> str:
@@ -46,7 +53,15 @@ class Trees(Struct, frozen=True, kw_only=True):
 
         With the tree first, its packages win over the same ones installed in editable mode from this tree.
         """
-        own = [self.there(Path(entry)) for entry in search if entry and self.holds(Path(entry).absolute())] if self.differ else []
+        own = (
+            [
+                self.there(Path(entry))
+                for entry in search
+                if entry and self.holds(Path(entry).absolute())
+            ]
+            if self.differ
+            else []
+        )
         trees = [self.base, self.base / "src"] if self.differ else []
         kept = [str(self.there(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
         found = [str(path) for path in (*own, *trees) if path.is_dir()]
@@ -54,7 +69,10 @@ class Trees(Struct, frozen=True, kw_only=True):
 
 
 def strays(trees: Trees, own: Path, modules: Mapping[str, ModuleType]) -> tuple[str, ...]:
-    """Modules that a process of the tree `own` loaded from another copy of the project; the first few by name."""
+    """Modules that a process of the tree `own` loaded from another copy of the project.
+
+    The first few by name.
+    """
     copies = {trees.head, trees.base, *trees.others} - {own}
     files = ((name, getattr(module, "__file__", None)) for name, module in sorted(modules.items()))
     near = tuple(map(str, copies))
@@ -74,13 +92,18 @@ def other_trees(environ: Mapping[str, str]) -> tuple[Path, ...]:
 def _strayed(path: Path, own: Path, copies: Iterable[Path]) -> bool:
     """Whether a file is one of `copies`' own: of trees inside each other, the innermost holds it."""
     inside = [tree for tree in (own, *copies) if path.is_relative_to(tree)]
-    return bool(inside) and max(inside, key=lambda tree: len(tree.parts)) != own and not _installed(path)
+    return (
+        bool(inside)
+        and max(inside, key=lambda tree: len(tree.parts)) != own
+        and not _installed(path)
+    )
 
 
 def base_environment(trees: Trees, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
     """What is set on top of this process's environment for the base's process: its module path.
 
-    Byte code is not written: two commits' files may have equal sizes and times, and the cached code of one would be the other's.
+    Byte code is not written: two commits' files may have equal sizes and times, and the cached code
+    of one would be the other's.
     """
     path = trees.module_path(sys.path, environ.get("PYTHONPATH", ""))
     if not trees.differ and _started_with_m():

@@ -12,7 +12,10 @@ from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS, Decision
 
 
 def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
-    """The finding of a track that is done. `base` names the other version, `ended` why no more pairs were measured."""
+    """The finding of a track that is done.
+
+    `base` names the other version, `ended` why no more pairs were measured.
+    """
     if track.reason:
         return not_comparable(track.record, track.metric.name, base, track.reason, strict=strict)
     left = f"{_title(track)} is {_ratio(track)} {base}{_interval(track)}"
@@ -21,7 +24,14 @@ def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
         outcome=track.outcome,
         text=f"{left}, {right}  ({_count(track)}){_again(track)}",
         detail="; ".join(
-            part for part in (where(track.record), _values(track), *_evidence(track), _undecided(track, ended)) if part
+            part
+            for part in (
+                where(track.record),
+                _values(track),
+                *_evidence(track),
+                _undecided(track, ended),
+            )
+            if part
         ),
         margin=None,
         left=left,
@@ -32,7 +42,10 @@ def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
 
 
 def not_comparable(record: Record, metric: str, base: str, reason: str, *, strict: bool) -> Finding:
-    """Nothing was compared. The first line of a long reason (a log) is the text, the rest the detail."""
+    """Nothing was compared.
+
+    The first line of a long reason (a log) is the text, the rest the detail.
+    """
     first, _, rest = reason.strip().partition("\n")
     left = f"{metric} of {record.strategy}"
     return Finding(
@@ -67,7 +80,9 @@ def _ratio(track: Track) -> str:
     if track.counted:
         base, new = track.pairs[0]
         return format_value(new / base, "x") if base else "not 0, as at"
-    return format_value(math.exp(track.ratio.center), "x") if track.pairs else "not measured against"
+    return (
+        format_value(math.exp(track.ratio.center), "x") if track.pairs else "not measured against"
+    )
 
 
 def _interval(track: Track) -> str:
@@ -106,10 +121,20 @@ def _evidence(track: Track) -> list[str]:
     seen = track.seen
     if seen is None or track.counted:
         return []
-    visible = f"smallest visible change {format_percent(seen.smallest_visible, 2)}" if seen.smallest_visible < 1 else ""
+    visible = (
+        f"smallest visible change {format_percent(seen.smallest_visible, 2)}"
+        if seen.smallest_visible < 1
+        else ""
+    )
     if track.outcome is Outcome.PASS:
-        return [f"{format_percent(seen.refuted, 2)} worse is refuted (E = {_e(seen.e_not_worse)})", visible]
-    return [f"E = {_e(seen.e_worse)} (limit {_e(track.state.evidence)}), autocorrelation {seen.autocorrelation:.2g}", visible]
+        return [
+            f"{format_percent(seen.refuted, 2)} worse is refuted (E = {_e(seen.e_not_worse)})",
+            visible,
+        ]
+    return [
+        f"E = {_e(seen.e_worse)} (limit {_e(track.state.evidence)}), autocorrelation {seen.autocorrelation:.2g}",
+        visible,
+    ]
 
 
 def _e(value: float) -> str:

@@ -19,11 +19,12 @@ _TREE = "tree"
 
 
 class Worktree:
-    """A detached work tree of `commit` of the repository at `top`. Its owner holds a lock that the kernel frees with it.
+    """A detached work tree of `commit` of the repository at `top`.
+
+    Its owner holds a lock that the kernel frees with it.
 
     Raises:
         UsageError: git cannot make it.
-
     """
 
     def __init__(self, top: Path, commit: str, *, parent: Path | None = None) -> None:
@@ -45,7 +46,10 @@ class Worktree:
             raise
 
     def close(self) -> None:
-        """Remove the folder and git's note of it. May be called again; does nothing in a forked child."""
+        """Remove the folder and git's note of it.
+
+        May be called again; does nothing in a forked child.
+        """
         if self._lock.is_locked and os.getpid() == self._owner_pid:
             _remove(self._place)
             self._lock.release()

@@ -16,7 +16,18 @@ from msgspec import structs
 
 from pytest_llmperf.cluster import placement
 from pytest_llmperf.cluster.link import Link
-from pytest_llmperf.cluster.messages import Done, GiveBack, Launch, Launched, Look, Node, Place, Seen, Take, Taken
+from pytest_llmperf.cluster.messages import (
+    Done,
+    GiveBack,
+    Launch,
+    Launched,
+    Look,
+    Node,
+    Place,
+    Seen,
+    Take,
+    Taken,
+)
 from pytest_llmperf.cluster.ranks import ClusterGroup, ClusterRank
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Fact
@@ -32,21 +43,48 @@ LOOK_S = 180.0
 """For connecting, and for looking at every host: Ray may start a Python process on each."""
 
 _TAKE_S = 300.0
-_CARRIED = ("LLMPERF_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "NCCL_", "GLOO_", "OMP_", "MKL_", "VLLM_", "TOKENIZERS_")
-"""Beginnings of the names of variables that the ranks get from this session; all else is their host's own."""
+_CARRIED = (
+    "LLMPERF_",
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH",
+    "PYTORCH_",
+    "NCCL_",
+    "GLOO_",
+    "OMP_",
+    "MKL_",
+    "VLLM_",
+    "TOKENIZERS_",
+)
+"""Beginnings of the names of variables that the ranks get from this session.
 
-_LEFT_HERE = frozenset({"LLMPERF_WORKER_TOKEN", "LLMPERF_CORES", "LLMPERF_SIMULATED_GPUS", "LLMPERF_SIMULATED_USAGE"})
+All else is their host's own.
+"""
+
+_LEFT_HERE = frozenset(
+    {"LLMPERF_WORKER_TOKEN", "LLMPERF_CORES", "LLMPERF_SIMULATED_GPUS", "LLMPERF_SIMULATED_USAGE"}
+)
 _numbers = itertools.count(1)
 
 
 class Cluster:
-    """The cluster of `--llmperf-cluster`. Nothing is asked of it before the first test of a model is planned.
+    """The cluster of `--llmperf-cluster`.
 
-    It holds one set of bundles at a time, taken when a model is loaded and kept while models stay loaded: models that a
-    test compares run on the same devices.
+    Nothing is asked of it before the first test of a model is planned.
+
+    It holds one set of bundles at a time, taken when a model is loaded and kept while models stay
+    loaded: models that a test compares run on the same devices.
     """
 
-    def __init__(self, address: str, *, gpus: str, wait_s: float, log_dir: Path, on_wait: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        gpus: str,
+        wait_s: float,
+        log_dir: Path,
+        on_wait: Callable[[str], None],
+    ) -> None:
         self.address = address
         self.before_release: Callable[[], None] = lambda: None
         self._asked_gpus = gpus
@@ -61,7 +99,10 @@ class Cluster:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """Its hosts, as they were when they were first asked for. Raises UsageError, WorkerError; again each time."""
+        """Its hosts, as they were when they were first asked for.
+
+        Raises UsageError, WorkerError; again each time.
+        """
         if self._seen is None:
             try:
                 require_ray(self.address)
@@ -112,13 +153,20 @@ class Cluster:
 
         """
         alive = self._link is not None and self._link.alive
-        if alive and self._held is not None and self._held.device == plan.device and len(self._places) >= plan.ranks:
+        if (
+            alive
+            and self._held is not None
+            and self._held.device == plan.device
+            and len(self._places) >= plan.ranks
+        ):
             return
         wanted = placement.bundles(plan, self.nodes, self.address)
         self.release()
         self._on_wait(f"{plan.ranks} on {self.address}")
         request = Take(bundles=wanted, together=placement.together(plan), wait_s=self._wait_s)
-        self._places = self._connected().ask(request, Taken, deadline_s=self._wait_s + _TAKE_S).places
+        self._places = (
+            self._connected().ask(request, Taken, deadline_s=self._wait_s + _TAKE_S).places
+        )
         self._held = plan
         self._require_same_version()
 
@@ -126,12 +174,14 @@ class Cluster:
         """Start the ranks of a plan in the bundles held, and wait until each has said hello.
 
         Raises:
-            UsageError: the interpreter cannot be run there. WorkerDied, WorkerHung: a rank did not come up.
-
+            UsageError: the interpreter cannot be run there. WorkerDied, WorkerHung: a rank did not
+                come up.
         """
         link, model = self._link, f"{os.getpid()}-{next(_numbers)}"
         if link is None or not self._places:
-            raise WorkerDied(f"the connection to {self.address!r} ended before the ranks of {plan.strategy!r} were started.")
+            raise WorkerDied(
+                f"the connection to {self.address!r} ended before the ranks of {plan.strategy!r} were started."
+            )
         order = Launch(
             model=model,
             ranks=plan.ranks,
@@ -143,7 +193,12 @@ class Cluster:
         )
         pairs = [socket.socketpair() for _ in range(plan.ranks)]
         try:
-            launched = link.ask(order, Launched, deadline_s=2 * START_DEADLINE_S, sockets=[theirs for _, theirs in pairs])
+            launched = link.ask(
+                order,
+                Launched,
+                deadline_s=2 * START_DEADLINE_S,
+                sockets=[theirs for _, theirs in pairs],
+            )
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -152,9 +207,19 @@ class Cluster:
             for _, theirs in pairs:
                 theirs.close()
         self._meet[plan] = launched.meet.rpartition(":")[0]
-        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.engine}-{plan.model.name}-{plan.strategy}")[:100]
+        stem = re.sub(
+            r"[^A-Za-z0-9._+-]+", "-", f"{plan.engine}-{plan.model.name}-{plan.strategy}"
+        )[:100]
         ranks = tuple(
-            ClusterRank(link, pairs[rank][0], model=model, rank=rank, pid=pid, place=place, log=self._log(stem, model, rank))
+            ClusterRank(
+                link,
+                pairs[rank][0],
+                model=model,
+                rank=rank,
+                pid=pid,
+                place=place,
+                log=self._log(stem, model, rank),
+            )
             for rank, (pid, place) in enumerate(zip(launched.pids, self._places, strict=False))
         )
         group = ClusterGroup(ranks, name=stem, silence_s=SILENCE_S)
@@ -166,7 +231,13 @@ class Cluster:
         places = self._places[: plan.ranks]
         names = "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places))
         n_hosts, meet = len({place.node for place in places}), self._meet.get(plan) or None
-        return {**places[0].facts, "cluster": "ray", "n_hosts": n_hosts, "rank_hosts": names, "rendezvous": meet}
+        return {
+            **places[0].facts,
+            "cluster": "ray",
+            "n_hosts": n_hosts,
+            "rank_hosts": names,
+            "rendezvous": meet,
+        }
 
     def room_bytes(self, plan: LoadPlan) -> int:
         """Memory of the smallest device (or host) held, whatever is on it."""
@@ -212,7 +283,11 @@ class Cluster:
     def _require_same_version(self) -> None:
         """Raise UsageError, with everything given back, where a host's messages may mean something else."""
         ours = importlib.metadata.version("pytest-llmperf")
-        others = "; ".join(dict.fromkeys(f"{place.version} on {place}" for place in self._places if place.version != ours))
+        others = "; ".join(
+            dict.fromkeys(
+                f"{place.version} on {place}" for place in self._places if place.version != ours
+            )
+        )
         if others:
             self.release()
             raise UsageError(
@@ -225,4 +300,8 @@ class Cluster:
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of this session that its ranks get on other hosts."""
-    return {name: value for name, value in environ.items() if name.startswith(_CARRIED) and name not in _LEFT_HERE}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(_CARRIED) and name not in _LEFT_HERE
+    }

@@ -69,7 +69,9 @@ class Driver:
 
     def __init__(self, ray: Any, address: str, sockets: socket.socket) -> None:
         self._ray = ray
-        self._groups, self._strategies = (import_module(f"ray.util.{n}") for n in ("placement_group", "scheduling_strategies"))
+        self._groups, self._strategies = (
+            import_module(f"ray.util.{n}") for n in ("placement_group", "scheduling_strategies")
+        )
         self._address = address
         self._sockets = sockets
         self._group: Any = None
@@ -95,11 +97,15 @@ class Driver:
                 answer = self._ask_rank(self._hosts[request.rank], request)
         return answer
 
-    def _ask_rank(self, host: Any, request: Exit | Stacks | ReadLog | FileSize | ReadFile | WriteFile) -> Answer:
+    def _ask_rank(
+        self, host: Any, request: Exit | Stacks | ReadLog | FileSize | ReadFile | WriteFile
+    ) -> Answer:
         answer: Answer
         match request:
             case Exit():
-                found = self._get(host.exit.remote(request.model, request.wait_s), CALL_S + request.wait_s)
+                found = self._get(
+                    host.exit.remote(request.model, request.wait_s), CALL_S + request.wait_s
+                )
                 answer = msgspec.msgpack.decode(found, type=Ended)
             case Stacks():
                 answer = Text(text=self._get(host.stacks.remote(request.model), CALL_S).encode())
@@ -108,7 +114,9 @@ class Driver:
             case FileSize():
                 answer = Size(size=self._get(host.file_size.remote(request.path), CALL_S))
             case ReadFile():
-                answer = Text(text=self._get(host.read_file.remote(request.path, request.start), CALL_S))
+                answer = Text(
+                    text=self._get(host.read_file.remote(request.path, request.start), CALL_S)
+                )
             case WriteFile():
                 self._get(host.write_file.remote(request.path, request.start, request.data), CALL_S)
                 answer = Done()
@@ -159,7 +167,8 @@ class Driver:
             )
         self._hosts = self._made(wanted.bundles)
         self._places = tuple(
-            msgspec.msgpack.decode(found, type=Place) for found in self._get([h.place.remote() for h in self._hosts], START_S)
+            msgspec.msgpack.decode(found, type=Place)
+            for found in self._get([h.place.remote() for h in self._hosts], START_S)
         )
         return Taken(places=self._places)
 
@@ -195,18 +204,26 @@ class Driver:
             meet = f"{self._places[0].address}:{self._get(hosts[0].free_port.remote(), CALL_S)}"
         order = msgspec.msgpack.encode(wanted)
         try:
-            pids = self._get([host.launch.remote(order, rank, meet) for rank, host in enumerate(hosts)], wanted.deadline_s)
+            pids = self._get(
+                [host.launch.remote(order, rank, meet) for rank, host in enumerate(hosts)],
+                wanted.deadline_s,
+            )
         except BaseException as error:
             for stream in streams:
                 stream.close()
             self._kill(wanted.model, hosts)
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):  # Ray raises its own kind of the host's error
+            # Ray raises its own kind of the host's error.
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 named = f"the interpreter {wanted.python or 'that Ray runs with'}"
-                raise UsageError(f"no worker could be started with {named} on a host: {_last_line(error)}.") from error
+                raise UsageError(
+                    f"no worker could be started with {named} on a host: {_last_line(error)}."
+                ) from error
             raise
         for stream, host in zip(streams, hosts, strict=True):
             for carry in (self._carry_down, self._carry_up):
-                threading.Thread(target=carry, args=(stream, host, wanted.model), daemon=True).start()
+                threading.Thread(
+                    target=carry, args=(stream, host, wanted.model), daemon=True
+                ).start()
         return Launched(pids=tuple(pids), meet=meet)
 
     def _carry_down(self, stream: socket.socket, host: Any, model: str) -> None:
@@ -216,7 +233,10 @@ class Driver:
                 self._get(host.write.remote(model, data), None)
 
     def _carry_up(self, stream: socket.socket, host: Any, model: str) -> None:
-        """From the rank to the session, until the rank closes its end or its host is gone; then the session's end closes."""
+        """From the rank to the session, until the rank closes its end or its host is gone.
+
+        Then the session's end closes.
+        """
         with contextlib.suppress(OSError, self._ray.exceptions.RayError):
             while (data := self._get(host.read.remote(model, _READ_S), None)) != b"":
                 stream.sendall(data or b"")
@@ -226,7 +246,8 @@ class Driver:
 
     def _kill(self, model: str, hosts: Sequence[Any]) -> Answer:
         for host in hosts:
-            with contextlib.suppress(self._ray.exceptions.RayError):  # an actor that is gone has taken its rank along
+            # An actor that is gone has taken its rank along.
+            with contextlib.suppress(self._ray.exceptions.RayError):
                 self._get(host.kill.remote(model), CALL_S)
         return Done()
 
@@ -236,7 +257,8 @@ class Driver:
 
 def connected(address: str) -> Any:
     """Ray, connected. Raises UsageError with what was tried and what to do."""
-    os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")  # a session that is gone does not come back
+    # A session that is gone does not come back.
+    os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     ray = import_module("ray")
     where = host_and_port(address)
     if where is not None:
@@ -244,7 +266,9 @@ def connected(address: str) -> Any:
     try:
         ray.init(address=address, namespace="pytest-llmperf", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--llmperf-cluster={address!r}: {_first_line(error)}. {_advice(address)}") from error
+        raise UsageError(
+            f"--llmperf-cluster={address!r}: {_first_line(error)}. {_advice(address)}"
+        ) from error
     return ray
 
 
@@ -259,7 +283,8 @@ def serve(wire: Wire[Request], address: str, sockets: socket.socket) -> None:
             try:
                 driver = driver or Driver(connected(address), address, sockets)
                 answer = driver.handle(request)
-            except Exception as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+            # The boundary of the process: all errors travel.
+            except Exception as error:  # noqa: BLE001
                 answer = Refused(failure=failure(_ours(error, address)))
             wire.send(answer, timeout_s=None)
     if driver is not None:
@@ -281,13 +306,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.cluster.driver", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_llmperf.cluster.driver", description=__doc__
+    )
     parser.add_argument("--address", required=True, help="'auto' or 'ray://HOST:PORT'")
-    parser.add_argument("--sockets", type=int, required=True, help="inherited socket over which the ranks' sockets come")
-    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser.add_argument(
+        "--sockets",
+        type=int,
+        required=True,
+        help="inherited socket over which the ranks' sockets come",
+    )
+    parser.add_argument(
+        "--fd", type=int, required=True, help="inherited stream socket to the session"
+    )
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
-    parser.add_argument("--die-with-parent", action="store_true", help="let the kernel kill this process with its parent thread")
+    parser.add_argument(
+        "--die-with-parent",
+        action="store_true",
+        help="let the kernel kill this process with its parent thread",
+    )
     return parser
 
 
@@ -300,7 +338,9 @@ def _require_open(address: str, where: tuple[str, int]) -> None:
     try:
         socket.create_connection(where, timeout=_CONNECT_S).close()
     except OSError as error:
-        raise UsageError(f"--llmperf-cluster={address!r}: nothing answers there ({error}). {_advice(address)}") from error
+        raise UsageError(
+            f"--llmperf-cluster={address!r}: nothing answers there ({error}). {_advice(address)}"
+        ) from error
 
 
 def _advice(address: str) -> str:
@@ -340,7 +380,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()),
+        type(error).__name__,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Reference files between this host and those of the ranks, under one path; where both see one file nothing is copied."""
+"""Reference files between this host and those of the ranks, under one path.
+
+Where both see one file nothing is copied.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ class Remote(Protocol):
         """At most CHUNK_BYTES of it from this byte on."""
 
     def write_file(self, path: str, start: int, data: bytes) -> None:
-        """Put these bytes at this place of the file, whose folder is made. Nothing at byte 0 makes the folder alone."""
+        """Put these bytes at this place of the file, whose folder is made.
+
+        Nothing at byte 0 makes the folder alone.
+        """
 
 
 def give(path: str, to: Remote) -> None:

@@ -1,4 +1,7 @@
-"""The session's end of its connection to a cluster: one request at a time, each with a deadline. Imports no Ray."""
+"""The session's end of its connection to a cluster: one request at a time, each with a deadline.
+
+Imports no Ray.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ Wanted = TypeVar("Wanted")
 
 
 class Link:
-    """The process that speaks with Ray. One thread uses it at a time; an error of the connection has ended it."""
+    """The process that speaks with Ray.
+
+    One thread uses it at a time; an error of the connection has ended it.
+    """
 
     def __init__(self, process: WorkerProcess, sockets: socket.socket, address: str) -> None:
         decoder = cast("Any", msgspec.msgpack.Decoder(Answer))
@@ -34,7 +40,9 @@ class Link:
         self._sockets = sockets
         self._address = address
         self._killed = False
-        self._wire: Wire[Answer] = Wire(socket.socket(fileno=os.dup(process.wire.fileno())), decoder)
+        self._wire: Wire[Answer] = Wire(
+            socket.socket(fileno=os.dup(process.wire.fileno())), decoder
+        )
 
     @classmethod
     def open(cls, address: str, log_dir: Path) -> Link:
@@ -59,12 +67,19 @@ class Link:
         """Whether it can take another request."""
         return not self._killed and not self._process.exited()
 
-    def ask(self, request: Request, kind: type[Wanted], *, deadline_s: float, sockets: Sequence[socket.socket] = ()) -> Wanted:
+    def ask(
+        self,
+        request: Request,
+        kind: type[Wanted],
+        *,
+        deadline_s: float,
+        sockets: Sequence[socket.socket] = (),
+    ) -> Wanted:
         """The answer to a request. `sockets` go along with it.
 
         Raises:
-            WorkerDied, WorkerHung: the connection is over. What else is raised is the cluster's answer.
-
+            WorkerDied, WorkerHung: the connection is over. What else is raised is the cluster's
+                answer.
         """
         if self._killed:
             raise WorkerDied(f"the connection to {self._address!r} has ended.")
@@ -77,14 +92,18 @@ class Link:
             self._process.wait_exited(_END_S)
             how = self._process.exit_text()
             self.kill()
-            raise WorkerDied(f"the connection to {self._address!r} ended by {how}.{self._tail()}") from error
+            raise WorkerDied(
+                f"the connection to {self._address!r} ended by {how}.{self._tail()}"
+            ) from error
         except BaseException:
             self.kill()
             raise
         if isinstance(answer, Refused):
             raise error_class(answer.failure.kind)(answer.failure.message)
         if not isinstance(answer, kind):
-            raise WorkerError(f"the connection to {self._address!r} answered with a {type(answer).__name__}.")
+            raise WorkerError(
+                f"the connection to {self._address!r} answered with a {type(answer).__name__}."
+            )
         return answer
 
     def close(self) -> None:
@@ -112,4 +131,8 @@ class Link:
 
     def _tail(self) -> str:
         text = self._process.log_tail(_TAIL_LINES)
-        return f"\n--- last lines of {self._process.log} ---\n{text}" if text else f" (Its log is empty: {self._process.log})"
+        return (
+            f"\n--- last lines of {self._process.log} ---\n{text}"
+            if text
+            else f" (Its log is empty: {self._process.log})"
+        )

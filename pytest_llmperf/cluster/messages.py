@@ -1,4 +1,7 @@
-"""What the session and the process that holds its connection to Ray say to each other. Imports nothing heavy."""
+"""What the session and the process that holds its connection to Ray say to each other.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ class Look(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Take(Struct, frozen=True, kw_only=True, tag=True):
-    """Reserve these bundles, all at once, within `wait_s`. `together` asks for as few hosts as can be, else for many."""
+    """Reserve these bundles, all at once, within `wait_s`.
+
+    `together` asks for as few hosts as can be, else for many.
+    """
 
     bundles: tuple[Bundle, ...]
     together: bool
@@ -59,9 +65,12 @@ class Take(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Launch(Struct, frozen=True, kw_only=True, tag=True):
-    """Start the ranks of a model in the first bundles held; one socket a rank came over the channel of sockets.
+    """Start the ranks of a model in the first bundles held.
 
-    `python` empty: the interpreter that Ray runs with on each host. `env` is set on top of what that has.
+    One socket a rank came over the channel of sockets.
+
+    `python` empty: the interpreter that Ray runs with on each host. `env` is set on top of what
+    that has.
     """
 
     model: str
@@ -131,7 +140,19 @@ class GiveBack(Struct, frozen=True, kw_only=True, tag=True):
     """Give the bundles back, with what still runs in them."""
 
 
-Request = Look | Take | Launch | Exit | Stacks | ReadLog | FileSize | ReadFile | WriteFile | Kill | GiveBack
+Request = (
+    Look
+    | Take
+    | Launch
+    | Exit
+    | Stacks
+    | ReadLog
+    | FileSize
+    | ReadFile
+    | WriteFile
+    | Kill
+    | GiveBack
+)
 
 
 # From the driver
@@ -151,7 +172,10 @@ class Taken(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Launched(Struct, frozen=True, kw_only=True, tag=True):
-    """Process ids in rank order, each on its host; the address at which the ranks meet ("" for one rank)."""
+    """Process ids in rank order, each on its host.
+
+    The address at which the ranks meet ("" for one rank).
+    """
 
     pids: tuple[int, ...]
     meet: str = ""

@@ -34,12 +34,19 @@ _OF_RAY = ("RAY_",)
 
 
 class RankHost:
-    """One bundle. Its methods are called from several threads, those of one rank's stream each from one."""
+    """One bundle.
+
+    Its methods are called from several threads, those of one rank's stream each from one.
+    """
 
     def __init__(self, node: str, address: str, on_gpus: bool) -> None:
         self._node = node
         self._address = address
-        self._gpus = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))) if on_gpus else ()
+        self._gpus = (
+            tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+            if on_gpus
+            else ()
+        )
         self._workers: dict[str, WorkerProcess] = {}
         self._sockets: dict[str, socket.socket] = {}
         guardian.detach()
@@ -67,7 +74,10 @@ class RankHost:
             return int(probe.getsockname()[1])
 
     def launch(self, order: bytes, rank: int, meet: str) -> int:
-        """Start one rank of a `Launch` and return its process id. Raises OSError for an interpreter that cannot be run."""
+        """Start one rank of a `Launch` and return its process id.
+
+        Raises OSError for an interpreter that cannot be run.
+        """
         wanted = msgspec.msgpack.decode(order, type=Launch)
         worker = WorkerProcess.start(
             python=wanted.python or sys.executable,
@@ -90,7 +100,10 @@ class RankHost:
                 worker.wire.send_frame(data, timeout_s=_SEND_S)
 
     def read(self, model: str, wait_s: float) -> bytes | None:
-        """What the rank has sent, after waiting for some; None when nothing came, b"" when it has closed its end."""
+        """What the rank has sent, after waiting for some.
+
+        None when nothing came, b"" when it has closed its end.
+        """
         stream = self._sockets.get(model)
         if stream is None:
             return b""
@@ -104,7 +117,9 @@ class RankHost:
         """An `Ended`."""
         worker = self._workers[model]
         ended = worker.wait_exited(wait_s)
-        return msgspec.msgpack.encode(Ended(ended=ended, code=worker.exit_code() if ended else None))
+        return msgspec.msgpack.encode(
+            Ended(ended=ended, code=worker.exit_code() if ended else None)
+        )
 
     def stacks(self, model: str) -> str:
         """Stacks of the rank's threads, or why there are none."""
@@ -165,7 +180,9 @@ def environment(wanted: Launch, rank: int, meet: str, address: str) -> dict[str,
     there are several, the collectives take the network interface that has this host's address: the one that its name
     resolves to is often the loopback interface.
     """
-    base = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)} | wanted.env
+    base = {
+        name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)
+    } | wanted.env
     host, _, port = meet.rpartition(":")
     env = rank_environment(rank=rank, ranks=wanted.ranks, port=int(port or 0), base=base, host=host)
     if wanted.ranks > 1:

@@ -12,14 +12,15 @@ _MANY = 2**20
 
 
 def bundles(plan: LoadPlan, nodes: Sequence[Node], cluster: str) -> tuple[Bundle, ...]:
-    """One bundle for each rank of the plan. Equal bundles: the ranks of a model wait for the slowest.
+    """One bundle for each rank of the plan.
 
-    On GPUs a bundle is one GPU with its host's share of CPUs. On CPUs it is the largest number of CPUs that each rank can
-    have, so that a single rank has the largest host alone.
+    Equal bundles: the ranks of a model wait for the slowest.
+
+    On GPUs a bundle is one GPU with its host's share of CPUs. On CPUs it is the largest number of
+    CPUs that each rank can have, so that a single rank has the largest host alone.
 
     Raises:
         UsageError: the cluster does not have as many, whoever holds them.
-
     """
     on_gpus = plan.device.startswith("cuda")
     size = _cpus_beside_a_gpu(nodes) if on_gpus else _cpus_of_a_rank(nodes, plan.ranks)
@@ -48,7 +49,10 @@ def hosts(wanted: Sequence[Bundle], nodes: Sequence[Node], *, close: bool) -> tu
 
 def described(nodes: Sequence[Node]) -> str:
     """The cluster's hosts in words: what Ray lends of each."""
-    return "; ".join(f"{node.name} ({node.address}): {_lent(node)}" for node in nodes) or "no host that is alive"
+    return (
+        "; ".join(f"{node.name} ({node.address}): {_lent(node)}" for node in nodes)
+        or "no host that is alive"
+    )
 
 
 def _lent(node: Node) -> str:
@@ -67,13 +71,19 @@ def _cpus_beside_a_gpu(nodes: Sequence[Node]) -> int | None:
 
 def _cpus_of_a_rank(nodes: Sequence[Node], ranks: int) -> int | None:
     sizes = range(max((int(node.cpus) for node in nodes), default=0), 0, -1)
-    return next((size for size in sizes if sum(int(node.cpus) // size for node in nodes) >= ranks), None)
+    return next(
+        (size for size in sizes if sum(int(node.cpus) // size for node in nodes) >= ranks), None
+    )
 
 
 def _too_few(plan: LoadPlan, nodes: Sequence[Node], cluster: str) -> str:
     kind, have = ("GPU", "gpus") if plan.device.startswith("cuda") else ("CPU", "cpus")
     total = sum(int(getattr(node, have)) for node in nodes)
-    fewer = f"Take a strategy of at most {_count(total, 'rank')}, or add hosts" if total else "Add hosts that lend some"
+    fewer = (
+        f"Take a strategy of at most {_count(total, 'rank')}, or add hosts"
+        if total
+        else "Add hosts that lend some"
+    )
     return (
         f"strategy {plan.strategy!r} has {_count(plan.ranks, 'rank')}, each of which needs a {kind}; "
         f"--llmperf-cluster={cluster!r} lends {_count(total, kind)} ({described(nodes)}). "

@@ -28,7 +28,13 @@ from pytest_llmperf.cluster.messages import (
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.instruments.energy import NvmlMeter
 from pytest_llmperf.wire.frames import parent_end
-from pytest_llmperf.wire.messages import Command, CompareReference, EnergyRead, MakeReference, Result
+from pytest_llmperf.wire.messages import (
+    Command,
+    CompareReference,
+    EnergyRead,
+    MakeReference,
+    Result,
+)
 from pytest_llmperf.workers.exchange import OnBeat
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.process import exit_text
@@ -40,7 +46,17 @@ _LOG_TAIL_BYTES = 2**16
 class ClusterRank:
     """See session.process.Worker. Its log is copied here when it is looked at, and at the end."""
 
-    def __init__(self, link: Link, ours: socket.socket, *, model: str, rank: int, pid: int, place: Place, log: Path) -> None:
+    def __init__(
+        self,
+        link: Link,
+        ours: socket.socket,
+        *,
+        model: str,
+        rank: int,
+        pid: int,
+        place: Place,
+        log: Path,
+    ) -> None:
         self.rank = rank
         self.pid = pid
         self.place = place
@@ -71,10 +87,16 @@ class ClusterRank:
             return True
 
     def wait_exited(self, timeout_s: float) -> bool:
-        """Whether the process has ended, after waiting for it at most `timeout_s`; its log is here then."""
+        """Whether the process has ended, after waiting for it at most `timeout_s`.
+
+        Its log is here then.
+        """
         if self._ended is None and not self._killed:
-            with contextlib.suppress(LlmperfError):  # a host that is gone says nothing: the rank has ended with it
-                found = self._ask(Exit(model=self._model, rank=self.rank, wait_s=timeout_s), Ended, timeout_s)
+            # A host that is gone says nothing: the rank has ended with it.
+            with contextlib.suppress(LlmperfError):
+                found = self._ask(
+                    Exit(model=self._model, rank=self.rank, wait_s=timeout_s), Ended, timeout_s
+                )
                 if not found.ended:
                     return False
                 self._ended = found
@@ -103,7 +125,9 @@ class ClusterRank:
     def stacks(self) -> str:
         """Stacks of all threads, or why there are none."""
         try:
-            text = self._ask(Stacks(model=self._model, rank=self.rank), Text, 0).text.decode("utf-8", "replace")
+            text = self._ask(Stacks(model=self._model, rank=self.rank), Text, 0).text.decode(
+                "utf-8", "replace"
+            )
         except LlmperfError as error:
             return f"(no stacks: {error})"
         self._copy_log()
@@ -148,8 +172,13 @@ class ClusterGroup(WorkerGroup):
         super().__init__(ranks, name=name, silence_s=silence_s, oom_before={})
         self._ranks = ranks
 
-    def call_all(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> tuple[Result, ...]:
-        """As WorkerGroup's. A reference that is made there is here afterwards; one that is compared with is there first."""
+    def call_all(
+        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[Result, ...]:
+        """As WorkerGroup's.
+
+        A reference that is made there is here afterwards; one that is compared with is there first.
+        """
         for rank in self._ranks:
             if isinstance(command, MakeReference):
                 rank.write_file(command.path, 0, b"")
@@ -169,7 +198,11 @@ class ClusterGroup(WorkerGroup):
 
 def of_several_hosts(result: Result) -> Result:
     """What a rank says that holds for ranks of one host alone is taken back: the counter of a CPU is one for all of these."""
-    if not isinstance(result, EnergyRead) or result.energy.joules is None or result.energy.source == NvmlMeter.source:
+    if (
+        not isinstance(result, EnergyRead)
+        or result.energy.joules is None
+        or result.energy.source == NvmlMeter.source
+    ):
         return result
     why = "the ranks are on several hosts, and a CPU's counter is one for the ranks of a host"
     return EnergyRead(energy=replace(result.energy, joules=None, reason=why))

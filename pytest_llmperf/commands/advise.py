@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, example, json_option, open_history, print_json, print_table, store_option
+from pytest_llmperf.commands.shared import (
+    encodable,
+    example,
+    json_option,
+    open_history,
+    print_json,
+    print_table,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.advice import Advice
@@ -19,13 +27,31 @@ if TYPE_CHECKING:
     epilog=example("llmperf advise --memory 8GB"),
 )
 @click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
-@click.option("--top1", metavar="SHARE", help="At least this share of the reference's first choices, such as 0.98.")
-@click.option("--perplexity", metavar="RATIO", help="At most this perplexity over the reference's, such as +1%.")
-@click.option("--ttft", metavar="TIME", help="At most this median time to the first token, such as 200ms.")
+@click.option(
+    "--top1",
+    metavar="SHARE",
+    help="At least this share of the reference's first choices, such as 0.98.",
+)
+@click.option(
+    "--perplexity",
+    metavar="RATIO",
+    help="At most this perplexity over the reference's, such as +1%.",
+)
+@click.option(
+    "--ttft", metavar="TIME", help="At most this median time to the first token, such as 200ms."
+)
 @click.option("--model", metavar="TEXT", help="Of several stored models, this one.")
-@click.option("--environment", metavar="TEXT", help="Of several stored environments, this one (a key, or a part of its text).")
+@click.option(
+    "--environment",
+    metavar="TEXT",
+    help="Of several stored environments, this one (a key, or a part of its text).",
+)
 @click.option("--workload", metavar="TEXT", help="Of several stored workloads, this one.")
-@click.option("--agreement", metavar="TEXT", help="Of several stored agreements (prompts, length, reference), this one.")
+@click.option(
+    "--agreement",
+    metavar="TEXT",
+    help="Of several stored agreements (prompts, length, reference), this one.",
+)
 @store_option
 @json_option
 def advise_command(
@@ -49,7 +75,10 @@ def advise_command(
 
     limits = _limits(memory=memory, top1=top1, perplexity=perplexity, ttft=ttft)
     with open_history(store) as opened:
-        found = find(opened, Wanted(model=model, environment=environment, workload=workload, agreement=agreement))
+        found = find(
+            opened,
+            Wanted(model=model, environment=environment, workload=workload, agreement=agreement),
+        )
         shown = opened.shown
     advice = advise(found.choices, limits)
     if as_json:
@@ -63,7 +92,12 @@ def advise_command(
 def _limits(**texts: str | None) -> dict[str, float]:
     from pytest_llmperf.core import amounts  # noqa: PLC0415
 
-    read = {"memory": amounts.size_bytes, "top1": amounts.share, "perplexity": amounts.ratio, "ttft": amounts.duration_s}
+    read = {
+        "memory": amounts.size_bytes,
+        "top1": amounts.share,
+        "perplexity": amounts.ratio,
+        "ttft": amounts.duration_s,
+    }
     return {axis: read[axis](text) for axis, text in texts.items() if text is not None}
 
 
@@ -78,7 +112,10 @@ def _print_advice(found: Found, advice: Advice, limits: dict[str, float]) -> Non
 
     lines = sentences(advice, found.choices, limits)
     click.echo(encodable(f"{found.model} on {found.environment}: {found.workload}"))
-    click.echo(encodable(f"memory: {found.memory}; quality: {found.agreement or 'no agreement is stored'}") + "\n")
+    click.echo(
+        encodable(f"memory: {found.memory}; quality: {found.agreement or 'no agreement is stored'}")
+        + "\n"
+    )
     header, rows = table(advice, found.choices)
     print_table(rows, header)
     click.echo("\n" + "\n".join(map(encodable, lines)))

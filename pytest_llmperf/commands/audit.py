@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     from pytest_llmperf.commands.auditing import Audit, Lane
 
 
-@click.command("audit", short_help="Tests that no configured lane ever runs.", epilog=example("llmperf audit --json"))
+@click.command(
+    "audit",
+    short_help="Tests that no configured lane ever runs.",
+    epilog=example("llmperf audit --json"),
+)
 @json_option
 def audit_command(as_json: bool) -> None:
     """List the tests that no configured lane ever runs, each with every lane's reason.
 
-    A lane is a line of the ini file's `llmperf_lanes`: NAME: [GPUS] ARGUMENTS, where ARGUMENTS are pytest's and GPUS are those
-    of the machine that the lane runs on, for example [2x141GB:NVIDIA H200:9.0]; without them it has none. Tests are collected
-    once for each lane, and none is run. Exit code 1 if there is such a test, or a lane cannot be collected.
+    A lane is a line of the ini file's `llmperf_lanes`: NAME: [GPUS] ARGUMENTS, where ARGUMENTS are
+    pytest's and GPUS are those of the machine that the lane runs on, for example [2x141GB:NVIDIA
+    H200:9.0]; without them it has none. Tests are collected once for each lane, and none is run.
+    Exit code 1 if there is such a test, or a lane cannot be collected.
     """
     from pytest_llmperf.commands.auditing import audit, lanes_of  # noqa: PLC0415
     from pytest_llmperf.plugin.gpu_tests import LANES  # noqa: PLC0415

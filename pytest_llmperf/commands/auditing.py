@@ -49,8 +49,17 @@ class Audit(Struct, frozen=True, kw_only=True):
 
 
 def lanes_of(value: object) -> tuple[Lane, ...]:
-    """The lanes of the ini file: lines `NAME: [GPUS] ARGUMENTS`. Raises UsageError for none, or for one that cannot be read."""
-    lines = value.splitlines() if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    """The lanes of the ini file: lines `NAME: [GPUS] ARGUMENTS`.
+
+    Raises UsageError for none, or for one that cannot be read.
+    """
+    lines = (
+        value.splitlines()
+        if isinstance(value, str)
+        else list(value)
+        if isinstance(value, list | tuple)
+        else []
+    )
     lanes = tuple(_lane(str(line).strip()) for line in lines if str(line).strip())
     if not lanes:
         raise UsageError(
@@ -65,7 +74,10 @@ def lanes_of(value: object) -> tuple[Lane, ...]:
 
 
 def audit(lanes: Sequence[Lane], root: Path) -> Audit:
-    """Collect every lane, and the project without arguments. Raises UsageError for a lane that cannot be collected."""
+    """Collect every lane, and the project without arguments.
+
+    Raises UsageError for a lane that cannot be collected.
+    """
     collected = {lane.name: collect(lane, root) for lane in lanes}
     everything = collect(Lane(name="without arguments", arguments=()), root)
     return compared(collected, everything)
@@ -73,23 +85,44 @@ def audit(lanes: Sequence[Lane], root: Path) -> Audit:
 
 def compared(collected: Mapping[str, Mapping[str, str]], everything: Mapping[str, str]) -> Audit:
     """What no lane runs, from what each says of each test: "" for one that it runs, else why it does not. Pure."""
-    tests = list(dict.fromkeys([*everything, *(test for lane in collected.values() for test in lane)]))
-    reasons = {test: {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()} for test in tests}
+    tests = list(
+        dict.fromkeys([*everything, *(test for lane in collected.values() for test in lane)])
+    )
+    reasons = {
+        test: {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
+        for test in tests
+    }
     return Audit(
-        lanes={name: sum(reason == "" for reason in lane.values()) for name, lane in collected.items()},
+        lanes={
+            name: sum(reason == "" for reason in lane.values()) for name, lane in collected.items()
+        },
         tests=len(tests),
-        orphans=tuple(Orphan(test=test, reasons=why) for test, why in reasons.items() if all(why.values())),
+        orphans=tuple(
+            Orphan(test=test, reasons=why) for test, why in reasons.items() if all(why.values())
+        ),
     )
 
 
 def collect(lane: Lane, root: Path) -> dict[str, str]:
-    """Each test that the lane collects, and why it would not run ("" where it would). Nothing is run and nothing loaded."""
+    """Each test that the lane collects, and why it would not run ("" where it would).
+
+    Nothing is run and nothing loaded.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.json"
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "pytest_llmperf.commands.audit_collector"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            "-p",
+            "pytest_llmperf.commands.audit_collector",
+        ]
         environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
-        done = subprocess.run(  # noqa: S603 - pytest, with the arguments of the project's own ini file
+        # Pytest, with the arguments of the project's own ini file.
+        done = subprocess.run(  # noqa: S603
             [*command, *lane.arguments],
             cwd=root,
             env=environment,
@@ -101,17 +134,23 @@ def collect(lane: Lane, root: Path) -> dict[str, str]:
         )
         if done.returncode not in _FINE:
             said = "\n".join([*done.stdout.splitlines()[-10:], *done.stderr.splitlines()[-10:]])
-            raise UsageError(f"lane {lane.name!r} cannot be collected (exit code {done.returncode}):\n{said}")
+            raise UsageError(
+                f"lane {lane.name!r} cannot be collected (exit code {done.returncode}):\n{said}"
+            )
         return msgspec.json.decode(report.read_bytes(), type=dict[str, str])
 
 
 def _lane(line: str) -> Lane:
     match = _LANE.fullmatch(line)
     if match is None:
-        raise UsageError(f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', for example 'nightly: [2x141GB] --llmperf-gpus=2'.")
+        raise UsageError(
+            f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', for example 'nightly: [2x141GB] --llmperf-gpus=2'."
+        )
     name, gpus, arguments = match.groups()
     simulated(gpus or "0")
     try:
         return Lane(name=name, gpus=gpus or "0", arguments=tuple(shlex.split(arguments)))
     except ValueError as error:
-        raise UsageError(f"{LANES}: the arguments of lane {name!r}, {arguments!r}, cannot be split: {error}.") from error
+        raise UsageError(
+            f"{LANES}: the arguments of lane {name!r}, {arguments!r}, cannot be split: {error}."
+        ) from error

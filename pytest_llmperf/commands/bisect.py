@@ -25,9 +25,18 @@ EXIT_NOT_WORSE = 4
 @click.argument("good")
 @click.argument("bad")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--limit", default="3%", show_default=True, help="How much worse than GOOD a commit may be.")
-@click.option("--first-parent", is_flag=True, help="Walk merges only, not the commits that they brought.")
-@click.option("--build", default="", metavar="COMMAND", help="Shell command that is run in the files of each commit first.")
+@click.option(
+    "--limit", default="3%", show_default=True, help="How much worse than GOOD a commit may be."
+)
+@click.option(
+    "--first-parent", is_flag=True, help="Walk merges only, not the commits that they brought."
+)
+@click.option(
+    "--build",
+    default="",
+    metavar="COMMAND",
+    help="Shell command that is run in the files of each commit first.",
+)
 @json_option
 def bisect_command(
     metric: str,
@@ -41,18 +50,29 @@ def bisect_command(
 ) -> None:
     """Name the first commit after GOOD, up to BAD, that made METRIC worse.
 
-    Each commit is checked out in a folder of its own and measured side by side with GOOD by what PYTEST_ARGS run (write
-    them after '--'). Your checkout is left as it is. Commits that cannot be built or run, or that stay undecided, are
-    skipped as 'git bisect skip' does.
+    Each commit is checked out in a folder of its own and measured side by side with GOOD by what
+    PYTEST_ARGS run (write them after '--'). Your checkout is left as it is. Commits that cannot be
+    built or run, or that stay undecided, are skipped as 'git bisect skip' does.
 
-    Exit code 0 if a commit is named, 3 if only a range can be, 4 if BAD is not worse than GOOD, 1 if it cannot be measured.
+    Exit code 0 if a commit is named, 3 if only a range can be, 4 if BAD is not worse than GOOD, 1
+    if it cannot be measured.
     """
     from pytest_llmperf.commands.bisecting import Asked, bisect  # noqa: PLC0415
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     ((name, share),) = parse_limits(f"{metric}:{limit}", "llmperf bisect").items()
-    asked = Asked(metric=name, limit=share, good=good, bad=bad, pytest_args=pytest_args, first_parent=first_parent, build=build)
-    found = bisect(asked, Path.cwd(), lambda step: None if as_json else click.echo(encodable(_step_line(step))))
+    asked = Asked(
+        metric=name,
+        limit=share,
+        good=good,
+        bad=bad,
+        pytest_args=pytest_args,
+        first_parent=first_parent,
+        build=build,
+    )
+    found = bisect(
+        asked, Path.cwd(), lambda step: None if as_json else click.echo(encodable(_step_line(step)))
+    )
     if as_json:
         print_json({"metric": name, "good": good, "bad": bad, "found": found})
     else:
@@ -68,7 +88,9 @@ def _exit_code(found: Found) -> int:
 
 def _step_line(step: Step) -> str:
     words = {"skip": "skipped"}
-    return f"{step.commit[:10]} {words.get(step.word, step.word)}: {_evidence(step)}  {step.subject}"
+    return (
+        f"{step.commit[:10]} {words.get(step.word, step.word)}: {_evidence(step)}  {step.subject}"
+    )
 
 
 def _evidence(step: Step) -> str:
@@ -77,9 +99,13 @@ def _evidence(step: Step) -> str:
     if step.ratio is None:
         return step.reason or step.outcome
     bounded = step.low is not None and step.high is not None
-    interval = f" [{format_number(step.low or 0.0)}, {format_number(step.high or 0.0)}]" if bounded else ""
+    interval = (
+        f" [{format_number(step.low or 0.0)}, {format_number(step.high or 0.0)}]" if bounded else ""
+    )
     evidence = "" if step.evidence is None else f", E = {step.evidence:.3g}"
-    return f"{step.outcome}, {format_value(step.ratio, 'x')}{interval}, {step.pairs} pairs{evidence}"
+    return (
+        f"{step.outcome}, {format_value(step.ratio, 'x')}{interval}, {step.pairs} pairs{evidence}"
+    )
 
 
 def _conclusion(found: Found, metric: str, good: str, bad: str) -> str:
@@ -93,5 +119,13 @@ def _conclusion(found: Found, metric: str, good: str, bad: str) -> str:
         last = found.steps[-1]
         return f"{bad} is not seen to be worse than {good} ({_evidence(last)}): there is nothing to look for."
     skipped = {step.commit: step for step in found.steps if step.word == "skip"}
-    lines = [f"  {commit}  {_evidence(skipped[commit]) if commit in skipped else 'bad'}" for commit in found.suspects]
-    return "\n".join([f"The first commit that made {metric} worse is one of these, which could not be told apart:", *lines])
+    lines = [
+        f"  {commit}  {_evidence(skipped[commit]) if commit in skipped else 'bad'}"
+        for commit in found.suspects
+    ]
+    return "\n".join(
+        [
+            f"The first commit that made {metric} worse is one of these, which could not be told apart:",
+            *lines,
+        ]
+    )

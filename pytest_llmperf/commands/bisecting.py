@@ -49,7 +49,11 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """What came of it. `first_bad` is None where `suspects` could not be told apart, or nothing is worse (`suspects` empty)."""
+    """What came of it.
+
+    `first_bad` is None where `suspects` could not be told apart, or nothing is worse (`suspects`
+    empty).
+    """
 
     steps: tuple[Step, ...]
     first_bad: Step | None = None
@@ -69,11 +73,13 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 def bisect(asked: Asked, here: Path, show: Callable[[Step], None]) -> Found:
-    """Walk the commits between GOOD and BAD. The user's checkout is not touched; `show` is told each step.
+    """Walk the commits between GOOD and BAD.
+
+    The user's checkout is not touched; `show` is told each step.
 
     Raises:
-        UsageError: no repository, no such commits, GOOD is no ancestor of BAD, or GOOD or BAD cannot be built or measured.
-
+        UsageError: no repository, no such commits, GOOD is no ancestor of BAD, or GOOD or BAD
+            cannot be built or measured.
     """
     top, good, bad = _commits(asked, here)
     with ExitStack() as stack:
@@ -85,7 +91,9 @@ def bisect(asked: Asked, here: Path, show: Callable[[Step], None]) -> Found:
         show(first)
         if first.word != "bad":
             if first.outcome not in ("PASS", "UNDECIDED"):
-                raise UsageError(f"BAD ({asked.bad}) cannot be measured against GOOD ({asked.good}): {first.reason}")
+                raise UsageError(
+                    f"BAD ({asked.bad}) cannot be measured against GOOD ({asked.good}): {first.reason}"
+                )
             return Found(steps=(first,))
         return _walk(walker, first, good, show)
 
@@ -104,11 +112,16 @@ def _walk(walker: _Walker, first: Step, good: str, show: Callable[[Step], None])
         if done.returncode != 0 and _end(said) is None:
             raise UsageError(f"git bisect {step.word}: {done.stderr.strip() or said.strip()}")
     found, suspects = end
-    return Found(steps=tuple(steps.values()), first_bad=steps[found] if found else None, suspects=suspects)
+    return Found(
+        steps=tuple(steps.values()), first_bad=steps[found] if found else None, suspects=suspects
+    )
 
 
 def _end(said: str) -> tuple[str | None, tuple[str, ...]] | None:
-    """How git's bisection ended: the first bad commit, or those that could be it; None while it goes on."""
+    """How git's bisection ended: the first bad commit, or those that could be it.
+
+    None while it goes on.
+    """
     named = _FIRST_BAD.search(said)
     if named:
         return named[1], (named[1],)
@@ -135,14 +148,23 @@ class _Walker:
         self._tests = frozenset([bad.test])
 
     def measure(self) -> Step:
-        """One step. A commit that cannot be built or run is to be skipped, and so is one that stays undecided."""
+        """One step.
+
+        A commit that cannot be built or run is to be skipped, and so is one that stays undecided.
+        """
         commit, subject = git(self.tree, "log", "-1", "--format=%H%n%s").partition("\n")[::2]
         git(self.tree, "clean", "-ffdxq")
         reason = self._built()
         records, said = ([], reason) if reason else self._ran()
         compared = [(record, each) for record in records for each in self._compared(record)]
         if not compared:
-            return Step(commit=commit, subject=subject, word="skip", outcome="NOT RUN", reason=said or "no test measured it")
+            return Step(
+                commit=commit,
+                subject=subject,
+                word="skip",
+                outcome="NOT RUN",
+                reason=said or "no test measured it",
+            )
         record, worst = max(compared, key=lambda pair: _rank(pair[1]))
         return _step(commit, subject, record, worst)
 
@@ -175,15 +197,26 @@ class _Walker:
                 text=True,
                 errors="replace",
             )
-            found = [each for each in read(file) if not isinstance(each, BadLine)] if file.is_file() else []
-        tail = " / ".join(line.strip() for line in done.stdout.splitlines()[-_TAIL_LINES:] if line.strip())
-        return list({record.id: record for record in found}.values()), f"pytest ended with exit code {done.returncode}: {tail}"
+            found = (
+                [each for each in read(file) if not isinstance(each, BadLine)]
+                if file.is_file()
+                else []
+            )
+        tail = " / ".join(
+            line.strip() for line in done.stdout.splitlines()[-_TAIL_LINES:] if line.strip()
+        )
+        return list(
+            {record.id: record for record in found}.values()
+        ), f"pytest ended with exit code {done.returncode}: {tail}"
 
     def _command(self, file: Path) -> list[str]:
         against = self._base / _root_inside(self._top / self._inside, self._top)
         return [
             *(sys.executable, "-P", "-m", "pytest", *self.asked.pytest_args),
-            *(f"--llmperf-against={against}", f"--llmperf-against-limits={self.asked.metric}:{self._limit!r}"),
+            *(
+                f"--llmperf-against={against}",
+                f"--llmperf-against-limits={self.asked.metric}:{self._limit!r}",
+            ),
             *("--llmperf-store=none", "--llmperf-gate=off", f"--llmperf-json={file}"),
         ]
 
@@ -244,7 +277,9 @@ def _commits(asked: Asked, here: Path) -> tuple[Path, str, str]:
 def _commit(top: Path, name: str) -> str:
     found = commit_of(top, name)
     if found is None:
-        raise UsageError(f"{name!r} is no commit of {top}. Name two that git knows: a tag, a branch, a hash.")
+        raise UsageError(
+            f"{name!r} is no commit of {top}. Name two that git knows: a tag, a branch, a hash."
+        )
     return found
 
 

@@ -15,7 +15,18 @@ from pytest_llmperf.errors import UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.commands.calibrating import Found, Session
 
-_HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "spread", "false alarms", "autocorrelation", "floor")
+_HEADER = (
+    "test",
+    "workload",
+    "strategy",
+    "metric",
+    "sessions",
+    "range",
+    "spread",
+    "false alarms",
+    "autocorrelation",
+    "floor",
+)
 
 
 @click.command(
@@ -25,18 +36,32 @@ _HEADER = ("test", "workload", "strategy", "metric", "sessions", "range", "sprea
     epilog=example("llmperf calibrate --sessions 12 -- tests/test_speed.py"),
 )
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST ARGS]")
-@click.option("--model", help="Calibrate this model in place of tests, with --strategy and --workload.")
+@click.option(
+    "--model", help="Calibrate this model in place of tests, with --strategy and --workload."
+)
 @click.option("--strategy", default="auto", show_default=True, help="Strategy of --model.")
 @click.option("--engine", default="transformers", show_default=True, help="Engine of --model.")
-@click.option("--workload", default="Decode()", show_default=True, help="Workload of --model, as a test writes it.")
-@click.option("--sessions", type=click.IntRange(min=8), default=12, show_default=True, help="Fresh sessions.")
+@click.option(
+    "--workload",
+    default="Decode()",
+    show_default=True,
+    help="Workload of --model, as a test writes it.",
+)
+@click.option(
+    "--sessions", type=click.IntRange(min=8), default=12, show_default=True, help="Fresh sessions."
+)
 @click.option(
     "--pairs",
     type=click.IntRange(min=0),
     default=0,
     help="Go on, up to twice the sessions, until there are so many pairs.",
 )
-@click.option("--budget", metavar="SECONDS", type=float, help="Sampling time of each run (default: as the tests say).")
+@click.option(
+    "--budget",
+    metavar="SECONDS",
+    type=float,
+    help="Sampling time of each run (default: as the tests say).",
+)
 @click.option(
     "--gate",
     metavar="METRIC:LIMIT,…",
@@ -59,27 +84,37 @@ def calibrate_command(
 ) -> None:
     """Measure unchanged code in fresh sessions, and say how much they differ.
 
-    For each metric: the spread between sessions, how often the gate would fail one of them by chance at its limit, the
-    autocorrelation of pairs of repetitions, and the floor that one unchanged session in a thousand exceeds. The floors go
-    to llmperf-calibration.toml with date, device, sessions and versions, to be reviewed and committed.
+    For each metric: the spread between sessions, how often the gate would fail one of them by
+    chance at its limit, the autocorrelation of pairs of repetitions, and the floor that one
+    unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with date,
+    device, sessions and versions, to be reviewed and committed.
     """
     from pytest_llmperf.commands.calibrating import examine, test_file  # noqa: PLC0415
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     if (model is None) == (not pytest_args):
-        raise UsageError("either tests (llmperf calibrate -- tests/test_it.py) or --model is needed.")
+        raise UsageError(
+            "either tests (llmperf calibrate -- tests/test_it.py) or --model is needed."
+        )
     project = find_project(Path.cwd())
     limits = _limits(gate if gate is not None else str(project.ini.get("llmperf_gate", "on")))
     with tempfile.TemporaryDirectory(prefix="llmperf-calibrate-") as folder:
         selected = list(pytest_args)
         if model is not None:
-            selected = [str(test_file(Path(folder), model, strategy, engine, workload)), f"--rootdir={project.root}"]
-        budgeted = [] if budget is None else [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
+            selected = [
+                str(test_file(Path(folder), model, strategy, engine, workload)),
+                f"--rootdir={project.root}",
+            ]
+        budgeted = (
+            [] if budget is None else [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
+        )
         made = _measured(Path.cwd(), [*selected, *budgeted], sessions, pairs)
     found = examine(made, limits)
     path = None if dry_run else _write(project.root, found, any_test=model is not None)
     if as_json:
-        print_json({"found": [_plain(each) for each in found], "file": None if path is None else str(path)})
+        print_json(
+            {"found": [_plain(each) for each in found], "file": None if path is None else str(path)}
+        )
     else:
         _print(found, limits, path)
 
@@ -89,14 +124,21 @@ def _print(found: Sequence[Found], limits: Mapping[str, float], path: Path | Non
     for line in _remarks(found, limits):
         click.echo(encodable(line))
     if path is not None:
-        click.echo(f"{len(found)} floor{'' if len(found) == 1 else 's'} written to {path}: review and commit it.")
+        click.echo(
+            f"{len(found)} floor{'' if len(found) == 1 else 's'} written to {path}: review and commit it."
+        )
 
 
 def _plain(each: Found) -> dict[str, Any]:
     from msgspec import to_builtins  # noqa: PLC0415
 
     record = each.record
-    names = {"test": record.test, "workload": record.workload_text, "strategy": record.strategy, "metric": each.metric}
+    names = {
+        "test": record.test,
+        "workload": record.workload_text,
+        "strategy": record.strategy,
+        "metric": each.metric,
+    }
     return {**names, **to_builtins(each.noise)}
 
 
@@ -106,7 +148,10 @@ def _measured(root: Path, arguments: Sequence[str], n_sessions: int, n_pairs: in
     made: list[Session] = []
     while not enough(made, n_sessions, n_pairs):
         made.append(run_session(root, arguments))
-        click.echo(f"session {len(made)} of {n_sessions}: {sum(map(len, made[-1].values()))} runs", err=True)
+        click.echo(
+            f"session {len(made)} of {n_sessions}: {sum(map(len, made[-1].values()))} runs",
+            err=True,
+        )
     return made
 
 
@@ -131,7 +176,9 @@ def _cells(each: Found) -> tuple[str, ...]:
         f"{format_value(noise.low, unit)} to {format_value(noise.high, unit)}",
         format_percent(noise.spread, 2),
         f"{noise.false_alarms:.2%} (< {noise.at_most:.2%}) at {format_percent(noise.floor, 2)}",
-        f"{noise.autocorrelation:+.2f} of {noise.pairs} pairs" if known else f"{noise.pairs} pairs are too few",
+        f"{noise.autocorrelation:+.2f} of {noise.pairs} pairs"
+        if known
+        else f"{noise.pairs} pairs are too few",
         format_percent(noise.proposed, 2),
     )
 

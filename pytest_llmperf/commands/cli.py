@@ -78,8 +78,15 @@ main.add_command(schema_command)
     epilog=example("llmperf doctor --engine scripted"),
 )
 @store_option
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it.")
-@click.option("--engine", metavar="NAME", multiple=True, help="Exit with 1 unless this engine is usable. May be given again.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it."
+)
+@click.option(
+    "--engine",
+    metavar="NAME",
+    multiple=True,
+    help="Exit with 1 unless this engine is usable. May be given again.",
+)
 @json_option
 def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_json: bool) -> None:
     """Devices, engines, strategies, models and the store: what works here, what will not, and why.
@@ -105,14 +112,33 @@ def doctor(store: str | None, device: str | None, engine: tuple[str, ...], as_js
 
 @main.command(
     short_help="The stored series, their last values and changes.",
-    epilog=example("llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"),
+    epilog=example(
+        "llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"
+    ),
 )
 @click.argument("test", required=False)
 @store_option
-@click.option("--metric", metavar="NAME", help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), default=3, show_default=True, help="Values of each series.")
-@click.option("--changes", is_flag=True, help="Also show where the level of a series changed, and how far it drifted.")
-@click.option("--fail-on-change", is_flag=True, help="As --changes; exit with 1 if one was not accepted.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help=f"Metric to show (default: {_DEFAULT_METRIC}, or the prompt's for a prefill).",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Values of each series.",
+)
+@click.option(
+    "--changes",
+    is_flag=True,
+    help="Also show where the level of a series changed, and how far it drifted.",
+)
+@click.option(
+    "--fail-on-change", is_flag=True, help="As --changes; exit with 1 if one was not accepted."
+)
 @json_option
 def history(
     test: str | None,
@@ -127,12 +153,19 @@ def history(
     with open_history(store) as opened:
         found = _named(opened, test)
         require_metric(opened, metric)
-        rows = [(series, opened.points(series.key, metric or _headline(series), limit=limit)) for series in found]
+        rows = [
+            (series, opened.points(series.key, metric or _headline(series), limit=limit))
+            for series in found
+        ]
         changed = _changed(opened, found, metric) if changes or fail_on_change else []
         shown, notices = opened.shown, opened.notices
     unaccepted = fail_on_change and any(each.unaccepted for _, _, each in changed)
     if as_json:
-        document = {"store": shown, "notices": notices, "series": [_series_json(series, points) for series, points in rows]}
+        document = {
+            "store": shown,
+            "notices": notices,
+            "series": [_series_json(series, points) for series, points in rows],
+        }
         if changes or fail_on_change:
             document["changes"] = [_changes_json(*each) for each in changed]
         print_json(document)
@@ -142,24 +175,32 @@ def history(
     if not rows:
         click.echo(_nothing(test, shown))
         return
-    print_table([cells for series, points in rows for cells in _series_cells(series, points)], _HISTORY_HEADER)
-    for line in [line for each in changed for line in _change_lines(*each)] or ["no change of level"] * (
-        changes or fail_on_change
-    ):
+    print_table(
+        [cells for series, points in rows for cells in _series_cells(series, points)],
+        _HISTORY_HEADER,
+    )
+    for line in [line for each in changed for line in _change_lines(*each)] or [
+        "no change of level"
+    ] * (changes or fail_on_change):
         click.echo(encodable(line))
     if unaccepted:
         raise SystemExit(1)
 
 
 def _named(store: Store, test: str | None) -> list[Series]:
-    """The series of the tests that have the text in their name. A large store is not read for one test."""
+    """The series of the tests that have the text in their name.
+
+    A large store is not read for one test.
+    """
     if test is None:
         return store.series()
     found = [series for each in store.tests() if test in each for series in store.series(test=each)]
     return sorted(found, key=lambda series: series.last_created, reverse=True)
 
 
-def _changed(store: Store, found: Sequence[Series], metric: str | None) -> list[tuple[Series, str, SeriesChanges]]:
+def _changed(
+    store: Store, found: Sequence[Series], metric: str | None
+) -> list[tuple[Series, str, SeriesChanges]]:
     from pytest_llmperf.history import accept, changes  # noqa: PLC0415
 
     reviewed = accept.reviewed(project_root())
@@ -168,14 +209,23 @@ def _changed(store: Store, found: Sequence[Series], metric: str | None) -> list[
         name = metric or _headline(series)
         newest = next(iter(store.records(series=series.key, limit=1)))
         _, *earlier = reviewed.keys(newest)
-        changed += [(series, name, each) for each in changes.series_changes(store, series.key, name, reviewed.accepted, earlier)]
+        changed += [
+            (series, name, each)
+            for each in changes.series_changes(store, series.key, name, reviewed.accepted, earlier)
+        ]
     return changed
 
 
 def _changes_json(series: Series, metric: str, found: SeriesChanges) -> dict[str, Any]:
     from msgspec import to_builtins  # noqa: PLC0415
 
-    return {"series": series.key, "test": series.test, "metric": metric, "unaccepted": found.unaccepted, **to_builtins(found)}
+    return {
+        "series": series.key,
+        "test": series.test,
+        "metric": metric,
+        "unaccepted": found.unaccepted,
+        **to_builtins(found),
+    }
 
 
 def _change_lines(series: Series, metric: str, found: SeriesChanges) -> list[str]:
@@ -183,22 +233,43 @@ def _change_lines(series: Series, metric: str, found: SeriesChanges) -> list[str
     from pytest_llmperf.core.format import format_percent, format_value  # noqa: PLC0415
 
     def line(before: float, after: float, what: str) -> str:
-        size = f"{format_percent(abs(after / before - 1), 2)} {'less' if after < before else 'more'}"
+        size = (
+            f"{format_percent(abs(after / before - 1), 2)} {'less' if after < before else 'more'}"
+        )
         levels = f"{format_value(before, found.unit)} -> {format_value(after, found.unit)}"
         return f"{series.test} {series.strategy}: {metric} {levels} ({size}) {what}"
 
     lines = [
-        line(c.point.before, c.point.after, f"from record {c.after.record_id} of {c.after.created} on{', accepted' * c.accepted}")
+        line(
+            c.point.before,
+            c.point.after,
+            f"from record {c.after.record_id} of {c.after.created} on{', accepted' * c.accepted}",
+        )
         for c in found.changes
     ]
     if found.drift is not None and found.drift.significant:
         lines.append(
-            line(found.drift.anchor, found.drift.latest, f"from its first to its latest {found.drift.n_latest} sessions"),
+            line(
+                found.drift.anchor,
+                found.drift.latest,
+                f"from its first to its latest {found.drift.n_latest} sessions",
+            ),
         )
     return lines
 
 
-_HISTORY_HEADER = ("test", "workload", "model", "strategy", "runs", "value", "interval", "samples", "age", "outcome")
+_HISTORY_HEADER = (
+    "test",
+    "workload",
+    "model",
+    "strategy",
+    "runs",
+    "value",
+    "interval",
+    "samples",
+    "age",
+    "outcome",
+)
 
 
 def _store_check(url: str | None) -> Check:
@@ -209,9 +280,17 @@ def _store_check(url: str | None) -> Check:
         with open_history(url) as store:
             series = store.series()
             detail = f"{store.shown}: {len(series)} series, {sum(s.n for s in series)} records"
-            return Check(area="store", name="history", status="ok", detail=" ".join([detail, *store.notices]))
+            return Check(
+                area="store", name="history", status="ok", detail=" ".join([detail, *store.notices])
+            )
     except StoreMissing as error:
-        return Check(area="store", name="history", status="missing", detail=str(error), affects="no earlier runs to compare with")
+        return Check(
+            area="store",
+            name="history",
+            status="missing",
+            detail=str(error),
+            affects="no earlier runs to compare with",
+        )
     except LlmperfError as error:
         return Check(
             area="store",
@@ -226,12 +305,17 @@ def _failed_engines(asked: Sequence[str], checks: Sequence[Check]) -> list[str]:
     known = {check.name: check.status for check in checks if check.area == "engine"}
     for name in asked:
         if name not in known:
-            raise UsageError(f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}.")
+            raise UsageError(
+                f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}."
+            )
     return [f"engine {name!r}" for name in asked if known[name] != "ok"]
 
 
 def _print_doctor(checks: Sequence[Check], failed: Sequence[str]) -> None:
-    print_table([(check.area, check.name, check.status, check.detail) for check in checks], ("area", "name", "status", "detail"))
+    print_table(
+        [(check.area, check.name, check.status, check.detail) for check in checks],
+        ("area", "name", "status", "detail"),
+    )
     alike: dict[tuple[str, str, str], list[str]] = {}
     for check in checks:
         if check.affects:
@@ -239,7 +323,9 @@ def _print_doctor(checks: Sequence[Check], failed: Sequence[str]) -> None:
     if alike:
         click.echo("\nWill not work here:")
     for (area, affects, remedy), names in alike.items():
-        click.echo(f"  {area} {', '.join(names)}: {affects}" + (f"\n    -> {remedy}" if remedy else ""))
+        click.echo(
+            f"  {area} {', '.join(names)}: {affects}" + (f"\n    -> {remedy}" if remedy else "")
+        )
     if failed:
         click.echo(f"\nAsked for and not working: {', '.join(failed)}")
 
@@ -276,7 +362,11 @@ def _point_cells(point: Point) -> tuple[str, ...]:
     rest = (str(point.n), _age(point.created), point.outcome)
     if point.value is None:
         return (NOT_MEASURABLE, "", *rest)
-    return (format_value(point.value, point.unit), format_interval(point.value, point.low, point.high, point.unit), *rest)
+    return (
+        format_value(point.value, point.unit),
+        format_interval(point.value, point.low, point.high, point.unit),
+        *rest,
+    )
 
 
 def _age(created: str) -> str:
@@ -285,4 +375,7 @@ def _age(created: str) -> str:
 
     seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
     units = ((86400, "d"), (3600, "h"), (60, "min"))
-    return next((f"{int(seconds // size)} {name}" for size, name in units if seconds >= size), f"{max(0, int(seconds))} s")
+    return next(
+        (f"{int(seconds // size)} {name}" for size, name in units if seconds >= size),
+        f"{max(0, int(seconds))} s",
+    )

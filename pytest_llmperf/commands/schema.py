@@ -11,8 +11,12 @@ from pytest_llmperf.commands.shared import as_text, example
 from pytest_llmperf.errors import StoreError, UsageError
 
 
-@click.command("schema", short_help="The JSON Schema of a record.", epilog=example("llmperf schema"))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file.")
+@click.command(
+    "schema", short_help="The JSON Schema of a record.", epilog=example("llmperf schema")
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
+)
 def schema_command(out: Path | None) -> None:
     """The JSON Schema of a record: a line of --llmperf-json and of 'llmperf export', and what the store keeps.
 
@@ -43,7 +47,9 @@ def _require_same_version(out: Path, made: dict[str, Any]) -> None:
         old = json.decode(out.read_bytes())
         changed = broken(old, made)
     except (DecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{out} is no schema of a record. Give another --out, or remove it first.") from error
+        raise UsageError(
+            f"{out} is no schema of a record. Give another --out, or remove it first."
+        ) from error
     if old.get("$id") == made["$id"] and changed:
         raise UsageError(
             f"{out} holds another schema of the same version: {'; '.join(changed)}. Raise SCHEMA_VERSION in core/record.py, and "

@@ -17,9 +17,23 @@ if TYPE_CHECKING:
 _COLOURS = {
     **dict.fromkeys(("ok", "PASS"), "green"),
     **dict.fromkeys(("broken", "FAIL", "ERROR"), "red"),
-    **dict.fromkeys(("missing", "limited", "UNDECIDED", "INVALID", "NOT COMPARABLE", "WAIVED", "XFAIL", "XPASS"), "yellow"),
+    **dict.fromkeys(
+        (
+            "missing",
+            "limited",
+            "UNDECIDED",
+            "INVALID",
+            "NOT COMPARABLE",
+            "WAIVED",
+            "XFAIL",
+            "XPASS",
+        ),
+        "yellow",
+    ),
 }
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on standard output."
+)
 store_option = click.option(
     "--store",
     metavar="URL",
@@ -41,7 +55,10 @@ def open_history(url: str | None) -> Store:
 
 
 def require_metric(store: Store, metric: str | None) -> None:
-    """Raises UsageError for a metric that the newest records do not have. An empty store has nothing to say."""
+    """Raises UsageError for a metric that the newest records do not have.
+
+    An empty store has nothing to say.
+    """
     known = store.metric_names() if metric is not None else ()
     if metric is not None and known and metric not in known:
         raise UsageError(
@@ -59,7 +76,9 @@ def store_url(url: str | None) -> tuple[str, Path]:
         return url, here
     project = find_project(here)
     if project.store == "none":
-        raise UsageError(f"the project at {project.root} keeps no history (llmperf_store = none). Name a store with --store URL.")
+        raise UsageError(
+            f"the project at {project.root} keeps no history (llmperf_store = none). Name a store with --store URL."
+        )
     return project.store or DEFAULT_STORE, project.root
 
 
@@ -85,7 +104,10 @@ def now() -> str:
 
 
 def print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row. Nothing is cut in either."""
+    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row.
+
+    Nothing is cut in either.
+    """
     from rich.console import Console  # noqa: PLC0415
 
     from pytest_llmperf.report.table import display_width, pad  # noqa: PLC0415
@@ -97,7 +119,9 @@ def print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Non
         return
     widths = [max(map(display_width, column)) for column in zip(header, *shown, strict=True)]
     for cells in (header, *shown):
-        click.echo("  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        click.echo(
+            "  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        )
 
 
 def _rich_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Any:

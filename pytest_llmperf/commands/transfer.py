@@ -30,9 +30,17 @@ EXIT_SKIPPED = 3
 """Exit code of an import that left lines out. Everything else of its files was imported."""
 
 
-@click.command("export", short_help="The history as JSON lines.", epilog=example("llmperf export --out llmperf-history.jsonl"))
+@click.command(
+    "export",
+    short_help="The history as JSON lines.",
+    epilog=example("llmperf export --out llmperf-history.jsonl"),
+)
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Append to this file what it does not have yet.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append to this file what it does not have yet.",
+)
 @click.option("--series", metavar="KEY", help="Only the series with this key.")
 @click.option("--since", metavar="TIME", help="Only records from this ISO 8601 time on.")
 @store_option
@@ -45,10 +53,13 @@ def export_command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """The history as JSON lines, on standard output or appended to a file. TEST is a node id or a part of one.
+    """The history as JSON lines, on standard output or appended to a file.
 
-    One record a line, oldest first, then the project's accepted changes. A file is only ever appended to, so that it can
-    be committed; with 'FILE merge=union' in .gitattributes two branches merge without conflict. --json is about --out.
+    TEST is a node id or a part of one.
+
+    One record a line, oldest first, then the project's accepted changes. A file is only ever
+    appended to, so that it can be committed; with 'FILE merge=union' in .gitattributes two branches
+    merge without conflict. --json is about --out.
     """
     from pytest_llmperf.history import accept, transfer  # noqa: PLC0415
 
@@ -75,9 +86,12 @@ def export_command(
 @store_option
 @json_option
 def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) -> None:
-    """Add the records of JSON-lines files (of 'llmperf export' or --llmperf-json) to the history. May be repeated.
+    """Add the records of JSON-lines files (of 'llmperf export' or --llmperf-json) to the history.
 
-    Exit code 3 if lines were skipped (half-written, in conflict, of another unit): each is named, all others are imported.
+    May be repeated.
+
+    Exit code 3 if lines were skipped (half-written, in conflict, of another unit): each is named,
+    all others are imported.
     """
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
     from pytest_llmperf.history.transfer import Imported, import_file  # noqa: PLC0415
@@ -91,9 +105,18 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
             for line in (*opened.notices, *map(str, done[-1].skipped)):
                 click.echo(encodable(line), err=True)
             opened.notices.clear()
-        n = {name: sum(getattr(each, name) for each in done) for name in ("new", "known", "finished", "accepted")}
+        n = {
+            name: sum(getattr(each, name) for each in done)
+            for name in ("new", "known", "finished", "accepted")
+        }
         if as_json:
-            print_json({"store": opened.shown, **n, "skipped": [line for each in done for line in each.skipped]})
+            print_json(
+                {
+                    "store": opened.shown,
+                    **n,
+                    "skipped": [line for each in done for line in each.skipped],
+                }
+            )
         else:
             click.echo(
                 f"{n['new']} records imported to {opened.shown}; {n['known']} were there already, {n['finished']} got their "
@@ -103,13 +126,19 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
         raise SystemExit(EXIT_SKIPPED)
 
 
-def _selected(opened: Store, tests: tuple[str, ...], series: str | None, since: str | None) -> Iterator[Record]:
+def _selected(
+    opened: Store, tests: tuple[str, ...], series: str | None, since: str | None
+) -> Iterator[Record]:
     if not tests:
         return opened.records(series=series, since=since, oldest_first=True)
     known = opened.tests()
     for wanted in tests:
         if not any(wanted in test for test in known):
-            raise UsageError(f"no test in {opened.shown} has {wanted!r} in its name.{did_you_mean(wanted, known)}")
+            raise UsageError(
+                f"no test in {opened.shown} has {wanted!r} in its name.{did_you_mean(wanted, known)}"
+            )
     chosen = [test for test in known if any(wanted in test for wanted in tests)]
-    found = chain.from_iterable(opened.records(test=test, series=series, since=since) for test in chosen)
+    found = chain.from_iterable(
+        opened.records(test=test, series=series, since=since) for test in chosen
+    )
     return iter(sorted(found, key=lambda record: record.created))

@@ -32,14 +32,20 @@ AXES: dict[str, Axis] = {
         Axis("ttft", "lower", "s"),
     )
 }
-"""Output (of a prefill: prompt) tokens a second; peak bytes; share of positions with the reference's first choice;
-perplexity over the reference's; median time to the first token."""
+"""Output (of a prefill: prompt) tokens a second; peak bytes.
+
+Share of positions with the reference's first choice; perplexity over the reference's; median time
+to the first token.
+"""
 
 QUALITY = ("top1", "perplexity")
 
 
 class Reading(Struct, frozen=True, kw_only=True):
-    """A stored value. The ends of its interval are None where it has none; `created` is when it was measured."""
+    """A stored value.
+
+    The ends of its interval are None where it has none; `created` is when it was measured.
+    """
 
     value: float
     low: float | None = None
@@ -48,7 +54,10 @@ class Reading(Struct, frozen=True, kw_only=True):
 
 
 class Choice(Struct, frozen=True, kw_only=True):
-    """A strategy as it was measured. What `readings` lacks was not; `reasons` may say why (axis -> reason)."""
+    """A strategy as it was measured.
+
+    What `readings` lacks was not; `reasons` may say why (axis -> reason).
+    """
 
     name: str
     readings: dict[str, Reading]
@@ -72,8 +81,9 @@ class Incomplete(Struct, frozen=True, kw_only=True):
 class Advice(Struct, frozen=True, kw_only=True):
     """What follows from the readings. `front` and `fits` begin with the fastest.
 
-    `fastest` meets the limits by its values; `certain` is the fastest that meets them with the whole of its intervals, too.
-    `axes` are those that were compared; `left_out` are those that nobody measured and no limit asked for.
+    `fastest` meets the limits by its values; `certain` is the fastest that meets them with the
+    whole of its intervals, too. `axes` are those that were compared; `left_out` are those that
+    nobody measured and no limit asked for.
     """
 
     axes: tuple[str, ...]
@@ -89,25 +99,32 @@ class Advice(Struct, frozen=True, kw_only=True):
 def advise(choices: Sequence[Choice], limits: Mapping[str, float]) -> Advice:
     """Compare the choices that have every axis; nothing is guessed for those that lack one.
 
-    `limits` holds the worst value that is acceptable by axis. Quality is top1 unless only a perplexity is limited; each
-    limited axis is compared, too. Ties in everything stand on the front together.
+    `limits` holds the worst value that is acceptable by axis. Quality is top1 unless only a
+    perplexity is limited; each limited axis is compared, too. Ties in everything stand on the front
+    together.
 
     Raises:
         UsageError: a limit of no axis, or two choices of one name.
-
     """
     _check(choices, limits)
     axes, left_out = _axes(choices, limits)
-    complete = sorted((c for c in choices if all(axis in c.readings for axis in axes)), key=lambda c: _rank(c, axes))
+    complete = sorted(
+        (c for c in choices if all(axis in c.readings for axis in axes)),
+        key=lambda c: _rank(c, axes),
+    )
     front = [c for c in complete if not any(dominates(other, c, axes) for other in complete)]
     fits = [c for c in complete if all(_meets(c, axis, bound) for axis, bound in limits.items())]
-    surely = [c.name for c in fits if all(_surely(c, axis, bound) for axis, bound in limits.items())]
+    surely = [
+        c.name for c in fits if all(_surely(c, axis, bound) for axis, bound in limits.items())
+    ]
     return Advice(
         axes=axes,
         left_out=left_out,
         front=tuple(c.name for c in front),
         dominated=tuple(
-            Dominated(name=c.name, by=tuple(f.name for f in front if dominates(f, c, axes))) for c in complete if c not in front
+            Dominated(name=c.name, by=tuple(f.name for f in front if dominates(f, c, axes)))
+            for c in complete
+            if c not in front
         ),
         incomplete=tuple(_incomplete(c, axes) for c in choices if c not in complete),
         fits=tuple(c.name for c in fits),
@@ -119,19 +136,30 @@ def advise(choices: Sequence[Choice], limits: Mapping[str, float]) -> Advice:
 def dominates(a: Choice, b: Choice, axes: Sequence[str]) -> bool:
     """Whether `a` is at least as good as `b` on every axis, and better on one."""
     pairs = [(AXES[axis], a.readings[axis].value, b.readings[axis].value) for axis in axes]
-    return all(axis.at_least_as_good(x, y) for axis, x, y in pairs) and any(x != y for _, x, y in pairs)
+    return all(axis.at_least_as_good(x, y) for axis, x, y in pairs) and any(
+        x != y for _, x, y in pairs
+    )
 
 
-def _axes(choices: Sequence[Choice], limits: Mapping[str, float]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _axes(
+    choices: Sequence[Choice], limits: Mapping[str, float]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     quality = "perplexity" if "perplexity" in limits and "top1" not in limits else "top1"
     wanted = [name for name in AXES if name in ("speed", "memory", quality) or name in limits]
-    kept = [name for name in wanted if name != quality or name in limits or any(name in c.readings for c in choices)]
+    kept = [
+        name
+        for name in wanted
+        if name != quality or name in limits or any(name in c.readings for c in choices)
+    ]
     return tuple(kept), tuple(name for name in wanted if name not in kept)
 
 
 def _rank(choice: Choice, axes: Sequence[str]) -> tuple[float | str, ...]:
     """Fastest first, then by the other axes in order: of equally fast ones the first is dominated by none of them."""
-    signed = (-r.value if AXES[axis].direction == "higher" else r.value for axis, r in ((a, choice.readings[a]) for a in axes))
+    signed = (
+        -r.value if AXES[axis].direction == "higher" else r.value
+        for axis, r in ((a, choice.readings[a]) for a in axes)
+    )
     return (*signed, choice.name)
 
 
@@ -146,7 +174,11 @@ def _surely(choice: Choice, axis: str, bound: float) -> bool:
 
 
 def _incomplete(choice: Choice, axes: Sequence[str]) -> Incomplete:
-    lacks = {axis: choice.reasons.get(axis, "not in the history") for axis in axes if axis not in choice.readings}
+    lacks = {
+        axis: choice.reasons.get(axis, "not in the history")
+        for axis in axes
+        if axis not in choice.readings
+    }
     return Incomplete(name=choice.name, lacks=lacks)
 
 

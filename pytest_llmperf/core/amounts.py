@@ -1,4 +1,7 @@
-"""Amounts as people write them on a command line: sizes, times, shares and ratios with their units. Pure."""
+"""Amounts as people write them on a command line: sizes, times, shares and ratios with their units.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from pytest_llmperf import units
 from pytest_llmperf.errors import UsageError
 
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%µ]*)")
-_SIZES = {"B": 1.0, **{name: float(getattr(units, name)) for name in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")}}
+_SIZES = {
+    "B": 1.0,
+    **{
+        name: float(getattr(units, name))
+        for name in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")
+    },
+}
 _TIMES = {"us": units.us, "µs": units.us, "ms": units.ms, "s": units.s}
 
 
@@ -33,7 +42,10 @@ def share(text: str) -> float:
 
 
 def ratio(text: str) -> float:
-    """A factor, of '+1%' (1.01) or '1.01'. Raises UsageError for one that is not positive, and for '1%' without its sign."""
+    """A factor, of '+1%' (1.01) or '1.01'.
+
+    Raises UsageError for one that is not positive, and for '1%' without its sign.
+    """
     number, unit = _split(text, "a ratio", "+1% or 1.01")
     if unit == "%" and text.strip()[0] in "+-":
         number = 1 + number / 100
@@ -48,7 +60,9 @@ def _amount(text: str, scale: dict[str, float], what: str, example: str) -> floa
     number, unit = _split(text, what, example)
     known = {name.lower(): factor for name, factor in scale.items()}
     if unit.lower() not in known or number <= 0:
-        raise UsageError(f"{text!r} is no {what.split()[1]} above 0 with a unit, such as {example}. Units: {', '.join(scale)}.")
+        raise UsageError(
+            f"{text!r} is no {what.split()[1]} above 0 with a unit, such as {example}. Units: {', '.join(scale)}."
+        )
     return number * known[unit.lower()]
 
 

@@ -1,4 +1,7 @@
-"""When the requests of an open loop are due: offsets in seconds from its start. Pure, and equal for equal seeds."""
+"""When the requests of an open loop are due: offsets in seconds from its start.
+
+Pure, and equal for equal seeds.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ PATTERNS = ("poisson", "constant", "gamma")
 def gaps_s(pattern: str, rate: float, *, burstiness: float = 1.0, seed: int = 0) -> Iterator[float]:
     """Endless gaps between requests, of mean 1 / rate.
 
-    "constant" gaps are equal. "gamma" gaps have shape `burstiness` (below 1: bursts, above 1: more even than chance), which
-    "poisson" is with shape 1: exponential gaps. As in vLLM's `bench serve --burstiness`.
+    "constant" gaps are equal. "gamma" gaps have shape `burstiness` (below 1: bursts, above 1: more
+    even than chance), which "poisson" is with shape 1: exponential gaps. As in vLLM's `bench serve
+    --burstiness`.
     """
     if pattern == "constant":
         while True:
@@ -33,7 +37,10 @@ def offsets_s(
     burstiness: float = 1.0,
     seed: int = 0,
 ) -> tuple[float, ...]:
-    """When each request is due: the first at 0, then after each gap; `requests` of them, or all before `duration_s`."""
+    """When each request is due: the first at 0, then after each gap.
+
+    `requests` of them, or all before `duration_s`.
+    """
     due = _running(gaps_s(pattern, rate, burstiness=burstiness, seed=seed))
     if duration_s is not None:
         due = takewhile(lambda at: at < duration_s, due)
@@ -41,7 +48,10 @@ def offsets_s(
 
 
 def rescaled(timestamps_s: tuple[float, ...], rate: float | None) -> tuple[float, ...]:
-    """A recorded trace from its first request on; with `rate`, stretched so that its mean rate is that."""
+    """A recorded trace from its first request on.
+
+    With `rate`, stretched so that its mean rate is that.
+    """
     first, span = timestamps_s[0], timestamps_s[-1] - timestamps_s[0]
     factor = 1.0 if rate is None or span <= 0 else (len(timestamps_s) - 1) / span / rate
     return tuple((at - first) * factor for at in timestamps_s)

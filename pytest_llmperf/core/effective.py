@@ -1,4 +1,7 @@
-"""What is really loaded, as the worker describes it, and what a strategy promised. Comparing the two is pure."""
+"""What is really loaded, as the worker describes it, and what a strategy promised.
+
+Comparing the two is pure.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from msgspec import Struct, field
 
 
 class TensorGroup(Struct, frozen=True, kw_only=True):
-    """Parameters or buffers that share dtype and device. Tensor subclasses are counted by their inner storage.
+    """Parameters or buffers that share dtype and device.
 
-    `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in float32, for example).
-    `quantized`: they are the weights, scales, zero points and tables of quantized linear layers.
+    Tensor subclasses are counted by their inner storage.
+
+    `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in
+    float32, for example). `quantized`: they are the weights, scales, zero points and tables of
+    quantized linear layers.
     """
 
     kind: str
@@ -26,7 +32,9 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
 
 
 class LinearGroup(Struct, frozen=True, kw_only=True):
-    """Linear layers that share a class and a storage dtype. `elements` counts logical weights, `bytes` what they occupy.
+    """Linear layers that share a class and a storage dtype.
+
+    `elements` counts logical weights, `bytes` what they occupy.
 
     `quantized`: their weights are stored as integers or in 8-bit floats.
     """
@@ -40,9 +48,12 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
 
 
 class LeftOut(Struct, frozen=True, kw_only=True):
-    """Linear layers of one class that were not quantized, for one reason. `example` is the path of the first.
+    """Linear layers of one class that were not quantized, for one reason.
 
-    `declared`: the strategy part says beforehand that it leaves them out (the output head, a checkpoint's own list).
+    `example` is the path of the first.
+
+    `declared`: the strategy part says beforehand that it leaves them out (the output head, a
+    checkpoint's own list).
     """
 
     cls: str
@@ -56,10 +67,11 @@ class LeftOut(Struct, frozen=True, kw_only=True):
 class Quantized(Struct, frozen=True, kw_only=True):
     """What a quantization part did, counted from the layers that are there.
 
-    `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those that are quantized.
-    `formats` are the storage formats seen. `held` are the bytes of the converted layers' weights, scales, zero points and
-    tables by storage dtype, `analytic` the bytes that follow from their shapes. `loaded_as_linear` counts the subclasses of
-    nn.Linear, by class, that were shown to compute the same and were loaded as nn.Linear.
+    `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those
+    that are quantized. `formats` are the storage formats seen. `held` are the bytes of the
+    converted layers' weights, scales, zero points and tables by storage dtype, `analytic` the bytes
+    that follow from their shapes. `loaded_as_linear` counts the subclasses of nn.Linear, by class,
+    that were shown to compute the same and were loaded as nn.Linear.
     """
 
     part: str
@@ -82,19 +94,24 @@ class Quantized(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """For example: `210 of 211 linear layers are 8-bit, 78.9 % of their weights; left out: 1 Linear, the output head …`."""
         left = "; ".join(f"{each.layers} {each.cls}, {each.reason}" for each in self.left_out)
-        loaded = ", ".join(f"{n} {cls} loaded as Linear" for cls, n in self.loaded_as_linear.items())
+        loaded = ", ".join(
+            f"{n} {cls} loaded as Linear" for cls, n in self.loaded_as_linear.items()
+        )
         converted = f"{self.converted} of {self.layers} linear layers are {self.bits}-bit, {self.share:.1%} of their weights"
         return "; ".join(filter(None, (converted, loaded, left and f"left out: {left}")))
 
 
 class Pruned(Struct, frozen=True, kw_only=True):
-    """What pruning left, counted from the weights themselves. `asked` is the text of the part ("wanda:0.5").
+    """What pruning left, counted from the weights themselves.
 
-    Counted are the linear layers of the decoder blocks; `left_out` names the other ones. `weights_before` are theirs before
-    pruning, `weights` what is there now, `zeros` those of them that are zero. `lowest` and `highest` are the shares that one
-    layer lacks (of structured pruning: one block), and where. Of an N:M `pattern`, `broken_groups` of `groups` hold too many
-    weights. `stored` is "dense", "smaller" or "2:4 compressed". `method` says how: scores, calibration set with its hash
-    and token count, seconds.
+    `asked` is the text of the part ("wanda:0.5").
+
+    Counted are the linear layers of the decoder blocks; `left_out` names the other ones.
+    `weights_before` are theirs before pruning, `weights` what is there now, `zeros` those of them
+    that are zero. `lowest` and `highest` are the shares that one layer lacks (of structured
+    pruning: one block), and where. Of an N:M `pattern`, `broken_groups` of `groups` hold too many
+    weights. `stored` is "dense", "smaller" or "2:4 compressed". `method` says how: scores,
+    calibration set with its hash and token count, seconds.
     """
 
     asked: str
@@ -116,15 +133,18 @@ class Pruned(Struct, frozen=True, kw_only=True):
     @property
     def sparsity(self) -> float:
         """Share of the weights that are gone: zero, or removed."""
-        return 1.0 - (self.weights - self.zeros) / self.weights_before if self.weights_before else 0.0
+        return (
+            1.0 - (self.weights - self.zeros) / self.weights_before if self.weights_before else 0.0
+        )
 
 
 class AdapterGroup(Struct, frozen=True, kw_only=True):
     """One adapter as the modules hold it, beside what its file holds.
 
-    `layers` are the modules it sits in (for a merged one: those whose weights were seen to change by its product), `rank`
-    the largest there. `tensors` are those of its file, `tensors_equal` how many of them the modules hold with equal values
-    (in the modules' dtype). `content_hash` is of the file. `active`: what a forward pass goes through unless it asks otherwise.
+    `layers` are the modules it sits in (for a merged one: those whose weights were seen to change
+    by its product), `rank` the largest there. `tensors` are those of its file, `tensors_equal` how
+    many of them the modules hold with equal values (in the modules' dtype). `content_hash` is of
+    the file. `active`: what a forward pass goes through unless it asks otherwise.
     """
 
     name: str
@@ -141,10 +161,11 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
 class Shard(Struct, frozen=True, kw_only=True):
     """What one rank of a spread model holds.
 
-    `device` names the device itself (a GPU by its UUID's hash), `backend` what the collectives go through. `bytes` are its
-    parameters and buffers as counted; `whole_bytes` are those of the model on one device, `stage_bytes` those of this rank's
-    layers on one device (of a pipeline; else the whole), and `kept_bytes` what of these the split gives every rank in full
-    (norms; nothing under FSDP). `largest_layer_bytes` is that of one decoder layer, `load_peak_bytes` the most that was
+    `device` names the device itself (a GPU by its UUID's hash), `backend` what the collectives go
+    through. `bytes` are its parameters and buffers as counted; `whole_bytes` are those of the model
+    on one device, `stage_bytes` those of this rank's layers on one device (of a pipeline; else the
+    whole), and `kept_bytes` what of these the split gives every rank in full (norms; nothing under
+    FSDP). `largest_layer_bytes` is that of one decoder layer, `load_peak_bytes` the most that was
     allocated while loading (None where the device cannot tell). `holds` says it in words.
     """
 
@@ -163,14 +184,14 @@ class Shard(Struct, frozen=True, kw_only=True):
 class Effective(Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
-    `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a config.
-    `cache`, `compiled_graphs`, `assistance` and `batching` ("static", "continuous") are observed in the last run; before any
-    run they are "" and 0.
-    `adapters` are the names of those in force, `resident_adapters` all that the modules hold.
-    `sparsity` is that of `pruned`; both are None where nothing was pruned.
-    `shards` has one row a rank where there are several; `tensors` and `linears` are then those of all ranks together.
-    `offloaded_bytes` are the weights that wait elsewhere ("cpu", "disk") while they are not used.
-    `reported_dtype` is of an engine that shows no tensors, a server: the dtype that it says it runs in, "" where it says none.
+    `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a
+    config. `cache`, `compiled_graphs`, `assistance` and `batching` ("static", "continuous") are
+    observed in the last run; before any run they are "" and 0. `adapters` are the names of those in
+    force, `resident_adapters` all that the modules hold. `sparsity` is that of `pruned`; both are
+    None where nothing was pruned. `shards` has one row a rank where there are several; `tensors`
+    and `linears` are then those of all ranks together. `offloaded_bytes` are the weights that wait
+    elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
+    no tensors, a server: the dtype that it says it runs in, "" where it says none.
     """
 
     engine: str
@@ -196,7 +217,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     batching: str = ""
     sparsity: float | None = None
     pruned: Pruned | None = None
-    quantized: Quantized | None = field(default=None, name="quantised")  # as records of 0.1.0 spell it
+    # As records of 0.1.0 spell it.
+    quantized: Quantized | None = field(default=None, name="quantised")
     reported_dtype: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -217,9 +239,12 @@ class Effective(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Promise:
-    """One thing a strategy part (`part`, its name) promises. `broken` returns None when it holds, else a reason with counts.
+    """One thing a strategy part (`part`, its name) promises.
 
-    `when` is "loaded" (checked after loading) or "warm" (checked after warm-up: compilation, cache in use).
+    `broken` returns None when it holds, else a reason with counts.
+
+    `when` is "loaded" (checked after loading) or "warm" (checked after warm-up: compilation, cache
+    in use).
     """
 
     text: str

@@ -20,13 +20,16 @@ COMPARABLE = (
 )
 """The facts that must be equal for two runs to be compared with each other, with `WHERE_KNOWN`.
 
-Versions (engine, torch, driver, Python, kernel) and the commit are covariates: they are what a history is there to judge.
-An unknown fact equals only an unknown one.
+Versions (engine, torch, driver, Python, kernel) and the commit are covariates: they are what a
+history is there to judge. An unknown fact equals only an unknown one.
 """
 
 
 WHERE_KNOWN = ("n_hosts",)
-"""As COMPARABLE, of records that have the fact: only a model on a cluster has a number of hosts. The others keep their keys."""
+"""As COMPARABLE, of records that have the fact: only a model on a cluster has a number of hosts.
+
+The others keep their keys.
+"""
 
 
 MUST_MATCH = (*COMPARABLE, *WHERE_KNOWN)
@@ -36,7 +39,9 @@ MUST_MATCH = (*COMPARABLE, *WHERE_KNOWN)
 def environment_key(environment: Environment) -> str:
     """SHA-256 (16 hex digits) of the facts in `COMPARABLE` and `WHERE_KNOWN`: equal keys are comparable."""
     known = [name for name in WHERE_KNOWN if environment.facts.get(name) is not None]
-    content = msgspec.json.encode([[name, environment.facts.get(name)] for name in (*COMPARABLE, *known)])
+    content = msgspec.json.encode(
+        [[name, environment.facts.get(name)] for name in (*COMPARABLE, *known)]
+    )
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -46,8 +51,13 @@ def device_names(environment: Environment) -> list[str]:
     return [str(name) for name in names if name]
 
 
-def differences(a: Environment, b: Environment, names: Sequence[str] = MUST_MATCH) -> list[tuple[str, Fact, Fact]]:
-    """(name, fact in a, fact in b) for each of `names` that differs. Empty exactly when the keys are equal."""
+def differences(
+    a: Environment, b: Environment, names: Sequence[str] = MUST_MATCH
+) -> list[tuple[str, Fact, Fact]]:
+    """(name, fact in a, fact in b) for each of `names` that differs.
+
+    Empty exactly when the keys are equal.
+    """
     pairs = ((name, a.facts.get(name), b.facts.get(name)) for name in names)
     return [(name, left, right) for name, left, right in pairs if not _same(left, right)]
 

@@ -1,4 +1,7 @@
-"""Numbers as text: significant digits, decimal prefixes, intervals. The only place where units are converted. Pure."""
+"""Numbers as text: significant digits, decimal prefixes, intervals.
+
+The only place where units are converted. Pure.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _SKEW = 1.5  # a side this much longer than the other: one "±" would hide where
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """`value` with `digits` significant digits; whole above 10**digits, exponent form beyond 1e7 and below 1e-4."""
+    """`value` with `digits` significant digits.
+
+    Whole above 10**digits, exponent form beyond 1e7 and below 1e-4.
+    """
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -47,16 +53,23 @@ def format_value(value: float, unit: str, digits: int = 3) -> str:
 def format_percent(share: float, digits: int = 3) -> str:
     """A share (0 to 1) in %. What is below 1 is never rounded up to "100 %"."""
     texts = (format_number(100 * share, n) for n in range(digits, digits + 3))
-    text = next((t for t in texts if share >= 1 or float(t) < 100), ">99.9")  # noqa: PLR2004  # per cent
+    # Per cent.
+    text = next((t for t in texts if share >= 1 or float(t) < 100), ">99.9")  # noqa: PLR2004
     return f"{text} %"
 
 
 def format_interval(value: float, low: float | None, high: float | None, unit: str = "") -> str:
-    """The interval of `value`: "±1.1 %" of the value, or "[low, high] unit" where it is lopsided. "" without an interval."""
+    """The interval of `value`: "±1.1 %" of the value, or "[low, high] unit" where it is lopsided.
+
+    "" without an interval.
+    """
     if low is None or high is None:
         return ""
     below, above = value - low, high - value
-    lopsided = max(below, above) > _SKEW * min(below, above) and _percent_of(value, max(below, above)) >= 0.1  # noqa: PLR2004
+    lopsided = (
+        max(below, above) > _SKEW * min(below, above)
+        and _percent_of(value, max(below, above)) >= 0.1  # noqa: PLR2004
+    )
     if value <= 0 or lopsided or not all(map(math.isfinite, (value, low, high))):
         return _bracket(low, high, unit)
     return f"±{format_number(_percent_of(value, max(below, above, 0.0)), 2)} %"
@@ -96,7 +109,10 @@ def _scale(value: float, unit: str, digits: int) -> tuple[float, str]:
 
 
 def _bracket(low: float, high: float, unit: str) -> str:
-    """Both ends in one unit, that of the larger. Without a unit the reader has it from the value beside it."""
+    """Both ends in one unit, that of the larger.
+
+    Without a unit the reader has it from the value beside it.
+    """
     if unit in _FRACTIONS:
         return f"[{format_number(100 * low)}, {format_number(100 * high)}] %"
     largest = max(low, high, key=abs)

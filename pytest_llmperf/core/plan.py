@@ -8,13 +8,19 @@ from typing import Literal
 from msgspec import Struct
 
 ANY: frozenset[object] = frozenset({"any"})
-"""As an engine's values for a field of a plan: any value, to be judged by its `refuses`. Compared by identity."""
+"""As an engine's values for a field of a plan: any value, to be judged by its `refuses`.
+
+Compared by identity.
+"""
 
 ModelKind = Literal["hub", "folder", "gguf", "builtin", "arch", "factory", "scripted"]
 
 
 class ModelRef(Struct, frozen=True, kw_only=True):
-    """A model as the user named it, and where it is found. `location` is a hub id, an absolute path, or a name in a table."""
+    """A model as the user named it, and where it is found.
+
+    `location` is a hub id, an absolute path, or a name in a table.
+    """
 
     name: str
     kind: ModelKind
@@ -28,12 +34,12 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
 
     dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.
     `compile` is a torch.compile mode ("default", "reduce-overhead", "max-autotune") or None.
-    `quantization` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q", "wanda:0.5"), or None.
-    `adapters` are absolute folders as they were named, the first in force; `merge_adapters` folds it into the weights.
-    `assist` is "prompt-lookup" or the name of a smaller model that proposes tokens, or None.
-    `batching` is "continuous", or None for the engine's own way.
-    `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `offload` is "cpu" or "disk", where weights
-    wait, or None.
+    `quantization` and `pruning` are the text of their strategy part ("nf4", "gptq:/models/q",
+    "wanda:0.5"), or None. `adapters` are absolute folders as they were named, the first in force;
+    `merge_adapters` folds it into the weights. `assist` is "prompt-lookup" or the name of a smaller
+    model that proposes tokens, or None. `batching` is "continuous", or None for the engine's own
+    way. `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `offload` is
+    "cpu" or "disk", where weights wait, or None.
     """
 
     model: ModelRef
@@ -70,6 +76,8 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
         """Devices that the parallel parts of the strategy take together."""
         return self.tp * self.fsdp * self.pp * self.dp
 
-    def option(self, name: str, default: str | float | bool | None = None) -> str | int | float | bool | None:
+    def option(
+        self, name: str, default: str | float | bool | None = None
+    ) -> str | int | float | bool | None:
         """The engine option `name`, or `default`."""
         return dict(self.options).get(name, default)

@@ -23,7 +23,10 @@ CHECKPOINTS = ("gptq", "awq", "w8a8", "w4a16")
 
 
 class Method(Struct, frozen=True, kw_only=True):
-    """One way to store a linear layer. `formats` are the names under which converted layers are seen (`Quantized.formats`)."""
+    """One way to store a linear layer.
+
+    `formats` are the names under which converted layers are seen (`Quantized.formats`).
+    """
 
     name: str
     bits: int
@@ -43,7 +46,13 @@ METHODS: dict[str, Method] = {
         Method(name="int8", bits=8, summary="LLM.int8()", formats=("llm.int8",), **_BITSANDBYTES),
         Method(name="nf4", bits=4, summary="4-bit NormalFloat", formats=("nf4",), **_BITSANDBYTES),
         Method(name="fp4", bits=4, summary="4-bit float", formats=("fp4",), **_BITSANDBYTES),
-        Method(name="int8wo", bits=8, summary="int8 weights, one scale a row", formats=("Int8Tensor",), **_TORCHAO),
+        Method(
+            name="int8wo",
+            bits=8,
+            summary="int8 weights, one scale a row",
+            formats=("Int8Tensor",),
+            **_TORCHAO,
+        ),
         Method(
             name="int4wo",
             bits=4,
@@ -58,10 +67,30 @@ METHODS: dict[str, Method] = {
             formats=("Float8Tensor", "float8_e4m3fn"),
             **_TORCHAO,
         ),
-        Method(name="gptq", bits=4, summary="GPTQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT),
-        Method(name="awq", bits=4, summary="AWQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT),
-        Method(name="w8a8", bits=8, summary="checkpoint of int8 weights and inputs", formats=("int-quantized",), **_CHECKPOINT),
-        Method(name="w4a16", bits=4, summary="checkpoint of int4 weights", formats=("pack-quantized",), **_CHECKPOINT),
+        Method(
+            name="gptq",
+            bits=4,
+            summary="GPTQ checkpoint",
+            formats=("pack-quantized",),
+            **_CHECKPOINT,
+        ),
+        Method(
+            name="awq", bits=4, summary="AWQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT
+        ),
+        Method(
+            name="w8a8",
+            bits=8,
+            summary="checkpoint of int8 weights and inputs",
+            formats=("int-quantized",),
+            **_CHECKPOINT,
+        ),
+        Method(
+            name="w4a16",
+            bits=4,
+            summary="checkpoint of int4 weights",
+            formats=("pack-quantized",),
+            **_CHECKPOINT,
+        ),
     )
 }
 
@@ -69,9 +98,10 @@ METHODS: dict[str, Method] = {
 class Scheme(Struct, frozen=True, kw_only=True):
     """What `LoadPlan.quantization` asks for.
 
-    `double`: the scales of nf4 and fp4 are quantized too. `threshold`: LLM.int8()'s outlier threshold, 0 for none.
-    `group`: weights that share a scale, 0 for a whole row. `weight_only`: inputs stay as they are (fp8:wo).
-    `path`: folder of a checkpoint, absolute in a plan that is loaded.
+    `double`: the scales of nf4 and fp4 are quantized too. `threshold`: LLM.int8()'s outlier
+    threshold, 0 for none. `group`: weights that share a scale, 0 for a whole row. `weight_only`:
+    inputs stay as they are (fp8:wo). `path`: folder of a checkpoint, absolute in a plan that is
+    loaded.
     """
 
     method: str
@@ -91,17 +121,23 @@ def scheme_of(text: str) -> Scheme:
     """The scheme of a part's text: `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH`. Raises UsageError."""
     name, colon, argument = text.partition(":")
     if name not in METHODS:
-        raise UsageError(f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}.")
+        raise UsageError(
+            f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}."
+        )
     if name in CHECKPOINTS:
         return _checkpoint(name, argument)
     if not colon:
-        return Scheme(method=name, group=BITSANDBYTES_BLOCK if name in ("nf4", "fp4", "int4wo") else 0)
+        return Scheme(
+            method=name, group=BITSANDBYTES_BLOCK if name in ("nf4", "fp4", "int4wo") else 0
+        )
     return _with_option(name, argument)
 
 
 def _checkpoint(name: str, path: str) -> Scheme:
     if not path:
-        raise UsageError(f"strategy part {name!r} needs the folder of a checkpoint, for example '{name}:./model-{name}'.")
+        raise UsageError(
+            f"strategy part {name!r} needs the folder of a checkpoint, for example '{name}:./model-{name}'."
+        )
     return Scheme(method=name, path=path)
 
 
@@ -115,7 +151,9 @@ def _with_option(name: str, argument: str) -> Scheme:
         return Scheme(method=name, group=int(argument))
     if name == "int8" and (threshold := _number(argument)) is not None:
         return Scheme(method=name, threshold=threshold)
-    raise UsageError(f"strategy part {name!r}: argument {argument!r} is not known. It takes {_OPTIONS[name]}.")
+    raise UsageError(
+        f"strategy part {name!r}: argument {argument!r} is not known. It takes {_OPTIONS[name]}."
+    )
 
 
 _OPTIONS = {
@@ -147,26 +185,42 @@ def layer_bytes(
     layout: str = "",
     float_dtype: str = "bfloat16",
 ) -> Counter[str]:
-    """Bytes by storage dtype of one converted layer's weights, scales, zero points and tables; its bias is not in it.
+    """Bytes by storage dtype of one converted layer's weights, scales, zero points and tables.
 
-    `layout` is the format the layer was seen in where a method has several (`Method.formats`), and `float_dtype` the dtype
-    its weight had before, in which torchao's int4 layout for a CPU keeps its scales.
+    Its bias is not in it.
 
-    Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor, Float8Tensor,
-    Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
+    `layout` is the format the layer was seen in where a method has several (`Method.formats`), and
+    `float_dtype` the dtype its weight had before, in which torchao's int4 layout for a CPU keeps
+    its scales.
+
+    Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor,
+    Float8Tensor, Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
     """
     if scheme.method == "int8":
         return Counter({"int8": out_features * in_features, "float32": 4 * out_features})
     if scheme.method in ("nf4", "fp4"):
-        return _four_bit(out_features * in_features, double=scheme.double, packed_for_cpu=layout == "packed-for-cpu")
-    if scheme.method == "int8wo":  # the zero points of symmetric quantization are stored, though all of them are 0
-        return Counter({"int8": out_features * in_features + out_features, "float32": 4 * out_features})
+        return _four_bit(
+            out_features * in_features,
+            double=scheme.double,
+            packed_for_cpu=layout == "packed-for-cpu",
+        )
+    # The zero points of symmetric quantization are stored, though all of them are 0.
+    if scheme.method == "int8wo":
+        return Counter(
+            {"int8": out_features * in_features + out_features, "float32": 4 * out_features}
+        )
     if scheme.method == "fp8":
         return Counter({"float8_e4m3fn": out_features * in_features, "float32": 4 * out_features})
     if scheme.method == "int4wo":
         if layout == "Int4OpaqueTensor":
             return _int4("uint8", float_dtype, out_features, in_features, scheme.group)
-        return _int4("int32", "bfloat16", _multiple(out_features, 8), _multiple(in_features, TILE), scheme.group)
+        return _int4(
+            "int32",
+            "bfloat16",
+            _multiple(out_features, 8),
+            _multiple(in_features, TILE),
+            scheme.group,
+        )
     raise ValueError(f"the bytes of {scheme.method!r} follow from its checkpoint's config")
 
 
@@ -174,17 +228,22 @@ def _four_bit(weights: int, *, double: bool, packed_for_cpu: bool) -> Counter[st
     """Two weights a byte, one absmax a block, the table of 16 values; nested: absmax in 8 bit, with its own scale and table."""
     blocks = -(-weights // BITSANDBYTES_BLOCK)
     packed = Counter({"uint8": -(-weights // 2), "float32": 4 * 16})
-    if packed_for_cpu:  # bitsandbytes repacks for AVX512-BF16 at the first forward pass, and undoes double quantization
+    # Bitsandbytes repacks for AVX512-BF16 at the first forward pass, and undoes double
+    # quantization.
+    if packed_for_cpu:
         return packed + Counter({"bfloat16": 2 * blocks, "float32": 4 if double else 0})
     if not double:
         return packed + Counter({"float32": 4 * blocks})
-    nested = 4 * -(-blocks // NESTED_BLOCK) + 4 * 256 + 4  # absmax of the absmax, their table, and the mean taken off
+    # Absmax of the absmax, their table, and the mean taken off.
+    nested = 4 * -(-blocks // NESTED_BLOCK) + 4 * 256 + 4
     return packed + Counter({"uint8": blocks, "float32": nested})
 
 
 def _int4(packed: str, scales: str, rows: int, columns: int, group: int) -> Counter[str]:
     """Two weights a byte, and a scale and a zero a group."""
-    return Counter({packed: rows * columns // 2, scales: rows * (columns // group) * 2 * _FLOAT_BYTES[scales]})
+    return Counter(
+        {packed: rows * columns // 2, scales: rows * (columns // group) * 2 * _FLOAT_BYTES[scales]}
+    )
 
 
 def _multiple(n: int, of: int) -> int:
@@ -194,8 +253,9 @@ def _multiple(n: int, of: int) -> int:
 class Packed(Struct, frozen=True, kw_only=True):
     """How a checkpoint stores its quantized layers, from its config.
 
-    `format` is compressed-tensors' name: "pack-quantized" (several weights in an int32) or "int-quantized" (one in an int8).
-    `group` weights share a scale, 0 for a whole row. `symmetric`: no zero points. `inputs`: inputs are quantized too.
+    `format` is compressed-tensors' name: "pack-quantized" (several weights in an int32) or
+    "int-quantized" (one in an int8). `group` weights share a scale, 0 for a whole row. `symmetric`:
+    no zero points. `inputs`: inputs are quantized too.
     """
 
     format: str
@@ -209,12 +269,16 @@ class Packed(Struct, frozen=True, kw_only=True):
         return f"{self.bits}-bit weights in {groups}, {'int8 inputs' if self.inputs else 'plain inputs'} ({self.format})"
 
 
-def packed_layer_bytes(packed: Packed, out_features: int, in_features: int, scale_dtype: str) -> Counter[str]:
+def packed_layer_bytes(
+    packed: Packed, out_features: int, in_features: int, scale_dtype: str
+) -> Counter[str]:
     """As `layer_bytes`, of a layer of a checkpoint (compressed_tensors.compressors.pack_quantized and naive_quantized)."""
     groups = -(-in_features // packed.group) if packed.group else 1
     found = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
     if packed.format == "int-quantized":
-        found["int8"] += out_features * in_features + (0 if packed.symmetric else out_features * groups)
+        found["int8"] += out_features * in_features + (
+            0 if packed.symmetric else out_features * groups
+        )
         return found
     found["int32"] += 4 * out_features * -(-in_features * packed.bits // 32)
     found["int64"] += 2 * 8  # the layer's shape

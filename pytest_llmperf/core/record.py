@@ -1,4 +1,7 @@
-"""A record: everything one finished run leaves behind. Versioned; stored as one row and as one JSON line."""
+"""A record: everything one finished run leaves behind.
+
+Versioned; stored as one row and as one JSON line.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ NOT_RUNS = frozenset({AGREEMENT, TASKS})
 
 
 class MetricValue(Struct, frozen=True, kw_only=True):
-    """One metric of a run. `value` None means not measurable, with `reason`. `formula` names the definition used."""
+    """One metric of a run. `value` None means not measurable, with `reason`.
+
+    `formula` names the definition used.
+    """
 
     name: str
     unit: str
@@ -39,7 +45,10 @@ class MetricValue(Struct, frozen=True, kw_only=True):
 
 
 class ClaimRecord(Struct, frozen=True, kw_only=True):
-    """A comparison made in a test. `margin` is log(value / bound) in the direction of the claim (positive: holds)."""
+    """A comparison made in a test.
+
+    `margin` is log(value / bound) in the direction of the claim (positive: holds).
+    """
 
     text: str
     outcome: str
@@ -48,7 +57,10 @@ class ClaimRecord(Struct, frozen=True, kw_only=True):
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """Where a run was made. Which facts must match for two runs to be comparable is `COMPARABLE` in session.environment."""
+    """Where a run was made.
+
+    Which facts must match for two runs to be comparable is `COMPARABLE` in session.environment.
+    """
 
     facts: dict[str, str | int | float | bool | None]
 

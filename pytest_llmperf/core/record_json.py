@@ -13,7 +13,10 @@ from pytest_llmperf.core.record import SCHEMA_VERSION, Record
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPGRADES: dict[int, Upgrade] = {}
-"""Version n -> what makes of a record of version n, as plain JSON values, one of version n + 1. One for each older version."""
+"""Version n -> what makes of a record of version n, as plain JSON values, one of version n + 1.
+
+One for each older version.
+"""
 
 
 class NewerSchema(ValueError):
@@ -26,12 +29,16 @@ class _Version(msgspec.Struct):
 
 
 def encode(value: object, *, sorted_keys: bool = False) -> bytes:
-    """UTF-8 JSON of a record (or of a part of one) without a line break; the same bytes for the same values if sorted.
+    """UTF-8 JSON of a record (or of a part of one) without a line break.
 
-    JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed fields read them
-    back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
+    The same bytes for the same values if sorted.
+
+    JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed
+    fields read them back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
     """
-    return msgspec.json.encode(_plain(msgspec.to_builtins(value)), order="sorted" if sorted_keys else None)
+    return msgspec.json.encode(
+        _plain(msgspec.to_builtins(value)), order="sorted" if sorted_keys else None
+    )
 
 
 def decode(line: bytes | str) -> Record:
@@ -39,8 +46,8 @@ def decode(line: bytes | str) -> Record:
 
     Raises:
         NewerSchema: its `schema_version` is above this program's.
-        ValueError: it is not the JSON of a record (half a line, a missing field, a version that never was).
-
+        ValueError: it is not the JSON of a record (half a line, a missing field, a version that
+            never was).
     """
     version = msgspec.json.decode(line, type=_Version)
     if version.schema_version > SCHEMA_VERSION:
@@ -55,7 +62,9 @@ def decode(line: bytes | str) -> Record:
 
 def _upgraded(value: dict[str, Any], version: _Version) -> Record:
     if version.schema_version not in UPGRADES:
-        raise ValueError(f"record {version.id!r} has schema version {version.schema_version}, and there never was one.")
+        raise ValueError(
+            f"record {version.id!r} has schema version {version.schema_version}, and there never was one."
+        )
     for older in range(version.schema_version, SCHEMA_VERSION):
         value = UPGRADES[older](value)
     return msgspec.convert({**value, "schema_version": SCHEMA_VERSION}, Record, strict=False)

@@ -1,4 +1,7 @@
-"""The JSON Schema of a record, made from its fields; and whether a changed one still reads what was written before. Pure."""
+"""The JSON Schema of a record, made from its fields.
+
+And whether a changed one still reads what was written before. Pure.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,25 @@ _NO_MEANING = frozenset({"description", "title"})
 
 
 def record_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of one line of `record_json.encode`. Fields that it does not name are allowed: readers skip them."""
+    """JSON Schema (2020-12) of one line of `record_json.encode`.
+
+    Fields that it does not name are allowed: readers skip them.
+    """
     found = _rewritten(msgspec.json.schema(Record))
-    found["$defs"]["Record"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION, "default": SCHEMA_VERSION}
+    found["$defs"]["Record"]["properties"]["schema_version"] = {
+        "const": SCHEMA_VERSION,
+        "default": SCHEMA_VERSION,
+    }
     found["$defs"]["Number"] = {
         "title": "Number",
         "description": "JSON has no NaN and no infinity: they are written as these texts.",
         "anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}],
     }
-    head = {"$schema": DIALECT, "$id": f"urn:pytest-llmperf:record:{SCHEMA_VERSION}", "title": "A record of pytest-llmperf"}
+    head = {
+        "$schema": DIALECT,
+        "$id": f"urn:pytest-llmperf:record:{SCHEMA_VERSION}",
+        "title": "A record of pytest-llmperf",
+    }
     return {**head, **found, "$defs": dict(sorted(found["$defs"].items()))}
 
 
@@ -46,9 +59,13 @@ def _paired_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, s
     todo = [name for name in old if name in new]
     while todo:
         name = todo.pop()
-        fields, fields_now = (defs[key].get("properties", {}) for defs, key in ((old, name), (new, paired[name])))
+        fields, fields_now = (
+            defs[key].get("properties", {}) for defs, key in ((old, name), (new, paired[name]))
+        )
         for field in fields.keys() & fields_now.keys():
-            for was, now in zip(_references(fields[field]), _references(fields_now[field]), strict=False):
+            for was, now in zip(
+                _references(fields[field]), _references(fields_now[field]), strict=False
+            ):
                 if was != now and was not in new:
                     paired[was] = now
                     todo.append(was)
@@ -65,7 +82,9 @@ def _references(kind: Any) -> list[str]:
     return own + [name for value in kind.values() for name in _references(value)]
 
 
-def _changes(name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]) -> Iterator[str]:
+def _changes(
+    name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]
+) -> Iterator[str]:
     if now is None:
         yield f"{name} is gone"
         return
@@ -101,7 +120,10 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def _rewritten(value: Any) -> Any:
-    """Descriptions without the code's indentation; numbers as they are written; alternatives in an order of our own."""
+    """Descriptions without the code's indentation; numbers as they are written.
+
+    Alternatives in an order of our own.
+    """
     if isinstance(value, list | tuple):
         return [_rewritten(item) for item in value]
     if not isinstance(value, dict):
@@ -110,7 +132,9 @@ def _rewritten(value: Any) -> Any:
         return {"$ref": _NUMBER}
     found = {key: _rewritten(item) for key, item in value.items()}
     if "anyOf" in found:  # whose order differs between versions of msgspec
-        found["anyOf"] = sorted(found["anyOf"], key=lambda each: (each == {"type": "null"}, str(each)))
+        found["anyOf"] = sorted(
+            found["anyOf"], key=lambda each: (each == {"type": "null"}, str(each))
+        )
     if isinstance(text := found.get("description"), str):
         found["description"] = inspect.cleandoc(text)
     return found

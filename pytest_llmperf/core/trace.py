@@ -13,10 +13,13 @@ class TokenEvent(Struct, frozen=True, array_like=True):
 
 
 class RequestTrace(Struct, frozen=True, kw_only=True):
-    """One request. `t_due_ns` is when it was to start (offline: when the call started). No events: it failed.
+    """One request. `t_due_ns` is when it was to start (offline: when the call started).
 
-    Of a request to a server, `t_sent_ns` is when the client began to send it and `t_end_ns` when its answer ended or failed;
-    `n_cached_tokens` of its prompt came from a prefix cache, as the server says. Elsewhere they are 0.
+    No events: it failed.
+
+    Of a request to a server, `t_sent_ns` is when the client began to send it and `t_end_ns` when
+    its answer ended or failed; `n_cached_tokens` of its prompt came from a prefix cache, as the
+    server says. Elsewhere they are 0.
     """
 
     n_prompt_tokens: int
@@ -43,10 +46,11 @@ class Mark(Struct, frozen=True, kw_only=True):
 class Trace(Struct, frozen=True, kw_only=True):
     """One repetition: every request, and what was read around it, outside the timed path.
 
-    `token_times` is False where only the end of each request was seen: then TTFT, TPOT and ITL cannot be derived.
-    `forwards` are the forward passes of the measured model where tokens are proposed and it checks several at once; None
-    where each pass gives one token a sequence.
-    `computed` are the positions that went through the model, padding and what was thrown away included; None if not known.
+    `token_times` is False where only the end of each request was seen: then TTFT, TPOT and ITL
+    cannot be derived. `forwards` are the forward passes of the measured model where tokens are
+    proposed and it checks several at once; None where each pass gives one token a sequence.
+    `computed` are the positions that went through the model, padding and what was thrown away
+    included; None if not known.
     """
 
     repetition: int
@@ -59,7 +63,10 @@ class Trace(Struct, frozen=True, kw_only=True):
 
 
 class MemoryGauges(Struct, frozen=True, kw_only=True):
-    """Bytes on one rank. None with its reason in `reasons` where this machine cannot tell (never 0 for unknown)."""
+    """Bytes on one rank.
+
+    None with its reason in `reasons` where this machine cannot tell (never 0 for unknown).
+    """
 
     weights: int
     peak: int | None = None
@@ -71,7 +78,10 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
 
 
 class EnergyReading(Struct, frozen=True, kw_only=True):
-    """Energy over a region, or why there is none. `source` is "nvml-counter", "rapl", "power-integral"."""
+    """Energy over a region, or why there is none.
+
+    `source` is "nvml-counter", "rapl", "power-integral".
+    """
 
     joules: float | None
     seconds: float
@@ -92,9 +102,9 @@ class Ceilings(Struct, frozen=True, kw_only=True):
 class StepCost(Struct, frozen=True, kw_only=True):
     """What one decode step must move and compute, from what the engine really holds.
 
-    `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters, attention apart
-    (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read` is what an assistant model reads for one
-    step of the measured model, on average over the run.
+    `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters,
+    attention apart (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read`
+    is what an assistant model reads for one step of the measured model, on average over the run.
     """
 
     weight_bytes_read: int

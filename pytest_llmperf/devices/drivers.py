@@ -1,4 +1,7 @@
-"""What the GPU drivers say: NVML, and AMD's own library where it is. No CUDA context is made and no torch is imported."""
+"""What the GPU drivers say: NVML, and AMD's own library where it is.
+
+No CUDA context is made and no torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def inventory() -> Inventory:
 
 
 def read_inventory(environ: Mapping[str, str]) -> Inventory:
-    """As `inventory`, for a given environment. Raises UsageError for a simulated inventory that cannot be read."""
+    """As `inventory`, for a given environment.
+
+    Raises UsageError for a simulated inventory that cannot be read.
+    """
     if SIMULATED in environ:
         return simulated(environ[SIMULATED])
     listed, notes = _nvidia()
@@ -45,12 +51,18 @@ def read_inventory(environ: Mapping[str, str]) -> Inventory:
     amd, amd_note = _amd()
     if not amd:
         return Inventory(notes=(*notes, amd_note))
-    name = next((n for n in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if n in environ), "HIP_VISIBLE_DEVICES")
+    name = next(
+        (n for n in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if n in environ),
+        "HIP_VISIBLE_DEVICES",
+    )
     return visible(amd, environ.get(name), name)
 
 
 def usage(gpu: Gpu) -> Usage | None:
-    """Memory of a device now; None where the driver does not say (simulated devices, AMD without its library)."""
+    """Memory of a device now.
+
+    None where the driver does not say (simulated devices, AMD without its library).
+    """
     if gpu.uuid.startswith("GPU-simulated-"):
         return _simulated_usage(gpu)
     return _amd_usage(gpu) if gpu.vendor == "amd" else _nvidia_usage(gpu)
@@ -84,7 +96,9 @@ def _nvidia_gpu(index: int) -> Physical:
     capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
     slices = _mig_handles(handle)
     parts = [(each, True) for each in slices] if slices is not None else [(handle, False)]
-    return Physical(uuid=uuid, parts=tuple(_nvidia_part(each, mig, capability) for each, mig in parts))
+    return Physical(
+        uuid=uuid, parts=tuple(_nvidia_part(each, mig, capability) for each, mig in parts)
+    )
 
 
 def _nvidia_part(handle: Any, mig: bool, capability: tuple[int, int]) -> Gpu:
@@ -133,7 +147,9 @@ def _nvidia_usage(gpu: Gpu) -> Usage | None:
         return None
     finally:
         pynvml.nvmlShutdown()
-    by_pid = {int(p.pid): None if p.usedGpuMemory is None else int(p.usedGpuMemory) for p in processes}
+    by_pid = {
+        int(p.pid): None if p.usedGpuMemory is None else int(p.usedGpuMemory) for p in processes
+    }
     return Usage(used_bytes=int(memory.used), free_bytes=int(memory.free), by_pid=by_pid)
 
 
@@ -142,11 +158,14 @@ def _amd() -> tuple[list[Physical], str]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints when its library is missing
             import amdsmi  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-    except (ImportError, KeyError, OSError):  # KeyError: the package is there and ROCm's library is not
+    # KeyError: the package is there and ROCm's library is not.
+    except (ImportError, KeyError, OSError):
         return [], "AMD: not seen (Python package amdsmi with ROCm's library is not installed)"
     try:
         with _amd_library(amdsmi):
-            return [_amd_gpu(amdsmi, i, h) for i, h in enumerate(amdsmi.amdsmi_get_processor_handles())], "AMD: lists none"
+            return [
+                _amd_gpu(amdsmi, i, h) for i, h in enumerate(amdsmi.amdsmi_get_processor_handles())
+            ], "AMD: lists none"
     except amdsmi.AmdSmiException as error:
         return [], f"AMD: {error}"
 
@@ -175,7 +194,9 @@ def _amd_usage(gpu: Gpu) -> Usage | None:
             processes = amdsmi.amdsmi_get_gpu_process_list(handle)
     except amdsmi.AmdSmiException:
         return None
-    by_pid: dict[int, int | None] = {int(p["pid"]): int(p["memory_usage"]["vram_mem"]) for p in processes}
+    by_pid: dict[int, int | None] = {
+        int(p["pid"]): int(p["memory_usage"]["vram_mem"]) for p in processes
+    }
     return Usage(used_bytes=used, free_bytes=gpu.total_bytes - used, by_pid=by_pid)
 
 
@@ -189,7 +210,10 @@ def _amd_library(amdsmi: Any) -> Iterator[None]:
 
 
 SIMULATED_USAGE = "LLMPERF_SIMULATED_USAGE"
-"""Environment variable: a JSON file with `{uuid: {pid: bytes}}`, read anew each time. Only for simulated GPUs."""
+"""Environment variable: a JSON file with `{uuid: {pid: bytes}}`, read anew each time.
+
+Only for simulated GPUs.
+"""
 
 
 def _simulated_usage(gpu: Gpu) -> Usage:

@@ -14,9 +14,12 @@ _NAME_CHARACTERS = 60
 
 
 def foreign_processes(gpu: Gpu) -> dict[int, str]:
-    """Processes with a compute context on the device, by id, in words; those of this session left out.
+    """Processes with a compute context on the device, by id, in words.
 
-    A process that the driver names by an id that does not exist here (a container's ids are its own) is not judged.
+    Those of this session left out.
+
+    A process that the driver names by an id that does not exist here (a container's ids are its
+    own) is not judged.
     """
     seen = usage(gpu)
     others = set(seen.by_pid) - own_pids() if seen is not None and seen.by_pid else set()

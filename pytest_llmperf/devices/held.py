@@ -31,7 +31,10 @@ def session_pool(asked: str) -> GpuPool:
 
 
 class Gpus:
-    """What this process holds. It never waits for devices while it holds some: `before_release` unloads what is on them."""
+    """What this process holds.
+
+    It never waits for devices while it holds some: `before_release` unloads what is on them.
+    """
 
     def __init__(
         self,
@@ -60,13 +63,12 @@ class Gpus:
     def require(self, need: Need, *, measures: bool) -> tuple[Gpu, ...]:
         """Hold what the need asks for; what is held already is kept where it will do.
 
-        A test that does not measure and says how much memory it takes gets that share of a device, every other test has
-        its devices alone.
+        A test that does not measure and says how much memory it takes gets that share of a device,
+        every other test has its devices alone.
 
         Raises:
             UsageError: the pool cannot meet the need. DeviceBusy: not within the wait limit.
             InvalidRun: a process that is not ours stays on a device that is to be measured on.
-
         """
         short = shortfall(need, self.pool)
         if short is not None:
@@ -78,14 +80,20 @@ class Gpus:
         if len(self.held) == n and set(self.held) <= set(able) and not shared and not self._shared:
             return self.held
         self.release()
-        self._take({g: min(WHOLE, (need.memory or 0) / g.total_bytes) if shared else WHOLE for g in able}, n)
+        self._take(
+            {g: min(WHOLE, (need.memory or 0) / g.total_bytes) if shared else WHOLE for g in able},
+            n,
+        )
         self._shared = shared
         if measures:
             self._require_alone()
         return self.held
 
     def ensure(self, n: int) -> tuple[Gpu, ...]:
-        """The first `n` devices held, to measure on. Fewer are given back, with what is loaded on them, and `n` taken anew."""
+        """The first `n` devices held, to measure on.
+
+        Fewer are given back, with what is loaded on them, and `n` taken anew.
+        """
         if self._borrowed:
             return self._of_borrowed(n)[:n]
         if len(self.held) < n or self._shared:
@@ -105,9 +113,13 @@ class Gpus:
             return
         named = next((gpu for gpu in self.pool.gpus if gpu.index == index), None)
         if named is None:
-            raise UsageError(f"a model was put on {torch_name!r}, which the pool does not have: {self.pool}.")
+            raise UsageError(
+                f"a model was put on {torch_name!r}, which the pool does not have: {self.pool}."
+            )
         if self._borrowed:
-            raise UsageError(f"a model was put on {torch_name!r}, which the session that compares does not hold.")
+            raise UsageError(
+                f"a model was put on {torch_name!r}, which the session that compares does not hold."
+            )
         self.release()
         self._take({named: WHOLE}, 1)
 
@@ -120,12 +132,20 @@ class Gpus:
         return environment_of(self.held[:n])
 
     def free_bytes(self, n: int) -> int | None:
-        """Memory that is free now on each of the first `n` devices held (the least of them); None where it is not known."""
+        """Memory that is free now on each of the first `n` devices held (the least of them).
+
+        None where it is not known.
+        """
         seen = [drivers.usage(gpu) for gpu in self.held[:n]]
-        return None if not seen or None in seen else min(u.free_bytes for u in seen if u is not None)
+        return (
+            None if not seen or None in seen else min(u.free_bytes for u in seen if u is not None)
+        )
 
     def release(self) -> None:
-        """Unload what is on the devices and give them back. May be called again; what unloading raises comes last."""
+        """Unload what is on the devices and give them back.
+
+        May be called again; what unloading raises comes last.
+        """
         held, self._lease = self._lease, None
         if held is None:
             return
@@ -137,7 +157,9 @@ class Gpus:
 
     def _of_borrowed(self, n: int) -> tuple[Gpu, ...]:
         if len(self.held) < n:
-            raise UsageError(f"{n} GPUs are needed, and the session that compares holds {len(self.held)}.")
+            raise UsageError(
+                f"{n} GPUs are needed, and the session that compares holds {len(self.held)}."
+            )
         return self.held
 
     def _take(self, wants: Mapping[Gpu, float], n: int) -> None:
@@ -153,7 +175,10 @@ class Gpus:
         self.held = tuple(by_uuid[uuid] for uuid in self._lease.devices)
 
     def _require_alone(self) -> None:
-        """Wait until no foreign process is on a device; raise InvalidRun when one stays, at once if it stayed before."""
+        """Wait until no foreign process is on a device.
+
+        Raise InvalidRun when one stays, at once if it stayed before.
+        """
         try:
             for gpu in self.held:
                 self._wait_alone(gpu, time.monotonic() + min(FOREIGN_WAIT_S, self._wait_s))

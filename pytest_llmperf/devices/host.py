@@ -14,8 +14,13 @@ _UNLIMITED_BYTES = 2**60  # version 1 control groups say "no limit" as a huge nu
 _GIT_TIMEOUT_S = 5
 
 
-def host_facts(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, Fact]:
-    """CPU, memory, limits of the container, system. Memory in bytes, cores as numbers (a quota may be a fraction)."""
+def host_facts(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> dict[str, Fact]:
+    """CPU, memory, limits of the container, system.
+
+    Memory in bytes, cores as numbers (a quota may be a fraction).
+    """
     import psutil  # noqa: PLC0415 - only when something is measured
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -43,7 +48,10 @@ def cpu_model(proc: Path = Path("/proc")) -> str | None:
 
 
 def cpu_quota(proc: Path, cgroups: Path) -> float | None:
-    """Cores that the control groups of this process may use, the tightest of its ancestors; None without a quota."""
+    """Cores that the control groups of this process may use, the tightest of its ancestors.
+
+    None without a quota.
+    """
     v2 = (_quota_v2(_read(folder / "cpu.max")) for folder in _groups(proc, cgroups, ""))
     v1 = (
         _quota_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
@@ -53,10 +61,19 @@ def cpu_quota(proc: Path, cgroups: Path) -> float | None:
 
 
 def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
-    """Bytes that the control groups of this process may use, the tightest of its ancestors; None without a limit."""
+    """Bytes that the control groups of this process may use, the tightest of its ancestors.
+
+    None without a limit.
+    """
     v2 = (_number(_read(folder / "memory.max")) for folder in _groups(proc, cgroups, ""))
-    v1 = (_number(_read(folder / "memory.limit_in_bytes")) for folder in _groups(proc, cgroups, "memory"))
-    return min((limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES), default=None)
+    v1 = (
+        _number(_read(folder / "memory.limit_in_bytes"))
+        for folder in _groups(proc, cgroups, "memory")
+    )
+    return min(
+        (limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES),
+        default=None,
+    )
 
 
 def project_name(folder: Path) -> str:
@@ -70,10 +87,16 @@ def project_name(folder: Path) -> str:
 
 
 def project_facts(folder: Path) -> dict[str, Fact]:
-    """Commit of the git work tree that `folder` is in, and whether a tracked file is changed. None outside of one."""
+    """Commit of the git work tree that `folder` is in, and whether a tracked file is changed.
+
+    None outside of one.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit, "git_dirty": None if commit is None or changes is None else bool(changes)}
+    return {
+        "git_commit": commit,
+        "git_dirty": None if commit is None or changes is None else bool(changes),
+    }
 
 
 def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
@@ -91,7 +114,8 @@ def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
 
 def _quota_v2(text: str | None) -> float | None:
     words = (text or "").split()
-    return _share(_number(words[0]), _number(words[1])) if len(words) == 2 else None  # noqa: PLR2004 - "quota period"
+    # "quota period".
+    return _share(_number(words[0]), _number(words[1])) if len(words) == 2 else None  # noqa: PLR2004
 
 
 def _quota_v1(quota: str | None, period: str | None) -> float | None:

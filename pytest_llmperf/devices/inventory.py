@@ -1,4 +1,7 @@
-"""The GPUs of this host as values, and which of them this process may see. Pure; who looks is `gpu_drivers`."""
+"""The GPUs of this host as values, and which of them this process may see.
+
+Pure; who looks is `gpu_drivers`.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ _SIMULATED_GPU = re.compile(r"(\d+)x(\d+(?:\.\d+)?)(MB|GB|MiB|GiB)(?::([^:,]+))?
 class Gpu(Struct, frozen=True, kw_only=True):
     """One device that work can be given to: a GPU, or a slice of one (MIG).
 
-    `index` is its place among those that this process sees, as in "cuda:1". `selector` is what the variable that hides
-    GPUs calls it (CUDA_VISIBLE_DEVICES; HIP_VISIBLE_DEVICES for AMD). `total_bytes` is the driver's total.
+    `index` is its place among those that this process sees, as in "cuda:1". `selector` is what the
+    variable that hides GPUs calls it (CUDA_VISIBLE_DEVICES; HIP_VISIBLE_DEVICES for AMD).
+    `total_bytes` is the driver's total.
     """
 
     index: int
@@ -60,13 +64,18 @@ class Inventory(Struct, frozen=True, kw_only=True):
 
 
 class Physical(Struct, frozen=True, kw_only=True):
-    """A GPU as the driver lists it, with the slices it is cut into; `parts` is the GPU itself where it is whole."""
+    """A GPU as the driver lists it, with the slices it is cut into.
+
+    `parts` is the GPU itself where it is whole.
+    """
 
     uuid: str
     parts: tuple[Gpu, ...]
 
 
-def visible(listed: Sequence[Physical], variable: str | None, name: str = "CUDA_VISIBLE_DEVICES") -> Inventory:
+def visible(
+    listed: Sequence[Physical], variable: str | None, name: str = "CUDA_VISIBLE_DEVICES"
+) -> Inventory:
     """What CUDA shows of `listed` under that value of the variable (None: not set), by CUDA's own rules.
 
     Entries are indices, or the beginning of a UUID of a GPU or of a MIG slice. The first entry that is none of these ends
@@ -83,7 +92,9 @@ def visible(listed: Sequence[Physical], variable: str | None, name: str = "CUDA_
     for word in words:
         part = _entry(listed, word)
         if part is None:
-            notes.append(f"{name}={variable!r}: {word!r} names no GPU here, it and what follows are hidden")
+            notes.append(
+                f"{name}={variable!r}: {word!r} names no GPU here, it and what follows are hidden"
+            )
             break
         found.append(part)
     if len({part.uuid for part in found}) < len(found):
@@ -92,7 +103,10 @@ def visible(listed: Sequence[Physical], variable: str | None, name: str = "CUDA_
 
 
 def simulated(text: str) -> Inventory:
-    """The inventory that a text such as "2x141GB:NVIDIA H200:9.0,1x24GB" describes; "0" for none. Raises UsageError."""
+    """The inventory that a text such as "2x141GB:NVIDIA H200:9.0,1x24GB" describes; "0" for none.
+
+    Raises UsageError.
+    """
     gpus: list[Gpu] = []
     for word in filter(None, (w.strip() for w in text.split(","))):
         match = _SIMULATED_GPU.fullmatch(word)
@@ -101,13 +115,19 @@ def simulated(text: str) -> Inventory:
                 f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], for example '2x141GB:NVIDIA H200:9.0'.",
             )
         gpus += _simulated_gpus(match, len(gpus)) if match else []
-    return Inventory(gpus=_numbered(gpus), notes=(f"simulated ({SIMULATED}={text})",), simulated=True)
+    return Inventory(
+        gpus=_numbered(gpus), notes=(f"simulated ({SIMULATED}={text})",), simulated=True
+    )
 
 
 def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
     """The variables that show a process these GPUs alone, in this order."""
     amd = any(gpu.vendor == "amd" for gpu in gpus)
-    return {"HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(gpu.selector for gpu in gpus)}
+    return {
+        "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(
+            gpu.selector for gpu in gpus
+        )
+    }
 
 
 def _simulated_gpus(match: re.Match[str], start: int) -> list[Gpu]:
@@ -132,7 +152,9 @@ def _entry(listed: Sequence[Physical], word: str) -> Gpu | None:
     if not word.startswith(("GPU-", "MIG-")):
         return None
     whole = [gpu.parts[0] for gpu in listed if gpu.parts and gpu.uuid.startswith(word)]
-    slices = [part for gpu in listed for part in gpu.parts if part.mig and part.uuid.startswith(word)]
+    slices = [
+        part for gpu in listed for part in gpu.parts if part.mig and part.uuid.startswith(word)
+    ]
     found = slices if word.startswith("MIG-") else whole
     return found[0] if len(found) == 1 else None
 

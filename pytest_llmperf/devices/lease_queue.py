@@ -1,4 +1,7 @@
-"""Who gets which devices next: a pure function of the tickets that are there. First come, first served; nobody starves."""
+"""Who gets which devices next: a pure function of the tickets that are there.
+
+First come, first served; nobody starves.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,19 @@ class Ticket(Struct, frozen=True, kw_only=True):
 def granted(tickets: Iterable[Ticket], number: int) -> tuple[str, ...]:
     """The devices that the waiting ticket `number` may take now; empty while it must wait.
 
-    Tickets are served in the order of their numbers. One that cannot be served keeps every later one from all the devices
-    that it could use, so that a request for many devices is not passed for ever by requests for few.
+    Tickets are served in the order of their numbers. One that cannot be served keeps every later
+    one from all the devices that it could use, so that a request for many devices is not passed for
+    ever by requests for few.
     """
     tickets = list(tickets)
     free = _free(tickets)
     blocked: set[str] = set()
     for ticket in sorted(_waiting(tickets), key=lambda t: t.number):
-        able = [d for d, share in ticket.wants.items() if d not in blocked and free[d] >= share - _ROUNDING]
+        able = [
+            d
+            for d, share in ticket.wants.items()
+            if d not in blocked and free[d] >= share - _ROUNDING
+        ]
         chosen = _chosen(able, ticket, free) if len(able) >= ticket.n else ()
         if ticket.number == number:
             return chosen
@@ -52,18 +60,26 @@ def in_the_way(tickets: Iterable[Ticket], number: int) -> list[Ticket]:
     tickets = list(tickets)
     own = next(t for t in tickets if t.number == number)
     holders = [t for t in tickets if t.number != number and own.wants.keys() & set(t.holds)]
-    before = [t for t in _waiting(tickets) if t.number < number and own.wants.keys() & t.wants.keys()]
+    before = [
+        t for t in _waiting(tickets) if t.number < number and own.wants.keys() & t.wants.keys()
+    ]
     return [*holders, *before]
 
 
 def longest_wait_s(tickets: Iterable[Ticket], devices: Iterable[str], now_unix_s: float) -> float:
     """How long the first of those who wait for one of `devices` has waited; 0 when nobody does."""
     wanted = set(devices)
-    return max((now_unix_s - t.since_unix_s for t in _waiting(tickets) if wanted & t.wants.keys()), default=0.0)
+    return max(
+        (now_unix_s - t.since_unix_s for t in _waiting(tickets) if wanted & t.wants.keys()),
+        default=0.0,
+    )
 
 
 def _chosen(able: list[str], ticket: Ticket, free: Mapping[str, float]) -> tuple[str, ...]:
-    """The fullest devices that have room, so that shares leave whole devices free; in the ticket's order."""
+    """The fullest devices that have room, so that shares leave whole devices free.
+
+    In the ticket's order.
+    """
     order = list(ticket.wants)
     fullest = sorted(able, key=lambda device: (free[device], order.index(device)))[: ticket.n]
     return tuple(sorted(fullest, key=order.index))

@@ -1,7 +1,10 @@
-"""Devices are leased: alone, or a share of one; across all sessions and pytest-xdist workers of this user on this host.
+"""Devices are leased: alone, or a share of one.
 
-One file a ticket, locked (flock) by the process that made it, so that a ticket dies with its process whatever ends that.
-Tickets are read and written under the lock of the queue; who is served next is decided in `lease_queue`.
+Across all sessions and pytest-xdist workers of this user on this host.
+
+One file a ticket, locked (flock) by the process that made it, so that a ticket dies with its
+process whatever ends that. Tickets are read and written under the lock of the queue; who is served
+next is decided in `lease_queue`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import msgspec
 from pytest_llmperf.devices.lease_queue import WHOLE, Ticket, granted, in_the_way, longest_wait_s
 from pytest_llmperf.errors import DeviceBusy
 
-_POLL_S = (0.002, 0.05)  # from, up to: hand-overs between short commands are quick, long waits cost nothing
+# From, up to: hand-overs between short commands are quick, long waits cost nothing.
+_POLL_S = (0.002, 0.05)
 _SUFFIX = ".ticket"
 _open_fds: set[int] = set()
 _exclusive: dict[tuple[Path, str], _Entered] = {}
@@ -71,7 +75,10 @@ class Lease:
 
 
 def default_directory() -> Path:
-    """The user's lease directory on this host; every session finds the same one, whatever project it tests."""
+    """The user's lease directory on this host.
+
+    Every session finds the same one, whatever project it tests.
+    """
     return Path(tempfile.gettempdir()) / f"llmperf-{os.getuid()}"
 
 
@@ -84,14 +91,17 @@ def lease(
     on_wait: Callable[[str], None] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Lease:
-    """Take `n` devices, all at once, out of those in `wants` (device -> share of it; 1 to have it alone).
+    """Take `n` devices, all at once, out of those in `wants` (device -> share of it.
 
-    Requests are served in the order in which they came. `on_wait` is told once who is in the way. `names` says what
-    devices are called in messages. A process that holds a lease and asks for more can wait for itself: give back first.
+    1 to have it alone).
+
+    Requests are served in the order in which they came. `on_wait` is told once who is in the way.
+    `names` says what devices are called in messages. A process that holds a lease and asks for more
+    can wait for itself: give back first.
 
     Raises:
-        DeviceBusy: not served within `timeout_s`, or the directory cannot be used. The message names who is in the way.
-
+        DeviceBusy: not served within `timeout_s`, or the directory cannot be used. The message
+            names who is in the way.
     """
     if not 1 <= n <= len(wants):
         raise ValueError(f"{n} devices out of {len(wants)} cannot be leased")
@@ -122,7 +132,9 @@ def exclusive(
         if key in _exclusive:
             _exclusive[key].times += 1
         else:
-            _exclusive[key] = _Entered(lease({device: WHOLE}, timeout_s=timeout_s, directory=directory, on_wait=on_wait))
+            _exclusive[key] = _Entered(
+                lease({device: WHOLE}, timeout_s=timeout_s, directory=directory, on_wait=on_wait)
+            )
     try:
         yield
     finally:
@@ -180,14 +192,20 @@ def _wait(
         poll_s = min(poll_s * 1.5, _POLL_S[1])
 
 
-def _busy(tickets: list[Ticket], own: Ticket, timeout_s: float, folder: Path, names: Mapping[str, str]) -> str:
+def _busy(
+    tickets: list[Ticket], own: Ticket, timeout_s: float, folder: Path, names: Mapping[str, str]
+) -> str:
     def named(devices: Mapping[str, float] | tuple[str, ...]) -> str:
         return ", ".join(names.get(device, device) for device in devices)
 
     others = in_the_way(tickets, own.number)
     holding = "; ".join(f"{_who(t)} holds {named(t.holds)}" for t in others if t.holds)
     waiting = "; ".join(f"{_who(t)} waits for it too and came first" for t in others if not t.holds)
-    wanted = f"{named(own.wants)} is" if len(own.wants) == 1 else f"{own.n} of {named(own.wants)} are wanted, and"
+    wanted = (
+        f"{named(own.wants)} is"
+        if len(own.wants) == 1
+        else f"{own.n} of {named(own.wants)} are wanted, and"
+    )
     return (
         f"{wanted} in use: {'; '.join(filter(None, (holding, waiting)))}, which was not given back within {timeout_s:g} s. "
         f"Let it finish or end it, or wait longer with --llmperf-wait. (Queue: {folder})"
@@ -195,7 +213,9 @@ def _busy(tickets: list[Ticket], own: Ticket, timeout_s: float, folder: Path, na
 
 
 def _who(ticket: Ticket) -> str:
-    return f"process {ticket.pid} ({ticket.command!r}, for {time.time() - ticket.since_unix_s:.0f} s)"
+    return (
+        f"process {ticket.pid} ({ticket.command!r}, for {time.time() - ticket.since_unix_s:.0f} s)"
+    )
 
 
 # The files. Each function below runs under the lock of the queue, but for `_queue` itself.
@@ -266,12 +286,19 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _usable(directory: Path) -> Path:
-    """The directory, made when missing. Refuses one that another user could have planted in the shared temporary folder."""
+    """The directory, made when missing.
+
+    Refuses one that another user could have planted in the shared temporary folder.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
     except OSError as error:
-        raise DeviceBusy(f"the lease directory {str(directory)!r} cannot be made: {error}. Set TMPDIR.") from error
+        raise DeviceBusy(
+            f"the lease directory {str(directory)!r} cannot be made: {error}. Set TMPDIR."
+        ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise DeviceBusy(f"the lease directory {str(directory)!r} is not a folder of this user. Remove it, or set TMPDIR.")
+        raise DeviceBusy(
+            f"the lease directory {str(directory)!r} is not a folder of this user. Remove it, or set TMPDIR."
+        )
     return directory

@@ -17,19 +17,23 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.settings.settings import DEVICES
 
 
-def resolve_device(wanted: str, can: Capabilities, pool: Callable[[], GpuPool] = lambda: session_pool("all")) -> str:
+def resolve_device(
+    wanted: str, can: Capabilities, pool: Callable[[], GpuPool] = lambda: session_pool("all")
+) -> str:
     """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `pool` gives the GPUs that may be used.
 
     Raises:
-        UsageError: the device is not here, the pool has none or cannot be had, or the engine cannot use it.
-
+        UsageError: the device is not here, the pool has none or cannot be had, or the engine cannot
+            use it.
     """
     if wanted not in DEVICES:
         raise UsageError(f"device {wanted!r} is not known. Choices: {', '.join(DEVICES)}.")
     usable = "cuda" in can.devices and wanted != "cpu"
     device = wanted if wanted != "auto" else ("cuda" if usable and pool().gpus else "cpu")
     if device not in can.devices:
-        raise UsageError(f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}.")
+        raise UsageError(
+            f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}."
+        )
     if device == "cuda" and not pool().gpus:
         raise UsageError(
             f"device 'cuda': {pool()}. Use --llmperf-device=cpu, or another --llmperf-gpus; 'llmperf doctor' says more.",
@@ -38,7 +42,10 @@ def resolve_device(wanted: str, can: Capabilities, pool: Callable[[], GpuPool] =
 
 
 def gpu_count() -> int:
-    """GPUs that the driver shows and that CUDA_VISIBLE_DEVICES does not hide; 0 where there is no driver."""
+    """GPUs that the driver shows and that CUDA_VISIBLE_DEVICES does not hide.
+
+    0 where there is no driver.
+    """
     return len(inventory().gpus)
 
 
@@ -53,7 +60,9 @@ def total_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
 
 
 def free_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
-    """Memory that is free now on each of these GPUs (the least; the first visible for none), or on the host.
+    """Memory that is free now on each of these GPUs (the least.
+
+    The first visible for none), or on the host.
 
     Where the driver does not say what is free it is the GPU's total.
     """

@@ -16,10 +16,12 @@ REASON = "llmperf-gpus: "
 
 
 class Need(Struct, frozen=True, kw_only=True):
-    """What `@pytest.mark.llmperf_gpus` asks for. `most` None: as many as the pool has. Sizes in bytes.
+    """What `@pytest.mark.llmperf_gpus` asks for. `most` None: as many as the pool has.
 
-    `memory` is what the test takes on each device, `total_memory` how large each device must be, `capability` the least
-    compute capability, `name` a part of the device's name.
+    Sizes in bytes.
+
+    `memory` is what the test takes on each device, `total_memory` how large each device must be,
+    `capability` the least compute capability, `name` a part of the device's name.
     """
 
     least: int = 1
@@ -36,8 +38,12 @@ class Need(Struct, frozen=True, kw_only=True):
     def _conditions(self) -> dict[str, str]:
         return {
             "memory": f"memory >= {_gb(self.memory)}" if self.memory else "",
-            "total_memory": f"total_memory >= {_gb(self.total_memory)}" if self.total_memory else "",
-            "capability": f"capability >= {self.capability[0]}.{self.capability[1]}" if self.capability else "",
+            "total_memory": f"total_memory >= {_gb(self.total_memory)}"
+            if self.total_memory
+            else "",
+            "capability": f"capability >= {self.capability[0]}.{self.capability[1]}"
+            if self.capability
+            else "",
             "name": f"name {self.name!r}" if self.name else "",
         }
 
@@ -77,16 +83,20 @@ class GpuPool(Struct, frozen=True, kw_only=True):
 
 
 def need_of(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Need | None:
-    """What the closest `llmperf_gpus` marker asks for; None without one. Raises UsageError for its arguments."""
+    """What the closest `llmperf_gpus` marker asks for; None without one.
+
+    Raises UsageError for its arguments.
+    """
     return None if not marks else _need(*marks[0])
 
 
 def pool(asked: str, inventory: Inventory) -> GpuPool:
-    """The GPUs of `--llmperf-gpus`: "all", a count, or a list of indices and UUIDs ("0,2"; "1," for one).
+    """The GPUs of `--llmperf-gpus`: "all", a count, or a list of indices and UUIDs ("0,2".
+
+    "1," for one).
 
     Raises:
         UsageError: the value cannot be read, or asks for what is not there.
-
     """
     text = asked.strip()
     if text == "all":
@@ -107,7 +117,10 @@ def pool(asked: str, inventory: Inventory) -> GpuPool:
 
 
 def eligible(need: Need, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Those of `gpus` that one need can be met with. Slices of a GPU (MIG) cannot be combined with anything."""
+    """Those of `gpus` that one need can be met with.
+
+    Slices of a GPU (MIG) cannot be combined with anything.
+    """
     fitting = tuple(gpu for gpu in gpus if all(test(need, gpu) for test in _CONDITIONS.values()))
     return fitting if need.least == 1 else tuple(gpu for gpu in fitting if not gpu.mig)
 
@@ -136,7 +149,9 @@ def candidates(need: Need, of: GpuPool) -> tuple[int, tuple[Gpu, ...]]:
 
 _CONDITIONS: dict[str, Callable[[Need, Gpu], bool]] = {
     "too small": lambda need, gpu: gpu.total_bytes >= max(need.memory or 0, need.total_memory or 0),
-    "of lower capability": lambda need, gpu: need.capability is None or gpu.capability >= need.capability,
+    "of lower capability": lambda need, gpu: (
+        need.capability is None or gpu.capability >= need.capability
+    ),
     "of another name": lambda need, gpu: need.name.casefold() in gpu.name.casefold(),
 }
 
@@ -151,7 +166,9 @@ _ARGUMENTS = ("n", "min", "max", "memory", "total_memory", "capability", "name")
 def _need(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Need:
     given = dict(kwargs)
     if len(args) > 1 or (args and "n" in given):
-        raise UsageError(f"@pytest.mark.llmperf_gpus{args!r}: one count is needed, for example llmperf_gpus(2).")
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus{args!r}: one count is needed, for example llmperf_gpus(2)."
+        )
     given |= {"n": args[0]} if args else {}
     for name in given:
         if name not in _ARGUMENTS:
@@ -186,7 +203,9 @@ def _range(given: Mapping[str, Any]) -> tuple[int, int | None]:
 
 def _whole(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"@pytest.mark.llmperf_gpus({name}={value!r}): a whole number of at least 1 is needed.")
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus({name}={value!r}): a whole number of at least 1 is needed."
+        )
     return value
 
 
@@ -194,8 +213,14 @@ def _size(given: Mapping[str, Any], name: str) -> int | None:
     value = given.get(name)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise UsageError(f"@pytest.mark.llmperf_gpus({name}={value!r}): bytes above 0 are needed, for example 40 * GB.")
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 < value < float("inf")
+    ):
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus({name}={value!r}): bytes above 0 are needed, for example 40 * GB."
+        )
     return int(value)
 
 
@@ -204,7 +229,8 @@ def _capability(value: object) -> tuple[int, int] | None:
     if value is None:
         return None
     words = value if isinstance(value, list | tuple) else str(value).split(".")
-    if len(words) == 2 and all(str(word).isdigit() for word in words):  # noqa: PLR2004 - major and minor
+    # Major and minor.
+    if len(words) == 2 and all(str(word).isdigit() for word in words):  # noqa: PLR2004
         return int(words[0]), int(words[1])
     raise UsageError(
         f"@pytest.mark.llmperf_gpus(capability={value!r}): a compute capability is needed, for example (9, 0) or '9.0'.",
@@ -213,15 +239,26 @@ def _capability(value: object) -> tuple[int, int] | None:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"@pytest.mark.llmperf_gpus(name={value!r}): a part of the GPU's name is needed, for example 'H200'.")
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus(name={value!r}): a part of the GPU's name is needed, for example 'H200'."
+        )
     return value
 
 
 def _named(word: str, asked: str, inventory: Inventory) -> Gpu:
-    matches = [gpu for gpu in inventory.gpus if word == str(gpu.index) or (not word.isdigit() and gpu.uuid.startswith(word))]
+    matches = [
+        gpu
+        for gpu in inventory.gpus
+        if word == str(gpu.index) or (not word.isdigit() and gpu.uuid.startswith(word))
+    ]
     if len(matches) != 1:
-        seen = "; ".join(f"{gpu} ({gpu.uuid})" for gpu in inventory.gpus) or f"none ({inventory.why_none})"
-        raise UsageError(f"--llmperf-gpus={asked!r}: {word!r} names {len(matches)} GPUs. Seen here: {seen}.")
+        seen = (
+            "; ".join(f"{gpu} ({gpu.uuid})" for gpu in inventory.gpus)
+            or f"none ({inventory.why_none})"
+        )
+        raise UsageError(
+            f"--llmperf-gpus={asked!r}: {word!r} names {len(matches)} GPUs. Seen here: {seen}."
+        )
     return matches[0]
 
 

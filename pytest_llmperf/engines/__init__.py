@@ -1,4 +1,7 @@
-"""The table of engines. Strings only: an engine's module is imported in its worker and nowhere else."""
+"""The table of engines.
+
+Strings only: an engine's module is imported in its worker and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRow:
-    """Where an engine and its capabilities are found. `capabilities` names a module that imports nothing heavy."""
+    """Where an engine and its capabilities are found.
+
+    `capabilities` names a module that imports nothing heavy.
+    """
 
     name: str
     target: str
@@ -82,13 +88,19 @@ WRAPPER = "pytest_llmperf.engines.transformers.wrapped:WrappedEngine"
 
 
 def wrapped(model: object, tokenizer: object) -> Engine:
-    """An engine around a model that this process has loaded already. Raises UsageError for what is not such a model."""
+    """An engine around a model that this process has loaded already.
+
+    Raises UsageError for what is not such a model.
+    """
     made: Engine = _resolve(WRAPPER)(model, tokenizer)
     return made
 
 
 def engine(name: str) -> EngineRow:
-    """The row of an engine, built in or from the entry-point group `pytest_llmperf.engines`. Raises UsageError."""
+    """The row of an engine, built in or from the entry-point group `pytest_llmperf.engines`.
+
+    Raises UsageError.
+    """
     if name in TABLE:
         return TABLE[name]
     for entry in metadata.entry_points(group="pytest_llmperf.engines"):
@@ -100,7 +112,9 @@ def engine(name: str) -> EngineRow:
                 )
             return row
     known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]
-    raise UsageError(f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}.")
+    raise UsageError(
+        f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}."
+    )
 
 
 def _resolve(target: str) -> Any:

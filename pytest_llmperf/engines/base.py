@@ -22,12 +22,13 @@ from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
 class Capabilities:
     """What an engine can do; callers ask this, never the engine's name.
 
-    `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever is asked); a field
-    that is missing takes its default only. `refuses` gives the reason why a plan cannot be loaded although each of its
-    fields is honoured by itself (a device that a library lacks, parts that exclude each other), or None.
-    `lacks` gives the library that a plan needs and that this interpreter has not installed; it is not asked where the engine
-    runs with an interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU nobody
-    waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
+    `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever
+    is asked); a field that is missing takes its default only. `refuses` gives the reason why a plan
+    cannot be loaded although each of its fields is honoured by itself (a device that a library
+    lacks, parts that exclude each other), or None. `lacks` gives the library that a plan needs and
+    that this interpreter has not installed; it is not asked where the engine runs with an
+    interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU
+    nobody waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
     `serve(workload, repetition)`.
     """
 
@@ -51,7 +52,10 @@ class Session(Protocol):
         """What is in effect now: after loading, and again after warm-up."""
 
     def run(self, workload: Workload, repetition: int) -> Ran:
-        """One timed repetition. Prompts are fresh for each repetition. Exactly `new_tokens` tokens a sequence, or InvalidRun."""
+        """One timed repetition. Prompts are fresh for each repetition.
+
+        Exactly `new_tokens` tokens a sequence, or InvalidRun.
+        """
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """One repetition with memory watched, times discarded."""
@@ -62,17 +66,28 @@ class Session(Protocol):
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
         """Copy bandwidth (bytes read + written per second) and matmul rates of the device."""
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
-        """Write greedy continuations and teacher-forced logits to `path`; returns prompts and positions."""
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
+        """Write greedy continuations and teacher-forced logits to `path`.
+
+        Returns prompts and positions.
+        """
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """Teacher-forced and free-running comparison with the reference at `path`."""
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Go through these adapters from now on (see `UseAdapters`); returns those in force. Raises UsageError, NotInEffect."""
+        """Go through these adapters from now on (see `UseAdapters`); returns those in force.
+
+        Raises UsageError, NotInEffect.
+        """
 
     def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
-        """Answer each item, in order: the likeliest of its choices, or its greedy text. Raises UsageError if it cannot."""
+        """Answer each item, in order: the likeliest of its choices, or its greedy text.
+
+        Raises UsageError if it cannot.
+        """
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.

@@ -34,13 +34,19 @@ TRANSFORMERS = Capabilities(
         **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
         "offload": frozenset({None, "cpu", "disk"}),
     },
-    refuses=lambda plan: next((reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None),
+    refuses=lambda plan: next(
+        (reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None
+    ),
     lacks=quantized.missing_library,
     max_ranks=None,
 )
 
 SCRIPTED = Capabilities(
-    plan_fields={field: values for field, values in TRANSFORMERS.plan_fields.items() if field != "quantization"},
+    plan_fields={
+        field: values
+        for field, values in TRANSFORMERS.plan_fields.items()
+        if field != "quantization"
+    },
     max_ranks=None,
     occupies_device=False,
     serves=True,

@@ -1,5 +1,8 @@
 # ruff: noqa: ARG002 - a session's methods take what every engine needs; a callable has its own work
-"""A project's own callable as an engine, in the test's own process. Only its calls are seen: when each began and ended."""
+"""A project's own callable as an engine, in the test's own process.
+
+Only its calls are seen: when each began and ended.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    MemoryGauges,
+    RequestTrace,
+    TokenEvent,
+    Trace,
+)
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
@@ -73,7 +83,9 @@ class CallableSession:
             device=self._plan.device,
             notes=(_REASON,),
         )
-        return Described(effective=effective, memory=MemoryGauges(weights=0, reasons={"weights": _REASON}))
+        return Described(
+            effective=effective, memory=MemoryGauges(weights=0, reasons={"weights": _REASON})
+        )
 
     def run(self, workload: Workload, repetition: int) -> Ran:
         """One call, the device idle before and after it."""
@@ -82,8 +94,12 @@ class CallableSession:
         self._function()
         _synchronize()
         end_ns = time.perf_counter_ns()
-        request = RequestTrace(n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),))
-        return Ran(trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None)
+        request = RequestTrace(
+            n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),)
+        )
+        return Ran(
+            trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None
+        )
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """Not measurable."""
@@ -97,7 +113,9 @@ class CallableSession:
         """None: there is nothing to hold against them."""
         return None
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
         """A callable has no logits: raises UsageError."""
         raise UsageError(f"agreement needs a model: {_REASON}.")
 

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})
-"""Outcomes of a test whose records later sessions are held against. A regression is no baseline until it is accepted."""
+"""Outcomes of a test whose records later sessions are held against.
 
-_POINTS = 20 * BASELINE_SESSIONS  # a session may have several records of a series, and failed ones are left out
+A regression is no baseline until it is accepted.
+"""
+
+# A session may have several records of a series, and failed ones are left out.
+_POINTS = 20 * BASELINE_SESSIONS
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -43,16 +47,26 @@ def held(store: Store | None, reviewed: Reviewed, record: Record, metric: Metric
 
 
 def _held(store: Store, reviewed: Reviewed, record: Record, metric: MetricValue) -> Held:
-    from pytest_llmperf.history.accept import levels  # noqa: PLC0415 - SQLAlchemy, only where something is gated
+    # SQLAlchemy, only where something is gated.
+    from pytest_llmperf.history.accept import levels  # noqa: PLC0415
 
     keys = reviewed.keys(record)
-    of_keys = (store.points(key, metric.name, environment=record.environment_key, limit=_POINTS) for key in keys)
-    points = sorted((point for points in of_keys for point in points), key=lambda point: point.created, reverse=True)
+    of_keys = (
+        store.points(key, metric.name, environment=record.environment_key, limit=_POINTS)
+        for key in keys
+    )
+    points = sorted(
+        (point for points in of_keys for point in points),
+        key=lambda point: point.created,
+        reverse=True,
+    )
     earlier = [point for point in points if point.session_id != record.session_id]
     named = {each.record for each in reviewed.accepted}
     good = (point for point in earlier if point.outcome in ACCEPTED or point.record_id in named)
     usable = [point for point in good if point.value is not None]
-    same = [point for point in usable if (point.formula, point.unit) == (metric.formula, metric.unit)]
+    same = [
+        point for point in usable if (point.formula, point.unit) == (metric.formula, metric.unit)
+    ]
     if not same:
         return _none(_why_none(store, keys, record, metric, earlier, usable))
     return Held(baseline=_levels(same, levels(reviewed.accepted, *keys)))
@@ -80,13 +94,26 @@ def _why_none(
         return f"the baseline is {other.formula} in {other.unit!r}, this is {metric.formula} in {metric.unit!r}"
     if earlier:
         missing = all(point.value is None for point in earlier)
-        what = "could not measure it" if missing else "failed or were not valid; 'llmperf accept' makes a new baseline"
+        what = (
+            "could not measure it"
+            if missing
+            else "failed or were not valid; 'llmperf accept' makes a new baseline"
+        )
         return f"the {len(earlier)} earlier runs {what}"
-    return _other_environment(store, keys, record) or _other_series(store, record) or "there is no earlier session of this test"
+    return (
+        _other_environment(store, keys, record)
+        or _other_series(store, record)
+        or "there is no earlier session of this test"
+    )
 
 
 def _other_environment(store: Store, keys: Sequence[str], record: Record) -> str:
-    others = (other for key in keys for other in store.records(series=key) if other.session_id != record.session_id)
+    others = (
+        other
+        for key in keys
+        for other in store.records(series=key)
+        if other.session_id != record.session_id
+    )
     newest = next(others, None)
     if newest is None:
         return ""
@@ -100,7 +127,11 @@ def _other_environment(store: Store, keys: Sequence[str], record: Record) -> str
 def _other_series(store: Store, record: Record) -> str:
     from pytest_llmperf.history.identity import SERIES_FIELDS  # noqa: PLC0415
 
-    others = (other for other in store.records(test=record.test, limit=_POINTS) if other.session_id != record.session_id)
+    others = (
+        other
+        for other in store.records(test=record.test, limit=_POINTS)
+        if other.session_id != record.session_id
+    )
     newest = next(others, None)
     if newest is None:
         return ""
@@ -113,22 +144,31 @@ def _other_series(store: Store, record: Record) -> str:
     return f"another measurement: {', '.join(named)}"
 
 
-def unmeasured(store: Store, reviewed: Reviewed, test: str, session_id: str, made: Sequence[Record]) -> list[Record]:
-    """Runs of the test's last accepted session that this session has no counterpart of. `made` is what it recorded.
+def unmeasured(
+    store: Store, reviewed: Reviewed, test: str, session_id: str, made: Sequence[Record]
+) -> list[Record]:
+    """Runs of the test's last accepted session that this session has no counterpart of.
 
-    A run that took another's place (another workload, another strategy) is no counterpart, and none is missing for it:
-    it is reported as what it is, a run without a history. Where a run was made, only runs of its environment count.
+    `made` is what it recorded.
+
+    A run that took another's place (another workload, another strategy) is no counterpart, and none
+    is missing for it: it is reported as what it is, a run without a history. Where a run was made,
+    only runs of its environment count.
     """
     from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
 
-    last = last_session(store, reviewed, test, {session_id}, {record.environment_key for record in made})
+    last = last_session(
+        store, reviewed, test, {session_id}, {record.environment_key for record in made}
+    )
     expected = {series_key(msgspec.structs.replace(record, test=test)): record for record in last}
     here = {series_key(record) for record in made}
     missing = [record for key, record in expected.items() if key not in here]
     return missing[len(here - expected.keys()) :]
 
 
-def last_session(store: Store, reviewed: Reviewed, test: str, sessions: set[str], environments: set[str]) -> list[Record]:
+def last_session(
+    store: Store, reviewed: Reviewed, test: str, sessions: set[str], environments: set[str]
+) -> list[Record]:
     """The runs of the test's newest accepted session that is none of `sessions`, in one of `environments` (if any).
 
     What a test measured before it was said to be removed is not among them, nor what its fixtures measured after it:
@@ -141,12 +181,21 @@ def last_session(store: Store, reviewed: Reviewed, test: str, sessions: set[str]
     for name in reviewed.names(test):
         for record in store.records(test=name, limit=_POINTS):
             elsewhere = environments and record.environment_key not in environments
-            if record.session_id in sessions or record.outcome not in ACCEPTED or elsewhere or utc(record.created) <= removed:
+            if (
+                record.session_id in sessions
+                or record.outcome not in ACCEPTED
+                or elsewhere
+                or utc(record.created) <= removed
+            ):
                 continue
             if found and record.session_id != found[0].session_id:
                 break
             found.append(record)
-    return [record for record in found if record.workload.get("type") not in NOT_RUNS and "phase" not in record.extra]
+    return [
+        record
+        for record in found
+        if record.workload.get("type") not in NOT_RUNS and "phase" not in record.extra
+    ]
 
 
 def _none(reason: str) -> Held:

@@ -22,10 +22,13 @@ FILE = "llmperf-calibration.toml"
 
 
 class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A floor and where it is known from. Shares: 0.03 is 3 %. `test` empty: any test of this measurement.
+    """A floor and where it is known from. Shares: 0.03 is 3 %.
 
-    `spread` is the standard deviation of the sessions' logs, `false_alarms` the share of unchanged sessions that would
-    fail at `floor`, `autocorrelation` that of pairs of repetitions (None: too few pairs).
+    `test` empty: any test of this measurement.
+
+    `spread` is the standard deviation of the sessions' logs, `false_alarms` the share of unchanged
+    sessions that would fail at `floor`, `autocorrelation` that of pairs of repetitions (None: too
+    few pairs).
     """
 
     metric: str
@@ -45,7 +48,11 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def covers(self, record: Record) -> bool:
         """Whether the record is a run of what was calibrated, on the same kind of device."""
-        same = (record.model, record.strategy, record.workload_text) == (self.model, self.strategy, self.workload)
+        same = (record.model, record.strategy, record.workload_text) == (
+            self.model,
+            self.strategy,
+            self.workload,
+        )
         return same and self.device in device_names(record.environment) and self._for(record.test)
 
     def same_as(self, other: Calibrated) -> bool:
@@ -70,7 +77,9 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. 'llmperf calibrate' writes it.") from error
+        raise UsageError(
+            f"{path} cannot be read: {error}. 'llmperf calibrate' writes it."
+        ) from error
     entries = content.pop("calibrated", [])
     if content or not isinstance(entries, list):
         raise UsageError(
@@ -80,7 +89,10 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
 
 
 def write_calibrations(folder: Path, found: Sequence[Calibrated]) -> Path:
-    """Add floors to the project's file; each takes the place of an older one of the same measurement."""
+    """Add floors to the project's file.
+
+    Each takes the place of an older one of the same measurement.
+    """
     kept = [old for old in read_calibrations(folder) if not any(old.same_as(new) for new in found)]
     path = folder / FILE
     head = "# Written by 'llmperf calibrate', to be reviewed and committed. Floors are shares: 0.03 is 3 %.\n"
@@ -102,18 +114,27 @@ def _checked(path: Path, n: int, entry: Any) -> Calibrated:
             "the versions it was measured with. 'llmperf calibrate' measures one.",
         )
     if not 0 < found.floor < 1:
-        raise UsageError(f"{where}: the floor is {found.floor!r}. A share between 0 and 1 is needed: 0.05 is 5 %.")
+        raise UsageError(
+            f"{where}: the floor is {found.floor!r}. A share between 0 and 1 is needed: 0.05 is 5 %."
+        )
     return found
 
 
 def _entry(each: Calibrated) -> str:
     fields = {name: getattr(each, name) for name in each.__struct_fields__}
-    lines = [f"{name} = {_value(value)}" for name, value in fields.items() if value is not None and value != ""]
+    lines = [
+        f"{name} = {_value(value)}"
+        for name, value in fields.items()
+        if value is not None and value != ""
+    ]
     return "\n".join(["", "[[calibrated]]", *lines, ""])
 
 
 def _value(value: object) -> str:
-    """A value as TOML writes it. A JSON string is a TOML string but for DEL, which TOML wants escaped."""
+    """A value as TOML writes it.
+
+    A JSON string is a TOML string but for DEL, which TOML wants escaped.
+    """
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, dict):

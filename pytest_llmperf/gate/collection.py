@@ -63,14 +63,22 @@ class Collecting:
         self._tests.add(item.nodeid)
 
     def report(self, report: pytest.CollectReport) -> None:
-        """A file or a class was looked into; where that failed or was skipped, its tests are unknown."""
+        """A file or a class was looked into.
+
+        Where that failed or was skipped, its tests are unknown.
+        """
         (self._visited if report.passed else self._broken).add(report.nodeid)
 
     def done(self) -> Collected:
         """All of it."""
         here = self.config.invocation_params.dir
-        partial = getattr(self.config.option, "lf", False)  # --lf leaves tests out while it collects
-        asked = [] if partial else [str((here / arg).resolve()) for arg in self.config.args if "::" not in arg]
+        # --lf leaves tests out while it collects.
+        partial = getattr(self.config.option, "lf", False)
+        asked = (
+            []
+            if partial
+            else [str((here / arg).resolve()) for arg in self.config.args if "::" not in arg]
+        )
         found = Collected(
             root=self.config.rootpath.resolve(),
             tests=frozenset(self._tests),
@@ -78,5 +86,11 @@ class Collecting:
             asked=tuple(asked),
         )
         broken = {nodeid.partition("::")[0] for nodeid in self._broken}
-        whole = {nodeid for nodeid in self._visited - broken if "::" not in nodeid and found.asked_for(found.root / nodeid)}
-        return Collected(root=found.root, tests=found.tests, files=frozenset(whole), asked=found.asked)
+        whole = {
+            nodeid
+            for nodeid in self._visited - broken
+            if "::" not in nodeid and found.asked_for(found.root / nodeid)
+        }
+        return Collected(
+            root=found.root, tests=found.tests, files=frozenset(whole), asked=found.asked
+        )

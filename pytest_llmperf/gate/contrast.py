@@ -1,4 +1,7 @@
-"""`llmperf compare A B`: two sets of stored records, row by row. Pure, but for the records that it is given."""
+"""`llmperf compare A B`: two sets of stored records, row by row.
+
+Pure, but for the records that it is given.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from msgspec import Struct
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import MetricValue, Record, speed_metric
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS, Baseline, compare, compare_counted
+from pytest_llmperf.core.verdicts.against_history import (
+    MIN_SESSIONS,
+    Baseline,
+    compare,
+    compare_counted,
+)
 from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.side_by_side import MARGIN
@@ -25,7 +33,10 @@ _CONFIDENCE = 0.99
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One metric, before and after. `ratio` after / before with its 99 % interval; `how` says what it rests on."""
+    """One metric, before and after.
+
+    `ratio` after / before with its 99 % interval; `how` says what it rests on.
+    """
 
     test: str
     label: str
@@ -46,16 +57,28 @@ class Row(Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-def contrast(before: Sequence[Record], after: Sequence[Record], limits: Mapping[str, float]) -> list[Row]:
-    """A row for each metric of each thing that was measured on both sides, or on one. Without limits: the speed of the work."""
+def contrast(
+    before: Sequence[Record], after: Sequence[Record], limits: Mapping[str, float]
+) -> list[Row]:
+    """A row for each metric of each thing that was measured on both sides, or on one.
+
+    Without limits: the speed of the work.
+    """
     a, b = _grouped(before), _grouped(after)
     if len(a) == len(b) == 1 and a.keys() != b.keys():
         return _rows(next(iter(a.values())), next(iter(b.values())), limits)
-    return [row for key in dict.fromkeys([*a, *b]) for row in _rows(a.get(key, []), b.get(key, []), limits)]
+    return [
+        row
+        for key in dict.fromkeys([*a, *b])
+        for row in _rows(a.get(key, []), b.get(key, []), limits)
+    ]
 
 
 def _grouped(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
-    """Runs by what was measured, in order of first appearance. Records without metrics that compare are left out."""
+    """Runs by what was measured, in order of first appearance.
+
+    Records without metrics that compare are left out.
+    """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if any(metric.name in ("throughput", "prefill_throughput") for metric in record.metrics):
@@ -72,17 +95,31 @@ def _rows(a: list[Record], b: list[Record], limits: Mapping[str, float]) -> list
 def _row(a: list[Record], b: list[Record], name: str, limit: float) -> Row:
     if not a or not b:
         return _none(a, b, name, limit, f"it was measured {'after' if b else 'before'} only")
-    return _different(a, b, name, limit) or _paired(a, b, name, limit) or _unpaired(a, b, name, limit)
+    return (
+        _different(a, b, name, limit) or _paired(a, b, name, limit) or _unpaired(a, b, name, limit)
+    )
 
 
 def _different(a: list[Record], b: list[Record], name: str, limit: float) -> Row | None:
     """NOT COMPARABLE, with the names of the keys that differ."""
     old, new = a[-1], b[-1]
     if old.workload_key != new.workload_key:
-        return _none(a, b, name, limit, f"another workload: workload_text is {new.workload_text!r}, was {old.workload_text!r}")
+        return _none(
+            a,
+            b,
+            name,
+            limit,
+            f"another workload: workload_text is {new.workload_text!r}, was {old.workload_text!r}",
+        )
     for one in (a, b):
         if len({record.environment_key for record in one}) > 1:
-            return _none(a, b, name, limit, "one side holds runs of several environments: name a session or a record")
+            return _none(
+                a,
+                b,
+                name,
+                limit,
+                "one side holds runs of several environments: name a session or a record",
+            )
     facts = differences(new.environment, old.environment)
     if facts:
         named = ", ".join(f"{fact} is {here!r}, was {there!r}" for fact, here, there in facts)
@@ -95,10 +132,22 @@ def _different_metric(a: list[Record], b: list[Record], name: str, limit: float)
     for metric, when in ((old, "before"), (new, "after")):
         if metric is None or metric.value is None:
             why = "it is not among its metrics" if metric is None else metric.reason
-            return _none(a, b, name, limit, f"it could not be measured {when}: {why or 'no reason was given'}")
+            return _none(
+                a,
+                b,
+                name,
+                limit,
+                f"it could not be measured {when}: {why or 'no reason was given'}",
+            )
     assert old is not None and new is not None  # noqa: S101, PT018 - seen above
     if (old.formula, old.unit) != (new.formula, new.unit):
-        return _none(a, b, name, limit, f"another definition: {new.formula} in {new.unit!r}, was {old.formula} in {old.unit!r}")
+        return _none(
+            a,
+            b,
+            name,
+            limit,
+            f"another definition: {new.formula} in {new.unit!r}, was {old.formula} in {old.unit!r}",
+        )
     if new.direction not in ("higher", "lower"):
         return _none(a, b, name, limit, "it has no worse side")
     return None
@@ -107,13 +156,23 @@ def _different_metric(a: list[Record], b: list[Record], name: str, limit: float)
 def _paired(a: list[Record], b: list[Record], name: str, limit: float) -> Row | None:
     """One record on each side, measured in turn by `llm.compare`."""
     old, new = a[-1], b[-1]
-    together = len(a) == len(b) == 1 and old.paired_with is not None and old.paired_with == new.paired_with
+    together = (
+        len(a) == len(b) == 1 and old.paired_with is not None and old.paired_with == new.paired_with
+    )
     before, after = old.samples.get(name, ()), new.samples.get(name, ())
-    if not together or old.id == new.id or not before or len(before) != len(after) or min(*before, *after) <= 0:
+    if (
+        not together
+        or old.id == new.id
+        or not before
+        or len(before) != len(after)
+        or min(*before, *after) <= 0
+    ):
         return None
     ratio = stats.log_ratio_interval(after, before, paired=True, confidence=_CONFIDENCE)
     outcome = _by_interval(ratio, _direction(new, name), limit)
-    return _made(a, b, name, limit, ratio=ratio, outcome=outcome, how=f"{len(after)} pairs, interleaved")
+    return _made(
+        a, b, name, limit, ratio=ratio, outcome=outcome, how=f"{len(after)} pairs, interleaved"
+    )
 
 
 def _unpaired(a: list[Record], b: list[Record], name: str, limit: float) -> Row:
@@ -124,16 +183,29 @@ def _unpaired(a: list[Record], b: list[Record], name: str, limit: float) -> Row:
         return _none(a, b, name, limit, "a ratio needs positive values")
     how = f"{len(before)} and {len(after)} sessions"
     if name in COUNTED:
-        found = compare_counted(after[-1], Baseline(values=tuple(before)), direction=direction, floor=limit)
+        found = compare_counted(
+            after[-1], Baseline(values=tuple(before)), direction=direction, floor=limit
+        )
         exact = stats.LogRatio(*(math.log(after[-1] / before[-1]),) * 3, 1)
         return _made(a, b, name, limit, ratio=exact, outcome=found.outcome, how="counted")
     if len(after) == 1:
         judged = compare(after[0], Baseline(values=tuple(before)), direction=direction, floor=limit)
         reason = f"{MIN_SESSIONS} sessions before are needed" if len(before) < MIN_SESSIONS else ""
         reason = reason if judged.outcome is Outcome.UNDECIDED else ""
-        return _made(a, b, name, limit, ratio=prediction(before, after[0]), outcome=judged.outcome, how=how, reason=reason)
+        return _made(
+            a,
+            b,
+            name,
+            limit,
+            ratio=prediction(before, after[0]),
+            outcome=judged.outcome,
+            how=how,
+            reason=reason,
+        )
     ratio = stats.log_ratio_interval(after, before, paired=False, confidence=_CONFIDENCE)
-    return _made(a, b, name, limit, ratio=ratio, outcome=_by_interval(ratio, direction, limit), how=how)
+    return _made(
+        a, b, name, limit, ratio=ratio, outcome=_by_interval(ratio, direction, limit), how=how
+    )
 
 
 def prediction(before: Sequence[float], after: float) -> stats.LogRatio:
@@ -148,7 +220,10 @@ def prediction(before: Sequence[float], after: float) -> stats.LogRatio:
 
 
 def _by_interval(ratio: stats.LogRatio, direction: str, limit: float) -> Outcome:
-    """FAIL: worse for sure, and by more than the limit. PASS: a worsening by the limit + 2 % is excluded, as in rule B."""
+    """FAIL: worse for sure, and by more than the limit.
+
+    PASS: a worsening by the limit + 2 % is excluded, as in rule B.
+    """
     sign = -1 if direction == "higher" else 1
     low, high = sorted((sign * ratio.low, sign * ratio.high))
     if low > 0 and sign * ratio.center > _log(limit, direction):
@@ -208,7 +283,9 @@ def _made(
 
 def _none(a: list[Record], b: list[Record], name: str, limit: float, reason: str) -> Row:
     outcome = Outcome.NOT_COMPARABLE.value
-    return _plain(a, b, name, limit, ratio=None, low=None, high=None, outcome=outcome, how="", reason=reason)
+    return _plain(
+        a, b, name, limit, ratio=None, low=None, high=None, outcome=outcome, how="", reason=reason
+    )
 
 
 def _plain(a: list[Record], b: list[Record], name: str, limit: float, **more: Any) -> Row:
@@ -218,7 +295,9 @@ def _plain(a: list[Record], b: list[Record], name: str, limit: float, **more: An
     return Row(
         test=some.test,
         label=some.label,
-        strategy=some.strategy if not a or a[-1].strategy == some.strategy else f"{a[-1].strategy} -> {some.strategy}",
+        strategy=some.strategy
+        if not a or a[-1].strategy == some.strategy
+        else f"{a[-1].strategy} -> {some.strategy}",
         workload_text=some.workload_text,
         metric=name,
         unit="" if metric is None else metric.unit,

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts.against_history import Comparison, compare, compare_counted, confirm, p_limit
+from pytest_llmperf.core.verdicts.against_history import (
+    Comparison,
+    compare,
+    compare_counted,
+    confirm,
+    p_limit,
+)
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.gate import words
@@ -33,11 +39,15 @@ class Regression(AssertionError):
     """A measured value is worse than its history allows. The test that measured it fails."""
 
 
-Regression.__module__ = "builtins"  # pytest prints the module of any other before the message, and cuts the message for it
+# Pytest prints the module of any other before the message, and cuts the message for it.
+Regression.__module__ = "builtins"
 
 
 class Gate:
-    """Judges the runs of a session. It knows how many series share the session's error, and how many have failed."""
+    """Judges the runs of a session.
+
+    It knows how many series share the session's error, and how many have failed.
+    """
 
     def __init__(
         self,
@@ -56,18 +66,25 @@ class Gate:
         self._n_judged = self._n_failed = self._n_compared = 0
         self.planned_tests = 1
 
-    def judge(self, records: Sequence[Record], own_limits: Mapping[str, float], again: Again) -> None:
+    def judge(
+        self, records: Sequence[Record], own_limits: Mapping[str, float], again: Again
+    ) -> None:
         """Judge every gated metric of the records of one run (or of both sides of a comparison).
 
-        A suspected regression is measured once more: `again` does so in a fresh worker and gives the records in the same
-        order. When the session has used its time for that, suspicions stay undecided.
+        A suspected regression is measured once more: `again` does so in a fresh worker and gives
+        the records in the same order. When the session has used its time for that, suspicions stay
+        undecided.
 
         Raises:
-            Regression: one of them failed, or is not comparable or undecided where the session forbids that.
+            Regression: one of them failed, or is not comparable or undecided where the session
+                forbids that.
             UsageError: a baseline holds values that nothing can be compared with.
-
         """
-        gated = [each for at, record in enumerate(records) for each in self._gated(at, record, own_limits)]
+        gated = [
+            each
+            for at, record in enumerate(records)
+            for each in self._gated(at, record, own_limits)
+        ]
         if any(_failed(each) for each in gated):
             gated = self._measured_again(gated, again)
         self._n_failed += sum(map(_failed, gated))
@@ -75,7 +92,9 @@ class Gate:
         self.keep([self._finding(self._waived(each)) for each in gated])
 
     def missing(self, test: str, session_id: str, made: Sequence[Record]) -> None:
-        """Say which runs of the test's last accepted session it has not made again. For a test that passed.
+        """Say which runs of the test's last accepted session it has not made again.
+
+        For a test that passed.
 
         Raises Regression where the session requires a baseline for everything.
         """
@@ -96,7 +115,8 @@ class Gate:
 
     @cached_property
     def _reviewed(self) -> Reviewed:
-        from pytest_llmperf.history import accept  # noqa: PLC0415 - SQLAlchemy, only where something is gated
+        # SQLAlchemy, only where something is gated.
+        from pytest_llmperf.history import accept  # noqa: PLC0415
 
         return accept.reviewed(self._settings.root)
 
@@ -112,13 +132,20 @@ class Gate:
         """Add findings to those of the running test. Raises Regression if one of them is a failure."""
         failed = [finding for finding in map(keep, findings) if not finding]
         if failed:
-            raise Regression("\n".join(line for finding in failed for line in (finding.text, finding.detail)))
+            raise Regression(
+                "\n".join(line for finding in failed for line in (finding.text, finding.detail))
+            )
 
     def _limits_of(self, record: Record, own: Mapping[str, float]) -> dict[str, float]:
         """The limits of the metrics that the record has: the marker's, the session's, the calibrated ones, the defaults."""
         floors = {each.metric: each for each in self._calibrated if each.covers(record)}
         asked = {} if self._limits == DEFAULT_LIMITS else self._limits
-        default = {} if asked else DEFAULT_LIMITS | {name: each.floor for name, each in floors.items() if name in DEFAULT_LIMITS}
+        default = (
+            {}
+            if asked
+            else DEFAULT_LIMITS
+            | {name: each.floor for name, each in floors.items() if name in DEFAULT_LIMITS}
+        )
         limits = default | asked | dict(own)
         for name, each in floors.items():
             if limits.get(name, each.floor) < each.floor:
@@ -132,10 +159,14 @@ class Gate:
         found = []
         for name, limit in limits.items():
             against = held(self._store(), self._reviewed, record, metrics[name])
-            each = Gated(at=at, record=record, metric=metrics[name], limit=limit, held=against, found=None)
+            each = Gated(
+                at=at, record=record, metric=metrics[name], limit=limit, held=against, found=None
+            )
             value = each.metric.value
             if value is not None and against.baseline.values:
-                each = changed(each, found=self._compared(each, value, len(limits.keys() - COUNTED)))
+                each = changed(
+                    each, found=self._compared(each, value, len(limits.keys() - COUNTED))
+                )
             found.append(each)
         return found
 
@@ -150,7 +181,9 @@ class Gate:
             limit = p_limit(family, min(self._n_failed, family - 1))
             return compare(value, baseline, direction=direction, floor=each.limit, limit=limit)
         except UsageError as error:
-            raise UsageError(f"{each.metric.name} of {each.record.strategy} cannot be gated: {error}") from error
+            raise UsageError(
+                f"{each.metric.name} of {each.record.strategy} cannot be gated: {error}"
+            ) from error
 
     def _measured_again(self, gated: Sequence[Gated], again: Again) -> list[Gated]:
         budget_s = self._settings.again_budget_s
@@ -184,7 +217,9 @@ class Gate:
                 f"{each.record.test}: if that change was meant, 'llmperf accept {_key(each.record)} --reason …' makes it so",
             )
         elif each.found.again is not None and not _failed(each):
-            self._note(f"{each.record.test}: not seen again on its second measurement: {finding.text}")
+            self._note(
+                f"{each.record.test}: not seen again on its second measurement: {finding.text}"
+            )
         return finding
 
 
@@ -199,10 +234,15 @@ def _undecided(each: Gated, why: str) -> Gated:
 
 
 def _again(each: Gated, record: Record) -> Gated:
-    """A suspicion with its second measurement. A value that cannot be measured again leaves it undecided."""
+    """A suspicion with its second measurement.
+
+    A value that cannot be measured again leaves it undecided.
+    """
     if each.found is None or not _failed(each):
         return each
-    value = next((metric.value for metric in record.metrics if metric.name == each.metric.name), None)
+    value = next(
+        (metric.value for metric in record.metrics if metric.name == each.metric.name), None
+    )
     if value is None:
         return _undecided(each, "undecided: its second measurement had no value")
     baseline = each.held.baseline
@@ -213,6 +253,7 @@ def _again(each: Gated, record: Record) -> Gated:
 
 
 def _key(record: Record) -> str:
-    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415 - the history is loaded where something is gated
+    # The history is loaded where something is gated.
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
 
     return series_key(record)

@@ -38,14 +38,18 @@ class Gone(Struct, frozen=True, kw_only=True):
         return f"{head}. If that was meant: 'llmperf accept --removed {self.test} --reason …'"
 
 
-def look_for_gone(store_url: str, root: Path, collected: Collected, made: Sequence[Record]) -> list[Gone]:
-    """The missed tests of a project. `made` is what this session recorded. Nothing where there is no history yet.
+def look_for_gone(
+    store_url: str, root: Path, collected: Collected, made: Sequence[Record]
+) -> list[Gone]:
+    """The missed tests of a project. `made` is what this session recorded.
+
+    Nothing where there is no history yet.
 
     Raises:
         StoreError: the history cannot be read.
-
     """
-    from pytest_llmperf.history import accept  # noqa: PLC0415 - SQLAlchemy, only where something is gated
+    # SQLAlchemy, only where something is gated.
+    from pytest_llmperf.history import accept  # noqa: PLC0415
     from pytest_llmperf.history.problems import StoreMissing  # noqa: PLC0415
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
@@ -58,7 +62,9 @@ def look_for_gone(store_url: str, root: Path, collected: Collected, made: Sequen
         return []
 
 
-def _gone(store: Store, reviewed: Reviewed, root: Path, collected: Collected, made: Sequence[Record]) -> list[Gone]:
+def _gone(
+    store: Store, reviewed: Reviewed, root: Path, collected: Collected, made: Sequence[Record]
+) -> list[Gone]:
     environments = {record.environment_key for record in made}
     sessions = {record.session_id for record in made}
     stored = store.tests()
@@ -68,7 +74,9 @@ def _gone(store: Store, reviewed: Reviewed, root: Path, collected: Collected, ma
         last = last_session(store, reviewed, test, sessions, environments)
         if last and last[0].environment.facts.get("project") in (None, project_name(root)):
             likely = dict.fromkeys(
-                new.test for new in made if any(_same(new, old) for old in last) and _new(store, new, sessions)
+                new.test
+                for new in made
+                if any(_same(new, old) for old in last) and _new(store, new, sessions)
             )
             found.append(Gone(test=test, last=last[0].created, likely=tuple(likely)))
     return found
@@ -84,4 +92,6 @@ def _same(new: Record, old: Record) -> bool:
 
 
 def _new(store: Store, record: Record, sessions: set[str]) -> bool:
-    return all(each.session_id in sessions for each in store.records(test=record.test, limit=_NEWEST))
+    return all(
+        each.session_id in sessions for each in store.records(test=record.test, limit=_NEWEST)
+    )

@@ -1,4 +1,7 @@
-"""Waivers: known regressions that somebody answers for until a date. A reviewed file in the tested project."""
+"""Waivers: known regressions that somebody answers for until a date.
+
+A reviewed file in the tested project.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,18 @@ class Waivers(Struct, frozen=True, kw_only=True):
         return next((waiver for waiver in self.active if waiver.covers(record, metric)), None)
 
     def unknown(self, tests: Iterable[str], known_file: Callable[[str], bool]) -> list[Waiver]:
-        """Waivers for tests that do not exist; only files that `known_file` are judged, since others were not looked into."""
+        """Waivers for tests that do not exist.
+
+        Only files that `known_file` are judged, since others were not looked into.
+        """
         tests = list(tests)
         every = (*self.active, *self.expired)
-        return [w for w in every if known_file(w.test.partition("::")[0]) and not any(is_test(w.test, test) for test in tests)]
+        return [
+            w
+            for w in every
+            if known_file(w.test.partition("::")[0])
+            and not any(is_test(w.test, test) for test in tests)
+        ]
 
 
 def is_test(named: str, test: str) -> bool:
@@ -70,16 +81,20 @@ def _today() -> date:
 
 
 def read_waivers(path: Path, *, today: Callable[[], date] = _today) -> Waivers:
-    """The waivers of a file; none where the file is not there and was not asked for by another name than the usual.
+    """The waivers of a file.
+
+    None where the file is not there and was not asked for by another name than the usual.
 
     Raises:
-        UsageError: the file is no TOML, or an entry is not complete, has an unknown key, or waives what cannot be waived.
-
+        UsageError: the file is no TOML, or an entry is not complete, has an unknown key, or waives
+            what cannot be waived.
     """
     if not path.is_file():
         if path.name == DEFAULT_WAIVERS:
             return Waivers(path=path)
-        raise UsageError(f"--llmperf-waivers={path}: there is no such file. Leave the option out, or write {_EXAMPLE}.")
+        raise UsageError(
+            f"--llmperf-waivers={path}: there is no such file. Leave the option out, or write {_EXAMPLE}."
+        )
     waivers = [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
     day = today()
     return Waivers(
@@ -111,7 +126,9 @@ def _waiver(path: Path, n: int, entry: Any) -> Waiver:
         raise UsageError(f"{where}: {error}. Write {_EXAMPLE}.") from error
     for field in ("test", "owner", "reason"):
         if not getattr(found, field).strip():
-            raise UsageError(f"{where}: {field!r} is empty. A waiver needs somebody who answers for it, and why.")
+            raise UsageError(
+                f"{where}: {field!r} is empty. A waiver needs somebody who answers for it, and why."
+            )
     _require_metric(where, found.metric)
     return found
 
@@ -123,4 +140,6 @@ def _require_metric(where: str, metric: str) -> None:
             f"{where}: {metric!r} cannot be waived. Performance metrics can; answers that are wrong are wrong on every day.",
         )
     if metric not in known:
-        raise UsageError(f"{where}: metric {metric!r} is not known.{did_you_mean(metric, known)} Metrics: {', '.join(known)}.")
+        raise UsageError(
+            f"{where}: metric {metric!r} is not known.{did_you_mean(metric, known)} Metrics: {', '.join(known)}."
+        )

@@ -38,7 +38,11 @@ def not_comparable(each: Gated, *, strict: bool) -> Finding:
     metric = each.metric
     if metric.value is None:
         seen, n = f"{_title(each)} could not be measured", each.held.baseline.n
-        why = f"{metric.reason or 'no reason was given'}; {_sessions(n)} had it" if n else metric.reason
+        why = (
+            f"{metric.reason or 'no reason was given'}; {_sessions(n)} had it"
+            if n
+            else metric.reason
+        )
     else:
         seen, why = f"{_title(each)} is {format_value(metric.value, metric.unit)}", each.held.reason
     return Finding(
@@ -81,7 +85,14 @@ def judged(each: Gated, found: Comparison, *, strict: bool) -> Finding:
         outcome=Outcome.WAIVED if each.waiver is not None else found.outcome,
         text=f"{left}, {right}{_again_text(found)}",
         detail="; ".join(
-            part for part in (_where(each), *_numbers(found, unit), each.why or _undecided(found), _waived(each)) if part
+            part
+            for part in (
+                _where(each),
+                *_numbers(found, unit),
+                each.why or _undecided(found),
+                _waived(each),
+            )
+            if part
         ),
         left=left,
         right=right,
@@ -130,7 +141,11 @@ def _numbers(found: Comparison, unit: str) -> list[str]:
 
 def _waived(each: Gated) -> str:
     waiver = each.waiver
-    return "" if waiver is None else f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}"
+    return (
+        ""
+        if waiver is None
+        else f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}"
+    )
 
 
 def _undecided(found: Comparison) -> str:

@@ -1,1 +1,4 @@
-"""The history of runs. Import its modules where they are used: SQLAlchemy is loaded only when a run is stored."""
+"""The history of runs.
+
+Import its modules where they are used: SQLAlchemy is loaded only when a run is stored.
+"""

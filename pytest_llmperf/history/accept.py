@@ -17,7 +17,10 @@ _BOUNDARY = ("", ":", "[", "/")
 
 
 class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """From `created` (that of the accepted record) on, a series has a new level. `test` is there for people to read."""
+    """From `created` (that of the accepted record) on, a series has a new level.
+
+    `test` is there for people to read.
+    """
 
     series: str
     record: str
@@ -29,7 +32,10 @@ class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rename(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A test, or all tests of a class, file or folder, has another node id. `new` empty: it was removed on purpose."""
+    """A test, or all tests of a class, file or folder, has another node id.
+
+    `new` empty: it was removed on purpose.
+    """
 
     old: str
     new: str
@@ -46,7 +52,10 @@ class Reviewed(Struct, frozen=True, kw_only=True):
 
     def keys(self, record: Record) -> list[str]:
         """The series key of the record, then those that its series had under the test's earlier names, latest first."""
-        return [series_key(msgspec.structs.replace(record, test=name)) for name in self.names(record.test)]
+        return [
+            series_key(msgspec.structs.replace(record, test=name))
+            for name in self.names(record.test)
+        ]
 
     def names(self, test: str) -> list[str]:
         """The test's node id, then its earlier ones, latest first."""
@@ -60,7 +69,11 @@ class Reviewed(Struct, frozen=True, kw_only=True):
     def removed_at(self, test: str) -> str:
         """When the test was last said to be removed (UTC); empty if it never was."""
         return max(
-            (utc(each.when) for each in self.renames if not each.new and _renamed(test, each.old, "") is not None),
+            (
+                utc(each.when)
+                for each in self.renames
+                if not each.new and _renamed(test, each.old, "") is not None
+            ),
             default="",
         )
 
@@ -80,7 +93,10 @@ def read(folder: Path) -> tuple[Acceptance, ...]:
 
 
 def reviewed(folder: Path) -> Reviewed:
-    """Everything that was accepted in a project, in the order of the file. Raises UsageError for a line that is none of it."""
+    """Everything that was accepted in a project, in the order of the file.
+
+    Raises UsageError for a line that is none of it.
+    """
     path = folder / FILE
     if not path.is_file():
         return Reviewed()
@@ -96,7 +112,9 @@ def append(folder: Path, line: Acceptance | Rename) -> Path:
     """Add one line. Raises UsageError for a change without a reason or a name."""
     for field in ("who", "why"):
         if not getattr(line, field).strip():
-            raise UsageError(f"an accepted change needs {field!r}: say it with --{'reason' if field == 'why' else 'who'}.")
+            raise UsageError(
+                f"an accepted change needs {field!r}: say it with --{'reason' if field == 'why' else 'who'}."
+            )
     path = folder / FILE
     whole = path.read_bytes() if path.is_file() else b""
     with path.open("ab") as file:
@@ -113,7 +131,9 @@ def levels(accepted: Sequence[Acceptance], *series: str) -> list[str]:
 def parsed(row: bytes | str) -> Acceptance | Rename:
     """The accepted change of one line. Raises ValueError for anything else."""
     fields = msgspec.json.decode(row)
-    kind: type[Acceptance | Rename] = Rename if isinstance(fields, dict) and "old" in fields else Acceptance
+    kind: type[Acceptance | Rename] = (
+        Rename if isinstance(fields, dict) and "old" in fields else Acceptance
+    )
     found = msgspec.convert(fields, type=kind)
     try:
         utc(found.created if isinstance(found, Acceptance) else found.when)
@@ -126,7 +146,9 @@ def _line(path: Path, n: int, row: str) -> Acceptance | Rename:
     try:
         return parsed(row)
     except ValueError as error:
-        raise UsageError(f"{path}, line {n} is no accepted change: {error}. 'llmperf accept' writes such lines.") from error
+        raise UsageError(
+            f"{path}, line {n} is no accepted change: {error}. 'llmperf accept' writes such lines."
+        ) from error
 
 
 def _renamed(test: str, old: str, new: str) -> str | None:

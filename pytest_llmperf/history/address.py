@@ -26,7 +26,10 @@ _DRIVERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A checked store URL. `shown` hides the password; `file` is None for a server; `spool` is always a local file."""
+    """A checked store URL.
+
+    `shown` hides the password; `file` is None for a server; `spool` is always a local file.
+    """
 
     url: URL
     shown: str
@@ -42,7 +45,11 @@ def parse(url: str, folder: Path) -> Address:
 
     """
     made = _make(url)
-    return _file_address(made, folder) if made.drivername == "sqlite" else _server_address(made, folder)
+    return (
+        _file_address(made, folder)
+        if made.drivername == "sqlite"
+        else _server_address(made, folder)
+    )
 
 
 def _make(url: str) -> URL:
@@ -50,12 +57,18 @@ def _make(url: str) -> URL:
     try:
         made = make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise StoreError(f"store URL {shown!r} is not a URL.{_maybe_path(url)} {CHOICES}") from error
+        raise StoreError(
+            f"store URL {shown!r} is not a URL.{_maybe_path(url)} {CHOICES}"
+        ) from error
     if made.drivername not in _DRIVERS:
         hint = did_you_mean(made.drivername, _DRIVERS)
-        raise StoreError(f"store URL {shown!r}: dialect {made.drivername!r} is not supported.{hint} {CHOICES}")
+        raise StoreError(
+            f"store URL {shown!r}: dialect {made.drivername!r} is not supported.{hint} {CHOICES}"
+        )
     if not made.database:
-        raise StoreError(f"store URL {shown!r} names no {'file' if 'sqlite' in made.drivername else 'database'}. {CHOICES}")
+        raise StoreError(
+            f"store URL {shown!r} names no {'file' if 'sqlite' in made.drivername else 'database'}. {CHOICES}"
+        )
     return made.set(drivername=_DRIVERS[made.drivername])
 
 
@@ -66,7 +79,9 @@ def _maybe_path(url: str) -> str:
 def _file_address(url: URL, folder: Path) -> Address:
     name = url.database or ""
     if name == ":memory:" or name.startswith("file:"):
-        raise StoreError(f"store URL {str(url)!r} names no plain file; a history must outlive the session. {CHOICES}")
+        raise StoreError(
+            f"store URL {str(url)!r} names no plain file; a history must outlive the session. {CHOICES}"
+        )
     file = folder.absolute() / name
     return Address(
         url=url.set(database=str(file)),
@@ -79,4 +94,9 @@ def _file_address(url: URL, folder: Path) -> Address:
 def _server_address(url: URL, folder: Path) -> Address:
     shown = url.render_as_string(hide_password=True)
     name = hashlib.sha256(shown.encode()).hexdigest()[:8]
-    return Address(url=url, shown=shown, file=None, spool=folder.absolute() / ".llmperf" / f"spool-{name}.jsonl")
+    return Address(
+        url=url,
+        shown=shown,
+        file=None,
+        spool=folder.absolute() / ".llmperf" / f"spool-{name}.jsonl",
+    )

@@ -1,4 +1,7 @@
-"""Rule C over a stored series: changes of level, and the drift from its anchor. It informs; it accuses no commit."""
+"""Rule C over a stored series: changes of level, and the drift from its anchor.
+
+It informs; it accuses no commit.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class SeriesChanges(Struct, frozen=True, kw_only=True):
-    """What happened to one metric of a series in one environment. `drift` is against the first, or the last accepted, level."""
+    """What happened to one metric of a series in one environment.
+
+    `drift` is against the first, or the last accepted, level.
+    """
 
     environment_key: str
     unit: str
@@ -37,7 +43,9 @@ class SeriesChanges(Struct, frozen=True, kw_only=True):
     @property
     def unaccepted(self) -> bool:
         """Whether something changed that nobody accepted."""
-        return any(not change.accepted for change in self.changes) or (self.drift is not None and self.drift.significant)
+        return any(not change.accepted for change in self.changes) or (
+            self.drift is not None and self.drift.significant
+        )
 
 
 def series_changes(
@@ -47,7 +55,9 @@ def series_changes(
     accepted: tuple[Acceptance, ...],
     earlier: Sequence[str] = (),
 ) -> list[SeriesChanges]:
-    """The changes of a metric, by environment. `earlier` are the keys that the series had before its test was renamed.
+    """The changes of a metric, by environment.
+
+    `earlier` are the keys that the series had before its test was renamed.
 
     Raises UsageError for values that are not positive and finite.
     """
@@ -65,8 +75,13 @@ def sessions_of(points: Iterable[Point]) -> dict[str, list[SessionValue]]:
     return {key: session_values(found) for key, found in groups.items()}
 
 
-def changes_of(environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]) -> SeriesChanges:
-    """As `series_changes`, of sessions of one environment that were read already. `starts` are those of accepted levels."""
+def changes_of(
+    environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]
+) -> SeriesChanges:
+    """As `series_changes`, of sessions of one environment that were read already.
+
+    `starts` are those of accepted levels.
+    """
     values = [session.value for session in sessions]
     current = values[_first_of_level(sessions, starts) :]
     return SeriesChanges(

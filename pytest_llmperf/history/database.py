@@ -39,17 +39,21 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A write transaction, durable when the block ends. Waits at most `busy_s` for other writers."""
+        """A write transaction, durable when the block ends.
+
+        Waits at most `busy_s` for other writers.
+        """
         with explained(self.address.shown), self._writer.begin() as connection:
             yield connection
 
     def prepare(self, *, create: bool) -> list[str]:
-        """Bring the schema up to date, creating it if `create`. Returns what the user should be told.
+        """Bring the schema up to date, creating it if `create`.
+
+        Returns what the user should be told.
 
         Raises:
             StoreMissing: nothing there and `create` is False.
             StoreError: it cannot be opened, or a newer version wrote it.
-
         """
         if self.address.file is None:
             return self._prepare_server(create)
@@ -58,13 +62,17 @@ class Database:
         return notices
 
     def put_aside(self, damage: StoreCorrupt) -> list[str]:
-        """Keep the damaged file as it is under a new name and start an empty store. Returns what the user should be told."""
+        """Keep the damaged file as it is under a new name and start an empty store.
+
+        Returns what the user should be told.
+        """
         file = self.address.file
         if file is None:
             raise damage
         with self._lock(file):
             self.dispose()
-            if file.exists() and file.stat().st_ino != self._inode:  # another process has done it since we looked
+            # Another process has done it since we looked.
+            if file.exists() and file.stat().st_ino != self._inode:
                 return self._prepare_locked(file)
             return [self._put_aside(file, damage)]
 
@@ -82,7 +90,9 @@ class Database:
 
     def _prepare_file(self, file: Path, create: bool) -> list[str]:
         if not create and not file.is_file():
-            raise StoreMissing(f"no store at {file} yet. A pytest run with llmperf tests makes it; --store names another.")
+            raise StoreMissing(
+                f"no store at {file} yet. A pytest run with llmperf tests makes it; --store names another."
+            )
         _make_folder(file.parent)
         try:
             with self.reading() as connection:
@@ -94,7 +104,8 @@ class Database:
             return self._prepare_locked(file)
 
     def _prepare_locked(self, file: Path) -> list[str]:
-        self.dispose()  # a connection made before the lock may belong to a file that was put aside since
+        # A connection made before the lock may belong to a file that was put aside since.
+        self.dispose()
         try:
             self._migrate_file()
         except StoreCorrupt as damage:
@@ -111,7 +122,8 @@ class Database:
     def _put_aside(self, file: Path, damage: StoreCorrupt) -> str:
         self.dispose()
         kept = _free_name(file)
-        for suffix in ("-wal", "-shm", ""):  # the log first: SQLite must never find it beside a new file
+        # The log first: SQLite must never find it beside a new file.
+        for suffix in ("-wal", "-shm", ""):
             part = file.with_name(file.name + suffix)
             if part.exists():
                 part.rename(kept.with_name(kept.name + suffix))
@@ -124,7 +136,9 @@ class Database:
             with FileLock(f"{file}.lock", timeout=self._busy_s):
                 yield
         except Timeout as error:
-            raise StoreUnavailable(f"{file}.lock was held by another process for {self._busy_s:g} s.") from error
+            raise StoreUnavailable(
+                f"{file}.lock was held by another process for {self._busy_s:g} s."
+            ) from error
         except OSError as error:
             raise StoreUnavailable(_unwritable(file.parent, error)) from error
 
@@ -132,16 +146,25 @@ class Database:
 def _ready(connection: Connection, shown: str, *, create: bool) -> bool:
     found = migrate.revision(connection)
     if found is None and not create:
-        raise StoreMissing(f"store {shown} holds no history yet. A pytest run with llmperf tests fills it.")
+        raise StoreMissing(
+            f"store {shown} holds no history yet. A pytest run with llmperf tests fills it."
+        )
     migrate.require_known(found, shown)
     if found != HEAD:
         return False
-    connection.execute(select(DOCUMENTS.c.body).order_by(DOCUMENTS.c.record_seq.desc()).limit(1)).first()  # is it readable?
+    # Is it readable?
+    connection.execute(
+        select(DOCUMENTS.c.body).order_by(DOCUMENTS.c.record_seq.desc()).limit(1)
+    ).first()
     return True
 
 
 def _engine(address: Address, busy_s: float) -> Engine:
-    return _file_engine(address, busy_s) if address.file is not None else _server_engine(address, busy_s)
+    return (
+        _file_engine(address, busy_s)
+        if address.file is not None
+        else _server_engine(address, busy_s)
+    )
 
 
 def _file_engine(address: Address, busy_s: float) -> Engine:
@@ -152,24 +175,31 @@ def _file_engine(address: Address, busy_s: float) -> Engine:
 
 
 def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # sqlite3 would begin too late, and never for reads; `_begin` does it
+    # Sqlite3 would begin too late, and never for reads; `_begin` does it.
+    connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA synchronous=FULL")
 
 
 def _begin(connection: Connection) -> None:
-    # A writer takes its lock at once: upgrading a read lock later fails without waiting when another has written.
+    # A writer takes its lock at once: upgrading a read lock later fails without waiting when
+    # another has written.
     write = connection.get_execution_options().get(_WRITE)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 def _server_engine(address: Address, busy_s: float) -> Engine:
-    wait = {"connect_timeout": max(2, round(busy_s)), "options": f"-c lock_timeout={round(busy_s * 1000)}"}
+    wait = {
+        "connect_timeout": max(2, round(busy_s)),
+        "options": f"-c lock_timeout={round(busy_s * 1000)}",
+    }
     try:
         return create_engine(
             address.url,
             pool_pre_ping=True,
-            connect_args={name: value for name, value in wait.items() if name not in address.url.query},
+            connect_args={
+                name: value for name, value in wait.items() if name not in address.url.query
+            },
         )
     except ImportError as error:
         raise StoreError(
@@ -183,7 +213,8 @@ def _make_folder(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if folder.name == ".llmperf":  # our own folder, so keep it out of the project's commits, as pytest does with its cache
+        # Our own folder, so keep it out of the project's commits, as pytest does with its cache.
+        if folder.name == ".llmperf":
             (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise StoreUnavailable(_unwritable(folder, error)) from error

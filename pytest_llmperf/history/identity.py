@@ -11,7 +11,10 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import StoreError
 
 SERIES_FIELDS = ("test", "label", "workload_key", "strategy", "model_hash", "engine")
-"""The record's fields that identify its series. The environment is not one: it decides what is comparable inside it."""
+"""The record's fields that identify its series.
+
+The environment is not one: it decides what is comparable inside it.
+"""
 
 
 def series_key(record: Record) -> str:
@@ -21,16 +24,19 @@ def series_key(record: Record) -> str:
 
 
 def utc(created: str) -> str:
-    """An ISO 8601 time as UTC with microseconds, so that text order is time order. Without an offset it is read as UTC.
+    """An ISO 8601 time as UTC with microseconds, so that text order is time order.
+
+    Without an offset it is read as UTC.
 
     Raises:
         StoreError: it is not an ISO 8601 time.
-
     """
     try:
         time = datetime.fromisoformat(created)
     except ValueError as error:
-        raise StoreError(f"{created!r} is not an ISO 8601 time, for example '2026-11-23T05:07:00+00:00'.") from error
+        raise StoreError(
+            f"{created!r} is not an ISO 8601 time, for example '2026-11-23T05:07:00+00:00'."
+        ) from error
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)
     return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 

@@ -21,15 +21,17 @@ def revision(connection: Connection) -> str | None:
     """The revision of the store's schema; None for an empty database."""
     if not inspect(connection).has_table(_VERSION_TABLE):
         return None
-    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+    # A constant.
+    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608
 
 
 def upgrade(connection: Connection, shown: str) -> None:
-    """Bring the schema to `HEAD` inside the caller's transaction. `shown` is the store's URL for messages.
+    """Bring the schema to `HEAD` inside the caller's transaction.
+
+    `shown` is the store's URL for messages.
 
     Raises:
         StoreError: the store is of a newer version than this program.
-
     """
     from alembic import command  # noqa: PLC0415
 

@@ -16,7 +16,10 @@ class StoreMissing(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached, read or written now: locked, unreachable, disk full. What is measured goes to the spool."""
+    """The store cannot be reached, read or written now: locked, unreachable, disk full.
+
+    What is measured goes to the spool.
+    """
 
 
 class StoreRefused(StoreError):
@@ -66,6 +69,10 @@ def _explain_sqlite(error: sqlite3.Error, shown: str) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF  # the higher bits tell details apart
     if primary in _DAMAGED:
-        return StoreCorrupt(f"store {shown} is damaged: {error}. `sqlite3 FILE .recover` may save what it holds.")
+        return StoreCorrupt(
+            f"store {shown} is damaged: {error}. `sqlite3 FILE .recover` may save what it holds."
+        )
     known = _SQLITE.get(primary) if primary is not None else None
-    return StoreUnavailable(f"store {shown} {known} ({error})" if known else f"store {shown}: {error}")
+    return StoreUnavailable(
+        f"store {shown} {known} ({error})" if known else f"store {shown}: {error}"
+    )

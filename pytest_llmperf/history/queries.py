@@ -72,7 +72,11 @@ def write(database: Database, entry: Entry) -> None:
 
 
 def write_spooled(database: Database, entry: Entry) -> None:
-    """As `write`; what the store will never take (a time that is none, an outcome without a record) is a ValueError."""
+    """As `write`.
+
+    What the store will never take (a time that is none, an outcome without a record) is a
+    ValueError.
+    """
     try:
         write(database, entry)
     except StoreError as error:
@@ -101,12 +105,21 @@ def tests(database: Database) -> list[str]:
     later = select(func.min(RECORDS.c.test)).where(RECORDS.c.test > first.c.test).scalar_subquery()
     found = first.union_all(select(later).where(first.c.test.is_not(None)))
     with database.reading() as connection:
-        return sorted(test for test in connection.execute(select(found.c.test)).scalars() if test is not None)
+        return sorted(
+            test for test in connection.execute(select(found.c.test)).scalars() if test is not None
+        )
 
 
-def matching(*, test: str | None, series: str | None, environment: str | None, since: str | None) -> Select[Any]:
-    """The query for records that pass every filter that is not None. Raises StoreError for a time that is none."""
-    query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
+def matching(
+    *, test: str | None, series: str | None, environment: str | None, since: str | None
+) -> Select[Any]:
+    """The query for records that pass every filter that is not None.
+
+    Raises StoreError for a time that is none.
+    """
+    query = select(RECORDS.c.created, RECORDS.c.seq, DOCUMENTS.c.body).join(
+        DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq
+    )
     equal = {"test": test and storable(test), "series_key": series, "environment_key": environment}
     for name, wanted in equal.items():
         if wanted is not None:
@@ -116,7 +129,9 @@ def matching(*, test: str | None, series: str | None, environment: str | None, s
     return query
 
 
-def named(*, record: str | None = None, session: str | None = None, series: str | None = None) -> Select[Any]:
+def named(
+    *, record: str | None = None, session: str | None = None, series: str | None = None
+) -> Select[Any]:
     """The query for records whose id, session id or series key begins with a text."""
     query = matching(test=None, series=None, environment=None, since=None)
     for name, start in (("id", record), ("session_id", session), ("series_key", series)):
@@ -125,32 +140,50 @@ def named(*, record: str | None = None, session: str | None = None, series: str 
     return query
 
 
-def records(database: Database, query: Select[Any], limit: int | None, *, oldest_first: bool = False) -> Iterator[Record]:
+def records(
+    database: Database, query: Select[Any], limit: int | None, *, oldest_first: bool = False
+) -> Iterator[Record]:
     """The records of `matching`, newest first unless `oldest_first`, a page a transaction."""
     return islice(_pages(database, query, limit, oldest_first), limit)
 
 
 def all_series(database: Database, *, test: str | None) -> list[Series]:
     """One row a series, most recent first."""
-    groups = select(RECORDS.c.series_key, func.count().label("n"), func.max(RECORDS.c.created).label("created"))
+    groups = select(
+        RECORDS.c.series_key, func.count().label("n"), func.max(RECORDS.c.created).label("created")
+    )
     if test is not None:
         groups = groups.where(RECORDS.c.test == storable(test))
     group = groups.group_by(RECORDS.c.series_key).subquery()
     newest = and_(RECORDS.c.series_key == group.c.series_key, RECORDS.c.created == group.c.created)
-    query = select(RECORDS, group.c.n).join(group, newest).order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+    query = (
+        select(RECORDS, group.c.n)
+        .join(group, newest)
+        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+    )
     with database.reading() as connection:
         rows = connection.execute(query).all()
-    first = {row.series_key: row for row in reversed(rows)}  # of records made at the same moment, the last added
+    # Of records made at the same moment, the last added.
+    first = {row.series_key: row for row in reversed(rows)}
     return [_series(row) for row in reversed(first.values())]
 
 
-def points(database: Database, series: str, metric: str, limit: int | None, *, environment: str | None = None) -> list[Point]:
+def points(
+    database: Database,
+    series: str,
+    metric: str,
+    limit: int | None,
+    *,
+    environment: str | None = None,
+) -> list[Point]:
     """A metric over a series (in one environment unless None), newest first."""
     columns = [RECORDS.c[name] for name in ("session_id", "created", "environment_key", "outcome")]
     values = [METRICS.c[name] for name in ("unit", "value", "low", "high", "n", "formula")]
     query = (
         select(RECORDS.c.id.label("record_id"), *columns, *values)
-        .join(METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name == storable(metric)))
+        .join(
+            METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name == storable(metric))
+        )
         .where(RECORDS.c.series_key == series)
         .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
         .limit(limit)
@@ -163,8 +196,18 @@ def points(database: Database, series: str, metric: str, limit: int | None, *, e
 
 def metric_names(database: Database) -> list[str]:
     """Names in the newest records: all of a large store would have to be read for more."""
-    newest = select(RECORDS.c.seq).order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc()).limit(_PAGE).subquery()
-    query = select(METRICS.c.name).distinct().join(newest, METRICS.c.record_seq == newest.c.seq).order_by(METRICS.c.name)
+    newest = (
+        select(RECORDS.c.seq)
+        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+        .limit(_PAGE)
+        .subquery()
+    )
+    query = (
+        select(METRICS.c.name)
+        .distinct()
+        .join(newest, METRICS.c.record_seq == newest.c.seq)
+        .order_by(METRICS.c.name)
+    )
     with database.reading() as connection:
         return list(connection.execute(query).scalars())
 
@@ -182,7 +225,10 @@ def _point(
     n: int,
     formula: str,
 ) -> Point:
-    """The columns in the order of the query. Mappings of long histories would take three times as long to read."""
+    """The columns in the order of the query.
+
+    Mappings of long histories would take three times as long to read.
+    """
     return Point(
         record_id=record_id,
         session_id=session_id,
@@ -200,8 +246,15 @@ def _point(
 
 def _add(connection: Connection, record: Record) -> bool:
     """Whether it was new."""
-    put = _INSERT[connection.dialect.name](RECORDS).values(record_row(record)).on_conflict_do_nothing(index_elements=["id"])
-    if connection.execute(put.inline(), execution_options={"preserve_rowcount": True}).rowcount == 0:
+    put = (
+        _INSERT[connection.dialect.name](RECORDS)
+        .values(record_row(record))
+        .on_conflict_do_nothing(index_elements=["id"])
+    )
+    if (
+        connection.execute(put.inline(), execution_options={"preserve_rowcount": True}).rowcount
+        == 0
+    ):
         return False
     seq = _seq(connection, record.id)
     connection.execute(insert(DOCUMENTS), {"record_seq": seq, "body": document(record)})
@@ -216,7 +269,9 @@ def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
 
 def _update(connection: Connection, change: Outcome) -> None:
     seq = _seq(connection, change.id)
-    body = connection.execute(select(DOCUMENTS.c.body).where(DOCUMENTS.c.record_seq == seq).with_for_update()).scalar_one()
+    body = connection.execute(
+        select(DOCUMENTS.c.body).where(DOCUMENTS.c.record_seq == seq).with_for_update()
+    ).scalar_one()
     old = _decode(body)
     new = msgspec.structs.replace(
         old,
@@ -225,18 +280,26 @@ def _update(connection: Connection, change: Outcome) -> None:
         agreement=old.agreement if change.agreement is None else change.agreement,
         extra=old.extra | change.extra,
     )
-    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=storable(change.outcome)))
-    connection.execute(update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(new)))
+    connection.execute(
+        update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=storable(change.outcome))
+    )
+    connection.execute(
+        update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(new))
+    )
 
 
 def _seq(connection: Connection, record_id: str) -> int:
-    seq = connection.execute(select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))).scalar()
+    seq = connection.execute(
+        select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))
+    ).scalar()
     if seq is None:
         raise StoreError(f"record {record_id!r} is not in the store; add it before its outcome.")
     return int(seq)
 
 
-def _pages(database: Database, query: Select[Any], limit: int | None, oldest_first: bool) -> Iterator[Record]:
+def _pages(
+    database: Database, query: Select[Any], limit: int | None, oldest_first: bool
+) -> Iterator[Record]:
     size = _PAGE if limit is None else min(_PAGE, limit)
     place = (RECORDS.c.created, RECORDS.c.seq)
     ordered = query.order_by(*(column.asc() if oldest_first else column.desc() for column in place))
@@ -262,7 +325,10 @@ def _decode(body: str) -> Record:
 
 def _series(row: Row[Any]) -> Series:
     kept = ("test", "label", "workload_text", "strategy", "engine", "model", "n")
-    last = {f"last_{name}": getattr(row, name) for name in ("id", "created", "outcome", "environment_key")}
+    last = {
+        f"last_{name}": getattr(row, name)
+        for name in ("id", "created", "outcome", "environment_key")
+    }
     return Series(key=row.series_key, **{name: getattr(row, name) for name in kept}, **last)
 
 
@@ -285,7 +351,11 @@ class MeasuredMetric(Struct, frozen=True, kw_only=True):
 
 def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
     """These metrics of every validly measured record, newest first."""
-    kept = [RECORDS.c[name] for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c and name != "name"]
+    kept = [
+        RECORDS.c[name]
+        for name in MeasuredMetric.__struct_fields__
+        if name in RECORDS.c and name != "name"
+    ]
     values = [METRICS.c[name] for name in ("name", "value", "low", "high")]
     query = (
         select(*kept, *values)

@@ -27,7 +27,10 @@ def record_row(record: Record) -> dict[str, Any]:
 
 def metric_rows(record: Record, seq: int) -> list[dict[str, Any]]:
     """The rows of `metrics`, one a name."""
-    return [_metric_row(metric, seq) for metric in {metric.name: metric for metric in record.metrics}.values()]
+    return [
+        _metric_row(metric, seq)
+        for metric in {metric.name: metric for metric in record.metrics}.values()
+    ]
 
 
 def document(record: Record) -> str:

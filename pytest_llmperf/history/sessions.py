@@ -17,7 +17,10 @@ MEASURED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "FAIL",
 
 
 class SessionValue(Struct, frozen=True, kw_only=True):
-    """The median of a session's records of one series. `record_id` and `created` are those of the last."""
+    """The median of a session's records of one series.
+
+    `record_id` and `created` are those of the last.
+    """
 
     session_id: str
     record_id: str
@@ -32,11 +35,17 @@ def session_values(points: Iterable[Point]) -> list[SessionValue]:
     for point in points:
         if point.value is not None:
             groups.setdefault(point.session_id, []).append(point)
-    return sorted(map(_session_value, groups.values()), key=lambda each: (each.created, each.record_id))
+    return sorted(
+        map(_session_value, groups.values()), key=lambda each: (each.created, each.record_id)
+    )
 
 
 def _session_value(points: list[Point]) -> SessionValue:
-    last = points[0] if len(points) == 1 else max(points, key=lambda point: (point.created, point.record_id))
+    last = (
+        points[0]
+        if len(points) == 1
+        else max(points, key=lambda point: (point.created, point.record_id))
+    )
     return SessionValue(
         session_id=last.session_id,
         record_id=last.record_id,

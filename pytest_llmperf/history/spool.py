@@ -22,7 +22,10 @@ class SpoolBusy(StoreError):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a record that was stored before its test ended. `agreement` None leaves the stored one; `extra` adds."""
+    """What became of a record that was stored before its test ended.
+
+    `agreement` None leaves the stored one; `extra` adds.
+    """
 
     id: str
     outcome: str
@@ -43,7 +46,10 @@ class _Line(Struct, frozen=True):
 
 
 class Spool:
-    """An append-only file of entries, shared by processes through a lock file. Nothing is deleted before it was sent."""
+    """An append-only file of entries, shared by processes through a lock file.
+
+    Nothing is deleted before it was sent.
+    """
 
     def __init__(self, path: Path, *, wait_s: float = 30.0) -> None:
         self.path = path
@@ -71,10 +77,13 @@ class Spool:
             return 0
 
     def send(self, deliver: Callable[[Entry], None]) -> tuple[int, list[str]]:
-        """Hand every entry to `deliver` in order, then empty the file. Returns how many went, and what was refused and why.
+        """Hand every entry to `deliver` in order, then empty the file.
 
-        A line that is no entry, or that `deliver` refuses with a ValueError, goes to the `.refused` file beside it. Any
-        other error of `deliver` passes through and leaves the file as it is: sending twice does no harm.
+        Returns how many went, and what was refused and why.
+
+        A line that is no entry, or that `deliver` refuses with a ValueError, goes to the `.refused`
+        file beside it. Any other error of `deliver` passes through and leaves the file as it is:
+        sending twice does no harm.
         """
         if not self.path.is_file():
             return 0, []
@@ -90,7 +99,9 @@ class Spool:
         for line, _ in refused:
             _append(self.refused_path, line)
         self.path.unlink(missing_ok=True)
-        return len(lines) - len(refused), [f"{reason} (kept in {self.refused_path})" for _, reason in refused]
+        return len(lines) - len(refused), [
+            f"{reason} (kept in {self.refused_path})" for _, reason in refused
+        ]
 
     def _read(self) -> list[bytes]:
         if not self.path.is_file():
@@ -103,12 +114,16 @@ class Spool:
             with FileLock(f"{self.path}.lock", timeout=self._wait_s):
                 yield
         except Timeout as error:
-            raise SpoolBusy(f"spool {self.path} was locked by another process for {self._wait_s:g} s.") from error
+            raise SpoolBusy(
+                f"spool {self.path} was locked by another process for {self._wait_s:g} s."
+            ) from error
         except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> StoreError:
-        return StoreError(f"spool {self.path} cannot be used: {error}. Free some space or give another --llmperf-store.")
+        return StoreError(
+            f"spool {self.path} cannot be used: {error}. Free some space or give another --llmperf-store."
+        )
 
 
 def _deliver(line: bytes, deliver: Callable[[Entry], None]) -> str:

@@ -25,16 +25,18 @@ BUSY_S = 10.0
 """How long a locked or silent store is waited for, in seconds."""
 
 
-def open_store(url: str, *, create: bool = True, folder: Path | None = None, busy_s: float = BUSY_S) -> Store:
+def open_store(
+    url: str, *, create: bool = True, folder: Path | None = None, busy_s: float = BUSY_S
+) -> Store:
     """Open a store, bring its schema up to date, and send what earlier sessions left in the spool.
 
-    `folder` is where relative SQLite files and the spool of a server live (default: the working directory).
+    `folder` is where relative SQLite files and the spool of a server live (default: the working
+    directory).
 
     Raises:
         StoreMissing: nothing there, and `create` is False.
         StoreUnavailable: locked, unreachable, not writable, disk full.
         StoreError: bad URL, unknown dialect, missing driver, written by a newer version.
-
     """
     store = _make(url, folder, busy_s)
     try:
@@ -66,7 +68,8 @@ def open_for_session(url: str, *, folder: Path | None = None, busy_s: float = BU
 class Store:
     """An open history. One process, one thread; several processes may each open the same one.
 
-    `notices` are sentences the user should read: a damaged file put aside, records sent from or left in the spool.
+    `notices` are sentences the user should read: a damaged file put aside, records sent from or
+    left in the spool.
     """
 
     def __init__(self, database: Database, spool: Spool) -> None:
@@ -87,13 +90,15 @@ class Store:
         return self._database.address.shown
 
     def add(self, record: Record) -> bool:
-        """Write a record, durable when this returns. A record whose id is already there is left as it is.
+        """Write a record, durable when this returns.
+
+        A record whose id is already there is left as it is.
 
         Returns whether it is in the store; False means that it is in the spool.
 
         Raises:
-            StoreError: neither could be written (the record is tried again at the next call and at `close`).
-
+            StoreError: neither could be written (the record is tried again at the next call and at
+                `close`).
         """
         return self._save(record)
 
@@ -124,7 +129,15 @@ class Store:
             StoreError: no such record, or as `add`.
 
         """
-        return self._save(Outcome(id=record_id, outcome=outcome, claims=claims, agreement=agreement, extra=dict(extra or {})))
+        return self._save(
+            Outcome(
+                id=record_id,
+                outcome=outcome,
+                claims=claims,
+                agreement=agreement,
+                extra=dict(extra or {}),
+            )
+        )
 
     def records(
         self,
@@ -136,25 +149,39 @@ class Store:
         since: str | None = None,
         oldest_first: bool = False,
     ) -> Iterator[Record]:
-        """Records, newest first unless `oldest_first`; those of the same moment in the order in which they were added.
+        """Records, newest first unless `oldest_first`.
 
-        `test` is a node id, `series` a series key, `environment` an environment key, `since` an ISO 8601 time (inclusive).
+        Those of the same moment in the order in which they were added.
 
-        No transaction is held while the caller works. Raises StoreError for a record of a newer schema.
+        `test` is a node id, `series` a series key, `environment` an environment key, `since` an ISO
+        8601 time (inclusive).
+
+        No transaction is held while the caller works. Raises StoreError for a record of a newer
+        schema.
         """
         query = queries.matching(test=test, series=series, environment=environment, since=since)
         return queries.records(self._database, query, limit, oldest_first=oldest_first)
 
     def find(self, start: str) -> list[Record]:
-        """Records whose id begins with `start`, else those whose session id or series key does; oldest first."""
-        for query in (queries.named(record=start), queries.named(session=start), queries.named(series=start)):
+        """Records whose id begins with `start`, else those whose session id or series key does.
+
+        Oldest first.
+        """
+        for query in (
+            queries.named(record=start),
+            queries.named(session=start),
+            queries.named(series=start),
+        ):
             found = list(queries.records(self._database, query, None, oldest_first=True))
             if found:
                 return found
         return []
 
     def find_commit(self, start: str) -> list[Record]:
-        """Records of a project whose commit began with `start` and had no uncommitted changes; oldest first. Reads all."""
+        """Records of a project whose commit began with `start` and had no uncommitted changes.
+
+        Oldest first. Reads all.
+        """
         every = self.records(oldest_first=True)
         return [each for each in every if _is_of(each.environment.facts, start)]
 
@@ -166,8 +193,13 @@ class Store:
         """Every series with its count and its newest record, most recent first."""
         return queries.all_series(self._database, test=test)
 
-    def points(self, series: str, metric: str, *, environment: str | None = None, limit: int | None = None) -> list[Point]:
-        """One metric over a series, newest first, without reading whole records; `environment` is an environment key."""
+    def points(
+        self, series: str, metric: str, *, environment: str | None = None, limit: int | None = None
+    ) -> list[Point]:
+        """One metric over a series, newest first, without reading whole records.
+
+        `environment` is an environment key.
+        """
         return queries.points(self._database, series, metric, limit, environment=environment)
 
     def measured(self, names: Sequence[str]) -> list[MeasuredMetric]:
@@ -201,7 +233,10 @@ class Store:
         self._unavailable = False
 
     def give_up(self, error: StoreError) -> None:
-        """From now on everything goes to the spool. Raises StoreError if that cannot be written either."""
+        """From now on everything goes to the spool.
+
+        Raises StoreError if that cannot be written either.
+        """
         self._spool.check()
         self._set_unavailable(error)
 
@@ -220,7 +255,9 @@ class Store:
 
     def _set_unavailable(self, error: StoreError) -> None:
         self._unavailable = True
-        self.notices.append(f"{error} What is measured goes to {self._spool.path}; the next session sends it.")
+        self.notices.append(
+            f"{error} What is measured goes to {self._spool.path}; the next session sends it."
+        )
 
     def _keep(self, entry: Entry) -> None:
         self._unsaved.append(entry)
@@ -232,7 +269,9 @@ class Store:
         sent, refused = self._spool.send(lambda entry: queries.write_spooled(self._database, entry))
         self.notices += refused
         if sent:
-            self.notices.append(f"{sent} spooled entries of earlier runs were sent to {self.shown}.")
+            self.notices.append(
+                f"{sent} spooled entries of earlier runs were sent to {self.shown}."
+            )
 
     def _flush(self) -> None:
         if not self._unavailable:
@@ -248,14 +287,23 @@ class Store:
     def _flush_failed(self, error: StoreError) -> None:
         waiting = self._spool.pending()
         if waiting:
-            self.notices.append(f"{waiting} entries wait in {self._spool.path} for the next session.")
+            self.notices.append(
+                f"{waiting} entries wait in {self._spool.path} for the next session."
+            )
         if self._unsaved:
-            raise StoreError(f"{len(self._unsaved)} measured results could be kept neither in the store nor beside it. {error}")
+            raise StoreError(
+                f"{len(self._unsaved)} measured results could be kept neither in the store nor beside it. {error}"
+            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 

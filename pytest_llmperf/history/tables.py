@@ -1,8 +1,22 @@
-"""The tables of the store, the same on SQLite and PostgreSQL. Migrations lead here; a test compares the two."""
+"""The tables of the store, the same on SQLite and PostgreSQL.
+
+Migrations lead here; a test compares the two.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 HEAD = "0001"
 """Newest migration. A store at this revision is opened without loading Alembic."""
@@ -31,16 +45,27 @@ RECORDS = Table(
     Column("outcome", String, nullable=False),
     Column("schema_version", Integer, nullable=False),
     Index("llmperf_records_by_series", "series_key", "created", "seq"),
-    Index("llmperf_records_by_series_environment", "series_key", "environment_key", "created", "seq"),
+    Index(
+        "llmperf_records_by_series_environment", "series_key", "environment_key", "created", "seq"
+    ),
     Index("llmperf_records_by_test", "test", "created", "seq"),
     Index("llmperf_records_by_created", "created", "seq"),
 )
-"""One row a record, newest last. `created` is UTC ISO 8601 with microseconds: text order is time order."""
+"""One row a record, newest last.
+
+`created` is UTC ISO 8601 with microseconds: text order is time order.
+"""
 
 METRICS = Table(
     "llmperf_metrics",
     METADATA,
-    Column("record_seq", _SEQ, ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column(
+        "record_seq",
+        _SEQ,
+        ForeignKey("llmperf_records.seq", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
     Column("name", String, primary_key=True),
     Column("unit", String, nullable=False),
     Column("value", Double),
@@ -55,7 +80,13 @@ METRICS = Table(
 DOCUMENTS = Table(
     "llmperf_documents",
     METADATA,
-    Column("record_seq", _SEQ, ForeignKey("llmperf_records.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column(
+        "record_seq",
+        _SEQ,
+        ForeignKey("llmperf_records.seq", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
     Column("body", Text, nullable=False),
 )
 """The whole record as JSON. Kept apart so that scans of `records` stay small."""

@@ -58,8 +58,13 @@ _Line = Record | Acceptance | Rename
 _Numbered = tuple[int, Record]
 
 
-def export_lines(records: Iterable[Record], accepted: Sequence[Acceptance | Rename]) -> Iterator[bytes]:
-    """Each record, then each accepted change, as one line. Records come oldest first; those of one moment are put by id."""
+def export_lines(
+    records: Iterable[Record], accepted: Sequence[Acceptance | Rename]
+) -> Iterator[bytes]:
+    """Each record, then each accepted change, as one line.
+
+    Records come oldest first; those of one moment are put by id.
+    """
     for _, same_moment in groupby(records, key=lambda record: utc(record.created)):
         for record in sorted(same_moment, key=lambda record: record.id):
             yield record_json.encode(record, sorted_keys=True) + b"\n"
@@ -68,12 +73,18 @@ def export_lines(records: Iterable[Record], accepted: Sequence[Acceptance | Rena
 
 
 def append_new(path: Path, lines: Iterable[bytes]) -> int:
-    """Add to a file the lines whose record or accepted change it does not have yet. Returns how many.
+    """Add to a file the lines whose record or accepted change it does not have yet.
+
+    Returns how many.
 
     What is in the file stays as it is, byte by byte. Raises StoreError if it cannot be written.
     """
     try:
-        have = set(map(_identity, path.read_bytes().splitlines(keepends=True))) if path.is_file() else set()
+        have = (
+            set(map(_identity, path.read_bytes().splitlines(keepends=True)))
+            if path.is_file()
+            else set()
+        )
         fresh = [line for line in lines if _identity(line) not in have]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
@@ -83,20 +94,25 @@ def append_new(path: Path, lines: Iterable[bytes]) -> int:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}. Free some space or give another --out.") from error
+        raise StoreError(
+            f"{path} cannot be written: {error}. Free some space or give another --out."
+        ) from error
     return len(fresh)
 
 
 def import_file(store: Store, folder: Path, path: Path) -> Imported:
-    """Add the records of a file to a store, and its accepted changes to the project at `folder`. May be repeated.
+    """Add the records of a file to a store, and its accepted changes to the project at `folder`.
 
-    A record that is there already is left as it is, but for an outcome that it did not have yet. Lines that are none of
-    ours (half-written, in conflict, of another unit) are skipped and named; nothing else is lost for them.
+    May be repeated.
+
+    A record that is there already is left as it is, but for an outcome that it did not have yet.
+    Lines that are none of ours (half-written, in conflict, of another unit) are skipped and named;
+    nothing else is lost for them.
 
     Raises:
         UsageError: no line is one of ours.
-        StoreError: the file cannot be read, a newer version wrote it, or the store cannot be written.
-
+        StoreError: the file cannot be read, a newer version wrote it, or the store cannot be
+            written.
     """
     done = Imported(skipped=_examined(path))
     bad = {each.number for each in done.skipped}
@@ -104,10 +120,17 @@ def import_file(store: Store, folder: Path, path: Path) -> Imported:
     kept = accept.reviewed(folder)
     known: set[object] = {*kept.accepted, *kept.renames}
     records = (
-        each for each in ((number, _parsed(line)) for number, line in lines) if not _is_accepted(each[1], known, folder, done)
+        each
+        for each in ((number, _parsed(line)) for number, line in lines)
+        if not _is_accepted(each[1], known, folder, done)
     )
     while batch := list(islice(records, _BATCH)):
-        _write(store, path, [(number, record) for number, record in batch if isinstance(record, Record)], done)
+        _write(
+            store,
+            path,
+            [(number, record) for number, record in batch if isinstance(record, Record)],
+            done,
+        )
     return done
 
 
@@ -153,8 +176,16 @@ def _require_sound(line: _Line, units: dict[tuple[str, str, str], str]) -> None:
         return
     utc(line.created)
     for metric in line.metrics:
-        row = TIME if metric.name == TIME.name else TABLE.get(metric.name) or TABLE.get(metric.name.rpartition(".")[0])
-        if row is not None and metric.formula == row.formula and (metric.unit, metric.direction) != (row.unit, row.direction):
+        row = (
+            TIME
+            if metric.name == TIME.name
+            else TABLE.get(metric.name) or TABLE.get(metric.name.rpartition(".")[0])
+        )
+        if (
+            row is not None
+            and metric.formula == row.formula
+            and (metric.unit, metric.direction) != (row.unit, row.direction)
+        ):
             raise ValueError(
                 f"{metric.name} is in {metric.unit!r}, {metric.direction} is better; by its definition {row.formula} it is in "
                 f"{row.unit!r}, {row.direction} is better",
@@ -162,11 +193,15 @@ def _require_sound(line: _Line, units: dict[tuple[str, str, str], str]) -> None:
         _require_one_unit(series_key(line), metric, units)
 
 
-def _require_one_unit(series: str, metric: MetricValue, units: dict[tuple[str, str, str], str]) -> None:
+def _require_one_unit(
+    series: str, metric: MetricValue, units: dict[tuple[str, str, str], str]
+) -> None:
     said = f"in {metric.unit!r}, {metric.direction} is better"
     first = units.setdefault((series, metric.name, metric.formula), said)
     if first != said:
-        raise ValueError(f"{metric.name} is {said}; other runs of the same series in this file are {first}")
+        raise ValueError(
+            f"{metric.name} is {said}; other runs of the same series in this file are {first}"
+        )
 
 
 def _is_accepted(line: _Line, known: set[object], folder: Path, done: Imported) -> bool:
@@ -199,7 +234,10 @@ def _write(store: Store, path: Path, batch: Sequence[_Numbered], done: Imported)
 
 
 def _added(store: Store, path: Path, fresh: Sequence[_Numbered], done: Imported) -> int:
-    """All in one transaction; where the database refuses a value, one by one, so that only that record is left out."""
+    """All in one transaction.
+
+    Where the database refuses a value, one by one, so that only that record is left out.
+    """
     try:
         return store.add_many([record for _, record in fresh])
     except StoreRefused as error:

@@ -9,4 +9,5 @@ import torch._inductor.config
 
 def graphs_compiled() -> int:
     """Graphs that dynamo has compiled in this process so far."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001  # the only count of them
+    # The only count of them.
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001

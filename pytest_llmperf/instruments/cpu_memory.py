@@ -15,7 +15,10 @@ SAMPLING_INTERVAL_S = 0.002
 
 
 class RssRegion(Protocol):
-    """A context manager; `growth_bytes` is valid after leaving it. `source` names how it was measured."""
+    """A context manager; `growth_bytes` is valid after leaving it.
+
+    `source` names how it was measured.
+    """
 
     growth_bytes: int
     source: str
@@ -23,7 +26,12 @@ class RssRegion(Protocol):
     def __enter__(self) -> Self:
         """Start watching."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         """Stop watching and set the growth."""
 
 
@@ -68,12 +76,20 @@ class HighWaterRegion:
         self._before = _status_bytes("VmRSS")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.growth_bytes = max(0, _status_bytes("VmHWM") - self._before)
 
 
 class SampledRegion:
-    """The largest of RSS samples 2 ms apart, minus RSS before. Misses peaks shorter than that; its source says so."""
+    """The largest of RSS samples 2 ms apart, minus RSS before.
+
+    Misses peaks shorter than that; its source says so.
+    """
 
     source = f"RSS sampled every {SAMPLING_INTERVAL_S * 1e3:g} ms"
 
@@ -90,7 +106,12 @@ class SampledRegion:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self.growth_bytes = max(0, max(self._peak, rss_bytes()) - self._before)
@@ -106,7 +127,9 @@ def _reset_high_water_mark() -> None:
 
 def _status_bytes(field: str) -> int:
     """A size of /proc/self/status in bytes. Raises ValueError when the field is missing."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+    for line in (
+        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024

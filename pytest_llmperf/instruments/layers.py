@@ -20,6 +20,9 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for two tensors that are the same bytes. Meta tensors have no address, so each is itself."""
+    """Equal for two tensors that are the same bytes.
+
+    Meta tensors have no address, so each is itself.
+    """
     address = id(tensor) if tensor.is_meta else tensor.data_ptr()
     return (str(tensor.device), address, tensor.numel(), tensor.dtype)

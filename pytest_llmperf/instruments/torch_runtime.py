@@ -1,4 +1,7 @@
-"""The device as torch sees it: synchronising, memory, energy, ceilings, facts. Imported in workers only."""
+"""The device as torch sees it: synchronising, memory, energy, ceilings, facts.
+
+Imported in workers only.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 from pytest_llmperf.instruments.telemetry import CpuWatch, GpuWatch, Watch
 
 COPY_BUFFER_BYTES = {"cuda": 2 * 2**30, "cpu": 192 * 2**20}
-"""Each of two buffers: 40 times the L2 of an H200; on a CPU six times a 32 MiB L3 and below a tenth of a second a copy."""
+"""Each of two buffers: 40 times the L2 of an H200.
+
+On a CPU six times a 32 MiB L3 and below a tenth of a second a copy.
+"""
 
 COPY_REPEATS = {"cuda": 30, "cpu": 7}
 MATMUL_REPEATS = {"cuda": 12, "cpu": 3}
@@ -36,7 +42,10 @@ CPU_MATMUL_LIMIT_S = 0.25
 
 @dataclass
 class PeakRegion:
-    """Peak memory of a region, filled when it ends. Bytes; None with a reason in `reasons` where unknown."""
+    """Peak memory of a region, filled when it ends.
+
+    Bytes; None with a reason in `reasons` where unknown.
+    """
 
     peak: int | None = None
     reserved: int | None = None
@@ -45,7 +54,10 @@ class PeakRegion:
 
 @dataclass(frozen=True)
 class DeviceRuntime:
-    """One torch device of this process. `peers` are the process ids of the other ranks of its model on this host."""
+    """One torch device of this process.
+
+    `peers` are the process ids of the other ranks of its model on this host.
+    """
 
     device: torch.device
     peers: tuple[int, ...] = ()
@@ -79,7 +91,9 @@ class DeviceRuntime:
         region.peak = watched.growth_bytes
         region.reasons = {"reserved": "a CPU has no caching allocator"}
 
-    def memory(self, weights: int, region: PeakRegion | None = None, kv_cache: int | None = None) -> MemoryGauges:
+    def memory(
+        self, weights: int, region: PeakRegion | None = None, kv_cache: int | None = None
+    ) -> MemoryGauges:
         """All gauges now, with those of a finished `region`."""
         reasons = dict(region.reasons) if region else {}
         process, device = self._process_bytes(), self._device_bytes()
@@ -120,7 +134,9 @@ class DeviceRuntime:
 
     def name(self) -> str:
         """The device as a reader knows it: the GPU's name, or the CPU's model."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+        return (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+        )
 
     def facts(self) -> dict[str, str | int | float | None]:
         """What the environment of a record says about the device."""
@@ -129,7 +145,9 @@ class DeviceRuntime:
             "device_name": self.name(),
             "cpu_model": cpu_model(),
             "cpu_cores": os.cpu_count(),
-            "cpu_cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpu_cores_usable": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "memory_total_bytes": psutil.virtual_memory().total,
         }
@@ -143,7 +161,11 @@ class DeviceRuntime:
             "device_multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "device_count": torch.cuda.device_count(),
-        } | {f"device_{name}" if name != "driver" else name: value for name, value in driver.items() if name != "name"}
+        } | {
+            f"device_{name}" if name != "driver" else name: value
+            for name, value in driver.items()
+            if name != "name"
+        }
 
 
 def cpu_model() -> str:
@@ -171,7 +193,9 @@ def out_of_memory_named(doing: str) -> Iterator[None]:
 
 def _out_of_memory(where: str, doing: str, error: BaseException) -> OutOfMemory:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return OutOfMemory(f"out of {where} memory while {doing}: {reason}. Take a smaller batch, prompt or dtype.")
+    return OutOfMemory(
+        f"out of {where} memory while {doing}: {reason}. Take a smaller batch, prompt or dtype."
+    )
 
 
 def measure_energy(
@@ -195,12 +219,19 @@ def measure_energy(
     joules, elapsed = meter.joules_since(before), time.perf_counter() - start
     if elapsed < MINIMUM_REGION_S:
         reason = f"the region lasted {elapsed:.2f} s; an energy counter needs at least {MINIMUM_REGION_S:g} s"
-        return EnergyReading(joules=None, seconds=elapsed, n_output_tokens=tokens, source=meter.source, reason=reason)
-    return EnergyReading(joules=joules, seconds=elapsed, n_output_tokens=tokens, source=meter.source)
+        return EnergyReading(
+            joules=None, seconds=elapsed, n_output_tokens=tokens, source=meter.source, reason=reason
+        )
+    return EnergyReading(
+        joules=joules, seconds=elapsed, n_output_tokens=tokens, source=meter.source
+    )
 
 
 def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
-    """What this device reaches in a plain copy and in dense square products. About 3 s on a CPU, less on a GPU."""
+    """What this device reaches in a plain copy and in dense square products.
+
+    About 3 s on a CPU, less on a GPU.
+    """
     rates = {name: matmul_flop_per_s(runtime, getattr(torch, name)) for name in dtypes}
     return Ceilings(
         device=runtime.name(),
@@ -211,7 +242,10 @@ def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceiling
 
 
 def copy_bytes_per_s(runtime: DeviceRuntime) -> float:
-    """Bytes read and written a second by a copy between two buffers far larger than the cache; median of several."""
+    """Bytes read and written a second by a copy between two buffers far larger than the cache.
+
+    Median of several.
+    """
     kind = runtime.device.type
     source = torch.ones(COPY_BUFFER_BYTES[kind], dtype=torch.uint8, device=runtime.device)
     target = torch.zeros_like(source)
@@ -259,7 +293,8 @@ def _host_times_s(_runtime: DeviceRuntime, work: Callable[[], object], repeats: 
 
 def _cuda_times_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
     with torch.cuda.device(runtime.device):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]  # torch
+        # Torch.
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
         events[0].record()
         for event in events[1:]:
             work()

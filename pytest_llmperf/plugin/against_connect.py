@@ -24,4 +24,6 @@ def connect(session: LlmperfSession, config: pytest.Config) -> None:
     from pytest_llmperf.against.comparison import Comparison  # noqa: PLC0415
     from pytest_llmperf.workers.pool import worker_logs  # noqa: PLC0415
 
-    session.comparison = Comparison(Base(target, config, session.settings, worker_logs(session.settings.root)))
+    session.comparison = Comparison(
+        Base(target, config, session.settings, worker_logs(session.settings.root))
+    )

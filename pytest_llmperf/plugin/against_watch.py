@@ -9,11 +9,16 @@ from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 
 class AgainstWatch:
-    """Registered only under --llmperf-against. Counts what the reports of all tests (also of pytest-xdist) say was compared."""
+    """Registered only under --llmperf-against.
+
+    Counts what the reports of all tests (also of pytest-xdist) say was compared.
+    """
 
     def __init__(self, config: pytest.Config, base: str) -> None:
         self._worker = hasattr(config, "workerinput")
-        self._said = f"--llmperf-against compared nothing with {base}: no run here had a counterpart there."
+        self._said = (
+            f"--llmperf-against compared nothing with {base}: no run here had a counterpart there."
+        )
         self._compared = 0
         self._nothing = False
 

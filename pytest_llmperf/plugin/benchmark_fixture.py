@@ -30,25 +30,43 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.declare import Declaration
     from pytest_llmperf.session.session import LlmperfSession
 
-_PASSED_ON = ("min-", "max-", "warmup", "disable-gc", "timer", "calibration", "precision", "confidence")
+_PASSED_ON = (
+    "min-",
+    "max-",
+    "warmup",
+    "disable-gc",
+    "timer",
+    "calibration",
+    "precision",
+    "confidence",
+)
 
 
 def judge_benchmark(core: LlmperfSession, item: pytest.Item, declared: Declaration) -> bool:
-    """Record what the test's `benchmark` fixture measured, and gate it. Returns whether the test has that fixture.
+    """Record what the test's `benchmark` fixture measured, and gate it.
 
-    A fixture that measured nothing (pytest-benchmark switches itself off under pytest-xdist) is not comparable.
+    Returns whether the test has that fixture.
+
+    A fixture that measured nothing (pytest-benchmark switches itself off under pytest-xdist) is not
+    comparable.
 
     Raises Regression as `Gate.judge`.
     """
     fixture = getattr(item, "funcargs", {}).get("benchmark")
-    if fixture is None or not type(fixture).__module__.startswith("pytest_benchmark") or core.settings.disable:
+    if (
+        fixture is None
+        or not type(fixture).__module__.startswith("pytest_benchmark")
+        or core.settings.disable
+    ):
         return False
     rounds_s = tuple(fixture.stats.stats.data) if fixture.stats is not None else ()
     if not rounds_s:
         if core.gate is not None:
             core.gate.keep([_not_measured(fixture, strict=core.settings.require_baseline)])
         return True
-    record = core.recorder.timed(_opened(core, declared), rounds_s, iterations=fixture.stats.iterations)
+    record = core.recorder.timed(
+        _opened(core, declared), rounds_s, iterations=fixture.stats.iterations
+    )
     if core.gate is not None:
         core.gate.judge([record], declared.gate, lambda: [_again(core, item, record)])
     return True
@@ -75,11 +93,15 @@ def _opened(core: LlmperfSession, declared: Declaration) -> OpenModel:
     name = declared.model or ""
     facts = _device_facts()
     ref = ModelRef(name=name, kind="factory", location=f"benchmark:{name}")
-    plan = LoadPlan(model=ref, engine="pytest-benchmark", device=str(facts["device"]), strategy="as-is")
+    plan = LoadPlan(
+        model=ref, engine="pytest-benchmark", device=str(facts["device"]), strategy="as-is"
+    )
     engine = CallableEngine(lambda: None, 1)
     seen = engine.open(plan).opened()
     versions = {"python": platform.python_version()}
-    opened = msgspec.structs.replace(seen, device_facts=facts, content_hash=f"benchmark:{name}", versions=versions)
+    opened = msgspec.structs.replace(
+        seen, device_facts=facts, content_hash=f"benchmark:{name}", versions=versions
+    )
     return OpenModel(
         plan,
         HostChannel(Host(find_engine=lambda _plan: engine)),
@@ -91,15 +113,25 @@ def _opened(core: LlmperfSession, declared: Declaration) -> OpenModel:
 
 
 def _device_facts() -> dict[str, Any]:
-    """The device that the test's own code uses: CUDA where torch has started it. torch is looked up, never imported."""
+    """The device that the test's own code uses: CUDA where torch has started it.
+
+    torch is looked up, never imported.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {"device": "cpu"}
-    return {"device": "cuda", "device_name": torch.cuda.get_device_name(), "device_count": torch.cuda.device_count()}
+    return {
+        "device": "cuda",
+        "device_name": torch.cuda.get_device_name(),
+        "device_count": torch.cuda.device_count(),
+    }
 
 
 def _again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
-    """The same test in a fresh process; what it measured goes into this session. Without a value where it did not."""
+    """The same test in a fresh process; what it measured goes into this session.
+
+    Without a value where it did not.
+    """
     with tempfile.TemporaryDirectory(prefix="llmperf-again-") as folder:
         lines = Path(folder) / "again.jsonl"
         core.progress("measuring again", item.name, None)
@@ -111,29 +143,49 @@ def _again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
             timeout=core.settings.timeout_s,
             check=False,
         )
-        found = [record for record in _records(lines) if record.test == item.nodeid and _has_time(record)]
+        found = [
+            record for record in _records(lines) if record.test == item.nodeid and _has_time(record)
+        ]
     if not found:
         tail = done.stdout.decode("utf-8", "replace").strip().splitlines()[-1:]
-        core.note(f"{item.nodeid}: could not be measured again in a process of its own: {''.join(tail)}")
+        core.note(
+            f"{item.nodeid}: could not be measured again in a process of its own: {''.join(tail)}"
+        )
         return msgspec.structs.replace(first, metrics=())
-    again = msgspec.structs.replace(found[-1], session_id=first.session_id, extra=found[-1].extra | {"attempt": 2})
+    again = msgspec.structs.replace(
+        found[-1], session_id=first.session_id, extra=found[-1].extra | {"attempt": 2}
+    )
     return core.recorder.keep(again)
 
 
 def _command(item: pytest.Item, lines: Path) -> list[str]:
     config = item.config
     kept = [
-        arg for arg in config.invocation_params.args if str(arg).startswith(tuple(f"--benchmark-{name}" for name in _PASSED_ON))
+        arg
+        for arg in config.invocation_params.args
+        if str(arg).startswith(tuple(f"--benchmark-{name}" for name in _PASSED_ON))
     ]
     ini = ["-c", str(config.inipath)] if config.inipath is not None else []
     plain = ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
     ours = ["--llmperf-gate=off", "--llmperf-store=none", f"--llmperf-json={lines}"]
-    head = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={config.rootpath}"]
+    head = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={config.rootpath}",
+    ]
     return [*head, *ini, *plain, *ours, *map(str, kept), item.nodeid]
 
 
 def _environment(here: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in here.items() if not name.startswith(("PYTEST_XDIST", "PYTEST_CURRENT"))}
+    return {
+        name: value
+        for name, value in here.items()
+        if not name.startswith(("PYTEST_XDIST", "PYTEST_CURRENT"))
+    }
 
 
 def _records(lines: Path) -> list[Record]:

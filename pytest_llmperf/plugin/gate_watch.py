@@ -15,20 +15,23 @@ from pytest_llmperf.gate.waivers import Waivers
 from pytest_llmperf.plugin.files.ci import say_of_session
 
 EXIT_JUDGED_NOTHING = 6
-"""Exit code of a session that gates, would have passed, and compared no run with its history. pytest's own end at 5."""
+"""Exit code of a session that gates, would have passed, and compared no run with its history.
 
-JUDGED_NOTHING = (
-    "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
+pytest's own end at 5.
+"""
+
+JUDGED_NOTHING = "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
+MEASURED_NOTHING = (
+    "--llmperf-gate judged nothing: no run could be measured. What stood in the way is said above."
 )
-MEASURED_NOTHING = "--llmperf-gate judged nothing: no run could be measured. What stood in the way is said above."
 _SENT = "llmperf_collected"
 
 
 class GateWatch:
     """Registered only under --llmperf-gate, in every process.
 
-    It counts what the reports of all tests say was judged, and looks for tests that are missed and waivers that are of no
-    use. Under pytest-xdist the workers collect and the controller looks.
+    It counts what the reports of all tests say was judged, and looks for tests that are missed and
+    waivers that are of no use. Under pytest-xdist the workers collect and the controller looks.
     """
 
     def __init__(
@@ -87,11 +90,17 @@ class GateWatch:
             return
         self._look(self._collected())
         if self._judged == 0:
-            self._nothing = MEASURED_NOTHING if self._unmeasured and not self._made else JUDGED_NOTHING
+            self._nothing = (
+                MEASURED_NOTHING if self._unmeasured and not self._made else JUDGED_NOTHING
+            )
         say_of_session(self._config, "NOT COMPARABLE", self._lines)
         say_of_session(self._config, "FAIL", [*self._failures, *filter(None, [self._nothing])])
         if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._failures else EXIT_JUDGED_NOTHING * bool(self._nothing)
+            session.exitstatus = (
+                pytest.ExitCode.TESTS_FAILED
+                if self._failures
+                else EXIT_JUDGED_NOTHING * bool(self._nothing)
+            )
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -122,9 +131,12 @@ class GateWatch:
         (self._failures if self._require_baseline else self._lines).extend(gone)
 
     def _gone(self, collected: Collected) -> list[str]:
-        from pytest_llmperf.gate.missing import look_for_gone  # noqa: PLC0415 - SQLAlchemy, at the end
+        # SQLAlchemy, at the end.
+        from pytest_llmperf.gate.missing import look_for_gone  # noqa: PLC0415
 
         try:
-            return list(map(str, look_for_gone(self._store, self._config.rootpath, collected, self._made)))
+            return list(
+                map(str, look_for_gone(self._store, self._config.rootpath, collected, self._made))
+            )
         except LlmperfError as error:
             return [f"whether tests are missing was not looked at: {error}"]

@@ -19,7 +19,9 @@ def need_of_test(item: pytest.Item, plans: Sequence[LoadPlan]) -> Need | None:
     if marked is None:
         return Need(least=ranks, most=ranks) if ranks else None
     least = max(marked.least, ranks)
-    return msgspec.structs.replace(marked, least=least, most=None if marked.most is None else max(marked.most, ranks))
+    return msgspec.structs.replace(
+        marked, least=least, most=None if marked.most is None else max(marked.most, ranks)
+    )
 
 
 def shortfall_of(need: Need, pool: GpuPool, plans: Sequence[LoadPlan]) -> Shortfall | None:

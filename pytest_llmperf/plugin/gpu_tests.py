@@ -28,27 +28,40 @@ PROPERTY = "llmperf_gpus"
 class GpuTests:
     """A plugin of its own, so that the hooks of GPUs stand in one place."""
 
-    def __init__(self, session: Callable[[], PytestSession], is_llmperf: Callable[[pytest.Item], bool]) -> None:
+    def __init__(
+        self, session: Callable[[], PytestSession], is_llmperf: Callable[[pytest.Item], bool]
+    ) -> None:
         self._session = session
         self._is_llmperf = is_llmperf
 
     def pytest_report_header(self) -> str | None:
         """A simulated inventory is said before anything else."""
         simulated = os.environ.get("LLMPERF_SIMULATED_GPUS")
-        return None if simulated is None else f"llmperf: SIMULATED GPUs ({simulated}); no model can be loaded on them"
+        return (
+            None
+            if simulated is None
+            else f"llmperf: SIMULATED GPUs ({simulated}); no model can be loaded on them"
+        )
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Skip the tests whose needs the pool cannot meet. What is wrong with a marker is its test's ERROR later."""
+        """Skip the tests whose needs the pool cannot meet.
+
+        What is wrong with a marker is its test's ERROR later.
+        """
         for item in items:
             if self._concerns(item):
                 self._select(item)
 
     @pytest.hookimpl
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Lease what the test needs, before its fixtures are made. A declaration that cannot be used takes nothing."""
+        """Lease what the test needs, before its fixtures are made.
+
+        A declaration that cannot be used takes nothing.
+        """
         if UNUSABLE in item.stash:
-            if not self._is_llmperf(item):  # an llmperf test's error is raised with its declaration's
+            # An llmperf test's error is raised with its declaration's.
+            if not self._is_llmperf(item):
                 pytest.fail(str(item.stash[UNUSABLE]), pytrace=False)
             return
         need = item.stash.get(NEED, None)
@@ -58,7 +71,9 @@ class GpuTests:
             self._session().begin_watching(item)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         """After the fixtures: unload what the next test does not use, see that its memory is back, give devices back."""
         try:
             return (yield)
@@ -67,12 +82,19 @@ class GpuTests:
                 self._session().give_back(item, nextitem)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """--llmperf-strict, for tests that are not llmperf tests: selected but skipped is a failure."""
         report = yield
         if report.failed:
             item.stash[FAILED] = True
-        if report.skipped and not hasattr(report, "wasxfail") and self._concerns(item) and not self._is_llmperf(item):
+        if (
+            report.skipped
+            and not hasattr(report, "wasxfail")
+            and self._concerns(item)
+            and not self._is_llmperf(item)
+        ):
             self._session().judge_skip(report)
         return report
 
@@ -80,12 +102,15 @@ class GpuTests:
     def llmperf_devices(self, request: pytest.FixtureRequest) -> tuple[Gpu, ...]:
         """The GPUs that this test holds, by `@pytest.mark.llmperf_gpus` or its models' need.
 
-        Each has `.torch_name` ("cuda:1"), `.uuid`, `.name`, `.total_bytes` and `.selector`, which is what
-        CUDA_VISIBLE_DEVICES calls it in a process that the test starts.
+        Each has `.torch_name` ("cuda:1"), `.uuid`, `.name`, `.total_bytes` and `.selector`, which
+        is what CUDA_VISIBLE_DEVICES calls it in a process that the test starts.
         """
         need = request.node.stash.get(NEED, None)
         if need is None:
-            pytest.fail("llmperf_devices: this test leases no GPU. Add @pytest.mark.llmperf_gpus(1).", pytrace=False)
+            pytest.fail(
+                "llmperf_devices: this test leases no GPU. Add @pytest.mark.llmperf_gpus(1).",
+                pytrace=False,
+            )
         return self._session().core.gpus.held
 
     def _concerns(self, item: pytest.Item) -> bool:
@@ -100,7 +125,11 @@ class GpuTests:
             plans = session.plans(item) if self._is_llmperf(item) else ()
             item.stash[NEED] = need = need_of_test(item, plans)
             core = session.core
-            short = None if need is None else shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
+            short = (
+                None
+                if need is None
+                else shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
+            )
             if need is not None and short is None and plans and core.cluster is not None:
                 core.cluster.require_alike(need)
         except LlmperfError as error:

@@ -1,4 +1,7 @@
-"""pytest hooks and fixtures. Everything behind them is imported when the first llmperf test is collected, never before."""
+"""pytest hooks and fixtures.
+
+Everything behind them is imported when the first llmperf test is collected, never before.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.names import FIXTURES, GPUS_MARKER, ISOLATED_MARKER, MARKER, NAMED_FIXTURES, RANKS_MARKER
+from pytest_llmperf.names import (
+    FIXTURES,
+    GPUS_MARKER,
+    ISOLATED_MARKER,
+    MARKER,
+    NAMED_FIXTURES,
+    RANKS_MARKER,
+)
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
@@ -27,14 +37,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Each option on the command line, and its twin in the ini file."""
     group = parser.getgroup("llmperf", "performance tests of language models")
     for option in OPTIONS:
-        action: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.metavar}
+        action: dict[str, Any] = (
+            {"action": "store_true"} if option.flag else {"metavar": option.metavar}
+        )
         if option.many:
             action["action"] = "append"
         if option.bare:
             action |= {"nargs": "?", "const": option.bare}
         default = f" (default: {option.default})" if option.default else ""
-        group.addoption(option.flag_name, dest=option.dest, default=None, help=option.help + default, **action)
-        parser.addini(option.ini_name, option.help.replace("%%", "%"), type=option.ini_type, default=None)
+        group.addoption(
+            option.flag_name, dest=option.dest, default=None, help=option.help + default, **action
+        )
+        parser.addini(
+            option.ini_name, option.help.replace("%%", "%"), type=option.ini_type, default=None
+        )
     parser.addini(LANES, LANES_HELP, type="linelist", default=[])
 
 
@@ -51,16 +67,23 @@ def pytest_configure(config: pytest.Config) -> None:
         _watch_against(config, text)
     if _only_plans(config):
         config.option.llmperf_plan = True
-        config.option.dist = "no"  # pytest-xdist's controller collects nothing, and a plan needs no workers
-    if (file := _option(config, _named_option("benchmark-json"))) and not hasattr(config, "workerinput"):
+        # Pytest-xdist's controller collects nothing, and a plan needs no workers.
+        config.option.dist = "no"
+    if (file := _option(config, _named_option("benchmark-json"))) and not hasattr(
+        config, "workerinput"
+    ):
         from pytest_llmperf.plugin.files.benchmark import BenchmarkFile  # noqa: PLC0415
 
-        config.pluginmanager.register(BenchmarkFile(config.rootpath / file), "llmperf-benchmark-file")
+        config.pluginmanager.register(
+            BenchmarkFile(config.rootpath / file), "llmperf-benchmark-file"
+        )
     if (file := _option(config, _named_option("html"))) and not hasattr(config, "workerinput"):
         from pytest_llmperf.plugin.files.html import HtmlFile  # noqa: PLC0415
 
         store = _option(config, _named_option("store"))
-        config.pluginmanager.register(HtmlFile(config.rootpath / file, store=store, root=config.rootpath), "llmperf-html-file")
+        config.pluginmanager.register(
+            HtmlFile(config.rootpath / file, store=store, root=config.rootpath), "llmperf-html-file"
+        )
     if not hasattr(config, "workerinput"):
         _open_ci(config)
 
@@ -96,7 +119,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     """Keep a test's records and claims together, and release the models that the next test does not use."""
     if not is_llmperf(item):
         return (yield)
@@ -104,7 +129,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
 
 
-@pytest.hookimpl  # not tryfirst: a skip mark comes first, for example one that skips `device="cuda"` where there is no GPU
+# Not tryfirst: a skip mark comes first, for example one that skips `device="cuda"` where there is
+# no GPU.
+@pytest.hookimpl
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A declaration that cannot be used is that test's ERROR, unless the test is skipped."""
     if is_llmperf(item):
@@ -124,13 +151,17 @@ def pytest_runtest_makereport(
     item: pytest.Item,
     call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What could not be measured is an ERROR; the report carries the records to whoever prints the summary."""
+    """What could not be measured is an ERROR.
+
+    The report carries the records to whoever prints the summary.
+    """
     if not is_llmperf(item):
         return (yield)
     _session(item.config).before_report(item, call)
     report = yield
     if call.excinfo is not None and not item.config.getoption("fulltrace"):
-        from pytest_llmperf.plugin.shown_errors import show  # noqa: PLC0415 - where something went wrong
+        # Where something went wrong.
+        from pytest_llmperf.plugin.shown_errors import show  # noqa: PLC0415
 
         show(report, call.excinfo, str(item.path))
     _session(item.config).after_report(item, call, report)
@@ -146,14 +177,18 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
     """The whole story of a failed claim in two lines."""
-    if not any(type(side).__module__ == "pytest_llmperf.core.verdicts.estimate" for side in (left, right)):
+    if not any(
+        type(side).__module__ == "pytest_llmperf.core.verdicts.estimate" for side in (left, right)
+    ):
         return None
     from pytest_llmperf.core.verdicts.judge import explain  # noqa: PLC0415
 
     return explain(op, left, right)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """One line a run."""
     reports = [r for many in terminalreporter.stats.values() for r in many if hasattr(r, "llmperf")]
     if reports:
@@ -166,7 +201,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End every worker. What could be stored nowhere makes the session red; it is said once, and is no traceback."""
+    """End every worker.
+
+    What could be stored nowhere makes the session red; it is said once, and is no traceback.
+    """
     config = session.config
     lost = config.stash[SESSION].close() if SESSION in config.stash else ""
     if lost:
@@ -196,16 +234,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def llm(request: pytest.FixtureRequest) -> Model:
     """The model of this test under its strategy.
 
-    The strategy comes from indirect parametrisation, the marker's strategy=/strategies=[…], or --llmperf-strategy.
+    The strategy comes from indirect parametrisation, the marker's strategy=/strategies=[…], or
+    --llmperf-strategy.
 
-    `llm.run(workload)` measures, `llm.compare(other, workload)` measures two in turn, `llm.agreement(baseline)` compares outputs.
+    `llm.run(workload)` measures, `llm.compare(other, workload)` measures two in turn,
+    `llm.agreement(baseline)` compares outputs.
     """
     return _session(request.config).fixture(request.node, getattr(request, "param", None))
 
 
 @pytest.fixture
 def baseline(request: pytest.FixtureRequest) -> Model:
-    """The same model in fp32 (--llmperf-reference names another). Loaded when first used; its outputs are cached on disk."""
+    """The same model in fp32 (--llmperf-reference names another).
+
+    Loaded when first used; its outputs are cached on disk.
+    """
     return _session(request.config).baseline(request.node)
 
 
@@ -221,7 +264,9 @@ def llmperf(request: pytest.FixtureRequest) -> Handle:
     return _session(request.config).handle(request.node)
 
 
-def _named_fixture(name: str, strategy: str | None, engine: str | None) -> Callable[[pytest.FixtureRequest], Model]:
+def _named_fixture(
+    name: str, strategy: str | None, engine: str | None
+) -> Callable[[pytest.FixtureRequest], Model]:
     def fixture(request: pytest.FixtureRequest) -> Model:
         return _session(request.config).fixture(request.node, strategy, engine=engine)
 
@@ -236,19 +281,25 @@ for _name, (_strategy, _engine) in NAMED_FIXTURES.items():
 
 def is_llmperf(item: pytest.Item) -> bool:
     """Whether a test is ours: it carries the marker, or uses one of the fixtures."""
-    return item.get_closest_marker("llmperf") is not None or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    return item.get_closest_marker("llmperf") is not None or not FIXTURES.isdisjoint(
+        getattr(item, "fixturenames", ())
+    )
 
 
 def _session(config: pytest.Config) -> PytestSession:
     if SESSION not in config.stash:
-        from pytest_llmperf.plugin.items import PytestSession  # noqa: PLC0415 - the rest of the package, on first use
+        # The rest of the package, on first use.
+        from pytest_llmperf.plugin.items import PytestSession  # noqa: PLC0415
 
         config.stash[SESSION] = PytestSession(config, lambda option: _option(config, option))
     return config.stash[SESSION]
 
 
 def _option(config: pytest.Config, option: Option) -> Any:
-    """The command line's value, else the ini file's, else the default. Paths of the first two are absolute."""
+    """The command line's value, else the ini file's, else the default.
+
+    Paths of the first two are absolute.
+    """
     value = config.getoption(option.dest)
     if value is None:
         value = _ini(config, option.ini_name)
@@ -261,7 +312,8 @@ def _option(config: pytest.Config, option: Option) -> Any:
 def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
-    except (ValueError, pytest.UsageError) as error:  # of a truth value pytest names the value alone
+    # Of a truth value pytest names the value alone.
+    except (ValueError, pytest.UsageError) as error:
         raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from error
 
 
@@ -290,14 +342,24 @@ def _watch_gate(config: pytest.Config, text: str) -> None:
 
 
 def _open_ci(config: pytest.Config) -> None:
-    files = {name: config.rootpath / path for name in FILES if (path := _option(config, _named_option(name)))}
+    files = {
+        name: config.rootpath / path
+        for name in FILES
+        if (path := _option(config, _named_option(name)))
+    }
 
     def make(*collected: Any) -> Pages:
-        from pytest_llmperf.plugin.files.ci_pages import Pages  # noqa: PLC0415 - once there is something to say
+        # Once there is something to say.
+        from pytest_llmperf.plugin.files.ci_pages import Pages  # noqa: PLC0415
 
-        text = {name: _option(config, _named_option(name)) for name in ("store", "gate", "against", "disable")}
+        text = {
+            name: _option(config, _named_option(name))
+            for name in ("store", "gate", "against", "disable")
+        }
         gate, against = ("" if text["disable"] else text[name] for name in ("gate", "against"))
-        return Pages(*collected, store=text["store"], root=config.rootpath, gate=gate, against=against)
+        return Pages(
+            *collected, store=text["store"], root=config.rootpath, gate=gate, against=against
+        )
 
     plugin = open_ci(config, files, make)
     if plugin is not None:
@@ -305,7 +367,9 @@ def _open_ci(config: pytest.Config) -> None:
 
 
 def _only_plans(config: pytest.Config) -> bool:
-    return bool(_option(config, _named_option("plan")) or _option(config, _named_option("plan-json")))
+    return bool(
+        _option(config, _named_option("plan")) or _option(config, _named_option("plan-json"))
+    )
 
 
 def _watch_against(config: pytest.Config, text: str) -> None:
@@ -326,7 +390,11 @@ def _named_option(name: str) -> Option:
 
 
 def _parametrised(definition: pytest.Item) -> bool:
-    return any("llm" in _argnames(mark.args[0]) for mark in definition.iter_markers("parametrize") if mark.args)
+    return any(
+        "llm" in _argnames(mark.args[0])
+        for mark in definition.iter_markers("parametrize")
+        if mark.args
+    )
 
 
 def _argnames(names: str | Sequence[str]) -> list[str]:
@@ -334,11 +402,18 @@ def _argnames(names: str | Sequence[str]) -> list[str]:
 
 
 def _strategies(metafunc: pytest.Metafunc) -> list[str]:
-    """The strategies to parametrise with; ill-typed markers give none here and their error later, on the test."""
+    """The strategies to parametrise with.
+
+    Ill-typed markers give none here and their error later, on the test.
+    """
     for mark in metafunc.definition.iter_markers("llmperf"):
         if "strategies" in mark.kwargs or "strategy" in mark.kwargs:
             named = mark.kwargs.get("strategies", ())
-            return list(named) if isinstance(named, list | tuple) and all(isinstance(s, str) for s in named) else []
+            return (
+                list(named)
+                if isinstance(named, list | tuple) and all(isinstance(s, str) for s in named)
+                else []
+            )
     text = _option(metafunc.config, _named_option("strategy"))
     several = [s.strip() for s in text.split(",") if s.strip()]
     return several if len(several) > 1 else []

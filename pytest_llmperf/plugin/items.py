@@ -14,7 +14,13 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import UNFINISHED, speed_metric
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.devices.selection import Need
-from pytest_llmperf.errors import InvalidRun, LlmperfError, MemoryNotReturned, StoreError, UsageError
+from pytest_llmperf.errors import (
+    InvalidRun,
+    LlmperfError,
+    MemoryNotReturned,
+    StoreError,
+    UsageError,
+)
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.names import NAMED_FIXTURES
 from pytest_llmperf.plugin.against_connect import connect
@@ -60,7 +66,10 @@ class PytestSession:
     # Collection
 
     def collected(self, mine: list[pytest.Item], items: list[pytest.Item]) -> None:
-        """Declare each test; put those with equal loads side by side, in the places that llmperf tests hold."""
+        """Declare each test.
+
+        Put those with equal loads side by side, in the places that llmperf tests hold.
+        """
         for item in mine:
             self._declared(item)
             if self._core is not None and self._core.settings.skip:
@@ -84,7 +93,11 @@ class PytestSession:
         """Print what would run: llmperf tests, and others that need GPUs."""
         from pytest_llmperf.plugin.plan import write  # noqa: PLC0415
 
-        needy = [i for i in session.items if DECLARED in i.stash or UNUSABLE in i.stash or i.stash.get(NEED, None)]
+        needy = [
+            i
+            for i in session.items
+            if DECLARED in i.stash or UNUSABLE in i.stash or i.stash.get(NEED, None)
+        ]
         write(self.core, session.config, [(item, item.stash.get(DECLARED, None)) for item in needy])
 
     # Running
@@ -96,7 +109,9 @@ class PytestSession:
             yield
             return
         if self._core.comparison is not None:
-            self._core.comparison.begin(item.nodeid, nextitem.nodeid if nextitem is not None else None)
+            self._core.comparison.begin(
+                item.nodeid, nextitem.nodeid if nextitem is not None else None
+            )
         with self._core.test(item.nodeid, self._declared(item).declaration) as findings:
             item.stash[FINDINGS] = findings
             try:
@@ -107,7 +122,9 @@ class PytestSession:
 
     def fixture(self, item: pytest.Item, param: object, *, engine: str | None = None) -> Model:
         """The model of a test, loaded."""
-        model = self.core.model(self._declared(item).declaration, _strategy_text(param), engine=engine)
+        model = self.core.model(
+            self._declared(item).declaration, _strategy_text(param), engine=engine
+        )
         model.load()
         return model
 
@@ -118,7 +135,9 @@ class PytestSession:
     def factory(self, item: pytest.Item) -> Callable[..., Model]:
         """What `llm_factory` gives."""
 
-        def make(strategy: str | None = None, *, engine: str | None = None, model: str | None = None) -> Model:
+        def make(
+            strategy: str | None = None, *, engine: str | None = None, model: str | None = None
+        ) -> Model:
             declared = self._declared(item).declaration
             asked = declared if model is None else replace(declared, model=model)
             return self.core.model(asked, _strategy_text(strategy), engine=engine)
@@ -142,7 +161,8 @@ class PytestSession:
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
         """Hold the GPUs of a test. Raises as `Gpus.require`."""
-        lent = self.core.cluster is not None and _plans(item)  # by the cluster, when they are loaded
+        # By the cluster, when they are loaded.
+        lent = self.core.cluster is not None and _plans(item)
         if not lent and (DECLARED not in item.stash or self._declared(item).error is None):
             self.core.gpus.require(need, measures=measures)
 
@@ -152,15 +172,21 @@ class PytestSession:
             self._core.own.begin(getattr(item, "module", None))
 
     def give_back(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """Unload and give back what the next test does not use. Raises MemoryNotReturned for what this one has kept."""
+        """Unload and give back what the next test does not use.
+
+        Raises MemoryNotReturned for what this one has kept.
+        """
         if self._core is None:
             return
         self._core.release_except(_plans(nextitem))
-        if FAILED in item.stash or not self._core.own.models:  # the traceback of a failed test keeps what its frames hold
+        # The traceback of a failed test keeps what its frames hold.
+        if FAILED in item.stash or not self._core.own.models:
             return
         getattr(item, "funcargs", {}).clear()  # pytest lets go of them after this hook
         if kept := self._core.own.kept(lambda model: held_by_fixture(item, model)):
-            raise MemoryNotReturned(f"{'; '.join(kept)}. Let go of it, or make the model in a fixture of a wider scope.")
+            raise MemoryNotReturned(
+                f"{'; '.join(kept)}. Let go of it, or make the model in a fixture of a wider scope."
+            )
 
     def make_room(self) -> None:
         """Unload everything: what runs next loads in processes of its own."""
@@ -171,14 +197,19 @@ class PytestSession:
         """Under --llmperf-strict a test that was selected and skipped has failed."""
         if self._core is not None and self._core.settings.strict and not self._core.settings.skip:
             report.outcome = "failed"
-            report.longrepr = f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
+            report.longrepr = (
+                f"selected but skipped, and --llmperf-strict is on: {_skip_reason(report)}"
+            )
 
     # Reporting
 
     def warn(self, item: pytest.Item) -> None:
-        """Warn of what was not decided in a test that passes; under --llmperf-strict fail it, however the claim was used.
+        """Warn of what was not decided in a test that passes.
 
-        `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one false, and go on.
+        Under --llmperf-strict fail it, however the claim was used.
+
+        `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one
+        false, and go on.
         """
         try:
             judge_end(self.core, item, self._declared(item).declaration)
@@ -186,19 +217,27 @@ class PytestSession:
             pytest.fail(str(error), pytrace=False)
         undecided = [f for f in item.stash.get(FINDINGS, []) if f.outcome is Outcome.UNDECIDED]
         if undecided and self.core.settings.strict:
-            pytest.fail(f"{undecided[0].text}\n{undecided[0].detail}; --llmperf-strict is on", pytrace=False)
+            pytest.fail(
+                f"{undecided[0].text}\n{undecided[0].detail}; --llmperf-strict is on", pytrace=False
+            )
         for finding in item.stash.get(FINDINGS, []):
             if finding.outcome in self._warned:
-                item.warn(LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"))
+                item.warn(
+                    LlmperfWarning(f"{finding.outcome.lower()}: {finding.text}. {finding.detail}")
+                )
 
     def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Show the test's own line for our errors, not our inside."""
         self._live.clear()
-        ours = call.excinfo is not None and isinstance(call.excinfo.value, LlmperfError | Regression)
+        ours = call.excinfo is not None and isinstance(
+            call.excinfo.value, LlmperfError | Regression
+        )
         if call.excinfo is not None and ours and not _cut(call.excinfo.value, str(item.path)):
             call.excinfo.traceback = call.excinfo.traceback[-1:]
 
-    def after_report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    def after_report(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
         """Mark errors, attach the records, and under --llmperf-strict turn a skip into a failure."""
         error = call.excinfo.value if call.excinfo is not None else None
         report.llmperf_error = isinstance(error, LlmperfError)  # type: ignore[attr-defined]
@@ -207,25 +246,45 @@ class PytestSession:
         if report.when == "call" or report.outcome != "passed" or self._measured_late(report):
             self._attach(item, report, error)
 
-    def _attach(self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> None:
+    def _attach(
+        self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
+    ) -> None:
         findings = item.stash.get(FINDINGS, [])
         outcome = _outcome(report, error, findings)
-        carried: dict[str, Any] = {"outcome": outcome, "records": [], "reason": _reason(report, error), "notes": []}
+        carried: dict[str, Any] = {
+            "outcome": outcome,
+            "records": [],
+            "reason": _reason(report, error),
+            "notes": [],
+        }
         if self._core is not None:
             carried["outcome"] = self._finish(report, outcome, findings)
-            carried["reason"] = carried["reason"] or (str(report.longrepr) if carried["outcome"] != outcome else "")
-            carried["records"] = [_light(record, self._kept(record)) for record in self._core.recorder.records.values()]
+            carried["reason"] = carried["reason"] or (
+                str(report.longrepr) if carried["outcome"] != outcome else ""
+            )
+            carried["records"] = [
+                _light(record, self._kept(record))
+                for record in self._core.recorder.records.values()
+            ]
             carried["notes"] = self._core.take_notes()
             carried["store"] = self._core.recorder.place
-            carried["judged"] = self._core.gate.take_compared() if self._core.gate is not None else 0
-            carried["compared"] = self._core.comparison.take_compared() if self._core.comparison is not None else 0
+            carried["judged"] = (
+                self._core.gate.take_compared() if self._core.gate is not None else 0
+            )
+            carried["compared"] = (
+                self._core.comparison.take_compared() if self._core.comparison is not None else 0
+            )
         report.llmperf = carried  # type: ignore[attr-defined]
         if getattr(item.config.option, "xmlpath", None):
             self._tell_junit(item)
 
     def _tell_junit(self, item: pytest.Item) -> None:
-        """Metrics as properties of the test, once; pytest writes them when the test's last phase is reported."""
-        from pytest_llmperf.report.junit import OURS, properties  # noqa: PLC0415 - only under --junitxml
+        """Metrics as properties of the test, once.
+
+        Pytest writes them when the test's last phase is reported.
+        """
+        # Only under --junitxml.
+        from pytest_llmperf.report.junit import OURS, properties  # noqa: PLC0415
 
         records = list(self._core.recorder.records.values()) if self._core is not None else []
         others = [each for each in item.user_properties if not each[0].startswith(OURS)]
@@ -241,11 +300,16 @@ class PytestSession:
 
     def _measured_late(self, report: pytest.TestReport) -> bool:
         """Whether a fixture measured after its `yield`: those records have no outcome yet."""
-        late = report.when == "teardown" and self._core is not None
-        return late and any(record.outcome == UNFINISHED for record in self._core.recorder.records.values())  # type: ignore[union-attr]
+        if report.when != "teardown" or self._core is None:
+            return False
+        records = self._core.recorder.records.values()
+        return any(record.outcome == UNFINISHED for record in records)
 
     def _finish(self, report: pytest.TestReport, outcome: str, findings: list[Finding]) -> str:
-        """Put the outcome away; that it could not be kept is the test's ERROR, and no end of the session."""
+        """Put the outcome away.
+
+        That it could not be kept is the test's ERROR, and no end of the session.
+        """
         assert self._core is not None  # noqa: S101 - there are records
         try:
             self._core.recorder.finish(outcome, findings)
@@ -259,7 +323,10 @@ class PytestSession:
         return outcome
 
     def close(self) -> str:
-        """End every worker and close the store. May be called again. Returns what was lost, if anything was."""
+        """End every worker and close the store. May be called again.
+
+        Returns what was lost, if anything was.
+        """
         self._live.clear()
         try:
             if self._core is not None:
@@ -270,10 +337,19 @@ class PytestSession:
 
     @property
     def _warned(self) -> set[Outcome]:
-        """Outcomes that are neither pass nor failure. Where nothing is gated, what was not compared was not asked to be."""
-        judges = self._core is not None and (self._core.gate is not None or self._core.comparison is not None)
+        """Outcomes that are neither pass nor failure.
+
+        Where nothing is gated, what was not compared was not asked to be.
+        """
+        judges = self._core is not None and (
+            self._core.gate is not None or self._core.comparison is not None
+        )
         gated = self._core is not None and judges and not self._core.settings.disable
-        return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE, Outcome.WAIVED} if gated else {Outcome.UNDECIDED}
+        return (
+            {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE, Outcome.WAIVED}
+            if gated
+            else {Outcome.UNDECIDED}
+        )
 
     def _declared(self, item: pytest.Item) -> Declared:
         """What a test declared; worked out now for one that another plugin added after collection."""
@@ -287,7 +363,9 @@ class PytestSession:
         found = Declared(declaration=Declaration())
         try:
             _require_indirect(item)
-            found.declaration = declaration([(mark.args, mark.kwargs) for mark in item.iter_markers("llmperf")])
+            found.declaration = declaration(
+                [(mark.args, mark.kwargs) for mark in item.iter_markers("llmperf")]
+            )
             found.plans = tuple(self._planned(item, found.declaration))
         except LlmperfError as error:
             found.error = error
@@ -297,7 +375,9 @@ class PytestSession:
         fixtures = getattr(item, "fixturenames", ())
         if "llm" in fixtures:
             callspec = getattr(item, "callspec", None)
-            yield self.core.plan(declared, _strategy_text(callspec.params.get("llm") if callspec else None))
+            yield self.core.plan(
+                declared, _strategy_text(callspec.params.get("llm") if callspec else None)
+            )
         for name, (strategy, engine) in NAMED_FIXTURES.items():
             if name in fixtures:
                 yield self.core.plan(declared, strategy, engine=engine)
@@ -309,7 +389,8 @@ def _require_indirect(item: pytest.Item) -> None:
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0] if mark.args else mark.kwargs.get("argnames", "")
         listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
-        indirect = mark.args[2] if len(mark.args) > 2 else mark.kwargs.get("indirect", False)  # noqa: PLR2004 - its third argument
+        # Its third argument.
+        indirect = mark.args[2] if len(mark.args) > 2 else mark.kwargs.get("indirect", False)  # noqa: PLR2004
         if "llm" in listed and indirect is not True and "llm" not in (indirect or ()):
             raise UsageError(
                 "parametrize('llm', …) hands the test a text in place of the model: add indirect=True, "
@@ -327,7 +408,10 @@ def _grouped(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def _cut(error: BaseException, path: str) -> bool:
-    """End the traceback at its last line in a file. pytest walks the chain anew, whatever part of it is handed over."""
+    """End the traceback at its last line in a file.
+
+    pytest walks the chain anew, whatever part of it is handed over.
+    """
     last, entry = None, error.__traceback__
     while entry is not None:
         last = entry if entry.tb_frame.f_code.co_filename == path else last
@@ -347,10 +431,14 @@ def _strategy_text(param: object) -> str | None:
     canonical = getattr(param, "canonical", None)
     if isinstance(canonical, str):
         return canonical
-    raise UsageError(f"llm={param!r}: a strategy is a text such as 'bf16+static-cache', not a {type(param).__name__}.")
+    raise UsageError(
+        f"llm={param!r}: a strategy is a text such as 'bf16+static-cache', not a {type(param).__name__}."
+    )
 
 
-def _outcome(report: pytest.TestReport, error: BaseException | None, findings: list[Finding]) -> str:
+def _outcome(
+    report: pytest.TestReport, error: BaseException | None, findings: list[Finding]
+) -> str:
     if hasattr(report, "wasxfail"):
         return "XPASS" if report.passed else "XFAIL"
     if isinstance(error, InvalidRun):
@@ -378,7 +466,11 @@ def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
-    return report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return (
+        report.longrepr[2].removeprefix("Skipped: ")
+        if isinstance(report.longrepr, tuple)
+        else str(report.longrepr)
+    )
 
 
 def _light(record: Any, kept: Collection[str]) -> Any:

@@ -30,7 +30,11 @@ _NEWEST = 20
 Expected = Callable[[str], float | None]
 
 
-def write(core: LlmperfSession, config: pytest.Config, items: Sequence[tuple[pytest.Item, Declared | None]]) -> None:
+def write(
+    core: LlmperfSession,
+    config: pytest.Config,
+    items: Sequence[tuple[pytest.Item, Declared | None]],
+) -> None:
     """Print one row a test, and write them as JSON where --llmperf-plan-json names a file."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None  # noqa: S101 - pytest always registers it
@@ -41,14 +45,18 @@ def write(core: LlmperfSession, config: pytest.Config, items: Sequence[tuple[pyt
         try:
             file.write_bytes(as_json(rows))
         except OSError as error:
-            raise pytest.UsageError(f"--llmperf-plan-json: {file} cannot be written: {error}. Give a writable place.") from error
+            raise pytest.UsageError(
+                f"--llmperf-plan-json: {file} cannot be written: {error}. Give a writable place."
+            ) from error
 
 
 def as_json(rows: Sequence[PlanRow]) -> bytes:
     """The rows, their totals in one sentence, and the device seconds of those that would run."""
     running = [row for row in rows if row.status == "run"]
     device_s = sum(row.device_s or 0.0 for row in running)
-    tests = [{**msgspec.to_builtins(row), "fits": row.fits, "device_s": row.device_s} for row in rows]
+    tests = [
+        {**msgspec.to_builtins(row), "fits": row.fits, "device_s": row.device_s} for row in rows
+    ]
     document = {"format": FORMAT, "tests": tests, "device_s": device_s, "totals": totals(rows)}
     return msgspec.json.format(msgspec.json.encode(document), indent=2)
 
@@ -63,11 +71,17 @@ def skip_reason(item: pytest.Item) -> str | None:
     return None
 
 
-def _row(core: LlmperfSession, item: pytest.Item, declared: Declared | None, expected: Expected) -> PlanRow:
+def _row(
+    core: LlmperfSession, item: pytest.Item, declared: Declared | None, expected: Expected
+) -> PlanRow:
     error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
     skipped = skip_reason(item)
     if skipped is not None or error is not None:
-        return PlanRow(test=item.nodeid, status="error" if skipped is None else "skip", reason=skipped or str(error))
+        return PlanRow(
+            test=item.nodeid,
+            status="error" if skipped is None else "skip",
+            reason=skipped or str(error),
+        )
     row = PlanRow(test=item.nodeid, n_gpus=_n_gpus(core, item), expected_s=expected(item.nodeid))
     if declared is None or not declared.plans:
         return msgspec.structs.replace(row, device="cuda" if row.n_gpus else "")
@@ -108,13 +122,19 @@ def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) ->
     if core.cluster is not None:  # what is free on its hosts is seen when they are held
         return None
     need = item.stash.get(NEED, None)
-    return placement.free_bytes(plan.device, () if need is None else candidates(need, core.gpus.pool)[1])
+    return placement.free_bytes(
+        plan.device, () if need is None else candidates(need, core.gpus.pool)[1]
+    )
 
 
 @contextmanager
 def _history(core: LlmperfSession) -> Iterator[Expected]:
-    """How long a test took when it last ran, in s, by the history; None for all where there is none. Creates nothing."""
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only for a plan
+    """How long a test took when it last ran, in s, by the history.
+
+    None for all where there is none. Creates nothing.
+    """
+    # SQLAlchemy, only for a plan.
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
     try:
         if core.settings.store == "none":
@@ -129,5 +149,9 @@ def _history(core: LlmperfSession) -> Iterator[Expected]:
 
 def _took_s(newest_first: Sequence[Record]) -> float | None:
     """Seconds into the test at which its last record was written, in the newest session that says so."""
-    known = [(record.session_id, float(record.extra["test_s"])) for record in newest_first if "test_s" in record.extra]
+    known = [
+        (record.session_id, float(record.extra["test_s"]))
+        for record in newest_first
+        if "test_s" in record.extra
+    ]
     return max((took_s for session, took_s in known if session == known[0][0]), default=None)

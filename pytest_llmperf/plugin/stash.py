@@ -1,4 +1,7 @@
-"""The keys under which hooks keep things on pytest's items and config. Imported at start-up: nothing heavy stands here."""
+"""The keys under which hooks keep things on pytest's items and config.
+
+Imported at start-up: nothing heavy stands here.
+"""
 
 from __future__ import annotations
 

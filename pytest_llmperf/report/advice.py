@@ -11,11 +11,16 @@ _TITLES = {"top1": "top-1", "ttft": "TTFT"}
 _BOUNDS = {"higher": ">=", "lower": "<="}
 
 
-def table(advice: Advice, choices: Sequence[Choice]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(
+    advice: Advice, choices: Sequence[Choice]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows: the front first, then what is dominated and by what, then what was not compared."""
     by_name = {choice.name: choice for choice in choices}
     rows = [(*_cells(by_name[name], advice.axes), _standing(name, advice)) for name in advice.front]
-    rows += [(*_cells(by_name[each.name], advice.axes), f"dominated by {', '.join(each.by)}") for each in advice.dominated]
+    rows += [
+        (*_cells(by_name[each.name], advice.axes), f"dominated by {', '.join(each.by)}")
+        for each in advice.dominated
+    ]
     rows += [
         (
             *_cells(by_name[each.name], advice.axes),
@@ -31,11 +36,19 @@ def sentences(advice: Advice, choices: Sequence[Choice], limits: Mapping[str, fl
     asked = ", ".join(_limit(axis, bound) for axis, bound in limits.items())
     lines = [_verdict(advice, {choice.name: choice for choice in choices}, asked)]
     if advice.fastest is not None and advice.certain != advice.fastest:
-        surely = f"The fastest for certain is {advice.certain}." if advice.certain else "No strategy meets them for certain."
-        lines.append(f"Only by its values: an interval of {advice.fastest} crosses a limit. {surely}")
+        surely = (
+            f"The fastest for certain is {advice.certain}."
+            if advice.certain
+            else "No strategy meets them for certain."
+        )
+        lines.append(
+            f"Only by its values: an interval of {advice.fastest} crosses a limit. {surely}"
+        )
     if advice.left_out:
         named = " and ".join(_TITLES.get(axis, axis) for axis in advice.left_out)
-        lines.append(f"Not compared: {named}, which no stored agreement gives. llm.agreement(baseline) in a test measures it.")
+        lines.append(
+            f"Not compared: {named}, which no stored agreement gives. llm.agreement(baseline) in a test measures it."
+        )
     return lines
 
 
@@ -60,7 +73,11 @@ def _cells(choice: Choice, axes: Sequence[str]) -> tuple[str, ...]:
 
 def _cell(choice: Choice, axis: str) -> str:
     reading = choice.readings.get(axis)
-    return MISSING if reading is None else format_estimate(reading.value, reading.low, reading.high, AXES[axis].unit)
+    return (
+        MISSING
+        if reading is None
+        else format_estimate(reading.value, reading.low, reading.high, AXES[axis].unit)
+    )
 
 
 def _lack(axis: str, reason: str) -> str:

@@ -13,11 +13,17 @@ from typing import Any
 from pytest_llmperf.core.record import Record
 
 FORMAT_VERSION = "5.3.1"
-"""The version of pytest-benchmark whose format this is; the installed one is named where there is one."""
+"""The version of pytest-benchmark whose format this is.
+
+The installed one is named where there is one.
+"""
 
 
 def document(records: Sequence[Record], written: str) -> dict[str, Any]:
-    """The file's content. `written` is its time, ISO 8601. Records without repetition times are left out."""
+    """The file's content. `written` is its time, ISO 8601.
+
+    Records without repetition times are left out.
+    """
     timed = [record for record in records if times_s(record)]
     names = Counter(record.test for record in timed)
     facts = timed[-1].environment.facts if timed else {}
@@ -81,21 +87,39 @@ def _quartiles(ordered: Sequence[float]) -> tuple[float, float]:
         half = len(ordered) // 2
         return statistics.median(ordered[:half]), statistics.median(ordered[half:])
     if odd == 1:
-        return 0.25 * ordered[n - 1] + 0.75 * ordered[n], 0.75 * ordered[3 * n] + 0.25 * ordered[3 * n + 1]
-    return 0.75 * ordered[n] + 0.25 * ordered[n + 1], 0.25 * ordered[3 * n + 1] + 0.75 * ordered[3 * n + 2]
+        return 0.25 * ordered[n - 1] + 0.75 * ordered[n], 0.75 * ordered[3 * n] + 0.25 * ordered[
+            3 * n + 1
+        ]
+    return 0.75 * ordered[n] + 0.25 * ordered[n + 1], 0.25 * ordered[3 * n + 1] + 0.75 * ordered[
+        3 * n + 2
+    ]
 
 
 def _benchmark(record: Record, *, alone: bool) -> dict[str, Any]:
-    suffix = "" if alone else f" {record.strategy} {record.workload_text}{f' {record.label}' if record.label else ''}"
+    suffix = (
+        ""
+        if alone
+        else f" {record.strategy} {record.workload_text}{f' {record.label}' if record.label else ''}"
+    )
     numbers = {m.name: m.value for m in record.metrics if m.value is not None}
-    measured = {"model": record.model, "strategy": record.strategy, "workload": record.workload_text, "engine": record.engine}
+    measured = {
+        "model": record.model,
+        "strategy": record.strategy,
+        "workload": record.workload_text,
+        "engine": record.engine,
+    }
     return {
         "group": None,
         "name": record.test.rpartition("::")[2] + suffix,
         "fullname": record.test + suffix,
         "params": None,
         "param": None,
-        "extra_info": {**measured, "outcome": record.outcome, "llmperf_record": record.id, "metrics": numbers},
+        "extra_info": {
+            **measured,
+            "outcome": record.outcome,
+            "llmperf_record": record.id,
+            "metrics": numbers,
+        },
         "options": {"disable_gc": False, "timer": "perf_counter", "warmup": True},
         "stats": stats(times_s(record), int(record.extra.get("iterations", 1))),
     }
@@ -116,7 +140,11 @@ def _machine(facts: dict[str, Any]) -> dict[str, Any]:
         "cpu": {"brand_raw": facts.get("cpu_model"), "count": facts.get("cpu_cores_limit")},
     }
     if facts.get("device") not in (None, "cpu"):
-        info["gpu"] = {name.removeprefix("device_"): value for name, value in facts.items() if name.startswith("device_")}
+        info["gpu"] = {
+            name.removeprefix("device_"): value
+            for name, value in facts.items()
+            if name.startswith("device_")
+        }
         info["gpu"] |= {name: facts[name] for name in ("driver", "cuda") if name in facts}
     return info
 

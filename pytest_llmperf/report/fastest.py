@@ -1,4 +1,7 @@
-"""Which engine was fastest at the same work, with what its outputs agree. Pure: from records to sentences."""
+"""Which engine was fastest at the same work, with what its outputs agree.
+
+Pure: from records to sentences.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,19 @@ def name_of(record: Record) -> str:
 
 
 def fastest(records: Sequence[Record]) -> list[str]:
-    """A sentence for each model and workload that several engines, or ways of batching, did; the fastest is named first."""
+    """A sentence for each model and workload that several engines, or ways of batching, did.
+
+    The fastest is named first.
+    """
     work: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
         if _rate(record) is not None:
             work.setdefault((record.model, record.workload_key), {})[name_of(record)] = record
-    return [_sentence(list(runs.values())) for runs in work.values() if len(set(map(_way, runs.values()))) > 1]
+    return [
+        _sentence(list(runs.values()))
+        for runs in work.values()
+        if len(set(map(_way, runs.values()))) > 1
+    ]
 
 
 def _way(record: Record) -> tuple[str, str]:
@@ -35,7 +45,9 @@ def _way(record: Record) -> tuple[str, str]:
 def _sentence(runs: Sequence[Record]) -> str:
     """For example: `fastest at decode b1 p32 n32: vllm fp32 14.2 tok/s (top-1 100 %), 1.31x transformers fp32 …`."""
     first, *others = sorted(runs, key=lambda record: -_value(record))
-    behind = "; ".join(f"{_ratio(first, other)} {name_of(other)} {_shown(other)}" for other in others)
+    behind = "; ".join(
+        f"{_ratio(first, other)} {name_of(other)} {_shown(other)}" for other in others
+    )
     return f"fastest at {first.workload_text}: {name_of(first)} {_shown(first)}, {behind}"
 
 
@@ -51,14 +63,20 @@ def _agreement(record: Record) -> str:
 
 
 def _ratio(ours: Record, theirs: Record) -> str:
-    """Of pairs where the two were measured in turn, with the interval; else of the two medians, and says so."""
+    """Of pairs where the two were measured in turn, with the interval.
+
+    Else of the two medians, and says so.
+    """
     rate = _rate(ours)
     a, b = (record.samples.get(rate.name if rate else "", ()) for record in (ours, theirs))
     paired = ours.paired_with is not None and ours.paired_with == theirs.paired_with
     if not paired or not a or len(a) != len(b) or min(*a, *b) <= 0:
         return f"{format_value(_value(ours) / _value(theirs), 'x')} (not in turn)"
     ratio = stats.log_ratio_interval(a, b, paired=True)
-    low, high = (format_number(math.exp(end)) if math.isfinite(end) else "?" for end in (ratio.low, ratio.high))
+    low, high = (
+        format_number(math.exp(end)) if math.isfinite(end) else "?"
+        for end in (ratio.low, ratio.high)
+    )
     return f"{format_value(math.exp(ratio.center), 'x')} [{low}, {high}]"
 
 

@@ -1,7 +1,8 @@
 """GitHub's workflow commands: an annotation on a line of the code. Pure.
 
-A command is one line `::error file=…,line=…,title=…::message`. In the message %, CR and LF are escaped; in a property also the
-two signs that separate properties (github.com/actions/toolkit, packages/core/src/command.ts).
+A command is one line `::error file=…,line=…,title=…::message`. In the message %, CR and LF are
+escaped; in a property also the two signs that separate properties (github.com/actions/toolkit,
+packages/core/src/command.ts).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _MESSAGE_LENGTH = 4000
 
 
 def commands(problems: Iterable[Problem]) -> list[str]:
-    """One line a problem, errors first. What GitHub would not show is counted in the last one of its level."""
+    """One line a problem, errors first.
+
+    What GitHub would not show is counted in the last one of its level.
+    """
     found = list(problems)
     lines = []
     for level in ("error", "warning"):

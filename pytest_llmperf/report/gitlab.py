@@ -14,7 +14,10 @@ _LENGTH = 2000
 
 
 def document(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    """The report. A problem's fingerprint stays the same while its test, outcome and file do: GitLab tells new ones by it.
+    """The report.
+
+    A problem's fingerprint stays the same while its test, outcome and file do: GitLab tells new
+    ones by it.
 
     What is wrong with the session as a whole is not in it: GitLab wants a file of each.
     """
@@ -25,7 +28,9 @@ def _issue(problem: Problem) -> dict[str, Any]:
     identity = f"{problem.test}\0{problem.outcome}\0{problem.path}"
     text = " ".join(problem.text.split())
     return {
-        "description": shorten(showable(f"{problem.outcome} {problem.test}: {text}", "utf-8"), _LENGTH),
+        "description": shorten(
+            showable(f"{problem.outcome} {problem.test}: {text}", "utf-8"), _LENGTH
+        ),
         "check_name": f"llmperf {problem.outcome}",
         "fingerprint": hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest(),
         "severity": _SEVERITY.get(problem.outcome, "minor"),

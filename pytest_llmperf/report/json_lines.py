@@ -27,7 +27,10 @@ class BadLine:
 
 
 class JsonLines:
-    """Appends records to a file. Each is on disk's side of the process when `append` returns: a crash loses none."""
+    """Appends records to a file.
+
+    Each is on disk's side of the process when `append` returns: a crash loses none.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -46,7 +49,9 @@ class JsonLines:
         except OSError as error:
             raise StoreError(f"JSON lines file {self.path} cannot be written: {error}.") from error
         if written < len(line):
-            raise StoreError(f"JSON lines file {self.path}: only {written} of {len(line)} bytes were written. Is the disk full?")
+            raise StoreError(
+                f"JSON lines file {self.path}: only {written} of {len(line)} bytes were written. Is the disk full?"
+            )
 
     def close(self) -> None:
         """Close the file; a later append opens it again."""
@@ -57,11 +62,16 @@ class JsonLines:
     def _open(self) -> int:
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+            )
         return self._descriptor
 
     def _mended(self) -> bytes:
-        """A line break if the last line was cut off. Two processes may both add it: `read` skips blank lines."""
+        """A line break if the last line was cut off.
+
+        Two processes may both add it: `read` skips blank lines.
+        """
         descriptor = self._open()
         size = os.fstat(descriptor).st_size
         return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
@@ -69,16 +79,28 @@ class JsonLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 def read(path: str | Path) -> Iterator[Record | BadLine]:
-    """The file's records in order, and a `BadLine` in place of each line that is none. Raises StoreError if it cannot be read."""
+    """The file's records in order, and a `BadLine` in place of each line that is none.
+
+    Raises StoreError if it cannot be read.
+    """
     path = Path(path)
     try:
         with path.open("rb") as lines:
-            yield from (_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
+            yield from (
+                _parse(path, number, line)
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            )
     except OSError as error:
         raise StoreError(f"JSON lines file {path} cannot be read: {error}.") from error
 

@@ -1,6 +1,7 @@
 """The metrics of a test as properties of its JUnit XML element. Pure.
 
-A property has a name and a value, and nothing else: unit and interval are properties of their own beside it.
+A property has a name and a value, and nothing else: unit and interval are properties of their own
+beside it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ OURS = ("llmperf.", "llmperf[")
 
 
 def properties(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(`llmperf.throughput`, "14.2"), (`llmperf.throughput.unit`, "tok/s"), `.low` and `.high`; `.reason` where not measurable.
+    """(`llmperf.throughput`, "14.2"), (`llmperf.throughput.unit`, "tok/s"), `.low` and `.high`.
 
-    A test with several runs has them as `llmperf[2].throughput`, in their order. Numbers are in the unit, never prefixed.
+    `.reason` where not measurable.
+
+    A test with several runs has them as `llmperf[2].throughput`, in their order. Numbers are in the
+    unit, never prefixed.
     """
     found: list[tuple[str, str]] = []
     for at, record in enumerate(records, start=1):
         run = PREFIX if len(records) == 1 else f"{PREFIX}[{at}]"
         found += [(f"{run}.{name}", text) for name, text in _about(record)]
-        found += [(f"{run}.{metric.name}{name}", text) for metric in record.metrics for name, text in _metric(metric)]
+        found += [
+            (f"{run}.{metric.name}{name}", text)
+            for metric in record.metrics
+            for name, text in _metric(metric)
+        ]
     return _unique(found)
 
 

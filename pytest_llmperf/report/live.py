@@ -22,8 +22,9 @@ _UP = "\x1b[1A"
 class LiveLine:
     """A line below pytest's own, rewritten at most five times a second and erased without a trace.
 
-    `stream` must bypass pytest's capture. Nothing at all is written unless `enabled`. `used` tells how many columns
-    pytest has written in its unfinished line: the cursor goes back there. `columns` is the width of the terminal now.
+    `stream` must bypass pytest's capture. Nothing at all is written unless `enabled`. `used` tells
+    how many columns pytest has written in its unfinished line: the cursor goes back there.
+    `columns` is the width of the terminal now.
     """
 
     def __init__(
@@ -45,9 +46,14 @@ class LiveLine:
         self._restore = ""
 
     def update(self, test: str, phase: str, detail: str = "", eta_s: float | None = None) -> None:
-        """Show "test  phase detail, about 6 s left". An update too soon after the last is dropped unless the phase is new."""
+        """Show "test  phase detail, about 6 s left".
+
+        An update too soon after the last is dropped unless the phase is new.
+        """
         now_s = self._clock()
-        if not self.enabled or ((test, phase) == self._phase and now_s - self._written_at_s < INTERVAL_S):
+        if not self.enabled or (
+            (test, phase) == self._phase and now_s - self._written_at_s < INTERVAL_S
+        ):
             return
         begin = _ERASE_LINE if self._restore else self._begin()
         if begin is None:
@@ -56,7 +62,10 @@ class LiveLine:
         self._write(begin + self._fit(test, _what(phase, detail, eta_s)))
 
     def clear(self) -> None:
-        """Erase the line and put the cursor back where pytest left it. Does nothing when no line is shown."""
+        """Erase the line and put the cursor back where pytest left it.
+
+        Does nothing when no line is shown.
+        """
         if self._restore:
             self._write(_ERASE_LINE + self._restore)
         self._restore, self._phase = "", None
@@ -73,15 +82,22 @@ class LiveLine:
         self.enabled, self._restore = False, ""
 
     def _begin(self) -> str | None:
-        """How to get to the line; sets how to get back. None where the cursor's column cannot be known (a full line)."""
+        """How to get to the line; sets how to get back.
+
+        None where the cursor's column cannot be known (a full line).
+        """
         used, columns = self._used(), self._columns()
-        if used < 0 or columns < 2 or (used and used % columns == 0):  # noqa: PLR2004  # one column holds no text
+        # One column holds no text.
+        if used < 0 or columns < 2 or (used and used % columns == 0):  # noqa: PLR2004
             return None
         self._restore = f"{_UP}\x1b[{used % columns + 1}G" if used else "\r"
         return "\n" + _ERASE_LINE if used else _ERASE_LINE
 
     def _fit(self, test: str, what: str) -> str:
-        """The last column stays empty, or some terminals would wrap. The test's name gives way before what it does."""
+        """The last column stays empty, or some terminals would wrap.
+
+        The test's name gives way before what it does.
+        """
         width = self._columns() - 1
         encoding = self._stream.encoding or "utf-8"
         what = showable(what, encoding)
@@ -137,17 +153,30 @@ def open_live(config: pytest.Config) -> LiveLine:
     if stream is None:
         return LiveLine(io.StringIO(), enabled=False)
     writer = config.get_terminal_writer()
-    live = LiveLine(stream, enabled=True, used=lambda: writer.width_of_current_line, columns=lambda: _columns(stream))
+    live = LiveLine(
+        stream,
+        enabled=True,
+        used=lambda: writer.width_of_current_line,
+        columns=lambda: _columns(stream),
+    )
     config.pluginmanager.register(ClearBeforeReports(live), "llmperf-live")
     config.add_cleanup(live.close)
     return live
 
 
 def _wanted(config: pytest.Config) -> bool:
-    live_logs = config.pluginmanager.hasplugin("logging") and (config.getini("log_cli") or config.getoption("log_cli_level"))
+    live_logs = config.pluginmanager.hasplugin("logging") and (
+        config.getini("log_cli") or config.getoption("log_cli_level")
+    )
     shared = config.getoption("capture", "no") != "fd" or live_logs
     quiet = config.get_verbosity() < 0
-    return not (shared or quiet or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb" or os.name == "nt")
+    return not (
+        shared
+        or quiet
+        or hasattr(config, "workerinput")
+        or os.environ.get("TERM") == "dumb"
+        or os.name == "nt"
+    )
 
 
 def _own_terminal(config: pytest.Config) -> TextIO | None:
@@ -161,9 +190,11 @@ def _own_terminal(config: pytest.Config) -> TextIO | None:
             if file is None or not file.isatty():
                 return None
             descriptor = os.dup(file.fileno())
-        except (OSError, ValueError):  # no descriptor behind it, or closed: not a terminal we can write to
+        # No descriptor behind it, or closed: not a terminal we can write to.
+        except (OSError, ValueError):
             return None
-    return open(descriptor, "w", encoding=file.encoding, errors="backslashreplace")  # noqa: PTH123  # closed with config
+    # Closed with config.
+    return open(descriptor, "w", encoding=file.encoding, errors="backslashreplace")  # noqa: PTH123
 
 
 def _columns(stream: TextIO) -> int:

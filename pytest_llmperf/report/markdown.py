@@ -1,7 +1,10 @@
-"""Markdown for a pull request's comment and for a job's page: what was measured before and after. Pure.
+"""Markdown for a pull request's comment and for a job's page: what was measured before and after.
 
-Any text is shown as code in HTML (`<code>`), where GitHub and GitLab make no links and no mentions, with each sign that
-Markdown or HTML could take for its own as a character reference. So a name cannot leave its cell.
+Pure.
+
+Any text is shown as code in HTML (`<code>`), where GitHub and GitLab make no links and no mentions,
+with each sign that Markdown or HTML could take for its own as a character reference. So a name
+cannot leave its cell.
 """
 
 from __future__ import annotations
@@ -25,12 +28,36 @@ _NAME_LENGTH = 160
 _REASON_LENGTH = 1000
 _SPARE = 500
 _SPECIAL = re.compile(r"[^\w \-.,:;/+=\[\]]|_(?![^\W_])|(?<![^\W_])_|:(?=/)|(?<=www)\.|(?<=WWW)\.")
-_WORST_FIRST = ("FAIL", "ERROR", "INVALID", "worse", "UNDECIDED", "WAIVED", "NOT COMPARABLE", "XPASS", "XFAIL", "SKIPPED", "PASS")
-_HEADER = ("test", "strategy", "workload", "metric", "before", "after", "ratio", "99 % interval", "verdict")
+_WORST_FIRST = (
+    "FAIL",
+    "ERROR",
+    "INVALID",
+    "worse",
+    "UNDECIDED",
+    "WAIVED",
+    "NOT COMPARABLE",
+    "XPASS",
+    "XFAIL",
+    "SKIPPED",
+    "PASS",
+)
+_HEADER = (
+    "test",
+    "strategy",
+    "workload",
+    "metric",
+    "before",
+    "after",
+    "ratio",
+    "99 % interval",
+    "verdict",
+)
 
 
 class Compared(Struct, frozen=True, kw_only=True):
-    """One metric of one run as texts. `before`, `ratio` and `interval` are empty where nothing was compared; `reason` says why.
+    """One metric of one run as texts.
+
+    `before`, `ratio` and `interval` are empty where nothing was compared; `reason` says why.
 
     `verdict` is an outcome; after "worse" stands the outcome of a test that does not fail for it.
     """
@@ -50,7 +77,11 @@ class Compared(Struct, frozen=True, kw_only=True):
 def code(text: str, length: int = _NAME_LENGTH) -> str:
     """Any text as code in a Markdown table: one line, cut in its middle past `length` columns."""
     shown = shorten(showable(text, "utf-8"), length)
-    return f"<code>{_SPECIAL.sub(lambda found: f'&#{ord(found[0])};', shown)}</code>" if shown.strip() else ""
+    return (
+        f"<code>{_SPECIAL.sub(lambda found: f'&#{ord(found[0])};', shown)}</code>"
+        if shown.strip()
+        else ""
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -84,7 +115,10 @@ def _cells(each: Compared) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """Numbers and units. Brackets and signs of Markdown that they may hold are character references."""
+    """Numbers and units.
+
+    Brackets and signs of Markdown that they may hold are character references.
+    """
     return re.sub(r"[\[\]*_|<>~`\\]", lambda found: f"&#{ord(found[0])};", showable(text, "utf-8"))
 
 
@@ -94,7 +128,9 @@ def _reasons(rows: Sequence[Compared]) -> list[str]:
     for each in rows:
         if each.reason:
             by_reason.setdefault(each.reason, []).append(each)
-    return [f"- {_named(found)}: {code(reason, _REASON_LENGTH)}" for reason, found in by_reason.items()]
+    return [
+        f"- {_named(found)}: {code(reason, _REASON_LENGTH)}" for reason, found in by_reason.items()
+    ]
 
 
 def _named(rows: Sequence[Compared]) -> str:

@@ -15,9 +15,29 @@ from msgspec import Struct
 
 from pytest_llmperf.core.record import MetricValue, Record
 
-_UNITS = {"s": "seconds", "B": "bytes", "bytes": "bytes", "J": "joules", "tok/s": "tokens_per_second", "1": "ratio", "x": "ratio"}
+_UNITS = {
+    "s": "seconds",
+    "B": "bytes",
+    "bytes": "bytes",
+    "J": "joules",
+    "tok/s": "tokens_per_second",
+    "1": "ratio",
+    "x": "ratio",
+}
 _STATISTICS = frozenset({"p50", "p90", "p95", "p99", "mean", "max"})
-_OUTCOMES = ("PASS", "RECORDED", "FAIL", "UNDECIDED", "INVALID", "ERROR", "SKIPPED", "XFAIL", "XPASS", "WAIVED", "NOT COMPARABLE")
+_OUTCOMES = (
+    "PASS",
+    "RECORDED",
+    "FAIL",
+    "UNDECIDED",
+    "INVALID",
+    "ERROR",
+    "SKIPPED",
+    "XFAIL",
+    "XPASS",
+    "WAIVED",
+    "NOT COMPARABLE",
+)
 _LABELS = ("test", "label", "workload_text", "strategy", "engine", "model", "environment_key")
 
 
@@ -31,8 +51,13 @@ class _Sample(Struct, frozen=True, kw_only=True):
 
 
 def exposition(records: Iterable[Record]) -> str:
-    """The newest record of each series and environment. What could not be measured is left out: it is never 0."""
-    newest = {_series(record): record for record in sorted(records, key=lambda record: record.created)}
+    """The newest record of each series and environment.
+
+    What could not be measured is left out: it is never 0.
+    """
+    newest = {
+        _series(record): record for record in sorted(records, key=lambda record: record.created)
+    }
     families: dict[str, list[_Sample]] = {}
     for record in newest.values():
         for sample in _samples(record):
@@ -49,7 +74,12 @@ def _samples(record: Record) -> list[_Sample]:
     labels = _labels(record)
     found = [sample for metric in record.metrics for sample in _of_metric(metric, labels)]
     when = datetime.fromisoformat(record.created).timestamp()
-    made = {"family": "llmperf_measured_timestamp_seconds", "unit": "seconds", "kind": "gauge", "help": "When the run was made."}
+    made = {
+        "family": "llmperf_measured_timestamp_seconds",
+        "unit": "seconds",
+        "kind": "gauge",
+        "help": "When the run was made.",
+    }
     states = [
         _Sample(
             family="llmperf_outcome",
@@ -66,7 +96,10 @@ def _samples(record: Record) -> list[_Sample]:
 
 def _labels(record: Record) -> dict[str, str]:
     """`series` keeps runs apart whose other labels are alike: the same work of another content."""
-    named = {name.removesuffix("_text").removesuffix("_key"): str(getattr(record, name)) for name in _LABELS}
+    named = {
+        name.removesuffix("_text").removesuffix("_key"): str(getattr(record, name))
+        for name in _LABELS
+    }
     series = hashlib.sha256("\0".join(_series(record)).encode("utf-8", "replace")).hexdigest()[:16]
     return {**{name: text for name, text in named.items() if text}, "series": series}
 
@@ -105,7 +138,13 @@ def _family(samples: Sequence[_Sample]) -> list[str]:
     head = [f"# TYPE {first.family} {first.kind}"]
     head += [f"# UNIT {first.family} {first.unit}"] if first.unit else []
     head.append(f"# HELP {first.family} {_escaped(first.help)}")
-    return [*head, *(f"{each.family}{{{_written(each.labels)}}} {_number(each.value, each.kind)}" for each in samples)]
+    return [
+        *head,
+        *(
+            f"{each.family}{{{_written(each.labels)}}} {_number(each.value, each.kind)}"
+            for each in samples
+        ),
+    ]
 
 
 def _written(labels: Mapping[str, str]) -> str:

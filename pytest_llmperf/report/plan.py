@@ -19,12 +19,15 @@ _NUMBERS = frozenset({"weights", "weights/rank", "free", "budget", "expected"})
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):
-    """One test as planned. Sizes in bytes and times in seconds; None where they cannot be known beforehand.
+    """One test as planned.
 
-    `n_gpus` are leased for the test, `weights_bytes` is predicted for each of its `ranks`, `available_bytes` is what the
-    device (or host) has free now: on several GPUs, on the fullest of them. `planned_s` is the budget of sampling,
-    `expected_s` what the test took when it last ran. `load_key` is equal for tests that share one loaded model. A row that
-    would not run says why in `reason`.
+    Sizes in bytes and times in seconds; None where they cannot be known beforehand.
+
+    `n_gpus` are leased for the test, `weights_bytes` is predicted for each of its `ranks`,
+    `available_bytes` is what the device (or host) has free now: on several GPUs, on the fullest of
+    them. `planned_s` is the budget of sampling, `expected_s` what the test took when it last ran.
+    `load_key` is equal for tests that share one loaded model. A row that would not run says why in
+    `reason`.
     """
 
     test: str
@@ -64,7 +67,9 @@ def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
     if running:
         table = out.table(_columns(running))
         if table.dropped:
-            out.text(f"no room at {out.width} columns for: {', '.join(c.header for c in table.dropped)}")
+            out.text(
+                f"no room at {out.width} columns for: {', '.join(c.header for c in table.dropped)}"
+            )
     for row in rows:
         if row.fits is False:
             each = " on each rank" if row.ranks > 1 else ""
@@ -78,16 +83,25 @@ def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
 def totals(rows: Sequence[PlanRow]) -> str:
     """One sentence: how many tests, model loads and seconds, and how many tests would not run."""
     running = [row for row in rows if row.status == "run"]
-    loads = {row.load_key or (row.model, row.engine, row.device, row.strategy) for row in running if row.model}
+    loads = {
+        row.load_key or (row.model, row.engine, row.device, row.strategy)
+        for row in running
+        if row.model
+    }
     known = [row.planned_s for row in running if row.planned_s is not None]
     parts = [f"{_count(len(running), 'test')} would run", _count(len(loads), "model load")]
     if known:
         unknown = len(running) - len(known)
-        parts.append(f"{format_duration(sum(known))} of sampling at most" + (f" ({unknown} not known)" if unknown else ""))
+        parts.append(
+            f"{format_duration(sum(known))} of sampling at most"
+            + (f" ({unknown} not known)" if unknown else "")
+        )
     if any(row.expected_s is not None or row.n_gpus for row in running):
         known_s = [row.device_s for row in running if row.device_s is not None]
         from_history = sum(row.expected_s is not None for row in running)
-        parts.append(f"{format_duration(sum(known_s))} of device time ({from_history} of {len(running)} from history)")
+        parts.append(
+            f"{format_duration(sum(known_s))} of device time ({from_history} of {len(running)} from history)"
+        )
     for status, word in (("error", "in error"), ("skip", "skipped")):
         n = sum(row.status == status for row in rows)
         if n:
@@ -96,29 +110,53 @@ def totals(rows: Sequence[PlanRow]) -> str:
 
 
 def _columns(rows: Sequence[PlanRow]) -> list[Column]:
-    def column(header: str, text: Callable[[PlanRow], str], rank: int | None, floor: int | None = None) -> Column:
+    def column(
+        header: str, text: Callable[[PlanRow], str], rank: int | None, floor: int | None = None
+    ) -> Column:
         cells = tuple(text(row) or MISSING for row in rows)
         return Column(header=header, cells=cells, rank=rank, right=header in _NUMBERS, floor=floor)
 
-    names = dict(zip([row.test for row in rows], short_names([row.test for row in rows]), strict=True))
+    names = dict(
+        zip([row.test for row in rows], short_names([row.test for row in rows]), strict=True)
+    )
     weights = "weights/rank" if any(row.ranks > 1 for row in rows) else "weights"
-    expected = [column("expected", _expected, 75)] if any(row.expected_s is not None for row in rows) else []
+    expected = (
+        [column("expected", _expected, 75)]
+        if any(row.expected_s is not None for row in rows)
+        else []
+    )
     return [
         column("test", lambda row: names[row.test], None, floor=14),
         column("strategy", lambda row: row.strategy, 90, floor=10),
         column("model", lambda row: row.model, 60, floor=10),
         column("engine", lambda row: row.engine, 40),
-        column("device", lambda row: f"{row.n_gpus} x {row.device}" if row.n_gpus > 1 else row.device, 70),
+        column(
+            "device",
+            lambda row: f"{row.n_gpus} x {row.device}" if row.n_gpus > 1 else row.device,
+            70,
+        ),
         column(weights, _weights, 85),
         column("free", _available, 65),
-        column("budget", lambda row: "" if row.planned_s is None else format_duration(row.planned_s), 80),
+        column(
+            "budget",
+            lambda row: "" if row.planned_s is None else format_duration(row.planned_s),
+            80,
+        ),
         *expected,
-        column("fits", lambda row: {True: "fits", False: "too large", None: "not known"}[row.fits], None),
+        column(
+            "fits",
+            lambda row: {True: "fits", False: "too large", None: "not known"}[row.fits],
+            None,
+        ),
     ]
 
 
 def _name(row: PlanRow) -> str:
-    return f"{row.test} ({row.strategy})" if row.strategy and row.strategy not in row.test else row.test
+    return (
+        f"{row.test} ({row.strategy})"
+        if row.strategy and row.strategy not in row.test
+        else row.test
+    )
 
 
 def _weights(row: PlanRow) -> str:

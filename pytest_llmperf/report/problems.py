@@ -11,7 +11,9 @@ WARNINGS = frozenset({"UNDECIDED", "NOT COMPARABLE", "WAIVED"})
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """One test's outcome that is no plain pass. `path` is relative to the repository, `line` counts from 1.
+    """One test's outcome that is no plain pass.
+
+    `path` is relative to the repository, `line` counts from 1.
 
     What is wrong with the session as a whole has no path, and its name in the test's place.
     """

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.core.format import MISSING, NOT_MEASURABLE, format_interval, format_number, format_percent, format_value
+from pytest_llmperf.core.format import (
+    MISSING,
+    NOT_MEASURABLE,
+    format_interval,
+    format_number,
+    format_percent,
+    format_value,
+)
 from pytest_llmperf.core.record import speed_metric
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
@@ -37,8 +44,21 @@ METRICS = (
     Shown(header="TPOT p50", metric="tpot.p50", rank=28, verbose=True),
     Shown(header="peak", metric="memory.peak", rank=85),
     Shown(header="weights", metric="memory.weights", rank=40),
-    Shown(header="MBU", metric="mbu", rank=60, digits=2, explain="MBU: share of the measured memory bandwidth"),
-    Shown(header="MFU", metric="mfu", rank=15, verbose=True, digits=2, explain="MFU: share of the measured matmul rate"),
+    Shown(
+        header="MBU",
+        metric="mbu",
+        rank=60,
+        digits=2,
+        explain="MBU: share of the measured memory bandwidth",
+    ),
+    Shown(
+        header="MFU",
+        metric="mfu",
+        rank=15,
+        verbose=True,
+        digits=2,
+        explain="MFU: share of the measured matmul rate",
+    ),
     Shown(header="J/token", metric="energy.per_token", rank=20, verbose=True),
     Shown(header="load", metric="load_time", rank=18, verbose=True),
 )
@@ -51,25 +71,36 @@ def status(outcome: str) -> str:
 
 
 def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Column]:
-    """All columns that have something to say, the status last. Cells are in the order of the records.
+    """All columns that have something to say, the status last.
+
+    Cells are in the order of the records.
 
     The wider the terminal (`width`), the less the names are shortened.
     """
     names, strategies = _brief_tests(records), tuple(r.strategy for r in records)
-    name_floor, strategy_floor = telling_width(names, width // 6, width // 4), telling_width(strategies, width // 10, width // 3)
+    name_floor, strategy_floor = (
+        telling_width(names, width // 6, width // 4),
+        telling_width(strategies, width // 10, width // 3),
+    )
     found = [
         Column(header="test", cells=_tests(records), brief=names, rank=None, floor=name_floor),
         Column(header="strategy", cells=strategies, rank=90, floor=strategy_floor),
         *_engines(records),
         Column(header="workload", cells=tuple(r.workload_text for r in records), rank=50),
-        Column(header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True),
+        Column(
+            header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True
+        ),
         *(_metric_column(m, records) for m in METRICS if verbose or not m.verbose),
         Column(header="top-1", cells=tuple(map(_agreement, records)), rank=75, right=True),
         Column(header="ratio", cells=_ratios(records, intervals=verbose), rank=55, right=True),
     ]
     if verbose:
-        found.append(Column(header="samples", cells=tuple(map(_n_samples, records)), rank=30, right=True))
-    found.append(Column(header="verdict", cells=tuple(status(r.outcome) for r in records), rank=None))
+        found.append(
+            Column(header="samples", cells=tuple(map(_n_samples, records)), rank=30, right=True)
+        )
+    found.append(
+        Column(header="verdict", cells=tuple(status(r.outcome) for r in records), rank=None)
+    )
     return [c for c in found if c.rank is None or any(cell != MISSING for cell in c.cells)]
 
 
@@ -108,7 +139,10 @@ def not_measurable(records: Sequence[Record], shown: Sequence[Column]) -> list[s
             if header in headers and value.value is None:
                 names, runs = by_reason.setdefault(value.reason or "no reason was given", ({}, {}))
                 names[header] = runs[record.id] = None
-    return [f"n/m {', '.join(names)}{_share(len(runs), len(records))}: {why}" for why, (names, runs) in by_reason.items()]
+    return [
+        f"n/m {', '.join(names)}{_share(len(runs), len(records))}: {why}"
+        for why, (names, runs) in by_reason.items()
+    ]
 
 
 def short_names(ids: Sequence[str]) -> list[str]:
@@ -131,14 +165,20 @@ def _tests(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _marked(names: Iterable[str], records: Sequence[Record]) -> tuple[str, ...]:
     """A run that the gate had measured once more says so."""
-    return tuple(f"{name}, again" if r.extra.get("attempt", 1) > 1 else name for name, r in zip(names, records, strict=True))
+    return tuple(
+        f"{name}, again" if r.extra.get("attempt", 1) > 1 else name
+        for name, r in zip(names, records, strict=True)
+    )
 
 
 def _labelled(records: Sequence[Record]) -> tuple[str, ...]:
     """Short names; the run's label is added where a test made several runs that look the same."""
     look = [(r.test, r.strategy, r.workload_text) for r in records]
     names = short_names([r.test for r in records])
-    return tuple(f"{n} {r.label}" if r.label and look.count(k) > 1 else n for n, r, k in zip(names, records, look, strict=True))
+    return tuple(
+        f"{n} {r.label}" if r.label and look.count(k) > 1 else n
+        for n, r, k in zip(names, records, look, strict=True)
+    )
 
 
 def _brief_tests(records: Sequence[Record]) -> tuple[str, ...]:
@@ -174,7 +214,10 @@ def _throughputs(records: Sequence[Record], *, brackets: bool) -> tuple[str, ...
     """
     values = [_headline(r) for r in records]
     numbers = [_cell(v, lambda m: format_number(m.value or 0.0)) for v in values]
-    intervals = ["" if v is None or v.value is None else _interval(v.value, v.low, v.high, brackets) for v in values]
+    intervals = [
+        "" if v is None or v.value is None else _interval(v.value, v.low, v.high, brackets)
+        for v in values
+    ]
     room = max(map(display_width, intervals))
     return tuple(f"{a} {b:>{room}}" if room else a for a, b in zip(numbers, intervals, strict=True))
 
@@ -201,7 +244,12 @@ def _metric_column(shown: Shown, records: Sequence[Record]) -> Column:
         return format_value(metric.value or 0.0, metric.unit, shown.digits)
 
     values = (_metrics(r).get(shown.metric) for r in records)
-    return Column(header=shown.header, cells=tuple(_cell(v, text) for v in values), rank=shown.rank, right=True)
+    return Column(
+        header=shown.header,
+        cells=tuple(_cell(v, text) for v in values),
+        rank=shown.rank,
+        right=True,
+    )
 
 
 def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
@@ -233,7 +281,10 @@ def _reference(record: Record, records: Sequence[Record]) -> Record | None:
 
 
 def _ratio(record: Record, reference: Record | None, interval: bool) -> str:
-    """The paired ratio where the samples are there, as a claim on the two runs would be judged; else that of the values."""
+    """The paired ratio where the samples are there, as a claim on the two runs would be judged.
+
+    Else that of the values.
+    """
     if reference is None:
         return MISSING
     if reference is record:

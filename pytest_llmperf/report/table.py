@@ -8,17 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 GAP = 2
-_PLAIN = str.maketrans({"±": "+-", "…": "~", "–": "-", "µ": "u", "≥": ">=", "≤": "<=", "→": "->", "×": "x"})  # noqa: RUF001
-_QUANTITY = re.compile(r"(?<=\d) (?=(?:%|tok/s|[kMGT]?B|[mµnu]?s|min|h|[mk]?J)(?:\W|$))|(?<=[<>=≥≤]) (?=\d)")
+_PLAIN = str.maketrans(
+    {"±": "+-", "…": "~", "–": "-", "µ": "u", "≥": ">=", "≤": "<=", "→": "->", "×": "x"}  # noqa: RUF001
+)
+_QUANTITY = re.compile(
+    r"(?<=\d) (?=(?:%|tok/s|[kMGT]?B|[mµnu]?s|min|h|[mk]?J)(?:\W|$))|(?<=[<>=≥≤]) (?=\d)"
+)
 _NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: its header, its cells, and how it gives way. Unimportant (small `rank`) columns are dropped first.
+    """One column: its header, its cells, and how it gives way.
 
-    `brief` are shorter cells, taken where the full ones have no room. `floor` is the width down to which cells may then
-    be shortened in the middle; None: never shortened (numbers). `rank` None: never dropped.
+    Unimportant (small `rank`) columns are dropped first.
+
+    `brief` are shorter cells, taken where the full ones have no room. `floor` is the width down to
+    which cells may then be shortened in the middle; None: never shortened (numbers). `rank` None:
+    never dropped.
     """
 
     header: str
@@ -37,7 +44,9 @@ class Column:
     def least(self) -> int:
         """The width it can be shortened to."""
         width = self.in_brief.width
-        return width if self.floor is None else min(width, max(self.floor, display_width(self.header)))
+        return (
+            width if self.floor is None else min(width, max(self.floor, display_width(self.header)))
+        )
 
     @property
     def in_brief(self) -> Column:
@@ -46,12 +55,20 @@ class Column:
 
     def mapped(self, text: Callable[[str], str]) -> Column:
         """The same column with its header and each cell passed through `text`."""
-        return replace(self, header=text(self.header), cells=tuple(map(text, self.cells)), brief=tuple(map(text, self.brief)))
+        return replace(
+            self,
+            header=text(self.header),
+            cells=tuple(map(text, self.cells)),
+            brief=tuple(map(text, self.brief)),
+        )
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that fits. `rows` are split in cells, padded but for the last, so that a cell can be coloured alone."""
+    """A table that fits.
+
+    `rows` are split in cells, padded but for the last, so that a cell can be coloured alone.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -59,7 +76,9 @@ class Table:
 
 
 def lay_out(columns: Sequence[Column], width: int) -> Table:
-    """Drop the least important columns and shorten the others until the table fits in `width`; lines never wrap.
+    """Drop the least important columns and shorten the others until the table fits in `width`.
+
+    Lines never wrap.
 
     What is never dropped is shortened below its floor, and at last cut, where not even that fits.
     """
@@ -80,7 +99,9 @@ def _shrink(kept: Sequence[Column], width: int) -> list[int]:
     widths = [c.width for c in kept]
     floors = [c.least for c in kept]
     while _total(widths) > width and widths != floors:
-        widest = max((i for i in range(len(kept)) if widths[i] > floors[i]), key=lambda i: widths[i])
+        widest = max(
+            (i for i in range(len(kept)) if widths[i] > floors[i]), key=lambda i: widths[i]
+        )
         widths[widest] -= 1
     while _total(widths) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -88,7 +109,9 @@ def _shrink(kept: Sequence[Column], width: int) -> list[int]:
 
 
 def _row(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> tuple[str, ...]:
-    cells = [pad(shorten(t, w), w, right=c.right) for t, c, w in zip(texts, columns, widths, strict=True)]
+    cells = [
+        pad(shorten(t, w), w, right=c.right) for t, c, w in zip(texts, columns, widths, strict=True)
+    ]
     return (*(cell + " " * GAP for cell in cells[:-1]), cells[-1].rstrip())
 
 
@@ -128,7 +151,9 @@ def telling_width(cells: Sequence[str], least: int, most: int) -> int:
     """The smallest width from `least` to `most` at which cells that differ still differ when shortened; else `most`."""
     different = set(cells)
     widths = range(least, max(least, most) + 1)
-    return next((w for w in widths if len({shorten(c, w) for c in different}) == len(different)), widths[-1])
+    return next(
+        (w for w in widths if len({shorten(c, w) for c in different}) == len(different)), widths[-1]
+    )
 
 
 def without_file(test: str) -> str:
@@ -179,7 +204,10 @@ def showable(text: str, encoding: str | None) -> str:
 
     The mark of a shortened text keeps its width, so that a table may be laid out first.
     """
-    line = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
+    line = "".join(
+        c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
     try:
         line.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

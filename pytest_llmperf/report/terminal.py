@@ -65,7 +65,9 @@ def write_summary(
         return
     out = Out(tr)
     if verbosity < 0:
-        counted = _without_runs({"INVALID": invalid, "ERROR": errors, "skipped": skipped, **expected}, records)
+        counted = _without_runs(
+            {"INVALID": invalid, "ERROR": errors, "skipped": skipped, **expected}, records
+        )
         out.one_line(_in_one_line(records, counted, notes))
         return
     tr.write_sep("=", "llmperf")
@@ -93,7 +95,9 @@ class Out:
         """`text` in signs that this terminal has."""
         return showable(text, self.encoding)
 
-    def text(self, text: str, *, first: str = "", indent: str = "  ", colour: str | None = None) -> None:
+    def text(
+        self, text: str, *, first: str = "", indent: str = "  ", colour: str | None = None
+    ) -> None:
         """Paragraphs, wrapped between words."""
         for paragraph in text.splitlines():
             for line in wrap(self.show(paragraph), self.width, indent, first):
@@ -117,10 +121,15 @@ class Out:
         return table
 
     def named(self, status: str, tests: Named) -> None:
-        """Tests with a status, by the first line of their reason; one that is there several times is counted."""
+        """Tests with a status, by the first line of their reason.
+
+        One that is there several times is counted.
+        """
         by_reason: dict[str, list[str]] = {}
         for (test, reason), n in Counter(tests).items():
-            by_reason.setdefault(_first_line(reason), []).append(f"{test} ({n} times)" if n > 1 else test)
+            by_reason.setdefault(_first_line(reason), []).append(
+                f"{test} ({n} times)" if n > 1 else test
+            )
         for reason, names in by_reason.items():
             if len(names) == 1:
                 self.text(f"{status} {names[0]}: {reason}", colour=_COLOURS.get(status))
@@ -133,7 +142,9 @@ class Out:
 def _without_runs(expected: Mapping[str, Named], records: Sequence[Record]) -> dict[str, Named]:
     """A test with runs is counted by them."""
     ran = {record.test for record in records}
-    return {status: [each for each in tests if each[0] not in ran] for status, tests in expected.items()}
+    return {
+        status: [each for each in tests if each[0] not in ran] for status, tests in expected.items()
+    }
 
 
 def _first_line(reason: str) -> str:
@@ -153,7 +164,10 @@ def _write_runs(out: Out, records: Sequence[Record], *, verbose: bool) -> None:
     columns = summary.columns(records, out.width, verbose=verbose)
     table = out.table(columns)
     shown = [c for c in columns if c.header not in {d.header for d in table.dropped}]
-    for line in (summary.legend(shown, records, verbose=verbose), summary.left_out(table.dropped, len(records), out.width)):
+    for line in (
+        summary.legend(shown, records, verbose=verbose),
+        summary.left_out(table.dropped, len(records), out.width),
+    ):
         if line:
             out.text(line)
     for line in (*fastest(records), *summary.not_measurable(records, shown)):
@@ -162,14 +176,21 @@ def _write_runs(out: Out, records: Sequence[Record], *, verbose: bool) -> None:
 
 def _write_undecided(out: Out, records: Sequence[Record]) -> None:
     """Each claim once: a test's claims are kept with every run that it made."""
-    undecided = {(r.test, c.text, c.detail): None for r in records for c in r.claims if summary.status(c.outcome) == "UNDECIDED"}
+    undecided = {
+        (r.test, c.text, c.detail): None
+        for r in records
+        for c in r.claims
+        if summary.status(c.outcome) == "UNDECIDED"
+    }
     for test, text, detail in undecided:
         out.text(f"UNDECIDED {test}", colour="yellow")
         for line in (*text.splitlines(), *detail.splitlines()):
             out.text(line, first="  ", indent="    ")
 
 
-def _in_one_line(records: Sequence[Record], others: Mapping[str, Named], notes: Sequence[str]) -> list[str]:
+def _in_one_line(
+    records: Sequence[Record], others: Mapping[str, Named], notes: Sequence[str]
+) -> list[str]:
     counts = Counter(summary.status(r.outcome) for r in records)
     for status, tests in others.items():
         counts[status] += len(tests)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class UsingAdapters(OpenModel):
-    """`OpenModel` whose commands go through `adapters`. Switching is a command of its own, outside every timed path."""
+    """`OpenModel` whose commands go through `adapters`.
+
+    Switching is a command of its own, outside every timed path.
+    """
 
     adapters: tuple[str, ...] = ()
 
@@ -36,28 +39,39 @@ class UsingAdapters(OpenModel):
 
 
 def using(model: OpenModel, names: tuple[str, ...]) -> UsingAdapters:
-    """`model` going through `names`. Its strategy says so, in records too; what is in force is asked of the worker."""
+    """`model` going through `names`.
+
+    Its strategy says so, in records too; what is in force is asked of the worker.
+    """
     kept = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
     view = UsingAdapters(**kept, adapters=names)
     used = OpenModel.call(view, UseAdapters(names=names))
     OpenModel.call(view, UseAdapters(names=()))
-    assert isinstance(used, AdaptersUsed)  # noqa: S101 - narrows the union; the wire checked the type
+    # Narrows the union; the wire checked the type.
+    assert isinstance(used, AdaptersUsed)  # noqa: S101
     kept["plan"] = view_of(model.plan, names)
     kept["promises"] = switched(model.promises, names)
     kept["opened"] = structs.replace(
         model.opened,
-        effective=structs.replace(model.opened.effective, adapters=tuple(n for n in used.names if n != BASE)),
+        effective=structs.replace(
+            model.opened.effective, adapters=tuple(n for n in used.names if n != BASE)
+        ),
     )
     return UsingAdapters(**kept, adapters=names)
 
 
 def view_of(plan: LoadPlan, names: tuple[str, ...]) -> LoadPlan:
-    """`plan` with only the adapters of `names`, and a strategy text that names them; the plan itself without names."""
+    """`plan` with only the adapters of `names`, and a strategy text that names them.
+
+    The plan itself without names.
+    """
     if not names:
         return plan
     folders = dict(zip(plan.adapter_names, plan.adapters, strict=True))
     used = tuple(folders[name] for name in dict.fromkeys(names) if name in folders)
-    return structs.replace(plan, adapters=used, strategy=f"{plan.strategy} (using {', '.join(names)})")
+    return structs.replace(
+        plan, adapters=used, strategy=f"{plan.strategy} (using {', '.join(names)})"
+    )
 
 
 def require_usable(plan: LoadPlan, names: tuple[str, ...]) -> None:
@@ -76,4 +90,6 @@ def require_usable(plan: LoadPlan, names: tuple[str, ...]) -> None:
             )
     for field, why in (("merge_adapters", "':merged'"), ("compile", "'compile'")):
         if getattr(plan, field):
-            raise UsageError(f"llm.using({names[0]!r}): under {plan.strategy!r} it cannot be switched. Leave out {why}.")
+            raise UsageError(
+                f"llm.using({names[0]!r}): under {plan.strategy!r} it cannot be switched. Leave out {why}."
+            )

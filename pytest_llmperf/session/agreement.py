@@ -47,7 +47,11 @@ def compare(
     """Score `candidate` against the reference's outputs, which are taken from the cache when they are there."""
     path = reference_file(candidate, reference, open_reference, question)
     rows = _scored(candidate, path, question.batch)
-    floor = _noise_floor(candidate, reference, open_reference, question) if rule.needs_noise_floor else None
+    floor = (
+        _noise_floor(candidate, reference, open_reference, question)
+        if rule.needs_noise_floor
+        else None
+    )
     return Agreement(
         rows,
         rule=rule,
@@ -78,15 +82,21 @@ def reference_file(
 ) -> Path:
     """The cached reference, made now when it is missing.
 
-    The candidate's content hash stands for the reference's when both name the same model, so that a cached reference
-    needs no second model in memory. Raises UsageError where the cache cannot be written.
+    The candidate's content hash stands for the reference's when both name the same model, so that a
+    cached reference needs no second model in memory. Raises UsageError where the cache cannot be
+    written.
     """
     source = _standing_for(reference, candidate) or open_reference()
     path = _path(source, reference, question)
     if not path.exists():
         _make_folder(path.parent)
         open_reference().call(
-            MakeReference(prompts=question.prompts, new_tokens=question.new_tokens, batch=question.batch, path=str(path)),
+            MakeReference(
+                prompts=question.prompts,
+                new_tokens=question.new_tokens,
+                batch=question.batch,
+                path=str(path),
+            ),
         )
     return path
 
@@ -95,11 +105,16 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the cache cannot be written: {error}. Set LLMPERF_CACHE to a folder that can.") from error
+        raise UsageError(
+            f"the cache cannot be written: {error}. Set LLMPERF_CACHE to a folder that can."
+        ) from error
 
 
 def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None:
-    """`candidate`, with the content hash that the reference's weights have; None where they are not known from it."""
+    """`candidate`, with the content hash that the reference's weights have.
+
+    None where they are not known from it.
+    """
     plain = msgspec.structs.replace(candidate.plan, adapters=())
     if _made_from(candidate.plan) == _made_from(reference):
         return candidate
@@ -110,7 +125,10 @@ def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None
 
 
 def _made_from(plan: LoadPlan) -> tuple[object, ...]:
-    """What a plan's weights come from. Models that a test holds itself differ in their options alone."""
+    """What a plan's weights come from.
+
+    Models that a test holds itself differ in their options alone.
+    """
     checkpoint = scheme_of(plan.quantization).path if plan.quantization is not None else ""
     return plan.model, plan.seed, plan.options, checkpoint, plan.adapters
 
@@ -129,7 +147,8 @@ def _noise_floor(
 
 def _scored(model: OpenModel, path: Path, batch: int) -> tuple[PromptComparison, ...]:
     answer = model.call(CompareReference(path=str(path), batch=batch))
-    assert isinstance(answer, ReferenceCompared)  # noqa: S101 - narrows the union; the wire checked the type
+    # Narrows the union; the wire checked the type.
+    assert isinstance(answer, ReferenceCompared)  # noqa: S101
     return answer.prompts
 
 

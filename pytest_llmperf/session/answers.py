@@ -13,7 +13,8 @@ from pytest_llmperf.workloads import TaskSet
 class Answers(Struct, frozen=True, kw_only=True, eq=False):
     """A task set as one model answered it. `correct[i]` and `given[i]` are of item i.
 
-    `core.agreement.task_accuracy` compares two of them item by item: `accuracy_gate(…).judge(ours.correct, theirs.correct)`.
+    `core.agreement.task_accuracy` compares two of them item by item:
+    `accuracy_gate(…).judge(ours.correct, theirs.correct)`.
     """
 
     tasks: TaskSet
@@ -28,7 +29,10 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
         return task_accuracy.accuracy(self.correct, subject=self.subject, context=self.context)
 
     def recovery(self, reference: Answers) -> Estimate:
-        """Its accuracy over that of `reference` on the same items. Raises UsageError for other items."""
+        """Its accuracy over that of `reference` on the same items.
+
+        Raises UsageError for other items.
+        """
         if self.tasks.content_hash != reference.tasks.content_hash:
             raise UsageError(
                 f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or are put in another way; "
@@ -45,4 +49,6 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
     def wrong(self, n: int = 5) -> tuple[tuple[str, str, str], ...]:
         """The first `n` items answered wrongly: prompt, answer given, answer expected."""
         rows = zip(self.tasks.items, self.given, self.correct, strict=True)
-        return tuple((item.prompt, given, item.answer) for item, given, right in rows if not right)[:n]
+        return tuple((item.prompt, given, item.answer) for item, given, right in rows if not right)[
+            :n
+        ]

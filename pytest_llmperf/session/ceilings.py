@@ -26,16 +26,23 @@ def of(model: OpenModel) -> Ceilings | None:
     if cached is not None:
         return cached
     answer = model.call(MeasureCeilings(dtypes=DTYPES))
-    assert isinstance(answer, CeilingsRead)  # noqa: S101 - narrows the union; the wire checked the type
+    # Narrows the union; the wire checked the type.
+    assert isinstance(answer, CeilingsRead)  # noqa: S101
     if answer.ceilings is None:
         return None
-    measured = msgspec.structs.replace(answer.ceilings, measured_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    measured = msgspec.structs.replace(
+        answer.ceilings, measured_at=datetime.now(UTC).isoformat(timespec="seconds")
+    )
     _write(path, measured)
     return measured
 
 
 def _path(model: OpenModel) -> Path:
-    facts = {**model.opened.device_facts, "engine": model.plan.engine, "torch": model.opened.versions.get("torch", "")}
+    facts = {
+        **model.opened.device_facts,
+        "engine": model.plan.engine,
+        "torch": model.opened.versions.get("torch", ""),
+    }
     stable = {k: v for k, v in facts.items() if k not in VOLATILE}
     key = hashlib.sha256(msgspec.json.encode(stable, order="sorted")).hexdigest()[:16]
     return cache_dir() / "ceilings" / f"{model.plan.device}-{key}.json"
@@ -54,8 +61,12 @@ def _read(path: Path) -> Ceilings | None:
 
 
 def _write(path: Path, value: Ceilings) -> None:
-    """What cannot be kept is measured again by the next session; `llmperf doctor` names a folder that cannot be written."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may measure the same device at once
+    """What cannot be kept is measured again by the next session.
+
+    `llmperf doctor` names a folder that cannot be written.
+    """
+    # Two processes may measure the same device at once.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(msgspec.json.encode(value))

@@ -1,4 +1,7 @@
-"""From a test's marker, parametrisation and options to a load plan. Nothing is loaded; every error names its value."""
+"""From a test's marker, parametrisation and options to a load plan.
+
+Nothing is loaded; every error names its value.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ DEFAULT_STRATEGY = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What `@pytest.mark.llmperf(...)` says of a test; the closest marker wins, argument by argument."""
+    """What `@pytest.mark.llmperf(...)` says of a test.
+
+    The closest marker wins, argument by argument.
+    """
 
     model: str | None = None
     strategy: str | None = None
@@ -59,11 +65,16 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def declaration(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Declaration:
-    """Merge the arguments of a test's markers, closest first. Raises UsageError for an unknown or ill-typed argument."""
+    """Merge the arguments of a test's markers, closest first.
+
+    Raises UsageError for an unknown or ill-typed argument.
+    """
     merged: dict[str, Any] = {}
     for args, kwargs in marks:
         if args:
-            raise UsageError(f"@pytest.mark.llmperf({args[0]!r}): arguments are given by name, for example model={args[0]!r}.")
+            raise UsageError(
+                f"@pytest.mark.llmperf({args[0]!r}): arguments are given by name, for example model={args[0]!r}."
+            )
         for name, value in kwargs.items():
             merged.setdefault(name, _checked(name, value))
     return Declaration(**merged)
@@ -77,7 +88,10 @@ def load_plan(
     gpus: Callable[[], GpuPool],
     engine: str | None = None,
 ) -> LoadPlan:
-    """The load plan of a declaration under a strategy, on one of `gpus` where it can. Raises UsageError, nothing is loaded."""
+    """The load plan of a declaration under a strategy, on one of `gpus` where it can.
+
+    Raises UsageError, nothing is loaded.
+    """
     if declared.model is None:
         raise UsageError(
             "no model is named. Give one on the test, its module or class: @pytest.mark.llmperf(model='smollm2-135m') "
@@ -86,7 +100,9 @@ def load_plan(
     row = engines.engine(engine or declared.engine)
     parsed = parse(strategy)
     base = LoadPlan(
-        model=model_ref(declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision),
+        model=model_ref(
+            declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision
+        ),
         engine=row.name,
         device=resolve_device(declared.device or settings.device, row.can(), gpus),
         options=tuple(sorted(declared.options.items())),
@@ -96,7 +112,8 @@ def load_plan(
     if plan.assist not in (None, LOOKUP):
         model_ref(str(plan.assist))  # raises for a name that means nothing
     check_engine_can(plan, row.can(), row.name)
-    elsewhere = row.name in settings.pythons or settings.cluster  # another interpreter, or host, has its own packages
+    # Another interpreter, or host, has its own packages.
+    elsewhere = row.name in settings.pythons or settings.cluster
     lacking = None if elsewhere else row.can().lacks(plan)
     if lacking is not None:
         raise UsageError(lacking)
@@ -112,8 +129,14 @@ def _checked(name: str, value: Any) -> Any:
         )
     wanted = _TYPES[name]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}.")
-    if name == "strategies" and isinstance(value, list | tuple) and not (value and all(isinstance(each, str) for each in value)):
+        raise UsageError(
+            f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}."
+        )
+    if (
+        name == "strategies"
+        and isinstance(value, list | tuple)
+        and not (value and all(isinstance(each, str) for each in value))
+    ):
         raise UsageError(
             f"@pytest.mark.llmperf(strategies={value!r}): at least one strategy is needed, each a text such as 'bf16'. "
             "For marks and ids of single ones: @pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True).",

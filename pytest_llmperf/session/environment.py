@@ -15,7 +15,9 @@ from pytest_llmperf.devices.host import host_facts, project_facts, project_name
 from pytest_llmperf.devices.inventory import SIMULATED
 
 
-def collect_environment(device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path) -> Environment:
+def collect_environment(
+    device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path
+) -> Environment:
     """Facts of the worker's device (they win), this host, the tested project at `root`, and the packages that matter.
 
     The host is asked once a process, the project once a folder.

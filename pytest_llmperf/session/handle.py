@@ -21,13 +21,22 @@ if TYPE_CHECKING:
 
 
 class HostChannel:
-    """A host in this process, spoken to as if it were a worker. It has no deadline: the test's own process would have to die."""
+    """A host in this process, spoken to as if it were a worker.
+
+    It has no deadline: the test's own process would have to die.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.alive = True
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: Callable[[Heartbeat], None] | None = None) -> Result:  # noqa: ARG002
+    def call(
+        self,
+        command: Command,
+        *,
+        deadline_s: float,  # noqa: ARG002
+        on_beat: Callable[[Heartbeat], None] | None = None,  # noqa: ARG002
+    ) -> Result:
         """Do the command here and now; what it raises goes through."""
         return self._host.handle(command)
 
@@ -47,27 +56,34 @@ class Handle:
     def measure(self, function: Callable[[], Any], *, tokens: int, name: str = "") -> RunResult:
         """Measure a callable that produces `tokens` output tokens a call.
 
-        It is warmed up, sampled, recorded and judged like a model. Only what can be seen from outside is measured:
-        latency and output throughput; token times, memory and the rest are NotMeasurable.
+        It is warmed up, sampled, recorded and judged like a model. Only what can be seen from
+        outside is measured: latency and output throughput; token times, memory and the rest are
+        NotMeasurable.
 
         Raises:
-            UsageError: `function` cannot be called, or `tokens` is not at least 1. What `function` raises goes through.
-
+            UsageError: `function` cannot be called, or `tokens` is not at least 1. What `function`
+                raises goes through.
         """
         if not callable(function):
-            raise UsageError(f"llmperf.measure({function!r}): something that can be called without arguments is needed.")
+            raise UsageError(
+                f"llmperf.measure({function!r}): something that can be called without arguments is needed."
+            )
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise UsageError(
                 f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1.",
             )
-        from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415 - only for tests that use it
+        # Only for tests that use it.
+        from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415
 
         engine = CallableEngine(function, tokens)
         model = self._adopt(engine, name or getattr(function, "__qualname__", "callable"))
         return model.run(Decode(batch=1, prompt_tokens=1, new_tokens=max(2, tokens)))
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
-        """A transformers model that the test has loaded, as an `llm`. After the test it is put back as it was."""
+        """A transformers model that the test has loaded, as an `llm`.
+
+        After the test it is put back as it was.
+        """
         adopted = self._adopt(engines.wrapped(model, tokenizer), name or type(model).__name__)
         self._session.own.watch(model, adopted.plan.model.name, adopted.effective.weights_bytes)
         return adopted
@@ -76,6 +92,12 @@ class Handle:
         self._adopted += 1
         ref = ModelRef(name=name, kind="factory", location=f"in-process:{name}")
         device = getattr(engine, "device", "cpu")
-        plan = LoadPlan(model=ref, engine="inprocess", device=device, strategy="as-is", options=(("adopted", self._adopted),))
+        plan = LoadPlan(
+            model=ref,
+            engine="inprocess",
+            device=device,
+            strategy="as-is",
+            options=(("adopted", self._adopted),),
+        )
         self._session.pool.adopt(plan, HostChannel(Host(find_engine=lambda _plan: engine)))
         return Model(self._session, plan)

@@ -30,9 +30,14 @@ AGREEMENT_PROMPTS = "short-chat"
 
 
 class Model:
-    """A model under one strategy. It is loaded when first used, in a worker of its own, and shared by equal plans."""
+    """A model under one strategy.
 
-    def __init__(self, session: LlmperfSession, plan: LoadPlan, adapters: tuple[str, ...] = ()) -> None:
+    It is loaded when first used, in a worker of its own, and shared by equal plans.
+    """
+
+    def __init__(
+        self, session: LlmperfSession, plan: LoadPlan, adapters: tuple[str, ...] = ()
+    ) -> None:
         self._session = session
         self.plan = plan
         self._adapters = adapters
@@ -63,10 +68,15 @@ class Model:
         return view_of(self.plan, self._adapters)
 
     def load(self) -> OpenModel:
-        """Load the model now and check that its strategy is in effect. Raises the errors of `session.pool.Pool.open`."""
+        """Load the model now and check that its strategy is in effect.
+
+        Raises the errors of `session.pool.Pool.open`.
+        """
         opened = self._session.pool.open(self.plan)
         if opened.opened.effective.quantized is not None:
-            self._session.note(f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantized}")
+            self._session.note(
+                f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantized}"
+            )
         if not self._adapters:
             return opened
         if self._switched is None or self._switched[0] is not opened:
@@ -93,12 +103,17 @@ class Model:
 
         """
         if not isinstance(tasks, TaskSet):
-            raise UsageError(f"accuracy({tasks!r}): a task set is needed, for example TaskSet.from_jsonl(path).")
+            raise UsageError(
+                f"accuracy({tasks!r}): a task set is needed, for example TaskSet.from_jsonl(path)."
+            )
         _check_counts("accuracy", batch=batch)
-        self._session.progress("answering", f"{self.strategy}: {len(tasks.items)} items of {tasks.name}", None)
+        self._session.progress(
+            "answering", f"{self.strategy}: {len(tasks.items)} items of {tasks.name}", None
+        )
         model = self.load()
         answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
-        assert isinstance(answered, TasksAnswered)  # noqa: S101 - narrows the union; the wire checked the type
+        # Narrows the union; the wire checked the type.
+        assert isinstance(answered, TasksAnswered)  # noqa: S101
         answers = Answers(
             tasks=tasks,
             given=tuple(a.given for a in answered.answers),
@@ -110,7 +125,9 @@ class Model:
         return answers
 
     def run(self, workload: Workload | Serve) -> RunResult:
-        """Warm up and sample a workload, or put a load on a server; the record is stored before this returns.
+        """Warm up and sample a workload, or put a load on a server.
+
+        The record is stored before this returns.
 
         Returns:
             Estimates with 99 % intervals: times in s, rates in tok/s, sizes in bytes.
@@ -118,7 +135,6 @@ class Model:
         Raises:
             InvalidRun: too few repetitions were valid. NotInEffect, WorkerError: see `load`.
             Regression: the session gates, and this run is worse than its history allows.
-
         """
         _check_workload(workload)
         if isinstance(workload, Serve):
@@ -130,7 +146,9 @@ class Model:
         (result,) = self._session.measure([self], workload)
         return result
 
-    def highest_rate(self, workload: Serve, *, start: float = 1.0, attainment: float = 0.99, within: float = 0.1) -> RateSearch:
+    def highest_rate(
+        self, workload: Serve, *, start: float = 1.0, attainment: float = 0.99, within: float = 0.1
+    ) -> RateSearch:
         """The highest rate (requests a second) at which a server keeps the workload's SLO, by loads at other rates.
 
         Args:
@@ -149,11 +167,14 @@ class Model:
     def compare(self, other: Model, workload: Workload | Serve) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
 
-        Both stay loaded while they fit together; else they are loaded in turn, which is slow and is said in the summary.
+        Both stay loaded while they fit together; else they are loaded in turn, which is slow and is
+        said in the summary.
         """
         _check_workload(workload)
         if not isinstance(other, Model):
-            raise UsageError(f"compare({other!r}, …): another model is needed, for example the `baseline` fixture.")
+            raise UsageError(
+                f"compare({other!r}, …): another model is needed, for example the `baseline` fixture."
+            )
         if isinstance(workload, Serve):
             require_serves(self.plan.engine)
             require_serves(other.plan.engine)
@@ -192,8 +213,12 @@ class Model:
         _check_question(reference, prompts, new_tokens=new_tokens, batch=batch)
         _check_one_adapter(self, reference)
         chosen = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
-        question = agreement.Question(prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch)
-        self._session.progress("comparing outputs", f"{self.strategy} with {reference.strategy}", None)
+        question = agreement.Question(
+            prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch
+        )
+        self._session.progress(
+            "comparing outputs", f"{self.strategy} with {reference.strategy}", None
+        )
         candidate = self.load()
         result = agreement.compare(candidate, reference.seen, reference.load, question, chosen)
         self._session.recorder.agree(candidate, question, result)
@@ -202,14 +227,16 @@ class Model:
     def top_tokens(self, prompt: str | Sequence[int], k: int = 5) -> TopTokens:
         """The k likeliest next tokens after a text, or after token ids. Nothing is recorded.
 
-        A text is tokenised once, with the tokenizer's own special tokens: ask another model with `.prompt_ids`.
+        A text is tokenised once, with the tokenizer's own special tokens: ask another model with
+        `.prompt_ids`.
 
         Raises:
-            UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit is NaN.
-
+            UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit
+                is NaN.
         """
         answer = self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k))
-        assert isinstance(answer, TopTokensRead)  # noqa: S101 - narrows the union; the wire checked the type
+        # Narrows the union; the wire checked the type.
+        assert isinstance(answer, TopTokensRead)  # noqa: S101
         return answer.top
 
     def _default_prompts(self) -> PromptSet:
@@ -223,9 +250,13 @@ class Model:
 
 def _check_question(reference: object, prompts: object, **counts: object) -> None:
     if not isinstance(reference, Model):
-        raise UsageError(f"agreement({reference!r}): another model is needed, for example the `baseline` fixture.")
+        raise UsageError(
+            f"agreement({reference!r}): another model is needed, for example the `baseline` fixture."
+        )
     if not isinstance(prompts, PromptSet | None):
-        raise UsageError(f"agreement(prompts={prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat').")
+        raise UsageError(
+            f"agreement(prompts={prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat')."
+        )
     _check_counts("agreement", **counts)
 
 
@@ -248,9 +279,15 @@ def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:
         raise UsageError(f"top_tokens(k={k!r}): a whole number of at least 1 is needed.")
     if isinstance(prompt, str) and prompt:
         return prompt
-    ids = tuple(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) else ()
+    ids = (
+        tuple(prompt)
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
+        else ()
+    )
     if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise UsageError(f"top_tokens({prompt!r}): a text or a sequence of token ids is needed, neither empty.")
+        raise UsageError(
+            f"top_tokens({prompt!r}): a text or a sequence of token ids is needed, neither empty."
+        )
     return ids
 
 

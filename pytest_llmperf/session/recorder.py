@@ -52,9 +52,13 @@ class Recorder:
         self.test_is_over = False
 
     def open(self) -> None:
-        """Open the store and the file, before anything is measured. Raises StoreError for one that cannot be used."""
+        """Open the store and the file, before anything is measured.
+
+        Raises StoreError for one that cannot be used.
+        """
         if self._store is None and self._settings.store != "none":
-            from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - SQLAlchemy, once a test will be stored
+            # SQLAlchemy, once a test will be stored.
+            from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415
 
             self._store = open_for_session(self._settings.store, folder=self._settings.root)
         if self._lines is None and self._settings.json is not None:
@@ -75,7 +79,10 @@ class Recorder:
         return self._store
 
     def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
-        """Write one record for each side. Attempts after the first measured again what looked like a regression."""
+        """Write one record for each side.
+
+        Attempts after the first measured again what looked like a regression.
+        """
         records = [self._record_of_run(side, attempt) for side in measured]
         for record in records:
             self._write(record)
@@ -107,7 +114,10 @@ class Recorder:
         return record
 
     def agree(self, model: OpenModel, question: Question, agreement: Agreement) -> None:
-        """Write a record of the agreement itself. Runs of the same strategy in this test show it too, once the test is over."""
+        """Write a record of the agreement itself.
+
+        Runs of the same strategy in this test show it too, once the test is over.
+        """
         record = self._record(
             model,
             {"type": AGREEMENT, **msgspec.to_builtins(question)},
@@ -136,7 +146,12 @@ class Recorder:
         self._write(
             self._record(
                 model,
-                {"type": TASKS, "name": tasks.name, "content": tasks.content_hash, "items": len(tasks.items)},
+                {
+                    "type": TASKS,
+                    "name": tasks.name,
+                    "content": tasks.content_hash,
+                    "items": len(tasks.items),
+                },
                 f"{len(tasks.items)} items of {tasks.name}",
                 metrics=(metric_value("task.accuracy", TABLE["task.accuracy"], answers.accuracy),),
                 samples={"correct": tuple(map(float, answers.correct))},
@@ -146,13 +161,21 @@ class Recorder:
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
         """The test is over: its outcome and claims go to every record it made."""
         claims = tuple(_claim(finding) for finding in findings)
-        agreements = {r.strategy: r.agreement for r in self.records.values() if r.workload.get("type") == AGREEMENT}
+        agreements = {
+            r.strategy: r.agreement
+            for r in self.records.values()
+            if r.workload.get("type") == AGREEMENT
+        }
         with _all_tried() as attempt:
             for record in list(self.records.values()):
                 agreement = record.agreement or agreements.get(record.strategy)
                 done = self._replace(record, outcome=outcome, claims=claims, agreement=agreement)
                 if self._store is not None:
-                    attempt(partial(self._store.update_outcome, done.id, outcome, claims, done.agreement))
+                    attempt(
+                        partial(
+                            self._store.update_outcome, done.id, outcome, claims, done.agreement
+                        )
+                    )
                 if self._lines is not None:
                     attempt(partial(self._lines.append, done))
 
@@ -169,7 +192,10 @@ class Recorder:
         return taken
 
     def close(self) -> None:
-        """Close the store and the file. Raises StoreError for what could be kept nowhere; both are closed then, too."""
+        """Close the store and the file.
+
+        Raises StoreError for what could be kept nowhere; both are closed then, too.
+        """
         store, self._store = self._store, None
         lines, self._lines = self._lines, None
         with _all_tried() as attempt:
@@ -217,7 +243,9 @@ class Recorder:
             side.model,
             recorded_serve(side.workload),
             describe_serve(side.workload),
-            metrics=tuple(value for value in side.result.metric_values() if value.reason != NO_SUCH),
+            metrics=tuple(
+                value for value in side.result.metric_values() if value.reason != NO_SUCH
+            ),
             samples=side.result.samples(),
             marks=side.marks,
             paired_with=side.pair,
@@ -232,11 +260,25 @@ class Recorder:
             },
         )
 
-    def _record(self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any) -> Record:
+    def _record(
+        self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any
+    ) -> Record:
         opened, plan = model.opened, model.plan
-        environment: Environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
-        fields: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": (), "effective": opened.effective, **more}
-        fields["extra"] = {**fields.get("extra", {}), "test_s": round(time.monotonic() - self._began_s, 3)}
+        environment: Environment = collect_environment(
+            opened.device_facts, opened.versions, self._settings.root
+        )
+        fields: dict[str, Any] = {
+            "metrics": (),
+            "samples": {},
+            "warm_up": {},
+            "marks": (),
+            "effective": opened.effective,
+            **more,
+        }
+        fields["extra"] = {
+            **fields.get("extra", {}),
+            "test_s": round(time.monotonic() - self._began_s, 3),
+        }
         return Record(
             id=uuid.uuid4().hex,
             session_id=self._session_id,
@@ -245,7 +287,9 @@ class Recorder:
             label=self.label,
             workload=workload,
             workload_text=workload_text,
-            workload_key=hashlib.sha256(msgspec.json.encode(workload, order="sorted")).hexdigest()[:16],
+            workload_key=hashlib.sha256(msgspec.json.encode(workload, order="sorted")).hexdigest()[
+                :16
+            ],
             strategy=plan.strategy,
             engine=plan.engine,
             model=plan.model.name,
@@ -275,8 +319,17 @@ def _all_tried() -> Iterator[Callable[[Callable[[], object]], None]]:
 def _ranks(side: Measured) -> dict[str, Any]:
     """Each rank's own memory, where there are several."""
     ranks = side.result.memory.ranks
-    return {"memory_ranks": [msgspec.to_builtins(gauges) for gauges in ranks]} if len(ranks) > 1 else {}
+    return (
+        {"memory_ranks": [msgspec.to_builtins(gauges) for gauges in ranks]}
+        if len(ranks) > 1
+        else {}
+    )
 
 
 def _claim(finding: Finding) -> ClaimRecord:
-    return ClaimRecord(text=finding.text, outcome=finding.outcome.value, margin=finding.margin, detail=finding.detail)
+    return ClaimRecord(
+        text=finding.text,
+        outcome=finding.outcome.value,
+        margin=finding.margin,
+        detail=finding.detail,
+    )

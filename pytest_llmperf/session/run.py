@@ -1,4 +1,7 @@
-"""The main path: one workload on one model, or on two in turn. Warm up, sample, read what is around, reduce, record."""
+"""The main path: one workload on one model, or on two in turn.
+
+Warm up, sample, read what is around, reduce, record.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,16 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
 from pytest_llmperf.session import ceilings as device_ceilings
-from pytest_llmperf.session.sampling import MIN_WARM_UP, Goal, Progress, Side, WarmUp, sample, valid_indices, warm_up
+from pytest_llmperf.session.sampling import (
+    MIN_WARM_UP,
+    Goal,
+    Progress,
+    Side,
+    WarmUp,
+    sample,
+    valid_indices,
+    warm_up,
+)
 from pytest_llmperf.strategies import require_in_effect
 from pytest_llmperf.wire.messages import (
     CollectivesRead,
@@ -45,7 +57,10 @@ class Around:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One side of a measurement: the reduced result, and everything it was made from. `effective` is as warm-up left it."""
+    """One side of a measurement: the reduced result, and everything it was made from.
+
+    `effective` is as warm-up left it.
+    """
 
     model: OpenModel
     effective: Effective
@@ -69,22 +84,24 @@ def measure(
 ) -> list[Measured]:
     """Measure one model, or two interleaved. Never judges.
 
-    Two models that do not fit together are loaded in turn: `acquire` gives whichever is asked for, and a model that was
-    loaded again is warmed up again before its next repetition counts.
+    Two models that do not fit together are loaded in turn: `acquire` gives whichever is asked for,
+    and a model that was loaded again is warmed up again before its next repetition counts.
 
     Raises:
         NotInEffect: after warm-up a promise does not hold (compilation, the cache in use).
         InvalidRun: too few valid repetitions.
         WorkerError: a worker died, hung or ran out of memory.
-
     """
     repeaters = [Repeater(each, workload) for each in acquire]
     sides = [Side(name=each.current().plan.strategy, repeat=each) for each in repeaters]
-    warmed = [_warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)]
+    warmed = [
+        _warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)
+    ]
     sample(sides, goal, progress)
     valid = tuple(valid_indices(sides))
     measured = [
-        _reduced(each, side, warm, valid, pair, progress) for each, side, warm in zip(repeaters, sides, warmed, strict=True)
+        _reduced(each, side, warm, valid, pair, progress)
+        for each, side, warm in zip(repeaters, sides, warmed, strict=True)
     ]
     return [_scaled(each, measured) for each in measured]
 
@@ -103,7 +120,10 @@ class Repeater:
     _last: OpenModel | None = field(default=None, repr=False)
 
     def __call__(self, repetition: int) -> Ran:
-        """One repetition; two unmeasured ones come first when the model was loaded anew since the last."""
+        """One repetition.
+
+        Two unmeasured ones come first when the model was loaded anew since the last.
+        """
         model = self.current()
         if self._last is not None and model is not self._last:
             for _ in range(MIN_WARM_UP):
@@ -122,7 +142,9 @@ def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
     return ran
 
 
-def _warm(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> tuple[WarmUp, Effective]:
+def _warm(
+    repeater: Repeater, side: Side, goal: Goal, progress: Progress
+) -> tuple[WarmUp, Effective]:
     """What warm-up saw, and what is in effect after it: compilation, the cache and the batching show in runs alone."""
     warm = warm_up(side, goal, progress)
     model = repeater.current()
@@ -174,7 +196,9 @@ def _reduced(
 def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
     """Memory in a pass of its own, energy over at least three seconds, and the device's ceilings (cached per device)."""
     memory = model.call(ReadMemory(workload=workload, repetition=side.next_repetition))
-    energy = model.call(ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS))
+    energy = model.call(
+        ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
+    )
     assert isinstance(memory, MemoryRead)  # noqa: S101
     assert isinstance(energy, EnergyRead)  # noqa: S101
     return Around(
@@ -198,5 +222,7 @@ def _scaled(side: Measured, both: Sequence[Measured]) -> Measured:
     for other in both:
         ours, theirs = ((each.model.plan, each.model.opened.effective) for each in (side, other))
         if scales(ours, theirs):
-            return replace(side, result=scaled(side.result, other.result, ours[0].ranks / theirs[0].ranks))
+            return replace(
+                side, result=scaled(side.result, other.result, ours[0].ranks / theirs[0].ranks)
+            )
     return side

@@ -1,6 +1,7 @@
 """Warm up until stable, then sample until the interval is narrow enough or the budget ends.
 
-No clock of its own: time is what the traces say, so a scripted engine gives decisions that can be computed by hand.
+No clock of its own: time is what the traces say, so a scripted engine gives decisions that can be
+computed by hand.
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ def valid_indices(sides: Sequence[Side]) -> list[int]:
 
 
 def half_width(sides: Sequence[Side]) -> float | None:
-    """Relative half-width of the 99 % interval of the rate (one side) or of the paired ratio (two); None when unknown."""
+    """Relative half-width of the 99 % interval of the rate (one side) or of the paired ratio (two).
+
+    None when unknown.
+    """
     valid = valid_indices(sides)
     rates = [[output_tok_per_s(side.taken[i].trace) for i in valid] for side in sides]
     values = rates[0] if len(sides) == 1 else [a / b for a, b in zip(*rates, strict=True)]
@@ -127,7 +131,10 @@ def _warm(seen: Sequence[float]) -> bool:
 
 
 def _enough(reached: float | None, n_valid: int, n: int, goal: Goal, spent_s: float) -> bool:
-    """The goal is met, or the budget ended. A device that is busy now and then is given twice the budget and eight tries."""
+    """The goal is met, or the budget ended.
+
+    A device that is busy now and then is given twice the budget and eight tries.
+    """
     if n_valid >= MIN_VALID:
         return (reached is not None and reached <= goal.precision) or spent_s >= goal.budget_s
     return n >= 2 * MIN_VALID and spent_s >= 2 * goal.budget_s
@@ -155,7 +162,9 @@ def _require_valid(sides: Sequence[Side], n: int) -> None:
         for ran in side.taken:
             for mark in ran.trace.marks:
                 seen.setdefault(mark.kind, []).append(mark.detail)
-    reasons = "; ".join(f"{kind} in {len(details)} (e.g. {details[0]})" for kind, details in seen.items())
+    reasons = "; ".join(
+        f"{kind} in {len(details)} (e.g. {details[0]})" for kind, details in seen.items()
+    )
     raise InvalidRun(
         f"{len(valid)} of {n} repetitions are valid, {MIN_VALID} and half of all are needed: {reasons or 'the budget ended'}. "
         "Free the device of other work, or give a larger --llmperf-budget.",

@@ -1,4 +1,7 @@
-"""A load on one server, or on two in turn: warm up, run, reduce. And the search for the highest rate that keeps an SLO."""
+"""A load on one server, or on two in turn: warm up, run, reduce.
+
+And the search for the highest rate that keeps an SLO.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,18 @@ def require_serves(engine: str) -> None:
 
 
 def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) -> str:
-    """The command of the workload's generator, empty where it has none. Raises UsageError where it is not installed."""
+    """The command of the workload's generator, empty where it has none.
+
+    Raises UsageError where it is not installed.
+    """
     if not workload.generator:
         return ""
     if engine.partition(":")[0] != "server":
-        raise UsageError(f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none.")
-    from pytest_llmperf.engines.server.generators import find_generator  # noqa: PLC0415 - for these loads alone
+        raise UsageError(
+            f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none."
+        )
+    # For these loads alone.
+    from pytest_llmperf.engines.server.generators import find_generator  # noqa: PLC0415
 
     return str(find_generator(workload.generator, pythons.get(workload.generator)))
 
@@ -73,13 +82,12 @@ def measure_load(
 ) -> list[Loaded]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
-    A run with a mark (foreign load, token counts that cannot be right) is made again, as often as three times in all. `program`
-    is the workload's generator; warm-ups are our own client's.
+    A run with a mark (foreign load, token counts that cannot be right) is made again, as often as
+    three times in all. `program` is the workload's generator; warm-ups are our own client's.
 
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
         WorkerError: a server died. NotInEffect: another model answered.
-
     """
     for side in acquire:
         progress("warming up", _shown(side(), workload), None)
@@ -88,14 +96,28 @@ def measure_load(
     while not _enough(taken):
         n = len(taken[0])
         for at in range(len(acquire)) if n % 2 == 0 else reversed(range(len(acquire))):
-            progress("loading the server", f"{_shown(acquire[at](), workload)}{f', {n + 1}' if n else ''}", workload.duration)
+            progress(
+                "loading the server",
+                f"{_shown(acquire[at](), workload)}{f', {n + 1}' if n else ''}",
+                workload.duration,
+            )
             taken[at].append(_call(acquire[at](), workload, n, program))
     valid = _valid(taken)
     _require(valid, taken)
-    return [_reduced(side(), workload, runs, valid, pair) for side, runs in zip(acquire, taken, strict=True)]
+    return [
+        _reduced(side(), workload, runs, valid, pair)
+        for side, runs in zip(acquire, taken, strict=True)
+    ]
 
 
-def search(run: Callable[[Serve], RunResult], workload: Serve, *, start: float, attainment: float, within: float) -> RateSearch:
+def search(
+    run: Callable[[Serve], RunResult],
+    workload: Serve,
+    *,
+    start: float,
+    attainment: float,
+    within: float,
+) -> RateSearch:
     """Try loads until the highest rate that keeps the SLO is known to a factor of 1 + `within`.
 
     Raises:
@@ -104,7 +126,9 @@ def search(run: Callable[[Serve], RunResult], workload: Serve, *, start: float, 
     """
     check(start, attainment, within)
     if workload.slo is None or workload.concurrency is not None:
-        raise UsageError("highest_rate(Serve(…)): an open loop (rate=) with an SLO is needed, for example slo=Slo(ttft=0.2).")
+        raise UsageError(
+            "highest_rate(Serve(…)): an open loop (rate=) with an SLO is needed, for example slo=Slo(ttft=0.2)."
+        )
     probes: list[Probe] = []
     while (rate := next_rate(probes, first=start, within=within)) is not None:
         probes.append(_probe(run, workload.at(rate=rate), attainment))
@@ -121,7 +145,11 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
         raise
     assert summary is not None  # noqa: S101 - a load has one
     reached = summary.attainment or 0.0
-    why = f"{reached:.1%} of the requests met it, {attainment:.1%} are asked for" if reached < attainment else summary.saturated
+    why = (
+        f"{reached:.1%} of the requests met it, {attainment:.1%} are asked for"
+        if reached < attainment
+        else summary.saturated
+    )
     return Probe(rate=rate, attainment=reached, kept=not why, why=why)
 
 
@@ -129,7 +157,11 @@ def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "")
     served = model.call(RunLoad(workload=workload, repetition=repetition, program=program))
     assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
     limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
-    return served if limited is None else msgspec.structs.replace(served, marks=(*served.marks, limited))
+    return (
+        served
+        if limited is None
+        else msgspec.structs.replace(served, marks=(*served.marks, limited))
+    )
 
 
 def _warm_up(workload: Serve) -> Serve:
@@ -168,7 +200,13 @@ def _require(valid: Sequence[int], taken: Sequence[Sequence[Served]]) -> None:
     raise InvalidRun(f"{len(valid)} of {len(taken[0])} runs of the load are valid: {said}.")
 
 
-def _reduced(model: OpenModel, workload: Serve, runs: Sequence[Served], valid: tuple[int, ...], pair: str | None) -> Loaded:
+def _reduced(
+    model: OpenModel,
+    workload: Serve,
+    runs: Sequence[Served],
+    valid: tuple[int, ...],
+    pair: str | None,
+) -> Loaded:
     used = valid if pair is not None else valid[:1]
     result = reduce_load(
         [runs[i].trace for i in used],
@@ -181,7 +219,15 @@ def _reduced(model: OpenModel, workload: Serve, runs: Sequence[Served], valid: t
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
     )
     marks = tuple(mark for served in runs for mark in served.marks)
-    return Loaded(model=model, workload=workload, result=result, runs=tuple(runs), valid=used, marks=marks, pair=pair)
+    return Loaded(
+        model=model,
+        workload=workload,
+        result=result,
+        runs=tuple(runs),
+        valid=used,
+        marks=marks,
+        pair=pair,
+    )
 
 
 def _subject(model: OpenModel) -> str:

@@ -37,14 +37,21 @@ ShowProgress = Callable[[str, str, str, float | None], None]
 
 
 class LlmperfSession:
-    """The way from a declared test to a recorded verdict. Made when the first llmperf test is collected."""
+    """The way from a declared test to a recorded verdict.
+
+    Made when the first llmperf test is collected.
+    """
 
     def __init__(self, settings: Settings, show: ShowProgress) -> None:
         self.settings = settings
         self.id = uuid.uuid4().hex
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
-        self.gpus = Gpus(settings.gpus, wait_s=settings.wait_s, on_wait=lambda who: self.progress("waiting for a GPU", who, None))
+        self.gpus = Gpus(
+            settings.gpus,
+            wait_s=settings.wait_s,
+            on_wait=lambda who: self.progress("waiting for a GPU", who, None),
+        )
         self.cluster = self._cluster()
         self.pool = Pool(
             self._start_worker,
@@ -70,10 +77,19 @@ class LlmperfSession:
             budget_s=float(self._declared.budget or self.settings.budget_s),
         )
 
-    def plan(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> LoadPlan:
-        """The load plan of a test under a strategy; None takes the marker's, the option's, or the checkpoint's own dtype."""
-        chosen = strategy or declared.strategy or next(iter(self.settings.strategies), DEFAULT_STRATEGY)
-        plan = load_plan(declared, chosen, self.settings, gpus=lambda: self.model_gpus, engine=engine)
+    def plan(
+        self, declared: Declaration, strategy: str | None, *, engine: str | None = None
+    ) -> LoadPlan:
+        """The load plan of a test under a strategy.
+
+        None takes the marker's, the option's, or the checkpoint's own dtype.
+        """
+        chosen = (
+            strategy or declared.strategy or next(iter(self.settings.strategies), DEFAULT_STRATEGY)
+        )
+        plan = load_plan(
+            declared, chosen, self.settings, gpus=lambda: self.model_gpus, engine=engine
+        )
         if self.cluster is not None:
             self.cluster.require(plan)
         return plan
@@ -83,7 +99,9 @@ class LlmperfSession:
         """The GPUs that models may be loaded on: the cluster's where there is one, else this host's. Raises UsageError."""
         return self.gpus.pool if self.cluster is None else self.cluster.gpus
 
-    def model(self, declared: Declaration, strategy: str | None, *, engine: str | None = None) -> Model:
+    def model(
+        self, declared: Declaration, strategy: str | None, *, engine: str | None = None
+    ) -> Model:
         """A model for a test; nothing is loaded yet."""
         return Model(self, self.plan(declared, strategy, engine=engine))
 
@@ -105,28 +123,39 @@ class LlmperfSession:
                 self.comparison.end()
 
     def measure(self, models: Sequence[Model], workload: Workload) -> list[RunResult]:
-        """Measure one model, or two interleaved; record it; and where the session gates, judge it against its history.
+        """Measure one model, or two interleaved; record it.
 
-        Where it is compared with another version, judge it side by side too. A base side of such a comparison measures when
-        it is told instead, and gives what is not judged. Raises as `session.run.measure`, and Regression.
+        And where the session gates, judge it against its history.
+
+        Where it is compared with another version, judge it side by side too. A base side of such a
+        comparison measures when it is told instead, and gives what is not judged. Raises as
+        `session.run.measure`, and Regression.
         """
         if self.base_side is not None:
             return self.base_side.measure(self, models, workload)
         measured = self._measure(models, workload)
         records = self.recorder.add(measured)
         if self.gate is not None:
-            self.gate.judge(records, self._declared.gate, lambda: self._measure_again(models, workload))
+            self.gate.judge(
+                records, self._declared.gate, lambda: self._measure_again(models, workload)
+            )
         if self.comparison is not None:
             self.comparison.judge(self, models, workload, records, self._declared.gate)
         return [each.result for each in measured]
 
     def serve(self, models: Sequence[Model], workload: Serve) -> list[RunResult]:
-        """Put a load on one server, or on two in turn; record it, say what its reader must know, and judge it where this gates.
+        """Put a load on one server, or on two in turn.
 
-        Side by side with another version nothing is judged of a load. Raises as `session.serving.measure_load`, and Regression.
+        Record it, say what its reader must know, and judge it where this gates.
+
+        Side by side with another version nothing is judged of a load. Raises as
+        `session.serving.measure_load`, and Regression.
         """
         if self.settings.disable:
-            return [RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged) for _ in models]
+            return [
+                RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
+                for _ in models
+            ]
         if self.base_side is not None or self.comparison is not None:
             reason = "a load on a server is not compared side by side with another version (--llmperf-against)"
             self.note(reason)
@@ -134,11 +163,16 @@ class LlmperfSession:
         loaded = self._serve(models, workload)
         records = self.recorder.add_loads(loaded)
         if self.gate is not None:
-            self.gate.judge(records, self._declared.gate, lambda: self._serve_again(models, workload))
+            self.gate.judge(
+                records, self._declared.gate, lambda: self._serve_again(models, workload)
+            )
         return [each.result for each in loaded]
 
     def renew(self, models: Sequence[Model]) -> bool:
-        """Let these models be loaded in fresh workers when next used; False where the test itself holds one."""
+        """Let these models be loaded in fresh workers when next used.
+
+        False where the test itself holds one.
+        """
         renewed = [self.pool.renew(model.plan) for model in models]
         return all(renewed)
 
@@ -172,12 +206,16 @@ class LlmperfSession:
     def close(self) -> None:
         """End every worker and close the store."""
         try:
-            with suppress(MemoryNotReturned):  # a test that ended has said so; one that was cut off has more to say
+            # A test that ended has said so; one that was cut off has more to say.
+            with suppress(MemoryNotReturned):
                 self.pool.close()
                 self.gpus.release()
         finally:
             try:
-                for elsewhere in (self.cluster, self.comparison.base if self.comparison is not None else None):
+                for elsewhere in (
+                    self.cluster,
+                    self.comparison.base if self.comparison is not None else None,
+                ):
                     if elsewhere is not None:
                         elsewhere.close()
             finally:
@@ -186,17 +224,27 @@ class LlmperfSession:
     def _measure(self, models: Sequence[Model], workload: Workload) -> list[Measured]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
         with self.pool.undisturbed([model.plan for model in models]):
-            return measure([model.load for model in models], workload, self.goal, self.progress, pair=pair)
+            return measure(
+                [model.load for model in models], workload, self.goal, self.progress, pair=pair
+            )
 
     def _serve(self, models: Sequence[Model], workload: Serve) -> list[Loaded]:
         pair = uuid.uuid4().hex if len(models) > 1 else None
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
         with self.pool.undisturbed([model.plan for model in models]):
-            loaded = measure_load([model.load for model in models], workload, self.progress, pair=pair, program=program)
+            loaded = measure_load(
+                [model.load for model in models],
+                workload,
+                self.progress,
+                pair=pair,
+                program=program,
+            )
         for each in loaded:
             for said in each.result.load.notes() if each.result.load is not None else ():
-                self.note(f"{self.recorder.test.partition('::')[2]} ({each.result.context}): {said}")
+                self.note(
+                    f"{self.recorder.test.partition('::')[2]} ({each.result.context}): {said}"
+                )
         return loaded
 
     def _serve_again(self, models: Sequence[Model], workload: Serve) -> list[Record]:
@@ -216,7 +264,8 @@ class LlmperfSession:
     def _cluster(self) -> Cluster | None:
         if not self.settings.cluster:
             return None
-        from pytest_llmperf.cluster.cluster import Cluster  # noqa: PLC0415 - only where a cluster is named
+        # Only where a cluster is named.
+        from pytest_llmperf.cluster.cluster import Cluster  # noqa: PLC0415
 
         return Cluster(
             self.settings.cluster,
@@ -228,7 +277,9 @@ class LlmperfSession:
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
         from pytest_llmperf.workers.cores import worker_environment  # noqa: PLC0415
-        from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415 - sockets and processes, only when a model is loaded
+
+        # Sockets and processes, only when a model is loaded.
+        from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415
         from pytest_llmperf.workers.ranks import Ranks  # noqa: PLC0415
 
         python = self.settings.pythons.get(plan.engine, sys.executable)

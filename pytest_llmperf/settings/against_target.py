@@ -16,7 +16,11 @@ _HOW = "A git revision (origin/main), a folder (../before) or an interpreter (.v
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """The other version. `path` is a folder, an interpreter, or for a revision the work tree's root; `text` what was written."""
+    """The other version.
+
+    `path` is a folder, an interpreter, or for a revision the work tree's root; `text` what was
+    written.
+    """
 
     kind: Literal["revision", "folder", "interpreter"]
     text: str
@@ -26,7 +30,11 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """As messages name it: "origin/main (1a2b3c4d)"."""
-        return f"{self.text} ({self.commit[:8]})" if self.commit and not self.commit.startswith(self.text) else self.text
+        return (
+            f"{self.text} ({self.commit[:8]})"
+            if self.commit and not self.commit.startswith(self.text)
+            else self.text
+        )
 
 
 def find_target(text: str, root: Path) -> Target | None:
@@ -50,9 +58,11 @@ def find_target(text: str, root: Path) -> Target | None:
 
 
 def _path(text: str, root: Path) -> Path:
-    given = Path(os.path.expanduser(text))  # noqa: PTH111  pathlib's raises for a user that does not exist
+    # Pathlib's raises for a user that does not exist.
+    given = Path(os.path.expanduser(text))  # noqa: PTH111
     here = given.absolute()
-    return here if os.path.exists(here) else root / given  # noqa: PTH110  pathlib's raises for a name that is too long
+    # Pathlib's raises for a name that is too long.
+    return here if os.path.exists(here) else root / given  # noqa: PTH110
 
 
 def _is_path_like(text: str) -> bool:
@@ -67,7 +77,12 @@ def _of_path(text: str, path: Path, root: Path) -> Target:
     if os.path.isdir(path):  # noqa: PTH112  as above
         return Target(kind="folder", text=text, path=path.resolve())
     if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113  as above
-        return Target(kind="interpreter", text=text, path=path)  # not resolved: a virtual environment is known by its link
-    where = "is no revision of this repository" if top_level(root) else "is no revision (this is no git work tree)"
+        # Not resolved: a virtual environment is known by its link.
+        return Target(kind="interpreter", text=text, path=path)
+    where = (
+        "is no revision of this repository"
+        if top_level(root)
+        else "is no revision (this is no git work tree)"
+    )
     file = " and a file that cannot be run" if os.path.exists(path) else ", no folder and no file"  # noqa: PTH110
     raise UsageError(f"--llmperf-against={text!r} {where}{file}. {_HOW}")

@@ -30,9 +30,17 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 def require_ray(address: str) -> None:
     """Raise UsageError, with what to install, where this interpreter lacks Ray or what its client needs."""
-    lacking = [name for name in ("ray", *(("grpc",) if address != AUTO else ())) if importlib.util.find_spec(name) is None]
+    lacking = [
+        name
+        for name in ("ray", *(("grpc",) if address != AUTO else ()))
+        if importlib.util.find_spec(name) is None
+    ]
     if lacking:
-        what = "Ray is not installed here" if "ray" in lacking else "Ray's client needs grpcio, which is not installed here"
+        what = (
+            "Ray is not installed here"
+            if "ray" in lacking
+            else "Ray's client needs grpcio, which is not installed here"
+        )
         raise UsageError(
             f"--llmperf-cluster={address!r}: {what}. Run pip install 'pytest-llmperf[ray]', with the version of Ray that "
             "the cluster runs, or leave the option out: models are then loaded on this machine.",

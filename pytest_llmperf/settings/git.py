@@ -1,4 +1,7 @@
-"""The few git commands that comparisons need. None of them touches the user's checkout, index or branches."""
+"""The few git commands that comparisons need.
+
+None of them touches the user's checkout, index or branches.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,43 @@ from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
 
-_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+_LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Standard output of a git command in `folder`, stripped. Raises UsageError with git's own words."""
+    """Standard output of a git command in `folder`, stripped.
+
+    Raises UsageError with git's own words.
+    """
     done = run_git(folder, *arguments)
     if done.returncode != 0:
-        raise UsageError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise UsageError(
+            f"git {' '.join(arguments)} in {folder}: {done.stderr.strip() or f'exit code {done.returncode}'}"
+        )
     return done.stdout.strip()
 
 
 def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a git command in `folder`, without hooks, in English. Raises UsageError where there is no git."""
-    command = ["git", "--no-optional-locks", "-c", f"core.hooksPath={os.devnull}", "-c", "advice.detachedHead=false", *arguments]
+    """Run a git command in `folder`, without hooks, in English.
+
+    Raises UsageError where there is no git.
+    """
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-c",
+        f"core.hooksPath={os.devnull}",
+        "-c",
+        "advice.detachedHead=false",
+        *arguments,
+    ]
     try:
         return subprocess.run(  # noqa: S603 - fixed words and a revision that rev-parse took
             command,
@@ -35,7 +61,9 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             env=_env(),
         )
     except OSError as error:
-        raise UsageError(f"git cannot be run: {error}. Install it, or name a folder or an interpreter.") from error
+        raise UsageError(
+            f"git cannot be run: {error}. Install it, or name a folder or an interpreter."
+        ) from error
 
 
 def top_level(folder: Path) -> Path | None:
@@ -46,10 +74,15 @@ def top_level(folder: Path) -> Path | None:
 
 def commit_of(folder: Path, revision: str) -> str | None:
     """The commit that a revision names; None if it names none."""
-    done = run_git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    done = run_git(
+        folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _env(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Inside a git hook the variables of the outer repository are set: they would mislead every command here."""
-    return {name: value for name, value in base.items() if name not in _LOCAL} | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    return {name: value for name, value in base.items() if name not in _LOCAL} | {
+        "LC_ALL": "C",
+        "GIT_TERMINAL_PROMPT": "0",
+    }

@@ -8,8 +8,16 @@ from pytest_llmperf.core.benchmark import TIME
 from pytest_llmperf.core.metrics.quantities import leaves
 from pytest_llmperf.errors import UsageError, did_you_mean
 
-DEFAULT_LIMITS: dict[str, float] = {"throughput": 0.03, "ttft.p50": 0.03, "memory.weights": 0.01, TIME.name: 0.03}
-"""Metric -> the share that it may be worse by. Each further noisy metric makes all the others harder to fail (Holm)."""
+DEFAULT_LIMITS: dict[str, float] = {
+    "throughput": 0.03,
+    "ttft.p50": 0.03,
+    "memory.weights": 0.01,
+    TIME.name: 0.03,
+}
+"""Metric -> the share that it may be worse by.
+
+Each further noisy metric makes all the others harder to fail (Holm).
+"""
 
 COUNTED = frozenset({"memory.weights", "memory.kv_cache"})
 """Metrics that are counted, not measured: one session is enough to compare them with."""
@@ -20,7 +28,10 @@ _HOW = "Write METRIC:LIMIT,…, for example throughput:5%,ttft.p50:10%, or nothi
 
 
 def parse_gate(text: str) -> dict[str, float] | None:
-    """The limits of `--llmperf-gate[=METRIC:LIMIT,…]`; None where nothing is gated. Raises UsageError."""
+    """The limits of `--llmperf-gate[=METRIC:LIMIT,…]`; None where nothing is gated.
+
+    Raises UsageError.
+    """
     if text.strip().lower() in _OFF:
         return None
     if text.strip().lower() in _ON:
@@ -29,8 +40,13 @@ def parse_gate(text: str) -> dict[str, float] | None:
 
 
 def parse_limits(text: str, option: str) -> dict[str, float]:
-    """The limits of `METRIC:LIMIT,…`; a metric without a limit has its default. Raises UsageError that names the option."""
-    return checked_limits(dict(_one(item, option) for item in text.split(",") if item.strip()), option)
+    """The limits of `METRIC:LIMIT,…`; a metric without a limit has its default.
+
+    Raises UsageError that names the option.
+    """
+    return checked_limits(
+        dict(_one(item, option) for item in text.split(",") if item.strip()), option
+    )
 
 
 def gateable() -> list[str]:
@@ -39,13 +55,18 @@ def gateable() -> list[str]:
 
 
 def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, float]:
-    """Limits by metric, each a share between 0 and 1. Raises UsageError that names `where` they were written."""
+    """Limits by metric, each a share between 0 and 1.
+
+    Raises UsageError that names `where` they were written.
+    """
     known = gateable()
     found: dict[str, float] = {}
     for name, limit in limits.items():
         if not isinstance(name, str) or name not in known:
             near = did_you_mean(str(name), known)
-            raise UsageError(f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}.")
+            raise UsageError(
+                f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}."
+            )
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
             raise UsageError(
                 f"{where}: the limit of {name} is {limit!r}. A share between 0 and 1 is needed: 0.05, or 5%, is 5 %.",
@@ -61,5 +82,7 @@ def _one(item: str, option: str) -> tuple[str, float]:
     try:
         share = float(limit.removesuffix("%")) / (100 if limit.endswith("%") else 1)
     except ValueError as error:
-        raise UsageError(f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}.") from error
+        raise UsageError(
+            f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}."
+        ) from error
     return name, share

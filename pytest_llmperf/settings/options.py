@@ -1,7 +1,7 @@
 """The options of a session: one table, of the command line and of the ini file.
 
-Every pytest session imports this file, with llmperf tests or without: named tuples are made faster than dataclasses, and
-nothing else is imported.
+Every pytest session imports this file, with llmperf tests or without: named tuples are made faster
+than dataclasses, and nothing else is imported.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ DEFAULT_WAIVERS = "llmperf-waivers.toml"
 
 
 class Option(NamedTuple):
-    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`. A flag takes no value on the command line.
+    """One option: `--llmperf-NAME` and its ini twin `llmperf_NAME`.
 
-    `bare` is the value of an option that may be given without one. `path` says what of the value is a path: all of it, what
-    comes after ENGINE=, or the file of an SQLite URL. A `report` is a file that the session writes at its end, of all tests:
-    its side processes write none.
+    A flag takes no value on the command line.
+
+    `bare` is the value of an option that may be given without one. `path` says what of the value is
+    a path: all of it, what comes after ENGINE=, or the file of an SQLite URL. A `report` is a file
+    that the session writes at its end, of all tests: its side processes write none.
     """
 
     name: str
@@ -56,11 +58,31 @@ class Option(NamedTuple):
 OPTIONS = (
     Option(name="only", flag=True, help="run llmperf tests and deselect every other test"),
     Option(name="skip", flag=True, help="skip llmperf tests"),
-    Option(name="disable", flag=True, help="run each workload once and measure nothing; asserts on metrics are not judged"),
-    Option(name="plan", flag=True, help="print what would run, its predicted memory and seconds, and stop"),
-    Option(name="plan-json", metavar="FILE", path="file", help="write what would run to this file as JSON, print it, and stop"),
-    Option(name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"),
-    Option(name="device", metavar="DEVICE", default="auto", help="auto, cuda or cpu; auto takes a GPU when the driver shows one"),
+    Option(
+        name="disable",
+        flag=True,
+        help="run each workload once and measure nothing; asserts on metrics are not judged",
+    ),
+    Option(
+        name="plan",
+        flag=True,
+        help="print what would run, its predicted memory and seconds, and stop",
+    ),
+    Option(
+        name="plan-json",
+        metavar="FILE",
+        path="file",
+        help="write what would run to this file as JSON, print it, and stop",
+    ),
+    Option(
+        name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"
+    ),
+    Option(
+        name="device",
+        metavar="DEVICE",
+        default="auto",
+        help="auto, cuda or cpu; auto takes a GPU when the driver shows one",
+    ),
     Option(
         name="gpus",
         metavar="N|0,2|all",
@@ -72,9 +94,23 @@ OPTIONS = (
         metavar="auto|ray://HOST:PORT",
         help="load models on the hosts of this Ray cluster; auto: the one that this machine is a host of",
     ),
-    Option(name="wait", metavar="SECONDS", default="1800", help="how long a test waits for devices that others hold"),
-    Option(name="strategy", metavar="STRATEGY", help="strategy, or comma-separated strategies, of tests that name none"),
-    Option(name="reference", metavar="STRATEGY", default="fp32", help="strategy of the `baseline` fixture"),
+    Option(
+        name="wait",
+        metavar="SECONDS",
+        default="1800",
+        help="how long a test waits for devices that others hold",
+    ),
+    Option(
+        name="strategy",
+        metavar="STRATEGY",
+        help="strategy, or comma-separated strategies, of tests that name none",
+    ),
+    Option(
+        name="reference",
+        metavar="STRATEGY",
+        default="fp32",
+        help="strategy of the `baseline` fixture",
+    ),
     Option(
         name="gate",
         metavar="METRIC:LIMIT,…",
@@ -82,7 +118,11 @@ OPTIONS = (
         help="fail a test whose run is worse than its stored history allows: throughput:5%%,ttft.p50:10%%, or nothing for the "
         "defaults. Write it with '=', or last",
     ),
-    Option(name="require-baseline", flag=True, help="fail what --llmperf-gate cannot compare with a stored baseline"),
+    Option(
+        name="require-baseline",
+        flag=True,
+        help="fail what --llmperf-gate cannot compare with a stored baseline",
+    ),
     Option(
         name="against",
         metavar="REV|DIR|PYTHON",
@@ -93,8 +133,17 @@ OPTIONS = (
         metavar="METRIC:LIMIT,…",
         help="what --llmperf-against judges, and how much worse it may be (default: as --llmperf-gate, else throughput:3%%)",
     ),
-    Option(name="against-budget", metavar="SECONDS", default="300", help="sampling time of the pairs of one comparison"),
-    Option(name="against-build", metavar="COMMAND", help="shell command that is run in the files of the base commit first"),
+    Option(
+        name="against-budget",
+        metavar="SECONDS",
+        default="300",
+        help="sampling time of the pairs of one comparison",
+    ),
+    Option(
+        name="against-build",
+        metavar="COMMAND",
+        help="shell command that is run in the files of the base commit first",
+    ),
     Option(
         name="waivers",
         metavar="FILE",
@@ -108,9 +157,26 @@ OPTIONS = (
         default="900",
         help="time of a session for second measurements of what --llmperf-gate suspects",
     ),
-    Option(name="store", metavar="URL", default=DEFAULT_STORE, path="store", help="history store: an SQLAlchemy URL, or 'none'"),
-    Option(name="html", metavar="FILE", path="file", report=True, help="write the HTML report of this session to this file"),
-    Option(name="json", metavar="FILE", path="file", help="also append every record to this JSON-lines file"),
+    Option(
+        name="store",
+        metavar="URL",
+        default=DEFAULT_STORE,
+        path="store",
+        help="history store: an SQLAlchemy URL, or 'none'",
+    ),
+    Option(
+        name="html",
+        metavar="FILE",
+        path="file",
+        report=True,
+        help="write the HTML report of this session to this file",
+    ),
+    Option(
+        name="json",
+        metavar="FILE",
+        path="file",
+        help="also append every record to this JSON-lines file",
+    ),
     Option(
         name="benchmark-json",
         metavar="FILE",
@@ -125,11 +191,38 @@ OPTIONS = (
         report=True,
         help="write the runs beside what was before them, as a comment's body",
     ),
-    Option(name="gitlab", metavar="FILE", path="file", report=True, help="write what failed as GitLab's code-quality report"),
-    Option(name="openmetrics", metavar="FILE", path="file", report=True, help="write the runs as OpenMetrics text"),
-    Option(name="budget", metavar="SECONDS", default="20", help="sampling time of one run or comparison"),
-    Option(name="precision", metavar="PERCENT", default="1", help="stop sampling when the 99 %% interval is within this"),
-    Option(name="timeout", metavar="SECONDS", default="900", help="deadline of one worker command: a load, one repetition"),
+    Option(
+        name="gitlab",
+        metavar="FILE",
+        path="file",
+        report=True,
+        help="write what failed as GitLab's code-quality report",
+    ),
+    Option(
+        name="openmetrics",
+        metavar="FILE",
+        path="file",
+        report=True,
+        help="write the runs as OpenMetrics text",
+    ),
+    Option(
+        name="budget",
+        metavar="SECONDS",
+        default="20",
+        help="sampling time of one run or comparison",
+    ),
+    Option(
+        name="precision",
+        metavar="PERCENT",
+        default="1",
+        help="stop sampling when the 99 %% interval is within this",
+    ),
+    Option(
+        name="timeout",
+        metavar="SECONDS",
+        default="900",
+        help="deadline of one worker command: a load, one repetition",
+    ),
     Option(
         name="python",
         metavar="ENGINE=PATH",

@@ -18,11 +18,18 @@ def resolve_command_line(config: pytest.Config) -> None:
     for option in OPTIONS:
         value = getattr(config.option, option.dest)
         if option.path and value:
-            setattr(config.option, option.dest, absolute(option, value, str(config.invocation_params.dir)))
+            setattr(
+                config.option,
+                option.dest,
+                absolute(option, value, str(config.invocation_params.dir)),
+            )
 
 
 def absolute(option: Option, value: Any, folder: str) -> Any:
-    """The value of an option with its relative path taken from `folder`. Anything else is left as it is."""
+    """The value of an option with its relative path taken from `folder`.
+
+    Anything else is left as it is.
+    """
     if isinstance(value, list):
         return [absolute(option, each, folder) for each in value]
     if option.path == "file":
@@ -42,4 +49,5 @@ def _of_url(url: str, folder: str) -> str:
 
 
 def _joined(folder: str, path: str) -> str:
-    return os.path.join(folder, os.path.expanduser(path))  # noqa: PTH111, PTH118  every session with the plugin imports this file
+    # Every session with the plugin imports this file.
+    return os.path.join(folder, os.path.expanduser(path))  # noqa: PTH111, PTH118

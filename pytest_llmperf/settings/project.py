@@ -12,7 +12,15 @@ from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
 
-_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+_FILES = (
+    "pytest.toml",
+    ".pytest.toml",
+    "pytest.ini",
+    ".pytest.ini",
+    "pyproject.toml",
+    "tox.ini",
+    "setup.cfg",
+)
 _ALWAYS = frozenset(_FILES[:4])  # these decide the root even when they are empty
 _SECTIONS = {"tox.ini": "pytest", "setup.cfg": "tool:pytest"}
 
@@ -43,7 +51,12 @@ def find_project(start: Path) -> Project:
             ini = _options(folder / name)
             if ini is not None:
                 return Project(root=folder, ini=dict(ini))
-    fallback = (folder for name in ("setup.py", "pyproject.toml") for folder in folders if (folder / name).is_file())
+    fallback = (
+        folder
+        for name in ("setup.py", "pyproject.toml")
+        for folder in folders
+        if (folder / name).is_file()
+    )
     return Project(root=next(fallback, start))
 
 
@@ -54,7 +67,9 @@ def _options(file: Path) -> Mapping[str, Any] | None:
     try:
         found = _toml(file) if file.suffix == ".toml" else _ini(file)
     except (tomllib.TOMLDecodeError, configparser.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}. Mend it, or say which history with --store URL.") from error
+        raise UsageError(
+            f"{file} cannot be read: {error}. Mend it, or say which history with --store URL."
+        ) from error
     return {} if found is None and file.name in _ALWAYS else found
 
 

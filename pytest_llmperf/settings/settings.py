@@ -53,7 +53,10 @@ class Settings:
 
 
 def read(raw: Callable[[Option], Any], root: Path) -> Settings:
-    """Settings from a function that gives each option's raw value. Raises UsageError for a value that cannot be used."""
+    """Settings from a function that gives each option's raw value.
+
+    Raises UsageError for a value that cannot be used.
+    """
     value = {option.name: raw(option) for option in OPTIONS}
     return Settings(
         only=value["only"],
@@ -97,14 +100,17 @@ def cache_dir() -> Path:
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise UsageError(f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}.")
+        raise UsageError(
+            f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}."
+        )
     return value
 
 
 def _cluster(text: str, against: str) -> str:
     if not text.strip():
         return ""
-    from pytest_llmperf.settings.cluster_address import parse  # noqa: PLC0415 - only where a cluster is named
+    # Only where a cluster is named.
+    from pytest_llmperf.settings.cluster_address import parse  # noqa: PLC0415
 
     if against:
         raise UsageError(
@@ -115,7 +121,8 @@ def _cluster(text: str, against: str) -> str:
 
 
 def _strategy(name: str, text: str) -> str:
-    from pytest_llmperf.strategies import parse  # noqa: PLC0415 - the table of strategies, once tests are collected
+    # The table of strategies, once tests are collected.
+    from pytest_llmperf.strategies import parse  # noqa: PLC0415
 
     try:
         parse(text)
@@ -125,7 +132,8 @@ def _strategy(name: str, text: str) -> str:
 
 
 def _gate(text: str) -> dict[str, float] | None:
-    from pytest_llmperf.settings.limits import parse_gate  # noqa: PLC0415 - the table of metrics, once tests are collected
+    # The table of metrics, once tests are collected.
+    from pytest_llmperf.settings.limits import parse_gate  # noqa: PLC0415
 
     return parse_gate(text)
 
@@ -134,7 +142,8 @@ def against(text: str, root: Path) -> Target | None:
     """What `--llmperf-against` names. Raises UsageError."""
     if not text:
         return None
-    from pytest_llmperf.settings.against_target import find_target  # noqa: PLC0415 - git is asked, only where it is needed
+    # Git is asked, only where it is needed.
+    from pytest_llmperf.settings.against_target import find_target  # noqa: PLC0415
 
     return find_target(text, root)
 
@@ -163,7 +172,8 @@ def _default(name: str) -> str:
 
 def _interpreter(text: str) -> tuple[str, str]:
     engine, separator, path = text.partition("=")
-    if not separator or not os.path.isfile(path):  # noqa: PTH113  pathlib raises for a name that is too long
+    # Pathlib raises for a name that is too long.
+    if not separator or not os.path.isfile(path):  # noqa: PTH113
         raise UsageError(
             f"--llmperf-python={text!r}: ENGINE=PATH with an existing interpreter is needed, "
             "for example transformers=.venv/bin/python.",

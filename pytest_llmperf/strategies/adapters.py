@@ -28,12 +28,17 @@ def _fields(argument: str) -> dict[str, object]:
     merged = how == MERGED
     folder = path if merged else argument
     if not folder:
-        raise UsageError("strategy part 'lora' needs the folder of an adapter, for example 'lora:adapters/mine'.")
+        raise UsageError(
+            "strategy part 'lora' needs the folder of an adapter, for example 'lora:adapters/mine'."
+        )
     return {"adapters": (folder,)} | ({"merge_adapters": True} if merged else {})
 
 
 def _promises(plan: LoadPlan) -> tuple[Promise, ...]:
-    return (*(_in_place(name, plan) for name in plan.adapter_names), _in_force(plan.adapter_names[:1]))
+    return (
+        *(_in_place(name, plan) for name in plan.adapter_names),
+        _in_force(plan.adapter_names[:1]),
+    )
 
 
 def switched(promises: Iterable[Promise], names: Sequence[str]) -> tuple[Promise, ...]:
@@ -61,7 +66,11 @@ def _in_force(names: tuple[str, ...]) -> Promise:
 
     def broken(effective: Effective) -> str | None:
         found = tuple(dict.fromkeys(effective.adapters))
-        return None if found == names else f"in force are {', '.join(found) or 'no adapters'}, asked for {asked}"
+        return (
+            None
+            if found == names
+            else f"in force are {', '.join(found) or 'no adapters'}, asked for {asked}"
+        )
 
     return Promise(_FORCE, broken, part="lora")
 
@@ -112,7 +121,9 @@ def located(plan: LoadPlan, root: Path) -> LoadPlan:
 
 def _folder(path: str, root: Path) -> Path:
     given = Path(expanduser(path))  # noqa: PTH111  pathlib's raises for a user that does not exist
-    places = dict.fromkeys((root / given).resolve() if i == 0 else given.resolve() for i in range(2))
+    places = dict.fromkeys(
+        (root / given).resolve() if i == 0 else given.resolve() for i in range(2)
+    )
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise UsageError(
@@ -131,10 +142,14 @@ def _folder(path: str, root: Path) -> Path:
 def _require_names(names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UsageError(f"two adapters are called {twice[0]!r}: adapters are told apart by their folder's name. Rename one.")
+        raise UsageError(
+            f"two adapters are called {twice[0]!r}: adapters are told apart by their folder's name. Rename one."
+        )
     unusable = [name for name in names if name == BASE or "." in name]
     if unusable:
-        raise UsageError(f"adapter {unusable[0]!r}: a folder's name without dots, other than {BASE!r}, is needed. Rename it.")
+        raise UsageError(
+            f"adapter {unusable[0]!r}: a folder's name without dots, other than {BASE!r}, is needed. Rename it."
+        )
 
 
 def _shown(folder: Path, root: Path) -> str:

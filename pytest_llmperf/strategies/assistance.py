@@ -16,14 +16,18 @@ def assisted_by(part: str, source: str) -> Promise:
     def broken(effective: Effective) -> str | None:
         if effective.assistance == source:
             return None
-        return f"the last run was assisted by {effective.assistance or 'nothing'}, asked for {source}"
+        return (
+            f"the last run was assisted by {effective.assistance or 'nothing'}, asked for {source}"
+        )
 
     return Promise(f"assisted by {source}", broken, when="warm", part=part)
 
 
 def _assistant(argument: str) -> dict[str, object]:
     if not argument:
-        raise UsageError("strategy part 'assisted' needs a model that proposes tokens, for example 'assisted:smollm2-135m'.")
+        raise UsageError(
+            "strategy part 'assisted' needs a model that proposes tokens, for example 'assisted:smollm2-135m'."
+        )
     return {"assist": argument}
 
 

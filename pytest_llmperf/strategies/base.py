@@ -13,11 +13,12 @@ from pytest_llmperf.core.plan import LoadPlan
 class Part:
     """One row of the table of strategies.
 
-    `fields` are the LoadPlan fields the part sets, with their values; two parts that set one field conflict.
-    A part that takes an argument (`compile:max-autotune`) names its choices in `arguments` (argument -> fields), or reads
-    any text by `argument` (`wanda:0.5`, `lora:PATH`), which gives the fields or raises UsageError; `example` is then an
-    argument to show, and a `numbered` part has its argument right behind its name (`tp2`).
-    Several parts may set a field of `joins`, whose values are tuples: they are put together in order.
+    `fields` are the LoadPlan fields the part sets, with their values; two parts that set one field
+    conflict. A part that takes an argument (`compile:max-autotune`) names its choices in
+    `arguments` (argument -> fields), or reads any text by `argument` (`wanda:0.5`, `lora:PATH`),
+    which gives the fields or raises UsageError; `example` is then an argument to show, and a
+    `numbered` part has its argument right behind its name (`tp2`). Several parts may set a field of
+    `joins`, whose values are tuples: they are put together in order.
     """
 
     name: str

@@ -9,7 +9,10 @@ NAME = "continuous"
 
 
 def batches_continuously(part: str) -> Promise:
-    """The last run's requests went through one running batch, as the run itself saw it. Known after warm-up."""
+    """The last run's requests went through one running batch, as the run itself saw it.
+
+    Known after warm-up.
+    """
 
     def broken(effective: Effective) -> str | None:
         if effective.batching == NAME:

@@ -7,7 +7,10 @@ from pytest_llmperf.strategies.base import Part
 
 
 def cache_holds(part: str, dtype: str) -> Promise:
-    """The KV cache of the last run stored keys and values in `dtype`, seen in its own tensors. Known after warm-up."""
+    """The KV cache of the last run stored keys and values in `dtype`, seen in its own tensors.
+
+    Known after warm-up.
+    """
 
     def broken(effective: Effective) -> str | None:
         if f" of {dtype}" in effective.cache:
@@ -19,8 +22,21 @@ def cache_holds(part: str, dtype: str) -> Promise:
 
 def _quantized(name: str, cache: str, dtype: str, summary: str) -> Part:
     made = (cache_holds(name, dtype),)
-    return Part(name=name, kind="cache", summary=summary, fields={"cache": cache}, promises=lambda _plan: made)
+    return Part(
+        name=name,
+        kind="cache",
+        summary=summary,
+        fields={"cache": cache},
+        promises=lambda _plan: made,
+    )
 
 
-KV_INT8 = _quantized("kv-int8", "int8", "int8", "a KV cache in 8-bit integers, one scale a head and position")
-KV_FP8 = _quantized("kv-fp8", "fp8", "float8_e4m3fn", "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt")
+KV_INT8 = _quantized(
+    "kv-int8", "int8", "int8", "a KV cache in 8-bit integers, one scale a head and position"
+)
+KV_FP8 = _quantized(
+    "kv-fp8",
+    "fp8",
+    "float8_e4m3fn",
+    "a KV cache in 8-bit floats (e4m3), one scale a layer, set by the prompt",
+)

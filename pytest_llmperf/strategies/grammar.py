@@ -39,12 +39,19 @@ class ChosenPart:
     def text(self) -> str:
         """The canonical text: an argument that changes nothing is left out."""
         plain = self.argument is None or self.fields == self.part.fields
-        return self.part.name if plain else f"{self.part.name}{'' if self.part.numbered else ':'}{self.argument}"
+        return (
+            self.part.name
+            if plain
+            else f"{self.part.name}{'' if self.part.numbered else ':'}{self.argument}"
+        )
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Parts that do not conflict, in canonical order. Where no precision is named, `auto` is in force."""
+    """Parts that do not conflict, in canonical order.
+
+    Where no precision is named, `auto` is in force.
+    """
 
     parts: tuple[ChosenPart, ...]
 
@@ -60,14 +67,18 @@ class Strategy:
             for name, value in chosen.fields.items():
                 joined = name in chosen.part.joins and name in fields
                 fields[name] = (
-                    (*cast("tuple[object, ...]", fields[name]), *cast("tuple[object, ...]", value)) if joined else value
+                    (*cast("tuple[object, ...]", fields[name]), *cast("tuple[object, ...]", value))
+                    if joined
+                    else value
                 )
         made = structs.replace(plan, strategy=self.canonical, **fields)
         return structs.replace(made, ranks=made.spread) if made.spread > 1 else made
 
     def promises(self, plan: LoadPlan) -> tuple[Promise, ...]:
         """What must be in effect once `plan` (the result of `apply`) is loaded and warm."""
-        return tuple(promise for chosen in self._in_force() for promise in chosen.part.promises(plan))
+        return tuple(
+            promise for chosen in self._in_force() for promise in chosen.part.promises(plan)
+        )
 
     def _in_force(self) -> tuple[ChosenPart, ...]:
         named = any(chosen.part.kind == AUTO.kind for chosen in self.parts)
@@ -95,7 +106,10 @@ class Abilities(Protocol):
 
 
 def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy:
-    """The strategy that a text, a list of parts or a strategy means. Raises UsageError for what cannot be used."""
+    """The strategy that a text, a list of parts or a strategy means.
+
+    Raises UsageError for what cannot be used.
+    """
     if isinstance(value, Strategy):
         return value
     pieces = value.split("+") if isinstance(value, str) else list(value)
@@ -110,28 +124,42 @@ def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> No
     """Raise UsageError if `engine` cannot honour a field of `plan`; names the part that set it."""
     kind = plan.device.partition(":")[0]
     if kind not in capabilities.devices:
-        raise UsageError(f"engine {engine!r} does not run on device {plan.device!r}. Devices: {_listed(capabilities.devices)}.")
+        raise UsageError(
+            f"engine {engine!r} does not run on device {plan.device!r}. Devices: {_listed(capabilities.devices)}."
+        )
     if capabilities.max_ranks is not None and plan.ranks > capabilities.max_ranks:
-        raise UsageError(f"engine {engine!r} takes at most {capabilities.max_ranks} rank(s), {plan.ranks} were asked for.")
+        raise UsageError(
+            f"engine {engine!r} takes at most {capabilities.max_ranks} rank(s), {plan.ranks} were asked for."
+        )
     for chosen in parse(plan.strategy).parts:
         for field in chosen.fields:
             _require_value(plan, field, chosen, capabilities, engine)
     reason = capabilities.refuses(plan)
     if reason is not None:
-        raise UsageError(f"engine {engine!r} cannot load strategy {plan.strategy!r} on {plan.device!r}: {reason}")
+        raise UsageError(
+            f"engine {engine!r} cannot load strategy {plan.strategy!r} on {plan.device!r}: {reason}"
+        )
 
 
 def require_in_effect(effective: Effective, promises: Iterable[Promise], when: str) -> None:
     """Raise NotInEffect with every broken promise that is due: those of "loaded", and for "warm" all of them."""
     due = [promise for promise in promises if when in (promise.when, "warm")]
     found = [(promise.part, promise.broken(effective)) for promise in due]
-    broken = {part: [r for p, r in found if p == part and r is not None] for part, reason in found if reason is not None}
+    broken = {
+        part: [r for p, r in found if p == part and r is not None]
+        for part, reason in found
+        if reason is not None
+    }
     if broken:
         said = {part: "; ".join(dict.fromkeys(reasons)) for part, reasons in broken.items()}
-        raise NotInEffect(" ".join(f"strategy {part!r} is not in effect: {text}." for part, text in said.items()))
+        raise NotInEffect(
+            " ".join(f"strategy {part!r} is not in effect: {text}." for part, text in said.items())
+        )
 
 
-def _require_value(plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: Abilities, engine: str) -> None:
+def _require_value(
+    plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: Abilities, engine: str
+) -> None:
     default = next(f.default for f in structs.fields(LoadPlan) if f.name == field)
     honoured = capabilities.plan_fields.get(field, frozenset({default}))
     asked = getattr(plan, field)
@@ -154,7 +182,9 @@ def _text(piece: object) -> str:
         return piece.name
     if isinstance(piece, ChosenPart):
         return piece.text
-    raise UsageError(f"strategy part {piece!r} is a {type(piece).__name__}; a text like 'bf16' or a Part is needed.")
+    raise UsageError(
+        f"strategy part {piece!r} is a {type(piece).__name__}; a text like 'bf16' or a Part is needed."
+    )
 
 
 def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
@@ -164,14 +194,18 @@ def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
         return ChosenPart(piece)
     name, colon, argument = _pieces(piece.strip())
     if not name:
-        raise UsageError(f"strategy {text!r} has an empty part. Parts are joined by '+', like 'bf16+static-cache'. {_by_kind()}")
+        raise UsageError(
+            f"strategy {text!r} has an empty part. Parts are joined by '+', like 'bf16+static-cache'. {_by_kind()}"
+        )
     if name not in TABLE:
         raise UsageError(_unknown(name, text))
     part = TABLE[name]
     if colon:
         _check_argument(part, argument)
     elif part.argument is not None and not part.fields:
-        raise UsageError(f"strategy part {name!r} needs an argument, for example {ChosenPart(part, part.example).text!r}.")
+        raise UsageError(
+            f"strategy part {name!r} needs an argument, for example {ChosenPart(part, part.example).text!r}."
+        )
     return ChosenPart(part, argument if colon else None)
 
 
@@ -183,7 +217,9 @@ def _pieces(text: str) -> tuple[str, str, str]:
     if part is None or not part.numbered:
         return name, colon, argument
     if colon:
-        raise UsageError(f"strategy part {text!r}: the number of devices follows the name, for example {bare + part.example!r}.")
+        raise UsageError(
+            f"strategy part {text!r}: the number of devices follows the name, for example {bare + part.example!r}."
+        )
     return bare, name[len(bare) :], name[len(bare) :]
 
 
@@ -192,7 +228,9 @@ def _check_argument(part: Part, argument: str) -> None:
         part.argument(argument)
         return
     if part.arguments is None:
-        raise UsageError(f"strategy part {part.name!r} takes no argument, {argument!r} was given. Write {part.name!r}.")
+        raise UsageError(
+            f"strategy part {part.name!r} takes no argument, {argument!r} was given. Write {part.name!r}."
+        )
     if argument not in part.arguments:
         near = did_you_mean(argument, part.arguments)
         raise UsageError(
@@ -206,13 +244,17 @@ def _unknown(name: str, text: str) -> str:
 
 
 def _by_kind() -> str:
-    lists = (f"{kind}: {', '.join(p.name for p in TABLE.values() if p.kind == kind)}" for kind in KINDS)
+    lists = (
+        f"{kind}: {', '.join(p.name for p in TABLE.values() if p.kind == kind)}" for kind in KINDS
+    )
     return f"Parts by kind: {'; '.join(lists)}. 'llmperf doctor' lists what works on this machine."
 
 
 def _refuse_conflicts(chosen: list[ChosenPart], text: str) -> None:
     for one, other in combinations(chosen, 2):
-        shared = sorted(one.fields.keys() & other.fields.keys() - (one.part.joins & other.part.joins))
+        shared = sorted(
+            one.fields.keys() & other.fields.keys() - (one.part.joins & other.part.joins)
+        )
         if shared:
             raise UsageError(
                 f"strategy {text!r}: parts {one.text!r} and {other.text!r} both set {', '.join(shared)}. Keep one of them.",

@@ -1,4 +1,7 @@
-"""What strategy parts promise, as pure predicates over what is in effect. A reason always carries what was found."""
+"""What strategy parts promise, as pure predicates over what is in effect.
+
+A reason always carries what was found.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,20 @@ def weights_are(part: str, dtype: str, *, unquantized: bool = False) -> Promise:
 
     `unquantized`: only what is not quantized, where another part promises that some layers are.
     """
-    return Promise(f"weights are {dtype}", lambda e: _wrong_weights(e, dtype, unquantized=unquantized), part=part)
+    return Promise(
+        f"weights are {dtype}",
+        lambda e: _wrong_weights(e, dtype, unquantized=unquantized),
+        part=part,
+    )
 
 
 def weights_as_in_checkpoint(part: str, *, unquantized: bool = False) -> Promise:
-    """Weights are stored in the dtype of the checkpoint. An engine that does not report that dtype breaks the promise.
+    """Weights are stored in the dtype of the checkpoint.
 
-    `unquantized` as for `weights_are`. Of a server, which shows no weights, nothing was asked then: its notes say what it said.
+    An engine that does not report that dtype breaks the promise.
+
+    `unquantized` as for `weights_are`. Of a server, which shows no weights, nothing was asked then:
+    its notes say what it said.
     """
 
     def broken(effective: Effective) -> str | None:
@@ -34,17 +44,27 @@ def weights_as_in_checkpoint(part: str, *, unquantized: bool = False) -> Promise
 
 def computes_in(part: str, dtype: str) -> Promise:
     """A linear layer's output in a probe forward has `dtype`."""
-    return Promise(f"compute is {dtype}", lambda e: _differs("compute", e.compute_dtype, dtype), part=part)
+    return Promise(
+        f"compute is {dtype}", lambda e: _differs("compute", e.compute_dtype, dtype), part=part
+    )
 
 
 def autocast_is(part: str, dtype: str | None) -> Promise:
     """Forward passes run under autocast to `dtype`; None: without autocast."""
-    return Promise(f"autocast to {dtype or 'nothing'}", lambda e: _differs("autocast", e.autocast_dtype, dtype), part=part)
+    return Promise(
+        f"autocast to {dtype or 'nothing'}",
+        lambda e: _differs("autocast", e.autocast_dtype, dtype),
+        part=part,
+    )
 
 
 def attention_is(part: str, implementation: str) -> Promise:
     """The attention layers use `implementation`."""
-    return Promise(f"attention is {implementation}", lambda e: _differs("attention", e.attention, implementation), part=part)
+    return Promise(
+        f"attention is {implementation}",
+        lambda e: _differs("attention", e.attention, implementation),
+        part=part,
+    )
 
 
 def cache_is_static(part: str) -> Promise:
@@ -59,7 +79,10 @@ def cache_is_static(part: str) -> Promise:
 
 
 def is_compiled(part: str, mode: str) -> Promise:
-    """At least one graph was compiled. Mode "default" leaves the choice to the engine; another must be the one in use."""
+    """At least one graph was compiled.
+
+    Mode "default" leaves the choice to the engine; another must be the one in use.
+    """
 
     def broken(effective: Effective) -> str | None:
         if effective.compiled_graphs < 1:
@@ -78,8 +101,16 @@ def _differs(what: str, found: str | None, asked: str | None) -> str | None:
 def _wrong_weights(effective: Effective, dtype: str, *, unquantized: bool) -> str | None:
     if effective.reported_dtype is not None:
         said = effective.reported_dtype
-        return _differs("the dtype that the server says", said, dtype) if said else "the server does not say its dtype"
-    layers = _totals((group.dtype, group.layers) for group in effective.linears if not (unquantized and group.quantized))
+        return (
+            _differs("the dtype that the server says", said, dtype)
+            if said
+            else "the server does not say its dtype"
+        )
+    layers = _totals(
+        (group.dtype, group.layers)
+        for group in effective.linears
+        if not (unquantized and group.quantized)
+    )
     if set(layers) - {dtype}:
         return _counted(layers, dtype, "linear layers", effective.model_class)
     owned = [
@@ -90,7 +121,11 @@ def _wrong_weights(effective: Effective, dtype: str, *, unquantized: bool) -> st
     tensors = _totals((group.dtype, group.tensors) for group in owned)
     if set(tensors) - {dtype}:
         return _counted(tensors, dtype, "parameters", effective.model_class)
-    return None if layers or tensors else f"no weights were found ({effective.model_class}), asked for {dtype}"
+    return (
+        None
+        if layers or tensors
+        else f"no weights were found ({effective.model_class}), asked for {dtype}"
+    )
 
 
 def _totals(pairs: Iterable[tuple[str, int]]) -> Counter[str]:

@@ -1,4 +1,7 @@
-"""Pruning parts: `magnitude:S`, `wanda:S`, `sparsegpt:S` (or `:2:4`) and `structured:S`; what they ask and promise. Pure."""
+"""Pruning parts: `magnitude:S`, `wanda:S`, `sparsegpt:S` (or `:2:4`) and `structured:S`.
+
+What they ask and promise. Pure.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,11 @@ class Pruning(Struct, frozen=True, kw_only=True):
     pattern: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.pattern[0]}:{self.pattern[1]}" if self.pattern else f"{self.method}:{self.sparsity:g}"
+        return (
+            f"{self.method}:{self.pattern[0]}:{self.pattern[1]}"
+            if self.pattern
+            else f"{self.method}:{self.sparsity:g}"
+        )
 
     @property
     def structured(self) -> bool:
@@ -48,10 +55,15 @@ class Pruning(Struct, frozen=True, kw_only=True):
 
 
 def parse_pruning(text: str) -> Pruning:
-    """The pruning that a part's text such as 'wanda:0.5' or 'wanda:2:4' asks for. Raises UsageError."""
+    """The pruning that a part's text such as 'wanda:0.5' or 'wanda:2:4' asks for.
+
+    Raises UsageError.
+    """
     method, _, argument = text.partition(":")
     if method not in METHODS:
-        raise UsageError(f"pruning {text!r}: method {method!r} is not known. Methods: {', '.join(METHODS)}.")
+        raise UsageError(
+            f"pruning {text!r}: method {method!r} is not known. Methods: {', '.join(METHODS)}."
+        )
     if argument == _PATTERN and method != "structured":
         return Pruning(method=method, sparsity=0.5, pattern=(2, 4))
     return Pruning(method=method, sparsity=_share(method, argument))
@@ -92,11 +104,16 @@ def pattern_is(part: str, pattern: str) -> Promise:
 def _share(method: str, argument: str) -> float:
     others = "a share like 0.5" if method == "structured" else f"a share like 0.5, or {_PATTERN}"
     if not _NUMBER.fullmatch(argument):
-        raise UsageError(f"strategy part {method!r}: sparsity {argument!r} is not understood. Write {others}: '{method}:0.5'.")
+        raise UsageError(
+            f"strategy part {method!r}: sparsity {argument!r} is not understood. Write {others}: '{method}:0.5'."
+        )
     share = float(argument)
     if not 0 < share < 1:
-        hint = f" Did you mean '{method}:{share / 100:g}'?" if 1 < share < 100 else ""  # noqa: PLR2004 - per cent
-        raise UsageError(f"strategy part {method!r}: sparsity {argument} is not between 0 and 1.{hint} Write {others}.")
+        # Per cent.
+        hint = f" Did you mean '{method}:{share / 100:g}'?" if 1 < share < 100 else ""  # noqa: PLR2004
+        raise UsageError(
+            f"strategy part {method!r}: sparsity {argument} is not between 0 and 1.{hint} Write {others}."
+        )
     return share
 
 

@@ -49,7 +49,11 @@ def _not_converted(found: Quantized) -> str | None:
     if not missing and found.converted:
         return None
     asked = found.converted + sum(each.layers for each in missing)
-    reasons = "; ".join(map(_reason, missing)) or "; ".join(map(_reason, found.left_out)) or "there are none"
+    reasons = (
+        "; ".join(map(_reason, missing))
+        or "; ".join(map(_reason, found.left_out))
+        or "there are none"
+    )
     return f"{found.converted} of {asked} linear layers are {found.bits}-bit ({reasons})"
 
 
@@ -60,7 +64,9 @@ def _reason(left: LeftOut) -> str:
 def _wrong_format(found: Quantized, method: str) -> str | None:
     wrong = sorted(set(found.formats) - set(METHODS[method].formats))
     asked = " or ".join(METHODS[method].formats)
-    return f"quantized layers are stored as {', '.join(wrong)}, asked for {asked}" if wrong else None
+    return (
+        f"quantized layers are stored as {', '.join(wrong)}, asked for {asked}" if wrong else None
+    )
 
 
 def _wrong_bytes(found: Quantized) -> str | None:
@@ -86,7 +92,10 @@ def located(plan: LoadPlan, root: Path) -> LoadPlan:
     folder = _folder(plan.quantization, path, root)
     inside = folder.is_relative_to(root.resolve()) and "+" not in str(folder)
     shown = folder.relative_to(root.resolve()).as_posix() if inside else folder.name
-    parts = (f"{method}:{shown}" if part.startswith(f"{method}:") else part for part in plan.strategy.split("+"))
+    parts = (
+        f"{method}:{shown}" if part.startswith(f"{method}:") else part
+        for part in plan.strategy.split("+")
+    )
     return structs.replace(plan, quantization=f"{method}:{folder}", strategy="+".join(parts))
 
 

@@ -14,7 +14,18 @@ from pytest_llmperf.strategies.batching import CONTINUOUS
 from pytest_llmperf.strategies.caches import KV_FP8, KV_INT8
 from pytest_llmperf.strategies.quantized import QUANTIZED
 
-KINDS = ("precision", "quantization", "pruning", "adapter", "cache", "compile", "attention", "assistance", "batching", "parallel")
+KINDS = (
+    "precision",
+    "quantization",
+    "pruning",
+    "adapter",
+    "cache",
+    "compile",
+    "attention",
+    "assistance",
+    "batching",
+    "parallel",
+)
 """Kinds in the order of the canonical text."""
 
 
@@ -37,7 +48,11 @@ def _full(name: str, dtype: str) -> Part:
 
 
 def _mixed(name: str, dtype: str) -> Part:
-    kept = (promises.weights_are(name, "float32"), promises.computes_in(name, dtype), promises.autocast_is(name, dtype))
+    kept = (
+        promises.weights_are(name, "float32"),
+        promises.computes_in(name, dtype),
+        promises.autocast_is(name, dtype),
+    )
     return Part(
         name=name,
         kind="precision",

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.scripted.session import ScriptedEngine
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
-from pytest_llmperf.testing.conformance import CHECKS, Check, NonConforming, check_engine, scripted_plan
+from pytest_llmperf.testing.conformance import (
+    CHECKS,
+    Check,
+    NonConforming,
+    check_engine,
+    scripted_plan,
+)
 
 if TYPE_CHECKING:
     from pytest_llmperf.testing.properties import for_any, prompts, token_ids
@@ -35,4 +41,6 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
-        raise ImportError(f"pytest_llmperf.testing.{name} needs hypothesis: pip install 'pytest-llmperf[property]'.") from error
+        raise ImportError(
+            f"pytest_llmperf.testing.{name} needs hypothesis: pip install 'pytest-llmperf[property]'."
+        ) from error

@@ -32,12 +32,18 @@ DTYPES = ("float32",)
 
 
 class NonConforming(AssertionError):
-    """The engine breaks the protocol. One line for each finding: the check, what was found, what was to be expected."""
+    """The engine breaks the protocol.
+
+    One line for each finding: the check, what was found, what was to be expected.
+    """
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a check works with: the engine, the plan, and a folder for files. `open` gives a fresh session, closed in the end."""
+    """What a check works with: the engine, the plan, and a folder for files.
+
+    `open` gives a fresh session, closed in the end.
+    """
 
     engine: Engine
     plan: LoadPlan
@@ -58,35 +64,52 @@ Findings = Iterator[str]
 
 @dataclass(frozen=True)
 class Check:
-    """One published requirement. `find` yields what is wrong in an open session; nothing found is a pass."""
+    """One published requirement.
+
+    `find` yields what is wrong in an open session; nothing found is a pass.
+    """
 
     name: str
     requires: str
     find: Callable[[Session, Bench], Findings]
 
 
-def check_engine(engine: Engine, plan: LoadPlan, *, directory: Path | None = None) -> tuple[str, ...]:
-    """Hold an engine to the protocol of `pytest_llmperf.engines.base`, with small workloads. Returns the checks that passed.
+def check_engine(
+    engine: Engine, plan: LoadPlan, *, directory: Path | None = None
+) -> tuple[str, ...]:
+    """Hold an engine to the protocol of `pytest_llmperf.engines.base`, with small workloads.
 
-    Each check opens the plan anew, so a small model on a CPU takes seconds a check. `directory` (default: a temporary
-    one) receives reference files.
+    Returns the checks that passed.
+
+    Each check opens the plan anew, so a small model on a CPU takes seconds a check. `directory`
+    (default: a temporary one) receives reference files.
 
     Raises:
-        NonConforming: with every finding of every check. What the engine itself raises goes through.
-
+        NonConforming: with every finding of every check. What the engine itself raises goes
+            through.
     """
     with contextlib.ExitStack() as stack:
-        bench = Bench(engine, plan, directory or Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        findings = [f"{check.name}: {finding}" for check in CHECKS for finding in _find(check, bench)]
+        bench = Bench(
+            engine, plan, directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
+        findings = [
+            f"{check.name}: {finding}" for check in CHECKS for finding in _find(check, bench)
+        ]
     if findings:
-        raise NonConforming(f"{type(engine).__name__} with {plan.model.name}:\n" + "\n".join(findings))
+        raise NonConforming(
+            f"{type(engine).__name__} with {plan.model.name}:\n" + "\n".join(findings)
+        )
     return tuple(check.name for check in CHECKS)
 
 
-def scripted_plan(script: str = "", *, strategy: str = "fp32", ranks: int = 1, weights_dtype: str = "float32") -> LoadPlan:
+def scripted_plan(
+    script: str = "", *, strategy: str = "fp32", ranks: int = 1, weights_dtype: str = "float32"
+) -> LoadPlan:
     """A load plan of the scripted engine; `script` is what follows "scripted:" in a model name."""
     model = ModelRef(name=f"scripted:{script}", kind="scripted", location=script)
-    return LoadPlan(model=model, engine="scripted", strategy=strategy, ranks=ranks, weights_dtype=weights_dtype)
+    return LoadPlan(
+        model=model, engine="scripted", strategy=strategy, ranks=ranks, weights_dtype=weights_dtype
+    )
 
 
 def _find(check: Check, bench: Bench) -> list[str]:
@@ -126,7 +149,9 @@ def _monotone_times(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
 
 
 def _fresh_prompts(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
-    first, second, again = (session.run(DECODE, repetition).prompts_hash for repetition in (0, 1, 0))
+    first, second, again = (
+        session.run(DECODE, repetition).prompts_hash for repetition in (0, 1, 0)
+    )
     if not first:
         yield "Ran.prompts_hash is empty; a hash of the token ids that went in is needed"
     elif first == second:
@@ -184,14 +209,23 @@ def _exact_against_itself(session: Session, bench: Bench) -> Findings:
 
 
 def _exact_row(row: PromptComparison) -> Findings:
-    lengths = {len(values) for values in (row.top1, row.top5, row.kl, row.reference_logprob, row.candidate_logprob)}
+    lengths = {
+        len(values)
+        for values in (row.top1, row.top5, row.kl, row.reference_logprob, row.candidate_logprob)
+    }
     if lengths != {NEW_TOKENS}:
         yield f"prompt {row.index}: sequences of {sorted(lengths)} positions, {NEW_TOKENS} expected in each"
         return
-    logprob = max(abs(a - b) for a, b in zip(row.reference_logprob, row.candidate_logprob, strict=True))
+    logprob = max(
+        abs(a - b) for a, b in zip(row.reference_logprob, row.candidate_logprob, strict=True)
+    )
     if not all(row.top1) or not all(row.top5) or row.first_divergence is not None:
         yield f"prompt {row.index}: a model disagrees with itself: top1 {row.top1}, first divergence {row.first_divergence}"
-    if max(map(abs, row.kl)) > EXACT_LOGPROB or logprob > EXACT_LOGPROB or row.noise > EXACT_LOGPROB * row.signal:
+    if (
+        max(map(abs, row.kl)) > EXACT_LOGPROB
+        or logprob > EXACT_LOGPROB
+        or row.noise > EXACT_LOGPROB * row.signal
+    ):
         yield f"prompt {row.index}: not exact: KL {max(row.kl):g}, log-probability off by {logprob:g}, noise {row.noise:g}"
 
 
@@ -202,7 +236,11 @@ def _next_tokens(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
     logits = [token.logit for token in top.tokens]
     if top.prompt_ids != prompt:
         yield f"top_tokens: the prompt {prompt} went in as {top.prompt_ids}; token ids go in as they are"
-    if len(set(top.ids)) != TOP or logits != sorted(logits, reverse=True) or not all(map(math.isfinite, logits)):
+    if (
+        len(set(top.ids)) != TOP
+        or logits != sorted(logits, reverse=True)
+        or not all(map(math.isfinite, logits))
+    ):
         yield f"top_tokens: {TOP} different tokens, the likeliest first, are needed: {top}"
     if top != again:
         yield f"top_tokens: the same prompt gave {top}, then {again}"
@@ -247,7 +285,11 @@ def _sane_energy(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
 
 def _sane_ceilings(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
     found = session.ceilings(DTYPES)
-    rates = [found.copy_bytes_per_s, *(found.matmul_flop_per_s.get(dtype, 0.0) for dtype in DTYPES)] if found else []
+    rates = (
+        [found.copy_bytes_per_s, *(found.matmul_flop_per_s.get(dtype, 0.0) for dtype in DTYPES)]
+        if found
+        else []
+    )
     if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
         yield f"ceilings: a copy bandwidth above 0 and a matmul rate above 0 for each of {DTYPES} are needed: {found}"
 
@@ -291,16 +333,43 @@ def _differences(one: Effective, other: Effective) -> str:
 
 CHECKS: Sequence[Check] = (
     Check("exact tokens", "every request gets exactly the tokens asked for", _exact_tokens),
-    Check("monotone times", "token times never go back, and repetitions do not overlap", _monotone_times),
-    Check("fresh prompts", "each repetition has prompts of its own, the same ones each time", _fresh_prompts),
+    Check(
+        "monotone times",
+        "token times never go back, and repetitions do not overlap",
+        _monotone_times,
+    ),
+    Check(
+        "fresh prompts",
+        "each repetition has prompts of its own, the same ones each time",
+        _fresh_prompts,
+    ),
     Check("repeatable", "equal plans and prompts give equal greedy tokens", _repeatable),
-    Check("describes itself", "what is in effect is said, and is what the plan asked for", _describes_itself),
-    Check("exact against itself", "the reference against itself: KL 0, every token equal", _exact_against_itself),
-    Check("next tokens", "token ids go in as they are, and the likeliest come out in order", _next_tokens),
+    Check(
+        "describes itself",
+        "what is in effect is said, and is what the plan asked for",
+        _describes_itself,
+    ),
+    Check(
+        "exact against itself",
+        "the reference against itself: KL 0, every token equal",
+        _exact_against_itself,
+    ),
+    Check(
+        "next tokens",
+        "token ids go in as they are, and the likeliest come out in order",
+        _next_tokens,
+    ),
     Check("memory", "weights are those described; nothing unknown is 0", _sane_memory),
     Check("energy", "a reading with its source, or the reason why there is none", _sane_energy),
     Check("ceilings", "copy bandwidth and matmul rates above 0", _sane_ceilings),
     Check("cost of a step", "what a step reads is there to be read", _sane_cost),
-    Check("close frees", "a closed session answers nothing, and the plan opens again; closing twice does no harm", _close_frees),
+    Check(
+        "close frees",
+        "a closed session answers nothing, and the plan opens again; closing twice does no harm",
+        _close_frees,
+    ),
 )
-"""All requirements, in the order they are checked; parametrise over them to see each as a test of its own."""
+"""All requirements, in the order they are checked.
+
+Parametrise over them to see each as a test of its own.
+"""

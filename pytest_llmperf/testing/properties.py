@@ -26,31 +26,41 @@ EXAMPLES = 25
 
 Test = Callable[..., None]
 _UNSUITED = [
-    HealthCheck.function_scoped_fixture,  # `llm` is one, and is meant to stay loaded from example to example
+    # `llm` is one, and is meant to stay loaded from example to example.
+    HealthCheck.function_scoped_fixture,
     HealthCheck.too_slow,  # a forward pass of a large model takes as long as it takes
 ]
 
 
 class _Stopped(BaseException):
-    """A worker is gone: no counterexample, and nothing to shrink. Not an Exception, which hypothesis would go on from."""
+    """A worker is gone: no counterexample, and nothing to shrink.
+
+    Not an Exception, which hypothesis would go on from.
+    """
 
     def __init__(self, error: WorkerError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def for_any(*, max_examples: int = EXAMPLES, **drawn: SearchStrategy[Any]) -> Callable[[Test], Test]:
-    """Run a test for `max_examples` drawn values of its named arguments; a failure shows the smallest that still fails.
+def for_any(
+    *, max_examples: int = EXAMPLES, **drawn: SearchStrategy[Any]
+) -> Callable[[Test], Test]:
+    """Run a test for `max_examples` drawn values of its named arguments.
 
-    As hypothesis' `given(**drawn)`, with settings under which models can be asked: no deadline, fixtures kept over all
-    examples, and an end at once where a worker dies. Fixtures come by name, as ever. Wants hypothesis installed.
+    A failure shows the smallest that still fails.
+
+    As hypothesis' `given(**drawn)`, with settings under which models can be asked: no deadline,
+    fixtures kept over all examples, and an end at once where a worker dies. Fixtures come by name,
+    as ever. Wants hypothesis installed.
 
     Raises:
         UsageError: nothing is drawn.
-
     """
     if not drawn:
-        raise UsageError("for_any() draws nothing. Name an argument of the test: @for_any(prompt=prompts()).")
+        raise UsageError(
+            "for_any() draws nothing. Name an argument of the test: @for_any(prompt=prompts())."
+        )
     configured = settings(max_examples=max_examples, deadline=None, suppress_health_check=_UNSUITED)
 
     def decorate(test: Test) -> Test:
@@ -60,13 +70,22 @@ def for_any(*, max_examples: int = EXAMPLES, **drawn: SearchStrategy[Any]) -> Ca
 
 
 def prompts(*, max_size: int = 80) -> SearchStrategy[str]:
-    """Texts of 1 to `max_size` characters: any characters, and words of real prompts. Shrinks to few and simple ones."""
-    anything = st.text(st.characters(exclude_categories=("Cc", "Cn", "Co", "Cs")), min_size=1, max_size=max_size)
-    sentences = st.lists(st.sampled_from(_words()), min_size=1, max_size=12).map(lambda words: " ".join(words)[:max_size])
+    """Texts of 1 to `max_size` characters: any characters, and words of real prompts.
+
+    Shrinks to few and simple ones.
+    """
+    anything = st.text(
+        st.characters(exclude_categories=("Cc", "Cn", "Co", "Cs")), min_size=1, max_size=max_size
+    )
+    sentences = st.lists(st.sampled_from(_words()), min_size=1, max_size=12).map(
+        lambda words: " ".join(words)[:max_size]
+    )
     return anything | sentences
 
 
-def token_ids(model: Model | int, *, min_size: int = 1, max_size: int = 32) -> SearchStrategy[tuple[int, ...]]:
+def token_ids(
+    model: Model | int, *, min_size: int = 1, max_size: int = 32
+) -> SearchStrategy[tuple[int, ...]]:
     """Prompts as token ids of a model's vocabulary, special tokens left out, or of ids below a number.
 
     A model is known inside a test alone: `@for_any(data=st.data())`, then `data.draw(token_ids(llm))`.
@@ -77,7 +96,9 @@ def token_ids(model: Model | int, *, min_size: int = 1, max_size: int = 32) -> S
     elif isinstance(model, int) and model > 0:
         plain = range(model)
     else:
-        raise UsageError(f"token_ids({model!r}): a model (inside of the test) or the size of a vocabulary is needed.")
+        raise UsageError(
+            f"token_ids({model!r}): a model (inside of the test) or the size of a vocabulary is needed."
+        )
     return st.lists(st.sampled_from(plain), min_size=min_size, max_size=max_size).map(tuple)
 
 
@@ -90,7 +111,11 @@ def _plain(size: int, special: tuple[int, ...]) -> tuple[int, ...]:
 @functools.cache
 def _words() -> tuple[str, ...]:
     texts = PromptSet.bundled("short-chat").texts
-    return tuple(sorted({word for text in texts for word in text.split()}, key=lambda word: (len(word), word)))
+    return tuple(
+        sorted(
+            {word for text in texts for word in text.split()}, key=lambda word: (len(word), word)
+        )
+    )
 
 
 def _stopping(test: Test) -> Test:

@@ -1,4 +1,7 @@
-"""Messages over a stream socket: 4 bytes of length (big endian), then msgpack. Imports nothing heavy; both sides use it."""
+"""Messages over a stream socket: 4 bytes of length (big endian), then msgpack.
+
+Imports nothing heavy; both sides use it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ class WireClosed(WireError):
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """The message as it travels. Raises WireError when it cannot be encoded or is larger than MAX_FRAME_BYTES."""
+    """The message as it travels.
+
+    Raises WireError when it cannot be encoded or is larger than MAX_FRAME_BYTES.
+    """
     try:
         payload = msgspec.msgpack.encode(message)
     except (TypeError, ValueError, OverflowError) as error:
@@ -57,7 +63,10 @@ class Wire(Generic[Incoming]):
         self.send_frame(frame(message), timeout_s=timeout_s)
 
     def send_frame(self, data: bytes, *, timeout_s: float | None) -> None:
-        """Send what `frame` made. After a TimeoutError the stream is cut in a frame and only good for closing."""
+        """Send what `frame` made.
+
+        After a TimeoutError the stream is cut in a frame and only good for closing.
+        """
         end_s = _end(timeout_s)
         rest = memoryview(data)
         with self._sending:
@@ -66,7 +75,9 @@ class Wire(Generic[Incoming]):
                     rest = rest[self._socket.send(rest) :]
                 except BlockingIOError:
                     if not _wait(self._socket, select.POLLOUT, end_s):
-                        raise TimeoutError(f"{len(rest)} of {len(data)} bytes were not taken in {timeout_s} s.") from None
+                        raise TimeoutError(
+                            f"{len(rest)} of {len(data)} bytes were not taken in {timeout_s} s."
+                        ) from None
 
     def receive(self, *, timeout_s: float | None) -> Incoming | None:
         """The next message, or None when `timeout_s` passed without a whole one (what came is kept for the next call).
@@ -107,7 +118,11 @@ class Wire(Generic[Incoming]):
         except ConnectionError as error:
             raise WireClosed(f"the connection broke: {error}.") from error
         if not chunk:
-            cut = f" in the middle of a message ({len(self._buffer)} bytes of it came)" if self._buffer else ""
+            cut = (
+                f" in the middle of a message ({len(self._buffer)} bytes of it came)"
+                if self._buffer
+                else ""
+            )
             raise WireClosed(f"the other side closed the connection{cut}.")
         self._buffer += chunk
 

@@ -38,7 +38,10 @@ class Run(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class RunLoad(Struct, frozen=True, kw_only=True, tag=True):
-    """One run of a load on a server. Result: Served. `program` is the command of the workload's generator, where it has one."""
+    """One run of a load on a server. Result: Served.
+
+    `program` is the command of the workload's generator, where it has one.
+    """
 
     workload: Serve
     repetition: int
@@ -61,20 +64,29 @@ class ReadEnergy(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MeasureCeilings(Struct, frozen=True, kw_only=True, tag=True):
-    """Copy bandwidth and matmul rate of the device. Result: CeilingsRead. Cached by the parent per device."""
+    """Copy bandwidth and matmul rate of the device. Result: CeilingsRead.
+
+    Cached by the parent per device.
+    """
 
     dtypes: tuple[str, ...]
 
 
 class ReadCollectives(Struct, frozen=True, kw_only=True, tag=True):
-    """One untimed repetition under a profiler, of a model that several ranks share. Result: CollectivesRead."""
+    """One untimed repetition under a profiler, of a model that several ranks share.
+
+    Result: CollectivesRead.
+    """
 
     workload: Workload
     repetition: int
 
 
 class MakeReference(Struct, frozen=True, kw_only=True, tag=True):
-    """Greedy continuations and teacher-forced logits of the prompts, written to `path`. Result: ReferenceMade."""
+    """Greedy continuations and teacher-forced logits of the prompts, written to `path`.
+
+    Result: ReferenceMade.
+    """
 
     prompts: PromptSet
     new_tokens: int
@@ -83,7 +95,10 @@ class MakeReference(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class CompareReference(Struct, frozen=True, kw_only=True, tag=True):
-    """Score this model against the reference file at `path`, `batch` prompts at a time. Result: ReferenceCompared."""
+    """Score this model against the reference file at `path`, `batch` prompts at a time.
+
+    Result: ReferenceCompared.
+    """
 
     path: str
     batch: int
@@ -106,7 +121,10 @@ class AnswerTasks(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class ReadTopTokens(Struct, frozen=True, kw_only=True, tag=True):
-    """The k likeliest tokens after a prompt: a text, which the worker tokenises, or token ids. Result: TopTokensRead."""
+    """The k likeliest tokens after a prompt: a text, which the worker tokenises, or token ids.
+
+    Result: TopTokensRead.
+    """
 
     prompt: str | tuple[int, ...]
     k: int
@@ -119,8 +137,9 @@ class Close(Struct, frozen=True, kw_only=True, tag=True):
 class RunTest(Struct, frozen=True, kw_only=True, tag=True):
     """To a base side (`against`): run a test until it wants to measure. Result: Reached or Ended.
 
-    `next_nodeid` is the test that is likely to follow, so that fixtures both use are kept. With `release` the side gives the
-    device's memory back whenever it waits. `gpus` are the UUIDs of the devices that its session has leased: it uses those.
+    `next_nodeid` is the test that is likely to follow, so that fixtures both use are kept. With
+    `release` the side gives the device's memory back whenever it waits. `gpus` are the UUIDs of the
+    devices that its session has leased: it uses those.
     """
 
     nodeid: str
@@ -140,9 +159,12 @@ class GiveBack(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MeasureBlock(Struct, frozen=True, kw_only=True, tag=True):
-    """To a base side that waits in a test: warm up and sample what the test wants to measure. Result: BlockMeasured.
+    """To a base side that waits in a test: warm up and sample what the test wants to measure.
 
-    `fresh` starts new workers before it. `first_repetition` numbers the prompts, as on the other side.
+    Result: BlockMeasured.
+
+    `fresh` starts new workers before it. `first_repetition` numbers the prompts, as on the other
+    side.
     """
 
     metrics: tuple[str, ...]
@@ -162,7 +184,8 @@ BaseCommand = RunTest | GoOn | MeasureBlock | GiveBack | LeaveTest
 class RunBody(Struct, frozen=True, kw_only=True, tag=True):
     """Run one test's body in a pytest process of its own. Result: BodyRan.
 
-    `arguments` are pytest's command line, which collects the test; `gpus` are UUIDs that the sending session holds for it.
+    `arguments` are pytest's command line, which collects the test; `gpus` are UUIDs that the
+    sending session holds for it.
     """
 
     arguments: tuple[str, ...]
@@ -195,10 +218,12 @@ Command = (
 
 
 class Opened(Struct, frozen=True, kw_only=True, tag=True):
-    """Loaded. `content_hash` identifies the weights and config that were read (or the seed of random ones).
+    """Loaded.
 
-    `base_hash` is that of the model alone where `content_hash` covers adapters too.
-    `special_ids` are those of the vocabulary that no text holds: markers, and rows that only pad the embedding.
+    `content_hash` identifies the weights and config that were read (or the seed of random ones).
+
+    `base_hash` is that of the model alone where `content_hash` covers adapters too. `special_ids`
+    are those of the vocabulary that no text holds: markers, and rows that only pad the embedding.
     """
 
     effective: Effective
@@ -221,7 +246,9 @@ class Described(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ran(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to Run. The two hashes are of the token ids that went in and came out, taken outside the timed work.
+    """Answer to Run.
+
+    The two hashes are of the token ids that went in and came out, taken outside the timed work.
 
     `step` is None where the engine cannot see what a step moves.
     """
@@ -234,7 +261,11 @@ class Ran(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Served(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to RunLoad. `samples` are the server's metrics over the run, `counted` how the tokens of a message were counted."""
+    """Answer to RunLoad.
+
+    `samples` are the server's metrics over the run, `counted` how the tokens of a message were
+    counted.
+    """
 
     trace: LoadTrace
     marks: tuple[Mark, ...] = ()
@@ -243,7 +274,10 @@ class Served(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MemoryRead(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to ReadMemory. `ranks` has the gauges of each where there are several; `memory` is then their sum."""
+    """Answer to ReadMemory.
+
+    `ranks` has the gauges of each where there are several; `memory` is then their sum.
+    """
 
     memory: MemoryGauges | None
     ranks: tuple[MemoryGauges, ...] = ()
@@ -282,7 +316,10 @@ class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class AdaptersUsed(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to UseAdapters: the adapters in force, as the modules have it; several for rows in turn."""
+    """Answer to UseAdapters: the adapters in force, as the modules have it.
+
+    Several for rows in turn.
+    """
 
     names: tuple[str, ...]
 
@@ -304,14 +341,21 @@ class Closed(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Reached(Struct, frozen=True, kw_only=True, tag=True):
-    """The test is about to measure: one model, or two in turn. `strays` are modules that came from the other tree."""
+    """The test is about to measure: one model, or two in turn.
+
+    `strays` are modules that came from the other tree.
+    """
 
     sides: tuple[SideFacts, ...]
     strays: tuple[str, ...] = ()
 
 
 class Ended(Struct, frozen=True, kw_only=True, tag=True):
-    """The test has ended. `outcome` is "passed", "failed", "skipped", "missing" (no such test) or "broken" (not collected)."""
+    """The test has ended.
+
+    `outcome` is "passed", "failed", "skipped", "missing" (no such test) or "broken" (not
+    collected).
+    """
 
     outcome: str
     message: str = ""
@@ -326,7 +370,10 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to RunBody: pytest's reports of the phases, as pytest serialises them. `called`: the test function was entered."""
+    """Answer to RunBody: pytest's reports of the phases, as pytest serialises them.
+
+    `called`: the test function was entered.
+    """
 
     reports: tuple[dict[str, Any], ...]
     called: bool
@@ -355,7 +402,10 @@ Result = (
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """Why a command failed. `kind` is a class name of `pytest_llmperf.errors`; unknown kinds become WorkerError."""
+    """Why a command failed.
+
+    `kind` is a class name of `pytest_llmperf.errors`; unknown kinds become WorkerError.
+    """
 
     kind: str
     message: str

@@ -29,10 +29,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.worker", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser.add_argument(
+        "--fd", type=int, required=True, help="inherited stream socket to the session"
+    )
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
-    parser.add_argument("--die-with-parent", action="store_true", help="let the kernel kill this process with its parent thread")
+    parser.add_argument(
+        "--die-with-parent",
+        action="store_true",
+        help="let the kernel kill this process with its parent thread",
+    )
     return parser
 
 

@@ -43,20 +43,31 @@ from pytest_llmperf.wire.messages import (
 
 
 def load_engine(plan: LoadPlan) -> Engine:
-    """The plan's engine from the table. Heavy: this is where torch is imported. Raises UsageError for an unknown one."""
+    """The plan's engine from the table. Heavy: this is where torch is imported.
+
+    Raises UsageError for an unknown one.
+    """
     return engine(plan.engine).load()
 
 
 class Host:
-    """Holds at most one loaded model. Needs no socket: the pytest process itself can use one for a model it already has."""
+    """Holds at most one loaded model.
 
-    def __init__(self, *, rank: int = 0, find_engine: Callable[[LoadPlan], Engine] = load_engine) -> None:
+    Needs no socket: the pytest process itself can use one for a model it already has.
+    """
+
+    def __init__(
+        self, *, rank: int = 0, find_engine: Callable[[LoadPlan], Engine] = load_engine
+    ) -> None:
         self.rank = rank
         self._find_engine = find_engine
         self._session: Session | None = None
 
     def handle(self, command: Command) -> Result:
-        """Do one command. Raises whatever the engine raises, and WorkerError for a command out of order."""
+        """Do one command.
+
+        Raises whatever the engine raises, and WorkerError for a command out of order.
+        """
         match command:
             case Open():
                 return self._open(command)
@@ -69,12 +80,15 @@ class Host:
         """Do one command; every error becomes the reply's failure."""
         try:
             return Reply(rank=self.rank, result=self.handle(command))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+        # The boundary of the process: all errors travel.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             return Reply(rank=self.rank, failure=failure(error))
 
     def _open(self, command: Open) -> Result:
         if self._session is not None:
-            raise WorkerError("Open was sent to a worker that already holds a model. Close it and start another worker.")
+            raise WorkerError(
+                "Open was sent to a worker that already holds a model. Close it and start another worker."
+            )
         self._session = self._find_engine(command.plan).open(command.plan)
         return self._session.opened()
 
@@ -86,7 +100,9 @@ class Host:
 
     def _need_session(self, command: Command) -> Session:
         if self._session is None:
-            raise WorkerError(f"{type(command).__name__} was sent to a worker that holds no model. Send Open first.")
+            raise WorkerError(
+                f"{type(command).__name__} was sent to a worker that holds no model. Send Open first."
+            )
         return self._session
 
 
@@ -102,7 +118,9 @@ def _ask(session: Session, command: Command) -> Result:
         case ReadMemory():
             result = session.read_memory(command.workload, command.repetition)
         case ReadEnergy():
-            result = EnergyRead(energy=session.read_energy(command.workload, command.repetition, command.seconds))
+            result = EnergyRead(
+                energy=session.read_energy(command.workload, command.repetition, command.seconds)
+            )
         case ReadCollectives():
             result = _collectives(session, command)
         case MeasureCeilings():
@@ -116,7 +134,9 @@ def _serve(session: Session, command: RunLoad) -> Served:
     """Only a server's session can take a load."""
     serve = getattr(session, "serve", None)
     if serve is None:
-        raise UsageError("Serve() is a load on a server, and this engine is none. Use engine='server:vllm', for example.")
+        raise UsageError(
+            "Serve() is a load on a server, and this engine is none. Use engine='server:vllm', for example."
+        )
     program = {"program": command.program} if command.program else {}
     served: Served = serve(command.workload, command.repetition, **program)
     return served
@@ -126,7 +146,9 @@ def _collectives(session: Session, command: ReadCollectives) -> CollectivesRead:
     """Engines that hold a model on one device need not be able to tell."""
     read = getattr(session, "read_collectives", None)
     if read is None:
-        return CollectivesRead(share=None, reason="this engine does not tell what its ranks' time goes into")
+        return CollectivesRead(
+            share=None, reason="this engine does not tell what its ranks' time goes into"
+        )
     found: CollectivesRead = read(command.workload, command.repetition)
     return found
 
@@ -136,10 +158,14 @@ def _ask_outputs(session: Session, command: Command) -> Result:
     result: Result
     match command:
         case MakeReference():
-            made = session.make_reference(command.prompts, command.new_tokens, command.batch, command.path)
+            made = session.make_reference(
+                command.prompts, command.new_tokens, command.batch, command.path
+            )
             result = ReferenceMade(n_prompts=made[0], n_positions=made[1])
         case CompareReference():
-            result = ReferenceCompared(prompts=session.compare_reference(command.path, command.batch))
+            result = ReferenceCompared(
+                prompts=session.compare_reference(command.path, command.batch)
+            )
         case ReadTopTokens():
             result = TopTokensRead(top=session.top_tokens(command.prompt, command.k))
         case UseAdapters():
@@ -158,11 +184,18 @@ def failure(error: BaseException) -> Failure:
 
 
 def kind(error: BaseException) -> str:
-    """The nearest class of `errors` by name; OutOfMemory for MemoryError and torch's OutOfMemoryError (torch not imported)."""
+    """The nearest class of `errors` by name.
+
+    OutOfMemory for MemoryError and torch's OutOfMemoryError (torch not imported).
+    """
     names = [cls.__name__ for cls in type(error).__mro__]
     if "MemoryError" in names or "OutOfMemoryError" in names:
         return errors.OutOfMemory.__name__
-    known = (cls.__name__ for cls in type(error).__mro__ if issubclass(cls, LlmperfError) and hasattr(errors, cls.__name__))
+    known = (
+        cls.__name__
+        for cls in type(error).__mro__
+        if issubclass(cls, LlmperfError) and hasattr(errors, cls.__name__)
+    )
     return next(known, names[0])
 
 

@@ -18,7 +18,8 @@ BEAT_S = 1.0
 class Pulse:
     """Sends a heartbeat a second while a command is being done.
 
-    The frame is made when the command starts: in timed work the thread wakes, makes one system call, and sleeps.
+    The frame is made when the command starts: in timed work the thread wakes, makes one system
+    call, and sleeps.
     """
 
     def __init__(self, wire: Wire[Command], rank: int) -> None:
@@ -47,7 +48,10 @@ class Pulse:
 
 
 def serve(wire: Wire[Command], host: Host) -> None:
-    """Answer commands until Close. Kills its own process group when the session's end of the socket closes."""
+    """Answer commands until Close.
+
+    Kills its own process group when the session's end of the socket closes.
+    """
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
@@ -71,7 +75,10 @@ def describe(command: Command) -> str:
 
 
 def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
-    """Put what arrives in the queue. Kills its own process group when the session's end of the socket closes."""
+    """Put what arrives in the queue.
+
+    Kills its own process group when the session's end of the socket closes.
+    """
     try:
         while True:
             command = wire.receive(timeout_s=None)
@@ -80,7 +87,8 @@ def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
     except WireClosed:
         kill_own_group()
     except WireError as error:
-        print(f"llmperf worker: {error}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is the worker's log
+        # Stderr is the worker's log.
+        print(f"llmperf worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
         kill_own_group()
 
 

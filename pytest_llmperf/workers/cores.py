@@ -21,11 +21,16 @@ def worker_environment(gpus: Gpus, plan: LoadPlan) -> Mapping[str, str]:
     return {**gpus.environment(plan.ranks), CORES: ",".join(map(str, cores))}
 
 
-def share_of_cores(cores: Sequence[int], held: Sequence[Gpu], pool: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[int, ...]:
-    """The cores of a worker that holds `held`; all of them where nobody else of this session can be at work.
+def share_of_cores(
+    cores: Sequence[int], held: Sequence[Gpu], pool: Sequence[Gpu], environ: Mapping[str, str]
+) -> tuple[int, ...]:
+    """The cores of a worker that holds `held`.
 
-    No more workers are at work at once than pytest-xdist has processes, nor than the pool has devices: the cores are cut
-    in so many equal, adjacent parts. Each process has a part, or each device where there are fewer of these.
+    All of them where nobody else of this session can be at work.
+
+    No more workers are at work at once than pytest-xdist has processes, nor than the pool has
+    devices: the cores are cut in so many equal, adjacent parts. Each process has a part, or each
+    device where there are fewer of these.
     """
     processes = int(environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     parts = min(processes, len(pool))

@@ -27,7 +27,13 @@ from pytest_llmperf.wire.messages import Command, Failure, FromWorker, Heartbeat
 from pytest_llmperf.workers.kernel_oom import killed_since, read_counters
 from pytest_llmperf.workers.process import Worker
 
-ANSWERS: tuple[type[LlmperfError], ...] = (UsageError, LoadError, NotInEffect, InvalidRun, NotMeasured)
+ANSWERS: tuple[type[LlmperfError], ...] = (
+    UsageError,
+    LoadError,
+    NotInEffect,
+    InvalidRun,
+    NotMeasured,
+)
 """Errors of the engine that are an answer to the command: the worker stays usable."""
 
 OnBeat = Callable[[Heartbeat], None]
@@ -64,12 +70,17 @@ class Exchange:
         self._heard_s = {w.rank: now_s for w in workers}
 
     def send(self, command: Command) -> None:
-        """Send the command to every rank. A rank that is gone is noticed by the wait that follows. Raises WorkerHung."""
+        """Send the command to every rank. A rank that is gone is noticed by the wait that follows.
+
+        Raises WorkerHung.
+        """
         for worker in self._workers:
             try:
                 worker.wire.send(command, timeout_s=max(0.0, self._end_s - time.monotonic()))
             except TimeoutError as error:
-                raise self._hung([worker], f"it did not take the message within {self._deadline_s:g} s") from error
+                raise self._hung(
+                    [worker], f"it did not take the message within {self._deadline_s:g} s"
+                ) from error
             except OSError:
                 continue
 
@@ -78,19 +89,27 @@ class Exchange:
         return self._collect(Hello, None)
 
     def replies(self, on_beat: OnBeat | None) -> dict[int, Reply]:
-        """Every rank's reply, in order of arrival. When a rank has failed the others get a short grace: some may be missing.
+        """Every rank's reply, in order of arrival.
 
-        Raises WorkerDied, WorkerHung, OutOfMemory (the kernel's counters prove it), or WorkerError for a corrupt stream.
+        When a rank has failed the others get a short grace: some may be missing.
+
+        Raises WorkerDied, WorkerHung, OutOfMemory (the kernel's counters prove it), or WorkerError
+        for a corrupt stream.
         """
         return self._collect(Reply, on_beat)
 
     def error(self, reply: Reply, failure: Failure) -> LlmperfError:
-        """The failure of one rank as the class it names; a kind that is none of ours becomes WorkerError."""
+        """The failure of one rank as the class it names.
+
+        A kind that is none of ours becomes WorkerError.
+        """
         worker = next(w for w in self._workers if w.rank == reply.rank)
         if is_answer(failure):
             return _noted(_class(failure.kind)(failure.message), failure, worker)
         trace = f"\n{failure.traceback.rstrip()}" if failure.traceback else ""
-        return _class(failure.kind)(f"{self._who(worker)} failed in {self._what}: {failure.message}{trace}{_tail(worker)}")
+        return _class(failure.kind)(
+            f"{self._who(worker)} failed in {self._what}: {failure.message}{trace}{_tail(worker)}"
+        )
 
     def _collect(self, wanted: type[Message], on_beat: OnBeat | None) -> dict[int, Message]:
         found: dict[int, Message] = {}
@@ -108,15 +127,22 @@ class Exchange:
                         selector.unregister(worker.wire)
         return found
 
-    def _take(self, worker: Worker, wanted: type[Message], on_beat: OnBeat | None) -> Message | None:
-        """Read what has come from one rank, up to the message wanted. Raises WorkerDied when the rank is gone."""
+    def _take(
+        self, worker: Worker, wanted: type[Message], on_beat: OnBeat | None
+    ) -> Message | None:
+        """Read what has come from one rank, up to the message wanted.
+
+        Raises WorkerDied when the rank is gone.
+        """
         exited = worker.exited()
         while (message := self._receive(worker)) is not None:
             self._heard_s[worker.rank] = time.monotonic()
             if isinstance(message, wanted):
                 return message
             if not isinstance(message, Heartbeat):
-                raise WorkerError(f"{self._who(worker)} sent a {type(message).__name__} out of turn.{_tail(worker)}")
+                raise WorkerError(
+                    f"{self._who(worker)} sent a {type(message).__name__} out of turn.{_tail(worker)}"
+                )
             if on_beat is not None:
                 on_beat(message)
         if exited:
@@ -129,19 +155,28 @@ class Exchange:
         except WireClosed as error:
             raise self._died(worker) from error
         except WireError as error:
-            raise WorkerError(f"{self._who(worker)} sent something that is no message: {error}{_tail(worker)}") from error
+            raise WorkerError(
+                f"{self._who(worker)} sent something that is no message: {error}{_tail(worker)}"
+            ) from error
 
     def _give_up(self, found: dict[int, Message], missing: list[Worker]) -> bool:
-        """Whether a rank's failure ends the wait for the others. Raises WorkerHung when the time is over."""
+        """Whether a rank's failure ends the wait for the others.
+
+        Raises WorkerHung when the time is over.
+        """
         now_s = time.monotonic()
-        failed = [m.failure for m in found.values() if isinstance(m, Reply) and m.failure is not None]
+        failed = [
+            m.failure for m in found.values() if isinstance(m, Reply) and m.failure is not None
+        ]
         if failed:
             self._grace_end_s = self._grace_end_s or now_s + _grace_s(failed[0])
             if not is_answer(failed[-1]) and not blames_a_peer(failed[-1]):
                 return True
             return now_s >= min(self._grace_end_s, self._end_s)
         if now_s >= self._end_s:
-            raise self._hung(missing, f"it gave no answer within its deadline of {self._deadline_s:g} s")
+            raise self._hung(
+                missing, f"it gave no answer within its deadline of {self._deadline_s:g} s"
+            )
         silent = [w for w in missing if now_s - self._heard_s[w.rank] > self._silence_s]
         if silent:
             raise self._hung(silent, f"it sent no heartbeat for {self._silence_s:g} s")
@@ -151,20 +186,30 @@ class Exchange:
         return f"worker rank {worker.rank} of {len(self._workers)} ({worker.where})"
 
     def _hung(self, workers: list[Worker], why: str) -> WorkerHung:
-        stacks = "".join(f"\n--- stacks of rank {w.rank} ---\n{w.stacks().rstrip()}" for w in workers)
+        stacks = "".join(
+            f"\n--- stacks of rank {w.rank} ---\n{w.stacks().rstrip()}" for w in workers
+        )
         log = workers[0].log
-        return WorkerHung(f"{self._who(workers[0])} hung in {self._what}: {why}; it was killed. Log: {log}{stacks}")
+        return WorkerHung(
+            f"{self._who(workers[0])} hung in {self._what}: {why}; it was killed. Log: {log}{stacks}"
+        )
 
     def _died(self, worker: Worker) -> WorkerError:
         if not worker.wait_exited(_EXIT_S):
-            return WorkerDied(f"{self._who(worker)} closed its connection in {self._what} but did not exit.{_tail(worker)}")
+            return WorkerDied(
+                f"{self._who(worker)} closed its connection in {self._what} but did not exit.{_tail(worker)}"
+            )
         how = f"{self._who(worker)} ended by {worker.exit_text()} in {self._what}."
         if worker.exit_code() != -signal.SIGKILL:
             return WorkerDied(how + _tail(worker))
         proof = killed_since(self._oom_before, read_counters())
         if proof is not None:
             return OutOfMemory(f"{how} {proof}{_tail(worker)}")
-        looked = f"({', '.join(self._oom_before)}) did not move" if self._oom_before else "cannot be read here"
+        looked = (
+            f"({', '.join(self._oom_before)}) did not move"
+            if self._oom_before
+            else "cannot be read here"
+        )
         hint = f"A usual cause is the kernel's out-of-memory killer; its counters {looked}. Or something else killed it."
         return WorkerDied(f"{how} {hint}{_tail(worker)}")
 
@@ -199,4 +244,8 @@ def _noted(error: LlmperfError, failure: Failure, worker: Worker) -> LlmperfErro
 
 def _tail(worker: Worker) -> str:
     text = worker.log_tail(_TAIL_LINES)
-    return f"\n--- last lines of {worker.log} ---\n{text}" if text else f"\n(Its log is empty: {worker.log})"
+    return (
+        f"\n--- last lines of {worker.log} ---\n{text}"
+        if text
+        else f"\n(Its log is empty: {worker.log})"
+    )

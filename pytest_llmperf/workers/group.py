@@ -1,4 +1,7 @@
-"""The workers of one loaded model, as the session talks to them: start, call, watch, end. Imports no torch."""
+"""The workers of one loaded model, as the session talks to them: start, call, watch, end.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,43 @@ from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.wire.messages import Close, Command, Reply, Result
 from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.workers.kernel_oom import read_counters
-from pytest_llmperf.workers.process import WORKER, Worker, WorkerProcess, free_port, rank_environment
+from pytest_llmperf.workers.process import (
+    WORKER,
+    Worker,
+    WorkerProcess,
+    free_port,
+    rank_environment,
+)
 
 START_DEADLINE_S = 60.0
 SILENCE_S = 60.0
-"""Longest wait without a heartbeat. Loading a large shared library holds the interpreter, and no heartbeat is sent meanwhile."""
+"""Longest wait without a heartbeat.
+
+Loading a large shared library holds the interpreter, and no heartbeat is sent meanwhile.
+"""
 
 _live: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
 _numbers = itertools.count(1)
 
 
 class WorkerGroup:
-    """One worker process for each rank of one loaded model. Whatever ends the group ends every process it started.
+    """One worker process for each rank of one loaded model.
 
-    One thread uses a group at a time. Errors that are the engine's answer (UsageError, LoadError, NotInEffect, InvalidRun,
-    NotMeasured) leave it alive; every other error, KeyboardInterrupt included, has killed it when it reaches the caller.
+    Whatever ends the group ends every process it started.
+
+    One thread uses a group at a time. Errors that are the engine's answer (UsageError, LoadError,
+    NotInEffect, InvalidRun, NotMeasured) leave it alive; every other error, KeyboardInterrupt
+    included, has killed it when it reaches the caller.
     """
 
-    def __init__(self, workers: tuple[Worker, ...], *, name: str, silence_s: float, oom_before: dict[str, int]) -> None:
+    def __init__(
+        self,
+        workers: tuple[Worker, ...],
+        *,
+        name: str,
+        silence_s: float,
+        oom_before: dict[str, int],
+    ) -> None:
         self.name = name
         self._workers = workers
         self._silence_s = silence_s
@@ -62,7 +84,8 @@ class WorkerGroup:
         """Start the workers and wait until each has said hello.
 
         Args:
-            ranks: number of processes; for more than one, torch.distributed's variables are set, with a free port.
+            ranks: number of processes; for more than one, torch.distributed's variables are set,
+                with a free port.
             python: interpreter that has pytest-llmperf and the engine.
             log_dir: one log a rank is written there, made if missing.
             env: variables set on top of this process's own.
@@ -73,11 +96,19 @@ class WorkerGroup:
             cwd: working directory (default: this process's own).
 
         Raises:
-            UsageError: `python` cannot be run. WorkerDied, WorkerHung: a worker did not come up; its log says why.
-
+            UsageError: `python` cannot be run. WorkerDied, WorkerHung: a worker did not come up;
+                its log says why.
         """
         oom_before = read_counters()
-        workers = _start_all(ranks, python=python, log_dir=log_dir, env=env or {}, name=name, program=program, cwd=cwd)
+        workers = _start_all(
+            ranks,
+            python=python,
+            log_dir=log_dir,
+            env=env or {},
+            name=name,
+            program=program,
+            cwd=cwd,
+        )
         group = cls(workers, name=name, silence_s=silence_s, oom_before=oom_before)
         group.greet(python, start_deadline_s)
         return group
@@ -88,7 +119,9 @@ class WorkerGroup:
             try:
                 self._exchange("start-up", deadline_s).greetings()
             except WorkerError as error:
-                error.add_note(f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages.")
+                error.add_note(
+                    f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages."
+                )
                 raise
         for worker in self._workers:
             worker.greeted = True
@@ -97,15 +130,18 @@ class WorkerGroup:
         """Rank 0's result of `call_all`."""
         return self.call_all(command, deadline_s=deadline_s, on_beat=on_beat)[0]
 
-    def call_all(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> tuple[Result, ...]:
+    def call_all(
+        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[Result, ...]:
         """Send a command to every rank and wait for each rank's result, in rank order.
 
         `on_beat` is called in this thread with each heartbeat.
 
         Raises:
-            UsageError, LoadError, NotInEffect, InvalidRun, NotMeasured: the engine's answer; the group stays alive.
-            WorkerDied, WorkerHung, OutOfMemory, WorkerError: a rank failed; all are killed, the message ends with its log.
-
+            UsageError, LoadError, NotInEffect, InvalidRun, NotMeasured: the engine's answer; the
+                group stays alive.
+            WorkerDied, WorkerHung, OutOfMemory, WorkerError: a rank failed; all are killed, the
+                message ends with its log.
         """
         if not self.alive:
             raise WorkerError(
@@ -119,7 +155,10 @@ class WorkerGroup:
         return tuple(_result(replies[rank]) for rank in sorted(replies))
 
     def close(self, timeout_s: float = 10) -> bool:
-        """Ask the workers to free everything and exit, then kill what is left. True when all ended by themselves."""
+        """Ask the workers to free everything and exit, then kill what is left.
+
+        True when all ended by themselves.
+        """
         clean = False
         if not self._ended:
             end_s = time.monotonic() + timeout_s
@@ -159,27 +198,43 @@ class WorkerGroup:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if error is None:
             self.close()
         else:
             self.kill()
 
     def _exchange(self, what: str, deadline_s: float) -> Exchange:
-        return Exchange(self._workers, what=what, deadline_s=deadline_s, silence_s=self._silence_s, oom_before=self._oom_before)
+        return Exchange(
+            self._workers,
+            what=what,
+            deadline_s=deadline_s,
+            silence_s=self._silence_s,
+            oom_before=self._oom_before,
+        )
 
     def _ask_to_close(self, end_s: float) -> bool:
         with contextlib.suppress(WorkerError):
             if self.alive:
                 self.call_all(Close(), deadline_s=end_s - time.monotonic())
-        return all(w.wait_exited(max(0.0, end_s - time.monotonic())) and w.exit_code() == 0 for w in self._workers)
+        return all(
+            w.wait_exited(max(0.0, end_s - time.monotonic())) and w.exit_code() == 0
+            for w in self._workers
+        )
 
     def _raise_failure(self, exchange: Exchange, replies: dict[int, Reply]) -> None:
         """Raise the first failure to arrive, one that blames another rank last.
 
         Kills the group unless it is an answer that every rank gave time to follow.
         """
-        for reply in sorted(replies.values(), key=lambda r: r.failure is not None and blames_a_peer(r.failure)):
+        for reply in sorted(
+            replies.values(), key=lambda r: r.failure is not None and blames_a_peer(r.failure)
+        ):
             if reply.failure is not None:
                 if not is_answer(reply.failure) or len(replies) < len(self._workers):
                     self.kill()
@@ -231,7 +286,9 @@ def _start_all(
         for worker in workers:
             worker.kill()
         if isinstance(error, OSError):
-            raise UsageError(f"no worker could be started with the interpreter {python!r}: {error}.") from error
+            raise UsageError(
+                f"no worker could be started with the interpreter {python!r}: {error}."
+            ) from error
         raise
     return tuple(workers)
 

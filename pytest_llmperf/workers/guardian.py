@@ -1,4 +1,7 @@
-"""The process that outlives this one just long enough to kill what its workers left behind. Started with the first worker."""
+"""The process that outlives this one just long enough to kill what its workers left behind.
+
+Started with the first worker.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,20 @@ _current: list[_Guardian] = []
 
 
 def detach() -> None:
-    """Start this process's guardian now, and not as its child. Ray kills the children of its processes when these end."""
+    """Start this process's guardian now, and not as its child.
+
+    Ray kills the children of its processes when these end.
+    """
     found = _start(watched=DETACHED)
     found.process.wait(timeout=_DETACH_S)
     _current.append(found)
 
 
 def token() -> str:
-    """What the token of every worker of this process starts with. A forked child gets a guardian of its own."""
+    """What the token of every worker of this process starts with.
+
+    A forked child gets a guardian of its own.
+    """
     if not _current or _current[-1].owner_pid != os.getpid():
         _current.append(_start())
     return _current[-1].token
@@ -43,7 +52,14 @@ def token() -> str:
 def _start(watched: int | None = None) -> _Guardian:
     new = f"{uuid.uuid4().hex}."
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "pytest_llmperf.worker.guard", str(os.getpid() if watched is None else watched), new],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest_llmperf.worker.guard",
+            str(os.getpid() if watched is None else watched),
+            new,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

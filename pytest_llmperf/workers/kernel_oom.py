@@ -10,7 +10,10 @@ PROC = Path("/proc")
 
 
 def read_counters(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> dict[str, int]:
-    """File name -> processes killed so far: this cgroup's counter (v2 or v1), and the host's. Unreadable ones are left out."""
+    """File name -> processes killed so far: this cgroup's counter (v2 or v1), and the host's.
+
+    Unreadable ones are left out.
+    """
     counters = {}
     for path in (*_cgroup_files(cgroup_root, proc), proc / "vmstat"):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -20,8 +23,16 @@ def read_counters(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> dict
 
 def killed_since(before: dict[str, int], now: dict[str, int]) -> str | None:
     """A sentence when any counter rose, else None."""
-    rises = [f"{path}: oom_kill {before[path]} -> {count}" for path, count in now.items() if count > before.get(path, count)]
-    return f"The kernel's out-of-memory killer struck since the worker started ({'; '.join(rises)})." if rises else None
+    rises = [
+        f"{path}: oom_kill {before[path]} -> {count}"
+        for path, count in now.items()
+        if count > before.get(path, count)
+    ]
+    return (
+        f"The kernel's out-of-memory killer struck since the worker started ({'; '.join(rises)})."
+        if rises
+        else None
+    )
 
 
 def _cgroup_files(root: Path, proc: Path) -> list[Path]:

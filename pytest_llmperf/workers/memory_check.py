@@ -21,7 +21,10 @@ from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.errors import MemoryNotReturned
 
 RETURN_LIMIT_S = 10.0
-"""How long after its end a worker's memory may still be in use. The driver frees a dead process's memory in the background."""
+"""How long after its end a worker's memory may still be in use.
+
+The driver frees a dead process's memory in the background.
+"""
 
 TOLERANCE_BYTES = 128 * 2**20
 """What a device may hold more than before it was used: the driver's own bookkeeping moves by tens of MB."""
@@ -30,7 +33,8 @@ KEPT_SHARE = 0.5
 """A test's own process has kept a model when it grew by more than this share of the model's weights."""
 
 SMALLEST_KEPT_BYTES = 16 * 2**20
-"""Smaller models are not looked for: a process's resident memory moves by some MB whatever it does."""
+"""Smaller models are not looked for: a process's resident memory moves by some MB whatever it does.
+"""
 
 _POLL_S = 0.05
 
@@ -48,7 +52,9 @@ class WorkerTree:
         for pid in pids:
             with contextlib.suppress(psutil.Error):
                 root = psutil.Process(pid)
-                found |= {process.pid: process for process in (root, *root.children(recursive=True))}
+                found |= {
+                    process.pid: process for process in (root, *root.children(recursive=True))
+                }
         return cls(tuple(found.values()))
 
     def left(self, gpus: Sequence[Gpu]) -> list[str]:
@@ -59,7 +65,9 @@ class WorkerTree:
             seen = usage(gpu)
             by_pid = {} if seen is None else seen.by_pid
             held += [
-                f"process {pid}: {_gb(used)} on {gpu.torch_name}" for pid, used in by_pid.items() if pid in ids and used != 0
+                f"process {pid}: {_gb(used)} on {gpu.torch_name}"
+                for pid, used in by_pid.items()
+                if pid in ids and used != 0
             ]
         return held
 
@@ -77,7 +85,10 @@ def used_bytes(gpus: Iterable[Gpu]) -> dict[str, int]:
 
 
 def more_than(before: Mapping[str, int], gpus: Sequence[Gpu]) -> list[str]:
-    """Devices that hold more than `before`, in words; not those that others use too, this process among them."""
+    """Devices that hold more than `before`, in words.
+
+    Not those that others use too, this process among them.
+    """
     if _uses_cuda():
         return []
     after = used_bytes(gpus)
@@ -91,7 +102,9 @@ def more_than(before: Mapping[str, int], gpus: Sequence[Gpu]) -> list[str]:
 
 def not_returned(left: Iterable[str]) -> MemoryNotReturned:
     """The error for what is left when the limit has passed."""
-    return MemoryNotReturned(f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}.")
+    return MemoryNotReturned(
+        f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}."
+    )
 
 
 def settle(left: Callable[[], list[str]], limit_s: float | None = None) -> list[str]:
@@ -120,11 +133,15 @@ class OwnProcess:
         """The test measures a model that it holds itself."""
         if id(model) in self.known or weights_bytes < SMALLEST_KEPT_BYTES:
             return
-        with contextlib.suppress(TypeError):  # a few objects cannot be referred to weakly; nothing is known of them
+        # A few objects cannot be referred to weakly; nothing is known of them.
+        with contextlib.suppress(TypeError):
             self.models.append((weakref.ref(model), name, weights_bytes))
 
     def kept(self, allowed: Callable[[object], bool]) -> list[str]:
-        """Models that the test is over and not let go of, with what this process grew by; those `allowed` left out."""
+        """Models that the test is over and not let go of, with what this process grew by.
+
+        Those `allowed` left out.
+        """
         watched, self.models = self.models, []
         if not watched:
             return []
@@ -150,7 +167,8 @@ class OwnProcess:
 
 def held_by_fixture(item: pytest.Item, model: object) -> bool:
     """Whether a fixture that outlives the test gave it the model, so that the test cannot let go of it."""
-    info = getattr(item, "_fixtureinfo", None)  # pytest has no public way from a test to the values of its fixtures
+    # Pytest has no public way from a test to the values of its fixtures.
+    info = getattr(item, "_fixtureinfo", None)
     for definitions in getattr(info, "name2fixturedefs", {}).values():
         for definition in definitions:
             cached = getattr(definition, "cached_result", None)
@@ -196,4 +214,8 @@ def _uses_cuda() -> bool:
 
 
 def _gb(size_bytes: int | None) -> str:
-    return "an amount that the driver hides" if size_bytes is None else f"{size_bytes / 1e9:.2f} GB ({size_bytes} bytes)"
+    return (
+        "an amount that the driver hides"
+        if size_bytes is None
+        else f"{size_bytes / 1e9:.2f} GB ({size_bytes} bytes)"
+    )

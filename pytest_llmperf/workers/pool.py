@@ -1,4 +1,7 @@
-"""The models that are loaded now. Equal plans share one; what the next test does not need is released before it loads its own."""
+"""The models that are loaded now.
+
+Equal plans share one; what the next test does not need is released before it loads its own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,13 @@ from pytest_llmperf.devices.leases import exclusive
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Open, Opened, Result
-from pytest_llmperf.workers.memory_check import WorkerTree, more_than, not_returned, settle, used_bytes
+from pytest_llmperf.workers.memory_check import (
+    WorkerTree,
+    more_than,
+    not_returned,
+    settle,
+    used_bytes,
+)
 
 if TYPE_CHECKING:
     from pytest_llmperf.cluster.cluster import Cluster
@@ -29,7 +38,13 @@ if TYPE_CHECKING:
 class Channel(Protocol):
     """Whatever answers commands: a group of worker processes, or a host in this process."""
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: Callable[[Heartbeat], None] | None = None) -> Result:
+    def call(
+        self,
+        command: Command,
+        *,
+        deadline_s: float,
+        on_beat: Callable[[Heartbeat], None] | None = None,
+    ) -> Result:
         """Rank 0's result."""
 
     def close(self) -> object:
@@ -126,7 +141,10 @@ class Pool:
         self._adopted.add(plan)
 
     def renew(self, plan: LoadPlan) -> bool:
-        """Close a model, so that its next use loads it in a fresh worker. One that the test itself holds stays: False."""
+        """Close a model, so that its next use loads it in a fresh worker.
+
+        One that the test itself holds stays: False.
+        """
         if plan in self._open and plan not in self._adopted:
             self._close(plan)
         return plan not in self._adopted
@@ -137,13 +155,17 @@ class Pool:
         Raises MemoryNotReturned, after all are closed, when the memory of one is still in use.
         """
         wanted = set(plans)
-        for plan, model in reversed(list(self._open.items())):  # a model taken in twice is put back as it was first found
+        # A model taken in twice is put back as it was first found.
+        for plan, model in reversed(list(self._open.items())):
             if plan not in wanted or not model.channel.alive:
                 self._close(plan)
         self._require_returned()
 
     def fits_together(self, *plans: LoadPlan) -> bool:
-        """Whether the predicted weights of all plans fit at once; True where that cannot be predicted."""
+        """Whether the predicted weights of all plans fit at once.
+
+        True where that cannot be predicted.
+        """
         if self._cluster is not None:
             return self._cluster.fits(plans)
         held = self._gpus.held if self._gpus is not None else ()
@@ -175,7 +197,10 @@ class Pool:
         self.keep_only(())
 
     def _lease(self, plan: LoadPlan) -> tuple[Gpu, ...]:
-        """The GPUs to load on, held; with what they have in use before the first of our models is on them."""
+        """The GPUs to load on, held.
+
+        With what they have in use before the first of our models is on them.
+        """
         if self._cluster is not None:
             self._cluster.hold(plan)
             return ()
@@ -192,7 +217,11 @@ class Pool:
         elsewhere = self._cluster is not None
         try:
             with nullcontext() if elsewhere else alone(plan, gpus, self._wait_s):
-                opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s, on_beat=lambda _beat: self._show_load(plan))
+                opened = channel.call(
+                    Open(plan=plan),
+                    deadline_s=self._timeout_s,
+                    on_beat=lambda _beat: self._show_load(plan),
+                )
             assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
             facts = self._host_facts(plan) | opened.device_facts | _lease_facts(gpus)
             opened = msgspec.structs.replace(opened, device_facts=facts)
@@ -203,7 +232,9 @@ class Pool:
             if isinstance(error, LoadError | UsageError):
                 self._failed[plan] = error
             raise
-        self._open[plan] = OpenModel(plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus, elsewhere)
+        self._open[plan] = OpenModel(
+            plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus, elsewhere
+        )
         return self._open[plan]
 
     def _show_load(self, plan: LoadPlan) -> None:
@@ -216,7 +247,9 @@ class Pool:
     def _free_bytes(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> int:
         if self._cluster is None:
             return placement.free_bytes(plan.device, gpus)
-        return self._cluster.room_bytes(plan) - sum(placement.needed_bytes(each) or 0 for each in self._open)
+        return self._cluster.room_bytes(plan) - sum(
+            placement.needed_bytes(each) or 0 for each in self._open
+        )
 
     def _make_room(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> None:
         needed = placement.needed_bytes(plan)
@@ -240,7 +273,10 @@ class Pool:
         self.keep_only([plan for plan, model in self._open.items() if not model.elsewhere])
 
     def _require_returned(self) -> None:
-        """Raise for what closed workers still hold. That each device is as empty as before is seen when the last has left."""
+        """Raise for what closed workers still hold.
+
+        That each device is as empty as before is seen when the last has left.
+        """
         held = self._gpus.held if self._gpus is not None else ()
         if self._used_before and not self.on_gpus:
             before, self._used_before = self._used_before, {}
@@ -265,8 +301,13 @@ class Pool:
 
 
 def alone(plan: LoadPlan, gpus: tuple[Gpu, ...], wait_s: float) -> AbstractContextManager[None]:
-    """Hold the device of a plan for one command; nothing where GPUs are held, or where the engine does not occupy it."""
-    return nullcontext() if gpus or not _occupies(plan) else exclusive(plan.device, timeout_s=wait_s)
+    """Hold the device of a plan for one command.
+
+    Nothing where GPUs are held, or where the engine does not occupy it.
+    """
+    return (
+        nullcontext() if gpus or not _occupies(plan) else exclusive(plan.device, timeout_s=wait_s)
+    )
 
 
 def _occupies(plan: LoadPlan) -> bool:

@@ -20,7 +20,14 @@ from pytest_llmperf.wire.frames import Wire, parent_end
 from pytest_llmperf.wire.messages import FromWorker
 from pytest_llmperf.workers import guardian
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 WORKER = ("-m", "pytest_llmperf.worker")
 """What the interpreter runs: the program of a worker."""
 
@@ -67,9 +74,20 @@ class Worker(Protocol):
 
 
 class WorkerProcess:
-    """A started worker. Its process id cannot be reused before `kill` returns, because nothing else reaps it."""
+    """A started worker.
 
-    def __init__(self, process: subprocess.Popen[bytes], wire: Wire[FromWorker], *, rank: int, log: Path, token: str) -> None:
+    Its process id cannot be reused before `kill` returns, because nothing else reaps it.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        wire: Wire[FromWorker],
+        *,
+        rank: int,
+        log: Path,
+        token: str,
+    ) -> None:
         self.rank = rank
         self.log = log
         self.wire = wire
@@ -91,7 +109,9 @@ class WorkerProcess:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> WorkerProcess:
-        """Start one rank in a session and process group of its own; its output goes to `log`. Raises OSError.
+        """Start one rank in a session and process group of its own; its output goes to `log`.
+
+        Raises OSError.
 
         `pass_fds` are inherited besides its socket, under the same numbers.
         """
@@ -133,11 +153,15 @@ class WorkerProcess:
         return True
 
     def kill(self) -> None:
-        """SIGKILL to the process group and to everything that carries this worker's token; reap. May be called again."""
+        """SIGKILL to the process group and to everything that carries this worker's token; reap.
+
+        May be called again.
+        """
         if self._process.returncode is None:
             kill_group(self.pid, self._token)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_REAP_S)  # a process in an uninterruptible driver call outlasts SIGKILL for a while
+                # A process in an uninterruptible driver call outlasts SIGKILL for a while.
+                self._process.wait(timeout=_REAP_S)
             kill_marked(self._token)  # what a dying child started between the two looks
         self.wire.close()
 
@@ -151,7 +175,10 @@ class WorkerProcess:
         return f"pid {self.pid}"
 
     def exit_code(self) -> int | None:
-        """As subprocess reports it: negative for a signal. None while it runs, or when something else reaped it."""
+        """As subprocess reports it: negative for a signal.
+
+        None while it runs, or when something else reaped it.
+        """
         if self._process.returncode is not None:
             return self._process.returncode
         with contextlib.suppress(ChildProcessError):
@@ -161,7 +188,10 @@ class WorkerProcess:
         return None
 
     def stacks(self) -> str:
-        """Stacks of all threads, which the worker's signal handler writes to its log; or why there are none."""
+        """Stacks of all threads, which the worker's signal handler writes to its log.
+
+        Or why there are none.
+        """
         if not self.greeted:
             return "(the worker had not come up; see its log)"
         start = self.log.stat().st_size
@@ -169,7 +199,10 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGUSR1)
         self._wait_log_settled(start)
         text = _read(self.log, start)
-        return text or f"(no stacks: the process does not react to signals; its state is {_state(self.pid)})"
+        return (
+            text
+            or f"(no stacks: the process does not react to signals; its state is {_state(self.pid)})"
+        )
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the worker's output."""
@@ -193,16 +226,24 @@ def exit_text(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def rank_environment(*, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1") -> dict[str, str]:
+def rank_environment(
+    *, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1"
+) -> dict[str, str]:
     """`base` with the variables that torch.distributed reads, for more than one rank, which meet at that host and port.
 
     One rank gets none, not even inherited ones: libraries take a lone LOCAL_RANK for a launcher and start a process group.
     """
     env = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES}
     if ranks > 1:
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        env |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+        }
         env |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))  # ranks of one host share its cores
+        # Ranks of one host share its cores.
+        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     return env
 
 
@@ -221,7 +262,8 @@ def free_port() -> int:
 
 def _command(program: Sequence[str], fd: int, rank: int, world_size: int) -> list[str]:
     command = [*program, "--fd", str(fd), "--rank", str(rank), "--world-size", str(world_size)]
-    # The kernel sends the death signal when the starting thread ends, so only the main thread may ask for it.
+    # The kernel sends the death signal when the starting thread ends, so only the main thread may
+    # ask for it.
     if threading.current_thread() is threading.main_thread():
         command.append("--die-with-parent")
     return command
@@ -237,6 +279,11 @@ def _state(pid: int) -> str:
     if sys.platform != "linux":
         return "unknown"
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="ascii", errors="replace")
+            .rpartition(")")[2]
+            .split()[0]
+        )
     except OSError:
         return "gone"

@@ -57,7 +57,10 @@ class Ranks:
     plan: LoadPlan
 
     def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
-        """All ranks' answer to a command. Raises as WorkerGroup.call_all, and RanksDisagree, which ends the workers."""
+        """All ranks' answer to a command.
+
+        Raises as WorkerGroup.call_all, and RanksDisagree, which ends the workers.
+        """
         results = self.group.call_all(command, deadline_s=deadline_s, on_beat=on_beat)
         try:
             return merged(results, self.plan)
@@ -93,15 +96,22 @@ def same(what: str, values: Sequence[T]) -> T:
     ranks: dict[str, list[int]] = {}
     for rank, value in enumerate(values):
         ranks.setdefault(repr(value), []).append(rank)
-    said = "; ".join(f"{value} on rank {', '.join(map(str, where))}" for value, where in ranks.items())
-    raise RanksDisagree(f"{what} must be equal on all ranks and is not: {said}. They do not compute the same model together.")
+    said = "; ".join(
+        f"{value} on rank {', '.join(map(str, where))}" for value, where in ranks.items()
+    )
+    raise RanksDisagree(
+        f"{what} must be equal on all ranks and is not: {said}. They do not compute the same model together."
+    )
 
 
 # What is in effect
 
 
 def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
-    """What the ranks hold and do as one model. Tensors and layers are those of all; a layer that is cut is one."""
+    """What the ranks hold and do as one model.
+
+    Tensors and layers are those of all; a layer that is cut is one.
+    """
     for field in _SAME:
         same(f"{field} in effect", [getattr(each, field) for each in effective])
     return structs.replace(
@@ -116,7 +126,13 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
 
 
 def _tensors(groups: Iterable[TensorGroup]) -> tuple[TensorGroup, ...]:
-    return tuple(_added(groups, ("kind", "dtype", "device", "kept", "quantized"), ("tensors", "elements", "bytes")))
+    return tuple(
+        _added(
+            groups,
+            ("kind", "dtype", "device", "kept", "quantized"),
+            ("tensors", "elements", "bytes"),
+        )
+    )
 
 
 def _linears(groups: Sequence[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup, ...]:
@@ -137,7 +153,11 @@ def _added(groups: Iterable[Any], keys: Sequence[str], sums: Sequence[str]) -> l
     for group in groups:
         key = tuple(getattr(group, name) for name in keys)
         before = found.get(key)
-        totals = {} if before is None else {name: getattr(before, name) + getattr(group, name) for name in sums}
+        totals = (
+            {}
+            if before is None
+            else {name: getattr(before, name) + getattr(group, name) for name in sums}
+        )
         found[key] = structs.replace(group, **totals)
     return [found[key] for key in sorted(found, key=repr)]
 
@@ -164,10 +184,16 @@ def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
     """Bytes of all ranks; unknown, with its reason, where one rank does not know."""
-    reasons = {name: f"rank {rank}: {reason}" for rank, each in enumerate(gauges) for name, reason in each.reasons.items()}
+    reasons = {
+        name: f"rank {rank}: {reason}"
+        for rank, each in enumerate(gauges)
+        for name, reason in each.reasons.items()
+    }
     names = ("weights", "peak", "reserved", "process", "device", "kv_cache")
     values = {name: [getattr(each, name) for each in gauges] for name in names}
-    sums: dict[str, Any] = {name: None if None in found else sum(found) for name, found in values.items()}
+    sums: dict[str, Any] = {
+        name: None if None in found else sum(found) for name, found in values.items()
+    }
     return MemoryGauges(**sums, reasons=reasons)
 
 
@@ -175,15 +201,26 @@ def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
 
 
 def _ran(results: Sequence[Any], plan: LoadPlan) -> Result:
-    """The requests of each replica once; all ranks of a replica must have read and written the same tokens."""
-    replicas = [results[i : i + plan.ranks // plan.dp] for i in range(0, plan.ranks, plan.ranks // plan.dp)]
+    """The requests of each replica once.
+
+    All ranks of a replica must have read and written the same tokens.
+    """
+    replicas = [
+        results[i : i + plan.ranks // plan.dp] for i in range(0, plan.ranks, plan.ranks // plan.dp)
+    ]
     for replica in replicas:
         same("the prompts' token ids", [each.prompts_hash for each in replica])
         same("the generated token ids", [each.outputs_hash for each in replica])
     firsts: list[Ran] = [replica[0] for replica in replicas]
-    marks = tuple(_of_rank(mark, rank) for rank, each in enumerate(results) for mark in each.trace.marks)
+    marks = tuple(
+        _of_rank(mark, rank) for rank, each in enumerate(results) for mark in each.trace.marks
+    )
     requests = tuple(request for each in firsts for request in each.trace.requests)
-    telemetry = {f"{name}.rank{rank}" if rank else name: v for rank, r in enumerate(results) for name, v in r.telemetry.items()}
+    telemetry = {
+        f"{name}.rank{rank}" if rank else name: v
+        for rank, r in enumerate(results)
+        for name, v in r.telemetry.items()
+    }
     return structs.replace(
         firsts[0],
         trace=structs.replace(firsts[0].trace, requests=requests, marks=marks),
@@ -221,7 +258,9 @@ def _of_rank(mark: Mark, rank: int) -> Mark:
 
 
 def _joined(hashes: Sequence[str]) -> str:
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    return (
+        hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    )
 
 
 def _memory(results: Sequence[Any], _plan: LoadPlan) -> Result:
@@ -253,9 +292,14 @@ def _ceilings(results: Sequence[Any], _plan: LoadPlan) -> Result:
     found: list[Ceilings] = [each.ceilings for each in results if each.ceilings is not None]
     if len(found) < len(results):
         return CeilingsRead(ceilings=None)
-    rates = {name: sum(each.matmul_flop_per_s[name] for each in found) for name in found[0].matmul_flop_per_s}
+    rates = {
+        name: sum(each.matmul_flop_per_s[name] for each in found)
+        for name in found[0].matmul_flop_per_s
+    }
     copy = sum(each.copy_bytes_per_s for each in found)
-    return CeilingsRead(ceilings=structs.replace(found[0], copy_bytes_per_s=copy, matmul_flop_per_s=rates))
+    return CeilingsRead(
+        ceilings=structs.replace(found[0], copy_bytes_per_s=copy, matmul_flop_per_s=rates)
+    )
 
 
 def _collectives(results: Sequence[Any], _plan: LoadPlan) -> Result:
@@ -266,7 +310,10 @@ def _collectives(results: Sequence[Any], _plan: LoadPlan) -> Result:
 
 
 def _compared(results: Sequence[Any], _plan: LoadPlan) -> Result:
-    same("the texts continued from the reference's prompts", [[p.candidate_text for p in each.prompts] for each in results])
+    same(
+        "the texts continued from the reference's prompts",
+        [[p.candidate_text for p in each.prompts] for each in results],
+    )
     first: ReferenceCompared = results[0]
     return first
 

@@ -4,7 +4,13 @@ from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
-from pytest_llmperf.workloads.serve import GENERATORS, Serve, Traffic, describe_serve, recorded_serve
+from pytest_llmperf.workloads.serve import (
+    GENERATORS,
+    Serve,
+    Traffic,
+    describe_serve,
+    recorded_serve,
+)
 from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
 
 __all__ = [

@@ -34,11 +34,15 @@ class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, PromptSet):
-            raise UsageError(f"Batch(prompts={self.prompts!r}): a PromptSet is needed, for example PromptSet.synthetic(0).")
+            raise UsageError(
+                f"Batch(prompts={self.prompts!r}): a PromptSet is needed, for example PromptSet.synthetic(0)."
+            )
         for name in ("batch", "requests"):
             value = getattr(self, name)
             if not _is_count(value, 1) and not (value is None and name == "requests"):
-                raise UsageError(f"Batch({name}={value!r}): a whole number of at least 1 is needed.")
+                raise UsageError(
+                    f"Batch({name}={value!r}): a whole number of at least 1 is needed."
+                )
         _check_range("max_new_tokens", self.max_new_tokens, MIN_TOKENS)
         if self.prompt_tokens is not None:
             _check_range("prompt_tokens", self.prompt_tokens, 1)
@@ -73,7 +77,9 @@ class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
         """Prompt tokens of each request; None where the texts have their own."""
         if self.prompts.texts:
             return None
-        return _drawn(self.prompt_tokens or PROMPT_TOKENS, self.count, f"{self.prompts.seed}:prompt")
+        return _drawn(
+            self.prompt_tokens or PROMPT_TOKENS, self.count, f"{self.prompts.seed}:prompt"
+        )
 
 
 def describe_batch(work: Batch) -> str:
@@ -92,7 +98,9 @@ def _check_range(name: str, value: object, least: int) -> None:
     ends = value if isinstance(value, tuple | list) else (value, value)
     if len(ends) == 2 and all(_is_count(end, least) for end in ends) and ends[0] <= ends[1]:  # noqa: PLR2004
         return
-    raise UsageError(f"Batch({name}={value!r}): a whole number of at least {least}, or a range of such (low, high), is needed.")
+    raise UsageError(
+        f"Batch({name}={value!r}): a whole number of at least {least}, or a range of such (low, high), is needed."
+    )
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -15,8 +15,8 @@ _SYNTHETIC = PromptSet.synthetic(0)
 class Prefill(Struct, frozen=True, kw_only=True, tag="prefill"):
     """Process a batch of prompts and produce the first token.
 
-    `prompt_tokens` is exact: texts are cut or continued with the following prompts' tokens. None keeps the texts'
-    own lengths and pads on the left.
+    `prompt_tokens` is exact: texts are cut or continued with the following prompts' tokens. None
+    keeps the texts' own lengths and pads on the left.
     """
 
     batch: int = 1
@@ -33,7 +33,10 @@ class Prefill(Struct, frozen=True, kw_only=True, tag="prefill"):
 
 
 class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
-    """Prefill, then greedy decoding of exactly `new_tokens` tokens for each sequence; the end-of-sequence token is ignored."""
+    """Prefill, then greedy decoding of exactly `new_tokens` tokens for each sequence.
+
+    The end-of-sequence token is ignored.
+    """
 
     batch: int = 1
     prompt_tokens: int | None = 128
@@ -58,7 +61,9 @@ Workload = Prefill | Decode | Batch
 def _check(work: Prefill | Decode) -> None:
     kind = type(work).__name__
     if not isinstance(work.prompts, PromptSet):
-        raise UsageError(f"{kind}(prompts={work.prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat').")
+        raise UsageError(
+            f"{kind}(prompts={work.prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat')."
+        )
     for field in ("batch", "prompt_tokens", "new_tokens"):
         value = getattr(work, field)
         if value is None and field == "prompt_tokens":

@@ -1,4 +1,7 @@
-"""Prompt sets: synthetic token ids, a JSON-lines file, or the bundled real prompts. Values only; tokenising is the worker's."""
+"""Prompt sets: synthetic token ids, a JSON-lines file, or the bundled real prompts.
+
+Values only; tokenising is the worker's.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,13 @@ BUNDLED = {"short-chat": "short_chat.jsonl"}
 
 
 class PromptSet(Struct, frozen=True, kw_only=True):
-    """A source of prompts. `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition.
+    """A source of prompts.
 
-    `chat`: each text is what a user says. Where the model has a chat template and prompts keep their own length, it is
-    put into that template; a prompt cut to an exact number of tokens is the text alone.
+    `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition.
+
+    `chat`: each text is what a user says. Where the model has a chat template and prompts keep
+    their own length, it is put into that template; a prompt cut to an exact number of tokens is the
+    text alone.
     """
 
     name: str
@@ -31,7 +37,10 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def synthetic(cls, seed: int = 0) -> PromptSet:
-        """Random token ids of the model's vocabulary; fresh for each repetition, equal for equal seeds."""
+        """Random token ids of the model's vocabulary.
+
+        Fresh for each repetition, equal for equal seeds.
+        """
         return cls(name=f"synthetic:{seed}", seed=seed)
 
     @classmethod
@@ -39,14 +48,17 @@ class PromptSet(Struct, frozen=True, kw_only=True):
         """One JSON object a line with a string "prompt" (or "text").
 
         Raises:
-            UsageError: no such file, no prompts, or a line that is not such an object (named by its number).
-
+            UsageError: no such file, no prompts, or a line that is not such an object (named by its
+                number).
         """
         path = Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold U+2028
+            # Not splitlines: JSON texts may hold U+2028.
+            lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
+            raise UsageError(
+                f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file."
+            ) from error
         return cls(name=path.name, texts=_texts(lines, str(path)), chat=chat)
 
     @classmethod
@@ -57,18 +69,29 @@ class PromptSet(Struct, frozen=True, kw_only=True):
                 f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} Bundled: {', '.join(BUNDLED)}; "
                 "PromptSet.from_jsonl(path) reads your own.",
             )
-        text = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name]).read_text(encoding="utf-8")
+        text = (
+            resources.files("pytest_llmperf.workloads")
+            .joinpath("data", BUNDLED[name])
+            .read_text(encoding="utf-8")
+        )
         return cls(name=name, texts=_texts(text.split("\n"), name), chat=True)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (16 hex digits) of what is asked: the seed, or the texts and their form; never the file's name."""
-        content = msgspec.json.encode({"texts": self.texts, "chat": self.chat} if self.texts else {"seed": self.seed})
+        """SHA-256 (16 hex digits) of what is asked: the seed, or the texts and their form.
+
+        Never the file's name.
+        """
+        content = msgspec.json.encode(
+            {"texts": self.texts, "chat": self.chat} if self.texts else {"seed": self.seed}
+        )
         return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _texts(lines: list[str], source: str) -> tuple[str, ...]:
-    texts = tuple(_text(line, f"{source}:{i}") for i, line in enumerate(lines, start=1) if line.strip())
+    texts = tuple(
+        _text(line, f"{source}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
+    )
     if not texts:
         raise UsageError(f"prompts file {source!r} holds no prompt. {_EXPECTED}")
     return texts

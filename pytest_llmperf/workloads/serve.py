@@ -45,7 +45,9 @@ class Traffic(Struct, frozen=True, kw_only=True):
         try:
             lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"trace file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
+            raise UsageError(
+                f"trace file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file."
+            ) from error
         rows = [_row(line, f"{path}:{i}") for i, line in enumerate(lines, start=1)]
         if not rows:
             raise UsageError(f"trace file {str(path)!r} holds no request. {_EXPECTED}")
@@ -66,17 +68,20 @@ class Traffic(Struct, frozen=True, kw_only=True):
 class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
     """Streamed requests to a server for `duration` seconds, or `requests` of them.
 
-    Open loop: `rate` requests a second, whether or not the server keeps up, with gaps as `arrivals` says ("poisson",
-    "constant", "gamma" of shape `burstiness`), or as in a recorded `traffic` (then `rate` rescales it). Closed loop:
-    `concurrency` lines, each of which sends its next request when its last is over.
+    Open loop: `rate` requests a second, whether or not the server keeps up, with gaps as `arrivals`
+    says ("poisson", "constant", "gamma" of shape `burstiness`), or as in a recorded `traffic` (then
+    `rate` rescales it). Closed loop: `concurrency` lines, each of which sends its next request when
+    its last is over.
 
-    Prompts are as of Decode: `prompt_tokens` is exact, None keeps texts at their own length. An output ends after
-    `max_new_tokens`; with `ignore_eos` (where the server can) not before. Requests that are due in the first `ramp_up` seconds
-    are sent and not counted. `slo` are the limits that goodput counts by. No prompt is sent twice, so that a prefix cache hits
-    nothing; `prefix_cache=True` allows both. A request fails when no message comes for `timeout` seconds.
+    Prompts are as of Decode: `prompt_tokens` is exact, None keeps texts at their own length. An
+    output ends after `max_new_tokens`; with `ignore_eos` (where the server can) not before.
+    Requests that are due in the first `ramp_up` seconds are sent and not counted. `slo` are the
+    limits that goodput counts by. No prompt is sent twice, so that a prefix cache hits nothing;
+    `prefix_cache=True` allows both. A request fails when no message comes for `timeout` seconds.
 
-    `generator` names another project's load generator ("aiperf", "guidellm") that sends the requests in place of this
-    package's client; what it kept of each is reduced by the same definitions.
+    `generator` names another project's load generator ("aiperf", "guidellm") that sends the
+    requests in place of this package's client; what it kept of each is reduced by the same
+    definitions.
     """
 
     prompts: PromptSet = _SYNTHETIC
@@ -109,14 +114,19 @@ class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
         return self.concurrency is None
 
     def due_s(self) -> tuple[float, ...]:
-        """Open loop: when each request is due, from the start. Raises UsageError for more than a million."""
+        """Open loop: when each request is due, from the start.
+
+        Raises UsageError for more than a million.
+        """
         if self.traffic is not None:
             due = rescaled(self.traffic.timestamps_s, self.rate)
             kept = due if self.duration is None else tuple(at for at in due if at < self.duration)
             return kept[: self.requests]
         rate = self.rate or 0.0
         if self.duration is not None and rate * self.duration > MAX_REQUESTS:
-            raise UsageError(f"Serve(rate={rate:g}, duration={self.duration:g}): more than {MAX_REQUESTS} requests in one run.")
+            raise UsageError(
+                f"Serve(rate={rate:g}, duration={self.duration:g}): more than {MAX_REQUESTS} requests in one run."
+            )
         return offsets_s(
             self.arrivals,
             rate,
@@ -167,30 +177,46 @@ def _check_numbers(work: Serve) -> None:
     if not (_number(work.ramp_up) and work.ramp_up >= 0):
         raise UsageError(f"Serve(ramp_up={work.ramp_up!r}): seconds are needed, 0 or more.")
     if work.duration is not None and work.ramp_up >= work.duration:
-        raise UsageError(f"Serve(ramp_up={work.ramp_up:g}, duration={work.duration:g}): nothing is left to be counted.")
+        raise UsageError(
+            f"Serve(ramp_up={work.ramp_up:g}, duration={work.duration:g}): nothing is left to be counted."
+        )
 
 
 def _check_loop(work: Serve) -> None:
     if work.concurrency is not None and (work.rate is not None or work.traffic is not None):
-        raise UsageError("Serve(): concurrency= is a closed loop, rate= and traffic= are open ones. Keep one.")
+        raise UsageError(
+            "Serve(): concurrency= is a closed loop, rate= and traffic= are open ones. Keep one."
+        )
     if work.concurrency is None and work.rate is None and work.traffic is None:
-        raise UsageError("Serve(): how is it loaded? Give rate= (requests a second), concurrency=, or traffic=.")
+        raise UsageError(
+            "Serve(): how is it loaded? Give rate= (requests a second), concurrency=, or traffic=."
+        )
     if work.requests is None and work.duration is None and work.traffic is None:
         raise UsageError("Serve(): when does it end? Give duration= (seconds) or requests=.")
     if work.arrivals not in PATTERNS:
         near = did_you_mean(str(work.arrivals), PATTERNS)
-        raise UsageError(f"Serve(arrivals={work.arrivals!r}) is not known.{near} Patterns: {', '.join(PATTERNS)}.")
+        raise UsageError(
+            f"Serve(arrivals={work.arrivals!r}) is not known.{near} Patterns: {', '.join(PATTERNS)}."
+        )
     if work.burstiness != 1 and work.arrivals != "gamma":
-        raise UsageError(f"Serve(burstiness={work.burstiness:g}) is of arrivals='gamma', not of {work.arrivals!r}.")
+        raise UsageError(
+            f"Serve(burstiness={work.burstiness:g}) is of arrivals='gamma', not of {work.arrivals!r}."
+        )
 
 
 def _check_prompts(work: Serve) -> None:
-    kinds = (("prompts", PromptSet, "PromptSet"), ("slo", Slo | None, "Slo"), ("traffic", Traffic | None, "Traffic"))
+    kinds = (
+        ("prompts", PromptSet, "PromptSet"),
+        ("slo", Slo | None, "Slo"),
+        ("traffic", Traffic | None, "Traffic"),
+    )
     for name, kind, wanted in kinds:
         if not isinstance(getattr(work, name), kind):
             raise UsageError(f"Serve({name}={getattr(work, name)!r}): a {wanted} is needed.")
     if work.prompt_tokens is None and not work.prompts.texts:
-        raise UsageError("Serve(prompt_tokens=None): synthetic prompts have no length of their own; give one, or texts.")
+        raise UsageError(
+            "Serve(prompt_tokens=None): synthetic prompts have no length of their own; give one, or texts."
+        )
 
 
 def _check_generator(work: Serve) -> None:
@@ -198,11 +224,21 @@ def _check_generator(work: Serve) -> None:
         return
     if work.generator not in GENERATORS:
         near = did_you_mean(str(work.generator), GENERATORS)
-        raise UsageError(f"Serve(generator={work.generator!r}) is not known.{near} Generators: {', '.join(GENERATORS)}.")
-    if work.requests is None and (work.concurrency is not None or work.generator == "guidellm") and work.traffic is None:
-        raise UsageError(f"Serve(generator={work.generator!r}): give requests=, so that what it did can be counted.")
+        raise UsageError(
+            f"Serve(generator={work.generator!r}) is not known.{near} Generators: {', '.join(GENERATORS)}."
+        )
+    if (
+        work.requests is None
+        and (work.concurrency is not None or work.generator == "guidellm")
+        and work.traffic is None
+    ):
+        raise UsageError(
+            f"Serve(generator={work.generator!r}): give requests=, so that what it did can be counted."
+        )
     if work.generator == "guidellm" and (work.traffic is not None or work.arrivals == "gamma"):
-        raise UsageError("Serve(generator='guidellm'): it draws its own arrivals, 'poisson' or 'constant'. aiperf plays others.")
+        raise UsageError(
+            "Serve(generator='guidellm'): it draws its own arrivals, 'poisson' or 'constant'. aiperf plays others."
+        )
 
 
 def _whole(value: object) -> bool:
@@ -210,7 +246,12 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) != float("inf")  # noqa: PLR0124
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value == value  # noqa: PLR0124
+        and abs(value) != float("inf")
+    )
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
@@ -226,12 +267,16 @@ def _row(line: str, where: str) -> dict[str, Any]:
 def _ascending(timestamps_s: list[float], source: str) -> tuple[float, ...]:
     for i, (before, after) in enumerate(pairwise(timestamps_s), start=2):
         if after < before:
-            raise UsageError(f"{source}: request {i} comes before the one above it. Sort the trace by its timestamps.")
+            raise UsageError(
+                f"{source}: request {i} comes before the one above it. Sort the trace by its timestamps."
+            )
     return tuple(timestamps_s)
 
 
 def _lengths(rows: list[dict[str, Any]], key: str, source: str) -> tuple[int, ...]:
     found = [row[key] for row in rows if key in row]
     if found and (len(found) < len(rows) or not all(map(_whole, found))):
-        raise UsageError(f"trace file {source!r}: {key!r} must be a whole number of at least 1 on every line, or on none.")
+        raise UsageError(
+            f"trace file {source!r}: {key!r} must be a whole number of at least 1 on every line, or on none."
+        )
     return tuple(found)

@@ -1,4 +1,7 @@
-"""Tasks with known answers: choices to pick from, or a short text to produce. Values only; answering is the worker's."""
+"""Tasks with known answers: choices to pick from, or a short text to produce.
+
+Values only; answering is the worker's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ MAX_NEW_TOKENS = 16
 
 
 class Task(Struct, frozen=True, kw_only=True):
-    """One item. With `choices` the answer is one of them, and the most likely one counts; without, the greedy text does."""
+    """One item.
+
+    With `choices` the answer is one of them, and the most likely one counts; without, the greedy
+    text does.
+    """
 
     prompt: str
     answer: str
@@ -34,8 +41,9 @@ class TaskAnswer(Struct, frozen=True, kw_only=True):
 class TaskSet(Struct, frozen=True, kw_only=True):
     """Items that a model answers, in order.
 
-    `chat`: each prompt is what a user says, and is put into the model's chat template where it has one. A text answer is
-    read from at most `max_new_tokens` greedy tokens, up to the end of their first line.
+    `chat`: each prompt is what a user says, and is put into the model's chat template where it has
+    one. A text answer is read from at most `max_new_tokens` greedy tokens, up to the end of their
+    first line.
     """
 
     name: str
@@ -46,11 +54,19 @@ class TaskSet(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.items:
             raise UsageError(f"task set {self.name!r} holds no item. {_EXPECTED}")
-        if not isinstance(self.max_new_tokens, int) or isinstance(self.max_new_tokens, bool) or self.max_new_tokens < 1:
-            raise UsageError(f"TaskSet(max_new_tokens={self.max_new_tokens!r}): a whole number of at least 1 is needed.")
+        if (
+            not isinstance(self.max_new_tokens, int)
+            or isinstance(self.max_new_tokens, bool)
+            or self.max_new_tokens < 1
+        ):
+            raise UsageError(
+                f"TaskSet(max_new_tokens={self.max_new_tokens!r}): a whole number of at least 1 is needed."
+            )
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, chat: bool = False, max_new_tokens: int = MAX_NEW_TOKENS) -> TaskSet:
+    def from_jsonl(
+        cls, path: str | Path, *, chat: bool = False, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> TaskSet:
         """One JSON object a line with strings "prompt" and "answer", and for a choice a list "choices" that holds the answer.
 
         Raises:
@@ -59,16 +75,23 @@ class TaskSet(Struct, frozen=True, kw_only=True):
         """
         path = Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold U+2028
+            # Not splitlines: JSON texts may hold U+2028.
+            lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"task file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file.") from error
-        items = tuple(_item(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip())
+            raise UsageError(
+                f"task file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file."
+            ) from error
+        items = tuple(
+            _item(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
+        )
         return cls(name=path.name, items=items, chat=chat, max_new_tokens=max_new_tokens)
 
     @property
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of what is asked; never the file's name."""
-        content = msgspec.json.encode({"items": self.items, "chat": self.chat, "max_new_tokens": self.max_new_tokens})
+        content = msgspec.json.encode(
+            {"items": self.items, "chat": self.chat, "max_new_tokens": self.max_new_tokens}
+        )
         return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -82,9 +105,15 @@ def _item(line: str, where: str) -> Task:
         if not isinstance(fields.get(name), str) or not fields[name].strip():
             raise UsageError(f"{where}: no string {name!r} in {line[:80]!r}. {_EXPECTED}")
     choices = fields.get("choices", [])
-    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise UsageError(f"{where}: 'choices' is {choices!r}, a list of strings is needed. {_EXPECTED}")
-    if choices and (len(set(choices)) != len(choices) or len(choices) < 2 or fields["answer"] not in choices):  # noqa: PLR2004
+    if not isinstance(choices, list) or not all(
+        isinstance(choice, str) and choice.strip() for choice in choices
+    ):
+        raise UsageError(
+            f"{where}: 'choices' is {choices!r}, a list of strings is needed. {_EXPECTED}"
+        )
+    if choices and (
+        len(set(choices)) != len(choices) or len(choices) < 2 or fields["answer"] not in choices  # noqa: PLR2004
+    ):
         raise UsageError(
             f"{where}: the answer {fields['answer']!r} must be one of at least two different choices, which are {choices!r}.",
         )

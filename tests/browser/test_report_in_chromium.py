@@ -1,4 +1,7 @@
-"""The HTML report in a real Chromium: drawn, filtered, hovered, offline, accessible; what people wrote stays text."""
+"""The HTML report in a real Chromium: drawn, filtered, hovered, offline, accessible.
+
+What people wrote stays text.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,21 @@ pytest.importorskip("selenium", reason="Selenium is not installed")
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from support.chromium import BINARY, DRIVER, browser, draw_all, errors, requested, resize, serious_faults
+from support.chromium import (
+    BINARY,
+    DRIVER,
+    browser,
+    draw_all,
+    errors,
+    requested,
+    resize,
+    serious_faults,
+)
 from support.project import HOSTILE, everything, records, write
 
-pytestmark = pytest.mark.skipif(not (BINARY and DRIVER), reason="Chromium or its driver is not installed")
+pytestmark = pytest.mark.skipif(
+    not (BINARY and DRIVER), reason="Chromium or its driver is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +114,12 @@ def test_names_in_a_picture_do_not_cover_each_other(opened):
     draw_all(opened)
     assert opened.execute_script(OVERLAPS) == []
     marks = "figure[data-chart=pareto] [data-mark=text]"
-    opened.execute_script(f"document.querySelectorAll('{marks}').forEach(each => each.removeAttribute('transform'))")
-    opened.execute_script(f"document.querySelectorAll('{marks} text').forEach(each => each.setAttribute('transform', ''))")
+    opened.execute_script(
+        f"document.querySelectorAll('{marks}').forEach(each => each.removeAttribute('transform'))"
+    )
+    opened.execute_script(
+        f"document.querySelectorAll('{marks} text').forEach(each => each.setAttribute('transform', ''))"
+    )
     assert opened.execute_script(OVERLAPS)
 
 
@@ -115,7 +133,10 @@ def test_the_report_of_a_session_opens_offline(chromium, made, folder):
 
 
 def test_a_report_with_an_external_address_would_be_seen(chromium, page, folder):
-    """The control: without the policy an image asks the network; with it, it is refused, and the console says so."""
+    """The control: without the policy an image asks the network.
+
+    With it, it is refused, and the console says so.
+    """
     text = page.read_text(encoding="utf-8")
     outside = text.replace("<main>", '<main><img src="http://127.0.0.1:9/x.png">')
     for name, body in (("free", re.sub(r"<meta http-equiv[^>]*>", "", outside)), ("held", outside)):
@@ -176,11 +197,15 @@ def test_hover_names_the_strategy(opened):
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
     draw_all(opened)
     dots = figure.find_elements(By.CSS_SELECTOR, "[data-mark=dot] circle")
-    assert figure.find_elements(By.CSS_SELECTOR, "[data-mark=tip] text, [aria-label=tip] text") == []
+    assert (
+        figure.find_elements(By.CSS_SELECTOR, "[data-mark=tip] text, [aria-label=tip] text") == []
+    )
     data = json.loads(figure.find_element(By.TAG_NAME, "script").get_attribute("textContent"))
     at = [point["name"] for point in data["points"]].index("fp32")
     ActionChains(opened).move_to_element(dots[at]).perform()
-    tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute("textContent")
+    tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute(
+        "textContent"
+    )
     assert "fp32" in tip
     assert "tok/s" in tip
     assert "memory" in tip
@@ -194,7 +219,9 @@ def test_hover_on_a_history_says_what_happened(opened):
     svg = figure.find_element(By.CSS_SELECTOR, "svg")
     middle = (54 + (svg.size["width"] - 54 - 20) * 30 / 59) - svg.size["width"] / 2
     ActionChains(opened).move_to_element_with_offset(svg, round(middle), 0).perform()
-    tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute("textContent")
+    tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute(
+        "textContent"
+    )
     assert "session 31 on 2026-10-01" in tip
     assert "change of level: 100 → 90 tok/s" in tip
 
@@ -205,7 +232,9 @@ def test_the_latest_sessions_of_a_history_can_be_drawn_alone(opened):
     chart = opened.find_element(By.CSS_SELECTOR, "figure[data-chart=history] svg")
     before = chart.get_attribute("textContent")
     opened.find_element(By.CSS_SELECTOR, "#range option[value='50']").click()
-    after = opened.find_element(By.CSS_SELECTOR, "figure[data-chart=history] svg").get_attribute("textContent")
+    after = opened.find_element(By.CSS_SELECTOR, "figure[data-chart=history] svg").get_attribute(
+        "textContent"
+    )
     assert "2026-09-01" in before
     assert "2026-09-01" not in after
     assert "2026-09-11" in after
@@ -213,7 +242,9 @@ def test_the_latest_sessions_of_a_history_can_be_drawn_alone(opened):
 
 def test_raw_samples_can_be_downloaded(opened, folder):
     """As CSV: a line for each sample of each run, with its unit."""
-    opened.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    opened.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
+    )
     opened.find_element(By.CSS_SELECTOR, "[data-download=csv]").click()
     file = folder / "llmperf-samples.csv"
     deadline_s = time.monotonic() + 20
@@ -230,9 +261,14 @@ def test_raw_samples_can_be_downloaded(opened, folder):
 def test_axe_finds_no_serious_fault(opened, width, scheme):
     """With everything drawn and opened, in both colour schemes and on a telephone."""
     resize(opened, width)
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
     opened.get(opened.current_url)
-    opened.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    opened.execute_script(
+        "document.querySelectorAll('details').forEach(each => { each.open = true })"
+    )
     draw_all(opened)
     assert serious_faults(opened) == []
 
@@ -240,8 +276,13 @@ def test_axe_finds_no_serious_fault(opened, width, scheme):
 def test_axe_sees_a_serious_fault(opened):
     """The control: a field without a name, and grey on grey."""
     bad = '<input><p style="color:#999;background:#888">grey</p>'
-    opened.execute_script("document.querySelector('main').insertAdjacentHTML('afterbegin', arguments[0])", bad)
-    assert {each.partition(":")[0] for each in serious_faults(opened)} == {"label", "color-contrast"}
+    opened.execute_script(
+        "document.querySelector('main').insertAdjacentHTML('afterbegin', arguments[0])", bad
+    )
+    assert {each.partition(":")[0] for each in serious_faults(opened)} == {
+        "label",
+        "color-contrast",
+    }
 
 
 def test_a_narrow_window_scrolls_in_one_direction(opened):
@@ -249,12 +290,17 @@ def test_a_narrow_window_scrolls_in_one_direction(opened):
     resize(opened, 400)
     opened.get(opened.current_url)
     draw_all(opened)
-    width, window = opened.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    width, window = opened.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
+    )
     assert width <= window == 400
 
 
 def test_a_keyboard_reaches_the_filter_and_opens_what_is_folded(opened):
-    """Tab goes to the skip link, the sections, the filter and the outcomes; Enter presses and opens."""
+    """Tab goes to the skip link, the sections, the filter and the outcomes.
+
+    Enter presses and opens.
+    """
     seen = []
     for _ in range(25):
         ActionChains(opened).send_keys(Keys.TAB).perform()

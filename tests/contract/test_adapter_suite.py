@@ -34,13 +34,18 @@ def test_no_message_of_the_test_is_nearly_one_of_the_training():
     """Less than half of the words in common, for every pair."""
     nearest = max(shared(a.prompt, b.prompt) for a in TRAIN.items for b in TEST.items)
     assert 0.1 < nearest < 0.5
-    assert shared(TRAIN.items[0].prompt, TRAIN.items[0].prompt) == 1.0, "the control: the measure sees a copy"
+    assert shared(TRAIN.items[0].prompt, TRAIN.items[0].prompt) == 1.0, (
+        "the control: the measure sees a copy"
+    )
 
 
 def test_the_answers_are_balanced():
     """A model that always says the same has a fifth of them right."""
     for tasks in (TRAIN, TEST):
-        counts = {choice: sum(item.answer == choice for item in tasks.items) for choice in tasks.items[0].choices}
+        counts = {
+            choice: sum(item.answer == choice for item in tasks.items)
+            for choice in tasks.items[0].choices
+        }
         assert set(counts.values()) == {30}
 
 
@@ -49,17 +54,33 @@ def tiny(tmp_path_factory):
     """A folder with a random llama of two layers, and a tokenizer that knows the words of the data."""
     folder = tmp_path_factory.mktemp("tiny-library")
     pieces = pre_tokenizers.Split(Regex(r"\s+|\w+|[^\w\s]"), "isolated")
-    text = [piece for item in TRAIN.items for piece, _ in pieces.pre_tokenize_str(item.prompt + item.answer)]
+    text = [
+        piece
+        for item in TRAIN.items
+        for piece, _ in pieces.pre_tokenize_str(item.prompt + item.answer)
+    ]
     spaced = {f" {piece}" for piece in text} | set(text)
     special = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<what>"}
-    vocabulary = {piece: i for i, piece in enumerate([*special.values(), *sorted(spaced | set(TRAIN.items[0].choices))])}
+    vocabulary = {
+        piece: i
+        for i, piece in enumerate(
+            [*special.values(), *sorted(spaced | set(TRAIN.items[0].choices))]
+        )
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]|\n"), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     set_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     lively = {"num_key_value_heads": 2, "initializer_range": 0.2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **lively, **shape)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **lively, **shape)).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -82,11 +103,23 @@ def right(model: Path, tasks: TaskSet, **fields) -> int:
 @QUIET
 @pytest.mark.parametrize("kind", ["lora", "qlora", "full", "qat"])
 def test_each_kind_of_training_learns_the_task(kind, tiny, training, tmp_path, monkeypatch):
-    """Its own items, of which an untrained model has about a fifth right; in seconds, on a random model."""
+    """Its own items, of which an untrained model has about a fifth right.
+
+    In seconds, on a random model.
+    """
     out = tmp_path / f"tiny-{kind}"
     adapter = kind in ("lora", "qlora")
     monkeypatch.setitem(training.LEARNING_RATE, kind, 1e-2)
-    arguments = [kind, str(out), "--model", str(tiny), "--epochs", "20" if adapter else "5", "--batch", "15"]
+    arguments = [
+        kind,
+        str(out),
+        "--model",
+        str(tiny),
+        "--epochs",
+        "20" if adapter else "5",
+        "--batch",
+        "15",
+    ]
     monkeypatch.setattr(sys, "argv", ["training.py", *arguments])
     training.main()
     before = right(tiny, TRAIN)
@@ -94,13 +127,17 @@ def test_each_kind_of_training_learns_the_task(kind, tiny, training, tmp_path, m
     assert before <= 60
     assert after >= before + 15
     if adapter:
-        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny)
+        assert json.loads((out / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ] == str(tiny)
 
 
 def test_the_control_sees_an_adapter_that_learned_nothing(tiny, training, tmp_path, monkeypatch):
     """No epochs: peft's second matrix is zero, and every answer stays."""
     out = tmp_path / "untrained"
-    monkeypatch.setattr(sys, "argv", ["training.py", "lora", str(out), "--model", str(tiny), "--epochs", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["training.py", "lora", str(out), "--model", str(tiny), "--epochs", "0"]
+    )
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         training.main()
     assert right(tiny, TRAIN, adapters=(str(out),)) == right(tiny, TRAIN)

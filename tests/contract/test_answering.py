@@ -21,7 +21,9 @@ PROMPTS = ("w5 w6 w7", "w8", "w9 w10 w11 w12 w13", "w14 w15")
 
 def tokenizer():
     """One word, one token."""
-    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, SPECIAL["unk_token"]))
+    vocabulary = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, SPECIAL["unk_token"])
+    )
     vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=vocabulary, padding_side="left", **SPECIAL)
 
@@ -41,12 +43,19 @@ def logprob(prompt: str, choice: str) -> float:
     return total
 
 
-@pytest.mark.parametrize("choices", [(" w20", " w21", " w22"), (" w20 w21", " w22", " w23 w24 w25")], ids=["single", "longer"])
+@pytest.mark.parametrize(
+    "choices",
+    [(" w20", " w21", " w22"), (" w20 w21", " w22", " w23 w24 w25")],
+    ids=["single", "longer"],
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_likeliest_choice_is_given(session, choices, batch):
     likeliest = [max(choices, key=lambda choice: logprob(prompt, choice)) for prompt in PROMPTS]
     wrong = [next(c for c in choices if c != best) for best in likeliest]
-    items = tuple(Task(prompt=p, answer=a, choices=choices) for p, a in zip(PROMPTS, [*likeliest[:2], *wrong[2:]], strict=True))
+    items = tuple(
+        Task(prompt=p, answer=a, choices=choices)
+        for p, a in zip(PROMPTS, [*likeliest[:2], *wrong[2:]], strict=True)
+    )
     answers = session.answer_tasks(TaskSet(name="t", items=items), batch)
     assert [answer.given for answer in answers] == likeliest
     assert [answer.correct for answer in answers] == [True, True, False, False]

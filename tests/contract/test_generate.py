@@ -39,7 +39,9 @@ def test_an_end_of_sequence_token_is_ignored():
     model = tiny_llama()
     model.generation_config.eos_token_id = model.config.eos_token_id = int(free[0, 2])
     stopped = model.generate(batch(ROWS[:1]).ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    assert stopped.shape[1] - len(ROWS[0]) == 3, "the control: left alone, generate stops at this token"
+    assert stopped.shape[1] - len(ROWS[0]) == 3, (
+        "the control: left alone, generate stops at this token"
+    )
     assert torch.equal(GenerateLoop(model, plan(), 0).decode(batch(ROWS[:1]), 8).tokens, free)
 
 
@@ -111,7 +113,9 @@ def test_a_cache_written_at_the_wrong_position_changes_the_tokens_of_the_static_
 @pytest.mark.parametrize("dtype", ["bfloat16", None])
 def test_autocast_is_in_force_in_both_loops_when_asked_for(make_loop, dtype):
     model, seen = tiny_llama(), set()
-    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
+    model.model.layers[0].mlp.down_proj.register_forward_hook(
+        lambda _module, _inputs, out: seen.add(out.dtype)
+    )
     make_loop(model, autocast_dtype=dtype).decode(batch(), 4)
     assert seen == {torch.bfloat16 if dtype else torch.float32}
 
@@ -193,7 +197,10 @@ def test_right_padding_asked_for_in_the_plan_is_refused():
 def test_texts_for_a_model_without_tokenizer_are_a_usage_error():
     session = TransformersSession(loaded(tiny_llama()))
     with pytest.raises(UsageError, match="no tokenizer"):
-        session.run(Decode(prompts=PromptSet(name="x", texts=("hello",)), prompt_tokens=None, new_tokens=2), 0)
+        session.run(
+            Decode(prompts=PromptSet(name="x", texts=("hello",)), prompt_tokens=None, new_tokens=2),
+            0,
+        )
 
 
 def test_a_closed_session_holds_no_model():

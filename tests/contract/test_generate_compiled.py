@@ -14,7 +14,8 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.workloads import Decode, Prefill
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, on its first compilation
+# Torch's own, on its first compilation.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 STATIC = {"cache": "static", "compile": "default"}
 
 
@@ -37,7 +38,11 @@ def test_a_session_proves_that_decode_and_prefill_were_compiled():
     assert prefill.compiled_graphs == 1
     session.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 1)
     decode = session.describe().effective
-    assert (decode.compile_mode, decode.compiled_graphs, decode.cache) == ("default", 2, "StaticCache")
+    assert (decode.compile_mode, decode.compiled_graphs, decode.cache) == (
+        "default",
+        2,
+        "StaticCache",
+    )
     assert decode.decode_loop.startswith("static-cache loop")
 
 
@@ -54,8 +59,14 @@ def test_compile_with_a_dynamic_cache_goes_through_generate():
 
 
 def test_knobs_are_typed_and_checked_against_this_torch():
-    knobs = parse_knobs("combo_kernels=1, coordinate_descent_search_radius=2,triton.cudagraphs=false")
-    assert knobs == {"combo_kernels": True, "coordinate_descent_search_radius": 2, "triton.cudagraphs": False}
+    knobs = parse_knobs(
+        "combo_kernels=1, coordinate_descent_search_radius=2,triton.cudagraphs=false"
+    )
+    assert knobs == {
+        "combo_kernels": True,
+        "coordinate_descent_search_radius": 2,
+        "triton.cudagraphs": False,
+    }
     with pytest.raises(UsageError, match=r"Did you mean 'combo_kernels'"):
         parse_knobs("combo_kernel=1")
     with pytest.raises(UsageError, match="name=value"):
@@ -67,7 +78,9 @@ def test_plain_compile_with_a_static_cache_means_max_autotune_on_cuda_and_defaul
     assert (cuda.mode, cuda.cudagraphs) == ("max-autotune", "trees")
     assert cuda.options["triton.cudagraphs"] is True
     assert cuda.options["coordinate_descent_tuning"] is True
-    manual = compile_options(plan(**STATIC, options=(("cudagraphs", "manual"),)), torch.device("cuda"), static=True)
+    manual = compile_options(
+        plan(**STATIC, options=(("cudagraphs", "manual"),)), torch.device("cuda"), static=True
+    )
     assert manual.options["triton.cudagraphs"] is False
     cpu = compile_options(plan(**STATIC), CPU, static=True)
     assert (cpu.mode, cpu.cudagraphs) == ("default", "off")
@@ -75,7 +88,12 @@ def test_plain_compile_with_a_static_cache_means_max_autotune_on_cuda_and_defaul
 
 def test_cuda_graphs_are_left_off_for_a_cache_that_grows():
     cuda = torch.device("cuda")
-    assert compile_options(plan(compile="max-autotune"), cuda, static=False).options["triton.cudagraphs"] is False
+    assert (
+        compile_options(plan(compile="max-autotune"), cuda, static=False).options[
+            "triton.cudagraphs"
+        ]
+        is False
+    )
     with pytest.raises(UsageError, match="static-cache"):
         compile_options(plan(compile="reduce-overhead"), cuda, static=False)
 

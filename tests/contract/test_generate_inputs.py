@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.generating import CPU, ROWS, tiny_llama
 
-from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, exact_length, left_padded, synthetic_rows, token_batch
+from pytest_llmperf.engines.outputs.inputs import (
+    TokenBatch,
+    Vocabulary,
+    exact_length,
+    left_padded,
+    synthetic_rows,
+    token_batch,
+)
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Decode, PromptSet
 
@@ -26,7 +33,9 @@ TEXTS = PromptSet(name="t", texts=("aa bb cc", "ddd", "eeee ffff", "ggggg hhhhh 
 
 
 @given(st.integers(0, 2**31), st.integers(-3, 1000))
-def test_synthetic_ids_depend_on_seed_and_repetition_alone_and_hold_no_special_token(seed, repetition):
+def test_synthetic_ids_depend_on_seed_and_repetition_alone_and_hold_no_special_token(
+    seed, repetition
+):
     rows = synthetic_rows(seed, repetition, 2, 16, SMALL)
     assert torch.equal(rows, synthetic_rows(seed, repetition, 2, 16, SMALL))
     assert not set(rows.flatten().tolist()) & SMALL.special
@@ -58,11 +67,16 @@ def test_an_exact_length_starts_with_the_text_and_goes_on_with_the_next(encoded,
     assert ids[len(own) : len(own) + len(following)] == following[: max(0, length - len(own))]
 
 
-@given(st.lists(st.lists(st.integers(3, 38), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(0, 5))
+@given(
+    st.lists(st.lists(st.integers(3, 38), min_size=1, max_size=9), min_size=1, max_size=6),
+    st.integers(0, 5),
+)
 def test_left_padding_keeps_every_row_at_the_right_end(rows, extra):
     width = max(map(len, rows)) + extra
     padded = left_padded(rows, 0, CPU, width)
-    assert [ids[width - len(row) :] for ids, row in zip(padded.ids.tolist(), rows, strict=True)] == rows
+    assert [
+        ids[width - len(row) :] for ids, row in zip(padded.ids.tolist(), rows, strict=True)
+    ] == rows
     assert padded.lengths == tuple(map(len, rows))
     if padded.mask is None:
         assert set(padded.lengths) == {width}
@@ -104,12 +118,25 @@ def test_texts_without_a_tokenizer_say_what_to_use():
 
 def test_a_text_without_tokens_is_named():
     with pytest.raises(UsageError, match=r"prompts \[1\]"):
-        token_batch(Decode(prompts=PromptSet(name="x", texts=("a", " ")), prompt_tokens=4), 0, SMALL, Words(), CPU)
+        token_batch(
+            Decode(prompts=PromptSet(name="x", texts=("a", " ")), prompt_tokens=4),
+            0,
+            SMALL,
+            Words(),
+            CPU,
+        )
 
 
 def _greedy(model, ids, mask):
     width = ids.shape[1]
-    return model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[
         :,
         width:,
     ]

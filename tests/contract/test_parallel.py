@@ -20,7 +20,15 @@ from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CompareReference, Describe, Open, ReadEnergy, ReadMemory, ReadTopTokens, Run
+from pytest_llmperf.wire.messages import (
+    CompareReference,
+    Describe,
+    Open,
+    ReadEnergy,
+    ReadMemory,
+    ReadTopTokens,
+    Run,
+)
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode, PromptSet
@@ -33,7 +41,9 @@ Start = Callable[..., Ranks]
 
 
 def plan_of(strategy: str, *, model: str = "tiny-llama") -> LoadPlan:
-    return parse(strategy).apply(LoadPlan(model=ModelRef(name=f"arch:{model}", kind="arch", location=model)))
+    return parse(strategy).apply(
+        LoadPlan(model=ModelRef(name=f"arch:{model}", kind="arch", location=model))
+    )
 
 
 @contextmanager
@@ -83,10 +93,18 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_ranks_know_those_of_their_own_host(tmp_path, where):
-    """Their CPU time is no foreign load of each other; a process of that number on another host is somebody else."""
+    """Their CPU time is no foreign load of each other.
+
+    A process of that number on another host is somebody else.
+    """
     command = [sys.executable, "-c", TWO, f"file://{tmp_path}/store"]
-    both = [subprocess.Popen([*command, str(rank), where], stdout=subprocess.PIPE, text=True) for rank in range(2)]
-    (one, *its), (other, *others) = (rank.communicate(timeout=DEADLINE_S)[0].split() for rank in both)
+    both = [
+        subprocess.Popen([*command, str(rank), where], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    (one, *its), (other, *others) = (
+        rank.communicate(timeout=DEADLINE_S)[0].split() for rank in both
+    )
     assert (its, others) == (([other], [one]) if where == "here" else ([], []))
 
 
@@ -119,8 +137,13 @@ def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone
     assert ranks.call(ReadTopTokens(prompt=(5, 6, 7), k=3), deadline_s=DEADLINE_S).top
     assert ranks.call(Describe(), deadline_s=DEADLINE_S).effective.cache == "DynamicCache"
     if strategy == "dp2":
-        with pytest.raises(UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"):
-            ranks.call(Run(workload=Decode(batch=3, prompt_tokens=4, new_tokens=2), repetition=0), deadline_s=DEADLINE_S)
+        with pytest.raises(
+            UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"
+        ):
+            ranks.call(
+                Run(workload=Decode(batch=3, prompt_tokens=4, new_tokens=2), repetition=0),
+                deadline_s=DEADLINE_S,
+            )
         assert ranks.alive
 
 
@@ -137,11 +160,17 @@ def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alon
     opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     assert max(shard.bytes for shard in opened.effective.shards) < 0.26 * whole_bytes
-    assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == ran.outputs_hash
+    assert (
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+        == ran.outputs_hash
+    )
 
 
 def test_a_zeroed_shard_is_seen_by_the_agreement_and_a_hang_shows_every_rank(start: Start, alone):
-    """Rank 1 lost its part of the row-cut matrices; later it hangs, and rank 0 waits for it in a collective."""
+    """Rank 1 lost its part of the row-cut matrices.
+
+    Later it hangs, and rank 0 waits for it in a collective.
+    """
     plan = plan_of("fp32+tp2")
     ranks = start(plan, "zero+hang")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
@@ -150,13 +179,21 @@ def test_a_zeroed_shard_is_seen_by_the_agreement_and_a_hang_shows_every_rank(sta
 
 
 def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named(start: Start):
-    """Nothing was cut: each rank's bytes are in the error. Later rank 1 raises, and its traceback is shown."""
+    """Nothing was cut: each rank's bytes are in the error.
+
+    Later rank 1 raises, and its traceback is shown.
+    """
     plan = plan_of("fp32+tp2")
     ranks = start(plan, "whole+raise")
     opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
-    with pytest.raises(NotInEffect, match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB"):
+    with pytest.raises(
+        NotInEffect,
+        match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB",
+    ):
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
-    fails(ranks, WorkerError, r"rank 1 of 2 .*failed in Run: ArithmeticError: rank 1 has miscounted")
+    fails(
+        ranks, WorkerError, r"rank 1 of 2 .*failed in Run: ArithmeticError: rank 1 has miscounted"
+    )
 
 
 def test_a_rank_that_exits_is_named_and_not_the_one_that_lost_it(start: Start):
@@ -179,7 +216,9 @@ def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
 def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     """Falcon's fused heads and tied head, from safetensors: the tokens of the whole model, and half of its bytes a rank."""
     folder = falcon(tmp_path / "falcon")
-    alone, plan = (parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+{strategy}"))
+    alone, plan = (
+        parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+{strategy}")
+    )
     session = TransformersEngine().open(alone)
     expected, whole_bytes = session.run(WORK, 0), session.opened().effective.weights_bytes
     session.close()
@@ -187,10 +226,14 @@ def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     held = [shard.bytes for shard in opened.effective.shards]
-    both = 1.2 if strategy == "pp2" else 1.01  # a pipeline's last stage has the embedding again, as its head
+    # A pipeline's last stage has the embedding again, as its head.
+    both = 1.2 if strategy == "pp2" else 1.01
     assert max(held) < 0.6 * whole_bytes
     assert sum(held) <= both * whole_bytes
-    assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == expected.outputs_hash
+    assert (
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+        == expected.outputs_hash
+    )
 
 
 def falcon(folder: Path) -> ModelRef:

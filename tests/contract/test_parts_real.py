@@ -35,7 +35,10 @@ def adapters(tmp_path_factory):
     """Two random adapters of the real model, of rank 4 and 8, small enough that it still writes text."""
     root, plain = tmp_path_factory.mktemp("adapters"), plan_of("fp32")
     makers = (("a", 1, 4), ("b", 2, 8))
-    return [adapter(root / name, load(plain).model, seed=seed, rank=rank, base=MODEL, size=0.03) for name, seed, rank in makers]
+    return [
+        adapter(root / name, load(plain).model, seed=seed, rank=rank, base=MODEL, size=0.03)
+        for name, seed, rank in makers
+    ]
 
 
 def cache_bytes(strategy):
@@ -71,9 +74,15 @@ def test_a_cache_with_a_wrong_scale_breaks_the_rule_of_8_bit_caches(reference, m
 
 @pytest.mark.parametrize("base", ["fp32", "nf4"])
 def test_two_adapters_of_the_real_model_are_in_force_switched_and_mixed(base, adapters):
-    """On nf4 it is QLoRA. Each gives what it gives alone; a batch of one row through each has neither's tokens alone."""
+    """On nf4 it is QLoRA.
+
+    Each gives what it gives alone; a batch of one row through each has neither's tokens alone.
+    """
     session = opened("+".join([base, *(f"lora:{folder}" for folder in adapters)]))
-    assert [(g.name, g.rank, g.tensors, g.tensors_equal) for g in session.opened().effective.resident_adapters] == [
+    assert [
+        (g.name, g.rank, g.tensors, g.tensors_equal)
+        for g in session.opened().effective.resident_adapters
+    ] == [
         ("a", 4, 180, 180),
         ("b", 8, 180, 180),
     ]
@@ -88,7 +97,9 @@ def test_two_adapters_of_the_real_model_are_in_force_switched_and_mixed(base, ad
     alone.close()
 
 
-def test_a_merged_adapter_of_the_real_model_gives_the_logits_of_the_unmerged_one(adapters, tmp_path):
+def test_a_merged_adapter_of_the_real_model_gives_the_logits_of_the_unmerged_one(
+    adapters, tmp_path
+):
     """By the rule of merged adapters; the other adapter merged is the negative control."""
     unmerged = f"fp32+lora:{adapters[0]}"
     session = opened(unmerged)
@@ -118,7 +129,10 @@ def test_continuous_batches_of_the_real_model_give_the_tokens_of_static_ones():
 
 
 def test_the_real_model_answers_from_disk_as_from_memory():
-    """All of it waits in files, the table that head and embedding share once for each; nearly nothing lies in memory."""
+    """All of it waits in files, the table that head and embedding share once for each.
+
+    Nearly nothing lies in memory.
+    """
     whole = opened("fp32")
     expected = whole.run(WORK, 0).outputs_hash
     whole.close()

@@ -47,11 +47,17 @@ def loaded_under(strategy, name="arch:tiny-llama"):
 
 def weights(model):
     """The matrices of the decoder blocks, by name."""
-    return {name: matrix(layer) for block in decoder_blocks(model) for name, layer in block.linears.items()}
+    return {
+        name: matrix(layer)
+        for block in decoder_blocks(model)
+        for name, layer in block.linears.items()
+    }
 
 
 @pytest.mark.parametrize("name", ARCHS)
-@pytest.mark.parametrize("strategy", [*SHARES, *PATTERNS, "bf16+wanda:0.5", "fp16+magnitude:0.7", "bf16-mixed+wanda:0.5"])
+@pytest.mark.parametrize(
+    "strategy", [*SHARES, *PATTERNS, "bf16+wanda:0.5", "fp16+magnitude:0.7", "bf16-mixed+wanda:0.5"]
+)
 def test_a_pruning_is_in_effect_after_loading(name, strategy):
     """Its share of every linear layer of the blocks is zero, and nothing else was touched."""
     loaded, promises = loaded_under(strategy, name)
@@ -59,7 +65,11 @@ def test_a_pruning_is_in_effect_after_loading(name, strategy):
     found = describe(loaded)
     require_in_effect(found, promises, "loaded")
     assert found.sparsity == pytest.approx(found.pruned.sparsity)
-    assert found.pruned.layers == len(weights(loaded.model)) == {"arch:tiny-llama": 14, "arch:tiny-falcon": 8}[name]
+    assert (
+        found.pruned.layers
+        == len(weights(loaded.model))
+        == {"arch:tiny-llama": 14, "arch:tiny-falcon": 8}[name]
+    )
     assert any("lm_head" in layer for layer in found.pruned.left_out)
     pruned = set(weights(loaded.model))
     for key, value in plain.model.state_dict().items():
@@ -78,7 +88,10 @@ def model_of_kind(kind, folder):
     return str(folder / "saved")
 
 
-@pytest.mark.parametrize(("kind", "source"), [("folder", "synthetic:0"), ("gguf", "short-chat"), ("factory", "synthetic:0")])
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("folder", "synthetic:0"), ("gguf", "short-chat"), ("factory", "synthetic:0")],
+)
 @pytest.mark.parametrize("strategy", ["wanda:0.5", "structured:0.3"])
 def test_every_kind_of_model_is_pruned(tmp_path, monkeypatch, kind, source, strategy):
     """Calibrated on text where there is a tokenizer."""
@@ -103,7 +116,9 @@ def naive_wanda(model, rows, keep):
     for block in decoder_blocks(model):
         inputs = {name: [] for name in block.linears}
         hooks = [
-            layer.register_forward_hook(lambda _m, args, _out, into=inputs[name]: into.append(args[0].numpy()))
+            layer.register_forward_hook(
+                lambda _m, args, _out, into=inputs[name]: into.append(args[0].numpy())
+            )
             for name, layer in block.linears.items()
         ]
         with torch.no_grad():
@@ -111,7 +126,10 @@ def naive_wanda(model, rows, keep):
         for hook in hooks:
             hook.remove()
         for name, layer in block.linears.items():
-            norms = np.linalg.norm(np.concatenate(inputs[name]).reshape(-1, layer.in_features).astype(np.float64), axis=0)
+            norms = np.linalg.norm(
+                np.concatenate(inputs[name]).reshape(-1, layer.in_features).astype(np.float64),
+                axis=0,
+            )
             weight = layer.weight.data.numpy()
             for row in weight:
                 keep(row, np.abs(row) * norms)
@@ -128,7 +146,9 @@ def half_of_each_four(row, scores):
 
 
 @pytest.mark.parametrize("name", ARCHS)
-@pytest.mark.parametrize(("strategy", "keep"), [("wanda:0.5", half_of_the_row), ("wanda:2:4", half_of_each_four)])
+@pytest.mark.parametrize(
+    ("strategy", "keep"), [("wanda:0.5", half_of_the_row), ("wanda:2:4", half_of_each_four)]
+)
 def test_wanda_is_the_papers(name, strategy, keep):
     """At least 99.9 % of the mask's entries are those of an independent implementation."""
     ours = weights(load(plan_for(strategy, name)).model)
@@ -141,15 +161,24 @@ def test_wanda_is_the_papers(name, strategy, keep):
 
 def test_wanda_is_not_magnitude():
     """The negative control of the comparison: without the inputs' norms more than one entry in a thousand differs."""
-    wanda, magnitude = (weights(load(plan_for(strategy)).model) for strategy in ("wanda:0.5", "magnitude:0.5"))
+    wanda, magnitude = (
+        weights(load(plan_for(strategy)).model) for strategy in ("wanda:0.5", "magnitude:0.5")
+    )
     different = [(wanda[key] == 0) != (magnitude[key] == 0) for key in wanda]
     assert sum(int(d.sum()) for d in different) > 0.001 * sum(d.numel() for d in different)
 
 
 def test_what_was_done_is_recorded():
-    """The calibration set by name, hash and tokens, the scores and the time; another seed draws another set."""
+    """The calibration set by name, hash and tokens, the scores and the time.
+
+    Another seed draws another set.
+    """
     method = describe(loaded_under("sparsegpt:0.5")[0]).pruned.method
-    assert (method["calibration"], method["calibration_tokens"], method["dampening"]) == ("synthetic:0", 8 * 128, 0.01)
+    assert (method["calibration"], method["calibration_tokens"], method["dampening"]) == (
+        "synthetic:0",
+        8 * 128,
+        0.01,
+    )
     assert method["seconds"] > 0
     other = load(plan_for("sparsegpt:0.5", seed=1)).pruned.now().method
     assert other["calibration_hash"] != method["calibration_hash"]
@@ -173,7 +202,9 @@ def test_a_model_that_was_pruned_less_than_it_claims_is_refused(monkeypatch, nam
     asked = package.parse_pruning("wanda:0.4")
     monkeypatch.setattr(unstructured, "choose", lambda scores, _asked: honest(scores, asked))
     loaded, promises = loaded_under(strategy, name)
-    with pytest.raises(NotInEffect, match=r"of \d+ linear layers are zero \(40\.0%\), asked for 50\.0%"):
+    with pytest.raises(
+        NotInEffect, match=r"of \d+ linear layers are zero \(40\.0%\), asked for 50\.0%"
+    ):
         require_in_effect(describe(loaded), promises, "loaded")
 
 
@@ -183,7 +214,9 @@ def test_half_of_the_weights_in_the_wrong_places_is_no_pattern(monkeypatch):
     asked = package.parse_pruning("wanda:0.5")
     monkeypatch.setattr(unstructured, "choose", lambda scores, _asked: honest(scores, asked))
     loaded, promises = loaded_under("wanda:2:4")
-    with pytest.raises(NotInEffect, match=r"\d+ of 21504 groups of 4 hold more than 2 weights, asked for 2:4"):
+    with pytest.raises(
+        NotInEffect, match=r"\d+ of 21504 groups of 4 hold more than 2 weights, asked for 2:4"
+    ):
         require_in_effect(describe(loaded), promises, "loaded")
 
 
@@ -193,7 +226,9 @@ def test_zeros_that_are_filled_later_are_seen():
     require_in_effect(describe(loaded), promises, "loaded")
     layer = loaded.model.model.layers[1].mlp.down_proj
     layer.weight.data += 0.01
-    with pytest.raises(NotInEffect, match=r"model\.layers\.1\.mlp\.down_proj lacks 0\.0%|are zero \(4\d\.\d%\)"):
+    with pytest.raises(
+        NotInEffect, match=r"model\.layers\.1\.mlp\.down_proj lacks 0\.0%|are zero \(4\d\.\d%\)"
+    ):
         require_in_effect(describe(loaded), promises, "loaded")
 
 
@@ -203,7 +238,11 @@ def test_a_layer_that_was_replaced_keeps_its_first_count():
     for block in loaded.model.model.layers:
         block.mlp.down_proj = torch.nn.Identity()
     assert loaded.pruned.layers["model.layers.0.mlp.down_proj"]() is None
-    require_in_effect(structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.now()), promises[2:], "loaded")
+    require_in_effect(
+        structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.now()),
+        promises[2:],
+        "loaded",
+    )
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -227,7 +266,10 @@ def test_calibration_inputs_that_are_not_finite_are_an_error(monkeypatch, strate
         return real(model, *args)
 
     monkeypatch.setattr(package, "calibration", broken)
-    with pytest.raises(LoadError, match=r"the calibration inputs of model\.layers\.0\.\S+ are not finite \(\d+ of \d+"):
+    with pytest.raises(
+        LoadError,
+        match=r"the calibration inputs of model\.layers\.0\.\S+ are not finite \(\d+ of \d+",
+    ):
         load(plan_for(strategy))
 
 
@@ -270,10 +312,16 @@ def test_calibration_rows_are_consecutive_and_of_one_length():
         ((8, 0), False, semi_structured.SparseSemiStructuredTensorCUTLASS),
         ((8, 6), True, semi_structured.SparseSemiStructuredTensorCUSPARSELT),
         ((9, 0), True, semi_structured.SparseSemiStructuredTensorCUSPARSELT),
-        ((9, 0), False, "this torch has no cuSPARSELt, and its CUTLASS kernels are not for compute capability 9.0"),
+        (
+            (9, 0),
+            False,
+            "this torch has no cuSPARSELt, and its CUTLASS kernels are not for compute capability 9.0",
+        ),
     ],
 )
-def test_sparse_kernels_are_those_that_the_device_has(monkeypatch, capability, cusparselt, expected):
+def test_sparse_kernels_are_those_that_the_device_has(
+    monkeypatch, capability, cusparselt, expected
+):
     """By compute capability and what torch was built with; else the reason is said."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: cusparselt)

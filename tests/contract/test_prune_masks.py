@@ -72,7 +72,10 @@ def test_two_of_every_four_stay(scores):
 
 
 def test_a_group_that_holds_three_weights_is_counted():
-    """The negative control: one weight put back breaks one group; half of the weights in the wrong places break many."""
+    """The negative control: one weight put back breaks one group.
+
+    Half of the weights in the wrong places break many.
+    """
     weight = torch.tensor([[1.0, 2.0, 0.0, 0.0, 0.0, 3.0, 0.0, 4.0]])
     assert masks.broken_groups(weight, 2, 4) == 0
     weight[0, 0] = weight[0, 2] = 5.0
@@ -85,7 +88,9 @@ def problem(outputs=12, inputs=24, tokens=200, seed=0):
     """A weight and correlated inputs [tokens, inputs]."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.eye(inputs) + torch.randn(inputs, inputs, generator=generator) / inputs**0.5
-    return torch.randn(outputs, inputs, generator=generator), torch.randn(tokens, inputs, generator=generator) @ mixing
+    return torch.randn(outputs, inputs, generator=generator), torch.randn(
+        tokens, inputs, generator=generator
+    ) @ mixing
 
 
 def naive_sparsegpt(weight, inputs, sparsity, pattern, block):
@@ -113,7 +118,9 @@ def naive_mask(out, moments, j, width, sparsity, pattern):
         order = scores.argsort(1)[:, : pattern[1] - pattern[0]]
         return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, value=True)
     order = scores.flatten().argsort()[: round(scores.numel() * sparsity)]
-    return torch.zeros(scores.numel(), dtype=torch.bool).scatter(0, order, value=True).view_as(scores)
+    return (
+        torch.zeros(scores.numel(), dtype=torch.bool).scatter(0, order, value=True).view_as(scores)
+    )
 
 
 @pytest.mark.parametrize("pattern", [None, (2, 4)])
@@ -130,7 +137,10 @@ def test_sparsegpt_is_the_papers_algorithm(monkeypatch, pattern, block):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sparsegpt_changes_the_outputs_less_than_what_it_is_for(seed):
-    """Less than the same mask without corrections, and less than dropping the smallest. Neither argument is changed."""
+    """Less than the same mask without corrections, and less than dropping the smallest.
+
+    Neither argument is changed.
+    """
     weight, inputs = problem(64, 256, 1000, seed)
     before, moments = weight.clone(), inputs.T @ inputs
     ours = sparsegpt(weight, moments, 0.5)
@@ -151,6 +161,8 @@ def test_an_input_that_is_always_zero_loses_its_weights():
 
 def test_moments_without_a_factor_are_an_error():
     """Not a matrix of moments at all: no dampening helps."""
-    assert torch.allclose(inverse_factor(torch.eye(4) * 4.04 / 1.01), torch.eye(4) / 2 / 1.01**0.5, atol=1e-2)
+    assert torch.allclose(
+        inverse_factor(torch.eye(4) * 4.04 / 1.01), torch.eye(4) / 2 / 1.01**0.5, atol=1e-2
+    )
     with pytest.raises(LoadError, match="no Cholesky factor"):
         inverse_factor(torch.tensor([[1.0, 1000.0], [1000.0, 1.0]]))

@@ -23,7 +23,9 @@ TEXT = (
     "had come back from the sea. When the sun rose over the hills, the market opened, and people came to buy bread, fish and "
     "vegetables. In the afternoon the wind grew stronger, and the boats were tied to the pier with heavy ropes."
 )
-nightly = pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it")
+nightly = pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it"
+)
 
 
 def pruned(strategy):
@@ -44,7 +46,11 @@ def loss(loaded):
 def test_the_real_model_is_pruned_by_magnitude():
     """Its 210 linear layers; the tied head and embedding are left out, and named."""
     found = pruned("fp32+magnitude:0.3").pruned.now()
-    assert (found.layers, found.weights, found.left_out) == (210, 106_168_320, ("model.embed_tokens", "lm_head"))
+    assert (found.layers, found.weights, found.left_out) == (
+        210,
+        106_168_320,
+        ("model.embed_tokens", "lm_head"),
+    )
     assert found.sparsity == pytest.approx(0.3, abs=1e-4)
 
 
@@ -65,7 +71,10 @@ def test_methods_that_look_at_inputs_lose_less_than_magnitude():
 @nightly
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_two_of_every_four_weights_of_the_real_model_are_gone(method):
-    """26,542,080 groups of four, none with more than two weights left; stored dense, as there are no kernels for it here."""
+    """26,542,080 groups of four, none with more than two weights left.
+
+    Stored dense, as there are no kernels for it here.
+    """
     found = pruned(f"fp32+{method}:2:4").pruned.now()
     assert (found.groups, found.broken_groups, found.stored) == (26_542_080, 0, "dense")
     assert found.sparsity == pytest.approx(0.5, abs=1e-4)
@@ -73,9 +82,15 @@ def test_two_of_every_four_weights_of_the_real_model_are_gone(method):
 
 @nightly
 def test_the_real_model_loses_heads_and_channels_and_still_generates():
-    """Of three key-value heads with three query heads each none or one goes; the channels make up the share."""
+    """Of three key-value heads with three query heads each none or one goes.
+
+    The channels make up the share.
+    """
     loaded = pruned("fp32+structured:0.35")
-    assert (loaded.model.config.num_attention_heads, loaded.model.config.num_key_value_heads) == (6, 2)
+    assert (loaded.model.config.num_attention_heads, loaded.model.config.num_key_value_heads) == (
+        6,
+        2,
+    )
     ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
     assert loaded.model.generate(ids, max_new_tokens=4).shape[1] == ids.shape[1] + 4
     assert torch.isfinite(torch.tensor(loss(loaded)))

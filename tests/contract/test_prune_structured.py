@@ -31,21 +31,43 @@ def plan_for(strategy, name="arch:tiny-llama"):
 
 def families_under_test():
     """Tiny models of every layout of heads: grouped, shared by all, one each, and Falcon's three."""
-    llama = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 8}
-    falcon = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "alibi": False}
+    llama = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+    }
+    falcon = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "alibi": False,
+    }
     return {
         "llama grouped": transformers.LlamaConfig(**llama, num_key_value_heads=4),
         "llama one for all": transformers.LlamaConfig(**llama, num_key_value_heads=1),
-        "llama one each, biases": transformers.LlamaConfig(**llama, num_key_value_heads=8, attention_bias=True, mlp_bias=True),
-        "falcon-7b's": transformers.FalconConfig(**falcon, multi_query=True, new_decoder_architecture=False),
-        "falcon-40b's": transformers.FalconConfig(**falcon, num_kv_heads=4, new_decoder_architecture=True),
-        "falcon one each, biases": transformers.FalconConfig(**falcon, multi_query=False, bias=True),
+        "llama one each, biases": transformers.LlamaConfig(
+            **llama, num_key_value_heads=8, attention_bias=True, mlp_bias=True
+        ),
+        "falcon-7b's": transformers.FalconConfig(
+            **falcon, multi_query=True, new_decoder_architecture=False
+        ),
+        "falcon-40b's": transformers.FalconConfig(
+            **falcon, num_kv_heads=4, new_decoder_architecture=True
+        ),
+        "falcon one each, biases": transformers.FalconConfig(
+            **falcon, multi_query=False, bias=True
+        ),
     }
 
 
 def build(config):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), dtype=torch.float32
+    ).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
@@ -60,7 +82,9 @@ def pruned_structures(model, share):
 def greedy(model, cache):
     ids = torch.arange(1, 9)[None]
     more = {"cache_implementation": "static", "disable_compile": True} if cache == "static" else {}
-    return model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0, **more)
+    return model.generate(
+        ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0, **more
+    )
 
 
 @pytest.mark.parametrize("layout", families_under_test())
@@ -71,7 +95,9 @@ def test_removed_heads_and_channels_leave_a_smaller_model_that_works(layout, sha
     before = sum(p.numel() for p in model.parameters())
     found = pruned_structures(model, share)
     assert found.sparsity == pytest.approx(share, abs=0.005)
-    assert sum(p.numel() for p in model.parameters()) <= before - (found.weights_before - found.weights)
+    assert sum(p.numel() for p in model.parameters()) <= before - (
+        found.weights_before - found.weights
+    )
     assert found.stored == "smaller"
     assert model.config.head_dim == 8
     tokens = greedy(model, "dynamic")
@@ -103,7 +129,9 @@ def test_what_was_removed_is_what_zeros_would_remove(layout):
         for block, units in zip(decoder_blocks(whole), kept[kind.consumer], strict=True):
             gone = torch.ones(kind.units, dtype=torch.bool)
             gone[units] = False
-            families.submodule(block, kind.consumer).weight.data[:, kind.columns[gone].flatten()] = 0
+            families.submodule(block, kind.consumer).weight.data[
+                :, kind.columns[gone].flatten()
+            ] = 0
     ids = torch.arange(1, 33)[None]
     with torch.no_grad():
         torch.testing.assert_close(small(ids).logits, whole(ids).logits, atol=1e-5, rtol=1e-4)
@@ -129,7 +157,9 @@ def test_the_config_is_that_of_the_tensors(layout):
     model = build(families_under_test()[layout])
     pruned_structures(model, 0.5)
     fresh = build(model.config)
-    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -138,12 +168,16 @@ def test_a_structured_pruning_is_in_effect_through_a_session(name):
     strategy = "structured:0.3+static-cache"
     plan = plan_for(strategy, name)
     session, whole = TransformersSession(load(plan)), describe(load(plan_for("auto", name)))
-    ran = session.run(Decode(batch=2, prompt_tokens=8, new_tokens=4, prompts=PromptSet.synthetic(0)), 0)
+    ran = session.run(
+        Decode(batch=2, prompt_tokens=8, new_tokens=4, prompts=PromptSet.synthetic(0)), 0
+    )
     found = session.describe().effective
     require_in_effect(found, parse(strategy).promises(plan), "warm")
     gone = found.pruned.weights_before - found.pruned.weights
     assert found.weights_bytes == whole.weights_bytes - 4 * gone
-    assert ran.step.flops_per_token == pytest.approx(2 * (sum(g.elements for g in whole.linears) - gone))
+    assert ran.step.flops_per_token == pytest.approx(
+        2 * (sum(g.elements for g in whole.linears) - gone)
+    )
     session.close()
 
 
@@ -157,7 +191,9 @@ def test_another_family_is_refused_with_what_works_instead():
     """A model that a factory builds shows its family only when it is there."""
     shape = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 128}
     model = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(**shape))
-    with pytest.raises(LoadError, match=r"GPT2LMHeadModel is of family 'gpt2'.*llama, falcon.*'wanda:S'"):
+    with pytest.raises(
+        LoadError, match=r"GPT2LMHeadModel is of family 'gpt2'.*llama, falcon.*'wanda:S'"
+    ):
         pruned_structures(model, 0.3)
     plan = LoadPlan(model=model_ref("arch:tiny-llama"), pruning="wanda:0.5")
     found = package.prune(model.eval(), None, plan, torch.device("cpu")).now()
@@ -167,7 +203,9 @@ def test_another_family_is_refused_with_what_works_instead():
 def test_slopes_by_head_are_refused():
     """ALiBi's biases go by the number of heads."""
     model = build(
-        transformers.FalconConfig(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, alibi=True),
+        transformers.FalconConfig(
+            vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, alibi=True
+        ),
     )
     with pytest.raises(LoadError, match="ALiBi"):
         pruned_structures(model, 0.3)

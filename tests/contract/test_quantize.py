@@ -1,4 +1,7 @@
-"""Quantized models as they are loaded: which layers, in how many bytes, with which answers; and what goes wrong."""
+"""Quantized models as they are loaded: which layers, in how many bytes, with which answers.
+
+And what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")
 
-from support.quantizing import LLAMA_SHAPES, plain_from_pretrained, plan_of, quantized, save_llama, save_plain
+from support.quantizing import (
+    LLAMA_SHAPES,
+    plain_from_pretrained,
+    plan_of,
+    quantized,
+    save_llama,
+    save_plain,
+)
 from torch import nn
 
 from pytest_llmperf.engines.transformers import TransformersEngine
@@ -52,11 +62,17 @@ def llama(tmp_path_factory):
 @pytest.fixture(params=["folder", "arch"])
 def model(request):
     """A llama read by from_pretrained, and a falcon built module by module: their name and the shapes that are converted."""
-    return (request.getfixturevalue("llama"), LLAMA_SHAPES) if request.param == "folder" else ("arch:tiny-falcon", FALCON_SHAPES)
+    return (
+        (request.getfixturevalue("llama"), LLAMA_SHAPES)
+        if request.param == "folder"
+        else ("arch:tiny-falcon", FALCON_SHAPES)
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_linear_layer_but_the_head_is_quantized_in_exactly_the_bytes_of_its_shape(strategy, model):
+def test_every_linear_layer_but_the_head_is_quantized_in_exactly_the_bytes_of_its_shape(
+    strategy, model
+):
     """By count, by bytes of each storage dtype, and as predicted before loading."""
     name, shapes = model
     loaded, effective = quantized(strategy, name)
@@ -64,28 +80,45 @@ def test_every_linear_layer_but_the_head_is_quantized_in_exactly_the_bytes_of_it
     assert (found.converted, found.layers) == (len(shapes), len(shapes) + 1)
     assert found.held == found.analytic
     assert found.converted_elements == sum(outputs * inputs for outputs, inputs in shapes)
-    assert [(left.example, left.declared, left.elements) for left in found.left_out] == [("lm_head", True, head.weight.numel())]
+    assert [(left.example, left.declared, left.elements) for left in found.left_out] == [
+        ("lm_head", True, head.weight.numel())
+    ]
     parameters = sum(group.bytes for group in effective.tensors if group.kind == "parameter")
-    packed_again = "bfloat16" in found.held and scheme_of(loaded.plan.quantization).row.library == "bitsandbytes"
-    assert parameters == predict(loaded.plan) or (packed_again and 0.9 * predict(loaded.plan) < parameters < predict(loaded.plan))
-    assert parameters + sum(g.bytes for g in effective.tensors if g.kind == "buffer") == effective.weights_bytes
+    packed_again = (
+        "bfloat16" in found.held
+        and scheme_of(loaded.plan.quantization).row.library == "bitsandbytes"
+    )
+    assert parameters == predict(loaded.plan) or (
+        packed_again and 0.9 * predict(loaded.plan) < parameters < predict(loaded.plan)
+    )
+    assert (
+        parameters + sum(g.bytes for g in effective.tensors if g.kind == "buffer")
+        == effective.weights_bytes
+    )
     assert 0 < weight_bytes_read(loaded.model, 1) <= parameters
 
 
 @pytest.mark.real_model
 @pytest.mark.skipif(not os.environ.get("LLMPERF_NIGHTLY"), reason="up to a minute each: nightly")
 @pytest.mark.parametrize("strategy", ["int8", "bf16+nf4", "bf16+fp4", "int8wo", "int4wo", "fp8:wo"])
-def test_the_real_model_is_quantized_in_exactly_the_bytes_of_its_shapes_and_still_writes_english(strategy):
+def test_the_real_model_is_quantized_in_exactly_the_bytes_of_its_shapes_and_still_writes_english(
+    strategy,
+):
     """210 of its 211 linear layers, 79 % of their weights; the head is tied to the embedding."""
     loaded, effective = quantized(strategy, "smollm2-135m")
     found = effective.quantized
     assert (found.converted, found.layers, found.converted_elements) == (210, 211, 106_168_320)
     assert found.held == found.analytic
-    out = loaded.model.generate(**loaded.tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4)
+    out = loaded.model.generate(
+        **loaded.tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4
+    )
     assert "Paris" in loaded.tokenizer.decode(out[0])
 
 
-@pytest.mark.skipif(not os.environ.get("LLMPERF_NIGHTLY"), reason="a minute each: nightly, and on every engine change")
+@pytest.mark.skipif(
+    not os.environ.get("LLMPERF_NIGHTLY"),
+    reason="a minute each: nightly, and on every engine change",
+)
 @pytest.mark.parametrize("strategy", ["bf16+int8", "nf4:double", "bf16+int8wo", "int4wo:32"])
 def test_a_quantized_model_passes_the_checks_of_every_engine(strategy, tmp_path):
     """Determinism, memory, cost and agreement with itself; runs change nothing of what is reported."""
@@ -107,7 +140,14 @@ def test_a_quantized_model_answers_nearly_as_the_full_one(strategy):
     ("strategy", "quantization"),
     [
         ("bf16+int8", {"load_in_8bit": True}),
-        ("bf16+nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}),
+        (
+            "bf16+nf4",
+            {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_compute_dtype": "bfloat16",
+            },
+        ),
         (
             "bf16+fp4:double",
             {
@@ -122,7 +162,9 @@ def test_a_quantized_model_answers_nearly_as_the_full_one(strategy):
 def test_the_layers_are_those_that_transformers_makes(strategy, quantization, llama):
     """Equal bytes, layer for layer, and equal logits: this engine quantizes one by one what transformers does while loading."""
     ours = quantized(strategy, llama)[0].model
-    theirs = plain_from_pretrained(llama, quantization_config=transformers.BitsAndBytesConfig(**quantization))
+    theirs = plain_from_pretrained(
+        llama, quantization_config=transformers.BitsAndBytesConfig(**quantization)
+    )
     ids = torch.arange(8).reshape(1, 8)
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
@@ -138,14 +180,22 @@ def test_a_falcon_that_is_left_as_it_is_stays_in_full_and_is_an_error_that_names
     plan = plan_of("bf16+int8", "arch:tiny-falcon", load_as_linear=False)
     effective = describe(load(plan))
     assert {group.dtype for group in effective.linears} == {"bfloat16"}
-    with pytest.raises(NotInEffect, match=r"'int8' is not in effect: 0 of 8 linear layers are 8-bit \(8 FalconLinear"):
+    with pytest.raises(
+        NotInEffect,
+        match=r"'int8' is not in effect: 0 of 8 linear layers are 8-bit \(8 FalconLinear",
+    ):
         require_in_effect(effective, parse(plan.strategy).promises(plan), "loaded")
 
 
 def test_transformers_own_converter_passes_over_a_falcon(tmp_path):
-    """Why: no error, and all linear layers in bfloat16 still. When this fails, transformers has learnt it."""
+    """Why: no error, and all linear layers in bfloat16 still.
+
+    When this fails, transformers has learnt it.
+    """
     folder = save_plain(tmp_path, "arch:tiny-falcon")
-    model = plain_from_pretrained(folder, quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True))
+    model = plain_from_pretrained(
+        folder, quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True)
+    )
     kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)}
     assert kinds == {"FalconLinear", "Linear"}
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -156,9 +206,15 @@ def test_a_falcon_is_the_same_model_before_it_is_quantized():
     loaded, effective = quantized("int8wo", "arch:tiny-falcon")
     assert effective.quantized.loaded_as_linear == {"FalconLinear": 8}
     again = load(plan_of("fp32", "arch:tiny-falcon")).model
-    full, low = again.transformer.h[1].mlp.dense_h_to_4h, loaded.model.transformer.h[1].mlp.dense_h_to_4h
+    full, low = (
+        again.transformer.h[1].mlp.dense_h_to_4h,
+        loaded.model.transformer.h[1].mlp.dense_h_to_4h,
+    )
     assert type(full).__name__ == "FalconLinear"
-    assert ((low.weight.dequantize() - full.weight).abs() <= full.weight.abs().amax(dim=1, keepdim=True) / 127).all()
+    assert (
+        (low.weight.dequantize() - full.weight).abs()
+        <= full.weight.abs().amax(dim=1, keepdim=True) / 127
+    ).all()
     assert torch.equal(loaded.model.lm_head.weight, again.lm_head.weight)
 
 
@@ -259,7 +315,9 @@ def test_one_layer_left_in_16_bit_is_an_error_with_its_count_and_name():
     """The negative control of 'every layer'."""
     plan = plan_of("bf16+nf4")
     loaded = load(plan)
-    loaded.model.transformer.h[1].mlp.dense_h_to_4h = nn.Linear(64, 256, bias=False, dtype=torch.bfloat16)
+    loaded.model.transformer.h[1].mlp.dense_h_to_4h = nn.Linear(
+        64, 256, bias=False, dtype=torch.bfloat16
+    )
     left = r"1 Linear: its weights are bfloat16, like transformer.h.1.mlp.dense_h_to_4h"
     message = rf"'nf4' is not in effect: 7 of 8 linear layers are 4-bit \({left}\)"
     with pytest.raises(NotInEffect, match=message):
@@ -286,7 +344,10 @@ def test_another_format_than_asked_for_is_an_error():
 
 def test_shapes_that_bitsandbytes_cannot_run_on_this_cpu_are_an_error_that_says_so(monkeypatch):
     """160 inputs on a CPU with AVX512-BF16: the first forward pass would fail inside of the library."""
-    monkeypatch.setattr("pytest_llmperf.engines.transformers.quantize.with_bitsandbytes.has_avx512bf16", lambda: True)
+    monkeypatch.setattr(
+        "pytest_llmperf.engines.transformers.quantize.with_bitsandbytes.has_avx512bf16",
+        lambda: True,
+    )
     plan = plan_of("nf4", "arch:tiny-llama")
     message = r"12 of 14 linear layers are 4-bit \(2 Linear: 64 x 160 is no multiple of 32 x 64"
     with pytest.raises(NotInEffect, match=message):
@@ -303,12 +364,18 @@ def test_scales_that_went_missing_show_in_the_bytes():
         require_in_effect(wrong, parse(plan.strategy).promises(plan), "loaded")
 
 
-@pytest.mark.parametrize(("part", "module"), [("int8", "with_bitsandbytes"), ("int8wo", "with_torchao")])
-def test_a_library_that_the_worker_lacks_is_named_before_the_weights_are_read(part, module, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "module"), [("int8", "with_bitsandbytes"), ("int8wo", "with_torchao")]
+)
+def test_a_library_that_the_worker_lacks_is_named_before_the_weights_are_read(
+    part, module, monkeypatch
+):
     """Where the pytest process has it and the worker's interpreter has not."""
     name = f"pytest_llmperf.engines.transformers.quantize.{module}"
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(LoadError, match=rf"strategy part '{part}' needs .* pip install 'pytest-llmperf\["):
+    with pytest.raises(
+        LoadError, match=rf"strategy part '{part}' needs .* pip install 'pytest-llmperf\["
+    ):
         load(plan_of(part))
 
 
@@ -318,7 +385,11 @@ def test_compiled_decoding_reads_quantized_weights():
 
     session = TransformersEngine().open(plan_of("bf16+int8wo+static-cache+compile"))
     ran = session.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 0)
-    eager = TransformersEngine().open(plan_of("bf16+int8wo")).run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 0)
+    eager = (
+        TransformersEngine()
+        .open(plan_of("bf16+int8wo"))
+        .run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 0)
+    )
     assert session.describe().effective.compiled_graphs >= 1
     assert ran.step.weight_bytes_read == eager.step.weight_bytes_read
     assert ran.outputs_hash == eager.outputs_hash

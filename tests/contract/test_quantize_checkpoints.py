@@ -19,7 +19,15 @@ pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 pytest.importorskip("compressed_tensors")
 
 from safetensors.torch import load_file, save_file
-from support.quantizing import from_awq, plain_from_pretrained, plan_of, quantized, rounded, save_awq, save_quantized
+from support.quantizing import (
+    from_awq,
+    plain_from_pretrained,
+    plan_of,
+    quantized,
+    rounded,
+    save_awq,
+    save_quantized,
+)
 
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.engines.transformers.effective import describe
@@ -60,22 +68,31 @@ def test_a_packed_checkpoint_answers_as_the_unpacked_one(part, how, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
     assert {p.dtype for p in theirs.model.layers[0].mlp.up_proj.parameters()} >= {torch.bfloat16}
-    assert theirs.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16  # they are in full there
+    # They are in full there.
+    assert theirs.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
 def test_a_converted_awq_checkpoint_answers_with_the_weights_that_autoawq_stored(tmp_path):
     """Worked out by hand: (integer - zero point) x scale, in groups of 32."""
     folder = from_awq(save_awq(tmp_path / "published"), tmp_path / "converted")
     loaded, effective = quantized(f"fp32+awq:{folder}", "arch:tiny-llama")
-    assert (effective.quantized.converted, effective.quantized.held) == (14, effective.quantized.analytic)
+    assert (effective.quantized.converted, effective.quantized.held) == (
+        14,
+        effective.quantized.analytic,
+    )
     by_hand = load(plan_of("fp32", "arch:tiny-llama")).model
     for path, layer in by_hand.named_modules():
         if isinstance(layer, torch.nn.Linear) and path != "lm_head":
-            q, zero, scale = (t.repeat_interleave(n, -1) for t, n in zip(rounded(layer.weight, 32), (1, 32, 32), strict=True))
+            q, zero, scale = (
+                t.repeat_interleave(n, -1)
+                for t, n in zip(rounded(layer.weight, 32), (1, 32, 32), strict=True)
+            )
             layer.weight = torch.nn.Parameter((q - zero) * scale)
     ids = torch.arange(8).reshape(1, 8)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(ids).logits, by_hand(ids).logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            loaded.model(ids).logits, by_hand(ids).logits, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_a_checkpoint_in_autoawq_s_own_format_is_refused_with_the_converter(tmp_path):
@@ -95,10 +112,14 @@ def test_a_checkpoint_passes_the_checks_of_every_engine(tmp_path):
 def unpacked(folder):
     """The model with every layer's packed weight unpacked for good: transformers cannot load packed zero points itself."""
     model = quantized(f"bf16+w4a16:{folder}", "arch:tiny-llama")[0].model
-    for path, layer in [(path, layer) for path, layer in model.named_modules() if hasattr(layer, "stored_format")]:
+    for path, layer in [
+        (path, layer) for path, layer in model.named_modules() if hasattr(layer, "stored_format")
+    ]:
         own = {name: tensor.data for name, tensor in layer.named_parameters()}
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
-        plain.weight = torch.nn.Parameter(layer._compressor.decompress(own, layer.quantization_scheme)["weight"])
+        plain.weight = torch.nn.Parameter(
+            layer._compressor.decompress(own, layer.quantization_scheme)["weight"]
+        )
         model.set_submodule(path, plain)
     return model
 
@@ -132,7 +153,9 @@ def test_a_checkpoint_whose_tensors_are_missing_is_a_load_error(tmp_path):
     tensors = load_file(file)
     tensors["elsewhere"] = tensors.pop("model.layers.0.mlp.up_proj.weight_packed")
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(LoadError, match=r"model.layers.0.mlp.up_proj.weight_packed is missing \(1 of 14 layers\)"):
+    with pytest.raises(
+        LoadError, match=r"model.layers.0.mlp.up_proj.weight_packed is missing \(1 of 14 layers\)"
+    ):
         load(llama_plan(f"w4a16:{folder}"))
 
 
@@ -140,7 +163,10 @@ def test_a_checkpoint_that_its_config_calls_unpacked_is_a_load_error(tmp_path):
     """quantization_status 'frozen' means float weights that are rounded at each pass."""
     folder = save_quantized(tmp_path)
     edit(folder, lambda config: config.update(quantization_status="frozen"))
-    with pytest.raises(LoadError, match=r"28 tensors of LlamaForCausalLM are missing: model\.layers\.0\.mlp\.down_proj"):
+    with pytest.raises(
+        LoadError,
+        match=r"28 tensors of LlamaForCausalLM are missing: model\.layers\.0\.mlp\.down_proj",
+    ):
         load(llama_plan(f"w4a16:{folder}"))
 
 
@@ -148,4 +174,8 @@ def test_a_checkpoint_is_judged_by_what_is_there(tmp_path):
     """As 'gptq' and as 'w4a16' it is the same format; neither promise is kept by a plain model."""
     folder = save_quantized(tmp_path)
     effective = describe(load(llama_plan(f"bf16+gptq:{folder}")))
-    require_in_effect(effective, parse(f"bf16+gptq:{folder}").promises(llama_plan(f"bf16+gptq:{folder}")), "loaded")
+    require_in_effect(
+        effective,
+        parse(f"bf16+gptq:{folder}").promises(llama_plan(f"bf16+gptq:{folder}")),
+        "loaded",
+    )

@@ -24,7 +24,8 @@ from pytest_llmperf.errors import LoadError
 pytestmark = NIGHTLY
 
 WEIGHTS, ROWS, LAYERS = 106_168_320, 155_520, 210
-"""Of the linear layers but the head: weights, rows of all of them together, and how many there are."""
+"""Of the linear layers but the head: weights, rows of all of them together, and how many there are.
+"""
 REST = 134_515_008 - WEIGHTS
 """Parameters that stay as they are: the embedding, tied to the head, and the norms."""
 TEXT = (
@@ -45,13 +46,24 @@ MAKERS = {
     "gptq": partial(save_quantized, name=MODEL, bits=4, group=32, symmetric=False),
     "awq": _awq,
 }
-"""int8 rows; int4 in groups of 64; int4 in groups of 32 with zero points; AutoAWQ's own layout, converted."""
+"""int8 rows; int4 in groups of 64; int4 in groups of 32 with zero points.
+
+AutoAWQ's own layout, converted.
+"""
 
 HELD = {
     "w8a8": {"int8": WEIGHTS, "float32": 4 * ROWS},
     "w4a16": {"int32": WEIGHTS // 2, "float32": 4 * WEIGHTS // 64, "int64": 16 * LAYERS},
-    "gptq": {"int32": WEIGHTS // 2 + WEIGHTS // 32 // 2, "float32": 4 * WEIGHTS // 32, "int64": 16 * LAYERS},
-    "awq": {"int32": WEIGHTS // 2 + WEIGHTS // 64 // 2, "float32": 4 * WEIGHTS // 64, "int64": 16 * LAYERS},
+    "gptq": {
+        "int32": WEIGHTS // 2 + WEIGHTS // 32 // 2,
+        "float32": 4 * WEIGHTS // 32,
+        "int64": 16 * LAYERS,
+    },
+    "awq": {
+        "int32": WEIGHTS // 2 + WEIGHTS // 64 // 2,
+        "float32": 4 * WEIGHTS // 64,
+        "int64": 16 * LAYERS,
+    },
 }
 """Bytes that follow from the shapes, by hand: integers with packed zero points, scales, and each packed layer's shape."""
 
@@ -84,12 +96,21 @@ def compared(strategy, reference):
 
 
 @pytest.mark.parametrize("part", MAKERS)
-def test_a_checkpoint_of_the_real_model_is_in_effect_and_near_the_full_model(part, checkpoints, reference, capsys):
-    """Its bytes are those of the shapes, also after it has answered. Of a model this small, 4 bits have a budget of 3."""
+def test_a_checkpoint_of_the_real_model_is_in_effect_and_near_the_full_model(
+    part, checkpoints, reference, capsys
+):
+    """Its bytes are those of the shapes, also after it has answered.
+
+    Of a model this small, 4 bits have a budget of 3.
+    """
     effective, answers = compared(f"fp32+{part}:{checkpoints(part)}", reference)
     found = effective.quantized
     say(capsys, part, answers, f"{effective.weights_bytes / 1e6:.1f} MB, {found.held}")
-    assert (found.converted, found.layers, found.converted_elements) == (LAYERS, LAYERS + 1, WEIGHTS)
+    assert (found.converted, found.layers, found.converted_elements) == (
+        LAYERS,
+        LAYERS + 1,
+        WEIGHTS,
+    )
     assert found.held == found.analytic == HELD[part]
     assert effective.weights_bytes == pytest.approx(4 * REST + sum(HELD[part].values()), rel=0.03)
     assert answers.perplexity_ratio.high < (1.1 if part == "w8a8" else 3)
@@ -102,9 +123,17 @@ def careful(tmp_path_factory):
 
 
 def test_a_smoothed_w8a8_checkpoint_keeps_the_8_bit_rule(careful, reference, capsys):
-    """30 layers are left out because the config says so, and are named. All 210, plainly rounded, miss the rule by a little."""
+    """30 layers are left out because the config says so, and are named.
+
+    All 210, plainly rounded, miss the rule by a little.
+    """
     effective, answers = compared(f"fp32+w8a8:{careful}", reference)
-    say(capsys, "w8a8, smoothed", answers, f"{effective.weights_bytes / 1e6:.1f} MB, {effective.quantized.held}")
+    say(
+        capsys,
+        "w8a8, smoothed",
+        answers,
+        f"{effective.weights_bytes / 1e6:.1f} MB, {effective.quantized.held}",
+    )
     left = {(each.layers, each.reason, each.declared) for each in effective.quantized.left_out}
     assert effective.quantized.converted == LAYERS - 30
     assert (30, "the checkpoint's config leaves it out", True) in left
@@ -113,7 +142,10 @@ def test_a_smoothed_w8a8_checkpoint_keeps_the_8_bit_rule(careful, reference, cap
 
 
 def test_a_layer_whose_scales_are_zero_breaks_the_8_bit_rule(careful, reference, tmp_path):
-    """The negative control: one layer of 180 gives nothing. It is loaded as it is stored, and its bytes are right."""
+    """The negative control: one layer of 180 gives nothing.
+
+    It is loaded as it is stored, and its bytes are right.
+    """
     folder = shutil.copytree(careful, tmp_path / "damaged")
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -121,10 +153,14 @@ def test_a_layer_whose_scales_are_zero_breaks_the_8_bit_rule(careful, reference,
     save_file(tensors, file, metadata={"format": "pt"})
     effective, answers = compared(f"fp32+w8a8:{folder}", reference)
     assert effective.quantized.held == effective.quantized.analytic
-    assert any(reason.startswith("sqnr") for reason in answers.rule.reasons(answers)), answers.report()
+    assert any(reason.startswith("sqnr") for reason in answers.rule.reasons(answers)), (
+        answers.report()
+    )
 
 
-def test_a_config_of_the_real_model_that_disagrees_with_its_tensors_is_an_error(checkpoints, tmp_path):
+def test_a_config_of_the_real_model_that_disagrees_with_its_tensors_is_an_error(
+    checkpoints, tmp_path
+):
     """Groups of 32 in the config, of 64 in the file: all 210 layers are wrong, and no model is made. As w8a8 it is refused."""
     folder = shutil.copytree(checkpoints("w4a16"), tmp_path / "wrong")
     config = json.loads((folder / "config.json").read_text())
@@ -132,4 +168,6 @@ def test_a_config_of_the_real_model_that_disagrees_with_its_tensors_is_an_error(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LoadError, match=r"4-bit weights in groups of 32, .*\(210 of 210 layers\)"):
         load(plan_of(f"w4a16:{folder}"))
-    assert "'w8a8' means 8-bit weights and int8 inputs" in disagreement(scheme_of(f"w8a8:{folder}"), stored_as(folder))
+    assert "'w8a8' means 8-bit weights and int8 inputs" in disagreement(
+        scheme_of(f"w8a8:{folder}"), stored_as(folder)
+    )

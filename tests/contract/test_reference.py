@@ -60,7 +60,9 @@ def test_the_continuation_is_greedy_and_its_logits_say_so(reference):
     for prompt in compared:
         assert all(logprob > math.log(1 / 320) for logprob in prompt.reference_logprob)
         assert prompt.worst.reference_top5[0].logit >= prompt.worst.reference_top5[1].logit
-    assert len({prompt.reference_text for prompt in compared}) > 10, "random prompts give different texts"
+    assert len({prompt.reference_text for prompt in compared}) > 10, (
+        "random prompts give different texts"
+    )
 
 
 def test_another_batch_size_compares_every_prompt_once(reference):
@@ -95,7 +97,9 @@ def test_damage_is_seen_and_more_damage_is_seen_more(reference):
     assert sqnr_db(whole) == math.inf
     assert 20 > sqnr_db(zeroed) < sqnr_db(scaled) < 60
     assert 0 == mean_kl(whole) < mean_kl(scaled) < mean_kl(zeroed)
-    assert sum(map(sum, (p.top1 for p in zeroed))) < sum(map(sum, (p.top1 for p in scaled))) < 16 * 12
+    assert (
+        sum(map(sum, (p.top1 for p in zeroed))) < sum(map(sum, (p.top1 for p in scaled))) < 16 * 12
+    )
     diverged = [p for p in zeroed if p.first_divergence is not None]
     assert len(diverged) >= 12
     ranks = [(p.candidate_rank_in_reference, p.reference_rank_in_candidate) for p in diverged]
@@ -103,7 +107,9 @@ def test_damage_is_seen_and_more_damage_is_seen_more(reference):
     assert any(max(pair) >= 5 for pair in ranks), "containment with k = 5 rejects it"
 
 
-def test_a_broken_cache_shows_in_free_running_tokens_although_forced_logits_are_right(reference, monkeypatch):
+def test_a_broken_cache_shows_in_free_running_tokens_although_forced_logits_are_right(
+    reference, monkeypatch
+):
     """The free-running text comes from the decode path that is measured, not from a second one."""
     decode = GenerateLoop.decode
 
@@ -116,11 +122,15 @@ def test_a_broken_cache_shows_in_free_running_tokens_although_forced_logits_are_
     compared = TransformersSession(loaded(tiny_llama())).compare_reference(reference, 5)
     assert all(p.kl == (0.0,) * 12 for p in compared)
     assert all(p.first_divergence == 4 for p in compared)
-    assert all(p.candidate_rank_in_reference > 0 and p.reference_rank_in_candidate == 0 for p in compared)
+    assert all(
+        p.candidate_rank_in_reference > 0 and p.reference_rank_in_candidate == 0 for p in compared
+    )
 
 
 def test_a_candidate_in_bfloat16_is_near_and_not_equal(reference):
-    compared = TransformersSession(loaded(tiny_llama().bfloat16(), weights_dtype="bfloat16")).compare_reference(reference, 5)
+    compared = TransformersSession(
+        loaded(tiny_llama().bfloat16(), weights_dtype="bfloat16")
+    ).compare_reference(reference, 5)
     assert 20 < sqnr_db(compared) < 60
     assert 0 < mean_kl(compared) < 0.05
 
@@ -149,7 +159,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pytest_llmperf.engines.outputs.reference.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        TransformersSession(loaded(tiny_llama())).make_reference(PROMPTS, 2, 8, str(tmp_path / "ref"))
+        TransformersSession(loaded(tiny_llama())).make_reference(
+            PROMPTS, 2, 8, str(tmp_path / "ref")
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,7 +183,9 @@ def test_scores_are_those_computed_by_hand():
 @given(st.lists(st.floats(-8, 8, width=32), min_size=6, max_size=6), st.floats(-3, 3))
 def test_a_shift_of_all_logits_changes_nothing_but_the_largest_error(row, shift):
     reference = torch.tensor([row], dtype=torch.float64)
-    scored = score(reference, reference + shift, reference.argmax(-1), (torch.float64, torch.float64))
+    scored = score(
+        reference, reference + shift, reference.argmax(-1), (torch.float64, torch.float64)
+    )
     assert scored.noise == pytest.approx(0.0, abs=1e-20)
     assert scored.kl[0] == pytest.approx(0.0, abs=1e-12)
     assert scored.top1 == (True,)

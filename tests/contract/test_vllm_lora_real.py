@@ -20,7 +20,10 @@ from pytest_llmperf.workloads import Decode
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="vLLM starts for half a minute: make nightly runs it"),
+    pytest.mark.skipif(
+        "LLMPERF_NIGHTLY" not in os.environ,
+        reason="vLLM starts for half a minute: make nightly runs it",
+    ),
 ]
 BASE = "arch:small-llama"
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=8)
@@ -32,7 +35,9 @@ def plan(strategy: str, engine: str) -> LoadPlan:
 
 
 def model():
-    return arch.build("small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
+    return arch.build(
+        "small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None
+    )
 
 
 def hashes(channel) -> list[str]:
@@ -46,9 +51,13 @@ def hashes(channel) -> list[str]:
 
 
 def test_adapters_answer_as_in_the_transformers_engine(open_worker, tmp_path):
-    """Switched and mixed; every tensor is its file's. A file that is not what the layers hold is found."""
+    """Switched and mixed; every tensor is its file's.
+
+    A file that is not what the layers hold is found.
+    """
     folders = [
-        adapter(tmp_path / name, model(), seed=seed, rank=rank, base=BASE) for name, seed, rank in (("a", 1, 4), ("b", 2, 8))
+        adapter(tmp_path / name, model(), seed=seed, rank=rank, base=BASE)
+        for name, seed, rank in (("a", 1, 4), ("b", 2, 8))
     ]
     strategy = "+".join(["fp32", *(f"lora:{folder}" for folder in folders)])
     wanted = plan(strategy, "vllm")
@@ -56,7 +65,10 @@ def test_adapters_answer_as_in_the_transformers_engine(open_worker, tmp_path):
         theirs = hashes(channel)
     with open_worker(wanted) as (channel, opened):
         require_in_effect(opened.effective, parse(strategy).promises(wanted), "loaded")
-        assert [(g.name, g.rank) for g in opened.effective.resident_adapters] == [("a", 4), ("b", 8)]
+        assert [(g.name, g.rank) for g in opened.effective.resident_adapters] == [
+            ("a", 4),
+            ("b", 8),
+        ]
         assert hashes(channel) == theirs
         with pytest.raises(UsageError, match="'c' is not loaded"):
             channel.call(UseAdapters(names=("c",)), deadline_s=60)

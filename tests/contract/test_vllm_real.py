@@ -17,7 +17,10 @@ from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="vLLM starts for half a minute: make nightly runs it"),
+    pytest.mark.skipif(
+        "LLMPERF_NIGHTLY" not in os.environ,
+        reason="vLLM starts for half a minute: make nightly runs it",
+    ),
 ]
 
 SHORT = Decode(batch=2, prompt_tokens=8, new_tokens=6)
@@ -26,9 +29,13 @@ TEXTS = PromptSet.bundled("short-chat").texts[:4]
 SMALL = {"kv_cache_gib": 0.25, "max_model_len": 512}
 
 
-def plan(strategy: str = "fp32", model: str = "smollm2-135m", *, engine: str = "vllm", **options) -> LoadPlan:
+def plan(
+    strategy: str = "fp32", model: str = "smollm2-135m", *, engine: str = "vllm", **options
+) -> LoadPlan:
     chosen = SMALL | options if engine == "vllm" else {}
-    return parse(strategy).apply(LoadPlan(model=model_ref(model), engine=engine, options=tuple(sorted(chosen.items()))))
+    return parse(strategy).apply(
+        LoadPlan(model=model_ref(model), engine=engine, options=tuple(sorted(chosen.items())))
+    )
 
 
 def run(channel, workload, repetition=0):
@@ -48,7 +55,13 @@ def test_it_conforms(model, vllm_python, tmp_path):
         "plan = msgspec.msgpack.decode(pathlib.Path(sys.argv[1]).read_bytes(), type=LoadPlan)\n"
         "print(len(check_engine(engine('vllm').load(), plan)), 'checks passed')\n"
     )
-    done = subprocess.run([vllm_python, "-c", code, str(plan_file)], capture_output=True, text=True, check=False, timeout=1800)
+    done = subprocess.run(
+        [vllm_python, "-c", code, str(plan_file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
     assert "12 checks passed" in done.stdout, done.stderr[-4000:]
 
 
@@ -130,7 +143,9 @@ def test_a_prefix_cache_that_was_to_be_off_is_an_error(vllm_python, tmp_path):
         "try:\n    opened.run(work, 0)\n"
         "except InvalidRun as error:\n    print('SEEN', error)\n"
     )
-    done = subprocess.run([vllm_python, "-c", code], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [vllm_python, "-c", code], capture_output=True, text=True, check=False, timeout=600
+    )
     seen = [line for line in done.stdout.splitlines() if line.startswith("SEEN")]
     assert len(seen) == 2, done.stderr[-3000:]
     assert "prefix cache is on, asked for off" in seen[0]
@@ -148,7 +163,9 @@ def test_a_part_is_in_effect(strategy, open_worker):
     assert (ran.trace.forwards is not None) is ("lookup" in strategy)
 
 
-@pytest.mark.parametrize(("part", "how"), [("w8a8", {"bits": 8, "group": 0, "inputs": True}), ("w4a16", {"bits": 4})])
+@pytest.mark.parametrize(
+    ("part", "how"), [("w8a8", {"bits": 8, "group": 0, "inputs": True}), ("w4a16", {"bits": 4})]
+)
 def test_a_quantized_checkpoint_is_counted_layer_by_layer(part, how, open_worker, tmp_path):
     """vLLM joins the query, key and value layers, and gate and up: four layers a block, and the head is left out."""
     from support.quantizing import save_quantized

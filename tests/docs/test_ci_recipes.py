@@ -70,7 +70,10 @@ class Forge:
         self.repo.commit("change")
 
     def steps(self, scripts: list[str], **environ: str) -> tuple[int, str]:
-        """Run them as a runner does: each in a shell that stops at the first error; the first that fails ends the job."""
+        """Run them as a runner does: each in a shell that stops at the first error.
+
+        The first that fails ends the job.
+        """
         said = ""
         for script in scripts:
             done = subprocess.run(
@@ -135,7 +138,10 @@ def job(forge: Forge, recipe: str, name: str, tpot: str, **environ: str) -> tupl
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_is_valid_for_its_forge(name, tmp_path):
-    """By the published schema of GitHub's workflows and of .gitlab-ci.yml; one with a key that does not exist is refused."""
+    """By the published schema of GitHub's workflows and of .gitlab-ci.yml.
+
+    One with a key that does not exist is refused.
+    """
     schema = "vendor.gitlab-ci" if name.startswith("gitlab") else "vendor.github-workflows"
     broken = RECIPES[name].replace("script:", "scripts:").replace("runs-on:", "run-on:")
     for text, valid in ((RECIPES[name], True), (broken, False)):
@@ -180,7 +186,9 @@ def test_a_merge_request_is_gated_on_gitlab(forge):
         assert (forge.repo.path / "junit.xml").is_file()
 
 
-@pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
+@pytest.mark.skipif(
+    binaries() is None, reason="PostgreSQL is not installed: apt-get install postgresql"
+)
 def test_a_pull_request_is_gated_by_postgresql(forge):
     with running(binaries()) as server:
         url = server.database()

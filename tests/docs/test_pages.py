@@ -14,7 +14,9 @@ from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.strategies.table import TABLE as PARTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "example_suites").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "example_suites").rglob("*.md")]
+)
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
 
 
@@ -49,7 +51,10 @@ def test_a_dead_link_is_seen(tmp_path):
     """A missing file and a missing heading are both named."""
     (tmp_path / "there.md").write_text("# One heading\n", encoding="utf-8")
     source = tmp_path / "source.md"
-    source.write_text("[a](gone.md) [b](there.md#two) [c](there.md#one-heading) [d](https://example.org)\n", encoding="utf-8")
+    source.write_text(
+        "[a](gone.md) [b](there.md#two) [c](there.md#one-heading) [d](https://example.org)\n",
+        encoding="utf-8",
+    )
     assert dead_links(source) == ["gone.md", "there.md#two"]
 
 
@@ -57,13 +62,17 @@ def test_a_dead_link_is_seen(tmp_path):
 def test_every_metric_is_defined_with_its_formula(metric):
     """Its name, unit and formula id stand in one line of the measurement page."""
     name = re.escape(f"| `{metric.name.removeprefix('agreement.')}` |")
-    assert re.search(rf"^{name}.*\| `{re.escape(metric.formula)}` \|$", page("docs/measurement.md"), re.MULTILINE)
+    assert re.search(
+        rf"^{name}.*\| `{re.escape(metric.formula)}` \|$", page("docs/measurement.md"), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(("kind", "rule"), DEFAULT_RULES.items(), ids=DEFAULT_RULES)
 def test_every_default_rule_is_on_the_measurement_page(kind, rule):
     """Kind of variant and rule stand in one line."""
-    assert re.search(rf"^\| `{re.escape(kind)}` \|.*{re.escape(rule)}", page("docs/measurement.md"), re.MULTILINE)
+    assert re.search(
+        rf"^\| `{re.escape(kind)}` \|.*{re.escape(rule)}", page("docs/measurement.md"), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -89,6 +98,10 @@ def test_every_option_is_explained(option):
 def test_a_decision_is_one_short_page(path):
     """Context, decision, consequences, in under forty lines, and listed."""
     text = path.read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Context", "## Decision", "## Consequences"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Context",
+        "## Decision",
+        "## Consequences",
+    ]
     assert text.count("\n") < 40
     assert path.name in page("docs/decisions/README.md")

@@ -25,13 +25,20 @@ SCRIPTED_MODEL = 'model="scripted:weights=538MB,tpot=10ms", engine="scripted"'
 def scripted(step: Step) -> Step:
     """The same step with a model that computes nothing, and nothing to install."""
     if isinstance(step, Command):
-        line = re.sub(r"^python3 -m venv (\S+)$", r"mkdir -p \1/bin && touch \1/bin/activate", step.line)
+        line = re.sub(
+            r"^python3 -m venv (\S+)$", r"mkdir -p \1/bin && touch \1/bin/activate", step.line
+        )
         return replace(step, line=re.sub(r"^pip install .*$", "true", line))
     if step.name == "chatbot.py":
         tpot = "200ms" if BUILT_SLOWLY in step.text else "10ms"
         return replace(step, text=f'MODEL = "scripted:ttft=50ms,tpot={tpot}"\n')
     text = step.text.replace('model="smollm2-135m"', SCRIPTED_MODEL)
-    return replace(step, text=text.replace('model="chatbot:build"', 'model=__import__("chatbot").MODEL, engine="scripted"'))
+    return replace(
+        step,
+        text=text.replace(
+            'model="chatbot:build"', 'model=__import__("chatbot").MODEL, engine="scripted"'
+        ),
+    )
 
 
 def walked(wanted: list[Step], tmp_path: Path, **environ: str) -> list[Ran]:
@@ -39,18 +46,32 @@ def walked(wanted: list[Step], tmp_path: Path, **environ: str) -> list[Ran]:
     checkout = tmp_path / "checkout"
     checkout.mkdir(exist_ok=True)
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "LLMPERF_", "GITHUB_"))}
-    return follow(wanted, checkout, plain | {"PATH": programs, "COLUMNS": "80"} | environ, deadline_s=3 * LIMIT_S)
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "LLMPERF_", "GITHUB_"))
+    }
+    return follow(
+        wanted,
+        checkout,
+        plain | {"PATH": programs, "COLUMNS": "80"} | environ,
+        deadline_s=3 * LIMIT_S,
+    )
 
 
 def as_the_page_says(ran: list[Ran]) -> None:
     wrong = [each for each in ran if each.code != each.command.code or not_shown(each)]
-    assert not wrong, "\n".join(f"$ {each.command.line}\n{each.said}\nnot printed: {not_shown(each)}" for each in wrong)
+    assert not wrong, "\n".join(
+        f"$ {each.command.line}\n{each.said}\nnot printed: {not_shown(each)}" for each in wrong
+    )
 
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    return {"LLMPERF_CACHE": str(tmp_path / "cache"), "PYTEST_ADDOPTS": "-p no:benchmark -p no:xdist -p no:hypothesispytest"}
+    return {
+        "LLMPERF_CACHE": str(tmp_path / "cache"),
+        "PYTEST_ADDOPTS": "-p no:benchmark -p no:xdist -p no:hypothesispytest",
+    }
 
 
 def test_the_tutorial_does_what_it_says(tmp_path, environ):
@@ -60,26 +81,47 @@ def test_the_tutorial_does_what_it_says(tmp_path, environ):
 def test_a_step_that_is_missing_is_seen(tmp_path, environ):
     """Without its file a test cannot be run: the command ends with another code than the page says."""
     wanted = [scripted(step) for step in steps(PAGE)]
-    first = next(n for n, step in enumerate(wanted) if isinstance(step, Command) and step.line.startswith("pytest"))
-    lacking = [step for step in wanted[: first + 1] if not (isinstance(step, File) and step.name == "test_model.py")]
+    first = next(
+        n
+        for n, step in enumerate(wanted)
+        if isinstance(step, Command) and step.line.startswith("pytest")
+    )
+    lacking = [
+        step
+        for step in wanted[: first + 1]
+        if not (isinstance(step, File) and step.name == "test_model.py")
+    ]
     with pytest.raises(AssertionError, match=r"file or directory not found: test_model\.py"):
         as_the_page_says(walked(lacking, tmp_path, **environ))
 
 
 def test_a_line_that_is_not_printed_is_seen():
     """Other numbers are none; another word, and another order, are."""
-    command = Command(line="pytest", shown=("2 passed in 3.01s", "…", "tok/s 20.9 ±14 %   58 MB  PASS"))
+    command = Command(
+        line="pytest", shown=("2 passed in 3.01s", "…", "tok/s 20.9 ±14 %   58 MB  PASS")
+    )
     said = "2 passed in 12.5s (0:00:12)\nmore\ntok/s 310 ±2 %  1.2 GB  {}\n"
-    assert not_shown(Ran(command=command, code=0, said=said.format("PASS"), seconds=0)) == ["2 passed in 3.01s"]
+    assert not_shown(Ran(command=command, code=0, said=said.format("PASS"), seconds=0)) == [
+        "2 passed in 3.01s"
+    ]
     said = said.replace(" (0:00:12)", "")
     assert not_shown(Ran(command=command, code=0, said=said.format("PASS"), seconds=0)) == []
-    assert not_shown(Ran(command=command, code=0, said=said.format("FAIL"), seconds=0)) == [command.shown[2]]
+    assert not_shown(Ran(command=command, code=0, said=said.format("FAIL"), seconds=0)) == [
+        command.shown[2]
+    ]
 
 
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="installs torch and measures for minutes: make nightly runs it")
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ,
+    reason="installs torch and measures for minutes: make nightly runs it",
+)
 def test_the_tutorial_as_it_stands_takes_ten_minutes(tmp_path):
     """In a fresh environment, with the real models, on a machine that does nothing else."""
-    shutil.copytree(ROOT, tmp_path / "checkout", ignore=shutil.ignore_patterns(".*", "build", "dist", "raw", "__pycache__"))
+    shutil.copytree(
+        ROOT,
+        tmp_path / "checkout",
+        ignore=shutil.ignore_patterns(".*", "build", "dist", "raw", "__pycache__"),
+    )
     ran = walked(steps(PAGE), tmp_path)
     sys.stdout.writelines(f"{each.seconds:6.1f} s  {each.command.line}\n" for each in ran)
     as_the_page_says(ran)

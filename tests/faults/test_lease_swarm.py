@@ -16,7 +16,9 @@ SCRIPT = Path(__file__).parents[1] / "support" / "lease_swarm.py"
 CYCLES = 200
 
 
-def swarm(folder: Path, *, cycles: int = CYCLES, seed: int = 1, flags: tuple[str, ...] = ()) -> list[dict]:
+def swarm(
+    folder: Path, *, cycles: int = CYCLES, seed: int = 1, flags: tuple[str, ...] = ()
+) -> list[dict]:
     """What each lease saw. A line that a killed process did not finish is left out."""
     command = [sys.executable, str(SCRIPT), str(folder), str(cycles), str(seed), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -30,8 +32,14 @@ def met(rows: list[dict]) -> list[str]:
 
 def overtaken(rows: list[dict]) -> list[dict]:
     """Requests for all of every device that waited, while one that was made later was served before them."""
-    waited = [row for row in rows if row["n"] == len(DEVICES) and row["share"] == 1.0 and row["waits"]]
-    return [row for row in waited if any(o["asked"] > row["waits"][0] and o["got"] < row["got"] for o in rows)]
+    waited = [
+        row for row in rows if row["n"] == len(DEVICES) and row["share"] == 1.0 and row["waits"]
+    ]
+    return [
+        row
+        for row in waited
+        if any(o["asked"] > row["waits"][0] and o["got"] < row["got"] for o in rows)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,9 @@ def test_nobody_starves(rows):
 def test_a_starved_request_is_seen():
     """The check can fail."""
     patient = {"n": 4, "share": 1.0, "asked": 1, "waits": [2], "got": 9}
-    assert overtaken([patient, {"n": 1, "share": 1.0, "asked": 3, "waits": [], "got": 4}]) == [patient]
+    assert overtaken([patient, {"n": 1, "share": 1.0, "asked": 3, "waits": [], "got": 4}]) == [
+        patient
+    ]
 
 
 def test_no_device_is_lost(rows):

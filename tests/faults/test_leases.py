@@ -36,7 +36,9 @@ for _ in range(20):
 @pytest.fixture
 def holder(tmp_path: Path):
     """Another process that holds "cuda:0"."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, "cuda:0", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "cuda:0", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -75,7 +77,12 @@ def test_a_process_may_take_its_own_device_again(tmp_path):
         with exclusive("cpu", timeout_s=0, directory=tmp_path):
             pass
         script = HOLDER.replace("timeout_s=10", "timeout_s=0.1")
-        other = subprocess.run([sys.executable, "-c", script, "cpu", str(tmp_path)], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", script, "cpu", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert f"process {os.getpid()} " in other.stderr
 
 
@@ -138,7 +145,10 @@ sys.stdin.readline()
 def add(folder: Path, devices: list[str]) -> list[int]:
     """Exit codes of processes that each enter 20 times and fail when they meet another inside."""
     processes = [
-        subprocess.Popen([sys.executable, "-c", ADDER, str(folder), device], stderr=subprocess.DEVNULL) for device in devices
+        subprocess.Popen(
+            [sys.executable, "-c", ADDER, str(folder), device], stderr=subprocess.DEVNULL
+        )
+        for device in devices
     ]
     return [process.wait(timeout=60) for process in processes]
 
@@ -160,7 +170,10 @@ def test_a_planted_directory_is_refused(tmp_path):
     link.symlink_to(tmp_path)
     (tmp_path / "file").touch()
     for path in (link, tmp_path / "file"):
-        with pytest.raises(DeviceBusy, match=r"lease directory"), exclusive("cpu", timeout_s=0, directory=path):
+        with (
+            pytest.raises(DeviceBusy, match=r"lease directory"),
+            exclusive("cpu", timeout_s=0, directory=path),
+        ):
             pass
 
 

@@ -72,7 +72,10 @@ class Parent:
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Iterator:
-    """Start a parent; in the end its processes are killed, should the code under test have failed to."""
+    """Start a parent.
+
+    In the end its processes are killed, should the code under test have failed to.
+    """
     parents = []
 
     def start(ending: str, fault: str = "hang") -> Parent:
@@ -99,7 +102,11 @@ def test_kill_9_of_the_session_leaves_no_process(hold, eventually, gone, fault):
 
 
 def guard_of(parent: Parent) -> psutil.Process:
-    return next(p for p in psutil.Process(parent.process.pid).children() if "pytest_llmperf.worker.guard" in p.cmdline())
+    return next(
+        p
+        for p in psutil.Process(parent.process.pid).children()
+        if "pytest_llmperf.worker.guard" in p.cmdline()
+    )
 
 
 def test_the_closed_socket_alone_ends_workers(hold, eventually, gone):
@@ -164,9 +171,13 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize("guard", ["detached", "child"])
-def test_a_process_that_takes_its_children_along_needs_a_guard_that_is_none(eventually, gone, guard):
+def test_a_process_that_takes_its_children_along_needs_a_guard_that_is_none(
+    eventually, gone, guard
+):
     """As Ray ends its processes: what a worker started is found by the guard that has left them, and by the other not."""
-    with subprocess.Popen([sys.executable, "-c", TAKES_ITS_CHILDREN_ALONG, guard], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKES_ITS_CHILDREN_ALONG, guard], stdout=subprocess.PIPE, text=True
+    ) as parent:
         orphan = int(parent.stdout.readline())
         parent.wait(timeout=30)
         if guard == "detached":

@@ -15,16 +15,26 @@ ASK = "import sys; from pytest_llmperf.processes import of_this_session as of; p
 
 
 def test_workers_of_one_session_know_each_other_and_nobody_else():
-    """By the start of their tokens, also what they started; not another session's, nor a process without one."""
+    """By the start of their tokens, also what they started.
+
+    Not another session's, nor a process without one.
+    """
     with ExitStack() as stack:
 
         def start(token: str, program: str = WAIT) -> subprocess.Popen[str]:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            process = subprocess.Popen([sys.executable, "-c", program], env=environ(token), text=True, **pipes)
+            process = subprocess.Popen(
+                [sys.executable, "-c", program], env=environ(token), text=True, **pipes
+            )
             stack.callback(process.stdin.close)
             return stack.enter_context(process)
 
-        sibling, other, nobody, parent = start("ours.2"), start("theirs.1"), start(""), start("ours.3", PARENT)
+        sibling, other, nobody, parent = (
+            start("ours.2"),
+            start("theirs.1"),
+            start(""),
+            start("ours.3", PARENT),
+        )
         grandchild = int(parent.stdout.readline())
         asked = [sibling.pid, grandchild, other.pid, nobody.pid, 2**22 + 1]
         assert said("ours.1", asked) == "[True, True, False, False, False]"
@@ -33,10 +43,14 @@ def test_workers_of_one_session_know_each_other_and_nobody_else():
 
 def environ(token: str) -> dict[str, str]:
     """Ours, as a worker with that token has it."""
-    return {name: value for name, value in os.environ.items() if name != TOKEN} | ({TOKEN: token} if token else {})
+    return {name: value for name, value in os.environ.items() if name != TOKEN} | (
+        {TOKEN: token} if token else {}
+    )
 
 
 def said(token: str, pids: list[int]) -> str:
     """What a process with that token says of these."""
     command = [sys.executable, "-c", ASK, *map(str, pids)]
-    return subprocess.run(command, env=environ(token), check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, env=environ(token), check=True, capture_output=True, text=True
+    ).stdout.strip()

@@ -13,7 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_llmperf.errors import InvalidRun, LoadError, OutOfMemory, UsageError, WorkerDied, WorkerError, WorkerHung
+from pytest_llmperf.errors import (
+    InvalidRun,
+    LoadError,
+    OutOfMemory,
+    UsageError,
+    WorkerDied,
+    WorkerError,
+    WorkerHung,
+)
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.wire.messages import Close, Closed, Describe, Open, Opened, Ran
 from pytest_llmperf.workers import exchange
@@ -64,7 +72,9 @@ def test_a_worker_killed_in_a_call_is_reported_with_its_signal(start, run):
     group = start()
     opened(group, "fault=hang@run")
     with pytest.raises(WorkerDied, match=r"SIGKILL in Run.*out-of-memory killer"):
-        group.call(run, deadline_s=DEADLINE_S, on_beat=lambda _: os.kill(group.pids[0], signal.SIGKILL))
+        group.call(
+            run, deadline_s=DEADLINE_S, on_beat=lambda _: os.kill(group.pids[0], signal.SIGKILL)
+        )
     assert not group.alive
 
 
@@ -72,7 +82,9 @@ def test_a_kill_with_a_risen_kernel_counter_is_out_of_memory(start, run, monkeyp
     """When the kernel's own counter rose meanwhile, the kill is its out-of-memory killer's."""
     group = start()
     opened(group, "fault=die@run")
-    before = {path: count + 1 for path, count in exchange.read_counters().items()} or {"memory.events": 1}
+    before = {path: count + 1 for path, count in exchange.read_counters().items()} or {
+        "memory.events": 1
+    }
     monkeypatch.setattr(exchange, "read_counters", lambda: before)
     monkeypatch.setattr(group, "_oom_before", dict.fromkeys(before, 0))
     with pytest.raises(OutOfMemory, match=r"oom_kill 0 -> [1-9]"):
@@ -81,7 +93,10 @@ def test_a_kill_with_a_risen_kernel_counter_is_out_of_memory(start, run, monkeyp
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [("fault=exit@run", r"exit code 3 in Run"), ("fault=segv@run", r"(?s)SIGSEGV in Run.*most recent call first")],
+    [
+        ("fault=exit@run", r"exit code 3 in Run"),
+        ("fault=segv@run", r"(?s)SIGSEGV in Run.*most recent call first"),
+    ],
 )
 def test_a_worker_that_ends_itself_is_reported_with_how_it_ended(start, run, script, reason):
     """An exit code is named; a segmentation fault leaves its stacks in the log."""
@@ -101,11 +116,16 @@ def test_a_python_loop_is_killed_at_its_deadline_with_its_stack(start, run, gone
 
 
 def test_a_stopped_worker_is_noticed_by_its_silence(start, run, gone):
-    """SIGSTOP: no heartbeat comes, long before the deadline; the message gives the state of the process."""
+    """SIGSTOP: no heartbeat comes, long before the deadline.
+
+    The message gives the state of the process.
+    """
     group = start(silence_s=1.5)
     opened(group, "fault=hang@run")
     with pytest.raises(WorkerHung, match=r"(?s)no heartbeat for 1\.5 s.*its state is T"):
-        group.call(run, deadline_s=DEADLINE_S, on_beat=lambda _: os.kill(group.pids[0], signal.SIGSTOP))
+        group.call(
+            run, deadline_s=DEADLINE_S, on_beat=lambda _: os.kill(group.pids[0], signal.SIGSTOP)
+        )
     assert gone(group.pids[0])
 
 
@@ -125,7 +145,11 @@ def test_heartbeats_say_what_the_worker_does(start, run):
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [("fault=oom@run", "MemoryError"), ("fault=cuda_oom@run", "CUDA out of memory"), ("fault=exhaust@run", "MemoryError")],
+    [
+        ("fault=oom@run", "MemoryError"),
+        ("fault=cuda_oom@run", "CUDA out of memory"),
+        ("fault=exhaust@run", "MemoryError"),
+    ],
 )
 def test_out_of_memory_in_the_worker_has_its_own_error(start, run, script, reason):
     """MemoryError, torch's error by its class name, and a real allocation past an rlimit."""
@@ -165,7 +189,9 @@ def test_a_crash_carries_the_workers_traceback(start, run):
     """An error that is none of ours becomes WorkerError with the traceback of the worker."""
     group = start()
     opened(group, "fault=crash@run")
-    with pytest.raises(WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted_faults\.py"):
+    with pytest.raises(
+        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted_faults\.py"
+    ):
         group.call(run, deadline_s=DEADLINE_S)
     assert not group.alive
 
@@ -258,9 +284,7 @@ def test_an_error_of_the_callers_own_ends_the_worker(start, run, gone):
 def fake_interpreter(folder: Path, body: str) -> str:
     """An executable that is started as a worker's interpreter and does `body` with the socket `sock`."""
     path = folder / "python"
-    head = (
-        f"#!{sys.executable}\nimport socket, sys, time\nsock = socket.socket(fileno=int(sys.argv[sys.argv.index('--fd') + 1]))\n"
-    )
+    head = f"#!{sys.executable}\nimport socket, sys, time\nsock = socket.socket(fileno=int(sys.argv[sys.argv.index('--fd') + 1]))\n"
     path.write_text(head + body, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
@@ -269,7 +293,10 @@ def fake_interpreter(folder: Path, body: str) -> str:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("sock.sendall(b'\\xff' * 8); time.sleep(60)", "stream is corrupt: a frame of 4294967295 bytes"),
+        (
+            "sock.sendall(b'\\xff' * 8); time.sleep(60)",
+            "stream is corrupt: a frame of 4294967295 bytes",
+        ),
         ("sock.sendall(b'\\0\\0\\0\\4text'); time.sleep(60)", "does not decode"),
         ("sock.sendall(b'\\0\\0\\0\\4te')", "middle of a message|ended by exit code 0"),
         ("sock.close(); sys.exit(7)", "exit code 7"),

@@ -39,8 +39,13 @@ def adapters(tmp_path_factory) -> list[Path]:
 
     root, folders = tmp_path_factory.mktemp("adapters"), []
     for seed, (name, rank) in enumerate((("a", 8), ("b", 16))):
-        base = arch.build("small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None)
-        wrapped = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM"))
+        base = arch.build(
+            "small-llama", dtype=torch.float32, device=torch.device("cpu"), seed=0, attention=None
+        )
+        wrapped = get_peft_model(
+            base,
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        )
         generator = torch.Generator().manual_seed(seed)
         for key, weight in wrapped.named_parameters():
             if "lora_" in key:

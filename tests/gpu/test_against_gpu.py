@@ -25,7 +25,11 @@ def test_decode(llm):
 
 def project(folder: Path, body: str, **modules: str) -> None:
     def git(*words: str) -> None:
-        subprocess.run(["git", "-c", "user.email=a@example.org", "-c", "user.name=A", *words], cwd=folder, check=True)
+        subprocess.run(
+            ["git", "-c", "user.email=a@example.org", "-c", "user.name=A", *words],
+            cwd=folder,
+            check=True,
+        )
 
     git("init", "-q")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
@@ -45,8 +49,12 @@ def compared(folder: Path, *options: str) -> tuple[int, dict, str]:
         "--llmperf-against-budget=400",
         *options,
     ]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=580)
-    records = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    done = subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, timeout=580
+    )
+    records = [
+        json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return done.returncode, records[-1]["extra"]["against"]["metrics"]["throughput"], done.stdout
 
 
@@ -54,7 +62,8 @@ def test_equal_versions_of_a_real_model_do_not_fail(tmp_path):
     """PASS, with the pairs' autocorrelation printed: the rule is said to hold up to 0.5."""
     project(tmp_path, TESTS.format(model="arch:falcon-7b", tokens=128))
     code, kept, said = compared(tmp_path)
-    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201 - the figure that is asked for
+    # The figure that is asked for.
+    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201
     assert kept["outcome"] in ("PASS", "UNDECIDED"), said
     assert code == 0, said
     assert kept["decision"]["autocorrelation"] <= 0.5
@@ -69,5 +78,6 @@ def test_a_slower_version_is_found(tmp_path):
     project(tmp_path, tests, slow_model=SLOW_MODEL, slowdown="SHARE = 0.0\n")
     (tmp_path / "slowdown.py").write_text("SHARE = 0.5\n", encoding="utf-8")
     code, kept, said = compared(tmp_path, "--llmperf-budget=5")
-    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201 - the figure that is asked for
+    # The figure that is asked for.
+    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201
     assert (code, kept["outcome"]) == (1, "FAIL"), said

@@ -11,7 +11,13 @@ from pytest_llmperf.workloads import Batch, PromptSet
 
 pytestmark = pytest.mark.gpu
 
-MIXED = Batch(prompts=PromptSet.synthetic(0), requests=12, prompt_tokens=(8, 48), max_new_tokens=(4, 48), batch=6)
+MIXED = Batch(
+    prompts=PromptSet.synthetic(0),
+    requests=12,
+    prompt_tokens=(8, 48),
+    max_new_tokens=(4, 48),
+    batch=6,
+)
 
 
 def test_continuous_batches_give_the_tokens_of_static_ones():

@@ -25,7 +25,10 @@ def plan(strategy: str, model: str = "arch:tiny-llama") -> LoadPlan:
     return parse(strategy).apply(LoadPlan(model=model_ref(model), device="cuda"))
 
 
-@pytest.mark.parametrize("strategy", ["fp32", "fp16", "bf16", "bf16-mixed", "bf16+static-cache", "bf16+static-cache+compile"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["fp32", "fp16", "bf16", "bf16-mixed", "bf16+static-cache", "bf16+static-cache+compile"],
+)
 def test_the_engine_passes_the_conformance_checks(strategy, tmp_path):
     """The checks any engine must pass, on the device."""
     check_engine(engine(), plan(strategy), directory=tmp_path)

@@ -42,7 +42,9 @@ def test_two_of_four_weights_multiply_on_sparse_tensor_cores():
 
     kind = semi_structured.backend(torch.device("cuda", 0))
     assert not isinstance(kind, str), kind
-    layer = torch.nn.Linear(1024, 2048, bias=False, dtype=torch.bfloat16, device="cuda").requires_grad_(requires_grad=False)
+    layer = torch.nn.Linear(
+        1024, 2048, bias=False, dtype=torch.bfloat16, device="cuda"
+    ).requires_grad_(requires_grad=False)
     layer.weight.data.masked_fill_(masks.n_of_m(layer.weight.data.float().abs(), 2, 4), 0)
     dense = layer.weight.data.clone()
     compressed = kind.from_dense(dense)
@@ -59,9 +61,15 @@ def test_two_of_four_weights_multiply_on_sparse_tensor_cores():
 
 @pytest.mark.parametrize("extra", ["", "+static-cache+compile"])
 def test_a_7b_model_runs_compressed(extra, record_property, capsys):
-    """All its linear layers are stored 2:4; what that does to the speed of prefill and decode is printed, not claimed."""
+    """All its linear layers are stored 2:4.
+
+    What that does to the speed of prefill and decode is printed, not claimed.
+    """
     strategies = {"dense": f"bf16{extra}", "2:4": f"bf16+magnitude:2:4{extra}"}
-    work = {"decode b1": Decode(batch=1, prompt_tokens=8, new_tokens=32), "prefill b8": Prefill(batch=8, prompt_tokens=512)}
+    work = {
+        "decode b1": Decode(batch=1, prompt_tokens=8, new_tokens=32),
+        "prefill b8": Prefill(batch=8, prompt_tokens=512),
+    }
     took, weights = {}, {}
     for name, strategy in strategies.items():
         session = opened(strategy, "arch:falcon-7b")
@@ -75,11 +83,15 @@ def test_a_7b_model_runs_compressed(extra, record_property, capsys):
     ratios = {label: took["dense"][label] / took["2:4"][label] for label in work}
     ratios["bytes"] = weights["2:4"] / weights["dense"]
     with capsys.disabled():
-        sys.stdout.write(f"\nfalcon-7b{extra}: 2:4 against dense: speed and bytes {ratios}; {found.notes}; seconds {took}\n")
+        sys.stdout.write(
+            f"\nfalcon-7b{extra}: 2:4 against dense: speed and bytes {ratios}; {found.notes}; seconds {took}\n"
+        )
     record_property("ratios", ratios)
 
 
-@pytest.mark.parametrize("strategy", ["bf16+wanda:0.5", "bf16+wanda:2:4", "bf16+sparsegpt:0.5", "bf16+structured:0.25"])
+@pytest.mark.parametrize(
+    "strategy", ["bf16+wanda:0.5", "bf16+wanda:2:4", "bf16+sparsegpt:0.5", "bf16+structured:0.25"]
+)
 def test_a_7b_model_is_pruned_on_one_gpu(strategy, capsys):
     """In effect, in a minute or two, with no more than 30 GB beside the weights, all of which is given back."""
     import torch
@@ -89,7 +101,9 @@ def test_a_7b_model_is_pruned_on_one_gpu(strategy, capsys):
     peak = torch.cuda.max_memory_allocated()
     found = session.describe().effective
     with capsys.disabled():
-        sys.stdout.write(f"\n{strategy}: peak {peak / GB:.1f} GB, weights {found.weights_bytes / GB:.2f} GB, {found.pruned}\n")
+        sys.stdout.write(
+            f"\n{strategy}: peak {peak / GB:.1f} GB, weights {found.weights_bytes / GB:.2f} GB, {found.pruned}\n"
+        )
     assert peak <= 45 * GB
     session.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 0)
     session.close()

@@ -59,7 +59,9 @@ def opened(asked):
     return session
 
 
-@pytest.mark.parametrize("strategy", ["bf16+int8", "bf16+nf4:double", "fp16+fp4", "bf16+int8wo", "bf16+fp8:wo"])
+@pytest.mark.parametrize(
+    "strategy", ["bf16+int8", "bf16+nf4:double", "fp16+fp4", "bf16+int8wo", "bf16+fp8:wo"]
+)
 def test_the_engine_passes_the_conformance_checks(strategy, tmp_path):
     """The checks any engine must pass, with quantized layers."""
     from pytest_llmperf.engines.transformers import TransformersEngine
@@ -69,7 +71,10 @@ def test_the_engine_passes_the_conformance_checks(strategy, tmp_path):
 
 @pytest.mark.parametrize("strategy", SHARES)
 def test_a_falcon_7b_shrinks_to_the_bytes_of_its_shapes(strategy):
-    """Every layer but the head, within 3 % of what follows from the shapes; loading holds little more than the result."""
+    """Every layer but the head, within 3 % of what follows from the shapes.
+
+    Loading holds little more than the result.
+    """
     import torch
 
     asked = need(plan(strategy, FALCON))
@@ -86,7 +91,8 @@ def test_a_falcon_7b_shrinks_to_the_bytes_of_its_shapes(strategy):
     assert effective.quantized.loaded_as_linear == {"FalconLinear": 128}
     assert effective.weights_bytes == pytest.approx(predict(asked), rel=0.03)
     assert effective.weights_bytes <= SHARES[strategy] * full
-    assert peak <= effective.weights_bytes + 3e9  # one layer in float32 and in bfloat16, and the head before it is tied
+    # One layer in float32 and in bfloat16, and the head before it is tied.
+    assert peak <= effective.weights_bytes + 3e9
 
 
 @pytest.mark.parametrize("strategy", ["bf16+int8", "bf16+nf4", "bf16+int8wo"])
@@ -102,7 +108,9 @@ def test_a_falcon_that_is_left_as_it_is_is_an_error(strategy):
         require_in_effect(effective, parse(strategy).promises(asked), "loaded")
 
 
-@pytest.mark.parametrize("strategy", [f"{name}{COMPILED}" for names in FAST.values() for name in names])
+@pytest.mark.parametrize(
+    "strategy", [f"{name}{COMPILED}" for names in FAST.values() for name in names]
+)
 def test_compiled_decoding_of_quantized_weights_runs_as_one_cuda_graph(strategy):
     """Compiled, recorded, and the same tokens twice."""
     asked = need(plan(strategy, "arch:small-llama"))
@@ -119,8 +127,12 @@ def test_compiled_decoding_of_quantized_weights_runs_as_one_cuda_graph(strategy)
 def test_a_quantized_falcon_7b_decodes_faster_than_bf16_at_batch_1(bits):
     """At least one strategy of each width, compiled on both sides; each is printed with its ratio."""
     reference = decode_tok_per_s(f"bf16{COMPILED}")
-    ratios = {strategy: decode_tok_per_s(f"{strategy}{COMPILED}") / reference for strategy in FAST[bits]}
-    print(f"{bits} bit against bf16 ({reference:.1f} tok/s): { {name: round(ratio, 3) for name, ratio in ratios.items()} }")  # noqa: T201
+    ratios = {
+        strategy: decode_tok_per_s(f"{strategy}{COMPILED}") / reference for strategy in FAST[bits]
+    }
+    print(  # noqa: T201
+        f"{bits} bit against bf16 ({reference:.1f} tok/s): { {name: round(ratio, 3) for name, ratio in ratios.items()} }"
+    )
     assert max(ratios.values()) > 1.0
 
 
@@ -137,4 +149,7 @@ def decode_tok_per_s(strategy, repetitions=7):
         traces = [session.run(DECODE, i).trace for i in range(3 + repetitions)][3:]
     finally:
         session.close()
-    return statistics.median(float(reduce([trace], DECODE, None, None, None, None, None).decode_throughput) for trace in traces)
+    return statistics.median(
+        float(reduce([trace], DECODE, None, None, None, None, None).decode_throughput)
+        for trace in traces
+    )

@@ -51,7 +51,10 @@ def test_the_inventory_is_what_torch_sees():
             text=True,
             check=True,
         )
-        seen = [[gpu.name, gpu.uuid.removeprefix("GPU-"), list(gpu.capability)] for gpu in read_inventory(environment).gpus]
+        seen = [
+            [gpu.name, gpu.uuid.removeprefix("GPU-"), list(gpu.capability)]
+            for gpu in read_inventory(environment).gpus
+        ]
         assert json.loads(done.stdout) == seen
 
 
@@ -59,10 +62,28 @@ def test_two_processes_measure_on_two_devices_and_leave_them_as_they_were(tmp_pa
     """Both GPUs were used, each test's worker saw one, and the test of both found them free of models."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-n", "2", "--llmperf-gpus=2", "--llmperf-budget=2", "--llmperf-store=none"]
-    done = subprocess.run([*command, "--llmperf-json=out.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--llmperf-gpus=2",
+        "--llmperf-budget=2",
+        "--llmperf-store=none",
+    ]
+    done = subprocess.run(
+        [*command, "--llmperf-json=out.jsonl"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    facts = [json.loads(line)["environment"]["facts"] for line in Path(tmp_path / "out.jsonl").read_text().splitlines()]
+    facts = [
+        json.loads(line)["environment"]["facts"]
+        for line in Path(tmp_path / "out.jsonl").read_text().splitlines()
+    ]
     assert {fact["leased_gpus"] for fact in facts} == {"cuda:0", "cuda:1"}
     assert {fact["device_count"] for fact in facts} == {1}
     assert len({fact["device_uuid_hash"] for fact in facts}) == 2

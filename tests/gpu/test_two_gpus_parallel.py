@@ -1,4 +1,7 @@
-"""Two ranks over NCCL: parts, tokens of one device, compiled decoding, the share of collectives; weights on the host."""
+"""Two ranks over NCCL: parts, tokens of one device, compiled decoding, the share of collectives.
+
+Weights on the host.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,15 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import gpu_count
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.wire.messages import (
+    CompareReference,
+    Describe,
+    MakeReference,
+    Open,
+    ReadCollectives,
+    ReadMemory,
+    Run,
+)
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode, PromptSet
@@ -47,7 +58,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("reference")
     path = str(folder / "reference.safetensors")
     with opened("fp32", folder) as alone:
-        alone.call(MakeReference(prompts=PromptSet.synthetic(), new_tokens=16, batch=4, path=path), deadline_s=DEADLINE_S)
+        alone.call(
+            MakeReference(prompts=PromptSet.synthetic(), new_tokens=16, batch=4, path=path),
+            deadline_s=DEADLINE_S,
+        )
     return path
 
 
@@ -91,7 +105,10 @@ def test_weights_on_the_host_leave_the_gpu_to_one_layer(tmp_path):
         tokens = whole.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
         weights = whole.call(Describe(), deadline_s=DEADLINE_S).effective.weights_bytes
     with opened("fp32+offload-cpu", tmp_path) as ranks:
-        assert ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash == tokens
+        assert (
+            ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+            == tokens
+        )
         memory = ranks.call(ReadMemory(workload=WORK, repetition=1), deadline_s=DEADLINE_S).memory
         assert memory.weights < 0.01 * weights
         assert memory.peak < 0.9 * weights

@@ -18,20 +18,34 @@ SHORT = Decode(batch=1, prompt_tokens=8, new_tokens=50)
 def plan(strategy: str, model: str = "arch:tiny-llama", **options) -> LoadPlan:
     options = {"kv_cache_gib": 2} | options
     return parse(strategy).apply(
-        LoadPlan(model=model_ref(model), engine="vllm", device="cuda", options=tuple(sorted(options.items()))),
+        LoadPlan(
+            model=model_ref(model),
+            engine="vllm",
+            device="cuda",
+            options=tuple(sorted(options.items())),
+        ),
     )
 
 
 def tok_per_s(trace) -> float:
     last = max(request.events[-1].t_ns for request in trace.requests)
-    return sum(r.n_output_tokens for r in trace.requests) / (last - min(r.t_due_ns for r in trace.requests)) * 1e9
+    return (
+        sum(r.n_output_tokens for r in trace.requests)
+        / (last - min(r.t_due_ns for r in trace.requests))
+        * 1e9
+    )
 
 
 def best(group, workload, times: int = 5) -> float:
-    return max(tok_per_s(group.call(Run(workload=workload, repetition=i), deadline_s=300).trace) for i in range(times))
+    return max(
+        tok_per_s(group.call(Run(workload=workload, repetition=i), deadline_s=300).trace)
+        for i in range(times)
+    )
 
 
-@pytest.mark.parametrize("strategy", ["fp32", "fp16", "bf16", "bf16+compile", "bf16+kv-fp8", "bf16+prompt-lookup"])
+@pytest.mark.parametrize(
+    "strategy", ["fp32", "fp16", "bf16", "bf16+compile", "bf16+kv-fp8", "bf16+prompt-lookup"]
+)
 def test_each_strategy_is_in_effect(strategy, open_worker):
     """Its promises hold after loading and after a run."""
     wanted = plan(strategy)
@@ -47,7 +61,10 @@ def test_it_agrees_with_transformers_on_the_same_weights(tmp_path, open_worker):
     prompts = PromptSet.synthetic(1)
     theirs = parse("fp32").apply(LoadPlan(model=model_ref("arch:tiny-llama"), device="cpu"))
     with open_worker(theirs) as (group, _):
-        group.call(MakeReference(prompts=prompts, new_tokens=8, batch=4, path=str(reference)), deadline_s=120)
+        group.call(
+            MakeReference(prompts=prompts, new_tokens=8, batch=4, path=str(reference)),
+            deadline_s=120,
+        )
     with open_worker(plan("fp32")) as (group, _):
         rows = group.call(CompareReference(path=str(reference), batch=4), deadline_s=120).prompts
     assert max(max(row.kl) for row in rows) < 1e-5
@@ -81,5 +98,9 @@ def test_tensor_parallel_over_two_gpus(model, work, least, open_worker):
         pytest.skip("needs two GPUs")
     wanted = plan("bf16+tp2", model, kv_cache_gib=10)
     with open_worker(wanted, deadline_s=600) as (group, _):
-        require_in_effect(group.call(Describe(), deadline_s=60).effective, parse("bf16+tp2").promises(wanted), "loaded")
+        require_in_effect(
+            group.call(Describe(), deadline_s=60).effective,
+            parse("bf16+tp2").promises(wanted),
+            "loaded",
+        )
         assert best(group, work) >= least

@@ -79,7 +79,15 @@ def template(tmp_path_factory) -> dict[str, Record]:
     """One real record of each test of TWO, by the test's name."""
     folder = tmp_path_factory.mktemp("template")
     (folder / "test_it.py").write_text(HEADER.format(script="ttft=50ms,tpot=10ms") + TWO)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir=.",
+        "--llmperf-json=out.jsonl",
+    ]
     subprocess.run(
         command,
         cwd=folder,
@@ -104,13 +112,23 @@ def sessions(opened, template, pytester) -> Callable[..., None]:
     What is in the store already is copied as well.
     """
 
-    def put(n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record) -> None:
+    def put(
+        n: int, *, spread: float = 0.005, change: Callable[[Record], Record] = lambda record: record
+    ) -> None:
         draw = random.Random(0)
         with opened() as store:
             models = [*template.values(), *store.records()]
             for at in range(n):
                 for record in models:
-                    store.add(change(earlier(of_project(record, pytester.path), at + 1, math.exp(spread * draw.gauss(0, 1)))))
+                    store.add(
+                        change(
+                            earlier(
+                                of_project(record, pytester.path),
+                                at + 1,
+                                math.exp(spread * draw.gauss(0, 1)),
+                            )
+                        )
+                    )
 
     return put
 

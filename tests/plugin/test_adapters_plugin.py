@@ -36,7 +36,9 @@ def test_accuracy(llm, baseline):
 def adapters(pytester):
     """Two folders that look like adapters."""
     for name in ("a", "b"):
-        folder = pytester.mkdir("adapters") / name if name == "a" else pytester.path / "adapters" / name
+        folder = (
+            pytester.mkdir("adapters") / name if name == "a" else pytester.path / "adapters" / name
+        )
         folder.mkdir()
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             (folder / file).write_text("{}")
@@ -59,9 +61,21 @@ def test_adapters_are_switched_compared_and_recorded_by_name(project, run, lines
     [
         ("fp32", 'llm.using("a")', "*it loads none. Add 'lora:PATH'*"),
         (TWO_ADAPTERS, 'llm.using("c")', "*adapter 'c' is not loaded.*There are: a, b, base*"),
-        ("lora:adapters/a:merged", 'llm.using("a")', "*it cannot be switched. Leave out ':merged'*"),
-        (TWO_ADAPTERS, 'llm.using("a", "b").agreement(llm)', "*rows under different adapters are different models*"),
-        ("fp32", 'llm.accuracy("tasks.jsonl")', "*a task set is needed, for example TaskSet.from_jsonl(path)*"),
+        (
+            "lora:adapters/a:merged",
+            'llm.using("a")',
+            "*it cannot be switched. Leave out ':merged'*",
+        ),
+        (
+            TWO_ADAPTERS,
+            'llm.using("a", "b").agreement(llm)',
+            "*rows under different adapters are different models*",
+        ),
+        (
+            "fp32",
+            'llm.accuracy("tasks.jsonl")',
+            "*a task set is needed, for example TaskSet.from_jsonl(path)*",
+        ),
     ],
 )
 def test_what_cannot_be_asked_says_what_could_be(project, run, adapters, strategy, call, reason):
@@ -92,7 +106,9 @@ def test_it(llm):
 """)
     result = run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*model 'smollm2-153m' is not known. Did you mean 'smollm2-135m'?*"])
+    result.stdout.fnmatch_lines(
+        ["*model 'smollm2-153m' is not known. Did you mean 'smollm2-135m'?*"]
+    )
 
 
 def test_a_broken_promise_of_an_adapter_is_that_test_s_error(project, run, adapters):
@@ -107,12 +123,17 @@ def test_it(llm):
     )
     result = run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*strategy 'lora' is not in effect: adapter 'a' is merged, asked for the other*"])
+    result.stdout.fnmatch_lines(
+        ["*strategy 'lora' is not in effect: adapter 'a' is merged, asked for the other*"]
+    )
 
 
 def test_a_task_set_is_answered_compared_and_recorded(project, run, lines, pytester):
     """Ten items, of which a model of quality 0.8 has eight right."""
-    items = [{"prompt": f"Is {i} even or odd, yes or no?", "answer": "yes", "choices": ["yes", "no"]} for i in range(10)]
+    items = [
+        {"prompt": f"Is {i} even or odd, yes or no?", "answer": "yes", "choices": ["yes", "no"]}
+        for i in range(10)
+    ]
     (pytester.path / "tasks.jsonl").write_text("\n".join(map(json.dumps, items)))
     project(TASKS, script="fp16/quality=0.8")
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)

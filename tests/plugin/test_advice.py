@@ -17,7 +17,10 @@ def test_quality(llm, baseline):
 
 
 def test_a_session_is_enough_for_advice(project, run, pytester):
-    """The reference is known from the agreements; the faster strategy is less like it, and a limit leaves it out."""
+    """The reference is known from the agreements.
+
+    The faster strategy is less like it, and a limit leaves it out.
+    """
     project(TESTS, script="tpot=10ms,fp16/tpot=5ms,fp16/quality=0.95,bf16/quality=0.9")
     run().assert_outcomes(passed=5)
     found = pytester.run(sys.executable, "-m", "pytest_llmperf", "advise", "--json")

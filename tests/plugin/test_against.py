@@ -1,4 +1,7 @@
-"""--llmperf-against: the same test at another commit, in another folder, under another interpreter. Real git, scripted models."""
+"""--llmperf-against: the same test at another commit, in another folder, under another interpreter.
+
+Real git, scripted models.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
-nightly = pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it")
+nightly = pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
+)
 WAITS = """
 import os, pathlib, pytest, time
 
@@ -77,7 +82,10 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
     assert result.ret == 1
     slow = next(kept for kept in stored(repo) if kept["metrics"]["throughput"]["outcome"] == "FAIL")
     assert slow["commit"] == slow["base"]["facts"]["git_commit"] == repo.git("rev-parse", "HEAD")
-    assert all(new / base == pytest.approx(0.882, rel=0.01) for base, new in slow["metrics"]["throughput"]["pairs"])
+    assert all(
+        new / base == pytest.approx(0.882, rel=0.01)
+        for base, new in slow["metrics"]["throughput"]["pairs"]
+    )
     assert (repo.state(), worktrees(own_cache)) == (before, [])
 
 
@@ -89,7 +97,10 @@ def test_no_change_passes_and_is_compared(repo, run):
 
 
 def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
-    """`llmperf.measure` of a callable of the project: the base's sleeps half as long. What its test asserts is not judged."""
+    """`llmperf.measure` of a callable of the project: the base's sleeps half as long.
+
+    What its test asserts is not judged.
+    """
     body = "import time\n\ndef work():\n    time.sleep({})\n"
     tests = "from work import work\n\ndef test_own(llmperf):\n    assert llmperf.measure(work, tokens=1).throughput > {}\n"
     repo.commit("quick", **{"work.py": body.format(0.01), "test_it.py": tests.format(1e9)})
@@ -100,26 +111,45 @@ def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
 
 
 def test_the_bases_strategy_and_workload_are_its_own(repo, run):
-    """The base ran another workload: NOT COMPARABLE, by name. Alone it is exit code 6, required it fails."""
+    """The base ran another workload: NOT COMPARABLE, by name.
+
+    Alone it is exit code 6, required it fails.
+    """
     repo.write(**{"test_it.py": TESTS.replace("new_tokens=11", "new_tokens=12")})
     result = run("--llmperf-against=HEAD")
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*another measurement: workload_text is 'decode b1 p8 n12', at the base 'decode b1 p8 n11'*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*another measurement: workload_text is 'decode b1 p8 n12', at the base 'decode b1 p8 n11'*"
+        ]
+    )
     result.stdout.fnmatch_lines(["llmperf: --llmperf-against compared nothing with HEAD*"])
     assert result.ret == EXIT_JUDGED_NOTHING
     run("--llmperf-against=HEAD", "--llmperf-require-baseline").assert_outcomes(failed=1)
 
 
 BASES = {
-    "no_test": (TESTS.replace("test_speed", "test_slowness"), "the base has no such test: it has the file, not the test"),
+    "no_test": (
+        TESTS.replace("test_speed", "test_slowness"),
+        "the base has no such test: it has the file, not the test",
+    ),
     "no_file": (None, "the base has no such test: it has no such file"),
-    "broken": ("import nothing_of_that_name\n", "its file cannot be collected at the base: *nothing_of_that_name*"),
-    "failed": (TESTS.replace("    assert", "    assert False, 'no luck'\n    assert"), "before it measured this: *no luck*"),
+    "broken": (
+        "import nothing_of_that_name\n",
+        "its file cannot be collected at the base: *nothing_of_that_name*",
+    ),
+    "failed": (
+        TESTS.replace("    assert", "    assert False, 'no luck'\n    assert"),
+        "before it measured this: *no luck*",
+    ),
     "skipped": (
         TESTS.replace("    assert", "    pytest.skip('not today')\n    assert"),
         "the base's test was skipped: *not today*",
     ),
-    "nothing": (TESTS.partition("    assert")[0] + "    pass\n", "the base's test ended without measuring this"),
+    "nothing": (
+        TESTS.partition("    assert")[0] + "    pass\n",
+        "the base's test ended without measuring this",
+    ),
     "crashed": (
         TESTS.replace("ttft=50ms", "ttft=50ms,fault=die@run30"),
         "the base failed while it was measured: WorkerDied*SIGKILL*",
@@ -128,13 +158,25 @@ BASES = {
 
 
 def test_a_base_that_cannot_be_measured_is_not_comparable_with_the_reason(repo, run):
-    """Named outcomes with the base's own words; never a pass without a comparison. The test after them is compared again."""
-    repo.commit("bases", **{f"test_{name}.py": text for name, (text, _) in BASES.items() if text is not None})
+    """Named outcomes with the base's own words; never a pass without a comparison.
+
+    The test after them is compared again.
+    """
+    repo.commit(
+        "bases",
+        **{f"test_{name}.py": text for name, (text, _) in BASES.items() if text is not None},
+    )
     repo.write(**{f"test_{name}.py": TESTS for name in BASES})
-    result = run("--llmperf-against=HEAD", "--color=no", *(f"test_{name}.py" for name in BASES), "test_it.py")
+    result = run(
+        "--llmperf-against=HEAD", "--color=no", *(f"test_{name}.py" for name in BASES), "test_it.py"
+    )
     result.assert_outcomes(passed=len(BASES) + 1, warnings=len(BASES))
     for name, (_, said) in BASES.items():
-        result.stdout.fnmatch_lines([f"  test_{name}.py:*not comparable: throughput of auto was not compared with HEAD*{said}*"])
+        result.stdout.fnmatch_lines(
+            [
+                f"  test_{name}.py:*not comparable: throughput of auto was not compared with HEAD*{said}*"
+            ]
+        )
     assert result.ret == 0
 
 
@@ -149,7 +191,9 @@ def test_parametrised_tests_and_several_runs_of_one_test_are_compared_each_with_
     repo.speed("10ms,bf16/tpot=12ms")
     result = run("--llmperf-against=HEAD")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["FAILED test_it.py::test_two[[]bf16] - Regression: throughput of bf16*"])
+    result.stdout.fnmatch_lines(
+        ["FAILED test_it.py::test_two[[]bf16] - Regression: throughput of bf16*"]
+    )
     assert [kept["metrics"]["throughput"]["outcome"] for kept in stored(repo)].count("PASS") == 2
 
 
@@ -168,7 +212,10 @@ def test_an_interpreter_is_a_base_with_packages_of_its_own(repo, run, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "quick.py").write_text('TPOT = "10ms"\n', encoding="utf-8")
     launcher = tmp_path / "python"
-    launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site:$PYTHONPATH" exec "{sys.executable}" "$@"\n', encoding="utf-8")
+    launcher.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site:$PYTHONPATH" exec "{sys.executable}" "$@"\n',
+        encoding="utf-8",
+    )
     launcher.chmod(0o755)
     choice = "try:\n    from quick import TPOT\nexcept ImportError:\n    TPOT = '12ms'\n"
     repo.commit("either", **{"speed.py": choice})
@@ -190,17 +237,24 @@ def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypat
 
 def test_an_editable_install_that_wins_is_noticed(repo, run):
     """The base's conftest puts the head's folder first: its modules are not the base's, and nothing is compared."""
-    repo.commit("stray", **{"conftest.py": f"import sys\nsys.path.insert(0, {str(repo.path)!r})\nimport speed\n"})
+    repo.commit(
+        "stray",
+        **{"conftest.py": f"import sys\nsys.path.insert(0, {str(repo.path)!r})\nimport speed\n"},
+    )
     repo.speed("12ms")
     result = run("--llmperf-against=HEAD")
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*the base side loaded modules of another copy of the project: *speed*"])
+    result.stdout.fnmatch_lines(
+        ["*the base side loaded modules of another copy of the project: *speed*"]
+    )
 
 
 @nightly
 def test_options_of_the_projects_own_conftest_hold_for_the_base(repo, run):
     """The fixture of both sides reads the same value."""
-    conftest = "def pytest_addoption(parser):\n    parser.addoption('--tokens', type=int, default=11)\n"
+    conftest = (
+        "def pytest_addoption(parser):\n    parser.addoption('--tokens', type=int, default=11)\n"
+    )
     tests = TESTS.replace("def test_speed(llm):", "def test_speed(llm, pytestconfig):").replace(
         "llm.run(WORK)",
         "llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=pytestconfig.getoption('tokens')))",
@@ -211,7 +265,10 @@ def test_options_of_the_projects_own_conftest_hold_for_the_base(repo, run):
 
 @nightly
 def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
-    """Without it the base lacks a generated module; one that fails is said with its output, and leaves nothing behind."""
+    """Without it the base lacks a generated module.
+
+    One that fails is said with its output, and leaves nothing behind.
+    """
     repo.write(**{".gitignore": "speed.py\n.llmperf\n__pycache__\n"})
     repo.git("rm", "-q", "--cached", "speed.py")
     repo.commit("generated")
@@ -219,14 +276,19 @@ def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
     build = """--llmperf-against-build=echo 'TPOT = "8ms"' > speed.py"""
     run("--llmperf-against=HEAD", build).assert_outcomes(failed=1)
     result = run("--llmperf-against=HEAD", "--llmperf-against-build=echo no compiler; exit 3")
-    result.stdout.fnmatch_lines(["*the base could not be measured: UsageError: *ended with exit code 3*", "*no compiler*"])
+    result.stdout.fnmatch_lines(
+        ["*the base could not be measured: UsageError: *ended with exit code 3*", "*no compiler*"]
+    )
     assert worktrees(own_cache) == []
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("no-such-branch", "*--llmperf-against='no-such-branch' is no revision of this repository, no folder and no file*"),
+        (
+            "no-such-branch",
+            "*--llmperf-against='no-such-branch' is no revision of this repository, no folder and no file*",
+        ),
         ("./pytest.ini", "*is no revision of this repository and a file that cannot be run*"),
     ],
 )
@@ -241,7 +303,9 @@ def test_what_is_no_version_is_a_usage_error_before_anything_runs(repo, run, val
 def test_limits_of_the_option_and_the_marker(repo, run):
     """18 % are let through by either; the gate's own syntax."""
     repo.speed("12ms")
-    run("--llmperf-against=HEAD", "--llmperf-against-limits=throughput:15%").assert_outcomes(passed=1)
+    run("--llmperf-against=HEAD", "--llmperf-against-limits=throughput:15%").assert_outcomes(
+        passed=1
+    )
     run("--llmperf-against=HEAD", "--llmperf-against-limits=throughputs").stdout.fnmatch_lines(
         ["*--llmperf-against-limits*'throughput'*"],
     )
@@ -249,7 +313,10 @@ def test_limits_of_the_option_and_the_marker(repo, run):
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_session_that_is_ended_leaves_no_worktree_after_the_next_start(repo, own_cache, ending):
-    """In the middle of a base's test. After Ctrl-C nothing is left at once; after kill -9, once another worktree is made."""
+    """In the middle of a base's test.
+
+    After Ctrl-C nothing is left at once; after kill -9, once another worktree is made.
+    """
     repo.commit("slow set-up", **{"conftest.py": WAITS.format(file=str(repo.path / "waits.jsonl"))})
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-against=HEAD"]
     process = subprocess.Popen(
@@ -292,7 +359,10 @@ def _soon(condition) -> bool:
 
 
 def test_compare_shows_the_pairs_and_stored_runs(repo, run):
-    """`llmperf compare base RUN` has rule B's verdict; two sessions of one commit are too few; a file and an id name runs."""
+    """`llmperf compare base RUN` has rule B's verdict; two sessions of one commit are too few.
+
+    A file and an id name runs.
+    """
     run("--llmperf-json=before.jsonl")
     repo.speed("12ms")
     run("--llmperf-against=HEAD", "--llmperf-json=after.jsonl")
@@ -303,6 +373,8 @@ def test_compare_shows_the_pairs_and_stored_runs(repo, run):
     plain = repo.llmperf("compare", "before.jsonl", record["session_id"][:8])
     assert plain.returncode == 0, plain.stderr
     assert "0.882x" in plain.stdout
-    assert "UNDECIDED test_it.py::test_speed throughput: 8 sessions before are needed" in plain.stdout
+    assert (
+        "UNDECIDED test_it.py::test_speed throughput: 8 sessions before are needed" in plain.stdout
+    )
     unknown = repo.llmperf("compare", "before.jsonl", "feedbeef")
     assert "no record, session, series or commit begins with it" in unknown.stderr

@@ -43,7 +43,9 @@ def audit(pytester, monkeypatch):
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest_llmperf", "audit", *arguments]
-        return subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=pytester.path, capture_output=True, text=True, check=False
+        )
 
     return run
 
@@ -53,18 +55,31 @@ def test_tests_that_no_lane_runs_are_listed_with_every_lanes_reason(pytester, au
     (pytester.path / "pytest.ini").write_text(LANES)
     done = audit("--json")
     assert done.returncode == 1, done.stdout + done.stderr
-    orphans = {row["test"].partition("::")[2]: row["reasons"] for row in json.loads(done.stdout)["audit"]["orphans"]}
+    orphans = {
+        row["test"].partition("::")[2]: row["reasons"]
+        for row in json.loads(done.stdout)["audit"]["orphans"]
+    }
     assert set(orphans) == {"test_two", "test_four", "test_never", "test_wrong"}
-    assert orphans["test_two"]["laptop"].startswith("skipped: llmperf-gpus: needs 2 GPUs, the pool has 0")
+    assert orphans["test_two"]["laptop"].startswith(
+        "skipped: llmperf-gpus: needs 2 GPUs, the pool has 0"
+    )
     assert orphans["test_two"]["cluster"] == "deselected"
-    assert orphans["test_four"]["cluster"].startswith("skipped: llmperf-gpus: needs 4 GPUs, the pool has 2")
+    assert orphans["test_four"]["cluster"].startswith(
+        "skipped: llmperf-gpus: needs 4 GPUs, the pool has 2"
+    )
     assert orphans["test_never"]["laptop"] == "skipped: never"
-    assert orphans["test_wrong"]["laptop"].startswith("error: strategy part 'nonsense' is not known")
+    assert orphans["test_wrong"]["laptop"].startswith(
+        "error: strategy part 'nonsense' is not known"
+    )
 
 
 def test_a_project_whose_lanes_run_everything_says_so(pytester, audit):
     (pytester.path / "pytest.ini").write_text("[pytest]\nllmperf_lanes =\n    big: [4x80GB]\n")
-    pytester.makepyfile(test_it=TESTS.replace('"nonsense"', '"bf16"').replace('@pytest.mark.skip(reason="never")', ""))
+    pytester.makepyfile(
+        test_it=TESTS.replace('"nonsense"', '"bf16"').replace(
+            '@pytest.mark.skip(reason="never")', ""
+        )
+    )
     done = audit()
     assert (done.returncode, done.stdout) == (
         0,
@@ -73,7 +88,9 @@ def test_a_project_whose_lanes_run_everything_says_so(pytester, audit):
 
 
 def test_a_lane_that_cannot_be_collected_is_named(pytester, audit):
-    (pytester.path / "pytest.ini").write_text("[pytest]\nllmperf_lanes =\n    bad: --no-such-option\n")
+    (pytester.path / "pytest.ini").write_text(
+        "[pytest]\nllmperf_lanes =\n    bad: --no-such-option\n"
+    )
     done = audit()
     assert done.returncode == 1
     assert "lane 'bad' cannot be collected (exit code 4):" in done.stderr

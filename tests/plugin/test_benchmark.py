@@ -46,7 +46,10 @@ def bench(pytester, run, opened):
 
 def values(opened):
     with opened() as store:
-        return [(each.metrics[0].name, each.metrics[0].value, each.extra.get("attempt", 1)) for each in store.records()]
+        return [
+            (each.metrics[0].name, each.metrics[0].value, each.extra.get("attempt", 1))
+            for each in store.records()
+        ]
 
 
 def test_its_rounds_are_recorded_as_the_median_time(bench, run, opened):
@@ -56,13 +59,20 @@ def test_its_rounds_are_recorded_as_the_median_time(bench, run, opened):
     with opened() as store:
         (record,) = store.records()
     (metric,) = record.metrics
-    assert (metric.name, metric.unit, metric.direction, metric.n) == ("time", "s", "lower", len(record.samples["time"]))
+    assert (metric.name, metric.unit, metric.direction, metric.n) == (
+        "time",
+        "s",
+        "lower",
+        len(record.samples["time"]),
+    )
     assert metric.value == pytest.approx(0.010)
     assert record.environment.facts["device"] == "cpu"
     assert record.outcome == "RECORDED"
 
 
-def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(bench, run, monkeypatch, opened):
+def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(
+    bench, run, monkeypatch, opened
+):
     """Judged against ten sessions, measured again in a process of its own, both attempts stored."""
     bench(10)
     result = run("--llmperf-gate")
@@ -71,7 +81,9 @@ def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(be
     monkeypatch.setenv("TICK", "0.020")
     result = run("--llmperf-gate")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*time of as-is is 20* ms*more than the baseline of 1[01] sessions*measured again:*more*"])
+    result.stdout.fnmatch_lines(
+        ["*time of as-is is 20* ms*more than the baseline of 1[01] sessions*measured again:*more*"]
+    )
     assert [attempt for _, value, attempt in values(opened) if value > 0.015] == [2, 1]
 
 
@@ -99,9 +111,16 @@ def test_a_new_test_is_green_for_pytest_benchmark_and_not_for_us(bench, run, pyt
     bench()
     autosaved(run)
     pytester.makepyfile(test_bench=OTHER)
-    assert run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "--llmperf-store=none").ret == 0
+    assert (
+        run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "--llmperf-store=none").ret
+        == 0
+    )
     result = run("--llmperf-gate")
-    result.stdout.fnmatch_lines(["*not comparable: time of as-is is * not compared with history: there is no earlier session*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*not comparable: time of as-is is * not compared with history: there is no earlier session*"
+        ]
+    )
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
@@ -111,7 +130,17 @@ def test_xdist_is_green_for_pytest_benchmark_and_not_for_us(bench, run, monkeypa
     autosaved(run)
     monkeypatch.setenv("TICK", "0.050")
     quiet = ("-W", "ignore")
-    assert run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "-n", "2", "--llmperf-store=none", *quiet).ret == 0
+    assert (
+        run(
+            "--benchmark-compare",
+            "--benchmark-compare-fail=median:5%",
+            "-n",
+            "2",
+            "--llmperf-store=none",
+            *quiet,
+        ).ret
+        == 0
+    )
     result = run("--llmperf-gate", "-n", "2")
     assert "the time of the benchmark was not measured: pytest-benchmark is off here" in " ".join(
         " ".join(result.outlines).split(),
@@ -119,7 +148,9 @@ def test_xdist_is_green_for_pytest_benchmark_and_not_for_us(bench, run, monkeypa
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
-def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(bench, run, opened, pytester):
+def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(
+    bench, run, opened, pytester
+):
     """Its file of another machine is compared with a warning; ours names the fact that differs."""
     bench(1)
     autosaved(run)
@@ -127,11 +158,19 @@ def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(bench, ru
     content = json.loads(saved.read_text())
     content["machine_info"]["cpu"]["brand_raw"] = "Another CPU"
     saved.write_text(json.dumps(content))
-    theirs = run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "--llmperf-store=none", "-W", "ignore")
+    theirs = run(
+        "--benchmark-compare",
+        "--benchmark-compare-fail=median:5%",
+        "--llmperf-store=none",
+        "-W",
+        "ignore",
+    )
     assert theirs.ret == 0
     rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
-    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, the baseline's 'Another CPU'*"])
+    result.stdout.fnmatch_lines(
+        ["*another environment: cpu_model is *, the baseline's 'Another CPU'*"]
+    )
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
@@ -140,7 +179,10 @@ def test_pytest_benchmark_itself_fails_a_regression_it_does_compare(bench, run, 
     bench()
     autosaved(run)
     monkeypatch.setenv("TICK", "0.050")
-    assert run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "--llmperf-store=none").ret != 0
+    assert (
+        run("--benchmark-compare", "--benchmark-compare-fail=median:5%", "--llmperf-store=none").ret
+        != 0
+    )
 
 
 def test_without_pytest_benchmark_everything_else_works(project, run, pytester):
@@ -194,4 +236,9 @@ def test_sessions_of_a_benchmark_are_one_series(bench, run, opened):
     bench(2)
     with opened() as store:
         (series,) = store.series()
-        assert (series.n, series.workload_text, series.strategy, series.engine) == (2, "benchmark", "as-is", "pytest-benchmark")
+        assert (series.n, series.workload_text, series.strategy, series.engine) == (
+            2,
+            "benchmark",
+            "as-is",
+            "pytest-benchmark",
+        )

@@ -1,4 +1,7 @@
-"""`llmperf bisect`: the commit that made a metric worse, by name, with its evidence. Real git, scripted models."""
+"""`llmperf bisect`: the commit that made a metric worse, by name, with its evidence.
+
+Real git, scripted models.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,18 @@ def history(repo: Repository, *speeds: str | None) -> list[str]:
 
 
 def test_the_first_bad_of_nine_commits_is_named_past_one_that_cannot_run(repo, own_cache):
-    """Commit 3 cannot be imported, commit 6 did it: named with ratio, pairs and evidence. Unfinished work stays as it is."""
-    commits = history(repo, "10ms", "10ms", "10ms", None, "10ms", "10ms", "11.5ms", "11.5ms", "11.5ms")
+    """Commit 3 cannot be imported, commit 6 did it: named with ratio, pairs and evidence.
+
+    Unfinished work stays as it is.
+    """
+    commits = history(
+        repo, "10ms", "10ms", "10ms", None, "10ms", "10ms", "11.5ms", "11.5ms", "11.5ms"
+    )
     repo.write(**{"speed.py": "unfinished", "notes.txt": "mine"})
     before = repo.state()
-    done = repo.llmperf("bisect", "throughput", commits[0], "main", "--json", "--", "-q", "test_it.py")
+    done = repo.llmperf(
+        "bisect", "throughput", commits[0], "main", "--json", "--", "-q", "test_it.py"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)["found"]
     first = found["first_bad"]
@@ -44,9 +54,14 @@ def test_the_first_bad_of_nine_commits_is_named_past_one_that_cannot_run(repo, o
     assert list((own_cache / "worktrees").iterdir()) == []
 
 
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it")
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
+)
 def test_commits_that_cannot_be_told_apart_are_named_as_a_range(repo):
-    """Commit 1 cannot run, commit 2 is slower: either did it. Exit code 3, with the reason why 1 was skipped."""
+    """Commit 1 cannot run, commit 2 is slower: either did it.
+
+    Exit code 3, with the reason why 1 was skipped.
+    """
     commits = history(repo, "10ms", None, "11.5ms", "11.5ms")
     done = repo.llmperf("bisect", "throughput", commits[0], "main", "--", "test_it.py")
     assert done.returncode == 3, done.stdout + done.stderr
@@ -66,7 +81,10 @@ def test_a_bad_that_is_not_worse_is_nothing_to_look_for(repo):
 def test_what_cannot_be_walked_or_measured_is_said(repo):
     """GOOD after BAD; no such commit; a metric that is none; a test that GOOD does not have."""
     commits = history(repo, "10ms", "12ms")
-    assert "not an earlier commit" in repo.llmperf("bisect", "throughput", commits[1], commits[0]).stderr
+    assert (
+        "not an earlier commit"
+        in repo.llmperf("bisect", "throughput", commits[1], commits[0]).stderr
+    )
     assert "'v9' is no commit" in repo.llmperf("bisect", "throughput", "v9", commits[0]).stderr
     assert "Did you mean 'throughput'?" in repo.llmperf("bisect", "throughputs", *commits).stderr
     repo.commit("new test", **{"test_new.py": TESTS})

@@ -96,7 +96,12 @@ def test_a_body_that_leaves_without_a_report_fails(body):
     result = body(LEAVING, "-W", "error")
     result.assert_outcomes(passed=1, failed=4)
     text = said(result)
-    for part in ("ended by exit code 0", "ended by exit code 3", "ended by signal SIGSEGV", "began and never ended"):
+    for part in (
+        "ended by exit code 0",
+        "ended by exit code 3",
+        "ended by signal SIGSEGV",
+        "began and never ended",
+    ):
         assert part in text
 
 
@@ -155,7 +160,9 @@ def test_a_body_runs_once_in_each_rank_and_a_rank_that_does_otherwise_is_named(b
 
 
 def test_records_of_a_measured_body_are_this_sessions(pytester, project):
-    project("\n@pytest.mark.llmperf_isolated\ndef test_it(llm):\n    assert llm.run(WORK).ttft.p50 <= 60 * ms\n")
+    project(
+        "\n@pytest.mark.llmperf_isolated\ndef test_it(llm):\n    assert llm.run(WORK).ttft.p50 <= 60 * ms\n"
+    )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*test_it*PASS*"])

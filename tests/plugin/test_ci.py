@@ -31,7 +31,11 @@ def test_wrong(llm):
 def test_skipped(llm):
     pass
 """
-FILES = ("--llmperf-markdown=out/comment.md", "--llmperf-gitlab=quality.json", "--llmperf-openmetrics=metrics.txt")
+FILES = (
+    "--llmperf-markdown=out/comment.md",
+    "--llmperf-gitlab=quality.json",
+    "--llmperf-openmetrics=metrics.txt",
+)
 
 
 @pytest.fixture
@@ -47,7 +51,13 @@ def on_github(monkeypatch, pytester):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """On a machine that is no CI job."""
-    for name in ("LLMPERF_CI_SESSION", "CI_PROJECT_DIR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+    for name in (
+        "LLMPERF_CI_SESSION",
+        "CI_PROJECT_DIR",
+        "GITHUB_ACTIONS",
+        "GITHUB_STEP_SUMMARY",
+        "GITHUB_WORKSPACE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -63,10 +73,16 @@ def commands(result):
 
 
 def line_of(pytester, text):
-    return next(n for n, line in enumerate((pytester.path / "test_it.py").read_text().splitlines(), start=1) if text in line)
+    return next(
+        n
+        for n, line in enumerate((pytester.path / "test_it.py").read_text().splitlines(), start=1)
+        if text in line
+    )
 
 
-def test_github_gets_annotations_on_the_failing_lines_and_a_page(several, run_both, on_github, pytester):
+def test_github_gets_annotations_on_the_failing_lines_and_a_page(
+    several, run_both, on_github, pytester
+):
     """Errors for what failed, a warning for what was not decided, nothing for a skip or another test; names are text."""
     result = run_both()
     found = commands(result)
@@ -78,13 +94,22 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(several, run_bo
     assert found[4].startswith(f"::warning {file}")
     assert "practical floor of 3.0 %25" in found[4]
     page = (pytester.path / "page.md").read_text(encoding="utf-8")
-    rows = [token for token in MarkdownIt("gfm-like", {"linkify": False}).parse(page) if token.type == "tr_open"]
+    rows = [
+        token
+        for token in MarkdownIt("gfm-like", {"linkify": False}).parse(page)
+        if token.type == "tr_open"
+    ]
     assert len(rows) == 1 + 5
     assert "3 FAIL" in page
-    assert re.search(r"SKIPPED test_it\.py.*test_skipped.*not today", MarkdownIt("gfm-like", {"linkify": False}).render(page))
+    assert re.search(
+        r"SKIPPED test_it\.py.*test_skipped.*not today",
+        MarkdownIt("gfm-like", {"linkify": False}).render(page),
+    )
 
 
-def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(project, run, on_github, pytester):
+def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(
+    project, run, on_github, pytester
+):
     """A gate that judged nothing fails no test: without this, the red job would show no reason beside the code."""
     project("def test_speed(llm):\n    llm.run(WORK)\n")
     result = run("--llmperf-gate", "--llmperf-gitlab=quality.json", "--llmperf-html=report.html")
@@ -93,7 +118,9 @@ def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(project
     assert [line.partition("::--")[0] for line in of_session] == ["::error title=FAIL the session"]
     assert "judged nothing" in of_session[0]
     assert "FAIL the session" in (pytester.path / "page.md").read_text(encoding="utf-8")
-    assert "--llmperf-gate judged nothing" in (pytester.path / "report.html").read_text(encoding="utf-8")
+    assert "--llmperf-gate judged nothing" in (pytester.path / "report.html").read_text(
+        encoding="utf-8"
+    )
     quality = json.loads((pytester.path / "quality.json").read_text())
     assert [each["severity"] for each in quality] == ["minor"]  # of the test alone: NOT COMPARABLE
     assert commands(run()) == []
@@ -104,20 +131,34 @@ def test_a_gate_that_could_measure_nothing_says_that(project, run, on_github):
     project("def test_speed(llm):\n    llm.run(WORK)\n", script="tpot=10ms,fault=short_output@run")
     result = run("--llmperf-gate")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["::error title=FAIL the session::--llmperf-gate judged nothing: no run could be measured.*"])
+    result.stdout.fnmatch_lines(
+        [
+            "::error title=FAIL the session::--llmperf-gate judged nothing: no run could be measured.*"
+        ]
+    )
     result.stdout.no_fnmatch_line("*Record some*")
 
 
-def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(several, run, elsewhere, pytester):
+def test_files_are_written_where_they_are_asked_for_and_read_by_their_readers(
+    several, run, elsewhere, pytester
+):
     """All three of one session; no annotation without GitHub, and no difference to the outcomes."""
     result = run(*FILES)
     result.assert_outcomes(passed=2, failed=4, errors=1, skipped=1, warnings=1)
     assert commands(result) == []
     quality = json.loads((pytester.path / "quality.json").read_text())
-    assert sorted(each["severity"] for each in quality) == ["critical", "major", "major", "major", "minor"]
+    assert sorted(each["severity"] for each in quality) == [
+        "critical",
+        "major",
+        "major",
+        "major",
+        "minor",
+    ]
     assert {each["location"]["path"] for each in quality} == {"test_it.py"}
     text = (pytester.path / "metrics.txt").read_text(encoding="utf-8")
-    assert any(family.name == "llmperf_tpot_seconds" for family in text_string_to_metric_families(text))
+    assert any(
+        family.name == "llmperf_tpot_seconds" for family in text_string_to_metric_families(text)
+    )
     assert "practical floor" in (pytester.path / "out" / "comment.md").read_text(encoding="utf-8")
 
 
@@ -143,9 +184,13 @@ def test_a_file_that_cannot_be_written_changes_no_outcome(project, run, elsewher
     result.stdout.fnmatch_lines(["llmperf: *taken cannot be written: *"])
 
 
-def test_a_session_inside_of_a_session_writes_nothing(project, run, on_github, pytester, monkeypatch):
+def test_a_session_inside_of_a_session_writes_nothing(
+    project, run, on_github, pytester, monkeypatch
+):
     """Its body's own process, and what a test of a plugin starts, would write a second page."""
-    project("@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n    assert llm.run(WORK).tpot.p50 <= 1 * ms\n")
+    project(
+        "@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n    assert llm.run(WORK).tpot.p50 <= 1 * ms\n"
+    )
     assert len(commands(run())) == 1
     assert (pytester.path / "page.md").read_text().count("### llmperf") == 1
     monkeypatch.setenv("LLMPERF_CI_SESSION", "1")
@@ -154,6 +199,8 @@ def test_a_session_inside_of_a_session_writes_nothing(project, run, on_github, p
 
 def test_a_ci_job_without_llmperf_tests_loads_and_writes_nothing(run, on_github, pytester):
     """The plugin is only there."""
-    pytester.makepyfile(test_plain="import sys\ndef test_plain():\n    assert 'msgspec' not in sys.modules\n")
+    pytester.makepyfile(
+        test_plain="import sys\ndef test_plain():\n    assert 'msgspec' not in sys.modules\n"
+    )
     run().assert_outcomes(passed=1)
     assert not (pytester.path / "page.md").exists()

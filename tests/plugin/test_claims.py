@@ -16,7 +16,9 @@ def test_pays(llm, baseline):
     )
     result = run_both()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E*throughput of bf16 is *x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"])
+    result.stdout.fnmatch_lines(
+        ["E*throughput of bf16 is *x fp32*claimed >= 1.20x*", "E*decode b1 p8 n11 on*"]
+    )
 
 
 def test_a_true_claim_passes(project, run):
@@ -47,7 +49,9 @@ def test_both(llm_factory):
     )
     result = run_both()
     result.assert_outcomes(passed=1)
-    result.stdout.re_match_lines([r"fastest at .*: scripted fp32\+continuous .* 1\.\d+x \[1\.\d+, 1\.\d+\] scripted fp32 .*"])
+    result.stdout.re_match_lines(
+        [r"fastest at .*: scripted fp32\+continuous .* 1\.\d+x \[1\.\d+, 1\.\d+\] scripted fp32 .*"]
+    )
     result.stdout.no_fnmatch_line("*not in turn*")
 
 
@@ -62,7 +66,11 @@ def test_each(llm_factory):
     )
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
     compiled, continuous = (row["effective"] for row in lines())
-    assert (compiled["cache"], compiled["compiled_graphs"], compiled["batching"]) == ("StaticCache", 1, "static")
+    assert (compiled["cache"], compiled["compiled_graphs"], compiled["batching"]) == (
+        "StaticCache",
+        1,
+        "static",
+    )
     assert continuous["batching"] == "continuous"
 
 

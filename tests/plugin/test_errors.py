@@ -14,19 +14,46 @@ def test_other(llm):
     ("body", "message"),
     [
         ("@pytest.mark.llmperf(strategy='nf5')\ndef test_bad(llm): pass", "*UsageError*nf5*"),
-        ("@pytest.mark.llmperf(strategy='fp33')\ndef test_bad(llm): pass", "*UsageError*fp33*Did you mean 'fp32'*"),
-        ("@pytest.mark.llmperf(strategy='bf16+fp16')\ndef test_bad(llm): pass", "*UsageError*bf16*fp16*"),
-        ("@pytest.mark.llmperf(modell='x')\ndef test_bad(llm): pass", "*UsageError*modell*Did you mean 'model'*"),
-        ("@pytest.mark.llmperf(budget='long')\ndef test_bad(llm): pass", "*UsageError*budget='long'*"),
-        ("@pytest.mark.llmperf(strategies='bf16')\ndef test_bad(llm): pass", "*UsageError*strategies*list*"),
-        ("@pytest.mark.llmperf(engine='transformer')\ndef test_bad(llm): pass", "*UsageError*transformer*Did you mean*"),
-        ("@pytest.mark.llmperf(model='arch:small-llama')\ndef test_bad(llm_vllm): pass", "*UsageError*needs vllm*"),
-        ("@pytest.mark.llmperf('smollm2-135m')\ndef test_bad(llm): pass", "*UsageError*model='smollm2-135m'*"),
+        (
+            "@pytest.mark.llmperf(strategy='fp33')\ndef test_bad(llm): pass",
+            "*UsageError*fp33*Did you mean 'fp32'*",
+        ),
+        (
+            "@pytest.mark.llmperf(strategy='bf16+fp16')\ndef test_bad(llm): pass",
+            "*UsageError*bf16*fp16*",
+        ),
+        (
+            "@pytest.mark.llmperf(modell='x')\ndef test_bad(llm): pass",
+            "*UsageError*modell*Did you mean 'model'*",
+        ),
+        (
+            "@pytest.mark.llmperf(budget='long')\ndef test_bad(llm): pass",
+            "*UsageError*budget='long'*",
+        ),
+        (
+            "@pytest.mark.llmperf(strategies='bf16')\ndef test_bad(llm): pass",
+            "*UsageError*strategies*list*",
+        ),
+        (
+            "@pytest.mark.llmperf(engine='transformer')\ndef test_bad(llm): pass",
+            "*UsageError*transformer*Did you mean*",
+        ),
+        (
+            "@pytest.mark.llmperf(model='arch:small-llama')\ndef test_bad(llm_vllm): pass",
+            "*UsageError*needs vllm*",
+        ),
+        (
+            "@pytest.mark.llmperf('smollm2-135m')\ndef test_bad(llm): pass",
+            "*UsageError*model='smollm2-135m'*",
+        ),
         (
             "@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass",
             "*UsageError*falcon-8b*falcon-7b*",
         ),
-        ("@pytest.mark.parametrize('llm', [5], indirect=True)\ndef test_bad(llm): pass", "*UsageError*5*strategy*"),
+        (
+            "@pytest.mark.parametrize('llm', [5], indirect=True)\ndef test_bad(llm): pass",
+            "*UsageError*5*strategy*",
+        ),
         ("def test_bad(llm): llm.run('decode')", "*UsageError*'decode' is not a workload*"),
         ("def test_bad(llm): llm.run(Decode(batch=0))", "*UsageError*batch=0*"),
         ("def test_bad(llm): PromptSet.from_jsonl('missing.jsonl')", "*UsageError*missing.jsonl*"),
@@ -43,23 +70,37 @@ def test_bad_input_is_an_error_on_its_test(project, run, body, message):
 
 
 def test_an_error_is_shown_without_our_inside(project, run_both):
-    """Of a declaration the message alone; of a test its own line; the short summary has room for what is wrong."""
+    """Of a declaration the message alone; of a test its own line.
+
+    The short summary has room for what is wrong.
+    """
     wrong_marker = "@pytest.mark.llmperf(strategy='nf5')\ndef test_declared(llm): pass\n"
     stored = "def test_stored(llm):\n    llm.run(WORK)\n"
     project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n" + stored)
     result = run_both("--llmperf-json=/proc/out.jsonl")
     result.assert_outcomes(errors=3)
-    result.stdout.fnmatch_lines(["E   UsageError: strategy part 'nf5' is not known. Did you mean *"])
+    result.stdout.fnmatch_lines(
+        ["E   UsageError: strategy part 'nf5' is not known. Did you mean *"]
+    )
     result.stdout.fnmatch_lines([">       llm.run('decode')"])
-    result.stdout.fnmatch_lines(["ERROR test_it.py::test_declared - UsageError: strategy part 'nf5'*"])
+    result.stdout.fnmatch_lines(
+        ["ERROR test_it.py::test_declared - UsageError: strategy part 'nf5'*"]
+    )
     result.stdout.fnmatch_lines(["ERROR test_it.py::test_called - UsageError: 'decode' is not*"])
-    result.stdout.fnmatch_lines([">       llm.run(WORK)", "E  *StoreError: JSON lines file /proc/out.jsonl cannot be written*"])
+    result.stdout.fnmatch_lines(
+        [
+            ">       llm.run(WORK)",
+            "E  *StoreError: JSON lines file /proc/out.jsonl cannot be written*",
+        ]
+    )
     result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
 
 
 def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
     """Its traceback is a note of the error."""
-    project("@pytest.mark.llmperf(model='scripted:fault=refuse@open')\ndef test_bad(llm):\n    llm.run(WORK)\n")
+    project(
+        "@pytest.mark.llmperf(model='scripted:fault=refuse@open')\ndef test_bad(llm):\n    llm.run(WORK)\n"
+    )
     result = run()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E  *LoadError: *", "E  *In the worker (log: *"])
@@ -76,7 +117,9 @@ def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
         ("--llmperf-python=vllm", "*UsageError*ENGINE=PATH*"),
     ],
 )
-def test_a_bad_option_is_an_error_on_each_llmperf_test(project, pytester, run_both, option, message):
+def test_a_bad_option_is_an_error_on_each_llmperf_test(
+    project, pytester, run_both, option, message
+):
     """Tests that are not ours run; nothing crashes, also under xdist."""
     project("def test_bad(llm, baseline): llm.run(WORK)")
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -119,7 +162,9 @@ def test_other(llm):
     result.stdout.fnmatch_lines([message])
 
 
-def test_a_strategy_that_is_not_in_effect_is_an_error_and_nothing_is_sampled(project, run_both, lines):
+def test_a_strategy_that_is_not_in_effect_is_an_error_and_nothing_is_sampled(
+    project, run_both, lines
+):
     """It claims bf16 and holds float32."""
     project(
         """
@@ -146,4 +191,6 @@ def test_a_direct_parameter_named_llm_is_an_error_that_says_indirect(project, ru
 def test_an_interpreter_for_an_unknown_engine_is_an_error(project, run):
     """It would be ignored, and another interpreter measured."""
     project("def test_bad(llm): llm.run(WORK)")
-    run("--llmperf-python=transfomers=/bin/sh").stdout.fnmatch_lines(["*UsageError*transfomers*Did you mean 'transformers'*"])
+    run("--llmperf-python=transfomers=/bin/sh").stdout.fnmatch_lines(
+        ["*UsageError*transfomers*Did you mean 'transformers'*"]
+    )

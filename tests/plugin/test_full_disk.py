@@ -37,21 +37,38 @@ def test_after(llm):
 def session(folder, *arguments):
     """A session whose output goes through pipes: a file would be limited as well."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", "-v", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["plain", "xdist"])
-def test_a_disk_full_for_store_and_spool_is_a_clear_error_and_keeps_what_came_before(project, pytester, xdist):
-    """Tests that could not be stored are errors; the end says how many results were lost; the first record is sound."""
+def test_a_disk_full_for_store_and_spool_is_a_clear_error_and_keeps_what_came_before(
+    project, pytester, xdist
+):
+    """Tests that could not be stored are errors; the end says how many results were lost.
+
+    The first record is sound.
+    """
     project(FULL)
     done = session(pytester.path, *xdist)
     said = done.stdout + done.stderr
     assert "INTERNALERROR" not in said
     assert "Traceback" not in said
-    assert "measured results could be kept neither in the store nor beside it" in " ".join(said.split())
+    assert "measured results could be kept neither in the store nor beside it" in " ".join(
+        said.split()
+    )
     assert done.returncode == 1
     with open_store("sqlite:///.llmperf/history.db", folder=pytester.path) as store:
-        assert [(each.test, each.outcome) for each in store.records()] == [("test_it.py::test_before", "RECORDED")]
+        assert [(each.test, each.outcome) for each in store.records()] == [
+            ("test_it.py::test_before", "RECORDED")
+        ]
 
 
 def test_a_disk_with_room_again_at_the_end_loses_nothing(project, pytester):
@@ -60,7 +77,9 @@ def test_a_disk_with_room_again_at_the_end_loses_nothing(project, pytester):
     done = session(pytester.path)
     assert "could be kept neither" not in done.stdout
     with open_store("sqlite:///.llmperf/history.db", folder=pytester.path) as store:
-        assert {each.test for each in store.records()} == {f"test_it.py::test_{name}" for name in ("before", "full", "after")}
+        assert {each.test for each in store.records()} == {
+            f"test_it.py::test_{name}" for name in ("before", "full", "after")
+        }
 
 
 def test_a_full_store_does_not_keep_records_out_of_the_json_file(project, pytester):

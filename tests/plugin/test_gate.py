@@ -1,4 +1,7 @@
-"""--llmperf-gate: a run is held against accepted sessions, in the test that made it. Scripted engine; copied sessions."""
+"""--llmperf-gate: a run is held against accepted sessions, in the test that made it.
+
+Scripted engine; copied sessions.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,17 @@ def the_first_worker_is_slow(monkeypatch):
 """
 
 
-def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project, run_both, sessions):
+def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
+    project, run_both, sessions
+):
     """Ten sessions, then one test of two 15 % slower: that one fails, in two lines that name metric, size, baseline and limit."""
     sessions(11)
-    project(TWO.replace("def test_speed", "@pytest.mark.llmperf(model='scripted:ttft=57.5ms,tpot=11.5ms')\ndef test_speed"))
+    project(
+        TWO.replace(
+            "def test_speed",
+            "@pytest.mark.llmperf(model='scripted:ttft=57.5ms,tpot=11.5ms')\ndef test_speed",
+        )
+    )
     result = run_both("--llmperf-gate")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
@@ -43,7 +53,9 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(project
             "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
         ],
     )
-    result.stdout.fnmatch_lines(["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"])
+    result.stdout.fnmatch_lines(
+        ["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"]
+    )
     result.stdout.fnmatch_lines(["FAILED *test_speed* - Regression: throughput of auto is*"])
     result.stdout.no_fnmatch_line("*gate/gate.py*")
     assert result.ret == 1
@@ -68,8 +80,13 @@ def test_noise_does_not_fail(project, run, sessions, slower):
     assert result.ret == 0
 
 
-def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(project, run, sessions, lines):
-    """The first worker is slow for all its repetitions, the fresh one is not. Both attempts are stored."""
+def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(
+    project, run, sessions, lines
+):
+    """The first worker is slow for all its repetitions, the fresh one is not.
+
+    Both attempts are stored.
+    """
     sessions(10)
     project(SLOW_ONCE + ONE)
     result = run("--llmperf-gate", "--llmperf-json=out.jsonl")
@@ -84,7 +101,9 @@ def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_bo
     result = run_both("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(
-        ["*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"],
+        [
+            "*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"
+        ],
     )
     result.stdout.fnmatch_lines(["*judged nothing*"])
     assert result.ret == EXIT_JUDGED_NOTHING
@@ -102,7 +121,9 @@ def test_a_renamed_test_is_named_as_new(project, run, sessions):
     project(TWO.replace("test_speed", "test_velocity"))
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=2, warnings=3)
-    result.stdout.fnmatch_lines(["*test_velocity*", "*not comparable: *no earlier session of this test*"])
+    result.stdout.fnmatch_lines(
+        ["*test_velocity*", "*not comparable: *no earlier session of this test*"]
+    )
 
 
 def test_another_environment_is_named_by_the_fact_that_differs(project, run, opened):
@@ -112,7 +133,9 @@ def test_another_environment_is_named_by_the_fact_that_differs(project, run, ope
     rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
-    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, the baseline's 'Another CPU'*"])
+    result.stdout.fnmatch_lines(
+        ["*another environment: cpu_model is *, the baseline's 'Another CPU'*"]
+    )
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
@@ -120,7 +143,9 @@ def test_another_workload_is_named(project, run, sessions):
     """The same test with more tokens."""
     sessions(10)
     project(ONE.replace("WORK", "Decode(batch=1, prompt_tokens=8, new_tokens=12)"))
-    run("--llmperf-gate").stdout.fnmatch_lines(["*another measurement: workload_key is 'decode*', was 'decode*'*"])
+    run("--llmperf-gate").stdout.fnmatch_lines(
+        ["*another measurement: workload_key is 'decode*', was 'decode*'*"]
+    )
 
 
 def test_a_metric_that_is_not_reported_any_more_is_not_green(project, run, sessions):
@@ -134,7 +159,10 @@ def test_a_metric_that_is_not_reported_any_more_is_not_green(project, run, sessi
 
 
 def test_few_sessions_are_undecided(project, run, sessions):
-    """Three: 5 % more time is recorded, reported, and passes with a warning; strict, it fails. 30 % is past any doubt."""
+    """Three: 5 % more time is recorded, reported, and passes with a warning; strict, it fails.
+
+    30 % is past any doubt.
+    """
     sessions(3)
     project(ONE, script="ttft=52.5ms,tpot=10.5ms")
     result = run("--llmperf-gate=throughput", "--llmperf-store=sqlite:///.llmperf/history.db")
@@ -157,15 +185,30 @@ def test_the_marker_sets_a_limit_of_its_own(project, run, sessions):
     run("--llmperf-gate").assert_outcomes(passed=1)
 
 
-def test_a_failed_session_is_no_baseline_until_it_is_accepted(project, run, sessions, opened, pytester):
-    """It fails again and again; after a reviewed line that accepts its record, the new level passes and the spread is kept."""
+def test_a_failed_session_is_no_baseline_until_it_is_accepted(
+    project, run, sessions, opened, pytester
+):
+    """It fails again and again.
+
+    After a reviewed line that accepts its record, the new level passes and the spread is kept.
+    """
     sessions(10)
     project(ONE, script="ttft=57.5ms,tpot=11.5ms")
     for _ in range(2):
         result = run("--llmperf-gate")
         result.assert_outcomes(failed=1)
     key = re.search(r"llmperf accept ([0-9a-f]{16})", " ".join(result.stdout.str().split()))[1]
-    command = [sys.executable, "-m", "pytest_llmperf", "accept", key, "--reason", "wanted", "--who", "me"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_llmperf",
+        "accept",
+        key,
+        "--reason",
+        "wanted",
+        "--who",
+        "me",
+    ]
     subprocess.run(command, cwd=pytester.path, check=True, capture_output=True)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=0)
@@ -174,14 +217,19 @@ def test_a_failed_session_is_no_baseline_until_it_is_accepted(project, run, sess
 
 
 def test_more_weights_fail_on_the_first_comparison(project, run, opened):
-    """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed. The model's content is the same by its hash."""
+    """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed.
+
+    The model's content is the same by its hash.
+    """
     project(ONE)
     run()
     rewritten(opened, lambda record: with_metric(record, "memory.weights", 1 / 1.02))
     result = run("--llmperf-gate=memory.weights:1%")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"],
+        [
+            "*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"
+        ],
     )
 
 
@@ -219,7 +267,10 @@ def test_the_ini_file_gates_too(project, run, sessions, pytester):
     ],
 )
 def test_a_gate_that_cannot_be_read_stops_the_session(project, run, value, message):
-    """A misspelt metric gates nothing, and a limit of 500 % neither; a path that the option swallowed is neither."""
+    """A misspelt metric gates nothing, and a limit of 500 % neither.
+
+    A path that the option swallowed is neither.
+    """
     project(ONE)
     result = run("--llmperf-gate", value)
     assert result.ret == 4

@@ -21,7 +21,9 @@ STILL_THERE = "*is not there any more*"
 
 def llmperf(pytester, *arguments):
     command = [sys.executable, "-m", "pytest_llmperf", *arguments]
-    return subprocess.run(command, cwd=pytester.path, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=pytester.path, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, sessions):
@@ -30,12 +32,17 @@ def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, se
     project(RENAMED)
     result = run_both("--llmperf-gate")
     result.assert_outcomes(passed=2, warnings=3)
-    result.stdout.fnmatch_lines([GONE + "test_it.py::test_velocity measures the same and has no history:*accept --rename*"])
+    result.stdout.fnmatch_lines(
+        [GONE + "test_it.py::test_velocity measures the same and has no history:*accept --rename*"]
+    )
     assert result.ret == 0
 
 
 def test_a_missing_test_fails_where_a_baseline_is_required(project, run, sessions):
-    """Exit code 1 although each test that is there passes; the same session without the gone test is green."""
+    """Exit code 1 although each test that is there passes.
+
+    The same session without the gone test is green.
+    """
     sessions(10)
     project(TWO.replace("def test_speed(llm)", "def helper(llm)"))
     result = run("--llmperf-gate", "--llmperf-require-baseline")
@@ -46,11 +53,22 @@ def test_a_missing_test_fails_where_a_baseline_is_required(project, run, session
 
 
 def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, pytester):
-    """Judged against ten sessions under the old name; a regression under the new name fails; nobody misses the old one."""
+    """Judged against ten sessions under the old name; a regression under the new name fails.
+
+    Nobody misses the old one.
+    """
     sessions(10)
     project(RENAMED)
     run("--llmperf-gate")
-    said = llmperf(pytester, "accept", "--rename", "test_it.py::test_speed", "test_it.py::test_velocity", "--reason", "clearer")
+    said = llmperf(
+        pytester,
+        "accept",
+        "--rename",
+        "test_it.py::test_speed",
+        "test_it.py::test_velocity",
+        "--reason",
+        "clearer",
+    )
     assert "the history of 1 test goes on under it" in said
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=2, warnings=0)
@@ -58,7 +76,9 @@ def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, 
     project(RENAMED, script="ttft=57.5ms,tpot=11.5ms")
     result = run("--llmperf-gate=throughput")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*throughput of auto *% less than the baseline of 1[0-9] sessions*"])
+    result.stdout.fnmatch_lines(
+        ["*throughput of auto *% less than the baseline of 1[0-9] sessions*"]
+    )
 
 
 def test_a_renamed_file_keeps_its_history(project, run, sessions, pytester):
@@ -75,7 +95,9 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
     """`accept --removed` writes a reviewed line; who removes it again is told again."""
     sessions(10)
     project(TWO.replace("def test_speed(llm)", "def helper(llm)"))
-    run("--llmperf-gate").stdout.fnmatch_lines([GONE + "If that was meant: *--removed test_it.py::test_speed*"])
+    run("--llmperf-gate").stdout.fnmatch_lines(
+        [GONE + "If that was meant: *--removed test_it.py::test_speed*"]
+    )
     llmperf(pytester, "accept", "--removed", "test_it.py::test_speed", "--reason", "superseded")
     run("--llmperf-gate").stdout.no_fnmatch_line(STILL_THERE)
     (pytester.path / accept.FILE).unlink()
@@ -91,7 +113,9 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
         ("other/",),
     ],
 )
-def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(project, run, sessions, pytester, asked):
+def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(
+    project, run, sessions, pytester, asked
+):
     """test_speed is there or was not asked for. (With -k and --deselect it is collected, and not gone.)"""
     sessions(10)
     gone = asked in (("test_it.py::test_other",), ("other/",))
@@ -134,7 +158,16 @@ def test_tests_of_another_project_in_the_same_store_are_not_missed(project, run,
         record = next(iter(store.records()))
         facts = record.environment.facts
         elsewhere = type(record.environment)(facts=facts | {"project": "another"})
-        store.add(type(record)(**{**fields(record), "id": "x", "test": "test_it.py::test_theirs", "environment": elsewhere}))
+        store.add(
+            type(record)(
+                **{
+                    **fields(record),
+                    "id": "x",
+                    "test": "test_it.py::test_theirs",
+                    "environment": elsewhere,
+                }
+            )
+        )
         store.add(type(record)(**{**fields(record), "id": "y", "test": "test_it.py::test_ours"}))
     project(TWO)
     result = run("--llmperf-gate")
@@ -147,12 +180,17 @@ def fields(record):
 
 
 def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessions):
-    """It is there and passes, and its run is gone: NOT COMPARABLE in that very test; alone, exit code 6."""
+    """It is there and passes, and its run is gone: NOT COMPARABLE in that very test.
+
+    Alone, exit code 6.
+    """
     sessions(10)
     project("\ndef test_speed(llm):\n    assert llm.strategy\n")
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*not comparable: decode b1 p8 n11 of auto was not measured any more: the session of*"])
+    result.stdout.fnmatch_lines(
+        ["*not comparable: decode b1 p8 n11 of auto was not measured any more: the session of*"]
+    )
     assert result.ret == EXIT_JUDGED_NOTHING
     run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
 
@@ -165,7 +203,9 @@ def test_one_of_two_runs_that_is_gone_is_named(project, run):
         run()
     project(ONE)
     result = run("--llmperf-gate=memory.weights")
-    result.stdout.fnmatch_lines(["*not comparable: prefill b1 p64 of auto was not measured any more*"])
+    result.stdout.fnmatch_lines(
+        ["*not comparable: prefill b1 p64 of auto was not measured any more*"]
+    )
     assert result.ret == 0
     project(both.replace("=64", "=32"))
     result = run("--llmperf-gate=memory.weights")
@@ -190,7 +230,17 @@ def test_speed(llm, after):
 def test_a_rename_of_nothing_is_an_error_with_the_nearest_name(project, run, sessions, pytester):
     """A typo would carry nothing over."""
     sessions(1)
-    command = [sys.executable, "-m", "pytest_llmperf", "accept", "--rename", "test_it.py::test_spede", "x", "--reason", "r"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_llmperf",
+        "accept",
+        "--rename",
+        "test_it.py::test_spede",
+        "x",
+        "--reason",
+        "r",
+    ]
     done = subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Did you mean 'test_it.py::test_speed'?" in done.stderr
@@ -200,7 +250,17 @@ def test_a_rename_of_nothing_is_an_error_with_the_nearest_name(project, run, ses
 def test_the_line_of_a_rename_says_who_and_why(project, run, sessions, pytester, opened):
     """It is reviewed as code is; the records themselves stay as they are."""
     sessions(1)
-    llmperf(pytester, "accept", "--rename", "test_it.py::test_speed", "test_it.py::test_v", "--reason", "clearer", "--who", "me")
+    llmperf(
+        pytester,
+        "accept",
+        "--rename",
+        "test_it.py::test_speed",
+        "test_it.py::test_v",
+        "--reason",
+        "clearer",
+        "--who",
+        "me",
+    )
     (line,) = (pytester.path / accept.FILE).read_text().splitlines()
     found = json.loads(line)
     names = ("old", "new", "who", "why")
@@ -215,7 +275,10 @@ def test_the_line_of_a_rename_says_who_and_why(project, run, sessions, pytester,
 
 
 def test_a_body_in_a_process_of_its_own_is_judged_there(project, run):
-    """Its runs are made and looked for in that process; the main one, which measured nothing, accuses nobody."""
+    """Its runs are made and looked for in that process.
+
+    The main one, which measured nothing, accuses nobody.
+    """
     project("\n@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n    llm.run(WORK)\n")
     run().assert_outcomes(passed=1)
     result = run("--llmperf-gate=memory.weights")

@@ -38,7 +38,10 @@ def machine(monkeypatch, tmp_path):
 
 
 def test_any_test_holds_the_gpus_that_its_marker_names(pytester, run):
-    """And is skipped where the pool has no such GPU; the reason is one line that says what is there."""
+    """And is skipped where the pool has no such GPU.
+
+    The reason is one line that says what is there.
+    """
     pytester.makepyfile(PLAIN)
     result = run("-rs")
     result.assert_outcomes(passed=2, skipped=1)
@@ -63,7 +66,9 @@ def test_a_pool_that_is_not_there_is_the_error_of_the_tests_that_need_it(pyteste
     pytester.makepyfile(PLAIN)
     result = run("--llmperf-gpus=3")
     result.assert_outcomes(passed=1, errors=2)
-    result.stdout.fnmatch_lines(["*--llmperf-gpus=3: 3 GPUs asked for, 2 seen here: cuda:0 NVIDIA H200, 141 GB; cuda:1*"])
+    result.stdout.fnmatch_lines(
+        ["*--llmperf-gpus=3: 3 GPUs asked for, 2 seen here: cuda:0 NVIDIA H200, 141 GB; cuda:1*"]
+    )
 
 
 def test_under_strict_a_skip_for_want_of_gpus_is_a_failure(pytester, run_both):
@@ -72,18 +77,27 @@ def test_under_strict_a_skip_for_want_of_gpus_is_a_failure(pytester, run_both):
     result = run_both("--llmperf-gpus=1", "--llmperf-strict", "--junit-xml=out.xml")
     result.assert_outcomes(passed=1, errors=2)
     result.stdout.fnmatch_lines(
-        ["*selected but skipped, and --llmperf-strict is on: llmperf-gpus: needs 2 GPUs, the pool has 1*"],
+        [
+            "*selected but skipped, and --llmperf-strict is on: llmperf-gpus: needs 2 GPUs, the pool has 1*"
+        ],
     )
-    assert "&quot;needs&quot;: 2, &quot;pool&quot;: 1, &quot;eligible&quot;: 1" in (pytester.path / "out.xml").read_text()
+    assert (
+        "&quot;needs&quot;: 2, &quot;pool&quot;: 1, &quot;eligible&quot;: 1"
+        in (pytester.path / "out.xml").read_text()
+    )
 
 
 def test_a_marker_that_cannot_be_used_is_its_tests_error(pytester, run, project):
     """Of a plain test and of an llmperf test."""
-    pytester.makepyfile(test_plain="import pytest\n@pytest.mark.llmperf_gpus(memry=1)\ndef test_a(): pass\n")
+    pytester.makepyfile(
+        test_plain="import pytest\n@pytest.mark.llmperf_gpus(memry=1)\ndef test_a(): pass\n"
+    )
     project("@pytest.mark.llmperf_gpus(0)\ndef test_b(llm): pass\n")
     result = run()
     result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["*n=0): a whole number of at least 1*", "*'memry' is not known. Did you mean 'memory'*"])
+    result.stdout.fnmatch_lines(
+        ["*n=0): a whole number of at least 1*", "*'memry' is not known. Did you mean 'memory'*"]
+    )
 
 
 def test_the_marker_is_documented_and_the_fixture_without_it_says_so(pytester, run):
@@ -95,8 +109,13 @@ def test_the_marker_is_documented_and_the_fixture_without_it_says_so(pytester, r
 
 
 def test_a_models_worker_is_given_a_leased_gpu_and_the_record_says_which(project, run, lines):
-    """And that it was none: `simulated_gpus`. The test with two models of one plan each holds one GPU."""
-    project("def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n")
+    """And that it was none: `simulated_gpus`.
+
+    The test with two models of one plan each holds one GPU.
+    """
+    project(
+        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
+    )
     run("--llmperf-gpus=1,", "--llmperf-json=out.jsonl", "-rs").assert_outcomes(passed=1, skipped=1)
     (row,) = lines()
     facts = row["environment"]["facts"]
@@ -104,11 +123,15 @@ def test_a_models_worker_is_given_a_leased_gpu_and_the_record_says_which(project
 
 
 def test_on_the_cpu_a_test_that_needs_gpus_is_skipped(project, run):
-    project("@pytest.mark.llmperf_gpus(2)\ndef test_a(llm): llm.run(WORK)\ndef test_b(llm): llm.run(WORK)\n")
+    project(
+        "@pytest.mark.llmperf_gpus(2)\ndef test_a(llm): llm.run(WORK)\ndef test_b(llm): llm.run(WORK)\n"
+    )
     result = run("--llmperf-device=cpu", "-rs")
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(
-        ["*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' keeps its models on the CPU*"],
+        [
+            "*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' keeps its models on the CPU*"
+        ],
     )
 
 
@@ -175,7 +198,10 @@ def test_a_test_that_says_what_memory_it_takes_shares_its_gpu(pytester, run):
 
 @pytest.fixture
 def stranger():
-    """A process that this session did not start... as far as the session can tell: it is not below it."""
+    """A process that this session did not start...
+
+    as far as the session can tell: it is not below it.
+    """
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     yield process
     process.kill()
@@ -188,14 +214,22 @@ def test_a_foreign_process_on_the_gpu_makes_the_run_invalid(project, run, machin
     project("def test_a(llm): llm.run(WORK)\ndef test_b(llm): llm.run(WORK)\n")
     result = run("--llmperf-wait=1", "--llmperf-gpus=1")
     result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines([f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 GB): not of this session*within 1 s*"])
+    result.stdout.fnmatch_lines(
+        [
+            f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 GB): not of this session*within 1 s*"
+        ]
+    )
     result.stdout.fnmatch_lines(["INVALID 2 tests: *"])
     run("--llmperf-wait=1", "--llmperf-gpus=1,").assert_outcomes(passed=2)
 
 
-def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_next_one_runs(project, run, machine, pytester):
+def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_next_one_runs(
+    project, run, machine, pytester
+):
     """Named in bytes; the next test takes the device as it found it."""
-    pytester.makeconftest("import pytest_llmperf.workers.memory_check as r\nr.RETURN_LIMIT_S = 0.2\n")
+    pytester.makeconftest(
+        "import pytest_llmperf.workers.memory_check as r\nr.RETURN_LIMIT_S = 0.2\n"
+    )
     project(
         "import json, os\n"
         "def test_a(llm):\n"
@@ -207,19 +241,31 @@ def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_nex
     result = run("--llmperf-gpus=1")
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(
-        ["*ERROR at teardown of test_a*", "*cuda:0: 5.00 GB (5000000000 bytes) more than before it was used*"],
+        [
+            "*ERROR at teardown of test_a*",
+            "*cuda:0: 5.00 GB (5000000000 bytes) more than before it was used*",
+        ],
     )
 
 
 def test_the_plan_says_what_would_run_where_and_for_how_long(project, run, pytester):
-    """As a table and as JSON; nothing is loaded, no history is made, and later it has the minutes of the last run."""
-    project("def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n")
+    """As a table and as JSON.
+
+    Nothing is loaded, no history is made, and later it has the minutes of the last run.
+    """
+    project(
+        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
+    )
     pytester.makepyfile(test_plain=PLAIN)
     result = run("--llmperf-plan-json=plan.json")
-    result.stdout.fnmatch_lines(["3 tests would run, 1 model load, 40 s of sampling at most (1 not known), 60 s *"])
+    result.stdout.fnmatch_lines(
+        ["3 tests would run, 1 model load, 40 s of sampling at most (1 not known), 60 s *"]
+    )
     assert not (pytester.path / ".llmperf").exists()
     plan = json.loads((pytester.path / "plan.json").read_text())
-    assert [(row["test"].partition("::")[2], row["status"], row["n_gpus"]) for row in plan["tests"]] == [
+    assert [
+        (row["test"].partition("::")[2], row["status"], row["n_gpus"]) for row in plan["tests"]
+    ] == [
         ("test_a", "run", 1),
         ("test_b", "run", 2),
         ("test_two", "run", 2),

@@ -54,7 +54,9 @@ def test_the_report_has_what_the_session_measured_and_skipped(project, run_both,
 def test_without_a_store_there_is_no_history(project, run, report):
     """And the report says that it is of this session alone."""
     project(TESTS)
-    run("--llmperf-html=report.html", "--llmperf-store=none", "-k", "test_speed").assert_outcomes(passed=1)
+    run("--llmperf-html=report.html", "--llmperf-store=none", "-k", "test_speed").assert_outcomes(
+        passed=1
+    )
     assert 'id="history"' not in report()
     assert "this session alone" in report()
 
@@ -65,7 +67,11 @@ def test_a_path_that_cannot_be_written_is_said_and_changes_no_outcome(project, r
     done = run("--llmperf-html=/proc/no/report.html", "-k", "test_speed")
     done.assert_outcomes(passed=1)
     assert done.ret == 0
-    done.stdout.fnmatch_lines(["llmperf: the HTML report /proc/no/report.html cannot be written:*'llmperf report' makes it*"])
+    done.stdout.fnmatch_lines(
+        [
+            "llmperf: the HTML report /proc/no/report.html cannot be written:*'llmperf report' makes it*"
+        ]
+    )
 
 
 def test_collecting_alone_writes_no_report(project, run, pytester):
@@ -84,8 +90,12 @@ def test_the_command_makes_the_report_from_the_store(project, run, report, monke
     assert done.exit_code == 0, done.output
     assert re.match(r"3 records in all\.html \(\d{3} kB\)", done.output)
     assert "a report of their own session names them" in report("all.html")
-    assert llmperf("--strategy", "bf16", "--out", "one.html").output.startswith("1 record in one.html")
-    assert llmperf("test_speed", "--session", "last", "--since", "1h", "--out", "one.html").output.startswith("1 record ")
+    assert llmperf("--strategy", "bf16", "--out", "one.html").output.startswith(
+        "1 record in one.html"
+    )
+    assert llmperf(
+        "test_speed", "--session", "last", "--since", "1h", "--out", "one.html"
+    ).output.startswith("1 record ")
     assert llmperf("--since", "2999-01-01", "--out", "none.html").output.startswith("0 records ")
     assert "There are no runs: no stored run; since 2999-01-01" in report("none.html")
     assert "<!doctype html>" in llmperf("--out", "-").output
@@ -110,13 +120,21 @@ def test_what_the_command_cannot_use_is_said(sessions, monkeypatch, pytester, ar
 
 
 def test_a_change_in_the_history_is_drawn(sessions, monkeypatch, pytester, report):
-    """A level that fell by a fifth over stored sessions stands at the top and in the figure; other series do not."""
+    """A level that fell by a fifth over stored sessions stands at the top and in the figure.
+
+    Other series do not.
+    """
     import msgspec
 
     def slower(record):
-        late = record.session_id in {f"earlier-{hours}" for hours in range(1, 16)} and record.test.endswith("test_speed")
+        late = record.session_id in {
+            f"earlier-{hours}" for hours in range(1, 16)
+        } and record.test.endswith("test_speed")
         metrics = tuple(
-            msgspec.structs.replace(m, value=m.value * 0.8) if m.name == "throughput" and late else m for m in record.metrics
+            msgspec.structs.replace(m, value=m.value * 0.8)
+            if m.name == "throughput" and late
+            else m
+            for m in record.metrics
         )
         return msgspec.structs.replace(record, metrics=metrics, outcome="PASS")
 

@@ -1,4 +1,7 @@
-"""The life of one project: record, gate, regress, accept, drift, bisect, rename, waive, expire. Real git, a scripted model."""
+"""The life of one project: record, gate, regress, accept, drift, bisect, rename, waive, expire.
+
+Real git, a scripted model.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class Life:
             return next(iter(store.records()))
 
     def store_sessions(self, *latencies_s: float, hours: float) -> None:
-        """Sessions with these latencies (and noise) as copies of the newest one; a step of `hours` into the past, or future."""
+        """Sessions with these latencies (and noise) as copies of the newest one.
+
+        A step of `hours` into the past, or future.
+        """
         model = self.newest()
         own_s = next(metric.value for metric in model.metrics if metric.name == "latency.p50")
         with self._opened() as store:
@@ -59,7 +65,10 @@ class Life:
         self.store_sessions(*[0.150] * 10, hours=1)
 
     def regress(self) -> str:
-        """10 % more time: that test fails, with its size. The key of the series that the message names."""
+        """10 % more time: that test fails, with its size.
+
+        The key of the series that the message names.
+        """
         result = self.session(GATE, code=1, failed=1)
         result.stdout.fnmatch_lines(
             [
@@ -74,14 +83,31 @@ class Life:
         assert "no change of level" in self.llmperf("history", "--fail-on-change")
         self.store_sessions(*[0.165] * 15, *[0.166] * 15, *[0.175] * 15, *[0.176] * 15, hours=-1e-6)
         said = self.llmperf("history", "--fail-on-change", code=1)
-        assert re.search(r"throughput 66\.\d tok/s -> 62\.\d tok/s \(\d\.\d+ % less\) from its first to its latest 30", said)
+        assert re.search(
+            r"throughput 66\.\d tok/s -> 62\.\d tok/s \(\d\.\d+ % less\) from its first to its latest 30",
+            said,
+        )
 
     def rename(self) -> None:
-        """The test is missed by its old name with the likely new one; its history goes on once that is said."""
+        """The test is missed by its old name with the likely new one.
+
+        Its history goes on once that is said.
+        """
         self.repo.commit("rename", **{"test_it.py": TESTS.replace("test_speed", "test_decode")})
         result = self.session(GATE, code=6, passed=1, warnings=1)
-        result.stdout.fnmatch_lines(["*test_it.py::test_speed is not there any more*test_it.py::test_decode measures the same*"])
-        self.llmperf("accept", "--rename", "test_it.py::test_speed", "test_it.py::test_decode", "--reason", "clearer")
+        result.stdout.fnmatch_lines(
+            [
+                "*test_it.py::test_speed is not there any more*test_it.py::test_decode measures the same*"
+            ]
+        )
+        self.llmperf(
+            "accept",
+            "--rename",
+            "test_it.py::test_speed",
+            "test_it.py::test_decode",
+            "--reason",
+            "clearer",
+        )
         self.session(GATE, code=0, passed=1)
 
     def waive(self, expires: str) -> None:
@@ -107,7 +133,10 @@ def test_the_whole_life_of_a_project(life):
     life.session(GATE, code=0, passed=1)
 
     life.drift()
-    commits = [repo.commit(f"tpot {tpot}", **{"speed.py": f'TPOT = "{tpot}"\n'}) for tpot in ("11.6ms", "12.5ms", "12.6ms")]
+    commits = [
+        repo.commit(f"tpot {tpot}", **{"speed.py": f'TPOT = "{tpot}"\n'})
+        for tpot in ("11.6ms", "12.5ms", "12.6ms")
+    ]
     named = life.llmperf("bisect", "throughput", slower, "main", "--", "-q", "test_it.py")
     assert commits[1][:12] in named
 
@@ -116,7 +145,13 @@ def test_the_whole_life_of_a_project(life):
     repo.speed("15ms")
     life.session(GATE, code=1, failed=1)
     life.waive("2999-12-31")
-    life.session(GATE, code=0, passed=1, warnings=1).stdout.fnmatch_lines(["*waived by ada until 2999-12-31: fixed with the*"])
+    life.session(GATE, code=0, passed=1, warnings=1).stdout.fnmatch_lines(
+        ["*waived by ada until 2999-12-31: fixed with the*"]
+    )
     life.waive("2020-01-31")
     result = life.session(GATE, code=1, failed=1)
-    result.stdout.fnmatch_lines(["llmperf: the waiver of ada for throughput of test_it.py::test_decode expired on 2020-01-31*"])
+    result.stdout.fnmatch_lines(
+        [
+            "llmperf: the waiver of ada for throughput of test_it.py::test_decode expired on 2020-01-31*"
+        ]
+    )

@@ -29,7 +29,10 @@ def test_equal_loads_are_neighbours_and_share_one_worker(project, run, pytester)
     result = run("-v")
     result.assert_outcomes(passed=4)
     order = [line.split("[")[1].split("]")[0] for line in result.outlines if "PASSED" in line]
-    assert [("bf16" in name) for name in order] in ([False, False, True, True], [True, True, False, False])
+    assert [("bf16" in name) for name in order] in (
+        [False, False, True, True],
+        [True, True, False, False],
+    )
     assert loads(pytester) == 2
 
 
@@ -130,7 +133,10 @@ def test_quality(llm, baseline):
 
 
 def test_a_callable_of_the_project_is_measured(project, run, lines):
-    """llmperf.measure: rate and latency; token times are not measurable, and comparing them is an error."""
+    """llmperf.measure: rate and latency.
+
+    Token times are not measurable, and comparing them is an error.
+    """
     project("""
 def test_own(llmperf):
     result = llmperf.measure(lambda: sum(range(20000)), tokens=10)
@@ -161,7 +167,9 @@ def test_two(llm):
     time.sleep(60)
 """)
     command = [sys.executable, "-m", "pytest", "--llmperf-json=out.jsonl", "-p", "no:cacheprovider"]
-    process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=pytester.path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     end = time.monotonic() + 60
     while not (pytester.path / "reached").exists() and time.monotonic() < end:
         time.sleep(0.05)
@@ -189,8 +197,15 @@ def test_alone(llm, baseline):
     result = run("--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=2)
     found = {(r["test"].split("::")[1], r["workload"]["type"]): r for r in lines()}
-    assert set(found) == {("test_before[bf16]", "agreement"), ("test_before[bf16]", "decode"), ("test_alone[bf16]", "agreement")}
+    assert set(found) == {
+        ("test_before[bf16]", "agreement"),
+        ("test_before[bf16]", "decode"),
+        ("test_alone[bf16]", "agreement"),
+    }
     assert found["test_before[bf16]", "decode"]["agreement"]["top1"]["value"] == 1.0
-    assert {m["name"] for m in found["test_alone[bf16]", "agreement"]["metrics"]} >= {"agreement.kl", "agreement.top1"}
+    assert {m["name"] for m in found["test_alone[bf16]", "agreement"]["metrics"]} >= {
+        "agreement.kl",
+        "agreement.top1",
+    }
     shown = [line.split()[0] for line in result.outlines if line.endswith("PASS")]
     assert shown == ["test_alone[bf16]", "test_before[bf16]"]

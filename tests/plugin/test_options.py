@@ -83,7 +83,9 @@ def test_without_a_strategy_the_checkpoint_decides(project, run, lines):
     assert [r["strategy"] for r in lines()] == ["auto"]
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if not o.flag and not o.many], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS if not o.flag and not o.many], ids=lambda o: o.name
+)
 def test_each_option_has_an_ini_twin(project, pytester, run, option):
     """A value in the ini file is read: a wrong one is refused with the option's name or used."""
     from pytest_llmperf.settings.settings import read
@@ -91,8 +93,17 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
     values = {o.name: [] if o.many else False if o.flag else o.default for o in OPTIONS}
     pytester.mkdir("some")
     number = option.default.replace(".", "").isdigit()
-    texts = {"device": "cpu", "gate": "mbu:5%", "against-limits": "mbu:5%", "reference": "bf16", "cluster": "auto"}
-    good = texts.get(option.name, "7" if number else str(pytester.path / "some") if option.path == "file" else "some")
+    texts = {
+        "device": "cpu",
+        "gate": "mbu:5%",
+        "against-limits": "mbu:5%",
+        "reference": "bf16",
+        "cluster": "auto",
+    }
+    good = texts.get(
+        option.name,
+        "7" if number else str(pytester.path / "some") if option.path == "file" else "some",
+    )
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
     from pytest_llmperf.plugin.hooks import _option
 
@@ -103,11 +114,20 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
 
 def test_named_fixtures_are_the_registered_strategies(project, run, lines):
     """Each named fixture gives its strategy, or its test the error of an engine that cannot honour it."""
-    project("\n".join(f"def test_{name}({name}): {name}.run(Decode(batch=2, prompt_tokens=8))" for name in STRATEGY_FIXTURES))
+    project(
+        "\n".join(
+            f"def test_{name}({name}): {name}.run(Decode(batch=2, prompt_tokens=8))"
+            for name in STRATEGY_FIXTURES
+        )
+    )
     result = run("--llmperf-json=out.jsonl")
-    refused = re.findall(r"E .*strategy part '(\S+)' cannot be honoured by engine 'scripted'", result.stdout.str())
+    refused = re.findall(
+        r"E .*strategy part '(\S+)' cannot be honoured by engine 'scripted'", result.stdout.str()
+    )
     result.assert_outcomes(passed=len(STRATEGY_FIXTURES) - len(refused), errors=len(refused))
-    gave = [parse(each["strategy"]).canonical for each in lines()] + [parse(text).canonical for text in refused]
+    gave = [parse(each["strategy"]).canonical for each in lines()] + [
+        parse(text).canonical for text in refused
+    ]
     assert sorted(gave) == sorted(parse(text).canonical for text in STRATEGY_FIXTURES.values())
     assert {"fp32", "fp16", "bf16"} <= set(gave) - set(refused)
 
@@ -118,7 +138,9 @@ def test_fixtures_and_markers_are_documented(project, run):
     fixtures = run("--fixtures").stdout.str()
     for name in ("llm", "baseline", "llm_factory", "llmperf", *STRATEGY_FIXTURES):
         assert f"{name} --" in fixtures
-    assert "no docstring" not in fixtures.split("pytest_llmperf", 1)[1].split("fixtures defined", 1)[0]
+    assert (
+        "no docstring" not in fixtures.split("pytest_llmperf", 1)[1].split("fixtures defined", 1)[0]
+    )
     assert "@pytest.mark.llmperf(model=None" in run("--markers").stdout.str()
 
 
@@ -144,14 +166,21 @@ def test_a_plan_that_cannot_be_written_is_a_usage_error(project, run, pytester):
     result.stderr.fnmatch_lines(["ERROR: --llmperf-plan-json: *taken cannot be written: *"])
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_no_speed(project, run, pytester, monkeypatch):
-    """The device's ceilings are measured in each session; an agreement, whose reference lies there, is an ERROR that says so."""
+def test_a_cache_that_cannot_be_written_costs_time_and_no_speed(
+    project, run, pytester, monkeypatch
+):
+    """The device's ceilings are measured in each session.
+
+    An agreement, whose reference lies there, is an ERROR that says so.
+    """
     agreeing = "def test_answers(llm, baseline): assert llm.agreement(baseline).top1 > 0.9"
     project(f"def test_speed(llm): assert llm.run(WORK).mbu > 0\n{agreeing}")
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.makefile(".txt", "no folder")))
     result = run()
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*UsageError: the cache cannot be written: *Set LLMPERF_CACHE to a folder that can."])
+    result.stdout.fnmatch_lines(
+        ["*UsageError: the cache cannot be written: *Set LLMPERF_CACHE to a folder that can."]
+    )
 
 
 def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):

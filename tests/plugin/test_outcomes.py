@@ -78,7 +78,10 @@ def test_plain():
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.mark.parametrize("wrong", ["baseline, batch=0", "baseline, new_tokens=1.5", "baseline, prompts='short-chat'", "'fp32'"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["baseline, batch=0", "baseline, new_tokens=1.5", "baseline, prompts='short-chat'", "'fp32'"],
+)
 def test_a_question_that_cannot_be_asked_is_an_error_that_names_it(project, run, wrong):
     """It never reaches the worker, which would crash."""
     project(f"def test_answers(llm, baseline):\n    assert llm.agreement({wrong}).ok\n")
@@ -87,10 +90,14 @@ def test_a_question_that_cannot_be_asked_is_an_error_that_names_it(project, run,
     result.stdout.fnmatch_lines(["E*UsageError: agreement(*needed*"])
 
 
-@pytest.mark.parametrize("strategies", ["['bf16', 3]", "['bf16', pytest.param('fp16', id='half')]", "[]"])
+@pytest.mark.parametrize(
+    "strategies", ["['bf16', 3]", "['bf16', pytest.param('fp16', id='half')]", "[]"]
+)
 def test_strategies_that_are_no_texts_are_an_error(project, run_both, strategies):
     """They must not run under the default strategy instead."""
-    project(f"@pytest.mark.llmperf(strategies={strategies})\ndef test_speed(llm):\n    llm.run(WORK)\n")
+    project(
+        f"@pytest.mark.llmperf(strategies={strategies})\ndef test_speed(llm):\n    llm.run(WORK)\n"
+    )
     result = run_both()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*UsageError*strategies=*at least one strategy is needed*"])
@@ -105,7 +112,10 @@ def test_the_plan_is_printed_under_xdist(project, run_both):
 
 
 def test_estimates_can_be_printed_and_an_agreement_is_no_claim(project, run):
-    """Formats and rounding work on the value; `assert llm.agreement(…)` would hold whatever it found."""
+    """Formats and rounding work on the value.
+
+    `assert llm.agreement(…)` would hold whatever it found.
+    """
     project("""
 def test_prints(llm):
     rate = llm.run(WORK).throughput
@@ -130,10 +140,15 @@ def test_the_hint_for_an_option_is_of_its_own_size(project, run):
     result.stdout.fnmatch_lines(["*ENGINE=PATH with an existing interpreter*"])
 
 
-@pytest.mark.parametrize("use", ["assert not rate > 9.95 * ms", "if rate > 9.95 * ms:\n        pytest.fail('slow')"])
+@pytest.mark.parametrize(
+    "use", ["assert not rate > 9.95 * ms", "if rate > 9.95 * ms:\n        pytest.fail('slow')"]
+)
 def test_an_undecided_claim_fails_under_strict_however_it_is_used(project, run_both, use):
     """Strict makes an undecided claim false, and `not` would make a pass of that."""
-    project(f"def test_close(llm):\n    rate = llm.run(WORK).tpot.p50\n    {use}\n", script="ttft=50ms,tpot=10ms,noise=0.01")
+    project(
+        f"def test_close(llm):\n    rate = llm.run(WORK).tpot.p50\n    {use}\n",
+        script="ttft=50ms,tpot=10ms,noise=0.01",
+    )
     result = run_both("--llmperf-strict")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*undecided*--llmperf-strict is on*"])
@@ -175,7 +190,10 @@ def test_skipped(llm):
 
 
 def test_expected_failures_have_outcomes_of_their_own(project, run_both, lines):
-    """XFAIL and XPASS in the table and by their reasons; a strict one that passes has failed, and a skip is a skip."""
+    """XFAIL and XPASS in the table and by their reasons.
+
+    A strict one that passes has failed, and a skip is a skip.
+    """
     project(EXPECTED)
     result = run_both("--llmperf-json=out.jsonl")
     result.assert_outcomes(xfailed=1, xpassed=1, failed=1, skipped=1)
@@ -193,7 +211,9 @@ def test_expected_failures_have_outcomes_of_their_own(project, run_both, lines):
     assert run_both("-q").stdout.str().count("1 XFAIL") == 1
 
 
-@pytest.mark.parametrize("bare", ["llm.run(WORK).throughput", "not llm.run(WORK).throughput", "llm.run(WORK).ttft"])
+@pytest.mark.parametrize(
+    "bare", ["llm.run(WORK).throughput", "not llm.run(WORK).throughput", "llm.run(WORK).ttft"]
+)
 def test_an_assert_without_a_comparison_is_an_error(project, run, bare):
     """It would hold whatever was measured; the message says how to compare it."""
     project(f"def test_truth(llm):\n    assert {bare}\n")

@@ -6,7 +6,10 @@ import pytest
 
 
 def test_a_model_over_two_ranks_is_compared_with_one_device(project, run, lines):
-    """Speed-up and efficiency are in the first side's record, each rank's memory too; the second side has neither."""
+    """Speed-up and efficiency are in the first side's record, each rank's memory too.
+
+    The second side has neither.
+    """
     project(
         """
 def test_scaling(llm_tp2, baseline):

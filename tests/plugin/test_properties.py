@@ -54,7 +54,10 @@ def test_special_ids_are_never_drawn(project, run):
 
 
 def test_the_workers_stay_loaded_from_example_to_example(project, run):
-    """One load of each model, whatever the number of examples; and a mark of pytest still works on the test."""
+    """One load of each model, whatever the number of examples.
+
+    And a mark of pytest still works on the test.
+    """
     project(
         IMPORTS
         + """
@@ -135,5 +138,10 @@ def test_hypothesis_is_imported_for_properties_alone():
         "try:\n    from pytest_llmperf.testing import prompts\n"
         "except ImportError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "pytest_llmperf.testing.prompts needs hypothesis: pip install 'pytest-llmperf[property]'.\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert (
+        done.stdout
+        == "pytest_llmperf.testing.prompts needs hypothesis: pip install 'pytest-llmperf[property]'.\n"
+    )

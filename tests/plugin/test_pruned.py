@@ -35,4 +35,6 @@ def test_a_model_that_claims_half_and_lacks_forty_per_cent_is_an_error(project, 
     project(BODY, script="lie=pruning:wanda:0.4")
     result = run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*NotInEffect*'wanda:0.5' is not in effect*(40.0%), asked for 50.0%*"])
+    result.stdout.fnmatch_lines(
+        ["*NotInEffect*'wanda:0.5' is not in effect*(40.0%), asked for 50.0%*"]
+    )

@@ -1,4 +1,7 @@
-"""A measured test leaves records: in the summary, in the store, as JSON lines; plain and under pytest-xdist."""
+"""A measured test leaves records: in the summary, in the store, as JSON lines.
+
+Plain and under pytest-xdist.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def test_the_summary_is_the_same_plain_and_under_xdist(project, run):
 def test_speed(llm):
     llm.run(WORK)
 """)
-    rows = [[line for line in run(*args).outlines if line.startswith("speed ")] for args in ([], ["-n", "2"])]
+    rows = [
+        [line for line in run(*args).outlines if line.startswith("speed ")]
+        for args in ([], ["-n", "2"])
+    ]
     assert len(rows[0]) == 2
     assert rows[0] == rows[1]
 

@@ -38,12 +38,17 @@ def test_too_much(llm):
     (row,) = [row for row in lines() if row["test"].endswith("within")]
     assert row["workload"]["type"] == "serve"
     assert row["extra"]["load"]["offered_rate"] == pytest.approx(10, rel=0.01)
-    assert {m["name"]: m["value"] for m in row["metrics"]}["goodput"] == pytest.approx(200 / 20.05, rel=0.01)
+    assert {m["name"]: m["value"] for m in row["metrics"]}["goodput"] == pytest.approx(
+        200 / 20.05, rel=0.01
+    )
 
 
 def test_what_a_reader_must_know_is_in_the_summary(project, run):
     """One slot serves 6.7 requests a second of the ten: the queue grows, and the server preempted."""
-    project(LOADS + "\ndef test_full(llm):\n    run = llm.run(LOAD)\n    assert run.load.saturated\n", script=FULL)
+    project(
+        LOADS + "\ndef test_full(llm):\n    run = llm.run(LOAD)\n    assert run.load.saturated\n",
+        script=FULL,
+    )
     result = run()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*more is asked for than*", "*preempted 3 requests*"])
@@ -55,7 +60,9 @@ def test_a_client_that_is_the_limit_makes_the_run_invalid(project, run):
     result = run()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*InvalidRun: 0 of 3 runs of the load are valid: client-limited: the client sent its requests 20*"],
+        [
+            "*InvalidRun: 0 of 3 runs of the load are valid: client-limited: the client sent its requests 20*"
+        ],
     )
 
 
@@ -101,8 +108,14 @@ def test_capacity(llm):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("llm.highest_rate(Serve(concurrency=1, requests=5))", "*an open loop (rate=) with an SLO is needed*"),
-        ("llm.highest_rate(LOAD, attainment=2)", "*highest_rate(attainment=2)*at most 1 is needed*"),
+        (
+            "llm.highest_rate(Serve(concurrency=1, requests=5))",
+            "*an open loop (rate=) with an SLO is needed*",
+        ),
+        (
+            "llm.highest_rate(LOAD, attainment=2)",
+            "*highest_rate(attainment=2)*at most 1 is needed*",
+        ),
         ("llm.run(Serve())", "*how is it loaded*"),
     ],
 )
@@ -137,7 +150,10 @@ def test_cannot_be_shown(llm):
     result = run()
     result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines_random(
-        ["*Serve() is a load on a server, and engine 'transformers' is none*", "*'int8' cannot be honoured by engine 'server'*"],
+        [
+            "*Serve() is a load on a server, and engine 'transformers' is none*",
+            "*'int8' cannot be honoured by engine 'server'*",
+        ],
     )
 
 
@@ -148,8 +164,14 @@ def test_disabled_sessions_load_nothing(project, run):
 
 
 def test_a_gate_judges_loads_by_their_history(project, run, opened, pytester):
-    """Twelve sessions of a load, a few tenths of a percent apart; the same again, and one a tenth slower."""
-    body = LOADS + "\ndef test_speed(llm):\n    llm.run(Serve(concurrency=2, requests=40, max_new_tokens=11))\n"
+    """Twelve sessions of a load, a few tenths of a percent apart.
+
+    The same again, and one a tenth slower.
+    """
+    body = (
+        LOADS
+        + "\ndef test_speed(llm):\n    llm.run(Serve(concurrency=2, requests=40, max_new_tokens=11))\n"
+    )
     project(body, script=f"{FAST},noise=0.004")
     run("--llmperf-store=none", "--llmperf-json=one.jsonl").assert_outcomes(passed=1)
     record = record_json.decode((pytester.path / "one.jsonl").read_text().splitlines()[-1])

@@ -1,4 +1,7 @@
-"""The soak in small: the same command with a scripted engine, interrupted and gone on with; a FAIL misses the bar."""
+"""The soak in small: the same command with a scripted engine, interrupted and gone on with.
+
+A FAIL misses the bar.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,14 @@ PASSED = Session(gated=True, outcome="PASS", exit_code=0, took_s=1.0)
 
 
 def soak(folder: Path, what: str, n: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "soak.py"), what, "--engine=scripted", f"--sessions={n}", f"--folder={folder}"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "soak.py"),
+        what,
+        "--engine=scripted",
+        f"--sessions={n}",
+        f"--folder={folder}",
+    ]
     return subprocess.run([*command, "--budget=1"], check=False, capture_output=True, text=True)
 
 
@@ -69,7 +79,10 @@ def test_ten_percent_are_found_side_by_side(folder):
 
 
 def test_sessions_without_a_verdict_do_not_count(folder):
-    """INVALID is neither an alarm nor a silence; no verdict meets no bar; five of a hundred may be missed."""
+    """INVALID is neither an alarm nor a silence; no verdict meets no bar.
+
+    Five of a hundred may be missed.
+    """
     invalid = replace(PASSED, outcome="INVALID")
     assert report("same", [invalid])[1] is False
     lines, met = report("same", [PASSED, invalid, replace(PASSED, gated=False)])
@@ -80,7 +93,10 @@ def test_sessions_without_a_verdict_do_not_count(folder):
     assert report("slower", [found] * 94 + [PASSED] * 6)[1] is False
 
 
-@pytest.mark.parametrize(("hits", "n", "bound"), [(0, 200, 0.01487), (0, 1, 0.95), (1, 100, 0.0466), (3, 3, 1.0), (0, 0, 1.0)])
+@pytest.mark.parametrize(
+    ("hits", "n", "bound"),
+    [(0, 200, 0.01487), (0, 1, 0.95), (1, 100, 0.0466), (3, 3, 1.0), (0, 0, 1.0)],
+)
 def test_the_bound_is_that_of_published_tables(hits, n, bound):
     """No hit of n: 1 - 0.05^(1/n)."""
     assert upper_bound(hits, n) == pytest.approx(bound, abs=1e-4)

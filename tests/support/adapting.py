@@ -24,9 +24,13 @@ def adapter(
     size: float = 0.2,
 ) -> Path:
     """An adapter that changes the model's text: both matrices random, not peft's zero, with `size` as standard deviation."""
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in wrapped.named_parameters():
@@ -40,4 +44,10 @@ def adapter(
 def plan(*folders: Path, strategy: str = "fp32", **fields: object) -> LoadPlan:
     """A plan of `arch:tiny-llama` with adapters."""
     model = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
-    return LoadPlan(model=model, weights_dtype="float32", strategy=strategy, adapters=tuple(map(str, folders)), **fields)
+    return LoadPlan(
+        model=model,
+        weights_dtype="float32",
+        strategy=strategy,
+        adapters=tuple(map(str, folders)),
+        **fields,
+    )

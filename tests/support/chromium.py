@@ -1,4 +1,7 @@
-"""A headless Chromium of Debian's, driven by Selenium; what it asked the network for, and what axe-core says of a page."""
+"""A headless Chromium of Debian's, driven by Selenium.
+
+What it asked the network for, and what axe-core says of a page.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,28 @@ from pathlib import Path
 from typing import Any
 
 BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--lang=en",
+)
 
 AXE = (Path(__file__).parents[1] / "browser" / "axe.min.js").read_text(encoding="utf-8")
-"""The accessibility checker; its version and hash are in vendored.json, by which tools/fetch_vendored.py gets it again."""
+"""The accessibility checker.
+
+Its version and hash are in vendored.json, by which tools/fetch_vendored.py gets it again.
+"""
 
 
 @contextmanager
 def browser(width: int = 1280, height: int = 900, *, dark: bool = False) -> Iterator[Any]:
-    """A Chromium with a window of that size. Downloads are refused; its console and its network are kept."""
+    """A Chromium with a window of that size.
+
+    Downloads are refused; its console and its network are kept.
+    """
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -50,12 +66,18 @@ def requested(driver: Any) -> list[str]:
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             found.append(message["params"]["request"]["url"])
-    return [url for url in found if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))]
+    return [
+        url for url in found if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))
+    ]
 
 
 def errors(driver: Any) -> list[str]:
     """What the page said in its console since the last call: errors, and what its policy refused."""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"]
+        for entry in driver.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]
 
 
 def draw_all(driver: Any) -> None:
@@ -69,4 +91,8 @@ def serious_faults(driver: Any) -> list[str]:
     driver.execute_script(AXE)
     ask = "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
     found = driver.execute_async_script(ask)
-    return [f"{v['id']}: {v['nodes'][0]['html'][:150]}" for v in found if v["impact"] in ("serious", "critical")]
+    return [
+        f"{v['id']}: {v['nodes'][0]['html'][:150]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]

@@ -8,10 +8,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NOT_RUN = frozenset(
-    {"fragment", "needs a GPU", "needs a network", "needs files of your own", "needs a program that is not installed"},
+    {
+        "fragment",
+        "needs a GPU",
+        "needs a network",
+        "needs files of your own",
+        "needs a program that is not installed",
+    },
 )
-_FENCE = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^( *)```(\w*)([^\n]*)\n(.*?)^\2```$", re.DOTALL | re.MULTILINE)
-_COMMAND = re.compile(r"(?:^|[;&|]|\bdo )\s*((?:[A-Z_]+=\S+ )*)(pytest|llmperf) ?((?:\"[^\"]*\"|'[^']*'|[^;&|\"'])*)")
+_FENCE = re.compile(
+    r"(?:^<!-- ([^\n]*) -->\n)?^( *)```(\w*)([^\n]*)\n(.*?)^\2```$", re.DOTALL | re.MULTILINE
+)
+_COMMAND = re.compile(
+    r"(?:^|[;&|]|\bdo )\s*((?:[A-Z_]+=\S+ )*)(pytest|llmperf) ?((?:\"[^\"]*\"|'[^']*'|[^;&|\"'])*)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +42,9 @@ class Block:
     @property
     def not_run(self) -> str | None:
         """Why a block is not run, or None."""
-        return self.comment.removeprefix("not run: ") if self.comment.startswith("not run: ") else None
+        return (
+            self.comment.removeprefix("not run: ") if self.comment.startswith("not run: ") else None
+        )
 
 
 def blocks_of(text: str, page: str) -> list[Block]:
@@ -51,10 +63,21 @@ def blocks_of(text: str, page: str) -> list[Block]:
 
 
 def all_blocks() -> list[Block]:
-    """Those of every page that says how to do something. What docs/results/ shows is what was run when the page was made."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "example_suites").rglob("*.md"))]
+    """Those of every page that says how to do something.
+
+    What docs/results/ shows is what was run when the page was made.
+    """
+    pages = [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "example_suites").rglob("*.md")),
+    ]
     kept = [page for page in pages if "results" not in page.relative_to(ROOT).parts]
-    return [block for page in kept for block in blocks_of(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))]
+    return [
+        block
+        for page in kept
+        for block in blocks_of(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))
+    ]
 
 
 def commands(block: Block) -> list[tuple[str, str]]:

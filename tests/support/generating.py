@@ -80,7 +80,9 @@ def batch(rows: list[list[int]] | None = None) -> TokenBatch:
 class Uncompiled(CompileOptions):
     """The loop's logic without torch.compile, for tests that are not about compilation."""
 
-    def compile_step(self, step: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
+    def compile_step(
+        self, step: Callable[[], None], rewind: Callable[[], None]
+    ) -> Callable[[], None]:
         rewind()
         step()
         return step

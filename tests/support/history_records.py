@@ -11,9 +11,20 @@ from pytest_llmperf.core.record import ClaimRecord, Environment, MetricValue, Re
 from pytest_llmperf.core.trace import Mark
 
 
-def metric(name: str = "throughput", value: float | None = 14.2, unit: str = "tok/s") -> MetricValue:
+def metric(
+    name: str = "throughput", value: float | None = 14.2, unit: str = "tok/s"
+) -> MetricValue:
     low, high = (None, None) if value is None else (value * 0.99, value * 1.01)
-    return MetricValue(name=name, unit=unit, direction="higher", formula=f"{name}/1", value=value, low=low, high=high, n=14)
+    return MetricValue(
+        name=name,
+        unit=unit,
+        direction="higher",
+        formula=f"{name}/1",
+        value=value,
+        low=low,
+        high=high,
+        n=14,
+    )
 
 
 def record(record_id: str, **changes: Any) -> Record:
@@ -31,7 +42,9 @@ def record(record_id: str, **changes: Any) -> Record:
         "model": "smollm2-135m",
         "model_hash": "h",
         "environment_key": "e",
-        "environment": Environment(facts={"device": "cpu", "cpu_cores_limit": 2.0, "git_dirty": None}),
+        "environment": Environment(
+            facts={"device": "cpu", "cpu_cores_limit": 2.0, "git_dirty": None}
+        ),
         "effective": None,
         "metrics": (metric(), metric("ttft.p50", 0.08, "s"), metric("energy.per_token", None, "J")),
         "samples": {"throughput": (14.1, 14.3)},
@@ -41,13 +54,34 @@ def record(record_id: str, **changes: Any) -> Record:
     return Record(**{**values, **changes})
 
 
-TEXT = st.text(max_size=12)  # hypothesis draws no lone surrogates; NUL, line and paragraph separators it does
+# Hypothesis draws no lone surrogates; NUL, line and paragraph separators it does.
+TEXT = st.text(max_size=12)
 FLOATS = st.floats(width=64)
-PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
-JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
+JSON = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
 _COUNTS = st.integers(0, 2**31 - 1)
-_TENSORS = st.builds(TensorGroup, kind=TEXT, dtype=TEXT, device=TEXT, tensors=_COUNTS, elements=_COUNTS, bytes=_COUNTS)
-_LINEARS = st.builds(LinearGroup, cls=TEXT, dtype=TEXT, layers=_COUNTS, elements=_COUNTS, bytes=_COUNTS)
+_TENSORS = st.builds(
+    TensorGroup,
+    kind=TEXT,
+    dtype=TEXT,
+    device=TEXT,
+    tensors=_COUNTS,
+    elements=_COUNTS,
+    bytes=_COUNTS,
+)
+_LINEARS = st.builds(
+    LinearGroup, cls=TEXT, dtype=TEXT, layers=_COUNTS, elements=_COUNTS, bytes=_COUNTS
+)
 _EFFECTIVE = st.builds(
     Effective,
     engine=TEXT,

@@ -20,18 +20,38 @@ WORST = {
 
 def run(name, tok_per_s, weights, **changes):
     """A run of a strategy with a speed and a memory."""
-    metrics = (metric(value=tok_per_s), metric("memory.weights", weights, "B"), metric("memory.peak", 1e8, "B"))
-    return record(name, **{"strategy": name, "metrics": metrics, "outcome": "PASS", "samples": {}, **changes})
+    metrics = (
+        metric(value=tok_per_s),
+        metric("memory.weights", weights, "B"),
+        metric("memory.peak", 1e8, "B"),
+    )
+    return record(
+        name, **{"strategy": name, "metrics": metrics, "outcome": "PASS", "samples": {}, **changes}
+    )
 
 
 def agreement(ok=True, top1=0.99, **more):
     kept = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
-    return {"reference": "fp32", "ok": ok, "rule": "containment", "n_prompts": 4, "n_tokens": 128, "top1": kept, **more}
+    return {
+        "reference": "fp32",
+        "ok": ok,
+        "rule": "containment",
+        "n_prompts": 4,
+        "n_tokens": 128,
+        "top1": kept,
+        **more,
+    }
 
 
 def content(*records, **more):
     places = {each.environment_key: each.environment.facts for each in records}
-    fields = {"made": "2026-11-23T12:00:00+00:00", "scope": "a test", "store": "sqlite:///h.db", "places": places, **more}
+    fields = {
+        "made": "2026-11-23T12:00:00+00:00",
+        "scope": "a test",
+        "store": "sqlite:///h.db",
+        "places": places,
+        **more,
+    }
     return Content(records=records, **fields)
 
 
@@ -40,7 +60,10 @@ ELSEWHERE = Environment(facts={"device": "cuda"})
 
 
 class Parsed(HTMLParser):
-    """Elements with their attributes, and the text of each script and of everything else. Libraries are left out: half a MB."""
+    """Elements with their attributes, and the text of each script and of everything else.
+
+    Libraries are left out: half a MB.
+    """
 
     def __init__(self, text, *, without=LIBRARIES):
         for library in without:
@@ -70,5 +93,10 @@ class Parsed(HTMLParser):
 
     def addresses(self):
         """Everything that a browser would fetch or follow, but anchors in the page and data."""
-        found = [a[name] for _, a in self.elements for name in ("src", "href", "action", "data", "poster") if a.get(name)]
+        found = [
+            a[name]
+            for _, a in self.elements
+            for name in ("src", "href", "action", "data", "poster")
+            if a.get(name)
+        ]
         return [each for each in found if not each.startswith(("#", "data:"))]

@@ -63,7 +63,9 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
         for device in held.devices:
             file = stack.enter_context((folder / f"inside-{device}").open("w"))
             try:
-                fcntl.flock(file, (fcntl.LOCK_EX if share == 1.0 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(
+                    file, (fcntl.LOCK_EX if share == 1.0 else fcntl.LOCK_SH) | fcntl.LOCK_NB
+                )
             except BlockingIOError:
                 row["met"] = device
         time.sleep(rng.uniform(0, 0.004))
@@ -79,7 +81,9 @@ def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> 
     rng = random.Random(seed)
     while True:
         cycle(folder, rng, ask=ask)
-        done[slot * 4 : slot * 4 + 4] = (int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1).to_bytes(4)
+        done[slot * 4 : slot * 4 + 4] = (
+            int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1
+        ).to_bytes(4)
 
 
 def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
@@ -91,7 +95,8 @@ def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
     while total < cycles or kills < MIN_KILLS:
         time.sleep(rng.uniform(0.005, 0.03))
         total = sum(int.from_bytes(done[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
-        if total - killed_at < CYCLES_A_KILL:  # on a slow machine too they get somewhere between two kills
+        # On a slow machine too they get somewhere between two kills.
+        if total - killed_at < CYCLES_A_KILL:
             continue
         victim = rng.randrange(PROCESSES)
         end(pids[victim])

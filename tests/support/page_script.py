@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-_BLOCK = re.compile(r"(?:<!-- exits: (\d+) -->\n)?^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"(?:<!-- exits: (\d+) -->\n)?^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 _TITLE = re.compile(r'title="([^"]+)"')
 _NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:\s?(?:%|[kKMGT]?i?B|tok/s|µs|ms|s|min|h|d)(?![\w/]))?")
 _ANYTHING = "…"
@@ -68,13 +70,29 @@ def _commands(body: str, code: int) -> list[Command]:
     return [*commands, Command(line=last.line, shown=last.shown, code=code)]
 
 
-def follow(wanted: list[Step], folder: Path, environ: dict[str, str], *, deadline_s: float) -> list[Ran]:
-    """Do the steps in one shell that begins in `folder`. It stops at the first command with another exit code."""
+def follow(
+    wanted: list[Step], folder: Path, environ: dict[str, str], *, deadline_s: float
+) -> list[Ran]:
+    """Do the steps in one shell that begins in `folder`.
+
+    It stops at the first command with another exit code.
+    """
     kept = folder.parent / f"{folder.name}-steps"
     kept.mkdir()
-    script = "".join(_in_shell(step, kept / str(n)) for n, step in zip(count(), wanted, strict=False))
-    subprocess.run(["bash", "-c", script], check=False, cwd=folder, env=environ, timeout=deadline_s, stdin=subprocess.DEVNULL)
-    return [_result(step, kept / str(n)) for n, step in enumerate(wanted) if isinstance(step, Command)]
+    script = "".join(
+        _in_shell(step, kept / str(n)) for n, step in zip(count(), wanted, strict=False)
+    )
+    subprocess.run(
+        ["bash", "-c", script],
+        check=False,
+        cwd=folder,
+        env=environ,
+        timeout=deadline_s,
+        stdin=subprocess.DEVNULL,
+    )
+    return [
+        _result(step, kept / str(n)) for n, step in enumerate(wanted) if isinstance(step, Command)
+    ]
 
 
 def _in_shell(step: Step, place: Path) -> str:
@@ -90,13 +108,23 @@ def _result(command: Command, place: Path) -> Ran:
     ended = Path(f"{place}.end")
     if not ended.exists():
         return Ran(command=command, code=None, said="", seconds=0.0)
-    times = [float(Path(f"{place}.{name}").read_text(encoding="ascii")) for name in ("begin", "end")]
+    times = [
+        float(Path(f"{place}.{name}").read_text(encoding="ascii")) for name in ("begin", "end")
+    ]
     code = int(Path(f"{place}.code").read_text(encoding="ascii"))
-    return Ran(command=command, code=code, said=place.read_text(encoding="utf-8"), seconds=times[1] - times[0])
+    return Ran(
+        command=command,
+        code=code,
+        said=place.read_text(encoding="utf-8"),
+        seconds=times[1] - times[0],
+    )
 
 
 def not_shown(ran: Ran) -> list[str]:
-    """Lines of the page that the command did not print, in their order. Numbers with their units, and spaces, may differ."""
+    """Lines of the page that the command did not print, in their order.
+
+    Numbers with their units, and spaces, may differ.
+    """
     printed = [_plain(line) for line in ran.said.splitlines()]
     missing, begin = [], 0
     for line in ran.command.shown:

@@ -16,7 +16,11 @@ _OPTIONS = "-c listen_addresses='' -c fsync=off -c full_page_writes=off -c max_c
 def binaries() -> Path | None:
     """The folder with initdb and pg_ctl: on the path, or Debian's newest."""
     found = shutil.which("pg_ctl")
-    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    folders = (
+        [Path(found).resolve().parent]
+        if found
+        else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    )
     return next((folder for folder in folders if (folder / "initdb").is_file()), None)
 
 
@@ -33,7 +37,9 @@ class Server:
     def execute(self, statement: str, database: str = "postgres") -> None:
         import psycopg
 
-        with psycopg.connect(f"host={self._folder} user=postgres dbname={database}", autocommit=True) as connection:
+        with psycopg.connect(
+            f"host={self._folder} user=postgres dbname={database}", autocommit=True
+        ) as connection:
             connection.execute(statement)
 
     def database(self) -> str:
@@ -45,18 +51,34 @@ class Server:
 
 @contextmanager
 def running(folder_of_binaries: Path) -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="llmperf-pg-"))  # short: a socket's path has 107 bytes at most
+    # Short: a socket's path has 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="llmperf-pg-"))
     as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     data, log = folder / "data", folder / "log"
 
     def call(program: str, *arguments: str) -> None:
         command = [*as_postgres, str(folder_of_binaries / program), "-D", str(data), *arguments]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+        subprocess.run(
+            command,
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=120,
+        )
 
     if as_postgres:
         shutil.chown(folder, "postgres")
     try:
-        call("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+        call(
+            "initdb",
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+        )
         call("pg_ctl", "-w", "-l", str(log), "-o", f"{_OPTIONS} -k {folder}", "start")
         try:
             yield Server(folder)

@@ -39,7 +39,16 @@ def test_skipped(llm):
 def records(folder: Path) -> list[Record]:
     """What one session of the project leaves; its own report is in report.html."""
     (folder / "test_it.py").write_text(TESTS.format(hostile=HOSTILE), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "--llmperf-json=out.jsonl"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir=.",
+        "--llmperf-json=out.jsonl",
+    ]
     done = subprocess.run(
         [*command, "--llmperf-html=report.html"],
         cwd=folder,
@@ -56,9 +65,19 @@ def records(folder: Path) -> list[Record]:
 
 def everything(made: list[Record]) -> Content:
     """A report with every kind of figure: the session's records, one of two ranks, one side by side, and a history."""
-    ours = next(record for record in made if record.strategy == "bf16" and record.workload["type"] != "agreement")
+    ours = next(
+        record
+        for record in made
+        if record.strategy == "bf16" and record.workload["type"] != "agreement"
+    )
     pairs = [[80.0, 90.0 + at] for at in range(8)]
-    kept = {"outcome": "PASS", "limit": 0.03, "unit": "tok/s", "ratio": [1.15, 1.1, 1.2], "pairs": pairs}
+    kept = {
+        "outcome": "PASS",
+        "limit": 0.03,
+        "unit": "tok/s",
+        "ratio": [1.15, 1.1, 1.2],
+        "pairs": pairs,
+    }
     against = msgspec.structs.replace(
         ours,
         id="against",
@@ -66,8 +85,12 @@ def everything(made: list[Record]) -> Content:
         strategy="fp16",
         extra={"against": {"base": HOSTILE, "metrics": {"throughput": kept}}},
     )
-    ranks = [{"weights": 4 * 10**9, "kv_cache": 10**8, "peak": (5 + rank) * 10**9} for rank in range(2)]
-    split = msgspec.structs.replace(ours, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS")
+    ranks = [
+        {"weights": 4 * 10**9, "kv_cache": 10**8, "peak": (5 + rank) * 10**9} for rank in range(2)
+    ]
+    split = msgspec.structs.replace(
+        ours, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS"
+    )
     return Content(
         made="2026-11-23T12:00:00+00:00",
         scope="Everything at once",
@@ -75,7 +98,8 @@ def everything(made: list[Record]) -> Content:
         records=(*made, against, split),
         unmeasured=(Unmeasured(test=HOSTILE, outcome="SKIPPED", reason=HOSTILE),),
         histories=(history(ours, 60),),
-        places={each.environment_key: each.environment.facts for each in made} | {"before": {"device": HOSTILE}},
+        places={each.environment_key: each.environment.facts for each in made}
+        | {"before": {"device": HOSTILE}},
         comparable=("device",),
     )
 

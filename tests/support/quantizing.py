@@ -40,16 +40,33 @@ def save_plain(folder, name="arch:tiny-falcon"):
 
 def save_llama(folder):
     """A llama whose layers every method takes: all dimensions are multiples of 64."""
-    shape = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=512, num_key_value_heads=2, initializer_range=0.1, **shape)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=512, num_key_value_heads=2, initializer_range=0.1, **shape)
+    ).save_pretrained(folder)
     return folder
 
 
 LLAMA_SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)] * 2
 
 
-def save_quantized(folder, name="arch:tiny-llama", *, bits=4, group=GROUP, symmetric=True, inputs=False, ignore=(), text=""):
+def save_quantized(
+    folder,
+    name="arch:tiny-llama",
+    *,
+    bits=4,
+    group=GROUP,
+    symmetric=True,
+    inputs=False,
+    ignore=(),
+    text="",
+):
     """A checkpoint in the compressed-tensors format, rounded to nearest by compressed-tensors itself; returns the folder.
 
     Quantized are all linear layers but the output head and those of `ignore`, as its config says. With `text` the inputs
@@ -70,9 +87,15 @@ def save_quantized(folder, name="arch:tiny-llama", *, bits=4, group=GROUP, symme
         _smooth(model, loaded.tokenizer(text, return_tensors="pt").input_ids)
     strategy = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
     weights = QuantizationArgs(num_bits=bits, symmetric=symmetric, **strategy)
-    activations = QuantizationArgs(num_bits=8, symmetric=True, strategy="token", dynamic=True) if inputs else None
+    activations = (
+        QuantizationArgs(num_bits=8, symmetric=True, strategy="token", dynamic=True)
+        if inputs
+        else None
+    )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=activations)
-    config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head", *ignore], quantization_status="frozen")
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme}, ignore=["lm_head", *ignore], quantization_status="frozen"
+    )
     apply_quantization_config(model, config)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is None:
@@ -94,7 +117,10 @@ def _smooth(model, ids):
     """SmoothQuant at strength 0.5 (https://arxiv.org/abs/2211.10438): a norm's output scales move into the layers after it."""
     seen = {}
     pairs = [pair for block in model.model.layers for pair in _norms(block)]
-    hooks = [norm.register_forward_hook(lambda norm, _, out: seen.update({norm: out.abs().amax((0, 1))})) for norm, _ in pairs]
+    hooks = [
+        norm.register_forward_hook(lambda norm, _, out: seen.update({norm: out.abs().amax((0, 1))}))
+        for norm, _ in pairs
+    ]
     with torch.no_grad():
         model(ids)
     for hook in hooks:
@@ -118,17 +144,29 @@ AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
-    """A checkpoint as AutoAWQ publishes them (GEMM: qweight, qzeros, scales), rounded to nearest; returns the folder."""
+    """A checkpoint as AutoAWQ publishes them (GEMM: qweight, qzeros, scales), rounded to nearest.
+
+    Returns the folder.
+    """
     loaded = load(plan_of("fp32", name))
     tensors = {}
     for key, value in loaded.model.state_dict().items():
         if value.dim() == 2 and not key.startswith(("lm_head", "model.embed_tokens")):
-            tensors |= {key.replace(".weight", f".{part}"): made for part, made in awq_tensors(value, group).items()}
+            tensors |= {
+                key.replace(".weight", f".{part}"): made
+                for part, made in awq_tensors(value, group).items()
+            }
         elif key != "lm_head.weight" or not loaded.model.config.tie_word_embeddings:
             tensors[key] = value.contiguous()
     loaded.model.config.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    awq = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    awq = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": group,
+        "zero_point": True,
+        "version": "gemm",
+    }
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": awq}))
     _save_tokenizer(loaded, folder)
@@ -138,7 +176,11 @@ def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
 def awq_tensors(weight, group):
     """[outputs, inputs] -> qweight [inputs, outputs / 8], qzeros [groups, outputs / 8], scales [groups, outputs]."""
     q, zero, scale = rounded(weight, group)
-    return {"qweight": _packed(q.T), "qzeros": _packed(zero.T), "scales": scale.T.half().contiguous()}
+    return {
+        "qweight": _packed(q.T),
+        "qzeros": _packed(zero.T),
+        "scales": scale.T.half().contiguous(),
+    }
 
 
 def rounded(weight, group):
@@ -163,7 +205,9 @@ def from_awq(source, folder):
     from compressed_tensors.entrypoints.convert import convert_checkpoint
     from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 
-    convert_checkpoint(source, folder, AutoAWQConverter.from_pretrained(str(source)), max_workers=1, device="cpu")
+    convert_checkpoint(
+        source, folder, AutoAWQConverter.from_pretrained(str(source)), max_workers=1, device="cpu"
+    )
     return folder
 
 
@@ -174,4 +218,6 @@ def _save_tokenizer(loaded, folder):
 
 def plain_from_pretrained(folder, **quantization):
     """The folder as transformers itself quantizes it."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": "cpu"}, **quantization)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, device_map={"": "cpu"}, **quantization
+    )

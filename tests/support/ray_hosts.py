@@ -1,4 +1,6 @@
-"""A Ray cluster of two nodes on this machine, one CPU each, until standard input ends. Prints its two addresses.
+"""A Ray cluster of two nodes on this machine, one CPU each, until standard input ends.
+
+Prints its two addresses.
 
 Its own nodes alone end with it: `ray stop` would end every Ray process of the machine.
 """
@@ -21,11 +23,19 @@ def free_port() -> int:
 
 def main() -> None:
     client_port = free_port()
-    node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": client_port})
+    node = {
+        "num_cpus": 1,
+        "num_gpus": 0,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+    }
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**node, "ray_client_server_port": client_port}
+    )
     cluster.add_node(**node)
     cluster.wait_for_nodes()
-    print(f"hosts {cluster.address} ray://127.0.0.1:{client_port}", flush=True)  # noqa: T201 - read by the test
+    # Read by the test.
+    print(f"hosts {cluster.address} ray://127.0.0.1:{client_port}", flush=True)  # noqa: T201
     sys.stdin.read()
     cluster.shutdown()
 

@@ -21,7 +21,10 @@ NEW_TOKENS, BATCH = 16, 24
 
 NIGHTLY = [
     pytest.mark.real_model,
-    pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="a minute each on two cores: make nightly runs it"),
+    pytest.mark.skipif(
+        "LLMPERF_NIGHTLY" not in os.environ,
+        reason="a minute each on two cores: make nightly runs it",
+    ),
 ]
 """Marks of a module of such tests."""
 
@@ -64,4 +67,6 @@ def say(capsys, name, found, about):
     """Print the figures of an agreement, with their intervals: the results pages are made from this."""
     shown = ("perplexity_ratio", "top1", "top5", "kl", "sqnr_db")
     with capsys.disabled():
-        sys.stdout.write(f"\n{name}: {about}; {'; '.join(f'{field} {getattr(found, field)}' for field in shown)}\n")
+        sys.stdout.write(
+            f"\n{name}: {about}; {'; '.join(f'{field} {getattr(found, field)}' for field in shown)}\n"
+        )

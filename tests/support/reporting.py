@@ -23,7 +23,13 @@ def metric(
 ) -> MetricValue:
     """A metric value; None is not measurable."""
     confidence = None if low is None else 0.99
-    return replace(history_records.metric(name, value, unit), low=low, high=high, confidence=confidence, reason=reason)
+    return replace(
+        history_records.metric(name, value, unit),
+        low=low,
+        high=high,
+        confidence=confidence,
+        reason=reason,
+    )
 
 
 METRICS = (
@@ -35,7 +41,12 @@ METRICS = (
     metric("memory.peak", 612e6, "B"),
     metric("mbu", 0.412, "1"),
     metric("mfu", 0.0123, "1"),
-    metric("energy.per_token", None, "J", reason="this machine has no energy counter (no RAPL, no NVML)"),
+    metric(
+        "energy.per_token",
+        None,
+        "J",
+        reason="this machine has no energy counter (no RAPL, no NVML)",
+    ),
     metric("load_time", 3.21, "s"),
 )
 
@@ -54,7 +65,10 @@ def record(number: int = 0, **changes: Any) -> Record:
 
 
 class Terminal:
-    """What a TerminalReporter gives a report: write, write_line, write_sep and its writer. `text` is what was written."""
+    """What a TerminalReporter gives a report: write, write_line, write_sep and its writer.
+
+    `text` is what was written.
+    """
 
     def __init__(self, width: int, *, encoding: str = "utf-8", colour: str = "no") -> None:
         self._bytes = io.BytesIO()

@@ -26,7 +26,10 @@ IGNORED = ".llmperf\n__pycache__\n*.jsonl\n.benchmarks\nstdout\nstderr\nrunpytes
 
 
 class Repository:
-    """The project in `path`. `commit` writes files and commits them; `write` leaves them uncommitted."""
+    """The project in `path`.
+
+    `commit` writes files and commits them; `write` leaves them uncommitted.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +40,9 @@ class Repository:
         self.write(**{"pytest.ini": "[pytest]\n", ".gitignore": IGNORED})
 
     def git(self, *words: str) -> str:
-        return subprocess.run(["git", *words], cwd=self.path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=self.path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def write(self, **files: str) -> None:
         for name, text in files.items():
@@ -59,7 +64,13 @@ class Repository:
         inside = [p.relative_to(self.path) for p in self.path.glob(".git/**/*")]
         kept = sorted(str(p) for p in inside if not {"objects", "packed-refs"} & set(p.parts))
         refs = self.git("for-each-ref", "--format=%(refname) %(objectname)")
-        return (self.git("status", "--porcelain"), self.git("rev-parse", "HEAD"), refs, self.git("worktree", "list"), *kept)
+        return (
+            self.git("status", "--porcelain"),
+            self.git("rev-parse", "HEAD"),
+            refs,
+            self.git("worktree", "list"),
+            *kept,
+        )
 
     def llmperf(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest_llmperf", *words]

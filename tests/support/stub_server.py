@@ -30,7 +30,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ttft-ms", type=float, default=0.0)
     parser.add_argument("--token-ms", type=float, default=0.0)
     parser.add_argument("--bundle", type=int, default=1, help="tokens of a message")
-    parser.add_argument("--slots", type=int, default=0, help="requests served at once; the others wait")
+    parser.add_argument(
+        "--slots", type=int, default=0, help="requests served at once; the others wait"
+    )
     parser.add_argument("--dtype", default="")
     parser.add_argument("--fault", default="")
     parser.add_argument("--first", type=int, default=3, help="the fault begins with this request")
@@ -46,7 +48,9 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, path, _ = head.split(" ", 2)
-            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+            headers = dict(
+                line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line
+            )
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             if method == "POST":
                 ARRIVALS.append(time.perf_counter_ns())
@@ -65,7 +69,9 @@ def page(path: str) -> tuple[int, str]:
     if path == "/v1/models":
         return 200, json.dumps({"data": [{"id": ARGS.model}]})
     if path == "/info" and ARGS.protocol == "tgi":
-        return 200, json.dumps({"model_id": ARGS.model, "model_dtype": f"torch.{ARGS.dtype}", "version": "3.0"})
+        return 200, json.dumps(
+            {"model_id": ARGS.model, "model_dtype": f"torch.{ARGS.dtype}", "version": "3.0"}
+        )
     if path.startswith("/server_info") and ARGS.dtype:
         return 200, json.dumps({"vllm_config": {"model_config": {"dtype": f"torch.{ARGS.dtype}"}}})
     if path == "/metrics":
@@ -90,7 +96,10 @@ def taken() -> tuple[int, str]:
 
 def answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:
     data = text.encode()
-    writer.write(f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    writer.write(
+        f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
 
 
 def fault() -> str:
@@ -116,7 +125,9 @@ async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], asked:
         writer.transport.abort()
         asyncio.get_running_loop().call_later(0.7, os._exit, 7)
         return None
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     COUNTED["running"] += 1
     COUNTED["preemptions"] += wrong == "preempt"
     async with SLOTS:
@@ -145,7 +156,15 @@ async def stream(writer: asyncio.StreamWriter, asked: dict, wrong: str) -> None:
             await asyncio.sleep(wait)
         if wrong in {"break", "stall", "bad-json", "error"} and i >= 2:
             return await go_wrong(writer, wrong)
-        send(writer, message(asked, [f"w{(i + j) % 50}" for j in range(min(ARGS.bundle, n - i))], n, last=i + ARGS.bundle >= n))
+        send(
+            writer,
+            message(
+                asked,
+                [f"w{(i + j) % 50}" for j in range(min(ARGS.bundle, n - i))],
+                n,
+                last=i + ARGS.bundle >= n,
+            ),
+        )
         if i % 16 == 0:
             await writer.drain()
     said = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
@@ -170,14 +189,26 @@ async def go_wrong(writer: asyncio.StreamWriter, wrong: str) -> None:
 
 
 def role(asked: dict) -> str | None:
-    return as_json({"choices": [{"delta": {"role": "assistant", "content": ""}}]}) if "messages" in asked else None
+    return (
+        as_json({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        if "messages" in asked
+        else None
+    )
 
 
 def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
     text = " ".join(words) + " "
     if ARGS.protocol == "tgi":
-        details = {"finish_reason": "length", "generated_tokens": n, "input_length": 4} if last else None
-        return as_json({"index": 1, "token": {"id": 5, "text": text, "logprob": -1.0, "special": False}, "details": details})
+        details = (
+            {"finish_reason": "length", "generated_tokens": n, "input_length": 4} if last else None
+        )
+        return as_json(
+            {
+                "index": 1,
+                "token": {"id": 5, "text": text, "logprob": -1.0, "special": False},
+                "details": details,
+            }
+        )
     what = {"delta": {"content": text}} if "messages" in asked else {"text": text}
     kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
     choice = {"index": 0, **what, "finish_reason": "length" if last else None}
@@ -219,7 +250,8 @@ async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
     pids = [os.getpid()]
     if ARGS.fault == "grandchild":
-        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: ASYNC220 - before it serves
+        # Before it serves.
+        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: ASYNC220
     if ARGS.pid_file:
         Path(ARGS.pid_file).write_text(json.dumps(pids))  # noqa: ASYNC240 - before it serves
     server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)

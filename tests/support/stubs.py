@@ -19,7 +19,10 @@ def write_model(folder: Path) -> Path:
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "stub"}')
     words = [f"w{i}" for i in range(500)] + [f"[{lap}.{i}]" for lap in range(20) for i in range(20)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))  # noqa: S106 - a word
+    # A word.
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(model / "tokenizer.json"))
     return model
@@ -30,7 +33,15 @@ def stub_command(*args: str) -> str:
     return " ".join([sys.executable, str(STUB), "--port", "{port}", "--model", "tiny", *args])
 
 
-def stub_plan(model: Path, *args: str, engine: str = "server", **options: str | float | bool) -> LoadPlan:
+def stub_plan(
+    model: Path, *args: str, engine: str = "server", **options: str | float | bool
+) -> LoadPlan:
     """The load plan of a stub."""
-    given = {"command": stub_command(*args), "name": "tiny", "stop_timeout": 0.5, "start_timeout": 20, **options}
+    given = {
+        "command": stub_command(*args),
+        "name": "tiny",
+        "stop_timeout": 0.5,
+        "start_timeout": 20,
+        **options,
+    }
     return LoadPlan(model=model_ref(str(model)), engine=engine, options=tuple(given.items()))

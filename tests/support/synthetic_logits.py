@@ -1,4 +1,7 @@
-"""Prompts of a candidate and its reference, scored from logits that a test makes itself. No torch: small vocabularies."""
+"""Prompts of a candidate and its reference, scored from logits that a test makes itself.
+
+No torch: small vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ Row = list[float]
 
 def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> PromptComparison:
     """One prompt; the texts are the argmaxes, so that they differ first where those do."""
-    tokens, own = ([max(range(len(row)), key=row.__getitem__) for row in side] for side in (reference, candidate))
+    tokens, own = (
+        [max(range(len(row)), key=row.__getitem__) for row in side]
+        for side in (reference, candidate)
+    )
     ours, theirs = [_logp(row) for row in candidate], [_logp(row) for row in reference]
     at = next((i for i, (r, c) in enumerate(zip(tokens, own, strict=True)) if r != c), None)
     pairs = list(zip(reference, candidate, strict=True))
@@ -25,7 +31,8 @@ def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> 
         top1=tuple(r == c for r, c in zip(tokens, own, strict=True)),
         top5=tuple(_rank(row, token) < 5 for row, token in zip(candidate, tokens, strict=True)),
         kl=tuple(
-            max(0.0, sum(math.exp(r) * (r - c) for r, c in zip(*rows, strict=True))) for rows in zip(theirs, ours, strict=True)
+            max(0.0, sum(math.exp(r) * (r - c) for r, c in zip(*rows, strict=True)))
+            for rows in zip(theirs, ours, strict=True)
         ),
         reference_logprob=tuple(row[token] for row, token in zip(theirs, tokens, strict=True)),
         candidate_logprob=tuple(row[token] for row, token in zip(ours, tokens, strict=True)),
@@ -40,11 +47,18 @@ def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> 
     )
 
 
-def prompts(change: Callable[[Row, random.Random], Row], n: int = 12, seed: int = 0) -> tuple[PromptComparison, ...]:
+def prompts(
+    change: Callable[[Row, random.Random], Row], n: int = 12, seed: int = 0
+) -> tuple[PromptComparison, ...]:
     """`n` prompts whose candidate logits are the reference's after `change`."""
     draw = random.Random(seed)
-    rows = [[[draw.gauss(0, 3) for _ in range(VOCABULARY)] for _ in range(POSITIONS)] for _ in range(n)]
-    return tuple(compared(i, row, [change(list(position), draw) for position in row]) for i, row in enumerate(rows))
+    rows = [
+        [[draw.gauss(0, 3) for _ in range(VOCABULARY)] for _ in range(POSITIONS)] for _ in range(n)
+    ]
+    return tuple(
+        compared(i, row, [change(list(position), draw) for position in row])
+        for i, row in enumerate(rows)
+    )
 
 
 def noisy(sqnr_db: float) -> Callable[[Row, random.Random], Row]:

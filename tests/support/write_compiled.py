@@ -1,7 +1,8 @@
 """Write the compiled modules that a session loads, once: the tests start a thousand sessions.
 
-Where Python is told to write none (PYTHONDONTWRITEBYTECODE, as in many containers), each session compiles this package and
-rewrites the assertions of all plugins anew, which makes it half as fast. What is written here is read all the same.
+Where Python is told to write none (PYTHONDONTWRITEBYTECODE, as in many containers), each session
+compiles this package and rewrites the assertions of all plugins anew, which makes it half as fast.
+What is written here is read all the same.
 """
 
 from __future__ import annotations
@@ -28,11 +29,22 @@ def test_speed(llm):
 def main() -> None:
     """The package, and one scripted session, plain and under pytest-xdist."""
     compileall.compile_dir(Path(pytest_llmperf.__file__).parent, quiet=1)
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environ = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "test_it.py").write_text(TEST, encoding="utf-8")
         for more in ((), ("-n1",)):
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--llmperf-html=report.html", *more]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--llmperf-html=report.html",
+                *more,
+            ]
             subprocess.run(command, cwd=folder, check=True, env=environ, stdout=subprocess.DEVNULL)
 
 

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WRONG = {n for n, line in enumerate((HERE / "wrong.txt").read_text().splitlines(), start=1) if "# wrong" in line}
+WRONG = {
+    n
+    for n, line in enumerate((HERE / "wrong.txt").read_text().splitlines(), start=1)
+    if "# wrong" in line
+}
 
 
 @pytest.fixture
@@ -26,7 +30,14 @@ def user(tmp_path):
 
 def test_mypy_strict_sees_no_fault_in_a_users_suite_and_every_wrong_line(user):
     """--disallow-any-expr: nothing that a test touches is an Any, so that nothing goes unchecked."""
-    command = ["-m", "mypy", "--strict", "--disallow-any-expr", "--no-error-summary", f"--cache-dir={user}/cache"]
+    command = [
+        "-m",
+        "mypy",
+        "--strict",
+        "--disallow-any-expr",
+        "--no-error-summary",
+        f"--cache-dir={user}/cache",
+    ]
     done = subprocess.run(
         [sys.executable, *command, "suite.py", "wrong.py"],
         cwd=user,
@@ -36,19 +47,38 @@ def test_mypy_strict_sees_no_fault_in_a_users_suite_and_every_wrong_line(user):
         timeout=300,
     )
     faults = re.findall(r"^(\w+\.py):(\d+): error", done.stdout, re.MULTILINE)
-    assert {int(line) for file, line in faults if file == "wrong.py"} == WRONG, done.stdout + done.stderr
+    assert {int(line) for file, line in faults if file == "wrong.py"} == WRONG, (
+        done.stdout + done.stderr
+    )
     assert [fault for fault in faults if fault[0] == "suite.py"] == [], done.stdout
 
 
-@pytest.mark.skipif(find_spec("pyright") is None, reason="pyright is not installed: pip install 'pytest-llmperf[dev]'")
+@pytest.mark.skipif(
+    find_spec("pyright") is None,
+    reason="pyright is not installed: pip install 'pytest-llmperf[dev]'",
+)
 def test_pyright_strict_sees_the_same(user):
     """The other checker, which editors use."""
     settings = {"typeCheckingMode": "strict", "include": ["suite.py", "wrong.py"]}
     (user / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", "."]
-    done = subprocess.run(command, cwd=user, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "pyright",
+        "--outputjson",
+        "--pythonpath",
+        sys.executable,
+        "-p",
+        ".",
+    ]
+    done = subprocess.run(
+        command, cwd=user, capture_output=True, text=True, check=False, timeout=300
+    )
     found = json.loads(done.stdout)["generalDiagnostics"]
-    faults = [(Path(each["file"]).name, each["range"]["start"]["line"] + 1, each["message"]) for each in found]
+    faults = [
+        (Path(each["file"]).name, each["range"]["start"]["line"] + 1, each["message"])
+        for each in found
+    ]
     assert {line for file, line, _ in faults if file == "wrong.py"} == WRONG, faults
     assert [fault for fault in faults if fault[0] == "suite.py"] == []
 

@@ -13,7 +13,9 @@ def server() -> Iterator[Server]:
     """A private PostgreSQL server."""
     folder = binaries()
     if folder is None:
-        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed: the store was not tried on PostgreSQL")
+        pytest.skip(
+            "PostgreSQL's server programs (initdb, pg_ctl) are not installed: the store was not tried on PostgreSQL"
+        )
     with running(folder) as started:
         yield started
 

@@ -16,7 +16,16 @@ from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import UsageError
 
-QUANTITIES = ("top1", "top5", "kl", "perplexity_ratio", "logprob_mae", "prefix_match", "sqnr_db", "logit_correlation")
+QUANTITIES = (
+    "top1",
+    "top5",
+    "kl",
+    "perplexity_ratio",
+    "logprob_mae",
+    "prefix_match",
+    "sqnr_db",
+    "logit_correlation",
+)
 _SHOWN_PROMPTS = 3
 _OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
 
@@ -37,10 +46,12 @@ class _Sums(NamedTuple):
 
 
 class Agreement:
-    """How well a candidate's outputs agree with those of its reference. Intervals are bootstrapped over prompts.
+    """How well a candidate's outputs agree with those of its reference.
 
-    `same_model`: it was compared with itself, which proves nothing of it. `noise_floor`: the reference against itself.
-    `reference` is its strategy.
+    Intervals are bootstrapped over prompts.
+
+    `same_model`: it was compared with itself, which proves nothing of it. `noise_floor`: the
+    reference against itself. `reference` is its strategy.
     """
 
     def __init__(
@@ -55,17 +66,23 @@ class Agreement:
         reference: str = "",
     ) -> None:
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
-        self.noise_floor = None if noise_floor is None else Agreement(noise_floor, rule=Rule(), same_model=True)
+        self.noise_floor = (
+            None if noise_floor is None else Agreement(noise_floor, rule=Rule(), same_model=True)
+        )
         self._subject, self._context, self._reference = subject, context, reference
         if self.n_tokens == 0:
-            raise UsageError("agreement compared 0 tokens: nothing was compared. Give prompts, and new_tokens of at least 1.")
+            raise UsageError(
+                "agreement compared 0 tokens: nothing was compared. Give prompts, and new_tokens of at least 1."
+            )
         self._sums = tuple(map(_sums, self.prompts))
 
     def __repr__(self) -> str:
         return f"<agreement over {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}: {self._verdict()}>"
 
     def __bool__(self) -> bool:
-        raise UsageError("an agreement is neither true nor false: claim .ok, or one of its numbers, such as .top1 >= 0.97.")
+        raise UsageError(
+            "an agreement is neither true nor false: claim .ok, or one of its numbers, such as .top1 >= 0.97."
+        )
 
     @property
     def n_prompts(self) -> int:
@@ -104,8 +121,13 @@ class Agreement:
 
     @cached_property
     def perplexity_ratio(self) -> Estimate | NotMeasurable:
-        """Perplexity of the reference's tokens under the candidate over that under the reference; below 1 is better."""
-        return self._of_logits("perplexity_ratio", lambda rows: math.exp(min(700.0, _per_token(rows, 4))))
+        """Perplexity of the reference's tokens under the candidate over that under the reference.
+
+        Below 1 is better.
+        """
+        return self._of_logits(
+            "perplexity_ratio", lambda rows: math.exp(min(700.0, _per_token(rows, 4)))
+        )
 
     @cached_property
     def logprob_mae(self) -> Estimate | NotMeasurable:
@@ -115,19 +137,29 @@ class Agreement:
     @cached_property
     def prefix_match(self) -> Estimate:
         """Mean share of the free-running greedy tokens before the first divergence."""
-        return self._bootstrapped("prefix_match", lambda rows: math.fsum(row.prefix for row in rows) / len(rows))
+        return self._bootstrapped(
+            "prefix_match", lambda rows: math.fsum(row.prefix for row in rows) / len(rows)
+        )
 
     @cached_property
     def sqnr_db(self) -> Estimate | NotMeasurable:
-        """Power of the reference's logits over that of the candidate's error, dB; infinite when they are equal."""
+        """Power of the reference's logits over that of the candidate's error, dB.
+
+        Infinite when they are equal.
+        """
         return self._of_logits("sqnr_db", _sqnr_db)
 
     @cached_property
     def logit_correlation(self) -> Estimate | NotMeasurable:
-        """Pearson's correlation of the two models' logits, means removed position by position; 1 is equal up to a scale."""
+        """Pearson's correlation of the two models' logits, means removed position by position.
+
+        1 is equal up to a scale.
+        """
         silent = [row.index for row in self.prompts if row.candidate_signal is None]
         if silent:
-            return NotMeasurable("agreement.logit_correlation", "this engine does not report the candidate's signal")
+            return NotMeasurable(
+                "agreement.logit_correlation", "this engine does not report the candidate's signal"
+            )
         return self._of_logits("logit_correlation", _correlation)
 
     def containment(self, k: int = 5, horizon: int = 32) -> Estimate:
@@ -188,7 +220,11 @@ class Agreement:
     def _verdict(self) -> str:
         if not self.rule.criteria:
             return "no rule"
-        return f"{self.rule} does not hold: {'; '.join(self.reasons)}" if self.reasons else f"{self.rule} holds"
+        return (
+            f"{self.rule} does not hold: {'; '.join(self.reasons)}"
+            if self.reasons
+            else f"{self.rule} holds"
+        )
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""
@@ -200,7 +236,9 @@ class Agreement:
             right=str(self.rule),
         )
 
-    def _of_logits(self, name: str, statistic: Callable[[Sequence[_Sums]], float]) -> Estimate | NotMeasurable:
+    def _of_logits(
+        self, name: str, statistic: Callable[[Sequence[_Sums]], float]
+    ) -> Estimate | NotMeasurable:
         if self.not_finite:
             return NotMeasurable(
                 f"agreement.{name}",
@@ -233,8 +271,12 @@ class Agreement:
 
 def _sums(row: PromptComparison) -> _Sums:
     gaps = [r - c for r, c in zip(row.reference_logprob, row.candidate_logprob, strict=True)]
-    if not len(row.top1) == len(row.top5) == len(gaps) or (len(row.kl) != len(gaps) and not row.partial):
-        raise UsageError(f"prompt {row.index}: its sequences differ in length; the engine's comparison is broken.")
+    if not len(row.top1) == len(row.top5) == len(gaps) or (
+        len(row.kl) != len(gaps) and not row.partial
+    ):
+        raise UsageError(
+            f"prompt {row.index}: its sequences differ in length; the engine's comparison is broken."
+        )
     return _Sums(
         n=len(row.top1),
         top1=sum(row.top1),
@@ -276,4 +318,9 @@ def _disagreement(row: PromptComparison) -> float:
 def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
     if isinstance(quantity, NotMeasurable):
         return {"value": None, "reason": quantity.reason}
-    return {"value": quantity.value, "low": quantity.low, "high": quantity.high, "unit": quantity.unit}
+    return {
+        "value": quantity.value,
+        "low": quantity.low,
+        "high": quantity.high,
+        "unit": quantity.unit,
+    }

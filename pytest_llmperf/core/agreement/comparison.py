@@ -25,17 +25,20 @@ class WorstPosition(Struct, frozen=True, kw_only=True):
 
 
 class PromptComparison(Struct, frozen=True, kw_only=True):
-    """One prompt. Sequences run over the positions of the reference's own greedy continuation, teacher-forced.
+    """One prompt.
 
-    `kl` in nats, KL(reference || candidate); log-probabilities are of the reference's token. `signal` and `noise` are
-    sums over positions and vocabulary of reference logits squared (mean removed per position) and of the squared error
-    of the candidate's (mean removed), for SQNR; `candidate_signal` is the first of the candidate's own, None where an
-    engine does not report it. `first_divergence` compares free-running greedy tokens: the first
-    position that differs, None when all `n_free` do agree. The two ranks say where, at that position, the
-    candidate's token stands in the reference's order and the reference's in the candidate's (0 is the argmax).
+    Sequences run over the positions of the reference's own greedy continuation, teacher-forced.
 
-    `partial` says why an engine gives log-probabilities of some tokens and no logits: `kl` is then empty, and what is made of
-    logits is 0 and not to be used.
+    `kl` in nats, KL(reference || candidate); log-probabilities are of the reference's token.
+    `signal` and `noise` are sums over positions and vocabulary of reference logits squared (mean
+    removed per position) and of the squared error of the candidate's (mean removed), for SQNR;
+    `candidate_signal` is the first of the candidate's own, None where an engine does not report it.
+    `first_divergence` compares free-running greedy tokens: the first position that differs, None
+    when all `n_free` do agree. The two ranks say where, at that position, the candidate's token
+    stands in the reference's order and the reference's in the candidate's (0 is the argmax).
+
+    `partial` says why an engine gives log-probabilities of some tokens and no logits: `kl` is then
+    empty, and what is made of logits is 0 and not to be used.
     """
 
     index: int
@@ -62,7 +65,14 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
     @property
     def finite(self) -> bool:
         """Whether all its numbers are; a model that overflows gives NaN logits."""
-        numbers = (*self.kl, *self.reference_logprob, *self.candidate_logprob, self.signal, self.noise, self.max_abs_logit_error)
+        numbers = (
+            *self.kl,
+            *self.reference_logprob,
+            *self.candidate_logprob,
+            self.signal,
+            self.noise,
+            self.max_abs_logit_error,
+        )
         return all(map(math.isfinite, numbers))
 
     def contained(self, k: int, horizon: int) -> bool:

@@ -18,7 +18,10 @@ RECOVERY = 0.95
 
 
 class Kind(NamedTuple):
-    """A row of the table. `rule` "" has no default: `give` then says what a test has to give. `source` is of the numbers."""
+    """A row of the table. `rule` "" has no default: `give` then says what a test has to give.
+
+    `source` is of the numbers.
+    """
 
     variant: str
     rule: str
@@ -73,7 +76,9 @@ KINDS: dict[str, Kind] = {
         "containment(k=5, horizon=32)",
         f"{_CLOSE}; near ties flip with the number of tokens in a step",
     ),
-    "adapter-merged": Kind("adapter merged against unmerged, 16-bit", "containment(k=5, horizon=32)", _CLOSE),
+    "adapter-merged": Kind(
+        "adapter merged against unmerged, 16-bit", "containment(k=5, horizon=32)", _CLOSE
+    ),
     "kv-8-bit": Kind(
         "8-bit KV cache",
         "containment(k=8, horizon=4)",
@@ -84,8 +89,15 @@ KINDS: dict[str, Kind] = {
         "containment(k=8, horizon=4)+perplexity(1.03)+sqnr(20)",
         f"{_FP8}; the rest chosen here: {_DAMAGED}",
     ),
-    "4-bit": Kind("4-bit weights", "", f"perplexity is the test's budget; recovery >= {RECOVERY:g} chosen here", _PERPLEXITY),
-    "pruned": Kind("pruned weights", "", "perplexity and recovery are the test's budget", _PERPLEXITY),
+    "4-bit": Kind(
+        "4-bit weights",
+        "",
+        f"perplexity is the test's budget; recovery >= {RECOVERY:g} chosen here",
+        _PERPLEXITY,
+    ),
+    "pruned": Kind(
+        "pruned weights", "", "perplexity and recovery are the test's budget", _PERPLEXITY
+    ),
     "adapter": Kind(
         "an adapter against another, or against none",
         "",
@@ -96,13 +108,17 @@ KINDS: dict[str, Kind] = {
 """Kind of variant -> rule, the coarser kinds below: a variant that is of several kinds takes the rule of the lowest."""
 
 DEFAULT_RULES: dict[str, str] = {name: kind.rule for name, kind in KINDS.items()}
-"""Kind of variant -> the text of its rule; "" has no default: its limits are the test's own budget."""
+"""Kind of variant -> the text of its rule; "" has no default: its limits are the test's own budget.
+"""
 
 QUANTIZATION_KINDS: dict[str, str] = {
     **dict.fromkeys(("int8", "int8wo", "fp8", "w8a8"), "8-bit"),
     **dict.fromkeys(("nf4", "fp4", "int4wo", "gptq", "awq", "w4a16"), "4-bit"),
 }
-"""Name of a quantization part -> kind. One that is not here (a checkpoint's own scheme) counts as the coarsest, 4-bit."""
+"""Name of a quantization part -> kind.
+
+One that is not here (a checkpoint's own scheme) counts as the coarsest, 4-bit.
+"""
 
 _DTYPE_KINDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _COARSEST_LAST = tuple(KINDS)
@@ -112,8 +128,9 @@ _EIGHT_BIT_CACHES = ("int8", "fp8")
 def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
     """A key of KINDS: the coarsest of what the two plans differ in.
 
-    Autocast counts by the dtype it computes in. A dtype that the plan leaves to the checkpoint ("auto") may be any, and
-    takes the rule of the coarsest. Two dtypes take the rule of the coarser. Raises UsageError for an unknown kind option.
+    Autocast counts by the dtype it computes in. A dtype that the plan leaves to the checkpoint
+    ("auto") may be any, and takes the rule of the coarsest. Two dtypes take the rule of the
+    coarser. Raises UsageError for an unknown kind option.
     """
     if candidate == reference:
         return "same"
@@ -130,22 +147,37 @@ def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
 
 
 def _kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Iterator[str]:
-    """The kind of each difference. Fields that both share are none: nf4 against nf4 with another cache differs in the cache."""
-    merged = candidate.adapters == reference.adapters and candidate.merge_adapters != reference.merge_adapters
+    """The kind of each difference.
+
+    Fields that both share are none: nf4 against nf4 with another cache differs in the cache.
+    """
+    merged = (
+        candidate.adapters == reference.adapters
+        and candidate.merge_adapters != reference.merge_adapters
+    )
     same_dtype = _dtype_kind(candidate) == _dtype_kind(reference)
     if candidate.pruning != reference.pruning:
         yield "pruned"
     if candidate.adapters != reference.adapters:
         yield "adapter"
-    if candidate.quantization != reference.quantization or merged:  # merging into quantized weights rounds them again
-        yield from (_quantization_kind(plan.quantization) for plan in (candidate, reference) if plan.quantization is not None)
-    if candidate.cache != reference.cache and {candidate.cache, reference.cache} & set(_EIGHT_BIT_CACHES):
+    # Merging into quantized weights rounds them again.
+    if candidate.quantization != reference.quantization or merged:
+        yield from (
+            _quantization_kind(plan.quantization)
+            for plan in (candidate, reference)
+            if plan.quantization is not None
+        )
+    if candidate.cache != reference.cache and {candidate.cache, reference.cache} & set(
+        _EIGHT_BIT_CACHES
+    ):
         yield "kv-8-bit"
     if merged:
         yield "adapter-merged-fp32" if dtype == "fp32" else "adapter-merged"
     if candidate.assist != reference.assist and same_dtype:
         yield "assisted-fp32" if dtype == "fp32" else "assisted"
-    if (candidate.ranks != reference.ranks or candidate.offload != reference.offload) and same_dtype:
+    if (
+        candidate.ranks != reference.ranks or candidate.offload != reference.offload
+    ) and same_dtype:
         yield "parallel"
     if _differ_otherwise(candidate, reference):
         yield dtype
@@ -158,7 +190,10 @@ def _differ_otherwise(candidate: LoadPlan, reference: LoadPlan) -> bool:
         strategy=reference.strategy,
         assist=reference.assist,
         merge_adapters=reference.merge_adapters,
-        **{name: getattr(reference, name) for name in ("ranks", "tp", "fsdp", "pp", "dp", "offload")},
+        **{
+            name: getattr(reference, name)
+            for name in ("ranks", "tp", "fsdp", "pp", "dp", "offload")
+        },
     )
     return alike != reference
 

@@ -10,7 +10,8 @@ from pytest_llmperf.core.agreement.comparison import TopToken
 class TopTokens(Struct, frozen=True, kw_only=True):
     """The k likeliest tokens after a prompt, the likeliest first; a tie goes to the smaller id.
 
-    `prompt_ids` are what went in: hand them to another model, so that a text is tokenised once. `token in top` asks by id.
+    `prompt_ids` are what went in: hand them to another model, so that a text is tokenised once.
+    `token in top` asks by id.
     """
 
     prompt_ids: tuple[int, ...]

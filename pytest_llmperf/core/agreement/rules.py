@@ -1,4 +1,7 @@
-"""Agreement rules as data: criteria that must all hold, and their text form. Which one a variant gets is in `core.agreement.kinds`."""
+"""Agreement rules as data: criteria that must all hold, and their text form.
+
+Which one a variant gets is in `core.agreement.kinds`.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +53,15 @@ class Rule(Struct, frozen=True):
     def reasons(self, agreement: Agreement) -> tuple[str, ...]:
         """Why the rule does not hold; empty when it does. Logits that are not finite never hold."""
         if agreement.not_finite:
-            return (f"logits are not finite in {len(agreement.not_finite)} of {agreement.n_prompts} prompts",)
+            return (
+                f"logits are not finite in {len(agreement.not_finite)} of {agreement.n_prompts} prompts",
+            )
         if agreement.partial:
-            silent = [f"{c}: not measurable: {agreement.partial}" for c in self.criteria if c.name in _OF_LOGITS]
+            silent = [
+                f"{c}: not measurable: {agreement.partial}"
+                for c in self.criteria
+                if c.name in _OF_LOGITS
+            ]
             if silent:
                 return tuple(silent)
         found = (_CRITERIA[c.name].broken(agreement, *c.values) for c in self.criteria)
@@ -79,14 +88,16 @@ def parse_rule(text: str) -> Rule:
     """The rule of a text such as 'containment(k=5, horizon=32)+perplexity(1.01)'.
 
     Raises:
-        UsageError: an unknown or repeated criterion, or a number that is missing, unknown, or not positive.
-
+        UsageError: an unknown or repeated criterion, or a number that is missing, unknown, or not
+            positive.
     """
     criteria = tuple(_criterion(part.strip(), text) for part in text.split("+"))
     names = [criterion.name for criterion in criteria]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"agreement rule {text!r} holds {twice!r} twice. Give each criterion once.")
+        raise UsageError(
+            f"agreement rule {text!r} holds {twice!r} twice. Give each criterion once."
+        )
     return Rule(criteria)
 
 
@@ -143,9 +154,14 @@ def _noise_floor(agreement: Agreement, margin: float) -> str | None:
     """Noise power, as KL and as SQNR, at most `margin` times that of the reference against itself."""
     floor = agreement.noise_floor
     if floor is None:
-        raise UsageError("agreement rule noise_floor needs the reference compared with itself, and none was given.")
+        raise UsageError(
+            "agreement rule noise_floor needs the reference compared with itself, and none was given."
+        )
     kl, kl_limit = float(agreement.kl), margin * max(float(floor.kl), KL_RESOLUTION)
-    db, db_limit = float(agreement.sqnr_db), min(float(floor.sqnr_db), SQNR_RESOLUTION_DB) - 10 * math.log10(margin)
+    db, db_limit = (
+        float(agreement.sqnr_db),
+        min(float(floor.sqnr_db), SQNR_RESOLUTION_DB) - 10 * math.log10(margin),
+    )
     if kl <= kl_limit and db >= db_limit:
         return None
     return (
@@ -179,10 +195,15 @@ def _criterion(part: str, text: str) -> Criterion:
             f"agreement rule {text!r}: criterion {part!r} is not known.{did_you_mean(name, _CRITERIA)} "
             f"Criteria: {', '.join(map(_signature, _CRITERIA))}; join several with '+'.",
         )
-    given = _arguments(name, [a.strip() for a in (match.group(2) or "").split(",") if a.strip()], text)
+    given = _arguments(
+        name, [a.strip() for a in (match.group(2) or "").split(",") if a.strip()], text
+    )
     return Criterion(
         name,
-        tuple(_number(name, key, given.get(key, default), text) for key, default in _CRITERIA[name].parameters.items()),
+        tuple(
+            _number(name, key, given.get(key, default), text)
+            for key, default in _CRITERIA[name].parameters.items()
+        ),
     )
 
 
@@ -194,7 +215,9 @@ def _arguments(name: str, arguments: list[str], text: str) -> dict[str, str]:
         key, equals, value = argument.partition("=")
         key = key.strip() if equals else (parameters[i] if i < len(parameters) else argument)
         if key not in parameters or key in given:
-            raise UsageError(f"agreement rule {text!r}: {name} does not take {argument!r}. It reads {_signature(name)}.")
+            raise UsageError(
+                f"agreement rule {text!r}: {name} does not take {argument!r}. It reads {_signature(name)}."
+            )
         given[key] = value if equals else argument
     return given
 
@@ -204,15 +227,23 @@ def _number(name: str, key: str, value: str | float | None, text: str) -> float:
         number = float(value) if value is not None else math.nan
     except ValueError:
         number = math.nan
-    whole = key not in ("k", "horizon") or number == math.trunc(number) if math.isfinite(number) else False
+    whole = (
+        key not in ("k", "horizon") or number == math.trunc(number)
+        if math.isfinite(number)
+        else False
+    )
     if not whole or number <= 0:
         kind = "a whole number of at least 1" if key in ("k", "horizon") else "a positive number"
         shown = "missing" if value is None else repr(value)
-        raise UsageError(f"agreement rule {text!r}: {key} of {name} is {shown}, {kind} is needed. It reads {_signature(name)}.")
+        raise UsageError(
+            f"agreement rule {text!r}: {key} of {name} is {shown}, {kind} is needed. It reads {_signature(name)}."
+        )
     return number
 
 
 def _signature(name: str) -> str:
     parameters = _CRITERIA[name].parameters
-    inside = ", ".join(key if default is None else f"{key}={default:g}" for key, default in parameters.items())
+    inside = ", ".join(
+        key if default is None else f"{key}={default:g}" for key, default in parameters.items()
+    )
     return f"{name}({inside})" if inside else name

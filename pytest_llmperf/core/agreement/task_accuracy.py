@@ -31,11 +31,14 @@ _BISECTIONS = 40
 
 
 class AccuracyGate(Struct, frozen=True, kw_only=True):
-    """A test for a drop of accuracy that its items support (see `accuracy_gate`). Shares of items, 0 to 1.
+    """A test for a drop of accuracy that its items support (see `accuracy_gate`).
 
-    `alpha` bounds the chance that an equal candidate fails; a candidate that lost `smallest_drop` fails with a chance of
-    at least 1 - `beta`. `threshold` is the observed drop from which on the gate fails, at the `spread` that was expected.
-    `stored` is the reference's accuracy where it is a number, else None.
+    Shares of items, 0 to 1.
+
+    `alpha` bounds the chance that an equal candidate fails; a candidate that lost `smallest_drop`
+    fails with a chance of at least 1 - `beta`. `threshold` is the observed drop from which on the
+    gate fails, at the `spread` that was expected. `stored` is the reference's accuracy where it is
+    a number, else None.
     """
 
     n: int
@@ -47,12 +50,20 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
     threshold: float
     smallest_drop: float
 
-    def judge(self, candidate: Sequence[bool], reference: Sequence[bool] | None = None, *, subject: str = "") -> Finding:
-        """FAIL: the drop is no chance. UNDECIDED: the two differ in more items than expected, so that `drop` may be hidden.
+    def judge(
+        self,
+        candidate: Sequence[bool],
+        reference: Sequence[bool] | None = None,
+        *,
+        subject: str = "",
+    ) -> Finding:
+        """FAIL: the drop is no chance.
+
+        UNDECIDED: the two differ in more items than expected, so that `drop` may be hidden.
 
         Raises:
-            UsageError: not `n` items, or a reference's answers are missing (or given to a gate with a stored number).
-
+            UsageError: not `n` items, or a reference's answers are missing (or given to a gate with
+                a stored number).
         """
         ours = _answers(candidate, self.n)
         if (reference is None) != (self.stored is not None):
@@ -66,9 +77,13 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
             return keep(self._against_number(ours, subject))
         return keep(self._paired(ours, _answers(reference, self.n), subject))
 
-    def _paired(self, candidate: Sequence[bool], reference: Sequence[bool], subject: str) -> Finding:
+    def _paired(
+        self, candidate: Sequence[bool], reference: Sequence[bool], subject: str
+    ) -> Finding:
         lost, won = _discordant(candidate, reference)
-        seen = _Seen(sum(candidate) / self.n, sum(reference) / self.n, f"{lost} items lost, {won} won")
+        seen = _Seen(
+            sum(candidate) / self.n, sum(reference) / self.n, f"{lost} items lost, {won} won"
+        )
         if lost >= _critical(lost + won, self.alpha):
             return self._finding(Outcome.FAIL, seen, subject)
         needed = self._needed_after_all(lost + won)
@@ -80,9 +95,15 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
         """How many items the gate needs where m differ, if those are more than chance makes of the spread that was expected."""
         spread = m / self.n
         expected = 1 - binomial_cdf(m - 1, self.n, self.spread or 0.0) > self.alpha
-        if expected or _paired_power(self.n, spread, min(self.drop, spread), self.alpha) >= 1 - self.beta:
+        if (
+            expected
+            or _paired_power(self.n, spread, min(self.drop, spread), self.alpha) >= 1 - self.beta
+        ):
             return None
-        return _needed(lambda n: _paired_power(n, spread, self.drop, self.alpha), self.beta, self.n) or MAX_ITEMS
+        return (
+            _needed(lambda n: _paired_power(n, spread, self.drop, self.alpha), self.beta, self.n)
+            or MAX_ITEMS
+        )
 
     def _against_number(self, candidate: Sequence[bool], subject: str) -> Finding:
         assert self.stored is not None  # noqa: S101 - asked by the one caller
@@ -90,11 +111,15 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
         failed = sum(candidate) <= _most_failing(self.n, self.stored, self.alpha)
         return self._finding(Outcome.FAIL if failed else Outcome.PASS, seen, subject)
 
-    def _finding(self, outcome: Outcome, seen: _Seen, subject: str, needed: int | None = None) -> Finding:
+    def _finding(
+        self, outcome: Outcome, seen: _Seen, subject: str, needed: int | None = None
+    ) -> Finding:
         of = f" of {subject}" if subject else ""
         more = None if needed is None else needed - self.n
         undecided = (
-            "" if more is None else f"; undecided: the two differ in more items than expected, about {more} more would decide"
+            ""
+            if more is None
+            else f"; undecided: the two differ in more items than expected, about {more} more would decide"
         )
         return Finding(
             outcome=outcome,
@@ -115,10 +140,15 @@ class _Seen(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool], *, subject: str = "", context: str = "") -> Estimate:
-    """Share of items answered correctly, with Clopper and Pearson's exact 99 % interval. Raises UsageError without items."""
+    """Share of items answered correctly, with Clopper and Pearson's exact 99 % interval.
+
+    Raises UsageError without items.
+    """
     answers = _answers(correct)
     low, high = _clopper_pearson(sum(answers), len(answers))
-    return _estimate("task.accuracy", sum(answers) / len(answers), low, high, len(answers), subject, context)
+    return _estimate(
+        "task.accuracy", sum(answers) / len(answers), low, high, len(answers), subject, context
+    )
 
 
 def recovery(
@@ -143,12 +173,18 @@ def recovery(
     if isinstance(reference, int | float):
         rate = _share("the reference's accuracy", float(reference), above=0.0)
         low, high = (end / rate for end in _clopper_pearson(sum(ours), n))
-        return _estimate("task.recovery", sum(ours) / n / rate, low, high, n, subject, context, against)
+        return _estimate(
+            "task.recovery", sum(ours) / n / rate, low, high, n, subject, context, against
+        )
     theirs = _answers(reference, n)
     if not any(theirs):
-        raise UsageError(f"the reference answers none of {n} items correctly: there is nothing to recover. Take an easier task.")
+        raise UsageError(
+            f"the reference answers none of {n} items correctly: there is nothing to recover. Take an easier task."
+        )
     low, high = _paired_ratio(ours, theirs)
-    return _estimate("task.recovery", sum(ours) / sum(theirs), low, high, n, subject, context, against)
+    return _estimate(
+        "task.recovery", sum(ours) / sum(theirs), low, high, n, subject, context, against
+    )
 
 
 def answer_spread(candidate: Sequence[bool], reference: Sequence[bool]) -> float:
@@ -184,16 +220,28 @@ def accuracy_gate(
     for name, value in (("drop", drop), ("alpha", alpha), ("beta", beta)):
         _share(name, value, above=0.0)
     paired = reference is None
-    largest = _share("spread" if paired else "reference", spread if spread is not None else reference, above=0.0)
+    largest = _share(
+        "spread" if paired else "reference", spread if spread is not None else reference, above=0.0
+    )
     if drop > largest:
         what = "spread of" if paired else "reference accuracy of"
-        raise UsageError(f"accuracy_gate(drop={drop:g}): with a {what} {largest:g} no drop can be larger than that.")
+        raise UsageError(
+            f"accuracy_gate(drop={drop:g}): with a {what} {largest:g} no drop can be larger than that."
+        )
     power = _paired_power if paired else _stored_power
     supported = power(n, largest, drop, alpha) >= 1 - beta
-    smallest = _smallest_drop(lambda each: power(n, largest, each, alpha), drop if supported else largest, beta)
+    smallest = _smallest_drop(
+        lambda each: power(n, largest, each, alpha), drop if supported else largest, beta
+    )
     if not supported or smallest is None:
-        raise UsageError(_refusal(n, drop, smallest, _needed(lambda m: power(m, largest, drop, alpha), beta, n)))
-    threshold = _paired_threshold(n, largest, alpha) if paired else largest - _most_failing(n, largest, alpha) / n
+        raise UsageError(
+            _refusal(n, drop, smallest, _needed(lambda m: power(m, largest, drop, alpha), beta, n))
+        )
+    threshold = (
+        _paired_threshold(n, largest, alpha)
+        if paired
+        else largest - _most_failing(n, largest, alpha) / n
+    )
     return AccuracyGate(
         n=n,
         drop=drop,
@@ -207,7 +255,11 @@ def accuracy_gate(
 
 
 def _refusal(n: int, drop: float, smallest: float | None, needed: int | None) -> str:
-    seen = "they can show no drop at all" if smallest is None else f"the smallest they can show is {format_percent(smallest, 2)}"
+    seen = (
+        "they can show no drop at all"
+        if smallest is None
+        else f"the smallest they can show is {format_percent(smallest, 2)}"
+    )
     enough = f"more than {MAX_ITEMS} items" if needed is None else f"about {needed} items"
     return (
         f"{n} items cannot show a drop of {format_percent(drop, 2)}: {seen}. It would take {enough}. "
@@ -219,12 +271,18 @@ def _refusal(n: int, drop: float, smallest: float | None, needed: int | None) ->
 
 
 def _critical(m: int, alpha: float) -> int:
-    """Of m items that one side alone answers: as many lost ones are no chance. Above m where none are enough."""
+    """Of m items that one side alone answers: as many lost ones are no chance.
+
+    Above m where none are enough.
+    """
     return m + 1 - binomial_quantile(m, 0.5, alpha)
 
 
 def _most_failing(n: int, rate: float, alpha: float) -> int:
-    """The most correct answers of n that are too few for a candidate of this rate; -1 where none are."""
+    """The most correct answers of n that are too few for a candidate of this rate.
+
+    -1 where none are.
+    """
     return binomial_quantile(n, rate, alpha) - 1
 
 
@@ -240,7 +298,10 @@ def _paired_power(n: int, spread: float, drop: float, alpha: float) -> float:
     """
     share = min(1.0, (1 + drop / spread) / 2)
     deviation = math.sqrt(n * spread * (1 - spread))
-    first, last = max(0, math.floor(n * spread - 6 * deviation)), min(n, math.ceil(n * spread + 6 * deviation))
+    first, last = (
+        max(0, math.floor(n * spread - 6 * deviation)),
+        min(n, math.ceil(n * spread + 6 * deviation)),
+    )
     step = max(1, (last - first) // _MAX_TERMS)
     total, weights, failing = 0.0, 0.0, binomial_quantile(first, 0.5, alpha) - 1
     for m in range(first, last + 1, step):
@@ -252,7 +313,10 @@ def _paired_power(n: int, spread: float, drop: float, alpha: float) -> float:
 
 
 def _most_won(m: int, alpha: float, guess: int) -> int:
-    """Of m items that one side alone answers: if the candidate won at most so many, it fails; -1 where even none are too many."""
+    """Of m items that one side alone answers: if the candidate won at most so many, it fails.
+
+    -1 where even none are too many.
+    """
     while guess >= 0 and binomial_cdf(guess, m, 0.5) > alpha:
         guess -= 1
     while binomial_cdf(guess + 1, m, 0.5) <= alpha:
@@ -265,7 +329,10 @@ def _stored_power(n: int, rate: float, drop: float, alpha: float) -> float:
 
 
 def _smallest_drop(power: Callable[[float], float], largest: float, beta: float) -> float | None:
-    """The smallest drop that is found with a chance of 1 - beta; None where not even the largest is."""
+    """The smallest drop that is found with a chance of 1 - beta.
+
+    None where not even the largest is.
+    """
     if power(largest) < 1 - beta:
         return None
     low, high = 0.0, largest
@@ -291,7 +358,13 @@ def _needed(power: Callable[[int], float], beta: float, n: int) -> int | None:
 def _binomial_pmf(k: int, n: int, p: float) -> float:
     if p >= 1:
         return float(k == n)
-    log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+    log = (
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(p)
+        + (n - k) * math.log1p(-p)
+    )
     return math.exp(log)
 
 
@@ -315,7 +388,10 @@ def _root(reached: Callable[[float], bool]) -> float:
 
 
 def _paired_ratio(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
-    """Bonett and Price (2006), eq. 8: Wilson intervals of both shares, narrowed by how much the two have in common."""
+    """Bonett and Price (2006), eq.
+
+    8: Wilson intervals of both shares, narrowed by how much the two have in common.
+    """
     a, b = sum(ours), sum(theirs)
     lost, won = _discordant(ours, theirs)
     m = b + won  # items that at least one side answers
@@ -342,13 +418,17 @@ def _answers(given: Sequence[bool], n: int | None = None) -> tuple[bool, ...]:
     if not answers:
         raise UsageError("no items: an accuracy of nothing says nothing. Give the task's items.")
     if n is not None and len(answers) != n:
-        raise UsageError(f"{len(answers)} items were answered, {n} are expected: both sides and the gate need the same items.")
+        raise UsageError(
+            f"{len(answers)} items were answered, {n} are expected: both sides and the gate need the same items."
+        )
     return tuple(map(bool, answers))
 
 
 def _share(name: str, value: float | None, *, above: float) -> float:
     if not isinstance(value, int | float) or not above < value <= 1:
-        raise UsageError(f"{name} is {value!r}: a share of the items above {above:g} and at most 1 is needed.")
+        raise UsageError(
+            f"{name} is {value!r}: a share of the items above {above:g} and at most 1 is needed."
+        )
     return float(value)
 
 

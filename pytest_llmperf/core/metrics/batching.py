@@ -18,7 +18,9 @@ def useful_positions(request: RequestTrace) -> int:
 
 
 def padding_share(trace: Trace, requests: Sequence[RequestTrace]) -> float | None:
-    """Share of the computed positions that no request needed; None where it is not known what was computed.
+    """Share of the computed positions that no request needed.
+
+    None where it is not known what was computed.
 
     Raises InvalidRun when fewer positions were computed than the requests needed.
     """
@@ -26,7 +28,9 @@ def padding_share(trace: Trace, requests: Sequence[RequestTrace]) -> float | Non
         return None
     useful = sum(map(useful_positions, requests))
     if useful > trace.computed:
-        raise InvalidRun(f"repetition {trace.repetition}: {trace.computed} positions were computed, {useful} were needed.")
+        raise InvalidRun(
+            f"repetition {trace.repetition}: {trace.computed} positions were computed, {useful} were needed."
+        )
     return 1 - useful / trace.computed
 
 
@@ -41,7 +45,9 @@ def wrong_length(trace: Trace, asked: Sequence[int]) -> str | None:
     """The first request whose output has another length than it asked for, in the order they were asked."""
     for i, (request, length) in enumerate(zip(trace.requests, asked, strict=False)):
         if request.failure is None and request.events and request.n_output_tokens != length:
-            return f"request {i} has {request.n_output_tokens} output tokens, {length} were asked for"
+            return (
+                f"request {i} has {request.n_output_tokens} output tokens, {length} were asked for"
+            )
     if len(trace.requests) != len(asked):
         return f"{len(trace.requests)} requests were answered, {len(asked)} were asked"
     return None

@@ -13,7 +13,10 @@ from pytest_llmperf.errors import UsageError
 
 
 class Latencies(Refuses):
-    """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds. Its percentiles are Estimates; itself it is no number."""
+    """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds.
+
+    Its percentiles are Estimates; itself it is no number.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,10 @@ class Latencies(Refuses):
 
     @property
     def max(self) -> Estimate:
-        """The largest time seen. A sample bounds the largest time that can happen from below only: no `<=` on it can pass."""
+        """The largest time seen.
+
+        A sample bounds the largest time that can happen from below only: no `<=` on it can pass.
+        """
         largest = max(self.samples)
         return self._estimate("max", largest, largest, math.inf)
 
@@ -87,14 +93,14 @@ class Latencies(Refuses):
             return self._too_few(q)
         low, high = stats.quantile_interval(self.samples, q)
         value = stats.quantile(self.samples, q)
-        estimate = self._estimate(f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value))
+        estimate = self._estimate(
+            f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value)
+        )
         return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
 
     def _too_few(self, q: float) -> NotMeasurable:
         needed = stats.min_samples(q)
-        reason = (
-            f"{len(self.samples)} samples, percentile {100 * q:g} needs at least {needed}; give a larger budget or fewer tokens"
-        )
+        reason = f"{len(self.samples)} samples, percentile {100 * q:g} needs at least {needed}; give a larger budget or fewer tokens"
         return NotMeasurable(f"{self.name}.p{100 * q:.0f}", reason)
 
     def _estimate(self, statistic: str, value: float, low: float, high: float) -> Estimate:

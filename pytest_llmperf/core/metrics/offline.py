@@ -1,8 +1,11 @@
-"""From traces to quantities. One repetition gives one sample of each rate and time; ITL pools the gaps. Pure.
+"""From traces to quantities.
 
-Offline, the requests of a repetition run as one batch and share their times, so that only repetitions are independent:
-TTFT, TPOT and latency take the mean over a repetition's requests as its sample. (In open loop, each request will be one.)
-Requests that failed are counted and in no number.
+One repetition gives one sample of each rate and time; ITL pools the gaps. Pure.
+
+Offline, the requests of a repetition run as one batch and share their times, so that only
+repetitions are independent: TTFT, TPOT and latency take the mean over a repetition's requests as
+its sample. (In open loop, each request will be one.) Requests that failed are counted and in no
+number.
 """
 
 from __future__ import annotations
@@ -15,7 +18,14 @@ from pytest_llmperf.core.metrics import batching
 from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.quantities import TABLE, Metric
 from pytest_llmperf.core.metrics.results import Energy, Memory, Quantity, RunResult, Times, exact
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, StepCost, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    MemoryGauges,
+    RequestTrace,
+    StepCost,
+    Trace,
+)
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.errors import InvalidRun
@@ -32,7 +42,8 @@ _ALONE = "it was not compared with the same model on fewer devices: llm.compare(
 class OfflineWork(Protocol):
     """What is read of a workload.
 
-    One whose requests have lengths of their own says so by `output_lengths`, and by `queued` that they wait for one another.
+    One whose requests have lengths of their own says so by `output_lengths`, and by `queued` that
+    they wait for one another.
     """
 
     @property
@@ -75,23 +86,30 @@ def reduce(
     context: str = "",
     collectives: float | str = "one device has nobody to communicate with",
 ) -> RunResult:
-    """Every quantity of a run; what cannot be derived from what is given is NotMeasurable with its reason.
+    """Every quantity of a run.
 
-    `traces` are the valid repetitions in the order they were taken; `memory` the gauges of the one rank, or of each; `pair`
-    is shared by the results of an interleaved comparison, whose repetitions are then pairs. `collectives` is their share of
-    a run, or why it is not known.
+    What cannot be derived from what is given is NotMeasurable with its reason.
+
+    `traces` are the valid repetitions in the order they were taken; `memory` the gauges of the one
+    rank, or of each; `pair` is shared by the results of an interleaved comparison, whose
+    repetitions are then pairs. `collectives` is their share of a run, or why it is not known.
 
     Raises:
-        InvalidRun: no request succeeded, a derived time is not positive, or an output has another length than asked.
-
+        InvalidRun: no request succeeded, a derived time is not positive, or an output has another
+            length than asked.
     """
     origin = _Origin(pair, subject, context)
     repetitions = _repetitions(traces, workload)
     timed = all(trace.token_times for trace in traces)
     speed: dict[str, Any] = _speed(repetitions, origin) if timed else _no_token_times(*_TOKEN_TIMES)
-    use: dict[str, Any] = _use(repetitions, step, ceilings, origin) if timed else _no_token_times(*_USE)
+    use: dict[str, Any] = (
+        _use(repetitions, step, ceilings, origin) if timed else _no_token_times(*_USE)
+    )
     if getattr(workload, "queued", False):
-        speed |= {name: NotMeasurable(name, batching.QUEUED) for name in ("prefill_throughput", "decode_throughput")}
+        speed |= {
+            name: NotMeasurable(name, batching.QUEUED)
+            for name in ("prefill_throughput", "decode_throughput")
+        }
         use = {name: NotMeasurable(name, batching.QUEUED) for name in _USE}
     n_requests = sum(len(trace.requests) for trace in traces)
     return RunResult(
@@ -122,11 +140,17 @@ def reduce(
 
 def _repetitions(traces: Sequence[Trace], workload: OfflineWork) -> list[_Repetition]:
     found = [
-        _repetition(trace, succeeded) for trace in traces if (succeeded := tuple(r for r in trace.requests if _succeeded(r)))
+        _repetition(trace, succeeded)
+        for trace in traces
+        if (succeeded := tuple(r for r in trace.requests if _succeeded(r)))
     ]
     if not found:
-        failures = dict.fromkeys(r.failure or "no token came" for trace in traces for r in trace.requests)
-        raise InvalidRun(f"no request of {len(traces)} repetitions succeeded: {'; '.join(failures) or 'no requests'}.")
+        failures = dict.fromkeys(
+            r.failure or "no token came" for trace in traces for r in trace.requests
+        )
+        raise InvalidRun(
+            f"no request of {len(traces)} repetitions succeeded: {'; '.join(failures) or 'no requests'}."
+        )
     for trace in traces:
         _require_lengths(trace, workload)
     return found
@@ -147,13 +171,17 @@ def _require_lengths(trace: Trace, workload: OfflineWork) -> None:
 def _require_length(trace: Trace, new_tokens: int) -> None:
     lengths = {r.n_output_tokens for r in trace.requests if _succeeded(r)}
     if trace.token_times and not lengths <= {new_tokens}:
-        raise InvalidRun(f"repetition {trace.repetition}: outputs of {sorted(lengths)} tokens, {new_tokens} were asked for.")
+        raise InvalidRun(
+            f"repetition {trace.repetition}: outputs of {sorted(lengths)} tokens, {new_tokens} were asked for."
+        )
 
 
 def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> _Repetition:
     def positive(what: str, ns: float, *, or_zero: bool = False) -> float:
         if ns < 0 or (ns == 0 and not or_zero):
-            raise InvalidRun(f"repetition {trace.repetition}: {what} is {ns / _NS} s. The engine's times are not in order.")
+            raise InvalidRun(
+                f"repetition {trace.repetition}: {what} is {ns / _NS} s. The engine's times are not in order."
+            )
         return ns / _NS
 
     for request in requests:
@@ -163,9 +191,13 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> _Repetition
     return _Repetition(
         requests=requests,
         ttft_s=stats.mean([positive("TTFT", r.events[0].t_ns - r.t_due_ns) for r in requests]),
-        latency_s=stats.mean([positive("end-to-end time", r.events[-1].t_ns - r.t_due_ns) for r in requests]),
+        latency_s=stats.mean(
+            [positive("end-to-end time", r.events[-1].t_ns - r.t_due_ns) for r in requests]
+        ),
         wall_s=positive("the time of all requests", last - min(r.t_due_ns for r in requests)),
-        decode_s=positive("decode time", last - min(r.events[0].t_ns for r in requests), or_zero=True),
+        decode_s=positive(
+            "decode time", last - min(r.events[0].t_ns for r in requests), or_zero=True
+        ),
         n_output=sum(r.n_output_tokens for r in requests),
         forwards=trace.forwards,
         padding=batching.padding_share(trace, requests),
@@ -187,9 +219,13 @@ def _speed(repetitions: Sequence[_Repetition], origin: _Origin) -> dict[str, Qua
     }
     if not all(_decodes(r) for r in repetitions):
         reason = "one output message: there is no time after the first token"
-        return found | {name: NotMeasurable(name, reason) for name in ("decode_throughput", "tpot", "itl")}
+        return found | {
+            name: NotMeasurable(name, reason) for name in ("decode_throughput", "tpot", "itl")
+        }
     return found | {
-        "decode_throughput": _estimate("decode_throughput", [_decode_tok_per_s(r) for r in repetitions], origin),
+        "decode_throughput": _estimate(
+            "decode_throughput", [_decode_tok_per_s(r) for r in repetitions], origin
+        ),
         "tpot": _latencies("tpot", [_tpot_s(r) for r in repetitions], origin),
         "itl": _latencies("itl", list(_gaps_s(repetitions)), origin),
     }
@@ -200,11 +236,19 @@ def _of_all(repetitions: Sequence[_Repetition], origin: _Origin) -> dict[str, An
     totals = [batching.total_tokens(r.requests) for r in repetitions]
     shares = [r.padding for r in repetitions if r.padding is not None]
     return {
-        "request_throughput": _estimate("request_throughput", [len(r.requests) / r.wall_s for r in repetitions], origin),
+        "request_throughput": _estimate(
+            "request_throughput", [len(r.requests) / r.wall_s for r in repetitions], origin
+        ),
         "total_throughput": NotMeasurable("total_throughput", batching.UNKNOWN_PROMPTS)
         if None in totals
-        else _estimate("total_throughput", [(n or 0) / r.wall_s for n, r in zip(totals, repetitions, strict=True)], origin),
-        "padding": exact("padding", stats.mean(shares), subject=origin.subject, context=origin.context)
+        else _estimate(
+            "total_throughput",
+            [(n or 0) / r.wall_s for n, r in zip(totals, repetitions, strict=True)],
+            origin,
+        ),
+        "padding": exact(
+            "padding", stats.mean(shares), subject=origin.subject, context=origin.context
+        )
         if len(shares) == len(repetitions)
         else NotMeasurable("padding", batching.UNKNOWN_POSITIONS),
     }
@@ -220,7 +264,12 @@ def _decode_tok_per_s(repetition: _Repetition) -> float:
 
 def _tpot_s(repetition: _Repetition) -> float:
     """Mean over the requests of (end-to-end - TTFT) / (output tokens - 1)."""
-    return stats.mean([(r.events[-1].t_ns - r.events[0].t_ns) / (r.n_output_tokens - 1) / _NS for r in repetition.requests])
+    return stats.mean(
+        [
+            (r.events[-1].t_ns - r.events[0].t_ns) / (r.n_output_tokens - 1) / _NS
+            for r in repetition.requests
+        ]
+    )
 
 
 def _gaps_s(repetitions: Iterable[_Repetition]) -> Iterable[float]:
@@ -238,12 +287,18 @@ def _acceptance_length(repetitions: Sequence[_Repetition], origin: _Origin) -> Q
     counted = [(r.n_output / len(r.requests), r.forwards) for r in repetitions]
     lengths = [n / forwards for n, forwards in counted if forwards]
     if len(lengths) < len(repetitions):
-        return NotMeasurable("acceptance_length", "nothing proposes tokens here: each forward pass gives one token a sequence")
+        return NotMeasurable(
+            "acceptance_length",
+            "nothing proposes tokens here: each forward pass gives one token a sequence",
+        )
     return _estimate("acceptance_length", lengths, origin)
 
 
 def _no_token_times(*names: str) -> dict[str, Quantity]:
-    return {name: NotMeasurable(name, "the times of tokens were not seen, only the end of each request") for name in names}
+    return {
+        name: NotMeasurable(name, "the times of tokens were not seen, only the end of each request")
+        for name in names
+    }
 
 
 # Use of the device
@@ -257,7 +312,9 @@ def _use(
 ) -> dict[str, Quantity]:
     if step is None or ceilings is None:
         reason = (
-            "this engine does not tell what a step moves" if step is None else "the ceilings of this device were not measured"
+            "this engine does not tell what a step moves"
+            if step is None
+            else "the ceilings of this device were not measured"
         )
         return {name: NotMeasurable(name, reason) for name in _USE}
     decodes = all(map(_decodes, repetitions))
@@ -267,7 +324,11 @@ def _use(
         share["mbu"] = lambda r: _step_bytes(r, step) / _step_s(r) / ceilings.copy_bytes_per_s
     if rate:
         share["prefill_mfu"] = lambda r: _prompt_flops(r, step) / r.ttft_s / rate
-        share["mfu"] = (lambda r: _step_flops(r, step) / _tpot_s(r) / rate) if decodes else share["prefill_mfu"]
+        share["mfu"] = (
+            (lambda r: _step_flops(r, step) / _tpot_s(r) / rate)
+            if decodes
+            else share["prefill_mfu"]
+        )
     reasons = {"mbu": "there is no decode step"} | dict.fromkeys(
         _USE[1:],
         f"the matmul rate of {step.compute_dtype} was not measured",
@@ -298,13 +359,19 @@ def _step_bytes(repetition: _Repetition, step: StepCost) -> float:
 
 
 def _step_flops(repetition: _Repetition, step: StepCost) -> float:
-    return sum(step.flops_per_token + step.attention_flops_per_token_per_position * _positions(r) for r in repetition.requests)
+    return sum(
+        step.flops_per_token + step.attention_flops_per_token_per_position * _positions(r)
+        for r in repetition.requests
+    )
 
 
 def _prompt_flops(repetition: _Repetition, step: StepCost) -> float:
     """Token i of a prompt attends to i positions (causal)."""
     lengths = [r.n_prompt_tokens for r in repetition.requests]
-    return sum(n * step.flops_per_token + step.attention_flops_per_token_per_position * n * (n + 1) / 2 for n in lengths)
+    return sum(
+        n * step.flops_per_token + step.attention_flops_per_token_per_position * n * (n + 1) / 2
+        for n in lengths
+    )
 
 
 # What is read once
@@ -323,18 +390,34 @@ def _collectives(share: float | str, origin: _Origin) -> Quantity:
 
 def _energy(reading: EnergyReading | None, origin: _Origin) -> Energy:
     def missing(reason: str) -> Energy:
-        return Energy(per_token=NotMeasurable("energy.per_token", reason), source=reading.source if reading else "")
+        return Energy(
+            per_token=NotMeasurable("energy.per_token", reason),
+            source=reading.source if reading else "",
+        )
 
     if reading is None or reading.joules is None:
         return missing((reading.reason if reading else "") or "no energy was read")
     if reading.seconds < MIN_ENERGY_S:
-        return missing(f"the counter was read over {reading.seconds:.1f} s, {MIN_ENERGY_S:g} s are needed")
+        return missing(
+            f"the counter was read over {reading.seconds:.1f} s, {MIN_ENERGY_S:g} s are needed"
+        )
     if reading.n_output_tokens < 1:
         return missing("no output token came while energy was read")
     if reading.joules <= 0:
-        raise InvalidRun(f"the energy counter ({reading.source}) went by {reading.joules} J over {reading.seconds:.1f} s.")
-    context = f"{origin.context}, energy by {reading.source}" if origin.context and reading.source else origin.context
-    value = exact("energy.per_token", reading.joules / reading.n_output_tokens, subject=origin.subject, context=context)
+        raise InvalidRun(
+            f"the energy counter ({reading.source}) went by {reading.joules} J over {reading.seconds:.1f} s."
+        )
+    context = (
+        f"{origin.context}, energy by {reading.source}"
+        if origin.context and reading.source
+        else origin.context
+    )
+    value = exact(
+        "energy.per_token",
+        reading.joules / reading.n_output_tokens,
+        subject=origin.subject,
+        context=context,
+    )
     return Energy(per_token=value, source=reading.source)
 
 
@@ -352,4 +435,6 @@ def _estimate(name: str, samples: Sequence[float], origin: _Origin) -> Estimate:
 
 
 def _latencies(name: str, samples: Sequence[float], origin: _Origin) -> Latencies:
-    return Latencies(name, tuple(samples), pair=origin.pair, subject=origin.subject, context=origin.context)
+    return Latencies(
+        name, tuple(samples), pair=origin.pair, subject=origin.subject, context=origin.context
+    )

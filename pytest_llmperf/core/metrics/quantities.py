@@ -1,4 +1,7 @@
-"""The table of quantities: one row each. A changed definition takes a new formula id, so that old records stay readable."""
+"""The table of quantities: one row each.
+
+A changed definition takes a new formula id, so that old records stay readable.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ STATISTICS = ("p50", "p90", "p95", "p99", "mean", "max")
 
 
 class Metric(Struct, frozen=True, kw_only=True):
-    """A quantity. `statistics` are its parts where it is a distribution; `tolerance` is the relative one of exact comparisons."""
+    """A quantity.
+
+    `statistics` are its parts where it is a distribution; `tolerance` is the relative one of exact
+    comparisons.
+    """
 
     name: str
     unit: str
@@ -21,12 +28,34 @@ class Metric(Struct, frozen=True, kw_only=True):
     tolerance: float = 0.0
 
 
-def _row(name: str, unit: str, direction: Direction, formula: str, summary: str, *, tolerance: float = 0.0) -> Metric:
-    return Metric(name=name, unit=unit, direction=direction, formula=formula, summary=summary, tolerance=tolerance)
+def _row(
+    name: str,
+    unit: str,
+    direction: Direction,
+    formula: str,
+    summary: str,
+    *,
+    tolerance: float = 0.0,
+) -> Metric:
+    return Metric(
+        name=name,
+        unit=unit,
+        direction=direction,
+        formula=formula,
+        summary=summary,
+        tolerance=tolerance,
+    )
 
 
 def _times(name: str, summary: str) -> Metric:
-    return Metric(name=name, unit="s", direction="lower", formula=f"{name}/1", summary=summary, statistics=STATISTICS)
+    return Metric(
+        name=name,
+        unit="s",
+        direction="lower",
+        formula=f"{name}/1",
+        summary=summary,
+        statistics=STATISTICS,
+    )
 
 
 _SPEED = (
@@ -65,7 +94,13 @@ _SPEED = (
         "decode_throughput/1",
         "output tokens after each first / (first token to last token)",
     ),
-    _row("prefill_throughput", "tok/s", "higher", "prefill_throughput/1", "prompt tokens / (call to first token)"),
+    _row(
+        "prefill_throughput",
+        "tok/s",
+        "higher",
+        "prefill_throughput/1",
+        "prompt tokens / (call to first token)",
+    ),
     _times("ttft", "request due (offline: call) to first generated token"),
     _times("tpot", "per request, (end-to-end - TTFT) / (output tokens - 1)"),
     _times(
@@ -81,7 +116,13 @@ _SPEED = (
         "assisted decoding: output tokens of a sequence / forward passes of the measured model, the prompt's included",
     ),
     _row("goodput", "req/s", "higher", "goodput/1", "requests that meet every SLO / wall time"),
-    _row("speed_up", "x", "higher", "speed_up/1", "throughput / that of the same model on fewer devices, measured in turn"),
+    _row(
+        "speed_up",
+        "x",
+        "higher",
+        "speed_up/1",
+        "throughput / that of the same model on fewer devices, measured in turn",
+    ),
     _row("efficiency", "1", "higher", "efficiency/1", "speed-up / how many times the devices"),
     _row(
         "collectives",
@@ -92,7 +133,13 @@ _SPEED = (
     ),
 )
 _USE = (
-    _row("mbu", "1", "higher", "mbu/1", "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth"),
+    _row(
+        "mbu",
+        "1",
+        "higher",
+        "mbu/1",
+        "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth",
+    ),
     _row(
         "mfu",
         "1",
@@ -100,11 +147,24 @@ _USE = (
         "mfu/1",
         "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured dense matmul rate",
     ),
-    _row("prefill_mfu", "1", "higher", "prefill_mfu/1", "model FLOPs of the prompt / TTFT / measured dense matmul rate"),
+    _row(
+        "prefill_mfu",
+        "1",
+        "higher",
+        "prefill_mfu/1",
+        "model FLOPs of the prompt / TTFT / measured dense matmul rate",
+    ),
 )
-# What is asked of the allocator or the driver moves by pages and blocks from run to run; what is counted does not.
+# What is asked of the allocator or the driver moves by pages and blocks from run to run; what is
+# counted does not.
 _MEMORY = (
-    _row("memory.weights", "B", "lower", "weights/1", "bytes of parameters and buffers as they lie on the device"),
+    _row(
+        "memory.weights",
+        "B",
+        "lower",
+        "weights/1",
+        "bytes of parameters and buffers as they lie on the device",
+    ),
     _row(
         "memory.peak",
         "B",
@@ -121,9 +181,25 @@ _MEMORY = (
         "peak reserved by the allocator over the measured region",
         tolerance=0.01,
     ),
-    _row("memory.process", "B", "lower", "process/1", "the driver's figure for the worker's pid", tolerance=0.01),
-    _row("memory.device", "B", "lower", "device/1", "the driver's figure for the whole device", tolerance=0.01),
-    _row("memory.kv_cache", "B", "lower", "kv_cache/1", "bytes of the KV cache that the engine holds"),
+    _row(
+        "memory.process",
+        "B",
+        "lower",
+        "process/1",
+        "the driver's figure for the worker's pid",
+        tolerance=0.01,
+    ),
+    _row(
+        "memory.device",
+        "B",
+        "lower",
+        "device/1",
+        "the driver's figure for the whole device",
+        tolerance=0.01,
+    ),
+    _row(
+        "memory.kv_cache", "B", "lower", "kv_cache/1", "bytes of the KV cache that the engine holds"
+    ),
     _row(
         "memory.imbalance",
         "x",
@@ -151,8 +227,20 @@ _OTHER = (
     ),
 )
 _AGREEMENT = (
-    _row("agreement.top1", "1", "higher", "top1/1", "positions whose argmax is the reference's, teacher-forced"),
-    _row("agreement.top5", "1", "higher", "top5/1", "positions where the reference's token is among the candidate's five"),
+    _row(
+        "agreement.top1",
+        "1",
+        "higher",
+        "top1/1",
+        "positions whose argmax is the reference's, teacher-forced",
+    ),
+    _row(
+        "agreement.top5",
+        "1",
+        "higher",
+        "top5/1",
+        "positions where the reference's token is among the candidate's five",
+    ),
     _row("agreement.kl", "nats", "lower", "kl/1", "mean KL(reference || candidate)"),
     _row(
         "agreement.perplexity_ratio",
@@ -161,7 +249,13 @@ _AGREEMENT = (
         "perplexity_ratio/1",
         "candidate's perplexity of the reference's tokens / the reference's",
     ),
-    _row("agreement.logprob_mae", "nats", "lower", "logprob_mae/1", "mean |difference| of the reference token's log-probability"),
+    _row(
+        "agreement.logprob_mae",
+        "nats",
+        "lower",
+        "logprob_mae/1",
+        "mean |difference| of the reference token's log-probability",
+    ),
     _row(
         "agreement.prefix_match",
         "1",
@@ -169,7 +263,13 @@ _AGREEMENT = (
         "prefix_match/1",
         "share of free-running greedy tokens before the first divergence",
     ),
-    _row("agreement.sqnr_db", "dB", "higher", "sqnr/1", "signal of the reference's logits / squared error of the candidate's"),
+    _row(
+        "agreement.sqnr_db",
+        "dB",
+        "higher",
+        "sqnr/1",
+        "signal of the reference's logits / squared error of the candidate's",
+    ),
     _row(
         "agreement.logit_correlation",
         "",
@@ -186,15 +286,28 @@ _AGREEMENT = (
     ),
 )
 _TASK = (
-    _row("task.accuracy", "1", "higher", "accuracy/1", "items of a task that are answered correctly"),
-    _row("task.recovery", "1", "higher", "recovery/1", "candidate's task accuracy / the reference's"),
+    _row(
+        "task.accuracy", "1", "higher", "accuracy/1", "items of a task that are answered correctly"
+    ),
+    _row(
+        "task.recovery", "1", "higher", "recovery/1", "candidate's task accuracy / the reference's"
+    ),
 )
 
-TABLE: dict[str, Metric] = {row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT, *_TASK)}
+TABLE: dict[str, Metric] = {
+    row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT, *_TASK)
+}
 ALIASES = {"output_throughput": "throughput"}
 
 
 def leaves() -> tuple[tuple[str, Metric], ...]:
-    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row. Agreement and tasks are not of a run."""
+    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row.
+
+    Agreement and tasks are not of a run.
+    """
     rows = [row for row in TABLE.values() if not row.name.startswith(("agreement.", "task."))]
-    return tuple((f"{row.name}.{part}" if part else row.name, row) for row in rows for part in (row.statistics or ("",)))
+    return tuple(
+        (f"{row.name}.{part}" if part else row.name, row)
+        for row in rows
+        for part in (row.statistics or ("",))
+    )

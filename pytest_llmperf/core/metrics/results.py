@@ -24,7 +24,10 @@ _GAUGES = ("weights", "peak", "reserved", "process", "device", "kv_cache")
 
 
 class Memory(Struct, frozen=True, kw_only=True, eq=False):
-    """Bytes, summed over the ranks. `ranks` holds each rank's own; `imbalance` is the largest rank over the mean rank."""
+    """Bytes, summed over the ranks.
+
+    `ranks` holds each rank's own; `imbalance` is the largest rank over the mean rank.
+    """
 
     weights: Quantity
     peak: Quantity
@@ -37,7 +40,10 @@ class Memory(Struct, frozen=True, kw_only=True, eq=False):
 
     @classmethod
     def of(cls, ranks: Sequence[MemoryGauges], *, subject: str = "", context: str = "") -> Memory:
-        """Totals of the ranks' gauges. A gauge that one rank could not read is NotMeasurable, never 0."""
+        """Totals of the ranks' gauges.
+
+        A gauge that one rank could not read is NotMeasurable, never 0.
+        """
         if not ranks:
             return cls.unmeasured("no memory was read")
         totals = {name: _total(name, ranks, subject, context) for name in _GAUGES}
@@ -46,7 +52,9 @@ class Memory(Struct, frozen=True, kw_only=True, eq=False):
     @classmethod
     def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> Memory:
         """All of it NotMeasurable, or whatever `missing_as` makes of a name and a reason."""
-        missing: dict[str, Any] = {name: missing_as(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")}
+        missing: dict[str, Any] = {
+            name: missing_as(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")
+        }
         return cls(**missing)
 
 
@@ -60,7 +68,8 @@ class Energy(Struct, frozen=True, kw_only=True, eq=False):
 class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
-    `n_failed` of `n_requests` requests failed and are in no number. `load` says how a load on a server went (`Serve`).
+    `n_failed` of `n_requests` requests failed and are in no number. `load` says how a load on a
+    server went (`Serve`).
     """
 
     throughput: Quantity
@@ -98,20 +107,28 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     @classmethod
     def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> RunResult:
         """A run of which nothing was measured: every quantity is NotMeasurable (or `missing_as`) for this reason."""
-        missing: dict[str, Any] = {name: missing_as(name, reason) for name in cls.__struct_fields__ if name in TABLE}
+        missing: dict[str, Any] = {
+            name: missing_as(name, reason) for name in cls.__struct_fields__ if name in TABLE
+        }
         energy: dict[str, Any] = {"per_token": missing_as("energy.per_token", reason)}
         return cls(**missing, memory=Memory.unmeasured(reason, missing_as), energy=Energy(**energy))
 
     def metric(self, name: str) -> Quantity:
-        """The quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'. Raises UsageError for an unknown one."""
+        """The quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'.
+
+        Raises UsageError for an unknown one.
+        """
         known = [leaf for leaf, _ in leaves()]
         canonical = ALIASES.get(name, name)
         if canonical not in known:
-            raise UsageError(f"metric {name!r} is not known.{did_you_mean(name, known)} Metrics: {', '.join(known)}.")
+            raise UsageError(
+                f"metric {name!r} is not known.{did_you_mean(name, known)} Metrics: {', '.join(known)}."
+            )
         found: object = self
         for part in canonical.split("."):
             found = getattr(found, part)
-        assert isinstance(found, Estimate | NotMeasurable)  # noqa: S101 - leaves() names numbers only
+        # Leaves() names numbers only.
+        assert isinstance(found, Estimate | NotMeasurable)  # noqa: S101
         return found
 
     def metric_values(self) -> tuple[MetricValue, ...]:
@@ -119,9 +136,20 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         return tuple(metric_value(name, row, self.metric(name)) for name, row in leaves())
 
     def samples(self) -> dict[str, tuple[float, ...]]:
-        """The samples behind the numbers. ITL gaps are left out: a hundred times the volume, and their percentiles are kept."""
-        quantities = {name: getattr(self, name) for name in self.__struct_fields__ if name in TABLE and name != "itl"}
-        return {name: q.samples for name, q in quantities.items() if isinstance(q, Estimate | Latencies) and q.samples}
+        """The samples behind the numbers.
+
+        ITL gaps are left out: a hundred times the volume, and their percentiles are kept.
+        """
+        quantities = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if name in TABLE and name != "itl"
+        }
+        return {
+            name: q.samples
+            for name, q in quantities.items()
+            if isinstance(q, Estimate | Latencies) and q.samples
+        }
 
 
 def exact(name: str, value: float, *, subject: str = "", context: str = "") -> Estimate:
@@ -142,8 +170,16 @@ def _total(gauge: str, ranks: Sequence[MemoryGauges], subject: str, context: str
     for rank, gauges in enumerate(ranks):
         if getattr(gauges, gauge) is None or gauge in gauges.reasons:
             where = f"rank {rank}: " if len(ranks) > 1 else ""
-            return NotMeasurable(f"memory.{gauge}", where + gauges.reasons.get(gauge, "this engine does not report it"))
-    return exact(f"memory.{gauge}", sum(getattr(gauges, gauge) for gauges in ranks), subject=subject, context=context)
+            return NotMeasurable(
+                f"memory.{gauge}",
+                where + gauges.reasons.get(gauge, "this engine does not report it"),
+            )
+    return exact(
+        f"memory.{gauge}",
+        sum(getattr(gauges, gauge) for gauges in ranks),
+        subject=subject,
+        context=context,
+    )
 
 
 def _imbalance(ranks: Sequence[MemoryGauges], subject: str, context: str) -> Quantity:
@@ -151,15 +187,29 @@ def _imbalance(ranks: Sequence[MemoryGauges], subject: str, context: str) -> Qua
     sizes = known if len(known) == len(ranks) else [gauges.weights for gauges in ranks]
     if sum(sizes) <= 0:
         return NotMeasurable("memory.imbalance", "no rank reports bytes")
-    return exact("memory.imbalance", max(sizes) * len(sizes) / sum(sizes), subject=subject, context=context)
+    return exact(
+        "memory.imbalance", max(sizes) * len(sizes) / sum(sizes), subject=subject, context=context
+    )
 
 
 def metric_value(name: str, row: Metric, quantity: Quantity) -> MetricValue:
     """A quantity as a record keeps it, with the unit, direction and formula of its row."""
-    common: dict[str, Any] = {"name": name, "unit": row.unit, "direction": row.direction, "formula": row.formula}
+    common: dict[str, Any] = {
+        "name": name,
+        "unit": row.unit,
+        "direction": row.direction,
+        "formula": row.formula,
+    }
     if isinstance(quantity, NotMeasurable):
         return MetricValue(**common, value=None, reason=quantity.reason)
     if quantity.kind == "exact":
         return MetricValue(**common, value=quantity.value, n=quantity.n)
     low, high = (end if math.isfinite(end) else None for end in (quantity.low, quantity.high))
-    return MetricValue(**common, value=quantity.value, low=low, high=high, confidence=quantity.confidence, n=quantity.n)
+    return MetricValue(
+        **common,
+        value=quantity.value,
+        low=low,
+        high=high,
+        confidence=quantity.confidence,
+        n=quantity.n,
+    )

@@ -43,11 +43,12 @@ def in_flight_max(requests: Sequence[RequestTrace]) -> int:
 def over_saturated(requests: Sequence[RequestTrace]) -> str:
     """Why there is no steady state, or an empty text.
 
-    Over the time in which requests came, those in flight and the median TTFT grew from third to third, both by half or more
-    from the first to the last.
+    Over the time in which requests came, those in flight and the median TTFT grew from third to
+    third, both by half or more from the first to the last.
 
-    Requests in flight grow in a stable queue too, by chance and at its start; that TTFT grows with them, and in every third, is
-    a queue that is not served as fast as it fills. Failed requests are in flight until they failed.
+    Requests in flight grow in a stable queue too, by chance and at its start; that TTFT grows with
+    them, and in every third, is a queue that is not served as fast as it fills. Failed requests are
+    in flight until they failed.
     """
     ordered = sorted(requests, key=lambda r: r.t_due_ns)
     if len(ordered) < MIN_REQUESTS:
@@ -56,7 +57,12 @@ def over_saturated(requests: Sequence[RequestTrace]) -> str:
     edges = [first_ns + (last_ns - first_ns) * i // THIRDS for i in range(THIRDS + 1)]
     flights = [in_flight_mean(ordered, a, b) for a, b in pairwise(edges)]
     waits = [_median_ttft_s(ordered, a, b) for a, b in pairwise(edges)]
-    if not (_grows(flights) and flights[-1] >= flights[0] + 1 and None not in waits and _grows([w or 0.0 for w in waits])):
+    if not (
+        _grows(flights)
+        and flights[-1] >= flights[0] + 1
+        and None not in waits
+        and _grows([w or 0.0 for w in waits])
+    ):
         return ""
     return (
         f"requests in flight grew from {flights[0]:.1f} to {flights[-1]:.1f} and the median TTFT from {waits[0]:.3g} s to "
@@ -72,9 +78,10 @@ def client_limited(
 ) -> str:
     """Why the client was the limit of a run, or an empty text.
 
-    `lateness_s` is sending minus due, one a request; `loop_lag_s` how much later than asked a timer of the client's event loop
-    rang, one a probe; `busy_share` its CPU time over wall time. What is late by less than 1 % of the median TTFT changes no
-    result: it is part of the TTFT, which counts from when the request was due.
+    `lateness_s` is sending minus due, one a request; `loop_lag_s` how much later than asked a timer
+    of the client's event loop rang, one a probe; `busy_share` its CPU time over wall time. What is
+    late by less than 1 % of the median TTFT changes no result: it is part of the TTFT, which counts
+    from when the request was due.
     """
     allowed_s = max(LATENESS_S, LATENESS_SHARE * median(ttft_s_seen)) if ttft_s_seen else LATENESS_S
     for what, values in (("sent its requests", lateness_s), ("saw its timers", loop_lag_s)):
@@ -99,7 +106,11 @@ def ended_ns(request: RequestTrace) -> int:
 
 
 def _median_ttft_s(requests: Sequence[RequestTrace], start_ns: int, end_ns: int) -> float | None:
-    seen = [ttft_s(r) for r in requests if start_ns <= r.t_due_ns <= end_ns and r.events and r.failure is None]
+    seen = [
+        ttft_s(r)
+        for r in requests
+        if start_ns <= r.t_due_ns <= end_ns and r.events and r.failure is None
+    ]
     return median(seen) if seen else None
 
 

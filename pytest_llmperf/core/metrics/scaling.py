@@ -19,7 +19,11 @@ def scales(candidate: tuple[LoadPlan, Effective], reference: tuple[LoadPlan, Eff
     (ours, ours_in_effect), (theirs, theirs_in_effect) = candidate, reference
     alike = {name: getattr(theirs, name) for name in SPREAD}
     same_plan = structs.replace(ours, strategy=theirs.strategy, **alike) == theirs
-    return ours.ranks > theirs.ranks and same_plan and _dtypes(ours_in_effect) == _dtypes(theirs_in_effect)
+    return (
+        ours.ranks > theirs.ranks
+        and same_plan
+        and _dtypes(ours_in_effect) == _dtypes(theirs_in_effect)
+    )
 
 
 def _dtypes(effective: Effective) -> tuple[object, ...]:
@@ -30,8 +34,12 @@ def scaled(candidate: RunResult, reference: RunResult, devices: float) -> RunRes
     """`candidate` with its speed-up over `reference`, and its efficiency: the speed-up over how many times the `devices`."""
     speed_up = _speed_up(candidate.throughput, reference.throughput)
     if isinstance(speed_up, NotMeasurable):
-        return structs.replace(candidate, speed_up=speed_up, efficiency=NotMeasurable("efficiency", speed_up.reason))
-    efficiency = structs.replace(speed_up * (1 / devices), name="efficiency", unit=TABLE["efficiency"].unit)
+        return structs.replace(
+            candidate, speed_up=speed_up, efficiency=NotMeasurable("efficiency", speed_up.reason)
+        )
+    efficiency = structs.replace(
+        speed_up * (1 / devices), name="efficiency", unit=TABLE["efficiency"].unit
+    )
     return structs.replace(candidate, speed_up=speed_up, efficiency=efficiency)
 
 

@@ -9,12 +9,28 @@ import re
 from collections.abc import Mapping, Sequence
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "kv_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"),
-    "running": ("vllm:num_requests_running", "llamacpp:requests_processing", "tgi_batch_current_size"),
+    "kv_use": (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "llamacpp:kv_cache_usage_ratio",
+    ),
+    "running": (
+        "vllm:num_requests_running",
+        "llamacpp:requests_processing",
+        "tgi_batch_current_size",
+    ),
     "waiting": ("vllm:num_requests_waiting", "llamacpp:requests_deferred", "tgi_queue_size"),
     "preemptions": ("vllm:num_preemptions_total", "vllm:num_preemptions"),
-    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits_total"),
-    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_queries", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_hits": (
+        "vllm:prefix_cache_hits_total",
+        "vllm:prefix_cache_hits",
+        "vllm:gpu_prefix_cache_hits_total",
+    ),
+    "prefix_queries": (
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_queries",
+        "vllm:gpu_prefix_cache_queries_total",
+    ),
 }
 """What we read -> the names that servers have for it, newest first."""
 
@@ -22,13 +38,19 @@ _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})?\s+(\S+)", re.MULTILI
 
 
 def read(text: str) -> dict[str, float]:
-    """The metrics of NAMES that a page of Prometheus text holds; label sets are added up. Unknown is left out."""
+    """The metrics of NAMES that a page of Prometheus text holds; label sets are added up.
+
+    Unknown is left out.
+    """
     totals: dict[str, float] = {}
     for name, value in _LINE.findall(text):
         number = _number(value)
         if number is not None:
             totals[name] = totals.get(name, 0.0) + number
-    found = {ours: next((totals[name] for name in theirs if name in totals), None) for ours, theirs in NAMES.items()}
+    found = {
+        ours: next((totals[name] for name in theirs if name in totals), None)
+        for ours, theirs in NAMES.items()
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -46,7 +68,9 @@ def summarised(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
         found["preemptions"] = last["preemptions"] - first["preemptions"]
     queries = last.get("prefix_queries", 0.0) - first.get("prefix_queries", 0.0)
     if queries > 0:
-        found["prefix_hit_share"] = (last.get("prefix_hits", 0.0) - first.get("prefix_hits", 0.0)) / queries
+        found["prefix_hit_share"] = (
+            last.get("prefix_hits", 0.0) - first.get("prefix_hits", 0.0)
+        ) / queries
     return found
 
 
@@ -55,4 +79,5 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - not a NaN
+    # Not a NaN.
+    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124

@@ -1,6 +1,9 @@
-"""From the requests of a load to quantities, pure. Each request is one sample of the times; rates are of the whole run.
+"""From the requests of a load to quantities, pure.
 
-Requests that failed are data: they are counted, with their reasons, they keep no SLO, and they are in no time.
+Each request is one sample of the times; rates are of the whole run.
+
+Requests that failed are data: they are counted, with their reasons, they keep no SLO, and they are
+in no time.
 """
 
 from __future__ import annotations
@@ -37,10 +40,13 @@ NO_SUCH = "a load on a server gives no such quantity"
 
 
 class LoadTrace(Struct, frozen=True, kw_only=True):
-    """One run of a load: its requests, and how the client did. Times in s; `busy_share` is the client's CPU time over wall time.
+    """One run of a load: its requests, and how the client did.
 
-    `server` is what the server's own metrics said during the run (`core.metrics.server_metrics`), by name. `generator` names the program
-    of another project that sent the requests, with its version; without `gaps` it kept a request's first and last token alone.
+    Times in s; `busy_share` is the client's CPU time over wall time.
+
+    `server` is what the server's own metrics said during the run (`core.metrics.server_metrics`),
+    by name. `generator` names the program of another project that sent the requests, with its
+    version; without `gaps` it kept a request's first and last token alone.
     """
 
     requests: tuple[RequestTrace, ...]
@@ -83,11 +89,11 @@ def reduce_load(
 ) -> RunResult:
     """Every quantity of a load; what it cannot give is NotMeasurable with its reason.
 
-    Several traces are repetitions of an interleaved comparison (`pair`), whose rates are then compared one by one.
+    Several traces are repetitions of an interleaved comparison (`pair`), whose rates are then
+    compared one by one.
 
     Raises:
         InvalidRun: no request succeeded after the ramp-up, or a time is not in order.
-
     """
     origin = _Origin(pair, subject, context)
     runs = [_run(trace, ramp_up_s) for trace in traces]
@@ -95,8 +101,12 @@ def reduce_load(
     return replace(
         rest,
         throughput=_rate("throughput", runs, [_tokens(run) for run in runs], origin),
-        total_throughput=_rate("total_throughput", runs, [_all_tokens(run) for run in runs], origin),
-        request_throughput=_rate("request_throughput", runs, [_completions(run.done) for run in runs], origin),
+        total_throughput=_rate(
+            "total_throughput", runs, [_all_tokens(run) for run in runs], origin
+        ),
+        request_throughput=_rate(
+            "request_throughput", runs, [_completions(run.done) for run in runs], origin
+        ),
         goodput=_goodput(runs, slo, origin),
         **_times(runs, origin, gaps=all(trace.gaps for trace in traces)),
         load_time=NotMeasurable("load_time", "nothing was loaded: the server ran already")
@@ -116,8 +126,13 @@ def client_mark(trace: LoadTrace, ramp_up_s: float) -> Mark | None:
     return Mark(kind="client-limited", detail=reason) if reason else None
 
 
-def summary(traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool) -> LoadSummary:
-    """How the load went. Of several runs: all their requests, the worst lateness, and the first reason for saturation."""
+def summary(
+    traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool
+) -> LoadSummary:
+    """How the load went.
+
+    Of several runs: all their requests, the worst lateness, and the first reason for saturation.
+    """
     runs = [_run(trace, ramp_up_s) for trace in traces]
     requests = [r for run in runs for r in run.requests]
     flights = [saturation.in_flight_mean(run.requests, run.start_ns, run.end_ns) for run in runs]
@@ -125,7 +140,9 @@ def summary(traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, o
     return LoadSummary(
         offered_rate=saturation.mean([rate for run in runs if (rate := _offered(run.requests))]),
         failures=dict(Counter(r.failure or "no token came" for r in requests if not _succeeded(r))),
-        attainment=None if slo is None else saturation.mean([float(slo.met_by(r)) for r in requests]),
+        attainment=None
+        if slo is None
+        else saturation.mean([float(slo.met_by(r)) for r in requests]),
         lateness_p99_s=max(saturation.upper(_lateness_s(run.requests), 0.99) for run in runs),
         loop_lag_p99_s=max(saturation.upper(trace.loop_lag_s, 0.99) for trace in traces),
         busy_share=max(trace.busy_share for trace in traces),
@@ -148,7 +165,9 @@ def _run(trace: LoadTrace, ramp_up_s: float) -> _Run:
     if not done:
         failures = Counter(r.failure or "no token came" for r in counted)
         said = "; ".join(f"{reason} ({n} times)" for reason, n in failures.most_common(5))
-        raise InvalidRun(f"no request of {len(counted)} succeeded: {said or 'none was due after the ramp-up'}.")
+        raise InvalidRun(
+            f"no request of {len(counted)} succeeded: {said or 'none was due after the ramp-up'}."
+        )
     for request in done:
         _require_order(request)
     start_ns = min(r.t_sent_ns or r.t_due_ns for r in counted)
@@ -162,13 +181,21 @@ def _succeeded(request: RequestTrace) -> bool:
 def _require_order(request: RequestTrace) -> None:
     times = [request.t_due_ns, *(e.t_ns for e in request.events)]
     if any(after < before for before, after in pairwise(times)):
-        raise InvalidRun("the times of a request are not in order: a token came before the one before it, or before it was due.")
+        raise InvalidRun(
+            "the times of a request are not in order: a token came before the one before it, or before it was due."
+        )
 
 
 def _client_limit(trace: LoadTrace, run: _Run) -> str:
     waits = [ttft_s(r) for r in run.done]
-    reason = saturation.client_limited(_lateness_s(run.requests), trace.loop_lag_s, waits, trace.busy_share)
-    return f"{reason}: the client was the limit, not the server. Lower the rate, or give it a core of its own" if reason else ""
+    reason = saturation.client_limited(
+        _lateness_s(run.requests), trace.loop_lag_s, waits, trace.busy_share
+    )
+    return (
+        f"{reason}: the client was the limit, not the server. Lower the rate, or give it a core of its own"
+        if reason
+        else ""
+    )
 
 
 def _lateness_s(requests: Iterable[RequestTrace]) -> list[float]:
@@ -200,19 +227,42 @@ def _completions(requests: Iterable[RequestTrace]) -> list[tuple[int, float]]:
 def _goodput(runs: Sequence[_Run], slo: Slo | None, origin: _Origin) -> Quantity:
     if slo is None:
         return NotMeasurable("goodput", "this workload has no SLO")
-    return _rate("goodput", runs, [_completions(r for r in run.done if slo.met_by(r)) for run in runs], origin)
+    return _rate(
+        "goodput",
+        runs,
+        [_completions(r for r in run.done if slo.met_by(r)) for run in runs],
+        origin,
+    )
 
 
-def _rate(name: str, runs: Sequence[_Run], counted: Sequence[list[tuple[int, float]]], origin: _Origin) -> Quantity:
-    """Amount over wall time. Of one run, with the interval of its blocks' mean; of several, the median of theirs."""
+def _rate(
+    name: str, runs: Sequence[_Run], counted: Sequence[list[tuple[int, float]]], origin: _Origin
+) -> Quantity:
+    """Amount over wall time.
+
+    Of one run, with the interval of its blocks' mean; of several, the median of theirs.
+    """
     if any(run.wall_s <= 0 for run in runs):
-        return NotMeasurable(name, "one message in all: there is no time between the first send and the last completion")
+        return NotMeasurable(
+            name,
+            "one message in all: there is no time between the first send and the last completion",
+        )
     row = TABLE[name]
-    rates = [sum(amount for _, amount in each) / run.wall_s for run, each in zip(runs, counted, strict=True)]
-    common: dict[str, Any] = {"direction": row.direction, "subject": origin.subject, "context": origin.context}
+    rates = [
+        sum(amount for _, amount in each) / run.wall_s
+        for run, each in zip(runs, counted, strict=True)
+    ]
+    common: dict[str, Any] = {
+        "direction": row.direction,
+        "subject": origin.subject,
+        "context": origin.context,
+    }
     if len(rates) > 1:
         return Estimate.of_samples(name, tuple(rates), row.unit, pair=origin.pair, **common)
-    low, high = stats.mean_interval(block_rates(counted[0], runs[0].start_ns, runs[0].end_ns)) or (0.0, math.inf)
+    low, high = stats.mean_interval(block_rates(counted[0], runs[0].start_ns, runs[0].end_ns)) or (
+        0.0,
+        math.inf,
+    )
     return Estimate(
         name=name,
         value=rates[0],
@@ -227,7 +277,10 @@ def _rate(name: str, runs: Sequence[_Run], counted: Sequence[list[tuple[int, flo
 
 
 def block_rates(counted: Sequence[tuple[int, float]], start_ns: int, end_ns: int) -> list[float]:
-    """Amount a second in each of the equal blocks between start and end; their mean is the rate of the whole."""
+    """Amount a second in each of the equal blocks between start and end.
+
+    Their mean is the rate of the whole.
+    """
     length_ns = (end_ns - start_ns) / BLOCKS
     sums = [0.0] * BLOCKS
     for t_ns, amount in counted:
@@ -239,7 +292,10 @@ def block_rates(counted: Sequence[tuple[int, float]], start_ns: int, end_ns: int
 
 
 def _times(runs: Sequence[_Run], origin: _Origin, *, gaps: bool) -> dict[str, Any]:
-    """In the order in which requests were due: their autocorrelation widens the intervals. Pairs of a comparison are the runs."""
+    """In the order in which requests were due: their autocorrelation widens the intervals.
+
+    Pairs of a comparison are the runs.
+    """
     done = [r for run in runs for r in sorted(run.done, key=lambda r: r.t_due_ns)]
     found: dict[str, list[float]] = {
         "ttft": [ttft_s(r) for r in done],
@@ -257,7 +313,10 @@ def _times(runs: Sequence[_Run], origin: _Origin, *, gaps: bool) -> dict[str, An
 
 
 def gaps_s(request: RequestTrace) -> list[float]:
-    """Gaps between consecutive tokens; a message of k tokens is k gaps of 1/k. What came with the first has its time in TTFT."""
+    """Gaps between consecutive tokens; a message of k tokens is k gaps of 1/k.
+
+    What came with the first has its time in TTFT.
+    """
     return [
         gap
         for before, after in pairwise(request.events)
@@ -270,5 +329,9 @@ def _merged(traces: Sequence[LoadTrace]) -> dict[str, float]:
     merged: dict[str, float] = {}
     for trace in traces:
         for name, value in trace.server.items():
-            merged[name] = merged.get(name, 0.0) + value if name == "preemptions" else max(merged.get(name, 0.0), value)
+            merged[name] = (
+                merged.get(name, 0.0) + value
+                if name == "preemptions"
+                else max(merged.get(name, 0.0), value)
+            )
     return merged

@@ -8,11 +8,12 @@ from msgspec import Struct
 class LoadSummary(Struct, frozen=True, kw_only=True):
     """Of the requests that count (those cut from the ramp-up are `n_cut`).
 
-    `offered_rate` is requests due a second. `failures` are failed requests by reason. `attainment` is the share of all requests
-    that met every SLO (None without one). `lateness_p99_s` is sending minus due, `loop_lag_p99_s` how late the client's timers
-    rang, `busy_share` its CPU time over wall time. `saturated` says why there was no steady state, or is empty. `server` is what
-    its metrics said during the run: `preemptions`, `prefix_hit_share`, `kv_use_max`, `running_max`, `waiting_max`.
-    `generator` is the program of another project that sent the requests, or empty.
+    `offered_rate` is requests due a second. `failures` are failed requests by reason. `attainment`
+    is the share of all requests that met every SLO (None without one). `lateness_p99_s` is sending
+    minus due, `loop_lag_p99_s` how late the client's timers rang, `busy_share` its CPU time over
+    wall time. `saturated` says why there was no steady state, or is empty. `server` is what its
+    metrics said during the run: `preemptions`, `prefix_hit_share`, `kv_use_max`, `running_max`,
+    `waiting_max`. `generator` is the program of another project that sent the requests, or empty.
     """
 
     offered_rate: float = 0.0
@@ -34,7 +35,10 @@ class LoadSummary(Struct, frozen=True, kw_only=True):
         if self.generator:
             said.append(f"its requests were sent by {self.generator}")
         if self.failures:
-            reasons = "; ".join(f"{reason} ({n} times)" for reason, n in sorted(self.failures.items(), key=lambda f: -f[1]))
+            reasons = "; ".join(
+                f"{reason} ({n} times)"
+                for reason, n in sorted(self.failures.items(), key=lambda f: -f[1])
+            )
             said.append(f"{sum(self.failures.values())} requests failed: {reasons}")
         if self.server.get("preemptions", 0) > 0:
             said.append(

@@ -13,8 +13,8 @@ _NS = 1e9
 class Slo(Struct, frozen=True, kw_only=True):
     """Limits in seconds that a request must keep, all of them: a request that failed keeps none.
 
-    `ttft` from due to first token, `tpot` the mean time of a token after the first, `latency` from due to last token.
-    Raises UsageError for a limit that is not above 0, and where there is none.
+    `ttft` from due to first token, `tpot` the mean time of a token after the first, `latency` from
+    due to last token. Raises UsageError for a limit that is not above 0, and where there is none.
     """
 
     ttft: float | None = None
@@ -24,16 +24,29 @@ class Slo(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         limits = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}
         for name, limit in limits.items():
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
-                raise UsageError(f"Slo({name}={limit!r}): seconds above 0 are needed, for example Slo({name}=0.2).")
+            if limit is not None and (
+                isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0
+            ):
+                raise UsageError(
+                    f"Slo({name}={limit!r}): seconds above 0 are needed, for example Slo({name}=0.2)."
+                )
         if all(limit is None for limit in limits.values()):
-            raise UsageError("Slo(): at least one limit is needed, for example Slo(ttft=0.2, tpot=0.05), in seconds.")
+            raise UsageError(
+                "Slo(): at least one limit is needed, for example Slo(ttft=0.2, tpot=0.05), in seconds."
+            )
 
     def met_by(self, request: RequestTrace) -> bool:
-        """Whether the request succeeded within every limit. An output of one token has no TPOT and keeps that limit."""
+        """Whether the request succeeded within every limit.
+
+        An output of one token has no TPOT and keeps that limit.
+        """
         if request.failure is not None or not request.events:
             return False
-        found = ((self.ttft, ttft_s(request)), (self.tpot, tpot_s(request)), (self.latency, latency_s(request)))
+        found = (
+            (self.ttft, ttft_s(request)),
+            (self.tpot, tpot_s(request)),
+            (self.latency, latency_s(request)),
+        )
         return all(limit is None or value is None or value <= limit for limit, value in found)
 
     def __str__(self) -> str:
@@ -53,7 +66,10 @@ def latency_s(request: RequestTrace) -> float:
 
 
 def tpot_s(request: RequestTrace) -> float | None:
-    """(end-to-end - TTFT) / (output tokens - 1); None for fewer than two tokens, and where all came in one message."""
+    """(end-to-end - TTFT) / (output tokens - 1).
+
+    None for fewer than two tokens, and where all came in one message.
+    """
     if request.n_output_tokens < 2 or len(request.events) < 2:  # noqa: PLR2004 - two ends
         return None
     return (request.events[-1].t_ns - request.events[0].t_ns) / (request.n_output_tokens - 1) / _NS

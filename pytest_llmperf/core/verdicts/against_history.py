@@ -1,9 +1,10 @@
 """Rule A: the value of a new session against those of up to 30 accepted sessions. Pure.
 
-The unit is a session (a fresh process), never an iteration: iterations of one process share what makes sessions differ,
-and pooling them fails about 30 % of unchanged benchmarks. On the logs, the new value is held against Student's prediction
-interval of the baseline, in the direction that is worse. A FAIL needs a one-sided p of .001 (less in a large session:
-Holm 1979 at 1 % over all its series), a change past the practical floor, and a second, fresh measurement that agrees.
+The unit is a session (a fresh process), never an iteration: iterations of one process share what
+makes sessions differ, and pooling them fails about 30 % of unchanged benchmarks. On the logs, the
+new value is held against Student's prediction interval of the baseline, in the direction that is
+worse. A FAIL needs a one-sided p of .001 (less in a large session: Holm 1979 at 1 % over all its
+series), a change past the practical floor, and a second, fresh measurement that agrees.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class Baseline(Struct, frozen=True, kw_only=True):
 class Comparison(Struct, frozen=True, kw_only=True):
     """A session value judged against its baseline.
 
-    `change` is value / center - 1, `worse` the same seen from its bad side (positive: worse). `p` is one-sided, `p_limit`
-    what it had to reach, both None without a spread. `smallest_visible` is the change that would have been found with a
-    probability of 80 %, None where none would. `more_sessions` would decide an undecided one, None if none would.
+    `change` is value / center - 1, `worse` the same seen from its bad side (positive: worse). `p`
+    is one-sided, `p_limit` what it had to reach, both None without a spread. `smallest_visible` is
+    the change that would have been found with a probability of 80 %, None where none would.
+    `more_sessions` would decide an undecided one, None if none would.
     """
 
     outcome: Outcome
@@ -82,12 +84,20 @@ class Comparison(Struct, frozen=True, kw_only=True):
     @property
     def worse(self) -> float | None:
         """The change with the sign of its direction: 0.05 is 5 % less throughput, or 5 % more time."""
-        return None if self.change is None else (-self.change if self.direction == "higher" else self.change)
+        return (
+            None
+            if self.change is None
+            else (-self.change if self.direction == "higher" else self.change)
+        )
 
     @property
     def suspicious(self) -> bool:
         """Worse by more than 10 %, so that too small a baseline is no reason to leave it: measure side by side (rule B)."""
-        return self.worse is not None and self.worse > max(LARGE_CHANGE, self.floor) and self.n < MIN_SESSIONS
+        return (
+            self.worse is not None
+            and self.worse > max(LARGE_CHANGE, self.floor)
+            and self.n < MIN_SESSIONS
+        )
 
 
 class _Spread(Struct, frozen=True):
@@ -104,7 +114,9 @@ def p_limit(family: int = 1, failed: int = 0) -> float:
     procedure rejects once all are known, so that a session's error is at most 1 %.
     """
     if family < 1 or not 0 <= failed < family:
-        raise UsageError(f"{failed} failed of a family of {family} series: at least one must be left to judge.")
+        raise UsageError(
+            f"{failed} failed of a family of {family} series: at least one must be left to judge."
+        )
     return min(P_SINGLE, FAMILY_ERROR / (family - failed))
 
 
@@ -118,16 +130,24 @@ def compare(
 ) -> Comparison:
     """Judge one session value. A FAIL is a suspicion until `confirm` has seen it again.
 
-    No session: NOT COMPARABLE. Below 8 sessions: UNDECIDED, unless the change is past 10 % and its p reaches the limit.
-    PASS: not worse than the floor. Worse than the floor, but within what sessions differ by: UNDECIDED.
+    No session: NOT COMPARABLE. Below 8 sessions: UNDECIDED, unless the change is past 10 % and its
+    p reaches the limit. PASS: not worse than the floor. Worse than the floor, but within what
+    sessions differ by: UNDECIDED.
 
     Raises:
-        UsageError: a value is not positive and finite, the metric has no direction, the floor or limit is not in (0, 1).
-
+        UsageError: a value is not positive and finite, the metric has no direction, the floor or
+            limit is not in (0, 1).
     """
     _require(value, baseline, direction, floor, limit)
     if not baseline.values:
-        return Comparison(outcome=Outcome.NOT_COMPARABLE, value=value, center=None, n=0, floor=floor, direction=direction)
+        return Comparison(
+            outcome=Outcome.NOT_COMPARABLE,
+            value=value,
+            center=None,
+            n=0,
+            floor=floor,
+            direction=direction,
+        )
     found = _located(value, baseline, direction, floor)
     spread = _spread(baseline)
     if spread is None:
@@ -135,14 +155,23 @@ def compare(
     return _judged(found, spread, len(baseline.levels[0]), limit)
 
 
-def compare_counted(value: float, baseline: Baseline, *, direction: Direction, floor: float) -> Comparison:
+def compare_counted(
+    value: float, baseline: Baseline, *, direction: Direction, floor: float
+) -> Comparison:
     """Judge a counted quantity (bytes of weights), which sessions do not differ in: by the latest one and the floor alone.
 
     Raises UsageError as `compare`.
     """
     _require(value, baseline, direction, floor, P_SINGLE)
     if not baseline.values:
-        return Comparison(outcome=Outcome.NOT_COMPARABLE, value=value, center=None, n=0, floor=floor, direction=direction)
+        return Comparison(
+            outcome=Outcome.NOT_COMPARABLE,
+            value=value,
+            center=None,
+            n=0,
+            floor=floor,
+            direction=direction,
+        )
     found = Comparison(
         outcome=Outcome.PASS,
         value=value,
@@ -152,7 +181,9 @@ def compare_counted(value: float, baseline: Baseline, *, direction: Direction, f
         direction=direction,
     )
     worse = found.worse or 0.0
-    return replace(found, outcome=Outcome.FAIL if worse > floor else Outcome.PASS, smallest_visible=floor)
+    return replace(
+        found, outcome=Outcome.FAIL if worse > floor else Outcome.PASS, smallest_visible=floor
+    )
 
 
 def confirm(first: Comparison, value: float, baseline: Baseline) -> Comparison:
@@ -166,7 +197,14 @@ def confirm(first: Comparison, value: float, baseline: Baseline) -> Comparison:
 
 def _located(value: float, baseline: Baseline, direction: Direction, floor: float) -> Comparison:
     center = math.exp(stats.mean([math.log(x) for x in baseline.levels[0]]))
-    return Comparison(outcome=Outcome.UNDECIDED, value=value, center=center, n=baseline.n, floor=floor, direction=direction)
+    return Comparison(
+        outcome=Outcome.UNDECIDED,
+        value=value,
+        center=center,
+        n=baseline.n,
+        floor=floor,
+        direction=direction,
+    )
 
 
 def _judged(found: Comparison, spread: _Spread, n_center: int, limit: float) -> Comparison:
@@ -175,7 +213,9 @@ def _judged(found: Comparison, spread: _Spread, n_center: int, limit: float) -> 
     error = spread.value * math.sqrt(1 + 1 / n_center)
     away = math.log(found.value / found.center) * (-1 if found.direction == "higher" else 1)
     p = _one_sided(away, error, spread.freedom)
-    least = _log_floor(found.floor if found.n >= MIN_SESSIONS else max(found.floor, LARGE_CHANGE), found.direction)
+    least = _log_floor(
+        found.floor if found.n >= MIN_SESSIONS else max(found.floor, LARGE_CHANGE), found.direction
+    )
     reach = max(least, t_quantile(1 - limit, spread.freedom) * error)
     outcome = _outcome(away, p, found, limit, least)
     return replace(
@@ -184,8 +224,12 @@ def _judged(found: Comparison, spread: _Spread, n_center: int, limit: float) -> 
         p=p,
         p_limit=limit,
         spread=spread.value,
-        smallest_visible=_relative(reach + t_quantile(_POWER, spread.freedom) * error, found.direction),
-        more_sessions=_more_sessions(away, spread, found.n, limit) if outcome is Outcome.UNDECIDED else None,
+        smallest_visible=_relative(
+            reach + t_quantile(_POWER, spread.freedom) * error, found.direction
+        ),
+        more_sessions=_more_sessions(away, spread, found.n, limit)
+        if outcome is Outcome.UNDECIDED
+        else None,
     )
 
 
@@ -214,7 +258,10 @@ def _one_sided(away: float, error: float, freedom: int) -> float:
 
 
 def _more_sessions(away: float, spread: _Spread, n: int, limit: float) -> int | None:
-    """How many more sessions like these would let this change pass the test; at least up to 8, at most up to 30."""
+    """How many more sessions like these would let this change pass the test.
+
+    At least up to 8, at most up to 30.
+    """
     for total in range(max(n + 1, MIN_SESSIONS), BASELINE_SESSIONS + 1):
         if t_quantile(1 - limit, total - 1) * spread.value * math.sqrt(1 + 1 / total) <= away:
             return total - n
@@ -229,18 +276,32 @@ def _relative(log: float, direction: Direction) -> float:
     return -math.expm1(-log) if direction == "higher" else math.expm1(min(log, 700.0))
 
 
-def _require(value: float, baseline: Baseline, direction: Direction, floor: float, limit: float) -> None:
+def _require(
+    value: float, baseline: Baseline, direction: Direction, floor: float, limit: float
+) -> None:
     if direction not in ("higher", "lower"):
         raise UsageError(
             f"a metric of direction {direction!r} has no worse side: 'higher' or 'lower' is better, or do not gate it.",
         )
     if not 0 < value < math.inf:
-        raise UsageError(f"the session's value is {value!r}: a relative change needs positive, finite values.")
-    bad = next((x for level in (baseline.values, *baseline.earlier) for x in level if not 0 < x < math.inf), None)
+        raise UsageError(
+            f"the session's value is {value!r}: a relative change needs positive, finite values."
+        )
+    bad = next(
+        (
+            x
+            for level in (baseline.values, *baseline.earlier)
+            for x in level
+            if not 0 < x < math.inf
+        ),
+        None,
+    )
     if bad is not None:
         raise UsageError(
             f"the baseline holds {bad!r}: a relative change needs positive, finite values. Accept a new baseline for this series.",
         )
     for name, share in (("floor", floor), ("p limit", limit)):
         if not 0 < share < 1:
-            raise UsageError(f"the {name} is {share!r}: a share between 0 and 1 is needed, 0.03 is 3 %.")
+            raise UsageError(
+                f"the {name} is {share!r}: a share between 0 and 1 is needed, 0.03 is 3 %."
+            )

@@ -1,10 +1,13 @@
-"""Rule C: changes of level and slow drift over a history of session values. Pure; it informs, and never fails a test by itself.
+"""Rule C: changes of level and slow drift over a history of session values.
 
-A window of 50 runs is split where the energy statistic of E-divisive means is largest (Matteson and James 2014), and each
-side again. Permutations cannot reach p = 1e-5 at this price, so a split is tested with Student's t on the logs, its
-variance widened for the autocorrelation of the runs about their levels (as Hunter does, without that widening: Fleming
-et al. 2023). What is left must differ by 3 % in the medians of its two sides, on segments of at least four runs, so that
-one wild run is no change.
+Pure; it informs, and never fails a test by itself.
+
+A window of 50 runs is split where the energy statistic of E-divisive means is largest (Matteson and
+James 2014), and each side again. Permutations cannot reach p = 1e-5 at this price, so a split is
+tested with Student's t on the logs, its variance widened for the autocorrelation of the runs about
+their levels (as Hunter does, without that widening: Fleming et al. 2023). What is left must differ
+by 3 % in the medians of its two sides, on segments of at least four runs, so that one wild run is
+no change.
 """
 
 from __future__ import annotations
@@ -24,16 +27,20 @@ P_CHANGE = 1e-5
 MIN_SEGMENT = 4
 FLOOR = 0.03
 ANCHOR_RUNS = 30
-_P_CANDIDATE = 1e-3  # a bump inside of a window hides in its first split: it is judged between its neighbours instead
+# A bump inside of a window hides in its first split: it is judged between its neighbours instead.
+_P_CANDIDATE = 1e-3
 _T_NEVER = 3.2  # below this no t is significant at _P_CANDIDATE, whatever its degrees of freedom
 
 _WILD = 5 * 1.4826  # times the median absolute deviation: five standard deviations of a normal
 
 
 class ChangePoint(Struct, frozen=True, kw_only=True):
-    """A change of level. `index` is the first run of the new one; `before` and `after` are the medians of both sides.
+    """A change of level.
 
-    `change` is relative (-0.05 is 5 % less); `p` that of the test between the neighbouring points, at most a window each way.
+    `index` is the first run of the new one; `before` and `after` are the medians of both sides.
+
+    `change` is relative (-0.05 is 5 % less); `p` that of the test between the neighbouring points,
+    at most a window each way.
     """
 
     index: int
@@ -48,7 +55,10 @@ class ChangePoint(Struct, frozen=True, kw_only=True):
 
 
 class Drift(Struct, frozen=True, kw_only=True):
-    """The latest level against the anchor's, however small the steps between them. `significant`: p and floor are both met."""
+    """The latest level against the anchor's, however small the steps between them.
+
+    `significant`: p and floor are both met.
+    """
 
     anchor: float
     latest: float
@@ -69,17 +79,22 @@ def change_points(
     p: float = P_CHANGE,
     floor: float = FLOOR,
 ) -> tuple[ChangePoint, ...]:
-    """The changes of level in `values` (one a run, oldest first), in order. Fewer than 8 runs have none.
+    """The changes of level in `values` (one a run, oldest first), in order.
+
+    Fewer than 8 runs have none.
 
     Raises:
         UsageError: a value is not positive and finite, or the window is shorter than two segments.
-
     """
     logs = _logs(values, window)
-    splits = sorted({at for start, end in _windows(len(logs), window) for at in _splits(logs, start, end)})
+    splits = sorted(
+        {at for start, end in _windows(len(logs), window) for at in _splits(logs, start, end)}
+    )
     kept = _pruned(logs, _spaced(splits, len(logs)), window, p, floor)
     kept = _pruned(logs, _relocated(logs, kept, window), window, p, floor)
-    return tuple(_change_point(logs, *around, window) for around in _neighbours(kept, len(logs), window))
+    return tuple(
+        _change_point(logs, *around, window) for around in _neighbours(kept, len(logs), window)
+    )
 
 
 def drift(
@@ -112,9 +127,13 @@ def drift(
 def _logs(values: Sequence[float], window: int = WINDOW) -> list[float]:
     bad = next(((at, x) for at, x in enumerate(values) if not 0 < x < math.inf), None)
     if bad is not None:
-        raise UsageError(f"run {bad[0]} of the history is {bad[1]!r}: relative changes need positive, finite values.")
+        raise UsageError(
+            f"run {bad[0]} of the history is {bad[1]!r}: relative changes need positive, finite values."
+        )
     if window < 2 * MIN_SEGMENT:
-        raise UsageError(f"a window of {window} runs is too short: two segments of {MIN_SEGMENT} runs must fit.")
+        raise UsageError(
+            f"a window of {window} runs is too short: two segments of {MIN_SEGMENT} runs must fit."
+        )
     return [math.log(x) for x in values]
 
 
@@ -149,7 +168,12 @@ def _best_split(logs: Sequence[float], start: int, end: int) -> int | None:
     def energy(m: int) -> float:
         left, right, k = within_left[m - 1], within_right[n - m - 1], n - m
         between = total - left - right
-        return m * k / n * (2 * between / (m * k) - 2 * left / (m * (m - 1)) - 2 * right / (k * (k - 1)))
+        return (
+            m
+            * k
+            / n
+            * (2 * between / (m * k) - 2 * left / (m * (m - 1)) - 2 * right / (k * (k - 1)))
+        )
 
     return start + max(range(MIN_SEGMENT, n - MIN_SEGMENT + 1), key=energy)
 
@@ -184,9 +208,14 @@ def _tamed(left: Sequence[float], right: Sequence[float]) -> tuple[list[float], 
     One run at half speed would otherwise hide a change of 12 % beside it.
     """
     centers = stats.median(left), stats.median(right)
-    spread = stats.median([abs(x - center) for xs, center in zip((left, right), centers, strict=True) for x in xs])
+    spread = stats.median(
+        [abs(x - center) for xs, center in zip((left, right), centers, strict=True) for x in xs]
+    )
     reach = _WILD * spread if spread > 0 else math.inf
-    a, b = ([min(max(x, center - reach), center + reach) for x in xs] for xs, center in zip((left, right), centers, strict=True))
+    a, b = (
+        [min(max(x, center - reach), center + reach) for x in xs]
+        for xs, center in zip((left, right), centers, strict=True)
+    )
     return a, b
 
 
@@ -196,7 +225,10 @@ def _residuals(xs: Sequence[float]) -> list[float]:
 
 
 def _inflation(residuals: Sequence[float], squares: float) -> float:
-    """(1 + r) / (1 - r) of the lag-1 autocorrelation about both levels, whose bias is about 2/n; a negative one counts as 0."""
+    """(1 + r) / (1 - r) of the lag-1 autocorrelation about both levels, whose bias is about 2/n.
+
+    A negative one counts as 0.
+    """
     r = sum([a * b for a, b in pairwise(residuals)]) / squares + 2 / len(residuals)
     r = min(0.9, max(0.0, r))
     return (1 + r) / (1 - r)
@@ -215,15 +247,21 @@ def _neighbours(points: Sequence[int], n: int, window: int) -> list[tuple[int, i
     """(start, point, end) of each: from the point before to the one after, at most a window each way."""
     edges = [0, *points, n]
     return [
-        (max(low, at - window), at, min(high, at + window)) for low, at, high in zip(edges, edges[1:], edges[2:], strict=False)
+        (max(low, at - window), at, min(high, at + window))
+        for low, at, high in zip(edges, edges[1:], edges[2:], strict=False)
     ]
 
 
-def _pruned(logs: Sequence[float], points: Sequence[int], window: int, p: float, floor: float) -> list[int]:
+def _pruned(
+    logs: Sequence[float], points: Sequence[int], window: int, p: float, floor: float
+) -> list[int]:
     """Without the weakest point, again and again, until each that is left is a change by p and by size."""
     kept = list(points)
     while kept:
-        found = [_weakness(logs, *around, window, p, floor) for around in _neighbours(kept, len(logs), window)]
+        found = [
+            _weakness(logs, *around, window, p, floor)
+            for around in _neighbours(kept, len(logs), window)
+        ]
         worst = max(range(len(kept)), key=found.__getitem__)
         if found[worst] <= (False, p):
             break
@@ -231,7 +269,9 @@ def _pruned(logs: Sequence[float], points: Sequence[int], window: int, p: float,
     return kept
 
 
-def _weakness(logs: Sequence[float], start: int, at: int, end: int, window: int, p: float, floor: float) -> tuple[bool, float]:
+def _weakness(
+    logs: Sequence[float], start: int, at: int, end: int, window: int, p: float, floor: float
+) -> tuple[bool, float]:
     found = _p_of_point(logs, start, at, end, window)
     before, after = _levels(logs, start, at, end, window)
     return found > p or abs(math.expm1(after - before)) < floor, found
@@ -244,18 +284,29 @@ def _p_of_point(logs: Sequence[float], start: int, at: int, end: int, window: in
     return min(1.0, 2 * min(_p_value(logs, low, at, high) for low, high in {near, far}))
 
 
-def _levels(logs: Sequence[float], start: int, at: int, end: int, window: int) -> tuple[float, float]:
+def _levels(
+    logs: Sequence[float], start: int, at: int, end: int, window: int
+) -> tuple[float, float]:
     """Medians of both sides, within half a window of the point: a slow recovery after a drop does not undo it."""
     half = window // 2
-    return stats.median(logs[max(start, at - half) : at]), stats.median(logs[at : min(end, at + half)])
+    return stats.median(logs[max(start, at - half) : at]), stats.median(
+        logs[at : min(end, at + half)]
+    )
 
 
 def _relocated(logs: Sequence[float], points: Sequence[int], window: int) -> list[int]:
     """Each point where the stretch between its neighbours splits best."""
-    placed = (_best_split(logs, low, high) for low, _, high in _neighbours(points, len(logs), window))
+    placed = (
+        _best_split(logs, low, high) for low, _, high in _neighbours(points, len(logs), window)
+    )
     return _spaced(sorted({at for at in placed if at is not None}), len(logs))
 
 
 def _change_point(logs: Sequence[float], start: int, at: int, end: int, window: int) -> ChangePoint:
     before, after = _levels(logs, start, at, end, window)
-    return ChangePoint(index=at, before=math.exp(before), after=math.exp(after), p=_p_of_point(logs, start, at, end, window))
+    return ChangePoint(
+        index=at,
+        before=math.exp(before),
+        after=math.exp(after),
+        p=_p_of_point(logs, start, at, end, window),
+    )

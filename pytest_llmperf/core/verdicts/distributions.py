@@ -1,4 +1,7 @@
-"""Student's t, the normal and the binomial, from the incomplete beta function. Pure; checked against published tables."""
+"""Student's t, the normal and the binomial, from the incomplete beta function.
+
+Pure; checked against published tables.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
         return 0.0
     if x >= 1:
         return 1.0
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
     if x < (a + 1) / (a + b + 2):
         return front * _continued_fraction(a, b, x) / a
     return 1 - front * _continued_fraction(b, a, 1 - x) / b

@@ -1,4 +1,7 @@
-"""What a measurement gives to a test: an `Estimate`, or `NotMeasurable`. Comparing an Estimate makes a claim."""
+"""What a measurement gives to a test: an `Estimate`, or `NotMeasurable`.
+
+Comparing an Estimate makes a claim.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,12 @@ Direction = Literal["higher", "lower", "none"]
 class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=True):
     """A measured quantity with its interval.
 
-    `samples` are kept where the value is their center (`statistic` "median"), so that two estimates that share `pair`
-    can be compared pair by pair. `factor` is what the measured value was multiplied by. `at_least` is how many samples
-    give the interval both ends. `against` names the other side of a ratio. `counted` is what the n of a
-    bootstrapped value are. A timing, exact or bootstrapped value says how it may be compared (`core.verdicts.judge`). Infinite ends
-    mean that nothing bounds the value.
+    `samples` are kept where the value is their center (`statistic` "median"), so that two estimates
+    that share `pair` can be compared pair by pair. `factor` is what the measured value was
+    multiplied by. `at_least` is how many samples give the interval both ends. `against` names the
+    other side of a ratio. `counted` is what the n of a bootstrapped value are. A timing, exact or
+    bootstrapped value says how it may be compared (`core.verdicts.judge`). Infinite ends mean that
+    nothing bounds the value.
     """
 
     name: str
@@ -52,10 +56,16 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     counted: str = "prompt"
 
     def __post_init__(self) -> None:
-        if any(math.isnan(x) for x in (self.value, self.low, self.high, self.factor, *self.samples)):
-            raise UsageError(f"{self.name}: NaN is no measurement. What cannot be measured is NotMeasurable(name, reason).")
+        if any(
+            math.isnan(x) for x in (self.value, self.low, self.high, self.factor, *self.samples)
+        ):
+            raise UsageError(
+                f"{self.name}: NaN is no measurement. What cannot be measured is NotMeasurable(name, reason)."
+            )
         if not self.low <= self.value <= self.high:
-            raise UsageError(f"{self.name}: the value {self.value!r} lies outside of its interval [{self.low!r}, {self.high!r}].")
+            raise UsageError(
+                f"{self.name}: the value {self.value!r} lies outside of its interval [{self.low!r}, {self.high!r}]."
+            )
 
     @classmethod
     def exact(
@@ -68,7 +78,10 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         tolerance: float = 0.0,
         **origin: Any,
     ) -> Estimate:
-        """A quantity without noise, such as bytes of memory. `tolerance` is relative; `origin` is `subject` and `context`."""
+        """A quantity without noise, such as bytes of memory.
+
+        `tolerance` is relative; `origin` is `subject` and `context`.
+        """
         return cls(
             name=name,
             value=value,
@@ -179,9 +192,11 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     def __ge__(self, other: object) -> Finding:
         return _claim(">=", self, other)
 
-    # Struct's own equality is off (eq=False): these two are claims about the value, or False for what is no number.
+    # Struct's own equality is off (eq=False): these two are claims about the value, or False for
+    # what is no number.
 
-    def __eq__(self, other: object) -> Finding:  # type: ignore[override]  # a Finding is true or false, like a bool
+    # A Finding is true or false, like a bool.
+    def __eq__(self, other: object) -> Finding:  # type: ignore[override]
         return _claim("==", self, other) if _comparable(other) else NotImplemented
 
     def __ne__(self, other: object) -> Finding:  # type: ignore[override]
@@ -234,9 +249,9 @@ class Refuses:
     def _arithmetic(self, _: object) -> NoReturn:
         self.refuse()
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __pow__ = (
-        _arithmetic
-    )
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = (
+        __floordiv__
+    ) = __pow__ = _arithmetic
 
     def _unary(self) -> NoReturn:
         self.refuse()
@@ -246,7 +261,10 @@ class Refuses:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NotMeasurable(Refuses):
-    """A quantity that could not be measured, and why. Using it in any way raises NotMeasured; it is never 0 and never a pass."""
+    """A quantity that could not be measured, and why.
+
+    Using it in any way raises NotMeasured; it is never 0 and never a pass.
+    """
 
     name: str
     reason: str
@@ -259,7 +277,8 @@ class NotMeasurable(Refuses):
 
     def __getattr__(self, attribute: str) -> NotMeasurable:
         """A part (`.p95`) of what was not measured was not measured either."""
-        if attribute.startswith("_"):  # protocols that ask what an object can do (copy, pickle, pytest) need a plain no
+        # Protocols that ask what an object can do (copy, pickle, pytest) need a plain no.
+        if attribute.startswith("_"):
             raise AttributeError(attribute)
         return NotMeasurable(f"{self.name}.{attribute}", self.reason)
 
@@ -307,7 +326,9 @@ def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
     """
     confidence = min(a.confidence, b.confidence)
     if is_paired(a, b) or (a.samples and b.samples):
-        return stats.log_ratio_interval(a.samples, b.samples, paired=is_paired(a, b), confidence=confidence)
+        return stats.log_ratio_interval(
+            a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
+        )
     center = math.log(a.value / b.value)
     low = math.hypot(_log(a.value, a.low), _log(b.high, b.value))
     high = math.hypot(_log(a.high, a.value), _log(b.value, b.low))
@@ -322,7 +343,9 @@ def is_paired(a: Estimate, b: Estimate) -> bool:
 def require_same_unit(a: Estimate, b: Estimate) -> None:
     """Raise UsageError for quantities that cannot be compared."""
     if a.unit != b.unit:
-        raise UsageError(f"{a.title} is in {a.unit!r} and {b.title} in {b.unit!r}: they cannot be compared.")
+        raise UsageError(
+            f"{a.title} is in {a.unit!r} and {b.title} in {b.unit!r}: they cannot be compared."
+        )
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -331,7 +354,10 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def interval_text(estimate: Estimate, digits: int = 4) -> str:
-    """'[111.8, 113.1]' in the unit that the value is shown in; ends that need another unit carry it."""
+    """'[111.8, 113.1]' in the unit that the value is shown in.
+
+    Ends that need another unit carry it.
+    """
     suffix = _suffix(format_value(estimate.value, estimate.unit, digits))
     ends = [format_value(end, estimate.unit, digits) for end in (estimate.low, estimate.high)]
     return f"[{', '.join(end.removesuffix(suffix) if _suffix(end) == suffix else end for end in ends)}]"
@@ -353,7 +379,9 @@ def _log(above: float, below: float) -> float:
 
 def _positive(estimate: Estimate, factor: float) -> float:
     if not 0 < factor < math.inf:
-        raise UsageError(f"{estimate.title} cannot be scaled by {factor!r}: a positive, finite factor is needed.")
+        raise UsageError(
+            f"{estimate.title} cannot be scaled by {factor!r}: a positive, finite factor is needed."
+        )
     return factor
 
 
@@ -362,6 +390,7 @@ def _comparable(other: object) -> bool:
 
 
 def _claim(op: str, left: Estimate, right: object) -> Finding:
-    from pytest_llmperf.core.verdicts import judge  # noqa: PLC0415 - judge needs the types of this module
+    # Judge needs the types of this module.
+    from pytest_llmperf.core.verdicts import judge  # noqa: PLC0415
 
     return judge.claim(op, left, right)

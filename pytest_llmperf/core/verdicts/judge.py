@@ -1,4 +1,7 @@
-"""Whether data support a claim, contradict it, or cannot tell. Pure but for one list: `claims` collects what a test claims."""
+"""Whether data support a claim, contradict it, or cannot tell.
+
+Pure but for one list: `claims` collects what a test claims.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,15 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.estimate import Estimate, Refuses, interval_text, is_number, is_paired, ratio, require_same_unit
+from pytest_llmperf.core.verdicts.estimate import (
+    Estimate,
+    Refuses,
+    interval_text,
+    is_number,
+    is_paired,
+    ratio,
+    require_same_unit,
+)
 from pytest_llmperf.errors import UsageError
 
 FLOOR = 0.03
@@ -34,12 +45,15 @@ class Outcome(StrEnum):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """A judged claim. True when it passed or its failure is waived; undecided, it is true unless `strict`.
+    """A judged claim.
 
-    `text` says what was seen and claimed, `detail` where, and what could have been seen. `margin` is log(value / bound)
-    in the direction of the claim (positive: holds), None where one of them is not positive. `smallest_visible` is
-    relative for timings, absolute for bootstrapped quantities, None for exact ones. `more_samples` is how many more
-    would decide, None when decided or when no number of samples would.
+    True when it passed or its failure is waived; undecided, it is true unless `strict`.
+
+    `text` says what was seen and claimed, `detail` where, and what could have been seen. `margin`
+    is log(value / bound) in the direction of the claim (positive: holds), None where one of them is
+    not positive. `smallest_visible` is relative for timings, absolute for bootstrapped quantities,
+    None for exact ones. `more_samples` is how many more would decide, None when decided or when no
+    number of samples would.
     """
 
     outcome: Outcome
@@ -92,7 +106,10 @@ _current: ContextVar[_Claims | None] = ContextVar("llmperf_claims", default=None
 
 @contextmanager
 def claims(*, strict: bool = False, floor: float | None = None) -> Iterator[list[Finding]]:
-    """Collect each claim made inside, once, when it is made. `strict`: undecided is false. `floor` replaces FLOOR."""
+    """Collect each claim made inside, once, when it is made. `strict`: undecided is false.
+
+    `floor` replaces FLOOR.
+    """
     token = _current.set(_Claims(strict, FLOOR if floor is None else floor, []))
     current = _current.get()
     assert current is not None  # noqa: S101 - set one line above
@@ -131,12 +148,17 @@ def decide(op: str, left: object, right: object) -> Finding:
     if case.seen.kind == "exact":
         return _exact(op, case, context.strict)
     if op in ("==", "!="):
-        raise UsageError(f"{case.what} is a noisy quantity, and two such are never equal: claim <= or >= instead of {op}.")
+        raise UsageError(
+            f"{case.what} is a noisy quantity, and two such are never equal: claim <= or >= instead of {op}."
+        )
     return _noisy(op, case, context)
 
 
 def explain(op: str, left: object, right: object) -> list[str]:
-    """The two lines that a failed assert shows; none where the comparison is no claim (`in`, `is`, other types)."""
+    """The two lines that a failed assert shows.
+
+    None where the comparison is no claim (`in`, `is`, other types).
+    """
     sides = (left, right)
     if (
         op not in _OPERATORS
@@ -155,7 +177,9 @@ def _case(op: str, left: object, right: object) -> tuple[str, _Case]:
     for side in (left, right):
         if isinstance(side, Refuses):
             side.refuse()
-    if not isinstance(left, Estimate) or (isinstance(right, Estimate) and left.factor != 1 and right.factor == 1):
+    if not isinstance(left, Estimate) or (
+        isinstance(right, Estimate) and left.factor != 1 and right.factor == 1
+    ):
         op, left, right = _MIRRORED[op], right, left
     if not isinstance(left, Estimate):
         raise UsageError(f"{left!r} {op} {right!r} compares no estimate.")
@@ -187,7 +211,9 @@ def _against_estimate(a: Estimate, b: Estimate) -> _Case:
 
 def _quotient(a: Estimate, b: Estimate) -> Estimate:
     seen = ratio(a, b)
-    context = a.context if a.context == b.context or not b.context else f"{a.context} against {b.context}"
+    context = (
+        a.context if a.context == b.context or not b.context else f"{a.context} against {b.context}"
+    )
     return _with(seen, context=context, at_least=max(a.at_least, b.at_least))
 
 
@@ -195,7 +221,13 @@ def _shifted(a: Estimate, b: Estimate) -> Estimate:
     """`a` with the interval that it has against `b`: both uncertainties, independent, around their difference."""
     low = a.value - math.hypot(a.value - a.low, b.high - b.value)
     high = a.value + math.hypot(a.high - a.value, b.value - b.low)
-    kind = "exact" if a.kind == b.kind == "exact" else "bootstrap" if "bootstrap" in (a.kind, b.kind) else "timing"
+    kind = (
+        "exact"
+        if a.kind == b.kind == "exact"
+        else "bootstrap"
+        if "bootstrap" in (a.kind, b.kind)
+        else "timing"
+    )
     return _with(a, low=low, high=high, kind=kind)
 
 
@@ -212,7 +244,11 @@ def _count(seen: Estimate) -> str:
         return "one reading" if seen.tolerance else "exact"
     if seen.kind == "bootstrap":
         return f"{seen.n} {seen.counted}s"
-    return f"{seen.n} pairs, interleaved" if seen.against and seen.pair is not None else f"{seen.n} samples"
+    return (
+        f"{seen.n} pairs, interleaved"
+        if seen.against and seen.pair is not None
+        else f"{seen.n} samples"
+    )
 
 
 def _counts(a: Estimate, b: Estimate) -> str:
@@ -231,7 +267,10 @@ def _exact(op: str, case: _Case, strict: bool) -> Finding:
         holds = (abs(value - case.bound) <= slack) == (op == "==")
     else:
         holds = _OPERATORS[op](value, case.bound + (slack if op in ("<", "<=") else -slack))
-    detail = _joined(case.seen.context, f"tolerance {format_percent(case.seen.tolerance, 2)}" if slack else "compared exactly")
+    detail = _joined(
+        case.seen.context,
+        f"tolerance {format_percent(case.seen.tolerance, 2)}" if slack else "compared exactly",
+    )
     return _finding(op, case, Outcome.PASS if holds else Outcome.FAIL, detail, strict=strict)
 
 
@@ -245,10 +284,18 @@ def _noisy(op: str, case: _Case, context: _Claims) -> Finding:
     missed = _missed(op, seen.value, bound)
     if supported or (contradicted and missed > floor):
         outcome = Outcome.PASS if supported else Outcome.FAIL
-        return _finding(op, case, outcome, _joined(seen.context, visible), half=half, strict=context.strict)
-    more = None if 0 < missed <= floor else stats.samples_needed(seen.n, half, distance, at_least=seen.at_least)
+        return _finding(
+            op, case, outcome, _joined(seen.context, visible), half=half, strict=context.strict
+        )
+    more = (
+        None
+        if 0 < missed <= floor
+        else stats.samples_needed(seen.n, half, distance, at_least=seen.at_least)
+    )
     detail = _joined(seen.context, visible, f"undecided: {_why(more, missed, floor, case)}")
-    return _finding(op, case, Outcome.UNDECIDED, detail, half=half, more=more, strict=context.strict)
+    return _finding(
+        op, case, Outcome.UNDECIDED, detail, half=half, more=more, strict=context.strict
+    )
 
 
 def _finding(
@@ -262,7 +309,11 @@ def _finding(
     strict: bool,
 ) -> Finding:
     left, right = _left_text(case), _bound_text(op, case)
-    visible = half if half is None or case.seen.kind == "bootstrap" else stats.smallest_visible_change(half)
+    visible = (
+        half
+        if half is None or case.seen.kind == "bootstrap"
+        else stats.smallest_visible_change(half)
+    )
     return Finding(
         outcome=outcome,
         text=f"{left}, claimed {right}  ({case.counted})",
@@ -282,7 +333,9 @@ def _scales(seen: Estimate, bound: float) -> tuple[float, float]:
         return (seen.high - seen.low) / 2, abs(seen.value - bound)
     if seen.low <= 0 or math.isinf(seen.high):
         return math.inf, math.inf
-    return math.log(seen.high / seen.low) / 2, abs(math.log(seen.value / bound)) if bound > 0 else math.inf
+    return math.log(seen.high / seen.low) / 2, abs(
+        math.log(seen.value / bound)
+    ) if bound > 0 else math.inf
 
 
 def _missed(op: str, value: float, bound: float) -> float:
@@ -309,7 +362,13 @@ def _why(more: int | None, missed: float, floor: float, case: _Case) -> str:
         return f"the miss of {format_percent(missed, 2)} is within the practical floor of {format_percent(floor, 2)}"
     if more is None:
         return "the value lies too near the bound for any number of samples"
-    noun = case.seen.counted if case.seen.kind == "bootstrap" else "pair" if "pairs" in case.counted else "sample"
+    noun = (
+        case.seen.counted
+        if case.seen.kind == "bootstrap"
+        else "pair"
+        if "pairs" in case.counted
+        else "sample"
+    )
     return f"about {more} more {noun}{'s' if more != 1 else ''} would decide"
 
 
@@ -317,7 +376,9 @@ def _visible_text(seen: Estimate, half: float) -> str:
     if math.isinf(half):
         return f"unknown (the interval has no end below {seen.at_least} samples)"
     return (
-        format_value(half, seen.unit, 2) if seen.kind == "bootstrap" else format_percent(stats.smallest_visible_change(half), 2)
+        format_value(half, seen.unit, 2)
+        if seen.kind == "bootstrap"
+        else format_percent(stats.smallest_visible_change(half), 2)
     )
 
 
@@ -326,7 +387,14 @@ def _digits(case: _Case) -> int:
     seen, bound = case.seen, case.bound
     if seen.kind != "exact" or seen.value == bound:
         return 3
-    return next((d for d in range(3, 15) if format_value(seen.value, seen.unit, d) != format_value(bound, seen.unit, d)), 15)
+    return next(
+        (
+            d
+            for d in range(3, 15)
+            if format_value(seen.value, seen.unit, d) != format_value(bound, seen.unit, d)
+        ),
+        15,
+    )
 
 
 def _left_text(case: _Case) -> str:

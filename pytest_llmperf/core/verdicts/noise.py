@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.against_history import BASELINE_SESSIONS, MIN_SESSIONS, P_SINGLE, Baseline, compare, confirm
+from pytest_llmperf.core.verdicts.against_history import (
+    BASELINE_SESSIONS,
+    MIN_SESSIONS,
+    P_SINGLE,
+    Baseline,
+    compare,
+    confirm,
+)
 from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import Outcome
@@ -24,9 +31,10 @@ _CHANCE = 0.01
 class Noise(Struct, frozen=True, kw_only=True):
     """What unchanged sessions of one metric showed.
 
-    `spread` is the standard deviation of their logs. `false_alarms` is the share of sessions, drawn from these, that rule A
-    fails at `floor`, and `at_most` the share that so many draws cannot exclude at 99 %. `proposed` is the floor that one
-    unchanged session in a thousand exceeds. `autocorrelation` is that of `pairs` of repetitions; None for too few.
+    `spread` is the standard deviation of their logs. `false_alarms` is the share of sessions, drawn
+    from these, that rule A fails at `floor`, and `at_most` the share that so many draws cannot
+    exclude at 99 %. `proposed` is the floor that one unchanged session in a thousand exceeds.
+    `autocorrelation` is that of `pairs` of repetitions; None for too few.
     """
 
     sessions: int
@@ -61,7 +69,8 @@ def noise(
             f"{len(values)} sessions ({min(values, default=0):g} the least): {MIN_SESSIONS} positive values are needed.",
         )
     spread = _spread(values)
-    failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311 - a simulation
+    # A simulation.
+    failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311
     n_pairs, autocorrelation = _pairs(repetitions, random.Random(seed))  # noqa: S311
     return Noise(
         sessions=len(values),
@@ -83,7 +92,9 @@ def _spread(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((x - center) ** 2 for x in logs) / (len(logs) - 1))
 
 
-def _false_alarms(values: Sequence[float], direction: Direction, floor: float, draws: int, draw: random.Random) -> int:
+def _false_alarms(
+    values: Sequence[float], direction: Direction, floor: float, draws: int, draw: random.Random
+) -> int:
     """Rule A on sessions drawn from these with replacement: a baseline, a new session, and its second measurement."""
     n = min(BASELINE_SESSIONS, len(values))
     failed = 0
@@ -126,8 +137,12 @@ def _pairs(repetitions: Sequence[Sequence[float]], draw: random.Random) -> tuple
     """
     found = []
     for values in repetitions:
-        ratios = [math.log(b / a) * draw.choice((-1, 1)) for a, b in zip(values[::2], values[1::2], strict=False)]
-        if len(ratios) >= 3 and max(ratios) - min(ratios) > 1e-12:  # noqa: PLR2004 - equal but for rounding has none
+        ratios = [
+            math.log(b / a) * draw.choice((-1, 1))
+            for a, b in zip(values[::2], values[1::2], strict=False)
+        ]
+        # Equal but for rounding has none.
+        if len(ratios) >= 3 and max(ratios) - min(ratios) > 1e-12:  # noqa: PLR2004
             found.append((len(ratios), stats.lag1_autocorrelation(ratios) + 1 / len(ratios)))
     n = sum(len(values) // 2 for values in repetitions)
     used = sum(weight for weight, _ in found)

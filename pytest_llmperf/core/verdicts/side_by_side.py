@@ -1,9 +1,10 @@
 """Rule B: two versions measured side by side, pair by pair, until the pairs decide. Pure.
 
-Each pair is one fresh block of both versions in random order; its log ratio is positive where the new version is worse.
-With S the sum and V the sum of squares of n log ratios, E = sqrt(1/(n+1)) ((n+1)V / ((n+1)V - S^2))^(n/2) is an e-process
-of "no difference": the normal mixture of t likelihood ratios (Lai 1976; Wang and Ramdas 2024). It may be looked at after
-each pair, and reaches 100 with a probability of 1 % at most. Pairs that are alike to their neighbours break that, so V is
+Each pair is one fresh block of both versions in random order; its log ratio is positive where the
+new version is worse. With S the sum and V the sum of squares of n log ratios, E = sqrt(1/(n+1))
+((n+1)V / ((n+1)V - S^2))^(n/2) is an e-process of "no difference": the normal mixture of t
+likelihood ratios (Lai 1976; Wang and Ramdas 2024). It may be looked at after each pair, and reaches
+100 with a probability of 1 % at most. Pairs that are alike to their neighbours break that, so V is
 widened by the pairs' own lag-1 autocorrelation before E is believed, for a FAIL as for a PASS.
 """
 
@@ -32,9 +33,10 @@ _MAX_AUTOCORRELATION = 0.9
 class Decision(Struct, frozen=True, kw_only=True):
     """What the pairs say so far. `outcome` None: measure another pair.
 
-    `change` is the mean ratio new / base - 1, `worse` the same from its bad side (positive: worse), `median_worse` that of
-    the median pair. `e_worse` is the evidence against "no difference", `e_not_worse` against "worse by `refuted`".
-    `e_plain` is `e_worse` as it would be without autocorrelation. `smallest_visible` would have been failed.
+    `change` is the mean ratio new / base - 1, `worse` the same from its bad side (positive: worse),
+    `median_worse` that of the median pair. `e_worse` is the evidence against "no difference",
+    `e_not_worse` against "worse by `refuted`". `e_plain` is `e_worse` as it would be without
+    autocorrelation. `smallest_visible` would have been failed.
     """
 
     outcome: Outcome | None
@@ -57,9 +59,12 @@ class Decision(Struct, frozen=True, kw_only=True):
 
 
 class SideBySide(Struct, frozen=True, kw_only=True):
-    """The pairs so far: `log_ratios`, positive where the new version is worse. `floor` is the worsening that is let through.
+    """The pairs so far: `log_ratios`, positive where the new version is worse.
 
-    PASS means that a worsening of `floor` + 2 % is refuted. `evidence` is E of a FAIL: 100 for one series, 100 m for m.
+    `floor` is the worsening that is let through.
+
+    PASS means that a worsening of `floor` + 2 % is refuted. `evidence` is E of a FAIL: 100 for one
+    series, 100 m for m.
     """
 
     direction: Direction
@@ -70,14 +75,23 @@ class SideBySide(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.direction not in ("higher", "lower"):
-            raise UsageError(f"a metric of direction {self.direction!r} has no worse side: nothing can be judged side by side.")
+            raise UsageError(
+                f"a metric of direction {self.direction!r} has no worse side: nothing can be judged side by side."
+            )
         if not 0 < self.floor < 1 - MARGIN:
-            raise UsageError(f"the floor is {self.floor!r}: a share between 0 and {1 - MARGIN:g} is needed, 0.03 is 3 %.")
+            raise UsageError(
+                f"the floor is {self.floor!r}: a share between 0 and {1 - MARGIN:g} is needed, 0.03 is 3 %."
+            )
         if self.max_pairs < MIN_PAIRS:
-            raise UsageError(f"a budget of {self.max_pairs} pairs cannot decide: {MIN_PAIRS} are needed at least.")
+            raise UsageError(
+                f"a budget of {self.max_pairs} pairs cannot decide: {MIN_PAIRS} are needed at least."
+            )
 
     def with_pair(self, base: float, new: float) -> SideBySide:
-        """Add one pair of values to this state. Raises UsageError for values that are not positive and finite."""
+        """Add one pair of values to this state.
+
+        Raises UsageError for values that are not positive and finite.
+        """
         for side, value in (("base", base), ("new version", new)):
             if not 0 < value < math.inf:
                 raise UsageError(
@@ -153,13 +167,17 @@ def _outcome(found: Decision, state: SideBySide) -> Outcome | None:
 
 def _autocorrelation(ratios: tuple[float, ...]) -> float:
     """Lag-1, with its bias of 1/n in short series (Kendall 1954); a negative one counts as 0."""
-    if len(ratios) < 3 or max(ratios) - min(ratios) < 1e-12:  # noqa: PLR2004 - equal ratios, but for their rounding
+    # Equal ratios, but for their rounding.
+    if len(ratios) < 3 or max(ratios) - min(ratios) < 1e-12:  # noqa: PLR2004
         return 0.0
     return min(_MAX_AUTOCORRELATION, max(0.0, stats.lag1_autocorrelation(ratios) + 1 / len(ratios)))
 
 
 def _smallest_visible(moments: _Moments, state: SideBySide) -> float:
-    """The mean worsening at which E reaches what a FAIL needs with this spread, at least the floor; 1 or inf where none does."""
+    """The mean worsening at which E reaches what a FAIL needs with this spread, at least the floor.
+
+    1 or inf where none does.
+    """
     n = moments.n
     q = (state.evidence * math.sqrt(n + 1)) ** (2 / n)
     c = (n + 1) * (1 - 1 / q)
@@ -178,4 +196,5 @@ def _relative(log: float, direction: Direction) -> float:
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf  # noqa: PLR2004 - the largest exponent of a double is 709
+    # The largest exponent of a double is 709.
+    return math.exp(x) if x < 700 else math.inf  # noqa: PLR2004

@@ -1,7 +1,10 @@
-"""Statistics on short, skewed and autocorrelated series of timings. Pure; sequences of floats in, intervals out.
+"""Statistics on short, skewed and autocorrelated series of timings.
 
-An interval is (low, high). None means that the sample is too small for any; an infinite end means that nothing bounds it.
-Coverage is simulated in the tests: 99 % on independent samples, at least 93 % on series with a lag-1 autocorrelation of 0.5.
+Pure; sequences of floats in, intervals out.
+
+An interval is (low, high). None means that the sample is too small for any; an infinite end means
+that nothing bounds it. Coverage is simulated in the tests: 99 % on independent samples, at least 93
+% on series with a lag-1 autocorrelation of 0.5.
 """
 
 from __future__ import annotations
@@ -46,7 +49,10 @@ class _Mean(NamedTuple):
 
 
 def median(xs: Sequence[float]) -> float:
-    """The middle value, or the mean of the two in the middle. Raises ValueError for an empty sequence."""
+    """The middle value, or the mean of the two in the middle.
+
+    Raises ValueError for an empty sequence.
+    """
     return quantile(xs, 0.5)
 
 
@@ -95,8 +101,9 @@ def lag1_autocorrelation(xs: Sequence[float]) -> float:
 def effective_n(xs: Sequence[float]) -> float:
     """How many independent samples the series is worth: n (1 - r) / (1 + r), between 2 and n.
 
-    r is the lag-1 autocorrelation plus 1/n, its bias in short series (Kendall 1954); a negative r counts as 0. There is
-    no test of significance in between: it would miss r = 0.5 in series below 20 (coverage 0.90 instead of 0.95).
+    r is the lag-1 autocorrelation plus 1/n, its bias in short series (Kendall 1954); a negative r
+    counts as 0. There is no test of significance in between: it would miss r = 0.5 in series below
+    20 (coverage 0.90 instead of 0.95).
     """
     n, r = len(xs), _believed_autocorrelation(xs)
     return min(float(n), max(2.0, n * (1 - r) / (1 + r)))
@@ -111,7 +118,10 @@ def _believed_autocorrelation(xs: Sequence[float]) -> float:
 
 
 def median_interval(xs: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Distribution-free interval of the median from order statistics; None below 8 (effective) samples at 99 %."""
+    """Distribution-free interval of the median from order statistics.
+
+    None below 8 (effective) samples at 99 %.
+    """
     found = quantile_interval(xs, 0.5, confidence)
     return found if all(map(math.isfinite, found)) else None
 
@@ -153,20 +163,23 @@ def center_interval(xs: Sequence[float], confidence: float = CONFIDENCE) -> Inte
     if len(xs) < MIN_PAIRS or min(xs) <= 0:
         return (0.0 if min(xs) >= 0 else -math.inf), math.inf
     logs = mean_interval([math.log(x) for x in xs], confidence)
-    if logs is None or min(xs) == max(xs):  # equal samples: their own value, without the rounding of exp(log(x))
+    # Equal samples: their own value, without the rounding of exp(log(x)).
+    if logs is None or min(xs) == max(xs):
         return middle, middle
     return min(middle, math.exp(logs[0])), max(middle, _exp(logs[1]))
 
 
-def log_ratio_interval(a: Sequence[float], b: Sequence[float], *, paired: bool, confidence: float = CONFIDENCE) -> LogRatio:
+def log_ratio_interval(
+    a: Sequence[float], b: Sequence[float], *, paired: bool, confidence: float = CONFIDENCE
+) -> LogRatio:
     """Interval of log(a / b). Paired: Student's on the pairs' log ratios; else Welch's on the logs.
 
-    By simulation (6 to 40 pairs, noise 2 %, normal, t3, skewed, autocorrelated) the mean of the log ratios covers what it
-    claims; intervals of the median have none below 8 effective pairs. Below 4 samples a side the ends are infinite.
+    By simulation (6 to 40 pairs, noise 2 %, normal, t3, skewed, autocorrelated) the mean of the log
+    ratios covers what it claims; intervals of the median have none below 8 effective pairs. Below 4
+    samples a side the ends are infinite.
 
     Raises:
         ValueError: a value is not positive, a side is empty, or paired sides differ in length.
-
     """
     if not a or not b or min(*a, *b) <= 0:
         raise ValueError(f"a ratio needs positive samples on both sides, got {len(a)} and {len(b)}")
@@ -190,7 +203,8 @@ def _mean(xs: Sequence[float]) -> _Mean:
     The variance of an autocorrelated series is underestimated by its spread, and its own effective n goes with r squared.
     """
     n, r, worth, center = len(xs), _believed_autocorrelation(xs), effective_n(xs), mean(xs)
-    if n < 2 or min(xs) == max(xs):  # noqa: PLR2004 - one sample has no spread; equal samples have none but rounding
+    # One sample has no spread; equal samples have none but rounding.
+    if n < 2 or min(xs) == max(xs):  # noqa: PLR2004
         return _Mean(xs[0], 0.0 if n > 1 else math.inf, 1.0)
     variance = math.fsum((x - center) ** 2 for x in xs) / (n - 1)
     if worth < n:
@@ -214,10 +228,13 @@ def bootstrap_interval(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Interval:
-    """Bootstrap interval of `statistic` over rows drawn with replacement; the same seed gives the same interval.
+    """Bootstrap interval of `statistic` over rows drawn with replacement.
 
-    Percentiles are expanded for small samples (Hesterberg 2015: those of Student's t with n - 1 degrees of freedom and
-    the spread's bias undone), since the plain ones are too narrow by a sixth at n = 8. One row bounds nothing.
+    The same seed gives the same interval.
+
+    Percentiles are expanded for small samples (Hesterberg 2015: those of Student's t with n - 1
+    degrees of freedom and the spread's bias undone), since the plain ones are too narrow by a sixth
+    at n = 8. One row bounds nothing.
     """
     n = len(rows)
     if n < 2:  # noqa: PLR2004
@@ -231,7 +248,9 @@ def bootstrap_interval(
     return min(at, low), max(at, high)
 
 
-def samples_needed(n: int, half_width: float, distance: float, *, at_least: int = MIN_PAIRS) -> int | None:
+def samples_needed(
+    n: int, half_width: float, distance: float, *, at_least: int = MIN_PAIRS
+) -> int | None:
     """How many more samples bring an interval's half-width below `distance`, if it shrinks with the root of n.
 
     None when that is out of reach (no distance, or above 100,000 samples). An infinite width asks for `at_least` samples.
@@ -250,7 +269,8 @@ def smallest_visible_change(half_width: float) -> float:
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf  # noqa: PLR2004 - the largest exponent of a double is 709
+    # The largest exponent of a double is 709.
+    return math.exp(x) if x < 700 else math.inf  # noqa: PLR2004
 
 
 def _require(xs: Sequence[float]) -> None:

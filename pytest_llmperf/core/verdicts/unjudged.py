@@ -10,17 +10,25 @@ from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Unjudged:
-    """A quantity that was not looked at. Any part or multiple of it is one too; any comparison is true and not judged."""
+    """A quantity that was not looked at.
+
+    Any part or multiple of it is one too; any comparison is true and not judged.
+    """
 
     name: str
     reason: str
 
     def _claim(self, other: object) -> Finding:
         return keep(
-            Finding(outcome=Outcome.NOT_COMPARABLE, text=f"{self.name} against {other!r} was not judged", detail=self.reason),
+            Finding(
+                outcome=Outcome.NOT_COMPARABLE,
+                text=f"{self.name} against {other!r} was not judged",
+                detail=self.reason,
+            ),
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _claim  # type: ignore[assignment]  # a Finding is true or false
+    # A Finding is true or false.
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _claim  # type: ignore[assignment]
 
     def __hash__(self) -> int:
         return id(self)
@@ -28,10 +36,13 @@ class Unjudged:
     def _calculated(self, other: object) -> Unjudged:  # noqa: ARG002 - nothing is calculated
         return self
 
-    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = _calculated
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = (
+        _calculated
+    )
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("_"):  # protocols that ask what an object can do (copy, pickle, pytest) need a plain no
+        # Protocols that ask what an object can do (copy, pickle, pytest) need a plain no.
+        if attribute.startswith("_"):
             raise AttributeError(attribute)
         return Unjudged(f"{self.name}.{attribute}", self.reason)
 

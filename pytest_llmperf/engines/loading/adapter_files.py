@@ -1,4 +1,7 @@
-"""An adapter's files as peft writes them, and whether they fit a model. Nothing of peft is needed to tell."""
+"""An adapter's files as peft writes them, and whether they fit a model.
+
+Nothing of peft is needed to tell.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weig
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """One adapter on disk. `shapes` are those of its tensors; `base` is the model it says that it was made for."""
+    """One adapter on disk.
+
+    `shapes` are those of its tensors; `base` is the model it says that it was made for.
+    """
 
     folder: str
     config: dict[str, Any]
@@ -31,15 +37,23 @@ class AdapterFile:
 
     @classmethod
     def read(cls, folder: Path) -> AdapterFile:
-        """Read configuration and shapes, no values. Raises LoadError for files that are not what they should be."""
+        """Read configuration and shapes, no values.
+
+        Raises LoadError for files that are not what they should be.
+        """
         config = read_json(folder / CONFIG)
         if (found := config.get("peft_type")) != "LORA":
-            raise LoadError(f"adapter {folder.name!r}: {folder / CONFIG} is of type {found!r}, 'LORA' is needed.")
+            raise LoadError(
+                f"adapter {folder.name!r}: {folder / CONFIG} is of type {found!r}, 'LORA' is needed."
+            )
         try:
             with safe_open(folder / WEIGHTS, framework="pt") as stored:
-                shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118  not a dict
+                # Not a dict.
+                shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise LoadError(f"adapter {folder.name!r}: {folder / WEIGHTS} cannot be read: {error}. Save it again.") from error
+            raise LoadError(
+                f"adapter {folder.name!r}: {folder / WEIGHTS} cannot be read: {error}. Save it again."
+            ) from error
         return cls(str(folder), config, shapes, hash_files([folder / CONFIG, folder / WEIGHTS]))
 
     @property
@@ -60,12 +74,19 @@ class AdapterFile:
     @property
     def ranks(self) -> frozenset[int]:
         """The ranks its configuration allows."""
-        return frozenset({int(self.config.get("r", 0)), *map(int, (self.config.get("rank_pattern") or {}).values())})
+        return frozenset(
+            {
+                int(self.config.get("r", 0)),
+                *map(int, (self.config.get("rank_pattern") or {}).values()),
+            }
+        )
 
 
 def require_fits(file: AdapterFile, model: nn.Module, plan: LoadPlan) -> None:
     """Raise LoadError if the adapter is of another model, or its tensors are not of the model's shapes or of its own rank."""
-    about = f"adapter {file.name!r} ({file.folder}, made for {file.base or 'a model it does not name'})"
+    about = (
+        f"adapter {file.name!r} ({file.folder}, made for {file.base or 'a model it does not name'})"
+    )
     does_not_fit = f"{about} does not fit model {plan.model.name!r}"
     if not _same_base(file.base, model, plan) and plan.option("adapter_base") != "any":
         raise LoadError(
@@ -94,11 +115,18 @@ def _misfit(name: str, side: str, shape: tuple[int, ...], model: nn.Module) -> s
     ours = getattr(layer, "in_features" if side == "A" else "out_features", None)
     theirs = shape[1 if side == "A" else 0]
     what = "inputs" if side == "A" else "outputs"
-    return None if ours in (None, theirs) else f"{name} has {ours} {what}, the adapter's lora_{side} has {theirs}"
+    return (
+        None
+        if ours in (None, theirs)
+        else f"{name} has {ours} {what}, the adapter's lora_{side} has {theirs}"
+    )
 
 
 def _same_base(declared: str, model: Any, plan: LoadPlan) -> bool:
-    """Whether the adapter's own word for its base can mean this model. A path means its last part: it is another machine's."""
+    """Whether the adapter's own word for its base can mean this model.
+
+    A path means its last part: it is another machine's.
+    """
     ours = {plan.model.name, plan.model.location, str(getattr(model.config, "_name_or_path", ""))}
     if not declared or declared in ours:
         return True

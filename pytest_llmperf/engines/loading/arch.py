@@ -38,17 +38,19 @@ def build(
 ) -> PreTrainedModel:
     """`name` of ARCHITECTURES with random weights.
 
-    Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of one seed and one kind
-    of device are the same model in every dtype, and no copy of the whole ever lies in the host's memory. Each module is
-    handed to `converter` as soon as it has its values, so that a quantized model never lies on the device in full. With `home`
-    it goes there at once: weights that wait on the host are those that `device` would have, and it never holds them all.
+    Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of
+    one seed and one kind of device are the same model in every dtype, and no copy of the whole ever
+    lies in the host's memory. Each module is handed to `converter` as soon as it has its values, so
+    that a quantized model never lies on the device in full. With `home` it goes there at once:
+    weights that wait on the host are those that `device` would have, and it never holds them all.
     """
     model = on_meta(config_of(name), dtype, attention)
     if converter is not None:
         converter.prepare(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep those that were replaced
+        # A list of modules would keep those that were replaced.
+        for path in [path for path, _ in model.named_modules()]:
             materialise(model, model.get_submodule(path), path, device)
             if home is not None:
                 move(model.get_submodule(path), home)
@@ -61,7 +63,15 @@ def build(
 def content_hash(name: str, device: torch.device, seed: int) -> str:
     """What decides the weights of `build`: the generator differs between kinds of device, the dtype only rounds."""
     row = ARCHITECTURES[name]
-    return hash_value({"type": row.model_type, "config": row.config, "seed": seed, "device": device.type, "scheme": _SCHEME})
+    return hash_value(
+        {
+            "type": row.model_type,
+            "config": row.config,
+            "seed": seed,
+            "device": device.type,
+            "scheme": _SCHEME,
+        }
+    )
 
 
 def config_of(name: str) -> PreTrainedConfig:
@@ -79,24 +89,38 @@ def on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None)
 
 
 def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
-    """Give the module's own parameters and buffers storage and values; raise LoadError if a value was left unset."""
+    """Give the module's own parameters and buffers storage and values.
+
+    Raise LoadError if a value was left unset.
+    """
     wanted = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
     for name, parameter in list(module.named_parameters(recurse=False)):
-        module.register_parameter(name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False))
+        module.register_parameter(
+            name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False)
+        )
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, _unset(buffer, buffer.dtype, device))
-    initialise: Any = model._init_weights  # noqa: SLF001  transformers' own rules: norms 1, biases 0, rotary tables recomputed
+    # Transformers' own rules: norms 1, biases 0, rotary tables recomputed.
+    initialise: Any = model._init_weights  # noqa: SLF001
     initialise(module)
-    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+    for name, tensor in [
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ]:
         if not _is_set(tensor):
-            raise LoadError(f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value.")
+            raise LoadError(
+                f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value."
+            )
     for name, dtype in wanted.items():
         rounded = module.get_parameter(name).to(dtype)
         module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
 
 
 def move(module: nn.Module, device: torch.device) -> None:
-    """Send the module's own parameters and buffers to `device`; on `meta` they have no values any more."""
+    """Send the module's own parameters and buffers to `device`.
+
+    On `meta` they have no values any more.
+    """
     for name, parameter in list(module.named_parameters(recurse=False)):
         module.register_parameter(name, nn.Parameter(parameter.to(device), requires_grad=False))
     for name, buffer in list(module.named_buffers(recurse=False)):
@@ -105,7 +129,9 @@ def move(module: nn.Module, device: torch.device) -> None:
 
 def _unset(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Storage filled with NaN, or with -1 for integers: values that no initialisation leaves."""
-    return torch.full(like.shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
+    return torch.full(
+        like.shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device
+    )
 
 
 def _is_set(tensor: torch.Tensor) -> bool:

@@ -21,7 +21,10 @@ _CONVERSION = 1
 
 
 def converted_folder(name: str) -> Path:
-    """The folder with the built-in model `name` in float32, converted now if it is not there yet. Safe among processes."""
+    """The folder with the built-in model `name` in float32, converted now if it is not there yet.
+
+    Safe among processes.
+    """
     row = BUILTIN[name]
     source = _shipped_file(name, row)
     folder = cache_dir() / "models" / f"{name}-{metadata.version(row.package)}-{_CONVERSION}"
@@ -62,7 +65,9 @@ def _convert(source: Path, folder: Path) -> None:
     """Read the GGUF file and write `folder` in one step: a conversion that is cut off leaves nothing behind under its name."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32
+        )
         forget_gguf(model).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
         scratch.rename(folder)

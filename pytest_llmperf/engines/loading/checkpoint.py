@@ -18,14 +18,23 @@ from pytest_llmperf.engines.loading.builtin import converted_folder
 from pytest_llmperf.engines.models.safetensors_header import folder_elements
 from pytest_llmperf.errors import LoadError, OutOfMemory
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "spiece.model",
+)
 
 
 _TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
-    """The floating dtype of most elements of the weight files; the config's where the files do not say (.bin)."""
+    """The floating dtype of most elements of the weight files.
+
+    The config's where the files do not say (.bin).
+    """
     floating = {dtype: n for dtype, n in folder_elements(folder).items() if "float" in dtype}
     if floating:
         return max(floating, key=lambda dtype: floating[dtype])
@@ -37,30 +46,48 @@ def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
 
 
 def local_folder(plan: LoadPlan) -> Path:
-    """The folder that holds a built-in model, a folder's or a hub id's; converted or downloaded first where that is needed."""
+    """The folder that holds a built-in model, a folder's or a hub id's.
+
+    Converted or downloaded first where that is needed.
+    """
     if plan.model.kind == "hub":
         return _snapshot(plan)
-    return converted_folder(plan.model.location) if plan.model.kind == "builtin" else Path(plan.model.location)
+    return (
+        converted_folder(plan.model.location)
+        if plan.model.kind == "builtin"
+        else Path(plan.model.location)
+    )
 
 
 def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a checkpoint's folder, or None where it has no files of one."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=plan.model.trust_remote_code
+    )
     return tokenizer
 
 
 def _snapshot(plan: LoadPlan) -> Path:
-    """The files of a hub id in the local cache. Raises LoadError if they are neither there nor to be had."""
+    """The files of a hub id in the local cache.
+
+    Raises LoadError if they are neither there nor to be had.
+    """
     ref = plan.model
     code = ["*.py"] if ref.trust_remote_code else []
     try:
         folder = Path(
-            snapshot_download(ref.location, revision=ref.revision, allow_patterns=[*_TEXT_FILES, *code, "*.safetensors"]),
+            snapshot_download(
+                ref.location,
+                revision=ref.revision,
+                allow_patterns=[*_TEXT_FILES, *code, "*.safetensors"],
+            ),
         )
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(ref.location, revision=ref.revision, allow_patterns=["pytorch_model*.bin"])
+            snapshot_download(
+                ref.location, revision=ref.revision, allow_patterns=["pytorch_model*.bin"]
+            )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise LoadError(
             f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} nor could be downloaded: "
@@ -76,10 +103,23 @@ def load_errors(plan: LoadPlan, what: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         if "can't allocate memory" in str(error):
-            raise OutOfMemory(f"model {plan.model.name!r}: no memory left while loading {what}: {error}") from error
-        raise LoadError(f"model {plan.model.name!r}: {what} could not be loaded: {error}. {_next_step(error)}") from error
+            raise OutOfMemory(
+                f"model {plan.model.name!r}: no memory left while loading {what}: {error}"
+            ) from error
+        raise LoadError(
+            f"model {plan.model.name!r}: {what} could not be loaded: {error}. {_next_step(error)}"
+        ) from error
 
 
 def _next_step(error: Exception) -> str:

@@ -14,7 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, scheme_of
 from pytest_llmperf.engines.loading import arch
-from pytest_llmperf.engines.loading.checkpoint import load_errors, local_folder, stored_dtype, tokenizer_of
+from pytest_llmperf.engines.loading.checkpoint import (
+    load_errors,
+    local_folder,
+    stored_dtype,
+    tokenizer_of,
+)
 from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
 from pytest_llmperf.engines.models.names import ARCHITECTURES, predicted_weights_bytes
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
@@ -22,13 +27,18 @@ from pytest_llmperf.engines.models.safetensors_header import read_json, weight_f
 from pytest_llmperf.errors import LoadError
 
 WRITTEN_BYTES = 2**30
-"""Architectures up to this size are written out with the weights that every engine gives them. Larger ones get vLLM's own
-random weights, made on the device: nothing but speed and memory is asked of them."""
+"""Architectures up to this size are written out with the weights that every engine gives them.
+
+Larger ones get vLLM's own random weights, made on the device: nothing but speed and memory is asked
+of them.
+"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is, and what it is. `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there.
+    """Where a model is, and what it is.
+
+    `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there.
 
     `packed` says how a quantized checkpoint stores its layers.
     """
@@ -53,11 +63,16 @@ def source_of(plan: LoadPlan) -> Source:
         stored = stored_dtype(folder, read_json(folder / "config.json"))
         files = weight_files(folder) or sorted(folder.glob("*.bin"))
         content = hash_files([folder / "config.json", *files])
-    return Source(folder, content, stored, tokenizer, packed=_packed(plan, folder) if path else None)
+    return Source(
+        folder, content, stored, tokenizer, packed=_packed(plan, folder) if path else None
+    )
 
 
 def _packed(plan: LoadPlan, folder: Path) -> Packed:
-    """How a quantized checkpoint stores its layers. Raises LoadError for another format, or files that disagree with it."""
+    """How a quantized checkpoint stores its layers.
+
+    Raises LoadError for another format, or files that disagree with it.
+    """
     packed = stored_as(folder)
     if isinstance(packed, str):
         raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
@@ -73,8 +88,20 @@ def architecture_folder(plan: LoadPlan) -> Source:
     if size <= WRITTEN_BYTES:
         content = arch.content_hash(name, torch.device("cpu"), plan.seed)
         return Source(_made(folder, plan, weights=True), content, dtype, None)
-    content = hash_value({"architecture": ARCHITECTURES[name].config, "seed": plan.seed, "weights": "vLLM's dummy weights"})
-    return Source(_made(folder.with_name(f"{folder.name}-config"), plan, weights=False), content, dtype, None, dummy=True)
+    content = hash_value(
+        {
+            "architecture": ARCHITECTURES[name].config,
+            "seed": plan.seed,
+            "weights": "vLLM's dummy weights",
+        }
+    )
+    return Source(
+        _made(folder.with_name(f"{folder.name}-config"), plan, weights=False),
+        content,
+        dtype,
+        None,
+        dummy=True,
+    )
 
 
 def _made(folder: Path, plan: LoadPlan, *, weights: bool) -> Path:
@@ -94,7 +121,9 @@ def _write(folder: Path, plan: LoadPlan, *, weights: bool) -> None:
     try:
         dtype = getattr(torch, ARCHITECTURES[name].dtype)
         if weights:
-            arch.build(name, dtype=dtype, device=torch.device("cpu"), seed=plan.seed, attention=None).save_pretrained(scratch)
+            arch.build(
+                name, dtype=dtype, device=torch.device("cpu"), seed=plan.seed, attention=None
+            ).save_pretrained(scratch)
         else:
             config = arch.config_of(name)
             config.architectures = [type(arch.on_meta(config, dtype, None)).__name__]

@@ -1,4 +1,7 @@
-"""What a model's weights are, as a hash; and where converted models and hashes are cached. No torch."""
+"""What a model's weights are, as a hash; and where converted models and hashes are cached.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,14 @@ def hash_value(value: Mapping[str, object]) -> str:
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's content. Kept in the cache by path, size and time of change: weights are read once."""
+    """SHA-256 of a file's content.
+
+    Kept in the cache by path, size and time of change: weights are read once.
+    """
     stat = file.stat()
-    key = hash_value({"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+    key = hash_value(
+        {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    )
     entry = cache_dir() / "hashes" / key
     try:
         return entry.read_text()

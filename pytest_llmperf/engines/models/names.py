@@ -19,7 +19,14 @@ from pytest_llmperf.engines.models.quantized_size import (
 from pytest_llmperf.engines.models.safetensors_header import folder_elements
 from pytest_llmperf.errors import UsageError, did_you_mean
 
-DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+DTYPE_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +49,21 @@ class Builtin:
 
 
 def _llama(dtype: str, **config: float | bool) -> Architecture:
-    shape: dict[str, int | float | bool] = {"vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
+    shape: dict[str, int | float | bool] = {
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
     return Architecture(model_type="llama", dtype=dtype, config=shape | config)
 
 
 def _falcon(dtype: str, **config: float | bool) -> Architecture:
-    shape: dict[str, int | float | bool] = {"vocab_size": 65024, "bias": False, "alibi": False, "parallel_attn": True}
+    shape: dict[str, int | float | bool] = {
+        "vocab_size": 65024,
+        "bias": False,
+        "alibi": False,
+        "parallel_attn": True,
+    }
     return Architecture(model_type="falcon", dtype=dtype, config=shape | config)
 
 
@@ -139,10 +155,21 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def model_ref(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelRef:
-    """What `name` means. Looks at the file system for folders and files, never at the network. Raises UsageError."""
+def model_ref(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> ModelRef:
+    """What `name` means. Looks at the file system for folders and files, never at the network.
+
+    Raises UsageError.
+    """
     kind, location = _classify(name)
-    return ModelRef(name=name, kind=kind, location=location, revision=revision, trust_remote_code=trust_remote_code)
+    return ModelRef(
+        name=name,
+        kind=kind,
+        location=location,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
@@ -167,11 +194,18 @@ def predict(plan: LoadPlan) -> int | None:
     if scheme.path:
         return checkpoint_bytes(Path(scheme.path)) or None
     shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
-    return quantized_bytes(plain, dtype, shapes, scheme, plan.device) if plain and shapes and dtype else None
+    return (
+        quantized_bytes(plain, dtype, shapes, scheme, plan.device)
+        if plain and shapes and dtype
+        else None
+    )
 
 
 def computed_dtype(plan: LoadPlan) -> str | None:
-    """The dtype of what is not quantized: asked for, or that of the checkpoint; None where that cannot be told beforehand."""
+    """The dtype of what is not quantized: asked for, or that of the checkpoint.
+
+    None where that cannot be told beforehand.
+    """
     known = _architecture(plan.model)
     if plan.weights_dtype != "auto":
         return plan.weights_dtype
@@ -179,7 +213,11 @@ def computed_dtype(plan: LoadPlan) -> str | None:
         return known.dtype
     if plan.model.kind != "folder":
         return None
-    floating = {dtype: n for dtype, n in folder_elements(Path(plan.model.location)).items() if dtype in DTYPE_BYTES}
+    floating = {
+        dtype: n
+        for dtype, n in folder_elements(Path(plan.model.location)).items()
+        if dtype in DTYPE_BYTES
+    }
     return max(floating, key=lambda dtype: floating[dtype], default=None)
 
 
@@ -192,7 +230,9 @@ def _linear_shapes(model: ModelRef) -> Shapes:
 
 def parameter_count(architecture: Architecture) -> int:
     """Parameters of a llama or falcon of these dimensions, tied ones once."""
-    return {"llama": _llama_parameters, "falcon": _falcon_parameters}[architecture.model_type](architecture.config)
+    return {"llama": _llama_parameters, "falcon": _falcon_parameters}[architecture.model_type](
+        architecture.config
+    )
 
 
 def _classify(name: str) -> tuple[ModelKind, str]:
@@ -203,8 +243,10 @@ def _classify(name: str) -> tuple[ModelKind, str]:
         return "scripted", rest
     if prefix == "arch":
         return "arch", _known_architecture(rest)
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for a user that does not exist
-    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110  pathlib's raises for a name that is too long
+    # Pathlib's raises for a user that does not exist.
+    path = Path(os.path.expanduser(name))  # noqa: PTH111
+    # Pathlib's raises for a name that is too long.
+    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
         return "factory", name
@@ -226,12 +268,16 @@ def _looks_like_path(name: str) -> bool:
 
 def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
     if not os.path.exists(path):  # noqa: PTH110  as above
-        raise UsageError(f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}")
+        raise UsageError(
+            f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}"
+        )
     if path.is_file() and path.suffix == ".gguf":
         return "gguf", str(path.absolute())
     if (path / "config.json").is_file():
         return "folder", str(path.absolute())
-    what = "a folder without a config.json" if path.is_dir() else "neither a folder nor a .gguf file"
+    what = (
+        "a folder without a config.json" if path.is_dir() else "neither a folder nor a .gguf file"
+    )
     raise UsageError(f"model {name!r}: {path.absolute()} is {what}. {_KINDS_OF_NAMES}")
 
 
@@ -243,7 +289,9 @@ def _hub_id(name: str) -> str:
     if _HUB_ID.fullmatch(name) and ("/" in name or not suggested):
         return name
     hint = f" Did you mean {suggested!r}?" if suggested else ""
-    raise UsageError(f"model {name!r} is not known.{hint} Models: {', '.join(ours.values())}. {_KINDS_OF_NAMES}")
+    raise UsageError(
+        f"model {name!r} is not known.{hint} Models: {', '.join(ours.values())}. {_KINDS_OF_NAMES}"
+    )
 
 
 def _architecture(model: ModelRef) -> Architecture | None:
@@ -255,7 +303,12 @@ def _architecture(model: ModelRef) -> Architecture | None:
 def _llama_parameters(config: dict[str, int | float | bool]) -> int:
     hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
-    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * int(config["intermediate_size"]) + 2 * hidden
+    layer = (
+        2 * hidden * hidden
+        + 2 * hidden * kv
+        + 3 * hidden * int(config["intermediate_size"])
+        + 2 * hidden
+    )
     embeddings = vocab * hidden * (1 if config["tie_word_embeddings"] else 2)
     return int(config["num_hidden_layers"]) * layer + embeddings + hidden
 
@@ -263,7 +316,11 @@ def _llama_parameters(config: dict[str, int | float | bool]) -> int:
 def _falcon_parameters(config: dict[str, int | float | bool]) -> int:
     """Falcon with tied embeddings, no biases, MLP of four times the hidden size."""
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads, norms = (int(config["num_kv_heads"]), 2) if config["new_decoder_architecture"] else (1, 1)
+    kv_heads, norms = (
+        (int(config["num_kv_heads"]), 2) if config["new_decoder_architecture"] else (1, 1)
+    )
     qkv = hidden * (heads + 2 * kv_heads) * (hidden // heads)
     layer = qkv + hidden * hidden + 8 * hidden * hidden + norms * 2 * hidden
-    return int(config["num_hidden_layers"]) * layer + int(config["vocab_size"]) * hidden + 2 * hidden
+    return (
+        int(config["num_hidden_layers"]) * layer + int(config["vocab_size"]) * hidden + 2 * hidden
+    )

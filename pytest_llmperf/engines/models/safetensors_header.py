@@ -36,19 +36,27 @@ _AGAIN = "Download or save the model again, or name another."
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted. Raises LoadError if its index names files that are missing."""
+    """The safetensors files of a checkpoint, sorted.
+
+    Raises LoadError if its index names files that are missing.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise LoadError(f"{index} names {len(files)} weight files, {len(missing)} are missing: {', '.join(missing)}. {_AGAIN}")
+        raise LoadError(
+            f"{index} names {len(files)} weight files, {len(missing)} are missing: {', '.join(missing)}. {_AGAIN}"
+        )
     return files
 
 
 def folder_elements(folder: Path) -> Counter[str]:
-    """Elements of all safetensors files of a checkpoint by dtype (torch's names); empty if there are none."""
+    """Elements of all safetensors files of a checkpoint by dtype (torch's names).
+
+    Empty if there are none.
+    """
     counts: Counter[str] = Counter()
     for _, dtype, shape in folder_tensors(folder):
         counts[dtype] += math.prod(shape)
@@ -73,7 +81,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Each tensor's name, dtype and shape. Raises LoadError if the file is cut short or is no safetensors file."""
+    """Each tensor's name, dtype and shape.
+
+    Raises LoadError if the file is cut short or is no safetensors file.
+    """
     header, data_bytes = _header(file)
     for name, entry in header.items():
         if name == "__metadata__":
@@ -96,5 +107,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(raw)
     except ValueError as error:
-        raise LoadError(f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}") from error
+        raise LoadError(
+            f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}"
+        ) from error
     return header, size - _LENGTH_BYTES - length

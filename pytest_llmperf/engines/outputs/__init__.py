@@ -1,1 +1,4 @@
-"""Token ids in, answers out: inputs, decoding, the reference's outputs, scoring, tasks. Shared by engines with torch."""
+"""Token ids in, answers out: inputs, decoding, the reference's outputs, scoring, tasks.
+
+Shared by engines with torch.
+"""

@@ -25,9 +25,13 @@ class AssistedBy:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One batch decoded. `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was there.
+    """One batch decoded.
 
-    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each. `assisted`: who proposed them.
+    `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was
+    there.
+
+    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each.
+    `assisted`: who proposed them.
     """
 
     tokens: Tensor
@@ -45,20 +49,25 @@ class DecodeLoop(Protocol):
     name: str
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored. Raises InvalidRun for another length."""
+        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored.
+
+        Raises InvalidRun for another length.
+        """
 
 
 def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
     """torch.autocast with this dtype, or nothing."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
+    return (
+        nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
+    )
 
 
 @dataclass(frozen=True)
 class CacheSeen:
     """The KV cache as it was after a run.
 
-    `kind` is its class, of a quantized one with the dtype that it stores; `bytes` are all its keys and values with their
-    scales, `bytes_per_position` those of one token of one sequence.
+    `kind` is its class, of a quantized one with the dtype that it stores; `bytes` are all its keys
+    and values with their scales, `bytes_per_position` those of one token of one sequence.
     """
 
     kind: str
@@ -68,5 +77,8 @@ class CacheSeen:
 
 
 def eager(model: Any) -> Any:
-    """What runs the forward pass past a compiled graph: `forward`; of a sharded model the call, whose hooks gather it."""
+    """What runs the forward pass past a compiled graph: `forward`.
+
+    Of a sharded model the call, whose hooks gather it.
+    """
     return model if isinstance(model, FSDPModule) else model.forward

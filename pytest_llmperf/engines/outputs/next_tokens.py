@@ -23,10 +23,14 @@ def top_tokens(scorer: Scorer, prompt: str | tuple[int, ...], k: int) -> TopToke
 
     """
     ids = prompt_ids(scorer, prompt)
-    logits, _ = scorer.forced_logits(left_padded([ids], scorer.vocabulary.pad, scorer.device), _NOTHING_FORCED)
+    logits, _ = scorer.forced_logits(
+        left_padded([ids], scorer.vocabulary.pad, scorer.device), _NOTHING_FORCED
+    )
     row = logits[0, 0]
     if bool(row.isnan().any()):
-        raise InvalidRun(f"logits are not finite after a prompt of {len(ids)} tokens, which begins with {ids[:8]}.")
+        raise InvalidRun(
+            f"logits are not finite after a prompt of {len(ids)} tokens, which begins with {ids[:8]}."
+        )
     order = row.sort(descending=True, stable=True).indices[:k].tolist()
     tokens = tuple(TopToken(i, scorer.token_text(i), float(row[i])) for i in order)
     return TopTokens(prompt_ids=tuple(ids), tokens=tokens)
@@ -35,7 +39,11 @@ def top_tokens(scorer: Scorer, prompt: str | tuple[int, ...], k: int) -> TopToke
 def prompt_ids(scorer: Scorer, prompt: str | tuple[int, ...]) -> list[int]:
     """The ids of a prompt, known to be ones that the model can take."""
     text = isinstance(prompt, str)
-    ids = tokenise(PromptSet(name="prompt", texts=(prompt,)), scorer.tokenizer)[0] if isinstance(prompt, str) else list(prompt)
+    ids = (
+        tokenise(PromptSet(name="prompt", texts=(prompt,)), scorer.tokenizer)[0]
+        if isinstance(prompt, str)
+        else list(prompt)
+    )
     config = scorer.model.config.get_text_config()
     size, longest = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
     strange = next((i for i in ids if not 0 <= i < size), None)
@@ -43,5 +51,7 @@ def prompt_ids(scorer: Scorer, prompt: str | tuple[int, ...]) -> list[int]:
         raise UsageError(f"token id {strange} is not in the vocabulary: ids are 0 to {size - 1}.")
     if not ids or (longest is not None and len(ids) > longest):
         what = f"a text of {len(prompt)} characters" if text else "the prompt"
-        raise UsageError(f"{what} is {len(ids)} tokens long; this model takes 1 to {longest or 'any number'}.")
+        raise UsageError(
+            f"{what} is {len(ids)} tokens long; this model takes 1 to {longest or 'any number'}."
+        )
     return ids

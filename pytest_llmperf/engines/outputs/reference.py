@@ -21,7 +21,13 @@ from torch import Tensor
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.engines.outputs.decoding import DecodeLoop, autocast, eager
-from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, left_padded, synthetic_rows, tokenise
+from pytest_llmperf.engines.outputs.inputs import (
+    TokenBatch,
+    Vocabulary,
+    left_padded,
+    synthetic_rows,
+    tokenise,
+)
 from pytest_llmperf.engines.outputs.reference_file import FORMAT, ReferenceFile
 from pytest_llmperf.engines.outputs.scoring import rank_of, score, worst_position
 from pytest_llmperf.errors import UsageError
@@ -33,10 +39,13 @@ SYNTHETIC_TOKENS = 32
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model with the decode loop that is measured. Teacher-forced passes are eager; free-running text uses the loop.
+    """A model with the decode loop that is measured.
 
-    `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from, as decoding does.
-    `one_by_one`: the loop takes one sequence at a time. `writes`: this process writes files, and not another rank.
+    Teacher-forced passes are eager; free-running text uses the loop.
+
+    `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from,
+    as decoding does. `one_by_one`: the loop takes one sequence at a time. `writes`: this process
+    writes files, and not another rank.
     """
 
     model: Any
@@ -59,14 +68,20 @@ class Scorer:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         with torch.no_grad(), autocast(self.device, self.autocast_dtype):
             if self.new_cache is None:
-                logits = self._forward(n, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+                logits = self._forward(
+                    n, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+                )
             else:
                 logits = self._forward_in_two(width, ids, mask, positions)
         return logits.float().cpu(), logits.dtype
 
     def _forward(self, n: int, **inputs: Any) -> Tensor:
         """[batch, n, vocab] of the last positions."""
-        keep = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        keep = (
+            {"logits_to_keep": n}
+            if "logits_to_keep" in inspect.signature(self.model.forward).parameters
+            else {}
+        )
         # not the call: a model compiled for decoding would compile these shapes too
         logits: Tensor = eager(self.model)(**inputs, **keep).logits
         return logits[:, -n:]
@@ -90,23 +105,38 @@ class Scorer:
         return torch.cat(logits, dim=1)
 
     def free(self, batch: TokenBatch, new_tokens: int) -> Tensor:
-        """[batch, new_tokens] that the loop decodes; row by row, without padding, where it takes one sequence at a time."""
+        """[batch, new_tokens] that the loop decodes.
+
+        Row by row, without padding, where it takes one sequence at a time.
+        """
         if not self.one_by_one:
             return self.loop.decode(batch, new_tokens).tokens
         rows = (batch.ids[i : i + 1, -length:] for i, length in enumerate(batch.lengths))
-        return torch.cat([self.loop.decode(TokenBatch(row, None, (row.shape[1],)), new_tokens).tokens for row in rows])
+        return torch.cat(
+            [
+                self.loop.decode(TokenBatch(row, None, (row.shape[1],)), new_tokens).tokens
+                for row in rows
+            ]
+        )
 
     def text(self, ids: list[int]) -> str:
         """Decoded text, or the ids where there is no tokenizer."""
-        return " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(ids))
+        return (
+            " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(ids))
+        )
 
     def token_text(self, token: int) -> str:
         """Text of one token."""
         return self.text([token])
 
 
-def make_reference(scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
-    """Decode and score `prompts` and write the file atomically. Returns the numbers of prompts and positions."""
+def make_reference(
+    scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: int, path: str
+) -> tuple[int, int]:
+    """Decode and score `prompts` and write the file atomically.
+
+    Returns the numbers of prompts and positions.
+    """
     rows = prompt_rows(prompts, scorer)
     continuations, logits, dtype = [], [], torch.float32
     for tokens, size in batches(rows, batch, scorer):
@@ -122,7 +152,11 @@ def make_reference(scorer: Scorer, prompts: PromptSet, new_tokens: int, batch: i
         "logits": torch.cat(logits),
     }
     texts = list(prompts.texts) or [scorer.text(row) for row in rows]
-    metadata = {"format": FORMAT, "logits_dtype": str(dtype).removeprefix("torch."), "prompts": json.dumps(texts)}
+    metadata = {
+        "format": FORMAT,
+        "logits_dtype": str(dtype).removeprefix("torch."),
+        "prompts": json.dumps(texts),
+    }
     if scorer.writes:
         write_atomically(tensors, metadata, Path(path))
     return len(rows), len(rows) * new_tokens
@@ -138,7 +172,9 @@ def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComp
         continuation = repeated(reference.continuation, first, tokens.ids.shape[0])
         logits, dtype = scorer.forced_logits(tokens, continuation)
         free = scorer.free(tokens, continuation.shape[1])
-        compared += [_compare(scorer, reference, first + i, logits[i], free[i], dtype) for i in range(size)]
+        compared += [
+            _compare(scorer, reference, first + i, logits[i], free[i], dtype) for i in range(size)
+        ]
     return tuple(compared)
 
 
@@ -168,7 +204,8 @@ def _compare(
         candidate_signal=scored.candidate_signal,
         n_free=len(tokens),
         first_divergence=at,
-        # up to the first difference both contexts are the same, so the teacher-forced rows speak about it
+        # up to the first difference both contexts are the same, so the teacher-forced rows speak
+        # about it
         candidate_rank_in_reference=None if at is None else rank_of(theirs[at], int(free[at])),
         reference_rank_in_candidate=None if at is None else rank_of(candidate[at], int(tokens[at])),
         reference_text=scorer.text(tokens.tolist()),
@@ -192,11 +229,17 @@ def prompt_rows(prompts: PromptSet, scorer: Scorer) -> list[list[int]]:
 
 
 def batches(rows: list[list[int]], batch: int, scorer: Scorer) -> Iterator[tuple[TokenBatch, int]]:
-    """Batches of equal rows and width with how many of their rows are new; the last repeats rows from the front."""
+    """Batches of equal rows and width with how many of their rows are new.
+
+    The last repeats rows from the front.
+    """
     width = max(map(len, rows))
     for first in range(0, len(rows), batch):
         chosen = [rows[(first + i) % len(rows)] for i in range(batch)]
-        yield left_padded(chosen, scorer.vocabulary.pad, scorer.device, width), min(batch, len(rows) - first)
+        yield (
+            left_padded(chosen, scorer.vocabulary.pad, scorer.device, width),
+            min(batch, len(rows) - first),
+        )
 
 
 def repeated(rows: Tensor, first: int, count: int) -> Tensor:

@@ -17,7 +17,8 @@ FORMAT = "pytest-llmperf reference 1"
 class ReferenceFile:
     """All but the logits [prompts, positions, vocabulary], which are read a prompt at a time.
 
-    `rows` are the prompts as ids, without padding; `continuation` [prompts, positions] is an array of the framework.
+    `rows` are the prompts as ids, without padding; `continuation` [prompts, positions] is an array
+    of the framework.
     """
 
     prompts: tuple[str, ...]
@@ -28,16 +29,29 @@ class ReferenceFile:
 
     @classmethod
     def read(cls, path: str, framework: str) -> ReferenceFile:
-        """`framework` is "pt" or "np". Raises WorkerError when the file is missing or not a reference."""
+        """`framework` is "pt" or "np".
+
+        Raises WorkerError when the file is missing or not a reference.
+        """
         try:
             with safe_open(path, framework=framework) as file:
                 said = file.metadata() or {}
                 if said.get("format") != FORMAT:
-                    raise WorkerError(f"{path} holds {said.get('format')!r}, {FORMAT!r} is needed. Delete it; it is made again.")
-                ids, lengths = file.get_tensor("prompt_ids").tolist(), file.get_tensor("lengths").tolist()
-                continuation, shape = file.get_tensor("continuation"), file.get_slice("logits").get_shape()
+                    raise WorkerError(
+                        f"{path} holds {said.get('format')!r}, {FORMAT!r} is needed. Delete it; it is made again."
+                    )
+                ids, lengths = (
+                    file.get_tensor("prompt_ids").tolist(),
+                    file.get_tensor("lengths").tolist(),
+                )
+                continuation, shape = (
+                    file.get_tensor("continuation"),
+                    file.get_slice("logits").get_shape(),
+                )
         except (OSError, SafetensorError) as error:
-            raise WorkerError(f"reference file {path} cannot be read: {error}. Delete it; it is made again.") from error
+            raise WorkerError(
+                f"reference file {path} cannot be read: {error}. Delete it; it is made again."
+            ) from error
         return cls(
             prompts=tuple(json.loads(said["prompts"])),
             rows=[row[len(row) - n :] for row, n in zip(ids, lengths, strict=True)],

@@ -33,7 +33,9 @@ def asked(work: Batch, repetition: int, vocabulary: Vocabulary, tokenizer: Any |
         encoded = tokenise(work.prompts, tokenizer)
         rows = [encoded[i % len(encoded)] for i in range(work.count)]
     else:
-        drawn = synthetic_rows(work.prompts.seed, repetition, work.count, max(lengths), vocabulary).tolist()
+        drawn = synthetic_rows(
+            work.prompts.seed, repetition, work.count, max(lengths), vocabulary
+        ).tolist()
         rows = [row[:length] for row, length in zip(drawn, lengths, strict=True)]
     return Asked(rows, work.output_lengths)
 

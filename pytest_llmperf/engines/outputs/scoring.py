@@ -1,4 +1,7 @@
-"""One prompt's reference logits against the candidate's: the numbers of `PromptComparison`. Tensors in, plain values out."""
+"""One prompt's reference logits against the candidate's: the numbers of `PromptComparison`.
+
+Tensors in, plain values out.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,24 @@ class Scored:
     candidate_signal: float
 
 
-def score(reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Scored:
-    """Compare [positions, vocab] float32 logits at the reference's `tokens` [positions]; `dtypes` they were computed in."""
+def score(
+    reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+) -> Scored:
+    """Compare [positions, vocab] float32 logits at the reference's `tokens` [positions].
+
+    `dtypes` they were computed in.
+    """
     ref, cand = reference.double(), candidate.double()
     ref_logp, cand_logp = ref.log_softmax(-1), cand.log_softmax(-1)
     kl = (ref_logp.exp() * (ref_logp - cand_logp)).sum(-1).clamp(min=0.0)
     error = cand - ref
     return Scored(
         top1=tuple(same_top(reference, candidate, dtypes).tolist()),
-        top5=tuple((candidate.topk(min(TOP, candidate.shape[-1])).indices == tokens[:, None]).any(-1).tolist()),
+        top5=tuple(
+            (candidate.topk(min(TOP, candidate.shape[-1])).indices == tokens[:, None])
+            .any(-1)
+            .tolist()
+        ),
         kl=tuple(kl.tolist()),
         reference_logprob=tuple(_at(ref_logp, tokens).tolist()),
         candidate_logprob=tuple(_at(cand_logp, tokens).tolist()),
@@ -47,7 +59,9 @@ def score(reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[to
     )
 
 
-def same_top(reference: Tensor, candidate: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Tensor:
+def same_top(
+    reference: Tensor, candidate: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+) -> Tensor:
     """[positions] whether both put the same token first, or one puts the other's within one ulp of its own first."""
     ref_top, cand_top = reference.argmax(-1), candidate.argmax(-1)
     tied_in_reference = _within_one_ulp(reference, cand_top, dtypes[0])
@@ -66,7 +80,9 @@ def rank_of(logits: Tensor, token: int) -> int:
     return int((logits > logits[token]).sum())
 
 
-def worst_position(scored: Scored, reference: Tensor, candidate: Tensor, text_of: Callable[[int], str]) -> WorstPosition:
+def worst_position(
+    scored: Scored, reference: Tensor, candidate: Tensor, text_of: Callable[[int], str]
+) -> WorstPosition:
     """The position of largest KL with both top fives."""
     position = max(range(len(scored.kl)), key=scored.kl.__getitem__)
     return WorstPosition(
@@ -79,7 +95,9 @@ def worst_position(scored: Scored, reference: Tensor, candidate: Tensor, text_of
 
 def _top(row: Tensor, text_of: Callable[[int], str]) -> tuple[TopToken, ...]:
     values, ids = row.topk(min(TOP, row.shape[-1]))
-    return tuple(TopToken(i, text_of(i), v) for v, i in zip(values.tolist(), ids.tolist(), strict=True))
+    return tuple(
+        TopToken(i, text_of(i), v) for v, i in zip(values.tolist(), ids.tolist(), strict=True)
+    )
 
 
 def _within_one_ulp(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:

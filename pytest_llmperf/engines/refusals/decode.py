@@ -1,4 +1,7 @@
-"""Plans that the transformers engine cannot load although it honours each of their fields. Nothing heavy is imported here."""
+"""Plans that the transformers engine cannot load although it honours each of their fields.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,14 @@ def continuous(plan: LoadPlan) -> str | None:
         (plan.cache != "dynamic", f"the {plan.cache} cache: its own cache has pages"),
         (plan.compile is not None, "'compile': its loop is not the compiled one"),
         (plan.assist is not None, "assisted decoding: each step gives one token"),
-        (plan.autocast_dtype is not None, "autocast, which does not reach its thread. Take a full precision such as 'bf16'"),
-        (bool(plan.adapters) and not plan.merge_adapters, "adapters that can be switched. Merge it: 'lora:PATH:merged'"),
+        (
+            plan.autocast_dtype is not None,
+            "autocast, which does not reach its thread. Take a full precision such as 'bf16'",
+        ),
+        (
+            bool(plan.adapters) and not plan.merge_adapters,
+            "adapters that can be switched. Merge it: 'lora:PATH:merged'",
+        ),
         (plan.spread > 1, "several devices"),
         (plan.offload is not None, "offloaded weights"),
     )

@@ -24,7 +24,10 @@ def refuse(plan: LoadPlan) -> str | None:
 
 
 def rows_of_a_replica(batch: int, replicas: int) -> int:
-    """How many rows of a batch each replica takes. Raises UsageError for a batch that cannot be divided."""
+    """How many rows of a batch each replica takes.
+
+    Raises UsageError for a batch that cannot be divided.
+    """
     if batch % replicas:
         raise UsageError(
             f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
@@ -83,7 +86,9 @@ def _together(plan: LoadPlan) -> str | None:
     if plan.cache in {"int8", "fp8"}:
         return f"the {plan.cache} cache is not divided with the heads or layers of {cut}. Take the plain or the static cache."
     if plan.compile is not None and plan.fsdp * plan.pp > 1:
-        return f"{cut} gathers or sends between layers in Python, which is not compiled. 'tpN' can be."
+        return (
+            f"{cut} gathers or sends between layers in Python, which is not compiled. 'tpN' can be."
+        )
     if plan.autocast_dtype is not None and plan.pp > 1:
         return f"under autocast the dtype between the stages of {cut} is not fixed. Take a full precision such as 'bf16'."
     return None
@@ -116,7 +121,9 @@ def _cut(config: Config) -> dict[str, int]:
     return {
         "heads": heads,
         "KV heads": _kv_heads(config, heads),
-        "columns of the MLP": int(config.get("intermediate_size") or config.get("ffn_hidden_size") or 0),
+        "columns of the MLP": int(
+            config.get("intermediate_size") or config.get("ffn_hidden_size") or 0
+        ),
     }
 
 
@@ -129,7 +136,11 @@ def _kv_heads(config: Config, heads: int) -> int:
 def _possible(counts: Any) -> str:
     common = math.gcd(*counts)
     able = [n for n in range(2, min(common, 1024) + 1) if common % n == 0]
-    return f"N that do: {', '.join(map(str, able))}." if able else "No N does; 'fsdpN' and 'ppN' cut it otherwise."
+    return (
+        f"N that do: {', '.join(map(str, able))}."
+        if able
+        else "No N does; 'fsdpN' and 'ppN' cut it otherwise."
+    )
 
 
 ALL = (refuse,)

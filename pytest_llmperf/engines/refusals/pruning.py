@@ -1,4 +1,7 @@
-"""Plans with a pruning part that cannot be loaded, told before anything is. Nothing heavy is imported here."""
+"""Plans with a pruning part that cannot be loaded, told before anything is.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,12 @@ def _elsewhere(plan: LoadPlan, asked: Pruning) -> str | None:
     offload = getattr(plan, "offload", None)
     if plan.ranks == 1 and offload is None:
         return None
-    where = f"is spread over {plan.ranks} ranks" if plan.ranks > 1 else f"waits elsewhere ({offload})"
-    return f"{asked} looks at whole matrices on one device, and the model {where}. Keep one of them."
+    where = (
+        f"is spread over {plan.ranks} ranks" if plan.ranks > 1 else f"waits elsewhere ({offload})"
+    )
+    return (
+        f"{asked} looks at whole matrices on one device, and the model {where}. Keep one of them."
+    )
 
 
 def _adapters(plan: LoadPlan, asked: Pruning) -> str | None:

@@ -1,4 +1,7 @@
-"""Quantized plans that the transformers engine cannot load, with the reason. Looks at the driver and at files, loads nothing."""
+"""Quantized plans that the transformers engine cannot load, with the reason.
+
+Looks at the driver and at files, loads nothing.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ def quantized(plan: LoadPlan) -> str | None:
         return None
     scheme = scheme_of(plan.quantization)
     reason = next((found for check in _CHECKS if (found := check(plan, scheme)) is not None), None)
-    return None if reason is None else f"{plan.quantization!r} on model {plan.model.name!r}: {reason}"
+    return (
+        None if reason is None else f"{plan.quantization!r} on model {plan.model.name!r}: {reason}"
+    )
 
 
 def _autocast(plan: LoadPlan, _scheme: Scheme) -> str | None:
@@ -54,7 +59,11 @@ def _device(plan: LoadPlan, scheme: Scheme) -> str | None:
     if on_cpu and scheme.method == "fp8":
         return "float8 products need a GPU of compute capability 8.9 or newer. 'fp8:wo' stores float8 weights on any device."
     if on_cpu:
-        return None if scheme.group in CPU_GROUPS else f"group sizes on a CPU: {', '.join(map(str, CPU_GROUPS))}."
+        return (
+            None
+            if scheme.group in CPU_GROUPS
+            else f"group sizes on a CPU: {', '.join(map(str, CPU_GROUPS))}."
+        )
     found = compute_capability()
     if found is None or found >= needed:
         return None
@@ -81,7 +90,10 @@ def _compile(plan: LoadPlan, scheme: Scheme) -> str | None:
 
 
 def _checkpoint(_plan: LoadPlan, scheme: Scheme) -> str | None:
-    """A checkpoint that is not what the part says it is. One that is not there was told when the plan was made."""
+    """A checkpoint that is not what the part says it is.
+
+    One that is not there was told when the plan was made.
+    """
     folder = Path(scheme.path)
     if not scheme.path or not (folder / "config.json").is_file():
         return None
@@ -89,7 +101,13 @@ def _checkpoint(_plan: LoadPlan, scheme: Scheme) -> str | None:
     return packed if isinstance(packed, str) else disagreement(scheme, packed)
 
 
-_CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (_autocast, _device, _dtype, _compile, _checkpoint)
+_CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (
+    _autocast,
+    _device,
+    _dtype,
+    _compile,
+    _checkpoint,
+)
 
 
 @cache

@@ -23,10 +23,18 @@ def prompt_lengths(work: Batch) -> tuple[int, ...]:
 
 
 def schedule(work: Batch, ttft_s: float, tpot_s: float, *, continuous: bool) -> Scheduled:
-    """Every prefill takes `ttft_s` and every step `tpot_s`, whatever else runs. `work.batch` sequences run at a time."""
-    starts_s = _when_there_is_room(work, ttft_s, tpot_s) if continuous else _batch_by_batch(work, ttft_s, tpot_s)
+    """Every prefill takes `ttft_s` and every step `tpot_s`, whatever else runs.
+
+    `work.batch` sequences run at a time.
+    """
+    starts_s = (
+        _when_there_is_room(work, ttft_s, tpot_s)
+        if continuous
+        else _batch_by_batch(work, ttft_s, tpot_s)
+    )
     times = tuple(
-        tuple(start + ttft_s + i * tpot_s for i in range(n)) for start, n in zip(starts_s, work.output_lengths, strict=True)
+        tuple(start + ttft_s + i * tpot_s for i in range(n))
+        for start, n in zip(starts_s, work.output_lengths, strict=True)
     )
     return Scheduled(times, _needed(work) if continuous else _padded(work))
 
@@ -59,6 +67,9 @@ def _padded(work: Batch) -> int:
     """Each row of a batch is as wide as its longest prompt and goes on for its longest output."""
     total = 0
     for first in range(0, work.count, work.batch):
-        prompts, outputs = prompt_lengths(work)[first : first + work.batch], work.output_lengths[first : first + work.batch]
+        prompts, outputs = (
+            prompt_lengths(work)[first : first + work.batch],
+            work.output_lengths[first : first + work.batch],
+        )
         total += len(prompts) * (max(prompts) + max(outputs) - 1)
     return total

@@ -40,7 +40,11 @@ class Faults:
         return set(due)
 
     def _is_due(self, fault: Fault, place: str) -> bool:
-        return fault.place == place and fault.nth in (None, self.calls[place]) and fault.rank in (None, self._rank)
+        return (
+            fault.place == place
+            and fault.nth in (None, self.calls[place])
+            and fault.rank in (None, self._rank)
+        )
 
 
 def _nothing() -> None:
@@ -60,7 +64,9 @@ def _exhaust() -> None:
 
 
 def _start_child() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True
+    )
     print(f"child {child.pid}", flush=True)  # noqa: T201 - the worker's log, where tests read it
 
 
@@ -79,7 +85,9 @@ _ACTIONS: dict[str, Callable[[], object]] = {
     "hang": lambda: threading.Event().wait(),
     "spin": _spin,
     "oom": _raise(MemoryError, "scripted: no memory"),
-    "cuda_oom": _raise(OutOfMemoryError, "scripted: CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cuda_oom": _raise(
+        OutOfMemoryError, "scripted: CUDA out of memory. Tried to allocate 2.00 GiB"
+    ),
     "exhaust": _exhaust,
     "refuse": _raise(LoadError, "scripted: the model refuses to load, as its script says."),
     "invalid": _raise(InvalidRun, "scripted: the run is not valid, as its script says."),

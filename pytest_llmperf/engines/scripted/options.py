@@ -11,11 +11,26 @@ from pytest_llmperf import units
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 _TIMES = {"ns": 1e-9, "us": units.us, "ms": units.ms, "s": units.s, "min": 60.0}
-_SIZES = {"B": 1, **{name: getattr(units, name) for name in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")}}
+_SIZES = {
+    "B": 1,
+    **{name: getattr(units, name) for name in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")},
+}
 _NUMBER = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)")
 _FAULT = re.compile(r"([a-z_]+)@([a-z]+)(\d*)(?::rank(\d+))?")
 
-PLACES = ("open", "describe", "run", "memory", "energy", "ceilings", "reference", "compare", "tokens", "tasks", "close")
+PLACES = (
+    "open",
+    "describe",
+    "run",
+    "memory",
+    "energy",
+    "ceilings",
+    "reference",
+    "compare",
+    "tokens",
+    "tasks",
+    "close",
+)
 FAULTS = {
     "die": "SIGKILL to itself",
     "exit": "leaves with exit code 3",
@@ -39,7 +54,10 @@ FAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong where: at every call of that kind, or at the `nth` only (from 1); on every rank, or on one."""
+    """What goes wrong where: at every call of that kind, or at the `nth` only (from 1).
+
+    On every rank, or on one.
+    """
 
     kind: str
     place: str
@@ -49,14 +67,22 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedOptions:
-    """Every option with its default. `weights_bytes` are those of float32 weights; other dtypes scale them.
+    """Every option with its default.
 
-    Without noise, `ttft_s` and `tpot_s` are exact for every request, whatever the batch and the prompt's length.
-    `quality` is the share of teacher-forced positions where top-1 agrees with the reference; every other position has
-    KL 1 nat and a log-probability lower by 1, so the perplexity ratio is exp(1 - quality) and the SQNR
-    -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio), `sqnr_db` set one of them alone. `batch_quality` takes the
-    place of `quality` where the batch is not the reference's. After a prompt that holds the token id `astray` the
-    likeliest next tokens are others. Under a load, `slots` requests are served at once (0: any number), the client is
+    `weights_bytes` are those of float32 weights; other dtypes scale them.
+
+    Without noise, `ttft_s` and `tpot_s` are exact for every request, whatever the batch and the
+    prompt's length.
+    `quality` is the share of teacher-forced positions where top-1 agrees with the reference; every
+    other position has
+    KL 1 nat and a log-probability lower by 1, so the perplexity ratio is exp(1 - quality) and the
+    SQNR
+    -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio), `sqnr_db` set one of them alone.
+    `batch_quality` takes the
+    place of `quality` where the batch is not the reference's. After a prompt that holds the token
+    id `astray` the
+    likeliest next tokens are others. Under a load, `slots` requests are served at once (0: any
+    number), the client is
     `late_s` late, and the server says that it preempted `preemptions` requests.
     """
 
@@ -94,12 +120,11 @@ Change = Callable[[ScriptedOptions], ScriptedOptions]
 def parse(text: str, strategy: str) -> ScriptedOptions:
     """The options that hold under `strategy` (a '+'-joined list of parts).
 
-    `key=value`, comma separated; `fault`, `lie` and `mark` may come several times. `bf16/key=value` holds only where
-    all parts before the slash are in the strategy, and wins over the general one.
+    `key=value`, comma separated; `fault`, `lie` and `mark` may come several times. `bf16/key=value`
+    holds only where all parts before the slash are in the strategy, and wins over the general one.
 
     Raises:
         UsageError: an unknown option, fault or place, or a value that does not parse.
-
     """
     parts = set(strategy.split("+"))
     options = ScriptedOptions()
@@ -122,7 +147,9 @@ def _split(item: str) -> tuple[set[str], str, str]:
     key, equals, value = item.partition("=")
     condition, _, name = key.rpartition("/")
     if not equals:
-        raise UsageError(f"scripted model option {item!r} has no value. Write key=value; options: {', '.join(_READERS)}.")
+        raise UsageError(
+            f"scripted model option {item!r} has no value. Write key=value; options: {', '.join(_READERS)}."
+        )
     if name not in _READERS:
         raise UsageError(
             f"scripted model option {name!r} is not known.{did_you_mean(name, _READERS)} Options: {', '.join(_READERS)}.",
@@ -147,7 +174,9 @@ def _set(options: ScriptedOptions, field: str, new: object) -> dict[str, Any]:
 def _quantity(text: str, scale: dict[str, float]) -> float:
     match = _NUMBER.fullmatch(text.strip())
     if match is None or match[2] not in scale:
-        raise ValueError(f"a number with one of the units {', '.join(scale)} is needed, such as 5{next(iter(scale))}")
+        raise ValueError(
+            f"a number with one of the units {', '.join(scale)} is needed, such as 5{next(iter(scale))}"
+        )
     return float(match[1]) * scale[match[2]]
 
 
@@ -180,11 +209,17 @@ def _count(text: str) -> int:
 def _fault(text: str) -> tuple[Fault, ...]:
     match = _FAULT.fullmatch(text)
     if match is None:
-        raise ValueError("kind@place is needed, such as die@run, die@run3 (the third run) or crash@run:rank1")
+        raise ValueError(
+            "kind@place is needed, such as die@run, die@run3 (the third run) or crash@run:rank1"
+        )
     if match[1] not in FAULTS:
-        raise ValueError(f"fault {match[1]!r} is not known.{did_you_mean(match[1], FAULTS)} Faults: {', '.join(FAULTS)}")
+        raise ValueError(
+            f"fault {match[1]!r} is not known.{did_you_mean(match[1], FAULTS)} Faults: {', '.join(FAULTS)}"
+        )
     if match[2] not in PLACES:
-        raise ValueError(f"place {match[2]!r} is not known.{did_you_mean(match[2], PLACES)} Places: {', '.join(PLACES)}")
+        raise ValueError(
+            f"place {match[2]!r} is not known.{did_you_mean(match[2], PLACES)} Places: {', '.join(PLACES)}"
+        )
     nth, rank = (int(group) if group else None for group in match.group(3, 4))
     return (Fault(kind=match[1], place=match[2], nth=nth, rank=rank),)
 

@@ -30,5 +30,7 @@ def fields(plan: LoadPlan, weights: int, layers: int) -> dict[str, Any]:
         stored="smaller" if asked.structured else "dense",
         method={"calibration": "none"},
     )
-    notes = () if asked.structured else (f"{asked} saves no memory and no time: the script says so",)
+    notes = (
+        () if asked.structured else (f"{asked} saves no memory and no time: the script says so",)
+    )
     return {"pruned": pruned, "sparsity": pruned.sparsity, "notes": notes}

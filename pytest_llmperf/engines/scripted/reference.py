@@ -38,9 +38,13 @@ class ReferenceFile(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[PromptReference, ...]
 
 
-def write_reference(options: ScriptedOptions, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+def write_reference(
+    options: ScriptedOptions, prompts: PromptSet, new_tokens: int, batch: int, path: str
+) -> tuple[int, int]:
     """Write the reference; returns prompts and positions. The file appears whole or not at all."""
-    texts = prompts.texts or tuple(f"synthetic {prompts.seed} #{i}" for i in range(N_SYNTHETIC_PROMPTS))
+    texts = prompts.texts or tuple(
+        f"synthetic {prompts.seed} #{i}" for i in range(N_SYNTHETIC_PROMPTS)
+    )
     rows = tuple(_prompt_reference(options, text, new_tokens) for text in texts)
     fresh = Path(f"{path}.{os.getpid()}.tmp")
     fresh.write_bytes(msgspec.json.encode(ReferenceFile(batch=batch, prompts=rows)))
@@ -49,18 +53,31 @@ def write_reference(options: ScriptedOptions, prompts: PromptSet, new_tokens: in
 
 
 def read_reference(path: str) -> ReferenceFile:
-    """Read what `write_reference` wrote. Raises LoadError for a file that is missing or something else."""
+    """Read what `write_reference` wrote.
+
+    Raises LoadError for a file that is missing or something else.
+    """
     try:
         found = msgspec.json.decode(Path(path).read_bytes(), type=ReferenceFile)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"the reference {path!r} cannot be read: {error}. Remove it and it is made again.") from error
+        raise LoadError(
+            f"the reference {path!r} cannot be read: {error}. Remove it and it is made again."
+        ) from error
     if found.format != FORMAT:
-        raise LoadError(f"the reference {path!r} is {found.format!r}, not {FORMAT!r}. Remove it and it is made again.")
+        raise LoadError(
+            f"the reference {path!r} is {found.format!r}, not {FORMAT!r}. Remove it and it is made again."
+        )
     return found
 
 
-def compare(options: ScriptedOptions, reference: ReferenceFile, batch: int) -> tuple[PromptComparison, ...]:
-    """One row a prompt. Position j of all positions is wrong where the running count of wrong ones, j (1 - quality), steps up."""
+def compare(
+    options: ScriptedOptions, reference: ReferenceFile, batch: int
+) -> tuple[PromptComparison, ...]:
+    """One row a prompt.
+
+    Position j of all positions is wrong where the running count of wrong ones, j (1 - quality),
+    steps up.
+    """
     quality = options.quality
     if batch != reference.batch and options.batch_quality is not None:
         quality = options.batch_quality
@@ -73,10 +90,16 @@ def compare(options: ScriptedOptions, reference: ReferenceFile, batch: int) -> t
 
 
 def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
-    """One answer an item. Item i is wrong where the running count of wrong ones, i (1 - quality), steps up."""
+    """One answer an item.
+
+    Item i is wrong where the running count of wrong ones, i (1 - quality), steps up.
+    """
     right = [not _steps_up(i, 1 - options.quality) for i in range(len(tasks.items))]
     return tuple(
-        TaskAnswer(given=item.answer if ok else next((c for c in item.choices if c != item.answer), ""), correct=ok)
+        TaskAnswer(
+            given=item.answer if ok else next((c for c in item.choices if c != item.answer), ""),
+            correct=ok,
+        )
         for ok, item in zip(right, tasks.items, strict=True)
     )
 
@@ -88,20 +111,31 @@ def token(options: ScriptedOptions, text: str, position: int) -> int:
 
 
 def top_tokens(options: ScriptedOptions, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-    """Ids in a row from a hash of the prompt's; half a vocabulary further where the prompt holds the id `astray`."""
+    """Ids in a row from a hash of the prompt's.
+
+    Half a vocabulary further where the prompt holds the id `astray`.
+    """
     ids = tuple(ord(c) % options.vocab for c in prompt) if isinstance(prompt, str) else prompt
     strange = [i for i in ids if not 0 <= i < options.vocab]
     if not ids or strange:
-        what = f"token id {strange[0]} is not in the vocabulary: ids are 0 to {options.vocab - 1}" if ids else "no prompt token"
+        what = (
+            f"token id {strange[0]} is not in the vocabulary: ids are 0 to {options.vocab - 1}"
+            if ids
+            else "no prompt token"
+        )
         raise UsageError(f"{what}. Give at least one id.")
     first = token(options, str(ids), 0) + (options.vocab // 2 if options.astray in ids else 0)
     found = ((first + i) % options.vocab for i in range(min(k, options.vocab)))
-    return TopTokens(prompt_ids=ids, tokens=tuple(TopToken(t, f"t{t}", 10.0 - i) for i, t in enumerate(found)))
+    return TopTokens(
+        prompt_ids=ids, tokens=tuple(TopToken(t, f"t{t}", 10.0 - i) for i, t in enumerate(found))
+    )
 
 
 def _prompt_reference(options: ScriptedOptions, text: str, new_tokens: int) -> PromptReference:
     tokens = tuple(token(options, text, i) for i in range(new_tokens))
-    return PromptReference(prompt=text, tokens=tokens, logprobs=tuple(-0.1 - t / max(1, options.vocab) for t in tokens))
+    return PromptReference(
+        prompt=text, tokens=tokens, logprobs=tuple(-0.1 - t / max(1, options.vocab) for t in tokens)
+    )
 
 
 def _steps_up(position: int, share: float) -> bool:
@@ -109,11 +143,19 @@ def _steps_up(position: int, share: float) -> bool:
     return math.floor((position + 1) * share + tolerance) > math.floor(position * share + tolerance)
 
 
-def _row(options: ScriptedOptions, quality: float, index: int, row: PromptReference, right: tuple[bool, ...]) -> PromptComparison:
+def _row(
+    options: ScriptedOptions,
+    quality: float,
+    index: int,
+    row: PromptReference,
+    right: tuple[bool, ...],
+) -> PromptComparison:
     kl = tuple(options.kl if options.kl is not None else (0.0 if ok else WRONG_KL) for ok in right)
     first = right.index(False) if False in right else None
     signal = SIGNAL_PER_POSITION * len(right)
-    noise = signal * (1 - quality) if options.sqnr_db is None else signal / 10 ** (options.sqnr_db / 10)
+    noise = (
+        signal * (1 - quality) if options.sqnr_db is None else signal / 10 ** (options.sqnr_db / 10)
+    )
     return PromptComparison(
         index=index,
         prompt=row.prompt,
@@ -132,22 +174,30 @@ def _row(options: ScriptedOptions, quality: float, index: int, row: PromptRefere
         candidate_rank_in_reference=None if first is None else options.rank,
         reference_rank_in_candidate=None if first is None else options.rank,
         reference_text=_text(row.tokens),
-        candidate_text=_text(tuple(t if ok else t + 1 for t, ok in zip(row.tokens, right, strict=True))),
+        candidate_text=_text(
+            tuple(t if ok else t + 1 for t, ok in zip(row.tokens, right, strict=True))
+        ),
         worst=_worst(row, kl, right),
     )
 
 
-def _candidate_logprobs(options: ScriptedOptions, row: PromptReference, right: tuple[bool, ...]) -> tuple[float, ...]:
+def _candidate_logprobs(
+    options: ScriptedOptions, row: PromptReference, right: tuple[bool, ...]
+) -> tuple[float, ...]:
     if options.perplexity is not None:
         return tuple(value - math.log(options.perplexity) for value in row.logprobs)
-    return tuple(value if ok else value - 1.0 for value, ok in zip(row.logprobs, right, strict=True))
+    return tuple(
+        value if ok else value - 1.0 for value, ok in zip(row.logprobs, right, strict=True)
+    )
 
 
 def _text(tokens: tuple[int, ...]) -> str:
     return " ".join(f"t{t}" for t in tokens)
 
 
-def _worst(row: PromptReference, kl: tuple[float, ...], right: tuple[bool, ...]) -> WorstPosition | None:
+def _worst(
+    row: PromptReference, kl: tuple[float, ...], right: tuple[bool, ...]
+) -> WorstPosition | None:
     if not kl or max(kl) == 0:
         return None
     position = kl.index(max(kl))
@@ -155,7 +205,9 @@ def _worst(row: PromptReference, kl: tuple[float, ...], right: tuple[bool, ...])
     reference = tuple(TopToken(first + i, f"t{first + i}", 10.0 - i) for i in range(_TOP5))
     swapped = (reference[1], reference[0], *reference[2:])
     logits = (10.0 - i for i in range(_TOP5))
-    candidate = tuple(TopToken(t.token_id, t.text, logit) for t, logit in zip(swapped, logits, strict=True))
+    candidate = tuple(
+        TopToken(t.token_id, t.text, logit) for t, logit in zip(swapped, logits, strict=True)
+    )
     return WorstPosition(
         position=position,
         reference_top5=reference,

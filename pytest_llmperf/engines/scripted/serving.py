@@ -16,16 +16,28 @@ from pytest_llmperf.workloads import Serve
 def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: float) -> Served:
     """One run. First come, first served; a request holds its slot from its start to its last token.
 
-    Open loop: requests are due when the workload says. Closed loop: when the line's last request is over.
+    Open loop: requests are due when the workload says. Closed loop: when the line's last request is
+    over.
     """
     start_s = clock.advance_ns(0) / 1e9
-    times = _open(options, work, factor) if work.concurrency is None else _closed(options, work, factor)
-    requests = tuple(_request(options, work, start_s + due_s, start_s + begun_s, factor) for due_s, begun_s in times)
+    times = (
+        _open(options, work, factor) if work.concurrency is None else _closed(options, work, factor)
+    )
+    requests = tuple(
+        _request(options, work, start_s + due_s, start_s + begun_s, factor)
+        for due_s, begun_s in times
+    )
     last_ns = max((r.t_end_ns for r in requests), default=0)
     clock.advance_ns(max(0, last_ns - round(start_s * 1e9)))
     server = {"preemptions": float(options.preemptions), "prefix_hit_share": 0.0}
-    trace = LoadTrace(requests=requests, loop_lag_s=(options.late_s,), busy_share=0.1, server=server)
-    return Served(trace=trace, marks=tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks), counted="ids")
+    trace = LoadTrace(
+        requests=requests, loop_lag_s=(options.late_s,), busy_share=0.1, server=server
+    )
+    return Served(
+        trace=trace,
+        marks=tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks),
+        counted="ids",
+    )
 
 
 def _open(options: ScriptedOptions, work: Serve, factor: float) -> Iterable[tuple[float, float]]:
@@ -42,7 +54,9 @@ def _closed(options: ScriptedOptions, work: Serve, factor: float) -> Iterable[tu
     lines = [0.0] * (work.concurrency or 1)
     free = [0.0] * (options.slots or len(lines))
     sent = 0
-    while (work.requests is None or sent < work.requests) and (work.duration is None or lines[0] < work.duration):
+    while (work.requests is None or sent < work.requests) and (
+        work.duration is None or lines[0] < work.duration
+    ):
         due_s = heapq.heappop(lines)
         begun_s = max(due_s, heapq.heappop(free))
         end_s = begun_s + _service_s(options, work) * factor
@@ -56,8 +70,12 @@ def _service_s(options: ScriptedOptions, work: Serve) -> float:
     return options.ttft_s + (work.max_new_tokens - 1) * options.tpot_s
 
 
-def _request(options: ScriptedOptions, work: Serve, due_s: float, begun_s: float, factor: float) -> RequestTrace:
-    tokens = (begun_s + (options.ttft_s + i * options.tpot_s) * factor for i in range(work.max_new_tokens))
+def _request(
+    options: ScriptedOptions, work: Serve, due_s: float, begun_s: float, factor: float
+) -> RequestTrace:
+    tokens = (
+        begun_s + (options.ttft_s + i * options.tpot_s) * factor for i in range(work.max_new_tokens)
+    )
     events = tuple(TokenEvent(round(at * 1e9)) for at in tokens)
     return RequestTrace(
         n_prompt_tokens=work.prompt_tokens or 1,

@@ -1,4 +1,7 @@
-"""An engine without a model: a script says its times, memory, agreement and faults; a virtual clock passes, no time does."""
+"""An engine without a model: a script says its times, memory, agreement and faults.
+
+A virtual clock passes, no time does.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    Mark,
+    MemoryGauges,
+    RequestTrace,
+    StepCost,
+    TokenEvent,
+    Trace,
+)
 from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.engines.scripted import batches, pruning, ranks, reference, serving
 from pytest_llmperf.engines.scripted.faults import Faults
@@ -21,7 +33,15 @@ from pytest_llmperf.engines.scripted.options import ScriptedOptions, parse
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
 from pytest_llmperf.errors import UsageError, WorkerError, did_you_mean
 from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
-from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, Serve, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.workloads import (
+    Batch,
+    Lockstep,
+    PromptSet,
+    Serve,
+    TaskAnswer,
+    TaskSet,
+    Workload,
+)
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 GAP_NS = 1_000_000
@@ -45,18 +65,32 @@ class ScriptedEngine:
         self._clock = clock or VirtualClock()
 
     def open(self, plan: LoadPlan) -> ScriptedSession:
-        """Read the script. Raises UsageError for one that does not parse, and what its faults at "open" say."""
+        """Read the script.
+
+        Raises UsageError for one that does not parse, and what its faults at "open" say.
+        """
         if plan.model.kind != "scripted":
-            raise UsageError(f"engine 'scripted' runs models such as 'scripted:ttft=50ms', not {plan.model.name!r}.")
+            raise UsageError(
+                f"engine 'scripted' runs models such as 'scripted:ttft=50ms', not {plan.model.name!r}."
+            )
         options = parse(plan.model.location, plan.strategy)
         faults = Faults(options.faults)
         kinds = faults.at("open")
         self._clock.sleep(options.load_s)
-        return ScriptedSession(plan, options, self._clock, faults, padding_side="right" if "right_padding" in kinds else "left")
+        return ScriptedSession(
+            plan,
+            options,
+            self._clock,
+            faults,
+            padding_side="right" if "right_padding" in kinds else "left",
+        )
 
 
 class ScriptedSession:
-    """A script that is loaded. All times are the virtual clock's; all answers follow from script, plan and call count."""
+    """A script that is loaded.
+
+    All times are the virtual clock's; all answers follow from script, plan and call count.
+    """
 
     def __init__(
         self,
@@ -112,21 +146,30 @@ class ScriptedSession:
             trace = self._batch_trace(workload, repetition, kinds)
         else:
             trace = self._trace(workload, repetition, kinds)
-        prompts = _hash(workload.prompts.content_hash, repetition, workload.batch, workload.prompt_tokens)
+        prompts = _hash(
+            workload.prompts.content_hash, repetition, workload.batch, workload.prompt_tokens
+        )
         outputs = _hash(prompts, self._options.seed, workload.new_tokens)
         return Ran(trace=trace, step=self._step(), prompts_hash=prompts, outputs_hash=outputs)
 
     def serve(self, workload: Serve, repetition: int) -> Served:
         """One run of a load in virtual time; see `scripted_serving`."""
         self._require_open()
-        return serving.serve(self._options, workload, self._clock, self._factor(repetition, self._faults.at("run")))
+        return serving.serve(
+            self._options, workload, self._clock, self._factor(repetition, self._faults.at("run"))
+        )
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002 - the protocol's
+    # The protocol's.
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002
         """Weights of the dtype in effect, the KV cache of the workload, and the script's activations."""
         self._require_open()
         self._faults.at("memory")
         self._ran = True
-        prompt_tokens = max(batches.prompt_lengths(workload)) if isinstance(workload, Batch) else workload.prompt_tokens
+        prompt_tokens = (
+            max(batches.prompt_lengths(workload))
+            if isinstance(workload, Batch)
+            else workload.prompt_tokens
+        )
         positions = workload.batch * ((prompt_tokens or 0) + workload.new_tokens)
         return MemoryRead(memory=self._memory(positions * self._options.kv_bytes_per_token))
 
@@ -139,18 +182,31 @@ class ScriptedSession:
         self._clock.sleep(times * once_s)
         tokens = times * workload.batch * workload.new_tokens
         if self._options.power_w is None:
-            return EnergyReading(joules=None, seconds=times * once_s, n_output_tokens=tokens, reason="the script says power=none")
+            return EnergyReading(
+                joules=None,
+                seconds=times * once_s,
+                n_output_tokens=tokens,
+                reason="the script says power=none",
+            )
         joules = self._options.power_w * times * once_s
-        return EnergyReading(joules=joules, seconds=times * once_s, n_output_tokens=tokens, source="scripted")
+        return EnergyReading(
+            joules=joules, seconds=times * once_s, n_output_tokens=tokens, source="scripted"
+        )
 
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
         """The script's bandwidth and matmul rate."""
         self._require_open()
         self._faults.at("ceilings")
         rates = dict.fromkeys(dtypes, self._options.matmul_flop_per_s)
-        return Ceilings(device="scripted device", copy_bytes_per_s=self._options.bandwidth_bytes_per_s, matmul_flop_per_s=rates)
+        return Ceilings(
+            device="scripted device",
+            copy_bytes_per_s=self._options.bandwidth_bytes_per_s,
+            matmul_flop_per_s=rates,
+        )
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
         """Write a reference file; see `scripted_reference`."""
         self._require_open()
         self._faults.at("reference")
@@ -168,18 +224,27 @@ class ScriptedSession:
         known = (*self._plan.adapter_names, "base")
         for name in names:
             if name not in known:
-                raise UsageError(f"adapter {name!r} is not loaded.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+                raise UsageError(
+                    f"adapter {name!r} is not loaded.{did_you_mean(name, known)} There are: {', '.join(known)}."
+                )
         self._using = tuple(dict.fromkeys(names)) or self._plan.adapter_names[:1]
         return self._using
 
-    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:  # noqa: ARG002 - the protocol's
-        """The script's `quality` is the share of right answers, spread evenly; a wrong one is another choice, or empty."""
+    # The protocol's.
+    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:  # noqa: ARG002
+        """The script's `quality` is the share of right answers, spread evenly.
+
+        A wrong one is another choice, or empty.
+        """
         self._require_open()
         self._faults.at("tasks")
         return reference.answers(self._options, tasks)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """Follow from the seed and the ids; a text has one id a character. Others where the script says `astray`."""
+        """Follow from the seed and the ids; a text has one id a character.
+
+        Others where the script says `astray`.
+        """
         self._require_open()
         self._faults.at("tokens")
         return reference.top_tokens(self._options, prompt, k)
@@ -197,7 +262,9 @@ class ScriptedSession:
         factor = self._factor(repetition, kinds)
         due_ns = self._clock.advance_ns(GAP_NS)
         continuous = self._plan.batching is not None
-        done = batches.schedule(workload, self._options.ttft_s, self._options.tpot_s, continuous=continuous)
+        done = batches.schedule(
+            workload, self._options.ttft_s, self._options.tpot_s, continuous=continuous
+        )
         times = [[due_ns + round(t_s * factor * 1e9) for t_s in each] for each in done.times_s]
         self._clock.advance_ns(max(each[-1] for each in times) - due_ns)
         requests = tuple(
@@ -205,19 +272,32 @@ class ScriptedSession:
             for n, each in zip(batches.prompt_lengths(workload), times, strict=True)
         )
         marks = tuple(Mark(kind=kind, detail="the script says so") for kind in self._options.marks)
-        return Trace(repetition=repetition, requests=requests, marks=marks, clock="virtual", computed=done.computed)
+        return Trace(
+            repetition=repetition,
+            requests=requests,
+            marks=marks,
+            clock="virtual",
+            computed=done.computed,
+        )
 
     def _trace(self, workload: Lockstep, repetition: int, kinds: set[str]) -> Trace:
         rows = rows_of_a_replica(workload.batch, self._plan.dp)
         factor = self._factor(repetition, kinds)
         due_ns = self._clock.advance_ns(GAP_NS)
         n_tokens = workload.new_tokens - (1 if "short_output" in kinds else 0)
-        times_ns = [round((self._options.ttft_s + i * self._options.tpot_s) * factor * 1e9) for i in range(n_tokens)]
+        times_ns = [
+            round((self._options.ttft_s + i * self._options.tpot_s) * factor * 1e9)
+            for i in range(n_tokens)
+        ]
         events = tuple(TokenEvent(due_ns + t_ns) for t_ns in times_ns)
         self._clock.advance_ns(times_ns[-1] if times_ns else 0)
-        request = RequestTrace(n_prompt_tokens=workload.prompt_tokens or 1, t_due_ns=due_ns, events=events)
+        request = RequestTrace(
+            n_prompt_tokens=workload.prompt_tokens or 1, t_due_ns=due_ns, events=events
+        )
         marks = tuple(Mark(kind=kind, detail="the script says so") for kind in self._options.marks)
-        return Trace(repetition=repetition, requests=(request,) * rows, marks=marks, clock="virtual")
+        return Trace(
+            repetition=repetition, requests=(request,) * rows, marks=marks, clock="virtual"
+        )
 
     def _factor(self, repetition: int, kinds: set[str]) -> float:
         """How much slower than the script's times this run is: warm-up, faults, and log-normal noise of the given spread."""
@@ -225,12 +305,19 @@ class ScriptedSession:
         factor = _WARMUP_FACTOR if count <= self._options.warmup else 1.0
         factor *= 1 + 0.1 * count if "unstable" in kinds else 1.0
         factor *= _SLOW_FACTOR if "slow" in kinds else 1.0
-        draw = random.Random(f"{self._options.seed}|{self._asked.strategy}|{repetition}|{count}")  # noqa: S311 - noise, not secrets
-        return factor * math.exp(draw.gauss(0, self._options.noise)) if self._options.noise else factor
+        # Noise, not secrets.
+        draw = random.Random(f"{self._options.seed}|{self._asked.strategy}|{repetition}|{count}")  # noqa: S311
+        return (
+            factor * math.exp(draw.gauss(0, self._options.noise)) if self._options.noise else factor
+        )
 
     def _effective(self) -> Effective:
         plan, device = self._plan, self._plan.device
-        weights: dict[str, Any] = {"dtype": self._dtype, "elements": self._elements, "bytes": self._weights_bytes()}
+        weights: dict[str, Any] = {
+            "dtype": self._dtype,
+            "elements": self._elements,
+            "bytes": self._weights_bytes(),
+        }
         cache = _CACHES[plan.cache] if self._ran else ""
         found = Effective(
             engine="scripted",
@@ -271,7 +358,10 @@ class ScriptedSession:
             process=peak + PROCESS_BYTES,
             device=None,
             kv_cache=kv_bytes or None,
-            reasons={"device": "a scripted device has no driver", **({} if kv_bytes else {"kv_cache": "read outside a run"})},
+            reasons={
+                "device": "a scripted device has no driver",
+                **({} if kv_bytes else {"kv_cache": "read outside a run"}),
+            },
         )
 
     def _step(self) -> StepCost:
@@ -286,7 +376,12 @@ class ScriptedSession:
 
 def _adapters(plan: LoadPlan) -> tuple[AdapterGroup, ...]:
     """Adapters of rank 8 in every layer, as their files hold them."""
-    facts: dict[str, Any] = {"rank": 8, "layers": N_LINEARS, "elements": 0, "tensors": 2 * N_LINEARS}
+    facts: dict[str, Any] = {
+        "rank": 8,
+        "layers": N_LINEARS,
+        "elements": 0,
+        "tensors": 2 * N_LINEARS,
+    }
     return tuple(
         AdapterGroup(
             name=name,
@@ -319,7 +414,9 @@ def _lies(options: ScriptedOptions) -> dict[str, Any]:
     known = {*LoadPlan.__struct_fields__, *Effective.__struct_fields__}
     for name in fields:
         if name not in known:
-            raise UsageError(f"scripted model option lie={name!r}: not in LoadPlan or Effective.{did_you_mean(name, known)}")
+            raise UsageError(
+                f"scripted model option lie={name!r}: not in LoadPlan or Effective.{did_you_mean(name, known)}"
+            )
     if fields.get("weights_dtype", "float32") not in DTYPE_BYTES:
         raise UsageError(
             f"scripted model option lie=weights_dtype:{fields['weights_dtype']}: known are {', '.join(DTYPE_BYTES)}.",

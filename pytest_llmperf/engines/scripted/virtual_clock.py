@@ -18,7 +18,10 @@ class VirtualClock:
         return self.now_ns / 1e9
 
     def advance_ns(self, duration_ns: int) -> int:
-        """Let `duration_ns` pass; returns the new time. Time never goes back: a negative duration is a ValueError."""
+        """Let `duration_ns` pass; returns the new time.
+
+        Time never goes back: a negative duration is a ValueError.
+        """
         if duration_ns < 0:
             raise ValueError(f"a clock cannot go back by {-duration_ns} ns")
         self.now_ns += duration_ns

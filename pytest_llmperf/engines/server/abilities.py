@@ -15,7 +15,9 @@ def _refusing(preset: Preset) -> Callable[[LoadPlan], str | None]:
 
 
 def _abilities(preset: Preset) -> Capabilities:
-    return Capabilities(plan_fields=preset.plan_fields, refuses=_refusing(preset), logits=False, serves=True)
+    return Capabilities(
+        plan_fields=preset.plan_fields, refuses=_refusing(preset), logits=False, serves=True
+    )
 
 
 ANY_SERVER = _abilities(ANY)

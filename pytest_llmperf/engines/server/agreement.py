@@ -55,34 +55,54 @@ class Reference:
         return rows
 
 
-async def compare(ask: Ask, reference: Reference, tokenizer: Tokenizer | None, batch: int) -> tuple[PromptComparison, ...]:
-    """Score the server on the reference's own tokens, then let it decode freely; `batch` prompts at once.
+async def compare(
+    ask: Ask, reference: Reference, tokenizer: Tokenizer | None, batch: int
+) -> tuple[PromptComparison, ...]:
+    """Score the server on the reference's own tokens, then let it decode freely.
+
+    `batch` prompts at once.
 
     Raises:
         UsageError: its answers have no log-probabilities of the prompt, or no token ids.
-
     """
     text = _texts(tokenizer)
     compared: list[PromptComparison] = []
     for first in range(0, len(reference.rows), batch):
         indices = range(first, min(first + batch, len(reference.rows)))
         answers = await asyncio.gather(*(_ask_both(ask, reference, index) for index in indices))
-        compared += [_compared(reference, index, *answer, text) for index, answer in zip(indices, answers, strict=True)]
+        compared += [
+            _compared(reference, index, *answer, text)
+            for index, answer in zip(indices, answers, strict=True)
+        ]
     return tuple(compared)
 
 
-async def _ask_both(ask: Ask, reference: Reference, index: int) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+async def _ask_both(
+    ask: Ask, reference: Reference, index: int
+) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
     """What it says of each token of the reference's continuation, and its own tokens."""
     row, continuation = reference.rows[index], reference.continuations[index]
     forced = await ask({"prompt": [*row, *continuation], "max_tokens": 1, "prompt_logprobs": TOP})
     said = forced.get("prompt_logprobs")
     if not isinstance(said, list) or len(said) != len(row) + len(continuation):
-        raise UsageError(f"agreement needs log-probabilities of a prompt's tokens, and this server gives none: {PARTIAL}.")
+        raise UsageError(
+            f"agreement needs log-probabilities of a prompt's tokens, and this server gives none: {PARTIAL}."
+        )
     n = len(continuation)
-    free = await ask({"prompt": list(row), "max_tokens": n, "min_tokens": n, "ignore_eos": True, "return_token_ids": True})
+    free = await ask(
+        {
+            "prompt": list(row),
+            "max_tokens": n,
+            "min_tokens": n,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+    )
     ids = free.get("token_ids")
     if not isinstance(ids, list) or len(ids) != n:
-        raise UsageError("agreement needs the ids of the tokens that were generated, and this server does not return them.")
+        raise UsageError(
+            "agreement needs the ids of the tokens that were generated, and this server does not return them."
+        )
     return said[len(row) :], tuple(ids)
 
 
@@ -95,23 +115,35 @@ def _compared(
 ) -> PromptComparison:
     logits, tokens = reference.logits(index).astype(np.float64), reference.continuations[index]
     ranks = [int(each[str(token)]["rank"]) - 1 for each, token in zip(said, tokens, strict=True)]
-    at = next((i for i, (ours, theirs) in enumerate(zip(free, tokens, strict=True)) if ours != theirs), None)
+    at = next(
+        (i for i, (ours, theirs) in enumerate(zip(free, tokens, strict=True)) if ours != theirs),
+        None,
+    )
     return PromptComparison(
         index=index,
         prompt=reference.prompts[index],
         n_prompt_tokens=len(reference.rows[index]),
-        top1=tuple(_first(each) == int(row.argmax()) for each, row in zip(said, logits, strict=True)),
+        top1=tuple(
+            _first(each) == int(row.argmax()) for each, row in zip(said, logits, strict=True)
+        ),
         top5=tuple(rank < TOP for rank in ranks),
         kl=(),
-        reference_logprob=tuple(_logprob(row, token) for row, token in zip(logits, tokens, strict=True)),
-        candidate_logprob=tuple(float(each[str(token)]["logprob"]) for each, token in zip(said, tokens, strict=True)),
+        reference_logprob=tuple(
+            _logprob(row, token) for row, token in zip(logits, tokens, strict=True)
+        ),
+        candidate_logprob=tuple(
+            float(each[str(token)]["logprob"]) for each, token in zip(said, tokens, strict=True)
+        ),
         signal=0.0,
         noise=0.0,
         max_abs_logit_error=0.0,
         n_free=len(tokens),
         first_divergence=at,
-        # up to the first difference both contexts are the same, so the teacher-forced rows speak about it
-        candidate_rank_in_reference=None if at is None else int((logits[at] > logits[at][free[at]]).sum()),
+        # up to the first difference both contexts are the same, so the teacher-forced rows speak
+        # about it
+        candidate_rank_in_reference=None
+        if at is None
+        else int((logits[at] > logits[at][free[at]]).sum()),
         reference_rank_in_candidate=None if at is None else ranks[at],
         reference_text=text(tokens),
         candidate_text=text(free),

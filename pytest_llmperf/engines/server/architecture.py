@@ -32,7 +32,10 @@ class Served:
 
 
 def architecture(plan: LoadPlan, *, dummy: bool) -> Served:
-    """The folder of an `arch:` model, made once. Raises LoadError where it is too large to be written and `dummy` is False."""
+    """The folder of an `arch:` model, made once.
+
+    Raises LoadError where it is too large to be written and `dummy` is False.
+    """
     made = architecture_folder(plan)
     if made.dummy and not dummy:
         raise LoadError(
@@ -42,7 +45,9 @@ def architecture(plan: LoadPlan, *, dummy: bool) -> Served:
     folder = made.folder.with_name(made.folder.name + SUFFIX)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            _write(folder, made.folder, int(ARCHITECTURES[plan.model.location].config["vocab_size"]))
+            _write(
+                folder, made.folder, int(ARCHITECTURES[plan.model.location].config["vocab_size"])
+            )
     return Served(folder, made.content_hash, made.dummy)
 
 
@@ -62,6 +67,7 @@ def _write(folder: Path, made: Path, size: int) -> None:
 
 def words(size: int) -> Tokenizer:
     """A tokenizer of the words w0 to w(size - 1), each with its number as id."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))  # noqa: S106 - a word
+    # A word.
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer

@@ -25,13 +25,18 @@ _REAP_S = 5.0
 
 
 class Child:
-    """A server process, in a group of its own. What carries its token is its own, whatever group or session it went to."""
+    """A server process, in a group of its own.
+
+    What carries its token is its own, whatever group or session it went to.
+    """
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
         self.command = tuple(command)
         self.log = log
         self._token = f"{os.environ.get(TOKEN, 'llmperf')}.server-{os.urandom(8).hex()}"
-        self._process = _start(self.command, {**os.environ, **env, TOKEN: self._token, "PYTHONUNBUFFERED": "1"}, log)
+        self._process = _start(
+            self.command, {**os.environ, **env, TOKEN: self._token, "PYTHONUNBUFFERED": "1"}, log
+        )
 
     @property
     def pid(self) -> int:
@@ -125,7 +130,10 @@ def find_program(name: str, named: str, variable: str) -> str:
 
     Raises UsageError where there is none.
     """
-    for chosen, where in ((named, "option 'program'"), (os.environ.get(variable, ""), f"${variable}")):
+    for chosen, where in (
+        (named, "option 'program'"),
+        (os.environ.get(variable, ""), f"${variable}"),
+    ):
         if chosen:
             found = shutil.which(chosen)
             if found is None:

@@ -1,7 +1,10 @@
-"""The HTTP client: one event loop that sends requests when they are due and notes when bytes come. Answers are read afterwards.
+"""The HTTP client: one event loop that sends requests when they are due and notes when bytes come.
 
-While a request streams, only (time, bytes) are kept; its messages are read when it is over, so that no token waits for the JSON
-of another. Redirects are not followed and no proxy is used: prompts go to the server that was named and nowhere else.
+Answers are read afterwards.
+
+While a request streams, only (time, bytes) are kept; its messages are read when it is over, so that
+no token waits for the JSON of another. Redirects are not followed and no proxy is used: prompts go
+to the server that was named and nowhere else.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go and how their answers are read. `headers` hold the API key, which is in no record."""
+    """Where requests go and how their answers are read.
+
+    `headers` hold the API key, which is in no record.
+    """
 
     url: str
     headers: dict[str, str]
@@ -45,7 +51,10 @@ class Endpoint:
 
 @dataclass
 class Outcome:
-    """One request as it went: times in ns, bytes as they came, or why it failed. `answer` is set once it has been read."""
+    """One request as it went: times in ns, bytes as they came, or why it failed.
+
+    `answer` is set once it has been read.
+    """
 
     call: Call
     due_ns: int
@@ -94,7 +103,10 @@ Source = Callable[[int], Call]
 
 
 class Client:
-    """Drives one server. `now_ns` is the clock of every time; `timeout_s` is the longest wait for the next bytes."""
+    """Drives one server.
+
+    `now_ns` is the clock of every time; `timeout_s` is the longest wait for the next bytes.
+    """
 
     def __init__(
         self,
@@ -106,24 +118,32 @@ class Client:
     ) -> None:
         self._endpoint = endpoint
         self._session = session
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeout_s, sock_read=timeout_s
+        )
         self._timeout_s = timeout_s
         self._now_ns = now_ns
 
     async def open_loop(self, calls: Sequence[Call], due_s: Sequence[float]) -> LoadRun:
         """Send each call when it is due, whatever became of the others, and wait until all are over."""
         start_ns = self._now_ns() + int(PROBE_S * 1e9)
-        outcomes = [Outcome(call, start_ns + int(at * 1e9)) for call, at in zip(calls, due_s, strict=True)]
+        outcomes = [
+            Outcome(call, start_ns + int(at * 1e9)) for call, at in zip(calls, due_s, strict=True)
+        ]
         return await self._watched(outcomes, self._send_when_due(outcomes))
 
-    async def closed_loop(self, source: Source, concurrency: int, *, requests: int | None, duration_s: float | None) -> LoadRun:
+    async def closed_loop(
+        self, source: Source, concurrency: int, *, requests: int | None, duration_s: float | None
+    ) -> LoadRun:
         """`concurrency` lines, each sending its next request when its last is over, until `requests` were sent or time is up."""
         outcomes: list[Outcome] = []
         end_ns = None if duration_s is None else self._now_ns() + int(duration_s * 1e9)
 
         async def line() -> None:
             due_ns = self._now_ns()
-            while (requests is None or len(outcomes) < requests) and (end_ns is None or due_ns < end_ns):
+            while (requests is None or len(outcomes) < requests) and (
+                end_ns is None or due_ns < end_ns
+            ):
                 outcome = Outcome(source(len(outcomes)), due_ns)
                 outcomes.append(outcome)
                 await self._send(outcome)
@@ -157,15 +177,21 @@ class Client:
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
                     raise
-                async with connections(self._timeout_s) as fresh:  # the others that wait may be closed as well
-                    await self._stream(outcome, fresh)  # the server had closed an idle one; RFC 9110, 9.2.2: send it again
+                # The others that wait may be closed as well.
+                async with connections(self._timeout_s) as fresh:
+                    # The server had closed an idle one; RFC 9110, 9.2.2: send it again.
+                    await self._stream(outcome, fresh)
         except aiohttp.ClientConnectorError as error:
-            outcome.failure = f"the connection was refused ({error.os_error.strerror or error.os_error})"
+            outcome.failure = (
+                f"the connection was refused ({error.os_error.strerror or error.os_error})"
+            )
         except (TimeoutError, aiohttp.ServerTimeoutError):
             outcome.failure = f"no message came for {self._timeout_s:g} s, after {len(outcome.chunks)} pieces of the answer"
         except (aiohttp.ClientError, OSError) as error:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
-            outcome.failure = f"the stream broke after {len(outcome.chunks)} pieces of the answer ({said})"
+            outcome.failure = (
+                f"the stream broke after {len(outcome.chunks)} pieces of the answer ({said})"
+            )
         outcome.end_ns = self._now_ns()
         outcome.read(self._endpoint.parse)
 
@@ -180,13 +206,18 @@ class Client:
         ) as response:
             if response.status != 200:  # noqa: PLR2004 - OK
                 said = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
-                outcome.failure = f"HTTP {response.status}{_reason(response.status)}: {said.strip()[:_ERROR_BYTES]}".rstrip(": ")
+                outcome.failure = f"HTTP {response.status}{_reason(response.status)}: {said.strip()[:_ERROR_BYTES]}".rstrip(
+                    ": "
+                )
                 return
             async for data in response.content.iter_any():
                 keep((now_ns(), data))
 
     async def _watched(self, outcomes: list[Outcome], work: Awaitable[None]) -> LoadRun:
-        """Do the work, and see how late the loop's own timers ring and how busy it is. No garbage collection meanwhile."""
+        """Do the work, and see how late the loop's own timers ring and how busy it is.
+
+        No garbage collection meanwhile.
+        """
         lags: list[float] = []
         probe = asyncio.create_task(self._probe(lags))
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
@@ -221,12 +252,20 @@ def _no_collection() -> Iterator[None]:
 
 
 def _reason(status: int) -> str:
-    known = {401: "the API key is missing or wrong", 403: "forbidden", 429: "too many requests", 503: "unavailable"}
+    known = {
+        401: "the API key is missing or wrong",
+        403: "forbidden",
+        429: "too many requests",
+        503: "unavailable",
+    }
     return f" ({known[status]})" if status in known else ""
 
 
 def connections(timeout_s: float) -> aiohttp.ClientSession:
-    """A session without a limit of connections, proxies or cookies; bytes that do not come for `timeout_s` are an error."""
+    """A session without a limit of connections, proxies or cookies.
+
+    Bytes that do not come for `timeout_s` are an error.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
@@ -240,7 +279,9 @@ async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
     """Whether the server at a URL accepts one, or at least does not refuse it: one that is busy may let it wait."""
     url = urlsplit(base)
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(url.hostname, url.port), timeout_s)
+        _, writer = await asyncio.wait_for(
+            asyncio.open_connection(url.hostname, url.port), timeout_s
+        )
     except TimeoutError:
         return True
     except OSError:

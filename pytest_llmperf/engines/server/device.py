@@ -21,12 +21,17 @@ def device_facts(device: str, *, started: bool) -> dict[str, Any]:
         return {"device": "cpu"}
     gpu = _first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     facts = {} if isinstance(gpu, Unreadable) else gpu.facts()
-    return {"device": "cuda"} | {name if name == "driver" else f"device_{name}": value for name, value in facts.items()}
+    return {"device": "cuda"} | {
+        name if name == "driver" else f"device_{name}": value for name, value in facts.items()
+    }
 
 
 def device_name(device: str, facts: dict[str, Any]) -> str:
     """As a reader knows it."""
-    return str(facts.get("device_name") or {"cpu": "CPU", "elsewhere": "a server elsewhere"}.get(str(facts["device"]), device))
+    return str(
+        facts.get("device_name")
+        or {"cpu": "CPU", "elsewhere": "a server elsewhere"}.get(str(facts["device"]), device)
+    )
 
 
 def _first_gpu(visible: str) -> Nvml | Unreadable:

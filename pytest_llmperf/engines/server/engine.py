@@ -25,9 +25,9 @@ class ServerEngine:
         """Start the server (or find it) and wait until it answers.
 
         Raises:
-            LoadError: it died (with the tail of its log), was not healthy in time, or does not serve the model.
+            LoadError: it died (with the tail of its log), was not healthy in time, or does not
+                serve the model.
             UsageError: its command cannot be run.
-
         """
         preset = preset_of(plan.engine)
         options = read_options(plan, preset)
@@ -48,7 +48,9 @@ class ServerEngine:
         return session
 
 
-def _started(plan: LoadPlan, preset: Preset, options: ServerOptions, source: Source) -> tuple[Child | None, str, str]:
+def _started(
+    plan: LoadPlan, preset: Preset, options: ServerOptions, source: Source
+) -> tuple[Child | None, str, str]:
     """The child, its base URL, and the name that the model is served as."""
     name = options.name or plan.model.name
     if options.url:
@@ -77,7 +79,8 @@ def _filled(parts: tuple[str, ...], values: Mapping[str, str]) -> list[str]:
     filled = []
     for part in parts:
         for name, value in values.items():
-            part = part.replace(f"{{{name}}}", value)  # noqa: PLW2901 - not format(): a command may hold other braces
+            # Not format(): a command may hold other braces.
+            part = part.replace(f"{{{name}}}", value)  # noqa: PLW2901
         filled.append(part)
     return filled
 
@@ -88,14 +91,18 @@ def _chosen(plan: LoadPlan, preset: Preset) -> tuple[str, ...]:
     return preset.dtype(plan.weights_dtype)
 
 
-async def _healthy(preset: Preset, options: ServerOptions, child: Child | None, base: str, name: str) -> Server:
+async def _healthy(
+    preset: Preset, options: ServerOptions, child: Child | None, base: str, name: str
+) -> Server:
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
     http = connections(60.0)
     try:
         saying = Saying(base, http, headers)
-        await saying.until_healthy(options.health, options.start_timeout_s, child.died if child is not None else str)
+        await saying.until_healthy(
+            options.health, options.start_timeout_s, child.died if child is not None else str
+        )
         if options.protocol != "tgi":
             require_model(name, await saying.models())
         facts = await saying.facts()

@@ -27,15 +27,18 @@ from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import Serve
 
 _TAIL = 20
-_INSTALL = "It pins much of its own: give it an environment (python -m venv X; X/bin/pip install {})."
+_INSTALL = (
+    "It pins much of its own: give it an environment (python -m venv X; X/bin/pip install {})."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A load for a generator.
 
-    `bodies` are the requests as our own client would send them, `due_s` when (open loop). `tokenizer` is a folder, or None.
-    `program` is the generator's command; `folder` is empty, and its own.
+    `bodies` are the requests as our own client would send them, `due_s` when (open loop).
+    `tokenizer` is a folder, or None. `program` is the generator's command; `folder` is empty, and
+    its own.
     """
 
     work: Serve
@@ -54,8 +57,8 @@ class Job:
 class Generator:
     """One of them. `prepare` writes its input and gives its arguments, `read` reads what it left.
 
-    `ids`: prompts may be token ids. `gaps`: it keeps the time of every message, and not the first and the last alone. `unset` are
-    environment variables that it must not see.
+    `ids`: prompts may be token ids. `gaps`: it keeps the time of every message, and not the first
+    and the last alone. `unset` are environment variables that it must not see.
     """
 
     name: str
@@ -67,11 +70,13 @@ class Generator:
 
 
 async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
-    """Run it to its end. Its log and files stay in the folder. Cancelled, it ends with all that it started.
+    """Run it to its end. Its log and files stay in the folder.
+
+    Cancelled, it ends with all that it started.
 
     Raises:
-        InvalidRun: it failed (with the tail of its log), or what it left cannot be read or lacks requests.
-
+        InvalidRun: it failed (with the tail of its log), or what it left cannot be read or lacks
+            requests.
     """
     log = job.folder / "log.txt"
     with log.open("wb") as output:
@@ -95,9 +100,13 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
     try:
         traces = generator.read(job.folder)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidRun(f"what {generator.name} left cannot be read ({type(error).__name__}: {error}). {_said(log)}") from error
+        raise InvalidRun(
+            f"what {generator.name} left cannot be read ({type(error).__name__}: {error}). {_said(log)}"
+        ) from error
     if len(traces) < len(job.bodies):
-        raise InvalidRun(f"{generator.name} kept {len(traces)} of {len(job.bodies)} requests. {_said(log)}")
+        raise InvalidRun(
+            f"{generator.name} kept {len(traces)} of {len(job.bodies)} requests. {_said(log)}"
+        )
     return traces
 
 
@@ -108,13 +117,20 @@ def environment(generator: Generator, ours: Mapping[str, str]) -> dict[str, str]
 
 
 def find_generator(name: str, python: str | None) -> Path:
-    """Its command: beside the interpreter that is named, else beside this one or on the PATH. Raises UsageError."""
+    """Its command: beside the interpreter that is named, else beside this one or on the PATH.
+
+    Raises UsageError.
+    """
     if python is not None:
         beside = Path(python).parent / name
         if os.access(beside, os.X_OK):
             return beside
-        raise UsageError(f"--llmperf-python {name}={python}: there is no {name} beside that interpreter. {_INSTALL.format(name)}")
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        raise UsageError(
+            f"--llmperf-python {name}={python}: there is no {name} beside that interpreter. {_INSTALL.format(name)}"
+        )
+    found = shutil.which(
+        name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if found is None:
         raise UsageError(
             f"Serve(generator={name!r}): {name} is not installed, neither beside {sys.executable} nor on the PATH. "
@@ -138,7 +154,8 @@ def _lines(rows: Sequence[Any]) -> bytes:
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
-# aiperf: requests sent as they are, when they are due (https://github.com/ai-dynamo/aiperf; its trace format "payload")
+# aiperf: requests sent as they are, when they are due (https://github.com/ai-dynamo/aiperf; its
+# trace format "payload")
 
 
 def _aiperf(job: Job) -> list[str]:
@@ -149,14 +166,47 @@ def _aiperf(job: Job) -> list[str]:
     if job.work.concurrency is None:
         load = ["--fixed-schedule"]
     else:
-        load = ["--no-fixed-schedule", "--concurrency", str(job.work.concurrency), "--request-count", str(len(rows))]
+        load = [
+            "--no-fixed-schedule",
+            "--concurrency",
+            str(job.work.concurrency),
+            "--request-count",
+            str(len(rows)),
+        ]
     kind = "chat" if "chat" in job.path else "completions"
     key = ["--api-key", job.api_key] if job.api_key else []
     return [
-        *("profile", "--model", job.model, "--url", job.base, "--endpoint-type", kind, "--streaming"),
-        *("--tokenizer", str(job.tokenizer) if job.tokenizer is not None else "builtin", "--use-server-token-count"),
-        *("--input-file", "input.jsonl", "--custom-dataset-type", "mooncake_trace", "--dataset-sampling-strategy", "sequential"),
-        *("--request-timeout-seconds", f"{job.work.timeout:g}", "--artifact-dir", "out", "--export-level", "records"),
+        *(
+            "profile",
+            "--model",
+            job.model,
+            "--url",
+            job.base,
+            "--endpoint-type",
+            kind,
+            "--streaming",
+        ),
+        *(
+            "--tokenizer",
+            str(job.tokenizer) if job.tokenizer is not None else "builtin",
+            "--use-server-token-count",
+        ),
+        *(
+            "--input-file",
+            "input.jsonl",
+            "--custom-dataset-type",
+            "mooncake_trace",
+            "--dataset-sampling-strategy",
+            "sequential",
+        ),
+        *(
+            "--request-timeout-seconds",
+            f"{job.work.timeout:g}",
+            "--artifact-dir",
+            "out",
+            "--export-level",
+            "records",
+        ),
         *("--ui", "none", "--no-server-metrics", "--no-gpu-telemetry", *load, *key),
     ]
 
@@ -165,7 +215,9 @@ def read_aiperf(folder: Path) -> tuple[RequestTrace, ...]:
     """From `profile_export.jsonl`, one request a line; times in ns of its wall clock."""
     text = (folder / "out" / "profile_export.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    traces = [_of_aiperf(row["metadata"], row.get("metrics") or {}, row.get("error")) for row in rows]
+    traces = [
+        _of_aiperf(row["metadata"], row.get("metrics") or {}, row.get("error")) for row in rows
+    ]
     return _from_zero(traces)
 
 
@@ -198,7 +250,8 @@ def _events(first_ns: int, gaps_ns: Sequence[int], n_output: int) -> tuple[Token
     return tuple(event for event in events if event.n_tokens)
 
 
-# guidellm: texts at a rate of its own, or on so many lines (https://github.com/vllm-project/guidellm)
+# guidellm: texts at a rate of its own, or on so many lines
+# (https://github.com/vllm-project/guidellm)
 
 
 def _guidellm(job: Job) -> list[str]:
@@ -206,7 +259,12 @@ def _guidellm(job: Job) -> list[str]:
     rows = [{"prompt": _text(body), "output_tokens_count": body["max_tokens"]} for body in bodies]
     (job.folder / "input.jsonl").write_bytes(_lines(rows))
     extras = {k: v for k, v in bodies[0].items() if k not in _ITS_OWN}
-    backend: dict[str, Any] = {"kind": "openai_http", "target": job.base, "model": job.model, "request_format": job.path}
+    backend: dict[str, Any] = {
+        "kind": "openai_http",
+        "target": job.base,
+        "model": job.model,
+        "request_format": job.path,
+    }
     backend |= {"follow_redirects": False, "timeout": job.work.timeout, "extras": {"body": extras}}
     backend |= {"api_key": job.api_key} if job.api_key else {}
     profile: dict[str, Any] = {"kind": job.work.arrivals, "rate": [job.work.rate]}
@@ -227,7 +285,10 @@ def _guidellm(job: Job) -> list[str]:
 
 
 _ITS_OWN = ("model", "prompt", "messages", "max_tokens", "stream", "stream_options", "min_tokens")
-"""Fields that guidellm sets itself; a minimum that is the same for all would be wrong where lengths differ."""
+"""Fields that guidellm sets itself.
+
+A minimum that is the same for all would be wrong where lengths differ.
+"""
 
 
 def _text(body: dict[str, Any]) -> str:
@@ -244,13 +305,23 @@ def read_guidellm(folder: Path) -> tuple[RequestTrace, ...]:
 
 def _of_guidellm(row: dict[str, Any], *, failed: bool) -> RequestTrace:
     times = row["info"]["timings"]
-    sent_ns = _ns(times.get("request_start") or times.get("resolve_start") or times["targeted_start"])
+    sent_ns = _ns(
+        times.get("request_start") or times.get("resolve_start") or times["targeted_start"]
+    )
     due_ns = min(sent_ns, _ns(times.get("targeted_start") or times.get("request_start")))
     end_ns = _ns(times.get("request_end") or times["resolve_end"])
     if failed:
-        return _failed(due_ns, sent_ns, end_ns, str(row["info"].get("error") or row["info"].get("status"))[:200])
+        return _failed(
+            due_ns,
+            sent_ns,
+            end_ns,
+            str(row["info"].get("error") or row["info"].get("status"))[:200],
+        )
     n_output = int(row["output_tokens"])
-    first, last = TokenEvent(_ns(times["first_token_iteration"]), 1), TokenEvent(_ns(times["last_token_iteration"]), n_output - 1)
+    first, last = (
+        TokenEvent(_ns(times["first_token_iteration"]), 1),
+        TokenEvent(_ns(times["last_token_iteration"]), n_output - 1),
+    )
     return RequestTrace(
         n_prompt_tokens=int(row["prompt_tokens"] or 0),
         t_due_ns=due_ns,
@@ -270,7 +341,9 @@ def _from_zero(traces: Sequence[RequestTrace]) -> tuple[RequestTrace, ...]:
             t_due_ns=trace.t_due_ns - first_ns,
             t_sent_ns=trace.t_sent_ns - first_ns,
             t_end_ns=trace.t_end_ns - first_ns,
-            events=tuple(TokenEvent(event.t_ns - first_ns, event.n_tokens) for event in trace.events),
+            events=tuple(
+                TokenEvent(event.t_ns - first_ns, event.n_tokens) for event in trace.events
+            ),
         )
         for trace in traces
     ]
@@ -282,7 +355,14 @@ def _ns(seconds: float) -> int:
 
 
 def _failed(due_ns: int, sent_ns: int, end_ns: int, reason: str) -> RequestTrace:
-    return RequestTrace(n_prompt_tokens=0, t_due_ns=due_ns, events=(), failure=reason, t_sent_ns=sent_ns, t_end_ns=end_ns)
+    return RequestTrace(
+        n_prompt_tokens=0,
+        t_due_ns=due_ns,
+        events=(),
+        failure=reason,
+        t_sent_ns=sent_ns,
+        t_end_ns=end_ns,
+    )
 
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -291,7 +371,9 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 GENERATORS = {
     row.name: row
     for row in (
-        Generator(name="aiperf", prepare=_aiperf, read=read_aiperf, ids=True, gaps=True, unset=OFFLINE),
+        Generator(
+            name="aiperf", prepare=_aiperf, read=read_aiperf, ids=True, gaps=True, unset=OFFLINE
+        ),
         Generator(name="guidellm", prepare=_guidellm, read=read_guidellm, ids=False, gaps=False),
     )
 }

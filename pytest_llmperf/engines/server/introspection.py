@@ -49,7 +49,11 @@ class Saying:
         """Names that an OpenAI-compatible server serves."""
         said = await self.json("/v1/models")
         rows = said.get("data") if isinstance(said, dict) else None
-        return tuple(str(row.get("id")) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else None
+        return (
+            tuple(str(row.get("id")) for row in rows if isinstance(row, dict))
+            if isinstance(rows, list)
+            else None
+        )
 
     async def facts(self) -> dict[str, str]:
         """`dtype`, `version` and `model`, as far as it says them (vLLM's /server_info and /version, TGI's /info)."""
@@ -63,7 +67,10 @@ class Saying:
         return found
 
     async def metrics(self) -> dict[str, float]:
-        """Its Prometheus metrics, as `core.metrics.server_metrics` reads them; empty where it has none."""
+        """Its Prometheus metrics, as `core.metrics.server_metrics` reads them.
+
+        Empty where it has none.
+        """
         try:
             async with self._get("/metrics") as response:
                 return server_metrics.read(await response.text()) if response.status == 200 else {}  # noqa: PLR2004
@@ -80,12 +87,17 @@ class Saying:
         """What a path answers, or None where it answers nothing that is JSON."""
         try:
             async with self._get(path) as response:
-                return msgspec.json.decode(await response.read()) if response.status == 200 else None  # noqa: PLR2004
+                return (
+                    msgspec.json.decode(await response.read()) if response.status == 200 else None  # noqa: PLR2004
+                )
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
             return None
 
     async def _vllm(self) -> list[tuple[str, str]]:
-        info, version = await self.json("/server_info?config_format=json"), await self.json("/version")
+        info, version = (
+            await self.json("/server_info?config_format=json"),
+            await self.json("/version"),
+        )
         found = []
         config = info.get("vllm_config") if isinstance(info, dict) else None
         model = config.get("model_config") if isinstance(config, dict) else None
@@ -114,7 +126,9 @@ class Saying:
 def require_model(asked: str, served: tuple[str, ...] | None) -> None:
     """Raise LoadError where a server lists its models and the one asked for is not among them."""
     if served and asked not in served and bare(asked) not in {bare(name) for name in served}:
-        raise LoadError(f"the server does not serve {asked!r}. It serves: {', '.join(served)}. Name one by option 'name'.")
+        raise LoadError(
+            f"the server does not serve {asked!r}. It serves: {', '.join(served)}. Name one by option 'name'."
+        )
 
 
 def require_same_model(asked: str, answered: set[str]) -> None:

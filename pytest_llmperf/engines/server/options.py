@@ -35,7 +35,10 @@ SCHEMES = ("http", "https")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """What a plan asks of its server. Times in s. `command` and `url` exclude each other: one is there, or a preset's is."""
+    """What a plan asks of its server. Times in s.
+
+    `command` and `url` exclude each other: one is there, or a preset's is.
+    """
 
     command: tuple[str, ...] = ()
     url: str = ""
@@ -75,7 +78,10 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
 
 
 def refuse_options(plan: LoadPlan, preset: Preset) -> str | None:
-    """The first thing that is wrong with the options of a plan, in words that name the value; or None."""
+    """The first thing that is wrong with the options of a plan, in words that name the value.
+
+    Or None.
+    """
     given = dict(plan.options)
     for name, value in given.items():
         wanted = KINDS.get(name)
@@ -107,7 +113,9 @@ def _refuse_values(given: Mapping[str, object]) -> str | None:
     protocol = str(given.get("protocol", PROTOCOLS[0]))
     if protocol not in PROTOCOLS:
         near = did_you_mean(protocol, PROTOCOLS)
-        return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+        return (
+            f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+        )
     variable = str(given.get("api_key_env", ""))
     if variable and not os.environ.get(variable):
         return f"option api_key_env = {variable!r}: that variable is not set. Set it to the server's API key."

@@ -22,13 +22,15 @@ _AUTO = frozenset({"auto"})
 class Preset:
     """One server program.
 
-    `command` are its arguments, in which {port}, {model} (a folder, a GGUF file or a hub id) and {name} (what the model is served
-    as) are put. `program` is the executable, looked for as option `program`, `$LLMPERF_SERVER_<NAME>`, beside this interpreter,
-    and on the PATH; a module is run by this interpreter, or by that of the option. `dtype` gives the arguments of a precision;
-    without it only `auto` can be asked for. `shows_dtype`: it says over HTTP which dtype it runs in, so that a precision can be
-    proved. `prompt_ids`: prompts may be token ids. `fixed_length` are the fields of a request that make an output have exactly
-    so many tokens. `dummy_weights` are the arguments by which it makes random weights of its own. `env` is set for its process,
-    and `cpu_env` on a CPU. `run_here` says how it was seen to work.
+    `command` are its arguments, in which {port}, {model} (a folder, a GGUF file or a hub id) and
+    {name} (what the model is served as) are put. `program` is the executable, looked for as option
+    `program`, `$LLMPERF_SERVER_<NAME>`, beside this interpreter, and on the PATH; a module is run
+    by this interpreter, or by that of the option. `dtype` gives the arguments of a precision;
+    without it only `auto` can be asked for. `shows_dtype`: it says over HTTP which dtype it runs
+    in, so that a precision can be proved. `prompt_ids`: prompts may be token ids. `fixed_length`
+    are the fields of a request that make an output have exactly so many tokens. `dummy_weights` are
+    the arguments by which it makes random weights of its own. `env` is set for its process, and
+    `cpu_env` on a CPU. `run_here` says how it was seen to work.
     """
 
     name: str
@@ -68,7 +70,9 @@ def _vllm_length(n: int) -> dict[str, Any]:
 
 
 def _transformers_length(n: int) -> dict[str, Any]:
-    return {"generation_config": f'{{"max_new_tokens": {n}, "min_new_tokens": {n}, "do_sample": false}}'}
+    return {
+        "generation_config": f'{{"max_new_tokens": {n}, "min_new_tokens": {n}, "do_sample": false}}'
+    }
 
 
 _USAGE = {"include_usage": True}
@@ -105,7 +109,16 @@ TABLE: dict[str, Preset] = {
         Preset(
             name="vllm",
             program="vllm",
-            command=("serve", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--served-model-name", "{name}"),
+            command=(
+                "serve",
+                "{model}",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "{port}",
+                "--served-model-name",
+                "{name}",
+            ),
             dtype=lambda dtype: ("--dtype", dtype),
             shows_dtype=True,
             prompt_ids=True,
@@ -132,7 +145,17 @@ TABLE: dict[str, Preset] = {
         Preset(
             name="llama.cpp",
             program="llama-server",
-            command=("-m", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--alias", "{name}", "--metrics"),
+            command=(
+                "-m",
+                "{model}",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "{port}",
+                "--alias",
+                "{name}",
+                "--metrics",
+            ),
             model="gguf",
             prompt_ids=True,
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
@@ -194,7 +217,14 @@ TABLE: dict[str, Preset] = {
     )
 }
 
-ANY = Preset(name="", command=(), stream_options=_USAGE, fixed_length=_vllm_length, shows_dtype=True, dtype=lambda _dtype: ())
+ANY = Preset(
+    name="",
+    command=(),
+    stream_options=_USAGE,
+    fixed_length=_vllm_length,
+    shows_dtype=True,
+    dtype=lambda _dtype: (),
+)
 """A command or URL of the user's own: precision is what the server says it is, if it says it."""
 
 

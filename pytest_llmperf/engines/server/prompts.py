@@ -30,7 +30,15 @@ class Prompts:
     _plain: list[int] = field(default_factory=list)
     _encoded: dict[str, list[list[int]]] = field(default_factory=dict)
 
-    def prompt(self, prompts: PromptSet, length: int | None, repetition: int, index: int, *, repeat: bool = False) -> Prompt:
+    def prompt(
+        self,
+        prompts: PromptSet,
+        length: int | None,
+        repetition: int,
+        index: int,
+        *,
+        repeat: bool = False,
+    ) -> Prompt:
         """The prompt of request `index` of a repetition. With `repeat`, texts come round unchanged.
 
         Raises UsageError where there is no tokenizer to make or to cut it with.
@@ -46,7 +54,11 @@ class Prompts:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; none without a tokenizer."""
-        return [] if self.tokenizer is None else list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        return (
+            []
+            if self.tokenizer is None
+            else list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        )
 
     def count(self, text: str) -> int | None:
         """Tokens of an output as our tokenizer counts them; None without one."""
@@ -84,7 +96,9 @@ class Prompts:
         """Every id that is not special."""
         if not self._plain:
             tokenizer = self._need("synthetic prompts are made with")
-            special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+            special = {
+                i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
+            }
             self._plain = [i for i in range(tokenizer.get_vocab_size()) if i not in special]
         return self._plain
 

@@ -26,7 +26,10 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is the same for all requests of a server. `fixed` makes an output have exactly the tokens asked for."""
+    """What is the same for all requests of a server.
+
+    `fixed` makes an output have exactly the tokens asked for.
+    """
 
     model: str
     preset: Preset
@@ -36,7 +39,9 @@ class Asked:
     @classmethod
     def of(cls, model: str, preset: Preset, options: ServerOptions) -> Asked:
         """From a server's preset and options."""
-        return cls(model=model, preset=preset, prompt_ids=options.prompt_ids, ignore_eos=options.ignore_eos)
+        return cls(
+            model=model, preset=preset, prompt_ids=options.prompt_ids, ignore_eos=options.ignore_eos
+        )
 
     def fixed(self, n: int) -> dict[str, Any]:
         """Fields for a fixed length of `n`; none where an output may end by itself."""
@@ -45,7 +50,9 @@ class Asked:
     @property
     def stream(self) -> dict[str, Any]:
         """Fields of every streamed request: greedy, with usage where the server can."""
-        options = {"stream_options": self.preset.stream_options} if self.preset.stream_options else {}
+        options = (
+            {"stream_options": self.preset.stream_options} if self.preset.stream_options else {}
+        )
         return {"model": self.model, "stream": True, "temperature": 0, **options}
 
 
@@ -60,15 +67,26 @@ def _completions(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:
 
 
 def _chat(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:
-    return {**asked.stream, "messages": [{"role": "user", "content": prompt.text}], "max_tokens": n, **asked.fixed(n)}
+    return {
+        **asked.stream,
+        "messages": [{"role": "user", "content": prompt.text}],
+        "max_tokens": n,
+        **asked.fixed(n),
+    }
 
 
-def _tgi(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:  # noqa: ARG001 - TGI serves one model, and has no fixed length
-    return {"inputs": prompt.text, "parameters": {"max_new_tokens": n, "do_sample": False, "details": True}}
+# TGI serves one model, and has no fixed length.
+def _tgi(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:  # noqa: ARG001
+    return {
+        "inputs": prompt.text,
+        "parameters": {"max_new_tokens": n, "do_sample": False, "details": True},
+    }
 
 
 PROTOCOLS = {
-    "openai-completions": Protocol(path="/v1/completions", body=_completions, parse=parse_openai, ids=True),
+    "openai-completions": Protocol(
+        path="/v1/completions", body=_completions, parse=parse_openai, ids=True
+    ),
     "openai-chat": Protocol(path="/v1/chat/completions", body=_chat, parse=parse_openai),
     "tgi": Protocol(path="/generate_stream", body=_tgi, parse=parse_tgi),
 }

@@ -24,7 +24,14 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file
-from pytest_llmperf.engines.server.client import Call, Client, Endpoint, LoadRun, Outcome, takes_connections
+from pytest_llmperf.engines.server.client import (
+    Call,
+    Client,
+    Endpoint,
+    LoadRun,
+    Outcome,
+    takes_connections,
+)
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
@@ -36,7 +43,15 @@ from pytest_llmperf.engines.server.source import Source
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError, WorkerError
 from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
 from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
-from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Serve, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.workloads import (
+    Decode,
+    Prefill,
+    PromptSet,
+    Serve,
+    TaskAnswer,
+    TaskSet,
+    Workload,
+)
 
 PROBE_TOKENS = 2
 WATCH_S = 0.1
@@ -53,7 +68,10 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Server:
-    """A server that is healthy. `child` is None for one that ran already; `facts` is what it said of itself."""
+    """A server that is healthy.
+
+    `child` is None for one that ran already; `facts` is what it said of itself.
+    """
 
     preset: Preset
     options: ServerOptions
@@ -67,12 +85,16 @@ class Server:
 
 
 class ServerSession:
-    """See `pytest_llmperf.engines.base.Session`; `serve` on top. Logits, adapters and tasks are not to be had from a server.
+    """See `pytest_llmperf.engines.base.Session`; `serve` on top.
+
+    Logits, adapters and tasks are not to be had from a server.
 
     Agreement is, as far as its protocol gives log-probabilities.
     """
 
-    def __init__(self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner) -> None:
+    def __init__(
+        self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner
+    ) -> None:
         self._plan = plan
         self._server = server
         self._source = source
@@ -85,11 +107,16 @@ class ServerSession:
         self.load_s = 0.0
 
     def probe(self) -> None:
-        """One short answer: the server generates, as the model asked for. Raises LoadError, NotInEffect."""
+        """One short answer: the server generates, as the model asked for.
+
+        Raises LoadError, NotInEffect.
+        """
         prompt = Prompt(text="Hello", ids=tuple(self._prompts.encode("Hello")))
         (outcome,) = self._run(self._client(60.0).together([self._call(prompt, PROBE_TOKENS)]))
         if outcome.failure is not None:
-            raise LoadError(f"the server is healthy and does not answer: {outcome.failure}. {self._tail()}")
+            raise LoadError(
+                f"the server is healthy and does not answer: {outcome.failure}. {self._tail()}"
+            )
         self._require_model([outcome])
 
     def opened(self) -> Opened:
@@ -99,7 +126,9 @@ class ServerSession:
             effective=self._effective(),
             load_s=self.load_s,
             content_hash=self._source.content_hash,
-            vocab_size=0 if self._source.tokenizer is None else self._source.tokenizer.get_vocab_size(),
+            vocab_size=0
+            if self._source.tokenizer is None
+            else self._source.tokenizer.get_vocab_size(),
             versions={"server": self._server.facts.get("version", "unknown")},
             device_name=device_name(self._plan.device, facts),
             device_facts=facts,
@@ -111,7 +140,10 @@ class ServerSession:
         return Described(effective=self._effective(), memory=self._memory())
 
     def run(self, workload: Workload, repetition: int) -> Ran:
-        """The sequences of a batch as requests sent at once. Raises InvalidRun when one of them fails."""
+        """The sequences of a batch as requests sent at once.
+
+        Raises InvalidRun when one of them fails.
+        """
         if not isinstance(workload, Decode | Prefill):
             raise UsageError(
                 f"{type(workload).__name__} is no workload of a server. Use Serve(concurrency=…, requests=…), or Decode.",
@@ -120,14 +152,25 @@ class ServerSession:
         outcomes, marks = self._watched(self._client(60.0).together(calls))
         failed = [outcome.failure for outcome in outcomes if outcome.failure is not None]
         if failed:
-            raise InvalidRun(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}. {self._tail()}")
+            raise InvalidRun(
+                f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}. {self._tail()}"
+            )
         self._require_model(outcomes)
         marks += count_marks(outcomes, self._prompts.count, workload.new_tokens, fixed=True)
-        trace = Trace(repetition=repetition, requests=tuple(o.trace() for o in outcomes), marks=tuple(marks))
-        return Ran(trace=trace, step=None, prompts_hash=_hash(call.body for call in calls), outputs_hash=_hash(_texts(outcomes)))
+        trace = Trace(
+            repetition=repetition, requests=tuple(o.trace() for o in outcomes), marks=tuple(marks)
+        )
+        return Ran(
+            trace=trace,
+            step=None,
+            prompts_hash=_hash(call.body for call in calls),
+            outputs_hash=_hash(_texts(outcomes)),
+        )
 
     def serve(self, workload: Serve, repetition: int, program: str = "") -> Served:
-        """One run of a load. Raises InvalidRun where a prefix cache hit prompts that it was not to hit.
+        """One run of a load.
+
+        Raises InvalidRun where a prefix cache hit prompts that it was not to hit.
 
         `program` is the command of the workload's generator, where it has one.
         """
@@ -137,14 +180,25 @@ class ServerSession:
         samples: list[dict[str, float]] = []
         run, marks = self._watched(self._sampled(self._load(client, workload, repetition), samples))
         self._require_model(run.outcomes)
-        n_asked = max(workload.max_new_tokens, *(workload.traffic.output_tokens if workload.traffic is not None else ()), 0)
+        n_asked = max(
+            workload.max_new_tokens,
+            *(workload.traffic.output_tokens if workload.traffic is not None else ()),
+            0,
+        )
         marks += count_marks(run.outcomes, self._prompts.count, n_asked, fixed=workload.ignore_eos)
         server = server_metrics.summarised(samples)
         traces = tuple(o.trace() for o in run.outcomes)
         if not workload.prefix_cache:
             _require_no_hits(traces, server)
-        trace = LoadTrace(requests=traces, loop_lag_s=tuple(run.loop_lag_s), busy_share=run.busy_share, server=server)
-        return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted)
+        trace = LoadTrace(
+            requests=traces,
+            loop_lag_s=tuple(run.loop_lag_s),
+            busy_share=run.busy_share,
+            server=server,
+        )
+        return Served(
+            trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted
+        )
 
     def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
         """Resident memory of the server's processes on a CPU; nothing for a URL."""
@@ -152,23 +206,35 @@ class ServerSession:
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Not read."""
-        return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason="the energy of a server is not read")
+        return EnergyReading(
+            joules=None, seconds=0.0, n_output_tokens=0, reason="the energy of a server is not read"
+        )
 
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
         """None: what a step of a server moves is not known."""
         return None
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
         """Raises UsageError."""
         raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """By log-probabilities of the reference's tokens. Raises UsageError for a server that takes no ids, or gives none."""
+        """By log-probabilities of the reference's tokens.
+
+        Raises UsageError for a server that takes no ids, or gives none.
+        """
         if not (self._asked.prompt_ids and self._protocol.ids):
             raise UsageError("agreement needs prompts as token ids, and this server takes texts.")
-        from pytest_llmperf.engines.server import agreement  # noqa: PLC0415 - numpy and safetensors, where a baseline has them too
+        # Numpy and safetensors, where a baseline has them too.
+        from pytest_llmperf.engines.server import agreement  # noqa: PLC0415
 
-        return self._run(agreement.compare(self._ask, agreement.Reference.open(path), self._source.tokenizer, batch))
+        return self._run(
+            agreement.compare(
+                self._ask, agreement.Reference.open(path), self._source.tokenizer, batch
+            )
+        )
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Raises UsageError."""
@@ -197,10 +263,18 @@ class ServerSession:
     # Requests
 
     async def _ask(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """One completion that is not streamed: its first choice. Raises UsageError where the server refuses it."""
+        """One completion that is not streamed: its first choice.
+
+        Raises UsageError where the server refuses it.
+        """
         body = msgspec.json.encode({"model": self._server.name, "temperature": 0, **fields})
-        url, headers = self._server.base + self._protocol.path, self._server.headers | {"Accept": "application/json"}
-        async with self._server.http.post(url, data=body, headers=headers, allow_redirects=False) as response:
+        url, headers = (
+            self._server.base + self._protocol.path,
+            self._server.headers | {"Accept": "application/json"},
+        )
+        async with self._server.http.post(
+            url, data=body, headers=headers, allow_redirects=False
+        ) as response:
             said = await response.read()
         if response.status != 200:  # noqa: PLR2004 - OK
             raise UsageError(
@@ -220,13 +294,23 @@ class ServerSession:
         body = requests.body(self._protocol, prompt, n_tokens, self._asked)
         return Call(body=body, n_prompt_tokens=len(prompt.ids) or None)
 
-    def _prompt(self, prompts: PromptSet, length: int | None, repetition: int, index: int, *, repeat: bool = False) -> Prompt:
+    def _prompt(
+        self,
+        prompts: PromptSet,
+        length: int | None,
+        repetition: int,
+        index: int,
+        *,
+        repeat: bool = False,
+    ) -> Prompt:
         return self._prompts.prompt(prompts, length, repetition, index, repeat=repeat)
 
     def _batch(self, work: Decode | Prefill, repetition: int) -> list[Call]:
         """The prompts that every engine gets: texts in their order, from where the repetition before ended."""
         at = [repetition * work.batch + i for i in range(work.batch)]
-        prompts = [self._prompt(work.prompts, work.prompt_tokens, repetition, i, repeat=True) for i in at]
+        prompts = [
+            self._prompt(work.prompts, work.prompt_tokens, repetition, i, repeat=True) for i in at
+        ]
         return [self._call(prompt, work.new_tokens) for prompt in prompts]
 
     def _generated(self, work: Serve, repetition: int, program: Path) -> Served:
@@ -234,7 +318,11 @@ class ServerSession:
         generator = GENERATORS[work.generator]
         due_s = work.due_s() if work.concurrency is None else ()
         call = self._calls(work, repetition, prompt_ids=generator.ids)
-        folder = self._server.child.log.parent if self._server.child is not None else log_file("x").parent
+        folder = (
+            self._server.child.log.parent
+            if self._server.child is not None
+            else log_file("x").parent
+        )
         job = Job(
             work=work,
             base=self._server.base,
@@ -256,17 +344,29 @@ class ServerSession:
         trace = LoadTrace(requests=traces, server=server, generator=said, gaps=generator.gaps)
         return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator")
 
-    def _calls(self, work: Serve, repetition: int, *, prompt_ids: bool = True) -> Callable[[int], Call]:
+    def _calls(
+        self, work: Serve, repetition: int, *, prompt_ids: bool = True
+    ) -> Callable[[int], Call]:
         """What makes the request of a number."""
-        ignore_eos, prompt_ids = self._asked.ignore_eos and work.ignore_eos, self._asked.prompt_ids and prompt_ids
+        ignore_eos, prompt_ids = (
+            self._asked.ignore_eos and work.ignore_eos,
+            self._asked.prompt_ids and prompt_ids,
+        )
         asked = dataclasses.replace(self._asked, ignore_eos=ignore_eos, prompt_ids=prompt_ids)
-        lengths = (work.traffic.prompt_tokens, work.traffic.output_tokens) if work.traffic is not None else ((), ())
+        lengths = (
+            (work.traffic.prompt_tokens, work.traffic.output_tokens)
+            if work.traffic is not None
+            else ((), ())
+        )
 
         def call(i: int) -> Call:
             length = lengths[0][i % len(lengths[0])] if lengths[0] else work.prompt_tokens
             n_out = lengths[1][i % len(lengths[1])] if lengths[1] else work.max_new_tokens
             prompt = self._prompt(work.prompts, length, repetition, i, repeat=work.prefix_cache)
-            return Call(body=requests.body(self._protocol, prompt, n_out, asked), n_prompt_tokens=len(prompt.ids) or None)
+            return Call(
+                body=requests.body(self._protocol, prompt, n_out, asked),
+                n_prompt_tokens=len(prompt.ids) or None,
+            )
 
         return call
 
@@ -275,7 +375,8 @@ class ServerSession:
         if work.concurrency is None:
             due_s = work.due_s()
             return await client.open_loop([call(i) for i in range(len(due_s))], due_s)
-        made = [call(i) for i in range(work.requests or work.concurrency)]  # before the clock runs, as far as they are known
+        # Before the clock runs, as far as they are known.
+        made = [call(i) for i in range(work.requests or work.concurrency)]
         return await client.closed_loop(
             lambda i: made[i] if i < len(made) else call(i),
             work.concurrency,
@@ -326,7 +427,10 @@ class ServerSession:
         return task.result()
 
     async def _dying(self) -> str:
-        """How our server ended if it takes no connections; empty where it does, and where its process goes on without them."""
+        """How our server ended if it takes no connections.
+
+        Empty where it does, and where its process goes on without them.
+        """
         if self._server.child is None or await takes_connections(self._server.base):
             return ""
         for _ in range(round(DYING_S / WATCH_S)):
@@ -350,8 +454,16 @@ class ServerSession:
 
     def _effective(self) -> Effective:
         dtype = self._server.facts.get("dtype", "")
-        where = " ".join(self._server.child.command) if self._server.child is not None else self._server.base
-        said = f"the server says that it runs in {dtype}" if dtype else "the server does not say in which dtype it runs"
+        where = (
+            " ".join(self._server.child.command)
+            if self._server.child is not None
+            else self._server.base
+        )
+        said = (
+            f"the server says that it runs in {dtype}"
+            if dtype
+            else "the server does not say in which dtype it runs"
+        )
         return Effective(
             engine=self._plan.engine,
             model_class=self._server.name,
@@ -375,7 +487,9 @@ class ServerSession:
         reasons = dict.fromkeys(("weights", "peak", "reserved", "device", "kv_cache"), _UNSEEN)
         child = self._server.child
         if child is None or self._plan.device != "cpu":
-            where = "it runs elsewhere" if child is None else "its share of the GPU is not told apart"
+            where = (
+                "it runs elsewhere" if child is None else "its share of the GPU is not told apart"
+            )
             return MemoryGauges(weights=0, reasons={**reasons, "process": f"{_UNSEEN}: {where}"})
         return MemoryGauges(weights=0, process=child.resident_bytes(), reasons=reasons)
 

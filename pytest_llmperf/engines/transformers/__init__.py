@@ -1,4 +1,7 @@
-"""The transformers engine. Importing this package imports torch and transformers: only a worker does."""
+"""The transformers engine.
+
+Importing this package imports torch and transformers: only a worker does.
+"""
 
 from __future__ import annotations
 

@@ -36,9 +36,12 @@ class Seen:
 
 
 class AssistedLoop(GenerateLoop):
-    """See DecodeLoop. Takes one sequence at a time, as transformers does. `assistant` None: proposals come from the text.
+    """See DecodeLoop. Takes one sequence at a time, as transformers does.
 
-    LoadPlan option: "assist_tokens", the tokens proposed at a time, constant over a run and between runs.
+    `assistant` None: proposals come from the text.
+
+    LoadPlan option: "assist_tokens", the tokens proposed at a time, constant over a run and between
+    runs.
     """
 
     def __init__(self, model: Any, plan: LoadPlan, pad: int, assistant: Any | None) -> None:
@@ -48,8 +51,9 @@ class AssistedLoop(GenerateLoop):
         self._assistant = assistant
         self._tokens = _tokens(plan, FROM_TEXT if assistant is None else BY_MODEL)
         if assistant is not None:
-            # without a confidence threshold: transformers adapts it during a run where scikit-learn is installed
-            assistant.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # no stubs
+            # without a confidence threshold: transformers adapts it during a run where scikit-learn
+            # is installed No stubs.
+            assistant.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
                 pad_token_id=pad,
                 num_assistant_tokens=self._tokens,
                 num_assistant_tokens_schedule="constant",
@@ -65,7 +69,11 @@ class AssistedLoop(GenerateLoop):
             )
         config, clock = self._config(new_tokens), TokenClock()
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
-        with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad(), self._watched() as seen:
+        with (
+            autocast(batch.ids.device, self._autocast_dtype),
+            torch.no_grad(),
+            self._watched() as seen,
+        ):
             start = time.perf_counter_ns()
             out = self._model.generate(
                 batch.ids,
@@ -94,8 +102,12 @@ class AssistedLoop(GenerateLoop):
 
     @contextmanager
     def _watched(self) -> Iterator[Seen]:
-        """Note which candidate generator `generate` makes and what it proposes. On the host, a microsecond a call."""
-        seen, make = Seen(), self._model._get_candidate_generator  # noqa: SLF001  # generate's only word on who proposes
+        """Note which candidate generator `generate` makes and what it proposes.
+
+        On the host, a microsecond a call.
+        """
+        # Generate's only word on who proposes.
+        seen, make = Seen(), self._model._get_candidate_generator  # noqa: SLF001
 
         def made(*args: Any, **kwargs: Any) -> Any:
             seen.generator = make(*args, **kwargs)
@@ -107,7 +119,11 @@ class AssistedLoop(GenerateLoop):
             seen.assistant_forwards += 1
 
         self._model._get_candidate_generator = made  # noqa: SLF001
-        hook = self._assistant.register_forward_pre_hook(forward) if self._assistant is not None else None
+        hook = (
+            self._assistant.register_forward_pre_hook(forward)
+            if self._assistant is not None
+            else None
+        )
         try:
             yield seen
         finally:
@@ -117,17 +133,27 @@ class AssistedLoop(GenerateLoop):
 
     def _assisted_by(self, seen: Seen, clock: TokenClock, positions: float) -> AssistedBy:
         if seen.calls != len(clock.arrivals):
-            raise InvalidRun(f"proposals were asked for {seen.calls} times, and tokens arrived {len(clock.arrivals)} times.")
-        wanted = "PromptLookupCandidateGenerator" if self._assistant is None else "AssistedCandidateGenerator"
+            raise InvalidRun(
+                f"proposals were asked for {seen.calls} times, and tokens arrived {len(clock.arrivals)} times."
+            )
+        wanted = (
+            "PromptLookupCandidateGenerator"
+            if self._assistant is None
+            else "AssistedCandidateGenerator"
+        )
         source = self._source if seen.kinds == {wanted} else ", ".join(sorted(seen.kinds))
-        return AssistedBy(source, seen.calls, seen.proposed, round(self._bytes_read(seen, positions)))
+        return AssistedBy(
+            source, seen.calls, seen.proposed, round(self._bytes_read(seen, positions))
+        )
 
     def _bytes_read(self, seen: Seen, positions: float) -> float:
         """Weights and KV cache of the assistant, once for each of its forward passes."""
         if self._assistant is None or seen.assistant_forwards == 0:
             return 0.0
         cache = cache_seen(seen.generator.assistant_kwargs["past_key_values"])
-        return seen.assistant_forwards * (weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions)
+        return seen.assistant_forwards * (
+            weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
+        )
 
 
 def _tokens(plan: LoadPlan, default: int) -> int:

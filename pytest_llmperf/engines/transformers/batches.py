@@ -15,7 +15,10 @@ from pytest_llmperf.errors import UsageError
 
 @dataclass(frozen=True)
 class Answered:
-    """What came of them, in their order: tokens, and when they were there. `start_ns` is when the first was handed over."""
+    """What came of them, in their order: tokens, and when they were there.
+
+    `start_ns` is when the first was handed over.
+    """
 
     start_ns: int
     tokens: list[list[int]]
@@ -24,7 +27,9 @@ class Answered:
     clock: str = "host"
 
 
-def in_static_batches(loop: DecodeLoop, requests: Asked, size: int, pad: int, device: torch.device) -> Answered:
+def in_static_batches(
+    loop: DecodeLoop, requests: Asked, size: int, pad: int, device: torch.device
+) -> Answered:
     """`size` requests at a time. What a sequence decodes after its own last token is thrown away.
 
     Raises UsageError for a loop whose sequences do not get one token a step.
@@ -44,14 +49,24 @@ def in_static_batches(loop: DecodeLoop, requests: Asked, size: int, pad: int, de
 
 def _times(decoded: Decoded) -> tuple[int, ...]:
     if any(n != 1 for n in decoded.arrivals):
-        raise UsageError("a Batch in static batches needs one token a step, and assisted decoding gives several. Take Decode.")
+        raise UsageError(
+            "a Batch in static batches needs one token a step, and assisted decoding gives several. Take Decode."
+        )
     return decoded.t_tokens_ns
 
 
-def trace_of(answered: Answered, requests: Asked, repetition: int, marks: tuple[Mark, ...], computed: int | None) -> Trace:
+def trace_of(
+    answered: Answered,
+    requests: Asked,
+    repetition: int,
+    marks: tuple[Mark, ...],
+    computed: int | None,
+) -> Trace:
     """One request for each prompt, all due when the first was handed over."""
     made = tuple(
         RequestTrace(n_prompt_tokens=len(row), t_due_ns=answered.start_ns, events=events)
         for row, events in zip(requests.rows, answered.events, strict=True)
     )
-    return Trace(repetition=repetition, requests=made, marks=marks, clock=answered.clock, computed=computed)
+    return Trace(
+        repetition=repetition, requests=made, marks=marks, clock=answered.clock, computed=computed
+    )

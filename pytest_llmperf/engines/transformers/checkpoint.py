@@ -12,7 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading.builtin import converted_folder, forget_gguf
-from pytest_llmperf.engines.loading.checkpoint import _snapshot, load_errors, stored_dtype, tokenizer_of
+from pytest_llmperf.engines.loading.checkpoint import (
+    _snapshot,
+    load_errors,
+    stored_dtype,
+    tokenizer_of,
+)
 from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
@@ -49,13 +54,17 @@ def from_builtin(plan: LoadPlan, device: torch.device) -> Source:
 
 
 def from_quantized(plan: LoadPlan, device: torch.device) -> Source:
-    """The quantized checkpoint that the plan names instead of the model's own weights; its layers stay as they are stored."""
+    """The quantized checkpoint that the plan names instead of the model's own weights.
+
+    Its layers stay as they are stored.
+    """
     folder = Path(scheme_of(plan.quantization or "").path)
     packed = stored_as(folder)
     if isinstance(packed, str):
         raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
     require_agreement(folder, packed)
-    # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects the packed ones
+    # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects
+    # the packed ones
     more = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
     source = _read_folder(plan, device, folder, **more)
     with load_errors(plan, str(folder)):
@@ -74,7 +83,12 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> Source:
     with load_errors(plan, str(file)):
         model = forget_gguf(_from_pretrained(plan, device, file.parent, dtype, gguf_file=file.name))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    return Source(model=model, tokenizer=tokenizer, content_hash=hash_files([file]), checkpoint_dtype="float32")
+    return Source(
+        model=model,
+        tokenizer=tokenizer,
+        content_hash=hash_files([file]),
+        checkpoint_dtype="float32",
+    )
 
 
 def _read_folder(plan: LoadPlan, device: torch.device, folder: Path, **more: bool) -> Source:
@@ -93,8 +107,13 @@ def _read_folder(plan: LoadPlan, device: torch.device, folder: Path, **more: boo
     )
 
 
-def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **more: str | bool) -> Any:
-    """The model on its device in `dtype`. A tensor that the checkpoint lacks is an error, never a random weight."""
+def _from_pretrained(
+    plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **more: str | bool
+) -> Any:
+    """The model on its device in `dtype`.
+
+    A tensor that the checkpoint lacks is an error, never a random weight.
+    """
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
     placed = {} if device.type == "cpu" else {"device_map": {"": device}}
     auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
@@ -108,9 +127,15 @@ def _from_pretrained(plan: LoadPlan, device: torch.device, folder: Path, dtype: 
         **more,
     )
     missing = sorted(info["missing_keys"])
-    wrong = sorted(key for key, *_ in info["mismatched_keys"] if not key.endswith(PACKED_ZERO_POINTS))
+    wrong = sorted(
+        key for key, *_ in info["mismatched_keys"] if not key.endswith(PACKED_ZERO_POINTS)
+    )
     if wrong:
-        raise LoadError(f"{folder}: {len(wrong)} tensors have other shapes than the config says: {', '.join(wrong[:3])}, …")
+        raise LoadError(
+            f"{folder}: {len(wrong)} tensors have other shapes than the config says: {', '.join(wrong[:3])}, …"
+        )
     if missing:
-        raise LoadError(f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: {', '.join(missing[:3])}, …")
+        raise LoadError(
+            f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: {', '.join(missing[:3])}, …"
+        )
     return model

@@ -16,11 +16,14 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")
 WARM_UPS = 3
-"""CUDA graph trees run a function once eagerly and record it on the second call; the third is a replay."""
+"""CUDA graph trees run a function once eagerly and record it on the second call.
+
+The third is a replay.
+"""
 
 SMALL_BATCH_OPTIONS: dict[str, object] = {
-    # Also what makes inductor write a product with one row as its own reduction, with its neighbours fused in,
-    # instead of calling the library's matrix-vector kernel.
+    # Also what makes inductor write a product with one row as its own reduction, with its
+    # neighbours fused in, instead of calling the library's matrix-vector kernel.
     "coordinate_descent_tuning": True,
     "epilogue_fusion": True,
 }
@@ -40,9 +43,16 @@ class CompileOptions:
         """Short text for the description of the decode loop."""
         return f"{self.mode}, cudagraphs {self.cudagraphs}"
 
-    def compile_step(self, step: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
-        """`step` compiled as one graph for its fixed shapes, warmed up, and captured if asked. `rewind` comes before each run."""
-        compiled: Callable[[], None] = torch.compile(step, fullgraph=True, dynamic=False, options=self.options)
+    def compile_step(
+        self, step: Callable[[], None], rewind: Callable[[], None]
+    ) -> Callable[[], None]:
+        """`step` compiled as one graph for its fixed shapes, warmed up, and captured if asked.
+
+        `rewind` comes before each run.
+        """
+        compiled: Callable[[], None] = torch.compile(
+            step, fullgraph=True, dynamic=False, options=self.options
+        )
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
         replay = _marking_steps(compiled) if self.cudagraphs == "trees" else compiled
@@ -51,12 +61,16 @@ class CompileOptions:
             replay()
         return replay
 
-    def compile_prefill(self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]) -> Callable[[], None]:
+    def compile_prefill(
+        self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]
+    ) -> Callable[[], None]:
         """`prefill` compiled ("compile"), or captured as it is ("graph": the same kernels without the host)."""
         if how == "compile":
             return self.compile_step(prefill, rewind)
         if self.device.type != "cuda":
-            raise UsageError("option prefill='graph' needs a CUDA device. Choices here: auto, eager, compile.")
+            raise UsageError(
+                "option prefill='graph' needs a CUDA device. Choices here: auto, eager, compile."
+            )
         return capture(prefill, rewind)
 
     def compile_forward(self, model: Any) -> None:
@@ -75,7 +89,9 @@ def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> Co
         options |= SMALL_BATCH_OPTIONS
     if device.type == "cuda":
         options["triton.cudagraphs"] = cudagraphs == "trees"
-    return CompileOptions(mode, cudagraphs, options | parse_knobs(str(plan.option("compile_knobs", ""))), device)
+    return CompileOptions(
+        mode, cudagraphs, options | parse_knobs(str(plan.option("compile_knobs", ""))), device
+    )
 
 
 def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
@@ -86,7 +102,9 @@ def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
         )
     asked = plan.option("cudagraphs")
     if asked is not None and asked not in CUDAGRAPHS:
-        raise UsageError(f"option cudagraphs={asked!r} is not known. Choices: {', '.join(CUDAGRAPHS)}.")
+        raise UsageError(
+            f"option cudagraphs={asked!r} is not known. Choices: {', '.join(CUDAGRAPHS)}."
+        )
     if device.type != "cuda":
         return "off"
     if asked is not None:
@@ -95,7 +113,10 @@ def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
 
 
 def parse_knobs(text: str) -> dict[str, object]:
-    """Typed values of a text like `combo_kernels=1,triton.enable_pdl=true`. Raises UsageError for unknown names."""
+    """Typed values of a text like `combo_kernels=1,triton.enable_pdl=true`.
+
+    Raises UsageError for unknown names.
+    """
     known = torch._inductor.config.get_config_copy()  # noqa: SLF001  # the only list of them
     knobs: dict[str, object] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -143,4 +164,5 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
 
 def cudagraph_skips() -> int:
     """Graphs that inductor refused to record as CUDA graphs so far."""
-    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])  # noqa: SLF001  # as above
+    # As above.
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])  # noqa: SLF001

@@ -21,7 +21,10 @@ from pytest_llmperf.engines.transformers.batches import Answered
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 PAGE_TOKENS = 32
-"""Small beside the prompts, so that a sequence holds little more than it uses. The default of 256 is made for flash attention."""
+"""Small beside the prompts, so that a sequence holds little more than it uses.
+
+The default of 256 is made for flash attention.
+"""
 CPU_BATCH_TOKENS = 512
 """Positions of one step on a CPU, whose attention mask is written out: prompts and running sequences share it."""
 PATIENCE_S = 1.0
@@ -48,7 +51,10 @@ class Size:
 
 
 class ContinuousLoop:
-    """See generate.DecodeLoop; `answer` takes requests of different lengths. The manager is kept while it fits the work."""
+    """See generate.DecodeLoop; `answer` takes requests of different lengths.
+
+    The manager is kept while it fits the work.
+    """
 
     def __init__(self, model: Any, pad: int) -> None:
         self.name = "generate_batch"
@@ -57,8 +63,13 @@ class ContinuousLoop:
         self._size: Size | None = None
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """The rows of a padded batch without their padding. Times are those of the first request's tokens."""
-        rows = [row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)]
+        """The rows of a padded batch without their padding.
+
+        Times are those of the first request's tokens.
+        """
+        rows = [
+            row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)
+        ]
         answered = self.answer(Asked(rows, (new_tokens,) * len(rows)))
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
@@ -83,11 +94,15 @@ class ContinuousLoop:
 
     @contextmanager
     def _running(self, size: Size) -> Iterator[Any]:
-        """The manager with its thread, made anew where the work is larger. Outside the timed region."""
+        """The manager with its thread, made anew where the work is larger.
+
+        Outside the timed region.
+        """
         if size != self._size:
             self._model.destroy_cached_continuous_batching_manager()
             self._size = size
-        greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=self._pad)  # type: ignore[no-untyped-call]  # no stubs
+        # No stubs.
+        greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=self._pad)  # type: ignore[no-untyped-call]
         manager = self._model.init_continuous_batching(
             generation_config=greedy,
             continuous_batching_config=_config(size, self._model.device),
@@ -104,10 +119,16 @@ class ContinuousLoop:
 def cache_seen(cache: Any) -> CacheSeen:
     """The paged cache by its own tensor."""
     layers = len(cache.layer_to_allocator)
-    per_position = cache.bytes_per_sector // cache.tokens_per_sector if len(cache.cache_allocators) > 1 else None
+    per_position = (
+        cache.bytes_per_sector // cache.tokens_per_sector
+        if len(cache.cache_allocators) > 1
+        else None
+    )
     held = int(cache.cache_tensor.nbytes)
     if per_position is None:
-        per_position = cache.num_sectors * cache.bytes_per_sector // (cache.num_blocks * PAGE_TOKENS)
+        per_position = (
+            cache.num_sectors * cache.bytes_per_sector // (cache.num_blocks * PAGE_TOKENS)
+        )
     return CacheSeen(type(cache).__name__, held, int(per_position), layers)
 
 
@@ -138,7 +159,9 @@ def _results(manager: Any, count: int) -> dict[str, Any]:
         if output is not None and output.is_finished():
             found[output.request_id] = output
         elif output is None and not manager.is_running():
-            raise InvalidRun(f"continuous batching ended after {len(found)} of {count} requests. The worker's log says why.")
+            raise InvalidRun(
+                f"continuous batching ended after {len(found)} of {count} requests. The worker's log says why."
+            )
     return found
 
 

@@ -19,7 +19,9 @@ def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> S
         weight_bytes_read=weight_bytes_read(model, batch),
         kv_bytes_per_token=cache.bytes_per_position,
         flops_per_token=2.0 * linear_elements(model),
-        attention_flops_per_token_per_position=attention_flops(model.config.get_text_config(), cache.layers),
+        attention_flops_per_token_per_position=attention_flops(
+            model.config.get_text_config(), cache.layers
+        ),
         compute_dtype=compute_dtype,
     )
 

@@ -54,7 +54,10 @@ class Probe:
 
 
 def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
-    """What `loaded` holds and does now. Runs one forward pass of one token, eagerly, outside any compiled graph."""
+    """What `loaded` holds and does now.
+
+    Runs one forward pass of one token, eagerly, outside any compiled graph.
+    """
     facts = last_run or RunFacts()
     probe = probe_forward(loaded)
     tokenizer = loaded.tokenizer
@@ -88,39 +91,68 @@ def describe(loaded: Loaded, *, last_run: RunFacts | None = None) -> Effective:
         sparsity=pruned.sparsity if pruned is not None else None,
         pruned=pruned,
         notes=facts.notes if loaded.pruned is None else (*facts.notes, *loaded.pruned.notes),
-        quantized=None if loaded.conversion is None else quantized_layers(loaded.model, loaded.conversion),
+        quantized=None
+        if loaded.conversion is None
+        else quantized_layers(loaded.model, loaded.conversion),
     )
 
 
 def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
-    """Parameters and buffers by dtype and device. A tensor that lies in memory once (tied weights) is counted once."""
+    """Parameters and buffers by dtype and device.
+
+    A tensor that lies in memory once (tied weights) is counted once.
+    """
     seen: set[tuple[object, ...]] = set()
     totals: dict[tuple[str, str, str, bool, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
-    quantized = {identity(tensor) for layer in quantized_linears(model) for tensor in weight_tensors(layer)}
+    quantized = {
+        identity(tensor) for layer in quantized_linears(model) for tensor in weight_tensors(layer)
+    }
     for kind, name, tensor in _named_tensors(model):
         fresh = [inner for inner in inner_tensors(tensor) if identity(inner) not in seen]
         seen.update(map(identity, fresh))
         for inner in fresh:
             kept = inner.dtype == torch.float32 and _declared_float32(model, name)
-            total = totals[kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantized]
+            total = totals[
+                kind, dtype_name(inner), str(inner.device), kept, identity(inner) in quantized
+            ]
             total[0] += 1
             total[1] += inner.numel()
-            total[2] += 0 if inner.is_meta else inner.numel() * inner.element_size()  # what waits elsewhere takes no room here
+            # What waits elsewhere takes no room here.
+            total[2] += 0 if inner.is_meta else inner.numel() * inner.element_size()
     return tuple(
-        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, kept=kept, quantized=low)
+        TensorGroup(
+            kind=kind,
+            dtype=dtype,
+            device=device,
+            tensors=n,
+            elements=elements,
+            bytes=size,
+            kept=kept,
+            quantized=low,
+        )
         for (kind, dtype, device, kept, low), (n, elements, size) in sorted(totals.items())
     )
 
 
 def parameter_tensors(model: nn.Module) -> list[torch.Tensor]:
-    """The plain tensors that hold the parameters, and what quantized layers hold beside them; each tensor in memory once."""
-    named = (inner for kind, _, tensor in _named_tensors(model) if kind == "parameter" for inner in inner_tensors(tensor))
+    """The plain tensors that hold the parameters, and what quantized layers hold beside them.
+
+    Each tensor in memory once.
+    """
+    named = (
+        inner
+        for kind, _, tensor in _named_tensors(model)
+        if kind == "parameter"
+        for inner in inner_tensors(tensor)
+    )
     return list({identity(inner): inner for inner in named}.values())
 
 
 def assistant_tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
     """The tensors of the model that proposes tokens: on the device, but no parameters of the measured model."""
-    return tuple(structs.replace(group, kind=f"assistant's {group.kind}") for group in tensor_groups(model))
+    return tuple(
+        structs.replace(group, kind=f"assistant's {group.kind}") for group in tensor_groups(model)
+    )
 
 
 def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
@@ -131,7 +163,11 @@ def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
             continue
         inner = stored_tensors(layer)
         largest = max(inner, key=lambda t: t.numel() * t.element_size(), default=None)
-        total = totals[type(layer).__name__, dtype_name(largest) if largest is not None else "unknown", is_quantized(layer)]
+        total = totals[
+            type(layer).__name__,
+            dtype_name(largest) if largest is not None else "unknown",
+            is_quantized(layer),
+        ]
         total[0] += 1
         total[1] += logical_weights(layer)
         total[2] += sum(t.numel() * t.element_size() for t in inner)
@@ -147,25 +183,42 @@ def quantized_linears(model: nn.Module) -> list[nn.Module]:
 
 
 def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
-    """What the attention modules dispatch to; "eager" where that says sdpa and the probe saw no such call."""
-    asked = {_attention_of(module) for module in model.modules() if "Attention" in type(module).__name__}
+    """What the attention modules dispatch to.
+
+    "eager" where that says sdpa and the probe saw no such call.
+    """
+    asked = {
+        _attention_of(module) for module in model.modules() if "Attention" in type(module).__name__
+    }
     named = {name for name in asked if name} or {_attention_of(model) or "unknown"}
-    return ", ".join(sorted("eager" if name == "sdpa" and not called_sdpa else name for name in named))
+    return ", ".join(
+        sorted("eager" if name == "sdpa" and not called_sdpa else name for name in named)
+    )
 
 
 def probe_forward(loaded: Loaded) -> Probe:
-    """One forward pass of one token under the plan's autocast, past any compiled graph. Raises LoadError if it fails."""
+    """One forward pass of one token under the plan's autocast, past any compiled graph.
+
+    Raises LoadError if it fails.
+    """
     outputs: list[torch.Tensor] = []
     calls = _SdpaCalls()
     token = torch.zeros((1, 1), dtype=torch.long, device=loaded.device)
-    with _first_linear_output(loaded.model, outputs), torch.no_grad(), autocast(loaded.device, loaded.plan.autocast_dtype), calls:
+    with (
+        _first_linear_output(loaded.model, outputs),
+        torch.no_grad(),
+        autocast(loaded.device, loaded.plan.autocast_dtype),
+        calls,
+    ):
         active = _active_autocast(loaded.device.type)
         try:
             eager(loaded.model)(input_ids=token, use_cache=False)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
-            raise LoadError(f"model {loaded.plan.model.name!r}: a forward pass of one token failed: {error}") from error
+            raise LoadError(
+                f"model {loaded.plan.model.name!r}: a forward pass of one token failed: {error}"
+            ) from error
     compute = dtype_name(outputs[0]) if outputs else "unknown"
     return Probe(compute_dtype=compute, called_sdpa=calls.count > 0, autocast_dtype=active)
 
@@ -224,6 +277,9 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
 
 def _declared_float32(model: nn.Module, name: str) -> bool:
     """The architecture lists the module as one to keep in float32 (transformers' `_keep_in_fp32_modules`)."""
-    lists = (getattr(model, "_keep_in_fp32_modules", None), getattr(model, "_keep_in_fp32_modules_strict", None))
+    lists = (
+        getattr(model, "_keep_in_fp32_modules", None),
+        getattr(model, "_keep_in_fp32_modules_strict", None),
+    )
     declared = {part for listed in lists for part in listed or ()}
     return any(part in declared for part in name.split("."))

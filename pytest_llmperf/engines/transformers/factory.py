@@ -20,14 +20,19 @@ _PAIR = 2
 
 
 def from_factory(plan: LoadPlan, device: torch.device) -> Source:
-    """Call the factory, with the plan if it takes an argument. It returns a model or (model, tokenizer)."""
+    """Call the factory, with the plan if it takes an argument.
+
+    It returns a model or (model, tokenizer).
+    """
     name = plan.model.location
     model, tokenizer = _unpack(_call(_find(name), plan), name)
     stored = _dtype_name(model)
     content = _hash_parameters(model)
     if plan.weights_dtype != "auto":
         _convert(model, getattr(torch, plan.weights_dtype))
-    return Source(model=model.to(device), tokenizer=tokenizer, content_hash=content, checkpoint_dtype=stored)
+    return Source(
+        model=model.to(device), tokenizer=tokenizer, content_hash=content, checkpoint_dtype=stored
+    )
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -42,7 +47,9 @@ def _find(name: str) -> Callable[..., Any]:
     factory: Any = getattr(module, attribute, None)
     if not callable(factory):
         found = "has no such name" if factory is None else f"holds a {type(factory).__name__} there"
-        raise LoadError(f"model {name!r}: module {module_name!r} {found}; a function that builds the model is needed.")
+        raise LoadError(
+            f"model {name!r}: module {module_name!r} {found}; a function that builds the model is needed."
+        )
     build: Callable[..., Any] = factory
     return build
 
@@ -54,7 +61,9 @@ def _call(factory: Callable[..., Any], plan: LoadPlan) -> Any:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise LoadError(f"model {plan.model.name!r}: the factory raised {type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"model {plan.model.name!r}: the factory raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _unpack(made: Any, name: str) -> tuple[Any, Any]:
@@ -88,5 +97,7 @@ def _hash_parameters(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

@@ -18,7 +18,10 @@ from pytest_llmperf.errors import InvalidRun, UsageError
 
 
 class TokenClock(BaseStreamer):
-    """Notes the host time of every `put`. `generate` hands over tokens that are already on the host, the prompt first."""
+    """Notes the host time of every `put`.
+
+    `generate` hands over tokens that are already on the host, the prompt first.
+    """
 
     def __init__(self) -> None:
         self.t_puts_ns: list[int] = []
@@ -44,7 +47,10 @@ class TokenClock(BaseStreamer):
 
 
 class GenerateLoop:
-    """`model.generate`, greedy, with a dynamic, a static or an 8-bit cache. transformers' automatic compilation is off."""
+    """`model.generate`, greedy, with a dynamic, a static or an 8-bit cache.
+
+    transformers' automatic compilation is off.
+    """
 
     def __init__(self, model: Any, plan: LoadPlan, pad: int) -> None:
         if plan.cache == "static" and plan.autocast_dtype is not None:
@@ -58,9 +64,9 @@ class GenerateLoop:
         self._static = plan.cache == "static"
         self._new_cache = cache_maker(model, plan)
         self._autocast_dtype = plan.autocast_dtype
-        # `generate` fills what a call leaves unset from the model's own defaults, and eos_token_id=None is "unset": an EOS
-        # left there would end sequences early.
-        model.generation_config = GenerationConfig(pad_token_id=pad)  # type: ignore[no-untyped-call]  # no stubs
+        # `generate` fills what a call leaves unset from the model's own defaults, and
+        # eos_token_id=None is "unset": an EOS left there would end sequences early. No stubs.
+        model.generation_config = GenerationConfig(pad_token_id=pad)  # type: ignore[no-untyped-call]
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """See DecodeLoop. The clock starts when `generate` is called."""
@@ -70,7 +76,9 @@ class GenerateLoop:
         with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad():
             start = time.perf_counter_ns()
             own = {} if self._new_cache is None else {"past_key_values": self._new_cache()}
-            out = self._model.generate(batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **own)
+            out = self._model.generate(
+                batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **own
+            )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
         return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))

@@ -32,8 +32,13 @@ class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
         self._quantized_keys: Pair | None = None
         self._quantized_values: Pair | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
-        """Append [batch, heads, n, head_dim] and return all, dequantized; what was just appended is returned as it came."""
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [batch, heads, n, head_dim] and return all, dequantized.
+
+        What was just appended is returned as it came.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         kept = [_dequantized(pair, new) for pair, new in self._pairs(key_states, value_states)]
@@ -45,7 +50,9 @@ class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
         """Positions held."""
         return 0 if self._quantized_keys is None else int(self._quantized_keys[0].shape[-2])
 
-    def _pairs(self, keys: Tensor, values: Tensor) -> tuple[tuple[Pair | None, Tensor], tuple[Pair | None, Tensor]]:
+    def _pairs(
+        self, keys: Tensor, values: Tensor
+    ) -> tuple[tuple[Pair | None, Tensor], tuple[Pair | None, Tensor]]:
         return (self._quantized_keys, keys), (self._quantized_values, values)
 
 
@@ -55,7 +62,11 @@ Pair = tuple[Tensor, Tensor]
 
 def _quantize(states: Tensor) -> Pair:
     """Symmetric, to 127 steps either way."""
-    scale = (states.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp(min=SMALLEST_SCALE).to(torch.float16)
+    scale = (
+        (states.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX)
+        .clamp(min=SMALLEST_SCALE)
+        .to(torch.float16)
+    )
     return (states.float() / scale.float()).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
@@ -66,7 +77,11 @@ def _dequantized(pair: Pair | None, like: Tensor) -> Tensor:
 
 
 def _appended(pair: Pair | None, new: Pair) -> Pair:
-    return new if pair is None else (torch.cat([pair[0], new[0]], dim=-2), torch.cat([pair[1], new[1]], dim=-2))
+    return (
+        new
+        if pair is None
+        else (torch.cat([pair[0], new[0]], dim=-2), torch.cat([pair[1], new[1]], dim=-2))
+    )
 
 
 def require_cache(plan: LoadPlan) -> None:
@@ -79,11 +94,20 @@ def require_cache(plan: LoadPlan) -> None:
 
 
 def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
-    """What makes the empty cache of a run; None where `generate` makes its own. Raises UsageError for unusual layers."""
+    """What makes the empty cache of a run; None where `generate` makes its own.
+
+    Raises UsageError for unusual layers.
+    """
     if plan.cache not in {"int8", "fp8"}:
         return None
     config = model.config.get_text_config(decoder=True)
-    other = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer})
+    other = sorted(
+        {
+            type(layer).__name__
+            for layer in DynamicCache(config=config).layers
+            if type(layer) is not DynamicLayer
+        }
+    )
     if other:
         raise UsageError(
             f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers {', '.join(other)}, and only those of "
@@ -96,12 +120,22 @@ def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
 
 def cache_seen(cache: Any) -> CacheSeen:
     """Describe a transformers cache by its own tensors ([batch, heads, positions, head_dim] each for keys and values)."""
-    quantized = {str(values.dtype).removeprefix("torch.") for layer in cache.layers for values in _quantized(layer)}
+    quantized = {
+        str(values.dtype).removeprefix("torch.")
+        for layer in cache.layers
+        for values in _quantized(layer)
+    }
     kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in sorted(quantized))
     if quantized:
         return _quantized_seen(cache, kind)
-    pairs = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    per_position = sum(t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel())
+    pairs = [
+        (layer.keys, layer.values)
+        for layer in cache.layers
+        if getattr(layer, "keys", None) is not None
+    ]
+    per_position = sum(
+        t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel()
+    )
     return CacheSeen(kind, sum(t.nbytes for pair in pairs for t in pair), per_position, len(pairs))
 
 
@@ -114,7 +148,10 @@ def _quantized_seen(cache: Any, kind: str) -> CacheSeen:
 
 
 def _quantized(layer: Any) -> list[Tensor]:
-    """The 8-bit values of keys and values; nothing for a layer that is not quantized, or not used yet."""
+    """The 8-bit values of keys and values.
+
+    Nothing for a layer that is not quantized, or not used yet.
+    """
     pairs = (getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values"))
     return [pair[0] for pair in pairs if pair is not None]
 

@@ -20,7 +20,14 @@ from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.models.content import hash_value
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
-from pytest_llmperf.engines.transformers.checkpoint import Source, from_builtin, from_folder, from_gguf, from_hub, from_quantized
+from pytest_llmperf.engines.transformers.checkpoint import (
+    Source,
+    from_builtin,
+    from_folder,
+    from_gguf,
+    from_hub,
+    from_quantized,
+)
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
@@ -38,11 +45,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model on its device, in evaluation mode and without gradients. `load_s` ends when the device is idle.
+    """A model on its device, in evaluation mode and without gradients.
 
-    `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype it was stored in.
-    `conversion` says which linear layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or
-    merged into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that several ranks share.
+    `load_s` ends when the device is idle.
+
+    `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype
+    it was stored in. `conversion` says which linear layers were quantized, if the plan asked for
+    that; `adapters` are peft's, on the model or merged into it; `assistant` proposes tokens to it.
+    `cut` says what this rank holds of a model that several ranks share.
     """
 
     model: Any
@@ -67,7 +77,10 @@ class Loaded:
 
 
 def load(plan: LoadPlan) -> Loaded:
-    """Load what `plan` says. Raises UsageError for a device that is not there, LoadError, or out of memory as torch does."""
+    """Load what `plan` says.
+
+    Raises UsageError for a device that is not there, LoadError, or out of memory as torch does.
+    """
     device = torch_device(rank_device(plan.device))
     _quieten()
     require_accelerate(plan)
@@ -79,7 +92,8 @@ def load(plan: LoadPlan) -> Loaded:
     source, cut = _read_ranks(plan, device, grid)
     model, tokenizer = _ready(source.model), _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
-    pruned = prune(model, tokenizer, plan, device)  # first: quantized weights cannot be ranked, merged adapters fill the zeros
+    # First: quantized weights cannot be ranked, merged adapters fill the zeros.
+    pruned = prune(model, tokenizer, plan, device)
     adapters = _adapters(model, plan) if plan.merge_adapters else None
     conversion = source.conversion
     if plan.quantization is not None and _quantized_late(plan):
@@ -108,8 +122,13 @@ def load(plan: LoadPlan) -> Loaded:
     )
 
 
-def _read_ranks(plan: LoadPlan, device: torch.device, grid: Grid | None) -> tuple[Source, parallel.Cut | None]:
-    """The model of this rank, or its part of one. Weights that are to wait elsewhere start out on the host."""
+def _read_ranks(
+    plan: LoadPlan, device: torch.device, grid: Grid | None
+) -> tuple[Source, parallel.Cut | None]:
+    """The model of this rank, or its part of one.
+
+    Weights that are to wait elsewhere start out on the host.
+    """
     if grid is None:
         return _read(plan, device if plan.offload is None else torch.device("cpu")), None
     if parallel.is_cut(plan):
@@ -119,7 +138,10 @@ def _read_ranks(plan: LoadPlan, device: torch.device, grid: Grid | None) -> tupl
 
 
 def _read(plan: LoadPlan, device: torch.device) -> Source:
-    """The model and what it was read from. One that is to be quantized goes to the device layer by layer, unless it is pruned."""
+    """The model and what it was read from.
+
+    One that is to be quantized goes to the device layer by layer, unless it is pruned.
+    """
     read = _LOADERS[_known_kind(plan)]
     if plan.quantization is not None and scheme_of(plan.quantization).path:
         return from_quantized(plan, device)
@@ -136,7 +158,8 @@ def _quantized_late(plan: LoadPlan) -> bool:
 
 
 def _adapters(model: Any, plan: LoadPlan) -> Adapters:
-    from pytest_llmperf.engines.transformers.adapters import with_adapters  # noqa: PLC0415  an extra: peft
+    # An extra: peft.
+    from pytest_llmperf.engines.transformers.adapters import with_adapters  # noqa: PLC0415
 
     return with_adapters(model, plan)
 
@@ -152,10 +175,14 @@ def _require_peft(plan: LoadPlan) -> None:
 def _content_hash(source: Source, adapters: Adapters | None) -> str:
     if adapters is None:
         return source.content_hash
-    return hash_value({"base": source.content_hash, "adapters": [file.content_hash for file in adapters.files]})
+    return hash_value(
+        {"base": source.content_hash, "adapters": [file.content_hash for file in adapters.files]}
+    )
 
 
-def _assistant(plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded | None:
+def _assistant(
+    plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> Loaded | None:
     other = assistant_plan(plan)
     if other is None:
         return None
@@ -171,7 +198,9 @@ def _quantized(model: Any, quantizer: Quantizer, plan: LoadPlan) -> Conversion:
 
 def _known_kind(plan: LoadPlan) -> str:
     if plan.model.kind not in _LOADERS:
-        raise LoadError(f"model {plan.model.name!r} is of kind {plan.model.kind!r}; this engine loads {', '.join(_LOADERS)}.")
+        raise LoadError(
+            f"model {plan.model.name!r} is of kind {plan.model.kind!r}; this engine loads {', '.join(_LOADERS)}."
+        )
     return plan.model.kind
 
 
@@ -179,7 +208,9 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
-    quantizer = None if plan.quantization is None or _quantized_late(plan) else Quantizer(plan, device)
+    quantizer = (
+        None if plan.quantization is None or _quantized_late(plan) else Quantizer(plan, device)
+    )
     drawn_on, home = (device, None) if plan.offload is None else (torch_device(plan.device), device)
     with load_errors(plan, f"architecture {name!r}"):
         model = arch.build(
@@ -193,7 +224,13 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
         )
         conversion = None if quantizer is None else quantizer.finish(model)
     content = arch.content_hash(name, drawn_on, plan.seed)
-    return Source(model=model, tokenizer=None, content_hash=content, checkpoint_dtype=published, conversion=conversion)
+    return Source(
+        model=model,
+        tokenizer=None,
+        content_hash=content,
+        checkpoint_dtype=published,
+        conversion=conversion,
+    )
 
 
 _LOADERS: dict[str, Callable[[LoadPlan, torch.device], Source]] = {
@@ -220,12 +257,16 @@ def _left_padded(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokeniz
 
 
 def _neutral_generation(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Greedy, no penalties: a checkpoint's own sampling defaults would change what is measured. Special tokens stay."""
+    """Greedy, no penalties: a checkpoint's own sampling defaults would change what is measured.
+
+    Special tokens stay.
+    """
     config = model.config.get_text_config()
     eos = config.eos_token_id
     first = eos[0] if isinstance(eos, list) else eos
     pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers has no stubs for it
+    # Transformers has no stubs for it.
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         bos_token_id=config.bos_token_id,
         eos_token_id=eos,
@@ -235,5 +276,6 @@ def _neutral_generation(model: Any, tokenizer: PreTrainedTokenizerBase | None) -
 
 def _quieten() -> None:
     """Progress bars are for people at a terminal; a worker's output is a log."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no stubs for it
+    # Transformers has no stubs for it.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()

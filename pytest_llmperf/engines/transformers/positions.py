@@ -23,7 +23,10 @@ class Positions:
 
 @contextmanager
 def counted_positions(model: nn.Module) -> Iterator[Positions]:
-    """Count the token ids of each call of `model`. Not for a compiled model, whose guards would see the hook."""
+    """Count the token ids of each call of `model`.
+
+    Not for a compiled model, whose guards would see the hook.
+    """
     positions = Positions()
 
     def count(_module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:

@@ -13,7 +13,15 @@ from msgspec import structs
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, RequestTrace, StepCost, TokenEvent, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    Mark,
+    RequestTrace,
+    StepCost,
+    TokenEvent,
+    Trace,
+)
 from pytest_llmperf.engines.outputs import reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
@@ -37,19 +45,36 @@ from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
-from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
+from pytest_llmperf.instruments.torch_runtime import (
+    DeviceRuntime,
+    measure_ceilings,
+    measure_energy,
+    out_of_memory_named,
+)
 from pytest_llmperf.strategies.adapters import BASE
 from pytest_llmperf.wire.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, TaskAnswer, TaskSet, Workload, describe
+from pytest_llmperf.workloads import (
+    Batch,
+    Lockstep,
+    PromptSet,
+    TaskAnswer,
+    TaskSet,
+    Workload,
+    describe,
+)
 
 
 class TransformersSession:
-    """See engines.base.Session. Which decode loop runs follows from the plan: a static cache with compile gets its own."""
+    """See engines.base.Session.
+
+    Which decode loop runs follows from the plan: a static cache with compile gets its own.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         require_left_padding_side(loaded)
         if loaded.device.type == "cuda":
-            torch.cuda.set_device(loaded.device)  # events and streams made without a device are this one's
+            # Events and streams made without a device are this one's.
+            torch.cuda.set_device(loaded.device)
         self._loaded = loaded
         self._grid = None if loaded.cut is None else loaded.cut.grid
         share_cores = self._grid is not None and loaded.device.type == "cpu"
@@ -68,7 +93,12 @@ class TransformersSession:
             return ContinuousLoop(model, self._vocabulary.pad)
         if plan.assist is not None:
             assistant = self._loaded.assistant
-            return AssistedLoop(model, plan, self._vocabulary.pad, assistant.model if assistant is not None else None)
+            return AssistedLoop(
+                model,
+                plan,
+                self._vocabulary.pad,
+                assistant.model if assistant is not None else None,
+            )
         if plan.compile is None:
             return GenerateLoop(model, plan, self._vocabulary.pad)
         options = compile_options(plan, device, static=plan.cache == "static")
@@ -98,7 +128,10 @@ class TransformersSession:
         """What is in effect, with the cache, loop and compiled graphs of the last run."""
         self._effective = self._describe()
         kv_cache = self._last.cache.bytes if self._last else None
-        return Described(effective=self._effective, memory=self._runtime.memory(self._effective.weights_bytes, kv_cache=kv_cache))
+        return Described(
+            effective=self._effective,
+            memory=self._runtime.memory(self._effective.weights_bytes, kv_cache=kv_cache),
+        )
 
     def _describe(self) -> Effective:
         graphs, skips = graphs_compiled() - self._before[0], cudagraph_skips() - self._before[1]
@@ -106,17 +139,30 @@ class TransformersSession:
         facts = effective.RunFacts(
             cache=self._last.cache.kind if self._last else "",
             assistance=assisted_by(self._last),
-            batching=("" if not ran else "continuous" if isinstance(self._loop, ContinuousLoop) else "static"),
+            batching=(
+                ""
+                if not ran
+                else "continuous"
+                if isinstance(self._loop, ContinuousLoop)
+                else "static"
+            ),
             compile_mode=self._mode if graphs else None,
             compiled_graphs=graphs if ran else 0,
             decode_loop=self._loop.name if ran else "",
             notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
         )
         found = effective.describe(self._loaded, last_run=facts)
-        return found if not self._rows else structs.replace(found, adapters=tuple(n for n in self._rows if n != BASE))
+        return (
+            found
+            if not self._rows
+            else structs.replace(found, adapters=tuple(n for n in self._rows if n != BASE))
+        )
 
     def run(self, workload: Workload, repetition: int) -> Ran:
-        """One timed repetition. Inputs are on the device before the clock starts; telemetry is read outside it."""
+        """One timed repetition.
+
+        Inputs are on the device before the clock starts; telemetry is read outside it.
+        """
         if isinstance(workload, Batch):
             return self._run_requests(workload, repetition)
         batch = self._inputs(workload, repetition)
@@ -139,10 +185,14 @@ class TransformersSession:
         adapters = self._loaded.adapters
         if adapters is None:
             if names:
-                raise UsageError(f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy.")
+                raise UsageError(
+                    f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy."
+                )
             return ()
         if names and self._loaded.plan.compile is not None:
-            raise UsageError("adapters cannot be switched in a compiled model, whose graphs hold one. Leave out 'compile'.")
+            raise UsageError(
+                "adapters cannot be switched in a compiled model, whose graphs hold one. Leave out 'compile'."
+            )
         adapters.use(names)
         self._rows = names if len(set(names)) > 1 else ()
         return self._rows or adapters.in_force()
@@ -167,7 +217,11 @@ class TransformersSession:
             return CollectivesRead(share=None, reason="one device has nobody to communicate with")
         self._meet()
         found = share_in_collectives(once, self._loaded.device)
-        return CollectivesRead(share=None, reason=found) if isinstance(found, str) else CollectivesRead(share=found)
+        return (
+            CollectivesRead(share=None, reason=found)
+            if isinstance(found, str)
+            else CollectivesRead(share=found)
+        )
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Repetitions from `repetition` on until `seconds` have passed, the energy counter read around them."""
@@ -177,13 +231,20 @@ class TransformersSession:
             done = self._prepared(workload, next(repetitions))()
             return sum(map(len, done.tokens))
 
-        return measure_energy(self._runtime, seconds, repeat, bool if self._grid is None else self._grid.as_rank_0_says)
+        return measure_energy(
+            self._runtime,
+            seconds,
+            repeat,
+            bool if self._grid is None else self._grid.as_rank_0_says,
+        )
 
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
         """Copy bandwidth and matmul rates of this device."""
         return measure_ceilings(self._runtime, dtypes)
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
         """See reference.make_reference."""
         with out_of_memory_named(f"making the reference of {prompts.name!r} in batches of {batch}"):
             return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
@@ -228,7 +289,9 @@ class TransformersSession:
 
     def _asked(self, workload: Batch, repetition: int) -> Asked:
         if self._loaded.plan.dp > 1 or self._rows:
-            raise UsageError("a Batch is not divided among replicas or adapters. Take Decode, or one of them.")
+            raise UsageError(
+                "a Batch is not divided among replicas or adapters. Take Decode, or one of them."
+            )
         return asked(workload, repetition, self._vocabulary, self._loaded.tokenizer)
 
     def _answer(self, requests: Asked, workload: Batch) -> Answered:
@@ -236,7 +299,9 @@ class TransformersSession:
             if isinstance(self._loop, ContinuousLoop):
                 self._last = self._loop.answer(requests)
             else:
-                self._last = in_static_batches(self._loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device)
+                self._last = in_static_batches(
+                    self._loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device
+                )
         return self._last
 
     def _prepared(self, workload: Workload, repetition: int) -> Callable[[], Decoded | Answered]:
@@ -248,11 +313,15 @@ class TransformersSession:
         return lambda: self._decode(batch, workload)
 
     def _inputs(self, workload: Lockstep, repetition: int) -> TokenBatch:
-        batch = token_batch(workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device)
+        batch = token_batch(
+            workload, repetition, self._vocabulary, self._loaded.tokenizer, self._loaded.device
+        )
         if self._grid is None or self._loaded.plan.dp == 1:
             return batch
         rows = own_rows(batch.ids, self._loaded.plan.dp, self._grid.place("dp"))
-        return TokenBatch(batch.ids[rows], None if batch.mask is None else batch.mask[rows], batch.lengths[rows])
+        return TokenBatch(
+            batch.ids[rows], None if batch.mask is None else batch.mask[rows], batch.lengths[rows]
+        )
 
     def _decode(self, batch: TokenBatch, workload: Lockstep) -> Decoded:
         with out_of_memory_named(f"running {describe(workload)}"), self._mixed(batch):
@@ -268,12 +337,18 @@ class TransformersSession:
 
     def _mixed(self, batch: TokenBatch) -> AbstractContextManager[None]:
         adapters = self._loaded.adapters
-        return adapters.rows(self._rows, batch.ids.shape[0]) if adapters is not None and self._rows else nullcontext()
+        return (
+            adapters.rows(self._rows, batch.ids.shape[0])
+            if adapters is not None and self._rows
+            else nullcontext()
+        )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
         cost = step_cost(self._loaded.model, decoded.cache, batch, self._effective.compute_dtype)
         if decoded.assisted is not None:
-            cost = structs.replace(cost, assistant_bytes_read=decoded.assisted.bytes_read / decoded.assisted.forwards)
+            cost = structs.replace(
+                cost, assistant_bytes_read=decoded.assisted.bytes_read / decoded.assisted.forwards
+            )
         if self._grid is not None:
             per_rank = cost.attention_flops_per_token_per_position / self._grid.along("tp")
             cost = structs.replace(cost, attention_flops_per_token_per_position=per_rank)
@@ -282,7 +357,8 @@ class TransformersSession:
             return cost
         return structs.replace(
             cost,
-            weight_bytes_read=cost.weight_bytes_read - sum(tensor.nbytes for tensor in adapters.unused()),
+            weight_bytes_read=cost.weight_bytes_read
+            - sum(tensor.nbytes for tensor in adapters.unused()),
             flops_per_token=cost.flops_per_token + 2.0 * adapters.elements(),
         )
 
@@ -301,13 +377,27 @@ class TransformersSession:
         )
 
 
-def trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[Mark, ...]) -> Trace:
-    """One request for each sequence. They were decoded together, so they share the times of their tokens."""
+def trace_of(
+    decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[Mark, ...]
+) -> Trace:
+    """One request for each sequence.
+
+    They were decoded together, so they share the times of their tokens.
+    """
     arrivals = decoded.arrivals or (1,) * len(decoded.t_tokens_ns)
     events = tuple(TokenEvent(t, n) for t, n in zip(decoded.t_tokens_ns, arrivals, strict=True))
-    requests = tuple(RequestTrace(n_prompt_tokens=length, t_due_ns=decoded.t_start_ns, events=events) for length in batch.lengths)
+    requests = tuple(
+        RequestTrace(n_prompt_tokens=length, t_due_ns=decoded.t_start_ns, events=events)
+        for length in batch.lengths
+    )
     forwards = decoded.assisted.forwards if decoded.assisted is not None else None
-    return Trace(repetition=repetition, requests=requests, marks=marks, clock=decoded.clock, forwards=forwards)
+    return Trace(
+        repetition=repetition,
+        requests=requests,
+        marks=marks,
+        clock=decoded.clock,
+        forwards=forwards,
+    )
 
 
 def assisted_by(last: Decoded | Answered | None) -> str:
@@ -317,7 +407,11 @@ def assisted_by(last: Decoded | Answered | None) -> str:
 
 def proposals(decoded: Decoded) -> dict[str, float]:
     """How many tokens were proposed in an assisted run; nothing in another."""
-    return {} if decoded.assisted is None else {"assist_proposed_tokens": float(decoded.assisted.proposed)}
+    return (
+        {}
+        if decoded.assisted is None
+        else {"assist_proposed_tokens": float(decoded.assisted.proposed)}
+    )
 
 
 def require_left_padding_side(loaded: Any) -> None:

@@ -36,15 +36,17 @@ PREFILL = ("auto", "eager", "compile", "graph")
 class StepLayer(StaticLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
     """A static cache layer that reads its position from one tensor shared by all layers.
 
-    transformers' own layer advances a counter of its own, which is one more kernel a layer and step. Whoever drives
-    the model advances the shared position.
+    transformers' own layer advances a counter of its own, which is one more kernel a layer and
+    step. Whoever drives the model advances the shared position.
     """
 
     def __init__(self, max_cache_len: int, position: Tensor) -> None:
         super().__init__(max_cache_len)
         self.position = position
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Write [batch, heads, n, head_dim] at `position` and return the whole cache."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -56,22 +58,32 @@ class StepLayer(StaticLayer):  # type: ignore[no-untyped-call]  # transformers i
         return keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate; values in their own dtype, which under autocast is not that of the (rotated) keys."""
+        """Allocate.
+
+        Values in their own dtype, which under autocast is not that of the (rotated) keys.
+        """
         super().lazy_initialization(key_states, value_states)
         if value_states.dtype != key_states.dtype:
             self.values = cast("Tensor", self.values).to(value_states.dtype)
-            torch._dynamo.mark_static_address(self.values)  # noqa: SLF001  # as transformers marks its static cache
+            # As transformers marks its static cache.
+            torch._dynamo.mark_static_address(self.values)  # noqa: SLF001
 
-    def get_seq_length(self) -> Tensor:  # type: ignore[override]  # a static layer's own length is a tensor too
+    # A static layer's own length is a tensor too.
+    def get_seq_length(self) -> Tensor:  # type: ignore[override]
         """Positions filled: a zero-dimensional tensor on the device, so that asking costs no sync."""
         return self.position[0]
 
 
 def step_cache(model: Any, max_len: int, position: Tensor) -> StaticCache:
-    """A static cache whose layers share `position` ([1] int64). Raises UsageError for layers of another kind."""
+    """A static cache whose layers share `position` ([1] int64).
+
+    Raises UsageError for layers of another kind.
+    """
     config = model.config.get_text_config()
     cache = StaticCache(config=config, max_cache_len=max_len)
-    other = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer})
+    other = sorted(
+        {type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer}
+    )
     if other:
         raise UsageError(
             f"static-cache+compile: {type(model).__name__} needs cache layers {', '.join(other)}, and the compiled loop drives "
@@ -121,9 +133,12 @@ class HostTicks:
 
 
 class CudaTicks:
-    """Queues a copy to pinned host memory and an event behind each token; reads them after one sync at the end.
+    """Queues a copy to pinned host memory and an event behind each token.
 
-    The device is idle at `start`, so its event and the host's clock mark the same moment (within the launch, ~10 us).
+    Reads them after one sync at the end.
+
+    The device is idle at `start`, so its event and the host's clock mark the same moment (within
+    the launch, ~10 us).
     """
 
     clock = "cuda-events"
@@ -131,7 +146,8 @@ class CudaTicks:
     def __init__(self, batch: int, new_tokens: int) -> None:
         self._tokens = torch.empty(new_tokens, batch, dtype=torch.long, pin_memory=True)
         self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]  # type: ignore[no-untyped-call]  # torch
+        # Torch.
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]  # type: ignore[no-untyped-call]
         self._start = 0
 
     def start(self) -> None:
@@ -147,13 +163,18 @@ class CudaTicks:
     def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
         """Start, times of the tokens mapped to the host's clock (ns) and the tokens [batch, n]."""
         self._events[-1].synchronize()
-        times = tuple(self._start + round(self._begin.elapsed_time(event) * 1e6) for event in self._events)
+        times = tuple(
+            self._start + round(self._begin.elapsed_time(event) * 1e6) for event in self._events
+        )
         return self._start, times, self._tokens.T.contiguous()
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a compiled state is for. `length` is the capacity of the cache; a prefill alone (`steps` False) has its own state."""
+    """What a compiled state is for.
+
+    `length` is the capacity of the cache; a prefill alone (`steps` False) has its own state.
+    """
 
     batch: int
     width: int
@@ -170,23 +191,44 @@ class LoopState:
         self.shape = shape
         self.token = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
         self.prompt = torch.zeros(shape.batch, shape.width, dtype=torch.long, device=device)
-        self.prompt_positions = torch.zeros(shape.batch, shape.width, dtype=torch.long, device=device)
+        self.prompt_positions = torch.zeros(
+            shape.batch, shape.width, dtype=torch.long, device=device
+        )
         self.positions = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.mask = torch.ones(shape.batch, shape.length, dtype=torch.long, device=device) if shape.padded else None
+        self.mask = (
+            torch.ones(shape.batch, shape.length, dtype=torch.long, device=device)
+            if shape.padded
+            else None
+        )
         self.cache = step_cache(model, shape.length, self.position)
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._last_only = (
+            {"logits_to_keep": 1}
+            if "logits_to_keep" in inspect.signature(model.forward).parameters
+            else {}
+        )
         self._fix_addresses()
         self.step: Callable[[], None] = self.eager_step
         self.prefill: Callable[[], None] = self.eager_prefill
 
     def _fix_addresses(self) -> None:
-        for buffer in (self.token, self.prompt, self.prompt_positions, self.positions, self.position, self.mask):
+        for buffer in (
+            self.token,
+            self.prompt,
+            self.prompt_positions,
+            self.positions,
+            self.position,
+            self.mask,
+        ):
             if buffer is not None:
-                torch._dynamo.mark_static_address(buffer)  # noqa: SLF001  # as transformers marks its static cache
+                # As transformers marks its static cache.
+                torch._dynamo.mark_static_address(buffer)  # noqa: SLF001
 
     def take(self, batch: TokenBatch) -> None:
-        """Put a batch in place. Old keys and values stay: they are masked until they are overwritten."""
+        """Put a batch in place.
+
+        Old keys and values stay: they are masked until they are overwritten.
+        """
         self.prompt.copy_(batch.ids)
         if self.mask is not None and batch.mask is not None:
             self.mask[:, : self.shape.width].copy_(batch.mask)
@@ -204,7 +246,10 @@ class LoopState:
         self.position.fill_(self.shape.width)
 
     def eager_prefill(self) -> None:
-        """The prompt through the model; leaves the first token in `token` and everything set for the next step."""
+        """The prompt through the model.
+
+        Leaves the first token in `token` and everything set for the next step.
+        """
         logits = self._logits(self.prompt, self.prompt_positions)
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self.positions.copy_(self.prompt_positions[:, -1:] + 1)
@@ -233,11 +278,13 @@ class LoopState:
 class StaticLoop:
     """`static-cache+compile`. See DecodeLoop.
 
-    LoadPlan options: "prefill" (auto, eager, compile, graph), "cudagraphs" (trees, manual, off) and "compile_knobs"
-    ("name=value,…" of torch._inductor.config).
+    LoadPlan options: "prefill" (auto, eager, compile, graph), "cudagraphs" (trees, manual, off) and
+    "compile_knobs" ("name=value,…" of torch._inductor.config).
     """
 
-    def __init__(self, model: Any, plan: LoadPlan, device: torch.device, options: CompileOptions) -> None:
+    def __init__(
+        self, model: Any, plan: LoadPlan, device: torch.device, options: CompileOptions
+    ) -> None:
         self._model = model
         self._device = device
         self._autocast_dtype = plan.autocast_dtype
@@ -263,7 +310,11 @@ class StaticLoop:
         return Decoded(tokens, start, times, cache_seen(state.cache), ticks.clock)
 
     def _ticks(self, batch: int, new_tokens: int) -> Ticks:
-        return CudaTicks(batch, new_tokens) if self._device.type == "cuda" else HostTicks(batch, new_tokens)
+        return (
+            CudaTicks(batch, new_tokens)
+            if self._device.type == "cuda"
+            else HostTicks(batch, new_tokens)
+        )
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
@@ -281,15 +332,22 @@ class StaticLoop:
         return self._states[shape]
 
     def _prepare(self, shape: Shape, batch: TokenBatch) -> LoopState:
-        """Buffers of this shape with the step compiled. The first eager prefill allocates the cache at its final address."""
+        """Buffers of this shape with the step compiled.
+
+        The first eager prefill allocates the cache at its final address.
+        """
         state = LoopState(self._model, shape, self._device)
         state.take(batch)
         state.eager_prefill()
         if shape.steps:
             state.step = self._options.compile_step(state.eager_step, state.rewind_to_step)
-        prefill = self._prefill if self._prefill != "auto" else "eager" if shape.steps else "compile"
+        prefill = (
+            self._prefill if self._prefill != "auto" else "eager" if shape.steps else "compile"
+        )
         if prefill != "eager":
-            state.prefill = self._options.compile_prefill(state.eager_prefill, prefill, state.rewind)
+            state.prefill = self._options.compile_prefill(
+                state.eager_prefill, prefill, state.rewind
+            )
         return state
 
 

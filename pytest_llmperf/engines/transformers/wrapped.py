@@ -1,4 +1,7 @@
-"""A model that the test itself has loaded, as a session in the test's own process. What is changed for measuring is put back."""
+"""A model that the test itself has loaded, as a session in the test's own process.
+
+What is changed for measuring is put back.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class WrappedEngine:
 
 
 class WrappedSession(TransformersSession):
-    """See engines.base.Session. `close` restores the model's training flags and generation config, and frees nothing."""
+    """See engines.base.Session.
+
+    `close` restores the model's training flags and generation config, and frees nothing.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, plan: LoadPlan) -> None:
         self._own = model

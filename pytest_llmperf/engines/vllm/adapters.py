@@ -25,7 +25,10 @@ _KEY = "base_model.model."
 
 
 def adapter_arguments(plan: LoadPlan) -> dict[str, Any]:
-    """Arguments of EngineArgs for the plan's adapters. Raises LoadError for a rank that vLLM does not take."""
+    """Arguments of EngineArgs for the plan's adapters.
+
+    Raises LoadError for a rank that vLLM does not take.
+    """
     files = [AdapterFile.read(Path(folder)) for folder in plan.adapters]
     if not files:
         return {}
@@ -33,7 +36,12 @@ def adapter_arguments(plan: LoadPlan) -> dict[str, Any]:
     rank = next((rank for rank in RANKS if rank >= largest), None)
     if rank is None:
         raise LoadError(f"an adapter of rank {largest}: vLLM takes ranks up to {RANKS[-1]}.")
-    return {"enable_lora": True, "max_loras": len(files), "max_cpu_loras": len(files), "max_lora_rank": rank}
+    return {
+        "enable_lora": True,
+        "max_loras": len(files),
+        "max_cpu_loras": len(files),
+        "max_lora_rank": rank,
+    }
 
 
 @dataclass
@@ -48,14 +56,19 @@ class Adapters:
 
     @classmethod
     def load(cls, engine: Any, runner: Any, plan: LoadPlan) -> Adapters:
-        """Hand them to the engine, which puts each into a slot of its layers. Raises LoadError for one that it does not take."""
+        """Hand them to the engine, which puts each into a slot of its layers.
+
+        Raises LoadError for one that it does not take.
+        """
         files = tuple(AdapterFile.read(Path(folder)) for folder in plan.adapters)
         adapters = cls(engine, runner, files, on_cpu=plan.device.partition(":")[0] == "cpu")
         for file in adapters.files:
             try:
                 engine.add_lora(adapters._request(file.name))
             except ValueError as error:
-                raise LoadError(f"adapter {file.name!r} ({file.folder}): vLLM does not take it: {error}") from error
+                raise LoadError(
+                    f"adapter {file.name!r} ({file.folder}): vLLM does not take it: {error}"
+                ) from error
         adapters.use(())
         return adapters
 
@@ -70,10 +83,16 @@ class Adapters:
         return tuple(name for name in self.used if name != BASE)
 
     def use(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Requests go through these from now on, in turn; none named: through the first. Raises UsageError for others."""
+        """Requests go through these from now on, in turn; none named: through the first.
+
+        Raises UsageError for others.
+        """
         unknown = [name for name in names if name not in (*self.names, BASE)]
         if unknown:
-            near, able = did_you_mean(unknown[0], (*self.names, BASE)), ", ".join((*self.names, BASE))
+            near, able = (
+                did_you_mean(unknown[0], (*self.names, BASE)),
+                ", ".join((*self.names, BASE)),
+            )
             raise UsageError(f"adapter {unknown[0]!r} is not loaded.{near} There are: {able}.")
         if self.on_cpu and BASE in names and set(names) != {BASE}:
             raise UsageError(
@@ -97,7 +116,8 @@ class Adapters:
         return LoRARequest(lora_name=name, lora_int_id=at + 1, lora_path=self.files[at].folder)
 
     def _group(self, file: AdapterFile) -> AdapterGroup:
-        manager = self.runner.lora_manager._adapter_manager  # noqa: SLF001 - vLLM has no public view of its slots
+        # VLLM has no public view of its slots.
+        manager = self.runner.lora_manager._adapter_manager  # noqa: SLF001
         number = self.names.index(file.name) + 1
         slots = [slot for slot, held in enumerate(manager.lora_index_to_id) if held == number]
         held = dict(_held(manager, slots[0], file)) if slots else {}
@@ -114,7 +134,10 @@ class Adapters:
 
 
 def _held(manager: Any, slot: int, file: AdapterFile) -> Iterator[tuple[str, Tensor]]:
-    """The matrices of a slot by their names in the file. Layers that hold nothing but zeros are left out."""
+    """The matrices of a slot by their names in the file.
+
+    Layers that hold nothing but zeros are left out.
+    """
     for path, module in manager.modules.items():
         stacks = getattr(module, "lora_a_stacked", None)
         if not isinstance(stacks, tuple):
@@ -133,7 +156,10 @@ def _rank(file: AdapterFile, key: str) -> int:
 
 
 def _equal(held: dict[str, Tensor], file: AdapterFile) -> int:
-    """Matrices that are those of the file in the layers' dtype; vLLM multiplies B by the adapter's scale when it loads it."""
+    """Matrices that are those of the file in the layers' dtype.
+
+    VLLM multiplies B by the adapter's scale when it loads it.
+    """
     scale = _scale(file)
     with safe_open(file.weights, framework="pt") as stored:
         return sum(
@@ -145,7 +171,9 @@ def _equal(held: dict[str, Tensor], file: AdapterFile) -> int:
 
 def _same(held: Tensor, stored: Tensor, scale: float) -> bool:
     wanted = stored.to(held.dtype)
-    return held.shape == wanted.shape and torch.equal(held, wanted if scale == 1 else wanted * scale)
+    return held.shape == wanted.shape and torch.equal(
+        held, wanted if scale == 1 else wanted * scale
+    )
 
 
 def _scale(file: AdapterFile) -> float:

@@ -1,4 +1,7 @@
-"""From a load plan to vLLM's own arguments. Pure: vLLM is not imported, so that every process can ask."""
+"""From a load plan to vLLM's own arguments.
+
+Pure: vLLM is not imported, so that every process can ask.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,21 @@ LOOKUP_NGRAM = (2, 4)
 """Tokens proposed at a time, and lengths of the n-gram that they are looked up by."""
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the core in this process: its tensors can be looked at, no message is timed
+    # The core in this process: its tensors can be looked at, no message is timed.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
 
-def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, free_share: float = 1.0) -> dict[str, Any]:
+def arguments(
+    plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, free_share: float = 1.0
+) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs.
 
-    `folder` holds the model, `dtype` is torch's name of the dtype of its weights ("auto" would let vLLM turn float32 into 16
-    bit), `dummy` asks for random weights, and `free_share` is the share of the GPU's memory that nobody uses yet.
+    `folder` holds the model, `dtype` is torch's name of the dtype of its weights ("auto" would let
+    vLLM turn float32 into 16 bit), `dummy` asks for random weights, and `free_share` is the share
+    of the GPU's memory that nobody uses yet.
     """
     made: dict[str, Any] = {
         "model": str(folder),
@@ -45,7 +52,8 @@ def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, 
         "enable_prefix_caching": bool(plan.option("prefix_cache", default=False)),
         "enforce_eager": is_eager(plan),
         "trust_remote_code": plan.model.trust_remote_code,
-        "generation_config": "vllm",  # a checkpoint's own sampling defaults would change what is measured
+        # A checkpoint's own sampling defaults would change what is measured.
+        "generation_config": "vllm",
         "max_logprobs": 1,
         "disable_log_stats": True,  # as in vLLM's own offline benchmarks
         "skip_tokenizer_init": True,  # token ids go in and come out
@@ -56,7 +64,8 @@ def arguments(plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, 
     if dummy:
         made["load_format"] = "dummy"
     if plan.ranks > 1:
-        made["distributed_executor_backend"] = "external_launcher"  # one process a rank, as every engine here has it
+        # One process a rank, as every engine here has it.
+        made["distributed_executor_backend"] = "external_launcher"
     if plan.quantization is not None and scheme_of(plan.quantization).method not in CHECKPOINTS:
         made["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantization, plan.quantization)
     if plan.cache == "fp8":

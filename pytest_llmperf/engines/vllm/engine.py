@@ -1,4 +1,7 @@
-"""vLLM's offline engine, its core in this process. Importing this module imports vLLM: only a worker does."""
+"""vLLM's offline engine, its core in this process.
+
+Importing this module imports vLLM: only a worker does.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,34 @@ class VllmEngine:
     """See engines.base.Engine."""
 
     def open(self, plan: LoadPlan) -> VllmSession:
-        """Load the plan's model. Raises UsageError, LoadError, NotInEffect, or out of memory as torch does."""
+        """Load the plan's model.
+
+        Raises UsageError, LoadError, NotInEffect, or out of memory as torch does.
+        """
         device = torch_device(rank_device(plan.device))
         source = source_of(plan)
         dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
-        asked = arguments(plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device))
+        asked = arguments(
+            plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device)
+        )
         asked |= adapter_arguments(plan)
         if plan.ranks > 1 and device.type == "cpu":
             own_shared_memory()
         start_ns = time.perf_counter_ns()
         with load_errors(plan, str(source.folder)):
-            engine = LLMEngine.from_engine_args(EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS)
+            engine = LLMEngine.from_engine_args(
+                EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS
+            )
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
         return VllmSession(
-            Loaded(engine=engine, plan=plan, source=source, device=device, load_s=load_s, versions=package_versions()),
+            Loaded(
+                engine=engine,
+                plan=plan,
+                source=source,
+                device=device,
+                load_s=load_s,
+                versions=package_versions(),
+            ),
         )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 
 from pytest_llmperf.core.effective import LinearGroup, TensorGroup
 from pytest_llmperf.core.trace import StepCost
@@ -98,7 +101,10 @@ def held_aside(layer: Any) -> Held | None:
 
 
 def tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
-    """Parameters and buffers, and the weights that a CPU library holds. What lies in memory once is counted once."""
+    """Parameters and buffers, and the weights that a CPU library holds.
+
+    What lies in memory once is counted once.
+    """
     totals: dict[tuple[str, str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
 
     def add(kind: str, device: str, held: Held, *, low: bool) -> None:
@@ -112,13 +118,26 @@ def tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
         for _, tensor in named:
             if tensor.numel() and identity(tensor) not in seen:
                 seen.add(identity(tensor))
-                add(kind, str(tensor.device), Held(tensor.dtype, tensor.numel()), low=identity(tensor) in quantized)
+                add(
+                    kind,
+                    str(tensor.device),
+                    Held(tensor.dtype, tensor.numel()),
+                    low=identity(tensor) in quantized,
+                )
     for module in model.modules():
         aside = held_aside(module)
         if aside is not None:
             add("parameter", PACKED, aside, low=aside.low)
     return tuple(
-        TensorGroup(kind=kind, dtype=dtype, device=device, tensors=n, elements=elements, bytes=size, quantized=low)
+        TensorGroup(
+            kind=kind,
+            dtype=dtype,
+            device=device,
+            tensors=n,
+            elements=elements,
+            bytes=size,
+            quantized=low,
+        )
         for (kind, dtype, device, low), (n, elements, size) in sorted(totals.items())
     )
 
@@ -136,12 +155,17 @@ def own_tensors(layer: Any) -> Iterator[Tensor]:
 
 
 def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
-    """Linear layers by class and storage dtype. vLLM joins the query, key and value layers, and gate and up."""
+    """Linear layers by class and storage dtype.
+
+    vLLM joins the query, key and value layers, and gate and up.
+    """
     totals: dict[tuple[str, str, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for _, layer in linears(model):
         stored = stored_weight(layer)
         outputs, inputs = shape_of(layer)
-        total = totals[type(layer).__name__, str(stored.dtype).removeprefix("torch."), is_low(layer)]
+        total = totals[
+            type(layer).__name__, str(stored.dtype).removeprefix("torch."), is_low(layer)
+        ]
         for i, amount in enumerate((1, outputs * inputs, stored.bytes)):
             total[i] += amount
     return tuple(
@@ -162,7 +186,9 @@ def stored_weight(layer: Any) -> Held:
 def kv_cache(runner: Any, vllm_config: Any) -> KvCache:
     """The allocated KV cache, by its own tensors."""
     caches = [tensor for tensor in runner.kv_caches if isinstance(tensor, Tensor)]
-    distinct = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in caches}
+    distinct = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in caches
+    }
     config = vllm_config.cache_config
     asked = str(config.cache_dtype)
     return KvCache(
@@ -177,7 +203,11 @@ def kv_cache(runner: Any, vllm_config: Any) -> KvCache:
 def attention_backends(vllm_config: Any) -> str:
     """Names of the attention backends that the layers have, as vLLM calls them."""
     layers = vllm_config.compilation_config.static_forward_context.values()
-    names = {layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")}
+    names = {
+        layer.get_attn_backend().get_name()
+        for layer in layers
+        if hasattr(layer, "get_attn_backend")
+    }
     return ", ".join(sorted(names)) or "unknown"
 
 
@@ -187,7 +217,11 @@ def compile_mode(vllm_config: Any) -> str | None:
     mode = getattr(config.mode, "name", str(config.mode))
     graphs = getattr(config.cudagraph_mode, "name", str(config.cudagraph_mode))
     parts = [mode] if mode not in ("NONE", "None") else []
-    parts += [f"CUDA graphs {graphs}"] if graphs not in ("NONE", "None") and torch.cuda.is_available() else []
+    parts += (
+        [f"CUDA graphs {graphs}"]
+        if graphs not in ("NONE", "None") and torch.cuda.is_available()
+        else []
+    )
     return ", ".join(parts) or None
 
 
@@ -203,14 +237,20 @@ def step_cost(model: Any, config: Any, cache: KvCache, batch: int, compute_dtype
 
 
 def bytes_read(model: nn.Module, batch: int) -> int:
-    """All weights once, where they are multiplied from; of an embedding that is looked up `batch` rows."""
+    """All weights once, where they are multiplied from.
+
+    Of an embedding that is looked up `batch` rows.
+    """
     layers = {id(layer): layer for _, layer in linears(model)}
     total = 0
     counted: set[tuple[object, ...]] = set()
     for layer in layers.values():
         aside = held_aside(layer)
-        copied = aside is not None and isinstance(layer, VocabParallelEmbedding)  # its own tensor is for looking up
-        total += (aside.bytes if aside is not None else 0) + (0 if copied else sum(t.nbytes for t in layer.parameters()))
+        # Its own tensor is for looking up.
+        copied = aside is not None and isinstance(layer, VocabParallelEmbedding)
+        total += (aside.bytes if aside is not None else 0) + (
+            0 if copied else sum(t.nbytes for t in layer.parameters())
+        )
         if not copied:
             counted.update(identity(t) for t in layer.parameters())
     tables = (module for module in model.modules() if isinstance(module, VocabParallelEmbedding))
@@ -219,4 +259,6 @@ def bytes_read(model: nn.Module, batch: int) -> int:
         if identity(weight) not in counted and not isinstance(table, ParallelLMHead):
             total += min(batch, weight.shape[0]) * weight.nbytes // weight.shape[0]
         counted.add(identity(weight))
-    return total + sum(t.nbytes for t in model.parameters() if t.numel() and identity(t) not in counted)
+    return total + sum(
+        t.nbytes for t in model.parameters() if t.numel() and identity(t) not in counted
+    )

@@ -68,7 +68,11 @@ def _compile(plan: LoadPlan) -> str | None:
 
 
 def _cache(plan: LoadPlan) -> str | None:
-    if plan.cache != "fp8" or plan.device.partition(":")[0] != "cpu" or plan.weights_dtype != "float32":
+    if (
+        plan.cache != "fp8"
+        or plan.device.partition(":")[0] != "cpu"
+        or plan.weights_dtype != "float32"
+    ):
         return None
     return "vLLM's attention on a CPU keeps an 8-bit KV cache beside 16-bit activations only. Write 'bf16+kv-fp8'."
 
@@ -79,7 +83,10 @@ def _adapters(plan: LoadPlan) -> str | None:
         return None
     if plan.merge_adapters:
         return "vLLM does not merge adapters: leave out ':merged'."
-    with_it = next((name for name in ("quantization", "compile", "assist") if getattr(plan, name) is not None), "")
+    with_it = next(
+        (name for name in ("quantization", "compile", "assist") if getattr(plan, name) is not None),
+        "",
+    )
     if with_it or plan.ranks > 1:
         return f"adapters on vLLM go with a precision alone, not with {with_it or 'several ranks'}: that was never seen to work."
     return None

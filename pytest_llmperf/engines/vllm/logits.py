@@ -15,7 +15,10 @@ from pytest_llmperf.errors import InvalidRun
 
 @dataclass
 class Captured:
-    """Logits of one request, step by step. The first product of a step is that of the sampled position, the rest the prompt's."""
+    """Logits of one request, step by step.
+
+    The first product of a step is that of the sampled position, the rest the prompt's.
+    """
 
     sampled: Tensor | None = None
     prompt: list[Tensor] = field(default_factory=list)
@@ -46,13 +49,18 @@ class Captured:
             raise InvalidRun("vLLM computed no logits for a prompt.")
         rows = torch.cat([*self.prompt, self.sampled])
         if rows.shape[0] != positions:
-            raise InvalidRun(f"vLLM computed logits of {rows.shape[0]} positions of a prompt of {positions} tokens.")
+            raise InvalidRun(
+                f"vLLM computed logits of {rows.shape[0]} positions of a prompt of {positions} tokens."
+            )
         return rows[:, :vocab_size]
 
 
 @contextmanager
 def capture(model: Any) -> Iterator[Captured]:
-    """Note what `model.compute_logits` gives while the block runs; nothing is changed in between and nothing stays."""
+    """Note what `model.compute_logits` gives while the block runs.
+
+    Nothing is changed in between and nothing stays.
+    """
     captured = Captured()
     original = model.compute_logits
 

@@ -10,8 +10,21 @@ from torch import Tensor, nn
 
 from pytest_llmperf.core.effective import LeftOut, Quantized
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantization import Packed, Scheme, layer_bytes, packed_layer_bytes, scheme_of
-from pytest_llmperf.engines.vllm.inspection import held_aside, is_low, linears, own_tensors, shape_of, stored_weight
+from pytest_llmperf.core.quantization import (
+    Packed,
+    Scheme,
+    layer_bytes,
+    packed_layer_bytes,
+    scheme_of,
+)
+from pytest_llmperf.engines.vllm.inspection import (
+    held_aside,
+    is_low,
+    linears,
+    own_tensors,
+    shape_of,
+    stored_weight,
+)
 from pytest_llmperf.instruments.layers import dtype_name
 
 FORMATS = {"CompressedTensorsW8A8Int8": "int-quantized", "CompressedTensorsWNA16": "pack-quantized"}
@@ -21,7 +34,10 @@ _HEAD = "the output head keeps its precision"
 
 
 def quantized_layers(model: nn.Module, plan: LoadPlan, packed: Packed | None) -> Quantized | None:
-    """Every linear layer, quantized or left out with the reason; None for a plan that asks for none. `packed`: a checkpoint's."""
+    """Every linear layer, quantized or left out with the reason.
+
+    None for a plan that asks for none. `packed`: a checkpoint's.
+    """
     if plan.quantization is None:
         return None
     scheme, layers = scheme_of(plan.quantization), dict(linears(model))
@@ -69,7 +85,9 @@ def _held(layer: Any) -> Iterator[tuple[str, int]]:
         yield str(aside.dtype).removeprefix("torch."), aside.bytes
     yield from ((dtype_name(tensor), tensor.nbytes) for tensor in own_tensors(layer))
     for state in (getattr(getattr(layer, "weight", None), "bnb_quant_state", None) or {}).values():
-        yield from ((dtype_name(t), t.nbytes) for t in (state.absmax, state.code) if isinstance(t, Tensor))
+        yield from (
+            (dtype_name(t), t.nbytes) for t in (state.absmax, state.code) if isinstance(t, Tensor)
+        )
 
 
 def _analytic(layer: Any, scheme: Scheme, packed: Packed | None) -> Counter[str]:
@@ -81,5 +99,16 @@ def _analytic(layer: Any, scheme: Scheme, packed: Packed | None) -> Counter[str]
 
 def _left_out(path: str, layer: Any) -> LeftOut:
     head = path == "lm_head"
-    reason = _HEAD if head else f"its weights are {str(stored_weight(layer).dtype).removeprefix('torch.')}"
-    return LeftOut(cls=type(layer).__name__, layers=1, elements=_elements(layer), reason=reason, declared=head, example=path)
+    reason = (
+        _HEAD
+        if head
+        else f"its weights are {str(stored_weight(layer).dtype).removeprefix('torch.')}"
+    )
+    return LeftOut(
+        cls=type(layer).__name__,
+        layers=1,
+        elements=_elements(layer),
+        reason=reason,
+        declared=head,
+        example=path,
+    )

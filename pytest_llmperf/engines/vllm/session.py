@@ -35,7 +35,12 @@ from pytest_llmperf.engines.vllm.stepping import Ask, Stepped, require_no_cached
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
-from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, measure_ceilings, measure_energy, out_of_memory_named
+from pytest_llmperf.instruments.torch_runtime import (
+    DeviceRuntime,
+    measure_ceilings,
+    measure_energy,
+    out_of_memory_named,
+)
 from pytest_llmperf.strategies.assistance import LOOKUP
 from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import Batch, PromptSet, TaskAnswer, TaskSet, Workload, describe
@@ -65,7 +70,10 @@ class Loaded:
 
 
 class VllmSession:
-    """See engines.base.Session. All requests of a workload are handed over at once; vLLM batches them continuously."""
+    """See engines.base.Session.
+
+    All requests of a workload are handed over at once; vLLM batches them continuously.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -74,7 +82,9 @@ class VllmSession:
         share_cores = loaded.plan.tp > 1 and loaded.device.type == "cpu"
         self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
         self._text_config = loaded.config.model_config.hf_config.get_text_config()
-        self._vocabulary = Vocabulary.of(SimpleNamespace(config=loaded.config.model_config.hf_config), loaded.source.tokenizer)
+        self._vocabulary = Vocabulary.of(
+            SimpleNamespace(config=loaded.config.model_config.hf_config), loaded.source.tokenizer
+        )
         self._cache = inspection.kv_cache(self._runner, loaded.config)
         self._adapters = Adapters.load(loaded.engine, self._runner, loaded.plan)
         self._graphs_before = 0
@@ -118,8 +128,11 @@ class VllmSession:
         cached = sum(answer.cached for answer in stepped.answers)
         return Ran(
             trace=self._trace(stepped, asks, repetition, seen.marks),
-            step=inspection.step_cost(self._model, self._text_config, self._cache, len(asks), self._compute_dtype),
-            telemetry=seen.gauges | {"steps": float(stepped.steps), "prefix_cached_tokens": float(cached)},
+            step=inspection.step_cost(
+                self._model, self._text_config, self._cache, len(asks), self._compute_dtype
+            ),
+            telemetry=seen.gauges
+            | {"steps": float(stepped.steps), "prefix_cached_tokens": float(cached)},
             prompts_hash=ids_hash(batch),
             outputs_hash=ids_hash(matrix([answer.tokens for answer in stepped.answers])),
         )
@@ -146,7 +159,9 @@ class VllmSession:
         """Copy bandwidth and matmul rates of this device."""
         return measure_ceilings(self._runtime, dtypes)
 
-    def make_reference(self, prompts: PromptSet, new_tokens: int, batch: int, path: str) -> tuple[int, int]:
+    def make_reference(
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+    ) -> tuple[int, int]:
         """See transformers.reference.make_reference."""
         return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
@@ -157,7 +172,9 @@ class VllmSession:
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """See engines.base.Session: one name holds for all requests, several for those of each batch in turn."""
         if names and not self._adapters.names:
-            raise UsageError(f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy.")
+            raise UsageError(
+                f"adapter {names[0]!r} was asked for, none is loaded. Add 'lora:PATH' to the strategy."
+            )
         return self._adapters.use(names)
 
     def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
@@ -186,12 +203,18 @@ class VllmSession:
         tokenizer = self._loaded.source.tokenizer
         if isinstance(workload, Batch):
             if len(self._adapters.used) > 1:
-                raise UsageError("a Batch is not divided among adapters. Take Decode, or one of them.")
+                raise UsageError(
+                    "a Batch is not divided among adapters. Take Decode, or one of them."
+                )
             requests = asked(workload, repetition, self._vocabulary, tokenizer)
             lengths = zip(requests.rows, requests.new_tokens, strict=True)
-            return matrix(requests.rows), [self._ask(i, row, n) for i, (row, n) in enumerate(lengths)]
+            return matrix(requests.rows), [
+                self._ask(i, row, n) for i, (row, n) in enumerate(lengths)
+            ]
         made = token_batch(workload, repetition, self._vocabulary, tokenizer, torch.device("cpu"))
-        return made.ids, [self._ask(i, row, workload.new_tokens) for i, row in enumerate(unpadded(made))]
+        return made.ids, [
+            self._ask(i, row, workload.new_tokens) for i, row in enumerate(unpadded(made))
+        ]
 
     def _ask(self, row: int, ids: Sequence[int], new_tokens: int) -> Ask:
         return Ask(ids, new_tokens, self._adapters.of_row(row))
@@ -226,7 +249,9 @@ class VllmSession:
         )
         forwards = None
         if self._loaded.plan.assist is not None:
-            forwards = round(sum(len(answer.events) for answer in stepped.answers) / len(stepped.answers))
+            forwards = round(
+                sum(len(answer.events) for answer in stepped.answers) / len(stepped.answers)
+            )
         return Trace(repetition=repetition, requests=requests, marks=marks, forwards=forwards)
 
     # Looking
@@ -244,7 +269,9 @@ class VllmSession:
             autocast_dtype=None,
             checkpoint_dtype=loaded.source.dtype,
             attention=inspection.attention_backends(config),
-            cache=f"paged, blocks of {self._cache.block_tokens} positions of {self._cache.dtype}" if ran else "",
+            cache=f"paged, blocks of {self._cache.block_tokens} positions of {self._cache.dtype}"
+            if ran
+            else "",
             compile_mode=mode,
             compiled_graphs=graphs_compiled() if mode is not None else 0,
             decode_loop=LOOP if ran else "",
@@ -261,7 +288,11 @@ class VllmSession:
         )
 
     def _notes(self) -> tuple[str, ...]:
-        packed = sum(group.bytes for group in inspection.tensors(self._model) if group.device == inspection.PACKED)
+        packed = sum(
+            group.bytes
+            for group in inspection.tensors(self._model)
+            if group.device == inspection.PACKED
+        )
         prefix = "on" if self._loaded.config.cache_config.enable_prefix_caching else "off"
         limits = self._loaded.config.scheduler_config
         notes = [
@@ -269,7 +300,9 @@ class VllmSession:
             f"a step takes up to {limits.max_num_seqs} requests and {limits.max_num_batched_tokens} tokens",
         ]
         if packed:
-            notes.append(f"{packed} B of the weights lie in a CPU library's own layout, counted by their shapes")
+            notes.append(
+                f"{packed} B of the weights lie in a CPU library's own layout, counted by their shapes"
+            )
         if self._loaded.source.dummy:
             notes.append("the weights are vLLM's own random ones")
         return tuple(notes)
@@ -285,11 +318,16 @@ class VllmSession:
     # Outputs
 
     def _observed_dtype(self) -> str:
-        """Dtype of the output head's product over one token; of a stage without a head, that of vLLM's configuration."""
+        """Dtype of the output head's product over one token.
+
+        Of a stage without a head, that of vLLM's configuration.
+        """
         some = int(self._vocabulary.plain_ids()[0])
         with capture(self._model) as captured:
             run(self._loaded.engine, self._submit, [Ask([some], 1)])
-        found = self._loaded.config.model_config.dtype if captured.sampled is None else captured.dtype
+        found = (
+            self._loaded.config.model_config.dtype if captured.sampled is None else captured.dtype
+        )
         return str(found).removeprefix("torch.")
 
     def logits(self, ids: Sequence[int]) -> tuple[Tensor, torch.dtype]:
@@ -306,9 +344,15 @@ class VllmSession:
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Free-running greedy tokens of a padded batch, which goes in without its padding."""
-        stepped = self._step([self._ask(i, row, new_tokens) for i, row in enumerate(unpadded(batch))])
-        seen = CacheSeen(self._cache.dtype, self._cache.bytes, self._cache.bytes_per_token, self._cache.layers)
-        return Decoded(matrix([answer.tokens for answer in stepped.answers]), stepped.start_ns, (), seen)
+        stepped = self._step(
+            [self._ask(i, row, new_tokens) for i, row in enumerate(unpadded(batch))]
+        )
+        seen = CacheSeen(
+            self._cache.dtype, self._cache.bytes, self._cache.bytes_per_token, self._cache.layers
+        )
+        return Decoded(
+            matrix([answer.tokens for answer in stepped.answers]), stepped.start_ns, (), seen
+        )
 
     def _scorer(self) -> VllmScorer:
         return VllmScorer(
@@ -358,9 +402,14 @@ def require_prefix_cache_as_asked(loaded: Loaded) -> None:
     found = bool(loaded.config.cache_config.enable_prefix_caching)
     if asked != found:
         words = {True: "on", False: "off"}
-        raise NotInEffect(f"vLLM's prefix cache is {words[found]}, asked for {words[asked]}: prompts would be answered from it.")
+        raise NotInEffect(
+            f"vLLM's prefix cache is {words[found]}, asked for {words[asked]}: prompts would be answered from it."
+        )
 
 
 def unpadded(batch: TokenBatch) -> list[list[int]]:
     """The rows of a left-padded batch as they are without padding."""
-    return [row[len(row) - length :] for row, length in zip(batch.ids.tolist(), batch.lengths, strict=True)]
+    return [
+        row[len(row) - length :]
+        for row, length in zip(batch.ids.tolist(), batch.lengths, strict=True)
+    ]

@@ -15,7 +15,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 
 from pytest_llmperf.core.effective import Shard
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.vllm.inspection import held_aside, linears, own_tensors, shape_of, tensors
+from pytest_llmperf.engines.vllm.inspection import (
+    held_aside,
+    linears,
+    own_tensors,
+    shape_of,
+    tensors,
+)
 from pytest_llmperf.instruments.layers import identity
 from pytest_llmperf.instruments.ranks import device_identity
 
@@ -43,7 +49,8 @@ def shards(model: nn.Module, plan: LoadPlan, device: torch.device) -> tuple[Shar
 def own_shared_memory() -> None:
     """Give the shared memory through which CPU ranks reduce a name of this run's own.
 
-    vLLM 0.32 names it alike in every run that a launcher started, and one that was killed leaves it behind: the next one fails.
+    vLLM 0.32 names it alike in every run that a launcher started, and one that was killed leaves it
+    behind: the next one fails.
     """
     named = _CPUSHMDistributed.make_group_name
     if not getattr(named, "of_this_run", False):
@@ -57,7 +64,8 @@ def own_shared_memory() -> None:
 
 def leave_shared_memory() -> None:
     """Remove what this run's ranks have there; whoever comes first does it."""
-    for file in Path("/dev/shm").glob(f"*{_run()}*cpushm*") if "MASTER_PORT" in os.environ else ():  # noqa: S108 - where it is
+    # Where it is.
+    for file in Path("/dev/shm").glob(f"*{_run()}*cpushm*") if "MASTER_PORT" in os.environ else ():  # noqa: S108
         file.unlink(missing_ok=True)
 
 
@@ -70,7 +78,11 @@ def _split(model: nn.Module, own: int) -> tuple[int, int]:
     cut, divided = 0, 0.0
     seen: set[tuple[object, ...]] = set()
     layers: dict[int, Any] = {id(layer): layer for _, layer in linears(model)}
-    layers |= {id(module): module for module in model.modules() if isinstance(module, VocabParallelEmbedding)}
+    layers |= {
+        id(module): module
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding)
+    }
     for layer in layers.values():
         held = held_aside(layer)
         fresh = [tensor for tensor in own_tensors(layer) if identity(tensor) not in seen]

@@ -59,7 +59,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stepped:
-    """All requests of one run, in the order they were asked. `start_ns` is before the first was handed over."""
+    """All requests of one run, in the order they were asked.
+
+    `start_ns` is before the first was handed over.
+    """
 
     start_ns: int
     answers: tuple[Answer, ...]
@@ -71,14 +74,22 @@ Submit = Callable[[str, Ask], object]
 _numbers = itertools.count()
 
 
-def run(engine: Steps, submit: Submit, asks: Sequence[Ask], *, after_step: Callable[[], object] | None = None) -> Stepped:
-    """Hand all requests over, then step until all are answered. A token's time is the end of the step that gave it.
+def run(
+    engine: Steps,
+    submit: Submit,
+    asks: Sequence[Ask],
+    *,
+    after_step: Callable[[], object] | None = None,
+) -> Stepped:
+    """Hand all requests over, then step until all are answered.
 
-    `submit` adds one request under a name. `after_step` is called after each step (for reading logits, never when timed).
+    A token's time is the end of the step that gave it.
+
+    `submit` adds one request under a name. `after_step` is called after each step (for reading
+    logits, never when timed).
 
     Raises:
         InvalidRun: a request got another number of tokens than it asked for.
-
     """
     first = next(_numbers)
     names = [f"{first}-{i}" for i in range(len(asks))]
@@ -124,7 +135,11 @@ def _note(answer: Answer, output: Output, now_ns: int) -> None:
 
 def _require_lengths(asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
     pairs = enumerate(zip(asks, answers, strict=True))
-    wrong = [(i, len(answer.tokens), ask.new_tokens) for i, (ask, answer) in pairs if len(answer.tokens) != ask.new_tokens]
+    wrong = [
+        (i, len(answer.tokens), ask.new_tokens)
+        for i, (ask, answer) in pairs
+        if len(answer.tokens) != ask.new_tokens
+    ]
     if wrong:
         i, found, asked = wrong[0]
         raise InvalidRun(

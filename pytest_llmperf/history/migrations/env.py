@@ -6,7 +6,8 @@ from alembic import context
 
 from pytest_llmperf.history.tables import METADATA
 
-# The caller holds the transaction, so that all migrations of one opening are committed together or not at all.
+# The caller holds the transaction, so that all migrations of one opening are committed together or
+# not at all.
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,

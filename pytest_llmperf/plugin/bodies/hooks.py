@@ -28,7 +28,10 @@ class Bodies:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Take the test's fixtures away: they are made where the body runs. What the last test left loaded is unloaded."""
+        """Take the test's fixtures away: they are made where the body runs.
+
+        What the last test left loaded is unloaded.
+        """
         if not _elsewhere(item):
             return
         from pytest_llmperf.errors import UsageError  # noqa: PLC0415
@@ -71,7 +74,10 @@ class Bodies:
         from pytest_llmperf.plugin.bodies.rank import Rank  # noqa: PLC0415
 
         if request.node.get_closest_marker("llmperf_ranks") is None:
-            pytest.fail("llmperf_rank: this test has no ranks. Add @pytest.mark.llmperf_ranks(2).", pytrace=False)
+            pytest.fail(
+                "llmperf_rank: this test has no ranks. Add @pytest.mark.llmperf_ranks(2).",
+                pytrace=False,
+            )
         return Rank.of_environment()
 
 
@@ -83,7 +89,10 @@ def _elsewhere(item: pytest.Item) -> bool:
 def _replace(report: pytest.TestReport, ran: Any) -> None:
     report.outcome, report.longrepr = ran.outcome, ran.longrepr
     report.sections = [*ran.sections]
-    report.user_properties = [*report.user_properties, *(p for p in ran.user_properties if p not in report.user_properties)]
+    report.user_properties = [
+        *report.user_properties,
+        *(p for p in ran.user_properties if p not in report.user_properties),
+    ]
     report.llmperf_error = ran.error  # type: ignore[attr-defined]
     if hasattr(report, "wasxfail"):
         del report.wasxfail

@@ -1,4 +1,7 @@
-"""The markers of tests whose body runs elsewhere, read and checked. Imported when such a test is set up."""
+"""The markers of tests whose body runs elsewhere, read and checked.
+
+Imported when such a test is set up.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ RANKS = "llmperf_ranks"
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """How a test's body runs: in `ranks` processes; `distributed` tells `llmperf_ranks(1)` from `llmperf_isolated`.
+    """How a test's body runs: in `ranks` processes.
 
-    `timeout_s` is the deadline from the start of the body to the last rank's report; None takes --llmperf-timeout.
+    `distributed` tells `llmperf_ranks(1)` from `llmperf_isolated`.
+
+    `timeout_s` is the deadline from the start of the body to the last rank's report; None takes
+    --llmperf-timeout.
     """
 
     ranks: int = 1
@@ -25,7 +31,10 @@ class Body:
 
 
 def body_of(item: pytest.Item) -> Body | None:
-    """What the closest of the two markers asks for; None without one. Raises UsageError for arguments that cannot be used."""
+    """What the closest of the two markers asks for; None without one.
+
+    Raises UsageError for arguments that cannot be used.
+    """
     ranks, isolated = item.get_closest_marker(RANKS), item.get_closest_marker(ISOLATED)
     if ranks is None and isolated is None:
         return None
@@ -49,13 +58,17 @@ def _ranked(mark: pytest.Mark) -> Body:
             f"@pytest.mark.{RANKS}: {unknown or mark.args[1:]} is not known. It reads llmperf_ranks(n, timeout=None).",
         )
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise UsageError(f"@pytest.mark.{RANKS}({n!r}): a number of ranks of at least 1 is needed, for example llmperf_ranks(2).")
+        raise UsageError(
+            f"@pytest.mark.{RANKS}({n!r}): a number of ranks of at least 1 is needed, for example llmperf_ranks(2)."
+        )
     return Body(ranks=n, distributed=True, timeout_s=_timeout(mark, RANKS))
 
 
 def _isolated(mark: pytest.Mark | None) -> Body:
     if mark is not None and (mark.args or set(mark.kwargs) - {"timeout"}):
-        raise UsageError(f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, not {mark.args or mark.kwargs}.")
+        raise UsageError(
+            f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, not {mark.args or mark.kwargs}."
+        )
     return Body(timeout_s=_timeout(mark, ISOLATED) if mark is not None else None)
 
 
@@ -64,5 +77,7 @@ def _timeout(mark: pytest.Mark, name: str) -> float | None:
     if seconds is None:
         return None
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
-        raise UsageError(f"@pytest.mark.{name}(timeout={seconds!r}): a number of seconds above 0 is needed.")
+        raise UsageError(
+            f"@pytest.mark.{name}(timeout={seconds!r}): a number of seconds above 0 is needed."
+        )
     return float(seconds)

@@ -19,7 +19,10 @@ _NO_PROOF = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The call report of a test whose body ran elsewhere. `error`: it is an ERROR (set-up, teardown), not a failure."""
+    """The call report of a test whose body ran elsewhere.
+
+    `error`: it is an ERROR (set-up, teardown), not a failure.
+    """
 
     outcome: str
     longrepr: Any = None
@@ -54,11 +57,16 @@ class RankOutcome:
 
 def rank_outcome(rank: int, ran: BodyRan, config: pytest.Config) -> RankOutcome:
     """Read back the reports of one rank. Raises ValueError when it sent none."""
-    reports = tuple(_read(config.hook.pytest_report_from_serializable(config=config, data=data)) for data in ran.reports)
+    reports = tuple(
+        _read(config.hook.pytest_report_from_serializable(config=config, data=data))
+        for data in ran.reports
+    )
     if not reports:
         raise ValueError(f"rank {rank} sent no report")
     calls = [r for r in reports if r.when == "call"]
-    deciding = next((r for r in reports if not r.passed or hasattr(r, "wasxfail")), (calls or list(reports))[0])
+    deciding = next(
+        (r for r in reports if not r.passed or hasattr(r, "wasxfail")), (calls or list(reports))[0]
+    )
     return RankOutcome(rank=rank, deciding=deciding, reports=reports, called=ran.called)
 
 
@@ -75,11 +83,17 @@ def _read(report: pytest.TestReport) -> pytest.TestReport:
 def merged(ranks: Sequence[RankOutcome]) -> Outcome:
     """One outcome: a failure of any rank is the test's; skips and expected failures must agree."""
     words = {each.word for each in ranks}
-    bad = next((r for word in ("failed", "error", *_NO_PROOF) for r in ranks if r.word == word), None)
+    bad = next(
+        (r for word in ("failed", "error", *_NO_PROOF) for r in ranks if r.word == word), None
+    )
     if bad is not None:
         return _failed(bad, ranks)
     if len(words) > 1:
-        return Outcome(outcome="failed", longrepr=f"the ranks disagree: {_all(ranks)}", sections=_sections(ranks))
+        return Outcome(
+            outcome="failed",
+            longrepr=f"the ranks disagree: {_all(ranks)}",
+            sections=_sections(ranks),
+        )
     first = ranks[0]
     return Outcome(
         outcome=str(first.deciding.outcome),
@@ -93,10 +107,13 @@ def merged(ranks: Sequence[RankOutcome]) -> Outcome:
 
 def _failed(bad: RankOutcome, ranks: Sequence[RankOutcome]) -> Outcome:
     who = f"rank {bad.rank} of {len(ranks)}"
-    longrepr = _NO_PROOF[bad.word].format(who=who) if bad.word in _NO_PROOF else bad.deciding.longrepr
+    longrepr = (
+        _NO_PROOF[bad.word].format(who=who) if bad.word in _NO_PROOF else bad.deciding.longrepr
+    )
     if len(ranks) > 1:
         text = f"{who}: {bad.word} in {bad.deciding.when}; {_all(ranks)}"
-        add_section: Callable[[str, str], None] | None = getattr(longrepr, "addsection", None)  # a plain text has none
+        # A plain text has none.
+        add_section: Callable[[str, str], None] | None = getattr(longrepr, "addsection", None)
         if add_section is not None:
             add_section("ranks", text)
         else:
@@ -119,7 +136,11 @@ def _all(ranks: Sequence[RankOutcome]) -> str:
 
 def _reason(rank: RankOutcome) -> str:
     longrepr = rank.deciding.longrepr
-    return f" ({longrepr[2].removeprefix('Skipped: ')})" if rank.word == "skipped" and isinstance(longrepr, tuple) else ""
+    return (
+        f" ({longrepr[2].removeprefix('Skipped: ')})"
+        if rank.word == "skipped" and isinstance(longrepr, tuple)
+        else ""
+    )
 
 
 def _sections(ranks: Sequence[RankOutcome]) -> list[tuple[str, str]]:

@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One process of `@pytest.mark.llmperf_ranks(n)`. The launcher's variables (RANK, MASTER_ADDR, …) are set as torchrun's."""
+    """One process of `@pytest.mark.llmperf_ranks(n)`.
+
+    The launcher's variables (RANK, MASTER_ADDR, …) are set as torchrun's.
+    """
 
     rank: int
     world_size: int
@@ -19,26 +22,32 @@ class Rank:
     @classmethod
     def of_environment(cls) -> Rank:
         """From RANK and WORLD_SIZE; a single rank has none of them."""
-        return cls(rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        return cls(
+            rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1"))
+        )
 
     def init(self, backend: str | None = None, *, timeout_s: float = 600) -> Any:
         """Start torch.distributed's default process group, and return the device of this rank.
 
         Args:
-            backend: "gloo", "nccl" or another of torch's; None takes nccl where there is a GPU for each rank, else gloo.
-            timeout_s: of a collective. torch raises when it is over, which names the rank that waited; the test's own
+            backend: "gloo", "nccl" or another of torch's; None takes nccl where there is a GPU for
+                each rank, else gloo.
+            timeout_s: of a collective. torch raises when it is over, which names the rank that
+                waited; the test's own
                 deadline (`llmperf_ranks(n, timeout=…)`) shows the stacks of all ranks.
 
         Raises:
             RuntimeError, ValueError: as torch.distributed.init_process_group.
-
         """
-        torch, dist = import_module("torch"), import_module("torch.distributed")  # by name: only a body's process has torch
+        # By name: only a body's process has torch.
+        torch, dist = import_module("torch"), import_module("torch.distributed")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         chosen = backend or ("nccl" if gpus >= self.world_size else "gloo")
         device = torch.device("cuda", self.rank % gpus) if chosen == "nccl" else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        alone = {} if self.world_size > 1 else {"rank": 0, "world_size": 1, "store": dist.HashStore()}
+        alone = (
+            {} if self.world_size > 1 else {"rank": 0, "world_size": 1, "store": dist.HashStore()}
+        )
         dist.init_process_group(chosen, timeout=timedelta(seconds=timeout_s), **alone)
         return device

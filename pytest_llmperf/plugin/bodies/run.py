@@ -21,21 +21,31 @@ if TYPE_CHECKING:
 
 _SIDE = ("-P", "-m", "pytest_llmperf.plugin.bodies.side")
 _START_S = 120.0
-_NOT_INHERITED = frozenset({"plan", "plan-json", "only", "skip", "against"} | {each.name for each in OPTIONS if each.report})
+_NOT_INHERITED = frozenset(
+    {"plan", "plan-json", "only", "skip", "against"}
+    | {each.name for each in OPTIONS if each.report}
+)
 """Options that say which tests run or what is printed of all of them: decided here, before a body is started."""
 
 
 def run_body(item: pytest.Function, body: Body, session: LlmperfSession) -> Outcome:
     """Run the body of `item` in `body.ranks` processes and put together what they report.
 
-    A process that dies, hangs or leaves without a report fails the test, with its log or the stacks of every rank.
+    A process that dies, hangs or leaves without a report fails the test, with its log or the stacks
+    of every rank.
     """
     deadline_s = body.timeout_s or session.settings.timeout_s
-    command = RunBody(arguments=arguments(item), nodeid=item.nodeid, gpus=tuple(gpu.uuid for gpu in session.gpus.held))
+    command = RunBody(
+        arguments=arguments(item),
+        nodeid=item.nodeid,
+        gpus=tuple(gpu.uuid for gpu in session.gpus.held),
+    )
     try:
         with _start(item, body, session) as group:
             results = group.call_all(command, deadline_s=deadline_s)
-            ranks = [rank_outcome(rank, _ran(result), item.config) for rank, result in enumerate(results)]
+            ranks = [
+                rank_outcome(rank, _ran(result), item.config) for rank, result in enumerate(results)
+            ]
     except (WorkerError, OutOfMemory) as error:
         return Outcome(outcome="failed", longrepr=f"{type(error).__name__}: {error}")
     return merged(ranks)
@@ -44,13 +54,28 @@ def run_body(item: pytest.Function, body: Body, session: LlmperfSession) -> Outc
 def arguments(item: pytest.Function) -> tuple[str, ...]:
     """The command line of a body's pytest: this session's configuration, and this one test."""
     config, option = item.config, item.config.option
-    words = ["-q", "--color=no", f"--rootdir={config.rootpath}", f"--import-mode={option.importmode}"]
+    words = [
+        "-q",
+        "--color=no",
+        f"--rootdir={config.rootpath}",
+        f"--import-mode={option.importmode}",
+    ]
     words += ["-c", str(config.inipath)] if config.inipath else []
-    words += [word for name in option.plugins if not name.startswith("no:terminal") for word in ("-p", name)]
+    words += [
+        word
+        for name in option.plugins
+        if not name.startswith("no:terminal")
+        for word in ("-p", name)
+    ]
     words += [word for each in option.override_ini or () for word in ("-o", each)]
     words += [word for each in option.pythonwarnings or () for word in ("-W", each)]
     words += ["-p", "no:cacheprovider", "-W", ALREADY_IMPORTED]
-    words += ["-n0"] if importlib.util.find_spec("xdist") is not None and config.pluginmanager.has_plugin("xdist") else []
+    words += (
+        ["-n0"]
+        if importlib.util.find_spec("xdist") is not None
+        and config.pluginmanager.has_plugin("xdist")
+        else []
+    )
     place = str(item.path) + "::" + item.nodeid.partition("::")[2]
     return (*words, *_options(config), place)
 
@@ -64,7 +89,10 @@ def _options(config: pytest.Config) -> list[str]:
         if option.flag:
             words.append(option.flag_name)
         else:
-            words += [f"{option.flag_name}={each}" for each in (value if isinstance(value, list) else [value])]
+            words += [
+                f"{option.flag_name}={each}"
+                for each in (value if isinstance(value, list) else [value])
+            ]
     return words
 
 

@@ -1,7 +1,7 @@
 """`python -P -m pytest_llmperf.plugin.bodies.side --fd N --rank R`: one process of a test's body.
 
-It answers `RunBody` with the reports of that one test. A process that ends without that answer has proved nothing: whatever
-its exit code, the session that started it reports a failure.
+It answers `RunBody` with the reports of that one test. A process that ends without that answer has
+proved nothing: whatever its exit code, the session that started it reports a failure.
 """
 
 from __future__ import annotations
@@ -24,11 +24,25 @@ from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN, SIDE_PLUGIN
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.wire.frames import Wire, worker_end
-from pytest_llmperf.wire.messages import BodyRan, Close, Closed, Command, Hello, Reply, Result, RunBody
+from pytest_llmperf.wire.messages import (
+    BodyRan,
+    Close,
+    Closed,
+    Command,
+    Hello,
+    Reply,
+    Result,
+    RunBody,
+)
 from pytest_llmperf.worker.host import failure
 from pytest_llmperf.worker.loop import Pulse, read
 
-_STEERING = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+_STEERING = (
+    "PYTEST_ADDOPTS",
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_XDIST_WORKER",
+    "PYTEST_XDIST_WORKER_COUNT",
+)
 
 
 class BodySide:
@@ -42,8 +56,13 @@ class BodySide:
         self._command = command
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the one test, and note when its function is called. GPUs are those that the starting session holds."""
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Keep the one test, and note when its function is called.
+
+        GPUs are those that the starting session holds.
+        """
         items[:] = [item for item in items if item.nodeid == self._command.nodeid][:1]
         for item in items:
             if isinstance(item, pytest.Function):
@@ -80,7 +99,10 @@ def run(command: RunBody) -> BodyRan:
     side = BodySide(command)
     code = int(pytest.main(list(command.arguments), plugins=[side]))
     if not side.reports:
-        why = side.broken or f"pytest ended with exit code {code}: pytest {' '.join(command.arguments)}"
+        why = (
+            side.broken
+            or f"pytest ended with exit code {code}: pytest {' '.join(command.arguments)}"
+        )
         raise UsageError(f"the body of {command.nodeid} could not be run in its own process: {why}")
     return BodyRan(reports=tuple(side.reports), called=side.called)
 
@@ -104,7 +126,8 @@ def serve(wire: Wire[Command], rank: int) -> None:
 def _answer(command: Command, rank: int) -> Reply:
     try:
         result: Result = Closed() if isinstance(command, Close) else run(_body(command))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+    # The boundary of the process: all errors travel.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         return Reply(rank=rank, failure=failure(error))
     return Reply(rank=rank, result=result)
 
@@ -117,13 +140,18 @@ def _body(command: Command) -> RunBody:
 
 def main(argv: list[str] | None = None) -> None:
     """Serve on the inherited socket until Close, or until the session ends."""
-    parser = argparse.ArgumentParser(prog="python -m pytest_llmperf.plugin.bodies.side", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="inherited stream socket to the session")
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_llmperf.plugin.bodies.side", description=__doc__
+    )
+    parser.add_argument(
+        "--fd", type=int, required=True, help="inherited stream socket to the session"
+    )
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
     parser.add_argument("--die-with-parent", action="store_true")
     options = parser.parse_args(argv)
-    log = os.dup(sys.stderr.fileno())  # pytest captures file descriptor 2, and the stacks of a hang belong in the log
+    # Pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
     lead_own_group()

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.core.format import format_number, format_value
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record, speed_metric
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS, Baseline, compare, compare_counted
+from pytest_llmperf.core.verdicts.against_history import (
+    MIN_SESSIONS,
+    Baseline,
+    compare,
+    compare_counted,
+)
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.gate.accepted import held
 from pytest_llmperf.gate.contrast import prediction, side_by_side
@@ -35,11 +40,18 @@ def compared(
     for it. Without a store there is nothing before.
     """
     runs = [record for record in records if record.workload.get("type") not in NOT_RUNS]
-    return [row for record in _last_attempts(runs) for row in _rows(record, store, reviewed, limits or DEFAULT_LIMITS)]
+    return [
+        row
+        for record in _last_attempts(runs)
+        for row in _rows(record, store, reviewed, limits or DEFAULT_LIMITS)
+    ]
 
 
 def gate_limits(root: Path, metric: str | None = None) -> Mapping[str, float]:
-    """The limits of one metric, of the project's `llmperf_gate`, or the gate's own. Raises UsageError."""
+    """The limits of one metric, of the project's `llmperf_gate`, or the gate's own.
+
+    Raises UsageError.
+    """
     if metric is not None:
         return parse_limits(metric, "--metric")
     text = str(find_project(root).ini.get("llmperf_gate", ""))
@@ -48,14 +60,20 @@ def gate_limits(root: Path, metric: str | None = None) -> Mapping[str, float]:
 
 def _last_attempts(records: Sequence[Record]) -> list[Record]:
     again = {_work(record) for record in records if record.extra.get("attempt", 1) > 1}
-    return [record for record in records if record.extra.get("attempt", 1) > 1 or _work(record) not in again]
+    return [
+        record
+        for record in records
+        if record.extra.get("attempt", 1) > 1 or _work(record) not in again
+    ]
 
 
 def _work(record: Record) -> tuple[str, ...]:
     return (record.session_id, record.test, record.label, record.workload_key, record.strategy)
 
 
-def _rows(record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]) -> list[Compared]:
+def _rows(
+    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+) -> list[Compared]:
     if record.extra.get("against", {}).get("metrics"):
         return [_of_pairs(record, row) for row in side_by_side([record], {})]
     metrics = {metric.name: metric for metric in record.metrics}
@@ -66,7 +84,10 @@ def _rows(record: Record, store: Store | None, reviewed: Reviewed | None, limits
 
 
 def _of_pairs(record: Record, row: Any) -> Compared:
-    texts = [format_value(value, row.unit) if value is not None else "" for value in (row.before, row.after)]
+    texts = [
+        format_value(value, row.unit) if value is not None else ""
+        for value in (row.before, row.after)
+    ]
     return _row(
         record,
         row.metric,
@@ -87,30 +108,57 @@ def _of_history(
     limits: Mapping[str, float],
 ) -> Compared:
     after = "" if metric.value is None else format_value(metric.value, metric.unit)
-    if metric.value is None or store is None or reviewed is None or metric.direction not in ("higher", "lower"):
-        return _row(record, metric.name, after=after, verdict=status(record.outcome), reason=metric.reason)
+    if (
+        metric.value is None
+        or store is None
+        or reviewed is None
+        or metric.direction not in ("higher", "lower")
+    ):
+        return _row(
+            record, metric.name, after=after, verdict=status(record.outcome), reason=metric.reason
+        )
     found = held(store, reviewed, record, metric)
     if not found.baseline.values or min(*found.baseline.values, metric.value) <= 0:
-        return _row(record, metric.name, after=after, verdict=status(record.outcome), reason=found.reason)
-    return _of_baseline(record, metric, metric.value, found.baseline, limits.get(metric.name, DEFAULT_LIMITS["throughput"]))
+        return _row(
+            record, metric.name, after=after, verdict=status(record.outcome), reason=found.reason
+        )
+    return _of_baseline(
+        record,
+        metric,
+        metric.value,
+        found.baseline,
+        limits.get(metric.name, DEFAULT_LIMITS["throughput"]),
+    )
 
 
-def _of_baseline(record: Record, metric: MetricValue, value: float, baseline: Baseline, limit: float) -> Compared:
+def _of_baseline(
+    record: Record, metric: MetricValue, value: float, baseline: Baseline, limit: float
+) -> Compared:
     direction: Any = metric.direction
     counted = metric.name in COUNTED
     judge = compare_counted if counted else compare
     outcome = judge(value, baseline, direction=direction, floor=limit).outcome
-    center = baseline.values[-1] if counted else math.exp(math.fsum(map(math.log, baseline.values)) / len(baseline.values))
+    center = (
+        baseline.values[-1]
+        if counted
+        else math.exp(math.fsum(map(math.log, baseline.values)) / len(baseline.values))
+    )
     seen = None if counted else prediction(baseline.values, value)
     n = len(baseline.values)
-    few = f"{n} session{'' if n == 1 else 's'} before; {MIN_SESSIONS} decide" if n < MIN_SESSIONS and not counted else ""
+    few = (
+        f"{n} session{'' if n == 1 else 's'} before; {MIN_SESSIONS} decide"
+        if n < MIN_SESSIONS and not counted
+        else ""
+    )
     return _row(
         record,
         metric.name,
         before=format_value(center, metric.unit),
         after=format_value(value, metric.unit),
         ratio=value / center,
-        ends=(None, None) if seen is None else (math.exp(seen.low), math.exp(seen.high) if seen.high < math.inf else None),
+        ends=(None, None)
+        if seen is None
+        else (math.exp(seen.low), math.exp(seen.high) if seen.high < math.inf else None),
         verdict=outcome.value,
         reason=few if outcome is Outcome.UNDECIDED else "",
     )
@@ -136,12 +184,17 @@ def _row(
         before=before,
         after=after,
         ratio="" if ratio is None else format_value(ratio, "x"),
-        interval="" if low is None or high is None else f"{format_number(low)} to {format_number(high)}",
+        interval=""
+        if low is None or high is None
+        else f"{format_number(low)} to {format_number(high)}",
         verdict=_verdict(verdict, record.outcome),
         reason=reason,
     )
 
 
 def _verdict(found: str, outcome: str) -> str:
-    """FAIL is what a test's failure says; what looks worse and failed nothing is called that, with its test's outcome."""
+    """FAIL is what a test's failure says.
+
+    What looks worse and failed nothing is called that, with its test's outcome.
+    """
     return f"worse, test: {status(outcome)}" if found == "FAIL" != outcome else found

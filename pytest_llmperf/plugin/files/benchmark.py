@@ -43,7 +43,9 @@ class BenchmarkFile:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
             return
         n = len(found["benchmarks"])
-        self._said = f"{n} run{'' if n == 1 else 's'} written to {self._path} in pytest-benchmark's format"
+        self._said = (
+            f"{n} run{'' if n == 1 else 's'} written to {self._path} in pytest-benchmark's format"
+        )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where it is."""

@@ -29,9 +29,14 @@ _TEXT_LINES = 12
 
 
 class CiOutput:
-    """Collects the reports of all processes and writes at the end. A file that cannot be written changes no outcome."""
+    """Collects the reports of all processes and writes at the end.
 
-    def __init__(self, config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]) -> None:
+    A file that cannot be written changes no outcome.
+    """
+
+    def __init__(
+        self, config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]
+    ) -> None:
         self._config = config
         self._files = files
         self._make = make
@@ -48,14 +53,22 @@ class CiOutput:
             return
         self._rows |= {row["id"]: row for row in carried["records"]}
         path, line = self._place(report)
-        found = {"outcome": carried["outcome"], "path": path, "line": line, "text": _text(report, carried)}
+        found = {
+            "outcome": carried["outcome"],
+            "path": path,
+            "line": line,
+            "text": _text(report, carried),
+        }
         self._problems.setdefault(report.nodeid, {"test": report.nodeid, **found})
 
     @pytest.hookimpl(trylast=True)  # after those that say what is wrong with the session
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what was asked for; annotations are printed with the summary."""
         option = session.config.option
-        of_session = [{"test": "the session", "outcome": o, "text": t} for o, t in self._config.stash.get(SESSION_PROBLEMS, [])]
+        of_session = [
+            {"test": "the session", "outcome": o, "text": t}
+            for o, t in self._config.stash.get(SESSION_PROBLEMS, [])
+        ]
         ended = [*of_session, *self._problems.values()]
         if option.collectonly or option.llmperf_plan or not (ended or self._files):
             return
@@ -101,9 +114,16 @@ def say_of_session(config: pytest.Config, outcome: str, texts: Iterable[str]) ->
     config.stash.setdefault(SESSION_PROBLEMS, []).extend((outcome, text) for text in texts)
 
 
-def open_ci(config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]) -> CiOutput | None:
-    """The plugin where something is to be written; None inside of another session. `make` is called at the end, if at all."""
-    asked = files or os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("GITHUB_STEP_SUMMARY")
+def open_ci(
+    config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]
+) -> CiOutput | None:
+    """The plugin where something is to be written; None inside of another session.
+
+    `make` is called at the end, if at all.
+    """
+    asked = (
+        files or os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("GITHUB_STEP_SUMMARY")
+    )
     if not asked or INSIDE in os.environ:
         return None
     os.environ[INSIDE] = str(os.getpid())
@@ -112,7 +132,14 @@ def open_ci(config: pytest.Config, files: Mapping[str, Path], make: Callable[...
 
 def _from_repository(file: Path, root: Path) -> str:
     workspaces = [Path(os.environ[name]) for name in _WORKSPACES if os.environ.get(name)]
-    return next((file.relative_to(top).as_posix() for top in (*workspaces, root) if file.is_relative_to(top)), file.as_posix())
+    return next(
+        (
+            file.relative_to(top).as_posix()
+            for top in (*workspaces, root)
+            if file.is_relative_to(top)
+        ),
+        file.as_posix(),
+    )
 
 
 def _text(report: pytest.TestReport, carried: Mapping[str, Any]) -> str:
@@ -124,6 +151,10 @@ def _text(report: pytest.TestReport, carried: Mapping[str, Any]) -> str:
         for claim in row["claims"]
         if claim["outcome"] == carried["outcome"]
     ]
-    found = carried["reason"] or (crash.message if crash is not None else "") or "\n".join(dict.fromkeys(claims))
+    found = (
+        carried["reason"]
+        or (crash.message if crash is not None else "")
+        or "\n".join(dict.fromkeys(claims))
+    )
     lines = (found or str(report.longrepr or carried["outcome"])).strip().splitlines()
     return "\n".join([*lines[:_TEXT_LINES], *(["…"] if len(lines) > _TEXT_LINES else [])])

@@ -23,7 +23,10 @@ from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
 
 
 class Pages:
-    """Each method is one output. `said` are notes for the terminal. What was not compared is a problem where it was asked for."""
+    """Each method is one output. `said` are notes for the terminal.
+
+    What was not compared is a problem where it was asked for.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,9 @@ class Pages:
         shown = ERRORS | (WARNINGS if judges else WARNINGS - {"NOT COMPARABLE"})
         ended = list(ended)
         self._problems = [Problem(**each) for each in ended if each["outcome"] in shown]
-        self._skipped = [(each["test"], each["text"]) for each in ended if each["outcome"] == "SKIPPED"]
+        self._skipped = [
+            (each["test"], each["text"]) for each in ended if each["outcome"] == "SKIPPED"
+        ]
         self._store = store
         self._root = root
         self._limits = parse_gate(gate) or DEFAULT_LIMITS
@@ -84,12 +89,19 @@ def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
     return [f"SKIPPED {', '.join(found)}: {reason}" for reason, found in tests.items()]
 
 
-def beside_history(records: list[Record], store: str, root: Path, limits: Mapping[str, float]) -> list[Compared]:
-    """Each run beside its history in a store ("none": there is none). Raises as `open_store`, and UsageError as `reviewed`."""
+def beside_history(
+    records: list[Record], store: str, root: Path, limits: Mapping[str, float]
+) -> list[Compared]:
+    """Each run beside its history in a store ("none": there is none).
+
+    Raises as `open_store`, and UsageError as `reviewed`.
+    """
     if store == "none" or not records:
         return compared(records, None, None, limits)
     from pytest_llmperf.history import accept  # noqa: PLC0415
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, only where there is something to show
+
+    # SQLAlchemy, only where there is something to show.
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
     with open_store(store, create=False, folder=root) as opened:
         return compared(records, opened, accept.reviewed(root), limits)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def newest_of_each(store: Store, found: Iterable[Series], since: str | None = None) -> list[Record]:
-    """The records of each series' newest session, by test and time; none older than `since` (UTC ISO 8601)."""
+    """The records of each series' newest session, by test and time.
+
+    None older than `since` (UTC ISO 8601).
+    """
     kept = [record for series in found for record in _newest_session(store, series.key, since)]
     return sorted(kept, key=lambda record: (record.test, record.created))
 
@@ -49,12 +52,20 @@ def content(
     metric: str | None = None,
     notes: Sequence[str] = (),
 ) -> Content:
-    """A report on these records. Without a store there is no history. `metric` replaces the headline of each series."""
+    """A report on these records. Without a store there is no history.
+
+    `metric` replaces the headline of each series.
+    """
     histories = tuple(_histories(store, records, root, metric)) if store is not None else ()
     places = {record.environment_key: record.environment.facts for record in records}
-    strange = {reading.environment for history in histories for reading in history.readings} - places.keys()
+    strange = {
+        reading.environment for history in histories for reading in history.readings
+    } - places.keys()
     if store is not None:
-        places |= {key: next(store.records(environment=key, limit=1)).environment.facts for key in sorted(strange)}
+        places |= {
+            key: next(store.records(environment=key, limit=1)).environment.facts
+            for key in sorted(strange)
+        }
     return Content(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         scope=scope,
@@ -68,7 +79,9 @@ def content(
     )
 
 
-def _histories(store: Store, records: Sequence[Record], root: Path, metric: str | None) -> Iterator[History]:
+def _histories(
+    store: Store, records: Sequence[Record], root: Path, metric: str | None
+) -> Iterator[History]:
     reviewed = accept.reviewed(root)
     by_series = {series_key(record): record for record in records}
     for key, record in by_series.items():
@@ -98,13 +111,24 @@ def _history(
         metric=metric,
         unit=points[0].unit if points else "",
         readings=tuple(_readings(sessions, points)),
-        steps=tuple(sorted((_step(change) for each in found for change in each.changes), key=lambda step: step.at)),
-        levels=tuple(Level(at=each.created, who=each.who, why=each.why) for each in accepted if each.series in keys),
+        steps=tuple(
+            sorted(
+                (_step(change) for each in found for change in each.changes),
+                key=lambda step: step.at,
+            )
+        ),
+        levels=tuple(
+            Level(at=each.created, who=each.who, why=each.why)
+            for each in accepted
+            if each.series in keys
+        ),
         drift=_drift(found, record.environment_key),
     )
 
 
-def _changes(sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[str]) -> list[changes.SeriesChanges]:
+def _changes(
+    sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[str]
+) -> list[changes.SeriesChanges]:
     """Rule C by environment; a series whose values have no ratios has no changes of level."""
     try:
         return [changes.changes_of(key, values, starts) for key, values in sessions.items()]
@@ -112,19 +136,29 @@ def _changes(sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[st
         return []
 
 
-def _readings(sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]) -> Iterator[Reading]:
+def _readings(
+    sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]
+) -> Iterator[Reading]:
     """One value a session and environment, oldest first."""
     outcomes = {point.record_id: point.outcome for point in points}
     values = [(value, key) for key, found in sessions.items() for value in found]
     for value, key in sorted(values, key=lambda each: each[0].created):
-        yield Reading(at=value.created, value=value.value, outcome=outcomes[value.record_id], environment=key)
+        yield Reading(
+            at=value.created, value=value.value, outcome=outcomes[value.record_id], environment=key
+        )
 
 
 def _step(change: changes.Change) -> Step:
     point = change.point
-    return Step(at=change.after.created, before=point.before, after=point.after, accepted=change.accepted)
+    return Step(
+        at=change.after.created, before=point.before, after=point.after, accepted=change.accepted
+    )
 
 
 def _drift(found: Sequence[changes.SeriesChanges], environment_key: str) -> float | None:
     here = next((each for each in found if each.environment_key == environment_key), None)
-    return here.drift.change if here is not None and here.drift is not None and here.drift.significant else None
+    return (
+        here.drift.change
+        if here is not None and here.drift is not None and here.drift.significant
+        else None
+    )

@@ -19,7 +19,10 @@ _TOLD = frozenset({"SKIPPED", "INVALID", "ERROR", "FAIL"})
 
 
 class HtmlFile:
-    """Registered in the main process where the file was asked for. `store` is the URL of the history, or "none"."""
+    """Registered in the main process where the file was asked for.
+
+    `store` is the URL of the history, or "none".
+    """
 
     def __init__(self, path: Path, *, store: str, root: Path) -> None:
         self._path = path
@@ -41,10 +44,14 @@ class HtmlFile:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the file. That it cannot be written is said after the tests; their outcome and the exit code stay."""
+        """Write the file.
+
+        That it cannot be written is said after the tests; their outcome and the exit code stay.
+        """
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
-        from pytest_llmperf.report.html import build  # noqa: PLC0415 - Jinja, where a report is made
+        # Jinja, where a report is made.
+        from pytest_llmperf.report.html import build  # noqa: PLC0415
 
         of_session = tuple(text for _, text in session.config.stash.get(SESSION_PROBLEMS, []))
         text = build(self._content(of_session)).encode("utf-8", "replace")
@@ -60,11 +67,17 @@ class HtmlFile:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where it is."""
         if self._said or self._failed:
-            terminalreporter.write_line(f"llmperf: {self._said or self._failed}", red=bool(self._failed))
+            terminalreporter.write_line(
+                f"llmperf: {self._said or self._failed}", red=bool(self._failed)
+            )
 
     def _content(self, notes: tuple[str, ...]) -> Content:
-        """What was measured here, with the history where the store can be read. `notes` are about the session as a whole."""
-        from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - SQLAlchemy, where it is needed
+        """What was measured here, with the history where the store can be read.
+
+        `notes` are about the session as a whole.
+        """
+        # SQLAlchemy, where it is needed.
+        from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
         if self._store == "none" or not self._records:
             return self._of(None, notes)
@@ -80,7 +93,11 @@ class HtmlFile:
 
         measured = {record.test for record in self._records.values()}
         unmeasured = [
-            Unmeasured(test=test, outcome=each["outcome"], reason=each["reason"] or "it failed before anything was measured")
+            Unmeasured(
+                test=test,
+                outcome=each["outcome"],
+                reason=each["reason"] or "it failed before anything was measured",
+            )
             for test, each in self._tests.items()
             if each["outcome"] in _TOLD and (each["reason"] or test not in measured)
         ]

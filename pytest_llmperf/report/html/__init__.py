@@ -1,8 +1,11 @@
-"""The HTML report. A record's way: `runs` groups it, a section's builder makes blocks of it, the template shows them.
+"""The HTML report.
 
-The blocks of a section are plain values (`blocks`), made by one file each: `overview`, `strategies` (with `tradeoffs`,
-`latency`, `usage`), `answers`, `effect`, `sides`, `history`, `listing`. `page.build` puts them through assets/report.html.j2;
-assets/report.js draws each figure from the JSON beside it.
+A record's way: `runs` groups it, a section's builder makes blocks of it, the template shows them.
+
+The blocks of a section are plain values (`blocks`), made by one file each: `overview`, `strategies`
+(with `tradeoffs`, `latency`, `usage`), `answers`, `effect`, `sides`, `history`, `listing`.
+`page.build` puts them through assets/report.html.j2; assets/report.js draws each figure from the
+JSON beside it.
 """
 
 from pytest_llmperf.report.html.content import Content

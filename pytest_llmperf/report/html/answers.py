@@ -8,10 +8,25 @@ from typing import Any
 
 from pytest_llmperf.core.format import MISSING, format_number, format_value
 from pytest_llmperf.core.record import AGREEMENT, Record
-from pytest_llmperf.report.html.blocks import Cell, Fold, Note, Part, Prompt, Row, Section, Table, Token
+from pytest_llmperf.report.html.blocks import (
+    Cell,
+    Fold,
+    Note,
+    Part,
+    Prompt,
+    Row,
+    Section,
+    Table,
+    Token,
+)
 from pytest_llmperf.report.html.runs import newest, words
 
-_COLUMNS = (("top1", "top-1", "1"), ("top5", "top-5", "1"), ("kl", "KL", "nats"), ("perplexity_ratio", "perplexity", "x"))
+_COLUMNS = (
+    ("top1", "top-1", "1"),
+    ("top5", "top-5", "1"),
+    ("kl", "KL", "nats"),
+    ("perplexity_ratio", "perplexity", "x"),
+)
 _MORE = (("prefix_match", "equal prefix", "1"), ("sqnr_db", "SQNR", "dB"))
 _HEAT = (1e-3, 1e-2, 1e-1, 1.0)
 """Limits of the colours of a position, nats."""
@@ -22,12 +37,19 @@ def of_run(record: Record, records: Sequence[Record]) -> Mapping[str, Any] | Non
     if record.agreement is not None:
         return record.agreement
     same = ("model", "strategy", "engine", "environment_key")
-    found = [each for each in records if each.agreement and all(getattr(each, name) == getattr(record, name) for name in same)]
+    found = [
+        each
+        for each in records
+        if each.agreement and all(getattr(each, name) == getattr(record, name) for name in same)
+    ]
     return newest(found).agreement if found else None
 
 
 def number(agreement: Mapping[str, Any] | None, name: str, field: str = "value") -> float | None:
-    """A quantity of an agreement, or an end of its interval; None where it is not there or not finite."""
+    """A quantity of an agreement, or an end of its interval.
+
+    None where it is not there or not finite.
+    """
     kept = (agreement or {}).get(name)
     found = kept.get(field) if isinstance(kept, Mapping) else None
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
@@ -41,7 +63,11 @@ def holds(agreement: Mapping[str, Any] | None) -> bool | None:
 
 def section(records: Sequence[Record]) -> Section | None:
     """Each agreement that was measured. None where there is none."""
-    found = [record for record in records if record.workload.get("type") == AGREEMENT and record.agreement]
+    found = [
+        record
+        for record in records
+        if record.workload.get("type") == AGREEMENT and record.agreement
+    ]
     if not found:
         return None
     return Section(
@@ -66,13 +92,24 @@ def _table(found: Sequence[Record]) -> Table:
 def _row(record: Record) -> Row:
     agreement = record.agreement or {}
     held = holds(agreement)
-    verdict = {True: Cell("holds", str(agreement.get("rule", "")), "good"), None: Cell("no rule", "", "quiet")}
+    verdict = {
+        True: Cell("holds", str(agreement.get("rule", "")), "good"),
+        None: Cell("no rule", "", "quiet"),
+    }
     reasons = "; ".join(map(str, agreement.get("reasons") or ()))
-    rule = verdict.get(held) or Cell("does not hold", f"{agreement.get('rule', '')}: {reasons}", "bad")
-    counted = f"{agreement.get('n_tokens', '?')} tokens of {agreement.get('n_prompts', '?')} prompts"
+    rule = verdict.get(held) or Cell(
+        "does not hold", f"{agreement.get('rule', '')}: {reasons}", "bad"
+    )
+    counted = (
+        f"{agreement.get('n_tokens', '?')} tokens of {agreement.get('n_prompts', '?')} prompts"
+    )
     against = f"{record.model}, against {agreement.get('reference') or 'its reference'}: {counted}"
     return Row(
-        cells=(Cell(record.strategy, against), rule, *(_cell(agreement, name, unit) for name, _, unit in (*_COLUMNS, *_MORE))),
+        cells=(
+            Cell(record.strategy, against),
+            rule,
+            *(_cell(agreement, name, unit) for name, _, unit in (*_COLUMNS, *_MORE)),
+        ),
         words=words(record),
         outcome=record.outcome,
     )
@@ -82,9 +119,16 @@ def _cell(agreement: Mapping[str, Any], name: str, unit: str) -> Cell:
     found, low, high = (number(agreement, name, field) for field in ("value", "low", "high"))
     if found is None:
         kept = agreement.get(name)
-        return Cell(MISSING, str(kept.get("reason", "")) if isinstance(kept, Mapping) else "", "quiet")
+        return Cell(
+            MISSING, str(kept.get("reason", "")) if isinstance(kept, Mapping) else "", "quiet"
+        )
     text = format_value(found, "" if unit == "nats" else unit)
-    return Cell(text, "" if low is None or high is None or low == high else f"{_short(low, unit)} to {_short(high, unit)}")
+    return Cell(
+        text,
+        ""
+        if low is None or high is None or low == high
+        else f"{_short(low, unit)} to {_short(high, unit)}",
+    )
 
 
 def _short(end: float, unit: str) -> str:
@@ -99,9 +143,16 @@ def _worst_parts(found: Sequence[Record]) -> list[Part]:
         if not prompts:
             continue
         blocks = [_prompt(each, record) for each in prompts if "text" in each]
-        old = Note("The texts of the worst prompts were not recorded: an older version made this record.", "quiet")
-        folded = Fold(summary=f"{len(prompts)} prompts that disagree most", blocks=tuple(blocks) or (old,))
-        parts.append(Part(title=f"{record.strategy}: worst prompts", blocks=(folded,), words=words(record)))
+        old = Note(
+            "The texts of the worst prompts were not recorded: an older version made this record.",
+            "quiet",
+        )
+        folded = Fold(
+            summary=f"{len(prompts)} prompts that disagree most", blocks=tuple(blocks) or (old,)
+        )
+        parts.append(
+            Part(title=f"{record.strategy}: worst prompts", blocks=(folded,), words=words(record))
+        )
     return parts
 
 
@@ -121,13 +172,20 @@ def _prompt(kept: Mapping[str, Any], record: Record) -> Prompt:
 
 def _tokens(kept: Mapping[str, Any], parted: object) -> tuple[Token, ...]:
     same, kls = str(kept.get("top1", "")), list(kept.get("kls") or ())
-    return tuple(_token(kl, same=equal == "1", parts=at == parted) for at, (equal, kl) in enumerate(zip(same, kls, strict=False)))
+    return tuple(
+        _token(kl, same=equal == "1", parts=at == parted)
+        for at, (equal, kl) in enumerate(zip(same, kls, strict=False))
+    )
 
 
 def _token(kl: object, *, same: bool, parts: bool) -> Token:
     finite = isinstance(kl, int | float) and math.isfinite(kl)
-    heat = sum(kl > limit for limit in _HEAT) if isinstance(kl, int | float) and finite else len(_HEAT)
-    return Token(kl=kl if isinstance(kl, int | float) and finite else None, same=same, heat=heat, parts=parts)
+    heat = (
+        sum(kl > limit for limit in _HEAT) if isinstance(kl, int | float) and finite else len(_HEAT)
+    )
+    return Token(
+        kl=kl if isinstance(kl, int | float) and finite else None, same=same, heat=heat, parts=parts
+    )
 
 
 def _worst(kept: Mapping[str, Any], record: Record) -> str:

@@ -1,4 +1,7 @@
-"""What a page is built of: sections of parts of blocks. Each kind of block is one macro of the template. Values only."""
+"""What a page is built of: sections of parts of blocks.
+
+Each kind of block is one macro of the template. Values only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from msgspec import Struct
 
 
 class Cell(Struct, frozen=True):
-    """A cell of a table. `sub` is a second, quieter line; `tone` is "", "bad", "warn", "good", "accent" or "quiet"."""
+    """A cell of a table.
+
+    `sub` is a second, quieter line; `tone` is "", "bad", "warn", "good", "accent" or "quiet".
+    """
 
     text: str
     sub: str = ""
@@ -16,7 +22,11 @@ class Cell(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """A row. Filters look at `words` and `outcome`; `run` is the id of the record whose samples it offers to download."""
+    """A row.
+
+    Filters look at `words` and `outcome`; `run` is the id of the record whose samples it offers to
+    download.
+    """
 
     cells: tuple[Cell, ...]
     words: str = ""
@@ -36,7 +46,10 @@ class Table(Struct, frozen=True, kw_only=True):
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """A chart: `chart` names its function in report.js, which gets `data`. `alt` says what a person sees in it."""
+    """A chart: `chart` names its function in report.js, which gets `data`.
+
+    `alt` says what a person sees in it.
+    """
 
     kind: ClassVar[str] = "figure"
     chart: str

@@ -8,7 +8,10 @@ from pytest_llmperf.core.record import Record
 
 
 class Unmeasured(Struct, frozen=True, kw_only=True):
-    """A test that left no number: SKIPPED, INVALID, ERROR, or FAIL without a record. Sessions know them, stores do not."""
+    """A test that left no number: SKIPPED, INVALID, ERROR, or FAIL without a record.
+
+    Sessions know them, stores do not.
+    """
 
     test: str
     outcome: str
@@ -16,7 +19,10 @@ class Unmeasured(Struct, frozen=True, kw_only=True):
 
 
 class Reading(Struct, frozen=True, kw_only=True):
-    """One session's value of a series, in the series' unit. `at` is UTC, ISO 8601; `environment` an environment key."""
+    """One session's value of a series, in the series' unit.
+
+    `at` is UTC, ISO 8601; `environment` an environment key.
+    """
 
     at: str
     value: float
@@ -42,7 +48,10 @@ class Level(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """One metric of a series, oldest first. `drift` is the latest level over the anchor's where that is significant."""
+    """One metric of a series, oldest first.
+
+    `drift` is the latest level over the anchor's where that is significant.
+    """
 
     key: str
     test: str
@@ -59,10 +68,13 @@ class History(Struct, frozen=True, kw_only=True):
 
 
 class Content(Struct, frozen=True, kw_only=True):
-    """Everything that one report shows. `scope` says in words what was chosen; `made` is UTC, ISO 8601.
+    """Everything that one report shows.
 
-    `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows: the report is made from
-    a store, and tests that were skipped or could not be measured leave no record there.
+    `scope` says in words what was chosen; `made` is UTC, ISO 8601.
+
+    `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows:
+    the report is made from a store, and tests that were skipped or could not be measured leave no
+    record there.
     """
 
     made: str

@@ -26,9 +26,12 @@ class Kept(NamedTuple):
 
 
 def promises(record: Record) -> list[Kept] | None:
-    """What the strategy promises and whether the record's description bears it out; None where that cannot be said.
+    """What the strategy promises and whether the record's description bears it out.
 
-    Promises that show only once a model is warm were checked then: a run that breaks one leaves no record.
+    None where that cannot be said.
+
+    Promises that show only once a model is warm were checked then: a run that breaks one leaves no
+    record.
     """
     asked = _asked(record)
     if record.effective is None or asked is None:
@@ -46,7 +49,9 @@ def section(records: Sequence[Record]) -> Section | None:
     described: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record.effective is not None:
-            described.setdefault((record.model, named(record), record.environment_key), []).append(record)
+            described.setdefault((record.model, named(record), record.environment_key), []).append(
+                record
+            )
     found = [newest(same) for same in described.values()]
     if not found:
         return None
@@ -55,12 +60,19 @@ def section(records: Sequence[Record]) -> Section | None:
         id="in-effect",
         title="Asked and in effect",
         lead=lead,
-        parts=(Part(title="By strategy", blocks=(_table(found), Fold(summary="What was loaded", blocks=(_loaded(found),)))),),
+        parts=(
+            Part(
+                title="By strategy",
+                blocks=(_table(found), Fold(summary="What was loaded", blocks=(_loaded(found),))),
+            ),
+        ),
     )
 
 
 def _asked(record: Record) -> tuple[Promise, ...] | None:
-    plan = LoadPlan(model=ModelRef(name=record.model, kind="hub", location=record.model), engine=record.engine)
+    plan = LoadPlan(
+        model=ModelRef(name=record.model, kind="hub", location=record.model), engine=record.engine
+    )
     try:
         strategy = parse(record.strategy)
         return strategy.promises(strategy.apply(plan))
@@ -99,12 +111,25 @@ def _state(kept: Sequence[Kept] | None) -> Cell:
 
 
 def _weights(seen: Effective) -> str:
-    return ", ".join(f"{format_value(n, 'B')} {dtype}" for dtype, n in seen.parameter_bytes_by_dtype.items())
+    return ", ".join(
+        f"{format_value(n, 'B')} {dtype}" for dtype, n in seen.parameter_bytes_by_dtype.items()
+    )
 
 
 def _loaded(found: Sequence[Record]) -> Table:
-    header = ("strategy", "weights", "compute", "attention", "KV cache", "compiled", "device", "more")
-    rows = [_loaded_row(record, record.effective) for record in found if record.effective is not None]
+    header = (
+        "strategy",
+        "weights",
+        "compute",
+        "attention",
+        "KV cache",
+        "compiled",
+        "device",
+        "more",
+    )
+    rows = [
+        _loaded_row(record, record.effective) for record in found if record.effective is not None
+    ]
     return Table(caption="What the worker found to be loaded", header=header, rows=tuple(rows))
 
 

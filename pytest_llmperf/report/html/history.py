@@ -18,19 +18,31 @@ Facts = Mapping[str, str | int | float | bool | None]
 
 
 def section(content: Content) -> Section | None:
-    """One part a series, those with an unaccepted change first. None where nothing was asked of a store."""
+    """One part a series, those with an unaccepted change first.
+
+    None where nothing was asked of a store.
+    """
     if not content.histories:
         return None
-    ordered = sorted(content.histories, key=lambda each: (not _noteworthy(each), each.test, each.strategy))
+    ordered = sorted(
+        content.histories, key=lambda each: (not _noteworthy(each), each.test, each.strategy)
+    )
     changed = sum(map(_noteworthy, ordered))
     drawn = sum(map(_drawn, ordered))
     lead = f"{len(ordered)} series, one value a session; {drawn} have two sessions or more and are drawn. "
-    lead += f"{changed} changed their level, and nobody accepted it." if changed else "No level changed unaccepted."
+    lead += (
+        f"{changed} changed their level, and nobody accepted it."
+        if changed
+        else "No level changed unaccepted."
+    )
     return Section(
         id="history",
         title="History",
         lead=lead,
-        parts=(Part(title="All series", blocks=(_table(ordered),)), *(_part(each, content) for each in ordered if _drawn(each))),
+        parts=(
+            Part(title="All series", blocks=(_table(ordered),)),
+            *(_part(each, content) for each in ordered if _drawn(each)),
+        ),
     )
 
 
@@ -60,7 +72,8 @@ def _step_text(step: Step, history: History) -> str:
 
 
 def _signed(share: float) -> str:
-    return f"{'−' if share < 0 else '+'}{format_percent(abs(share), 2)}"  # noqa: RUF001 - a minus sign
+    # A minus sign.
+    return f"{'−' if share < 0 else '+'}{format_percent(abs(share), 2)}"  # noqa: RUF001
 
 
 def _words(history: History) -> str:
@@ -85,9 +98,16 @@ def _row(history: History) -> Row:
             Cell(name, ", ".join(filter(None, (file, history.label, history.workload)))),
             Cell(history.strategy),
             Cell(history.metric),
-            Cell(changes, _said(history) if _noteworthy(history) else "", "warn" if _noteworthy(history) else ""),
+            Cell(
+                changes,
+                _said(history) if _noteworthy(history) else "",
+                "warn" if _noteworthy(history) else "",
+            ),
             Cell(str(len(history.readings))),
-            Cell(MISSING if last is None else format_value(last.value, history.unit), "" if last is None else last.at[:10]),
+            Cell(
+                MISSING if last is None else format_value(last.value, history.unit),
+                "" if last is None else last.at[:10],
+            ),
         ),
         words=_words(history),
         outcome=last.outcome if last is not None else "",
@@ -98,7 +118,10 @@ def _part(history: History, content: Content) -> Part:
     name, file = split_test(history.test)
     title = f"{name}{f' ({history.label})' if history.label else ''}, {history.strategy}"
     lead = ", ".join(filter(None, (file, history.model, history.workload)))
-    blocks = (_figure(history, content), Fold(summary="Changes and latest sessions as a table", blocks=_tables(history, content)))
+    blocks = (
+        _figure(history, content),
+        Fold(summary="Changes and latest sessions as a table", blocks=_tables(history, content)),
+    )
     return Part(title=title, lead=lead, blocks=blocks, words=_words(history))
 
 
@@ -111,15 +134,26 @@ def _figure(history: History, content: Content) -> Figure:
     return Figure(
         chart="history",
         title=history.metric,
-        alt=alt + (_said(history) if _noteworthy(history) else f"{len(history.steps)} changes of level, all accepted."),
+        alt=alt
+        + (
+            _said(history)
+            if _noteworthy(history)
+            else f"{len(history.steps)} changes of level, all accepted."
+        ),
         data={
             "start": seconds[0],
             "gaps": [b - a for a, b in pairwise(seconds)],
             "values": [float(f"{each.value / size:.5g}") for each in readings],
             "bad": [at for at, each in enumerate(readings) if each.outcome == "FAIL"],
             "unit": unit,
-            "steps": [[index.get(s.at, 0), s.before / size, s.after / size, s.accepted] for s in history.steps],
-            "levels": [[_first_at(readings, each.at), f"accepted by {each.who}: {each.why}"] for each in history.levels],
+            "steps": [
+                [index.get(s.at, 0), s.before / size, s.after / size, s.accepted]
+                for s in history.steps
+            ],
+            "levels": [
+                [_first_at(readings, each.at), f"accepted by {each.who}: {each.why}"]
+                for each in history.levels
+            ],
             "places": [[at, text] for at, text in _moves(history, content)],
         },
     )
@@ -134,14 +168,21 @@ def _moves(history: History, content: Content) -> list[tuple[int, str]]:
     found = []
     for at, (before, after) in enumerate(pairwise(history.readings), start=1):
         if before.environment != after.environment:
-            here, there = content.places.get(after.environment, {}), content.places.get(before.environment, {})
+            here, there = (
+                content.places.get(after.environment, {}),
+                content.places.get(before.environment, {}),
+            )
             found.append((at, difference(there, here, content.comparable) or "another environment"))
     return found
 
 
 def difference(before: Facts, after: Facts, names: Sequence[str]) -> str:
     """The facts of these names that differ, as text."""
-    changes = [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
+    changes = [
+        (name, before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
     return ", ".join(f"{name} {old} → {new}" for name, old, new in changes)
 
 
@@ -152,9 +193,18 @@ def _step_cell(step: Step) -> Cell:
 def _tables(history: History, content: Content) -> tuple[Table, ...]:
     events = [(step.at, _step_cell(step), _step_text(step, history)) for step in history.steps]
     events += [(each.at, Cell("accepted"), f"{each.who}: {each.why}") for each in history.levels]
-    events += [(history.readings[at].at, Cell("environment"), text) for at, text in _moves(history, content)]
+    events += [
+        (history.readings[at].at, Cell("environment"), text)
+        for at, text in _moves(history, content)
+    ]
     latest = [
-        Row(cells=(Cell(each.at[:16].replace("T", " ")), Cell(each.outcome), Cell(format_value(each.value, history.unit, 4))))
+        Row(
+            cells=(
+                Cell(each.at[:16].replace("T", " ")),
+                Cell(each.outcome),
+                Cell(format_value(each.value, history.unit, 4)),
+            )
+        )
         for each in reversed(history.readings[-_LAST:])
     ]
     sessions = Table(
@@ -165,5 +215,10 @@ def _tables(history: History, content: Content) -> tuple[Table, ...]:
     )
     if not events:
         return (sessions,)
-    rows = tuple(Row(cells=(Cell(at[:10]), what, Cell(text))) for at, what, text in sorted(events, key=lambda event: event[0]))
-    return Table(caption=f"What happened to {history.test}", header=("when", "what", "detail"), rows=rows), sessions
+    rows = tuple(
+        Row(cells=(Cell(at[:10]), what, Cell(text)))
+        for at, what, text in sorted(events, key=lambda event: event[0])
+    )
+    return Table(
+        caption=f"What happened to {history.test}", header=("when", "what", "detail"), rows=rows
+    ), sessions

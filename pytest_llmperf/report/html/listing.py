@@ -23,17 +23,30 @@ def runs(records: Sequence[Record]) -> Section | None:
         return None
     table = Table(
         caption="Every run of this report",
-        header=("test", "strategy", "work", "verdict", "claims", "value", "TTFT p50", "memory peak"),
+        header=(
+            "test",
+            "strategy",
+            "work",
+            "verdict",
+            "claims",
+            "value",
+            "TTFT p50",
+            "memory peak",
+        ),
         rows=tuple(map(_row, records)),
         first_number=5,
         note="Value: tokens a second of a run, top-1 of an agreement, accuracy of a task, seconds of a benchmark's round.",
     )
-    return Section(id="runs", title="All runs", parts=(Part(title="Runs and claims", blocks=(table,)),))
+    return Section(
+        id="runs", title="All runs", parts=(Part(title="Runs and claims", blocks=(table,)),)
+    )
 
 
 def _row(record: Record) -> Row:
     name, file = split_test(record.test)
-    where = ", ".join(filter(None, (file, record.label, record.model, record.created[:16].replace("T", " "))))
+    where = ", ".join(
+        filter(None, (file, record.label, record.model, record.created[:16].replace("T", " ")))
+    )
     doubts = sorted({mark.kind for mark in record.marks})
     claims = "; ".join(f"{claim.outcome}: {claim.text}" for claim in record.claims)
     return Row(
@@ -57,15 +70,36 @@ def samples(records: Sequence[Record]) -> tuple[list[dict[str, Any]], int]:
     """Raw samples by run, newest first, as far as they fit; and how many runs were left out."""
     kept: list[dict[str, Any]] = []
     n_numbers = left_out = 0
-    for record in sorted((each for each in records if each.samples), key=lambda each: each.created, reverse=True):
+    for record in sorted(
+        (each for each in records if each.samples), key=lambda each: each.created, reverse=True
+    ):
         n_numbers += sum(map(len, record.samples.values()))
         if n_numbers > _MAX_SAMPLES:
             left_out += 1
             continue
-        facts = ("id", "session_id", "created", "test", "label", "model", "strategy", "engine", "workload_text", "outcome")
-        units = {m.name.partition(".")[0]: m.unit for m in record.metrics if m.name.partition(".")[0] in record.samples}
-        numbers = {name: [float(f"{x:.9g}") for x in values] for name, values in record.samples.items()}
-        kept.append({**{name: getattr(record, name) for name in facts}, "units": units, "samples": numbers})
+        facts = (
+            "id",
+            "session_id",
+            "created",
+            "test",
+            "label",
+            "model",
+            "strategy",
+            "engine",
+            "workload_text",
+            "outcome",
+        )
+        units = {
+            m.name.partition(".")[0]: m.unit
+            for m in record.metrics
+            if m.name.partition(".")[0] in record.samples
+        }
+        numbers = {
+            name: [float(f"{x:.9g}") for x in values] for name, values in record.samples.items()
+        }
+        kept.append(
+            {**{name: getattr(record, name) for name in facts}, "units": units, "samples": numbers}
+        )
     return kept, left_out
 
 
@@ -74,7 +108,10 @@ def environments(content: Content) -> Section | None:
     keys = list(dict.fromkeys(record.environment_key for record in content.records))
     if not keys:
         return None
-    parts = [Part(title=place(content, key), blocks=(_facts(content, key),), lead=f"Environment {key}") for key in keys]
+    parts = [
+        Part(title=place(content, key), blocks=(_facts(content, key),), lead=f"Environment {key}")
+        for key in keys
+    ]
     if len(keys) > 1:
         parts.insert(0, Part(title="What differs", blocks=_differences(content, keys)))
     return Section(id="environment", title="Environment", parts=tuple(parts))
@@ -85,7 +122,11 @@ def place(content: Content, key: str) -> str:
     facts = content.places.get(key, {})
     named = [str(facts[name]) for name in ("device_name", "cpu_model") if facts.get(name)]
     cores = facts.get("cpu_cores_limit")
-    words = [str(facts.get("device") or ""), *dict.fromkeys(named), f"{cores:g} cores" if isinstance(cores, int | float) else ""]
+    words = [
+        str(facts.get("device") or ""),
+        *dict.fromkeys(named),
+        f"{cores:g} cores" if isinstance(cores, int | float) else "",
+    ]
     return ", ".join(dict.fromkeys(word for word in words if word)) or f"environment {key}"
 
 
@@ -101,7 +142,11 @@ def _differences(content: Content, keys: Sequence[str]) -> tuple[Any, ...]:
         )
         for key in keys
     )
-    table = Table(caption="Facts that differ from the first", header=("environment", "differs from the first in"), rows=rows)
+    table = Table(
+        caption="Facts that differ from the first",
+        header=("environment", "differs from the first in"),
+        rows=rows,
+    )
     return Note(said, "warn"), table
 
 
@@ -116,5 +161,9 @@ def _facts(content: Content, key: str) -> Fold:
         )
         for name, fact in sorted(content.places.get(key, {}).items())
     )
-    table = Table(caption=f"Facts of environment {key}", header=("fact", "value", "for a comparison"), rows=rows)
+    table = Table(
+        caption=f"Facts of environment {key}",
+        header=("fact", "value", "for a comparison"),
+        rows=rows,
+    )
     return Fold(summary=f"{len(rows)} facts", blocks=(table,))

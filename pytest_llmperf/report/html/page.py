@@ -14,7 +14,15 @@ import msgspec
 from markupsafe import Markup
 
 from pytest_llmperf.core import record_json
-from pytest_llmperf.report.html import answers, effect, history, listing, overview, sides, strategies
+from pytest_llmperf.report.html import (
+    answers,
+    effect,
+    history,
+    listing,
+    overview,
+    sides,
+    strategies,
+)
 from pytest_llmperf.report.html.blocks import Section
 from pytest_llmperf.report.html.content import Content
 from pytest_llmperf.report.html.runs import groups
@@ -25,12 +33,17 @@ SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "report.js")
 LONGEST = 1000
 """Characters of one text that are shown."""
 _SHOWN_ITEMS = 4
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
 _ASSETS = resources.files("pytest_llmperf.report.html") / "assets"
 
 
 def build(content: Content) -> str:
-    """The report as the text of one HTML file. Whatever people named, asked or got is shown as text and never executed."""
+    """The report as the text of one HTML file.
+
+    Whatever people named, asked or got is shown as text and never executed.
+    """
     raw, left_out = listing.samples(content.records)
     texts = [_asset(name) for name in SCRIPTS]
     return _template().render(
@@ -71,7 +84,10 @@ def sections(content: Content) -> list[Section]:
 
 def policy(scripts: list[str]) -> str:
     """A content security policy: no network at all, these scripts (by their hash) and no others."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts)
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'"
+        for each in scripts
+    )
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
@@ -91,7 +107,9 @@ def clean(text: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_finalized, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, finalize=_finalized, undefined=jinja2.StrictUndefined
+    )
     environment.filters["embedded"] = embedded
     return environment.from_string(_asset("report.html.j2"))
 
@@ -103,7 +121,8 @@ def _finalized(value: Any) -> Any:
 def embedded(data: Any) -> Markup:
     """JSON for a script element: nothing in it can end the element, and no text has a control character."""
     text = record_json.encode(_cleaned(data)).decode("utf-8")
-    return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))  # noqa: S704 - escaped one by one
+    # Escaped one by one.
+    return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))  # noqa: S704
 
 
 def _cleaned(data: Any) -> Any:
@@ -117,7 +136,9 @@ def _cleaned(data: Any) -> Any:
 
 
 def _title(content: Content) -> str:
-    projects = dict.fromkeys(str(facts["project"]) for facts in content.places.values() if facts.get("project"))
+    projects = dict.fromkeys(
+        str(facts["project"]) for facts in content.places.values() if facts.get("project")
+    )
     return f"{', '.join(projects) or 'llmperf'}: LLM performance"
 
 

@@ -13,11 +13,18 @@ from pytest_llmperf.core.record import AGREEMENT, NOT_RUNS, TASKS, MetricValue, 
 from pytest_llmperf.core.verdicts import stats
 
 DEFAULT_REFERENCE = "fp32"
-_FIRST = {"prefill": "prefill_throughput", BENCHMARK: TIME.name, AGREEMENT: "agreement.top1", TASKS: "task.accuracy"}
+_FIRST = {
+    "prefill": "prefill_throughput",
+    BENCHMARK: TIME.name,
+    AGREEMENT: "agreement.top1",
+    TASKS: "task.accuracy",
+}
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """What may be compared: one model, workload and environment. `runs` has the newest of each strategy, fastest first.
+    """What may be compared: one model, workload and environment.
+
+    `runs` has the newest of each strategy, fastest first.
 
     `reference` is the strategy that the others are held against, "" where nobody ran it.
     """
@@ -31,7 +38,10 @@ class Group(Struct, frozen=True, kw_only=True):
 
 
 class Ratio(Struct, frozen=True, kw_only=True):
-    """A speed over the reference's. The ends are None where there are too few samples for an interval."""
+    """A speed over the reference's.
+
+    The ends are None where there are too few samples for an interval.
+    """
 
     value: float
     low: float | None
@@ -57,7 +67,11 @@ def metric(record: Record, name: str) -> MetricValue | None:
 def value(record: Record, name: str) -> float | None:
     """Its number, None where it was not measured or is not finite."""
     found = metric(record, name)
-    return found.value if found is not None and found.value is not None and math.isfinite(found.value) else None
+    return (
+        found.value
+        if found is not None and found.value is not None and math.isfinite(found.value)
+        else None
+    )
 
 
 def shown(record: Record, name: str, digits: int = 3) -> str:
@@ -69,7 +83,11 @@ def shown(record: Record, name: str, digits: int = 3) -> str:
 def interval(record: Record, name: str) -> str:
     """Its interval as text, "" without one."""
     found, number = metric(record, name), value(record, name)
-    return "" if found is None or number is None else format_interval(number, found.low, found.high, found.unit)
+    return (
+        ""
+        if found is None or number is None
+        else format_interval(number, found.low, found.high, found.unit)
+    )
 
 
 def named(record: Record) -> str:
@@ -100,7 +118,9 @@ def groups(records: Sequence[Record]) -> list[Group]:
     found: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if is_run(record) and value(record, headline(record)) is not None:
-            found.setdefault((record.model, record.workload_text, record.environment_key), []).append(record)
+            found.setdefault(
+                (record.model, record.workload_text, record.environment_key), []
+            ).append(record)
     made = [_group(key, every, records) for key, every in found.items()]
     return sorted(made, key=lambda group: (-len(group.runs), group.model, group.workload))
 
@@ -108,10 +128,19 @@ def groups(records: Sequence[Record]) -> list[Group]:
 def ratio(record: Record, group: Group) -> Ratio | None:
     """The run's speed over that of the reference it was measured in turn with, else over the newest one's."""
     name = headline(record)
-    references = [each for each in group.every if each.strategy == group.reference and each.id != record.id]
+    references = [
+        each for each in group.every if each.strategy == group.reference and each.id != record.id
+    ]
     if record.strategy == group.reference or not references:
         return None
-    together = next((each for each in references if each.paired_with and each.paired_with == record.paired_with), None)
+    together = next(
+        (
+            each
+            for each in references
+            if each.paired_with and each.paired_with == record.paired_with
+        ),
+        None,
+    )
     other = together or newest(references)
     ours, theirs = record.samples.get(name, ()), other.samples.get(name, ())
     paired = together is not None and len(ours) == len(theirs)
@@ -129,7 +158,10 @@ def newest(records: Iterable[Record]) -> Record:
 
 
 def memory(record: Record) -> float | None:
-    """Bytes that a run takes: on a GPU its peak, which holds the weights; on a CPU the weights and what a run adds to them."""
+    """Bytes that a run takes: on a GPU its peak, which holds the weights.
+
+    On a CPU the weights and what a run adds to them.
+    """
     weights, peak = value(record, "memory.weights"), value(record, "memory.peak")
     if str(record.environment.facts.get("device") or "cpu").startswith("cpu"):
         return None if weights is None or peak is None else weights + peak
@@ -141,7 +173,10 @@ def _group(key: tuple[str, str, str], every: Sequence[Record], records: Sequence
     by_strategy: dict[str, list[Record]] = {}
     for record in every:
         by_strategy.setdefault(named(record), []).append(record)
-    runs = sorted(map(newest, by_strategy.values()), key=lambda each: (-(value(each, headline(each)) or 0.0), named(each)))
+    runs = sorted(
+        map(newest, by_strategy.values()),
+        key=lambda each: (-(value(each, headline(each)) or 0.0), named(each)),
+    )
     reference = _reference(model, every, records)
     return Group(
         model=model,

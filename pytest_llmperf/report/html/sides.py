@@ -51,13 +51,26 @@ def _against(records: Sequence[Record]) -> list[Side]:
             title = f"{split_test(record.test)[0]}, {named(record)} against {kept.get('base', 'the base')}"
             outcome, said = str(each.get("outcome", "")), _said(each)
             pairs = tuple((float(a), float(b)) for a, b in each.get("pairs", ()))
-            found.append(Side(record, title, name, str(each.get("unit", "")), pairs, tuple(ratio[:3]), outcome, said))
+            found.append(
+                Side(
+                    record,
+                    title,
+                    name,
+                    str(each.get("unit", "")),
+                    pairs,
+                    tuple(ratio[:3]),
+                    outcome,
+                    said,
+                )
+            )
     return found
 
 
 def _said(kept: Mapping[str, Any]) -> str:
     limit = kept.get("limit")
-    return str(kept.get("reason") or "") or (f"limit {format_percent(limit)}" if isinstance(limit, float) else "")
+    return str(kept.get("reason") or "") or (
+        f"limit {format_percent(limit)}" if isinstance(limit, float) else ""
+    )
 
 
 def _compared(records: Sequence[Record]) -> list[Side]:
@@ -67,12 +80,20 @@ def _compared(records: Sequence[Record]) -> list[Side]:
         if record.paired_with and is_run(record):
             shared.setdefault(record.paired_with, []).append(record)
     found = []
-    for ours, theirs in (sorted(two, key=lambda r: r.created) for two in shared.values() if len(two) == 2):  # noqa: PLR2004
+    for ours, theirs in (
+        sorted(two, key=lambda r: r.created)
+        for two in shared.values()
+        if len(two) == 2  # noqa: PLR2004
+    ):
         name = headline(ours)
         pairs = tuple(zip(theirs.samples.get(name, ()), ours.samples.get(name, ()), strict=False))
         unit = getattr(metric(ours, name), "unit", "")
         title = f"{split_test(ours.test)[0]}, {named(ours)} against {named(theirs)}"
-        found.append(Side(ours, title, name, unit, pairs, _ratio(pairs), ours.outcome, "compared in the test"))
+        found.append(
+            Side(
+                ours, title, name, unit, pairs, _ratio(pairs), ours.outcome, "compared in the test"
+            )
+        )
     return found
 
 
@@ -108,18 +129,26 @@ def _table(found: Sequence[Side]) -> Table:
 
 def _ratio_cell(side: Side) -> Cell:
     value, low, high = side.ratio
-    return Cell(MISSING) if value is None else Cell(format_value(value, "x"), format_interval(value, low, high, "x"))
+    return (
+        Cell(MISSING)
+        if value is None
+        else Cell(format_value(value, "x"), format_interval(value, low, high, "x"))
+    )
 
 
 def _part(side: Side) -> Part:
     """The pairs as a picture and a table."""
     ratios = [b / a for a, b in side.pairs if a > 0 and b > 0]
-    blocks: list[Block] = [Fold(summary=f"{len(side.pairs)} pairs as a table", blocks=(_pairs(side),))]
+    blocks: list[Block] = [
+        Fold(summary=f"{len(side.pairs)} pairs as a table", blocks=(_pairs(side),))
+    ]
     if ratios:
         value, low, high = side.ratio
         data = {"ratios": [float(f"{r:.5g}") for r in ratios], "v": value, "low": low, "high": high}
         alt = f"{len(ratios)} pairs of {side.metric}; ratio {_ratio_cell(side).text} {_ratio_cell(side).sub}."
-        blocks.insert(0, Figure(chart="pairs", title=f"{side.metric}, pair by pair", alt=alt, data=data))
+        blocks.insert(
+            0, Figure(chart="pairs", title=f"{side.metric}, pair by pair", alt=alt, data=data)
+        )
     return Part(title=side.title, blocks=tuple(blocks), words=words(side.record))
 
 
@@ -135,4 +164,6 @@ def _pairs(side: Side) -> Table:
         )
         for at, (a, b) in enumerate(side.pairs, start=1)
     )
-    return Table(caption=side.title, header=("pair", "other", "this", "ratio"), rows=rows, first_number=0)
+    return Table(
+        caption=side.title, header=("pair", "other", "this", "ratio"), rows=rows, first_number=0
+    )

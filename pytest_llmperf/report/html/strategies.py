@@ -9,10 +9,25 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import latency, tradeoffs, usage
 from pytest_llmperf.report.html.answers import holds, number
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Note, Part, Row, Section, Table
-from pytest_llmperf.report.html.runs import Group, Ratio, headline, interval, named, plural, ratio, shown, words
+from pytest_llmperf.report.html.runs import (
+    Group,
+    Ratio,
+    headline,
+    interval,
+    named,
+    plural,
+    ratio,
+    shown,
+    words,
+)
 from pytest_llmperf.report.html.tradeoffs import Standing, standings
 
-_TIMES = (("ttft.p50", "TTFT p50"), ("ttft.p95", "TTFT p95"), ("tpot.p50", "TPOT p50"), ("itl.p99", "ITL p99"))
+_TIMES = (
+    ("ttft.p50", "TTFT p50"),
+    ("ttft.p95", "TTFT p95"),
+    ("tpot.p50", "TPOT p50"),
+    ("itl.p99", "ITL p99"),
+)
 
 
 def section(group: Group, records: Sequence[Record], place: str, at: int) -> Section:
@@ -24,7 +39,12 @@ def section(group: Group, records: Sequence[Record], place: str, at: int) -> Sec
         id=f"group-{at}",
         title=f"{group.model}, {group.workload}",
         lead=f"On {place}. {_counted(group)}",
-        parts=(Part(title="Strategies", blocks=(_table(group, records),)), *trade, *latency.parts(group), *usage.parts(group)),
+        parts=(
+            Part(title="Strategies", blocks=(_table(group, records),)),
+            *trade,
+            *latency.parts(group),
+            *usage.parts(group),
+        ),
     )
 
 
@@ -37,7 +57,9 @@ def _counted(group: Group) -> str:
 def _table(group: Group, records: Sequence[Record]) -> Table:
     standing = standings(group, records)
     titled = _columns(group, standing)
-    kept = [(title, cells) for title, cells in titled if any(cell.text != MISSING for cell in cells)]
+    kept = [
+        (title, cells) for title, cells in titled if any(cell.text != MISSING for cell in cells)
+    ]
     rows = zip(standing, zip(*(cells for _, cells in kept), strict=True), strict=True)
     return Table(
         caption=f"Strategies of {group.model}, {group.workload}",
@@ -52,12 +74,20 @@ def _columns(group: Group, standing: Sequence[Standing]) -> list[tuple[str, list
     """Every column of numbers that there could be, with its cells in the order of the strategies."""
     runs = [each.record for each in standing]
     speed = "prompt speed" if headline(runs[0]).startswith("prefill") else "speed"
-    over = [_ratio_cell(ratio(run, group), is_reference=run.strategy == group.reference) for run in runs]
+    over = [
+        _ratio_cell(ratio(run, group), is_reference=run.strategy == group.reference) for run in runs
+    ]
     return [
         (speed, [Cell(shown(run, headline(run)), interval(run, headline(run))) for run in runs]),
         (f"over {group.reference}" if group.reference else "ratio", over),
         *((title, [Cell(shown(run, name)) for run in runs]) for name, title in _TIMES),
-        ("memory", [Cell(MISSING if each.memory_bytes is None else format_value(each.memory_bytes, "B")) for each in standing]),
+        (
+            "memory",
+            [
+                Cell(MISSING if each.memory_bytes is None else format_value(each.memory_bytes, "B"))
+                for each in standing
+            ],
+        ),
         ("weights", [Cell(shown(run, "memory.weights")) for run in runs]),
         ("MBU", [Cell(shown(run, "mbu", 2)) for run in runs]),
         ("J/token", [Cell(shown(run, "energy.per_token")) for run in runs]),
@@ -70,7 +100,11 @@ def _note(group: Group, dropped: Sequence[str]) -> str:
     said = ["Intervals are 99 %."]
     said += ["● is on a front of the pictures below."] if len(group.runs) > 1 else []
     said += ["⇄: in pairs that were measured in turn."] if paired else []
-    said += [f"No figures for {', '.join(dropped)}: not measurable here, or too few samples."] if dropped else []
+    said += (
+        [f"No figures for {', '.join(dropped)}: not measurable here, or too few samples."]
+        if dropped
+        else []
+    )
     return " ".join(said)
 
 
@@ -85,13 +119,29 @@ def _fronts(standing: Sequence[Standing], each: Standing) -> str:
 def _row(each: Standing, cells: Sequence[Cell], fronts: str) -> Row:
     run = each.record
     first = Cell(f"● {each.name}", fronts, "accent") if fronts else Cell(each.name)
-    return Row(cells=(first, verdict(run.outcome), *cells), words=words(run), outcome=run.outcome, run=run.id)
+    return Row(
+        cells=(first, verdict(run.outcome), *cells),
+        words=words(run),
+        outcome=run.outcome,
+        run=run.id,
+    )
 
 
 def verdict(outcome: str) -> Cell:
     """An outcome as a cell."""
-    tones = {"FAIL": "bad", "ERROR": "bad", "INVALID": "bad", "PASS": "good", "RECORDED": "quiet", "recorded": "quiet"}
-    return Cell(outcome.lower() if outcome.upper() == "RECORDED" else outcome, "", tones.get(outcome, "warn"))
+    tones = {
+        "FAIL": "bad",
+        "ERROR": "bad",
+        "INVALID": "bad",
+        "PASS": "good",
+        "RECORDED": "quiet",
+        "recorded": "quiet",
+    }
+    return Cell(
+        outcome.lower() if outcome.upper() == "RECORDED" else outcome,
+        "",
+        tones.get(outcome, "warn"),
+    )
 
 
 def _ratio_cell(found: Ratio | None, *, is_reference: bool) -> Cell:
@@ -107,8 +157,14 @@ def _top1(each: Standing) -> Cell:
     low, high = (number(each.agreement, "top1", end) for end in ("low", "high"))
     held = holds(each.agreement)
     said = {True: "rule holds", False: "rule does not hold", None: ""}[held]
-    between = "" if low is None or high is None or low == high else f"{100 * low:.3g} to {100 * high:.3g}"
-    return Cell(format_value(each.top1, "1"), ", ".join(filter(None, (between, said))), "bad" if held is False else "")
+    between = (
+        "" if low is None or high is None or low == high else f"{100 * low:.3g} to {100 * high:.3g}"
+    )
+    return Cell(
+        format_value(each.top1, "1"),
+        ", ".join(filter(None, (between, said))),
+        "bad" if held is False else "",
+    )
 
 
 def _ratios(group: Group) -> list[Block]:
@@ -117,7 +173,9 @@ def _ratios(group: Group) -> list[Block]:
     if not found:
         said = f"There is no run of {group.reference or 'a reference'} to hold the others against."
         return [] if group.reference else [Note(said, "quiet")]
-    rows = [{"name": name, "v": each.value, "low": each.low, "high": each.high} for name, each in found]
+    rows = [
+        {"name": name, "v": each.value, "low": each.low, "high": each.high} for name, each in found
+    ]
     seen = ", ".join(f"{name} {format_value(each.value, 'x')}" for name, each in found)
     return [
         Figure(

@@ -27,19 +27,29 @@ class Standing(NamedTuple):
 
 
 def standings(group: Group, records: Sequence[Record]) -> list[Standing]:
-    """Each strategy of the group, fastest first. The reference agrees with itself whether or not a test says so."""
+    """Each strategy of the group, fastest first.
+
+    The reference agrees with itself whether or not a test says so.
+    """
     found = []
     for run in group.runs:
         agreement = of_run(run, records)
         top1 = number(agreement, "top1")
         if top1 is None and run.strategy == group.reference:
             top1 = 1.0
-        found.append(Standing(run, named(run), value(run, headline(run)) or 0.0, memory(run), top1, agreement))
+        found.append(
+            Standing(
+                run, named(run), value(run, headline(run)) or 0.0, memory(run), top1, agreement
+            )
+        )
     return found
 
 
 def front(standing: Sequence[Standing], axis: str) -> set[str]:
-    """Names of those that no other beats in speed and in "memory" or "top1"; only what has both is compared."""
+    """Names of those that no other beats in speed and in "memory" or "top1".
+
+    Only what has both is compared.
+    """
     field = {"memory": "memory_bytes", "top1": "top1"}[axis]
     known = [each for each in standing if getattr(each, field) is not None]
     choices = [
@@ -53,7 +63,9 @@ def front(standing: Sequence[Standing], axis: str) -> set[str]:
         for each in known
     ]
     axes = ("speed", axis)
-    return {c.name for c in choices if not any(advice.dominates(other, c, axes) for other in choices)}
+    return {
+        c.name for c in choices if not any(advice.dominates(other, c, axes) for other in choices)
+    }
 
 
 def figures(group: Group, records: Sequence[Record]) -> list[Block]:
@@ -67,7 +79,10 @@ def _figure(standing: Sequence[Standing], axis: str) -> Figure | Note:
     field, scale = ("memory_bytes", _GB) if axis == "memory" else ("top1", 0.01)
     known = [each for each in standing if getattr(each, field) is not None]
     if len(known) < 2:  # noqa: PLR2004 - one point trades nothing
-        return Note(f"Speed against {what} needs two strategies with both; {len(known)} of {len(standing)} have them.", "quiet")
+        return Note(
+            f"Speed against {what} needs two strategies with both; {len(known)} of {len(standing)} have them.",
+            "quiet",
+        )
     on_front = front(standing, axis)
     points = [
         {
@@ -104,7 +119,12 @@ def _end(record: Record, name: str) -> float | None:
 
 
 def _tip(each: Standing) -> str:
-    lines = [each.name, f"{shown(each.record, headline(each.record))} {interval(each.record, headline(each.record))}".strip()]
-    lines += [f"memory {format_value(each.memory_bytes, 'B')}"] if each.memory_bytes is not None else []
+    lines = [
+        each.name,
+        f"{shown(each.record, headline(each.record))} {interval(each.record, headline(each.record))}".strip(),
+    ]
+    lines += (
+        [f"memory {format_value(each.memory_bytes, 'B')}"] if each.memory_bytes is not None else []
+    )
     lines += [f"top-1 {format_value(each.top1, '1')}"] if each.top1 is not None else []
     return "\n".join(lines)

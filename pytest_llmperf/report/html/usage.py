@@ -10,7 +10,13 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
 from pytest_llmperf.report.html.runs import Group, metric, named, shown, value, words
 
-_GAUGES = (("weights", "weights"), ("kv_cache", "KV cache"), ("peak", "peak"), ("reserved", "reserved"), ("process", "process"))
+_GAUGES = (
+    ("weights", "weights"),
+    ("kv_cache", "KV cache"),
+    ("peak", "peak"),
+    ("reserved", "reserved"),
+    ("process", "process"),
+)
 _GB = 1e9
 _OVER = "Above 100 %: the model was faster than the micro-benchmark that measured this device's ceiling."
 
@@ -28,9 +34,19 @@ class _Place(NamedTuple):
 
 def parts(group: Group) -> list[Part]:
     """Use of bandwidth and arithmetic, and of memory by rank where there are several."""
-    found = [Part(title="Use of the hardware", blocks=tuple(_use(group)), lead="Shares of what this device itself reached.")]
+    found = [
+        Part(
+            title="Use of the hardware",
+            blocks=tuple(_use(group)),
+            lead="Shares of what this device itself reached.",
+        )
+    ]
     ranked = [run for run in group.runs if isinstance(run.extra.get("memory_ranks"), list)]
-    return [*found, Part(title="Memory of each rank", blocks=tuple(_ranks(ranked)))] if ranked else found
+    return (
+        [*found, Part(title="Memory of each rank", blocks=tuple(_ranks(ranked)))]
+        if ranked
+        else found
+    )
 
 
 def _use(group: Group) -> list[Block]:
@@ -41,13 +57,17 @@ def _use(group: Group) -> list[Block]:
     ]
     if not rows:
         return [Note(f"Neither MBU nor MFU could be measured: {_why(group.runs)}", "quiet")]
-    seen = ", ".join(f"{named(run)} MBU {shown(run, 'mbu', 2)} MFU {shown(run, 'mfu', 2)}" for run in group.runs)
+    seen = ", ".join(
+        f"{named(run)} MBU {shown(run, 'mbu', 2)} MFU {shown(run, 'mfu', 2)}" for run in group.runs
+    )
     bars = Figure(
         chart="shares",
         title="MBU and MFU",
         alt=f"Shares of the measured copy bandwidth and matmul rate: {seen}.",
         data={"rows": rows},
-        note=_OVER if any((value(run, name) or 0) > 1 for run in group.runs for name in ("mbu", "mfu")) else "",
+        note=_OVER
+        if any((value(run, name) or 0) > 1 for run in group.runs for name in ("mbu", "mfu"))
+        else "",
     )
     return [bars, *_roofline(group)]
 
@@ -59,14 +79,25 @@ def _percent(run: Record, name: str) -> float | None:
 
 def _why(runs: Sequence[Record]) -> str:
     found = (metric(run, "mbu") for run in runs)
-    return next((each.reason for each in found if each is not None and each.reason), "no reason was recorded") + "."
+    return (
+        next(
+            (each.reason for each in found if each is not None and each.reason),
+            "no reason was recorded",
+        )
+        + "."
+    )
 
 
 def _roofline(group: Group) -> list[Block]:
     """From shares and ceilings: attained = share x ceiling, intensity = attained FLOP/s over attained bytes/s."""
     places = [place for run in group.runs if (place := _place(run)) is not None]
     if not places:
-        return [Note("There is no roofline: the device's ceilings were not recorded with these runs.", "quiet")]
+        return [
+            Note(
+                "There is no roofline: the device's ceilings were not recorded with these runs.",
+                "quiet",
+            )
+        ]
     roofs: dict[tuple[float, float], list[str]] = {}
     for place in places:
         dtypes = roofs.setdefault((place.roof_flop_per_s, place.roof_bytes_per_s), [])
@@ -77,9 +108,13 @@ def _roofline(group: Group) -> list[Block]:
         title="Roofline of a step",
         alt=f"Arithmetic against bytes moved, below the roof of this device: {seen}.",
         data={
-            "points": [{"name": p.name, "x": p.intensity, "y": p.flop_per_s / 1e9, "tip": _tip(p)} for p in places],
+            "points": [
+                {"name": p.name, "x": p.intensity, "y": p.flop_per_s / 1e9, "tip": _tip(p)}
+                for p in places
+            ],
             "roofs": [
-                {"flops": f / 1e9, "bytes": b / 1e9, "dtype": ", ".join(dtypes)} for (f, b), dtypes in sorted(roofs.items())
+                {"flops": f / 1e9, "bytes": b / 1e9, "dtype": ", ".join(dtypes)}
+                for (f, b), dtypes in sorted(roofs.items())
             ],
         },
         note="Left of the corner the memory bandwidth is the limit, right of it the arithmetic. Both were measured here.",
@@ -134,7 +169,11 @@ def _ranks(runs: Sequence[Record]) -> list[Block]:
     ]
     rows = [
         Row(
-            cells=(Cell(named(run)), Cell(str(rank)), *(_bytes(gauges, gauge) for gauge, _ in _GAUGES)),
+            cells=(
+                Cell(named(run)),
+                Cell(str(rank)),
+                *(_bytes(gauges, gauge) for gauge, _ in _GAUGES),
+            ),
             words=words(run),
             outcome=run.outcome,
         )
@@ -144,10 +183,17 @@ def _ranks(runs: Sequence[Record]) -> list[Block]:
     alt = f"Weights, KV cache and peak of each rank, for {', '.join(named(run) for run in runs)}. The same as a table below."
     figure = Figure(chart="ranks", title="Memory of each rank", alt=alt, data={"rows": bars})
     header = ("strategy", "rank", *(title for _, title in _GAUGES))
-    return [figure, Table(caption="Memory of each rank", header=header, rows=tuple(rows), first_number=2)]
+    return [
+        figure,
+        Table(caption="Memory of each rank", header=header, rows=tuple(rows), first_number=2),
+    ]
 
 
 def _bytes(gauges: dict[str, Any], name: str) -> Cell:
     found = gauges.get(name)
     reason = (gauges.get("reasons") or {}).get(name, "")
-    return Cell(format_value(found, "B")) if isinstance(found, int) else Cell(MISSING, str(reason), "quiet")
+    return (
+        Cell(format_value(found, "B"))
+        if isinstance(found, int)
+        else Cell(MISSING, str(reason), "quiet")
+    )

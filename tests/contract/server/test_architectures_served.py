@@ -44,15 +44,27 @@ def test_a_large_one_is_a_config_where_the_server_makes_weights_of_its_own():
     source = source_of(plan("arch:falcon-7b"), row, read_options(plan("arch:falcon-7b"), row))
     assert source.dummy
     assert source.tokenizer.get_vocab_size() == 65024
-    with pytest.raises(LoadError, match=r"'arch:falcon-7b' is too large to be written out.*'server:vllm' does"):
+    with pytest.raises(
+        LoadError, match=r"'arch:falcon-7b' is too large to be written out.*'server:vllm' does"
+    ):
         architecture(plan("arch:falcon-7b"), dummy=False)
 
 
 def test_prompts_of_an_architecture_have_the_length_asked_for():
     """Through a scripted server."""
-    session = ServerEngine().open(plan("arch:tiny-llama", engine="server", command=stub_command(), name="tiny", stop_timeout=0.5))
+    session = ServerEngine().open(
+        plan(
+            "arch:tiny-llama",
+            engine="server",
+            command=stub_command(),
+            name="tiny",
+            stop_timeout=0.5,
+        )
+    )
     try:
-        served = session.serve(Serve(concurrency=1, requests=2, prompt_tokens=9, max_new_tokens=3), 0)
+        served = session.serve(
+            Serve(concurrency=1, requests=2, prompt_tokens=9, max_new_tokens=3), 0
+        )
     finally:
         session.close()
     assert [(r.n_prompt_tokens, r.n_output_tokens) for r in served.trace.requests] == [(9, 3)] * 2

@@ -60,7 +60,10 @@ with open("out/profile_export.jsonl", "w") as file:
 
 
 def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
-    """TTFT counts from when the request was due; a request that failed is data; the generator is named with what it measured."""
+    """TTFT counts from when the request was due; a request that failed is data.
+
+    The generator is named with what it measured.
+    """
     served = start().serve(LINES, 0, str(program("aiperf", WRITES.format(keep=6, fails=1))))
     run = reduce_load([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
     assert (run.n_requests, run.n_failed) == (6, 1)
@@ -74,7 +77,10 @@ def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import sys; print('no such model'); sys.exit(3)", r"(?s)aiperf ended with exit code 3.*no such model"),
+        (
+            "import sys; print('no such model'); sys.exit(3)",
+            r"(?s)aiperf ended with exit code 3.*no such model",
+        ),
         ("", "what aiperf left cannot be read"),
         (WRITES.format(keep=2, fails=-1), "aiperf kept 2 of 6 requests"),
     ],
@@ -89,13 +95,19 @@ def test_a_generator_is_looked_for_before_anything_is_loaded(program):
     """Beside the interpreter that is named; without one, beside this one and on the path."""
     work = Serve(rate=2, requests=3, generator="guidellm")
     beside = program("guidellm", "")
-    assert generator_program("server:vllm", work, {"guidellm": str(beside.with_name("python"))}) == str(beside)
+    assert generator_program(
+        "server:vllm", work, {"guidellm": str(beside.with_name("python"))}
+    ) == str(beside)
     assert generator_program("server:vllm", replace(work, generator=""), {}) == ""
-    with pytest.raises(UsageError, match=r"no guidellm beside that interpreter.*pip install guidellm"):
+    with pytest.raises(
+        UsageError, match=r"no guidellm beside that interpreter.*pip install guidellm"
+    ):
         find_generator("guidellm", "/nowhere/bin/python")
     with pytest.raises(UsageError, match=r"aiperf is not installed.*--llmperf-python aiperf="):
         find_generator("aiperf", None)
-    with pytest.raises(UsageError, match=r"needs a server's address, and engine 'scripted' has none"):
+    with pytest.raises(
+        UsageError, match=r"needs a server's address, and engine 'scripted' has none"
+    ):
         generator_program("scripted", work, {})
 
 
@@ -107,11 +119,19 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
     traces = read_aiperf(tmp_path)
     rows = [json.loads(line)["metrics"] for line in text.splitlines()]
     assert len(traces) == len(rows) == 8
-    assert [len(trace.events) for trace in traces] == [trace.n_output_tokens for trace in traces] == [6] * 8
-    said = sorted((row["time_to_first_token"]["value"], row["inter_token_latency"]["value"]) for row in rows)
+    assert (
+        [len(trace.events) for trace in traces]
+        == [trace.n_output_tokens for trace in traces]
+        == [6] * 8
+    )
+    said = sorted(
+        (row["time_to_first_token"]["value"], row["inter_token_latency"]["value"]) for row in rows
+    )
     found = sorted(((r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
     assert found == [pytest.approx(each, abs=1e-3) for each in said]
-    run = reduce_load([LoadTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True)
+    run = reduce_load(
+        [LoadTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
+    )
     assert run.itl.p50.value == pytest.approx(0.005, rel=0.5)
     assert run.load.lateness_p99_s < 0.005
 
@@ -119,23 +139,44 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
 def test_the_switches_that_aiperf_misreads_are_kept_from_it():
     """And from no other; telemetry is off for both."""
     ours = {"PATH": "/bin", "HF_HUB_OFFLINE": "1"}
-    assert environment(GENERATORS["aiperf"], ours) == {"PATH": "/bin", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    assert environment(GENERATORS["aiperf"], ours) == {
+        "PATH": "/bin",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+    }
     assert environment(GENERATORS["guidellm"], ours)["HF_HUB_OFFLINE"] == "1"
 
 
 def test_tokens_that_aiperf_says_no_time_of_lie_between_those_it_does(tmp_path):
-    """Without gaps the last token is at the end of the request; fewer gaps than tokens are bundles after the first."""
-    metrics = {"output_sequence_length": 7, "input_sequence_length": 3, "time_to_first_token": 20.0, "request_latency": 80.0}
+    """Without gaps the last token is at the end of the request.
+
+    Fewer gaps than tokens are bundles after the first.
+    """
+    metrics = {
+        "output_sequence_length": 7,
+        "input_sequence_length": 3,
+        "time_to_first_token": 20.0,
+        "request_latency": 80.0,
+    }
     rows = []
     for gaps in ((), (30.0, 30.0), (10.0,) * 6):
         kept = {name: {"value": value} for name, value in metrics.items()} | (
             {"inter_chunk_latency": {"value": gaps}} if gaps else {}
         )
-        rows.append({"metadata": {"request_start_ns": 10**18, "request_end_ns": 10**18 + 8 * 10**7}, "metrics": kept})
+        rows.append(
+            {
+                "metadata": {"request_start_ns": 10**18, "request_end_ns": 10**18 + 8 * 10**7},
+                "metrics": kept,
+            }
+        )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "profile_export.jsonl").write_text("\n".join(map(json.dumps, rows)))
     traces = read_aiperf(tmp_path)
-    assert [[event.n_tokens for event in trace.events] for trace in traces] == [[1, 6], [1, 3, 3], [1] * 7]
+    assert [[event.n_tokens for event in trace.events] for trace in traces] == [
+        [1, 6],
+        [1, 3, 3],
+        [1] * 7,
+    ]
     assert [tpot_s(trace) for trace in traces] == [pytest.approx(0.01)] * 3
     assert all(trace.t_due_ns == trace.t_sent_ns == 10**9 for trace in traces)
 
@@ -150,11 +191,20 @@ def test_its_version_is_that_of_its_installation(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"generator": "guidelm", "rate": 1, "requests": 2}, r"did you mean 'guidellm'|Did you mean 'guidellm'"),
+        (
+            {"generator": "guidelm", "rate": 1, "requests": 2},
+            r"did you mean 'guidellm'|Did you mean 'guidellm'",
+        ),
         ({"generator": "aiperf", "concurrency": 1, "duration": 2}, "give requests="),
         ({"generator": "guidellm", "rate": 1, "duration": 2}, "give requests="),
-        ({"generator": "guidellm", "rate": 1, "requests": 2, "arrivals": "gamma"}, "its own arrivals"),
-        ({"generator": "guidellm", "traffic": Traffic(name="t", timestamps_s=(0.0,))}, "its own arrivals"),
+        (
+            {"generator": "guidellm", "rate": 1, "requests": 2, "arrivals": "gamma"},
+            "its own arrivals",
+        ),
+        (
+            {"generator": "guidellm", "traffic": Traffic(name="t", timestamps_s=(0.0,))},
+            "its own arrivals",
+        ),
     ],
 )
 def test_what_a_generator_cannot_do_is_refused(fields, said):
@@ -172,17 +222,27 @@ def test_loads_of_our_own_client_go_on_record_as_before():
 
 
 def test_a_report_of_guidellm_becomes_traces(tmp_path):
-    """A real report: what it says of each request itself, from our reading of its times; no gap between messages is made up."""
+    """A real report: what it says of each request itself, from our reading of its times.
+
+    No gap between messages is made up.
+    """
     text = (RECORDED / "guidellm-0.8.1.json").read_text()
     (tmp_path / "out.json").write_text(text)
     traces = read_guidellm(tmp_path)
     rows = json.loads(text)["benchmarks"][0]["requests"]["successful"]
     assert len(traces) == len(rows) == 8
     assert [trace.n_output_tokens for trace in traces] == [6] * 8
-    said = sorted((row["request_start_time"], row["time_to_first_token_ms"], row["inter_token_latency_ms"]) for row in rows)
-    found = sorted((r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
+    said = sorted(
+        (row["request_start_time"], row["time_to_first_token_ms"], row["inter_token_latency_ms"])
+        for row in rows
+    )
+    found = sorted(
+        (r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces
+    )
     assert [f[1:] for f in found] == [pytest.approx(s[1:], abs=1e-3) for s in said]
-    run = reduce_load([LoadTrace(requests=traces, gaps=False)], slo=None, ramp_up_s=0, load_s=None, open_loop=True)
+    run = reduce_load(
+        [LoadTrace(requests=traces, gaps=False)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
+    )
     assert isinstance(run.itl, NotMeasurable)
     assert "first and last token alone" in run.itl.reason
     assert run.ttft.p50.value >= 0.05
@@ -205,15 +265,24 @@ def test_missing(llm):
 
 
 def test_a_load_by_a_generator_is_on_record_with_its_name(pytester, program):
-    """Its interpreter is named by the option of engines' interpreters; one that is not there is an error before the load."""
+    """Its interpreter is named by the option of engines' interpreters.
+
+    One that is not there is an error before the load.
+    """
     beside = program("aiperf", WRITES.format(keep=6, fails=1)).with_name("python")
     beside.symlink_to(sys.executable)
     model = str(write_model(pytester.path))
     pytester.makepyfile(test_it=PROJECT.format(model=model, command=stub_command()))
-    options = ("--llmperf-store=none", "--llmperf-json=out.jsonl", f"--llmperf-python=aiperf={beside}")
+    options = (
+        "--llmperf-store=none",
+        "--llmperf-json=out.jsonl",
+        f"--llmperf-python=aiperf={beside}",
+    )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*UsageError: Serve(generator='guidellm'): guidellm is not installed*"])
+    result.stdout.fnmatch_lines(
+        ["*UsageError: Serve(generator='guidellm'): guidellm is not installed*"]
+    )
     assert "its requests were sent by aiperf" in result.stdout.str()
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     row = rows[-1]

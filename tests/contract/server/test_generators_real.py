@@ -25,24 +25,36 @@ def test_it(llm, load):
 """
 
 
-@pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="a generator starts for ten seconds: make nightly runs it")
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ,
+    reason="a generator starts for ten seconds: make nightly runs it",
+)
 @pytest.mark.parametrize("name", ["aiperf", "guidellm"])
 def test_a_real_generator_ends_in_records(pytester, name):
-    """Both loops, in records that name it; the server's 30 ms and 4 ms are found. Skipped where its client is the limit."""
+    """Both loops, in records that name it; the server's 30 ms and 4 ms are found.
+
+    Skipped where its client is the limit.
+    """
     python = os.environ.get(f"LLMPERF_GENERATOR_{name.upper()}")
     if python is None:
         pytest.skip(f"LLMPERF_GENERATOR_{name.upper()} does not name an interpreter")
     model, command = write_model(pytester.path), stub_command("--ttft-ms 30", "--token-ms 4")
     (model / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     pytester.makepyfile(test_it=PROJECT.format(model=str(model), command=command, name=name))
-    options = ("--llmperf-store=none", "--llmperf-json=out.jsonl", f"--llmperf-python={name}={python}")
+    options = (
+        "--llmperf-store=none",
+        "--llmperf-json=out.jsonl",
+        f"--llmperf-python={name}={python}",
+    )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
     limited = result.stdout.str().count("INVALID test_it.py")
     result.assert_outcomes(passed=2 - limited, errors=limited)
     if limited:
         result.stdout.fnmatch_lines(["*client-limited*"])
     if limited == 2:
-        pytest.skip("generator and server on too few cores: both loads are INVALID, as client-limited")
+        pytest.skip(
+            "generator and server on too few cores: both loads are INVALID, as client-limited"
+        )
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     assert {row["workload"]["generator"] for row in rows} == {name}
     assert all(row["extra"]["load"]["generator"].startswith(f"{name} ") for row in rows)

@@ -24,7 +24,9 @@ VOCABULARY, POSITIONS = 9, 4
 
 def logits_after(ids) -> np.ndarray:
     """What a model that depends on all ids before says next."""
-    return np.random.default_rng(hash(tuple(ids)) % 2**32).normal(0, 2, VOCABULARY).astype(np.float32)
+    return (
+        np.random.default_rng(hash(tuple(ids)) % 2**32).normal(0, 2, VOCABULARY).astype(np.float32)
+    )
 
 
 def greedy(row, after) -> list[int]:
@@ -38,7 +40,10 @@ def greedy(row, after) -> list[int]:
 def reference(tmp_path):
     """The file of that model, as the transformers engine writes it."""
     continuations = [greedy(row, logits_after) for row in ROWS]
-    forced = [[logits_after([*row, *c[:i]]) for i in range(POSITIONS)] for row, c in zip(ROWS, continuations, strict=True)]
+    forced = [
+        [logits_after([*row, *c[:i]]) for i in range(POSITIONS)]
+        for row, c in zip(ROWS, continuations, strict=True)
+    ]
     tensors = {
         "prompt_ids": np.array([[0, *ROWS[0]], ROWS[1]]),
         "lengths": np.array([len(row) for row in ROWS]),
@@ -46,7 +51,11 @@ def reference(tmp_path):
         "logits": np.array(forced),
     }
     path = tmp_path / "a.ref"
-    save_file(tensors, path, {"format": FORMAT, "logits_dtype": "float32", "prompts": json.dumps(["one", "two"])})
+    save_file(
+        tensors,
+        path,
+        {"format": FORMAT, "logits_dtype": "float32", "prompts": json.dumps(["one", "two"])},
+    )
     return Reference.open(str(path))
 
 
@@ -56,12 +65,20 @@ def server(after, **lacks):
     def said(logits: np.ndarray, token: int, k: int) -> dict:
         logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum())
         kept = {*np.argsort(-logits)[:k].tolist(), token}
-        return {str(t): {"logprob": float(logprobs[t]), "rank": int((logits > logits[t]).sum()) + 1} for t in kept}
+        return {
+            str(t): {"logprob": float(logprobs[t]), "rank": int((logits > logits[t]).sum()) + 1}
+            for t in kept
+        }
 
     async def ask(fields: dict) -> dict:
         ids = fields["prompt"]
         if k := fields.get("prompt_logprobs"):
-            choice = {"prompt_logprobs": [None, *(said(after(ids[:i]), ids[i], k) for i in range(1, len(ids)))]}
+            choice = {
+                "prompt_logprobs": [
+                    None,
+                    *(said(after(ids[:i]), ids[i], k) for i in range(1, len(ids))),
+                ]
+            }
         else:
             choice = {"token_ids": greedy(ids, after)[: fields["max_tokens"]]}
         return {name: value for name, value in choice.items() if not lacks.get(name)}
@@ -76,17 +93,23 @@ def agreement(reference, after, rule="exact", **lacks) -> Agreement:
 
 def test_a_server_of_the_same_logits_agrees_to_the_letter(reference):
     """Every number that log-probabilities give; the others say why they are none."""
-    found = agreement(reference, logits_after, "exact+containment(k=1, horizon=4)+perplexity(1.001)")
+    found = agreement(
+        reference, logits_after, "exact+containment(k=1, horizon=4)+perplexity(1.001)"
+    )
     assert not found.reasons
     assert found.top1.value == found.top5.value == found.prefix_match.value == 1
     assert found.logprob_mae.value < 1e-6
     assert math.isclose(found.perplexity_ratio.value, 1, rel_tol=1e-6)
-    assert all(isinstance(q, NotMeasurable) for q in (found.kl, found.sqnr_db, found.logit_correlation))
+    assert all(
+        isinstance(q, NotMeasurable) for q in (found.kl, found.sqnr_db, found.logit_correlation)
+    )
     assert "not the logits of all" in found.kl.reason
     assert found.summary()["kl"]["value"] is None
 
 
-@pytest.mark.parametrize("rule", ["sqnr(40)", "correlation(0.9)", "logits(1)", "exact+noise_floor(2)"])
+@pytest.mark.parametrize(
+    "rule", ["sqnr(40)", "correlation(0.9)", "logits(1)", "exact+noise_floor(2)"]
+)
 def test_a_rule_that_needs_all_logits_never_holds(reference, rule):
     """Not even for equal ones: nothing was compared."""
     assert "not measurable" in agreement(reference, logits_after, rule).reasons[0]
@@ -96,7 +119,9 @@ def test_another_model_is_found_out(reference):
     """Ranks, log-probabilities and the place where the texts part, as counted from its logits by hand."""
 
     def other(ids):
-        return logits_after(ids) + np.where(np.arange(VOCABULARY) == 7, 50.0, 0.0).astype(np.float32)
+        return logits_after(ids) + np.where(np.arange(VOCABULARY) == 7, 50.0, 0.0).astype(
+            np.float32
+        )
 
     found = agreement(reference, other, "containment(k=1, horizon=4)+perplexity(1.5)")
     assert len(found.reasons) == 2
@@ -125,12 +150,19 @@ def test_a_file_that_is_no_reference_is_named(tmp_path):
         Reference.open(str(tmp_path / "a.ref"))
 
 
-def test_a_session_asks_by_its_own_protocol_and_repeats_what_the_server_says_against_it(start, reference):
-    """The stub knows streams alone: it answers an agreement's question with one; a server of texts is not asked."""
+def test_a_session_asks_by_its_own_protocol_and_repeats_what_the_server_says_against_it(
+    start, reference
+):
+    """The stub knows streams alone: it answers an agreement's question with one.
+
+    A server of texts is not asked.
+    """
     with pytest.raises(UsageError, match="takes texts"):
         start().compare_reference(str(reference.path), 2)
     refusing = start("--fault http-503 --first 2", prompt_ids=True)
-    with pytest.raises(UsageError, match=r"refuses what agreement needs \(HTTP 503\): come back later"):
+    with pytest.raises(
+        UsageError, match=r"refuses what agreement needs \(HTTP 503\): come back later"
+    ):
         refusing.compare_reference(str(reference.path), 2)
     with pytest.raises(UsageError, match="agreement needs logits"):
         start().make_reference(PromptSet.bundled("short-chat"), 2, 2, "x")

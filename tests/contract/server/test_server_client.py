@@ -1,4 +1,7 @@
-"""The client against a stub: what it sends when, a client that is too slow, a server that is; and servers in a project."""
+"""The client against a stub: what it sends when, a client that is too slow, a server that is.
+
+And servers in a project.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from pytest_llmperf.workloads import PromptSet, Serve, Traffic
 
 
 def reduced(served, *, open_loop=True, ramp_up_s=0.0):
-    return reduce_load([served.trace], slo=None, ramp_up_s=ramp_up_s, load_s=None, open_loop=open_loop)
+    return reduce_load(
+        [served.trace], slo=None, ramp_up_s=ramp_up_s, load_s=None, open_loop=open_loop
+    )
 
 
 def test_an_open_loop_sends_each_request_when_it_is_due_whatever_became_of_the_others(start):
@@ -38,7 +43,9 @@ def test_an_open_loop_sends_each_request_when_it_is_due_whatever_became_of_the_o
 
 def test_a_closed_loop_keeps_its_lines_busy_and_no_more(start):
     """Never more in flight than lines; the next is due when the last is over."""
-    served = start("--ttft-ms 5").serve(Serve(concurrency=3, requests=12, prompt_tokens=4, max_new_tokens=3), 0)
+    served = start("--ttft-ms 5").serve(
+        Serve(concurrency=3, requests=12, prompt_tokens=4, max_new_tokens=3), 0
+    )
     run = reduced(served, open_loop=False)
     assert run.load.in_flight_max == 3
     assert len(served.trace.requests) == 12
@@ -77,13 +84,18 @@ def test_a_server_that_closes_all_its_idle_connections_fails_no_request():
 
 def test_a_trace_is_played_with_its_lengths(start):
     """Prompt and output lengths of each request."""
-    traffic = Traffic(name="t", timestamps_s=(0.0, 0.01, 0.02), prompt_tokens=(3, 4, 5), output_tokens=(2, 3, 4))
+    traffic = Traffic(
+        name="t", timestamps_s=(0.0, 0.01, 0.02), prompt_tokens=(3, 4, 5), output_tokens=(2, 3, 4)
+    )
     requests = start().serve(Serve(traffic=traffic), 0).trace.requests
     assert [(r.n_prompt_tokens, r.n_output_tokens) for r in requests] == [(3, 2), (4, 3), (5, 4)]
 
 
 def test_fifty_milliseconds_of_sleep_a_token_are_found(start):
-    """The claim fails on that server; on one that does not sleep the same claim about half of it holds the other way round."""
+    """The claim fails on that server.
+
+    On one that does not sleep the same claim about half of it holds the other way round.
+    """
     work = Serve(concurrency=4, requests=40, prompt_tokens=4, max_new_tokens=5)
     with claims(strict=False) as findings:
         slow = reduced(start("--token-ms 50").serve(work, 0), open_loop=False)
@@ -103,14 +115,20 @@ def test_a_client_that_is_slowed_until_it_is_the_limit_is_marked(start):
 
     session._protocol = replace(session._protocol, parse=slow)
     served = session.serve(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=3), 0)
-    mark = client_mark(LoadTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0)
+    mark = client_mark(
+        LoadTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0
+    )
     assert mark is not None
     assert "the client" in mark.detail
 
 
 def test_bundled_messages_are_counted_as_tokens(start):
     """Four tokens a message: the same total, fewer events."""
-    (request,) = start("--bundle 4").serve(Serve(concurrency=1, requests=1, prompt_tokens=4, max_new_tokens=8), 0).trace.requests
+    (request,) = (
+        start("--bundle 4")
+        .serve(Serve(concurrency=1, requests=1, prompt_tokens=4, max_new_tokens=8), 0)
+        .trace.requests
+    )
     assert request.n_output_tokens == 8
     assert len(request.events) == 2
 
@@ -136,7 +154,11 @@ def test_no_prompt_comes_twice(model):
     prompts = Prompts(Tokenizer.from_file(str(model / "tokenizer.json")))
     texts = PromptSet(name="t", texts=("w1 w2", "w3 w4"))
     for each, length in ((PromptSet.synthetic(1), 8), (texts, 8), (texts, None)):
-        made = [prompts.prompt(each, length, repetition, i).text for repetition in range(3) for i in range(5)]
+        made = [
+            prompts.prompt(each, length, repetition, i).text
+            for repetition in range(3)
+            for i in range(5)
+        ]
         assert len(set(made)) == len(made), each
     assert prompts.prompt(texts, None, 0, 2, repeat=True).text == "w1 w2"
     assert len(prompts.prompt(PromptSet.synthetic(1), 8, 0, 0).ids) == 8
@@ -177,7 +199,9 @@ def test_dies(llm):
 def test_servers_in_a_project_are_errors_where_they_are_not_what_was_asked_for(pytester, tmp_path):
     """Each with its reason, in one session; nothing is left running."""
     pytester.makepyfile(test_it=PROJECT.format(model=write_model(tmp_path), command=stub_command()))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--llmperf-store=none", f"--basetemp={tmp_path}/base")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--llmperf-store=none", f"--basetemp={tmp_path}/base"
+    )
     result.assert_outcomes(errors=4)
     result.stdout.fnmatch_lines_random(
         [

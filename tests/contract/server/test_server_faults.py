@@ -21,7 +21,9 @@ LOAD = Serve(concurrency=1, requests=6, prompt_tokens=4, max_new_tokens=5, timeo
 def test_a_server_that_dies_in_start_up_fails_at_once_with_its_log(start):
     """Within five seconds, whatever the time it was given."""
     began_s = time.monotonic()
-    with pytest.raises(LoadError, match=r"(?s)died before it was healthy: .*exit code 3.*cannot find libcuda\.so"):
+    with pytest.raises(
+        LoadError, match=r"(?s)died before it was healthy: .*exit code 3.*cannot find libcuda\.so"
+    ):
         start("--fault dies-at-start", start_timeout=600)
     assert time.monotonic() - began_s < 5
 
@@ -48,7 +50,9 @@ def test_a_server_whose_process_outlives_its_sockets_died_too(start):
 
 
 @pytest.mark.parametrize("fault", ["ignores-sigterm", "grandchild"])
-def test_closing_ends_a_server_that_ignores_sigterm_and_what_left_its_group(start, tmp_path, pids, fault):
+def test_closing_ends_a_server_that_ignores_sigterm_and_what_left_its_group(
+    start, tmp_path, pids, fault
+):
     """The grandchild is in a session of its own; it carries the token."""
     session = start(f"--fault {fault} --pid-file {tmp_path}/pids.json")
     processes = [psutil.Process(pid) for pid in pids()]
@@ -89,7 +93,10 @@ def test_an_offline_batch_of_which_a_request_fails_is_invalid(start):
     [("counts-more", "counted 15"), ("counts-less", r"counted \d+ output tokens, .* makes")],
 )
 def test_token_counts_that_cannot_be_right_are_marked(start, fault, said):
-    """More than were asked for, or fewer than the text has. The same server without the fault has no such mark."""
+    """More than were asked for, or fewer than the text has.
+
+    The same server without the fault has no such mark.
+    """
     marks = start(f"--fault {fault} --first 2").serve(LOAD, 0).marks
     assert any(re.search(said, mark.detail) for mark in marks if mark.kind == "token-counts")
     honest = start("--first 2").serve(LOAD, 0).marks
@@ -120,7 +127,9 @@ def test_a_prefix_cache_that_hits_is_invalid_unless_it_was_asked_for(start):
     """The stub counts a prompt that it has seen as a hit: prompts are sent again where that is allowed only."""
     session = start()
     assert session.serve(LOAD, 0).trace.server["prefix_hit_share"] == 0
-    with pytest.raises(InvalidRun, match=r"prefix cache hit 100% of the prompt tokens.*prefix_cache=True"):
+    with pytest.raises(
+        InvalidRun, match=r"prefix cache hit 100% of the prompt tokens.*prefix_cache=True"
+    ):
         session.serve(LOAD, 0)  # the same repetition again: the same prompts
     allowed = Serve(concurrency=1, requests=6, prompt_tokens=4, max_new_tokens=5, prefix_cache=True)
     assert session.serve(allowed, 0).trace.server["prefix_hit_share"] == 1
@@ -166,7 +175,9 @@ def test_a_program_that_is_not_there_is_named(start, model):
     with pytest.raises(UsageError, match="'no-such-server' cannot be run"):
         start(command="no-such-server --port {port}")
     with pytest.raises(UsageError, match="LLMPERF_SERVER_TGI"):
-        ServerEngine().open(type(stub_plan(model))(model=stub_plan(model).model, engine="server:tgi"))
+        ServerEngine().open(
+            type(stub_plan(model))(model=stub_plan(model).model, engine="server:tgi")
+        )
 
 
 def test_tgis_protocol_is_spoken(start):

@@ -7,7 +7,9 @@ import os
 
 import pytest
 
-nightly = pytest.mark.skipif("LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it")
+nightly = pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it"
+)
 ARGUMENTS = {
     "vllm": "--enforce-eager --max-model-len 512 --max-num-seqs 8",
     "transformers": "",
@@ -56,11 +58,17 @@ def test_a_real_server_ends_in_records(pytester, name, monkeypatch):
     strategy = "fp32" if name == "vllm" else "auto"
     project = PROJECT.format(name=name, arguments=ARGUMENTS[name], strategy=strategy)
     pytester.makepyfile(test_it=project + (AGREES if name == "vllm" else ""))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--llmperf-store=none", "--llmperf-json=out.jsonl")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--llmperf-store=none", "--llmperf-json=out.jsonl"
+    )
     result.assert_outcomes(passed=4 if name == "vllm" else 3)
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     assert {row["engine"] for row in rows} == {f"server:{name}"}
     assert {row["workload"]["type"] for row in rows} - {"agreement"} == {"serve", "decode"}
     if name == "vllm":
         assert {row["effective"]["reported_dtype"] for row in rows} == {"float32"}
-        assert all("preemptions" in row["extra"]["load"]["server"] for row in rows if row["workload"]["type"] == "serve")
+        assert all(
+            "preemptions" in row["extra"]["load"]["server"]
+            for row in rows
+            if row["workload"]["type"] == "serve"
+        )

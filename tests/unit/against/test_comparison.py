@@ -45,7 +45,14 @@ class InProcess(LlmperfSession):
 class ScriptedBase:
     """In place of a base side: it measures its own scripted model when told."""
 
-    def __init__(self, session: InProcess, script: str, *, folder: Path, errors: list[Exception] | None = None) -> None:
+    def __init__(
+        self,
+        session: InProcess,
+        script: str,
+        *,
+        folder: Path,
+        errors: list[Exception] | None = None,
+    ) -> None:
         self.target = Target(kind="folder", text="../before", path=folder)
         self.commands: list[MeasureBlock] = []
         self.released = False
@@ -58,7 +65,9 @@ class ScriptedBase:
         self.released = release
         self._session.recorder.begin(test, "")
         record = self._session.recorder.describe(self._model.load(), WORK)
-        facts = {name: getattr(record, name) for name in SideFacts.__struct_fields__ if name != "facts"}
+        facts = {
+            name: getattr(record, name) for name in SideFacts.__struct_fields__ if name != "facts"
+        }
         return Reached(sides=(SideFacts(**facts, facts=record.environment.facts),))
 
     def trees(self):
@@ -72,7 +81,14 @@ class ScriptedBase:
             self._session.renew([self._model])
         goal = Goal(precision=command.precision, budget_s=command.budget_s)
         show = self._session.progress
-        return measure_block([self._model.load], WORK, command.metrics, goal, show, first_repetition=command.first_repetition)
+        return measure_block(
+            [self._model.load],
+            WORK,
+            command.metrics,
+            goal,
+            show,
+            first_repetition=command.first_repetition,
+        )
 
 
 def session_model(session: InProcess, script: str):
@@ -92,8 +108,15 @@ def session(tmp_path):
     """`session(**options)` is a session with these options that keeps no history."""
 
     def make(**options: str) -> InProcess:
-        values = {"store": "none", "budget": "2", **{name.replace("_", "-"): value for name, value in options.items()}}
-        raw = {o.name: values.get(o.name, [] if o.many else False if o.flag else o.default) for o in OPTIONS}
+        values = {
+            "store": "none",
+            "budget": "2",
+            **{name.replace("_", "-"): value for name, value in options.items()},
+        }
+        raw = {
+            o.name: values.get(o.name, [] if o.many else False if o.flag else o.default)
+            for o in OPTIONS
+        }
         return InProcess(read(lambda option: raw[option.name], tmp_path), lambda *_: None)
 
     return make
@@ -103,7 +126,15 @@ def session(tmp_path):
 def compared(session, tmp_path):
     """`compared(here, there)` is the record, the findings and the base of one comparison, and the error that it ended with."""
 
-    def run(here: str, there: str, *, errors: list[Exception] | None = None, limits=None, planned: int = 1, **options: str):
+    def run(
+        here: str,
+        there: str,
+        *,
+        errors: list[Exception] | None = None,
+        limits=None,
+        planned: int = 1,
+        **options: str,
+    ):
         ours = session(**options)
         base = ScriptedBase(session(), there, folder=tmp_path, errors=errors)
         comparison = Comparison(base)
@@ -124,7 +155,9 @@ def compared(session, tmp_path):
 
 def test_a_slower_version_fails_with_its_ratio_and_is_measured_again_in_fresh_workers(compared):
     """Ten per cent more time, 3 % noise: FAIL after few pairs, seen again after new workers were started on both sides."""
-    record, (finding,), base, raised = compared(f"ttft=55ms,tpot=11ms,{NOISE},seed=1", f"ttft=50ms,tpot=10ms,{NOISE},seed=2")
+    record, (finding,), base, raised = compared(
+        f"ttft=55ms,tpot=11ms,{NOISE},seed=1", f"ttft=50ms,tpot=10ms,{NOISE},seed=2"
+    )
     kept = record.extra["against"]["metrics"]["throughput"]
     assert finding.outcome is Outcome.FAIL
     assert str(raised).startswith("throughput of fp32 is 0.9")
@@ -161,8 +194,18 @@ def _slower_once(plan, scripts):
 
     from pytest_llmperf.engines import engine
 
-    script = next(scripts, "ttft=50ms,tpot=10ms") if plan.model.location == "seed=1" else plan.model.location
-    return HostChannel(Host(find_engine=lambda asked: _Renamed(engine("scripted").load(), replace(asked.model, location=script))))
+    script = (
+        next(scripts, "ttft=50ms,tpot=10ms")
+        if plan.model.location == "seed=1"
+        else plan.model.location
+    )
+    return HostChannel(
+        Host(
+            find_engine=lambda asked: _Renamed(
+                engine("scripted").load(), replace(asked.model, location=script)
+            )
+        )
+    )
 
 
 class _Renamed:
@@ -180,8 +223,14 @@ class _Renamed:
 def test_versions_that_do_not_fit_together_are_loaded_in_turn(compared, monkeypatch):
     """Ours is closed after each of its blocks, and the base is told to do the same."""
     opened, fits = [], Pool.fits_together
-    monkeypatch.setattr(Pool, "fits_together", lambda self, *plans: len(plans) < 2 and fits(self, *plans))
-    monkeypatch.setattr(InProcess, "_start_worker", lambda _, plan: opened.append(plan.model.location) or HostChannel(Host()))
+    monkeypatch.setattr(
+        Pool, "fits_together", lambda self, *plans: len(plans) < 2 and fits(self, *plans)
+    )
+    monkeypatch.setattr(
+        InProcess,
+        "_start_worker",
+        lambda _, plan: opened.append(plan.model.location) or HostChannel(Host()),
+    )
     _, (finding,), base, _ = compared("seed=1", "seed=2")
     assert finding.outcome is Outcome.PASS
     assert base.released
@@ -219,21 +268,30 @@ def test_too_many_invalid_pairs_are_the_tests_error(compared):
 
 def test_a_base_that_dies_in_the_middle_is_not_comparable_with_its_message(compared):
     """Its log is in the detail."""
-    _, (finding,), _, raised = compared("seed=1", "seed=2", errors=[WorkerDied("worker ended by signal SIGKILL\nits log")])
+    _, (finding,), _, raised = compared(
+        "seed=1", "seed=2", errors=[WorkerDied("worker ended by signal SIGKILL\nits log")]
+    )
     assert (finding.outcome, raised) == (Outcome.NOT_COMPARABLE, None)
-    assert "the base failed while it was measured: WorkerDied: worker ended by signal SIGKILL" in finding.text
+    assert (
+        "the base failed while it was measured: WorkerDied: worker ended by signal SIGKILL"
+        in finding.text
+    )
     assert "its log" in finding.detail
 
 
 def test_what_cannot_be_compared_fails_where_a_baseline_is_required(compared):
     """As with the gate."""
-    _, _, _, raised = compared("seed=1", "seed=2", errors=[WorkerDied("gone")], require_baseline=True)
+    _, _, _, raised = compared(
+        "seed=1", "seed=2", errors=[WorkerDied("gone")], require_baseline=True
+    )
     assert "was not compared with ../before" in str(raised)
 
 
 def test_more_weights_fail_by_counting_and_need_no_second_pair(compared):
     """Bytes are no noise: one pair, exact."""
-    record, findings, _, raised = compared("weights=102MB", "weights=100MB", limits={"memory.weights": 0.01, "throughput": 0.03})
+    record, findings, _, raised = compared(
+        "weights=102MB", "weights=100MB", limits={"memory.weights": 0.01, "throughput": 0.03}
+    )
     by_metric = {finding.left.partition(" ")[0]: finding for finding in findings}
     assert by_metric["memory.weights"].outcome is Outcome.FAIL
     assert "1.02x ../before, allowed 1.0 % worse  (counted)" in str(raised)
@@ -255,7 +313,10 @@ def test_more_series_need_more_evidence(compared):
 
 @pytest.mark.parametrize("noise", [0.02, 0.1])
 def test_equal_versions_never_fail(compared, noise):
-    """Forty comparisons of two equal versions (400 where there is time): not one FAIL; with moderate noise nearly all PASS."""
+    """Forty comparisons of two equal versions (400 where there is time): not one FAIL.
+
+    With moderate noise nearly all PASS.
+    """
     n = 400 if "LLMPERF_NIGHTLY" in os.environ else 40
     scripts = [(f"noise={noise},seed={2 * i}", f"noise={noise},seed={2 * i + 1}") for i in range(n)]
     outcomes = [compared(*each, budget="0.5")[1][0].outcome for each in scripts]
@@ -265,6 +326,9 @@ def test_equal_versions_never_fail(compared, noise):
 
 def test_a_slowdown_of_a_tenth_is_found_nearly_always(compared):
     """The negative control of the control above: ten per cent, 2 % noise, twenty comparisons."""
-    scripts = [(f"ttft=55ms,tpot=11ms,noise=0.02,seed={2 * i}", f"noise=0.02,seed={2 * i + 1}") for i in range(20)]
+    scripts = [
+        (f"ttft=55ms,tpot=11ms,noise=0.02,seed={2 * i}", f"noise=0.02,seed={2 * i + 1}")
+        for i in range(20)
+    ]
     outcomes = [compared(*each, budget="0.5")[1][0].outcome for each in scripts]
     assert outcomes.count(Outcome.FAIL) >= 19

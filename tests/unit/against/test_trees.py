@@ -30,10 +30,15 @@ def module(path: Path) -> ModuleType:
 
 
 def test_the_bases_folders_come_first_and_the_heads_never(trees):
-    """What this process has of its own tree is mapped; installed packages and other folders stay where they are."""
+    """What this process has of its own tree is mapped.
+
+    Installed packages and other folders stay where they are.
+    """
     site = trees.head / ".venv" / "lib" / "site-packages"
     search = ["", str(trees.head / "lib"), str(site), "/usr/lib/python3"]
-    found = trees.module_path(search, f"{trees.head / 'src'}{os.pathsep}/opt/more").split(os.pathsep)
+    found = trees.module_path(search, f"{trees.head / 'src'}{os.pathsep}/opt/more").split(
+        os.pathsep
+    )
     assert found == [str(trees.base / "lib"), str(trees.base), str(trees.base / "src"), "/opt/more"]
 
 
@@ -55,7 +60,10 @@ def test_modules_of_another_copy_are_strays_and_a_base_inside_the_head_is_its_ow
     named = [each.partition(" ")[0] for each in strays(trees, trees.base, modules)]
     assert named == ["theirs"]
     forbidden = Trees(head=trees.head, base=trees.base, others=(tmp_path / "checkout",))
-    assert [each.partition(" ")[0] for each in strays(forbidden, trees.base, modules)] == ["other", "theirs"]
+    assert [each.partition(" ")[0] for each in strays(forbidden, trees.base, modules)] == [
+        "other",
+        "theirs",
+    ]
     inside = Trees(head=trees.head, base=trees.head / ".cache" / "tree")
     assert strays(inside, inside.base, {"a": module(inside.base / "a.py")}) == ()
     assert strays(inside, inside.head, {"a": module(inside.base / "a.py")}) != ()
@@ -67,5 +75,7 @@ def test_a_folder_an_interpreter_and_nothing(tmp_path):
     assert find_target("before", tmp_path).kind == "folder"
     assert find_target(sys.executable, tmp_path).kind == "interpreter"
     assert find_target("off", tmp_path) is None
-    with pytest.raises(UsageError, match=r"is no revision .*no git work tree.*, no folder and no file"):
+    with pytest.raises(
+        UsageError, match=r"is no revision .*no git work tree.*, no folder and no file"
+    ):
         find_target("main", tmp_path)

@@ -7,7 +7,10 @@ from pairs import finding, interleave, verdict
 
 
 def test_each_pair_holds_one_value_of_each_side():
-    """Whichever ran first, the first value is that of the first function; warm-up pairs are left out."""
+    """Whichever ran first, the first value is that of the first function.
+
+    Warm-up pairs are left out.
+    """
     assert set(interleave(lambda: 1.0, lambda: 2.0, 20, warm_up=3)) == {(1.0, 2.0)}
 
 
@@ -20,7 +23,13 @@ def test_the_order_inside_pairs_changes():
 
 @pytest.mark.parametrize(
     ("low", "high", "met"),
-    [(0.98, 1.02, "yes"), (0.90, 0.95, "no"), (1.10, 1.20, "no"), (0.90, 1.02, "undecided"), (None, None, "undecided")],
+    [
+        (0.98, 1.02, "yes"),
+        (0.90, 0.95, "no"),
+        (1.10, 1.20, "no"),
+        (0.90, 1.02, "undecided"),
+        (None, None, "undecided"),
+    ],
 )
 def test_a_bar_is_met_by_the_whole_interval(low, high, met):
     """A median inside the bar is not enough."""

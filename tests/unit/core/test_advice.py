@@ -15,7 +15,10 @@ GB = 1e9
 
 def choice(name, speed=None, memory=None, top1=None, **more):
     given = {"speed": speed, "memory": memory, "top1": top1, **more}
-    return Choice(name=name, readings={axis: Reading(value=value) for axis, value in given.items() if value is not None})
+    return Choice(
+        name=name,
+        readings={axis: Reading(value=value) for axis, value in given.items() if value is not None},
+    )
 
 
 FP32 = choice("fp32", 10, 4 * GB, 1.0, ttft=0.2, perplexity=1.0)
@@ -55,11 +58,18 @@ def test_the_fastest_that_meets_every_limit(limits, fastest, fits):
 
 def test_what_lacks_a_reading_is_named_and_never_guessed():
     """It is neither on the front nor dominated, whatever else it has."""
-    unmeasured = Choice(name="fp8", readings={"speed": Reading(value=99)}, reasons={"memory": "the pid is not visible"})
+    unmeasured = Choice(
+        name="fp8",
+        readings={"speed": Reading(value=99)},
+        reasons={"memory": "the pid is not visible"},
+    )
     found = advise((*ALL, unmeasured), {})
     assert found.front == advise(ALL, {}).front
     assert found.incomplete[0].name == "fp8"
-    assert found.incomplete[0].lacks == {"memory": "the pid is not visible", "top1": "not in the history"}
+    assert found.incomplete[0].lacks == {
+        "memory": "the pid is not visible",
+        "top1": "not in the history",
+    }
 
 
 def test_quality_that_nobody_measured_is_left_out_but_not_where_it_is_limited():
@@ -75,7 +85,11 @@ def test_a_limit_that_the_interval_crosses_is_met_but_not_for_certain():
     """The fastest for certain is then another."""
     near = Choice(
         name="near",
-        readings={"speed": Reading(value=30), "memory": Reading(value=GB), "top1": Reading(value=0.981, low=0.97, high=0.99)},
+        readings={
+            "speed": Reading(value=30),
+            "memory": Reading(value=GB),
+            "top1": Reading(value=0.981, low=0.97, high=0.99),
+        },
     )
     found = advise((*ALL, near), {"top1": 0.98})
     assert (found.fastest, found.certain) == ("near", "bf16")
@@ -83,12 +97,17 @@ def test_a_limit_that_the_interval_crosses_is_met_but_not_for_certain():
 
 NUMBERS = st.integers(1, 4).map(float)
 CHOICES = st.lists(
-    st.fixed_dictionaries({"speed": NUMBERS, "memory": NUMBERS, "top1": NUMBERS}, optional={"ttft": NUMBERS}),
+    st.fixed_dictionaries(
+        {"speed": NUMBERS, "memory": NUMBERS, "top1": NUMBERS}, optional={"ttft": NUMBERS}
+    ),
     max_size=9,
 ).map(lambda rows: [choice(f"s{i}", **row) for i, row in enumerate(rows)])
 
 
-@given(CHOICES, st.dictionaries(st.sampled_from(["speed", "memory", "top1", "ttft"]), NUMBERS, max_size=3))
+@given(
+    CHOICES,
+    st.dictionaries(st.sampled_from(["speed", "memory", "top1", "ttft"]), NUMBERS, max_size=3),
+)
 def test_nothing_on_the_front_is_dominated_and_all_others_are_by_a_member_of_it(choices, limits):
     """And the fastest that fits is on the front, whatever the limits: none that fits is faster."""
     found = advise(choices, limits)
@@ -105,8 +124,13 @@ def test_nothing_on_the_front_is_dominated_and_all_others_are_by_a_member_of_it(
     assert all(i.lacks for i in found.incomplete)
     if found.fits:
         assert found.fastest in found.front
-        assert all(by_name[name].readings["speed"].value <= by_name[found.fastest].readings["speed"].value for name in found.fits)
-        assert found.certain == found.fastest, "readings without intervals are as certain as they are"
+        assert all(
+            by_name[name].readings["speed"].value <= by_name[found.fastest].readings["speed"].value
+            for name in found.fits
+        )
+        assert found.certain == found.fastest, (
+            "readings without intervals are as certain as they are"
+        )
 
 
 @given(CHOICES.filter(bool), st.randoms())
@@ -114,7 +138,11 @@ def test_the_order_of_the_choices_changes_nothing(choices, draw):
     """Nor does a copy of the advice's losers."""
     shuffled = draw.sample(choices, len(choices))
     one, other = advise(choices, {}), advise(shuffled, {})
-    assert (one.front, one.fastest, set(one.dominated)) == (other.front, other.fastest, set(other.dominated))
+    assert (one.front, one.fastest, set(one.dominated)) == (
+        other.front,
+        other.fastest,
+        set(other.dominated),
+    )
 
 
 def test_what_cannot_be_compared_is_an_error():
@@ -150,7 +178,11 @@ def test_amounts_are_read_with_their_units(read, text, value):
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (amounts.size_bytes, "8", r"'8' is no size above 0 with a unit, such as 8GB\. Units: B, KB"),
+        (
+            amounts.size_bytes,
+            "8",
+            r"'8' is no size above 0 with a unit, such as 8GB\. Units: B, KB",
+        ),
         (amounts.size_bytes, "8G", "no size above 0 with a unit"),
         (amounts.size_bytes, "0GB", "no size above 0"),
         (amounts.size_bytes, "much", "'much' is not a size"),
@@ -170,4 +202,6 @@ def test_an_amount_that_cannot_be_read_says_how_to_write_it(read, text, message)
 
 @given(st.floats(1e-3, 1e3), st.sampled_from(["KB", "MB", "GB", "TB", "KiB", "MiB"]))
 def test_a_size_scales_with_its_number(number, unit):
-    assert amounts.size_bytes(f"{number!r}{unit}") == pytest.approx(number * amounts.size_bytes(f"1{unit}"))
+    assert amounts.size_bytes(f"{number!r}{unit}") == pytest.approx(
+        number * amounts.size_bytes(f"1{unit}")
+    )

@@ -62,7 +62,11 @@ def test_a_trace_file_is_read_with_its_lengths(tmp_path):
         '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 250, "input_length": 6, "output_length": 3}\n',
     )
     traffic = Traffic.from_jsonl(path, unit_s=0.001)
-    assert (traffic.timestamps_s, traffic.prompt_tokens, traffic.output_tokens) == ((0, 0.25), (5, 6), (2, 3))
+    assert (traffic.timestamps_s, traffic.prompt_tokens, traffic.output_tokens) == (
+        (0, 0.25),
+        (5, 6),
+        (2, 3),
+    )
     assert Serve(traffic=traffic, rate=8).due_s() == (0, 0.125)
 
 
@@ -115,21 +119,33 @@ def test_a_rate_that_would_never_end_is_refused():
 def test_the_short_text_names_the_load():
     """For tables."""
     assert describe_serve(Serve(rate=4, requests=9)) == "serve 4/s poisson p128 n128"
-    assert describe_serve(Serve(concurrency=8, requests=9, prompt_tokens=16, max_new_tokens=4)) == "serve c8 p16 n4"
+    assert (
+        describe_serve(Serve(concurrency=8, requests=9, prompt_tokens=16, max_new_tokens=4))
+        == "serve c8 p16 n4"
+    )
 
 
 def searched(limit, first=1.0, within=0.1):
     """The probes of a server that keeps every rate up to its limit."""
     probes = []
     while (rate := next_rate(probes, first=first, within=within)) is not None:
-        probes.append(Probe(rate=rate, attainment=1.0, kept=rate <= limit, why="" if rate <= limit else "too slow"))
+        probes.append(
+            Probe(
+                rate=rate,
+                attainment=1.0,
+                kept=rate <= limit,
+                why="" if rate <= limit else "too slow",
+            )
+        )
     return RateSearch(probes=tuple(probes))
 
 
 def test_the_search_doubles_then_takes_geometric_means():
     """Limit 5: 1, 2, 4, 8, then sqrt(32) = 5.66, sqrt(4 x 5.66) = 4.76, and sqrt(4.76 x 5.66) = 5.19."""
     found = searched(5.0)
-    assert [p.rate for p in found.probes] == pytest.approx([1, 2, 4, 8, 5.657, 4.757, 5.187], abs=0.001)
+    assert [p.rate for p in found.probes] == pytest.approx(
+        [1, 2, 4, 8, 5.657, 4.757, 5.187], abs=0.001
+    )
     assert found.highest == pytest.approx(4.757, abs=0.001)
     assert "5.19/s is not: too slow" in str(found)
 

@@ -41,9 +41,22 @@ def reduced(trace: Trace, work: Batch):
 @given(st.integers(0, 1000), st.integers(1, 40))
 def test_lengths_are_drawn_from_the_seed_inside_the_range(seed, count):
     """Equal for equal seeds; both ends may come."""
-    work = Batch(prompts=PromptSet.synthetic(seed), requests=count, prompt_tokens=(3, 9), max_new_tokens=(2, 5))
-    again = Batch(prompts=PromptSet.synthetic(seed), requests=count, prompt_tokens=(3, 9), max_new_tokens=(2, 5))
-    assert (work.prompt_lengths, work.output_lengths) == (again.prompt_lengths, again.output_lengths)
+    work = Batch(
+        prompts=PromptSet.synthetic(seed),
+        requests=count,
+        prompt_tokens=(3, 9),
+        max_new_tokens=(2, 5),
+    )
+    again = Batch(
+        prompts=PromptSet.synthetic(seed),
+        requests=count,
+        prompt_tokens=(3, 9),
+        max_new_tokens=(2, 5),
+    )
+    assert (work.prompt_lengths, work.output_lengths) == (
+        again.prompt_lengths,
+        again.output_lengths,
+    )
     assert set(work.prompt_lengths) <= set(range(3, 10))
     assert set(work.output_lengths) <= set(range(2, 6))
     assert len(work.output_lengths) == count == work.count
@@ -91,7 +104,10 @@ def test_it_travels_and_is_told_in_a_line():
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(work), type=Workload) == work
     assert describe(FOUR) == "batch r4 p10 n2-20 b2"
     assert describe(Batch()) == "batch r16 p16-128 n16-128 b8"
-    assert describe(Batch(prompts=PromptSet.bundled("short-chat"), requests=5, max_new_tokens=8)) == "batch r5 ptext n8 b8"
+    assert (
+        describe(Batch(prompts=PromptSet.bundled("short-chat"), requests=5, max_new_tokens=8))
+        == "batch r5 ptext n8 b8"
+    )
 
 
 def test_static_batches_wait_for_their_longest_sequence():
@@ -111,14 +127,21 @@ def test_continuous_batches_fill_the_place_of_a_sequence_that_is_done():
 
 
 def scripted(work: Batch, *, strategy: str = "fp32", batching: str | None = None):
-    plan = msgspec.structs.replace(scripted_plan("ttft=1s,tpot=1s,warmup=0", strategy=strategy), batching=batching)
+    plan = msgspec.structs.replace(
+        scripted_plan("ttft=1s,tpot=1s,warmup=0", strategy=strategy), batching=batching
+    )
     return ScriptedEngine().open(plan).run(work, 0).trace
 
 
 def test_the_quantities_of_a_batch_are_those_computed_by_hand():
-    """20 output and 40 prompt tokens in 14 s, and in 10 s where batches are continuous; 64 and 56 positions."""
+    """20 output and 40 prompt tokens in 14 s, and in 10 s where batches are continuous.
+
+    64 and 56 positions.
+    """
     work = fixed(2, 10, 4, 4)
-    static, continuous = (reduced(scripted(work, batching=batching), work) for batching in (None, "continuous"))
+    static, continuous = (
+        reduced(scripted(work, batching=batching), work) for batching in (None, "continuous")
+    )
     assert float(static.throughput) == pytest.approx(20 / 14)
     assert float(static.total_throughput) == pytest.approx(60 / 14)
     assert float(static.request_throughput) == pytest.approx(4 / 14)
@@ -139,7 +162,11 @@ def test_what_waiting_requests_cannot_tell_is_not_measurable():
 
 
 def request(n_tokens: int, *, n_prompt: int = 10) -> RequestTrace:
-    return RequestTrace(n_prompt_tokens=n_prompt, t_due_ns=0, events=tuple(TokenEvent(10 * (i + 1)) for i in range(n_tokens)))
+    return RequestTrace(
+        n_prompt_tokens=n_prompt,
+        t_due_ns=0,
+        events=tuple(TokenEvent(10 * (i + 1)) for i in range(n_tokens)),
+    )
 
 
 def test_a_request_with_another_length_is_an_error():
@@ -177,5 +204,7 @@ def test_continuous_is_a_part_that_must_be_in_effect():
     require_in_effect(session.describe().effective, promises, when="warm")
     static = ScriptedEngine().open(scripted_plan())
     static.run(FOUR, 0)
-    with pytest.raises(NotInEffect, match="the last run's batches were static, asked for continuous ones"):
+    with pytest.raises(
+        NotInEffect, match="the last run's batches were static, asked for continuous ones"
+    ):
         require_in_effect(static.describe().effective, promises, when="warm")

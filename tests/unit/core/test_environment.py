@@ -15,7 +15,13 @@ from support.history_records import TEXT
 
 from pytest_llmperf.core.environment import MUST_MATCH, covariates, differences, environment_key
 from pytest_llmperf.core.record import Environment
-from pytest_llmperf.devices.host import cpu_model, cpu_quota, host_facts, memory_limit_bytes, project_facts
+from pytest_llmperf.devices.host import (
+    cpu_model,
+    cpu_quota,
+    host_facts,
+    memory_limit_bytes,
+    project_facts,
+)
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import environment as module
 from pytest_llmperf.session.environment import collect_environment
@@ -35,14 +41,19 @@ def test_keys_are_equal_exactly_when_nothing_comparable_differs(a, b):
 @given(_ENVIRONMENTS)
 def test_a_fact_that_is_missing_is_one_that_is_unknown(environment):
     """Older records without a fact compare as if it were None."""
-    without_unknown = Environment(facts={name: fact for name, fact in environment.facts.items() if fact is not None})
+    without_unknown = Environment(
+        facts={name: fact for name, fact in environment.facts.items() if fact is not None}
+    )
     assert environment_key(environment) == environment_key(without_unknown)
 
 
 @pytest.mark.parametrize("name", MUST_MATCH)
 def test_each_comparable_fact_changes_the_key_and_is_named(name):
     """A change in any one row of the table forbids the comparison."""
-    a, b = Environment(facts={name: "here", "kernel": "1"}), Environment(facts={name: "there", "kernel": "2"})
+    a, b = (
+        Environment(facts={name: "here", "kernel": "1"}),
+        Environment(facts={name: "there", "kernel": "2"}),
+    )
     assert environment_key(a) != environment_key(b)
     assert differences(a, b) == [(name, "here", "there")]
 
@@ -51,7 +62,9 @@ def test_versions_are_covariates():
     """They are reported as different and leave the key alone."""
     a, b = ({"device": "cpu", "version_torch": version} for version in ("2.12", "2.13"))
     assert environment_key(Environment(facts=a)) == environment_key(Environment(facts=b))
-    assert covariates(Environment(facts=a), Environment(facts=b)) == [("version_torch", "2.12", "2.13")]
+    assert covariates(Environment(facts=a), Environment(facts=b)) == [
+        ("version_torch", "2.12", "2.13")
+    ]
 
 
 def test_the_environment_survives_storing():
@@ -60,14 +73,18 @@ def test_the_environment_survives_storing():
 
     from pytest_llmperf.core import record_json
 
-    made = collect_environment({"device": "cpu", "torch_threads": 2}, {"torch": "2.13.0"}, Path.cwd())
+    made = collect_environment(
+        {"device": "cpu", "torch_threads": 2}, {"torch": "2.13.0"}, Path.cwd()
+    )
     back = record_json.decode(record_json.encode(record("a", environment=made)))
     assert environment_key(back.environment) == environment_key(made)
 
 
 def test_facts_of_the_worker_win_and_are_plain_values(tmp_path):
     """The worker saw the device; lists become text, versions get their prefix."""
-    facts = collect_environment({"cpu_model": "seen by the worker", "links": [1, 2]}, {"torch": "2.13"}, tmp_path).facts
+    facts = collect_environment(
+        {"cpu_model": "seen by the worker", "links": [1, 2]}, {"torch": "2.13"}, tmp_path
+    ).facts
     assert facts["cpu_model"] == "seen by the worker"
     assert (facts["links"], facts["version_torch"]) == ("[1, 2]", "2.13")
     assert (facts["git_commit"], facts["git_dirty"]) == (None, None)
@@ -78,7 +95,12 @@ def test_this_host_is_described():
     facts = host_facts()
     assert facts["cpu_cores"] == psutil.cpu_count()
     assert 0 < facts["cpu_cores_limit"] <= os.cpu_count()
-    assert 0 < facts["memory_limit_bytes"] <= psutil.virtual_memory().total == facts["memory_total_bytes"]
+    assert (
+        0
+        < facts["memory_limit_bytes"]
+        <= psutil.virtual_memory().total
+        == facts["memory_total_bytes"]
+    )
     assert facts["kernel"] == os.uname().release
 
 
@@ -88,7 +110,9 @@ def test_environment_loads_no_torch():
         "import sys; from pathlib import Path; from pytest_llmperf.session.environment import collect_environment as c; "
         "c({}, {}, Path('.')); print('torch' in sys.modules, 'sqlalchemy' in sys.modules, 'psutil' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.split() == ["False", "False", "True"]
 
 
@@ -114,8 +138,20 @@ V1 = "3:cpuset:/\n4:memory:/pod/me\n5:cpu,cpuacct:/pod/me\n0::/\n"
     [
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "a/b/cpu.max": "400000 100000\n"}, 2.0),
-        (V1, {"cpu/pod/me/cpu.cfs_quota_us": "50000\n", "cpu/pod/me/cpu.cfs_period_us": "100000\n"}, 0.5),
+        (
+            "0::/a/b\n",
+            {
+                "cpu.max": "max 100000\n",
+                "a/cpu.max": "200000 100000\n",
+                "a/b/cpu.max": "400000 100000\n",
+            },
+            2.0,
+        ),
+        (
+            V1,
+            {"cpu/pod/me/cpu.cfs_quota_us": "50000\n", "cpu/pod/me/cpu.cfs_period_us": "100000\n"},
+            0.5,
+        ),
         (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ("0::/\n", {"cpu.max": "rubbish\n"}, None),
         ("", {}, None),
@@ -131,7 +167,14 @@ def test_the_tightest_cpu_quota_counts(tmp_path, own, files, quota):
     [
         ("0::/\n", {"memory.max": "1073741824\n"}, 2**30),
         ("0::/a\n", {"memory.max": "max\n", "a/memory.max": "4096\n"}, 4096),
-        (V1, {"memory/pod/memory.limit_in_bytes": "8192\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"}, 8192),
+        (
+            V1,
+            {
+                "memory/pod/memory.limit_in_bytes": "8192\n",
+                "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            8192,
+        ),
         (V1, {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
         ("", {}, None),
     ],
@@ -143,7 +186,9 @@ def test_the_tightest_memory_limit_counts(tmp_path, own, files, limit):
 
 def test_a_quota_limits_the_cores_of_the_host_facts(tmp_path):
     """Half a core stays half a core; limits above the machine do not count."""
-    facts = host_facts(*machine(tmp_path, "0::/\n", {"cpu.max": "50000 100000\n", "memory.max": str(2**55)}))
+    facts = host_facts(
+        *machine(tmp_path, "0::/\n", {"cpu.max": "50000 100000\n", "memory.max": str(2**55)})
+    )
     assert facts["cpu_cores_limit"] == 0.5
     assert facts["memory_limit_bytes"] == facts["memory_total_bytes"]
     assert cpu_model(tmp_path / "proc") != ""
@@ -154,7 +199,9 @@ def test_a_quota_limits_the_cores_of_the_host_facts(tmp_path):
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_commit_and_dirtiness_of_a_project(tmp_path):
@@ -164,7 +211,10 @@ def test_commit_and_dirtiness_of_a_project(tmp_path):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "x")
     (tmp_path / "report.json").write_text("{}")
-    assert project_facts(tmp_path) == {"git_commit": git(tmp_path, "rev-parse", "HEAD"), "git_dirty": False}
+    assert project_facts(tmp_path) == {
+        "git_commit": git(tmp_path, "rev-parse", "HEAD"),
+        "git_dirty": False,
+    }
     (tmp_path / "code.py").write_text("2")
     assert project_facts(tmp_path)["git_dirty"] is True
 
@@ -204,7 +254,10 @@ def test_the_command_line_finds_the_projects_store_from_a_subfolder(tmp_path, na
 
 
 def test_files_that_say_nothing_about_pytest_do_not_decide(tmp_path):
-    """An unrelated pyproject.toml below the project's pytest.ini is passed over; without any, setup.py or here decides."""
+    """An unrelated pyproject.toml below the project's pytest.ini is passed over.
+
+    Without any, setup.py or here decides.
+    """
     inner = tmp_path / "inner"
     inner.mkdir()
     (inner / "pyproject.toml").write_text("[tool.other]\n")

@@ -47,7 +47,9 @@ def test_a_value_has_three_digits_and_its_unit(value, unit, text):
 
 @given(POSITIVE, st.integers(2, 5))
 def test_a_number_is_rounded_to_its_digits_and_never_further(value, digits):
-    assert float(format_number(value, digits)) == pytest.approx(value, rel=0.51 * 10 ** (1 - digits))
+    assert float(format_number(value, digits)) == pytest.approx(
+        value, rel=0.51 * 10 ** (1 - digits)
+    )
 
 
 @given(POSITIVE, UNITS)

@@ -25,7 +25,9 @@ def test_any_record_comes_back_as_it_was(made):
 
 def test_two_different_records_have_different_lines():
     """Negative control of the round trip: a change of one metric shows."""
-    assert record_json.encode(record("a")) != record_json.encode(record("a", metrics=(metric(value=14.3),)))
+    assert record_json.encode(record("a")) != record_json.encode(
+        record("a", metrics=(metric(value=14.3),))
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -48,7 +50,9 @@ def test_a_lone_surrogate_does_not_lose_the_record():
 def test_a_newer_record_is_named_as_such():
     """A record of a newer schema is refused with its version, not misread."""
     line = record_json.encode(record("a", schema_version=SCHEMA_VERSION + 1))
-    with pytest.raises(record_json.NewerSchema, match=f"'a' has schema version {SCHEMA_VERSION + 1}.*Upgrade"):
+    with pytest.raises(
+        record_json.NewerSchema, match=f"'a' has schema version {SCHEMA_VERSION + 1}.*Upgrade"
+    ):
         record_json.decode(line)
 
 

@@ -30,7 +30,9 @@ def published(version):
 def test_the_published_schema_is_that_of_the_code():
     """A changed field shows here first: the message says what to do."""
     changed = broken(published(SCHEMA_VERSION), record_schema())
-    assert not changed, f"{changed}: raise SCHEMA_VERSION, and add to UPGRADES what reads the older version"
+    assert not changed, (
+        f"{changed}: raise SCHEMA_VERSION, and add to UPGRADES what reads the older version"
+    )
     assert published(SCHEMA_VERSION) == record_schema(), (
         f"llmperf schema --out docs/reference/record-v{SCHEMA_VERSION}.schema.json writes it anew"
     )
@@ -55,7 +57,9 @@ def test_every_older_version_has_a_reader():
 def test_the_schema_is_a_schema_and_its_page_links_to_it():
     """By its own dialect."""
     Draft202012Validator.check_schema(record_schema())
-    assert f"(record-v{SCHEMA_VERSION}.schema.json)" in (PUBLISHED / "record-schema.md").read_text(encoding="utf-8")
+    assert f"(record-v{SCHEMA_VERSION}.schema.json)" in (PUBLISHED / "record-schema.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -94,11 +98,20 @@ def changed(change):
     ("change", "said"),
     [
         (lambda defs: defs["Record"]["properties"].pop("label"), "Record.label is gone"),
-        (lambda defs: defs["MetricValue"]["properties"].update(n={"type": "string"}), "MetricValue.n was {'type': 'integer'"),
-        (lambda defs: defs["Effective"]["required"].append("sparsity"), "Effective.sparsity has no default"),
+        (
+            lambda defs: defs["MetricValue"]["properties"].update(n={"type": "string"}),
+            "MetricValue.n was {'type': 'integer'",
+        ),
+        (
+            lambda defs: defs["Effective"]["required"].append("sparsity"),
+            "Effective.sparsity has no default",
+        ),
         (lambda defs: defs.pop("Mark"), "Mark is gone"),
         (lambda defs: defs["Number"].update(anyOf=[]), "Number was"),
-        (lambda defs: defs["Record"]["properties"]["outcome"].update(default="PASS"), "Record.outcome was"),
+        (
+            lambda defs: defs["Record"]["properties"]["outcome"].update(default="PASS"),
+            "Record.outcome was",
+        ),
     ],
 )
 def test_a_changed_field_is_named(change, said):
@@ -109,7 +122,12 @@ def test_a_changed_field_is_named(change, said):
 
 def test_a_new_field_with_a_default_and_another_description_change_nothing():
     """Readers skip what they do not know."""
-    assert changed(lambda defs: defs["Record"]["properties"].update(mood={"type": "string", "default": ""})) == []
+    assert (
+        changed(
+            lambda defs: defs["Record"]["properties"].update(mood={"type": "string", "default": ""})
+        )
+        == []
+    )
     assert changed(lambda defs: defs["Record"].update(description="Another text.")) == []
 
 
@@ -119,7 +137,10 @@ def renamed_mark(defs):
 
 
 def test_another_name_of_a_definition_changes_nothing_and_another_field_of_it_does():
-    """A line of the store holds no names of definitions; what they say of its fields is compared all the same."""
+    """A line of the store holds no names of definitions.
+
+    What they say of its fields is compared all the same.
+    """
     assert changed(renamed_mark) == []
 
     def renamed_and_cut(defs):
@@ -158,7 +179,10 @@ def test_an_older_record_goes_through_every_step(monkeypatch):
     line = json.loads(record_json.encode(record("a", label="x")))
     line["tag"] = line.pop("label")
     line["metrics"][0]["value"] = "nan"
-    steps = {1: lambda old: {**old, "name": old["tag"]}, 2: lambda old: {**old, "label": old["name"]}}
+    steps = {
+        1: lambda old: {**old, "name": old["tag"]},
+        2: lambda old: {**old, "label": old["name"]},
+    }
     monkeypatch.setattr(record_json, "UPGRADES", steps)
     found = record_json.decode(json.dumps(line))
     assert (found.label, found.schema_version) == ("x", 3)
@@ -168,5 +192,7 @@ def test_an_older_record_goes_through_every_step(monkeypatch):
 @pytest.mark.parametrize("version", [0, -1])
 def test_a_version_that_never_was_is_refused(version):
     """And not read as if it were the first."""
-    with pytest.raises(ValueError, match=f"'a' has schema version {version}, and there never was one"):
+    with pytest.raises(
+        ValueError, match=f"'a' has schema version {version}, and there never was one"
+    ):
         record_json.decode(record_json.encode(record("a", schema_version=version)))

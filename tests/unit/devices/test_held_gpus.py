@@ -1,4 +1,7 @@
-"""What a process holds: never more than it asked for, never waiting while it holds; and its part of the cores."""
+"""What a process holds: never more than it asked for, never waiting while it holds.
+
+And its part of the cores.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def test_two_sessions_with_overlapping_pools_never_hold_the_same_gpu(hold):
     first, second = hold("0,1"), hold("1,2")
     assert names(first.ensure(1)) == ["cuda:0"]
     assert names(second.ensure(2)) == ["cuda:1", "cuda:2"]
-    with pytest.raises(DeviceBusy, match=r"2 of cuda:0, cuda:1 are wanted, and in use: process \d+ .* holds cuda:1, cuda:2"):
+    with pytest.raises(
+        DeviceBusy,
+        match=r"2 of cuda:0, cuda:1 are wanted, and in use: process \d+ .* holds cuda:1, cuda:2",
+    ):
         first.ensure(2)
     assert first.held == ()
     second.release()
@@ -74,7 +80,12 @@ def test_who_waits_is_seen_by_the_holder(hold, tmp_path):
     assert ours.wanted_since_s() == 0
     seen = []
     with pytest.raises(DeviceBusy):
-        lease(WHOLE, timeout_s=0.01, directory=tmp_path, on_wait=lambda _: seen.append(ours.wanted_since_s()))
+        lease(
+            WHOLE,
+            timeout_s=0.01,
+            directory=tmp_path,
+            on_wait=lambda _: seen.append(ours.wanted_since_s()),
+        )
     assert seen[0] > 0
 
 
@@ -127,7 +138,9 @@ def test_a_worker_sees_the_leased_devices_alone(hold):
     found = worker_environment(ours, plan)
     assert found["CUDA_VISIBLE_DEVICES"] == "GPU-simulated-2,GPU-simulated-3"
     assert found["LLMPERF_CORES"]
-    assert "CUDA_VISIBLE_DEVICES" not in worker_environment(ours, LoadPlan(model=plan.model, device="cpu"))
+    assert "CUDA_VISIBLE_DEVICES" not in worker_environment(
+        ours, LoadPlan(model=plan.model, device="cpu")
+    )
 
 
 def xdist(number: int, processes: int) -> dict[str, str]:
@@ -156,7 +169,10 @@ def test_everybody_has_a_core_and_none_is_idle(n_cores, n_gpus, processes):
     """Together they use all cores, and no core twice where there are enough."""
     pool = FOUR[:n_gpus]
     if processes <= n_gpus:
-        parts = [share_of_cores(range(n_cores), pool[:1], pool, xdist(i, processes)) for i in range(processes)]
+        parts = [
+            share_of_cores(range(n_cores), pool[:1], pool, xdist(i, processes))
+            for i in range(processes)
+        ]
     else:
         parts = [share_of_cores(range(n_cores), (gpu,), pool, xdist(0, processes)) for gpu in pool]
     assert all(parts)

@@ -13,11 +13,22 @@ from pytest_llmperf.errors import UsageError
 
 
 def gpu(uuid: str, *, mig: bool = False) -> Gpu:
-    return Gpu(index=0, uuid=uuid, name="NVIDIA H200", total_bytes=141 * 10**9, capability=(9, 0), mig=mig, selector=uuid)
+    return Gpu(
+        index=0,
+        uuid=uuid,
+        name="NVIDIA H200",
+        total_bytes=141 * 10**9,
+        capability=(9, 0),
+        mig=mig,
+        selector=uuid,
+    )
 
 
 WHOLE = [Physical(uuid=f"GPU-{i}{i}{i}", parts=(gpu(f"GPU-{i}{i}{i}"),)) for i in range(3)]
-CUT = [*WHOLE[:1], Physical(uuid="GPU-cut", parts=(gpu("MIG-aa", mig=True), gpu("MIG-ab", mig=True)))]
+CUT = [
+    *WHOLE[:1],
+    Physical(uuid="GPU-cut", parts=(gpu("MIG-aa", mig=True), gpu("MIG-ab", mig=True))),
+]
 
 
 def uuids(listed, variable) -> list[str]:
@@ -65,12 +76,16 @@ def test_slices_are_devices_of_their_own(variable, seen):
 
 def test_what_is_hidden_is_said():
     assert visible(WHOLE, "").why_none == "CUDA_VISIBLE_DEVICES='' hides all 3 GPUs"
-    assert visible(WHOLE, "0,x").notes == ("CUDA_VISIBLE_DEVICES='0,x': 'x' names no GPU here, it and what follows are hidden",)
+    assert visible(WHOLE, "0,x").notes == (
+        "CUDA_VISIBLE_DEVICES='0,x': 'x' names no GPU here, it and what follows are hidden",
+    )
     assert "twice" in visible(WHOLE, "0,GPU-000").why_none
 
 
 def test_a_worker_is_shown_devices_by_uuid_and_an_amd_gpu_by_its_number():
-    assert environment_of([part for each in WHOLE[:2] for part in each.parts]) == {"CUDA_VISIBLE_DEVICES": "GPU-000,GPU-111"}
+    assert environment_of([part for each in WHOLE[:2] for part in each.parts]) == {
+        "CUDA_VISIBLE_DEVICES": "GPU-000,GPU-111"
+    }
     amd = Gpu(index=0, uuid="GPU-x", name="MI300X", total_bytes=1, vendor="amd", selector="3")
     assert environment_of([amd]) == {"HIP_VISIBLE_DEVICES": "3"}
 
@@ -94,7 +109,10 @@ def test_a_simulated_inventory_that_cannot_be_read_is_named(text):
 
 
 def test_the_drivers_are_not_asked_about_a_simulated_inventory():
-    assert len(read_inventory({"LLMPERF_SIMULATED_GPUS": "3x80GB", "CUDA_VISIBLE_DEVICES": ""}).gpus) == 3
+    assert (
+        len(read_inventory({"LLMPERF_SIMULATED_GPUS": "3x80GB", "CUDA_VISIBLE_DEVICES": ""}).gpus)
+        == 3
+    )
 
 
 def test_looking_for_gpus_imports_no_torch():
@@ -103,5 +121,7 @@ def test_looking_for_gpus_imports_no_torch():
         "import sys; from pytest_llmperf.devices.drivers import inventory; found = inventory()\n"
         "assert found.gpus or found.notes; assert 'torch' not in sys.modules; print(found.why_none)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip()

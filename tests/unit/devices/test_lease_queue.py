@@ -11,7 +11,9 @@ from pytest_llmperf.devices.lease_queue import WHOLE, Ticket, granted, in_the_wa
 DEVICES = ("a", "b", "c")
 
 
-def ticket(number: int, n: int = 1, devices: tuple[str, ...] = DEVICES, share: float = WHOLE, **more) -> Ticket:
+def ticket(
+    number: int, n: int = 1, devices: tuple[str, ...] = DEVICES, share: float = WHOLE, **more
+) -> Ticket:
     return Ticket(number=number, wants=dict.fromkeys(devices, share), n=n, pid=number, **more)
 
 
@@ -33,7 +35,11 @@ def test_a_request_for_many_is_not_passed_by_a_later_one_for_few():
 
 def test_a_waiting_request_leaves_devices_alone_that_it_cannot_use():
     """Two sessions with different pools."""
-    tickets = [ticket(1, holds=("a",), devices=("a",)), ticket(2, 2, ("a", "b")), ticket(3, 1, ("c",))]
+    tickets = [
+        ticket(1, holds=("a",), devices=("a",)),
+        ticket(2, 2, ("a", "b")),
+        ticket(3, 1, ("c",)),
+    ]
     assert granted(tickets, 3) == ("c",)
     assert granted([*tickets, ticket(4, 1, ("b", "c"))], 4) == ()
 
@@ -46,16 +52,27 @@ def test_shares_fill_a_device_before_they_open_another():
 
 
 def test_who_is_in_the_way_is_who_holds_or_came_first():
-    holder, before, other, after = ticket(1, holds=("a",)), ticket(2), ticket(3, devices=("z",)), ticket(5)
+    holder, before, other, after = (
+        ticket(1, holds=("a",)),
+        ticket(2),
+        ticket(3, devices=("z",)),
+        ticket(5),
+    )
     own = ticket(4, 3)
     assert in_the_way([holder, before, other, own, after], 4) == [holder, before]
 
 
 def test_the_longest_wait_is_that_of_the_devices_asked_about():
-    tickets = [ticket(1, devices=("a",), since_unix_s=90.0), ticket(2, devices=("b",), since_unix_s=50.0)]
+    tickets = [
+        ticket(1, devices=("a",), since_unix_s=90.0),
+        ticket(2, devices=("b",), since_unix_s=50.0),
+    ]
     assert longest_wait_s(tickets, ("a",), 100.0) == 10.0
     assert longest_wait_s(tickets, ("c",), 100.0) == 0.0
-    assert longest_wait_s([replace(t, holds=tuple(t.wants)) for t in tickets], ("a", "b"), 100.0) == 0.0
+    assert (
+        longest_wait_s([replace(t, holds=tuple(t.wants)) for t in tickets], ("a", "b"), 100.0)
+        == 0.0
+    )
 
 
 REQUESTS = st.lists(
@@ -71,7 +88,10 @@ REQUESTS = st.lists(
 
 @given(REQUESTS, st.data())
 def test_any_order_of_looks_and_releases_serves_everyone_and_never_too_much(requests, data):
-    """Tickets look in any order and holders leave in any order; no device is given out twice, and nobody is left waiting."""
+    """Tickets look in any order and holders leave in any order.
+
+    No device is given out twice, and nobody is left waiting.
+    """
     tickets = {
         i: Ticket(number=i, wants=dict.fromkeys(devices, share), n=min(n, len(devices)), pid=i)
         for i, (devices, n, share) in enumerate(requests)
@@ -91,5 +111,7 @@ def test_any_order_of_looks_and_releases_serves_everyone_and_never_too_much(requ
             tickets[look] = replace(tickets[look], holds=devices)
             served.add(look)
         for device in "abcd":
-            assert sum(t.wants[device] for t in tickets.values() if device in t.holds) <= WHOLE + 1e-9
+            assert (
+                sum(t.wants[device] for t in tickets.values() if device in t.holds) <= WHOLE + 1e-9
+            )
     assert served == set(range(len(requests)))

@@ -17,7 +17,14 @@ TWO = simulated("2x141GB:NVIDIA H200:9.0")
 MIXED = simulated("1x24GB:NVIDIA L4:8.9,2x80GB:NVIDIA A100:8.0,1x141GB:NVIDIA H200:9.0")
 SLICES = Inventory(
     gpus=tuple(
-        Gpu(index=i, uuid=f"MIG-{i}", name="NVIDIA H200 MIG 1g.18gb", total_bytes=18 * GB, capability=(9, 0), mig=True)
+        Gpu(
+            index=i,
+            uuid=f"MIG-{i}",
+            name="NVIDIA H200 MIG 1g.18gb",
+            total_bytes=18 * GB,
+            capability=(9, 0),
+            mig=True,
+        )
         for i in range(3)
     ),
 )
@@ -40,8 +47,13 @@ def test_a_marker_without_arguments_needs_one():
 
 def test_every_argument_is_kept():
     asked = need(min=2, max=4, memory=40 * GB, total_memory=80 * GB, capability="9.0", name="H200")
-    assert asked == Need(least=2, most=4, memory=40 * GB, total_memory=80 * GB, capability=(9, 0), name="H200")
-    assert str(asked) == "2 GPUs with memory >= 40 GB, total_memory >= 80 GB, capability >= 9.0, name 'H200'"
+    assert asked == Need(
+        least=2, most=4, memory=40 * GB, total_memory=80 * GB, capability=(9, 0), name="H200"
+    )
+    assert (
+        str(asked)
+        == "2 GPUs with memory >= 40 GB, total_memory >= 80 GB, capability >= 9.0, name 'H200'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,15 @@ def test_an_argument_that_cannot_be_used_is_named(args, kwargs, says):
 
 @pytest.mark.parametrize(
     ("asked", "indices"),
-    [("all", [0, 1, 2, 3]), ("0", []), ("2", [0, 1]), ("0,2", [0, 2]), ("3,", [3]), ("GPU-simulated-1", [1]), ("3, 0", [3, 0])],
+    [
+        ("all", [0, 1, 2, 3]),
+        ("0", []),
+        ("2", [0, 1]),
+        ("0,2", [0, 2]),
+        ("3,", [3]),
+        ("GPU-simulated-1", [1]),
+        ("3, 0", [3, 0]),
+    ],
 )
 def test_a_pool_is_a_count_or_a_list(asked, indices):
     assert [gpu.index for gpu in pool(asked, MIXED).gpus] == indices
@@ -77,7 +97,10 @@ def test_a_pool_is_a_count_or_a_list(asked, indices):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("3", r"--llmperf-gpus=3: 3 GPUs asked for, 2 seen here: cuda:0 NVIDIA H200, 141 GB; cuda:1"),
+        (
+            "3",
+            r"--llmperf-gpus=3: 3 GPUs asked for, 2 seen here: cuda:0 NVIDIA H200, 141 GB; cuda:1",
+        ),
         ("0,5", r"'5' names 0 GPUs. Seen here: cuda:0"),
         ("0,0", r"names a GPU twice"),
         ("two", r"a count, a list of indices or UUIDs, or 'all'"),
@@ -98,7 +121,10 @@ def test_more_than_there_is_on_a_machine_without_gpus():
 
 def test_a_shortfall_reads_the_same_everywhere():
     short = shortfall(need(2), pool("1", TWO))
-    assert short.reason == "llmperf-gpus: needs 2 GPUs, the pool has 1 (1 x NVIDIA H200, 141 GB; --llmperf-gpus=1, 2 seen)"
+    assert (
+        short.reason
+        == "llmperf-gpus: needs 2 GPUs, the pool has 1 (1 x NVIDIA H200, 141 GB; --llmperf-gpus=1, 2 seen)"
+    )
     assert json.loads(short.as_json()) == {"needs": 2, "pool": 1, "eligible": 1}
 
 
@@ -117,7 +143,10 @@ def test_what_would_not_do_is_counted(wanted, why):
 
 def test_slices_serve_tests_of_one_gpu_and_no_others():
     assert shortfall(need(1), pool("all", SLICES)) is None
-    assert "3 that are MIG slices, which cannot work together" in shortfall(need(2), pool("all", SLICES)).reason
+    assert (
+        "3 that are MIG slices, which cannot work together"
+        in shortfall(need(2), pool("all", SLICES)).reason
+    )
     assert candidates(need(min=1), pool("all", SLICES)) == (1, SLICES.gpus)
 
 
@@ -150,4 +179,7 @@ def test_what_can_be_met_is_met_with_devices_that_fit(wanted, inventory):
     n, able = candidates(wanted, of)
     assert wanted.least <= n <= len(able)
     assert wanted.most is None or n <= wanted.most
-    assert all(gpu.total_bytes >= (wanted.memory or 0) and wanted.name.lower() in gpu.name.lower() for gpu in able)
+    assert all(
+        gpu.total_bytes >= (wanted.memory or 0) and wanted.name.lower() in gpu.name.lower()
+        for gpu in able
+    )

@@ -39,7 +39,9 @@ def write_safetensors(file, tensors, *, cut=0):
 def folder(tmp_path):
     """A checkpoint of 6 bf16 and 4 fp32 elements."""
     (tmp_path / "config.json").write_text("{}")
-    write_safetensors(tmp_path / "model.safetensors", {"a": ("BF16", [2, 3], 12), "b": ("F32", [4], 16)})
+    write_safetensors(
+        tmp_path / "model.safetensors", {"a": ("BF16", [2, 3], 12), "b": ("F32", [4], 16)}
+    )
     return tmp_path
 
 
@@ -66,17 +68,34 @@ def test_folders_and_gguf_files_become_absolute_paths(folder, monkeypatch):
     (folder / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.chdir(folder.parent)
     assert model_ref(f"./{folder.name}") == model_ref(f"./{folder.name}")
-    assert structs.replace(model_ref(f"./{folder.name}"), name="") == structs.replace(model_ref(str(folder)), name="")
+    assert structs.replace(model_ref(f"./{folder.name}"), name="") == structs.replace(
+        model_ref(str(folder)), name=""
+    )
     ref = model_ref(f"{folder.name}/model.gguf", revision="r", trust_remote_code=True)
-    assert (ref.kind, ref.location, ref.revision, ref.trust_remote_code) == ("gguf", str(folder / "model.gguf"), "r", True)
+    assert (ref.kind, ref.location, ref.revision, ref.trust_remote_code) == (
+        "gguf",
+        str(folder / "model.gguf"),
+        "r",
+        True,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "fragments"),
     [
-        ("smollm-135m", ["'smollm-135m' is not known", "Did you mean 'smollm2-135m'?", "Hugging Face id like 'org/name'"]),
+        (
+            "smollm-135m",
+            [
+                "'smollm-135m' is not known",
+                "Did you mean 'smollm2-135m'?",
+                "Hugging Face id like 'org/name'",
+            ],
+        ),
         ("falcon-7b", ["Did you mean 'arch:falcon-7b'?"]),
-        ("arch:falcon-8b", ["architecture 'falcon-8b' is not known", "Did you mean 'falcon-7b'?", "llama-30b"]),
+        (
+            "arch:falcon-8b",
+            ["architecture 'falcon-8b' is not known", "Did you mean 'falcon-7b'?", "llama-30b"],
+        ),
         ("arch:", ["architecture '' is not known", "Architectures: falcon-7b"]),
         ("./nowhere", ["there is no file or folder", "nowhere"]),
         ("/no/such/model.gguf", ["there is no file or folder /no/such/model.gguf"]),
@@ -129,9 +148,13 @@ def test_the_builtin_model_has_its_published_size():
 def test_bytes_follow_the_dtype_and_auto_the_checkpoint():
     """Half of fp32 in bf16; falcon is published in bf16."""
     falcon = model_ref("arch:falcon-7b")
-    assert predicted_weights_bytes(falcon, "float32") == 2 * predicted_weights_bytes(falcon, "bfloat16")
+    assert predicted_weights_bytes(falcon, "float32") == 2 * predicted_weights_bytes(
+        falcon, "bfloat16"
+    )
     assert predicted_weights_bytes(falcon, "auto") == predicted_weights_bytes(falcon, "float16")
-    assert predict(LoadPlan(model=falcon, weights_dtype="bfloat16")) == pytest.approx(12.9 * GIB, rel=0.01)
+    assert predict(LoadPlan(model=falcon, weights_dtype="bfloat16")) == pytest.approx(
+        12.9 * GIB, rel=0.01
+    )
 
 
 def test_a_folder_is_sized_by_the_headers_of_its_files(folder):
@@ -152,19 +175,29 @@ def test_what_cannot_be_told_before_loading_is_none_not_zero(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "cut short"), (b"not a safetensors file", "cut short or is no"), (struct.pack("<Q", 2) + b"{]", "header is not JSON")],
+    [
+        (b"", "cut short"),
+        (b"not a safetensors file", "cut short or is no"),
+        (struct.pack("<Q", 2) + b"{]", "header is not JSON"),
+    ],
 )
 def test_a_file_that_is_no_safetensors_file_is_named(folder, content, reason):
     """With the reason and the next step."""
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(LoadError, match=rf"model\.safetensors.*{reason}.*Download or save the model again"):
+    with pytest.raises(
+        LoadError, match=rf"model\.safetensors.*{reason}.*Download or save the model again"
+    ):
         predicted_weights_bytes(model_ref(str(folder)), "auto")
 
 
 def test_a_file_that_was_cut_off_names_the_tensor(folder):
     """As an aborted download leaves it."""
-    write_safetensors(folder / "model.safetensors", {"a": ("BF16", [2, 3], 12), "b": ("F32", [4], 16)}, cut=8)
-    with pytest.raises(LoadError, match="cut short: tensor 'b' ends at byte 28 of the data, the file has 20"):
+    write_safetensors(
+        folder / "model.safetensors", {"a": ("BF16", [2, 3], 12), "b": ("F32", [4], 16)}, cut=8
+    )
+    with pytest.raises(
+        LoadError, match="cut short: tensor 'b' ends at byte 28 of the data, the file has 20"
+    ):
         folder_elements(folder)
 
 
@@ -172,7 +205,9 @@ def test_missing_shards_are_named(folder):
     """The index says which files there must be."""
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LoadError, match=r"names 2 weight files, 1 are missing: model-2\.safetensors"):
+    with pytest.raises(
+        LoadError, match=r"names 2 weight files, 1 are missing: model-2\.safetensors"
+    ):
         folder_elements(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(LoadError, match="holds a list, an object is needed"):

@@ -59,16 +59,25 @@ def test_a_clock_does_not_go_back():
 
 @pytest.mark.parametrize(
     ("script", "factors"),
-    [("warmup=2", [2, 2, 1, 1]), ("fault=slow@run3", [1, 1, 10, 1]), ("fault=unstable@run", [1.1, 1.2, 1.3, 1.4])],
+    [
+        ("warmup=2", [2, 2, 1, 1]),
+        ("fault=slow@run3", [1, 1, 10, 1]),
+        ("fault=unstable@run", [1.1, 1.2, 1.3, 1.4]),
+    ],
 )
 def test_runs_slow_down_as_the_script_says(script, factors):
     """Warm-up, one outlier, and a run that never becomes stable."""
     opened = session(f"ttft=50ms,{script}")
-    assert [relative_ns(opened.run(WORK, i))[0] / (50 * MS) for i in range(4)] == pytest.approx(factors)
+    assert [relative_ns(opened.run(WORK, i))[0] / (50 * MS) for i in range(4)] == pytest.approx(
+        factors
+    )
 
 
 def test_noise_has_the_scripts_spread_and_comes_again_with_its_seed():
-    """Log-normal with a standard deviation of 5 %; the same seed, strategy and runs give the same times."""
+    """Log-normal with a standard deviation of 5 %.
+
+    The same seed, strategy and runs give the same times.
+    """
 
     def times(script):
         opened = session(script)
@@ -81,11 +90,21 @@ def test_noise_has_the_scripts_spread_and_comes_again_with_its_seed():
     assert times("noise=0.05,seed=1") == times("noise=0.05,seed=1") != times("noise=0.05,seed=2")
 
 
-@pytest.mark.parametrize(("dtype", "weights"), [("float32", 100 * MB), ("bfloat16", 50 * MB), ("auto", 100 * MB)])
+@pytest.mark.parametrize(
+    ("dtype", "weights"), [("float32", 100 * MB), ("bfloat16", 50 * MB), ("auto", 100 * MB)]
+)
 def test_memory_follows_the_dtype_in_effect(dtype, weights):
     """Weights by dtype, 2 sequences of 12 positions of 1 KB, 10 MB of activations, reserved in steps of 2 MiB."""
-    memory = session("weights=100MB,kv=1KB,activations=10MB", weights_dtype=dtype).read_memory(WORK, 0).memory
-    assert (memory.weights, memory.kv_cache, memory.peak) == (weights, 24 * KB, weights + 24 * KB + 10 * MB)
+    memory = (
+        session("weights=100MB,kv=1KB,activations=10MB", weights_dtype=dtype)
+        .read_memory(WORK, 0)
+        .memory
+    )
+    assert (memory.weights, memory.kv_cache, memory.peak) == (
+        weights,
+        24 * KB,
+        weights + 24 * KB + 10 * MB,
+    )
     assert memory.reserved % 2**21 == 0
     assert 0 <= memory.reserved - memory.peak < 2**21
     assert memory.device is None
@@ -94,13 +113,17 @@ def test_memory_follows_the_dtype_in_effect(dtype, weights):
 
 def test_a_lie_loads_something_else_than_was_asked():
     """It claims bf16 and loads float32: the weights take 4 bytes, and describe() tells the truth about them."""
-    opened = session("weights=100MB,lie=weights_dtype:float32", strategy="bf16", weights_dtype="bfloat16")
+    opened = session(
+        "weights=100MB,lie=weights_dtype:float32", strategy="bf16", weights_dtype="bfloat16"
+    )
     assert opened.opened().effective.parameter_bytes_by_dtype == {"float32": 100 * MB}
 
 
 def test_a_lie_about_a_field_of_the_description_is_told_as_it_is():
     """Fields of Effective that no plan sets; `none` is None and digits are a number."""
-    effective = session("lie=attention:none,lie=ranks:3,fault=right_padding@open").opened().effective
+    effective = (
+        session("lie=attention:none,lie=ranks:3,fault=right_padding@open").opened().effective
+    )
     assert (effective.attention, effective.ranks, effective.padding_side) == (None, 3, "right")
 
 
@@ -113,7 +136,11 @@ def test_the_cache_and_the_graphs_are_those_of_the_last_run():
     opened.run(WORK, 0)
     after = opened.describe().effective
     assert (before.cache, before.compile_mode, before.compiled_graphs) == ("", None, 0)
-    assert (after.cache, after.compile_mode, after.compiled_graphs) == ("StaticCache", "max-autotune", 1)
+    assert (after.cache, after.compile_mode, after.compiled_graphs) == (
+        "StaticCache",
+        "max-autotune",
+        1,
+    )
 
 
 def test_energy_is_power_times_the_repetitions_that_fill_the_time():
@@ -136,7 +163,8 @@ def reference(tmp_path):
 def agreement(script, path, batch=4):
     rows = session(script).compare_reference(path, batch)
     flat = {
-        name: [v for row in rows for v in getattr(row, name)] for name in ("top1", "kl", "reference_logprob", "candidate_logprob")
+        name: [v for row in rows for v in getattr(row, name)]
+        for name in ("top1", "kl", "reference_logprob", "candidate_logprob")
     }
     pairs = zip(flat["reference_logprob"], flat["candidate_logprob"], strict=True)
     loss = sum(ref - cand for ref, cand in pairs) / len(flat["top1"])
@@ -152,14 +180,22 @@ def agreement(script, path, batch=4):
 
 def test_a_perfect_candidate_agrees_exactly(reference):
     """No disagreement anywhere, and no divergence."""
-    assert agreement("", reference) == {"top1": 1, "kl": 0, "ppl": 1, "sqnr": math.inf, "diverged": []}
+    assert agreement("", reference) == {
+        "top1": 1,
+        "kl": 0,
+        "ppl": 1,
+        "sqnr": math.inf,
+        "diverged": [],
+    }
 
 
 def test_quality_is_the_share_of_positions_that_agree(reference):
     """97 of 100 positions: KL 0.03, perplexity e^0.03, SQNR 15.2 dB, and three prompts that diverge."""
     found = agreement("quality=0.97", reference)
     assert (found["top1"], len(found["diverged"])) == (0.97, 3)
-    assert (found["kl"], found["ppl"], found["sqnr"]) == pytest.approx((0.03, math.exp(0.03), -10 * math.log10(0.03)))
+    assert (found["kl"], found["ppl"], found["sqnr"]) == pytest.approx(
+        (0.03, math.exp(0.03), -10 * math.log10(0.03))
+    )
 
 
 def test_each_quantity_can_be_set_alone(reference):
@@ -178,14 +214,21 @@ def test_another_batch_shape_may_have_a_quality_of_its_own(reference):
 def test_a_diverging_row_says_where_and_at_which_rank(reference):
     """The first wrong position, the ranks there, and the worst position with both lists of five."""
     row = session("quality=0,rank=7").compare_reference(reference, 4)[0]
-    assert (row.first_divergence, row.candidate_rank_in_reference, row.reference_rank_in_candidate) == (0, 7, 7)
+    assert (
+        row.first_divergence,
+        row.candidate_rank_in_reference,
+        row.reference_rank_in_candidate,
+    ) == (0, 7, 7)
     assert not any(row.top5)
     assert row.worst.reference_top5[0].token_id == row.worst.candidate_top5[1].token_id
     assert row.reference_text != row.candidate_text
 
 
 def test_next_tokens_follow_from_the_ids_and_a_text_has_one_id_a_character():
-    """The same model gives the same tokens after a text and after its ids; k of them, the likeliest first."""
+    """The same model gives the same tokens after a text and after its ids.
+
+    K of them, the likeliest first.
+    """
     top = session("").top_tokens("ab", 3)
     assert top.prompt_ids == (97, 98)
     assert top == session("").top_tokens((97, 98), 3)
@@ -203,7 +246,9 @@ def test_a_model_goes_astray_after_prompts_that_hold_an_id():
 @pytest.mark.parametrize("prompt", ["", (), (1000,), (-1,)])
 def test_a_prompt_that_the_scripted_model_cannot_take_is_an_error(prompt):
     """As with a real one."""
-    with pytest.raises(UsageError, match=r"no prompt token|not in the vocabulary: ids are 0 to 999"):
+    with pytest.raises(
+        UsageError, match=r"no prompt token|not in the vocabulary: ids are 0 to 999"
+    ):
         session("").top_tokens(prompt, 1)
 
 
@@ -218,10 +263,15 @@ def test_a_reference_that_is_missing_or_broken_is_a_load_error(tmp_path, content
 
 
 def test_overrides_hold_under_their_strategy_alone():
-    """All parts before the slash must be in the strategy; the more special one wins, wherever it stands."""
+    """All parts before the slash must be in the strategy.
+
+    The more special one wins, wherever it stands.
+    """
     script = "bf16+compile/tpot=1ms,bf16/tpot=5ms,tpot=10ms,bf16/fault=die@run"
     assert parse(script, "fp32") == ScriptedOptions(tpot_s=0.01)
-    assert parse(script, "bf16") == ScriptedOptions(tpot_s=0.005, faults=(Fault(kind="die", place="run"),))
+    assert parse(script, "bf16") == ScriptedOptions(
+        tpot_s=0.005, faults=(Fault(kind="die", place="run"),)
+    )
     assert parse(script, "bf16+compile").tpot_s == 0.001
     assert parse(script, "bf16-mixed").tpot_s == 0.01
 
@@ -263,7 +313,9 @@ def test_a_batch_that_the_replicas_cannot_share_is_an_error_as_in_the_real_engin
     """dp2 gives each replica its rows of a batch of two, and of a batch of one none."""
     opened = ScriptedEngine().open(strategies.parse("dp2").apply(scripted_plan()))
     assert len(opened.run(WORK, 0).trace.requests) == 1
-    with pytest.raises(UsageError, match=r"a batch of 1 cannot be divided over the 2 replicas of dp2.*batch=2"):
+    with pytest.raises(
+        UsageError, match=r"a batch of 1 cannot be divided over the 2 replicas of dp2.*batch=2"
+    ):
         opened.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 1)
 
 

@@ -1,4 +1,7 @@
-"""Streams of bytes to token events: messages that are no tokens, bundles, wrong JSON, TGI's schema; and servers' metrics."""
+"""Streams of bytes to token events: messages that are no tokens, bundles, wrong JSON, TGI's schema.
+
+And servers' metrics.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,23 @@ from hypothesis import strategies as st
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.engines.server.client import Call, Outcome
 from pytest_llmperf.engines.server.counting import count_marks
-from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer, parse_openai, parse_tgi, spread, token_counts
+from pytest_llmperf.engines.server.stream import (
+    Answer,
+    BadStream,
+    Piece,
+    answer,
+    parse_openai,
+    parse_tgi,
+    spread,
+    token_counts,
+)
 
 
 def chunks(*messages, each_ns=1000):
     """Server-sent events, one chunk of bytes each."""
     return [
-        ((i + 1) * each_ns, f"data: {m if isinstance(m, str) else json.dumps(m)}\n\n".encode()) for i, m in enumerate(messages)
+        ((i + 1) * each_ns, f"data: {m if isinstance(m, str) else json.dumps(m)}\n\n".encode())
+        for i, m in enumerate(messages)
     ]
 
 
@@ -35,8 +48,18 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 4}}
 
 def test_a_completion_is_its_messages_with_text():
     """Each is a token at the time its bytes came; usage and the end are none."""
-    found = answer(chunks(text("a"), text(" b"), text(" c"), text(" d", finish_reason="length"), USAGE, "[DONE]"), parse_openai)
-    assert [(e.t_ns, e.n_tokens) for e in found.events] == [(1000, 1), (2000, 1), (3000, 1), (4000, 1)]
+    found = answer(
+        chunks(
+            text("a"), text(" b"), text(" c"), text(" d", finish_reason="length"), USAGE, "[DONE]"
+        ),
+        parse_openai,
+    )
+    assert [(e.t_ns, e.n_tokens) for e in found.events] == [
+        (1000, 1),
+        (2000, 1),
+        (3000, 1),
+        (4000, 1),
+    ]
     assert (found.n_prompt, found.n_output, found.model, found.text) == (7, 4, "m", "a b c d")
 
 
@@ -56,14 +79,23 @@ def test_a_role_an_empty_text_and_usage_are_no_tokens():
 
 def test_tool_calls_are_tokens():
     """Their arguments are generated too."""
-    found = answer(chunks(delta(tool_calls=[{"function": {"arguments": "{"}}]), delta(finish_reason="tool_calls")), parse_openai)
+    found = answer(
+        chunks(
+            delta(tool_calls=[{"function": {"arguments": "{"}}]), delta(finish_reason="tool_calls")
+        ),
+        parse_openai,
+    )
     assert len(found.events) == 1
 
 
 def test_token_ids_count_what_a_message_bundles():
     """As vLLM sends them with return_token_ids."""
     found = answer(
-        chunks(text("a", token_ids=[1]), text("bcd", token_ids=[2, 3, 4], finish_reason="length"), USAGE),
+        chunks(
+            text("a", token_ids=[1]),
+            text("bcd", token_ids=[2, 3, 4], finish_reason="length"),
+            USAGE,
+        ),
         parse_openai,
     )
     assert [e.n_tokens for e in found.events] == [1, 3]
@@ -73,7 +105,9 @@ def test_token_ids_count_what_a_message_bundles():
 def test_running_usage_counts_what_a_message_bundles():
     """As vLLM sends it with continuous_usage_stats."""
     first = text("a") | {"usage": {"prompt_tokens": 7, "completion_tokens": 1}}
-    last = text("bcd", finish_reason="length") | {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}
+    last = text("bcd", finish_reason="length") | {
+        "usage": {"prompt_tokens": 7, "completion_tokens": 4}
+    }
     found = answer(chunks(first, last), parse_openai)
     assert [e.n_tokens for e in found.events] == [1, 3]
     assert found.counted == "usage"
@@ -82,7 +116,10 @@ def test_running_usage_counts_what_a_message_bundles():
 def test_without_either_the_total_is_spread_by_length():
     """Four tokens in two messages, the second three times as long."""
     found = answer(chunks(text("a"), text("bcd", finish_reason="length"), USAGE), parse_openai)
-    assert [e.n_tokens for e in found.events] == [1, 3] or [e.n_tokens for e in found.events] == [2, 2]
+    assert [e.n_tokens for e in found.events] == [1, 3] or [e.n_tokens for e in found.events] == [
+        2,
+        2,
+    ]
     assert sum(e.n_tokens for e in found.events) == 4
     assert found.counted == "spread"
 
@@ -120,10 +157,16 @@ def test_bytes_may_be_cut_anywhere():
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([text("a"), text("b")], "ended after 2 messages with text, before the server said why it stopped"),
+        (
+            [text("a"), text("b")],
+            "ended after 2 messages with text, before the server said why it stopped",
+        ),
         ([text("a"), '{"choices": ['], "message 1 is not what the protocol says"),
         ([text("a"), '{"choices": 5}'], "message 1 is not what the protocol says"),
-        ([text("a"), {"error": {"message": "out of blocks"}}], "the server sent an error: out of blocks"),
+        (
+            [text("a"), {"error": {"message": "out of blocks"}}],
+            "the server sent an error: out of blocks",
+        ),
         ([{"error": "gone"}], "the server sent an error: gone"),
         ([], "ended after 0 messages"),
     ],
@@ -155,7 +198,10 @@ def test_a_conversation_with_tgi_is_read():
 def test_tgis_errors_are_failures():
     """`{"error": …, "error_type": …}` in the stream."""
     with pytest.raises(BadStream, match="Request failed during generation"):
-        answer(chunks({"error": "Request failed during generation", "error_type": "generation"}), parse_tgi)
+        answer(
+            chunks({"error": "Request failed during generation", "error_type": "generation"}),
+            parse_tgi,
+        )
     with pytest.raises(BadStream, match="neither 'token' nor 'error'"):
         answer(chunks({"text": "x"}), parse_tgi)
 
@@ -173,7 +219,12 @@ other_metric{le="+Inf"} 5
 
 def test_a_page_of_metrics_is_read_by_our_names():
     """Engines add up; what is no number is left out."""
-    assert server_metrics.read(PAGE) == {"preemptions": 3, "kv_use": 0.5, "prefix_queries": 100, "prefix_hits": 10}
+    assert server_metrics.read(PAGE) == {
+        "preemptions": 3,
+        "kv_use": 0.5,
+        "prefix_queries": 100,
+        "prefix_hits": 10,
+    }
     assert server_metrics.read("<html>") == {}
 
 
@@ -187,7 +238,10 @@ def test_samples_give_the_largest_gauges_and_what_the_counters_grew_by():
 
 
 def test_bytes_that_are_no_text_are_not_counted_again():
-    """A token of such bytes reads as several. The same count of readable text is held against the tokenizer's."""
+    """A token of such bytes reads as several.
+
+    The same count of readable text is held against the tokenizer's.
+    """
 
     def marks(text: str) -> list:
         outcome = Outcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)

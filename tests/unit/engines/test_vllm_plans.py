@@ -20,13 +20,21 @@ from pytest_llmperf.strategies import check_engine_can, parse
 FOLDER = Path("/models/m")
 
 
-def plan(strategy: str = "fp32", *, model: str = "smollm2-135m", device: str = "cpu", **options) -> LoadPlan:
-    base = LoadPlan(model=model_ref(model), engine="vllm", device=device, options=tuple(options.items()))
+def plan(
+    strategy: str = "fp32", *, model: str = "smollm2-135m", device: str = "cpu", **options
+) -> LoadPlan:
+    base = LoadPlan(
+        model=model_ref(model), engine="vllm", device=device, options=tuple(options.items())
+    )
     return parse(strategy).apply(base)
 
 
-def asked(strategy: str = "fp32", *, device: str = "cpu", free_share: float = 1.0, **options) -> dict:
-    return arguments(plan(strategy, device=device, **options), FOLDER, dtype="float32", free_share=free_share)
+def asked(
+    strategy: str = "fp32", *, device: str = "cpu", free_share: float = 1.0, **options
+) -> dict:
+    return arguments(
+        plan(strategy, device=device, **options), FOLDER, dtype="float32", free_share=free_share
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,9 +168,7 @@ def test_parts_become_vllms_own_arguments():
 
 def test_the_table_of_engines_imports_no_vllm():
     """Nor torch: capabilities are read in the pytest process."""
-    code = (
-        "import sys; from pytest_llmperf.engines import engine; engine('vllm').can(); print({'vllm', 'torch'} & set(sys.modules))"
-    )
+    code = "import sys; from pytest_llmperf.engines import engine; engine('vllm').can(); print({'vllm', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -183,7 +189,10 @@ class Output:
 
 
 class Written:
-    """Gives each request one token a step, up to `limit`; from the second step on where it is to be `late`."""
+    """Gives each request one token a step, up to `limit`.
+
+    From the second step on where it is to be `late`.
+    """
 
     def __init__(self, *, limit=99, late=(), cached=0, suffix=""):
         self.left = {}
@@ -201,7 +210,11 @@ class Written:
 
     def step(self):
         self.steps += 1
-        going = [name for name in self.left if self.steps > 1 or int(name.rpartition("-")[2]) not in self.late]
+        going = [
+            name
+            for name in self.left
+            if self.steps > 1 or int(name.rpartition("-")[2]) not in self.late
+        ]
         outputs = [Output(name + self.suffix, [self.steps], self.cached) for name in going]
         for name in going:
             self.left[name] -= 1
@@ -237,7 +250,9 @@ def test_tokens_from_a_prefix_cache_are_seen():
         made = Written(cached=cached)
         stepped = run(made, made.submit, [Ask([1] * 32, 2)])
         if cached:
-            with pytest.raises(InvalidRun, match="16 of 32 prompt tokens came from vLLM's prefix cache"):
+            with pytest.raises(
+                InvalidRun, match="16 of 32 prompt tokens came from vLLM's prefix cache"
+            ):
                 require_no_cached(stepped, 32)
         else:
             require_no_cached(stepped, 32)

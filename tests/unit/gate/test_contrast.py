@@ -22,7 +22,10 @@ def sessions(n: int, value: float, *, spread: float = 0.01, prefix: str = "a", *
             f"{prefix}{at}",
             session_id=f"{prefix}{at}",
             created=f"2026-11-{at + 1:02}T05:00:00+00:00",
-            metrics=(metric(value=value * math.exp(spread * draw.gauss(0, 1))), metric("ttft.p50", 0.08, "s")),
+            metrics=(
+                metric(value=value * math.exp(spread * draw.gauss(0, 1))),
+                metric("ttft.p50", 0.08, "s"),
+            ),
             **changes,
         )
         for at in range(n)
@@ -36,7 +39,14 @@ def only(rows):
 
 @pytest.mark.parametrize(
     ("n", "factor", "outcome"),
-    [(1, 0.8, "FAIL"), (1, 1.0, "PASS"), (1, 1.3, "PASS"), (6, 0.9, "FAIL"), (6, 1.0, "PASS"), (6, 1.2, "PASS")],
+    [
+        (1, 0.8, "FAIL"),
+        (1, 1.0, "PASS"),
+        (1, 1.3, "PASS"),
+        (6, 0.9, "FAIL"),
+        (6, 1.0, "PASS"),
+        (6, 1.2, "PASS"),
+    ],
 )
 def test_sessions_are_judged_by_rule_a_one_or_by_welchs_interval_several(n, factor, outcome):
     """Ten sessions of 100 tok/s at 1 % spread before; the ratio and its interval hold the truth."""
@@ -60,7 +70,9 @@ def test_repetitions_of_one_session_are_one_value():
 def test_runs_measured_in_turn_are_compared_by_their_pairs():
     """Each pair 10 % slower, while the level moves by half: unpaired nothing could be said."""
     level = [100.0, 50.0, 80.0, 120.0, 60.0, 90.0]
-    a = record("a", paired_with="p", metrics=(metric(value=85.0),), samples={"throughput": tuple(level)})
+    a = record(
+        "a", paired_with="p", metrics=(metric(value=85.0),), samples={"throughput": tuple(level)}
+    )
     b = record(
         "b",
         paired_with="p",
@@ -77,27 +89,53 @@ def test_runs_measured_in_turn_are_compared_by_their_pairs():
 def test_another_environment_and_another_workload_are_named():
     """By the keys that differ."""
     elsewhere = Environment(facts={"device": "cuda", "cpu_cores_limit": 2.0})
-    moved = [replace(each, environment=elsewhere, environment_key=environment_key(elsewhere)) for each in sessions(1, 100.0)]
+    moved = [
+        replace(each, environment=elsewhere, environment_key=environment_key(elsewhere))
+        for each in sessions(1, 100.0)
+    ]
     row = only(contrast(sessions(8, 100.0), moved, {}))
-    assert (row.outcome, row.reason) == ("NOT COMPARABLE", "another environment: device is 'cuda', was 'cpu'")
+    assert (row.outcome, row.reason) == (
+        "NOT COMPARABLE",
+        "another environment: device is 'cuda', was 'cpu'",
+    )
     longer = sessions(1, 100.0, prefix="b", workload_key="w2", workload_text="decode b1 p128 n256")
     row = only(contrast(sessions(8, 100.0), longer, {}))
-    assert row.reason == "another workload: workload_text is 'decode b1 p128 n256', was 'decode b1 p128 n128'"
+    assert (
+        row.reason
+        == "another workload: workload_text is 'decode b1 p128 n256', was 'decode b1 p128 n128'"
+    )
 
 
 def test_what_is_on_one_side_only_and_what_was_not_measured_are_rows_too():
     """Nothing is left out."""
     both = sessions(8, 100.0) + sessions(1, 100.0, prefix="x", test="test_gone")
-    rows = contrast(both, sessions(1, 100.0, prefix="b"), {"throughput": 0.03, "energy.per_token": 0.05})
+    rows = contrast(
+        both, sessions(1, 100.0, prefix="b"), {"throughput": 0.03, "energy.per_token": 0.05}
+    )
     found = {(row.test[-9:], row.metric): row.reason for row in rows}
     assert found["test_gone", "throughput"] == "it was measured before only"
-    assert "could not be measured before" in next(why for (_, name), why in found.items() if name == "energy.per_token")
+    assert "could not be measured before" in next(
+        why for (_, name), why in found.items() if name == "energy.per_token"
+    )
 
 
 def test_side_by_side_shows_what_was_kept_with_a_run():
     """Its pairs and rule B's own verdict."""
-    kept = {"outcome": "FAIL", "limit": 0.03, "unit": "tok/s", "reason": "", "pairs": [[100, 90]] * 6, "ratio": [0.9, 0.89, 0.91]}
+    kept = {
+        "outcome": "FAIL",
+        "limit": 0.03,
+        "unit": "tok/s",
+        "reason": "",
+        "pairs": [[100, 90]] * 6,
+        "ratio": [0.9, 0.89, 0.91],
+    }
     run = record("a", extra={"against": {"value": "main", "metrics": {"throughput": kept}}})
     row = only(side_by_side([run, record("b")], {}))
-    assert (row.outcome, row.before, row.after, row.ratio, row.how) == ("FAIL", 100, 90, 0.9, "6 pairs, interleaved")
+    assert (row.outcome, row.before, row.after, row.ratio, row.how) == (
+        "FAIL",
+        100,
+        90,
+        0.9,
+        "6 pairs, interleaved",
+    )
     assert side_by_side([run], {"ttft.p50": 0.03}) == []

@@ -23,7 +23,10 @@ WHOLE = {
 
 def written(folder, *entries, head=""):
     path = folder / "llmperf-waivers.toml"
-    texts = ["[[waiver]]\n" + "".join(f"{name} = {value}\n" for name, value in entry.items()) for entry in entries]
+    texts = [
+        "[[waiver]]\n" + "".join(f"{name} = {value}\n" for name, value in entry.items())
+        for entry in entries
+    ]
     path.write_text(head + "\n".join(texts), encoding="utf-8")
     return path
 
@@ -33,7 +36,9 @@ def read(path, today=TODAY):
 
 
 def of(test="t.py::test_a", device="NVIDIA H200"):
-    return record("r", test=test, environment=Environment(facts={"device": "cuda", "device_name": device}))
+    return record(
+        "r", test=test, environment=Environment(facts={"device": "cuda", "device_name": device})
+    )
 
 
 def test_a_waiver_covers_its_metric_of_its_test_with_any_parameter(tmp_path):
@@ -53,14 +58,18 @@ def test_a_waiver_with_parameters_covers_only_those(tmp_path):
     assert not is_test("t.py::test_a[bf16]", "t.py::test_a[bf16][x]")
 
 
-@pytest.mark.parametrize(("device", "covered"), [("NVIDIA H200", True), ("cuda", True), ("NVIDIA L4", False)])
+@pytest.mark.parametrize(
+    ("device", "covered"), [("NVIDIA H200", True), ("cuda", True), ("NVIDIA L4", False)]
+)
 def test_a_waiver_for_a_device_covers_only_that(tmp_path, device, covered):
     """By its name, or its kind."""
     found = read(written(tmp_path, WHOLE | {"device": f'"{device}"'}))
     assert (found.of(of(), "throughput") is not None) is covered
 
 
-@pytest.mark.parametrize(("today", "active"), [(date(2026, 12, 31), True), (date(2027, 1, 1), False)])
+@pytest.mark.parametrize(
+    ("today", "active"), [(date(2026, 12, 31), True), (date(2027, 1, 1), False)]
+)
 def test_a_waiver_holds_through_its_last_day(tmp_path, today, active):
     """The day after, it waives nothing and is named as expired."""
     found = read(written(tmp_path, WHOLE), today)
@@ -86,7 +95,10 @@ def test_no_file_waives_nothing(tmp_path):
         ({"expires": '"next year"'}, "expires"),
         ({"expries": "2026-12-31"}, "contains unknown field `expries`"),
         ({"metric": '"thruput"'}, "metric 'thruput' is not known. Did you mean 'throughput'?"),
-        ({"metric": '"agreement.top1"'}, "'agreement.top1' cannot be waived. Performance metrics can"),
+        (
+            {"metric": '"agreement.top1"'},
+            "'agreement.top1' cannot be waived. Performance metrics can",
+        ),
     ],
 )
 def test_an_entry_that_is_not_whole_is_an_error_that_names_it(tmp_path, change, said):
@@ -100,7 +112,11 @@ def test_an_entry_that_is_not_whole_is_an_error_that_names_it(tmp_path, change, 
 
 @pytest.mark.parametrize(
     ("head", "said"),
-    [("waivers = 1\n", "'waivers' is not known"), ("[[waiver\n", "cannot be read"), ("waiver = 3", "no list")],
+    [
+        ("waivers = 1\n", "'waivers' is not known"),
+        ("[[waiver\n", "cannot be read"),
+        ("waiver = 3", "no list"),
+    ],
 )
 def test_a_file_that_is_none_is_an_error(tmp_path, head, said):
     """A misspelt table waives nothing, silently, if it is let through."""

@@ -54,7 +54,15 @@ def found(folder, accepted=()):
 
 def acceptance(at):
     created = (START + timedelta(days=at)).isoformat()
-    return accept.Acceptance(series=KEY, record=f"r{at}-0-{{}}", created=created, test="t", who="me", why="meant", when=created)
+    return accept.Acceptance(
+        series=KEY,
+        record=f"r{at}-0-{{}}",
+        created=created,
+        test="t",
+        who="me",
+        why="meant",
+        when=created,
+    )
 
 
 def test_a_session_is_one_value_the_median_of_its_records(project):
@@ -82,7 +90,9 @@ def test_an_accepted_step_is_no_news_but_a_later_one_is(project):
     assert [change.accepted for change in series.changes] == [True]
     assert not series.unaccepted
     fill(project, [100.0] * 30 + [92.0] * 30 + [84.0] * 30, environment_key="other")
-    later = next(each for each in found(project, (acceptance(30),)) if each.environment_key == "other")
+    later = next(
+        each for each in found(project, (acceptance(30),)) if each.environment_key == "other"
+    )
     assert [change.accepted for change in later.changes] == [True, False]
 
 
@@ -114,7 +124,9 @@ def test_history_prints_changes_and_can_fail_on_them(project):
     assert "from record r30-1" in line
     assert CliRunner().invoke(cli.main, ["history", "--fail-on-change"]).exit_code == 1
     assert CliRunner().invoke(cli.main, ["history", "--fail-on-change", "--json"]).exit_code == 1
-    accepted = CliRunner().invoke(cli.main, ["accept", KEY, "--reason", "meant", "--record", "r30-0-{}"])
+    accepted = CliRunner().invoke(
+        cli.main, ["accept", KEY, "--reason", "meant", "--record", "r30-0-{}"]
+    )
     assert accepted.exit_code == 0
     again = CliRunner().invoke(cli.main, ["history", "--fail-on-change"])
     assert again.exit_code == 0

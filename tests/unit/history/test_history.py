@@ -53,11 +53,13 @@ def ids(records):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     max_examples=30,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking against a database takes minutes
+    # Shrinking against a database takes minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 def test_any_record_comes_back_as_it_was(store, made):
     """Also with NUL, NaN and every other character and number that a record can hold."""
-    made = msgspec.structs.replace(made, id=uuid.uuid4().hex)  # a database lives longer than an example
+    # A database lives longer than an example.
+    made = msgspec.structs.replace(made, id=uuid.uuid4().hex)
     assert store.add(made)
     (back,) = [r for r in store.records(series=series_key(made)) if r.id == made.id]
     assert repr(back) == repr(made)
@@ -104,7 +106,9 @@ def test_records_come_newest_first_whatever_the_order_they_were_added_in(store):
     assert ids(store.records()) == expected
     assert ids(store.records(limit=105)) == expected[:105]
     assert ids(store.records(limit=0)) == []
-    assert ids(store.records(since="2026-11-27T07:00:00+02:00")) == [i for i in expected if i >= "27"]
+    assert ids(store.records(since="2026-11-27T07:00:00+02:00")) == [
+        i for i in expected if i >= "27"
+    ]
 
 
 def test_records_can_be_asked_for_by_test_and_series(store):
@@ -113,9 +117,13 @@ def test_records_can_be_asked_for_by_test_and_series(store):
     store.add(record("b", test="t.py::x", strategy="fp32"))
     store.add(record("c", test="t.py::y"))
     assert sorted(ids(store.records(test="t.py::x"))) == ["a", "b"]
-    assert ids(store.records(series=series_key(record("b", test="t.py::x", strategy="fp32")))) == ["b"]
+    assert ids(store.records(series=series_key(record("b", test="t.py::x", strategy="fp32")))) == [
+        "b"
+    ]
     store.add(record("d", test="t.py::x", environment_key="other"))
-    assert ids(store.records(series=series_key(record("a", test="t.py::x")), environment="e")) == ["a"]
+    assert ids(store.records(series=series_key(record("a", test="t.py::x")), environment="e")) == [
+        "a"
+    ]
     assert ids(store.records(environment="other")) == ["d"]
     assert ids(store.records(test="t.py::y", series=series_key(record("a", test="t.py::x")))) == []
 
@@ -137,7 +145,9 @@ def test_series_tell_their_count_and_newest_record(store):
     store.add(record("b1", created="2026-11-02T00:00:00Z", strategy="fp32", outcome="PASS"))
     store.add(record("a2", created="2026-11-03T00:00:00Z", environment_key="other"))
     store.add(record("a3", created="2026-11-03T00:00:00Z", environment_key="third"))
-    found = [(s.strategy, s.n, s.last_id, s.last_outcome, s.last_environment_key) for s in store.series()]
+    found = [
+        (s.strategy, s.n, s.last_id, s.last_outcome, s.last_environment_key) for s in store.series()
+    ]
     assert found == [("bf16", 3, "a3", "recorded", "third"), ("fp32", 1, "b1", "PASS", "e")]
     assert store.series(test="no such test") == []
 
@@ -145,9 +155,15 @@ def test_series_tell_their_count_and_newest_record(store):
 def test_points_are_a_metric_over_time(store):
     """Not measurable is a point without a value, not a missing one."""
     for day, value in ((1, 10.0), (2, None), (3, 12.0)):
-        store.add(record(f"r{day}", created=f"2026-11-0{day}T00:00:00Z", metrics=(metric(value=value),)))
+        store.add(
+            record(f"r{day}", created=f"2026-11-0{day}T00:00:00Z", metrics=(metric(value=value),))
+        )
     key = store.series()[0].key
-    assert [(p.record_id, p.value) for p in store.points(key, "throughput")] == [("r3", 12.0), ("r2", None), ("r1", 10.0)]
+    assert [(p.record_id, p.value) for p in store.points(key, "throughput")] == [
+        ("r3", 12.0),
+        ("r2", None),
+        ("r1", 10.0),
+    ]
     assert [p.record_id for p in store.points(key, "throughput", limit=1)] == ["r3"]
     assert store.metric_names() == ["throughput"]
 
@@ -156,12 +172,18 @@ def test_points_are_a_metric_over_time(store):
 def test_each_identifying_field_makes_another_series(field):
     """And no other field does: the environment and the model's name are apart."""
     assert series_key(record("a")) != series_key(record("a", **{field: "other"}))
-    assert series_key(record("a")) == series_key(record("b", environment_key="other", model="renamed", outcome="FAIL"))
+    assert series_key(record("a")) == series_key(
+        record("b", environment_key="other", model="renamed", outcome="FAIL")
+    )
 
 
 def test_times_are_compared_in_utc():
     """Offsets are resolved; a time without one is UTC; something else is an error."""
-    assert utc("2026-11-23T05:00:00+02:00") == utc("2026-11-23T03:00:00") == "2026-11-23T03:00:00.000000Z"
+    assert (
+        utc("2026-11-23T05:00:00+02:00")
+        == utc("2026-11-23T03:00:00")
+        == "2026-11-23T03:00:00.000000Z"
+    )
     with pytest.raises(StoreError, match="'yesterday' is not an ISO 8601 time"):
         utc("yesterday")
 
@@ -176,7 +198,9 @@ def test_four_processes_lose_and_double_nothing(url, tmp_path):
         assert store.notices == []
         assert store.series()[0].n == 201
     assert len(found) == 201
-    assert {r.id for r in found if r.outcome == "PASS"} == {f"{w}-{i}" for w in range(4) for i in range(50)}
+    assert {r.id for r in found if r.outcome == "PASS"} == {
+        f"{w}-{i}" for w in range(4) for i in range(50)
+    }
 
 
 OPTS = {"version_table": "llmperf_alembic_version"}
@@ -241,19 +265,27 @@ def test_deleting_a_record_takes_its_metrics_along(store):
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_queries_use_indexes(store):
-    """No query over records scans the table: what keeps a million records fast. Unindexed, the plan says so (control)."""
+    """No query over records scans the table: what keeps a million records fast.
+
+    Unindexed, the plan says so (control).
+    """
     filters = (
         "series_key = 'x' AND environment_key = 'e' ORDER BY created DESC, seq DESC LIMIT 30",
         "series_key = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
         "test = 'x' ORDER BY created DESC, seq DESC LIMIT 30",
     )
-    wanted = ["SELECT * FROM llmperf_records WHERE " + where for where in filters]  # noqa: S608 - constants
+    # Constants.
+    wanted = ["SELECT * FROM llmperf_records WHERE " + where for where in filters]  # noqa: S608
     wanted.append("SELECT * FROM llmperf_records ORDER BY created DESC, seq DESC LIMIT 30")
-    wanted.append("SELECT series_key, count(*), max(created) FROM llmperf_records GROUP BY series_key")
+    wanted.append(
+        "SELECT series_key, count(*), max(created) FROM llmperf_records GROUP BY series_key"
+    )
     with store._database.reading() as connection:
 
         def plan(query):
-            return " ".join(row[3] for row in connection.execute(text("EXPLAIN QUERY PLAN " + query)))
+            return " ".join(
+                row[3] for row in connection.execute(text("EXPLAIN QUERY PLAN " + query))
+            )
 
         for query in wanted:
             assert "USING" in plan(query), query

@@ -30,13 +30,21 @@ def ids(store):
 
 def put_aside(folder):
     """Damaged databases that were kept, without SQLite's own files beside them."""
-    return [p for p in folder.iterdir() if ".corrupt-" in p.name and not p.name.endswith(("-wal", "-shm"))]
+    return [
+        p
+        for p in folder.iterdir()
+        if ".corrupt-" in p.name and not p.name.endswith(("-wal", "-shm"))
+    ]
 
 
 def limit(store, pragma):
     """Apply a PRAGMA to every connection the store makes from now on."""
     store._database.dispose()
-    event.listen(store._database._engine, "connect", lambda connection, _record: connection.execute(f"PRAGMA {pragma}"))
+    event.listen(
+        store._database._engine,
+        "connect",
+        lambda connection, _record: connection.execute(f"PRAGMA {pragma}"),
+    )
 
 
 # URLs
@@ -76,7 +84,9 @@ def test_a_missing_driver_names_the_extra(tmp_path, monkeypatch):
 # Places
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, a folder that not even root can write")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs /proc, a folder that not even root can write"
+)
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     """Neither the store nor its spool can be there, so even a session cannot go on."""
     with pytest.raises(StoreUnavailable, match="cannot be written"):
@@ -138,7 +148,10 @@ def test_a_store_that_is_free_again_gets_the_spool_when_the_session_closes(tmp_p
         store.update_outcome("before", "PASS")
     store.close()
     with open_store(URL, folder=tmp_path) as later:
-        assert sorted((r.id, r.outcome) for r in later.records()) == [("a", "FAIL"), ("before", "PASS")]
+        assert sorted((r.id, r.outcome) for r in later.records()) == [
+            ("a", "FAIL"),
+            ("before", "PASS"),
+        ]
         assert later.notices == []
 
 
@@ -195,7 +208,10 @@ print(json.dumps(said))
 
 
 def full_disk(tmp_path, limit_bytes, end):
-    """Add three records in a process whose files may not grow past a limit; what `add` returned or said."""
+    """Add three records in a process whose files may not grow past a limit.
+
+    What `add` returned or said.
+    """
     command = [sys.executable, "-c", FULL, str(HERE), str(tmp_path), str(limit_bytes), end]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout)
@@ -241,7 +257,10 @@ def test_a_file_that_is_no_database_is_kept_aside(tmp_path):
 
 
 def test_damage_in_the_middle_is_found_by_a_write_and_loses_no_new_record(tmp_path):
-    """The first session spools, its end puts the file aside; a second damaged file gets a name of its own."""
+    """The first session spools, its end puts the file aside.
+
+    A second damaged file gets a name of its own.
+    """
     with open_store(URL, folder=tmp_path) as store:
         for i in range(40):
             store.add(record(f"old-{i}", label="x" * 2000))
@@ -276,13 +295,18 @@ def test_only_one_of_two_sessions_puts_a_damaged_file_aside(tmp_path):
 
 
 def test_what_a_store_will_never_take_is_kept_and_named(tmp_path):
-    """Half a line, an outcome without a record and something else go to the .refused file; the rest is sent."""
+    """Half a line, an outcome without a record and something else go to the .refused file.
+
+    The rest is sent.
+    """
     open_store(URL, folder=tmp_path).close()
     path = tmp_path / "history.db.spool.jsonl"
     spool = Spool(path)
     spool.append(record("a"))
     with path.open("ab") as file:
-        file.write(b'{"outcome":{"id":"nobody","outcome":"PASS","claims":[]}}\n[1]\n{"add":{"id":"half')
+        file.write(
+            b'{"outcome":{"id":"nobody","outcome":"PASS","claims":[]}}\n[1]\n{"add":{"id":"half'
+        )
     spool.append(record("b"))
     with open_store(URL, folder=tmp_path) as store:
         assert ids(store) == ["a", "b"]
@@ -338,7 +362,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_killed_session_keeps_every_record_it_added(tmp_path):
     """No clean end is needed."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(HERE), str(tmp_path)], check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(HERE), str(tmp_path)], check=False, timeout=60
+    )
     assert done.returncode == -9
     with open_store(URL, folder=tmp_path) as store:
         assert ids(store) == [f"r{i}" for i in range(5)]
@@ -357,5 +383,12 @@ def test_start_up_loads_no_database():
     """The plugin alone imports neither SQLAlchemy nor this package's history."""
     wanted = "[m for m in sys.modules if m.startswith(('sqlalchemy', 'pytest_llmperf.history'))]"
     code = f"import sys, pytest_llmperf.plugin.hooks; print({wanted})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+        timeout=60,
+    )
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,9 @@ def ids(store):
 def server():
     folder = binaries()
     if folder is None:
-        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed: faults were not tried on PostgreSQL")
+        pytest.skip(
+            "PostgreSQL's server programs (initdb, pg_ctl) are not installed: faults were not tried on PostgreSQL"
+        )
     with running(folder) as started:
         yield started
 
@@ -45,7 +47,9 @@ def test_a_connection_cut_in_mid_session_is_made_anew(server, tmp_path):
     url = server.database()
     with open_store(url, folder=tmp_path) as store:
         store.add(record("a"))
-        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'store_%'")
+        server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'store_%'"
+        )
         assert store.add(record("b")) is True
         assert ids(store) == ["a", "b"]
 

@@ -45,7 +45,10 @@ def test_a_line_is_in_the_file_when_append_returns(tmp_path):
 def test_four_processes_lose_and_mix_nothing(tmp_path):
     """Long lines of four processes all arrive whole."""
     path = tmp_path / "r.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(HERE), str(path), str(i)]) for i in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(HERE), str(path), str(i)])
+        for i in range(4)
+    ]
     assert [w.wait(timeout=60) for w in writers] == [0] * 4
     found = list(read(path))
     assert not [line for line in found if isinstance(line, BadLine)]

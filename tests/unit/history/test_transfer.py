@@ -84,7 +84,9 @@ def test_what_is_exported_comes_back_in_another_store(project, url):
 
 
 @given(made=RECORDS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None
+)
 def test_any_record_is_the_same_after_its_line(made):
     """And its line has its keys sorted, so that the same record is the same line everywhere."""
     (line,) = transfer.export_lines([made], ())
@@ -99,11 +101,17 @@ def test_an_export_to_standard_output_is_a_file_that_can_be_imported(project):
     """For a pipe."""
     filled(HERE, project, at(1, "a"))
     Path("piped.jsonl").write_text(llmperf("export").stdout)
-    assert "1 records imported" in llmperf("import", "piped.jsonl", "--store", "sqlite:///other.db").output
+    assert (
+        "1 records imported"
+        in llmperf("import", "piped.jsonl", "--store", "sqlite:///other.db").output
+    )
 
 
 def test_a_file_is_only_appended_to(project):
-    """What is in it stays byte by byte; new records come after it; a line that was cut off is ended first."""
+    """What is in it stays byte by byte; new records come after it.
+
+    A line that was cut off is ended first.
+    """
     filled(HERE, project, at(3, "b"), at(2, "a"))
     llmperf("export", "--out", "out.jsonl")
     before = Path("out.jsonl").read_bytes()
@@ -113,7 +121,10 @@ def test_a_file_is_only_appended_to(project):
     assert Path("out.jsonl").read_bytes().startswith(before)
     Path("out.jsonl").write_bytes(before[:-20])
     assert "2 lines added" in llmperf("export", "--out", "out.jsonl").output
-    assert "3 records imported" in llmperf("import", "out.jsonl", "--store", "sqlite:///o.db", code=EXIT_SKIPPED).output
+    assert (
+        "3 records imported"
+        in llmperf("import", "out.jsonl", "--store", "sqlite:///o.db", code=EXIT_SKIPPED).output
+    )
 
 
 def test_two_stores_with_the_same_records_export_the_same_bytes(project):
@@ -126,11 +137,16 @@ def test_two_stores_with_the_same_records_export_the_same_bytes(project):
 
 
 def test_selectors(project):
-    """A part of a node id, a time, a series; a name that matches nothing is an error with the nearest."""
+    """A part of a node id, a time, a series.
+
+    A name that matches nothing is an error with the nearest.
+    """
     filled(HERE, project, at(1, "a"), at(2, "b", test="t.py::other"), at(3, "c"))
 
     def exported(*selectors):
-        return [json.loads(line)["id"] for line in llmperf("export", *selectors).stdout.splitlines()]
+        return [
+            json.loads(line)["id"] for line in llmperf("export", *selectors).stdout.splitlines()
+        ]
 
     assert exported("other") == ["b"]
     assert exported("other", "test_pays") == ["a", "b", "c"]
@@ -156,8 +172,17 @@ def test_accepted_changes_travel(project):
 
 
 def git(*arguments):
-    identity = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
+    identity = [
+        "-c",
+        "user.name=me",
+        "-c",
+        "user.email=me@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    done = subprocess.run(
+        ["git", *identity, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
@@ -169,9 +194,14 @@ def commit_record(name, hour):
     git("commit", "-q", "-m", name)
 
 
-@pytest.mark.parametrize("attributes", ["history.jsonl merge=union\n", ""], ids=["union", "without"])
+@pytest.mark.parametrize(
+    "attributes", ["history.jsonl merge=union\n", ""], ids=["union", "without"]
+)
 def test_two_branches_merge_without_conflict_and_import_right(project, attributes):
-    """Each added a record to the same file: with merge=union every line of both is kept. Without, git reports a conflict."""
+    """Each added a record to the same file: with merge=union every line of both is kept.
+
+    Without, git reports a conflict.
+    """
     git("init", "-q", "-b", "main")
     Path(".gitattributes").write_text(attributes)
     commit_record("shared", 1)
@@ -181,7 +211,9 @@ def test_two_branches_merge_without_conflict_and_import_right(project, attribute
     if not attributes:
         with pytest.raises(subprocess.CalledProcessError):
             git("merge", "-q", "left")
-        said = llmperf("import", "history.jsonl", "--store", "sqlite:///merged.db", code=EXIT_SKIPPED).output
+        said = llmperf(
+            "import", "history.jsonl", "--store", "sqlite:///merged.db", code=EXIT_SKIPPED
+        ).output
         assert said.count("skipped") == 3  # the three lines that mark a conflict
     else:
         git("merge", "-q", "left")
@@ -194,11 +226,21 @@ def test_two_branches_merge_without_conflict_and_import_right(project, attribute
 
 def test_bad_lines_are_named_by_number_and_everything_else_is_imported(project):
     """A half-written last line, one in the middle, one that is something else: exit code 3, each with its reason."""
-    whole = lines(at(1, "a")) + b"{broken\n" + lines(at(2, "b")) + b'{"x": 1}\n' + lines(at(3, "c"))[:-30]
+    whole = (
+        lines(at(1, "a"))
+        + b"{broken\n"
+        + lines(at(2, "b"))
+        + b'{"x": 1}\n'
+        + lines(at(3, "c"))[:-30]
+    )
     Path("out.jsonl").write_bytes(whole)
     done = llmperf("import", "out.jsonl", code=EXIT_SKIPPED)
     assert "2 records imported" in done.output
-    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["out.jsonl:2", "out.jsonl:4", "out.jsonl:5"]
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [
+        "out.jsonl:2",
+        "out.jsonl:4",
+        "out.jsonl:5",
+    ]
     assert "half-written" in done.stderr.splitlines()[2]
     assert ids(HERE, project) == ["a", "b"]
 
@@ -213,7 +255,10 @@ def test_doubles_are_counted(project, url):
 
 
 def test_an_outcome_that_came_later_is_kept_whatever_the_order(project, url):
-    """--llmperf-json writes a record when it is measured and again with its outcome; a merge may turn them round."""
+    """--llmperf-json writes a record when it is measured and again with its outcome.
+
+    A merge may turn them round.
+    """
     first, later = at(1, "a"), at(1, "a", outcome="FAIL")
     Path("turned.jsonl").write_bytes(lines(later, first))
     Path("first.jsonl").write_bytes(lines(at(2, "b")))
@@ -237,7 +282,9 @@ def test_more_lines_than_one_transaction_holds(project, url):
 
 def test_a_file_of_a_newer_version_is_refused_whole(project):
     """A history with gaps misleads; the line and the remedy are named."""
-    newer = msgspec.json.encode({**msgspec.to_builtins(at(2, "b")), "schema_version": SCHEMA_VERSION + 1})
+    newer = msgspec.json.encode(
+        {**msgspec.to_builtins(at(2, "b")), "schema_version": SCHEMA_VERSION + 1}
+    )
     Path("out.jsonl").write_bytes(lines(at(1, "a")) + newer + b"\n")
     said = llmperf("import", "out.jsonl", code=1).output
     assert "out.jsonl:2" in said
@@ -263,11 +310,17 @@ def test_a_foreign_file_is_refused(project):
             {"direction": "lower", "formula": "output_throughput/1"},
             "throughput is in 'tok/s', lower is better; by its definition",
         ),
-        ({"unit": "ms"}, "throughput is in 'ms', higher is better; other runs of the same series in this file are in 'tok/s'"),
+        (
+            {"unit": "ms"},
+            "throughput is in 'ms', higher is better; other runs of the same series in this file are in 'tok/s'",
+        ),
     ],
 )
 def test_a_metric_in_another_unit_or_direction_is_refused_by_line(project, changes, said):
-    """It would be compared with numbers of another kind. Other lines are imported; another definition is another matter."""
+    """It would be compared with numbers of another kind.
+
+    Other lines are imported; another definition is another matter.
+    """
     wrong = replace(metric(), **changes)
     Path("out.jsonl").write_bytes(lines(at(1, "a"), at(2, "b", metrics=(wrong,)), at(3, "c")))
     done = llmperf("import", "out.jsonl", code=EXIT_SKIPPED)
@@ -278,7 +331,10 @@ def test_a_metric_in_another_unit_or_direction_is_refused_by_line(project, chang
 def test_a_time_that_is_none_is_refused_by_line(project):
     """Its place in the series would be unknown."""
     Path("out.jsonl").write_bytes(lines(at(1, "a"), record("b", created="yesterday")))
-    assert "out.jsonl:2: skipped, 'yesterday' is not an ISO 8601 time" in llmperf("import", "out.jsonl", code=EXIT_SKIPPED).stderr
+    assert (
+        "out.jsonl:2: skipped, 'yesterday' is not an ISO 8601 time"
+        in llmperf("import", "out.jsonl", code=EXIT_SKIPPED).stderr
+    )
 
 
 def test_a_file_that_cannot_be_written_is_one_message(project):

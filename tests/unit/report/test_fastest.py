@@ -15,11 +15,26 @@ def scripted_effective():
     return ScriptedEngine().open(scripted_plan()).opened().effective
 
 
-def run(number: int, engine: str, tok_per_s: float, *, samples=(), pair=None, batching="static", **more):
-    made = record(number, engine=engine, strategy="fp32", workload_text="decode b4 p32 n32", workload_key="w", **more)
+def run(
+    number: int, engine: str, tok_per_s: float, *, samples=(), pair=None, batching="static", **more
+):
+    made = record(
+        number,
+        engine=engine,
+        strategy="fp32",
+        workload_text="decode b4 p32 n32",
+        workload_key="w",
+        **more,
+    )
     effective = replace(scripted_effective(), batching=batching)
     metrics = (metric("throughput", tok_per_s, "tok/s"), *METRICS[1:])
-    return replace(made, metrics=metrics, samples={"throughput": tuple(samples)}, paired_with=pair, effective=effective)
+    return replace(
+        made,
+        metrics=metrics,
+        samples={"throughput": tuple(samples)},
+        paired_with=pair,
+        effective=effective,
+    )
 
 
 OURS = run(1, "vllm", 38.0, samples=(38.0, 38.2, 37.8, 38.0, 38.1), pair="p", batching="continuous")
@@ -51,7 +66,14 @@ def test_one_engine_or_other_work_is_no_comparison():
     assert fastest([THEIRS, run(3, "transformers", 20.0)]) == []
     assert fastest([OURS, replace(THEIRS, workload_key="v")]) == []
     assert fastest([OURS, replace(THEIRS, metrics=())]) == []
-    (line,) = fastest([THEIRS, replace(run(3, "transformers", 30.0, batching="continuous"), strategy="fp32+continuous")])
+    (line,) = fastest(
+        [
+            THEIRS,
+            replace(
+                run(3, "transformers", 30.0, batching="continuous"), strategy="fp32+continuous"
+            ),
+        ]
+    )
     assert "transformers fp32+continuous 30.0 tok/s" in line
 
 

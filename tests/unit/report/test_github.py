@@ -25,7 +25,11 @@ def read(line):
         return None
     command, _, rest = head.partition(" ")
     pairs = (each.partition("=") for each in rest.split(",") if each.strip())
-    return command, {name.strip(): unescape(text, "%3A%2C") for name, _, text in pairs}, unescape(message)
+    return (
+        command,
+        {name.strip(): unescape(text, "%3A%2C") for name, _, text in pairs},
+        unescape(message),
+    )
 
 
 def unescape(text, more=""):
@@ -34,7 +38,12 @@ def unescape(text, more=""):
 
 
 def problem(**changes):
-    values = {"test": "tests/test_it.py::test_x[a,b]", "outcome": "FAIL", "path": "tests/test_it.py", "line": 12}
+    values = {
+        "test": "tests/test_it.py::test_x[a,b]",
+        "outcome": "FAIL",
+        "path": "tests/test_it.py",
+        "line": 12,
+    }
     return Problem(**{**values, "text": "100 % slower: 5 tok/s\nsecond line", **changes})
 
 
@@ -50,7 +59,11 @@ def test_an_annotation_names_file_line_test_and_reason():
 def test_what_has_no_file_has_no_place():
     """GitHub shows it with the job."""
     of_session = Problem(test="the session", outcome="FAIL", text="judged nothing")
-    assert read(annotation(of_session)) == ("error", {"title": "FAIL the session"}, "judged nothing")
+    assert read(annotation(of_session)) == (
+        "error",
+        {"title": "FAIL the session"},
+        "judged nothing",
+    )
 
 
 @settings(deadline=None)
@@ -65,17 +78,27 @@ def test_any_text_is_one_command_with_three_properties(test, path, text):
     assert properties["line"] == "12"
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if "\n" in name or "," in name or "::" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in HOSTILE if "\n" in name or "," in name or "::" in name]
+)
 def test_the_same_text_as_it_is_would_be_something_else(name):
     """Negative control: unescaped it is several lines, or other properties."""
     raw = f"::error file=tests/test_it.py,line=12,title=FAIL {name}::{name}"
     found = read(raw)
-    assert len(raw.splitlines()) > 1 or found is None or found[1].get("title") != f"FAIL {name}" or found[2] != name
+    assert (
+        len(raw.splitlines()) > 1
+        or found is None
+        or found[1].get("title") != f"FAIL {name}"
+        or found[2] != name
+    )
 
 
 def test_only_as_many_as_github_shows_and_the_rest_in_one():
     """Errors first; those without a place of their own are named."""
-    found = [problem(test=f"t{i}", outcome="UNDECIDED" if i % 2 else "ERROR") for i in range(2 * MOST + 4)]
+    found = [
+        problem(test=f"t{i}", outcome="UNDECIDED" if i % 2 else "ERROR")
+        for i in range(2 * MOST + 4)
+    ]
     lines = [read(line) for line in commands(found)]
     assert [level for level, _, _ in lines] == ["error"] * MOST + ["warning"] * MOST
     assert lines[MOST - 1][2] == "3 more: t18, t20, t22"

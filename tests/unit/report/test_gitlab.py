@@ -37,9 +37,13 @@ SCHEMA = {
         },
     },
 }
-"""What docs.gitlab.com/ci/testing/code_quality says of the report, in our words; it is stricter than the schema that GitLab
-validates with (app/validators/json_schemas/codeclimate.json), which asks for no check_name and takes any severity. That one is on
-no package index; npm's codeclimate-types are those of Code Climate's own issues, whose type and categories GitLab ignores."""
+"""What docs.gitlab.com/ci/testing/code_quality says of the report, in our words.
+
+It is stricter than the schema that GitLab validates with
+(app/validators/json_schemas/codeclimate.json), which asks for no check_name and takes any severity.
+That one is on no package index; npm's codeclimate-types are those of Code Climate's own issues,
+whose type and categories GitLab ignores.
+"""
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
@@ -58,7 +62,9 @@ def problem(**changes):
 @given(ANY, ANY)
 def test_any_problem_is_valid_and_one_line(test, text):
     """Whatever its name and reason."""
-    found = json.loads(json.dumps(document([problem(test=test, text=text), problem(outcome="UNDECIDED", line=1)])))
+    found = json.loads(
+        json.dumps(document([problem(test=test, text=text), problem(outcome="UNDECIDED", line=1)]))
+    )
     VALIDATOR.validate(found)
     assert all(each["description"].isprintable() for each in found)
     assert len(found[0]["description"]) <= 2000
@@ -84,12 +90,20 @@ def test_what_gitlab_would_drop_is_not_valid(spoil):
 
 def test_a_fingerprint_is_that_of_the_problem_and_not_of_its_line_or_numbers():
     """Otherwise each run would be a new finding in the merge request."""
-    one, moved, other = document([problem(), problem(line=99, text="slower by 2 %"), problem(test="tests/test_it.py::test_y")])
+    one, moved, other = document(
+        [
+            problem(),
+            problem(line=99, text="slower by 2 %"),
+            problem(test="tests/test_it.py::test_y"),
+        ]
+    )
     assert one["fingerprint"] == moved["fingerprint"] != other["fingerprint"]
     assert document([]) == []
 
 
-@pytest.mark.parametrize(("outcome", "severity"), [("FAIL", "major"), ("ERROR", "critical"), ("UNDECIDED", "minor")])
+@pytest.mark.parametrize(
+    ("outcome", "severity"), [("FAIL", "major"), ("ERROR", "critical"), ("UNDECIDED", "minor")]
+)
 def test_the_severity_is_that_of_the_outcome(outcome, severity):
     """A regression is major, what could not be measured critical, the rest minor."""
     assert document([problem(outcome=outcome)])[0]["severity"] == severity

@@ -30,15 +30,33 @@ HOSTILE = [
 def hostile(text):
     """A report in which everything that people write is this text."""
     claim = ClaimRecord(text=text, outcome="FAIL", margin=None, detail=text)
-    worst = {**WORST, "text": text, "reference_text": text, "candidate_text": text, "reference_top5": [[text, 1.0]]}
+    worst = {
+        **WORST,
+        "text": text,
+        "reference_text": text,
+        "candidate_text": text,
+        "reference_top5": [[text, 1.0]],
+    }
     kept = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
-    named = {"test": text, "label": text, "model": text, "strategy": text, "workload_text": text, "outcome": "FAIL"}
+    named = {
+        "test": text,
+        "label": text,
+        "model": text,
+        "strategy": text,
+        "workload_text": text,
+        "outcome": "FAIL",
+    }
     environment = Environment(facts={"device": text, text: text, "project": text})
     some = record("a", claims=(claim,), environment=environment, **named)
     return content(
         some,
-        record("b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named),
-        unmeasured=(Unmeasured(test=text, outcome="SKIPPED", reason=text), Unmeasured(test=text, outcome="ERROR", reason=text)),
+        record(
+            "b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named
+        ),
+        unmeasured=(
+            Unmeasured(test=text, outcome="SKIPPED", reason=text),
+            Unmeasured(test=text, outcome="ERROR", reason=text),
+        ),
         notes=(text,),
         scope=text,
         store=text,
@@ -80,8 +98,16 @@ def test_data_cannot_end_its_element():
 def test_the_policy_allows_our_scripts_and_nothing_else():
     """Each script without a type has its hash in the policy; no source of anything is a host."""
     found = Parsed(build(content(record("a"))), without=[])
-    policy = next(a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
-    hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for a, body in found.scripts if not a]
+    policy = next(
+        a["content"]
+        for tag, a in found.elements
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    hashes = [
+        base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        for a, body in found.scripts
+        if not a
+    ]
     assert len(hashes) == len(page.SCRIPTS)
     assert all(f"'sha256-{each}'" in policy for each in hashes)
     assert policy.startswith("default-src 'none'")

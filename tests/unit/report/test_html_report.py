@@ -23,10 +23,16 @@ from pytest_llmperf.report.html.content import History, Level, Reading, Step, Un
 
 def test_a_failed_claim_the_fastest_strategy_and_its_ratio_stand_at_the_top():
     """In the three panels: the claim with its test, the fastest of those whose rule holds, with its ratio to the reference."""
-    claim = ClaimRecord(text="throughput of bf16 is 0.9x", outcome="FAIL", margin=-0.1, detail="on this machine")
+    claim = ClaimRecord(
+        text="throughput of bf16 is 0.9x", outcome="FAIL", margin=-0.1, detail="on this machine"
+    )
     kept = {"agreement": agreement()}
     wild = run("nf4", 30.0, 1e8, agreement=agreement(ok=False, top1=0.5))
-    found = content(run("fp32", 10.0, 5e8), run("bf16", 15.0, 2.5e8, claims=(claim,), outcome="FAIL", **kept), wild)
+    found = content(
+        run("fp32", 10.0, 5e8),
+        run("bf16", 15.0, 2.5e8, claims=(claim,), outcome="FAIL", **kept),
+        wild,
+    )
     failed, fastest, _ = overview.panels(found)[:3]
     assert [(item.title, item.text) for item in failed.items] == [(wild.test, claim.text)]
     (best,) = fastest.items
@@ -40,14 +46,26 @@ def test_without_an_agreement_the_fastest_is_said_to_be_unproven():
     """Speed alone is no acceptable agreement; the reference itself always is."""
     panels = overview.panels(content(run("bf16", 15.0, 1e8), run("nf4", 20.0, 1e8)))
     assert "agreement was not measured" in panels[1].items[0].more
-    assert overview.panels(content(run("fp32", 9.0, 1e8), run("bf16", 15.0, 1e8)))[1].items[0].text.startswith("fp32")
+    assert (
+        overview.panels(content(run("fp32", 9.0, 1e8), run("bf16", 15.0, 1e8)))[1]
+        .items[0]
+        .text.startswith("fp32")
+    )
 
 
 def test_a_ratio_of_runs_in_turn_is_of_their_pairs():
-    """Paired records give the paired interval, others Welch's; both are 1.5 here, the paired one narrower."""
+    """Paired records give the paired interval, others Welch's.
+
+    Both are 1.5 here, the paired one narrower.
+    """
     apart = runs.groups([record("a", **FP32), record("b", **BF16)])[0]
-    together = runs.groups([record("a", paired_with="p", **FP32), record("b", paired_with="p", **BF16)])[0]
-    wide, narrow = (runs.ratio(next(r for r in group.runs if r.strategy == "bf16"), group) for group in (apart, together))
+    together = runs.groups(
+        [record("a", paired_with="p", **FP32), record("b", paired_with="p", **BF16)]
+    )[0]
+    wide, narrow = (
+        runs.ratio(next(r for r in group.runs if r.strategy == "bf16"), group)
+        for group in (apart, together)
+    )
     assert (wide.paired, narrow.paired) == (False, True)
     assert wide.value == pytest.approx(1.5, rel=0.001) == narrow.value
     assert narrow.low > wide.low
@@ -57,21 +75,36 @@ def test_a_ratio_of_runs_in_turn_is_of_their_pairs():
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(1e6, 1e9)), min_size=1, max_size=12))
 def test_the_front_is_what_nothing_beats_in_both(points):
     """Against the definition, by every pair."""
-    standing = [tradeoffs.Standing(record(str(at)), str(at), x, y, None, None) for at, (x, y) in enumerate(points)]
-    expected = {str(at) for at, (x, y) in enumerate(points) if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)}
+    standing = [
+        tradeoffs.Standing(record(str(at)), str(at), x, y, None, None)
+        for at, (x, y) in enumerate(points)
+    ]
+    expected = {
+        str(at)
+        for at, (x, y) in enumerate(points)
+        if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)
+    }
     assert tradeoffs.front(standing, "memory") == expected
 
 
 def test_a_strategy_that_was_not_in_effect_is_named():
     """A record whose description breaks a promise of its strategy, and a test that ended for it."""
-    floats = TensorGroup(kind="parameter", dtype="float32", device="cpu", tensors=1, elements=4, bytes=16)
+    floats = TensorGroup(
+        kind="parameter", dtype="float32", device="cpu", tensors=1, elements=4, bytes=16
+    )
     seen = Effective(
         engine="transformers", model_class="M", tensors=(floats,), linears=(), compute_dtype="float32", autocast_dtype=None,
         checkpoint_dtype=None, attention="sdpa", cache="dynamic", compile_mode=None, compiled_graphs=0, decode_loop="generate",
         padding_side="left", device="cpu",
     )  # fmt: skip
-    ended = Unmeasured(test="t::int8", outcome="ERROR", reason="NotInEffect: strategy 'int8' is not in effect: 0 of 128")
-    panel = overview.panels(content(record("a", strategy="bf16", effective=seen), unmeasured=(ended,)))[2]
+    ended = Unmeasured(
+        test="t::int8",
+        outcome="ERROR",
+        reason="NotInEffect: strategy 'int8' is not in effect: 0 of 128",
+    )
+    panel = overview.panels(
+        content(record("a", strategy="bf16", effective=seen), unmeasured=(ended,))
+    )[2]
     assert next(item.text for item in panel.items) == "strategy 'int8' is not in effect: 0 of 128"
     assert any("float32" in item.text for item in panel.items[1:])
     assert effect.broken(record("b", strategy="fp32", effective=seen)) == []
@@ -87,20 +120,38 @@ def test_what_could_not_be_measured_did_not_fail():
 def test_counts_are_of_tests_by_what_wants_most_attention():
     """A test with a failed and a passed record counts once, as failed."""
     skipped = Unmeasured(test="t3", outcome="SKIPPED", reason="no GPU")
-    two = (record("a", test="t1", outcome="PASS"), record("b", test="t1", outcome="FAIL"), record("c", test="t2", outcome="PASS"))
+    two = (
+        record("a", test="t1", outcome="PASS"),
+        record("b", test="t1", outcome="FAIL"),
+        record("c", test="t2", outcome="PASS"),
+    )
     found = overview.counts(content(*two, unmeasured=(skipped,)))
     assert [(each.outcome, each.n) for each in found] == [("FAIL", 1), ("SKIPPED", 1), ("PASS", 1)]
 
 
 def test_the_worst_prompts_stand_with_both_top_5():
-    """Texts, each position with its KL, and the table of the worst one; a KL that is not finite is said to be none."""
+    """Texts, each position with its KL, and the table of the worst one.
+
+    A KL that is not finite is said to be none.
+    """
     kept = agreement(ok=False, worst=[WORST], reasons=["two prompts part early"])
     text = build(
-        content(record("a", workload={"type": "agreement"}, agreement=kept, metrics=(metric("agreement.top1", 0.9, "1"),))),
+        content(
+            record(
+                "a",
+                workload={"type": "agreement"},
+                agreement=kept,
+                metrics=(metric("agreement.top1", 0.9, "1"),),
+            )
+        ),
     )
     found = Parsed(text)
     titles = [a["title"] for tag, a in found.elements if tag == "li" and "title" in a]
-    assert titles == ["token 1: KL 0", "token 2: KL 0.4, another top-1, texts part here", "token 3: KL not finite"]
+    assert titles == [
+        "token 1: KL 0",
+        "token 2: KL 0.4, another top-1, texts part here",
+        "token 3: KL not finite",
+    ]
     assert "Because no." in found.text
     assert "two prompts part early" in found.text
     assert re.search(r" so\s+9\.00\s+no\s+8\.00", re.sub(r" +", " ", found.text))
@@ -115,10 +166,20 @@ def test_a_record_without_the_prompts_texts_says_so():
 
 def test_pairs_of_both_kinds_of_comparison_are_shown():
     """`llm.compare` by its two records, --llmperf-against by what its record keeps."""
-    kept = {"outcome": "FAIL", "limit": 0.03, "unit": "tok/s", "ratio": [0.9, 0.88, 0.92], "pairs": [[10.0, 9.0], [10.0, 9.0]]}
+    kept = {
+        "outcome": "FAIL",
+        "limit": 0.03,
+        "unit": "tok/s",
+        "ratio": [0.9, 0.88, 0.92],
+        "pairs": [[10.0, 9.0], [10.0, 9.0]],
+    }
     against = record("c", extra={"against": {"base": "main", "metrics": {"throughput": kept}}})
     section = sides.section(
-        [record("a", paired_with="p", **BF16), record("b", paired_with="p", created="2026-11-24", **FP32), against],
+        [
+            record("a", paired_with="p", **BF16),
+            record("b", paired_with="p", created="2026-11-24", **FP32),
+            against,
+        ],
     )
     table = section.parts[0].blocks[0]
     assert [row.cells[3].text for row in table.rows] == ["0.900x", "1.50x"]
@@ -143,7 +204,10 @@ def test_a_history_shows_changes_acceptances_and_moves():
         readings=readings, steps=(Step(at=readings[4].at, before=10.0, after=8.0, accepted=False),),
         levels=(Level(at=readings[6].at, who="ann", why="on purpose"),), drift=-0.2,
     )  # fmt: skip
-    places = {"e": {"device": "cpu", "torch_threads": 2}, "f": {"device": "cpu", "torch_threads": 4}}
+    places = {
+        "e": {"device": "cpu", "torch_threads": 2},
+        "f": {"device": "cpu", "torch_threads": 4},
+    }
     found = content(histories=(series,), places=places, comparable=("device", "torch_threads"))
     figure = history.section(found).parts[1].blocks[0]
     assert figure.data["steps"] == [[4, 10.0, 8.0, False]]
@@ -159,11 +223,18 @@ def test_a_history_shows_changes_acceptances_and_moves():
 
 def test_ranks_and_ceilings_are_shown_where_they_were_recorded():
     """Memory of each rank as bars and a table; the roofline from the shares and the ceilings."""
-    ranks = [{"weights": 4 * 10**9, "peak": 5 * 10**9}, {"weights": 3 * 10**9, "peak": None, "reasons": {"peak": "no allocator"}}]
+    ranks = [
+        {"weights": 4 * 10**9, "peak": 5 * 10**9},
+        {"weights": 3 * 10**9, "peak": None, "reasons": {"peak": "no allocator"}},
+    ]
     ceilings = {"copy_bytes_per_s": 1e12, "flop_per_s": 1e14, "dtype": "bfloat16"}
     metrics = (metric(), metric("mbu", 0.5, "1"), metric("mfu", 0.01, "1"))
-    text = build(content(record("a", metrics=metrics, extra={"memory_ranks": ranks, "ceilings": ceilings})))
-    data = [json.loads(body) for a, body in Parsed(text).scripts if a.get("type") and "points" in body]
+    text = build(
+        content(record("a", metrics=metrics, extra={"memory_ranks": ranks, "ceilings": ceilings}))
+    )
+    data = [
+        json.loads(body) for a, body in Parsed(text).scripts if a.get("type") and "points" in body
+    ]
     figures = {each["points"][0]["x"] for each in data}
     assert figures == {2.0}  # 0.01 x 1e14 FLOP/s over 0.5 x 1e12 B/s
     assert "no allocator" in text
@@ -192,7 +263,13 @@ def test_one_good_run_needs_no_excuse():
     """The control of the sentences above."""
     text = Parsed(build(content(record("a", outcome="PASS")))).text
     assert not any(
-        said in text for said in ("There are no runs", "No test was measured", "Every run in this", "environments are in")
+        said in text
+        for said in (
+            "There are no runs",
+            "No test was measured",
+            "Every run in this",
+            "environments are in",
+        )
     )
 
 
@@ -217,7 +294,10 @@ def test_raw_samples_are_in_the_page_and_stop_at_their_limit():
     """Newest first; what has no room is counted."""
     from pytest_llmperf.report.html import listing
 
-    many = [record(str(at), created=f"2026-11-{at:02}", samples={"throughput": tuple(range(90_000))}) for at in range(1, 5)]
+    many = [
+        record(str(at), created=f"2026-11-{at:02}", samples={"throughput": tuple(range(90_000))})
+        for at in range(1, 5)
+    ]
     kept, left_out = listing.samples(many)
     assert ([each["id"] for each in kept], left_out) == (["4", "3"], 2)
     assert kept[0]["units"] == {"throughput": "tok/s"}

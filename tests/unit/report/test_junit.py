@@ -61,7 +61,9 @@ def parsed(request, pytester, monkeypatch):
     pytester.makepyfile(test_it=PROJECT.replace("{names!r}", ascii(names)))
     pytester.makepyfile(test_plain="def test_plain(): pass")
     workers = ["-n", "2"] if request.param == "xdist" else []
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--junitxml=junit.xml", "--llmperf-store=none", *workers)
+    pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--junitxml=junit.xml", "--llmperf-store=none", *workers
+    )
     suites = JUnitXml.fromfile(str(pytester.path / "junit.xml"))
     return {case.name: case for suite in suites for case in suite}
 

@@ -10,7 +10,11 @@ from support.hostile import ANY, HOSTILE
 from pytest_llmperf.report.markdown import MARK, MAX_LENGTH, Compared, code, comment, table
 from pytest_llmperf.report.table import shorten, showable
 
-TABLE = {f"{part}_{end}" for part in ("table", "thead", "tbody", "tr", "th", "td") for end in ("open", "close")}
+TABLE = {
+    f"{part}_{end}"
+    for part in ("table", "thead", "tbody", "tr", "th", "td")
+    for end in ("open", "close")
+}
 PARSER = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
 
 
@@ -30,7 +34,10 @@ def row(**changes):
 
 
 def cells(text):
-    """Texts of the tables' cells, row by row, as a reader sees them; and every kind of token that there is."""
+    """Texts of the tables' cells, row by row, as a reader sees them.
+
+    And every kind of token that there is.
+    """
     tokens = PARSER.parse(text)
     rows, kinds = [], set()
     for token in tokens:
@@ -52,7 +59,11 @@ def seen(children):
 def html(text):
     """The tags that are left in the HTML."""
     return [
-        child.content for token in PARSER.parse(text) if token.children for child in token.children if child.type == "html_inline"
+        child.content
+        for token in PARSER.parse(text)
+        if token.children
+        for child in token.children
+        if child.type == "html_inline"
     ]
 
 
@@ -67,9 +78,23 @@ def test_a_hostile_name_is_one_cell_and_nothing_but_text(name):
     assert [len(each) for each in rows] == [9, 9]
     assert rows[1][0].strip() == as_shown(name).strip()
     assert kinds.isdisjoint(
-        {"link_open", "image", "em_open", "strong_open", "s_open", "code_inline", "code_block", "fence", "hr"},
+        {
+            "link_open",
+            "image",
+            "em_open",
+            "strong_open",
+            "s_open",
+            "code_inline",
+            "code_block",
+            "fence",
+            "hr",
+        },
     )
-    assert [token.content.strip() for token in PARSER.parse(comment([row(test=name)])) if token.type == "html_block"] == [MARK]
+    assert [
+        token.content.strip()
+        for token in PARSER.parse(comment([row(test=name)]))
+        if token.type == "html_block"
+    ] == [MARK]
     assert set(html(comment([row(test=name, strategy=name)]))) <= {"<code>", "</code>"}
 
 
@@ -78,11 +103,15 @@ def test_a_hostile_name_is_one_cell_and_nothing_but_text(name):
 def test_any_two_names_are_two_cells(one, other):
     """For any text at all."""
     rows, kinds = cells("\n".join(table(("a", "b"), [(code(one), code(other))])))
-    assert [[text.strip() for text in each] for each in rows[1:]] == [[as_shown(one).strip(), as_shown(other).strip()]]
+    assert [[text.strip() for text in each] for each in rows[1:]] == [
+        [as_shown(one).strip(), as_shown(other).strip()]
+    ]
     assert kinds <= TABLE | {"text", "text_special", "html_inline"}
 
 
-@pytest.mark.parametrize("name", ["a|b", "two\nlines", "<b>bold</b>", "[link](https://evil.example)"])
+@pytest.mark.parametrize(
+    "name", ["a|b", "two\nlines", "<b>bold</b>", "[link](https://evil.example)"]
+)
 def test_the_same_name_as_it_is_breaks_the_table(name):
     """Negative control: what the parser makes of a table that escapes nothing."""
     rows, kinds = cells("\n".join(table(("a", "b"), [(name, "x")])))
@@ -97,18 +126,31 @@ def test_the_worst_come_first_and_each_verdict_is_counted():
     found += [row(verdict="PASS", test="test_2", metric="ttft.p50", reason="3 sessions before")]
     body = comment(found)
     rows, _ = cells(body)
-    assert [each[-1] for each in rows[1:]] == ["FAIL", "worse, test: PASS", "UNDECIDED", "PASS", "PASS"]
+    assert [each[-1] for each in rows[1:]] == [
+        "FAIL",
+        "worse, test: PASS",
+        "UNDECIDED",
+        "PASS",
+        "PASS",
+    ]
     assert body.startswith(f"{MARK}\n### llmperf\n\n1 FAIL, 1 worse, 1 UNDECIDED, 1 PASS\n")
-    assert "- <code>test&#95;2</code> <code>ttft.p50</code>: <code>3 sessions before</code>" in body.replace(
-        "test_2",
-        "test&#95;2",
+    assert (
+        "- <code>test&#95;2</code> <code>ttft.p50</code>: <code>3 sessions before</code>"
+        in body.replace(
+            "test_2",
+            "test&#95;2",
+        )
     )
     assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "0.923x", "0.901 to 0.945"]
 
 
 def test_what_was_not_compared_has_a_dash_and_its_reason():
     """Never a ratio of 1, and never an empty cell."""
-    rows, _ = cells(comment([row(before="", ratio="", interval="", verdict="recorded", reason="no earlier session")]))
+    rows, _ = cells(
+        comment(
+            [row(before="", ratio="", interval="", verdict="recorded", reason="no earlier session")]
+        )
+    )
     assert rows[1][4] == rows[1][6] == rows[1][7] == "–"  # noqa: RUF001
 
 
@@ -121,7 +163,10 @@ def test_without_runs_the_page_says_so():
 
 def test_a_body_never_exceeds_what_github_takes():
     """2,000 rows of long names: as many as fit, the worst first, and the rest is counted."""
-    found = [row(test=f"test_{i}" + "é|" * 80, verdict="PASS" if i else "FAIL", reason="r|" * 200) for i in range(2000)]
+    found = [
+        row(test=f"test_{i}" + "é|" * 80, verdict="PASS" if i else "FAIL", reason="r|" * 200)
+        for i in range(2000)
+    ]
     body = comment(found)
     assert len(body) <= MAX_LENGTH
     rows, _ = cells(body)

@@ -22,13 +22,26 @@ def test_values_units_and_intervals_are_read_as_they_were():
     found = {each.name: each for each in parse(exposition([record()]))}
     assert found["llmperf_throughput_tokens_per_second"].unit == "tokens_per_second"
     (speed,) = found["llmperf_throughput_tokens_per_second"].samples
-    assert (speed.value, speed.labels["strategy"], speed.labels["formula"]) == (14.2, "bf16", "throughput/1")
-    ends = [found[f"llmperf_throughput_interval_{end}_tokens_per_second"].samples[0].value for end in ("low", "high")]
+    assert (speed.value, speed.labels["strategy"], speed.labels["formula"]) == (
+        14.2,
+        "bf16",
+        "throughput/1",
+    )
+    ends = [
+        found[f"llmperf_throughput_interval_{end}_tokens_per_second"].samples[0].value
+        for end in ("low", "high")
+    ]
     assert ends == [14.05, 14.35]
-    assert {s.labels["statistic"]: s.value for s in found["llmperf_ttft_seconds"].samples} == {"p50": 0.0831, "p95": 0.0912}
+    assert {s.labels["statistic"]: s.value for s in found["llmperf_ttft_seconds"].samples} == {
+        "p50": 0.0831,
+        "p95": 0.0912,
+    }
     assert found["llmperf_memory_peak_bytes"].samples[0].value == 612e6
     assert found["llmperf_mbu_ratio"].unit == "ratio"
-    assert samples(exposition([record()]), "llmperf_measured_timestamp_seconds")[0].value == 1795410000.0
+    assert (
+        samples(exposition([record()]), "llmperf_measured_timestamp_seconds")[0].value
+        == 1795410000.0
+    )
 
 
 def test_what_was_not_measurable_is_not_there():
@@ -48,8 +61,12 @@ def test_the_outcome_is_a_state_set():
 def test_only_the_newest_run_of_a_series_is_there_and_other_series_are_apart():
     """Otherwise a reader would refuse the same sample twice."""
     runs = [
-        record(1, created="2026-11-23T05:00:00+00:00", metrics=(metric("throughput", 1.0, "tok/s"),)),
-        record(2, created="2026-11-23T06:00:00+00:00", metrics=(metric("throughput", 2.0, "tok/s"),)),
+        record(
+            1, created="2026-11-23T05:00:00+00:00", metrics=(metric("throughput", 1.0, "tok/s"),)
+        ),
+        record(
+            2, created="2026-11-23T06:00:00+00:00", metrics=(metric("throughput", 2.0, "tok/s"),)
+        ),
         record(3, model_hash="another content", metrics=(metric("throughput", 3.0, "tok/s"),)),
     ]
     found = samples(exposition(runs), "llmperf_throughput_tokens_per_second")
@@ -61,7 +78,9 @@ def test_only_the_newest_run_of_a_series_is_there_and_other_series_are_apart():
 @given(ANY, ANY)
 def test_any_text_is_a_label(test, model):
     """Quotes, backslashes, line breaks: they come back as they were."""
-    found = samples(exposition([record(test=test, model=model)]), "llmperf_throughput_tokens_per_second")
+    found = samples(
+        exposition([record(test=test, model=model)]), "llmperf_throughput_tokens_per_second"
+    )
     (labels,) = [s.labels for s in found]
     assert labels.get("test", "") == test.encode("utf-8", "replace").decode()
     assert labels.get("model", "") == model.encode("utf-8", "replace").decode()
@@ -78,7 +97,10 @@ def test_the_same_text_unescaped_is_refused_or_read_as_something_else(name):
     assert labels != [{"test": name}]
 
 
-@pytest.mark.parametrize("spoil", [lambda text: text.replace("# EOF", ""), lambda text: text.replace("gauge", "unknown_type", 1)])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda text: text.replace("# EOF", ""), lambda text: text.replace("gauge", "unknown_type", 1)],
+)
 def test_a_spoilt_exposition_is_refused(spoil):
     """Negative control: without its end, and of a type that is none."""
     with pytest.raises(ValueError, match=r".+"):
@@ -88,7 +110,9 @@ def test_a_spoilt_exposition_is_refused(spoil):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e-300, 5e20])
 def test_any_number_is_read_back(value):
     """Also those that JSON lacks."""
-    (found,) = samples(exposition([record(metrics=(metric("mbu", value, "1"),))]), "llmperf_mbu_ratio")
+    (found,) = samples(
+        exposition([record(metrics=(metric("mbu", value, "1"),))]), "llmperf_mbu_ratio"
+    )
     assert repr(found.value) == repr(value)
 
 

@@ -35,7 +35,13 @@ RECORDS = (
         metrics=(metric("throughput", 11.3, "tok/s", 11.1, 11.9), *METRICS[1:]),
         outcome="PASS",
     ),
-    record(3, test=f"{TEST}[int8+static-cache]", strategy="int8+static-cache", outcome="UNDECIDED", claims=(UNDECIDED,)),
+    record(
+        3,
+        test=f"{TEST}[int8+static-cache]",
+        strategy="int8+static-cache",
+        outcome="UNDECIDED",
+        claims=(UNDECIDED,),
+    ),
     record(
         4,
         test="tests/test_speed.py::test_prefill",
@@ -49,7 +55,12 @@ RECORDS = (
     ),
 )
 SKIPPED = [("tests/test_gpu.py::test_two_gpus[bf16+tp2]", "needs 2 GPUs, 0 are here")]
-INVALID = [("tests/test_falcon.py::test_int8", "strategy 'int8' is not in effect: 0 of 128 linear layers are 8-bit")]
+INVALID = [
+    (
+        "tests/test_falcon.py::test_int8",
+        "strategy 'int8' is not in effect: 0 of 128 linear layers are 8-bit",
+    )
+]
 
 
 def _summary(width=80, records=RECORDS, skipped=(), invalid=(), notes=(), verbosity=0, **terminal):
@@ -62,29 +73,53 @@ def _table(tr, n):
     return tr.lines[2 : 2 + n]
 
 
-@pytest.mark.parametrize(("width", "verbosity"), [(60, 0), (80, 0), (120, 0), (200, 0), (80, 1), (200, 1)])
+@pytest.mark.parametrize(
+    ("width", "verbosity"), [(60, 0), (80, 0), (120, 0), (200, 0), (80, 1), (200, 1)]
+)
 def test_the_whole_summary_reads_as_agreed(width, verbosity):
-    """The files in golden/ are what a person looked at; a change of wording changes them in the same commit."""
+    """The files in golden/ are what a person looked at.
+
+    A change of wording changes them in the same commit.
+    """
     tr = _summary(width, skipped=SKIPPED, invalid=INVALID, notes=[STORED], verbosity=verbosity)
-    assert tr.text == (GOLDEN / f"summary-{width}{'-v' * verbosity}.txt").read_text(encoding="utf-8")
+    assert tr.text == (GOLDEN / f"summary-{width}{'-v' * verbosity}.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_at_80_columns_a_run_shows_every_number_that_decides():
     """Strategy, tok/s with interval, TTFT, peak memory, MBU, agreement, verdict."""
     tr = _summary(80)
-    assert tr.lines[1].split() == ["test", "strategy", "tok/s", "TTFT", "p50", "peak", "MBU", "top-1", "verdict"]
-    assert re.fullmatch(r"\S+ +bf16 +14\.2 ±1\.1 % +83\.1 ms +612 MB +41 % +98\.7 % +PASS", tr.lines[2])
+    assert tr.lines[1].split() == [
+        "test",
+        "strategy",
+        "tok/s",
+        "TTFT",
+        "p50",
+        "peak",
+        "MBU",
+        "top-1",
+        "verdict",
+    ]
+    assert re.fullmatch(
+        r"\S+ +bf16 +14\.2 ±1\.1 % +83\.1 ms +612 MB +41 % +98\.7 % +PASS", tr.lines[2]
+    )
 
 
 def test_quiet_is_one_line_worst_news_first():
     tr = _summary(200, skipped=SKIPPED, invalid=INVALID, notes=[STORED], verbosity=-1)
-    assert tr.lines == [f"llmperf: 4 runs, 1 INVALID, 1 UNDECIDED, 1 skipped, 2 PASS, 1 recorded, {STORED}"]
+    assert tr.lines == [
+        f"llmperf: 4 runs, 1 INVALID, 1 UNDECIDED, 1 skipped, 2 PASS, 1 recorded, {STORED}"
+    ]
 
 
 def test_a_test_is_counted_once():
     """By its run, or where there is none by itself."""
     ran = record(0, test="test_it.py::test_ran", outcome="ERROR")
-    errors = [("test_it.py::test_ran", "StoreError: no"), ("test_it.py::test_other", "UsageError: no")]
+    errors = [
+        ("test_it.py::test_ran", "StoreError: no"),
+        ("test_it.py::test_other", "UsageError: no"),
+    ]
     tr = Terminal(200)
     write_summary(tr, (ran,), (), (), (), -1, errors=errors)
     assert tr.lines == ["llmperf: 1 run, 2 ERROR"]
@@ -95,7 +130,11 @@ def test_nothing_is_printed_when_there_is_nothing_to_say():
 
 
 def test_tests_skipped_for_one_reason_are_counted_and_named_under_it():
-    skipped = [("test_a.py::test_one", "no GPU"), ("test_a.py::test_two", "no GPU"), ("test_b.py::test_it", "no model")]
+    skipped = [
+        ("test_a.py::test_one", "no GPU"),
+        ("test_a.py::test_two", "no GPU"),
+        ("test_b.py::test_it", "no model"),
+    ]
     lines = _summary(120, records=(), skipped=skipped).lines
     assert lines[1:] == [
         "no run was recorded",
@@ -126,12 +165,25 @@ def test_a_ratio_is_that_of_the_pairs_and_not_that_of_the_medians():
     theirs = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
     ours = tuple(1.1 * x for x in theirs)
     runs = [
-        record(1, paired_with="p", samples={"throughput": ours}, metrics=(metric("throughput", 20.0, "tok/s"),)),
-        record(2, paired_with="p", samples={"throughput": theirs}, metrics=(metric("throughput", 10.0, "tok/s"),)),
+        record(
+            1,
+            paired_with="p",
+            samples={"throughput": ours},
+            metrics=(metric("throughput", 20.0, "tok/s"),),
+        ),
+        record(
+            2,
+            paired_with="p",
+            samples={"throughput": theirs},
+            metrics=(metric("throughput", 10.0, "tok/s"),),
+        ),
     ]
     assert "  1.10x  " in _summary(200, records=runs).lines[2]
     assert "  1.10x [1.10, 1.10]  " in _summary(200, records=runs, verbosity=1).lines[2]
-    unlike = [runs[0], record(2, paired_with="p", samples={"throughput": theirs[1:]}, metrics=runs[1].metrics)]
+    unlike = [
+        runs[0],
+        record(2, paired_with="p", samples={"throughput": theirs[1:]}, metrics=runs[1].metrics),
+    ]
     assert "  2.00x  " in _summary(200, records=unlike).lines[2]
 
 
@@ -142,12 +194,17 @@ def test_a_run_whose_partner_left_no_record_has_no_ratio():
 def test_an_interval_without_an_end_says_so():
     assert (
         "14.2 [14.0, inf]"
-        in _summary(80, records=[record(1, metrics=(metric("throughput", 14.2, "tok/s", 14.0, float("inf")),))]).text
+        in _summary(
+            80,
+            records=[record(1, metrics=(metric("throughput", 14.2, "tok/s", 14.0, float("inf")),))],
+        ).text
     )
 
 
 def test_a_ratio_of_what_was_not_measured_is_not_a_number():
-    blind = record(2, paired_with="p", metrics=(metric("throughput", None, "tok/s", reason="no tokens came"),))
+    blind = record(
+        2, paired_with="p", metrics=(metric("throughput", None, "tok/s", reason="no tokens came"),)
+    )
     tr = _summary(200, records=(RECORDS[0], blind))
     assert tr.lines[2].split()[-2] == "n/m"
     assert "n/m tok/s in 1 of 2 runs: no tokens came" in tr.lines
@@ -171,31 +228,56 @@ def test_a_claim_is_listed_once_though_every_run_of_its_test_keeps_it():
     runs = [record(i, claims=(UNDECIDED,), outcome="UNDECIDED") for i in range(2)]
     tr = _summary(120, records=runs)
     at = tr.lines.index(f"UNDECIDED {TEST}[bf16]")
-    assert tr.lines[at + 1] == "  throughput of int8 is 1.08x fp32 [1.06, 1.11], claimed >= 1.10x (26 pairs, interleaved)"
-    assert tr.lines[at + 2] == "  decode b1 p128 n128 on NVIDIA H200; smallest visible difference 1.5 %"
+    assert (
+        tr.lines[at + 1]
+        == "  throughput of int8 is 1.08x fp32 [1.06, 1.11], claimed >= 1.10x (26 pairs, interleaved)"
+    )
+    assert (
+        tr.lines[at + 2]
+        == "  decode b1 p128 n128 on NVIDIA H200; smallest visible difference 1.5 %"
+    )
     assert tr.text.count(UNDECIDED.detail) == 1
 
 
 def test_a_claim_that_was_decided_is_not_listed():
     passed = ClaimRecord(text="throughput is fine", outcome="PASS", margin=1.0, detail="")
-    assert "throughput is fine" not in _summary(200, records=[record(1, claims=(passed,), outcome="PASS")]).text
+    assert (
+        "throughput is fine"
+        not in _summary(200, records=[record(1, claims=(passed,), outcome="PASS")]).text
+    )
 
 
 def test_runs_that_look_the_same_are_told_apart_by_their_label():
     runs = [record(i, label=f"batch {i}") for i in (1, 2)]
     lines = _table(_summary(200, records=runs), 2)
-    assert [line.split("  ")[0] for line in lines] == [f"test_reduced_precision_pays[bf16] batch {i}" for i in (1, 2)]
+    assert [line.split("  ")[0] for line in lines] == [
+        f"test_reduced_precision_pays[bf16] batch {i}" for i in (1, 2)
+    ]
 
 
 def test_tests_of_one_name_in_two_files_keep_what_tells_them_apart():
-    assert short_names(["a/test_x.py::test_a", "a/test_y.py::test_b[x::y]"]) == ["test_a", "test_b[x::y]"]
-    assert short_names(["a/test_x.py::test_a", "a/test_y.py::test_a"]) == ["test_x.py::test_a", "test_y.py::test_a"]
-    assert short_names(["a/test_x.py::test_a", "b/test_x.py::test_a"]) == ["a/test_x.py::test_a", "b/test_x.py::test_a"]
+    assert short_names(["a/test_x.py::test_a", "a/test_y.py::test_b[x::y]"]) == [
+        "test_a",
+        "test_b[x::y]",
+    ]
+    assert short_names(["a/test_x.py::test_a", "a/test_y.py::test_a"]) == [
+        "test_x.py::test_a",
+        "test_y.py::test_a",
+    ]
+    assert short_names(["a/test_x.py::test_a", "b/test_x.py::test_a"]) == [
+        "a/test_x.py::test_a",
+        "b/test_x.py::test_a",
+    ]
 
 
 @pytest.mark.parametrize(
     ("outcome", "shown", "code"),
-    [("passed", "PASS", 32), ("FAIL", "FAIL", 31), ("UNDECIDED", "UNDECIDED", 33), ("invalid", "INVALID", 33)],
+    [
+        ("passed", "PASS", 32),
+        ("FAIL", "FAIL", 31),
+        ("UNDECIDED", "UNDECIDED", 33),
+        ("invalid", "INVALID", 33),
+    ],
 )
 def test_the_verdict_alone_is_coloured(outcome, shown, code):
     tr = _summary(120, records=[record(1, outcome=outcome)], colour="yes")
@@ -207,14 +289,21 @@ def test_without_colour_there_is_no_escape_code():
 
 
 def test_a_terminal_without_our_signs_gets_ascii():
-    tr = _summary(80, records=(*RECORDS, record(5, test="t.py::test_größe")), notes=["größe"], encoding="ascii")
+    tr = _summary(
+        80,
+        records=(*RECORDS, record(5, test="t.py::test_größe")),
+        notes=["größe"],
+        encoding="ascii",
+    )
     assert "14.2 +-1.1 %" in tr.text
     assert "gr\\xf6\\xdfe" in tr.lines[-1]
     assert all(len(line) <= 80 for line in tr.lines)
 
 
 def test_of_a_long_reason_the_first_line_is_shown():
-    tr = _summary(120, records=(), invalid=[("t.py::test_a", "the worker died\nlog line 1\nlog line 2")])
+    tr = _summary(
+        120, records=(), invalid=[("t.py::test_a", "the worker died\nlog line 1\nlog line 2")]
+    )
     assert tr.lines[-1] == "INVALID t.py::test_a: the worker died …"
 
 
@@ -257,10 +346,19 @@ RUN = st.builds(
 
 
 def _ends(value, spread):
-    return (None, None) if value is None or spread is None else (value * (1 - spread[0]), value * (1 + spread[1]))
+    return (
+        (None, None)
+        if value is None or spread is None
+        else (value * (1 - spread[0]), value * (1 + spread[1]))
+    )
 
 
-@given(st.lists(RUN, max_size=6), st.integers(40, 200), st.integers(-1, 1), st.lists(st.tuples(NAMES, NAMES), max_size=2))
+@given(
+    st.lists(RUN, max_size=6),
+    st.integers(40, 200),
+    st.integers(-1, 1),
+    st.lists(st.tuples(NAMES, NAMES), max_size=2),
+)
 def test_no_line_is_longer_than_the_terminal_whatever_is_in_it(runs, width, verbosity, named):
     tr = _summary(
         width,
@@ -276,9 +374,13 @@ def test_no_line_is_longer_than_the_terminal_whatever_is_in_it(runs, width, verb
 
 @given(st.lists(RUN, min_size=1, max_size=6), st.integers(40, 200), st.integers(0, 1))
 def test_every_run_is_one_row_with_its_verdict(runs, width, verbosity):
-    tr = _summary(width, records=[record(i, **run) for i, run in enumerate(runs)], verbosity=verbosity)
+    tr = _summary(
+        width, records=[record(i, **run) for i, run in enumerate(runs)], verbosity=verbosity
+    )
     rows = _table(tr, len(runs))
-    assert [row.endswith(run["outcome"]) for row, run in zip(rows, runs, strict=True)] == [True] * len(runs)
+    assert [row.endswith(run["outcome"]) for row, run in zip(rows, runs, strict=True)] == [
+        True
+    ] * len(runs)
     assert tr.lines[2 + len(runs)].startswith("tok/s:")
 
 
@@ -295,8 +397,16 @@ def test_no_number_is_without_its_unit_in_cell_or_header(metrics, width):
 
 @given(st.integers(60, 200))
 def test_different_strategies_never_look_the_same(width):
-    names = ["bf16+static-cache", "bf16+static-cache+compile", "bf16+dynamic-cache", "bf16-mixed+static-cache"]
-    tr = _summary(width, records=[record(i, test="t.py::test_a", strategy=name) for i, name in enumerate(names)])
+    names = [
+        "bf16+static-cache",
+        "bf16+static-cache+compile",
+        "bf16+dynamic-cache",
+        "bf16-mixed+static-cache",
+    ]
+    tr = _summary(
+        width,
+        records=[record(i, test="t.py::test_a", strategy=name) for i, name in enumerate(names)],
+    )
     assert len(set(_table(tr, len(names)))) == len(names)
 
 

@@ -30,7 +30,9 @@ class Clock:
 
 
 class Screen:
-    """As much of a terminal as pytest and the line use: CR, LF, wrapping, cursor up, column, erase; colours are ignored.
+    """As much of a terminal as pytest and the line use: CR, LF, wrapping, cursor up, column, erase.
+
+    Colours are ignored.
 
     `seen` holds every line that was ever on the screen.
     """
@@ -80,16 +82,23 @@ class Screen:
 
 def _live(*, used=0, columns=COLUMNS, clock=None, stream=None):
     stream = stream or io.StringIO()
-    return LiveLine(stream, enabled=True, used=lambda: used, columns=lambda: columns, clock=clock or Clock()), stream
+    return LiveLine(
+        stream, enabled=True, used=lambda: used, columns=lambda: columns, clock=clock or Clock()
+    ), stream
 
 
 def test_the_line_says_which_test_does_what_and_how_long_it_takes():
     live, stream = _live()
     live.update("tests/test_a.py::test_x[bf16]", "sampling", "14, ±1.8 % → ±1 %", 6.2)
-    assert Screen().feed(stream.getvalue()).text == "test_x[bf16]  sampling 14, ±1.8 % → ±1 %, about 6 s left"
+    assert (
+        Screen().feed(stream.getvalue()).text
+        == "test_x[bf16]  sampling 14, ±1.8 % → ±1 %, about 6 s left"
+    )
 
 
-@pytest.mark.parametrize("before", ["", "tests/test_a.py .", "x" * (COLUMNS - 1), "y" * (2 * COLUMNS + 5)])
+@pytest.mark.parametrize(
+    "before", ["", "tests/test_a.py .", "x" * (COLUMNS - 1), "y" * (2 * COLUMNS + 5)]
+)
 def test_after_clearing_pytest_goes_on_where_it_was(before):
     """Also when its own line takes several rows of the terminal."""
     screen = Screen()
@@ -152,8 +161,16 @@ def test_it_stays_away_where_the_cursor_is_not_known(used):
     assert stream.getvalue() == ""
 
 
-@given(st.text(), st.text(max_size=30), st.text(), st.one_of(st.none(), st.floats(0, 1e6)), st.integers(2, 120))
-def test_the_line_never_wraps_and_holds_no_control_code_of_others(test, phase, detail, eta_s, columns):
+@given(
+    st.text(),
+    st.text(max_size=30),
+    st.text(),
+    st.one_of(st.none(), st.floats(0, 1e6)),
+    st.integers(2, 120),
+)
+def test_the_line_never_wraps_and_holds_no_control_code_of_others(
+    test, phase, detail, eta_s, columns
+):
     live, stream = _live(columns=columns)
     live.update(test, phase, detail, eta_s)
     shown = stream.getvalue().removeprefix("\r\x1b[2K")
@@ -219,9 +236,17 @@ def project(pytester):
 
 def _environment(**changes):
     env = {
-        k: v for k, v in os.environ.items() if k not in {"CI", "BUILD_NUMBER", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLUMNS"}
+        k: v
+        for k, v in os.environ.items()
+        if k not in {"CI", "BUILD_NUMBER", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLUMNS"}
     }
-    return {**env, "TERM": "xterm", "PYTHONUTF8": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **changes}
+    return {
+        **env,
+        "TERM": "xterm",
+        "PYTHONUTF8": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        **changes,
+    }
 
 
 def _on_a_terminal(path, *args, **environment):
@@ -234,7 +259,14 @@ def _on_a_terminal(path, *args, **environment):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *args]
-    process = subprocess.Popen(command, cwd=path, stdin=theirs, stdout=theirs, stderr=theirs, env=_environment(**environment))
+    process = subprocess.Popen(
+        command,
+        cwd=path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=_environment(**environment),
+    )
     os.close(theirs)
     written = b""
     try:
@@ -265,7 +297,9 @@ def test_on_a_terminal_the_line_appears_and_leaves_no_trace(project, args):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize("args", [["-q"], ["-s"], ["--capture=sys"], ["--capture=tee-sys"], ["--log-cli-level=INFO"]])
+@pytest.mark.parametrize(
+    "args", [["-q"], ["-s"], ["--capture=sys"], ["--capture=tee-sys"], ["--log-cli-level=INFO"]]
+)
 def test_it_is_silent_when_asked_to_be_quiet_or_when_tests_share_the_terminal(project, args):
     written = _on_a_terminal(project.path, *args)
     assert "sampling" not in written
@@ -274,7 +308,9 @@ def test_it_is_silent_when_asked_to_be_quiet_or_when_tests_share_the_terminal(pr
 
 def test_before_pytest_has_a_terminal_reporter_there_is_no_line(pytester):
     """Asking for pytest's writer then is an internal error of pytest."""
-    pytester.makeconftest(CONFTEST.replace("@pytest.hookimpl(trylast=True)", "@pytest.hookimpl(tryfirst=True)"))
+    pytester.makeconftest(
+        CONFTEST.replace("@pytest.hookimpl(trylast=True)", "@pytest.hookimpl(tryfirst=True)")
+    )
     pytester.makepyfile(test_live=TESTS)
     written = _on_a_terminal(pytester.path)
     assert "2 passed" in written
@@ -283,7 +319,15 @@ def test_before_pytest_has_a_terminal_reporter_there_is_no_line(pytester):
 
 def test_piped_output_holds_no_escape_code(project):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    run = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False, env=_environment(), timeout=60)
+    run = subprocess.run(
+        command,
+        cwd=project.path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
+        timeout=60,
+    )
     assert "2 passed" in run.stdout
     assert ESCAPE not in run.stdout + run.stderr
     assert "sampling" not in run.stdout + run.stderr

@@ -33,7 +33,13 @@ TOO_LARGE = PlanRow(
     planned_s=200,
     load_key="falcon",
 )
-UNKNOWN = PlanRow(test="tests/test_a.py::test_hub", model="org/model", engine="transformers", device="cpu", strategy="auto")
+UNKNOWN = PlanRow(
+    test="tests/test_a.py::test_hub",
+    model="org/model",
+    engine="transformers",
+    device="cpu",
+    strategy="auto",
+)
 SKIPPED = PlanRow(test="tests/test_a.py::test_gpu", status="skip", reason="needs a GPU")
 ERROR = PlanRow(
     test="tests/test_a.py::test_typo[nf5]",
@@ -62,7 +68,10 @@ def test_the_whole_plan_reads_as_agreed():
 
 
 def test_tests_that_share_a_model_count_one_load():
-    assert totals([FITS, FITS, TOO_LARGE]) == "3 tests would run, 2 model loads, 4 min 0 s of sampling at most"
+    assert (
+        totals([FITS, FITS, TOO_LARGE])
+        == "3 tests would run, 2 model loads, 4 min 0 s of sampling at most"
+    )
 
 
 def test_a_plan_without_tests_says_so():
@@ -102,4 +111,6 @@ def test_no_line_is_longer_than_the_terminal_and_every_test_is_there(rows, width
     tr = _plan(*rows, width=width)
     assert all(display_width(line) <= width and line.isprintable() for line in tr.lines)
     n = sum(row.status == "run" for row in rows)
-    assert sum(bool(re.search(r"  (fits|too large|not known)$", line)) for line in tr.lines[2:]) >= n
+    assert (
+        sum(bool(re.search(r"  (fits|too large|not known)$", line)) for line in tr.lines[2:]) >= n
+    )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.report.table import Column, display_width, lay_out, pad, shorten, showable, take, telling_width, wrap
+from pytest_llmperf.report.table import (
+    Column,
+    display_width,
+    lay_out,
+    pad,
+    shorten,
+    showable,
+    take,
+    telling_width,
+    wrap,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
 
@@ -15,30 +25,45 @@ def _columns(*specs: tuple[str, tuple[str, ...], int | None, int | None]) -> lis
 
 
 def test_the_least_important_column_goes_first_and_is_told():
-    columns = _columns(("test", ("test_a",), None, None), ("MBU", ("41 %",), 1, None), ("peak", ("612 MB",), 2, None))
+    columns = _columns(
+        ("test", ("test_a",), None, None),
+        ("MBU", ("41 %",), 1, None),
+        ("peak", ("612 MB",), 2, None),
+    )
     assert [len(lay_out(columns, w).dropped) for w in (20, 19, 14, 13)] == [0, 1, 1, 2]
     assert [c.header for c in lay_out(columns, 19).dropped] == ["MBU"]
 
 
 def test_names_are_shortened_before_a_column_is_dropped():
-    columns = _columns(("test", ("test_with_a_long_name[bf16]",), None, 10), ("peak", ("612 MB",), 2, None))
+    columns = _columns(
+        ("test", ("test_with_a_long_name[bf16]",), None, 10), ("peak", ("612 MB",), 2, None)
+    )
     table = lay_out(columns, 20)
     assert table.dropped == ()
     assert table.rows == (("test_w…bf16]  ", "612 MB"),)
 
 
 def test_brief_cells_are_taken_only_where_the_full_ones_have_no_room():
-    column = Column(header="test", cells=("test_speed[bf16]",), brief=("speed",), rank=None, floor=5)
+    column = Column(
+        header="test", cells=("test_speed[bf16]",), brief=("speed",), rank=None, floor=5
+    )
     assert lay_out([column], 16).rows == (("test_speed[bf16]",),)
     assert lay_out([column], 15).rows == (("speed",),)
 
 
 @given(
-    st.lists(st.tuples(TEXT, TEXT, st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(TEXT, TEXT, st.integers(1, 9), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
     st.integers(24, 200),
 )
 def test_a_table_is_never_wider_than_the_terminal(specs, width):
-    columns = [Column(header=h, cells=(c, h), rank=r, right=right, floor=4 if f else None) for h, c, r, right, f in specs]
+    columns = [
+        Column(header=h, cells=(c, h), rank=r, right=right, floor=4 if f else None)
+        for h, c, r, right, f in specs
+    ]
     table = lay_out([Column(header="test", cells=("a", "b"), rank=None), *columns], width)
     for line in (table.header, *table.rows):
         assert display_width("".join(line)) <= width

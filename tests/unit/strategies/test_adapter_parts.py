@@ -137,11 +137,15 @@ def test_what_is_no_adapter_is_an_error_that_names_the_places(tmp_path, monkeypa
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"no folder .*root/gone or .*/gone.*save_pretrained"):
         located(parse("lora:gone").apply(PLAN), tmp_path / "root")
-    with pytest.raises(UsageError, match=r"holds no adapter_config.json and no adapter_model.safetensors"):
+    with pytest.raises(
+        UsageError, match=r"holds no adapter_config.json and no adapter_model.safetensors"
+    ):
         located(parse("lora:empty").apply(PLAN), tmp_path)
 
 
-@pytest.mark.parametrize(("names", "reason"), [(("a/x", "b/x"), "two adapters are called 'x'"), (("base",), "'base'")])
+@pytest.mark.parametrize(
+    ("names", "reason"), [(("a/x", "b/x"), "two adapters are called 'x'"), (("base",), "'base'")]
+)
 def test_adapters_that_cannot_be_told_apart_are_refused(tmp_path, names, reason):
     text = "+".join(f"lora:{adapter(tmp_path, name)}" for name in names)
     with pytest.raises(UsageError, match=reason):
@@ -159,11 +163,29 @@ def test_an_adapter_in_force_keeps_its_promise():
     [
         ({}, "'mine' is not there; the modules hold none"),
         ({"resident_adapters": (structs.replace(MINE, name="other"),)}, "the modules hold other"),
-        ({"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, tensors_equal=27),)}, "27 of 28 tensors"),
-        ({"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, tensors_equal=0),)}, "another adapter"),
-        ({"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, layers=0),)}, "sits in 0 layers"),
-        ({"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, merged=True),)}, "merged, asked for the other"),
-        ({"adapters": (), "resident_adapters": (MINE,)}, "in force are no adapters, asked for 'mine'"),
+        (
+            {
+                "adapters": ("mine",),
+                "resident_adapters": (structs.replace(MINE, tensors_equal=27),),
+            },
+            "27 of 28 tensors",
+        ),
+        (
+            {"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, tensors_equal=0),)},
+            "another adapter",
+        ),
+        (
+            {"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, layers=0),)},
+            "sits in 0 layers",
+        ),
+        (
+            {"adapters": ("mine",), "resident_adapters": (structs.replace(MINE, merged=True),)},
+            "merged, asked for the other",
+        ),
+        (
+            {"adapters": (), "resident_adapters": (MINE,)},
+            "in force are no adapters, asked for 'mine'",
+        ),
         ({"adapters": ("mine", "more"), "resident_adapters": (MINE,)}, "in force are mine, more"),
     ],
 )

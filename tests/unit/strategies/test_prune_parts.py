@@ -24,8 +24,19 @@ PLAN = LoadPlan(model=model_ref("arch:tiny-llama"))
 def pruned(zeros: int = 50_000, **other) -> Pruned:
     """14 linear layers of 100 000 weights in all, every one as sparse as all together."""
     share = zeros / 100_000
-    facts = {"asked": "wanda:0.5", "layers": 14, "weights_before": 100_000, "weights": 100_000, "zeros": zeros}
-    places = {"lowest": share, "lowest_layer": "model.layers.0.mlp.up_proj", "highest": share, "highest_layer": "the same"}
+    facts = {
+        "asked": "wanda:0.5",
+        "layers": 14,
+        "weights_before": 100_000,
+        "weights": 100_000,
+        "zeros": zeros,
+    }
+    places = {
+        "lowest": share,
+        "lowest_layer": "model.layers.0.mlp.up_proj",
+        "highest": share,
+        "highest_layer": "the same",
+    }
     return Pruned(**facts | places | other)
 
 
@@ -109,7 +120,9 @@ def test_a_model_that_claims_half_and_lacks_forty_per_cent_is_refused_with_the_f
     with pytest.raises(NotInEffect) as caught:
         check("bf16+wanda:0.5", pruned(40_000))
     assert "strategy 'wanda:0.5' is not in effect" in str(caught.value)
-    assert "40000 of 100000 weights of 14 linear layers are zero (40.0%), asked for 50.0%" in str(caught.value)
+    assert "40000 of 100000 weights of 14 linear layers are zero (40.0%), asked for 50.0%" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,10 @@ def test_a_model_that_claims_half_and_lacks_forty_per_cent_is_refused_with_the_f
         (None, "reported no pruning .LlamaForCausalLM., asked for 50.0% sparsity"),
         (pruned(0, layers=0, weights=0, weights_before=0), "pruned 0 linear layers"),
         (pruned(60_000), "60000 of 100000 .* asked for 50.0%"),
-        (pruned(lowest=0.4), "model.layers.0.mlp.up_proj lacks 40.0% of its weights, asked for 50.0%"),
+        (
+            pruned(lowest=0.4),
+            "model.layers.0.mlp.up_proj lacks 40.0% of its weights, asked for 50.0%",
+        ),
     ],
 )
 def test_a_sparsity_that_is_not_there_is_refused(found, message):
@@ -142,7 +158,9 @@ def test_the_promise_breaks_exactly_outside_of_its_tolerance(zeros):
 def test_a_mask_that_is_not_two_of_four_is_refused_with_the_figures():
     """Half of the weights are zero, but not in the pattern."""
     check("wanda:2:4", pruned(pattern="2:4", groups=25_000))
-    with pytest.raises(NotInEffect, match="7 of 25000 groups of 4 hold more than 2 weights, asked for 2:4"):
+    with pytest.raises(
+        NotInEffect, match="7 of 25000 groups of 4 hold more than 2 weights, asked for 2:4"
+    ):
         check("wanda:2:4", pruned(pattern="2:4", groups=25_000, broken_groups=7))
     with pytest.raises(NotInEffect, match="no 2:4 pattern was verified"):
         check("wanda:2:4", pruned())
@@ -153,7 +171,10 @@ def test_removed_weights_count_as_gone():
     smaller = pruned(0, weights=75_000, stored="smaller", lowest=0.25, highest=0.25)
     assert smaller.sparsity == 0.25
     check("structured:0.25", smaller)
-    with pytest.raises(NotInEffect, match=r"25000 of 100000 weights of 14 linear layers were removed .25.0%., asked for 50.0%"):
+    with pytest.raises(
+        NotInEffect,
+        match=r"25000 of 100000 weights of 14 linear layers were removed .25.0%., asked for 50.0%",
+    ):
         check("structured:0.5", smaller)
 
 
@@ -167,16 +188,29 @@ def test_heads_are_removed_from_families_that_are_known(tmp_path):
     """Another family is refused before anything is loaded, with the ones that are known and what works instead."""
     other = write_config(tmp_path / "gpt2", model_type="gpt2")
     plan = parse("structured:0.25").apply(structs.replace(PLAN, model=model_ref(other)))
-    with pytest.raises(UsageError, match=r"is of family 'gpt2'.*llama, falcon.*'wanda:0.25' works for any"):
+    with pytest.raises(
+        UsageError, match=r"is of family 'gpt2'.*llama, falcon.*'wanda:0.25' works for any"
+    ):
         check_engine_can(plan, TRANSFORMERS, "transformers")
-    for name in ("arch:tiny-llama", "arch:falcon-40b", "smollm2-135m", write_config(tmp_path / "falcon", model_type="falcon")):
+    for name in (
+        "arch:tiny-llama",
+        "arch:falcon-40b",
+        "smollm2-135m",
+        write_config(tmp_path / "falcon", model_type="falcon"),
+    ):
         check_engine_can(structs.replace(plan, model=model_ref(name)), TRANSFORMERS, "transformers")
-    check_engine_can(structs.replace(plan, pruning="wanda:0.25", strategy="wanda:0.25"), TRANSFORMERS, "transformers")
+    check_engine_can(
+        structs.replace(plan, pruning="wanda:0.25", strategy="wanda:0.25"),
+        TRANSFORMERS,
+        "transformers",
+    )
 
 
 def test_packed_weights_are_not_pruned(tmp_path):
     """A checkpoint that is quantized already, named as the model or as a part."""
-    packed = write_config(tmp_path / "q", model_type="llama", quantization_config={"quant_method": "gptq"})
+    packed = write_config(
+        tmp_path / "q", model_type="llama", quantization_config={"quant_method": "gptq"}
+    )
     plan = parse("wanda:0.5").apply(structs.replace(PLAN, model=model_ref(packed)))
     with pytest.raises(UsageError, match=r"holds packed weights, and wanda:0.5 needs plain ones"):
         check_engine_can(plan, TRANSFORMERS, "transformers")
@@ -201,11 +235,17 @@ def test_a_merged_adapter_would_fill_the_zeros():
     """One that is not merged is added beside them."""
     plan = structs.replace(PLAN, pruning="wanda:0.5", adapters=("/a",))
     assert refuse(plan) is None
-    assert "a merged adapter fills the zeros that wanda:0.5 makes" in (refuse(structs.replace(plan, merge_adapters=True)) or "")
+    assert "a merged adapter fills the zeros that wanda:0.5 makes" in (
+        refuse(structs.replace(plan, merge_adapters=True)) or ""
+    )
 
 
 def test_an_adapter_does_not_fit_a_model_with_fewer_heads():
     """Its matrices were trained for the shapes that are gone."""
-    plan = structs.replace(PLAN, strategy="structured:0.25", pruning="structured:0.25", adapters=("/a",))
-    with pytest.raises(UsageError, match="removes rows and columns that the adapter /a was trained for"):
+    plan = structs.replace(
+        PLAN, strategy="structured:0.25", pruning="structured:0.25", adapters=("/a",)
+    )
+    with pytest.raises(
+        UsageError, match="removes rows and columns that the adapter /a was trained for"
+    ):
         check_engine_can(plan, TRANSFORMERS, "transformers")

@@ -12,7 +12,14 @@ from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LeftOut, LinearGroup, Quantized, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.quantization import METHODS, Packed, Scheme, layer_bytes, packed_layer_bytes, scheme_of
+from pytest_llmperf.core.quantization import (
+    METHODS,
+    Packed,
+    Scheme,
+    layer_bytes,
+    packed_layer_bytes,
+    scheme_of,
+)
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.engines.models.names import predict
 from pytest_llmperf.engines.models.quantized_checkpoint import stored_as
@@ -43,24 +50,43 @@ def test_the_bytes_of_one_layer_are_those_worked_out_by_hand():
 
 
 def test_the_tile_packed_int4_layout_is_padded():
-    """In torchao's layout for CUDA 256 inputs take the space of 1024; the layout for a CPU has no padding."""
+    """In torchao's layout for CUDA 256 inputs take the space of 1024.
+
+    The layout for a CPU has no padding.
+    """
     scheme = scheme_of("int4wo:128")
     assert layer_bytes(scheme, 128, 256) == {"int32": 128 * 1024 // 2, "bfloat16": 128 * 8 * 4}
-    assert layer_bytes(scheme, 128, 256, layout="Int4OpaqueTensor") == {"uint8": 128 * 256 // 2, "bfloat16": 128 * 2 * 4}
+    assert layer_bytes(scheme, 128, 256, layout="Int4OpaqueTensor") == {
+        "uint8": 128 * 256 // 2,
+        "bfloat16": 128 * 2 * 4,
+    }
 
 
 def test_the_bytes_of_packed_layers_are_those_worked_out_by_hand():
-    """Groups of 64 in pack-quantized, rows in int-quantized; zero points only where the weights are not symmetric."""
+    """Groups of 64 in pack-quantized, rows in int-quantized.
+
+    Zero points only where the weights are not symmetric.
+    """
     four = Packed(format="pack-quantized", bits=4, group=64)
-    assert packed_layer_bytes(four, 128, 256, "bfloat16") == {"int32": 16384, "bfloat16": 1024, "int64": 16}
-    assert packed_layer_bytes(structs.replace(four, symmetric=False), 128, 256, "float32")["int32"] == 16384 + 4 * 16 * 4
+    assert packed_layer_bytes(four, 128, 256, "bfloat16") == {
+        "int32": 16384,
+        "bfloat16": 1024,
+        "int64": 16,
+    }
+    assert (
+        packed_layer_bytes(structs.replace(four, symmetric=False), 128, 256, "float32")["int32"]
+        == 16384 + 4 * 16 * 4
+    )
     eight = Packed(format="int-quantized", bits=8, inputs=True)
     assert packed_layer_bytes(eight, 128, 256, "float32") == {"int8": 32768, "float32": 512}
 
 
 @given(features, features, st.sampled_from(["int8", "nf4", "nf4:double", "fp4", "int8wo", "fp8"]))
 def test_a_quantized_layer_takes_its_bits_and_at_most_a_sixth_more(out_features, in_features, text):
-    """Scales cost one float for 64 weights in 4 bit, one for a row in 8 bit; double quantization costs a table a layer."""
+    """Scales cost one float for 64 weights in 4 bit, one for a row in 8 bit.
+
+    Double quantization costs a table a layer.
+    """
     weights, scheme = out_features * in_features, scheme_of(text)
     plain, tables = weights * scheme.row.bits // 8, 2048
     assert plain < layer_bytes(scheme, out_features, in_features).total() <= plain * 7 / 6 + tables
@@ -69,10 +95,18 @@ def test_a_quantized_layer_takes_its_bits_and_at_most_a_sixth_more(out_features,
 def test_a_falcon_7b_shrinks_as_much_as_promised():
     """By its shapes: int8 to at most 55 %, nf4 to at most 33 % of bfloat16, its embedding included."""
     hidden = 4544
-    layers = [(hidden + 128, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden)] * 32
+    layers = [
+        (hidden + 128, hidden),
+        (hidden, hidden),
+        (4 * hidden, hidden),
+        (hidden, 4 * hidden),
+    ] * 32
     rest = 2 * (65024 * hidden + 32 * 2 * hidden + 2 * hidden)
     full = rest + 2 * sum(out * inputs for out, inputs in layers)
-    ratio = {text: (rest + sum(layer_bytes(scheme_of(text), *s).total() for s in layers)) / full for text in ("int8", "nf4")}
+    ratio = {
+        text: (rest + sum(layer_bytes(scheme_of(text), *s).total() for s in layers)) / full
+        for text in ("int8", "nf4")
+    }
     assert ratio["int8"] <= 0.55
     assert ratio["nf4"] <= 0.33
 
@@ -116,10 +150,20 @@ def quantized(converted=8, left_out=(), **other):
 
 
 def loaded(found, dtype="bfloat16"):
-    low = LinearGroup(cls="Linear8bitLt", dtype="int8", layers=8, elements=900, bytes=1000, quantized=True)
+    low = LinearGroup(
+        cls="Linear8bitLt", dtype="int8", layers=8, elements=900, bytes=1000, quantized=True
+    )
     head = LinearGroup(cls="Linear", dtype=dtype, layers=1, elements=100, bytes=200)
     tensors = tuple(
-        TensorGroup(kind="parameter", dtype=kind, device="cpu", tensors=8, elements=900, bytes=900, quantized=kind != dtype)
+        TensorGroup(
+            kind="parameter",
+            dtype=kind,
+            device="cpu",
+            tensors=8,
+            elements=900,
+            bytes=900,
+            quantized=kind != dtype,
+        )
         for kind in ("int8", "float32", dtype)
     )
     return Effective(
@@ -146,7 +190,9 @@ def check(strategy, effective):
     require_in_effect(effective, parsed.promises(parsed.apply(LoadPlan(model=MODEL))), "loaded")
 
 
-HEAD = LeftOut(cls="Linear", layers=1, elements=100, reason="the output head", declared=True, example="lm_head")
+HEAD = LeftOut(
+    cls="Linear", layers=1, elements=100, reason="the output head", declared=True, example="lm_head"
+)
 
 
 @pytest.mark.parametrize("strategy", ["int8", "bf16+int8"])
@@ -157,8 +203,13 @@ def test_quantized_layers_keep_the_promise_and_the_precision_is_that_of_the_rest
 
 def test_the_rest_of_a_quantized_model_must_be_in_the_precision_asked_for():
     """The head in float32 under bf16 is named."""
-    with pytest.raises(NotInEffect, match=r"'bf16' is not in effect: 1 of 1 linear layers hold float32 weights"):
-        check("bf16+int8", structs.replace(loaded(quantized(), dtype="float32"), compute_dtype="bfloat16"))
+    with pytest.raises(
+        NotInEffect, match=r"'bf16' is not in effect: 1 of 1 linear layers hold float32 weights"
+    ):
+        check(
+            "bf16+int8",
+            structs.replace(loaded(quantized(), dtype="float32"), compute_dtype="bfloat16"),
+        )
 
 
 def test_quantized_layers_are_no_bfloat16_where_nobody_asked_for_them():
@@ -171,16 +222,45 @@ def test_quantized_layers_are_no_bfloat16_where_nobody_asked_for_them():
     ("found", "message"),
     [
         (
-            quantized(0, (LeftOut(cls="FalconLinear", layers=8, elements=9, reason="not", declared=False, example="h.0"), HEAD)),
+            quantized(
+                0,
+                (
+                    LeftOut(
+                        cls="FalconLinear",
+                        layers=8,
+                        elements=9,
+                        reason="not",
+                        declared=False,
+                        example="h.0",
+                    ),
+                    HEAD,
+                ),
+            ),
             r"0 of 8 linear layers are 8-bit \(8 FalconLinear: not, like h.0\)",
         ),
         (
-            quantized(7, (LeftOut(cls="Linear", layers=1, elements=9, reason="bfloat16", declared=False, example="h.3"), HEAD)),
+            quantized(
+                7,
+                (
+                    LeftOut(
+                        cls="Linear",
+                        layers=1,
+                        elements=9,
+                        reason="bfloat16",
+                        declared=False,
+                        example="h.3",
+                    ),
+                    HEAD,
+                ),
+            ),
             r"7 of 8 linear layers are 8-bit \(1 Linear: bfloat16, like h.3\)",
         ),
         (quantized(0, (HEAD,)), r"0 of 0 linear layers are 8-bit \(1 Linear: the output head"),
         (quantized(formats=("nf4",)), "stored as nf4, asked for llm.int8"),
-        (quantized(held={"int8": 1800, "float32": 100}), r"hold 1900 B .*1000 B follow from their shapes"),
+        (
+            quantized(held={"int8": 1800, "float32": 100}),
+            r"hold 1900 B .*1000 B follow from their shapes",
+        ),
         (None, "did not report quantized layers"),
     ],
 )
@@ -204,7 +284,8 @@ def test_bytes_within_three_percent_of_the_shapes_are_taken():
         ("fp8", "cpu", "float8 products need a GPU of compute capability 8.9"),
         ("bf16-mixed+nf4", "cpu", "autocast gives them another"),
         ("fp32+int4wo", "cuda", r"bfloat16 only, the precision is float32. Write 'bf16\+int4wo'"),
-        ("int4wo", "cuda", r"bfloat16 only, the precision is float32. Write 'bf16\+int4wo'"),  # the checkpoint's own
+        # The checkpoint's own.
+        ("int4wo", "cuda", r"bfloat16 only, the precision is float32. Write 'bf16\+int4wo'"),
         ("fp16+fp8", "cuda", "bfloat16 only"),
         ("int8+static-cache+compile", "cuda", "Leave out 'compile', or the outliers: 'int8:0'"),
         ("int4wo:256", "cpu", "group sizes on a CPU: 32, 64, 128"),
@@ -216,21 +297,33 @@ def test_what_cannot_be_loaded_is_refused_before_loading(strategy, device, reaso
     asked = plan(strategy, device=device)
     with pytest.raises(UsageError, match=reason) as caught:
         check_engine_can(asked, TRANSFORMERS, "transformers")
-    assert all(text in str(caught.value) for text in (asked.quantization, "transformers", device, MODEL.name))
+    assert all(
+        text in str(caught.value)
+        for text in (asked.quantization, "transformers", device, MODEL.name)
+    )
 
 
 @pytest.mark.parametrize(("part", "needed"), [("fp8", "8.9"), ("int4wo", "8.0")])
 def test_a_gpu_that_is_too_old_is_named_with_what_is_needed(part, needed, monkeypatch):
     """Compute capability 7.5 has neither; 8.9 has both."""
     monkeypatch.setattr(refusals, "compute_capability", lambda: (7, 5))
-    assert f"compute capability 7.5, {needed} or newer" in str(TRANSFORMERS.refuses(plan(f"bf16+{part}", device="cuda")))
+    assert f"compute capability 7.5, {needed} or newer" in str(
+        TRANSFORMERS.refuses(plan(f"bf16+{part}", device="cuda"))
+    )
     monkeypatch.setattr(refusals, "compute_capability", lambda: (8, 9))
     assert TRANSFORMERS.refuses(plan(f"bf16+{part}", device="cuda")) is None
 
 
 @pytest.mark.parametrize(
     "strategy",
-    ["int8", "nf4:double", "bf16+int8:0+static-cache+compile", "fp8:wo", "int4wo", "int8wo+compile"],
+    [
+        "int8",
+        "nf4:double",
+        "bf16+int8:0+static-cache+compile",
+        "fp8:wo",
+        "int4wo",
+        "int8wo+compile",
+    ],
 )
 def test_what_can_be_loaded_on_a_cpu_is_not_refused(strategy):
     """The other parts are."""
@@ -253,28 +346,39 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(method, monkeyp
 
 def checkpoint(folder, **quantization):
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": "llama"} | ({"quantization_config": quantization} if quantization else {})
+    config = {"model_type": "llama"} | (
+        {"quantization_config": quantization} if quantization else {}
+    )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def four_bit(**weights):
     stored = {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True} | weights
-    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": stored}}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": stored}},
+    }
 
 
 def test_a_checkpoint_is_looked_up_from_the_root_and_shown_by_its_relative_path(tmp_path):
     """The plan gets the absolute folder, the strategy's text is the same on every machine."""
     folder = checkpoint(tmp_path / "models" / "q", **four_bit())
     found = located(plan("bf16+gptq:models/q+static-cache"), tmp_path)
-    assert (found.quantization, found.strategy) == (f"gptq:{folder}", "bf16+gptq:models/q+static-cache")
+    assert (found.quantization, found.strategy) == (
+        f"gptq:{folder}",
+        "bf16+gptq:models/q+static-cache",
+    )
     assert TRANSFORMERS.refuses(found) is None
     assert located(plan("nf4"), tmp_path) == plan("nf4")
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     """With the places that were looked at."""
-    with pytest.raises(UsageError, match=rf"'awq:nowhere': there is no config.json in {tmp_path}/nowhere"):
+    with pytest.raises(
+        UsageError, match=rf"'awq:nowhere': there is no config.json in {tmp_path}/nowhere"
+    ):
         located(plan("awq:nowhere"), tmp_path)
 
 
@@ -282,13 +386,27 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     ("part", "quantization", "reason"),
     [
         ("w4a16", {}, "has no quantization_config: the checkpoint is not quantized"),
-        ("gptq", {"quant_method": "gptq", "bits": 4}, "is in 'gptq' format, and this engine reads the compressed-tensors format"),
-        ("w8a8", four_bit(), "holds 4-bit weights in groups of 32, plain inputs .*'w8a8' means 8-bit weights and int8 inputs"),
+        (
+            "gptq",
+            {"quant_method": "gptq", "bits": 4},
+            "is in 'gptq' format, and this engine reads the compressed-tensors format",
+        ),
+        (
+            "w8a8",
+            four_bit(),
+            "holds 4-bit weights in groups of 32, plain inputs .*'w8a8' means 8-bit weights and int8 inputs",
+        ),
         ("w4a16", four_bit(num_bits=8), "holds 8-bit weights"),
-        ("w4a16", {"quant_method": "compressed-tensors", "config_groups": {}}, "has 0 groups of quantized layers"),
+        (
+            "w4a16",
+            {"quant_method": "compressed-tensors", "config_groups": {}},
+            "has 0 groups of quantized layers",
+        ),
     ],
 )
-def test_a_checkpoint_that_is_not_what_the_part_says_is_refused(part, quantization, reason, tmp_path):
+def test_a_checkpoint_that_is_not_what_the_part_says_is_refused(
+    part, quantization, reason, tmp_path
+):
     """From its config alone."""
     asked = located(plan(f"{part}:{checkpoint(tmp_path / 'q', **quantization)}"), tmp_path)
     with pytest.raises(UsageError, match=reason):
@@ -328,16 +446,23 @@ def test_the_size_of_a_folder_is_predicted_from_its_headers(tmp_path):
         "model.norm.weight": [256],
     }
     folder = checkpoint(tmp_path)
-    write_header(folder / "model.safetensors", {name: ("F16", shape) for name, shape in shapes.items()})
+    write_header(
+        folder / "model.safetensors", {name: ("F16", shape) for name, shape in shapes.items()}
+    )
     asked = plan("nf4", device="cpu")
-    found = structs.replace(asked, model=ModelRef(name=str(folder), kind="folder", location=str(folder)))
+    found = structs.replace(
+        asked, model=ModelRef(name=str(folder), kind="folder", location=str(folder))
+    )
     assert predict(found) == 2 * (512 * 256 + 256) + 16384 + 2048 + 64
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_tensors(tmp_path):
     """int32 counts four bytes."""
     folder = checkpoint(tmp_path, **four_bit())
-    write_header(folder / "model.safetensors", {"a.weight_packed": ("I32", [4, 8]), "a.weight_scale": ("F16", [4, 1])})
+    write_header(
+        folder / "model.safetensors",
+        {"a.weight_packed": ("I32", [4, 8]), "a.weight_scale": ("F16", [4, 1])},
+    )
     assert predict(plan(f"w4a16:{folder}")) == 4 * 32 + 2 * 4
 
 

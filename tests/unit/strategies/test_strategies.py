@@ -16,14 +16,25 @@ from pytest_llmperf.engines.base import Capabilities
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.names import STRATEGY_FIXTURES
-from pytest_llmperf.strategies import KINDS, TABLE, Strategy, check_engine_can, parse, require_in_effect
+from pytest_llmperf.strategies import (
+    KINDS,
+    TABLE,
+    Strategy,
+    check_engine_can,
+    parse,
+    require_in_effect,
+)
 
 PLAN = LoadPlan(model=ModelRef(name="m", kind="arch", location="tiny-llama"))
 COMPILE_TEXTS = ("compile", "compile:reduce-overhead", "compile:max-autotune")
 
 
 def texts_of(kind: str) -> list[str]:
-    return list(COMPILE_TEXTS) if kind == "compile" else [text_of(p) for p in TABLE.values() if p.kind == kind]
+    return (
+        list(COMPILE_TEXTS)
+        if kind == "compile"
+        else [text_of(p) for p in TABLE.values() if p.kind == kind]
+    )
 
 
 def text_of(part) -> str:
@@ -46,7 +57,11 @@ def loaded(dtype: str = "bfloat16", **other) -> Effective:
     facts = {
         "engine": "transformers",
         "model_class": "LlamaForCausalLM",
-        "tensors": (TensorGroup(kind="parameter", dtype=dtype, device="cpu", tensors=272, elements=1000, bytes=2000),),
+        "tensors": (
+            TensorGroup(
+                kind="parameter", dtype=dtype, device="cpu", tensors=272, elements=1000, bytes=2000
+            ),
+        ),
         "linears": (LinearGroup(cls="Linear", dtype=dtype, layers=210, elements=900, bytes=1800),),
         "compute_dtype": dtype,
         "autocast_dtype": None,
@@ -137,22 +152,42 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        ("bf61", ["'bf61' is not known", "Did you mean 'bf16'?", "precision: auto, fp32, fp16", "llmperf doctor"]),
+        (
+            "bf61",
+            [
+                "'bf61' is not known",
+                "Did you mean 'bf16'?",
+                "precision: auto, fp32, fp16",
+                "llmperf doctor",
+            ],
+        ),
         ("BF16", ["'BF16' is not known", "Did you mean 'bf16'?"]),
-        ("bf16+statc-cache", ["'statc-cache' in 'bf16+statc-cache'", "Did you mean 'static-cache'?"]),
+        (
+            "bf16+statc-cache",
+            ["'statc-cache' in 'bf16+statc-cache'", "Did you mean 'static-cache'?"],
+        ),
         ("int8+nf4", ["parts 'int8' and 'nf4' both set quantization"]),
         ("nf4:triple", ["'nf4': argument 'triple' is not known", "'double'"]),
         ("int4wo:48", ["'int4wo': argument '48' is not known", "32, 64, 128, 256"]),
         ("int8:-1", ["'int8': argument '-1' is not known", "a number of at least 0"]),
         ("gptq", ["'gptq' needs an argument", "'gptq:./model-gptq'"]),
         ("tp", ["'tp' needs an argument, for example 'tp2'"]),
-        ("bf16+tp1", ["'tp1': the number of devices is a whole number of at least 2", "On one device leave the part out"]),
+        (
+            "bf16+tp1",
+            [
+                "'tp1': the number of devices is a whole number of at least 2",
+                "On one device leave the part out",
+            ],
+        ),
         ("fsdp02", ["'fsdp02'", "'fsdp2'"]),
         ("tp:2", ["'tp:2': the number of devices follows the name, for example 'tp2'"]),
         ("tp2+tp4", ["'tp2' and 'tp4' both set tp"]),
         ("lora", ["'lora' needs an argument", "'lora:adapters/mine'"]),
         ("lora::merged", ["'lora' needs the folder of an adapter"]),
-        ("lora:a:merged+lora:b:merged", ["'lora:a:merged' and 'lora:b:merged' both set merge_adapters"]),
+        (
+            "lora:a:merged+lora:b:merged",
+            ["'lora:a:merged' and 'lora:b:merged' both set merge_adapters"],
+        ),
         ("assisted", ["'assisted' needs an argument", "'assisted:smollm2-135m'"]),
         ("assisted:m+prompt-lookup", ["'assisted:m' and 'prompt-lookup' both set assist"]),
         ("kv-int8+static-cache", ["both set cache"]),
@@ -164,7 +199,11 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
         ("compile+compile:max-autotune", ["both set compile"]),
         (
             "compile:max-autotun",
-            ["argument 'max-autotun' is not known", "Did you mean 'max-autotune'?", "default, reduce-overhead"],
+            [
+                "argument 'max-autotun' is not known",
+                "Did you mean 'max-autotune'?",
+                "default, reduce-overhead",
+            ],
         ),
         ("compile:", ["argument '' is not known"]),
         ("bf16:1", ["'bf16' takes no argument", "'1' was given"]),
@@ -196,22 +235,33 @@ def test_every_pair_of_parts_conflicts_exactly_if_they_share_a_field():
 def test_every_part_has_a_fixture_whose_name_is_an_identifier():
     """`llm_<suffix>` can be requested for each part."""
     assert STRATEGY_FIXTURES["llm_fp16_mixed"] == "fp16-mixed"
-    alone = {text_of(part) for name, part in TABLE.items() if text_of(part) == name or part.numbered}
+    alone = {
+        text_of(part) for name, part in TABLE.items() if text_of(part) == name or part.numbered
+    }
     assert set(STRATEGY_FIXTURES.values()) == alone
     assert all(suffix.isidentifier() for suffix in STRATEGY_FIXTURES)
 
 
 @pytest.mark.parametrize("part", TABLE.values(), ids=TABLE)
 def test_the_transformers_engine_can_do_every_part(part):
-    """No part by itself is refused by the engine that this version has; float8 products want the weights in bf16."""
-    device = "cuda" if part.name in {"fp8", "offload-cpu"} else "cpu"  # float8 products; weights that leave a device for the host
+    """No part by itself is refused by the engine that this version has.
+
+    Float8 products want the weights in bf16.
+    """
+    # Float8 products; weights that leave a device for the host.
+    device = "cuda" if part.name in {"fp8", "offload-cpu"} else "cpu"
     text = f"bf16+{text_of(part)}" if part.name == "fp8" else text_of(part)
-    check_engine_can(parse(text).apply(structs.replace(PLAN, device=device)), TRANSFORMERS, "transformers")
+    check_engine_can(
+        parse(text).apply(structs.replace(PLAN, device=device)), TRANSFORMERS, "transformers"
+    )
 
 
 @given(part_lists())
 def test_the_transformers_engine_refuses_together_only_what_it_gives_a_reason_for(parts):
-    """Parts that exclude each other are refused with the strategy and the reason; all others are taken."""
+    """Parts that exclude each other are refused with the strategy and the reason.
+
+    All others are taken.
+    """
     plan = parse(parts).apply(PLAN)
     reason = TRANSFORMERS.refuses(plan)
     if reason is None:
@@ -224,7 +274,12 @@ def test_the_transformers_engine_refuses_together_only_what_it_gives_a_reason_fo
 def test_a_part_that_the_engine_cannot_honour_is_refused_with_the_choices():
     """The part, the engine, the field and what the engine takes are named."""
     plan = parse("bf16+static-cache").apply(PLAN)
-    abilities = Capabilities(plan_fields={"weights_dtype": frozenset({"auto", "bfloat16"}), "autocast_dtype": frozenset({None})})
+    abilities = Capabilities(
+        plan_fields={
+            "weights_dtype": frozenset({"auto", "bfloat16"}),
+            "autocast_dtype": frozenset({None}),
+        }
+    )
     with pytest.raises(
         UsageError,
         match=r"'static-cache' cannot be honoured by engine 'other'.*cache = 'static'.*cache: dynamic",
@@ -235,7 +290,10 @@ def test_a_part_that_the_engine_cannot_honour_is_refused_with_the_choices():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"device": "tpu"}, "does not run on device 'tpu'. Devices: cpu, cuda"), ({"ranks": 2}, "at most 1 rank.*2 were asked")],
+    [
+        ({"device": "tpu"}, "does not run on device 'tpu'. Devices: cpu, cuda"),
+        ({"ranks": 2}, "at most 1 rank.*2 were asked"),
+    ],
 )
 def test_a_device_or_rank_count_that_the_engine_lacks_is_refused(change, message):
     """Before anything is loaded."""
@@ -247,7 +305,13 @@ def test_a_device_or_rank_count_that_the_engine_lacks_is_refused(change, message
 
 @pytest.mark.parametrize(
     ("strategy", "dtype"),
-    [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16"), ("auto", "bfloat16"), ("sdpa", "bfloat16")],
+    [
+        ("fp32", "float32"),
+        ("fp16", "float16"),
+        ("bf16", "bfloat16"),
+        ("auto", "bfloat16"),
+        ("sdpa", "bfloat16"),
+    ],
 )
 def test_kept_promises_pass(strategy, dtype):
     """A model that is what was asked for is let through."""
@@ -259,7 +323,10 @@ def test_a_bf16_that_loads_fp32_is_refused_with_the_counts():
     with pytest.raises(NotInEffect) as caught:
         check("bf16", loaded("float32"))
     assert "strategy 'bf16' is not in effect" in str(caught.value)
-    assert "210 of 210 linear layers hold float32 weights (LlamaForCausalLM), asked for bfloat16" in str(caught.value)
+    assert (
+        "210 of 210 linear layers hold float32 weights (LlamaForCausalLM), asked for bfloat16"
+        in str(caught.value)
+    )
     assert "compute is float32, asked for bfloat16" in str(caught.value)
 
 
@@ -275,7 +342,9 @@ def test_some_layers_left_behind_are_counted():
 
 def test_float32_norms_are_tolerated_only_if_the_architecture_declares_them():
     """The same tensors pass as `kept` and fail without."""
-    group = TensorGroup(kind="parameter", dtype="float32", device="cpu", tensors=61, elements=1, bytes=4)
+    group = TensorGroup(
+        kind="parameter", dtype="float32", device="cpu", tensors=61, elements=1, bytes=4
+    )
     weights = loaded().tensors
     check("bf16", loaded(tensors=(*weights, structs.replace(group, kept=True))))
     check("bf16", loaded(tensors=(*weights, structs.replace(group, kind="buffer"))))
@@ -303,7 +372,10 @@ def test_mixed_promises_float32_weights_and_sixteen_bit_compute():
     check("fp16-mixed", good)
     with pytest.raises(NotInEffect, match="hold bfloat16 weights"):
         check("bf16-mixed", loaded("bfloat16", autocast_dtype="bfloat16"))
-    with pytest.raises(NotInEffect, match="compute is float32, asked for float16; autocast is none, asked for float16"):
+    with pytest.raises(
+        NotInEffect,
+        match="compute is float32, asked for float16; autocast is none, asked for float16",
+    ):
         check("fp16-mixed", loaded("float32"))
     with pytest.raises(NotInEffect, match="autocast is float16, asked for none"):
         check("fp32", good)
@@ -311,7 +383,9 @@ def test_mixed_promises_float32_weights_and_sixteen_bit_compute():
 
 def test_attention_is_promised_when_it_is_named():
     """`eager` over sdpa is refused; without the part any attention will do."""
-    with pytest.raises(NotInEffect, match="strategy 'eager' is not in effect: attention is sdpa, asked for eager"):
+    with pytest.raises(
+        NotInEffect, match="strategy 'eager' is not in effect: attention is sdpa, asked for eager"
+    ):
         check("bf16+eager", loaded())
     check("bf16", loaded(attention="whatever"))
 
@@ -321,9 +395,15 @@ def test_cache_and_compilation_are_checked_after_warm_up_only():
     check("bf16+static-cache+compile", loaded())
     with pytest.raises(NotInEffect) as caught:
         check("bf16+static-cache+compile", loaded(cache="DynamicCache"), "warm")
-    assert "strategy 'static-cache' is not in effect: the last run used DynamicCache" in str(caught.value)
+    assert "strategy 'static-cache' is not in effect: the last run used DynamicCache" in str(
+        caught.value
+    )
     assert "strategy 'compile' is not in effect: 0 graphs were compiled" in str(caught.value)
-    check("bf16+static-cache+compile", loaded(cache="StaticCache", compiled_graphs=1, compile_mode="max-autotune"), "warm")
+    check(
+        "bf16+static-cache+compile",
+        loaded(cache="StaticCache", compiled_graphs=1, compile_mode="max-autotune"),
+        "warm",
+    )
 
 
 def test_a_compile_mode_that_was_named_must_be_the_one_in_use():

@@ -8,7 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_llmperf.core.trace import EnergyReading
-from pytest_llmperf.testing import CHECKS, NonConforming, ScriptedEngine, check_engine, scripted_plan
+from pytest_llmperf.testing import (
+    CHECKS,
+    NonConforming,
+    ScriptedEngine,
+    check_engine,
+    scripted_plan,
+)
 from pytest_llmperf.wire.messages import MemoryRead
 
 
@@ -25,7 +31,9 @@ from pytest_llmperf.wire.messages import MemoryRead
 )
 def test_the_scripted_engine_conforms(plan, tmp_path):
     """Every check is passed, and said to be."""
-    assert check_engine(ScriptedEngine(), plan, directory=tmp_path) == tuple(check.name for check in CHECKS)
+    assert check_engine(ScriptedEngine(), plan, directory=tmp_path) == tuple(
+        check.name for check in CHECKS
+    )
 
 
 class Bent:
@@ -55,7 +63,9 @@ def trace_with(change):
 
 
 def memory_with(**changes):
-    return lambda _session, read, *arguments: MemoryRead(memory=replace(read(*arguments).memory, **changes))
+    return lambda _session, read, *arguments: MemoryRead(
+        memory=replace(read(*arguments).memory, **changes)
+    )
 
 
 def top_with(**changes):
@@ -86,9 +96,15 @@ def weights_that_change(session, run, *arguments):
 
 NO_ENERGY = EnergyReading(joules=0, seconds=1, n_output_tokens=1, source="x")
 SCRIPTS = {
-    "short output": ("fault=short_output@run", "exact tokens: decode b2 p8 n6, request 0: 5 output tokens, exactly 6"),
+    "short output": (
+        "fault=short_output@run",
+        "exact tokens: decode b2 p8 n6, request 0: 5 output tokens, exactly 6",
+    ),
     "right padding": ("fault=right_padding@open", "describes itself: padding is on the right"),
-    "another dtype": ("lie=weights_dtype:bfloat16", r"linear layers are stored in \['bfloat16'\], the plan says float32"),
+    "another dtype": (
+        "lie=weights_dtype:bfloat16",
+        r"linear layers are stored in \['bfloat16'\], the plan says float32",
+    ),
     "no kv cache": ("kv=0B", "cost of a step: the cost of a step is impossible"),
 }
 
@@ -101,17 +117,37 @@ def test_a_script_that_breaks_the_protocol_is_caught(script, finding, tmp_path):
 
 
 BENT = {
-    "too few requests": ("run", trace_with(lambda r: replace(r, n_prompt_tokens=7)), "7 prompt tokens, exactly 8"),
+    "too few requests": (
+        "run",
+        trace_with(lambda r: replace(r, n_prompt_tokens=7)),
+        "7 prompt tokens, exactly 8",
+    ),
     "a failed request": ("run", trace_with(lambda r: replace(r, failure="boom")), "failed: boom"),
     "no requests": (
         "run",
         lambda _s, run, *a: replace(run(*a), trace=replace(run(*a).trace, requests=())),
         "0 requests in the trace, 2 expected",
     ),
-    "times go back": ("run", trace_with(lambda r: replace(r, events=r.events[::-1])), "times go back"),
-    "no time to first token": ("run", trace_with(lambda r: replace(r, t_due_ns=r.events[0].t_ns)), "first token takes no time"),
-    "overlap": ("run", always_the_same_time, "repetition 1 starts at 1000000 ns, the one before ended"),
-    "same prompts": ("run", run_with(prompts_hash="same"), "repetitions 0 and 1 ran the same prompts"),
+    "times go back": (
+        "run",
+        trace_with(lambda r: replace(r, events=r.events[::-1])),
+        "times go back",
+    ),
+    "no time to first token": (
+        "run",
+        trace_with(lambda r: replace(r, t_due_ns=r.events[0].t_ns)),
+        "first token takes no time",
+    ),
+    "overlap": (
+        "run",
+        always_the_same_time,
+        "repetition 1 starts at 1000000 ns, the one before ended",
+    ),
+    "same prompts": (
+        "run",
+        run_with(prompts_hash="same"),
+        "repetitions 0 and 1 ran the same prompts",
+    ),
     "no prompts hash": ("run", run_with(prompts_hash=""), "prompts_hash is empty"),
     "no outputs hash": ("run", run_with(outputs_hash=""), "outputs_hash is empty"),
     "random prompts": (
@@ -119,7 +155,11 @@ BENT = {
         lambda s, run, *a: replace(run(*a), prompts_hash=f"{s._clock.now_ns}"),
         "other prompts the second time",
     ),
-    "random tokens": ("run", lambda s, run, *a: replace(run(*a), outputs_hash=f"{s._clock.now_ns}"), "different greedy tokens"),
+    "random tokens": (
+        "run",
+        lambda s, run, *a: replace(run(*a), outputs_hash=f"{s._clock.now_ns}"),
+        "different greedy tokens",
+    ),
     "no step": ("run", run_with(step=None), "Ran.step is None"),
     "impossible step": (
         "run",
@@ -127,7 +167,11 @@ BENT = {
         "a step reads 1000000000000 B",
     ),
     "changing weights": ("run", weights_that_change, "a run changed the weights"),
-    "another device": ("describe", described_with(device="cuda:0"), "1 ranks on cuda:0, the plan 1 on cpu"),
+    "another device": (
+        "describe",
+        described_with(device="cuda:0"),
+        "1 ranks on cuda:0, the plan 1 on cpu",
+    ),
     "no cache": ("describe", described_with(cache=""), "names no cache after a run"),
     "two descriptions": (
         "describe",
@@ -136,26 +180,60 @@ BENT = {
     ),
     "no facts": ("opened", lambda _s, opened: replace(opened(), content_hash=""), "lacks facts"),
     "no reference file": ("make_reference", lambda *_: (8, 32), "wrote no file"),
-    "wrong counts": ("make_reference", lambda _s, make, *a: (make(*a)[0], 1), r"\(prompts, positions\) = \(8, 1\)"),
-    "not exact": ("compare_reference", rows_with(lambda row: replace(row, kl=(0.1,) * 4)), "KL 0.1"),
-    "disagrees with itself": ("compare_reference", rows_with(lambda row: replace(row, first_divergence=2)), "first divergence 2"),
-    "ragged rows": ("compare_reference", rows_with(lambda row: replace(row, kl=(0.0,))), r"sequences of \[1, 4\] positions"),
+    "wrong counts": (
+        "make_reference",
+        lambda _s, make, *a: (make(*a)[0], 1),
+        r"\(prompts, positions\) = \(8, 1\)",
+    ),
+    "not exact": (
+        "compare_reference",
+        rows_with(lambda row: replace(row, kl=(0.1,) * 4)),
+        "KL 0.1",
+    ),
+    "disagrees with itself": (
+        "compare_reference",
+        rows_with(lambda row: replace(row, first_divergence=2)),
+        "first divergence 2",
+    ),
+    "ragged rows": (
+        "compare_reference",
+        rows_with(lambda row: replace(row, kl=(0.0,))),
+        r"sequences of \[1, 4\] positions",
+    ),
     "retokenised prompt": ("top_tokens", top_with(prompt_ids=(9,)), r"went in as \(9,\)"),
     "tokens out of order": (
         "top_tokens",
         lambda _s, top, *a: replace(top(*a), tokens=top(*a).tokens[::-1]),
         "the likeliest first",
     ),
-    "too few tokens": ("top_tokens", lambda _s, top, prompt, _k: top(prompt, 1), "3 different tokens"),
+    "too few tokens": (
+        "top_tokens",
+        lambda _s, top, prompt, _k: top(prompt, 1),
+        "3 different tokens",
+    ),
     "another answer": (
         "top_tokens",
-        lambda s, top, prompt, k: top((*prompt, next(s.__dict__.setdefault("calls", itertools.count())) % 2), k),
+        lambda s, top, prompt, k: top(
+            (*prompt, next(s.__dict__.setdefault("calls", itertools.count())) % 2), k
+        ),
         "the same prompt gave",
     ),
-    "another first": ("top_tokens", lambda _s, top, prompt, k: top(prompt[: max(1, k - 1)], k), "not the first of several"),
+    "another first": (
+        "top_tokens",
+        lambda _s, top, prompt, k: top(prompt[: max(1, k - 1)], k),
+        "not the first of several",
+    ),
     "unknown as 0": ("read_memory", memory_with(peak=0), "memory.peak is 0 B"),
-    "None without reason": ("read_memory", memory_with(process=None), "memory.process is None without a reason"),
-    "other weights": ("read_memory", memory_with(weights=5), "memory.weights is 5 B, the tensors described hold 1000"),
+    "None without reason": (
+        "read_memory",
+        memory_with(process=None),
+        "memory.process is None without a reason",
+    ),
+    "other weights": (
+        "read_memory",
+        memory_with(weights=5),
+        "memory.weights is 5 B, the tensors described hold 1000",
+    ),
     "no gauges": ("read_memory", lambda *_: MemoryRead(memory=None), "no memory gauges"),
     "energy without reason": (
         "read_energy",
@@ -194,5 +272,12 @@ def test_a_plan_that_loads_differently_the_second_time_is_caught(tmp_path):
 def test_all_findings_are_in_one_message(tmp_path):
     """An engine's author sees everything at once, by check."""
     with pytest.raises(NonConforming) as caught:
-        check_engine(ScriptedEngine(), scripted_plan("fault=short_output@run,fault=right_padding@open"), directory=tmp_path)
-    assert {line.partition(":")[0] for line in str(caught.value).splitlines()[1:]} == {"exact tokens", "describes itself"}
+        check_engine(
+            ScriptedEngine(),
+            scripted_plan("fault=short_output@run,fault=right_padding@open"),
+            directory=tmp_path,
+        )
+    assert {line.partition(":")[0] for line in str(caught.value).splitlines()[1:]} == {
+        "exact tokens",
+        "describes itself",
+    }

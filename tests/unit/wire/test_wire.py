@@ -15,8 +15,26 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.wire import frames, messages
 from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame, parent_end, worker_end
-from pytest_llmperf.wire.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply, Result
-from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, Slo, Task, TaskSet, Traffic
+from pytest_llmperf.wire.messages import (
+    Command,
+    Failure,
+    FromWorker,
+    Heartbeat,
+    Hello,
+    Reply,
+    Result,
+)
+from pytest_llmperf.workloads import (
+    Batch,
+    Decode,
+    Prefill,
+    PromptSet,
+    Serve,
+    Slo,
+    Task,
+    TaskSet,
+    Traffic,
+)
 
 SCALARS = {
     int: st.integers(-(2**63), 2**64 - 1),
@@ -26,18 +44,36 @@ SCALARS = {
     type(None): st.none(),
     Any: st.none() | st.booleans() | st.text(max_size=5) | st.integers(0, 9),
 }
-PROMPTS = st.builds(PromptSet, name=SCALARS[str], seed=SCALARS[int], texts=st.lists(st.text(max_size=9), max_size=3).map(tuple))
+PROMPTS = st.builds(
+    PromptSet,
+    name=SCALARS[str],
+    seed=SCALARS[int],
+    texts=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+)
 TASKS = st.lists(
-    st.builds(Task, prompt=SCALARS[str], answer=SCALARS[str], choices=st.lists(st.text(max_size=9), max_size=3).map(tuple)),
+    st.builds(
+        Task,
+        prompt=SCALARS[str],
+        answer=SCALARS[str],
+        choices=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+    ),
     min_size=1,
     max_size=3,
 ).map(tuple)
 COUNTS = st.integers(1, 10**6)
 SPECIAL = {
     PromptSet: PROMPTS,
-    TaskSet: st.builds(TaskSet, name=SCALARS[str], items=TASKS, chat=st.booleans(), max_new_tokens=COUNTS),
+    TaskSet: st.builds(
+        TaskSet, name=SCALARS[str], items=TASKS, chat=st.booleans(), max_new_tokens=COUNTS
+    ),
     Prefill: st.builds(Prefill, batch=COUNTS, prompt_tokens=COUNTS, prompts=PROMPTS),
-    Batch: st.builds(Batch, prompts=PROMPTS, max_new_tokens=COUNTS.map(lambda n: n + 1), requests=COUNTS, batch=COUNTS),
+    Batch: st.builds(
+        Batch,
+        prompts=PROMPTS,
+        max_new_tokens=COUNTS.map(lambda n: n + 1),
+        requests=COUNTS,
+        batch=COUNTS,
+    ),
     Slo: st.builds(Slo, ttft=st.floats(0.001, 10)),
     Serve: st.builds(
         Serve,
@@ -45,10 +81,17 @@ SPECIAL = {
         max_new_tokens=COUNTS,
         rate=st.floats(0.1, 100),
         requests=COUNTS,
-        traffic=st.none() | st.builds(Traffic, name=SCALARS[str], timestamps_s=st.tuples(st.floats(0, 9))),
+        traffic=st.none()
+        | st.builds(Traffic, name=SCALARS[str], timestamps_s=st.tuples(st.floats(0, 9))),
         slo=st.none() | st.builds(Slo, ttft=st.floats(0.001, 10)),
     ),
-    Decode: st.builds(Decode, batch=COUNTS, prompt_tokens=COUNTS, new_tokens=COUNTS.map(lambda n: n + 1), prompts=PROMPTS),
+    Decode: st.builds(
+        Decode,
+        batch=COUNTS,
+        prompt_tokens=COUNTS,
+        new_tokens=COUNTS.map(lambda n: n + 1),
+        prompts=PROMPTS,
+    ),
 }
 
 
@@ -65,9 +108,15 @@ def values(kind: Any) -> st.SearchStrategy:
         return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=2)
     if origin is tuple:
         many = arguments[-1] is Ellipsis
-        return st.lists(values(arguments[0]), max_size=2).map(tuple) if many else st.tuples(*map(values, arguments))
+        return (
+            st.lists(values(arguments[0]), max_size=2).map(tuple)
+            if many
+            else st.tuples(*map(values, arguments))
+        )
     hints = typing.get_type_hints(kind)
-    return st.deferred(lambda: st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__}))
+    return st.deferred(
+        lambda: st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__})
+    )
 
 
 @pytest.fixture
@@ -105,7 +154,9 @@ def test_every_command_survives_the_way_to_the_worker(kind):
     check()
 
 
-@pytest.mark.parametrize("kind", [Hello, Heartbeat, Failure, *typing.get_args(Result)], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Hello, Heartbeat, Failure, *typing.get_args(Result)], ids=lambda kind: kind.__name__
+)
 def test_every_answer_survives_the_way_to_the_session(kind):
     """Results and failures inside a reply, the other messages by themselves."""
 
@@ -128,13 +179,22 @@ def test_the_round_trips_cover_every_message():
     tagged = {
         cls
         for cls in vars(messages).values()
-        if isinstance(cls, type) and issubclass(cls, msgspec.Struct) and cls.__module__ == messages.__name__
+        if isinstance(cls, type)
+        and issubclass(cls, msgspec.Struct)
+        and cls.__module__ == messages.__name__
     }
-    assert tagged - {Failure} == {*typing.get_args(Command), *typing.get_args(FromWorker), *typing.get_args(Result)}
+    assert tagged - {Failure} == {
+        *typing.get_args(Command),
+        *typing.get_args(FromWorker),
+        *typing.get_args(Result),
+    }
 
 
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(st.text(max_size=50), min_size=1, max_size=4), sizes=st.lists(st.integers(1, 40), min_size=1))
+@given(
+    texts=st.lists(st.text(max_size=50), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(1, 40), min_size=1),
+)
 def test_frames_may_arrive_in_any_pieces(texts, sizes):
     """Cutting the stream at any bytes gives the same messages in the same order, and none early."""
     sent = [Heartbeat(rank=0, doing=text) for text in texts]
@@ -155,16 +215,25 @@ def test_frames_may_arrive_in_any_pieces(texts, sizes):
 def test_a_large_message_is_sent_whole(pair):
     """Far more than the socket's buffer holds."""
     parent, worker = pair
-    message = messages.MakeReference(prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p")
+    message = messages.MakeReference(
+        prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p"
+    )
     assert through(message, parent, worker) == message
 
 
 def test_threads_that_share_a_socket_never_mix_their_frames(pair):
-    """Heartbeats and replies are sent by two threads; here by four, with frames larger than one write."""
+    """Heartbeats and replies are sent by two threads.
+
+    Here by four, with frames larger than one write.
+    """
     parent, worker = pair
     texts = ["a" * 100_000, "b" * 90_001, "c" * 7, "d" * 300_000]
     threads = [
-        threading.Thread(target=lambda text=text: [worker.send(Heartbeat(rank=0, doing=text), timeout_s=30) for _ in range(10)])
+        threading.Thread(
+            target=lambda text=text: [
+                worker.send(Heartbeat(rank=0, doing=text), timeout_s=30) for _ in range(10)
+            ]
+        )
         for text in texts
     ]
     for thread in threads:
@@ -189,7 +258,9 @@ def test_nothing_to_receive_is_none_and_loses_nothing(pair):
 def test_a_receiver_that_takes_nothing_is_a_timeout(pair):
     """Sending is bounded: the buffer fills, and the rest is not waited for."""
     parent, _ = pair
-    large = messages.MakeReference(prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p")
+    large = messages.MakeReference(
+        prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p"
+    )
     with pytest.raises(TimeoutError, match=r"bytes were not taken in 0\.05 s"):
         parent.send(large, timeout_s=0.05)
 
@@ -217,7 +288,9 @@ def test_a_broken_stream_is_named(pair, stream, error, reason):
 def test_a_message_past_the_limit_is_refused_before_it_is_sent(monkeypatch):
     """The sender's error names the message."""
     monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
-    with pytest.raises(WireError, match=r"a Heartbeat cannot be sent: a frame of \d+ bytes; the limit is 100"):
+    with pytest.raises(
+        WireError, match=r"a Heartbeat cannot be sent: a frame of \d+ bytes; the limit is 100"
+    ):
         frame(Heartbeat(rank=0, doing="x" * 101))
 
 

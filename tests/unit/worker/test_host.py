@@ -92,7 +92,11 @@ class NarrowerError(LoadError):
     ("error", "kind", "message"),
     [
         (MemoryError(), "OutOfMemory", "MemoryError"),
-        (TorchLikeError("CUDA out of memory"), "OutOfMemory", "OutOfMemoryError: CUDA out of memory"),
+        (
+            TorchLikeError("CUDA out of memory"),
+            "OutOfMemory",
+            "OutOfMemoryError: CUDA out of memory",
+        ),
         (OutOfMemory("predicted"), "OutOfMemory", "predicted"),
         (NarrowerError("no file"), "LoadError", "no file"),
         (ValueError("bad"), "ValueError", "ValueError: bad"),

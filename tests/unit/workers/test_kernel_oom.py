@@ -24,7 +24,11 @@ def machine(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("cgroup", "files", "expected"),
     [
-        ("0::/a/b\n", {"sys/a/b/memory.events": "oom 4\noom_kill 3\n"}, {"sys/a/b/memory.events": 3}),
+        (
+            "0::/a/b\n",
+            {"sys/a/b/memory.events": "oom 4\noom_kill 3\n"},
+            {"sys/a/b/memory.events": 3},
+        ),
         (
             "4:memory:/m\n0::/\n",
             {"sys/memory/m/memory.oom_control": "under_oom 0\noom_kill 2\n"},

@@ -14,7 +14,14 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.workers import memory_check
-from pytest_llmperf.workers.memory_check import OwnProcess, WorkerTree, more_than, reaches, settle, used_bytes
+from pytest_llmperf.workers.memory_check import (
+    OwnProcess,
+    WorkerTree,
+    more_than,
+    reaches,
+    settle,
+    used_bytes,
+)
 from pytest_llmperf.workers.pool import Pool
 
 (GPU,) = simulated("1x141GB").gpus
@@ -72,10 +79,14 @@ def test_memory_on_a_device_is_counted_by_the_workers_own_processes(worker, in_u
     worker.wait()
     assert settle(lambda: tree.left([GPU]), limit_s=20) == []
     in_use({worker.pid: 3 * 10**9, 4194305: 10**9})
-    assert settle(lambda: tree.left([GPU]), limit_s=0) == [f"process {worker.pid}: 3.00 GB (3000000000 bytes) on cuda:0"]
+    assert settle(lambda: tree.left([GPU]), limit_s=0) == [
+        f"process {worker.pid}: 3.00 GB (3000000000 bytes) on cuda:0"
+    ]
 
 
-def test_a_device_that_is_fuller_than_before_is_named_unless_a_foreign_process_is_on_it(in_use, worker):
+def test_a_device_that_is_fuller_than_before_is_named_unless_a_foreign_process_is_on_it(
+    in_use, worker
+):
     before = used_bytes([GPU])
     assert before == {GPU.uuid: 0}
     in_use({4194305: 100 * 2**20})

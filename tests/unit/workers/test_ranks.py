@@ -9,17 +9,36 @@ from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, Shard, TensorGroup
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    Mark,
+    MemoryGauges,
+    RequestTrace,
+    StepCost,
+    TokenEvent,
+    Trace,
+)
 from pytest_llmperf.errors import NotInEffect, RanksDisagree
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CeilingsRead, Closed, CollectivesRead, Described, EnergyRead, MemoryRead, Ran
+from pytest_llmperf.wire.messages import (
+    CeilingsRead,
+    Closed,
+    CollectivesRead,
+    Described,
+    EnergyRead,
+    MemoryRead,
+    Ran,
+)
 from pytest_llmperf.workers.ranks import merged, same, step_of_all
 
 WHOLE = 1_000_000
 
 
 def plan_of(strategy: str, device: str = "cpu") -> LoadPlan:
-    return parse(strategy).apply(LoadPlan(model=ModelRef(name="m", kind="arch", location="tiny-llama"), device=device))
+    return parse(strategy).apply(
+        LoadPlan(model=ModelRef(name="m", kind="arch", location="tiny-llama"), device=device)
+    )
 
 
 def shard(rank: int, plan: LoadPlan, **changes: object) -> Shard:
@@ -66,7 +85,10 @@ def described(plan: LoadPlan, *changes: dict) -> Effective:
     """What the ranks say together, with the fields of some changed."""
     each = [changes[rank] if rank < len(changes) else {} for rank in range(plan.ranks)]
     memory = MemoryGauges(weights=1)
-    answers = [Described(effective=effective(rank, plan, **each[rank]), memory=memory) for rank in range(plan.ranks)]
+    answers = [
+        Described(effective=effective(rank, plan, **each[rank]), memory=memory)
+        for rank in range(plan.ranks)
+    ]
     return merged(answers, plan).effective
 
 
@@ -79,10 +101,17 @@ def ran(outputs: str = "o", prompts: str = "p", **changes: object) -> Ran:
         attention_flops_per_token_per_position=2.0,
         compute_dtype="float32",
     )
-    return Ran(trace=Trace(repetition=0, requests=(request,), **changes), step=step, prompts_hash=prompts, outputs_hash=outputs)
+    return Ran(
+        trace=Trace(repetition=0, requests=(request,), **changes),
+        step=step,
+        prompts_hash=prompts,
+        outputs_hash=outputs,
+    )
 
 
-@pytest.mark.parametrize("strategy", ["fp32+tp2", "fp32+fsdp2", "fp32+pp2", "fp32+dp2", "fp32+tp2+pp2", "fp32+tp3"])
+@pytest.mark.parametrize(
+    "strategy", ["fp32+tp2", "fp32+fsdp2", "fp32+pp2", "fp32+dp2", "fp32+tp2+pp2", "fp32+tp3"]
+)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_ranks_that_hold_their_parts_keep_the_promises(strategy, device):
     """All ranks there, devices their own, bytes by the split."""
@@ -94,7 +123,11 @@ def test_ranks_that_hold_their_parts_keep_the_promises(strategy, device):
     ("strategy", "changes", "said"),
     [
         ("tp2", ({}, {"shards": ()}), r"1 ranks hold a part of the model \(\[0\]\), asked for 2"),
-        ("fsdp2", tuple({"bytes": WHOLE} for _ in range(2)), "rank 0 1.000 MB .at most 0.510., rank 1 1.000 MB"),
+        (
+            "fsdp2",
+            tuple({"bytes": WHOLE} for _ in range(2)),
+            "rank 0 1.000 MB .at most 0.510., rank 1 1.000 MB",
+        ),
         ("tp2", ({}, {"bytes": 100}), "do not hold their shares of the 1.000 MB model"),
         ("pp2", ({"bytes": 900_000},), "rank 0 0.900 MB .at most 0.510."),
         ("dp2", ({}, {"bytes": WHOLE // 2}), "do not hold their shares"),
@@ -106,7 +139,10 @@ def test_ranks_that_hold_their_parts_keep_the_promises(strategy, device):
 def test_a_broken_split_is_told_with_the_counts_of_each_rank(strategy, changes, said):
     """Each way to hold too much, too little, or in the wrong place."""
     plan = plan_of(f"fp32+{strategy}", "cuda")
-    each = [change if "shards" in change else {"shards": (shard(rank, plan, **change),)} for rank, change in enumerate(changes)]
+    each = [
+        change if "shards" in change else {"shards": (shard(rank, plan, **change),)}
+        for rank, change in enumerate(changes)
+    ]
     found = described(plan, *each)
     if said is None:
         require_in_effect(found, parse(plan.strategy).promises(plan), when="loaded")
@@ -120,7 +156,9 @@ def test_what_every_rank_keeps_whole_is_allowed_for():
     plan = plan_of("fp32+tp2")
     kept = {"shards": (shard(0, plan, bytes=750_000, kept_bytes=500_000),)}
     other = {"shards": (shard(1, plan, bytes=750_000, kept_bytes=500_000),)}
-    require_in_effect(described(plan, kept, other), parse(plan.strategy).promises(plan), when="loaded")
+    require_in_effect(
+        described(plan, kept, other), parse(plan.strategy).promises(plan), when="loaded"
+    )
 
 
 def test_tensors_of_all_ranks_are_added_and_a_cut_layer_is_one():
@@ -134,17 +172,25 @@ def test_tensors_of_all_ranks_are_added_and_a_cut_layer_is_one():
 
 def test_a_rank_in_another_dtype_is_named():
     """What must be equal and is not is an error with both values."""
-    with pytest.raises(RanksDisagree, match=r"compute_dtype.*'float32' on rank 0; 'bfloat16' on rank 1"):
+    with pytest.raises(
+        RanksDisagree, match=r"compute_dtype.*'float32' on rank 0; 'bfloat16' on rank 1"
+    ):
         described(plan_of("fp32+tp2"), {}, {"compute_dtype": "bfloat16"})
     wrong = LinearGroup(cls="Linear", dtype="bfloat16", layers=1, elements=1, bytes=2)
     plan = plan_of("fp32+tp2")
     with pytest.raises(NotInEffect, match="hold bfloat16 weights"):
-        require_in_effect(described(plan, {}, {"linears": (wrong,)}), parse(plan.strategy).promises(plan), when="loaded")
+        require_in_effect(
+            described(plan, {}, {"linears": (wrong,)}),
+            parse(plan.strategy).promises(plan),
+            when="loaded",
+        )
 
 
 def test_ranks_that_generate_different_tokens_disagree():
     """Of one replica; the replicas of dp have prompts of their own."""
-    with pytest.raises(RanksDisagree, match=r"generated token ids.*'x' on rank 0, 2; 'y' on rank 1"):
+    with pytest.raises(
+        RanksDisagree, match=r"generated token ids.*'x' on rank 0, 2; 'y' on rank 1"
+    ):
         merged([ran("x"), ran("y"), ran("x")], plan_of("tp3"))
     both = merged([ran("x", "a"), ran("y", "b")], plan_of("dp2"))
     assert len(both.trace.requests) == 2
@@ -156,14 +202,23 @@ def test_ranks_that_generate_different_tokens_disagree():
 def test_marks_of_every_rank_count():
     """A GPU that is throttled makes the run doubtful whichever it is."""
     hot = ran(marks=(Mark(kind="throttled", detail="82 C"),))
-    assert merged([ran(), hot], plan_of("tp2")).trace.marks == (Mark(kind="throttled", detail="rank 1: 82 C"),)
+    assert merged([ran(), hot], plan_of("tp2")).trace.marks == (
+        Mark(kind="throttled", detail="rank 1: 82 C"),
+    )
 
 
-@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.sampled_from([1, 2]))
+@given(
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 2]),
+)
 def test_the_cost_of_a_step_does_not_depend_on_how_it_is_spread(tp, fsdp, pp, dp):
     """Costs a token are those of the whole model, weights are read once by each replica."""
     alone = ran().step
-    plan = structs.replace(plan_of("fp32"), tp=tp, fsdp=fsdp, pp=pp, dp=dp, ranks=tp * fsdp * pp * dp)
+    plan = structs.replace(
+        plan_of("fp32"), tp=tp, fsdp=fsdp, pp=pp, dp=dp, ranks=tp * fsdp * pp * dp
+    )
     split = tp * pp
     mine = structs.replace(
         alone,
@@ -182,9 +237,16 @@ def test_the_cost_of_a_step_does_not_depend_on_how_it_is_spread(tp, fsdp, pp, dp
 
 def test_memory_is_summed_and_kept_for_each_rank():
     """A gauge that one rank cannot read is unknown, with the rank in the reason."""
-    known, unknown = MemoryGauges(weights=3, peak=5), MemoryGauges(weights=4, reasons={"peak": "no"})
+    known, unknown = (
+        MemoryGauges(weights=3, peak=5),
+        MemoryGauges(weights=4, reasons={"peak": "no"}),
+    )
     found = merged([MemoryRead(memory=known), MemoryRead(memory=unknown)], plan_of("tp2"))
-    assert (found.memory.weights, found.memory.peak, found.memory.reasons) == (7, None, {"peak": "rank 1: no"})
+    assert (found.memory.weights, found.memory.peak, found.memory.reasons) == (
+        7,
+        None,
+        {"peak": "rank 1: no"},
+    )
     assert found.ranks == (known, unknown)
 
 
@@ -197,13 +259,17 @@ def test_joules_of_all_devices_and_of_a_shared_counter_once(strategy, device, jo
     reading = EnergyRead(energy=EnergyReading(joules=3.0, seconds=3.0, n_output_tokens=10))
     found = merged([reading, reading], plan_of(strategy, device)).energy
     assert (found.joules, found.n_output_tokens) == (joules, tokens)
-    unread = EnergyRead(energy=EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason="no counter"))
+    unread = EnergyRead(
+        energy=EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason="no counter")
+    )
     assert merged([reading, unread], plan_of(strategy, device)).energy.reason == "no counter"
 
 
 def test_ceilings_are_those_of_the_devices_together():
     """Two devices move twice the bytes."""
-    one = CeilingsRead(ceilings=Ceilings(device="d", copy_bytes_per_s=5.0, matmul_flop_per_s={"float32": 7.0}))
+    one = CeilingsRead(
+        ceilings=Ceilings(device="d", copy_bytes_per_s=5.0, matmul_flop_per_s={"float32": 7.0})
+    )
     found = merged([one, one], plan_of("tp2")).ceilings
     assert (found.copy_bytes_per_s, found.matmul_flop_per_s) == (10.0, {"float32": 14.0})
     assert merged([one, CeilingsRead(ceilings=None)], plan_of("tp2")).ceilings is None
@@ -211,7 +277,9 @@ def test_ceilings_are_those_of_the_devices_together():
 
 def test_the_share_in_collectives_is_the_mean_of_the_ranks():
     """Unless one of them cannot tell."""
-    assert merged([CollectivesRead(share=0.2), CollectivesRead(share=0.4)], plan_of("tp2")).share == pytest.approx(0.3)
+    assert merged(
+        [CollectivesRead(share=0.2), CollectivesRead(share=0.4)], plan_of("tp2")
+    ).share == pytest.approx(0.3)
     unread = CollectivesRead(share=None, reason="no profiler")
     assert merged([CollectivesRead(share=0.2), unread], plan_of("tp2")) == unread
 

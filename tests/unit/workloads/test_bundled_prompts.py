@@ -31,7 +31,15 @@ def test_the_short_chat_set_is_the_one_that_stored_runs_were_made_with():
 def test_every_line_states_its_licence_and_kind():
     """Each line is fit to be copied on its own."""
     assert {row["license"] for row in rows()} == {"CC0-1.0"}
-    assert {row["kind"] for row in rows()} == {"fact", "explain", "code", "translate", "summarise", "advice", "reason"}
+    assert {row["kind"] for row in rows()} == {
+        "fact",
+        "explain",
+        "code",
+        "translate",
+        "summarise",
+        "advice",
+        "reason",
+    }
 
 
 def test_prompts_are_short_questions_of_one_paragraph():
@@ -41,7 +49,9 @@ def test_prompts_are_short_questions_of_one_paragraph():
 
 def test_an_unknown_set_is_answered_with_the_known_ones():
     """A misspelt name is suggested."""
-    with pytest.raises(UsageError, match=r"'short-chta' is not known\. Did you mean 'short-chat'\?"):
+    with pytest.raises(
+        UsageError, match=r"'short-chta' is not known\. Did you mean 'short-chat'\?"
+    ):
         PromptSet.bundled("short-chta")
 
 
@@ -65,6 +75,14 @@ def test_the_same_texts_under_another_name_are_the_same_content(tmp_path):
     """The hash is of what is asked, not of where it lies; one other word changes it."""
     copy, other = tmp_path / "copy.jsonl", tmp_path / "other.jsonl"
     copy.write_text(SHORT_CHAT.read_text(encoding="utf-8"), encoding="utf-8")
-    other.write_text(SHORT_CHAT.read_text(encoding="utf-8").replace("moon", "Moon"), encoding="utf-8")
-    assert PromptSet.from_jsonl(copy, chat=True).content_hash == PromptSet.bundled("short-chat").content_hash
-    assert PromptSet.from_jsonl(other, chat=True).content_hash != PromptSet.bundled("short-chat").content_hash
+    other.write_text(
+        SHORT_CHAT.read_text(encoding="utf-8").replace("moon", "Moon"), encoding="utf-8"
+    )
+    assert (
+        PromptSet.from_jsonl(copy, chat=True).content_hash
+        == PromptSet.bundled("short-chat").content_hash
+    )
+    assert (
+        PromptSet.from_jsonl(other, chat=True).content_hash
+        != PromptSet.bundled("short-chat").content_hash
+    )

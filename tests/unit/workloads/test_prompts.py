@@ -11,7 +11,10 @@ from pytest_llmperf.errors import UsageError
 
 
 def test_a_prompt_may_hold_every_other_line_separator(tmp_path: Path) -> None:
-    """JSON allows U+2028, U+2029 and U+0085 unescaped inside a text; a Windows line end is blank space."""
+    """JSON allows U+2028, U+2029 and U+0085 unescaped inside a text.
+
+    A Windows line end is blank space.
+    """
     text = "one\u2028two\u2029three\x85four"
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(f'{{"prompt": "{text}"}}\r\n{{"prompt": "five"}}\r\n'.encode())

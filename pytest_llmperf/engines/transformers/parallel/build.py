@@ -13,7 +13,12 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.refusals.parallel import does_not_divide
 from pytest_llmperf.engines.transformers.checkpoint import Source
-from pytest_llmperf.engines.transformers.parallel.anatomy import Anatomy, anatomy, is_tied, own_bytes
+from pytest_llmperf.engines.transformers.parallel.anatomy import (
+    Anatomy,
+    anatomy,
+    is_tied,
+    own_bytes,
+)
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.engines.transformers.parallel.pipeline import Stage, stage
 from pytest_llmperf.engines.transformers.parallel.sharded import LayerSharder, layer_sharder
@@ -26,7 +31,10 @@ from pytest_llmperf.instruments.torch_runtime import DeviceRuntime
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What the split of a model says each rank must hold; see core.effective.Shard. `grid` is this rank's place."""
+    """What the split of a model says each rank must hold; see core.effective.Shard.
+
+    `grid` is this rank's place.
+    """
 
     grid: Grid
     whole_bytes: int
@@ -107,7 +115,10 @@ class _Building:
         self._sizes = {
             "whole_bytes": own_bytes(bare.model),
             "stage_bytes": self._stage_tensors(),
-            "largest_layer_bytes": max(own_bytes(layer) for layer in bare.model.get_submodule(self._anatomy.layers).children()),
+            "largest_layer_bytes": max(
+                own_bytes(layer)
+                for layer in bare.model.get_submodule(self._anatomy.layers).children()
+            ),
         }
         self._tied = is_tied(bare.model)
 
@@ -115,7 +126,10 @@ class _Building:
         """Fill, cut, tie, shard the rest. Returns the fields of Cut that are known here."""
         model = self._model
         paths = list(model.named_modules())
-        ends = {max(i for i, (path, _) in enumerate(paths) if self._anatomy.layer(path) == n): n for n in self._own_layers()}
+        ends = {
+            max(i for i, (path, _) in enumerate(paths) if self._anatomy.layer(path) == n): n
+            for n in self._own_layers()
+        }
         with self._values.reading():
             for i, (path, module) in enumerate(paths):
                 self._one(module, path)
@@ -143,9 +157,20 @@ class _Building:
         return range(self._anatomy.n_layers) if self._stage is None else self._stage.layers
 
     def _stage_tensors(self) -> int:
-        """Bytes of this stage on one device, from the model on the meta device; tied tensors are one there."""
-        mine = [module for path, module in self._model.named_modules() if self._stage is None or self._stage.keeps(path)]
-        tensors = {id(t): t for m in mine for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+        """Bytes of this stage on one device, from the model on the meta device.
+
+        Tied tensors are one there.
+        """
+        mine = [
+            module
+            for path, module in self._model.named_modules()
+            if self._stage is None or self._stage.keeps(path)
+        ]
+        tensors = {
+            id(t): t
+            for m in mine
+            for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))
+        }
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def _tie(self) -> None:
@@ -158,7 +183,9 @@ class _Building:
     def _holds(self) -> str:
         grid, plan, layers = self._grid, self._plan, self._own_layers()
         parts = [
-            f"{axis} {grid.place(axis) + 1} of {getattr(plan, axis)}" for axis in ("dp", "tp", "fsdp") if getattr(plan, axis) > 1
+            f"{axis} {grid.place(axis) + 1} of {getattr(plan, axis)}"
+            for axis in ("dp", "tp", "fsdp")
+            if getattr(plan, axis) > 1
         ]
         if plan.pp > 1:
             parts.append(f"layers {layers.start} to {layers.stop - 1} of {self._anatomy.n_layers}")

@@ -26,7 +26,9 @@ def share_in_collectives(work: Callable[[], object], device: torch.device) -> fl
     talking = [(e.time_range.start, e.time_range.end) for e in kernels if "nccl" in e.name.lower()]
     if not talking:
         return f"the profiler saw {len(kernels)} kernels of this device and none of NCCL's"
-    working = [(e.time_range.start, e.time_range.end) for e in kernels if "nccl" not in e.name.lower()]
+    working = [
+        (e.time_range.start, e.time_range.end) for e in kernels if "nccl" not in e.name.lower()
+    ]
     return alone(talking, working) / wall_us
 
 

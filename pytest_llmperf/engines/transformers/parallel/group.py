@@ -81,7 +81,9 @@ def join(plan: LoadPlan, device: torch.device) -> Grid | None:
         return None
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != plan.ranks or plan.spread != plan.ranks:
-        raise LoadError(f"strategy {plan.strategy!r} is for {plan.ranks} ranks, and this worker was started as one of {world}.")
+        raise LoadError(
+            f"strategy {plan.strategy!r} is for {plan.ranks} ranks, and this worker was started as one of {world}."
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_backend_available(backend):
         raise UsageError(
@@ -104,6 +106,9 @@ def leave() -> None:
 
 
 def own_rows(ids: Tensor, replicas: int, place: int) -> slice:
-    """The rows of a [batch, width] tensor that a replica takes. Raises UsageError for a batch that cannot be divided."""
+    """The rows of a [batch, width] tensor that a replica takes.
+
+    Raises UsageError for a batch that cannot be divided.
+    """
     rows = rows_of_a_replica(ids.shape[0], replicas)
     return slice(rows * place, rows * (place + 1))

@@ -26,7 +26,10 @@ def require_accelerate(plan: LoadPlan) -> None:
 
 
 def offload(model: Any, plan: LoadPlan, device: torch.device) -> None:
-    """Leave the weights where the plan says, and run on `device`. The folder on disk goes with the model."""
+    """Leave the weights where the plan says, and run on `device`.
+
+    The folder on disk goes with the model.
+    """
     if plan.offload is None:
         return
     import accelerate  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -39,11 +42,15 @@ def offload(model: Any, plan: LoadPlan, device: torch.device) -> None:
         accelerate.disk_offload(model, folder, execution_device=device)
     for buffer_owner in model.modules():
         for name, buffer in list(buffer_owner.named_buffers(recurse=False)):
-            buffer_owner._buffers[name] = buffer.to(device)  # noqa: SLF001  # accelerate leaves small tables in place
+            # Accelerate leaves small tables in place.
+            buffer_owner._buffers[name] = buffer.to(device)  # noqa: SLF001
 
 
 def offloaded_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the parameters that accelerate's hooks hold elsewhere now, by place ("cpu", "disk"). On disk a tied one is two."""
+    """Bytes of the parameters that accelerate's hooks hold elsewhere now, by place ("cpu", "disk").
+
+    On disk a tied one is two.
+    """
     waiting: Counter[str] = Counter()
     seen: set[int] = set()
     for module in model.modules():

@@ -41,16 +41,26 @@ class Stage:
         self._anatomy = anatomy
         self._n, self._i = grid.along("pp"), grid.place("pp")
         self.first, self.last = self._i == 0, self._i == self._n - 1
-        self.layers = range(anatomy.n_layers * self._i // self._n, anatomy.n_layers * (self._i + 1) // self._n)
-        ends = [(anatomy.embedding, self.first or (self.last and is_tied(model))), (anatomy.head, self.last)]
+        self.layers = range(
+            anatomy.n_layers * self._i // self._n, anatomy.n_layers * (self._i + 1) // self._n
+        )
+        ends = [
+            (anatomy.embedding, self.first or (self.last and is_tied(model))),
+            (anatomy.head, self.last),
+        ]
         self._ends = dict([*ends, *((path, self.last) for path in anatomy.norms)])
 
     def keeps(self, path: str) -> bool:
-        """Whether this rank has the module. Containers, and tables that are computed, are on every rank."""
+        """Whether this rank has the module.
+
+        Containers, and tables that are computed, are on every rank.
+        """
         layer = self._anatomy.layer(path)
         if layer is not None:
             return layer in self.layers
-        return all(kept for end, kept in self._ends.items() if path == end or path.startswith(end + "."))
+        return all(
+            kept for end, kept in self._ends.items() if path == end or path.startswith(end + ".")
+        )
 
     def finish(self) -> None:
         """Drop what other ranks have, and send hidden states where they were."""
@@ -101,7 +111,11 @@ class StageForward:
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }
-        entry = {"input_ids": input_ids} if self._first else {"inputs_embeds": self._received(input_ids)}
+        entry = (
+            {"input_ids": input_ids}
+            if self._first
+            else {"inputs_embeds": self._received(input_ids)}
+        )
         if self._last:
             with self._unchanged(entry.get("inputs_embeds")):
                 out = self._own(self._model, **entry, **common, logits_to_keep=logits_to_keep)
@@ -109,7 +123,11 @@ class StageForward:
         else:
             with self._unchanged(entry.get("inputs_embeds")):
                 out = self._model.base_model(**entry, **common)
-            dist.send(out.last_hidden_state.contiguous(), dst=self._ranks[self._place + 1], group=self._group)
+            dist.send(
+                out.last_hidden_state.contiguous(),
+                dst=self._ranks[self._place + 1],
+                group=self._group,
+            )
             logits, cache = self._room(input_ids, logits_to_keep), out.past_key_values
         dist.broadcast(logits, src=self._ranks[-1], group=self._group)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
@@ -130,7 +148,10 @@ class StageForward:
 
 
 class _FirstInput:
-    """Once: what the stage received must be what its first layer gets. A model that scales its embeddings would do so again."""
+    """Once: what the stage received must be what its first layer gets.
+
+    A model that scales its embeddings would do so again.
+    """
 
     def __init__(self, model: Any, hidden: Tensor | None) -> None:
         self._model = model
@@ -139,7 +160,11 @@ class _FirstInput:
 
     def __enter__(self) -> None:
         if self._hidden is not None:
-            stack = next(child for child in self._model.base_model.children() if isinstance(child, nn.ModuleList))
+            stack = next(
+                child
+                for child in self._model.base_model.children()
+                if isinstance(child, nn.ModuleList)
+            )
             self._handle = stack[0].register_forward_pre_hook(self._look)
 
     def __exit__(self, *_error: object) -> None:
@@ -156,7 +181,10 @@ class _FirstInput:
 
 
 def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | None:
-    """None for a plan without a pipeline. Raises LoadError for a model with more than an embedding, layers and a norm."""
+    """None for a plan without a pipeline.
+
+    Raises LoadError for a model with more than an embedding, layers and a norm.
+    """
     if plan.pp == 1:
         return None
     if len(anatomy.norms) != 1:
@@ -165,7 +193,9 @@ def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | N
             f"({', '.join(anatomy.norms)}); a pipeline knows one, the final norm. Take 'tpN' or 'fsdpN'.",
         )
     if anatomy.n_layers < plan.pp:
-        raise LoadError(f"pp{plan.pp} has more devices than {type(model).__name__} has layers: {anatomy.n_layers}.")
+        raise LoadError(
+            f"pp{plan.pp} has more devices than {type(model).__name__} has layers: {anatomy.n_layers}."
+        )
     return Stage(model, grid, anatomy)
 
 

@@ -46,7 +46,10 @@ class Skeleton:
 
 
 def skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
-    """The model of a plan before it has weights. Raises LoadError where its files cannot be read part by part."""
+    """The model of a plan before it has weights.
+
+    Raises LoadError where its files cannot be read part by part.
+    """
     if plan.model.kind == "arch":
         return _of_architecture(plan, device)
     with checkpoint.load_errors(plan, plan.model.location):
@@ -61,7 +64,13 @@ def _of_architecture(plan: LoadPlan, device: torch.device) -> Skeleton:
     dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
     with checkpoint.load_errors(plan, f"architecture {name!r}"):
         model = arch.on_meta(arch.config_of(name), dtype, plan.attention)
-    return Skeleton(model, Seeded(model, device, plan.seed), None, arch.content_hash(name, device, plan.seed), published)
+    return Skeleton(
+        model,
+        Seeded(model, device, plan.seed),
+        None,
+        arch.content_hash(name, device, plan.seed),
+        published,
+    )
 
 
 def _of_folder(plan: LoadPlan, device: torch.device, folder: Path) -> Skeleton:
@@ -94,7 +103,10 @@ class Seeded:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """The generator starts from the seed."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            torch.no_grad(),
+        ):
             torch.manual_seed(self.seed)
             yield
 
@@ -110,7 +122,10 @@ class Seeded:
 
 @dataclass(frozen=True)
 class Files:
-    """Values of safetensors files, read tensor by tensor. `aliases` are tied parameters, which the files hold once."""
+    """Values of safetensors files, read tensor by tensor.
+
+    `aliases` are tied parameters, which the files hold once.
+    """
 
     model: PreTrainedModel
     device: torch.device
@@ -141,8 +156,15 @@ class Files:
             yield
 
     def fill(self, module: nn.Module, path: str) -> None:
-        """See Values. Tables that no file holds (rotary frequencies) are computed by the model's own rules."""
-        computed = [name for name, _ in module.named_buffers(recurse=False) if _join(path, name) not in self.where]
+        """See Values.
+
+        Tables that no file holds (rotary frequencies) are computed by the model's own rules.
+        """
+        computed = [
+            name
+            for name, _ in module.named_buffers(recurse=False)
+            if _join(path, name) not in self.where
+        ]
         for name in computed:
             setattr(module, name, torch.empty_like(module.get_buffer(name), device=self.device))
         if computed:
@@ -150,11 +172,19 @@ class Files:
             initialise(module)
         for name, parameter in list(module.named_parameters(recurse=False)):
             if _join(path, name) in self.where:
-                value = self._read(_join(path, name)).to(device=self.device, dtype=parameter.dtype, copy=True)
+                value = self._read(_join(path, name)).to(
+                    device=self.device, dtype=parameter.dtype, copy=True
+                )
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name not in computed:
-                setattr(module, name, self._read(_join(path, name)).to(device=self.device, dtype=buffer.dtype, copy=True))
+                setattr(
+                    module,
+                    name,
+                    self._read(_join(path, name)).to(
+                        device=self.device, dtype=buffer.dtype, copy=True
+                    ),
+                )
 
     def skip(self, module: nn.Module, path: str) -> None:
         """Not read."""

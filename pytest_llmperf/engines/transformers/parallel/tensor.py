@@ -32,8 +32,18 @@ FALCON_PLAN = {
 HEAD_COUNTS = ("num_heads", "num_kv_heads")
 """Attributes by which some attention modules (falcon's) shape what their own share of the projection gives."""
 
-COLWISE, ROWWISE, GATHERED, EMBEDDED = "colwise", "rowwise", "colwise_gather_output", "embedding_rowwise"
-_SAME = {"colwise_rep": GATHERED, "rowwise_rep": ROWWISE, "replicated_with_grad_allreduce": "", "replicate": ""}
+COLWISE, ROWWISE, GATHERED, EMBEDDED = (
+    "colwise",
+    "rowwise",
+    "colwise_gather_output",
+    "embedding_rowwise",
+)
+_SAME = {
+    "colwise_rep": GATHERED,
+    "rowwise_rep": ROWWISE,
+    "replicated_with_grad_allreduce": "",
+    "replicate": "",
+}
 _KNOWN = (COLWISE, ROWWISE, GATHERED, EMBEDDED, "")
 
 
@@ -68,18 +78,25 @@ class TensorCut:
         """Attention modules that count heads count their own."""
         for module in self.model.modules():
             for name in HEAD_COUNTS:
-                if "Attention" in type(module).__name__ and isinstance(getattr(module, name, None), int):
+                if "Attention" in type(module).__name__ and isinstance(
+                    getattr(module, name, None), int
+                ):
                     setattr(module, name, getattr(module, name) // self.grid.along("tp"))
 
 
 def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
-    """None for a plan without tensor parallelism. Raises LoadError for a model that has no plan, or one of unknown styles."""
+    """None for a plan without tensor parallelism.
+
+    Raises LoadError for a model that has no plan, or one of unknown styles.
+    """
     if plan.tp == 1:
         return None
     is_falcon = model.config.get_text_config().model_type == "falcon"
     given = dict(FALCON_PLAN) if is_falcon else dict(getattr(model, "tp_plan", None) or {})
     if not given:
-        raise LoadError(f"{type(model).__name__} has no tensor-parallel plan in this transformers. Take 'fsdpN' or 'ppN'.")
+        raise LoadError(
+            f"{type(model).__name__} has no tensor-parallel plan in this transformers. Take 'fsdpN' or 'ppN'."
+        )
     rules = {path: _SAME.get(style, style) for path, style in given.items()}
     unknown = sorted({style for style in rules.values() if style not in _KNOWN})
     if unknown:
@@ -113,7 +130,9 @@ def _part(tensor: Tensor, dim: int, grid: Grid) -> nn.Parameter:
     """The part of this rank, in memory of its own, so that the whole can go."""
     n = grid.along("tp")
     if tensor.shape[dim] % n:
-        raise LoadError(f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}.")
+        raise LoadError(
+            f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}."
+        )
     part = tensor.chunk(n, dim)[grid.place("tp")].clone(memory_format=torch.contiguous_format)
     return nn.Parameter(part, requires_grad=False)
 
@@ -170,7 +189,10 @@ class _Gather:
 
 
 class _Lookup:
-    """A rank looks up its own rows; ids of other ranks give zeros, and the sum over the ranks has each row once."""
+    """A rank looks up its own rows.
+
+    Ids of other ranks give zeros, and the sum over the ranks has each row once.
+    """
 
     def __init__(self, module: Any, grid: Grid) -> None:
         self._group = grid.group("tp")

@@ -1,4 +1,7 @@
-"""Pruning of a loaded model, in its own dtype, with statistics in float32; before quantization and adapters."""
+"""Pruning of a loaded model, in its own dtype, with statistics in float32.
+
+Before quantization and adapters.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from pytest_llmperf.engines.transformers.prune.calibration import Calibration, c
 from pytest_llmperf.engines.transformers.prune.measure import Watch, count, sizes
 from pytest_llmperf.engines.transformers.prune.semi_structured import Backend, backend, compress
 from pytest_llmperf.engines.transformers.prune.structured import remove_structures
-from pytest_llmperf.engines.transformers.prune.unstructured import METHODS, needs_calibration, prune_weights
+from pytest_llmperf.engines.transformers.prune.unstructured import (
+    METHODS,
+    needs_calibration,
+    prune_weights,
+)
 from pytest_llmperf.engines.transformers.quantize.plain import load_as_linear
 from pytest_llmperf.strategies.pruned import Pruning, parse_pruning
 
@@ -23,7 +30,9 @@ __all__ = ["Watch", "prune"]
 
 
 def prune(model: Any, tokenizer: Any | None, plan: LoadPlan, device: torch.device) -> Watch | None:
-    """Prune `model` in place as `plan.pruning` says, calibrated on the bundled prompts. None where the plan says nothing.
+    """Prune `model` in place as `plan.pruning` says, calibrated on the bundled prompts.
+
+    None where the plan says nothing.
 
     Raises LoadError for a model that cannot be pruned so, or whose activations are not finite.
     """
@@ -36,7 +45,11 @@ def prune(model: Any, tokenizer: Any | None, plan: LoadPlan, device: torch.devic
         load_as_linear(model)
     blocks = decoder_blocks(model)
     before, others = sizes(blocks), left_out(model, blocks)
-    used = calibration(model, tokenizer, device, plan.seed) if needs_calibration(asked.method) else None
+    used = (
+        calibration(model, tokenizer, device, plan.seed)
+        if needs_calibration(asked.method)
+        else None
+    )
     method = _prune(model, blocks, asked, used)
     layers = {name: layer for block in blocks for name, layer in block.linears.items()}
     first = {name: count(matrix(layer), before[name], asked) for name, layer in layers.items()}
@@ -48,7 +61,11 @@ def prune(model: Any, tokenizer: Any | None, plan: LoadPlan, device: torch.devic
         asked=asked,
         layers={name: weakref.ref(layer) for name, layer in layers.items()},
         first=first,
-        places={name: block.name if asked.structured else name for block in blocks for name in block.linears},
+        places={
+            name: block.name if asked.structured else name
+            for block in blocks
+            for name in block.linears
+        },
         left_out=others,
         stored=stored,
         method={**method, **facts, **seconds},
@@ -57,7 +74,9 @@ def prune(model: Any, tokenizer: Any | None, plan: LoadPlan, device: torch.devic
 
 
 @torch.no_grad()
-def _prune(model: Any, blocks: list[Block], asked: Pruning, used: Calibration | None) -> dict[str, str | int | float]:
+def _prune(
+    model: Any, blocks: list[Block], asked: Pruning, used: Calibration | None
+) -> dict[str, str | int | float]:
     """Prune; returns the method's parameters."""
     if asked.structured and used is not None:
         return remove_structures(model, blocks, asked, used)
@@ -79,11 +98,19 @@ def _store(blocks: list[Block], asked: Pruning, kind: Backend | str) -> tuple[st
     if asked.structured:
         return "smaller", ()
     if isinstance(kind, str):
-        return "dense", (f"{asked} saves no memory and no time, its zeros are stored and multiplied like other weights: {kind}",)
+        return "dense", (
+            f"{asked} saves no memory and no time, its zeros are stored and multiplied like other weights: {kind}",
+        )
     done, refused = compress(blocks, kind)
-    left = f"; {len(refused)} stay dense (dtype, shape or class), the first is {refused[0]}" if refused else ""
+    left = (
+        f"; {len(refused)} stay dense (dtype, shape or class), the first is {refused[0]}"
+        if refused
+        else ""
+    )
     stored = "2:4 compressed" if done else "dense"
-    return stored, (f"{asked}: {done} of {done + len(refused)} linear layers run on sparse tensor cores ({kind.BACKEND}){left}",)
+    return stored, (
+        f"{asked}: {done} of {done + len(refused)} linear layers run on sparse tensor cores ({kind.BACKEND}){left}",
+    )
 
 
 def _free(device: torch.device) -> None:

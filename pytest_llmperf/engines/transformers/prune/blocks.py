@@ -24,16 +24,26 @@ class Block:
 
 
 def decoder_blocks(model: Any) -> list[Block]:
-    """The blocks, first to last. Raises LoadError for a model in which they cannot be told or that has no linear layers."""
+    """The blocks, first to last.
+
+    Raises LoadError for a model in which they cannot be told or that has no linear layers.
+    """
     wanted = model.config.get_text_config().num_hidden_layers
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    lists = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == wanted
+    ]
     if not lists:
         raise LoadError(
             f"{type(model).__name__} cannot be pruned: it holds no list of {wanted} modules, the num_hidden_layers of its "
             "config, and so its decoder blocks cannot be told. Leave the pruning part out.",
         )
     name, modules = lists[0]
-    blocks = [Block(f"{name}.{i}", module, _linears(f"{name}.{i}", module)) for i, module in enumerate(modules)]
+    blocks = [
+        Block(f"{name}.{i}", module, _linears(f"{name}.{i}", module))
+        for i, module in enumerate(modules)
+    ]
     without = next((block for block in blocks if not block.linears), None)
     if without is not None:
         raise LoadError(
@@ -46,19 +56,29 @@ def left_out(model: nn.Module, blocks: list[Block]) -> tuple[str, ...]:
     """Names of linear layers and embeddings that are in no block, and so are not pruned."""
     pruned = {id(layer) for block in blocks for layer in block.linears.values()}
     kinds = (nn.Linear, Conv1D, nn.Embedding)
-    return tuple(name for name, module in model.named_modules() if isinstance(module, kinds) and id(module) not in pruned)
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and id(module) not in pruned
+    )
 
 
 def matrix(layer: nn.Module) -> Tensor:
     """The weight as [outputs, inputs], a view that can be written to: Conv1D stores it the other way round."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]  # nn.Module's attributes are Tensor | Module
+    # Nn.Module's attributes are Tensor | Module.
+    weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.data.t() if isinstance(layer, Conv1D) else weight.data
 
 
 def plain(layer: nn.Module) -> bool:
     """Whether the weight is an ordinary floating-point matrix: not packed, not a tensor subclass."""
     weight = getattr(layer, "weight", None)
-    return isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point() and weight.dim() == 2  # noqa: PLR2004
+    return (
+        isinstance(weight, Tensor)
+        and type(weight.data) is Tensor
+        and weight.is_floating_point()
+        and weight.dim() == 2  # noqa: PLR2004
+    )
 
 
 class BlockInputs:
@@ -97,7 +117,9 @@ def _linears(prefix: str, module: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def _arguments(model: Any, blocks: list[Block], row: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _arguments(
+    model: Any, blocks: list[Block], row: Tensor
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What each block is called with beside the hidden state, in a forward of one row."""
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
@@ -122,14 +144,22 @@ def _into_first(model: Any, block: Block, row: Tensor) -> Tensor:
             model(input_ids=row, use_cache=False)
         except _Reached as reached:
             return reached.hidden
-    raise LoadError(f"{type(model).__name__} cannot be pruned: its forward never calls {block.name}.")
+    raise LoadError(
+        f"{type(model).__name__} cannot be pruned: its forward never calls {block.name}."
+    )
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+def _split(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """The hidden state, and the other arguments."""
     if args:
         return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return (
+        kwargs["hidden_states"],
+        (),
+        {name: value for name, value in kwargs.items() if name != "hidden_states"},
+    )
 
 
 @contextmanager

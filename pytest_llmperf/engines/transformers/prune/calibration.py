@@ -27,7 +27,11 @@ class Calibration:
     @property
     def facts(self) -> dict[str, str | int | float]:
         """What is recorded with a run."""
-        return {"calibration": self.source, "calibration_hash": ids_hash(self.rows), "calibration_tokens": self.rows.numel()}
+        return {
+            "calibration": self.source,
+            "calibration_hash": ids_hash(self.rows),
+            "calibration_tokens": self.rows.numel(),
+        }
 
 
 def calibration(model: Any, tokenizer: Any | None, device: torch.device, seed: int) -> Calibration:
@@ -45,11 +49,17 @@ def calibration(model: Any, tokenizer: Any | None, device: torch.device, seed: i
 
 
 def in_rows(ids: list[int], length: int) -> Tensor:
-    """[rows, length] of consecutive ids; what does not fill a row is left out, unless there is no other."""
+    """[rows, length] of consecutive ids.
+
+    What does not fill a row is left out, unless there is no other.
+    """
     length = min(length, len(ids))
     count = len(ids) // length
     return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
 
 
 def _longest(model: Any) -> int:
-    return min(ROW_TOKENS, int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS))
+    return min(
+        ROW_TOKENS,
+        int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS),
+    )

@@ -20,7 +20,9 @@ from pytest_llmperf.strategies.pruned import STRUCTURED_FAMILIES
 
 @dataclass(frozen=True)
 class Coupled:
-    """Structures of one kind in a block. Unit u is rows[name][u] of each producer and columns[u] of the consumer.
+    """Structures of one kind in a block.
+
+    Unit u is rows[name][u] of each producer and columns[u] of the consumer.
 
     `rows` and `columns` are [units, n] indices; rows that are in no unit stay.
     """
@@ -60,7 +62,10 @@ class Family:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model. Raises LoadError for another than those that are known, or for position biases by head."""
+    """The family of a model.
+
+    Raises LoadError for another than those that are known, or for position biases by head.
+    """
     kind = model.config.get_text_config().model_type
     if kind not in FAMILIES:
         raise LoadError(
@@ -68,7 +73,9 @@ def family_of(model: Any) -> Family:
             f"head is known for {', '.join(STRUCTURED_FAMILIES)}. Use 'wanda:S', which works for any.",
         )
     if getattr(model.config, "alibi", False):
-        raise LoadError("pruning structured: ALiBi's slopes go by the number of heads, which would change. Use 'wanda:S'.")
+        raise LoadError(
+            "pruning structured: ALiBi's slopes go by the number of heads, which would change. Use 'wanda:S'."
+        )
     return FAMILIES[kind]
 
 
@@ -78,7 +85,10 @@ def _ranges(starts: Tensor, length: int) -> Tensor:
 
 
 def _llama_attention(config: Any) -> Coupled:
-    """A key-value head with all its query heads; where there is one key-value head for all, a query head."""
+    """A key-value head with all its query heads.
+
+    Where there is one key-value head for all, a query head.
+    """
     dim, heads, kv = config.head_dim, config.num_attention_heads, config.num_key_value_heads
     names = {part: f"self_attn.{part}_proj" for part in "qkvo"}
     if kv == 1:
@@ -86,7 +96,9 @@ def _llama_attention(config: Any) -> Coupled:
         return Coupled({names["q"]: alone}, names["o"], alone)
     queries = _ranges(torch.arange(kv) * (heads // kv * dim), heads // kv * dim)
     shared = _ranges(torch.arange(kv) * dim, dim)
-    return Coupled({names["q"]: queries, names["k"]: shared, names["v"]: shared}, names["o"], queries)
+    return Coupled(
+        {names["q"]: queries, names["k"]: shared, names["v"]: shared}, names["o"], queries
+    )
 
 
 def _llama_channels(config: Any) -> Coupled:
@@ -96,7 +108,11 @@ def _llama_channels(config: Any) -> Coupled:
 
 def _llama_sizes(config: Any, units: int, channels: int) -> Sizes:
     kv = config.num_key_value_heads
-    return Sizes(units, 1, channels) if kv == 1 else Sizes(units * (config.num_attention_heads // kv), units, channels)
+    return (
+        Sizes(units, 1, channels)
+        if kv == 1
+        else Sizes(units * (config.num_attention_heads // kv), units, channels)
+    )
 
 
 def _resize_llama_block(block: Block, sizes: Sizes) -> None:
@@ -111,7 +127,8 @@ def _resize_llama(model: Any, sizes: Sizes) -> None:
     config.intermediate_size = sizes.channels
 
 
-class SlimFalconConfig(FalconConfig):  # type: ignore[no-untyped-call]  # transformers is partly typed
+# Transformers is partly typed.
+class SlimFalconConfig(FalconConfig):  # type: ignore[no-untyped-call]
     """A Falcon config whose heads are fewer than hidden_size // head_dim: FalconConfig derives head_dim from their number."""
 
     @property
@@ -124,7 +141,9 @@ def _falcon_groups(config: Any) -> tuple[int, int]:
     """Groups of query heads that share keys and values, and query heads in each."""
     if config.new_decoder_architecture:
         return config.num_kv_heads, config.num_attention_heads // config.num_kv_heads
-    return (1, config.num_attention_heads) if config.multi_query else (config.num_attention_heads, 1)
+    return (
+        (1, config.num_attention_heads) if config.multi_query else (config.num_attention_heads, 1)
+    )
 
 
 def _falcon_attention(config: Any) -> Coupled:
@@ -136,7 +155,9 @@ def _falcon_attention(config: Any) -> Coupled:
         alone = _ranges(torch.arange(queries) * dim, dim)
         return Coupled({fused: alone}, dense, alone)
     rows = _ranges(torch.arange(groups) * ((queries + 2) * dim), (queries + 2) * dim)
-    return Coupled({fused: rows}, dense, _ranges(torch.arange(groups) * (queries * dim), queries * dim))
+    return Coupled(
+        {fused: rows}, dense, _ranges(torch.arange(groups) * (queries * dim), queries * dim)
+    )
 
 
 def _falcon_channels(config: Any) -> Coupled:
@@ -160,7 +181,10 @@ def _resize_falcon(model: Any, sizes: Sizes) -> None:
     config.kept_head_dim = config.head_dim
     config.__class__ = SlimFalconConfig
     shared = config.multi_query and not config.new_decoder_architecture
-    config.num_attention_heads, config.num_kv_heads = sizes.heads, sizes.heads if shared else sizes.kv_heads
+    config.num_attention_heads, config.num_kv_heads = (
+        sizes.heads,
+        sizes.heads if shared else sizes.kv_heads,
+    )
     config.ffn_hidden_size = sizes.channels
     model.base_model.num_heads = sizes.heads
 
@@ -171,8 +195,12 @@ def _any(module: nn.Module) -> Any:
 
 
 FAMILIES = {
-    "llama": Family(_llama_attention, _llama_channels, _llama_sizes, _resize_llama_block, _resize_llama),
-    "falcon": Family(_falcon_attention, _falcon_channels, _falcon_sizes, _resize_falcon_block, _resize_falcon),
+    "llama": Family(
+        _llama_attention, _llama_channels, _llama_sizes, _resize_llama_block, _resize_llama
+    ),
+    "falcon": Family(
+        _falcon_attention, _falcon_channels, _falcon_sizes, _resize_falcon_block, _resize_falcon
+    ),
 }
 
 

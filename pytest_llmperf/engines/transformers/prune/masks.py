@@ -1,4 +1,7 @@
-"""Which weights go: masks from scores. Pure functions of tensors; True marks a weight that is to become zero."""
+"""Which weights go: masks from scores.
+
+Pure functions of tensors; True marks a weight that is to become zero.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ SLICE_ELEMENTS = 1 << 24
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` of the lowest scores of the whole tensor. Among equal ones the first in memory go."""
+    """Mask of exactly `count` of the lowest scores of the whole tensor.
+
+    Among equal ones the first in memory go.
+    """
     flat = scores.flatten()
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -28,7 +34,8 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def lowest_in_rows(scores: Tensor, sparsity: float) -> Tensor:
     """Mask of the lowest scores of each row of [rows, columns]. Among equal ones the first go.
 
-    A row loses the whole number of weights below or above `columns * sparsity`, so that all rows together lose `sparsity`.
+    A row loses the whole number of weights below or above `columns * sparsity`, so that all rows
+    together lose `sparsity`.
     """
     columns = scores.shape[1]
     mask = torch.empty_like(scores, dtype=torch.bool)
@@ -42,7 +49,10 @@ def lowest_in_rows(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Mask of the `m - n` lowest scores of every group of `m` neighbours of a row: `n` stay. Columns divide by `m`."""
+    """Mask of the `m - n` lowest scores of every group of `m` neighbours of a row: `n` stay.
+
+    Columns divide by `m`.
+    """
     grouped = scores.reshape(scores.shape[0], -1, m)
     gone = grouped.argsort(dim=-1, stable=True)[..., : m - n]
     return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, gone, value=True).flatten(1)

@@ -41,10 +41,12 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Pruned layers, so that they can be counted again. Held weakly: a layer that is replaced is not kept in memory.
+    """Pruned layers, so that they can be counted again.
 
-    `first` are the counts just after pruning; they stand for a layer that was packed or replaced since. `places` is for each
-    layer where its share is looked at: by itself, or with its block.
+    Held weakly: a layer that is replaced is not kept in memory.
+
+    `first` are the counts just after pruning; they stand for a layer that was packed or replaced
+    since. `places` is for each layer where its share is looked at: by itself, or with its block.
     """
 
     asked: Pruning
@@ -85,7 +87,11 @@ class Watch:
 
     def _count(self, name: str, layer: nn.Module | None) -> Count:
         first = self.first[name]
-        return first if layer is None or not plain(layer) else count(matrix(layer), first.before, self.asked)
+        return (
+            first
+            if layer is None or not plain(layer)
+            else count(matrix(layer), first.before, self.asked)
+        )
 
 
 def count(weight: Tensor, before: int, asked: Pruning) -> Count:
@@ -96,9 +102,13 @@ def count(weight: Tensor, before: int, asked: Pruning) -> Count:
         return Count(before, weights, 0)
     if asked.pattern is None:
         return Count(before, weights, zeros)
-    return Count(before, weights, zeros, weights // asked.pattern[1], broken_groups(weight, *asked.pattern))
+    return Count(
+        before, weights, zeros, weights // asked.pattern[1], broken_groups(weight, *asked.pattern)
+    )
 
 
 def sizes(blocks: list[Block]) -> dict[str, int]:
     """Weights of every linear layer of the blocks."""
-    return {name: matrix(layer).numel() for block in blocks for name, layer in block.linears.items()}
+    return {
+        name: matrix(layer).numel() for block in blocks for name, layer in block.linears.items()
+    }

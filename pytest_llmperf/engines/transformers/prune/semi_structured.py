@@ -36,14 +36,20 @@ def backend(device: torch.device) -> Backend | str:
 
 
 def compress(blocks: list[Block], kind: Backend) -> tuple[int, tuple[str, ...]]:
-    """Store the 2:4 weights of nn.Linear layers as `kind`, in place. Returns how many, and the names of those it cannot take."""
+    """Store the 2:4 weights of nn.Linear layers as `kind`, in place.
+
+    Returns how many, and the names of those it cannot take.
+    """
     done, refused = 0, []
     for block in blocks:
         for name, layer in block.linears.items():
             if takes(kind, layer):
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor is in prototype stage")
-                    layer.weight = nn.Parameter(kind.from_dense(layer.weight.data), requires_grad=False)  # type: ignore[arg-type]
+                    warnings.filterwarnings(
+                        "ignore", message=".*SparseSemiStructuredTensor is in prototype stage"
+                    )
+                    sparse = kind.from_dense(layer.weight.data)  # type: ignore[arg-type]
+                    layer.weight = nn.Parameter(sparse, requires_grad=False)
                 done += 1
             else:
                 refused.append(name)
@@ -55,7 +61,8 @@ def takes(kind: Backend, layer: nn.Module) -> bool:
     if type(layer).forward is not nn.Linear.forward:
         return False
     weight: Any = layer.weight
-    shapes = kind._DTYPE_SHAPE_CONSTRAINTS.get(weight.dtype)  # noqa: SLF001  the only place where torch says them
+    # The only place where torch says them.
+    shapes = kind._DTYPE_SHAPE_CONSTRAINTS.get(weight.dtype)  # noqa: SLF001
     if shapes is None or not weight.is_contiguous():
         return False
     rows, columns = weight.shape

@@ -20,10 +20,13 @@ DAMPENING = 0.01
 _STRONGER = (1.0, 10.0, 100.0)
 
 
-def sparsegpt(weight: Tensor, moments: Tensor, sparsity: float, pattern: tuple[int, int] | None = None) -> Tensor:
+def sparsegpt(
+    weight: Tensor, moments: Tensor, sparsity: float, pattern: tuple[int, int] | None = None
+) -> Tensor:
     """The pruned weight, [outputs, inputs] float32, for inputs with second `moments` X^T X [inputs, inputs]. Both are kept."""
     columns = weight.shape[1]
-    moments, rows = moments.clone(), weight.t().contiguous()  # [inputs, outputs]: what is updated together lies together
+    # [inputs, outputs]: what is updated together lies together.
+    moments, rows = moments.clone(), weight.t().contiguous()
     dead = moments.diagonal() == 0
     moments.diagonal()[dead] = 1.0
     rows[dead] = 0.0
@@ -36,14 +39,19 @@ def sparsegpt(weight: Tensor, moments: Tensor, sparsity: float, pattern: tuple[i
 
 
 def inverse_factor(moments: Tensor) -> Tensor:
-    """The upper Cholesky factor U of (moments + dampening)^-1 = U^T U. Raises LoadError if there is none."""
+    """The upper Cholesky factor U of (moments + dampening)^-1 = U^T U.
+
+    Raises LoadError if there is none.
+    """
     for stronger in _STRONGER:
         dampened = moments.clone()
         dampened.diagonal().add_(DAMPENING * stronger * moments.diagonal().mean())
         lower, failed = torch.linalg.cholesky_ex(dampened)
         if int(failed):
             continue
-        factor: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        factor: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(
+            torch.cholesky_inverse(lower), upper=True
+        )
         if not int(factor[1]):
             return factor[0]
     raise LoadError(
@@ -52,8 +60,13 @@ def inverse_factor(moments: Tensor) -> Tensor:
     )
 
 
-def _prune_block(rows: Tensor, factor: Tensor, sparsity: float, pattern: tuple[int, int] | None) -> Tensor:
-    """Prune [columns, outputs] in place, each column by its mask, and correct the ones after it. Returns the scaled errors."""
+def _prune_block(
+    rows: Tensor, factor: Tensor, sparsity: float, pattern: tuple[int, int] | None
+) -> Tensor:
+    """Prune [columns, outputs] in place, each column by its mask, and correct the ones after it.
+
+    Returns the scaled errors.
+    """
     diagonal = factor.diagonal()
     width = rows.shape[0] if pattern is None else pattern[1]
     errors, gone = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
@@ -61,7 +74,9 @@ def _prune_block(rows: Tensor, factor: Tensor, sparsity: float, pattern: tuple[i
         if j % width == 0:
             scores = (rows[j : j + width] / diagonal[j : j + width, None]).square()
             gone[j : j + width] = (
-                lowest(scores, round(scores.numel() * sparsity)) if pattern is None else n_of_m(scores.t(), *pattern).t()
+                lowest(scores, round(scores.numel() * sparsity))
+                if pattern is None
+                else n_of_m(scores.t(), *pattern).t()
             )
         torch.mul(rows[j], gone[j], out=errors[j]).div_(diagonal[j])
         rows[j:].addr_(factor[j, j:], errors[j], alpha=-1.0)

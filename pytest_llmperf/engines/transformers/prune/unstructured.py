@@ -64,13 +64,23 @@ METHODS = {
     "wanda": Method(SquaredNorm, {"score": "|weight| x input L2 norm", "compared_in": "row"}),
     "sparsegpt": Method(
         SecondMoments,
-        {"score": "weight^2 / [H^-1]^2", "compared_in": "block", "dampening": DAMPENING, "block_columns": BLOCK_COLUMNS},
+        {
+            "score": "weight^2 / [H^-1]^2",
+            "compared_in": "block",
+            "dampening": DAMPENING,
+            "block_columns": BLOCK_COLUMNS,
+        },
     ),
 }
 
 
-def prune_weights(model: Any, blocks: list[Block], asked: Pruning, calibrated: Calibration | None) -> None:
-    """Prune every linear layer of `blocks`. Raises LoadError for inputs that are not finite or columns that do not divide."""
+def prune_weights(
+    model: Any, blocks: list[Block], asked: Pruning, calibrated: Calibration | None
+) -> None:
+    """Prune every linear layer of `blocks`.
+
+    Raises LoadError for inputs that are not finite or columns that do not divide.
+    """
     _require_columns(blocks, asked)
     if calibrated is None:
         for layer in (layer for block in blocks for layer in block.linears.values()):
@@ -128,7 +138,9 @@ def watched(linears: Any, kind: type[SquaredNorm | SecondMoments]) -> Iterator[d
     """A statistic of the inputs of every layer, by its name, while the context lasts."""
     seen: dict[str, Seen] = {name: kind(layer) for name, layer in linears.items()}
     handles = [
-        layer.register_forward_pre_hook(lambda _layer, args, into=seen[name]: into.add(args[0].flatten(0, -2)))
+        layer.register_forward_pre_hook(
+            lambda _layer, args, into=seen[name]: into.add(args[0].flatten(0, -2))
+        )
         for name, layer in linears.items()
     ]
     try:
@@ -142,7 +154,12 @@ def _require_columns(blocks: list[Block], asked: Pruning) -> None:
     if asked.pattern is None:
         return
     group = asked.pattern[1]
-    odd = {name: matrix(m).shape[1] for b in blocks for name, m in b.linears.items() if matrix(m).shape[1] % group}
+    odd = {
+        name: matrix(m).shape[1]
+        for b in blocks
+        for name, m in b.linears.items()
+        if matrix(m).shape[1] % group
+    }
     if odd:
         name, columns = next(iter(odd.items()))
         raise LoadError(

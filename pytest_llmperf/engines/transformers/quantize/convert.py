@@ -21,12 +21,17 @@ _BACKENDS = {
     "torchao": "pytest_llmperf.engines.transformers.quantize.with_torchao",
 }
 LOAD_AS_LINEAR = "load_as_linear"
-"""Load-plan option: False leaves subclasses of nn.Linear as they are. For tests that show what happens then."""
+"""Load-plan option: False leaves subclasses of nn.Linear as they are.
+
+For tests that show what happens then.
+"""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a quantizer did. `declared` and `passed_over` are paths of linear layers it left alone, with the reason.
+    """What a quantizer did.
+
+    `declared` and `passed_over` are paths of linear layers it left alone, with the reason.
 
     `packed` says how a checkpoint stores its layers, where the weights came from one.
     """
@@ -40,10 +45,12 @@ class Conversion:
 
 
 class Quantizer:
-    """Converts the linear layers of one model. Use: `prepare` the model, `convert` each module, then take `conversion`.
+    """Converts the linear layers of one model.
 
-    The output head stays as it is: it shares its weights with the embedding in many models, and quantizing it costs the
-    most accuracy. So do modules that the architecture keeps in float32.
+    Use: `prepare` the model, `convert` each module, then take `conversion`.
+
+    The output head stays as it is: it shares its weights with the embedding in many models, and
+    quantizing it costs the most accuracy. So do modules that the architecture keeps in float32.
     """
 
     def __init__(self, plan: LoadPlan, device: torch.device) -> None:
@@ -59,9 +66,12 @@ class Quantizer:
         self.conversion.declared.update(left_out_beforehand(model))
 
     def convert(self, model: Any, path: str) -> None:
-        """Quantize the module at `path` if it is a linear layer that is not left out; its weights must be there.
+        """Quantize the module at `path` if it is a linear layer that is not left out.
 
-        Only now is it loaded as nn.Linear if it computes the same: transformers draws random weights by class.
+        Its weights must be there.
+
+        Only now is it loaded as nn.Linear if it computes the same: transformers draws random
+        weights by class.
         """
         module = model.get_submodule(path)
         if path in self.conversion.declared or not isinstance(module, (nn.Linear, Conv1D)):
@@ -79,7 +89,8 @@ class Quantizer:
     def _refusal(self, module: nn.Module) -> str | None:
         if type(module) is not nn.Linear:
             return f"{type(module).__name__} is not converted, only nn.Linear is"
-        return self._backend.refusal(module, self._scheme, self._device)  # type: ignore[no-any-return]  # a module
+        # A module.
+        return self._backend.refusal(module, self._scheme, self._device)  # type: ignore[no-any-return]
 
     def finish(self, model: Any) -> Conversion:
         """Everything else to the device, too."""
@@ -96,9 +107,14 @@ class Quantizer:
 
 
 def checkpoint_conversion(plan: LoadPlan, model: Any, packed: Packed, folder: Path) -> Conversion:
-    """Keep the layers of a checkpoint that was just loaded as they are stored. What it does not quantize, its config declares."""
+    """Keep the layers of a checkpoint that was just loaded as they are stored.
+
+    What it does not quantize, its config declares.
+    """
     part = plan.quantization or ""
-    from_checkpoint: Any = import_module("pytest_llmperf.engines.transformers.quantize.with_compressed_tensors")
+    from_checkpoint: Any = import_module(
+        "pytest_llmperf.engines.transformers.quantize.with_compressed_tensors"
+    )
     declared = left_out_beforehand(model)
     for path in from_checkpoint.keep_packed(model, folder):
         declared.setdefault(path, "the checkpoint's config leaves it out")
@@ -126,13 +142,18 @@ def place(model: nn.Module, device: torch.device) -> None:
     """Move parameters and buffers that are elsewhere to `device`; tied ones stay tied."""
     moved: dict[int, Any] = {}
     for module in model.modules():
-        for own in (module._parameters, module._buffers):  # noqa: SLF001  # `.to` would touch what is quantised already
+        # `.to` would touch what is quantised already.
+        for own in (module._parameters, module._buffers):  # noqa: SLF001
             for name, tensor in own.items():
                 if tensor is None or tensor.device == device:
                     continue
                 if id(tensor) not in moved:
                     there = tensor.data.to(device)
-                    moved[id(tensor)] = nn.Parameter(there, requires_grad=False) if own is module._parameters else there  # noqa: SLF001
+                    moved[id(tensor)] = (
+                        nn.Parameter(there, requires_grad=False)
+                        if own is module._parameters  # noqa: SLF001
+                        else there
+                    )
                 own[name] = moved[id(tensor)]
 
 

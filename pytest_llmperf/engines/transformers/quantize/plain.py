@@ -1,7 +1,10 @@
-"""Linear layers that are not nn.Linear itself but compute the same, as nn.Linear. Nothing outside of the given model changes.
+"""Linear layers that are not nn.Linear itself but compute the same, as nn.Linear.
 
-transformers' Falcon, for one, has a FalconLinear that multiplies by the transposed weight. bitsandbytes' converter looks for
-nn.Linear alone and passes over it without an error; torchao fails at the transposition (`aten.numpy_T`).
+Nothing outside of the given model changes.
+
+transformers' Falcon, for one, has a FalconLinear that multiplies by the transposed weight.
+bitsandbytes' converter looks for nn.Linear alone and passes over it without an error; torchao fails
+at the transposition (`aten.numpy_T`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ _BFLOAT16_ULPS = 4
 
 
 def load_as_linear(model: nn.Module) -> Counter[str]:
-    """Replace each linear layer of another class that computes what nn.Linear does; the parameters stay the same objects.
+    """Replace each linear layer of another class that computes what nn.Linear does.
+
+    The parameters stay the same objects.
 
     Returns how many were replaced, by class.
     """
@@ -35,10 +40,16 @@ def load_as_linear(model: nn.Module) -> Counter[str]:
 
 def as_linear(module: nn.Module) -> nn.Linear | None:
     """An nn.Linear with the module's parameters, or None where the module is one already or does not compute the same."""
-    if type(module) is nn.Linear or not isinstance(module, (nn.Linear, Conv1D)) or not _computes_the_same(module):
+    if (
+        type(module) is nn.Linear
+        or not isinstance(module, (nn.Linear, Conv1D))
+        or not _computes_the_same(module)
+    ):
         return None
     turned = isinstance(module, Conv1D)
-    weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False) if turned else module.weight
+    weight = (
+        nn.Parameter(module.weight.T.contiguous(), requires_grad=False) if turned else module.weight
+    )
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
     plain.weight, plain.bias = weight, module.bias
     return plain.train(module.training)
@@ -47,10 +58,16 @@ def as_linear(module: nn.Module) -> nn.Linear | None:
 def _computes_the_same(module: nn.Linear | Conv1D) -> bool:
     """The module's own forward, on a small copy with random parameters, against a linear layer's.
 
-    In float32 with small whole numbers, whose sums are exact in any order: every bit must be equal. In bfloat16 with normal
-    numbers: equal to rounding. A module with anything but a weight and a bias, or with hooks, is not taken for a linear layer.
+    In float32 with small whole numbers, whose sums are exact in any order: every bit must be equal.
+    In bfloat16 with normal numbers: equal to rounding. A module with anything but a weight and a
+    bias, or with hooks, is not taken for a linear layer.
     """
-    if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules or _has_hooks(module):  # noqa: SLF001
+    if (
+        set(module._parameters) - {"weight", "bias"}  # noqa: SLF001
+        or module._buffers  # noqa: SLF001
+        or module._modules  # noqa: SLF001
+        or _has_hooks(module)
+    ):
         return False
     generator = torch.Generator().manual_seed(_SEED)
 
@@ -65,7 +82,11 @@ def _computes_the_same(module: nn.Linear | Conv1D) -> bool:
         ours, reference = _both(module, normal(_OUT, _IN), normal(_OUT), normal(2, _ROWS, _IN))
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False  # it needs more than an input
-    return exact and ours.dtype == reference.dtype and _equal_to_rounding(ours.float(), reference.float())
+    return (
+        exact
+        and ours.dtype == reference.dtype
+        and _equal_to_rounding(ours.float(), reference.float())
+    )
 
 
 def _equal_to_rounding(ours: Tensor, reference: Tensor) -> bool:
@@ -73,7 +94,9 @@ def _equal_to_rounding(ours: Tensor, reference: Tensor) -> bool:
     return bool(((ours - reference).abs() <= _BFLOAT16_ULPS * unit).all())
 
 
-def _both(module: nn.Linear | Conv1D, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _both(
+    module: nn.Linear | Conv1D, weight: Tensor, bias: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output of a copy of `module` with these parameters, and of F.linear."""
     small = copy.copy(module)
     turned = isinstance(module, Conv1D)
@@ -91,5 +114,8 @@ def _both(module: nn.Linear | Conv1D, weight: Tensor, bias: Tensor, x: Tensor) -
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") or hasattr(module, "parametrizations"),  # noqa: SLF001
+        module._forward_hooks  # noqa: SLF001
+        or module._forward_pre_hooks  # noqa: SLF001
+        or hasattr(module, "_hf_hook")
+        or hasattr(module, "parametrizations"),
     )

@@ -1,4 +1,7 @@
-"""What a quantization did, counted from the layers that are there; the conversion's notes give only the reasons."""
+"""What a quantization did, counted from the layers that are there.
+
+The conversion's notes give only the reasons.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from pytest_llmperf.instruments.layers import dtype_name
 
 def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
     """Every linear layer of the model, as quantized or as left out with the reason."""
-    named = ((path.removesuffix(".base_layer"), module) for path, module in model.named_modules())  # inside an adapter
+    # Inside an adapter.
+    named = ((path.removesuffix(".base_layer"), module) for path, module in model.named_modules())
     linears = {path: module for path, module in named if is_linear(module)}
     low = {path: layer for path, layer in linears.items() if is_quantized(layer)}
     return Quantized(
@@ -36,7 +40,9 @@ def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
         formats=tuple(sorted({format_of(layer) for layer in low.values()})),
         held=dict(_held(list(low.values()))),
         analytic=dict(_analytic(list(low.values()), conversion)),
-        left_out=_left_out({path: layer for path, layer in linears.items() if path not in low}, conversion),
+        left_out=_left_out(
+            {path: layer for path, layer in linears.items() if path not in low}, conversion
+        ),
         loaded_as_linear=dict(conversion.loaded_as_linear),
     )
 
@@ -54,7 +60,12 @@ def _analytic(layers: list[Any], conversion: Conversion) -> Counter[str]:
     for layer in layers:
         shape = int(layer.out_features), int(layer.in_features)
         if conversion.packed is None:
-            total += layer_bytes(conversion.scheme, *shape, layout=layout_of(layer), float_dtype=dtype_name(layer.weight))
+            total += layer_bytes(
+                conversion.scheme,
+                *shape,
+                layout=layout_of(layer),
+                float_dtype=dtype_name(layer.weight),
+            )
         else:
             total += packed_layer_bytes(conversion.packed, *shape, dtype_name(layer.weight_scale))
     return total
@@ -64,7 +75,9 @@ def _left_out(layers: dict[str, nn.Module], conversion: Conversion) -> tuple[Lef
     groups: dict[tuple[str, str, bool], list[str]] = {}
     for path, layer in layers.items():
         declared = path in conversion.declared
-        reason = conversion.declared.get(path) or conversion.passed_over.get(path) or _stored_as(layer)
+        reason = (
+            conversion.declared.get(path) or conversion.passed_over.get(path) or _stored_as(layer)
+        )
         groups.setdefault((type(layer).__name__, reason, declared), []).append(path)
     return tuple(
         LeftOut(

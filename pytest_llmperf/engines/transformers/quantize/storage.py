@@ -50,18 +50,33 @@ def side_tensors(layer: Any) -> Iterator[torch.Tensor]:
     LLM.int8() moves its scales from the weight to the layer's state at the first forward pass, and names the weight again
     there: a caller that counts bytes must count a tensor that lies in memory once only once.
     """
-    weight = layer._parameters.get("weight")  # noqa: SLF001  # a packed layer's `weight` may be a method
+    # A packed layer's `weight` may be a method.
+    weight = layer._parameters.get("weight")  # noqa: SLF001
     state = getattr(layer, "state", None)
-    candidates = [getattr(owner, name, None) for owner in (weight, state) if owner is not None for name in ("CB", "SCB")]
+    candidates = [
+        getattr(owner, name, None)
+        for owner in (weight, state)
+        if owner is not None
+        for name in ("CB", "SCB")
+    ]
     quant_state = getattr(weight, "quant_state", None)
     for nested in (quant_state, getattr(quant_state, "state2", None)):
-        candidates += [getattr(nested, name, None) for name in ("absmax", "code", "offset")] if nested is not None else []
+        candidates += (
+            [getattr(nested, name, None) for name in ("absmax", "code", "offset")]
+            if nested is not None
+            else []
+        )
     yield from (tensor for tensor in candidates if isinstance(tensor, torch.Tensor))
 
 
 def stored_tensors(layer: nn.Module) -> list[torch.Tensor]:
     """The plain tensors that hold a layer's parameters and buffers, each once, its bias included."""
-    own = [t for source in (layer.parameters(), layer.buffers()) for tensor in source for t in inner_tensors(tensor)]
+    own = [
+        t
+        for source in (layer.parameters(), layer.buffers())
+        for tensor in source
+        for t in inner_tensors(tensor)
+    ]
     seen: dict[tuple[object, ...], torch.Tensor] = {}
     for tensor in (*own, *side_tensors(layer)):
         seen.setdefault(identity(tensor), tensor)
@@ -86,7 +101,8 @@ def is_quantized(layer: nn.Module) -> bool:
 
 def format_of(layer: nn.Module) -> str:
     """The storage format of a quantized layer, as core.quantization.Method.formats names it."""
-    weight = layer._parameters.get("weight")  # noqa: SLF001  # a packed layer's `weight` may be a method
+    # A packed layer's `weight` may be a method.
+    weight = layer._parameters.get("weight")  # noqa: SLF001
     if getattr(layer, "stored_format", None):
         return str(layer.stored_format)
     quant_state = getattr(weight, "quant_state", None)
@@ -97,5 +113,10 @@ def format_of(layer: nn.Module) -> str:
 
 def layout_of(layer: nn.Module) -> str:
     """What core.quantization.layer_bytes must know of a layer beside its scheme and shape."""
-    quant_state = getattr(layer._parameters.get("weight"), "quant_state", None)  # noqa: SLF001  # as in side_tensors
-    return PACKED_FOR_CPU if getattr(quant_state, "packing_format_for_cpu", False) else format_of(layer)
+    # As in side_tensors.
+    quant_state = getattr(layer._parameters.get("weight"), "quant_state", None)  # noqa: SLF001
+    return (
+        PACKED_FOR_CPU
+        if getattr(quant_state, "packing_format_for_cpu", False)
+        else format_of(layer)
+    )

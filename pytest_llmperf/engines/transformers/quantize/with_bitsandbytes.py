@@ -30,14 +30,28 @@ def refusal(layer: nn.Linear, scheme: Scheme, device: torch.device) -> str | Non
 
 
 def converted(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
-    """The layer quantized on `device`. It computes in the dtype that its weight had; its bias keeps that dtype."""
-    made = _int8(layer, scheme, device) if scheme.method == "int8" else _four_bit(layer, scheme, device)
-    made.bias = None if layer.bias is None else nn.Parameter(layer.bias.data.to(device), requires_grad=False)
+    """The layer quantized on `device`.
+
+    It computes in the dtype that its weight had; its bias keeps that dtype.
+    """
+    made = (
+        _int8(layer, scheme, device)
+        if scheme.method == "int8"
+        else _four_bit(layer, scheme, device)
+    )
+    made.bias = (
+        None
+        if layer.bias is None
+        else nn.Parameter(layer.bias.data.to(device), requires_grad=False)
+    )
     return made.requires_grad_(requires_grad=False).train(layer.training)
 
 
 def mark(model: Any, scheme: Scheme) -> None:
-    """Set the flag that transformers sets on models it quantized with bitsandbytes; peft looks for it."""
+    """Set the flag that transformers sets on models it quantized with bitsandbytes.
+
+    Peft looks for it.
+    """
     setattr(model, "is_loaded_in_8bit" if scheme.method == "int8" else "is_loaded_in_4bit", True)
 
 
@@ -50,8 +64,12 @@ def _int8(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
         threshold=scheme.threshold,
         device="meta",
     )
-    rows, scales, _ = bnb.functional.int8_vectorwise_quant(layer.weight.data.to(device=device, dtype=torch.float16))
-    made.weight = _NN.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
+    rows, scales, _ = bnb.functional.int8_vectorwise_quant(
+        layer.weight.data.to(device=device, dtype=torch.float16)
+    )
+    made.weight = _NN.Int8Params(
+        rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales
+    )
     return made  # type: ignore[no-any-return]  # as _NN
 
 

@@ -25,7 +25,11 @@ def refusal(layer: nn.Linear, scheme: Scheme, _device: torch.device) -> str | No
     """Why torchao would pass over the layer, which it does without an error."""
     if scheme.method == "int4wo" and layer.in_features % scheme.group:
         return f"{layer.in_features} inputs are no multiple of the group size {scheme.group}"
-    if scheme.method == "fp8" and not scheme.weight_only and (layer.in_features | layer.out_features) % _FLOAT8_MULTIPLE:
+    if (
+        scheme.method == "fp8"
+        and not scheme.weight_only
+        and (layer.in_features | layer.out_features) % _FLOAT8_MULTIPLE
+    ):
         return f"{layer.out_features} x {layer.in_features} is no multiple of {_FLOAT8_MULTIPLE} in both dimensions"
     return None
 
@@ -45,20 +49,28 @@ def mark(_model: Any, _scheme: Scheme) -> None:
 
 
 def _config(scheme: Scheme) -> Any:
-    """The configuration in torchao's terms. Settings of the compiler are the load plan's, never set on the side."""
+    """The configuration in torchao's terms.
+
+    Settings of the compiler are the load plan's, never set on the side.
+    """
     if scheme.method == "int8wo":
         return Int8WeightOnlyConfig(set_inductor_config=False)
     if scheme.method == "int4wo":
         tiled = Int4PackingFormat.TILE_PACKED_TO_4D
-        return Int4WeightOnlyConfig(group_size=scheme.group, int4_packing_format=tiled, set_inductor_config=False)
+        return Int4WeightOnlyConfig(
+            group_size=scheme.group, int4_packing_format=tiled, set_inductor_config=False
+        )
     if scheme.weight_only:
         return Float8WeightOnlyConfig(set_inductor_config=False)
-    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), set_inductor_config=False
+    )
 
 
 def _int4_for_cpu(layer: nn.Linear, scheme: Scheme) -> None:
     """The layout for a CPU, which torchao's stable configurations do not offer."""
-    from torchao.prototype.quantization.int4 import Int4OpaqueTensor  # noqa: PLC0415  # only where it is needed: a prototype
+    # Only where it is needed: a prototype.
+    from torchao.prototype.quantization.int4 import Int4OpaqueTensor  # noqa: PLC0415
 
     weight = Int4OpaqueTensor.from_hp(layer.weight.data, [1, scheme.group])
     layer.weight = nn.Parameter(weight, requires_grad=False)

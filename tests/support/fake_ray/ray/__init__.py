@@ -21,7 +21,9 @@ _state: dict[str, Any] = {}
 
 def init(*, address: str, **_options: object) -> None:
     if "FAKE_RAY" not in os.environ:
-        raise ConnectionError(f"Could not find any running Ray instance at {address}. Please specify the one to connect to.")
+        raise ConnectionError(
+            f"Could not find any running Ray instance at {address}. Please specify the one to connect to."
+        )
     _state.update(json.loads(os.environ["FAKE_RAY"]))
 
 
@@ -57,7 +59,8 @@ class _Method:
         def run() -> None:
             try:
                 done.set_result(self._bound(*arguments))
-            except Exception as error:  # noqa: BLE001 - the boundary of the process: all errors travel
+            # The boundary of the process: all errors travel.
+            except Exception as error:  # noqa: BLE001
                 done.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
@@ -80,7 +83,11 @@ class _Remote:
         return self
 
     def remote(self, *arguments: object) -> Any:
-        return _Actor(self._made(*arguments)) if isinstance(self._made, type) else _Method(self._made).remote(*arguments)
+        return (
+            _Actor(self._made(*arguments))
+            if isinstance(self._made, type)
+            else _Method(self._made).remote(*arguments)
+        )
 
 
 def remote(made: Any) -> _Remote:
@@ -88,7 +95,11 @@ def remote(made: Any) -> _Remote:
 
 
 def get(found: Any, timeout: float | None = None) -> Any:
-    return [each.result(timeout) for each in found] if isinstance(found, list) else found.result(timeout)
+    return (
+        [each.result(timeout) for each in found]
+        if isinstance(found, list)
+        else found.result(timeout)
+    )
 
 
 def kill(_actor: _Actor) -> None:
@@ -97,10 +108,16 @@ def kill(_actor: _Actor) -> None:
 
 def reserve(bundles: list[dict[str, int]]) -> dict[int, str]:
     """Bundles by node, in turn over the nodes that have room."""
-    room = {f"node{i}": {"CPU": cpus, "GPU": gpus} for i, (cpus, gpus) in enumerate(_state["nodes"])}
+    room = {
+        f"node{i}": {"CPU": cpus, "GPU": gpus} for i, (cpus, gpus) in enumerate(_state["nodes"])
+    }
     placed = {}
     for index, bundle in enumerate(bundles):
-        able = [node for node, free in room.items() if all(free[name] >= n for name, n in bundle.items())]
+        able = [
+            node
+            for node, free in room.items()
+            if all(free[name] >= n for name, n in bundle.items())
+        ]
         node = max(able, key=lambda each: room[each]["CPU"])
         room[node] = {name: free - bundle.get(name, 0) for name, free in room[node].items()}
         placed[index] = node

@@ -13,13 +13,21 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
-from pytest_llmperf.core.agreement.rules import DEFAULT_RULES, Rule, default_rule, kind_of, parse_rule
+from pytest_llmperf.core.agreement.rules import (
+    DEFAULT_RULES,
+    Rule,
+    default_rule,
+    kind_of,
+    parse_rule,
+)
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 N = 32
-FP32 = LoadPlan(model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32")
+FP32 = LoadPlan(
+    model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32"
+)
 FP16 = replace(FP32, weights_dtype="float16", strategy="fp16")
 BF16 = replace(FP32, weights_dtype="bfloat16", strategy="bf16")
 
@@ -46,7 +54,11 @@ def prompt(index=0, **changes) -> PromptComparison:
 
 def alike(i: int) -> PromptComparison:
     """As fp16 is to fp32: 45 dB, a near tie that flips late, the perplexity a little better or worse."""
-    flipped = {"first_divergence": 20, "candidate_rank_in_reference": 1, "reference_rank_in_candidate": 1} if i % 4 == 0 else {}
+    flipped = (
+        {"first_divergence": 20, "candidate_rank_in_reference": 1, "reference_rank_in_candidate": 1}
+        if i % 4 == 0
+        else {}
+    )
     top1 = (True,) * 31 + (i % 4 != 0,)
     shift = -1.0 + 0.002 * (-1) ** i
     return prompt(
@@ -62,7 +74,11 @@ def alike(i: int) -> PromptComparison:
 
 def broken(i: int) -> PromptComparison:
     """As a model with 30 % of its weights zeroed: another text at once, half the perplexity lost, 5 dB."""
-    far = {"first_divergence": 1, "candidate_rank_in_reference": 40, "reference_rank_in_candidate": 900}
+    far = {
+        "first_divergence": 1,
+        "candidate_rank_in_reference": 40,
+        "reference_rank_in_candidate": 900,
+    }
     gone = (True,) + (False,) * (N - 1)
     return prompt(
         i,
@@ -131,7 +147,10 @@ def test_intervals_are_over_prompts_and_hold_their_value():
 
 
 def test_nothing_compared_is_an_error():
-    for rows in ((), (prompt(top1=(), top5=(), kl=(), reference_logprob=(), candidate_logprob=()),)):
+    for rows in (
+        (),
+        (prompt(top1=(), top5=(), kl=(), reference_logprob=(), candidate_logprob=()),),
+    ):
         with pytest.raises(UsageError, match=r"compared 0 tokens"):
             agreement(rows)
 
@@ -151,11 +170,17 @@ RULES = {
     "perplexity(1.01)": (ALIKE, BROKEN, r"perplexity\(1.01\): 1.649x"),
     "sqnr(40)": (ALIKE, BROKEN, r"sqnr\(40\): 5.0 dB"),
     "logits(0.1)": (ALIKE, BROKEN, "the largest error is 6"),
-    "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(40)": (ALIKE, BROKEN, r"containment.*perplexity.*sqnr"),
+    "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(40)": (
+        ALIKE,
+        BROKEN,
+        r"containment.*perplexity.*sqnr",
+    ),
 }
 
 
-@pytest.mark.parametrize(("rule", "accepted", "rejected", "why"), [(r, *rest) for r, rest in RULES.items()], ids=RULES)
+@pytest.mark.parametrize(
+    ("rule", "accepted", "rejected", "why"), [(r, *rest) for r, rest in RULES.items()], ids=RULES
+)
 def test_each_rule_accepts_the_like_and_rejects_the_broken(rule, accepted, rejected, why):
     good, bad = agreement(accepted, rule), agreement(rejected, rule)
     assert good.ok
@@ -198,8 +223,14 @@ def test_a_noise_floor_rule_without_its_floor_is_an_error():
         (3, None, 0, False),
     ],
 )
-def test_containment_looks_at_both_orders_and_only_before_the_horizon(divergence, ours, theirs, contained):
-    row = prompt(first_divergence=divergence, candidate_rank_in_reference=ours, reference_rank_in_candidate=theirs)
+def test_containment_looks_at_both_orders_and_only_before_the_horizon(
+    divergence, ours, theirs, contained
+):
+    row = prompt(
+        first_divergence=divergence,
+        candidate_rank_in_reference=ours,
+        reference_rank_in_candidate=theirs,
+    )
     assert row.contained(k=5, horizon=32) is contained
 
 
@@ -290,7 +321,10 @@ def test_the_default_rule_follows_the_kind_of_variant(candidate, reference, kind
 
 
 def test_a_kind_that_has_no_row_is_an_error():
-    with pytest.raises(UsageError, match=r"kind of variant '3-bit' has no rule\. Did you mean '8-bit'\?|Kinds: same"):
+    with pytest.raises(
+        UsageError,
+        match=r"kind of variant '3-bit' has no rule\. Did you mean '8-bit'\?|Kinds: same",
+    ):
         default_rule(replace(BF16, options=(("agreement", "3-bit"),)), FP32)
 
 
@@ -311,7 +345,10 @@ def test_a_rule_reads_as_it_was_written(text):
     [
         ("containment", "containment(k=5, horizon=32)"),
         ("containment(8)", "containment(k=8, horizon=32)"),
-        ("containment( horizon = 4, k = 8 ) + perplexity( limit=1.03 )", "containment(k=8, horizon=4)+perplexity(1.03)"),
+        (
+            "containment( horizon = 4, k = 8 ) + perplexity( limit=1.03 )",
+            "containment(k=8, horizon=4)+perplexity(1.03)",
+        ),
     ],
 )
 def test_rules_can_be_written_shorter(written, meant):
@@ -324,7 +361,10 @@ def test_rules_can_be_written_shorter(written, meant):
         ("perplexety(1.01)", r"'perplexety\(1\.01\)' is not known\. Did you mean 'perplexity'\?"),
         ("", r"criterion '' is not known"),
         ("exact+", r"criterion '' is not known"),
-        ("perplexity", r"limit of perplexity is missing, a positive number is needed\. It reads perplexity\(limit\)"),
+        (
+            "perplexity",
+            r"limit of perplexity is missing, a positive number is needed\. It reads perplexity\(limit\)",
+        ),
         ("perplexity(abc)", r"limit of perplexity is 'abc'"),
         ("perplexity(nan)", r"limit of perplexity is 'nan'"),
         ("containment(k=0)", r"k of containment is '0', a whole number of at least 1"),

@@ -17,7 +17,9 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.errors import NotMeasured, UsageError
 from pytest_llmperf.strategies.table import TABLE
 
-FP32 = LoadPlan(model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32")
+FP32 = LoadPlan(
+    model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32"
+)
 BF16 = replace(FP32, weights_dtype="bfloat16", strategy="bf16")
 FP16 = replace(FP32, weights_dtype="float16", strategy="fp16")
 
@@ -26,7 +28,11 @@ def plan(base=BF16, **fields):
     return replace(base, strategy="+".join([base.strategy, *map(str, fields.values())]), **fields)
 
 
-INT8, NF4, PRUNED = plan(quantization="int8"), plan(quantization="nf4:double"), plan(pruning="wanda:0.5")
+INT8, NF4, PRUNED = (
+    plan(quantization="int8"),
+    plan(quantization="nf4:double"),
+    plan(pruning="wanda:0.5"),
+)
 TUNED = plan(FP32, adapters=("/a",))
 
 
@@ -85,7 +91,10 @@ PLANS = st.builds(
 
 @given(PLANS, PLANS)
 def test_every_pair_of_plans_has_a_kind_whoever_is_the_reference(candidate, reference):
-    """The kind is of the difference, so it is the same both ways; pruning alone on one side is never a finer kind."""
+    """The kind is of the difference, so it is the same both ways.
+
+    Pruning alone on one side is never a finer kind.
+    """
     kind = kind_of(candidate, reference)
     assert kind == kind_of(reference, candidate)
     assert (kind == "same") == (candidate == reference)
@@ -100,7 +109,9 @@ def test_every_quantization_part_has_a_kind():
     assert set(QUANTIZATION_KINDS.values()) <= set(KINDS)
 
 
-EXACT, TINY, FINE, GOOD, COARSE, GONE = (prompts(noisy(db)) for db in (math.inf, 110, 50, 34, 14, 3))
+EXACT, TINY, FINE, GOOD, COARSE, GONE = (
+    prompts(noisy(db)) for db in (math.inf, 110, 50, 34, 14, 3)
+)
 CONTROLS = {
     "same": (EXACT, COARSE),
     "assisted-fp32": (EXACT, COARSE),
@@ -125,7 +136,10 @@ def test_each_default_rule_accepts_what_it_is_for_and_rejects_what_is_worse(kind
     assert not Agreement(rejected, rule=rule).ok
 
 
-@pytest.mark.parametrize("criterion", ["containment(k=8, horizon=4)", "perplexity(1.03)", "sqnr(20)", "correlation(0.99)"])
+@pytest.mark.parametrize(
+    "criterion",
+    ["containment(k=8, horizon=4)", "perplexity(1.03)", "sqnr(20)", "correlation(0.99)"],
+)
 def test_each_criterion_rejects_on_its_own(criterion):
     """None of them hides behind another."""
     assert Agreement(GOOD, rule=parse_rule(criterion)).ok
@@ -150,7 +164,10 @@ def test_an_empty_rule_says_so():
 
 def test_every_number_has_a_source():
     """A row says where its numbers are from, and one without a rule what to give."""
-    assert all(kind.source and kind.variant and bool(kind.give) is not bool(kind.rule) for kind in KINDS.values())
+    assert all(
+        kind.source and kind.variant and bool(kind.give) is not bool(kind.rule)
+        for kind in KINDS.values()
+    )
 
 
 def correlation(rows):

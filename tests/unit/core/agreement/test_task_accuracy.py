@@ -10,7 +10,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.agreement import task_accuracy
-from pytest_llmperf.core.agreement.task_accuracy import accuracy, accuracy_gate, answer_spread, recovery
+from pytest_llmperf.core.agreement.task_accuracy import (
+    accuracy,
+    accuracy_gate,
+    answer_spread,
+    recovery,
+)
 from pytest_llmperf.core.verdicts.distributions import binomial_cdf
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import UsageError
@@ -30,7 +35,9 @@ def answers(*, both=0, lost=0, won=0, neither=0):
 def drawn(draw, n, rate, drop, spread):
     """Answers of a pair that differ in a share `spread` of the items, `drop` of them net to the candidate's loss."""
     lost, won = (spread + drop) / 2, (spread - drop) / 2
-    sorts = draw.choices(("lost", "won", "both", "neither"), (lost, won, rate - lost, 1 - rate - won), k=n)
+    sorts = draw.choices(
+        ("lost", "won", "both", "neither"), (lost, won, rate - lost, 1 - rate - won), k=n
+    )
     return [s in ("won", "both") for s in sorts], [s in ("lost", "both") for s in sorts]
 
 
@@ -48,10 +55,16 @@ def three_deviations(chance, runs):
 
 
 def test_an_accuracy_has_the_exact_interval():
-    """Clopper and Pearson's, as tabled: 8 of 10 at 99 % is 0.3518 to 0.9782 ... 0.9999 of a clean sheet is not 1."""
+    """Clopper and Pearson's, as tabled: 8 of 10 at 99 % is 0.3518 to 0.9782 ...
+
+    0.9999 of a clean sheet is not 1.
+    """
     found = accuracy([True] * 8 + [False] * 2, subject="int8")
     assert (float(found), found.n, found.unit) == (0.8, 10, "1")
-    assert (found.low, found.high) == (pytest.approx(0.3518, abs=1e-4), pytest.approx(0.9891, abs=1e-4))
+    assert (found.low, found.high) == (
+        pytest.approx(0.3518, abs=1e-4),
+        pytest.approx(0.9891, abs=1e-4),
+    )
     assert accuracy([True] * 10).high == 1
     assert accuracy([True] * 10).low == pytest.approx(0.005 ** (1 / 10))
     assert accuracy([False] * 10).low == 0
@@ -101,7 +114,10 @@ def test_a_candidate_that_answers_nothing_recovers_nothing():
         assert not found >= 0.95
 
 
-@pytest.mark.parametrize(("rate", "drop", "spread"), [(0.6, 0.0, 0.1), (0.6, 0.03, 0.1), (0.9, 0.05, 0.07), (0.3, 0.0, 0.02)])
+@pytest.mark.parametrize(
+    ("rate", "drop", "spread"),
+    [(0.6, 0.0, 0.1), (0.6, 0.03, 0.1), (0.9, 0.05, 0.07), (0.3, 0.0, 0.02)],
+)
 @pytest.mark.parametrize("n", [60, 400])
 def test_the_interval_of_a_recovery_covers_what_it_says(n, rate, drop, spread):
     """At least 98 % of 600 simulated ones hold the true ratio, where 99 % is claimed."""
@@ -129,15 +145,23 @@ def test_every_recovery_lies_in_its_interval(pairs):
     assert 0 <= found.low <= float(found) <= found.high < math.inf
     if any(ours):
         back = recovery(theirs, ours)
-        assert (1 / back.high, 1 / back.low) == (pytest.approx(found.low), pytest.approx(found.high))
+        assert (1 / back.high, 1 / back.low) == (
+            pytest.approx(found.low),
+            pytest.approx(found.high),
+        )
 
 
 # Gates
 
 
-@pytest.mark.parametrize(("n", "drop", "spread"), [(400, 0.06, 0.1), (1000, 0.05, 0.15), (250, 0.05, 0.05)])
+@pytest.mark.parametrize(
+    ("n", "drop", "spread"), [(400, 0.06, 0.1), (1000, 0.05, 0.15), (250, 0.05, 0.05)]
+)
 def test_a_paired_gate_alarms_and_misses_as_rarely_as_it_says(n, drop, spread):
-    """Equal models fail in at most alpha of the runs; such a drop is found in 1 - beta of them, within sampling error."""
+    """Equal models fail in at most alpha of the runs.
+
+    Such a drop is found in 1 - beta of them, within sampling error.
+    """
     gate = accuracy_gate(n, drop, spread=spread)
     assert gate.smallest_drop <= drop
     equal = outcomes(gate, rate=0.6, drop=0, spread=spread)
@@ -152,7 +176,10 @@ def test_a_gate_on_a_stored_number_alarms_and_misses_as_rarely_as_it_says():
     gate, draw, runs = accuracy_gate(500, 0.1, reference=0.62), seeded(3), 1000
 
     def failed(rate):
-        return sum(not gate.judge([draw.random() < rate for _ in range(500)]) for _ in range(runs)) / runs
+        return (
+            sum(not gate.judge([draw.random() < rate for _ in range(500)]) for _ in range(runs))
+            / runs
+        )
 
     assert failed(0.62) <= 0.01 + three_deviations(0.01, runs)
     assert failed(0.62 - gate.smallest_drop) >= 0.9 - three_deviations(0.9, runs)
@@ -184,7 +211,10 @@ def test_the_critical_number_is_found_from_any_guess(m, alpha, guess):
 
 def test_a_gate_that_its_items_cannot_support_is_refused_with_the_number_it_needs():
     """The smallest drop they can show, and a number of items that is then accepted."""
-    with pytest.raises(UsageError, match=r"100 items cannot show a drop of 2\.0 %: .*It would take about (\d+) items") as caught:
+    with pytest.raises(
+        UsageError,
+        match=r"100 items cannot show a drop of 2\.0 %: .*It would take about (\d+) items",
+    ) as caught:
         accuracy_gate(100, 0.02, spread=0.1)
     needed = int(str(caught.value).split("about ")[1].split()[0])
     assert 2000 < needed < 5000
@@ -195,8 +225,15 @@ def test_a_gate_that_its_items_cannot_support_is_refused_with_the_number_it_need
         accuracy_gate(100, 0.0001, spread=0.1)
 
 
-@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.generate))  # shrinking would plan gates for minutes
-@given(st.integers(20, 400), st.floats(0.05, 0.5), st.floats(0.3, 1), st.floats(0.001, 0.1), st.floats(0.05, 0.4))
+# Shrinking would plan gates for minutes.
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(
+    st.integers(20, 400),
+    st.floats(0.05, 0.5),
+    st.floats(0.3, 1),
+    st.floats(0.001, 0.1),
+    st.floats(0.05, 0.4),
+)
 def test_a_gate_is_accepted_exactly_where_its_power_suffices(n, spread, part, alpha, beta):
     """And the number named by a refusal suffices."""
     drop = part * spread
@@ -205,27 +242,43 @@ def test_a_gate_is_accepted_exactly_where_its_power_suffices(n, spread, part, al
     except UsageError as error:
         text = str(error).split("It would take ")[1]
         if text.startswith("about"):
-            assert accuracy_gate(int(text.split()[1]), drop, spread=spread, alpha=alpha, beta=beta).smallest_drop <= drop
+            assert (
+                accuracy_gate(
+                    int(text.split()[1]), drop, spread=spread, alpha=alpha, beta=beta
+                ).smallest_drop
+                <= drop
+            )
     else:
         assert gate.smallest_drop <= drop
         assert gate.threshold > 0
 
 
 def test_a_worse_candidate_fails_an_equal_one_passes_and_a_better_one_too():
-    """The negative control is 40 lost items of 400; the finding is kept among the claims of the test."""
+    """The negative control is 40 lost items of 400.
+
+    The finding is kept among the claims of the test.
+    """
     gate = accuracy_gate(400, 0.06, spread=0.1)
     with claims() as kept:
         assert not gate.judge(*answers(both=200, lost=40, neither=160), subject="nf4")
         assert gate.judge(*answers(both=220, lost=20, won=20, neither=140))
         assert gate.judge(*answers(both=200, won=40, neither=160))
     assert [finding.outcome for finding in kept] == [Outcome.FAIL, Outcome.PASS, Outcome.PASS]
-    assert kept[0].text == "accuracy of nf4 is 50.0 %, the reference's 60.0 %, claimed to be no worse  (400 items)"
+    assert (
+        kept[0].text
+        == "accuracy of nf4 is 50.0 %, the reference's 60.0 %, claimed to be no worse  (400 items)"
+    )
     assert "40 items lost, 0 won; smallest visible drop" in kept[0].detail
 
 
 def test_models_that_differ_more_than_expected_leave_it_undecided():
-    """With four times the spread the drop could hide; the message says how many more items would do."""
-    found = accuracy_gate(400, 0.06, spread=0.1).judge(*answers(both=160, lost=85, won=75, neither=80))
+    """With four times the spread the drop could hide.
+
+    The message says how many more items would do.
+    """
+    found = accuracy_gate(400, 0.06, spread=0.1).judge(
+        *answers(both=160, lost=85, won=75, neither=80)
+    )
     assert found.outcome is Outcome.UNDECIDED
     assert found.more_samples > 500
     assert f"about {found.more_samples} more would decide" in found.detail
@@ -251,8 +304,14 @@ def test_the_spread_is_the_share_of_items_that_one_side_alone_answers():
         (lambda: accuracy_gate(100, 2, spread=0.2), "drop is 2"),
         (lambda: accuracy_gate(100, 0.1, spread=0.2, alpha=0), "alpha is 0"),
         (lambda: accuracy_gate(400, 0.1, spread=0.2).judge([True] * 400), "give both sides'"),
-        (lambda: accuracy_gate(400, 0.2, reference=0.6).judge([True] * 400, [True] * 400), "answers alone"),
-        (lambda: accuracy_gate(400, 0.1, spread=0.2).judge([True] * 3, [True] * 3), "3 items were answered, 400 are expected"),
+        (
+            lambda: accuracy_gate(400, 0.2, reference=0.6).judge([True] * 400, [True] * 400),
+            "answers alone",
+        ),
+        (
+            lambda: accuracy_gate(400, 0.1, spread=0.2).judge([True] * 3, [True] * 3),
+            "3 items were answered, 400 are expected",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(call, message):

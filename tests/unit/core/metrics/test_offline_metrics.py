@@ -12,7 +12,15 @@ from msgspec import structs
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.quantities import TABLE, leaves
 from pytest_llmperf.core.metrics.results import Memory, RunResult
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, StepCost, TokenEvent, Trace
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    MemoryGauges,
+    RequestTrace,
+    StepCost,
+    TokenEvent,
+    Trace,
+)
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.errors import InvalidRun, NotMeasured, UsageError
 from pytest_llmperf.workloads import Decode, Prefill
@@ -35,15 +43,28 @@ ENERGY = EnergyReading(joules=60.0, seconds=3.0, n_output_tokens=120, source="nv
 def request(*times_ms, due_ms=1000, n_prompt=8, bundles=None, failure=None):
     """A request whose tokens come `times_ms` after it was due."""
     sizes = bundles or [1] * len(times_ms)
-    events = tuple(TokenEvent(round((due_ms + t) * MS), n) for t, n in zip(times_ms, sizes, strict=True))
-    return RequestTrace(n_prompt_tokens=n_prompt, t_due_ns=due_ms * MS, events=events, failure=failure)
+    events = tuple(
+        TokenEvent(round((due_ms + t) * MS), n) for t, n in zip(times_ms, sizes, strict=True)
+    )
+    return RequestTrace(
+        n_prompt_tokens=n_prompt, t_due_ns=due_ms * MS, events=events, failure=failure
+    )
 
 
 def trace(*requests, repetition=0, **more):
     return Trace(repetition=repetition, requests=requests, **more)
 
 
-def run(*traces, new_tokens=5, step=STEP, ceilings=CEILINGS, memory=MEMORY, energy=ENERGY, load_s=2.5, **more):
+def run(
+    *traces,
+    new_tokens=5,
+    step=STEP,
+    ceilings=CEILINGS,
+    memory=MEMORY,
+    energy=ENERGY,
+    load_s=2.5,
+    **more,
+):
     workload = Decode(new_tokens=new_tokens) if new_tokens > 1 else Prefill()
     return reduce(traces, workload, step, ceilings, memory, energy, load_s, **more)
 
@@ -84,7 +105,9 @@ def test_a_message_of_several_tokens_is_as_many_gaps():
 
 
 def test_requests_of_different_times_pool_their_gaps_and_average_the_rest():
-    found = run(*[trace(request(40, 50, due_ms=1000), request(60, 90, due_ms=1010))] * 4, new_tokens=2)
+    found = run(
+        *[trace(request(40, 50, due_ms=1000), request(60, 90, due_ms=1010))] * 4, new_tokens=2
+    )
     assert sorted(found.itl.samples) == pytest.approx([0.010] * 4 + [0.030] * 4)
     assert float(found.ttft.p50) == pytest.approx(0.050)
     assert float(found.tpot.p50) == pytest.approx(0.020)
@@ -97,7 +120,10 @@ def test_percentiles_over_repetitions_are_those_computed_by_hand():
     assert float(found.ttft.p95) == pytest.approx(0.03805)
     assert float(found.ttft.p90) == pytest.approx(0.0361)
     assert float(found.latency.p50) == pytest.approx(0.0305)
-    with pytest.raises(NotMeasured, match=r"ttft\.p99 could not be measured: 40 samples, percentile 99 needs at least 200"):
+    with pytest.raises(
+        NotMeasured,
+        match=r"ttft\.p99 could not be measured: 40 samples, percentile 99 needs at least 200",
+    ):
         assert found.ttft.p99 <= 1
 
 
@@ -120,9 +146,16 @@ def test_a_prefill_has_no_time_per_output_token():
 
 def test_paired_runs_carry_their_pair_and_origin():
     ours = run(*FOUR, pair="p", subject="bf16", context="decode b2 p8 n5 on scripted")
-    ref = run(*[trace(request(80, 100, 120, 160, 200), request(80, 100, 120, 160, 200))] * 4, pair="p", subject="fp32")
+    ref = run(
+        *[trace(request(80, 100, 120, 160, 200), request(80, 100, 120, 160, 200))] * 4,
+        pair="p",
+        subject="fp32",
+    )
     finding = ours.throughput >= 2.5 * ref.throughput
-    assert finding.text == "throughput of bf16 is 2.00x fp32 [2.00, 2.00], claimed >= 2.50x  (4 pairs, interleaved)"
+    assert (
+        finding.text
+        == "throughput of bf16 is 2.00x fp32 [2.00, 2.00], claimed >= 2.50x  (4 pairs, interleaved)"
+    )
     assert (ours.ttft.p50 / ref.ttft.p50).low == pytest.approx(0.5)
 
 
@@ -135,7 +168,9 @@ def test_failed_requests_are_counted_and_in_no_number():
 
 
 def test_a_run_in_which_everything_failed_is_invalid():
-    with pytest.raises(InvalidRun, match=r"no request of 1 repetitions succeeded: connection reset"):
+    with pytest.raises(
+        InvalidRun, match=r"no request of 1 repetitions succeeded: connection reset"
+    ):
         run(trace(request(failure="connection reset")))
     with pytest.raises(InvalidRun, match=r"no request of 0 repetitions"):
         run()
@@ -160,7 +195,9 @@ def test_an_output_of_another_length_is_an_error():
 def test_end_to_end_is_ttft_and_the_other_tokens(gaps):
     times = [[sum(row[: i + 1]) for i in range(3)] for row in gaps]
     found = run(*[trace(request(*row)) for row in times], new_tokens=3)
-    for ttft, tpot, latency in zip(found.ttft.samples, found.tpot.samples, found.latency.samples, strict=True):
+    for ttft, tpot, latency in zip(
+        found.ttft.samples, found.tpot.samples, found.latency.samples, strict=True
+    ):
         assert latency == pytest.approx(ttft + 2 * tpot)
     assert math.fsum(found.itl.samples) == pytest.approx(sum(sum(row[1:]) for row in gaps) / 1000)
 
@@ -170,17 +207,33 @@ def test_end_to_end_is_ttft_and_the_other_tokens(gaps):
     [
         ({"step": None}, ("mbu", "mfu", "prefill_mfu"), "does not tell"),
         ({"ceilings": None}, ("mbu", "mfu", "prefill_mfu"), "ceilings"),
-        ({"ceilings": Ceilings(device="d", copy_bytes_per_s=1e6, matmul_flop_per_s={})}, ("mfu", "prefill_mfu"), "bfloat16"),
+        (
+            {"ceilings": Ceilings(device="d", copy_bytes_per_s=1e6, matmul_flop_per_s={})},
+            ("mfu", "prefill_mfu"),
+            "bfloat16",
+        ),
         ({"memory": None}, ("memory.weights", "memory.peak", "memory.imbalance"), "no memory"),
-        ({"memory": MEMORY}, ("memory.reserved", "memory.process", "memory.device"), "no allocator|no driver"),
-        ({"memory": MemoryGauges(weights=0, reasons={"weights": "not seen"})}, ("memory.weights",), "not seen"),
+        (
+            {"memory": MEMORY},
+            ("memory.reserved", "memory.process", "memory.device"),
+            "no allocator|no driver",
+        ),
+        (
+            {"memory": MemoryGauges(weights=0, reasons={"weights": "not seen"})},
+            ("memory.weights",),
+            "not seen",
+        ),
         ({"energy": None}, ("energy.per_token",), "no energy"),
         (
             {"energy": NO_ENERGY},
             ("energy.per_token",),
             "no counter",
         ),
-        ({"energy": EnergyReading(joules=1.0, seconds=2.9, n_output_tokens=9)}, ("energy.per_token",), "2.9 s, 3 s are needed"),
+        (
+            {"energy": EnergyReading(joules=1.0, seconds=2.9, n_output_tokens=9)},
+            ("energy.per_token",),
+            "2.9 s, 3 s are needed",
+        ),
         ({"load_s": None}, ("load_time",), "nothing was loaded"),
         ({}, ("goodput",), "no SLO"),
         ({}, ("acceptance_length",), "nothing proposes tokens"),
@@ -200,19 +253,31 @@ def test_without_token_times_only_whole_requests_are_measured():
     found = run(*[trace(request(100, bundles=[7]), token_times=False)] * 4)
     assert float(found.throughput) == pytest.approx(70)
     assert float(found.latency.p50) == pytest.approx(0.1)
-    for name in ("ttft.p50", "tpot.p50", "itl.p50", "mbu", "mfu", "prefill_throughput", "decode_throughput"):
+    for name in (
+        "ttft.p50",
+        "tpot.p50",
+        "itl.p50",
+        "mbu",
+        "mfu",
+        "prefill_throughput",
+        "decode_throughput",
+    ):
         assert isinstance(found.metric(name), NotMeasurable)
 
 
 def test_memory_of_ranks_is_summed_and_its_imbalance_is_the_largest_over_the_mean():
-    found = run(*FOUR, memory=[MemoryGauges(weights=100, peak=300), MemoryGauges(weights=100, peak=500)]).memory
+    found = run(
+        *FOUR, memory=[MemoryGauges(weights=100, peak=300), MemoryGauges(weights=100, peak=500)]
+    ).memory
     assert (float(found.weights), float(found.peak)) == (200, 800)
     assert float(found.imbalance) == pytest.approx(500 / 400)
     assert [rank.peak for rank in found.ranks] == [300, 500]
 
 
 def test_a_gauge_that_one_rank_lacks_is_not_measurable():
-    found = Memory.of([MemoryGauges(weights=1, peak=3), MemoryGauges(weights=3, reasons={"peak": "no counter"})])
+    found = Memory.of(
+        [MemoryGauges(weights=1, peak=3), MemoryGauges(weights=3, reasons={"peak": "no counter"})]
+    )
     with pytest.raises(NotMeasured, match=r"rank 1: no counter"):
         float(found.peak)
     assert float(found.imbalance) == pytest.approx(1.5)
@@ -221,14 +286,22 @@ def test_a_gauge_that_one_rank_lacks_is_not_measurable():
 def test_energy_is_joules_over_output_tokens():
     assert float(run(*FOUR).energy.per_token) == pytest.approx(0.5)
     with pytest.raises(InvalidRun, match=r"energy counter \(nvml-counter\) went by -1"):
-        run(*FOUR, energy=EnergyReading(joules=-1.0, seconds=4.0, n_output_tokens=9, source="nvml-counter"))
+        run(
+            *FOUR,
+            energy=EnergyReading(
+                joules=-1.0, seconds=4.0, n_output_tokens=9, source="nvml-counter"
+            ),
+        )
 
 
 def test_a_metric_is_found_by_name_and_a_misspelt_one_is_suggested():
     found = run(*FOUR)
     assert found.metric("output_throughput") is found.throughput
     assert isinstance(found.metric("memory.peak"), Estimate)
-    with pytest.raises(UsageError, match=r"'memory\.peek' is not known\. Did you mean 'memory\.peak'\? Metrics: throughput, "):
+    with pytest.raises(
+        UsageError,
+        match=r"'memory\.peek' is not known\. Did you mean 'memory\.peak'\? Metrics: throughput, ",
+    ):
         found.metric("memory.peek")
     with pytest.raises(UsageError, match=r"'samples' is not known"):
         found.metric("samples")
@@ -239,7 +312,12 @@ def test_every_quantity_of_a_run_is_recorded_with_its_formula():
     assert [value.name for value in values] == [name for name, _ in leaves()]
     assert [value.formula for value in values] == [row.formula for _, row in leaves()]
     throughput = values[0]
-    assert (throughput.name, throughput.low, throughput.confidence, throughput.n) == ("throughput", pytest.approx(100), 0.99, 4)
+    assert (throughput.name, throughput.low, throughput.confidence, throughput.n) == (
+        "throughput",
+        pytest.approx(100),
+        0.99,
+        4,
+    )
 
 
 def test_an_end_that_nothing_bounds_is_recorded_as_none():

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.metrics import saturation
-from pytest_llmperf.core.metrics.serving import BLOCKS, LoadTrace, block_rates, client_mark, gaps_s, reduce_load
+from pytest_llmperf.core.metrics.serving import (
+    BLOCKS,
+    LoadTrace,
+    block_rates,
+    client_mark,
+    gaps_s,
+    reduce_load,
+)
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
@@ -18,7 +25,10 @@ MS = 1_000_000
 
 def request(due_ms, first_ms, gap_ms=10, n=3, *, late_ms=0, bundle=1, failure=None, n_prompt=5):
     """Due, first token `first_ms` later, then messages of `bundle` tokens every `gap_ms`."""
-    events = tuple(TokenEvent(round((due_ms + first_ms + i * gap_ms) * MS), bundle if i else 1) for i in range(n))
+    events = tuple(
+        TokenEvent(round((due_ms + first_ms + i * gap_ms) * MS), bundle if i else 1)
+        for i in range(n)
+    )
     return RequestTrace(
         n_prompt_tokens=n_prompt,
         t_due_ns=round(due_ms * MS),
@@ -41,7 +51,9 @@ FOUR = [request(due, 50) for due in (0, 100, 200, 300)]
 def test_times_and_rates_of_four_equal_requests():
     """TTFT 50 ms, TPOT 10 ms, 70 ms in all; 12 tokens and 4 requests in 370 ms."""
     run = reduced(*FOUR)
-    assert [t.p50.value for t in (run.ttft, run.tpot, run.itl, run.latency)] == pytest.approx([0.05, 0.01, 0.01, 0.07])
+    assert [t.p50.value for t in (run.ttft, run.tpot, run.itl, run.latency)] == pytest.approx(
+        [0.05, 0.01, 0.01, 0.07]
+    )
     assert run.throughput.value == pytest.approx(12 / 0.37)
     assert run.total_throughput.value == pytest.approx(32 / 0.37)
     assert run.request_throughput.value == pytest.approx(4 / 0.37)
@@ -52,7 +64,10 @@ def test_times_and_rates_of_four_equal_requests():
 
 
 def test_times_count_from_due_and_lateness_from_sending():
-    """A request that is sent 3 ms late has them in its TTFT; the wall time begins with the first send."""
+    """A request that is sent 3 ms late has them in its TTFT.
+
+    The wall time begins with the first send.
+    """
     run = reduced(*(request(due, 53, late_ms=3) for due in (0, 100, 200, 300)))
     assert run.ttft.p50.value == pytest.approx(0.053)
     assert run.load.lateness_p99_s == pytest.approx(0.003)
@@ -68,10 +83,16 @@ def test_a_bundle_of_k_tokens_is_k_gaps_of_one_kth():
 
 def test_goodput_counts_requests_that_keep_every_limit():
     """Of four requests one has a slow first token, one slow tokens, one failed: one of four is good."""
-    requests = [FOUR[0], request(100, 90), request(200, 50, gap_ms=30), request(300, 50, failure="HTTP 503")]
+    requests = [
+        FOUR[0],
+        request(100, 90),
+        request(200, 50, gap_ms=30),
+        request(300, 50, failure="HTTP 503"),
+    ]
     run = reduced(*requests, slo=Slo(ttft=0.06, tpot=0.02))
     assert run.load.attainment == 0.25
-    assert run.goodput.value == pytest.approx(1 / 0.31)  # the last completion is that of the third: 200 + 50 + 60
+    # The last completion is that of the third: 200 + 50 + 60.
+    assert run.goodput.value == pytest.approx(1 / 0.31)
     assert run.load.failures == {"HTTP 503": 1}
     assert run.n_failed == 1
     assert len(run.ttft.samples) == 3
@@ -127,7 +148,10 @@ def test_in_flight_is_counted_over_time():
 
 
 def test_a_queue_that_grows_is_over_saturated_and_one_that_does_not_is_not():
-    """Every request waits 40 ms longer than the one before it; the negative control waits as long each time."""
+    """Every request waits 40 ms longer than the one before it.
+
+    The negative control waits as long each time.
+    """
     growing = [request(100 * i, 50 + 40 * i) for i in range(30)]
     assert "requests in flight grew from" in saturation.over_saturated(growing)
     assert saturation.over_saturated([request(100 * i, 50) for i in range(30)]) == ""
@@ -161,14 +185,22 @@ def test_lateness_below_a_hundredth_of_the_ttft_changes_nothing():
     assert client_mark(LoadTrace(requests=requests), 0.0) is None
 
 
-@pytest.mark.parametrize("wrong", [{}, {"ttft": 0}, {"tpot": -1.0}, {"latency": True}, {"ttft": "1"}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"ttft": 0}, {"tpot": -1.0}, {"latency": True}, {"ttft": "1"}]
+)
 def test_an_slo_that_means_nothing_is_refused(wrong):
     """It names the value."""
     with pytest.raises(UsageError, match=r"Slo\("):
         Slo(**wrong)
 
 
-@given(st.lists(st.tuples(st.floats(0, 1000), st.floats(1, 500), st.integers(1, 20)), min_size=2, max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1000), st.floats(1, 500), st.integers(1, 20)),
+        min_size=2,
+        max_size=20,
+    )
+)
 def test_goodput_never_exceeds_the_request_throughput_nor_tokens_their_count(rows):
     """Whatever the load."""
     run = reduced(*(request(due, first, n=n) for due, first, n in rows), slo=Slo(ttft=0.25))

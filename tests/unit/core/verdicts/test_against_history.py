@@ -1,4 +1,7 @@
-"""Rule A: a session against accepted sessions; when it fails, when it cannot tell, and how often it is wrong."""
+"""Rule A: a session against accepted sessions.
+
+When it fails, when it cannot tell, and how often it is wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from pytest_llmperf.core.verdicts.against_history import Baseline, compare, conf
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.errors import UsageError
 
-TWELVE = Baseline(values=(100.0, 101.0, 99.0, 100.5, 99.5, 100.2, 99.8, 101.2, 98.8, 100.9, 99.1, 100.0))
+TWELVE = Baseline(
+    values=(100.0, 101.0, 99.0, 100.5, 99.5, 100.2, 99.8, 101.2, 98.8, 100.9, 99.1, 100.0)
+)
 positive = st.floats(0.1, 1e6)
 
 
@@ -48,17 +53,29 @@ def test_a_significant_change_within_the_floor_passes():
 
 def test_a_change_past_the_floor_that_sessions_differ_by_anyway_is_undecided():
     """4 % less where sessions spread by 3 %: it says what it could have seen, and what would decide."""
-    noisy = Baseline(values=tuple(100 * math.exp(0.03 * x) for x in (-1.2, 0.4, 1.1, -0.3, 0.9, -1.4, 0.2, 0.7, -0.8, 0.4)))
+    noisy = Baseline(
+        values=tuple(
+            100 * math.exp(0.03 * x) for x in (-1.2, 0.4, 1.1, -0.3, 0.9, -1.4, 0.2, 0.7, -0.8, 0.4)
+        )
+    )
     found = compare(96.0, noisy, direction="higher")
     assert found.outcome is Outcome.UNDECIDED
     assert 0.09 < found.smallest_visible < 0.25
-    assert found.more_sessions is None  # no baseline of up to 30 sessions would make 4 % significant at this spread
+    # No baseline of up to 30 sessions would make 4 % significant at this spread.
+    assert found.more_sessions is None
 
 
 def test_the_t_distance_is_that_of_a_prediction_not_of_a_mean():
-    """By hand: two sessions at 100 e^(+-s) and a new one; t = d / (s sqrt(2) sqrt(1 + 1/2)), one degree of freedom (Cauchy)."""
+    """By hand: two sessions at 100 e^(+-s) and a new one.
+
+    T = d / (s sqrt(2) sqrt(1 + 1/2)), one degree of freedom (Cauchy).
+    """
     s, d = 0.02, 0.1
-    found = compare(100 * math.exp(d), Baseline(values=(100 * math.exp(-s), 100 * math.exp(s))), direction="lower")
+    found = compare(
+        100 * math.exp(d),
+        Baseline(values=(100 * math.exp(-s), 100 * math.exp(s))),
+        direction="lower",
+    )
     t = d / (s * math.sqrt(2) * math.sqrt(1.5))
     assert found.p == pytest.approx(0.5 - math.atan(t) / math.pi, rel=1e-9)
 
@@ -66,7 +83,10 @@ def test_the_t_distance_is_that_of_a_prediction_not_of_a_mean():
 @pytest.mark.parametrize("n", range(1, 8))
 def test_below_eight_sessions_a_change_under_ten_percent_is_undecided(n):
     """Even where the few sessions are equal."""
-    assert compare(91.0, Baseline(values=(100.0,) * n), direction="higher").outcome is Outcome.UNDECIDED
+    assert (
+        compare(91.0, Baseline(values=(100.0,) * n), direction="higher").outcome
+        is Outcome.UNDECIDED
+    )
 
 
 def test_below_eight_sessions_a_change_past_ten_percent_fails_only_when_it_is_significant():
@@ -111,7 +131,12 @@ def test_a_fail_needs_the_second_measurement():
 
 @pytest.mark.parametrize(
     ("value", "direction", "message"),
-    [(0.0, "higher", "0.0"), (-1.0, "lower", "-1.0"), (math.nan, "lower", "nan"), (1.0, "none", "direction")],
+    [
+        (0.0, "higher", "0.0"),
+        (-1.0, "lower", "-1.0"),
+        (math.nan, "lower", "nan"),
+        (1.0, "none", "direction"),
+    ],
 )
 def test_values_that_have_no_relative_change_are_errors(value, direction, message):
     """Zero, negative, NaN, and a metric without a worse side."""
@@ -138,12 +163,18 @@ def test_a_floor_that_is_no_share_is_an_error(floor):
 def test_the_verdict_does_not_depend_on_the_unit(values, value, scale):
     """Seconds or milliseconds: the same."""
     plain = compare(value, Baseline(values=tuple(values)), direction="lower")
-    scaled = compare(value * scale, Baseline(values=tuple(x * scale for x in values)), direction="lower")
+    scaled = compare(
+        value * scale, Baseline(values=tuple(x * scale for x in values)), direction="lower"
+    )
     assert scaled.worse == pytest.approx(plain.worse, rel=1e-6, abs=1e-9)
     assert scaled.p == pytest.approx(plain.p, rel=1e-4, abs=1e-9)
 
 
-@given(st.lists(st.floats(90.0, 110.0), min_size=8, max_size=30), st.floats(50, 150), st.floats(0.5, 0.999))
+@given(
+    st.lists(st.floats(90.0, 110.0), min_size=8, max_size=30),
+    st.floats(50, 150),
+    st.floats(0.5, 0.999),
+)
 @settings(max_examples=100, deadline=None)
 def test_a_worse_value_never_gets_a_better_verdict(values, value, factor):
     """The p falls as the value falls."""
@@ -157,7 +188,14 @@ def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
     """Which hypotheses Holm's step-down procedure rejects, at a probability of `error` to reject any true one."""
     order = sorted(range(len(ps)), key=ps.__getitem__)
     limits = (error / (len(ps) - rank) for rank in range(len(ps)))
-    n_rejected = next((rank for rank, (at, limit) in enumerate(zip(order, limits, strict=True)) if ps[at] > limit), len(ps))
+    n_rejected = next(
+        (
+            rank
+            for rank, (at, limit) in enumerate(zip(order, limits, strict=True))
+            if ps[at] > limit
+        ),
+        len(ps),
+    )
     rejected = set(order[:n_rejected])
     return tuple(at in rejected for at in range(len(ps)))
 
@@ -215,19 +253,31 @@ def test_pooled_iterations_would_give_false_alarms():
     runs, pooled, ruled = 200, 0, 0
     for _ in range(runs):
         before, new = [session() for _ in range(12)], session()
-        low = stats.log_ratio_interval(new, [x for s in before for x in s], paired=False, confidence=0.998).low
-        pooled += low > 0 and stats.median(new) > 1.03 * stats.median([x for s in before for x in s])
+        low = stats.log_ratio_interval(
+            new, [x for s in before for x in s], paired=False, confidence=0.998
+        ).low
+        pooled += low > 0 and stats.median(new) > 1.03 * stats.median(
+            [x for s in before for x in s]
+        )
         ruled += (
-            simulated.gated([stats.median(s) for s in before], stats.median(new), stats.median(session())).outcome is Outcome.FAIL
+            simulated.gated(
+                [stats.median(s) for s in before], stats.median(new), stats.median(session())
+            ).outcome
+            is Outcome.FAIL
         )
     assert pooled > 0.05 * runs
     assert ruled == 0
 
 
-@pytest.mark.skipif(labelled.folder() is None, reason=f"no labelled series here: {labelled.NAME} names their folder")
+@pytest.mark.skipif(
+    labelled.folder() is None, reason=f"no labelled series here: {labelled.NAME} names their folder"
+)
 @pytest.mark.parametrize("path", UNCHANGED)
 def test_real_runs_without_a_change_do_not_fail(path):
-    """Each run of an unchanged stretch after the 12 before it; with 25 % put in, more than four of five do."""
+    """Each run of an unchanged stretch after the 12 before it.
+
+    With 25 % put in, more than four of five do.
+    """
     values, missed, n = labelled.column(path), 0, 0
     for low, high in UNCHANGED[path]:
         for at in range(low + 12, high - 1):

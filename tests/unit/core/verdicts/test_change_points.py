@@ -40,7 +40,10 @@ def test_a_step_is_found_where_it_is_and_as_large_as_it_is():
 def test_a_drop_and_its_repair_are_two_changes():
     """A bump hides in the first split of its window, and is found all the same."""
     found = change_points(history((100, 40), (85, 10), (100, 40)))
-    assert [abs(point.index - at) <= 1 for point, at in zip(found, (40, 50), strict=True)] == [True, True]
+    assert [abs(point.index - at) <= 1 for point, at in zip(found, (40, 50), strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_a_wild_run_is_no_change():
@@ -98,7 +101,9 @@ def test_a_window_without_room_for_two_segments_is_an_error():
 def test_changes_do_not_depend_on_the_unit_and_leave_four_runs_between_them(values, scale):
     """Seconds or milliseconds: the same runs; segments keep their least length."""
     found = [point.index for point in change_points(values)]
-    assert not found or all(b - a >= 4 for a, b in zip([0, *found], [*found, len(values)], strict=True))
+    assert not found or all(
+        b - a >= 4 for a, b in zip([0, *found], [*found, len(values)], strict=True)
+    )
     rounded = [point.index for point in change_points([x * scale for x in values])]
     assert len(rounded) == len(found)
 
@@ -128,7 +133,9 @@ def test_ten_thousand_runs_take_less_than_a_second():
 
 @needs_series
 def test_tigerbeetle_as_its_maintainers_describe_it():
-    """All that a 3 % detector must find, within 3 runs; never the one-run outlier; nothing outside of what it may find.
+    """All that a 3 % detector must find, within 3 runs; never the one-run outlier.
+
+    Nothing outside of what it may find.
 
     Run 61 (a rise of 3.4 %) is among those that Otava 0.8 finds.
     """
@@ -145,10 +152,17 @@ def test_tigerbeetle_as_its_maintainers_describe_it():
 def test_well_log_as_people_label_it():
     """Within 5 of a person's label: nearly all that it finds, and nearly all that three of five people agree on."""
     people = [
-        set(points) for points in labelled.labels("tcpd/labels.json")["series"]["well_log"]["annotations_by_annotator"].values()
+        set(points)
+        for points in labelled.labels("tcpd/labels.json")["series"]["well_log"][
+            "annotations_by_annotator"
+        ].values()
     ]
     found = [point.index for point in change_points(labelled.column("tcpd/well_log.csv"))]
-    agreed = {at for at in set.union(*people) if sum(any(abs(at - other) <= 3 for other in one) for one in people) >= 3}
+    agreed = {
+        at
+        for at in set.union(*people)
+        if sum(any(abs(at - other) <= 3 for other in one) for one in people) >= 3
+    }
     near = [at for at in found if any(abs(at - other) <= 5 for one in people for other in one)]
     seen = [at for at in agreed if any(abs(at - other) <= 5 for other in found)]
     assert len(near) >= 0.9 * len(found)

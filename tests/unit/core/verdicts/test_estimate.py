@@ -26,13 +26,18 @@ def memory(value, **more):
 
 def test_an_estimate_reads_as_value_interval_and_sample_size():
     assert str(throughput()) == "112.4 tok/s [111.7, 113.1] 99 %, n=9"
-    assert repr(throughput(subject="bf16")) == "<throughput of bf16: 112.4 tok/s [111.7, 113.1] 99 %, n=9>"
+    assert (
+        repr(throughput(subject="bf16"))
+        == "<throughput of bf16: 112.4 tok/s [111.7, 113.1] 99 %, n=9>"
+    )
     assert str(memory(269e6)) == "269.0 MB"
 
 
 def test_a_multiple_scales_interval_and_samples_and_remembers_its_factor():
     twice = 2 * throughput(subject="fp32")
-    assert (twice.value, twice.low, twice.high) == pytest.approx((224.8, 2 * throughput().low, 2 * throughput().high))
+    assert (twice.value, twice.low, twice.high) == pytest.approx(
+        (224.8, 2 * throughput().low, 2 * throughput().high)
+    )
     assert twice.samples == tuple(2 * x for x in SAMPLES)
     assert (twice * 3).factor == 6
     assert twice.title == "2 x throughput of fp32"
@@ -54,7 +59,10 @@ def test_nan_and_a_value_outside_of_its_interval_are_refused():
 
 def test_a_ratio_is_paired_when_both_were_measured_together():
     ours = throughput([2 * x for x in SAMPLES], pair="p", subject="bf16")
-    paired, unpaired = ours / throughput(pair="p", subject="fp32"), ours / throughput(pair="q", subject="fp32")
+    paired, unpaired = (
+        ours / throughput(pair="p", subject="fp32"),
+        ours / throughput(pair="q", subject="fp32"),
+    )
     assert paired.low == pytest.approx(2) == paired.high
     assert unpaired.low < 1.99
     assert unpaired.high > 2.01
@@ -149,8 +157,12 @@ def test_a_distribution_asks_for_a_percentile(use):
 
 def test_percentiles_are_those_of_the_samples():
     times = Latencies("ttft", tuple(i / 1000 for i in range(1, 201)), subject="bf16")
-    found = {name: float(getattr(times, name)) for name in ("p50", "p90", "p95", "p99", "mean", "max")}
-    assert found == pytest.approx({"p50": 0.1005, "p90": 0.1801, "p95": 0.19005, "p99": 0.19801, "mean": 0.1005, "max": 0.2})
+    found = {
+        name: float(getattr(times, name)) for name in ("p50", "p90", "p95", "p99", "mean", "max")
+    }
+    assert found == pytest.approx(
+        {"p50": 0.1005, "p90": 0.1801, "p95": 0.19005, "p99": 0.19801, "mean": 0.1005, "max": 0.2}
+    )
     assert times.p95.name == "ttft.p95"
 
 
@@ -177,7 +189,10 @@ def test_a_distribution_needs_samples():
 def test_the_truth_of_an_estimate_is_an_error_that_says_what_to_compare(direction, op):
     """`assert run.throughput` would hold whatever was measured."""
     found = Estimate.exact("throughput", 14.25, "tok/s", direction=direction, subject="bf16")
-    with pytest.raises(UsageError, match=rf"throughput of bf16 is 14.25 tok/s: it is neither true nor false.*{op} 14.2"):
+    with pytest.raises(
+        UsageError,
+        match=rf"throughput of bf16 is 14.25 tok/s: it is neither true nor false.*{op} 14.2",
+    ):
         assert found
     with pytest.raises(UsageError):
         bool(not found)

@@ -16,7 +16,11 @@ from pytest_llmperf.errors import NotMeasured, UsageError
 
 WHERE = "decode b1 p128 n128 on NVIDIA H200"
 # 89 to 114, low and high in turn: no positive autocorrelation, so that all 26 count.
-BASE = tuple(float(x) for low, high in zip(range(89, 102), range(114, 101, -1), strict=True) for x in (low, high))
+BASE = tuple(
+    float(x)
+    for low, high in zip(range(89, 102), range(114, 101, -1), strict=True)
+    for x in (low, high)
+)
 WIGGLE = tuple(math.exp(0.02 * (-1) ** i) for i in range(26))
 
 
@@ -33,7 +37,15 @@ def throughput(samples, subject, pair=None):
 
 
 def weights(value, subject="bf16", tolerance=0.0):
-    return Estimate.exact("memory.weights", value, "B", direction="lower", subject=subject, context=WHERE, tolerance=tolerance)
+    return Estimate.exact(
+        "memory.weights",
+        value,
+        "B",
+        direction="lower",
+        subject=subject,
+        context=WHERE,
+        tolerance=tolerance,
+    )
 
 
 def share(value, low, high, n=24):
@@ -64,7 +76,12 @@ def test_a_failed_ratio_is_told_in_two_lines():
 
 @pytest.mark.parametrize(
     "claim",
-    [lambda: OURS >= 1.2 * REF, lambda: 1.2 * REF <= OURS, lambda: OURS / REF >= 1.2, lambda: 0.5 * OURS >= 0.6 * REF],
+    [
+        lambda: OURS >= 1.2 * REF,
+        lambda: 1.2 * REF <= OURS,
+        lambda: OURS / REF >= 1.2,
+        lambda: 0.5 * OURS >= 0.6 * REF,
+    ],
     ids=["estimate", "mirrored", "ratio", "both scaled"],
 )
 def test_the_same_claim_written_otherwise_is_the_same_finding(claim):
@@ -73,7 +90,10 @@ def test_the_same_claim_written_otherwise_is_the_same_finding(claim):
 
 
 def test_a_failed_limit_is_told_in_two_lines():
-    """By hand: the interval of the median of 26 is from the 7th to the 20th value; log(108 / 95) / 2 is 6.6 %."""
+    """By hand: the interval of the median of 26 is from the 7th to the 20th value.
+
+    Log(108 / 95) / 2 is 6.6 %.
+    """
     assert explain(">=", REF, 150) == [
         "throughput of fp32 is 102 tok/s [95.0, 108], claimed >= 150 tok/s  (26 samples)",
         "decode b1 p128 n128 on NVIDIA H200; smallest visible difference 6.6 %",
@@ -102,14 +122,18 @@ def test_an_undecided_claim_says_what_would_decide():
     finding = OURS >= 1.075 * REF
     assert finding.outcome is Outcome.UNDECIDED
     assert finding.more_samples > 0
-    assert finding.detail.endswith(f"undecided: about {finding.more_samples} more pairs would decide")
+    assert finding.detail.endswith(
+        f"undecided: about {finding.more_samples} more pairs would decide"
+    )
 
 
 def test_a_miss_within_the_floor_is_not_failed_however_sure():
     finding = OURS >= 1.1 * REF
     assert finding.outcome is Outcome.UNDECIDED
     assert finding.more_samples is None
-    assert finding.detail.endswith("undecided: the miss of 1.8 % is within the practical floor of 3.0 %")
+    assert finding.detail.endswith(
+        "undecided: the miss of 1.8 % is within the practical floor of 3.0 %"
+    )
     with claims(floor=0.0):
         assert (OURS >= 1.1 * REF).outcome is Outcome.FAIL
 
@@ -128,7 +152,9 @@ def test_a_pass_has_a_positive_margin_and_a_fail_misses_by_more_than_the_floor(b
         assert finding.margin > 0
     if finding.outcome is Outcome.FAIL:
         assert finding.margin < 0
-        assert abs(math.expm1(finding.margin if op in (">", ">=") else -finding.margin)) > FLOOR * 0.99
+        assert (
+            abs(math.expm1(finding.margin if op in (">", ">=") else -finding.margin)) > FLOOR * 0.99
+        )
 
 
 def test_true_claims_at_the_bound_rarely_fail():
@@ -137,7 +163,9 @@ def test_true_claims_at_the_bound_rarely_fail():
     for _ in range(300):
         base = [100 * math.exp(0.05 * rng.gauss(0, 1)) for _ in range(12)]
         ours = [1.2 * b * math.exp(0.02 * rng.gauss(0, 1)) for b in base]
-        failed += (throughput(ours, "a", "p") >= 1.2 * throughput(base, "b", "p")).outcome is Outcome.FAIL
+        failed += (
+            throughput(ours, "a", "p") >= 1.2 * throughput(base, "b", "p")
+        ).outcome is Outcome.FAIL
     assert failed == 0
 
 
@@ -207,7 +235,9 @@ def test_bootstrapped_quantities_have_no_floor():
 
 
 def test_zero_can_be_claimed_of_what_can_be_zero():
-    kl = Estimate(name="agreement.kl", value=0.0, low=0.0, high=0.0, n=24, unit="nats", kind="bootstrap")
+    kl = Estimate(
+        name="agreement.kl", value=0.0, low=0.0, high=0.0, n=24, unit="nats", kind="bootstrap"
+    )
     assert decide("<=", kl, 0).outcome is Outcome.PASS
     assert decide("<=", kl, kl).outcome is Outcome.PASS
     assert decide("<=", weights(0), weights(0)).outcome is Outcome.PASS
@@ -262,6 +292,9 @@ def test_what_is_not_measurable_is_an_error_on_either_side():
             decide(">=", left, right)
 
 
-@pytest.mark.parametrize(("op", "left", "right"), [("in", OURS, [OURS]), ("==", OURS, None), ("is", OURS, REF), ("==", 1, 2)])
+@pytest.mark.parametrize(
+    ("op", "left", "right"),
+    [("in", OURS, [OURS]), ("==", OURS, None), ("is", OURS, REF), ("==", 1, 2)],
+)
 def test_comparisons_that_claim_nothing_are_not_explained(op, left, right):
     assert explain(op, left, right) == []

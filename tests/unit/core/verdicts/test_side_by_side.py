@@ -30,7 +30,9 @@ def test_e_is_the_published_formula():
     n, s, v = 6, sum(xs), sum(x * x for x in xs)
     found = after(*xs)
     assert found.autocorrelation == 0
-    assert found.e_worse == pytest.approx(math.sqrt(1 / (n + 1)) * ((n + 1) * v / ((n + 1) * v - s * s)) ** (n / 2))
+    assert found.e_worse == pytest.approx(
+        math.sqrt(1 / (n + 1)) * ((n + 1) * v / ((n + 1) * v - s * s)) ** (n / 2)
+    )
 
 
 def test_a_clear_loss_fails_after_six_pairs():
@@ -92,7 +94,9 @@ def test_direction_is_that_of_the_metric():
     pairs = [(100.0, 80.0 + i / 10) for i in range(6)]
     assert SideBySide(direction="higher").with_pairs(pairs).look().outcome is Outcome.FAIL
     assert SideBySide(direction="lower").with_pairs(pairs).look().outcome is Outcome.PASS
-    assert SideBySide(direction="higher").with_pairs(pairs).look().worse == pytest.approx(0.2, abs=0.01)
+    assert SideBySide(direction="higher").with_pairs(pairs).look().worse == pytest.approx(
+        0.2, abs=0.01
+    )
 
 
 def test_nothing_is_said_before_the_first_pair():
@@ -109,7 +113,11 @@ def test_a_pair_without_a_ratio_is_an_error(pair):
 
 @pytest.mark.parametrize(
     "options",
-    [{"direction": "none"}, {"direction": "lower", "floor": 3.0}, {"direction": "lower", "max_pairs": 5}],
+    [
+        {"direction": "none"},
+        {"direction": "lower", "floor": 3.0},
+        {"direction": "lower", "max_pairs": 5},
+    ],
 )
 def test_what_cannot_decide_is_an_error(options):
     """No worse side; a floor of 300 %; a budget below the least."""
@@ -133,7 +141,9 @@ def test_the_decision_does_not_depend_on_the_unit(xs, scale):
     """Seconds or milliseconds: the same."""
     pairs = [(1.0, math.exp(x)) for x in xs]
     plain = SideBySide(direction="lower").with_pairs(pairs).look()
-    scaled = SideBySide(direction="lower").with_pairs((a * scale, b * scale) for a, b in pairs).look()
+    scaled = (
+        SideBySide(direction="lower").with_pairs((a * scale, b * scale) for a, b in pairs).look()
+    )
     assert scaled.worse == pytest.approx(plain.worse, abs=1e-9)
 
 
@@ -159,8 +169,13 @@ def test_ignoring_autocorrelation_would_give_false_evidence():
     draw, runs = random.Random(2), 400
     plain = widened = 0
     for _ in range(runs):
-        state = SideBySide(direction="lower", log_ratios=tuple(0.02 * x for x in autocorrelated(0.7)(30, draw)))
-        looks = [SideBySide(direction="lower", log_ratios=state.log_ratios[:n]).look() for n in range(6, 31)]
+        state = SideBySide(
+            direction="lower", log_ratios=tuple(0.02 * x for x in autocorrelated(0.7)(30, draw))
+        )
+        looks = [
+            SideBySide(direction="lower", log_ratios=state.log_ratios[:n]).look()
+            for n in range(6, 31)
+        ]
         plain += any(look.e_plain >= 100 for look in looks)
         widened += any(look.e_worse >= 100 for look in looks)
     assert plain > 0.04 * runs

@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.distributions import binomial_cdf, binomial_quantile, t_cdf, t_quantile
+from pytest_llmperf.core.verdicts.distributions import (
+    binomial_cdf,
+    binomial_quantile,
+    t_cdf,
+    t_quantile,
+)
 
 positive = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
 
@@ -84,7 +89,10 @@ def test_both_ends_of_a_quantile_interval_appear_at_bounding_samples(q, n):
 
 @pytest.mark.parametrize(("q", "r"), [(0.9, 0.7), (0.95, 0.3), (0.95, 0.8)])
 def test_correlated_samples_need_more_for_both_ends(q, r):
-    """As many as are said bound the percentile, with room for the estimate of r; a third fewer do not."""
+    """As many as are said bound the percentile, with room for the estimate of r.
+
+    A third fewer do not.
+    """
     draw, xs = random.Random(7), [0.0]
     while len(xs) < 20_000:
         xs.append(r * xs[-1] + draw.gauss(0, 1))
@@ -95,7 +103,8 @@ def test_correlated_samples_need_more_for_both_ends(q, r):
 
 
 def test_a_median_interval_needs_eight_samples_and_then_is_the_range():
-    alternating = [1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]  # negative autocorrelation: worth all eight
+    # Negative autocorrelation: worth all eight.
+    alternating = [1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]
     assert stats.median_interval(alternating[:7]) is None
     assert stats.median_interval(alternating) == (1.0, 8.0)
 
@@ -151,12 +160,19 @@ def _noise(rng: random.Random, n: int, kind: str, rho: float) -> list[float]:
 
 
 @pytest.mark.parametrize("n", [4, 6, 12, 40])
-@pytest.mark.parametrize(("kind", "rho", "least"), [("normal", 0.0, 0.98), ("skewed", 0.0, 0.98), ("normal", 0.5, 0.93)])
+@pytest.mark.parametrize(
+    ("kind", "rho", "least"), [("normal", 0.0, 0.98), ("skewed", 0.0, 0.98), ("normal", 0.5, 0.93)]
+)
 def test_paired_ratios_cover_the_truth(n, kind, rho, least):
-    """99 % nominal; independent pairs reach it, autocorrelated ones come near it (0.87 to 0.90 without the effective n)."""
+    """99 % nominal.
+
+    Independent pairs reach it, autocorrelated ones come near it (0.87 to 0.90 without the effective
+    n).
+    """
     rng, runs, hits = random.Random(n), 500, 0
     for _ in range(runs):
-        shared = [math.exp(0.1 * rng.gauss(0, 1)) for _ in range(n)]  # common to both sides of a pair
+        # Common to both sides of a pair.
+        shared = [math.exp(0.1 * rng.gauss(0, 1)) for _ in range(n)]
         a = [1.1 * c * math.exp(e) for c, e in zip(shared, _noise(rng, n, kind, rho), strict=True)]
         found = stats.log_ratio_interval(a, shared, paired=True)
         hits += found.low <= math.log(1.1) <= found.high
@@ -211,7 +227,9 @@ def test_bootstrap_covers_the_mean_of_few_rows():
 
 def test_bootstrap_is_repeatable_and_one_row_bounds_nothing():
     rows = [1.0, 2.0, 4.0, 8.0]
-    assert stats.bootstrap_interval(rows, stats.mean, seed=3) == stats.bootstrap_interval(rows, stats.mean, seed=3)
+    assert stats.bootstrap_interval(rows, stats.mean, seed=3) == stats.bootstrap_interval(
+        rows, stats.mean, seed=3
+    )
     assert stats.bootstrap_interval([1.0], stats.mean) == (-math.inf, math.inf)
 
 
