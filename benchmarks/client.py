@@ -25,7 +25,7 @@ from statistics import median
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.server.child import free_port
 from pytest_llmperf.engines.server.engine import ServerEngine
-from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.workloads import PromptSet, Serve
 
 STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
@@ -69,7 +69,7 @@ def fixture_s(folder: Path) -> float:
     return float(took_s)
 
 
-def opened(folder: Path) -> ServerSession:
+def opened(folder: Path) -> ServedModel:
     """The stub through the engine."""
     model = ModelRef(name="tiny", kind="folder", location=str(folder))
     options = (("command", COMMAND), ("name", "tiny"), ("stop_timeout", 1))

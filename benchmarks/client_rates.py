@@ -19,12 +19,12 @@ from collections.abc import Callable
 from load_generators import bench_serve, opened, ours, with_generators
 
 from pytest_llmperf.core.metrics.rate_search import Probe, next_rate
-from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.workloads import Serve
 
 LIMIT_S = 0.005
 TOKENS = 64
-Send = Callable[[ServerSession, Serve, int], object]
+Send = Callable[[ServedModel, Serve, int], object]
 
 
 def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
@@ -36,7 +36,7 @@ def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
     return sorted(at - min(late) for at in late)[math.ceil(0.99 * len(late)) - 1]
 
 
-def arrivals(session: ServerSession) -> list[int]:
+def arrivals(session: ServedModel) -> list[int]:
     """Those since this was last asked."""
     base = session._server.base  # noqa: SLF001 - its address
     # The stub, on this host.
@@ -45,7 +45,7 @@ def arrivals(session: ServerSession) -> list[int]:
     return came
 
 
-def highest(name: str, send: Send, session: ServerSession, options: argparse.Namespace) -> None:
+def highest(name: str, send: Send, session: ServedModel, options: argparse.Namespace) -> None:
     """Print every rate that was tried."""
     probes: list[Probe] = []
     while (rate := next_rate(probes, first=options.first, within=options.within)) is not None:
@@ -81,7 +81,7 @@ def highest(name: str, send: Send, session: ServerSession, options: argparse.Nam
 def by(generator: str, program: str) -> Send:
     """A generator behind `Serve`."""
 
-    def send(session: ServerSession, work: Serve, n: int) -> object:
+    def send(session: ServedModel, work: Serve, n: int) -> object:
         fields = {name: getattr(work, name) for name in work.__struct_fields__}
         return ours(session, Serve(**fields | {"generator": generator}), n, program)
 

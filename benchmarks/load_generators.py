@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
+from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.server.engine import ServerEngine
-from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Serve
 
@@ -37,7 +37,7 @@ Figures = tuple[float, float, float]
 
 
 @contextmanager
-def opened(options: argparse.Namespace) -> Iterator[ServerSession]:
+def opened(options: argparse.Namespace) -> Iterator[ServedModel]:
     """The server, ended afterwards, also where this program is ended by SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))
     given: dict[str, str | float] = {"args": options.args} if options.args else {}
@@ -58,21 +58,23 @@ def opened(options: argparse.Namespace) -> Iterator[ServerSession]:
         session.close()
 
 
-def ours(session: ServerSession, work: Serve, repetition: int, program: str = "") -> Figures:
+def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") -> Figures:
     """By this package, or by the generator that the work names."""
     served = session.serve(work, repetition, program)
     late = client_mark(served.trace, 0.0)
     if late is not None:
         print(f"    {work.generator or 'this package'}: {late.detail}")
-    found = reduce_load(
+    found = reduce_serving(
         [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
     )
     if found.n_failed:
-        print(f"    {found.n_failed} requests failed: {found.load.failures if found.load else ''}")
+        print(
+            f"    {found.n_failed} requests failed: {found.serving.failures if found.serving else ''}"
+        )
     return found.throughput.value, found.ttft.p50.value, found.tpot.p50.value
 
 
-def bench_serve(session: ServerSession, work: Serve, repetition: int, program: str) -> Figures:
+def bench_serve(session: ServedModel, work: Serve, repetition: int, program: str) -> Figures:
     """By `vllm bench serve`, with its own random prompts of the same lengths."""
     # Its address and its tokenizer.
     server, source = session._server, session._source  # noqa: SLF001
@@ -128,7 +130,7 @@ def bench_serve(session: ServerSession, work: Serve, repetition: int, program: s
     return said["output_throughput"], said["median_ttft_ms"] / 1e3, said["median_tpot_ms"] / 1e3
 
 
-def generators(options: argparse.Namespace) -> dict[str, Callable[[ServerSession, int], Figures]]:
+def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, int], Figures]]:
     """Each by name, as a function of the server and the number of the round."""
     work = Serve(
         rate=None if options.concurrency else options.rate,
@@ -139,7 +141,7 @@ def generators(options: argparse.Namespace) -> dict[str, Callable[[ServerSession
         max_new_tokens=options.new_tokens,
         prefix_cache=True,
     )
-    found: dict[str, Callable[[ServerSession, int], Figures]] = {}
+    found: dict[str, Callable[[ServedModel, int], Figures]] = {}
     found["this package"] = lambda session, n: ours(session, seeded(work, n), n)
     for name in ("aiperf", "guidellm"):
         if program := getattr(options, name):

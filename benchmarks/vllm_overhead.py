@@ -25,7 +25,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.engines.loading.folder import source_of
 from pytest_llmperf.engines.models.names import model_ref
-from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
+from pytest_llmperf.engines.vllm.loaded import Loaded, VllmModel
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Batch, Decode, Workload
 
@@ -65,7 +65,7 @@ def both(options: argparse.Namespace) -> tuple:
         load_s=0.0,
         versions={},
     )
-    return llm, VllmSession(loaded)
+    return llm, VllmModel(loaded)
 
 
 def row(work: Workload, llm, session, pairs: int) -> None:

@@ -64,7 +64,7 @@ def test_one_line_is_answered(llm):
     run = llm.run(LINE)
     assert run.n_failed == 0
     assert run.ttft.p50 <= 5
-    assert run.load.in_flight_max == 1
+    assert run.serving.in_flight_max == 1
 
 
 @pytest.mark.usefixtures("name")

@@ -41,9 +41,9 @@ def test_four_requests_a_second_are_served_within_the_limits(llm):
     run = llm.run(replace(CHAT, duration=180))
     assert run.ttft.p95 <= 200 * ms
     assert run.tpot.p95 <= 50 * ms
-    assert run.load.attainment >= 0.99
-    assert run.load.server["preemptions"] == 0
-    assert not run.load.saturated
+    assert run.serving.attainment >= 0.99
+    assert run.serving.server["preemptions"] == 0
+    assert not run.serving.saturated
 
 
 def test_bursts_cost_goodput(llm):

@@ -273,7 +273,7 @@ class BaseSide:
 def main(argv: list[str] | None = None) -> int:
     """Serve on the inherited socket until Close, or until the session ends."""
     options = _parser().parse_args(argv)
-    # Pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    # pytest captures file descriptor 2, and the stacks of a hang belong in the log.
     log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)

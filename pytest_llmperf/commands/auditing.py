@@ -121,7 +121,7 @@ def collect(lane: Lane, root: Path) -> dict[str, str]:
         ]
         environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
-        # Pytest, with the arguments of the project's own ini file.
+        # pytest, with the arguments of the project's own ini file.
         done = subprocess.run(  # noqa: S603
             [*command, *lane.arguments],
             cwd=root,

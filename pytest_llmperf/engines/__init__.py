@@ -58,7 +58,7 @@ TABLE = {
         ),
         EngineRow(
             name="scripted",
-            target="pytest_llmperf.engines.scripted.session:ScriptedEngine",
+            target="pytest_llmperf.engines.scripted.loaded:ScriptedEngine",
             capabilities="pytest_llmperf.engines.capabilities:SCRIPTED",
         ),
         EngineRow(

@@ -42,7 +42,7 @@ class Capabilities:
     serves: bool = False
 
 
-class Session(Protocol):
+class LoadedModel(Protocol):
     """A loaded model. One call at a time; every method blocks until the device is idle."""
 
     def opened(self) -> Opened:
@@ -102,5 +102,5 @@ class Session(Protocol):
 class Engine(Protocol):
     """Opens load plans."""
 
-    def open(self, plan: LoadPlan) -> Session:
+    def open(self, plan: LoadPlan) -> LoadedModel:
         """Load. Raises LoadError, UsageError or OutOfMemory."""

@@ -38,12 +38,12 @@ class CallableEngine:
         self._function = function
         self._n_tokens = n_tokens
 
-    def open(self, plan: LoadPlan) -> CallableSession:
+    def open(self, plan: LoadPlan) -> CallableModel:
         """Nothing is loaded."""
-        return CallableSession(self._function, self._n_tokens, plan)
+        return CallableModel(self._function, self._n_tokens, plan)
 
 
-class CallableSession:
+class CallableModel:
     """See `pytest_llmperf.engines.base.Session`."""
 
     def __init__(self, function: Callable[[], Any], n_tokens: int, plan: LoadPlan) -> None:

@@ -39,7 +39,7 @@ class Regression(AssertionError):
     """A measured value is worse than its history allows. The test that measured it fails."""
 
 
-# Pytest prints the module of any other before the message, and cuts the message for it.
+# pytest prints the module of any other before the message, and cuts the message for it.
 Regression.__module__ = "builtins"
 
 

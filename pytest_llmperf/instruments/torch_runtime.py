@@ -293,7 +293,7 @@ def _host_times_s(_runtime: DeviceRuntime, work: Callable[[], object], repeats: 
 
 def _cuda_times_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
     with torch.cuda.device(runtime.device):
-        # Torch.
+        # torch.
         events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
         events[0].record()
         for event in events[1:]:

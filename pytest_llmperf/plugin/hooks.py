@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _watch_against(config, text)
     if _only_plans(config):
         config.option.llmperf_plan = True
-        # Pytest-xdist's controller collects nothing, and a plan needs no workers.
+        # pytest-xdist's controller collects nothing, and a plan needs no workers.
         config.option.dist = "no"
     if (file := _option(config, _named_option("benchmark-json"))) and not hasattr(
         config, "workerinput"

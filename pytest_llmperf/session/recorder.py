@@ -88,9 +88,9 @@ class Recorder:
             self._write(record)
         return records
 
-    def add_loads(self, loaded: Sequence[Loaded], *, attempt: int = 1) -> list[Record]:
+    def add_served(self, loaded: Sequence[Loaded], *, attempt: int = 1) -> list[Record]:
         """Write one record for each side of a load on servers."""
-        records = [self._record_of_load(side, attempt) for side in loaded]
+        records = [self._record_of_served(side, attempt) for side in loaded]
         for record in records:
             self._write(record)
         return records
@@ -238,7 +238,7 @@ class Recorder:
             },
         )
 
-    def _record_of_load(self, side: Loaded, attempt: int) -> Record:
+    def _record_of_served(self, side: Loaded, attempt: int) -> Record:
         return self._record(
             side.model,
             recorded_serve(side.workload),
@@ -252,7 +252,7 @@ class Recorder:
             extra={
                 "repetitions": len(side.runs),
                 "valid": len(side.valid),
-                "load": msgspec.to_builtins(side.result.load),
+                "serving": msgspec.to_builtins(side.result.serving),
                 "server_metrics": [side.runs[i].samples for i in side.valid],
                 "tokens_counted": side.runs[side.valid[0]].counted,
                 **({"attempt": attempt} if attempt > 1 else {}),

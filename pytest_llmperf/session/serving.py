@@ -13,11 +13,11 @@ import msgspec
 from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, check, next_rate
 from pytest_llmperf.core.metrics.results import RunResult
-from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
+from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
-from pytest_llmperf.wire.messages import RunLoad, Served
+from pytest_llmperf.wire.messages import RunServing, Served
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Serve, describe_serve
 
@@ -72,7 +72,7 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
     return str(find_generator(workload.generator, pythons.get(workload.generator)))
 
 
-def measure_load(
+def measure_serving(
     acquire: Sequence[Acquire],
     workload: Serve,
     progress: Progress,
@@ -138,7 +138,7 @@ def search(
 def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float) -> Probe:
     rate = workload.rate or 0.0
     try:
-        summary = run(workload).load
+        summary = run(workload).serving
     except InvalidRun as error:
         if "no request of" in str(error):
             return Probe(rate=rate, attainment=0.0, kept=False, why=str(error))
@@ -154,7 +154,7 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
 
 
 def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> Served:
-    served = model.call(RunLoad(workload=workload, repetition=repetition, program=program))
+    served = model.call(RunServing(workload=workload, repetition=repetition, program=program))
     assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
     limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
     return (
@@ -208,7 +208,7 @@ def _reduced(
     pair: str | None,
 ) -> Loaded:
     used = valid if pair is not None else valid[:1]
-    result = reduce_load(
+    result = reduce_serving(
         [runs[i].trace for i in used],
         slo=workload.slo,
         ramp_up_s=workload.ramp_up,

@@ -22,7 +22,7 @@ from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.session.serving import Loaded, generator_program, measure_load
+from pytest_llmperf.session.serving import Loaded, generator_program, measure_serving
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.memory_check import OwnProcess
 from pytest_llmperf.workers.pool import Channel, Pool, worker_logs
@@ -149,7 +149,7 @@ class LlmperfSession:
         Record it, say what its reader must know, and judge it where this gates.
 
         Side by side with another version nothing is judged of a load. Raises as
-        `session.serving.measure_load`, and Regression.
+        `session.serving.measure_serving`, and Regression.
         """
         if self.settings.disable:
             return [
@@ -161,7 +161,7 @@ class LlmperfSession:
             self.note(reason)
             return [RunResult.unmeasured(reason, Unjudged) for _ in models]
         loaded = self._serve(models, workload)
-        records = self.recorder.add_loads(loaded)
+        records = self.recorder.add_served(loaded)
         if self.gate is not None:
             self.gate.judge(
                 records, self._declared.gate, lambda: self._serve_again(models, workload)
@@ -233,7 +233,7 @@ class LlmperfSession:
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
         with self.pool.undisturbed([model.plan for model in models]):
-            loaded = measure_load(
+            loaded = measure_serving(
                 [model.load for model in models],
                 workload,
                 self.progress,
@@ -241,7 +241,7 @@ class LlmperfSession:
                 program=program,
             )
         for each in loaded:
-            for said in each.result.load.notes() if each.result.load is not None else ():
+            for said in each.result.serving.notes() if each.result.serving is not None else ():
                 self.note(
                     f"{self.recorder.test.partition('::')[2]} ({each.result.context}): {said}"
                 )
@@ -249,7 +249,7 @@ class LlmperfSession:
 
     def _serve_again(self, models: Sequence[Model], workload: Serve) -> list[Record]:
         self.renew(models)
-        return self.recorder.add_loads(self._serve(models, workload), attempt=2)
+        return self.recorder.add_served(self._serve(models, workload), attempt=2)
 
     def _measure_again(self, models: Sequence[Model], workload: Workload) -> list[Record]:
         """In fresh workers, since what differs between processes is what a suspicion may be due to."""

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.engines.scripted.session import ScriptedEngine
+from pytest_llmperf.engines.scripted.loaded import ScriptedEngine
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
 from pytest_llmperf.testing.conformance import (
     CHECKS,

@@ -17,7 +17,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import MemoryGauges, RequestTrace
-from pytest_llmperf.engines.base import Engine, Session
+from pytest_llmperf.engines.base import Engine, LoadedModel
 from pytest_llmperf.wire.messages import Ran
 from pytest_llmperf.workloads import Decode, Prefill, PromptSet, Workload, describe
 
@@ -50,7 +50,7 @@ class Bench:
     directory: Path
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Session]:
+    def open(self) -> Iterator[LoadedModel]:
         """A session that is closed afterwards."""
         session = self.engine.open(self.plan)
         try:
@@ -71,7 +71,7 @@ class Check:
 
     name: str
     requires: str
-    find: Callable[[Session, Bench], Findings]
+    find: Callable[[LoadedModel, Bench], Findings]
 
 
 def check_engine(
@@ -117,7 +117,7 @@ def _find(check: Check, bench: Bench) -> list[str]:
         return list(check.find(session, bench))
 
 
-def _exact_tokens(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _exact_tokens(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     for workload in (PREFILL, DECODE):
         requests = session.run(workload, 0).trace.requests
         if len(requests) != workload.batch:
@@ -135,7 +135,7 @@ def _exact_request(where: str, request: RequestTrace, workload: Workload) -> Fin
         yield f"{where}: {request.n_prompt_tokens} prompt tokens, exactly {workload.prompt_tokens} expected"
 
 
-def _monotone_times(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _monotone_times(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     last_ns: float = -math.inf
     for repetition in (0, 1):
         requests = session.run(DECODE, repetition).trace.requests
@@ -148,7 +148,7 @@ def _monotone_times(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         last_ns = max((e.t_ns for r in requests for e in r.events), default=last_ns)
 
 
-def _fresh_prompts(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _fresh_prompts(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     first, second, again = (
         session.run(DECODE, repetition).prompts_hash for repetition in (0, 1, 0)
     )
@@ -160,7 +160,7 @@ def _fresh_prompts(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         yield "repetition 0 ran other prompts the second time; they must follow from the prompt set and the repetition"
 
 
-def _repeatable(session: Session, bench: Bench) -> Findings:
+def _repeatable(session: LoadedModel, bench: Bench) -> Findings:
     here = [session.run(DECODE, 0).outputs_hash for _ in range(2)]
     with bench.open() as other:
         there = other.run(DECODE, 0).outputs_hash
@@ -170,7 +170,7 @@ def _repeatable(session: Session, bench: Bench) -> Findings:
         yield f"the same prompts gave different greedy tokens: {here} in one session, {there} in another of the same plan"
 
 
-def _describes_itself(session: Session, bench: Bench) -> Findings:
+def _describes_itself(session: LoadedModel, bench: Bench) -> Findings:
     opened, before = session.opened(), session.describe()
     if opened.effective != before.effective:
         yield f"opened() and describe() differ before any run: {_differences(opened.effective, before.effective)}"
@@ -195,7 +195,7 @@ def _describes_plan(found: Effective, plan: LoadPlan) -> Findings:
         yield f"linear layers are stored in {sorted(stored)}, the plan says {plan.weights_dtype}"
 
 
-def _exact_against_itself(session: Session, bench: Bench) -> Findings:
+def _exact_against_itself(session: LoadedModel, bench: Bench) -> Findings:
     path, prompts = bench.directory / "reference", PromptSet.synthetic(0)
     made = session.make_reference(prompts, NEW_TOKENS, 2, str(path))
     if not path.is_file():
@@ -229,7 +229,7 @@ def _exact_row(row: PromptComparison) -> Findings:
         yield f"prompt {row.index}: not exact: KL {max(row.kl):g}, log-probability off by {logprob:g}, noise {row.noise:g}"
 
 
-def _next_tokens(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _next_tokens(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     special = set(session.opened().special_ids)
     prompt = tuple(i for i in range(session.opened().vocab_size) if i not in special)[:3]
     top, again = session.top_tokens(prompt, TOP), session.top_tokens(prompt, TOP)
@@ -248,7 +248,7 @@ def _next_tokens(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         yield "top_tokens: the likeliest one is not the first of several"
 
 
-def _sane_memory(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _sane_memory(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     weights = session.opened().effective.weights_bytes
     measured = session.read_memory(DECODE, 0).memory
     for where, gauges in (
@@ -273,7 +273,7 @@ def _sane_gauges(gauges: MemoryGauges) -> Findings:
             yield f"read_memory: memory.{name} is {value} B; what is unknown is None with a reason, never 0"
 
 
-def _sane_energy(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _sane_energy(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     energy = session.read_energy(DECODE, 0, 0.0)
     if energy.joules is None and not energy.reason:
         yield "read_energy: joules is None without a reason"
@@ -283,7 +283,7 @@ def _sane_energy(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         yield f"read_energy: a reading needs joules, seconds and tokens above 0 and a source: {energy}"
 
 
-def _sane_ceilings(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _sane_ceilings(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     found = session.ceilings(DTYPES)
     rates = (
         [found.copy_bytes_per_s, *(found.matmul_flop_per_s.get(dtype, 0.0) for dtype in DTYPES)]
@@ -294,7 +294,7 @@ def _sane_ceilings(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         yield f"ceilings: a copy bandwidth above 0 and a matmul rate above 0 for each of {DTYPES} are needed: {found}"
 
 
-def _sane_cost(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
+def _sane_cost(session: LoadedModel, bench: Bench) -> Findings:  # noqa: ARG001
     step, weights = session.run(DECODE, 0).step, session.opened().effective.weights_bytes
     if step is None:
         yield "Ran.step is None; MBU and MFU need what a step moves and computes"
@@ -304,7 +304,7 @@ def _sane_cost(session: Session, bench: Bench) -> Findings:  # noqa: ARG001
         yield f"the cost of a step is impossible: {step}"
 
 
-def _close_frees(session: Session, bench: Bench) -> Findings:
+def _close_frees(session: LoadedModel, bench: Bench) -> Findings:
     weights = session.opened().memory.weights
     session.close()
     answered = _answers(session)
@@ -316,7 +316,7 @@ def _close_frees(session: Session, bench: Bench) -> Findings:
     session.close()
 
 
-def _answers(session: Session) -> Ran | None:
+def _answers(session: LoadedModel) -> Ran | None:
     try:
         return session.run(DECODE, 0)
     except Exception:  # noqa: BLE001 - any error is the right answer here

@@ -13,7 +13,7 @@ from msgspec import Struct
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.metrics.serving import LoadTrace
+from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost, Trace
@@ -37,7 +37,7 @@ class Run(Struct, frozen=True, kw_only=True, tag=True):
     repetition: int
 
 
-class RunLoad(Struct, frozen=True, kw_only=True, tag=True):
+class RunServing(Struct, frozen=True, kw_only=True, tag=True):
     """One run of a load on a server. Result: Served.
 
     `program` is the command of the workload's generator, where it has one.
@@ -197,7 +197,7 @@ Command = (
     Open
     | Describe
     | Run
-    | RunLoad
+    | RunServing
     | ReadMemory
     | ReadEnergy
     | ReadCollectives
@@ -261,13 +261,13 @@ class Ran(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Served(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to RunLoad.
+    """Answer to RunServing.
 
     `samples` are the server's metrics over the run, `counted` how the tokens of a message were
     counted.
     """
 
-    trace: LoadTrace
+    trace: ServingTrace
     marks: tuple[Mark, ...] = ()
     samples: tuple[dict[str, float], ...] = ()
     counted: str = ""

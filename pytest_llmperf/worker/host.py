@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pytest_llmperf import errors
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines import engine
-from pytest_llmperf.engines.base import Engine, Session
+from pytest_llmperf.engines.base import Engine, LoadedModel
 from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
 from pytest_llmperf.wire.messages import (
     AdaptersUsed,
@@ -34,7 +34,7 @@ from pytest_llmperf.wire.messages import (
     Reply,
     Result,
     Run,
-    RunLoad,
+    RunServing,
     Served,
     TasksAnswered,
     TopTokensRead,
@@ -61,7 +61,7 @@ class Host:
     ) -> None:
         self.rank = rank
         self._find_engine = find_engine
-        self._session: Session | None = None
+        self._session: LoadedModel | None = None
 
     def handle(self, command: Command) -> Result:
         """Do one command.
@@ -98,7 +98,7 @@ class Host:
             session.close()
         return Closed()
 
-    def _need_session(self, command: Command) -> Session:
+    def _need_session(self, command: Command) -> LoadedModel:
         if self._session is None:
             raise WorkerError(
                 f"{type(command).__name__} was sent to a worker that holds no model. Send Open first."
@@ -106,14 +106,14 @@ class Host:
         return self._session
 
 
-def _ask(session: Session, command: Command) -> Result:
+def _ask(session: LoadedModel, command: Command) -> Result:
     result: Result
     match command:
         case Describe():
             result = session.describe()
         case Run():
             result = session.run(command.workload, command.repetition)
-        case RunLoad():
+        case RunServing():
             result = _serve(session, command)
         case ReadMemory():
             result = session.read_memory(command.workload, command.repetition)
@@ -130,7 +130,7 @@ def _ask(session: Session, command: Command) -> Result:
     return result
 
 
-def _serve(session: Session, command: RunLoad) -> Served:
+def _serve(session: LoadedModel, command: RunServing) -> Served:
     """Only a server's session can take a load."""
     serve = getattr(session, "serve", None)
     if serve is None:
@@ -142,7 +142,7 @@ def _serve(session: Session, command: RunLoad) -> Served:
     return served
 
 
-def _collectives(session: Session, command: ReadCollectives) -> CollectivesRead:
+def _collectives(session: LoadedModel, command: ReadCollectives) -> CollectivesRead:
     """Engines that hold a model on one device need not be able to tell."""
     read = getattr(session, "read_collectives", None)
     if read is None:
@@ -153,7 +153,7 @@ def _collectives(session: Session, command: ReadCollectives) -> CollectivesRead:
     return found
 
 
-def _ask_outputs(session: Session, command: Command) -> Result:
+def _ask_outputs(session: LoadedModel, command: Command) -> Result:
     """What is not measured: what the model answers."""
     result: Result
     match command:

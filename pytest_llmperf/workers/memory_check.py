@@ -167,7 +167,7 @@ class OwnProcess:
 
 def held_by_fixture(item: pytest.Item, model: object) -> bool:
     """Whether a fixture that outlives the test gave it the model, so that the test cannot let go of it."""
-    # Pytest has no public way from a test to the values of its fixtures.
+    # pytest has no public way from a test to the values of its fixtures.
     info = getattr(item, "_fixtureinfo", None)
     for definitions in getattr(info, "name2fixturedefs", {}).values():
         for definition in definitions:

@@ -10,7 +10,7 @@ from support.generating import VOCAB, loaded, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pytest_llmperf.engines.transformers import TransformersSession
+from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Task, TaskSet
 
@@ -30,7 +30,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def session():
-    return TransformersSession(dataclasses.replace(loaded(tiny_llama()), tokenizer=tokenizer()))
+    return TransformersModel(dataclasses.replace(loaded(tiny_llama()), tokenizer=tokenizer()))
 
 
 def logprob(prompt: str, choice: str) -> float:
@@ -84,6 +84,6 @@ def test_choices_and_texts_mix_in_one_set(session):
 
 
 def test_a_model_without_a_tokenizer_cannot_answer():
-    bare = TransformersSession(loaded(tiny_llama()))
+    bare = TransformersModel(loaded(tiny_llama()))
     with pytest.raises(UsageError, match="no tokenizer"):
         bare.answer_tasks(TaskSet(name="t", items=(Task(prompt="w5", answer="w6"),)), 1)

@@ -11,7 +11,7 @@ import torch
 from support.generating import ROWS, batch, loaded, plan, tiny_llama
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.engines.transformers import TransformersEngine, TransformersSession
+from pytest_llmperf.engines.transformers import TransformersEngine, TransformersModel
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
@@ -89,7 +89,7 @@ def test_one_sequence_at_a_time():
 def session(model, assistant=None):
     held = loaded(model, assist="helper" if assistant is not None else "prompt-lookup")
     helper = loaded(assistant) if assistant is not None else None
-    return TransformersSession(type(held)(**{**vars(held), "assistant": helper}))
+    return TransformersModel(type(held)(**{**vars(held), "assistant": helper}))
 
 
 def test_a_run_reports_its_forward_passes_its_messages_and_who_assisted():
@@ -120,7 +120,7 @@ def test_the_assistant_s_memory_is_counted_but_not_as_the_model_s_parameters():
 
 
 def test_the_agreement_decodes_its_rows_one_by_one(tmp_path):
-    reference = TransformersSession(loaded(tiny_llama()))
+    reference = TransformersModel(loaded(tiny_llama()))
     reference.make_reference(PromptSet.synthetic(1), 8, 4, str(tmp_path / "ref"))
     rows = session(tiny_llama(), tiny_llama()).compare_reference(str(tmp_path / "ref"), 4)
     assert [row.first_divergence for row in rows] == [None] * 16

@@ -17,8 +17,8 @@ from pytest_llmperf.engines.transformers import continuous as batching_of_transf
 from pytest_llmperf.engines.transformers.batches import in_static_batches
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop, require_complete
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
+from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.engines.transformers.positions import counted_positions
-from pytest_llmperf.engines.transformers.session import TransformersSession
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
@@ -26,8 +26,8 @@ WORK = Batch(requests=5, prompt_tokens=(3, 12), max_new_tokens=(2, 9), batch=2)
 REQUESTS = Asked([[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42]], (2, 7, 5, 3))
 
 
-def session(**fields) -> TransformersSession:
-    return TransformersSession(loaded(tiny_llama(), **fields))
+def session(**fields) -> TransformersModel:
+    return TransformersModel(loaded(tiny_llama(), **fields))
 
 
 def alone(model, requests: Asked) -> list[list[int]]:

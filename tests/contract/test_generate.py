@@ -9,7 +9,7 @@ import torch
 from support.generating import CPU, ROWS, batch, loaded, plan, tiny_falcon, tiny_llama, uncompiled
 from transformers import MistralConfig, MistralForCausalLM
 
-from pytest_llmperf.engines.transformers import TransformersSession
+from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop, StepLayer
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -140,7 +140,7 @@ def test_a_model_with_a_sliding_window_is_refused_by_the_static_loop():
 
 
 def test_a_session_runs_a_workload_as_one_request_a_sequence():
-    session = TransformersSession(loaded(tiny_llama()))
+    session = TransformersModel(loaded(tiny_llama()))
     ran = session.run(WORK, 0)
     assert [r.n_output_tokens for r in ran.trace.requests] == [5, 5]
     assert [r.n_prompt_tokens for r in ran.trace.requests] == [6, 6]
@@ -149,13 +149,13 @@ def test_a_session_runs_a_workload_as_one_request_a_sequence():
 
 
 def test_prefill_ends_with_the_first_token():
-    session = TransformersSession(loaded(tiny_llama()))
+    session = TransformersModel(loaded(tiny_llama()))
     ran = session.run(Prefill(batch=3, prompt_tokens=9), 0)
     assert [r.n_output_tokens for r in ran.trace.requests] == [1, 1, 1]
 
 
 def test_a_session_says_what_its_last_run_used():
-    session = TransformersSession(loaded(tiny_llama(), cache="static"))
+    session = TransformersModel(loaded(tiny_llama(), cache="static"))
     assert session.opened().effective.cache == ""
     session.run(WORK, 0)
     effective = session.describe().effective
@@ -166,7 +166,7 @@ def test_a_session_says_what_its_last_run_used():
 
 def test_memory_of_a_run_counts_weights_and_the_cache():
     model = tiny_llama()
-    memory = TransformersSession(loaded(model)).read_memory(WORK, 0).memory
+    memory = TransformersModel(loaded(model)).read_memory(WORK, 0).memory
     assert memory.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, bytes
     assert memory.kv_cache == per_token * 2 * (6 + 5 - 1)
@@ -178,7 +178,7 @@ def test_memory_of_a_run_counts_weights_and_the_cache():
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_cost_of_a_step_is_that_of_the_tensors_it_reads(tied):
     """Hand-computed: hidden 32, 4 heads of 8, 2 KV heads, MLP 64, 2 layers, vocabulary 320, float32."""
-    step = TransformersSession(loaded(tiny_llama(tied=tied))).run(WORK, 0).step
+    step = TransformersModel(loaded(tiny_llama(tied=tied))).run(WORK, 0).step
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
     norms, head = 32 * 5, 320 * 32
     looked_up = 0 if tied else 2 * 32  # one row of the embedding for each of two sequences
@@ -191,11 +191,11 @@ def test_the_cost_of_a_step_is_that_of_the_tensors_it_reads(tied):
 
 def test_right_padding_asked_for_in_the_plan_is_refused():
     with pytest.raises(UsageError, match="padding_side"):
-        TransformersSession(loaded(tiny_llama(), options=(("padding_side", "right"),)))
+        TransformersModel(loaded(tiny_llama(), options=(("padding_side", "right"),)))
 
 
 def test_texts_for_a_model_without_tokenizer_are_a_usage_error():
-    session = TransformersSession(loaded(tiny_llama()))
+    session = TransformersModel(loaded(tiny_llama()))
     with pytest.raises(UsageError, match="no tokenizer"):
         session.run(
             Decode(prompts=PromptSet(name="x", texts=("hello",)), prompt_tokens=None, new_tokens=2),
@@ -204,7 +204,7 @@ def test_texts_for_a_model_without_tokenizer_are_a_usage_error():
 
 
 def test_a_closed_session_holds_no_model():
-    session = TransformersSession(loaded(tiny_llama()))
+    session = TransformersModel(loaded(tiny_llama()))
     session.close()
     with pytest.raises(AttributeError):
         session.run(WORK, 0)

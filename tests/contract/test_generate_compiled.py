@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.generating import CPU, ROWS, batch, loaded, plan, tiny_llama
 
-from pytest_llmperf.engines.transformers import TransformersSession
+from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.engines.transformers.compiling import compile_options, parse_knobs
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
@@ -14,7 +14,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.workloads import Decode, Prefill
 
-# Torch's own, on its first compilation.
+# torch's own, on its first compilation.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 STATIC = {"cache": "static", "compile": "default"}
 
@@ -32,7 +32,7 @@ def test_the_compiled_static_loop_gives_the_tokens_of_generate_from_one_graph_a_
 
 
 def test_a_session_proves_that_decode_and_prefill_were_compiled():
-    session = TransformersSession(loaded(tiny_llama(layers=1), **STATIC))
+    session = TransformersModel(loaded(tiny_llama(layers=1), **STATIC))
     session.run(Prefill(batch=1, prompt_tokens=8), 0)
     prefill = session.describe().effective
     assert prefill.compiled_graphs == 1
@@ -49,7 +49,7 @@ def test_a_session_proves_that_decode_and_prefill_were_compiled():
 def test_compile_with_a_dynamic_cache_goes_through_generate():
     expected = GenerateLoop(tiny_llama(layers=1), plan(), 0).decode(batch(ROWS[:1]), 6).tokens
     model = tiny_llama(layers=1)
-    session = TransformersSession(loaded(model, compile="default"))
+    session = TransformersModel(loaded(model, compile="default"))
     assert session.opened().effective.compiled_graphs == 0
     session.run(Decode(batch=1, prompt_tokens=7, new_tokens=6), 0)
     effective = session.describe().effective
@@ -101,4 +101,4 @@ def test_cuda_graphs_are_left_off_for_a_cache_that_grows():
 @pytest.mark.parametrize("option", ["cudagraphs", "prefill"])
 def test_an_unknown_choice_of_an_option_names_the_choices(option):
     with pytest.raises(UsageError, match=f"option {option}='fast'.*Choices"):
-        TransformersSession(loaded(tiny_llama(), **STATIC, options=((option, "fast"),)))
+        TransformersModel(loaded(tiny_llama(), **STATIC, options=((option, "fast"),)))

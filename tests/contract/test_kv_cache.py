@@ -7,7 +7,7 @@ import torch
 from support.generating import ROWS, batch, loaded, plan, tiny_llama
 from transformers import MistralConfig, MistralForCausalLM, cache_utils
 
-from pytest_llmperf.engines.transformers import TransformersSession, kv_cache
+from pytest_llmperf.engines.transformers import TransformersModel, kv_cache
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect
@@ -42,17 +42,17 @@ def test_it_is_seen_by_its_own_tensors_and_a_third_of_the_size(cache):
 def test_the_promise_holds_after_a_run_and_not_of_another_cache(cache):
     asked = plan(cache=cache)
     promises = [p for p in parse(f"kv-{cache}").promises(asked) if p.part != "auto"]
-    session = TransformersSession(loaded(tiny_llama(), cache=cache))
+    session = TransformersModel(loaded(tiny_llama(), cache=cache))
     session.run(Decode(batch=2, prompt_tokens=6, new_tokens=4), 0)
     require_in_effect(session.describe().effective, promises, "warm")
-    other = TransformersSession(loaded(tiny_llama()))
+    other = TransformersModel(loaded(tiny_llama()))
     other.run(Decode(batch=2, prompt_tokens=6, new_tokens=4), 0)
     with pytest.raises(NotInEffect, match="used DynamicCache, asked for one of"):
         require_in_effect(other.describe().effective, promises, "warm")
 
 
 def compared(candidate, tmp_path):
-    TransformersSession(loaded(tiny_llama())).make_reference(
+    TransformersModel(loaded(tiny_llama())).make_reference(
         PromptSet.synthetic(1), 8, 4, str(tmp_path / "ref")
     )
     rows = candidate.compare_reference(str(tmp_path / "ref"), 4)
@@ -65,7 +65,7 @@ def compared(candidate, tmp_path):
 
 def test_teacher_forced_passes_read_the_prompt_from_the_cache(cache, tmp_path):
     """The first token comes from the prompt as it was; those after it from what the cache kept: near, and not equal."""
-    worst, later, first = compared(TransformersSession(loaded(tiny_llama(), cache=cache)), tmp_path)
+    worst, later, first = compared(TransformersModel(loaded(tiny_llama(), cache=cache)), tmp_path)
     assert max(first) < 1e-9
     assert min(later) > 0
     assert worst < {"int8": 0.05, "fp8": 0.5}[cache]
@@ -75,7 +75,7 @@ def test_a_cache_with_a_wrong_scale_is_far_from_the_full_one(tmp_path, monkeypat
     """Negative control: scales doubled on the way out."""
     dequantized = kv_cache._dequantized
     monkeypatch.setattr(kv_cache, "_dequantized", lambda pair, like: 2 * dequantized(pair, like))
-    worst, _, _ = compared(TransformersSession(loaded(tiny_llama(), cache="int8")), tmp_path)
+    worst, _, _ = compared(TransformersModel(loaded(tiny_llama(), cache="int8")), tmp_path)
     assert worst > 0.5
 
 

@@ -196,7 +196,7 @@ def test_a_tensor_subclass_is_counted_by_what_it_holds():
     assert (group.dtype, group.elements, group.bytes) == ("int8", 32, 40)
 
 
-# Torch is about to drop these modules; other packages made their own of the same form.
+# torch is about to drop these modules; other packages made their own of the same form.
 @pytest.mark.filterwarnings("ignore")
 def test_linear_layers_are_found_whatever_their_class():
     """nn.Linear, Conv1D, packed int8 modules that are no nn.Linear; a norm is none."""

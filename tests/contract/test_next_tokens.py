@@ -9,7 +9,7 @@ from support.generating import loaded, tiny_llama
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.outputs.inputs import Vocabulary
-from pytest_llmperf.engines.transformers import TransformersSession
+from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.testing import for_any, token_ids
 
@@ -38,7 +38,7 @@ def model():
 
 @pytest.fixture
 def session(model):
-    return TransformersSession(loaded(model))
+    return TransformersModel(loaded(model))
 
 
 @for_any(ids=token_ids(320), max_examples=20)
@@ -53,7 +53,7 @@ def test_they_are_those_of_a_plain_forward_pass(model, session, ids):
 
 def test_a_text_is_tokenised_once_with_its_special_tokens(model):
     """The ids that come back give the same answer, and the begin token is not put in front again."""
-    session = TransformersSession(_with_tokenizer(model))
+    session = TransformersModel(_with_tokenizer(model))
     top = session.top_tokens("ab", 2)
     assert top.prompt_ids == (1, 97, 98)
     assert session.top_tokens(top.prompt_ids, 2) == top
@@ -62,7 +62,7 @@ def test_a_text_is_tokenised_once_with_its_special_tokens(model):
 
 def test_special_ids_are_the_tokenizers_and_the_rows_it_never_gives(model):
     """Rows of the embedding past the tokenizer's last id are no prompt."""
-    session = TransformersSession(_with_tokenizer(model))
+    session = TransformersModel(_with_tokenizer(model))
     assert session.opened().special_ids == (1, 2, *range(300, 320))
     assert Vocabulary(size=5, special=frozenset({-1, 3, 9}), pad=0).special_below(6) == (3, 5)
 
@@ -79,7 +79,7 @@ def test_logits_that_are_nan_are_no_order(model):
     with pytest.raises(
         InvalidRun, match=r"not finite after a prompt of 3 tokens, which begins with \[11, 12, 13\]"
     ):
-        TransformersSession(loaded(broken)).top_tokens(IDS, 5)
+        TransformersModel(loaded(broken)).top_tokens(IDS, 5)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 from pytest_llmperf.engines.transformers import prune as package
 from pytest_llmperf.engines.transformers.effective import describe
 from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.engines.transformers.prune import families, structured
 from pytest_llmperf.engines.transformers.prune.blocks import decoder_blocks
-from pytest_llmperf.engines.transformers.session import TransformersSession
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 
@@ -167,7 +167,7 @@ def test_a_structured_pruning_is_in_effect_through_a_session(name):
     """Promises kept, bytes really gone, and a decode with a static cache of the kept heads."""
     strategy = "structured:0.3+static-cache"
     plan = plan_for(strategy, name)
-    session, whole = TransformersSession(load(plan)), describe(load(plan_for("auto", name)))
+    session, whole = TransformersModel(load(plan)), describe(load(plan_for("auto", name)))
     ran = session.run(
         Decode(batch=2, prompt_tokens=8, new_tokens=4, prompts=PromptSet.synthetic(0)), 0
     )

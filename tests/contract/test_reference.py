@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support.generating import loaded, tiny_llama
 
 from pytest_llmperf.engines.outputs.scoring import rank_of, same_top, score, ulp
-from pytest_llmperf.engines.transformers import TransformersSession
+from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
@@ -35,13 +35,13 @@ def mean_kl(compared):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "ref.safetensors"
-    made = TransformersSession(loaded(tiny_llama())).make_reference(PROMPTS, 12, 5, str(path))
+    made = TransformersModel(loaded(tiny_llama())).make_reference(PROMPTS, 12, 5, str(path))
     assert made == (16, 16 * 12)
     return str(path)
 
 
 def test_a_model_against_itself_agrees_exactly(reference):
-    compared = TransformersSession(loaded(tiny_llama())).compare_reference(reference, 5)
+    compared = TransformersModel(loaded(tiny_llama())).compare_reference(reference, 5)
     assert [p.index for p in compared] == list(range(16))
     for prompt in compared:
         assert prompt.kl == (0.0,) * 12
@@ -56,7 +56,7 @@ def test_a_model_against_itself_agrees_exactly(reference):
 
 
 def test_the_continuation_is_greedy_and_its_logits_say_so(reference):
-    compared = TransformersSession(loaded(tiny_llama())).compare_reference(reference, 5)
+    compared = TransformersModel(loaded(tiny_llama())).compare_reference(reference, 5)
     for prompt in compared:
         assert all(logprob > math.log(1 / 320) for logprob in prompt.reference_logprob)
         assert prompt.worst.reference_top5[0].logit >= prompt.worst.reference_top5[1].logit
@@ -66,7 +66,7 @@ def test_the_continuation_is_greedy_and_its_logits_say_so(reference):
 
 
 def test_another_batch_size_compares_every_prompt_once(reference):
-    compared = TransformersSession(loaded(tiny_llama())).compare_reference(reference, 3)
+    compared = TransformersModel(loaded(tiny_llama())).compare_reference(reference, 3)
     assert [p.index for p in compared] == list(range(16))
     assert all(p.first_divergence is None for p in compared)
     assert max(max(p.kl) for p in compared) < 1e-6
@@ -91,7 +91,7 @@ def _zero(model):
 def test_damage_is_seen_and_more_damage_is_seen_more(reference):
     """Negative controls: nothing wrong, one matrix scaled by 1.05, 30 % of the weights zeroed."""
     whole, scaled, zeroed = (
-        TransformersSession(loaded(model)).compare_reference(reference, 5)
+        TransformersModel(loaded(model)).compare_reference(reference, 5)
         for model in (tiny_llama(), _damaged(_scale), _damaged(_zero))
     )
     assert sqnr_db(whole) == math.inf
@@ -119,7 +119,7 @@ def test_a_broken_cache_shows_in_free_running_tokens_although_forced_logits_are_
         return decoded
 
     monkeypatch.setattr(GenerateLoop, "decode", broken)
-    compared = TransformersSession(loaded(tiny_llama())).compare_reference(reference, 5)
+    compared = TransformersModel(loaded(tiny_llama())).compare_reference(reference, 5)
     assert all(p.kl == (0.0,) * 12 for p in compared)
     assert all(p.first_divergence == 4 for p in compared)
     assert all(
@@ -128,7 +128,7 @@ def test_a_broken_cache_shows_in_free_running_tokens_although_forced_logits_are_
 
 
 def test_a_candidate_in_bfloat16_is_near_and_not_equal(reference):
-    compared = TransformersSession(
+    compared = TransformersModel(
         loaded(tiny_llama().bfloat16(), weights_dtype="bfloat16")
     ).compare_reference(reference, 5)
     assert 20 < sqnr_db(compared) < 60
@@ -139,11 +139,11 @@ def test_another_vocabulary_is_refused(reference):
     model = tiny_llama()
     model.resize_token_embeddings(328, mean_resizing=False)
     with pytest.raises(UsageError, match=r"328 tokens, its reference one of 320"):
-        TransformersSession(loaded(model)).compare_reference(reference, 5)
+        TransformersModel(loaded(model)).compare_reference(reference, 5)
 
 
 def test_a_file_that_is_no_reference_says_what_to_do(tmp_path):
-    session = TransformersSession(loaded(tiny_llama()))
+    session = TransformersModel(loaded(tiny_llama()))
     torn, other = tmp_path / "torn.safetensors", tmp_path / "other.safetensors"
     torn.write_bytes(b"\x08\x00")
     save_file({"a": torch.ones(1)}, other)
@@ -159,9 +159,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pytest_llmperf.engines.outputs.reference.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        TransformersSession(loaded(tiny_llama())).make_reference(
-            PROMPTS, 2, 8, str(tmp_path / "ref")
-        )
+        TransformersModel(loaded(tiny_llama())).make_reference(PROMPTS, 2, 8, str(tmp_path / "ref"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.core.metrics.serving import client_mark, reduce_load
+from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import RunLoad
+from pytest_llmperf.wire.messages import RunServing
 from pytest_llmperf.workloads import Serve
 
 pytestmark = pytest.mark.gpu
@@ -28,9 +28,9 @@ def plan(model: str, device: str = "cuda", **options) -> LoadPlan:
 
 def loaded(channel, work: Serve, repetition: int = 0):
     """The quantities of one run of a load; the client was not its limit."""
-    served = channel.call(RunLoad(workload=work, repetition=repetition), deadline_s=300)
+    served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300)
     assert client_mark(served.trace, 0.0) is None
-    return reduce_load(
+    return reduce_serving(
         [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
     )
 
@@ -43,7 +43,7 @@ def test_sixteen_lines_are_served(model, least_tok_per_s, open_worker):
     wanted = plan(model)
     with open_worker(wanted, deadline_s=900) as (channel, opened):
         require_in_effect(opened.effective, parse("bf16").promises(wanted), "loaded")
-        channel.call(RunLoad(workload=LINES, repetition=1), deadline_s=300)  # warms up
+        channel.call(RunServing(workload=LINES, repetition=1), deadline_s=300)  # warms up
         run = loaded(channel, LINES)
         one = loaded(
             channel, Serve(concurrency=1, requests=5, prompt_tokens=8, max_new_tokens=50), 2

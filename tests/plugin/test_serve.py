@@ -24,7 +24,7 @@ def test_within(llm):
     run = llm.run(LOAD)
     assert run.ttft.p95 <= 60 * ms
     assert run.goodput >= 9
-    assert run.load.attainment == 1
+    assert run.serving.attainment == 1
     assert run.throughput <= 120
 
 def test_too_much(llm):
@@ -37,7 +37,7 @@ def test_too_much(llm):
     result.stdout.fnmatch_lines(["*serve 10/s constant*"])
     (row,) = [row for row in lines() if row["test"].endswith("within")]
     assert row["workload"]["type"] == "serve"
-    assert row["extra"]["load"]["offered_rate"] == pytest.approx(10, rel=0.01)
+    assert row["extra"]["serving"]["offered_rate"] == pytest.approx(10, rel=0.01)
     assert {m["name"]: m["value"] for m in row["metrics"]}["goodput"] == pytest.approx(
         200 / 20.05, rel=0.01
     )
@@ -46,7 +46,8 @@ def test_too_much(llm):
 def test_what_a_reader_must_know_is_in_the_summary(project, run):
     """One slot serves 6.7 requests a second of the ten: the queue grows, and the server preempted."""
     project(
-        LOADS + "\ndef test_full(llm):\n    run = llm.run(LOAD)\n    assert run.load.saturated\n",
+        LOADS
+        + "\ndef test_full(llm):\n    run = llm.run(LOAD)\n    assert run.serving.saturated\n",
         script=FULL,
     )
     result = run()

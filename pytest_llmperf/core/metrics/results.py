@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.quantities import ALIASES, TABLE, Metric, leaves
-from pytest_llmperf.core.metrics.serving_summary import LoadSummary
+from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.core.trace import MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
@@ -68,7 +69,7 @@ class Energy(Struct, frozen=True, kw_only=True, eq=False):
 class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
-    `n_failed` of `n_requests` requests failed and are in no number. `load` says how a load on a
+    `n_failed` of `n_requests` requests failed and are in no number. `serving` says how traffic on a
     server went (`Serve`).
     """
 
@@ -93,11 +94,21 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     memory: Memory
     energy: Energy
     load_time: Quantity
-    load: LoadSummary | None = None
+    serving: ServingSummary | None = None
     n_requests: int = 0
     n_failed: int = 0
     subject: str = ""
     context: str = ""
+
+    @property
+    def load(self) -> ServingSummary | None:
+        """`serving` under its name in 0.1; it goes with 0.3."""
+        warnings.warn(
+            "run.load is called run.serving since 0.2: loading a model is another thing.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.serving
 
     @property
     def output_throughput(self) -> Quantity:
@@ -127,7 +138,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         found: object = self
         for part in canonical.split("."):
             found = getattr(found, part)
-        # Leaves() names numbers only.
+        # leaves() names numbers only.
         assert isinstance(found, Estimate | NotMeasurable)  # noqa: S101
         return found
 

@@ -21,7 +21,7 @@ from pytest_llmperf.core.metrics import saturation
 from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import Quantity, RunResult, exact
-from pytest_llmperf.core.metrics.serving_summary import LoadSummary
+from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.metrics.slo import Slo, latency_s, tpot_s, ttft_s
 from pytest_llmperf.core.trace import Mark, RequestTrace
 from pytest_llmperf.core.verdicts import stats
@@ -39,7 +39,7 @@ NO_SUCH = "a load on a server gives no such quantity"
 """Reason of what a load never measures: its records leave it out."""
 
 
-class LoadTrace(Struct, frozen=True, kw_only=True):
+class ServingTrace(Struct, frozen=True, kw_only=True):
     """One run of a load: its requests, and how the client did.
 
     Times in s; `busy_share` is the client's CPU time over wall time.
@@ -76,8 +76,8 @@ class _Run(NamedTuple):
         return (self.end_ns - self.start_ns) / _NS
 
 
-def reduce_load(
-    traces: Sequence[LoadTrace],
+def reduce_serving(
+    traces: Sequence[ServingTrace],
     *,
     slo: Slo | None,
     ramp_up_s: float,
@@ -112,7 +112,7 @@ def reduce_load(
         load_time=NotMeasurable("load_time", "nothing was loaded: the server ran already")
         if load_s is None
         else exact("load_time", load_s, subject=subject, context=context),
-        load=summary(traces, slo=slo, ramp_up_s=ramp_up_s, open_loop=open_loop),
+        serving=summary(traces, slo=slo, ramp_up_s=ramp_up_s, open_loop=open_loop),
         n_requests=sum(len(run.requests) for run in runs),
         n_failed=sum(len(run.requests) - len(run.done) for run in runs),
         subject=subject,
@@ -120,15 +120,15 @@ def reduce_load(
     )
 
 
-def client_mark(trace: LoadTrace, ramp_up_s: float) -> Mark | None:
+def client_mark(trace: ServingTrace, ramp_up_s: float) -> Mark | None:
     """The mark "client-limited", where the client and not the server set the times of the requests that count."""
     reason = _client_limit(trace, _run(trace, ramp_up_s))
     return Mark(kind="client-limited", detail=reason) if reason else None
 
 
 def summary(
-    traces: Sequence[LoadTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool
-) -> LoadSummary:
+    traces: Sequence[ServingTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool
+) -> ServingSummary:
     """How the load went.
 
     Of several runs: all their requests, the worst lateness, and the first reason for saturation.
@@ -137,7 +137,7 @@ def summary(
     requests = [r for run in runs for r in run.requests]
     flights = [saturation.in_flight_mean(run.requests, run.start_ns, run.end_ns) for run in runs]
     saturated = [saturation.over_saturated(run.requests) for run in runs] if open_loop else []
-    return LoadSummary(
+    return ServingSummary(
         offered_rate=saturation.mean([rate for run in runs if (rate := _offered(run.requests))]),
         failures=dict(Counter(r.failure or "no token came" for r in requests if not _succeeded(r))),
         attainment=None
@@ -158,7 +158,7 @@ def summary(
 # Requests
 
 
-def _run(trace: LoadTrace, ramp_up_s: float) -> _Run:
+def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
     first_ns = min((r.t_due_ns for r in trace.requests), default=0)
     counted = tuple(r for r in trace.requests if r.t_due_ns >= first_ns + ramp_up_s * _NS)
     done = tuple(r for r in counted if _succeeded(r))
@@ -186,7 +186,7 @@ def _require_order(request: RequestTrace) -> None:
         )
 
 
-def _client_limit(trace: LoadTrace, run: _Run) -> str:
+def _client_limit(trace: ServingTrace, run: _Run) -> str:
     waits = [ttft_s(r) for r in run.done]
     reason = saturation.client_limited(
         _lateness_s(run.requests), trace.loop_lag_s, waits, trace.busy_share
@@ -324,7 +324,7 @@ def gaps_s(request: RequestTrace) -> list[float]:
     ]
 
 
-def _merged(traces: Sequence[LoadTrace]) -> dict[str, float]:
+def _merged(traces: Sequence[ServingTrace]) -> dict[str, float]:
     """Counts add up over the runs; of everything else the largest."""
     merged: dict[str, float] = {}
     for trace in traces:

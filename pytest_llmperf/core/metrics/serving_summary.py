@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class LoadSummary(Struct, frozen=True, kw_only=True):
+class ServingSummary(Struct, frozen=True, kw_only=True):
     """Of the requests that count (those cut from the ramp-up are `n_cut`).
 
     `offered_rate` is requests due a second. `failures` are failed requests by reason. `attainment`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from pytest_llmperf.core.metrics.serving import LoadTrace
+from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
@@ -30,7 +30,7 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
     last_ns = max((r.t_end_ns for r in requests), default=0)
     clock.advance_ns(max(0, last_ns - round(start_s * 1e9)))
     server = {"preemptions": float(options.preemptions), "prefix_hit_share": 0.0}
-    trace = LoadTrace(
+    trace = ServingTrace(
         requests=requests, loop_lag_s=(options.late_s,), busy_share=0.1, server=server
     )
     return Served(

@@ -90,7 +90,7 @@ class Outcome:
 
 
 @dataclass
-class LoadRun:
+class ClientRun:
     """What came of a load: its requests in the order they were due, and how the client did."""
 
     outcomes: list[Outcome]
@@ -124,7 +124,7 @@ class Client:
         self._timeout_s = timeout_s
         self._now_ns = now_ns
 
-    async def open_loop(self, calls: Sequence[Call], due_s: Sequence[float]) -> LoadRun:
+    async def open_loop(self, calls: Sequence[Call], due_s: Sequence[float]) -> ClientRun:
         """Send each call when it is due, whatever became of the others, and wait until all are over."""
         start_ns = self._now_ns() + int(PROBE_S * 1e9)
         outcomes = [
@@ -134,7 +134,7 @@ class Client:
 
     async def closed_loop(
         self, source: Source, concurrency: int, *, requests: int | None, duration_s: float | None
-    ) -> LoadRun:
+    ) -> ClientRun:
         """`concurrency` lines, each sending its next request when its last is over, until `requests` were sent or time is up."""
         outcomes: list[Outcome] = []
         end_ns = None if duration_s is None else self._now_ns() + int(duration_s * 1e9)
@@ -213,7 +213,7 @@ class Client:
             async for data in response.content.iter_any():
                 keep((now_ns(), data))
 
-    async def _watched(self, outcomes: list[Outcome], work: Awaitable[None]) -> LoadRun:
+    async def _watched(self, outcomes: list[Outcome], work: Awaitable[None]) -> ClientRun:
         """Do the work, and see how late the loop's own timers ring and how busy it is.
 
         No garbage collection meanwhile.
@@ -227,7 +227,9 @@ class Client:
         finally:
             probe.cancel()
         wall_s = time.perf_counter() - wall_s
-        return LoadRun(outcomes, lags, (time.thread_time() - cpu_s) / wall_s if wall_s > 0 else 0.0)
+        return ClientRun(
+            outcomes, lags, (time.thread_time() - cpu_s) / wall_s if wall_s > 0 else 0.0
+        )
 
     async def _probe(self, lags: list[float]) -> None:
         while True:

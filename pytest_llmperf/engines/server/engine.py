@@ -12,16 +12,16 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
 from pytest_llmperf.engines.server.client import connections
 from pytest_llmperf.engines.server.introspection import Saying, require_model
+from pytest_llmperf.engines.server.loaded import ServedModel, Server
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
-from pytest_llmperf.engines.server.session import Server, ServerSession
 from pytest_llmperf.engines.server.source import Source, source_of
 
 
 class ServerEngine:
     """See engines.base.Engine."""
 
-    def open(self, plan: LoadPlan) -> ServerSession:
+    def open(self, plan: LoadPlan) -> ServedModel:
         """Start the server (or find it) and wait until it answers.
 
         Raises:
@@ -41,7 +41,7 @@ class ServerEngine:
                 undo.callback(child.end, options.stop_timeout_s)
             server = runner.run(_healthy(preset, options, child, base, name))
             undo.callback(lambda: runner.run(server.http.close()))
-            session = ServerSession(plan, server, source, runner)
+            session = ServedModel(plan, server, source, runner)
             session.probe()
             session.load_s = time.perf_counter() - start_s
             undo.pop_all()

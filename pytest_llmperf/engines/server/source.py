@@ -48,7 +48,7 @@ def source_of(plan: LoadPlan, preset: Preset, options: ServerOptions) -> Source:
     """
     start_s = time.perf_counter()
     if plan.model.kind == "arch" and preset.model == "folder":
-        # Torch, for these models alone.
+        # torch, for these models alone.
         from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415
 
         made = architecture(plan, dummy=bool(preset.dummy_weights))
@@ -111,7 +111,7 @@ def converted(name: str) -> Path:
         folder = cache_dir() / "models" / name
     if folder.is_dir():
         return folder
-    # Torch, once in a cache's life.
+    # torch, once in a cache's life.
     from pytest_llmperf.engines.loading.builtin import converted_folder  # noqa: PLC0415
 
     return converted_folder(name)

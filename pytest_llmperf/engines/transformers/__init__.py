@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.load import Loaded, load
-from pytest_llmperf.engines.transformers.session import TransformersSession
+from pytest_llmperf.engines.transformers.loaded import TransformersModel
 
-__all__ = ["Loaded", "TransformersEngine", "TransformersSession", "load"]
+__all__ = ["Loaded", "TransformersEngine", "TransformersModel", "load"]
 
 
 class TransformersEngine:
     """See engines.base.Engine."""
 
-    def open(self, plan: LoadPlan) -> TransformersSession:
+    def open(self, plan: LoadPlan) -> TransformersModel:
         """Load the plan's model. Raises UsageError, LoadError, or out of memory as torch does."""
-        return TransformersSession(load(plan))
+        return TransformersModel(load(plan))

@@ -146,7 +146,7 @@ class CudaTicks:
     def __init__(self, batch: int, new_tokens: int) -> None:
         self._tokens = torch.empty(new_tokens, batch, dtype=torch.long, pin_memory=True)
         self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
-        # Torch.
+        # torch.
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]  # type: ignore[no-untyped-call]
         self._start = 0
 

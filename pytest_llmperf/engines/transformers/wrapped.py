@@ -13,7 +13,7 @@ import torch
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.load import Loaded
-from pytest_llmperf.engines.transformers.session import TransformersSession
+from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.ranks import package_versions
 
@@ -32,12 +32,12 @@ class WrappedEngine:
         self._tokenizer = tokenizer
         self.device = str(parameter.device.type)
 
-    def open(self, plan: LoadPlan) -> WrappedSession:
+    def open(self, plan: LoadPlan) -> WrappedModel:
         """Take the model as it is, in evaluation mode while it is measured."""
-        return WrappedSession(self._model, self._tokenizer, plan)
+        return WrappedModel(self._model, self._tokenizer, plan)
 
 
-class WrappedSession(TransformersSession):
+class WrappedModel(TransformersModel):
     """See engines.base.Session.
 
     `close` restores the model's training flags and generation config, and frees nothing.

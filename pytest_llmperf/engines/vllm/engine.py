@@ -20,7 +20,7 @@ from vllm.usage.usage_lib import UsageContext
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.loading.folder import source_of
 from pytest_llmperf.engines.vllm.adapters import adapter_arguments
-from pytest_llmperf.engines.vllm.session import Loaded, VllmSession
+from pytest_llmperf.engines.vllm.loaded import Loaded, VllmModel
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
 from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 
@@ -28,7 +28,7 @@ from pytest_llmperf.instruments.ranks import package_versions, rank_device, torc
 class VllmEngine:
     """See engines.base.Engine."""
 
-    def open(self, plan: LoadPlan) -> VllmSession:
+    def open(self, plan: LoadPlan) -> VllmModel:
         """Load the plan's model.
 
         Raises UsageError, LoadError, NotInEffect, or out of memory as torch does.
@@ -48,7 +48,7 @@ class VllmEngine:
                 EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS
             )
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
-        return VllmSession(
+        return VllmModel(
             Loaded(
                 engine=engine,
                 plan=plan,

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--world-size", type=int, default=1)
     parser.add_argument("--die-with-parent", action="store_true")
     options = parser.parse_args(argv)
-    # Pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    # pytest captures file descriptor 2, and the stacks of a hang belong in the log.
     log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)

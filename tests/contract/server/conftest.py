@@ -10,9 +10,9 @@ import pytest
 from support.stubs import stub_plan, write_model
 
 from pytest_llmperf.engines.server.engine import ServerEngine
-from pytest_llmperf.engines.server.session import ServerSession
+from pytest_llmperf.engines.server.loaded import ServedModel
 
-Start = Callable[..., ServerSession]
+Start = Callable[..., ServedModel]
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(model: Path) -> Iterator[Start]:
     """`start(*stub arguments, **options)` gives the session of a stub; it is closed after the test."""
-    opened: list[ServerSession] = []
+    opened: list[ServedModel] = []
 
-    def call(*args: str, **options: str | float | bool) -> ServerSession:
+    def call(*args: str, **options: str | float | bool) -> ServedModel:
         opened.append(ServerEngine().open(stub_plan(model, *args, **options)))
         return opened[-1]
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from support.stubs import stub_command, write_model
 
-from pytest_llmperf.core.metrics.serving import LoadTrace, reduce_load
+from pytest_llmperf.core.metrics.serving import ServingTrace, reduce_serving
 from pytest_llmperf.core.metrics.slo import tpot_s
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.server.generators import (
@@ -65,13 +65,13 @@ def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
     The generator is named with what it measured.
     """
     served = start().serve(LINES, 0, str(program("aiperf", WRITES.format(keep=6, fails=1))))
-    run = reduce_load([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
+    run = reduce_serving([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
     assert (run.n_requests, run.n_failed) == (6, 1)
-    assert run.load.failures == {"HTTP 500": 1}
+    assert run.serving.failures == {"HTTP 500": 1}
     assert run.ttft.p50.value == pytest.approx(0.051)
     assert run.itl.p50.value == pytest.approx(0.01)
-    assert run.load.generator == "aiperf"
-    assert run.load.notes()[0] == "its requests were sent by aiperf"
+    assert run.serving.generator == "aiperf"
+    assert run.serving.notes()[0] == "its requests were sent by aiperf"
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
     )
     found = sorted(((r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
     assert found == [pytest.approx(each, abs=1e-3) for each in said]
-    run = reduce_load(
-        [LoadTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
+    run = reduce_serving(
+        [ServingTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
     )
     assert run.itl.p50.value == pytest.approx(0.005, rel=0.5)
-    assert run.load.lateness_p99_s < 0.005
+    assert run.serving.lateness_p99_s < 0.005
 
 
 def test_the_switches_that_aiperf_misreads_are_kept_from_it():
@@ -240,8 +240,12 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
         (r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces
     )
     assert [f[1:] for f in found] == [pytest.approx(s[1:], abs=1e-3) for s in said]
-    run = reduce_load(
-        [LoadTrace(requests=traces, gaps=False)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
+    run = reduce_serving(
+        [ServingTrace(requests=traces, gaps=False)],
+        slo=None,
+        ramp_up_s=0,
+        load_s=None,
+        open_loop=True,
     )
     assert isinstance(run.itl, NotMeasurable)
     assert "first and last token alone" in run.itl.reason
@@ -287,5 +291,5 @@ def test_a_load_by_a_generator_is_on_record_with_its_name(pytester, program):
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     row = rows[-1]
     assert {each["id"] for each in rows} == {row["id"]}
-    assert row["workload"]["generator"] == row["extra"]["load"]["generator"] == "aiperf"
+    assert row["workload"]["generator"] == row["extra"]["serving"]["generator"] == "aiperf"
     assert row["workload_text"].endswith(" by aiperf")

@@ -57,4 +57,4 @@ def test_a_real_generator_ends_in_records(pytester, name):
         )
     rows = [json.loads(line) for line in (pytester.path / "out.jsonl").read_text().splitlines()]
     assert {row["workload"]["generator"] for row in rows} == {name}
-    assert all(row["extra"]["load"]["generator"].startswith(f"{name} ") for row in rows)
+    assert all(row["extra"]["serving"]["generator"].startswith(f"{name} ") for row in rows)

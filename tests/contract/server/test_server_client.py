@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from support.stubs import stub_command, write_model
 
-from pytest_llmperf.core.metrics.serving import LoadTrace, client_mark, reduce_load
+from pytest_llmperf.core.metrics.serving import ServingTrace, client_mark, reduce_serving
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.engines.server.client import Call, Client, Endpoint, connections
 from pytest_llmperf.engines.server.prompts import Prompts
@@ -22,7 +22,7 @@ from pytest_llmperf.workloads import PromptSet, Serve, Traffic
 
 
 def reduced(served, *, open_loop=True, ramp_up_s=0.0):
-    return reduce_load(
+    return reduce_serving(
         [served.trace], slo=None, ramp_up_s=ramp_up_s, load_s=None, open_loop=open_loop
     )
 
@@ -47,7 +47,7 @@ def test_a_closed_loop_keeps_its_lines_busy_and_no_more(start):
         Serve(concurrency=3, requests=12, prompt_tokens=4, max_new_tokens=3), 0
     )
     run = reduced(served, open_loop=False)
-    assert run.load.in_flight_max == 3
+    assert run.serving.in_flight_max == 3
     assert len(served.trace.requests) == 12
     ends = {r.t_end_ns for r in served.trace.requests}
     assert all(r.t_due_ns in ends for r in served.trace.requests[3:])
@@ -116,7 +116,7 @@ def test_a_client_that_is_slowed_until_it_is_the_limit_is_marked(start):
     session._protocol = replace(session._protocol, parse=slow)
     served = session.serve(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=3), 0)
     mark = client_mark(
-        LoadTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0
+        ServingTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0
     )
     assert mark is not None
     assert "the client" in mark.detail

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.llmperf(
 def test_lines(llm):
     run = llm.run(Serve(concurrency=2, requests=12, prompt_tokens=32, max_new_tokens=16, slo=Slo(ttft=30)))
     assert run.n_failed == 0
-    assert run.load.attainment == 1
+    assert run.serving.attainment == 1
 
 def test_rate(llm):
     assert llm.run(Serve(rate=0.5, requests=8, prompt_tokens=32, max_new_tokens=16)).n_failed == 0
@@ -68,7 +68,7 @@ def test_a_real_server_ends_in_records(pytester, name, monkeypatch):
     if name == "vllm":
         assert {row["effective"]["reported_dtype"] for row in rows} == {"float32"}
         assert all(
-            "preemptions" in row["extra"]["load"]["server"]
+            "preemptions" in row["extra"]["serving"]["server"]
             for row in rows
             if row["workload"]["type"] == "serve"
         )

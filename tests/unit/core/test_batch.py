@@ -12,7 +12,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent, Trace
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.scripted.batches import schedule
-from pytest_llmperf.engines.scripted.session import ScriptedEngine
+from pytest_llmperf.engines.scripted.loaded import ScriptedEngine
 from pytest_llmperf.errors import InvalidRun, NotMeasured, UsageError
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.workloads import Batch, PromptSet, Workload, describe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from support.reporting import METRICS, Terminal, metric, record
 
-from pytest_llmperf.engines.scripted.session import ScriptedEngine
+from pytest_llmperf.engines.scripted.loaded import ScriptedEngine
 from pytest_llmperf.report.fastest import fastest
 from pytest_llmperf.report.terminal import write_summary
 from pytest_llmperf.testing import scripted_plan

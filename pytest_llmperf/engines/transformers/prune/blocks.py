@@ -65,7 +65,7 @@ def left_out(model: nn.Module, blocks: list[Block]) -> tuple[str, ...]:
 
 def matrix(layer: nn.Module) -> Tensor:
     """The weight as [outputs, inputs], a view that can be written to: Conv1D stores it the other way round."""
-    # Nn.Module's attributes are Tensor | Module.
+    # nn.Module's attributes are Tensor | Module.
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.data.t() if isinstance(layer, Conv1D) else weight.data
 

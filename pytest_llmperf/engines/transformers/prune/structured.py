@@ -95,7 +95,7 @@ def most_important(kind: Coupled, consumer: nn.Module, norms: Tensor, keep: int)
 
     `norms` are of the consumer's inputs.
     """
-    # Nn.Module's attributes.
+    # nn.Module's attributes.
     scores = consumer.weight.data.float().abs().sum(0) * norms  # type: ignore[operator]
     by_unit = scores[kind.columns.to(scores.device)].sum(1)
     return by_unit.topk(keep).indices.sort().values.to("cpu")

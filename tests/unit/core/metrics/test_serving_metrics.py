@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pytest_llmperf.core.metrics import saturation
 from pytest_llmperf.core.metrics.serving import (
     BLOCKS,
-    LoadTrace,
+    ServingTrace,
     block_rates,
     client_mark,
     gaps_s,
-    reduce_load,
+    reduce_serving,
 )
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
@@ -41,8 +41,8 @@ def request(due_ms, first_ms, gap_ms=10, n=3, *, late_ms=0, bundle=1, failure=No
 
 def reduced(*requests, slo=None, ramp_up_s=0.0, **trace):
     """One run of these requests."""
-    load = LoadTrace(requests=tuple(requests), **trace)
-    return reduce_load([load], slo=slo, ramp_up_s=ramp_up_s, load_s=None, open_loop=True)
+    load = ServingTrace(requests=tuple(requests), **trace)
+    return reduce_serving([load], slo=slo, ramp_up_s=ramp_up_s, load_s=None, open_loop=True)
 
 
 FOUR = [request(due, 50) for due in (0, 100, 200, 300)]
@@ -58,7 +58,7 @@ def test_times_and_rates_of_four_equal_requests():
     assert run.total_throughput.value == pytest.approx(32 / 0.37)
     assert run.request_throughput.value == pytest.approx(4 / 0.37)
     assert (run.n_requests, run.n_failed) == (4, 0)
-    assert run.load.offered_rate == pytest.approx(10)
+    assert run.serving.offered_rate == pytest.approx(10)
     assert isinstance(run.goodput, NotMeasurable)
     assert isinstance(run.ttft.p95, NotMeasurable)
 
@@ -70,7 +70,7 @@ def test_times_count_from_due_and_lateness_from_sending():
     """
     run = reduced(*(request(due, 53, late_ms=3) for due in (0, 100, 200, 300)))
     assert run.ttft.p50.value == pytest.approx(0.053)
-    assert run.load.lateness_p99_s == pytest.approx(0.003)
+    assert run.serving.lateness_p99_s == pytest.approx(0.003)
     assert run.throughput.value == pytest.approx(12 / (0.373 - 0.003))
 
 
@@ -90,10 +90,10 @@ def test_goodput_counts_requests_that_keep_every_limit():
         request(300, 50, failure="HTTP 503"),
     ]
     run = reduced(*requests, slo=Slo(ttft=0.06, tpot=0.02))
-    assert run.load.attainment == 0.25
+    assert run.serving.attainment == 0.25
     # The last completion is that of the third: 200 + 50 + 60.
     assert run.goodput.value == pytest.approx(1 / 0.31)
-    assert run.load.failures == {"HTTP 503": 1}
+    assert run.serving.failures == {"HTTP 503": 1}
     assert run.n_failed == 1
     assert len(run.ttft.samples) == 3
 
@@ -109,7 +109,7 @@ def test_requests_of_the_ramp_up_are_in_nothing():
     run = reduced(request(0, 900), request(100, 700), *FOUR[2:], ramp_up_s=0.15)
     assert run.ttft.max.value == pytest.approx(0.05)
     assert run.throughput.value == pytest.approx(6 / 0.17)
-    assert (run.n_requests, run.load.n_cut) == (2, 2)
+    assert (run.n_requests, run.serving.n_cut) == (2, 2)
 
 
 def test_a_run_in_which_nothing_succeeded_is_invalid_with_the_reasons():
@@ -134,8 +134,8 @@ def test_the_mean_of_the_blocks_is_the_rate_of_the_whole():
 
 def test_several_runs_are_samples_of_the_rates():
     """Of two servers in turn; the interval is that of the pairs."""
-    runs = [LoadTrace(requests=tuple(FOUR)), LoadTrace(requests=tuple(FOUR[:2]))]
-    run = reduce_load(runs, slo=None, ramp_up_s=0, load_s=1.0, open_loop=True, pair="p")
+    runs = [ServingTrace(requests=tuple(FOUR)), ServingTrace(requests=tuple(FOUR[:2]))]
+    run = reduce_serving(runs, slo=None, ramp_up_s=0, load_s=1.0, open_loop=True, pair="p")
     assert run.throughput.samples == pytest.approx((12 / 0.37, 6 / 0.17))
     assert run.throughput.pair == "p"
 
@@ -156,7 +156,7 @@ def test_a_queue_that_grows_is_over_saturated_and_one_that_does_not_is_not():
     assert "requests in flight grew from" in saturation.over_saturated(growing)
     assert saturation.over_saturated([request(100 * i, 50) for i in range(30)]) == ""
     assert saturation.over_saturated(growing[:6]) == ""
-    assert reduced(*growing).load.saturated
+    assert reduced(*growing).serving.saturated
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_queue_that_grows_is_over_saturated_and_one_that_does_not_is_not():
 def test_a_client_that_is_the_limit_is_marked(late_ms, lag_s, busy, reason):
     """Lateness past 5 ms, timers that ring late, an event loop without time left."""
     requests = tuple(request(due, 50, late_ms=late_ms) for due in (0, 100, 200, 300))
-    mark = client_mark(LoadTrace(requests=requests, loop_lag_s=(lag_s,), busy_share=busy), 0.0)
+    mark = client_mark(ServingTrace(requests=requests, loop_lag_s=(lag_s,), busy_share=busy), 0.0)
     assert (mark is None) == (reason is None)
     if mark is not None:
         assert mark.kind == "client-limited"
@@ -182,7 +182,7 @@ def test_a_client_that_is_the_limit_is_marked(late_ms, lag_s, busy, reason):
 def test_lateness_below_a_hundredth_of_the_ttft_changes_nothing():
     """20 ms of a TTFT of 3 s."""
     requests = tuple(request(due, 3000, late_ms=20) for due in (0, 100, 200, 300))
-    assert client_mark(LoadTrace(requests=requests), 0.0) is None
+    assert client_mark(ServingTrace(requests=requests), 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_goodput_never_exceeds_the_request_throughput_nor_tokens_their_count(row
     """Whatever the load."""
     run = reduced(*(request(due, first, n=n) for due, first, n in rows), slo=Slo(ttft=0.25))
     assert run.goodput.value <= run.request_throughput.value * (1 + 1e-9)
-    assert run.goodput.value == pytest.approx(run.load.attainment * run.request_throughput.value)
+    assert run.goodput.value == pytest.approx(run.serving.attainment * run.request_throughput.value)
     assert run.throughput.value <= run.total_throughput.value
     assert run.throughput.low <= run.throughput.value <= run.throughput.high

@@ -64,7 +64,7 @@ from pytest_llmperf.workloads import (
 )
 
 
-class TransformersSession:
+class TransformersModel:
     """See engines.base.Session.
 
     Which decode loop runs follows from the plan: a static cache with compile gets its own.

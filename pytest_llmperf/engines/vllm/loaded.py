@@ -69,7 +69,7 @@ class Loaded:
         return self.engine.collective_rpc(lambda worker: worker)[0].model_runner
 
 
-class VllmSession:
+class VllmModel:
     """See engines.base.Session.
 
     All requests of a workload are handed over at once; vLLM batches them continuously.
@@ -372,11 +372,11 @@ class _Loop:
 
     name = LOOP
 
-    def __init__(self, session: VllmSession) -> None:
+    def __init__(self, session: VllmModel) -> None:
         self._session = session
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """See VllmSession.decode."""
+        """See VllmModel.decode."""
         return self._session.decode(batch, new_tokens)
 
 
@@ -384,7 +384,7 @@ class _Loop:
 class VllmScorer(reference.Scorer):
     """Teacher-forced logits of vLLM: each row is a prompt of its own, without padding."""
 
-    session: VllmSession | None = None
+    session: VllmModel | None = None
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
         """See Scorer.forced_logits."""

@@ -64,7 +64,7 @@ class ScriptedEngine:
     def __init__(self, clock: VirtualClock | None = None) -> None:
         self._clock = clock or VirtualClock()
 
-    def open(self, plan: LoadPlan) -> ScriptedSession:
+    def open(self, plan: LoadPlan) -> ScriptedModel:
         """Read the script.
 
         Raises UsageError for one that does not parse, and what its faults at "open" say.
@@ -77,7 +77,7 @@ class ScriptedEngine:
         faults = Faults(options.faults)
         kinds = faults.at("open")
         self._clock.sleep(options.load_s)
-        return ScriptedSession(
+        return ScriptedModel(
             plan,
             options,
             self._clock,
@@ -86,7 +86,7 @@ class ScriptedEngine:
         )
 
 
-class ScriptedSession:
+class ScriptedModel:
     """A script that is loaded.
 
     All times are the virtual clock's; all answers follow from script, plan and call count.

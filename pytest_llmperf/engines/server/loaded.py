@@ -19,7 +19,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.core.metrics.serving import LoadTrace
+from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
@@ -27,8 +27,8 @@ from pytest_llmperf.engines.server.child import Child, log_file
 from pytest_llmperf.engines.server.client import (
     Call,
     Client,
+    ClientRun,
     Endpoint,
-    LoadRun,
     Outcome,
     takes_connections,
 )
@@ -84,7 +84,7 @@ class Server:
     facts: dict[str, str] = field(default_factory=dict)
 
 
-class ServerSession:
+class ServedModel:
     """See `pytest_llmperf.engines.base.Session`; `serve` on top.
 
     Logits, adapters and tasks are not to be had from a server.
@@ -190,7 +190,7 @@ class ServerSession:
         traces = tuple(o.trace() for o in run.outcomes)
         if not workload.prefix_cache:
             _require_no_hits(traces, server)
-        trace = LoadTrace(
+        trace = ServingTrace(
             requests=traces,
             loop_lag_s=tuple(run.loop_lag_s),
             busy_share=run.busy_share,
@@ -341,7 +341,7 @@ class ServerSession:
         if not work.prefix_cache:
             _require_no_hits(traces, server)
         said = f"{generator.name} {version_of(generator.name, program)}".strip()
-        trace = LoadTrace(requests=traces, server=server, generator=said, gaps=generator.gaps)
+        trace = ServingTrace(requests=traces, server=server, generator=said, gaps=generator.gaps)
         return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator")
 
     def _calls(
@@ -370,7 +370,7 @@ class ServerSession:
 
         return call
 
-    async def _load(self, client: Client, work: Serve, repetition: int) -> LoadRun:
+    async def _load(self, client: Client, work: Serve, repetition: int) -> ClientRun:
         call = self._calls(work, repetition)
         if work.concurrency is None:
             due_s = work.due_s()
