@@ -54,6 +54,10 @@ class InvalidRun(LlmperfError):
     """Samples were taken, but too few of them are valid (throttled, foreign load, never stable, wrong output length)."""
 
 
+class NoRequestSucceeded(InvalidRun):
+    """Not one request of a run gave an output, so that nothing can be derived from it."""
+
+
 class NotMeasured(LlmperfError):
     """A test used a quantity that could not be measured here. The message carries the reason."""
 

@@ -1,4 +1,7 @@
-"""One block of a pair: its own warm-up and samples of one model, or of two in turn, reduced to one number a metric."""
+"""One block of a pair: one model, or two in turn, reduced to one number a metric.
+
+A block has its own warm-up and samples.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
-from pytest_llmperf.session import ceilings
-from pytest_llmperf.session.run import ENERGY_SECONDS, Acquire, Repeater
+from pytest_llmperf.session.ceilings import ceilings_of
+from pytest_llmperf.session.measured import Acquire
+from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
     Goal,
     Progress,
@@ -29,6 +33,8 @@ from pytest_llmperf.wire.messages import (
 )
 from pytest_llmperf.workloads import Workload
 
+_CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
+
 
 def measure_block(
     acquire: Sequence[Acquire],
@@ -46,22 +52,18 @@ def measure_block(
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
-    repeaters = [Repeater(each, workload) for each in acquire]
-    sides = [
-        Side(name=each.current().plan.strategy, repeat=each, next_repetition=first_repetition)
-        for each in repeaters
-    ]
+    repeaters = [Repeater(load, workload) for load in acquire]
+    sides = [repeater.side(first_repetition) for repeater in repeaters]
     warmed = [warm_up(side, goal, progress) for side in sides]
     sample(sides, goal, progress)
     valid = valid_indices(sides)
     results = [
-        _reduced(each, side, valid, metrics) for each, side in zip(repeaters, sides, strict=True)
+        _reduced(repeater, side, valid, metrics)
+        for repeater, side in zip(repeaters, sides, strict=True)
     ]
     return BlockMeasured(
-        values=tuple({name: _value(result, name) for name in metrics} for result in results),
-        reasons={
-            name: why for result in results for name in metrics if (why := _reason(result, name))
-        },
+        values=tuple(_values(result, metrics) for result in results),
+        reasons=_reasons(results, metrics),
         spent_s=sum(map(_spent_s, warmed, sides)),
     )
 
@@ -69,27 +71,25 @@ def measure_block(
 def _reduced(
     repeater: Repeater, side: Side, valid: Sequence[int], metrics: Sequence[str]
 ) -> RunResult:
+    """Reduce the valid repetitions, and read only what these metrics need."""
     model = repeater.current()
-    of_device = (
-        ceilings.of(model)
-        if any(name in ("mbu", "mfu", "prefill_mfu") for name in metrics)
-        else None
-    )
+    uses_ceilings = not _CEILING_METRICS.isdisjoint(metrics)
+    uses_memory = any(name.startswith("memory.") for name in metrics)
+    uses_energy = any(name.startswith("energy.") for name in metrics)
     return reduce(
-        [side.taken[i].trace for i in valid],
+        [side.runs[index].trace for index in valid],
         repeater.workload,
-        side.taken[-1].step,
-        of_device,
-        _memory(repeater, side) if any(name.startswith("memory.") for name in metrics) else None,
-        _energy(repeater, side) if any(name.startswith("energy.") for name in metrics) else None,
+        side.runs[-1].step,
+        ceilings_of(model) if uses_ceilings else None,
+        _memory(repeater, side) if uses_memory else None,
+        _energy(repeater, side) if uses_energy else None,
         model.opened.load_s,
     )
 
 
 def _memory(repeater: Repeater, side: Side) -> MemoryGauges | None:
-    read = repeater.current().call(
-        ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
-    )
+    command = ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
+    read = repeater.current().call(command)
     assert isinstance(read, MemoryRead)  # noqa: S101 - narrows the union
     return read.memory
 
@@ -103,15 +103,25 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
     return read.energy
 
 
-def _value(result: RunResult, name: str) -> float | None:
-    quantity = result.metric(name)
-    return None if isinstance(quantity, NotMeasurable) else float(quantity.value)
+def _values(result: RunResult, metrics: Sequence[str]) -> dict[str, float | None]:
+    """Return each metric's value, None where it is not measurable."""
+    quantities = {name: result.metric(name) for name in metrics}
+    return {
+        name: None if isinstance(quantity, NotMeasurable) else float(quantity.value)
+        for name, quantity in quantities.items()
+    }
 
 
-def _reason(result: RunResult, name: str) -> str:
-    quantity = result.metric(name)
-    return quantity.reason if isinstance(quantity, NotMeasurable) else ""
+def _reasons(results: Sequence[RunResult], metrics: Sequence[str]) -> dict[str, str]:
+    """Return why metrics are not measurable, by name; the last side's reason counts."""
+    reasons = {}
+    for result in results:
+        for name in metrics:
+            quantity = result.metric(name)
+            if isinstance(quantity, NotMeasurable) and quantity.reason:
+                reasons[name] = quantity.reason
+    return reasons
 
 
 def _spent_s(warm: WarmUp, side: Side) -> float:
-    return sum(warm.durations_s) + sum(duration_s(ran.trace) for ran in side.taken)
+    return sum(warm.durations_s) + sum(duration_s(ran.trace) for ran in side.runs)

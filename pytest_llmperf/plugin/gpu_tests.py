@@ -66,9 +66,9 @@ class GpuTests:
             return
         need = item.stash.get(NEED, None)
         if need is not None:
-            self._session().lease(item, need, measures=self._is_llmperf(item))
+            self._session().runner.lease(item, need, measures=self._is_llmperf(item))
         if self._is_llmperf(item):
-            self._session().begin_watching(item)
+            self._session().runner.begin_watching(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(
@@ -79,7 +79,7 @@ class GpuTests:
             return (yield)
         finally:
             if self._concerns(item):
-                self._session().give_back(item, nextitem)
+                self._session().runner.give_back(item, nextitem)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -95,7 +95,7 @@ class GpuTests:
             and self._concerns(item)
             and not self._is_llmperf(item)
         ):
-            self._session().judge_skip(report)
+            self._session().reporter.judge_skip(report)
         return report
 
     @pytest.fixture
@@ -122,7 +122,7 @@ class GpuTests:
 
         session = self._session()
         try:
-            plans = session.plans(item) if self._is_llmperf(item) else ()
+            plans = session.declarations.of(item).plans if self._is_llmperf(item) else ()
             item.stash[NEED] = need = need_of_test(item, plans)
             core = session.core
             short = (
@@ -135,7 +135,7 @@ class GpuTests:
         except LlmperfError as error:
             item.stash[UNUSABLE] = error
             if self._is_llmperf(item):
-                session.refuse(item, error)
+                session.declarations.refuse(item, error)
             return
         if short is not None:
             item.add_marker(pytest.mark.skip(reason=short.reason))

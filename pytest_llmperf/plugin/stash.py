@@ -1,12 +1,13 @@
-"""The keys under which hooks keep things on pytest's items and config.
+"""What hooks keep on pytest's items, config and reports.
 
 Imported at start-up: nothing heavy stands here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Declared:
-    """What is known of a test before it runs: its declaration and load plans, or why it cannot run."""
+    """What is known of a test before it runs.
+
+    That is its declaration and load plans, or the `error` for which it cannot run.
+    """
 
     declaration: Declaration
     plans: tuple[LoadPlan, ...] = ()
@@ -54,3 +58,13 @@ BODY: pytest.StashKey[Body | None] = pytest.StashKey()
 
 RAN: pytest.StashKey[Outcome] = pytest.StashKey()
 """On such an item: what came of it."""
+
+
+def stated_reason(carried: Mapping[str, Any]) -> str:
+    """Return why a test ended as it did, in words; empty where nothing went wrong.
+
+    `carried` is what its report carries: `kind` is the name of the error's class, `reason` what the
+    error says.
+    """
+    kind, reason = carried["kind"], carried["reason"]
+    return f"{kind}: {reason}" if kind else str(reason)

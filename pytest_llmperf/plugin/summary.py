@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pytest_llmperf.core.record import NOT_RUNS, Record
+from pytest_llmperf.plugin.stash import stated_reason
 from pytest_llmperf.report.terminal import write_summary
 
 
@@ -42,7 +43,7 @@ def _named(
     carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]
 ) -> list[tuple[str, str]]:
     return [
-        (nodeid, each["reason"])
+        (nodeid, stated_reason(each))
         for nodeid, each in carried
         if each["outcome"] in outcomes and each["reason"]
     ]

@@ -1,4 +1,7 @@
-"""`llmperf`, as a test sees it: a project's own callable, or its own loaded model, under the same measuring and recording."""
+"""`llmperf`, as a test sees it.
+
+It measures and records a project's own callable, or its own loaded model, like any other.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +69,13 @@ class Handle:
         """
         if not callable(function):
             raise UsageError(
-                f"llmperf.measure({function!r}): something that can be called without arguments is needed."
+                f"llmperf.measure({function!r}): "
+                "something that can be called without arguments is needed."
             )
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise UsageError(
-                f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1.",
+                f"llmperf.measure(tokens={tokens!r}): "
+                "the number of output tokens of one call is needed, at least 1.",
             )
         # Only for tests that use it.
         from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415
@@ -80,7 +85,7 @@ class Handle:
         return model.run(Decode(batch=1, prompt_tokens=1, new_tokens=max(2, tokens)))
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
-        """A transformers model that the test has loaded, as an `llm`.
+        """Return a transformers model that the test has loaded, as an `llm`.
 
         After the test it is put back as it was.
         """

@@ -216,7 +216,7 @@ class Exchange:
 
 def is_answer(failure: Failure) -> bool:
     """Whether the failure is the engine's answer to the command, after which the worker stays usable."""
-    return failure.kind in {cls.__name__ for cls in ANSWERS}
+    return issubclass(error_class(failure.kind), ANSWERS)
 
 
 def blames_a_peer(failure: Failure) -> bool:

@@ -28,7 +28,7 @@ from pytest_llmperf.core.trace import (
 )
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 __all__ = ["TABLE", "Metric", "reduce"]
 
@@ -148,7 +148,7 @@ def _repetitions(traces: Sequence[Trace], workload: OfflineWork) -> list[_Repeti
         failures = dict.fromkeys(
             r.failure or "no token came" for trace in traces for r in trace.requests
         )
-        raise InvalidRun(
+        raise NoRequestSucceeded(
             f"no request of {len(traces)} repetitions succeeded: {'; '.join(failures) or 'no requests'}."
         )
     for trace in traces:

@@ -26,7 +26,7 @@ from pytest_llmperf.core.metrics.slo import Slo, latency_s, tpot_s, ttft_s
 from pytest_llmperf.core.trace import Mark, RequestTrace
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
 BLOCKS = 10
@@ -165,7 +165,7 @@ def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
     if not done:
         failures = Counter(r.failure or "no token came" for r in counted)
         said = "; ".join(f"{reason} ({n} times)" for reason, n in failures.most_common(5))
-        raise InvalidRun(
+        raise NoRequestSucceeded(
             f"no request of {len(counted)} succeeded: {said or 'none was due after the ramp-up'}."
         )
     for request in done:

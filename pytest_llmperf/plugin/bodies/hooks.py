@@ -42,7 +42,7 @@ class Bodies:
         except UsageError as error:
             pytest.fail(str(error), pytrace=False)
         item.fixturenames = []  # type: ignore[attr-defined]  # a Function has them
-        self.session().make_room()
+        self.session().runner.make_room()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:

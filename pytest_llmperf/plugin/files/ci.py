@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.plugin.stash import stated_reason
+
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.files.ci_pages import Pages
 
@@ -152,7 +154,7 @@ def _text(report: pytest.TestReport, carried: Mapping[str, Any]) -> str:
         if claim["outcome"] == carried["outcome"]
     ]
     found = (
-        carried["reason"]
+        stated_reason(carried)
         or (crash.message if crash is not None else "")
         or "\n".join(dict.fromkeys(claims))
     )

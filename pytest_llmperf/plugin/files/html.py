@@ -96,6 +96,7 @@ class HtmlFile:
             Unmeasured(
                 test=test,
                 outcome=each["outcome"],
+                kind=each["kind"],
                 reason=each["reason"] or "it failed before anything was measured",
             )
             for test, each in self._tests.items()

@@ -18,6 +18,7 @@ from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import InvalidRun, WorkerDied
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.handle import HostChannel
+from pytest_llmperf.session.judges import Measurement
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.session import LlmperfSession
 from pytest_llmperf.settings.against_target import Target
@@ -137,15 +138,16 @@ def compared(session, tmp_path):
     ):
         ours = session(**options)
         base = ScriptedBase(session(), there, folder=tmp_path, errors=errors)
-        comparison = Comparison(base)
+        comparison = Comparison(base, ours)
         comparison.planned_tests = planned
         comparison.begin(TEST, None)
         model, raised = session_model(ours, here), None
         ours.recorder.begin(TEST, "")
-        (record,) = ours.recorder.add(ours._measure([model], WORK))
+        (record,) = ours.recorder.add(ours._sample([model], WORK))
+        measurement = Measurement(models=[model], workload=WORK, again=list)
         with claims() as findings:
             try:
-                comparison.judge(ours, [model], WORK, [record], limits or {})
+                comparison.judge([record], limits or {}, measurement)
             except Regression as error:
                 raised = error
         return ours.recorder.records[record.id], findings, base, raised

@@ -1,0 +1,55 @@
+"""Where a base side's commands arrive and its answers leave."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+
+from pytest_llmperf.wire.frames import Wire
+from pytest_llmperf.wire.messages import Command, Hello, Reply, Result, RunTest
+from pytest_llmperf.worker.host import failure
+from pytest_llmperf.worker.loop import Pulse, read
+
+
+class Desk:
+    """Takes commands and sends answers.
+
+    Each command has one answer, given by whoever finishes what it asked.
+    """
+
+    def __init__(self, wire: Wire[Command]) -> None:
+        self._wire = wire
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        wire.send(Hello(rank=0, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+        reader = threading.Thread(
+            target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True
+        )
+        reader.start()
+        self._pulse = Pulse(wire, 0)
+        self.owes = False
+
+    def next(self) -> Command:
+        """Wait for a command. It is answered by the next `answer` or `fail`."""
+        command = self._commands.get()
+        self.owes = True
+        self._pulse.start(_describe(command))
+        return command
+
+    def answer(self, result: Result) -> None:
+        """Answer the open command."""
+        self._send(Reply(rank=0, result=result))
+
+    def fail(self, error: BaseException) -> None:
+        """Answer the open command with an error."""
+        self._send(Reply(rank=0, failure=failure(error)))
+
+    def _send(self, reply: Reply) -> None:
+        self._pulse.stop()
+        self.owes = False
+        self._wire.send(reply, timeout_s=None)
+
+
+def _describe(command: Command) -> str:
+    return f"RunTest {command.nodeid}" if isinstance(command, RunTest) else type(command).__name__
