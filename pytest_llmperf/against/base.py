@@ -149,7 +149,7 @@ class Base:
         )
 
     def trees(self) -> Trees:
-        """Return our tree and the base's, which is made when it is a commit's. Raises UsageError."""
+        """Return our tree and the base's, which is made for a commit. Raises UsageError."""
         root, others = self._settings.root.resolve(), other_trees(os.environ)
         if self.target.kind == "interpreter":
             return Trees(head=root, base=root, others=others)
@@ -172,7 +172,10 @@ class Base:
 
 
 def build(command: str, tree: Path) -> None:
-    """Run the user's shell command in a fresh tree. Raises UsageError with the end of its output."""
+    """Run the user's shell command in a fresh tree.
+
+    Raises UsageError with the end of its output.
+    """
     process = subprocess.run(  # noqa: S602 - the user's own command
         command,
         cwd=tree,

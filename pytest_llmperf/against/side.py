@@ -1,8 +1,9 @@
 """`python -P -m pytest_llmperf.against.side --spec JSON --fd N`: a base side.
 
-It is a pytest process that measures when it is told to. It answers the commands of `wire.messages` as a worker does. `RunTest` runs a test of the base; when
-the test measures, the answer is `Reached`, and the test waits there until `GoOn` or `LeaveTest`. Its
-claims on speed are not judged here.
+It is a pytest process that measures when it is told to, and answers the commands of `wire.messages`
+as a worker does. `RunTest` runs a test of the base; when the test measures, the answer is
+`Reached`, and the test waits there until `GoOn` or `LeaveTest`. Its claims on speed are not judged
+here.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Return what went wrong, of a report: its first line that pytest marks with E, else its last."""
+    """Return what went wrong: the first line that pytest marks with E, else the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     marked = [line[1:].strip() for line in lines if line.startswith("E ")]
     if marked:

@@ -93,7 +93,7 @@ def other_trees(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def _strayed(path: Path, own: Path, copies: Iterable[Path]) -> bool:
-    """Whether a file is one of `copies`' own: of trees inside each other, the innermost holds it."""
+    """Whether a file is one of `copies`' own: the innermost of trees inside each other has it."""
     trees_around = [tree for tree in (own, *copies) if path.is_relative_to(tree)]
     if not trees_around or _installed(path):
         return False
@@ -103,8 +103,8 @@ def _strayed(path: Path, own: Path, copies: Iterable[Path]) -> bool:
 def base_environment(trees: Trees, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
     """Return what is set on top of this process's environment for the base's process.
 
-    That is its module path. Byte code is not written: two commits' files may have equal sizes and times, and the cached code
-    of one would be the other's.
+    That is its module path. Byte code is not written: two commits' files may have equal sizes and
+    times, and the cached code of one would be the other's.
     """
     path = trees.module_path(sys.path, environ.get("PYTHONPATH", ""))
     if not trees.differ and _started_with_m():

@@ -52,7 +52,7 @@ def judge_benchmark(core: LlmperfSession, item: pytest.Item, declared: Declarati
 
     Raises Regression as `Gate.judge`.
     """
-    fixture = getattr(item, "funcargs", {}).get("benchmark")
+    fixture: Any = getattr(item, "funcargs", {}).get("benchmark")
     if core.settings.disable or not _is_benchmark(fixture):
         return False
     rounds_s = tuple(fixture.stats.stats.data) if fixture.stats is not None else ()

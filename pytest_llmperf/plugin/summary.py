@@ -15,7 +15,6 @@ from pytest_llmperf.core.record import NOT_RUNS, Record
 from pytest_llmperf.plugin.stash import stated_reason
 from pytest_llmperf.report.terminal import write_summary
 
-
 Carried = Sequence[tuple[str, dict[str, Any]]]
 """Ids of tests, and what their reports carry."""
 

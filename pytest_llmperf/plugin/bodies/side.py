@@ -82,7 +82,7 @@ class BodySide:
         self.reports.append(data)
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Reports are put into words by the session's own hooks."""
+        """Keep the configuration, whose hooks put reports into a form that travels."""
         self._config = config
 
     def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,7 +111,10 @@ def serve(wire: Wire[Command], rank: int) -> None:
     """Answer commands until Close."""
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-    threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
+    reader = threading.Thread(
+        target=read, args=(wire, commands), name="llmperf-reader", daemon=True
+    )
+    reader.start()
     pulse = Pulse(wire, rank)
     while True:
         command = commands.get()
@@ -138,8 +141,7 @@ def _body(command: Command) -> RunBody:
     return command
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Serve on the inherited socket until Close, or until the session ends."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_llmperf.plugin.bodies.side", description=__doc__
     )
@@ -149,11 +151,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
     parser.add_argument("--die-with-parent", action="store_true")
-    options = parser.parse_args(argv)
-    # pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    return parser
+
+
+def _show_stacks() -> None:
+    """Have the stacks of a hang written into the log: pytest captures file descriptor 2."""
     log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve on the inherited socket until Close, or until the session ends."""
+    options = _parser().parse_args(argv)
+    _show_stacks()
     lead_own_group()
     if options.die_with_parent:
         die_with_parent()
