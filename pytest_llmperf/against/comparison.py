@@ -20,6 +20,7 @@ from pytest_llmperf.against.pairs import Pairs, close_tracks
 from pytest_llmperf.against.tracks import Track, track
 from pytest_llmperf.against.trees import strays
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.gate.gate import Regression
@@ -164,14 +165,19 @@ class Comparison:
         for side, record in enumerate(records):
             own_tracks = [tracked for tracked in tracks if tracked.side == side]
             facts = reached.sides[side] if isinstance(reached, Reached) else None
-            summary: dict[str, Any] = {
-                "value": self.base.target.text,
-                "kind": self.base.target.kind,
-                "commit": self.base.target.commit,
-                "base": {} if facts is None else msgspec.structs.asdict(facts),
-                "metrics": {tracked.metric.name: tracked.summary() for tracked in own_tracks},
-            }
+            summary = self._summary(own_tracks, facts)
             self._session.recorder.annotate(record.id, against=summary)
+
+    def _summary(self, tracks: Sequence[Track], facts: SideFacts | None) -> dict[str, Any]:
+        """Return what the record of one side keeps of the comparison."""
+        target = self.base.target
+        return {
+            "value": target.text,
+            "kind": target.kind,
+            "commit": target.commit,
+            "base": {} if facts is None else msgspec.structs.asdict(facts),
+            "metrics": {tracked.metric.name: tracked.summary() for tracked in tracks},
+        }
 
     def _conclude(self, tracks: Sequence[Track], ended: str) -> None:
         """Note each outcome, keep the findings, and raise Regression for those that failed."""

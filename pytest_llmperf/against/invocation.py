@@ -59,8 +59,8 @@ class Invocation(Struct, frozen=True, kw_only=True):
         rootdir = self.trees.there(self.rootdir)
         words = ["-q", "--color=no", f"--rootdir={rootdir}", f"--import-mode={self.import_mode}"]
         words += self._ini_file()
-        words += [word for plugin in self.plugins for word in ("-p", plugin)]
-        words += [word for override in self.override_ini for word in ("-o", override)]
+        words += _each_after("-p", self.plugins)
+        words += _each_after("-o", self.override_ini)
         words += ["-W", ALREADY_IMPORTED]
         words += ["-n0"] if xdist else []
         return [*words, *self.llmperf, *OFF, *self._existing_files()]
@@ -94,13 +94,13 @@ def invocation(
     `pythons` are the interpreters of engines' workers that hold at the base too.
     """
     option = config.option
-    files = dict.fromkeys(config.rootpath / node_id.partition("::")[0] for node_id in node_ids)
+    names = dict.fromkeys(node_id.partition("::")[0] for node_id in node_ids)
     interpreters = [f"--llmperf-python={engine}={path}" for engine, path in pythons.items()]
     return Invocation(
         trees=trees,
         rootdir=config.rootpath,
         cwd=config.invocation_params.dir,
-        files=tuple(files),
+        files=tuple(config.rootpath / name for name in names),
         inifile=config.inipath,
         override_ini=tuple(option.override_ini or ()),
         plugins=tuple(name for name in option.plugins if not _stays_at_head(name)),
@@ -108,6 +108,11 @@ def invocation(
         llmperf=(*_shared(config), *interpreters),
         options={name: value for name, value in vars(option).items() if _plain(value)},
     )
+
+
+def _each_after(flag: str, values: Iterable[str]) -> list[str]:
+    """Return the flag before each value."""
+    return [word for value in values for word in (flag, value)]
 
 
 def _stays_at_head(plugin: str) -> bool:

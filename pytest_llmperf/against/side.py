@@ -225,14 +225,17 @@ class BaseSide:
         self._test, self._ended, self._left = command, Ended(outcome="passed"), False
         if self._session is not None:
             self._session.gpus.borrow(command.gpus)
-        following = self._items.get(command.next_nodeid or "")
         # The test before it may have expected another to follow.
         session._setupstate.teardown_exact(item)  # noqa: SLF001
+        self._run_item(item, command)
+        if self._desk.owes:
+            self._desk.answer(self._ended)
+
+    def _run_item(self, item: pytest.Item, command: RunTest) -> None:
+        following = self._items.get(command.next_nodeid or "")
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if command.gpus and self._session is not None:
             self._session.release_except(())
-        if self._desk.owes:
-            self._desk.answer(self._ended)
 
     def _missing(self, nodeid: str) -> Ended:
         file = nodeid.partition("::")[0]

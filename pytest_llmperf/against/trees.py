@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -76,15 +76,21 @@ def strays(trees: Trees, own: Path, modules: Mapping[str, ModuleType]) -> tuple[
     """
     copies = {trees.head, trees.base, *trees.others} - {own}
     prefixes = tuple(map(str, copies))
-    stray_modules = []
+    stray_modules = [
+        f"{name} ({file})"
+        for name, file in _files_of(modules)
+        # Texts are compared first: there are thousands of modules.
+        if file.startswith(prefixes) and _strayed(Path(file), own, copies)
+    ]
+    return tuple(stray_modules[:_MAX_STRAYS])
+
+
+def _files_of(modules: Mapping[str, ModuleType]) -> Iterator[tuple[str, str]]:
+    """Give the modules that come from files, by name, each with its file."""
     for name, module in sorted(modules.items()):
         file = getattr(module, "__file__", None)
-        # Texts are compared first: there are thousands of modules.
-        if not isinstance(file, str) or not file.startswith(prefixes):
-            continue
-        if _strayed(Path(file), own, copies):
-            stray_modules.append(f"{name} ({file})")
-    return tuple(stray_modules[:_MAX_STRAYS])
+        if isinstance(file, str):
+            yield name, file
 
 
 def other_trees(environ: Mapping[str, str]) -> tuple[Path, ...]:

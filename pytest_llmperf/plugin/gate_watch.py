@@ -99,9 +99,8 @@ class GateWatch:
         if self._n_judged == 0:
             measured_nothing = self._n_unmeasured and not self._records
             self._judged_nothing = MEASURED_NOTHING if measured_nothing else JUDGED_NOTHING
-        failures = [*self._failures, *filter(None, [self._judged_nothing])]
         say_of_session(self._config, "NOT COMPARABLE", self._lines)
-        say_of_session(self._config, "FAIL", failures)
+        say_of_session(self._config, "FAIL", self._all_failures())
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = self._exit_code()
 
@@ -110,10 +109,12 @@ class GateWatch:
         """Print what is wrong with the session."""
         for line in self._lines:
             terminalreporter.write_line(f"llmperf: {line}", yellow=True)
-        for line in self._failures:
+        for line in self._all_failures():
             terminalreporter.write_line(f"llmperf: {line}", red=True)
-        if self._judged_nothing:
-            terminalreporter.write_line(f"llmperf: {self._judged_nothing}", red=True)
+
+    def _all_failures(self) -> list[str]:
+        """Return what is wrong with waivers and tests, and that nothing was judged."""
+        return [*self._failures, *filter(None, [self._judged_nothing])]
 
     def _collected(self) -> Collected:
         root = self._config.rootpath.resolve()

@@ -139,15 +139,20 @@ class SessionReporter(Reporter):
     ) -> dict[str, Any]:
         carried = super()._carried(report, error, findings)
         carried |= self._finish(report, carried, findings)
-        carried["records"] = [
-            _without_raw_samples(record, self._samples_needed(record)) for record in self._records()
-        ]
-        carried["notes"] = self._core.take_notes()
-        carried["store"] = self._core.recorder.place
         gate, comparison = self._core.gate, self._comparison
-        carried["judged"] = 0 if gate is None else gate.take_compared()
-        carried["compared"] = 0 if comparison is None else comparison.take_compared()
-        return carried
+        return carried | {
+            "records": [self._plain_values(record) for record in self._records()],
+            "notes": self._core.take_notes(),
+            "store": self._core.recorder.place,
+            "judged": 0 if gate is None else gate.take_compared(),
+            "compared": 0 if comparison is None else comparison.take_compared(),
+        }
+
+    def _plain_values(self, record: Record) -> Any:
+        """Return a record as pytest-xdist can carry it, with the samples that are needed."""
+        needed = self._samples_needed(record)
+        samples = {name: record.samples[name] for name in needed if name in record.samples}
+        return msgspec.to_builtins(msgspec.structs.replace(record, samples=samples))
 
     def _finish(
         self, report: pytest.TestReport, carried: dict[str, Any], findings: Sequence[Finding]
@@ -221,9 +226,3 @@ def _end_traceback_in(path: str, error: BaseException) -> bool:
         return False
     last.tb_next = None
     return True
-
-
-def _without_raw_samples(record: Record, needed: Collection[str]) -> Any:
-    """Return a record as plain values that pytest-xdist can carry, with the samples needed."""
-    samples = {name: record.samples[name] for name in needed if name in record.samples}
-    return msgspec.to_builtins(msgspec.structs.replace(record, samples=samples))

@@ -96,16 +96,23 @@ def load_plan(
     name = _model_name(declared)
     row = engines.engine(engine or declared.engine)
     parsed = parse(strategy)
+    model = model_ref(
+        name, trust_remote_code=declared.trust_remote_code, revision=declared.revision
+    )
     bare = LoadPlan(
-        model=model_ref(
-            name, trust_remote_code=declared.trust_remote_code, revision=declared.revision
-        ),
+        model=model,
         engine=row.name,
         device=resolve_device(declared.device or settings.device, row.can(), gpus),
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
     plan = checkpoint_located(located(parsed.apply(bare), settings.root), settings.root)
+    _require_loadable(plan, row, settings)
+    return plan
+
+
+def _require_loadable(plan: LoadPlan, row: engines.EngineRow, settings: Settings) -> None:
+    """Raise UsageError for a plan that the engine cannot load here."""
     if plan.assist not in (None, LOOKUP):
         model_ref(str(plan.assist))  # raises for a name that means nothing
     check_engine_can(plan, row.can(), row.name)
@@ -114,7 +121,6 @@ def load_plan(
     lacking = None if has_own_packages else row.can().lacks(plan)
     if lacking is not None:
         raise UsageError(lacking)
-    return plan
 
 
 def _model_name(declared: Declaration) -> str:

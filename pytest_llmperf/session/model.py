@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
-from pytest_llmperf.core.agreement.rules import default_rule, parse_rule
+from pytest_llmperf.core.agreement.rules import Rule, default_rule, parse_rule
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
@@ -18,6 +18,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement
 from pytest_llmperf.session.adapter_view import require_usable, using, view_of
+from pytest_llmperf.session.agreement import Question
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.arguments import (
     next_prompt,
@@ -207,15 +208,17 @@ class Model:
         require_counts("agreement", new_tokens=new_tokens, batch=batch)
         _require_one_adapter(self, reference)
         rule_applied = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
-        question = agreement.Question(
+        question = Question(
             prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch
         )
+        return self._compared_with(reference, question, rule_applied)
+
+    def _compared_with(self, reference: Model, question: Question, rule: Rule) -> Agreement:
+        """Compare outputs with those of the reference, and record how well they agree."""
         sides = f"{self.strategy} with {reference.strategy}"
         self._session.progress("comparing outputs", sides, None)
         candidate = self.load()
-        result = agreement.compare(
-            candidate, reference.seen, reference.load, question, rule_applied
-        )
+        result = agreement.compare(candidate, reference.seen, reference.load, question, rule)
         self._session.recorder.agree(candidate, question, result)
         return result
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.report.json_lines import JsonLines
 
 
+_UNMEASURED: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": ()}
+"""What a record holds of what was not measured."""
+
 Attempt = Callable[[Callable[[], object]], None]
 """Calls an action, and puts its StoreError off."""
 
@@ -267,14 +270,7 @@ class Recorder:
         """Return a record of the running test; what was not measured stays empty."""
         opened, plan = model.opened, model.plan
         environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
-        fields: dict[str, Any] = {
-            "metrics": (),
-            "samples": {},
-            "warm_up": {},
-            "marks": (),
-            "effective": opened.effective,
-            **measured,
-        }
+        values = {**_UNMEASURED, "effective": opened.effective, **measured}
         return Record(
             id=uuid.uuid4().hex,
             session_id=self._session_id,
@@ -290,9 +286,12 @@ class Recorder:
             model_hash=opened.content_hash,
             environment_key=environment_key(environment),
             environment=environment,
-            extra={**(extra or {}), "test_s": round(time.monotonic() - self._began_s, 3)},
-            **fields,
+            extra={**(extra or {}), "test_s": self._seconds_into_test()},
+            **values,
         )
+
+    def _seconds_into_test(self) -> float:
+        return round(time.monotonic() - self._began_s, 3)
 
 
 def _workload_key(workload: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ Warm up, sample, read what is around, reduce. It never judges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -176,9 +176,9 @@ class WarmModel:
             workload=msgspec.to_builtins(workload),
             workload_text=describe(workload),
             result=result,
-            marks=tuple(mark for ran in self.side.runs for mark in ran.trace.marks),
+            marks=self.side.marks,
             pair=pair,
-            warm_up={"durations_s": self.warmed.durations_s, "stable": self.warmed.stable},
+            warm_up=asdict(self.warmed),
             extra=self._extra(result, around, valid),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
-from pytest_llmperf.core.trace import Trace
+from pytest_llmperf.core.trace import Mark, Trace
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun
 from pytest_llmperf.wire.messages import Ran
@@ -54,6 +54,11 @@ class Side:
     repeat: Repeat
     next_repetition: int = 0
     runs: list[Ran] = field(default_factory=list)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What is wrong with its repetitions, of all of them."""
+        return tuple(mark for ran in self.runs for mark in ran.trace.marks)
 
     def once(self) -> Ran:
         """Run one repetition with prompts of its own."""
@@ -209,10 +214,8 @@ def _require_valid(sides: Sequence[Side], n_taken: int) -> None:
 def _reasons(sides: Sequence[Side]) -> str:
     """Say how often each kind of mark came, with an example."""
     details: dict[str, list[str]] = {}
-    for side in sides:
-        for ran in side.runs:
-            for mark in ran.trace.marks:
-                details.setdefault(mark.kind, []).append(mark.detail)
+    for mark in (mark for side in sides for mark in side.marks):
+        details.setdefault(mark.kind, []).append(mark.detail)
     return "; ".join(
         f"{kind} in {len(examples)} (e.g. {examples[0]})" for kind, examples in details.items()
     )

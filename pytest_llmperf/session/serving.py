@@ -11,6 +11,7 @@ import msgspec
 from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
+from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
@@ -41,6 +42,11 @@ class ServerRuns:
     def title(self) -> str:
         """What the progress line calls it."""
         return f"{_subject(self.acquire())}: {describe_serve(self.workload)}"
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What is wrong with its runs, of all of them."""
+        return tuple(mark for run in self.runs for mark in run.marks)
 
     def warm_up(self) -> None:
         """Send a few requests that no run repeats."""
@@ -168,7 +174,7 @@ def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
 def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
     if len(valid) >= _min_valid(servers):
         return
-    marks = [mark for server in servers for run in server.runs for mark in run.marks]
+    marks = [mark for server in servers for mark in server.marks]
     reasons = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
     n_runs = len(servers[0].runs)
     raise InvalidRun(f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}.")
@@ -184,7 +190,7 @@ def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> M
         workload=recorded_serve(workload),
         workload_text=describe_serve(workload),
         result=result,
-        marks=tuple(mark for run in server.runs for mark in run.marks),
+        marks=server.marks,
         pair=pair,
         extra=_extra(server.runs, used, result),
     )

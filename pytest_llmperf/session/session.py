@@ -137,14 +137,7 @@ class LlmperfSession:
         if self.stand_in is not None:
             return self.stand_in.measure(models, workload)
         measured = self._sample(models, workload)
-        records = self.recorder.add(measured)
-        measurement = Measurement(
-            models=models,
-            workload=workload,
-            again=lambda: self._sample_again(models, workload),
-        )
-        for judge in self.judges:
-            judge.judge(records, self._declared.gate, measurement)
+        self._judge(self.recorder.add(measured), models, workload)
         return [side.result for side in measured]
 
     def renew(self, models: Sequence[Loadable]) -> bool:
@@ -207,6 +200,16 @@ class LlmperfSession:
         for side in measured:
             self._note_serving(side.result)
         return measured
+
+    def _judge(self, records: Sequence[Record], models: Sequence[Loadable], workload: Work) -> None:
+        """Have every judge judge the records of one measurement. Raises Regression."""
+        measurement = Measurement(
+            models=models,
+            workload=workload,
+            again=lambda: self._sample_again(models, workload),
+        )
+        for judge in self.judges:
+            judge.judge(records, self._declared.gate, measurement)
 
     def _sample_again(self, models: Sequence[Loadable], workload: Work) -> list[Record]:
         """Sample in fresh workers: a suspicion may be due to what differs between processes."""

@@ -64,8 +64,7 @@ def arguments(item: pytest.Function) -> tuple[str, ...]:
     words += _inherited(config)
     words += ["-p", "no:cacheprovider", "-W", ALREADY_IMPORTED]
     words += ["-n0"] if _has_xdist(config) else []
-    place = str(item.path) + "::" + item.nodeid.partition("::")[2]
-    return (*words, *_options(config), place)
+    return (*words, *_options(config), f"{item.path}::{item.nodeid.partition('::')[2]}")
 
 
 def _inherited(config: pytest.Config) -> list[str]:

@@ -109,12 +109,7 @@ def run(command: RunBody) -> BodyRan:
 
 def serve(wire: Wire[Command], rank: int) -> None:
     """Answer commands until Close."""
-    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-    reader = threading.Thread(
-        target=read, args=(wire, commands), name="llmperf-reader", daemon=True
-    )
-    reader.start()
+    commands = _received(wire, rank)
     pulse = Pulse(wire, rank)
     while True:
         command = commands.get()
@@ -124,6 +119,17 @@ def serve(wire: Wire[Command], rank: int) -> None:
         wire.send(reply, timeout_s=None)
         if isinstance(command, Close):
             return
+
+
+def _received(wire: Wire[Command], rank: int) -> queue.SimpleQueue[Command]:
+    """Say hello, and return the queue that a thread puts commands into."""
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    reader = threading.Thread(
+        target=read, args=(wire, commands), name="llmperf-reader", daemon=True
+    )
+    reader.start()
+    return commands
 
 
 def _answer(command: Command, rank: int) -> Reply:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,8 +40,7 @@ class BenchmarkFile:
             return
         runs = document(list(self._records.values()), datetime.now(UTC).isoformat())
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(runs, indent=4), encoding="utf-8")
+            self._write(runs)
         except OSError as error:
             self._message = f"{self._path} cannot be written: {error}"
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
@@ -48,6 +48,10 @@ class BenchmarkFile:
         n_runs = len(runs["benchmarks"])
         count = "1 run" if n_runs == 1 else f"{n_runs} runs"
         self._message = f"{count} written to {self._path} in pytest-benchmark's format"
+
+    def _write(self, runs: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(runs, indent=4), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print where it is."""

@@ -75,13 +75,17 @@ class CiOutput:
         if option.collectonly or option.llmperf_plan or not (endings or self._files):
             return
         pages = self._make(self._rows.values(), endings)
-        if self._page and endings:
-            self._write(Path(self._page), pages.job_page(), mode="a")
+        if endings:
+            self._append_job_page(pages)
         for name, path in self._files.items():
             self._write(path, getattr(pages, name)(), mode="w")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
+        if _on_github():
             self._lines = pages.annotations()
         self._notes += pages.notes
+
+    def _append_job_page(self, pages: Pages) -> None:
+        if self._page:
+            self._write(Path(self._page), pages.job_page(), mode="a")
 
     def _all_endings(self) -> list[dict[str, Any]]:
         """Return what is wrong with the session, and how each test ended."""
@@ -136,11 +140,15 @@ def open_ci(
 
     `make` is called at the end, if at all.
     """
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("GITHUB_STEP_SUMMARY")
-    if not (files or on_github) or INSIDE in os.environ:
+    is_read = files or _on_github() or os.environ.get("GITHUB_STEP_SUMMARY")
+    if not is_read or INSIDE in os.environ:
         return None
     os.environ[INSIDE] = str(os.getpid())
     return CiOutput(config, files, make)
+
+
+def _on_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def _from_repository(file: Path, root: Path) -> str:
