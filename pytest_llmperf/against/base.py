@@ -137,7 +137,7 @@ class Base:
         is_interpreter = self.target.kind == "interpreter"
         pythons = {} if is_interpreter else self._settings.pythons
         spec = invocation(self._config, trees, self.node_ids, pythons)
-        cwd = trees.there(spec.cwd)
+        cwd = trees.in_base(spec.cwd)
         return WorkerGroup.start(
             python=str(self.target.path) if is_interpreter else sys.executable,
             log_dir=self._log_dir,

@@ -28,12 +28,12 @@ class Desk:
         )
         reader.start()
         self._pulse = Pulse(wire, 0)
-        self.owes = False
+        self.has_open_command = False
 
     def next(self) -> Command:
         """Wait for a command. It is answered by the next `answer` or `fail`."""
         command = self._commands.get()
-        self.owes = True
+        self.has_open_command = True
         self._pulse.start(_describe(command))
         return command
 
@@ -47,7 +47,7 @@ class Desk:
 
     def _send(self, reply: Reply) -> None:
         self._pulse.stop()
-        self.owes = False
+        self.has_open_command = False
         self._wire.send(reply, timeout_s=None)
 
 

@@ -56,7 +56,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
 
         `xdist`: pytest-xdist is installed there.
         """
-        rootdir = self.trees.there(self.rootdir)
+        rootdir = self.trees.in_base(self.rootdir)
         words = ["-q", "--color=no", f"--rootdir={rootdir}", f"--import-mode={self.import_mode}"]
         words += self._ini_file()
         words += _each_after("-p", self.plugins)
@@ -68,11 +68,11 @@ class Invocation(Struct, frozen=True, kw_only=True):
     def _ini_file(self) -> list[str]:
         if self.inifile is None:
             return []
-        base_file = self.trees.there(self.inifile)
+        base_file = self.trees.in_base(self.inifile)
         return ["-c", str(base_file)] if base_file.is_file() else []
 
     def _existing_files(self) -> list[str]:
-        base_files = [self.trees.there(file) for file in self.files]
+        base_files = [self.trees.in_base(file) for file in self.files]
         return [str(file) for file in base_files if file.exists()]
 
 

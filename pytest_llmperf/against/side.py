@@ -106,7 +106,7 @@ class BaseSide:
         self._declared: set[str] = set()
         self._test: RunTest | None = None
         self._ended = Ended(outcome="passed")
-        self._left = False
+        self._test_was_left = False
 
     # pytest's hooks
 
@@ -148,7 +148,7 @@ class BaseSide:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how the test ends; the first thing that went wrong counts."""
-        if self._ended.outcome == "passed" and not report.passed and not self._left:
+        if self._ended.outcome == "passed" and not report.passed and not self._test_was_left:
             self._ended = Ended(outcome=report.outcome, message=_reason(report))
 
     # Measuring
@@ -162,7 +162,7 @@ class BaseSide:
         # Set before a test runs; and a session with a base side measures no traffic.
         assert self._session is not None  # noqa: S101
         assert not isinstance(workload, Serve)  # noqa: S101
-        if not self._desk.owes:
+        if not self._desk.has_open_command:
             self._leave()
         pending = PendingMeasurement(session=self._session, models=models, workload=workload)
         self._answer_reached(pending)
@@ -212,7 +212,7 @@ class BaseSide:
             pending.session.renew(pending.models)
 
     def _leave(self) -> NoReturn:
-        self._left = True
+        self._test_was_left = True
         pytest.skip("the comparison is over")
 
     # Tests
@@ -222,13 +222,13 @@ class BaseSide:
         if item is None:
             self._desk.answer(self._missing(command.nodeid))
             return
-        self._test, self._ended, self._left = command, Ended(outcome="passed"), False
+        self._test, self._ended, self._test_was_left = command, Ended(outcome="passed"), False
         if self._session is not None:
             self._session.gpus.borrow(command.gpus)
         # The test before it may have expected another to follow.
         session._setupstate.teardown_exact(item)  # noqa: SLF001
         self._run_item(item, command)
-        if self._desk.owes:
+        if self._desk.has_open_command:
             self._desk.answer(self._ended)
 
     def _run_item(self, item: pytest.Item, command: RunTest) -> None:
@@ -246,7 +246,7 @@ class BaseSide:
         return Ended(outcome="missing", message=message)
 
     def _has(self, file: str) -> bool:
-        return self._spec.trees.there(self._spec.rootdir / file).exists()
+        return self._spec.trees.in_base(self._spec.rootdir / file).exists()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -270,7 +270,7 @@ def serve(desk: Desk, spec: Invocation) -> int:
     side = BaseSide(desk, spec)
     arguments = spec.arguments(xdist=importlib.util.find_spec("xdist") is not None)
     code = int(pytest.main(arguments, plugins=[side]))
-    if not desk.owes:
+    if not desk.has_open_command:
         desk.next()
     if side.closed:
         desk.answer(Closed())

@@ -38,7 +38,7 @@ class Trees(Struct, frozen=True, kw_only=True):
         """Whether the base has files of its own."""
         return self.head != self.base
 
-    def there(self, path: Path) -> Path:
+    def in_base(self, path: Path) -> Path:
         """Return the same place in the base; a path outside of the project is the same for both."""
         return self.base / path.relative_to(self.head) if self.holds(path) else path
 
@@ -61,12 +61,12 @@ class Trees(Struct, frozen=True, kw_only=True):
         """
         folders = [*self._own_folders(search), self.base, self.base / "src"] if self.differ else []
         existing = [str(folder) for folder in folders if folder.is_dir()]
-        moved = [str(self.there(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
+        moved = [str(self.in_base(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
         return os.pathsep.join(dict.fromkeys([*existing, *moved]))
 
     def _own_folders(self, search: Sequence[str]) -> list[Path]:
         entries = [Path(entry) for entry in search if entry]
-        return [self.there(entry) for entry in entries if self.holds(entry.absolute())]
+        return [self.in_base(entry) for entry in entries if self.holds(entry.absolute())]
 
 
 def strays(trees: Trees, own: Path, modules: Mapping[str, ModuleType]) -> tuple[str, ...]:

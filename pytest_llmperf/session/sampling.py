@@ -106,15 +106,15 @@ def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
     while n_taken < MAX_REPETITIONS:
         spent_s += _run_each_once(sides, reverse=n_taken % 2 == 1)
         n_taken += 1
-        so_far = _SoFar(
+        state = _SamplingState(
             n_taken=n_taken,
             n_valid=len(valid_indices(sides)),
             spent_s=spent_s,
             half_width=half_width(sides),
         )
-        if so_far.is_enough(goal):
+        if state.is_enough(goal):
             break
-        progress("sampling", so_far.text(goal), so_far.eta_s(goal))
+        progress("sampling", state.text(goal), state.eta_s(goal))
     _require_valid(sides, n_taken)
 
 
@@ -167,8 +167,8 @@ def _stable(durations_s: Sequence[float]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SoFar:
-    """How far sampling has come."""
+class _SamplingState:
+    """How far sampling has come, and how sure the rate is."""
 
     n_taken: int
     n_valid: int

@@ -66,7 +66,7 @@ class BodySide:
         items[:] = [item for item in items if item.nodeid == self._command.nodeid][:1]
         for item in items:
             if isinstance(item, pytest.Function):
-                item.obj = self._noted(item.obj)
+                item.obj = self._noting_its_call(item.obj)
         if self._command.gpus:
             hooks: Any = config.pluginmanager.get_plugin(HOOKS_PLUGIN)
             hooks.session().core.gpus.borrow(self._command.gpus)
@@ -85,13 +85,13 @@ class BodySide:
         """Keep the configuration, whose hooks put reports into a form that travels."""
         self._config = config
 
-    def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting_its_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noting(*args: Any, **kwargs: Any) -> Any:
             self.called = True
             return function(*args, **kwargs)
 
-        return noted
+        return noting
 
 
 def run(command: RunBody) -> BodyRan:
