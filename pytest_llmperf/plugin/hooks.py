@@ -238,7 +238,7 @@ def pytest_terminal_summary(
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End every worker.
 
-    What could be stored nowhere makes the session red; it is said once, and is no traceback.
+    Records that could be stored nowhere make the session red; that is said once, in one line.
     """
     config = session.config
     lost = config.stash[SESSION].close() if SESSION in config.stash else ""

@@ -44,7 +44,7 @@ class HostChannel:
         return self._host.handle(command)
 
     def close(self) -> None:
-        """The model stays the test's own."""
+        """Leave the model to the test, which owns it."""
         self.alive = False
 
 

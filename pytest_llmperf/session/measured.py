@@ -1,4 +1,4 @@
-"""What is measured, and what a measurement leaves: values and protocols that the way shares."""
+"""What is measured, and what a measurement leaves: values and protocols of the main path."""
 
 from __future__ import annotations
 

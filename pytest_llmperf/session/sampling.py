@@ -40,7 +40,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """What was seen before sampling: seconds of each repetition, and whether they became stable."""
+    """The warm-up: seconds of each repetition, and whether they became stable."""
 
     durations_s: tuple[float, ...]
     stable: bool
@@ -57,7 +57,7 @@ class Side:
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """What is wrong with its repetitions, of all of them."""
+        """What is wrong with any of its repetitions."""
         return tuple(mark for ran in self.runs for mark in ran.trace.marks)
 
     def once(self) -> Ran:

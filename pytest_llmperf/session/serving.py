@@ -45,7 +45,7 @@ class ServerRuns:
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """What is wrong with its runs, of all of them."""
+        """What is wrong with any of its runs."""
         return tuple(mark for run in self.runs for mark in run.marks)
 
     def warm_up(self) -> None:

@@ -46,7 +46,7 @@ class Sample(Protocol):
 
 
 class LlmperfSession:
-    """The way from a declared test to a recorded verdict.
+    """Takes a declared test to a recorded verdict.
 
     It is made when the first llmperf test is collected. `judges` judge each measurement, in their
     order; `stand_in` measures in place of the session; `no_serving` says why traffic on servers is

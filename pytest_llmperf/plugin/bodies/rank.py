@@ -1,4 +1,4 @@
-"""What a test body with ranks is given: its place among them, and torch.distributed's start."""
+"""The fixture of a test body with ranks: its place among them, and torch.distributed's start."""
 
 from __future__ import annotations
 

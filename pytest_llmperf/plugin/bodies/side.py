@@ -46,7 +46,7 @@ _STEERING = (
 
 
 class BodySide:
-    """The pytest plugin of a body side: runs the test as ever and keeps its reports."""
+    """The pytest plugin of a body side, which runs the test as ever and keeps its reports."""
 
     def __init__(self, command: RunBody) -> None:
         self.__name__ = SIDE_PLUGIN  # the plugin manager knows it by this

@@ -27,7 +27,7 @@ INSIDE = "LLMPERF_CI_SESSION"
 
 FILES = ("markdown", "gitlab", "openmetrics")
 SESSION_PROBLEMS = pytest.StashKey[list[tuple[str, str]]]()
-"""Of the main process: outcome and text of what is wrong with no test, but with the session."""
+"""Outcome and text of what is wrong with the session and not with a test, in the main process."""
 
 _WORKSPACES = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
 _TEXT_LINES = 12
