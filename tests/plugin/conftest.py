@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.repository import TESTS, Repository
 from support.scripted_project import HEADER
 from support.stored_sessions import TWO, earlier, of_project
 from support.written_records import VALIDATOR, written
@@ -144,3 +145,13 @@ def every_record_is_of_the_schema(pytester: pytest.Pytester) -> Iterator[None]:
     yield
     for line in written(pytester.path):
         VALIDATOR.validate(json.loads(line))
+
+
+@pytest.fixture
+def repo(pytester, monkeypatch) -> Repository:
+    """The project at 10 ms a token, committed; its worker's leases are its own."""
+    monkeypatch.setenv("TMPDIR", str(pytester.path.parent))
+    repository = Repository(pytester.path)
+    repository.speed("10ms")
+    repository.commit("fast", **{"test_it.py": TESTS})
+    return repository

@@ -7,47 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
-from support.repository import TESTS, Repository
+from support.repository import TESTS, Repository, worktrees
 
-from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
 )
-WAITS = """
-import os, pathlib, pytest, time
-
-@pytest.fixture(autouse=True)
-def wait_at_the_base(request):
-    if "worktrees" in str(request.config.rootpath):
-        pathlib.Path({file!r}).write_text(str(os.getpid()))
-        time.sleep(600)
-"""
-
-
-@pytest.fixture
-def repo(pytester, monkeypatch) -> Repository:
-    """The project at 10 ms a token, committed; its worker's leases are its own."""
-    monkeypatch.setenv("TMPDIR", str(pytester.path.parent))
-    made = Repository(pytester.path)
-    made.speed("10ms")
-    made.commit("fast", **{"test_it.py": TESTS})
-    return made
-
-
-def worktrees(cache: Path) -> list[Path]:
-    folder = cache / "worktrees"
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def stored(repo: Repository) -> list[dict]:
@@ -337,53 +307,6 @@ def test_limits_of_the_option_and_the_marker(repo, run):
     run("--llmperf-against=HEAD", "--llmperf-against-limits=throughputs").stdout.fnmatch_lines(
         ["*--llmperf-against-limits*'throughput'*"],
     )
-
-
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_a_session_that_is_ended_leaves_no_worktree_after_the_next_start(repo, own_cache, ending):
-    """In the middle of a base's test.
-
-    After Ctrl-C nothing is left at once; after kill -9, once another worktree is made.
-    """
-    repo.commit("slow set-up", **{"conftest.py": WAITS.format(file=str(repo.path / "waits.jsonl"))})
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-against=HEAD"]
-    process = subprocess.Popen(
-        command,
-        cwd=repo.path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    side = _wait_for(repo.path / "waits.jsonl")
-    assert len(worktrees(own_cache)) == 1
-    process.send_signal(ending)
-    process.wait(timeout=60)
-    if ending is signal.SIGKILL:
-        assert len(worktrees(own_cache)) == 1
-        Worktree(repo.path, "HEAD", parent=own_cache / "worktrees").close()
-    assert worktrees(own_cache) == []
-    assert repo.git("worktree", "list").count("\n") == 0
-    assert _soon(lambda: gone(side))
-
-
-def gone(pid: int) -> bool:
-    """Whether no process of that id runs."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _wait_for(path: Path) -> int:
-    assert _soon(lambda: path.is_file() and path.read_text())
-    return int(path.read_text())
-
-
-def _soon(condition) -> bool:
-    end_s = time.monotonic() + 60
-    while not (holds := condition()) and time.monotonic() < end_s:
-        time.sleep(0.05)
-    return bool(holds)
 
 
 def test_compare_shows_the_pairs_and_stored_runs(repo, run):

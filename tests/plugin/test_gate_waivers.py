@@ -203,7 +203,7 @@ versions = {{ torch = "2.13" }}
 
 
 def test_a_calibrated_floor_takes_the_place_of_the_default(project, run, sessions, pytester):
-    """15 % slower is past the default of 3 %, and within the floor of 25 % that sessions differ by."""
+    """15 % slower is past the default of 3 %, and within the floor of 25 % of other sessions."""
     project(ONE)
     sessions(10)
     project(ONE, script=SLOW)
