@@ -210,8 +210,8 @@ BORROWING = {
     "engines/vllm/loaded.py": "from pytest_llmperf.engines.transformers.load import load\n",
     "engines/transformers/load.py": "",
 }
-SUM = " + ".join(["one"] * 130)
-DENSE = {"dense.py": f"def f(one):\n    return {SUM}\n"}
+SUM = " +\n    ".join(["one"] * 130)
+DENSE = {"dense.py": f"def f(one):\n    return (\n    {SUM}\n    )\n"}
 VAGUE = {"vague.py": "def f(rows):\n    each = [found for found in rows]\n    return each\n"}
 LONG = {"long.py": f"NAME = '{'x' * 100}'\n"}
 
