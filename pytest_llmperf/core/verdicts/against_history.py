@@ -20,7 +20,7 @@ from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
 from pytest_llmperf.errors import UsageError
 
-BASELINE_SESSIONS = 30
+MAX_SESSIONS = 30
 MIN_SESSIONS = 8
 P_SINGLE = 0.001
 P_AGAIN = 0.01
@@ -29,7 +29,7 @@ LARGE_CHANGE = 0.10
 _POWER = 0.8
 
 
-class Baseline(Struct, frozen=True, kw_only=True):
+class AcceptedValues(Struct, frozen=True, kw_only=True):
     """Values of accepted sessions, oldest first: `values` since the last accepted change, `earlier` one tuple a level before.
 
     Accepting a change restarts the center and keeps the spread: earlier levels say how much sessions differ, not where
@@ -47,7 +47,7 @@ class Baseline(Struct, frozen=True, kw_only=True):
     @property
     def levels(self) -> tuple[tuple[float, ...], ...]:
         """Its latest 30 sessions by level, the latest level first."""
-        left, kept = BASELINE_SESSIONS, []
+        left, kept = MAX_SESSIONS, []
         for level in (self.values, *reversed(self.earlier)):
             kept.append(level[-left:] if left else ())
             left -= len(kept[-1])
@@ -122,7 +122,7 @@ def p_limit(family: int = 1, failed: int = 0) -> float:
 
 def compare(
     value: float,
-    baseline: Baseline,
+    accepted: AcceptedValues,
     *,
     direction: Direction,
     floor: float = FLOOR,
@@ -138,8 +138,8 @@ def compare(
         UsageError: a value is not positive and finite, the metric has no direction, the floor or
             limit is not in (0, 1).
     """
-    _require(value, baseline, direction, floor, limit)
-    if not baseline.values:
+    _require(value, accepted, direction, floor, limit)
+    if not accepted.values:
         return Comparison(
             outcome=Outcome.NOT_COMPARABLE,
             value=value,
@@ -148,22 +148,22 @@ def compare(
             floor=floor,
             direction=direction,
         )
-    found = _located(value, baseline, direction, floor)
-    spread = _spread(baseline)
+    found = _located(value, accepted, direction, floor)
+    spread = _spread(accepted)
     if spread is None:
         return replace(found, more_sessions=MIN_SESSIONS - found.n)
-    return _judged(found, spread, len(baseline.levels[0]), limit)
+    return _judged(found, spread, len(accepted.levels[0]), limit)
 
 
 def compare_counted(
-    value: float, baseline: Baseline, *, direction: Direction, floor: float
+    value: float, accepted: AcceptedValues, *, direction: Direction, floor: float
 ) -> Comparison:
     """Judge a counted quantity (bytes of weights), which sessions do not differ in: by the latest one and the floor alone.
 
     Raises UsageError as `compare`.
     """
-    _require(value, baseline, direction, floor, P_SINGLE)
-    if not baseline.values:
+    _require(value, accepted, direction, floor, P_SINGLE)
+    if not accepted.values:
         return Comparison(
             outcome=Outcome.NOT_COMPARABLE,
             value=value,
@@ -175,8 +175,8 @@ def compare_counted(
     found = Comparison(
         outcome=Outcome.PASS,
         value=value,
-        center=baseline.values[-1],
-        n=baseline.n,
+        center=accepted.values[-1],
+        n=accepted.n,
         floor=floor,
         direction=direction,
     )
@@ -186,22 +186,24 @@ def compare_counted(
     )
 
 
-def confirm(first: Comparison, value: float, baseline: Baseline) -> Comparison:
+def confirm(first: Comparison, value: float, accepted: AcceptedValues) -> Comparison:
     """A suspected FAIL after a fresh measurement of `value`: FAIL if that is past the floor and its p is .01 or less.
 
     Otherwise the second measurement decides, alone. Both are kept: the answer is the first with `again` set.
     """
-    again = compare(value, baseline, direction=first.direction, floor=first.floor, limit=P_AGAIN)
+    again = compare(value, accepted, direction=first.direction, floor=first.floor, limit=P_AGAIN)
     return replace(first, outcome=again.outcome, again=again)
 
 
-def _located(value: float, baseline: Baseline, direction: Direction, floor: float) -> Comparison:
-    center = math.exp(stats.mean([math.log(x) for x in baseline.levels[0]]))
+def _located(
+    value: float, accepted: AcceptedValues, direction: Direction, floor: float
+) -> Comparison:
+    center = math.exp(stats.mean([math.log(x) for x in accepted.levels[0]]))
     return Comparison(
         outcome=Outcome.UNDECIDED,
         value=value,
         center=center,
-        n=baseline.n,
+        n=accepted.n,
         floor=floor,
         direction=direction,
     )
@@ -241,9 +243,9 @@ def _outcome(away: float, p: float, found: Comparison, limit: float, least: floa
     return Outcome.PASS
 
 
-def _spread(baseline: Baseline) -> _Spread | None:
+def _spread(accepted: AcceptedValues) -> _Spread | None:
     """Pooled over the levels, each about its own mean; None where no level has two sessions."""
-    logs = [[math.log(x) for x in level] for level in baseline.levels]
+    logs = [[math.log(x) for x in level] for level in accepted.levels]
     freedom = sum(len(level) - 1 for level in logs)
     if freedom < 1:
         return None
@@ -262,7 +264,7 @@ def _more_sessions(away: float, spread: _Spread, n: int, limit: float) -> int | 
 
     At least up to 8, at most up to 30.
     """
-    for total in range(max(n + 1, MIN_SESSIONS), BASELINE_SESSIONS + 1):
+    for total in range(max(n + 1, MIN_SESSIONS), MAX_SESSIONS + 1):
         if t_quantile(1 - limit, total - 1) * spread.value * math.sqrt(1 + 1 / total) <= away:
             return total - n
     return MIN_SESSIONS - n if n < MIN_SESSIONS else None
@@ -277,7 +279,7 @@ def _relative(log: float, direction: Direction) -> float:
 
 
 def _require(
-    value: float, baseline: Baseline, direction: Direction, floor: float, limit: float
+    value: float, accepted: AcceptedValues, direction: Direction, floor: float, limit: float
 ) -> None:
     if direction not in ("higher", "lower"):
         raise UsageError(
@@ -290,7 +292,7 @@ def _require(
     bad = next(
         (
             x
-            for level in (baseline.values, *baseline.earlier)
+            for level in (accepted.values, *accepted.earlier)
             for x in level
             if not 0 < x < math.inf
         ),

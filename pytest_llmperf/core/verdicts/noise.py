@@ -10,10 +10,10 @@ from msgspec import Struct
 
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import (
-    BASELINE_SESSIONS,
+    MAX_SESSIONS,
     MIN_SESSIONS,
     P_SINGLE,
-    Baseline,
+    AcceptedValues,
     compare,
     confirm,
 )
@@ -95,14 +95,14 @@ def _spread(values: Sequence[float]) -> float:
 def _false_alarms(
     values: Sequence[float], direction: Direction, floor: float, draws: int, draw: random.Random
 ) -> int:
-    """Rule A on sessions drawn from these with replacement: a baseline, a new session, and its second measurement."""
-    n = min(BASELINE_SESSIONS, len(values))
+    """Rule A on sessions drawn from these with replacement: accepted ones, a new session, and its second measurement."""
+    n = min(MAX_SESSIONS, len(values))
     failed = 0
     for _ in range(draws):
-        baseline = Baseline(values=tuple(draw.choices(values, k=n)))
-        first = compare(draw.choice(values), baseline, direction=direction, floor=floor)
+        accepted = AcceptedValues(values=tuple(draw.choices(values, k=n)))
+        first = compare(draw.choice(values), accepted, direction=direction, floor=floor)
         if first.outcome is Outcome.FAIL:
-            failed += confirm(first, draw.choice(values), baseline).outcome is Outcome.FAIL
+            failed += confirm(first, draw.choice(values), accepted).outcome is Outcome.FAIL
     return failed
 
 
