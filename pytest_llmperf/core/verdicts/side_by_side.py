@@ -120,7 +120,10 @@ class SideBySide(Struct, frozen=True, kw_only=True):
 
 
 class _Moments(NamedTuple):
-    """The mean of n log ratios, the sum of squares about it, and what autocorrelation widens it by."""
+    """The mean of n log ratios and the sum of squares about it.
+
+    `inflation` is what autocorrelation widens the squares by.
+    """
 
     n: int
     mean: float
