@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -209,15 +209,15 @@ def _p_value(before: Sequence[float], after: Sequence[float], *, apart: bool = F
     """
     before, after = _tamed(before, after)
     m, k = len(before), len(after)
-    difference = abs(sum(after) / k - sum(before) / m)
+    difference = abs(fmean(after) - fmean(before))
     residuals = [*_residuals(before), *_residuals(after)]
-    squares = sum([residual * residual for residual in residuals])
-    if squares <= _NO_VARIANCE * (m + k):
+    variance = sum([residual * residual for residual in residuals]) / (m + k - 2)
+    if variance <= _NO_VARIANCE:
         return 0.0 if difference > _NO_CHANGE else 1.0
-    t = difference / math.sqrt(squares / (m + k - 2) * (1 / m + 1 / k))
+    t = difference / math.sqrt(variance * (1 / m + 1 / k))
     if t < _T_NEVER:
         return 1.0
-    inflation = 1.0 if apart else _inflation(residuals, squares)
+    inflation = 1.0 if apart else _inflation(residuals)
     return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, (m + k - 2) / inflation))
 
 
@@ -244,16 +244,17 @@ def _drawn_in(logs: Sequence[float], reach: float) -> list[float]:
 
 
 def _residuals(logs: Sequence[float]) -> list[float]:
-    center = sum(logs) / len(logs)
+    center = fmean(logs)
     return [log - center for log in logs]
 
 
-def _inflation(residuals: Sequence[float], squares: float) -> float:
+def _inflation(residuals: Sequence[float]) -> float:
     """Return (1 + r) / (1 - r) of the lag-1 autocorrelation about both levels.
 
     Its bias is about 2/n. A negative one counts as 0.
     """
     products = sum([a * b for a, b in pairwise(residuals)])
+    squares = sum([residual * residual for residual in residuals])
     r = products / squares + 2 / len(residuals)
     r = min(_MAX_AUTOCORRELATION, max(0.0, r))
     return (1 + r) / (1 - r)

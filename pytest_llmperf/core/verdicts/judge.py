@@ -184,7 +184,7 @@ def _case(op: str, left: object, right: object) -> Case:
         if isinstance(side, Refuses):
             side.refuse()
     if _reads_better_mirrored(left, right):
-        op, left, right = _MIRRORED[op], right, left
+        return _case(_MIRRORED[op], right, left)
     if not isinstance(left, Estimate):
         raise UsageError(f"{left!r} {op} {right!r} compares no estimate.")
     if isinstance(right, Estimate):
@@ -193,10 +193,10 @@ def _case(op: str, left: object, right: object) -> Case:
 
 
 def _reads_better_mirrored(left: object, right: object) -> bool:
-    """Whether the right side is the one that was measured: the left is a number or a multiple."""
-    if not isinstance(left, Estimate):
-        return True
-    return isinstance(right, Estimate) and left.factor != 1 and right.factor == 1
+    """Whether the right side alone is what was measured: the left is a number or a multiple."""
+    if not isinstance(right, Estimate):
+        return False
+    return not isinstance(left, Estimate) or (left.factor != 1 and right.factor == 1)
 
 
 def _case_of_number(op: str, measured: Estimate, bound: object) -> Case:
@@ -268,24 +268,24 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
             f"these are {a.value:g} and {b.value:g}. Compare each with a limit.",
         )
     log = log_ratio(a, b)
-    paired = is_paired(a, b)
-    return Estimate(
+    quotient = Estimate(
         name=a.name if a.name == b.name else f"{a.name}/{b.name}",
         value=math.exp(log.center),
-        low=math.exp(log.low) if log.low > -math.inf else 0.0,
-        high=math.exp(log.high) if log.high < math.inf else math.inf,
+        low=math.exp(log.low),
+        high=math.exp(log.high),
         n=log.n,
         unit="x",
         direction=a.direction,
         confidence=min(a.confidence, b.confidence),
         kind=a.kind if a.kind == b.kind else "timing",
-        samples=_sample_ratios(a, b) if paired else (),
-        pair=a.pair if paired else None,
         tolerance=max(a.tolerance, b.tolerance),
         subject=a.subject,
         context=a.context,
         against=b.subject or b.name,
     )
+    if is_paired(a, b):
+        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair)
+    return quotient
 
 
 def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
@@ -298,10 +298,11 @@ def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
     center = math.log(a.value / b.value)
     if a.kind == b.kind == "exact":
         return stats.LogRatio(center, center, center, 1)
-    paired = is_paired(a, b)
-    if paired or (a.samples and b.samples):
+    if a.samples and b.samples:
         confidence = min(a.confidence, b.confidence)
-        return stats.log_ratio_interval(a.samples, b.samples, paired=paired, confidence=confidence)
+        return stats.log_ratio_interval(
+            a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
+        )
     below = math.hypot(_log_gap(a.value, a.low), _log_gap(b.high, b.value))
     above = math.hypot(_log_gap(a.high, a.value), _log_gap(b.value, b.low))
     return stats.LogRatio(center, center - below, center + above, min(a.n, b.n))

@@ -96,7 +96,7 @@ def bounding_samples(q: float, confidence: float = CONFIDENCE) -> int:
 
 
 def samples_for_both_ends(xs: Sequence[float], q: float, confidence: float = CONFIDENCE) -> int:
-    """Return how many samples, correlated as these are, give the q-quantile's interval both ends."""
+    """Return how many samples, correlated as these, give the q-quantile's interval both ends."""
     return math.ceil(bounding_samples(q, confidence) * len(xs) / effective_n(xs))
 
 
@@ -195,7 +195,7 @@ def center_interval(xs: Sequence[float], confidence: float = CONFIDENCE) -> Inte
 def log_ratio_interval(
     a: Sequence[float], b: Sequence[float], *, paired: bool, confidence: float = CONFIDENCE
 ) -> LogRatio:
-    """Return the interval of log(a / b): Student's on the pairs' log ratios, or Welch's on the logs.
+    """Return the interval of log(a / b): Student's on the pairs' log ratios, else Welch's.
 
     By simulation (6 to 40 pairs, noise 2 %, normal, t3, skewed, autocorrelated) the mean of the log
     ratios covers what it claims; intervals of the median have none below 8 effective pairs. Below 4

@@ -36,7 +36,7 @@ class UnjudgedQuantity:
     def __hash__(self) -> int:
         return id(self)
 
-    def _calculated(self, other: object) -> UnjudgedQuantity:  # noqa: ARG002 - nothing is calculated
+    def _calculated(self, _: object) -> UnjudgedQuantity:
         return self
 
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = (
