@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.agreement.accuracy_gate import accuracy_gate
     from pytest_llmperf.core.agreement.agreement import Agreement
-    from pytest_llmperf.core.agreement.task_accuracy import accuracy_gate, recovery
+    from pytest_llmperf.core.agreement.task_accuracy import recovery
     from pytest_llmperf.core.metrics.results import RunResult
     from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
     from pytest_llmperf.session.handle import Handle
@@ -60,7 +61,7 @@ _WHERE = {
     "Estimate": "pytest_llmperf.core.verdicts.estimate",
     "NotMeasurable": "pytest_llmperf.core.verdicts.estimate",
     "RunResult": "pytest_llmperf.core.metrics.results",
-    "accuracy_gate": "pytest_llmperf.core.agreement.task_accuracy",
+    "accuracy_gate": "pytest_llmperf.core.agreement.accuracy_gate",
     "recovery": "pytest_llmperf.core.agreement.task_accuracy",
 }
 

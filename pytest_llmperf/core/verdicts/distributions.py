@@ -84,6 +84,16 @@ def t_quantile(p: float, freedom: float) -> float:
     return (low + high) / 2
 
 
+def binomial_pmf(k: int, n: int, p: float) -> float:
+    """Return the probability of k successes in n trials."""
+    if p >= 1:
+        return float(k == n)
+    if p <= 0:
+        return float(k == 0)
+    log_ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(log_ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """Return the probability of at most k successes in n trials."""
     if k < 0:

@@ -21,7 +21,7 @@ from pytest_llmperf.core.verdicts.against_history import (
     compare,
     confirm,
 )
-from pytest_llmperf.core.verdicts.distributions import t_quantile
+from pytest_llmperf.core.verdicts.distributions import binomial_pmf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.errors import UsageError
@@ -127,19 +127,9 @@ def _at_most(failed: int, draws: int) -> float:
     low, high = failed / draws, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        chance = math.fsum(_binomial(k, draws, middle) for k in range(failed + 1))
+        chance = math.fsum(binomial_pmf(k, draws, middle) for k in range(failed + 1))
         low, high = (middle, high) if chance > _CHANCE else (low, middle)
     return high
-
-
-def _binomial(k: int, n: int, p: float) -> float:
-    """Return the probability of k successes in n trials."""
-    if p >= 1:
-        return float(k == n)
-    if p <= 0:
-        return float(k == 0)
-    log_ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(log_ways + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def _proposed(spread: float, n: int, direction: Direction) -> float:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.agreement import task_accuracy
-from pytest_llmperf.core.agreement.task_accuracy import (
-    accuracy,
-    accuracy_gate,
-    answer_spread,
-    recovery,
+from pytest_llmperf.core.agreement import accuracy_power
+from pytest_llmperf.core.agreement.accuracy_gate import accuracy_gate
+from pytest_llmperf.core.agreement.accuracy_power import (
+    PairedItems,
+    least_failing_lost,
+    most_failing_won,
 )
+from pytest_llmperf.core.agreement.task_accuracy import accuracy, answer_spread, recovery
 from pytest_llmperf.core.verdicts.distributions import binomial_cdf
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import UsageError
@@ -187,26 +188,26 @@ def test_a_gate_on_a_stored_number_alarms_and_misses_as_rarely_as_it_says():
 
 def test_power_is_that_of_the_exact_test():
     """By hand, 5 items that all differ: only five losses (1/32) are below alpha = 0.05, and a sure loser is sure to fail."""
-    assert task_accuracy._paired_power(5, 1.0, 1e-9, 0.05) == pytest.approx(1 / 32)
-    assert task_accuracy._paired_power(5, 1.0, 1.0, 0.05) == pytest.approx(1)
-    assert task_accuracy._paired_power(4, 1.0, 1.0, 0.05) == 0
+    assert PairedItems(1.0, 0.05).power(5, 1e-9) == pytest.approx(1 / 32)
+    assert PairedItems(1.0, 0.05).power(5, 1.0) == pytest.approx(1)
+    assert PairedItems(1.0, 0.05).power(4, 1.0) == 0
 
 
 def test_power_over_every_few_items_is_that_over_all(monkeypatch):
     """The sum that leaves some out is within a thousandth of the whole one."""
-    short = task_accuracy._paired_power(20_000, 0.3, 0.012, 0.01)
-    monkeypatch.setattr(task_accuracy, "_MAX_TERMS", 10**6)
-    assert short == pytest.approx(task_accuracy._paired_power(20_000, 0.3, 0.012, 0.01), abs=1e-3)
+    short = PairedItems(0.3, 0.01).power(20_000, 0.012)
+    monkeypatch.setattr(accuracy_power, "_MAX_TERMS", 10**6)
+    assert short == pytest.approx(PairedItems(0.3, 0.01).power(20_000, 0.012), abs=1e-3)
     assert 0.3 < short < 0.99
 
 
 @given(st.integers(0, 300), st.floats(0.001, 0.2), st.integers(-1, 300))
 def test_the_critical_number_is_found_from_any_guess(m, alpha, guess):
     """The largest whose chance is at most alpha."""
-    won = task_accuracy._most_won(m, alpha, min(guess, m))
+    won = most_failing_won(m, alpha, min(guess, m))
     assert won == -1 or binomial_cdf(won, m, 0.5) <= alpha
     assert binomial_cdf(won + 1, m, 0.5) > alpha
-    assert m - won == task_accuracy._critical(m, alpha)
+    assert m - won == least_failing_lost(m, alpha)
 
 
 def test_a_gate_that_its_items_cannot_support_is_refused_with_the_number_it_needs():
