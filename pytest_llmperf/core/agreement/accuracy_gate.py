@@ -33,9 +33,9 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
     """A test for a drop of accuracy that its items support (see `accuracy_gate`).
 
     Shares of items are 0 to 1. `alpha` bounds the chance that an equal candidate fails; a candidate
-    that lost `smallest_drop` fails with a chance of at least 1 - `beta`. `threshold` is the observed
-    drop from which on the gate fails, at the `spread` that was expected. `stored` is the reference's
-    accuracy where it is a number, else None.
+    that lost `smallest_drop` fails with a chance of at least 1 - `beta`. `threshold` is the
+    observed drop from which on the gate fails, at the `spread` that was expected. `stored` is the
+    reference's accuracy where it is a number, else None.
     """
 
     n: int
@@ -159,8 +159,8 @@ def accuracy_gate(
 ) -> AccuracyGate:
     """Make a gate on `n` items.
 
-    An equal candidate fails with a chance of at most `alpha`, and one that lost `drop` passes with a
-    chance of at most `beta`. Give `spread` (see `answer_spread`) to compare item by item with a
+    An equal candidate fails with a chance of at most `alpha`, and one that lost `drop` passes with
+    a chance of at most `beta`. Give `spread` (see `answer_spread`) to compare item by item with a
     reference that answers the same items, or `reference`, its accuracy, to compare with a stored
     number, which is taken as exact.
 
