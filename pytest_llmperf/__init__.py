@@ -1,6 +1,7 @@
-"""Performance tests for LLM inference: measured, proved to be in effect, judged so that the assertions can stay on.
+"""Performance tests for LLM inference.
 
-Names are imported when they are first used, so that installing the plugin costs a session nothing.
+What runs is measured, proved to be in effect, and judged so that the assertions can stay on. Names
+are imported when they are first used, so that installing the plugin costs a session nothing.
 """
 
 from __future__ import annotations

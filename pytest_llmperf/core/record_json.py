@@ -31,8 +31,9 @@ class _Version(msgspec.Struct):
 def encode(value: object, *, sorted_keys: bool = False) -> bytes:
     """Return UTF-8 JSON of a record (or of a part of one) without a line break.
 
-    With `sorted_keys`, equal values give equal bytes. JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed
-    fields read them back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
+    With `sorted_keys`, equal values give equal bytes. JSON has no NaN or infinity: they are written
+    as the strings "nan", "inf" and "-inf", and typed fields read them back as floats. Lone
+    surrogates, which UTF-8 cannot hold, become "?".
     """
     return msgspec.json.encode(
         _plain(msgspec.to_builtins(value)), order="sorted" if sorted_keys else None
