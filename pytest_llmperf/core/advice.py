@@ -89,8 +89,8 @@ class Incomplete(Struct, frozen=True, kw_only=True):
 class Advice(Struct, frozen=True, kw_only=True):
     """What follows from the readings.
 
-    `front` and `fits` begin with the fastest. `fastest` meets the limits by its values; `certain` is
-    the fastest that meets them with the whole of its intervals, too. `axes` are those that were
+    `front` and `fits` begin with the fastest. `fastest` meets the limits by its values; `certain`
+    is the fastest that meets them with the whole of its intervals, too. `axes` are those that were
     compared; `left_out` are those that nobody measured and no limit asked for.
     """
 

@@ -1,4 +1,7 @@
-"""Task accuracy: exact intervals, recovery, and gates whose false alarms and misses are what they say, by simulation."""
+"""Task accuracy: exact intervals, recovery, and gates.
+
+By simulation, a gate's false alarms and misses are what it says.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ def answers(*, both=0, lost=0, won=0, neither=0):
 
 
 def drawn(draw, n, rate, drop, spread):
-    """Answers of a pair that differ in a share `spread` of the items, `drop` of them net to the candidate's loss."""
+    """Draw answers of a pair that differ in a share `spread` of the items.
+
+    `drop` of them are net to the candidate's loss.
+    """
     lost, won = (spread + drop) / 2, (spread - drop) / 2
     sorts = draw.choices(
         ("lost", "won", "both", "neither"), (lost, won, rate - lost, 1 - rate - won), k=n
@@ -94,7 +100,10 @@ def test_the_interval_of_an_accuracy_covers_what_it_says():
 
 
 def test_recovery_is_the_ratio_of_the_two_accuracies():
-    """57 of 60 right answers are 95 % recovery, and the interval is narrower than that of unpaired sides."""
+    """57 of 60 right answers are 95 % recovery.
+
+    The interval is narrower than that of unpaired sides.
+    """
     ours, theirs = answers(both=55, lost=5, won=2, neither=38)
     found = recovery(ours, theirs, subject="nf4", against="fp32")
     assert float(found) == pytest.approx(57 / 60)
@@ -129,7 +138,10 @@ def test_the_interval_of_a_recovery_covers_what_it_says(n, rate, drop, spread):
 
 
 def test_equal_answers_still_have_an_interval():
-    """A bootstrap would say exactly 1 of any number of items, for there is nothing to draw that differs."""
+    """A bootstrap would say exactly 1 of any number of items.
+
+    There is nothing to draw that differs.
+    """
     few, many = (recovery(*answers(both=k, neither=k)) for k in (10, 1000))
     assert few.low < 0.9 < many.low < 1 < many.high < few.high
 
@@ -187,7 +199,10 @@ def test_a_gate_on_a_stored_number_alarms_and_misses_as_rarely_as_it_says():
 
 
 def test_power_is_that_of_the_exact_test():
-    """By hand, 5 items that all differ: only five losses (1/32) are below alpha = 0.05, and a sure loser is sure to fail."""
+    """By hand, of 5 items that all differ only five losses (1/32) are below alpha = 0.05.
+
+    A sure loser is sure to fail.
+    """
     assert PairedItems(1.0, 0.05).power(5, 1e-9) == pytest.approx(1 / 32)
     assert PairedItems(1.0, 0.05).power(5, 1.0) == pytest.approx(1)
     assert PairedItems(1.0, 0.05).power(4, 1.0) == 0

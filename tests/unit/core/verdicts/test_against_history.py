@@ -52,7 +52,7 @@ def test_a_significant_change_within_the_floor_passes():
 
 
 def test_a_change_past_the_floor_that_sessions_differ_by_anyway_is_undecided():
-    """4 % less where sessions spread by 3 %: it says what it could have seen, and what would decide."""
+    """4 % less where sessions spread by 3 %: it says what it could have seen, and what decides."""
     noisy = AcceptedValues(
         values=tuple(
             100 * math.exp(0.03 * x) for x in (-1.2, 0.4, 1.1, -0.3, 0.9, -1.4, 0.2, 0.7, -0.8, 0.4)
@@ -110,7 +110,10 @@ def test_no_session_is_not_comparable():
 
 
 def test_accepting_a_change_restarts_the_center_and_keeps_the_spread():
-    """One session at the accepted level and the twelve before it: the new level passes, a loss from it fails."""
+    """One session is at the accepted level, twelve are before it.
+
+    The new level passes, a loss from it fails.
+    """
     accepted = AcceptedValues(values=(80.0,), earlier=(TWELVE.values,))
     assert compare(80.5, accepted, direction="higher").outcome is Outcome.PASS
     assert compare(72.0, accepted, direction="higher").outcome is Outcome.FAIL
@@ -196,7 +199,10 @@ def test_a_worse_value_never_gets_a_better_verdict(values, value, factor):
 
 
 def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
-    """Which hypotheses Holm's step-down procedure rejects, at a probability of `error` to reject any true one."""
+    """Tell which hypotheses Holm's step-down procedure rejects.
+
+    It rejects any true one with a probability of `error`.
+    """
     order = sorted(range(len(ps)), key=ps.__getitem__)
     limits = (error / (len(ps) - rank) for rank in range(len(ps)))
     n_rejected = next(
@@ -213,7 +219,10 @@ def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_failing_series_one_by_one_never_exceeds_holm(ps):
-    """Judged in the order they come, each against the limit that is left, series fail that Holm's procedure rejects too."""
+    """Series that fail are among those that Holm's procedure rejects.
+
+    They are judged in the order they come, each against the limit that is left.
+    """
     failed: list[int] = []
     for at, p in enumerate(ps):
         if p <= p_limit(len(ps), len(failed)):
@@ -251,9 +260,10 @@ def test_simulated_power(spread, least):
 
 
 def test_pooled_iterations_would_give_false_alarms():
-    """Negative control: the same sessions, judged by their pooled iterations, fail in more than a tenth of unchanged runs.
+    """Negative control: judged by their pooled iterations, unchanged sessions fail.
 
-    Sessions spread by 2 % and iterations by 1 % about their session, 20 a session; Welch's interval on all of them.
+    They do in more than a tenth of the runs. Sessions spread by 2 % and iterations by 1 % about
+    their session, 20 a session; Welch's interval is on all of them.
     """
     draw = random.Random(1)
 

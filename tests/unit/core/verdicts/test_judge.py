@@ -74,7 +74,10 @@ def explained(op, left, right):
 
 
 def test_a_failed_ratio_is_told_in_two_lines():
-    """Half-width by hand: 2.787 (t of 25 degrees of freedom) x 0.02 x sqrt(26/25) / sqrt(26) = 0.01115, which is 1.1 %."""
+    """The half-width by hand is 1.1 %.
+
+    2.787 (t of 25 degrees of freedom) x 0.02 x sqrt(26/25) / sqrt(26) = 0.01115.
+    """
     assert explained(">=", OURS, 1.2 * REF) == [
         "throughput of bf16 is 1.08x fp32 [1.07, 1.09], claimed >= 1.20x  (26 pairs, interleaved)",
         "decode b1 p128 n128 on NVIDIA H200; smallest visible difference 1.1 %",
@@ -165,7 +168,10 @@ def test_a_pass_has_a_positive_margin_and_a_fail_misses_by_more_than_the_floor(b
 
 
 def test_true_claims_at_the_bound_rarely_fail():
-    """The flakiness that this exists to prevent: claimed exactly what is true, 2 % noise, 12 pairs."""
+    """The flakiness that this exists to prevent.
+
+    What is claimed is exactly what is true, with 2 % of noise and 12 pairs.
+    """
     rng, failed = random.Random(11), 0
     for _ in range(300):
         base = [100 * math.exp(0.05 * rng.gauss(0, 1)) for _ in range(12)]
@@ -193,7 +199,10 @@ def test_too_few_samples_decide_nothing():
 
 
 def test_what_would_decide_a_percentile_counts_neighbours_that_are_alike():
-    """153 requests of which neighbours wait for the same queue are worth fewer than the 104 that bound p95."""
+    """Neighbouring requests wait for the same queue.
+
+    153 of them are worth fewer than the 104 that bound p95.
+    """
     draw, waits = random.Random(3), [0.0]
     while len(waits) < 153:
         waits.append(0.6 * waits[-1] + draw.gauss(0, 1))
