@@ -116,21 +116,27 @@ def advise(choices: Sequence[Choice], limits: Mapping[str, float]) -> Advice:
     """
     _check(choices, limits)
     axes, left_out = _axes(choices, limits)
-    complete = [choice for choice in choices if choice.readings.keys() >= set(axes)]
-    ranked = sorted(complete, key=lambda choice: _rank(choice, axes))
-    front = [choice for choice in ranked if not _dominating(choice, ranked, axes)]
-    fits = [choice.name for choice in ranked if _meets_all(choice, limits)]
-    certain = (choice.name for choice in ranked if _surely_meets_all(choice, limits))
+    complete = sorted(
+        (choice for choice in choices if _is_complete(choice, axes)),
+        key=lambda choice: _rank(choice, axes),
+    )
+    front = [choice for choice in complete if not _dominating(choice, complete, axes)]
+    fits = [choice.name for choice in complete if _meets_all(choice, limits)]
+    certain = [choice.name for choice in complete if _surely_meets_all(choice, limits)]
     return Advice(
         axes=axes,
         left_out=left_out,
         front=tuple(choice.name for choice in front),
-        dominated=_dominated(ranked, front, axes),
-        incomplete=tuple(_incomplete(choice, axes) for choice in choices if choice not in complete),
+        dominated=_dominated(complete, front, axes),
+        incomplete=_incomplete(choices, axes),
         fits=tuple(fits),
-        fastest=fits[0] if fits else None,
-        certain=next(certain, None),
+        fastest=next(iter(fits), None),
+        certain=next(iter(certain), None),
     )
+
+
+def _is_complete(choice: Choice, axes: Sequence[str]) -> bool:
+    return choice.readings.keys() >= set(axes)
 
 
 def _dominating(choice: Choice, others: Sequence[Choice], axes: Sequence[str]) -> tuple[str, ...]:
@@ -201,13 +207,21 @@ def _surely_meets(choice: Choice, axis: str, bound: float) -> bool:
     return AXES[axis].at_least_as_good(reading.value if worst is None else worst, bound)
 
 
-def _incomplete(choice: Choice, axes: Sequence[str]) -> Incomplete:
-    lacks = {
+def _incomplete(choices: Sequence[Choice], axes: Sequence[str]) -> tuple[Incomplete, ...]:
+    return tuple(
+        Incomplete(name=choice.name, lacks=_lacks(choice, axes))
+        for choice in choices
+        if not _is_complete(choice, axes)
+    )
+
+
+def _lacks(choice: Choice, axes: Sequence[str]) -> dict[str, str]:
+    """Return the reason of each axis that a choice lacks."""
+    return {
         axis: choice.reasons.get(axis, "not in the history")
         for axis in axes
         if axis not in choice.readings
     }
-    return Incomplete(name=choice.name, lacks=lacks)
 
 
 def _check(choices: Sequence[Choice], limits: Mapping[str, float]) -> None:

@@ -92,16 +92,24 @@ class Quantized(Struct, frozen=True, kw_only=True):
 
         '210 of 211 linear layers are 8-bit, 78.9 % of their weights; left out: 1 Linear, …'.
         """
-        converted = (
+        return "; ".join(filter(None, (self._converted, self._loaded, self._left_out)))
+
+    @property
+    def _converted(self) -> str:
+        return (
             f"{self.converted} of {self.layers} linear layers are {self.bits}-bit, "
             f"{self.share:.1%} of their weights"
         )
-        loaded = (f"{n} {cls} loaded as Linear" for cls, n in self.loaded_as_linear.items())
-        left_out = (f"{group.layers} {group.cls}, {group.reason}" for group in self.left_out)
-        parts = [converted, ", ".join(loaded)]
-        if self.left_out:
-            parts.append(f"left out: {'; '.join(left_out)}")
-        return "; ".join(filter(None, parts))
+
+    @property
+    def _loaded(self) -> str:
+        counts = self.loaded_as_linear.items()
+        return ", ".join(f"{n} {cls} loaded as Linear" for cls, n in counts)
+
+    @property
+    def _left_out(self) -> str:
+        groups = [f"{group.layers} {group.cls}, {group.reason}" for group in self.left_out]
+        return f"left out: {'; '.join(groups)}" if groups else ""
 
 
 class Pruned(Struct, frozen=True, kw_only=True):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -156,35 +160,57 @@ def _checkpoint(name: str, path: str) -> Scheme:
 
 
 def _with_option(name: str, argument: str) -> Scheme:
-    if name in ("nf4", "fp4") and argument == "double":
-        return Scheme(method=name, group=BITSANDBYTES_BLOCK, double=True)
-    if name == "fp8" and argument == "wo":
-        return Scheme(method=name, weight_only=True)
-    if name == "int4wo" and argument in map(str, GROUPS):
-        return Scheme(method=name, group=int(argument))
-    if name == "int8" and (threshold := _number(argument)) is not None:
-        return Scheme(method=name, threshold=threshold)
-    raise UsageError(
-        f"strategy part {name!r}: argument {argument!r} is not known. It takes {_OPTIONS[name]}."
-    )
+    option = _OPTIONS[name]
+    scheme = option.read(_default_scheme(name), argument)
+    if scheme is None:
+        raise UsageError(
+            f"strategy part {name!r}: argument {argument!r} is not known. It takes {option.text}."
+        )
+    return scheme
+
+
+def _double_scales(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, double=True) if argument == "double" else None
+
+
+def _weights_only(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, weight_only=True) if argument == "wo" else None
+
+
+def _group_size(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, group=int(argument)) if argument in map(str, GROUPS) else None
+
+
+def _outlier_threshold(default: Scheme, argument: str) -> Scheme | None:
+    try:
+        threshold = float(argument)
+    except ValueError:
+        return None
+    return replace(default, threshold=threshold) if 0 <= threshold < math.inf else None
+
+
+def _no_argument(_: Scheme, __: str) -> None:
+    return None
+
+
+class _Option(NamedTuple):
+    """What the argument of a part may be, in words, and the function that reads it."""
+
+    text: str
+    read: Callable[[Scheme, str], Scheme | None]
 
 
 _OPTIONS = {
-    "int8": "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
-    "nf4": "'double' (the scales are quantized too)",
-    "fp4": "'double' (the scales are quantized too)",
-    "int8wo": "no argument",
-    "int4wo": f"the group size: {', '.join(map(str, GROUPS))} (default 64)",
-    "fp8": "'wo' (weights only)",
+    "int8": _Option(
+        "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
+        _outlier_threshold,
+    ),
+    "nf4": _Option("'double' (the scales are quantized too)", _double_scales),
+    "fp4": _Option("'double' (the scales are quantized too)", _double_scales),
+    "int8wo": _Option("no argument", _no_argument),
+    "int4wo": _Option(f"the group size: {', '.join(map(str, GROUPS))} (default 64)", _group_size),
+    "fp8": _Option("'wo' (weights only)", _weights_only),
 }
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value < float("inf") else None
 
 
 # Bytes
@@ -208,25 +234,30 @@ def layer_bytes(
     Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor,
     Float8Tensor, Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
     """
-    weights, scales = out_features * in_features, 4 * out_features
     match scheme.method:
         case "int8":
-            return Counter({"int8": weights, "float32": scales})
+            return _scaled_rows("int8", out_features, in_features)
         case "nf4" | "fp4":
+            packed_for_cpu = layout == "packed-for-cpu"
             return _four_bit(
-                weights, double=scheme.double, packed_for_cpu=layout == "packed-for-cpu"
+                out_features * in_features, double=scheme.double, packed_for_cpu=packed_for_cpu
             )
         case "int8wo":
             # The zero points of symmetric quantization are stored, though all of them are 0.
-            return Counter({"int8": weights + out_features, "float32": scales})
+            return _scaled_rows("int8", out_features, in_features) + Counter(int8=out_features)
         case "fp8":
-            return Counter({"float8_e4m3fn": weights, "float32": scales})
+            return _scaled_rows("float8_e4m3fn", out_features, in_features)
         case "int4wo" if layout == "Int4OpaqueTensor":
             return _int4("uint8", float_dtype, out_features, in_features, scheme.group)
         case "int4wo":
             rows, columns = _multiple(out_features, TILE_ROWS), _multiple(in_features, TILE)
             return _int4("int32", "bfloat16", rows, columns, scheme.group)
     raise ValueError(f"the bytes of {scheme.method!r} follow from its checkpoint's config")
+
+
+def _scaled_rows(dtype: str, rows: int, columns: int) -> Counter[str]:
+    """Return one byte a weight, and a scale a row."""
+    return Counter({dtype: rows * columns, "float32": 4 * rows})
 
 
 def _four_bit(weights: int, *, double: bool, packed_for_cpu: bool) -> Counter[str]:
@@ -293,11 +324,16 @@ def packed_layer_bytes(
     scales = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
     if packed.format == "int-quantized":
         zeros = 0 if packed.symmetric else out_features * groups
-        return scales + Counter({"int8": out_features * in_features + zeros})
-    words = out_features * _ceil_div(in_features * packed.bits, _WORD_BITS)
+        return scales + Counter(int8=out_features * in_features + zeros)
+    words = out_features * _words(in_features, packed.bits)
     if not packed.symmetric:
-        words += _ceil_div(out_features * packed.bits, _WORD_BITS) * groups
-    return scales + Counter({"int32": 4 * words, "int64": _SHAPE_BYTES})
+        words += _words(out_features, packed.bits) * groups
+    return scales + Counter(int32=4 * words, int64=_SHAPE_BYTES)
+
+
+def _words(n: int, bits: int) -> int:
+    """Return how many int32 hold n values of so many bits."""
+    return _ceil_div(n * bits, _WORD_BITS)
 
 
 _WORD_BITS = 32

@@ -111,9 +111,12 @@ def _changes(
             yield f"{name}.{field} is gone"
         else:
             yield from _changed_meaning(f"{name}.{field}", kind, _fields(new)[field], names)
-    for field in new.get("required", ()):
-        if field not in old.get("required", ()):
-            yield f"{name}.{field} has no default, and older lines may lack it"
+    for field in sorted(_required(new) - _required(old)):
+        yield f"{name}.{field} has no default, and older lines may lack it"
+
+
+def _required(definition: Mapping[str, Any]) -> set[str]:
+    return set(definition.get("required", ()))
 
 
 def _changed_meaning(
@@ -153,12 +156,16 @@ def _rewritten(value: Any) -> Any:
         return value
     if value == {"type": "number"}:
         return {"$ref": _NUMBER}
-    rewritten = {key: _rewritten(item) for key, item in value.items()}
-    if "anyOf" in rewritten:
-        rewritten["anyOf"] = sorted(rewritten["anyOf"], key=_null_last)
-    if isinstance(text := rewritten.get("description"), str):
-        rewritten["description"] = inspect.cleandoc(text)
-    return rewritten
+    return _tidied({key: _rewritten(item) for key, item in value.items()})
+
+
+def _tidied(definition: dict[str, Any]) -> dict[str, Any]:
+    description = definition.get("description")
+    if isinstance(description, str):
+        definition["description"] = inspect.cleandoc(description)
+    if "anyOf" in definition:
+        definition["anyOf"] = sorted(definition["anyOf"], key=_null_last)
+    return definition
 
 
 def _null_last(alternative: Any) -> tuple[bool, str]:

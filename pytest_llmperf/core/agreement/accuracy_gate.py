@@ -78,11 +78,8 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
         self, candidate: Sequence[bool], reference: Sequence[bool], subject: str
     ) -> Finding:
         lost, won = discordant(candidate, reference)
-        shares = _Shares(
-            candidate=sum(candidate) / self.n,
-            reference=sum(reference) / self.n,
-            counts=f"{lost} items lost, {won} won",
-        )
+        counts = f"{lost} items lost, {won} won"
+        shares = _Shares(sum(candidate) / self.n, sum(reference) / self.n, counts)
         if lost >= least_failing_lost(lost + won, self.alpha):
             return self._finding(Outcome.FAIL, shares, subject)
         needed = self._needed_after_all(lost + won)
@@ -116,11 +113,7 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
         more = None if needed is None else needed - self.n
         return Finding(
             outcome=outcome,
-            text=(
-                f"{accuracy} is {format_percent(shares.candidate)}, "
-                f"the reference's {format_percent(shares.reference)}, "
-                f"claimed to be no worse  ({self.n} items)"
-            ),
+            text=f"{accuracy} is {shares}, claimed to be no worse  ({self.n} items)",
             detail=(
                 f"{shares.counts}; smallest visible drop {format_percent(self.smallest_drop, 2)} "
                 f"of the items{_undecided_text(more)}"
@@ -138,6 +131,10 @@ class _Shares(NamedTuple):
     candidate: float
     reference: float
     counts: str
+
+    def __str__(self) -> str:
+        candidate, reference = format_percent(self.candidate), format_percent(self.reference)
+        return f"{candidate}, the reference's {reference}"
 
 
 def _undecided_text(more: int | None) -> str:
@@ -195,17 +192,21 @@ def _items(
         )
     for name, share in (("drop", drop), ("alpha", alpha), ("beta", beta)):
         checked_share(name, share)
-    items: PairedItems | StoredRate
-    if reference is None:
-        items = PairedItems(checked_share("spread", spread), alpha)
-    else:
-        items = StoredRate(checked_share("reference", reference), alpha)
+    items = _compared_items(spread, reference, alpha)
     if drop > items.largest_drop:
         raise UsageError(
             f"accuracy_gate(drop={drop:g}): with a {items.largest_drop_text} "
             "no drop can be larger than that."
         )
     return items
+
+
+def _compared_items(
+    spread: float | None, reference: float | None, alpha: float
+) -> PairedItems | StoredRate:
+    if reference is None:
+        return PairedItems(checked_share("spread", spread), alpha)
+    return StoredRate(checked_share("reference", reference), alpha)
 
 
 def _supported_drop(items: PairedItems | StoredRate, n: int, drop: float, beta: float) -> float:

@@ -238,9 +238,8 @@ class Agreement:
     def _verdict(self) -> str:
         if not self.rule.criteria:
             return "no rule"
-        if self.reasons:
-            return f"{self.rule} does not hold: {'; '.join(self.reasons)}"
-        return f"{self.rule} holds"
+        reasons = "; ".join(self.reasons)
+        return f"{self.rule} does not hold: {reasons}" if reasons else f"{self.rule} holds"
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""

@@ -179,23 +179,26 @@ def _noise_floor(agreement: Agreement, margin: float) -> str | None:
 
     It may be `margin` times as large.
     """
-    floor = agreement.noise_floor
-    if floor is None:
-        raise UsageError(
-            "agreement rule noise_floor needs the reference compared with itself, "
-            "and none was given."
-        )
-    kl, floor_kl = float(agreement.kl), float(floor.kl)
-    db, floor_db = float(agreement.sqnr_db), float(floor.sqnr_db)
-    kl_limit = margin * max(floor_kl, KL_RESOLUTION_NATS)
-    db_limit = min(floor_db, SQNR_RESOLUTION_DB) - 10 * math.log10(margin)
+    floor = _required_noise_floor(agreement)
+    kl, kl_limit = float(agreement.kl), margin * max(float(floor.kl), KL_RESOLUTION_NATS)
+    floor_db = min(float(floor.sqnr_db), SQNR_RESOLUTION_DB)
+    db, db_limit = float(agreement.sqnr_db), floor_db - 10 * math.log10(margin)
     if kl <= kl_limit and db >= db_limit:
         return None
     return (
         f"noise_floor({margin:g}): KL {kl:.3g} nats (at most {kl_limit:.3g}), "
-        f"SQNR {db:.1f} dB (at least {db_limit:.1f}); "
-        f"the reference against itself: {floor_kl:.3g} nats, {floor_db:.1f} dB"
+        f"SQNR {db:.1f} dB (at least {db_limit:.1f}); the reference against itself: "
+        f"{float(floor.kl):.3g} nats, {float(floor.sqnr_db):.1f} dB"
     )
+
+
+def _required_noise_floor(agreement: Agreement) -> Agreement:
+    if agreement.noise_floor is None:
+        raise UsageError(
+            "agreement rule noise_floor needs the reference compared with itself, "
+            "and none was given."
+        )
+    return agreement.noise_floor
 
 
 _CRITERIA: dict[str, _CriterionKind] = {
@@ -228,25 +231,28 @@ def _criterion(part: str, text: str) -> Criterion:
             f"{did_you_mean(name, _CRITERIA)} "
             f"Criteria: {', '.join(map(_signature, _CRITERIA))}; join several with '+'.",
         )
-    arguments = _arguments(name, match.group(2) or "", text)
-    parameters = _CRITERIA[name].parameters
-    values = (
-        _number(name, key, arguments.get(key, default), text) for key, default in parameters.items()
+    arguments = _arguments(name, _parts(match.group(2) or ""), text)
+    return Criterion(name, _values(name, arguments, text))
+
+
+def _parts(inside: str) -> list[str]:
+    return [part.strip() for part in inside.split(",") if part.strip()]
+
+
+def _values(name: str, arguments: dict[str, str], text: str) -> tuple[float, ...]:
+    """Return the numbers in the order of the criterion's parameters."""
+    return tuple(
+        _number(name, key, arguments.get(key, default), text)
+        for key, default in _CRITERIA[name].parameters.items()
     )
-    return Criterion(name, tuple(values))
 
 
-def _arguments(name: str, inside: str, text: str) -> dict[str, str]:
+def _arguments(name: str, parts: list[str], text: str) -> dict[str, str]:
     """Return the numbers by parameter name: positional ones first, then named ones."""
     parameters = list(_CRITERIA[name].parameters)
-    parts = [part.strip() for part in inside.split(",") if part.strip()]
     arguments: dict[str, str] = {}
     for position, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if equals:
-            key = key.strip()
-        elif position < len(parameters):
-            key, value = parameters[position], part
+        key, value = _named_argument(part, parameters[position : position + 1])
         if key not in parameters or key in arguments:
             raise UsageError(
                 f"agreement rule {text!r}: {name} does not take {part!r}. "
@@ -254,6 +260,17 @@ def _arguments(name: str, inside: str, text: str) -> dict[str, str]:
             )
         arguments[key] = value
     return arguments
+
+
+def _named_argument(part: str, parameter: list[str]) -> tuple[str, str]:
+    """Return 'k=5', or the 5 of the parameter at its position, as a name and a number.
+
+    A number beyond the last parameter has its own text for a name, which is none.
+    """
+    key, equals, value = part.partition("=")
+    if equals:
+        return key.strip(), value
+    return (parameter[0] if parameter else part), part
 
 
 def _number(name: str, key: str, value: str | float | None, text: str) -> float:

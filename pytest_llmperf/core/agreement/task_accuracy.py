@@ -104,10 +104,7 @@ def answer_spread(candidate: Sequence[bool], reference: Sequence[bool]) -> float
 
 def checked_answers(correct: Sequence[bool], n: int | None = None) -> tuple[bool, ...]:
     """Return the answers as they are. Raises UsageError for none, for others, and for not `n`."""
-    answers = tuple(correct)
-    for answer in answers:
-        if answer not in (0, 1):
-            raise UsageError(f"answers are True or False for each item, {answer!r} is neither.")
+    answers = tuple(map(_checked_answer, correct))
     if not answers:
         raise UsageError("no items: an accuracy of nothing says nothing. Give the task's items.")
     if n is not None and len(answers) != n:
@@ -115,7 +112,13 @@ def checked_answers(correct: Sequence[bool], n: int | None = None) -> tuple[bool
             f"{len(answers)} items were answered, {n} are expected: "
             "both sides and the gate need the same items."
         )
-    return tuple(map(bool, answers))
+    return answers
+
+
+def _checked_answer(answer: object) -> bool:
+    if answer not in (0, 1):
+        raise UsageError(f"answers are True or False for each item, {answer!r} is neither.")
+    return bool(answer)
 
 
 def checked_share(name: str, value: float | None) -> float:
@@ -159,14 +162,20 @@ def _paired_ratio(candidate: Sequence[bool], reference: Sequence[bool]) -> tuple
     It is made of Wilson intervals of both shares, narrowed by how much the two have in common.
     """
     a, b = sum(candidate), sum(reference)
-    lost, won = discordant(candidate, reference)
+    _, won = discordant(candidate, reference)
     m = b + won  # items that at least one side answers
-    z = t_quantile(1 - (1 - CONFIDENCE) / 2, _NORMAL_FREEDOM)
-    own = math.sqrt((lost + won + 2) / ((a + 1) * (b + 1)))
-    narrowed_z = z * own / (_log_error(a, m) + _log_error(b, m))
-    low_a, high_a = _wilson(a, m, narrowed_z)
-    low_b, high_b = _wilson(b, m, narrowed_z)
+    z = _narrowed_z(candidate, reference, m)
+    low_a, high_a = _wilson(a, m, z)
+    low_b, high_b = _wilson(b, m, z)
     return min(low_a / high_b, a / b), max(high_a / low_b, a / b)
+
+
+def _narrowed_z(candidate: Sequence[bool], reference: Sequence[bool], m: int) -> float:
+    """Return the normal's quantile, narrowed by what both sides of m items have in common."""
+    a, b = sum(candidate), sum(reference)
+    error = math.sqrt((sum(discordant(candidate, reference)) + 2) / ((a + 1) * (b + 1)))
+    z = t_quantile(1 - (1 - CONFIDENCE) / 2, _NORMAL_FREEDOM)
+    return z * error / (_log_error(a, m) + _log_error(b, m))
 
 
 def _log_error(k: int, n: int) -> float:

@@ -10,7 +10,8 @@ from pytest_llmperf.core.format import format_value
 if TYPE_CHECKING:
     from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
 
-_MAX_CHARACTERS = 600
+_END_CHARACTERS = 300
+_MAX_CHARACTERS = 2 * _END_CHARACTERS
 
 
 def worst_summary(row: PromptComparison) -> dict[str, Any]:
@@ -45,8 +46,7 @@ def _clipped(text: str) -> str:
     """Return the start and the end of a long text: records stay small whatever a prompt holds."""
     if len(text) <= _MAX_CHARACTERS:
         return text
-    half = _MAX_CHARACTERS // 2
-    return f"{text[:half]} … {text[-half:]}"
+    return f"{text[:_END_CHARACTERS]} … {text[-_END_CHARACTERS:]}"
 
 
 def worst_text(row: PromptComparison) -> str:

@@ -208,17 +208,17 @@ def _p_value(before: Sequence[float], after: Sequence[float], *, apart: bool = F
     autocorrelation and would hide each other.
     """
     before, after = _tamed(before, after)
-    m, k = len(before), len(after)
     difference = abs(fmean(after) - fmean(before))
     residuals = [*_residuals(before), *_residuals(after)]
-    variance = sum([residual * residual for residual in residuals]) / (m + k - 2)
+    freedom = len(residuals) - 2
+    variance = sum([residual * residual for residual in residuals]) / freedom
     if variance <= _NO_VARIANCE:
         return 0.0 if difference > _NO_CHANGE else 1.0
-    t = difference / math.sqrt(variance * (1 / m + 1 / k))
+    t = difference / math.sqrt(variance * (1 / len(before) + 1 / len(after)))
     if t < _T_NEVER:
         return 1.0
     inflation = 1.0 if apart else _inflation(residuals)
-    return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, (m + k - 2) / inflation))
+    return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, freedom / inflation))
 
 
 def _tamed(before: Sequence[float], after: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -75,13 +75,20 @@ def t_quantile(p: float, freedom: float) -> float:
     """
     if p < 0.5:  # noqa: PLR2004 - the distribution is symmetric
         return -t_quantile(1 - p, freedom)
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < p:
-        low, high = high, high * 2
+    high = _above_t_quantile(p, freedom)
+    low = high / 2 if high > 1 else 0.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if t_cdf(middle, freedom) < p else (low, middle)
     return (low + high) / 2
+
+
+def _above_t_quantile(p: float, freedom: float) -> float:
+    """Return a power of two that is at least the quantile."""
+    bound = 1.0
+    while t_cdf(bound, freedom) < p:
+        bound *= 2
+    return bound
 
 
 def binomial_pmf(k: int, n: int, p: float) -> float:

@@ -262,14 +262,10 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
     Raises UsageError for unlike units and for values that are not positive.
     """
     require_same_unit(a, b)
-    if min(a.value, b.value) <= 0:
-        raise UsageError(
-            f"{a.title} / {b.title}: a ratio needs positive values, "
-            f"these are {a.value:g} and {b.value:g}. Compare each with a limit.",
-        )
+    _require_positive(a, b)
     log = log_ratio(a, b)
     quotient = Estimate(
-        name=a.name if a.name == b.name else f"{a.name}/{b.name}",
+        name=_ratio_name(a, b),
         value=math.exp(log.center),
         low=math.exp(log.low),
         high=math.exp(log.high),
@@ -291,18 +287,26 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
 def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
     """Return the interval of log(a / b).
 
-    It comes from the pairs, else from both sides' samples, else from both intervals. The last is
-    MOVER (Donner and Zou 2012), for quantities without samples of their own, such as a 95th
-    percentile. The ratio of exact values has no width.
+    It comes from the pairs, else from both sides' samples, else from both intervals. The ratio of
+    exact values has no width.
+    """
+    if a.kind == b.kind == "exact":
+        center = math.log(a.value / b.value)
+        return stats.LogRatio(center, center, center, 1)
+    if not a.samples or not b.samples:
+        return _log_ratio_of_intervals(a, b)
+    confidence = min(a.confidence, b.confidence)
+    return stats.log_ratio_interval(
+        a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
+    )
+
+
+def _log_ratio_of_intervals(a: Estimate, b: Estimate) -> stats.LogRatio:
+    """Combine two intervals by MOVER (Donner and Zou 2012).
+
+    It is for quantities without samples of their own, such as a 95th percentile.
     """
     center = math.log(a.value / b.value)
-    if a.kind == b.kind == "exact":
-        return stats.LogRatio(center, center, center, 1)
-    if a.samples and b.samples:
-        confidence = min(a.confidence, b.confidence)
-        return stats.log_ratio_interval(
-            a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
-        )
     below = math.hypot(_log_gap(a.value, a.low), _log_gap(b.high, b.value))
     above = math.hypot(_log_gap(a.high, a.value), _log_gap(b.value, b.low))
     return stats.LogRatio(center, center - below, center + above, min(a.n, b.n))
@@ -319,6 +323,18 @@ def require_same_unit(a: Estimate, b: Estimate) -> None:
         raise UsageError(
             f"{a.title} is in {a.unit!r} and {b.title} in {b.unit!r}: they cannot be compared."
         )
+
+
+def _require_positive(a: Estimate, b: Estimate) -> None:
+    if min(a.value, b.value) <= 0:
+        raise UsageError(
+            f"{a.title} / {b.title}: a ratio needs positive values, "
+            f"these are {a.value:g} and {b.value:g}. Compare each with a limit.",
+        )
+
+
+def _ratio_name(a: Estimate, b: Estimate) -> str:
+    return a.name if a.name == b.name else f"{a.name}/{b.name}"
 
 
 def _sample_ratios(a: Estimate, b: Estimate) -> tuple[float, ...]:
@@ -348,11 +364,13 @@ def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     if case.is_contradicted and case.missed_share > floor:
         return _finding(case, Outcome.FAIL, rules, visible)
     if 0 < case.missed_share <= floor:
-        reason = case.within_floor_text(floor)
-        return _finding(case, Outcome.UNDECIDED, rules, visible, f"undecided: {reason}")
-    undecided = f"undecided: {case.more_samples_text}"
-    finding = _finding(case, Outcome.UNDECIDED, rules, visible, undecided)
+        return _undecided(case, rules, visible, case.within_floor_text(floor))
+    finding = _undecided(case, rules, visible, case.more_samples_text)
     return replace(finding, more_samples=case.more_samples)
+
+
+def _undecided(case: Case, rules: _OpenClaims, visible: str, reason: str) -> Finding:
+    return _finding(case, Outcome.UNDECIDED, rules, visible, f"undecided: {reason}")
 
 
 def _finding(case: Case, outcome: Outcome, rules: _OpenClaims, *details: str) -> Finding:

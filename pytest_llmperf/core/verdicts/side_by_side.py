@@ -134,11 +134,10 @@ class _Moments(NamedTuple):
         """Return the log of E against "the mean log ratio is `null`"."""
         n, distance = self.n, self.mean - null
         log_scale = -0.5 * math.log(n + 1)
-        squares = self.squares * self.inflation + n * distance * distance
+        squares = (n + 1) * (self.squares * self.inflation + n * distance * distance)
         if squares == 0:
             return log_scale
-        widened = (n + 1) * squares
-        return log_scale + n / 2 * math.log(widened / (widened - (n * distance) ** 2))
+        return log_scale + n / 2 * math.log(squares / (squares - (n * distance) ** 2))
 
 
 def _look(state: SideBySide) -> Decision:

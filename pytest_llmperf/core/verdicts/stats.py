@@ -58,6 +58,11 @@ class _Mean(NamedTuple):
     error: float
     freedom: float
 
+    @property
+    def variance(self) -> float:
+        """The square of the error."""
+        return self.error**2
+
     def half_width(self, confidence: float) -> float:
         """Half the length of Student's interval at this confidence."""
         return t_quantile(1 - (1 - confidence) / 2, self.freedom) * self.error
@@ -231,22 +236,27 @@ def _mean_with_error(xs: Sequence[float]) -> _Mean:
     # One sample has no spread; equal samples have none but rounding.
     if n < 2 or min(xs) == max(xs):  # noqa: PLR2004
         return _Mean(xs[0], 0.0 if n > 1 else math.inf, 1.0)
-    r, worth, center = _believed_autocorrelation(xs), effective_n(xs), mean(xs)
+    r, worth = _believed_autocorrelation(xs), effective_n(xs)
+    freedom = max(1.0, (n - 1) * (1 - r * r) / (1 + r * r))
+    return _Mean(mean(xs), math.sqrt(_variance(xs, worth) / worth), freedom)
+
+
+def _variance(xs: Sequence[float], worth: float) -> float:
+    """Return the variance of a series that is worth so many independent samples."""
+    n, center = len(xs), mean(xs)
     variance = math.fsum((x - center) ** 2 for x in xs) / (n - 1)
     if worth < n:
         variance *= worth * (n - 1) / (n * (worth - 1))
-    freedom = max(1.0, (n - 1) * (1 - r * r) / (1 + r * r))
-    return _Mean(center, math.sqrt(variance / worth), freedom)
+    return variance
 
 
 def _welch(a: _Mean, b: _Mean) -> _Mean:
     """Subtract two independent means, with degrees of freedom by Welch and Satterthwaite."""
-    variance_a, variance_b = a.error**2, b.error**2
-    variance = variance_a + variance_b
+    variance = a.variance + b.variance
     difference, error = a.value - b.value, math.sqrt(variance)
     if error in (0.0, math.inf):
         return _Mean(difference, error, 1.0)
-    freedom = variance**2 / (variance_a**2 / a.freedom + variance_b**2 / b.freedom)
+    freedom = variance**2 / (a.variance**2 / a.freedom + b.variance**2 / b.freedom)
     return _Mean(difference, error, freedom)
 
 

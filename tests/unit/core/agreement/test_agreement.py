@@ -369,8 +369,10 @@ def test_rules_can_be_written_shorter(written, meant):
         ("exact+", r"criterion '' is not known"),
         (
             "perplexity",
-            r"limit of perplexity is missing, a positive number is needed\. "
-            r"It reads perplexity\(limit\)",
+            (
+                r"limit of perplexity is missing, a positive number is needed\. "
+                r"It reads perplexity\(limit\)"
+            ),
         ),
         ("perplexity(abc)", r"limit of perplexity is 'abc'"),
         ("perplexity(nan)", r"limit of perplexity is 'nan'"),
