@@ -70,9 +70,7 @@ class Agreement:
         reference: str = "",
     ) -> None:
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
-        self.noise_floor: Agreement | None = None
-        if noise_floor is not None:
-            self.noise_floor = Agreement(noise_floor, rule=Rule(), same_model=True)
+        self.noise_floor = None if noise_floor is None else _with_itself(noise_floor)
         self._subject, self._context, self._reference = subject, context, reference
         if self.n_tokens == 0:
             raise UsageError(
@@ -280,6 +278,10 @@ class Agreement:
             context=self._context,
             at_least=2,
         )
+
+
+def _with_itself(prompts: Sequence[PromptComparison]) -> Agreement:
+    return Agreement(prompts, rule=Rule(), same_model=True)
 
 
 def _sums(row: PromptComparison) -> _Sums:

@@ -184,11 +184,15 @@ def _weight_kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Itera
         yield "adapter"
     # Merging into quantized weights rounds them again.
     if candidate.quantization != reference.quantization or merged:
-        for plan in (candidate, reference):
-            if plan.quantization is not None:
-                yield _quantization_kind(plan.quantization)
+        yield from _quantization_kinds(candidate, reference)
     if merged:
         yield "adapter-merged-fp32" if dtype == "fp32" else "adapter-merged"
+
+
+def _quantization_kinds(*plans: LoadPlan) -> Iterator[str]:
+    for plan in plans:
+        if plan.quantization is not None:
+            yield _quantization_kind(plan.quantization)
 
 
 def _cache_kinds(candidate: LoadPlan, reference: LoadPlan) -> Iterator[str]:
