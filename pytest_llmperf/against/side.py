@@ -26,7 +26,7 @@ from pytest_llmperf.against.invocation import Invocation, decode
 from pytest_llmperf.against.trees import drop_steering, strays
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.side import SideFacts
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.session.sampling import Goal
@@ -187,7 +187,7 @@ class BaseSide:
             )
             self._leave()
         session.gpus.borrow(command.gpus)
-        return [RunResult.unmeasured(_UNMEASURED, Unjudged) for _ in models]
+        return [RunResult.unmeasured(_UNMEASURED, UnjudgedQuantity) for _ in models]
 
     def _answer_reached(
         self, session: LlmperfSession, models: Sequence[Model], workload: Workload

@@ -12,7 +12,7 @@ from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement
 from pytest_llmperf.session.adapter_view import require_usable, using, view_of
@@ -142,7 +142,9 @@ class Model:
             return self._session.serve([self], workload)[0]
         if self._session.settings.disable:
             run_once(self.load, workload)
-            return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
+            return RunResult.unmeasured(
+                "measuring is disabled (--llmperf-disable)", UnjudgedQuantity
+            )
         (result,) = self._session.measure([self], workload)
         return result
 

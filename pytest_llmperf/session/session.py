@@ -12,7 +12,7 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.devices.held import GIVE_WAY_S, Gpus
 from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.errors import MemoryNotReturned
@@ -153,13 +153,13 @@ class LlmperfSession:
         """
         if self.settings.disable:
             return [
-                RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
+                RunResult.unmeasured("measuring is disabled (--llmperf-disable)", UnjudgedQuantity)
                 for _ in models
             ]
         if self.base_side is not None or self.comparison is not None:
             reason = "a load on a server is not compared side by side with another version (--llmperf-against)"
             self.note(reason)
-            return [RunResult.unmeasured(reason, Unjudged) for _ in models]
+            return [RunResult.unmeasured(reason, UnjudgedQuantity) for _ in models]
         loaded = self._serve(models, workload)
         records = self.recorder.add_served(loaded)
         if self.gate is not None:

@@ -1,4 +1,7 @@
-"""Many prompts at once: the workload's lengths, what static and continuous batches make of them, and the quantities."""
+"""Many prompts at once.
+
+The workload's lengths, what static and continuous batches make of them, and the quantities.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a session that measures nothing gives in place of estimates: claims on it hold, and are kept as not judged."""
+"""What a session that measures nothing gives in place of estimates.
+
+Claims on it hold, and are kept as not judged.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Unjudged:
-    """A quantity that was not looked at.
+class UnjudgedQuantity:
+    """A quantity that was not measured.
 
-    Any part or multiple of it is one too; any comparison is true and not judged.
+    Any part or multiple of it is one too. Any comparison with it is true, and not judged.
     """
 
     name: str
@@ -33,7 +36,7 @@ class Unjudged:
     def __hash__(self) -> int:
         return id(self)
 
-    def _calculated(self, other: object) -> Unjudged:  # noqa: ARG002 - nothing is calculated
+    def _calculated(self, _: object) -> UnjudgedQuantity:
         return self
 
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__ = __radd__ = __sub__ = __rsub__ = (
@@ -44,7 +47,7 @@ class Unjudged:
         # Protocols that ask what an object can do (copy, pickle, pytest) need a plain no.
         if attribute.startswith("_"):
             raise AttributeError(attribute)
-        return Unjudged(f"{self.name}.{attribute}", self.reason)
+        return UnjudgedQuantity(f"{self.name}.{attribute}", self.reason)
 
     def __repr__(self) -> str:
         return f"<{self.name}: not judged: {self.reason}>"
