@@ -26,22 +26,22 @@ from pytest_llmperf.cluster.messages import (
     Ended,
     Exit,
     FileSize,
-    GiveBack,
+    HostList,
     Kill,
     Launch,
     Launched,
-    Look,
+    ListHosts,
     Node,
-    Place,
     ReadFile,
     ReadLog,
     Refused,
     Request,
-    Seen,
+    Reserve,
+    Reserved,
+    ReturnBundles,
     Size,
+    Slot,
     Stacks,
-    Take,
-    Taken,
     Text,
     WriteFile,
 )
@@ -76,20 +76,20 @@ class Driver:
         self._sockets = sockets
         self._group: Any = None
         self._hosts: tuple[Any, ...] = ()
-        self._places: tuple[Place, ...] = ()
+        self._slots: tuple[Slot, ...] = ()
         self._models: list[str] = []
 
     def handle(self, request: Request) -> Answer:
         """Do one request. Raises what Ray raises, and our own errors."""
         answer: Answer
         match request:
-            case Look():
-                answer = Seen(nodes=tuple(self._nodes()), ray=str(self._ray.__version__))
-            case Take():
+            case ListHosts():
+                answer = HostList(nodes=tuple(self._nodes()), ray=str(self._ray.__version__))
+            case Reserve():
                 answer = self._take(request)
             case Launch():
                 answer = self._launch(request)
-            case GiveBack():
+            case ReturnBundles():
                 answer = self.give_back()
             case Kill():
                 answer = self._kill(request.model, self._hosts[request.rank : request.rank + 1])
@@ -128,7 +128,7 @@ class Driver:
             self._kill(model, self._hosts)
         for host in self._hosts:
             self._ray.kill(host)
-        group, self._group, self._hosts, self._places, self._models = self._group, None, (), (), []
+        group, self._group, self._hosts, self._slots, self._models = self._group, None, (), (), []
         if group is not None:
             self._groups.remove_placement_group(group)
         return Done()
@@ -151,7 +151,7 @@ class Driver:
         look = self._ray.remote(gpus_here).options(num_cpus=0, scheduling_strategy=on_it)
         return decoded_gpus(self._get(look.remote(), START_S))
 
-    def _take(self, wanted: Take) -> Answer:
+    def _take(self, wanted: Reserve) -> Answer:
         self.give_back()
         self._group = self._groups.placement_group(
             [_resources(bundle) for bundle in wanted.bundles],
@@ -166,11 +166,11 @@ class Driver:
                 "wait longer with --llmperf-wait.",
             )
         self._hosts = self._made(wanted.bundles)
-        self._places = tuple(
-            msgspec.msgpack.decode(found, type=Place)
-            for found in self._get([h.place.remote() for h in self._hosts], START_S)
+        self._slots = tuple(
+            msgspec.msgpack.decode(found, type=Slot)
+            for found in self._get([h.slot.remote() for h in self._hosts], START_S)
         )
-        return Taken(places=self._places)
+        return Reserved(slots=self._slots)
 
     def _made(self, bundles: Sequence[Bundle]) -> tuple[Any, ...]:
         """An actor in each bundle. Ranks that follow each other share a host where they can."""
@@ -201,7 +201,7 @@ class Driver:
         self._models.append(wanted.model)
         meet = ""
         if wanted.ranks > 1:
-            meet = f"{self._places[0].address}:{self._get(hosts[0].free_port.remote(), CALL_S)}"
+            meet = f"{self._slots[0].address}:{self._get(hosts[0].free_port.remote(), CALL_S)}"
         order = msgspec.msgpack.encode(wanted)
         try:
             pids = self._get(

@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from pytest_llmperf.cluster.files import CHUNK_BYTES
-from pytest_llmperf.cluster.messages import Ended, Launch, Place
+from pytest_llmperf.cluster.messages import Ended, Launch, Slot
 from pytest_llmperf.devices import drivers
 from pytest_llmperf.devices.host import host_facts
 from pytest_llmperf.devices.inventory import Gpu
@@ -52,10 +52,10 @@ class RankHost:
         guardian.detach()
         self._logs = Path(tempfile.mkdtemp(prefix="llmperf-ranks-"))
 
-    def place(self) -> bytes:
-        """A `Place`: this host, and what the bundle has of it."""
+    def slot(self) -> bytes:
+        """A `Slot`: this host, and what the bundle has of it."""
         facts = host_facts()
-        found = Place(
+        found = Slot(
             node=self._node,
             address=self._address,
             name=socket.gethostname(),

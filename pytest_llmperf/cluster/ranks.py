@@ -16,11 +16,11 @@ from pytest_llmperf.cluster.messages import (
     Exit,
     FileSize,
     Kill,
-    Place,
     ReadFile,
     ReadLog,
     Request,
     Size,
+    Slot,
     Stacks,
     Text,
     WriteFile,
@@ -54,12 +54,12 @@ class ClusterRank:
         model: str,
         rank: int,
         pid: int,
-        place: Place,
+        slot: Slot,
         log: Path,
     ) -> None:
         self.rank = rank
         self.pid = pid
-        self.place = place
+        self.slot = slot
         self.log = log
         self.greeted = False
         self.wire = parent_end(ours)
@@ -73,7 +73,7 @@ class ClusterRank:
     @property
     def where(self) -> str:
         """Its process id there, and the host."""
-        return f"pid {self.pid} on {self.place}"
+        return f"pid {self.pid} on {self.slot}"
 
     def exited(self) -> bool:
         """Whether its stream has ended and all of it is read. Asks nobody."""
@@ -115,7 +115,7 @@ class ClusterRank:
     def exit_text(self) -> str:
         """How it ended; that its host or Ray's process there was lost, where nobody can say."""
         if self._ended is None:
-            return f"the loss of its host {self.place}, or of Ray's process there"
+            return f"the loss of its host {self.slot}, or of Ray's process there"
         return exit_text(self._ended.code)
 
     def exit_code(self) -> int | None:
@@ -187,7 +187,7 @@ class ClusterGroup(WorkerGroup):
         results = super().call_all(command, deadline_s=deadline_s, on_beat=on_beat)
         if isinstance(command, MakeReference):
             fetch(command.path, self._ranks[0])
-        several = len({rank.place.node for rank in self._ranks}) > 1
+        several = len({rank.slot.node for rank in self._ranks}) > 1
         return tuple(map(of_several_hosts, results)) if several else results
 
     @property

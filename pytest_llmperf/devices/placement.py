@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.drivers import inventory, usage
-from pytest_llmperf.devices.held import session_pool
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.engines.base import Capabilities
@@ -17,9 +16,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.settings.settings import DEVICES
 
 
-def resolve_device(
-    wanted: str, can: Capabilities, pool: Callable[[], GpuPool] = lambda: session_pool("all")
-) -> str:
+def resolve_device(wanted: str, can: Capabilities, pool: Callable[[], GpuPool]) -> str:
     """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `pool` gives the GPUs that may be used.
 
     Raises:

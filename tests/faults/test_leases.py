@@ -180,10 +180,13 @@ def test_a_planted_directory_is_refused(tmp_path):
 MEASURING = """
 from pathlib import Path
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.leases import lease
-from pytest_llmperf.workers.pool import Pool, alone
+from pytest_llmperf.workers.pool import Pool
+from pytest_llmperf.workers.this_host import ThisHost
 import sys
-pool = Pool(lambda _: None, timeout_s=5, progress=lambda *_: None)
+host = ThisHost(Gpus("all", wait_s=5), wait_s=5, log_dir=Path("logs"))
+pool = Pool(lambda _: None, place=host, host=host, timeout_s=5, progress=lambda *_: None)
 plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), engine=sys.argv[1], device=sys.argv[2])
 def free():
     try:
@@ -192,7 +195,7 @@ def free():
         return False
     return True
 with pool.undisturbed([plan]):
-    with alone(plan, (), 5):
+    with host.alone(plan):
         pass
     print(free())
 """

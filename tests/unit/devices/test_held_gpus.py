@@ -16,7 +16,7 @@ from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.devices.leases import lease
 from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import DeviceBusy, UsageError
-from pytest_llmperf.workers.cores import share_of_cores, worker_environment
+from pytest_llmperf.workers.this_host import share_of_cores, worker_environment
 
 FOUR = simulated("4x80GB").gpus
 WHOLE = dict.fromkeys([gpu.uuid for gpu in FOUR], 1.0)

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.workers import memory_check
@@ -23,6 +25,7 @@ from pytest_llmperf.workers.memory_check import (
     used_bytes,
 )
 from pytest_llmperf.workers.pool import Pool
+from pytest_llmperf.workers.this_host import ThisHost
 
 (GPU,) = simulated("1x141GB").gpus
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
@@ -120,7 +123,8 @@ def test_a_pool_says_which_model_left_memory_and_goes_on(worker, monkeypatch):
     """The error comes once, after everything is closed; the next closing raises nothing."""
     monkeypatch.setattr(memory_check, "RETURN_LIMIT_S", 0.2)
     plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), strategy="bf16")
-    pool = Pool(lambda _: None, timeout_s=1, progress=lambda *_: None)
+    host = ThisHost(Gpus("all", wait_s=1), wait_s=1, log_dir=Path())
+    pool = Pool(lambda _: None, place=host, host=host, timeout_s=1, progress=lambda *_: None)
     monkeypatch.setattr("pytest_llmperf.workers.pool.Opened", type(None))
     pool.adopt(plan, Leaky(worker))
     with pytest.raises(
