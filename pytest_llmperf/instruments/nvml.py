@@ -42,13 +42,40 @@ class Nvml:
 
     @classmethod
     def of(cls, uuid: str) -> Nvml | Unreadable:
-        """The GPU with this UUID ("GPU-…" or bare)."""
+        """Return the GPU with this UUID ("GPU-…" or bare)."""
         full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         try:
             pynvml.nvmlInit()
             return cls(pynvml.nvmlDeviceGetHandleByUUID(full))
         except pynvml.NVMLError as error:
             return Unreadable(f"NVML: {error}")
+
+    @classmethod
+    def at(cls, index: int) -> Nvml | Unreadable:
+        """Return the GPU that the driver lists at this place, whatever CUDA shows of it."""
+        try:
+            pynvml.nvmlInit()
+            return cls(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError as error:
+            return Unreadable(f"NVML: {error}")
+
+    @classmethod
+    def listed(cls) -> tuple[Nvml, ...] | Unreadable:
+        """Return every GPU that the driver lists, whatever CUDA shows of them."""
+        try:
+            pynvml.nvmlInit()
+            indices = range(pynvml.nvmlDeviceGetCount())
+            return tuple(cls(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices)
+        except pynvml.NVMLError as error:
+            return Unreadable(f"NVML: {error}")
+
+    def compute_capability(self) -> tuple[int, int] | Unreadable:
+        """Return the major and minor compute capability."""
+        capability = _read(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(self.handle))
+        if isinstance(capability, Unreadable):
+            return capability
+        major, minor = capability
+        return int(major), int(minor)
 
     def device_memory_bytes(self) -> int | Unreadable:
         """Bytes in use on the whole device, by anyone."""

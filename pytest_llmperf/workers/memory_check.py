@@ -15,8 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llmperf.devices.drivers import usage
-from pytest_llmperf.devices.foreign_processes import foreign_processes
+from pytest_llmperf.devices.drivers import foreign_processes, usage
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.errors import MemoryNotReturned
 
