@@ -1,4 +1,4 @@
-"""A Ray cluster as the place of models: its hosts, the bundles held there, and the ranks in them."""
+"""A Ray cluster as the place of models: its hosts, the bundles held there, the ranks in them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pytest_llmperf.devices.placement import USABLE_SHARE, needed_bytes
 from pytest_llmperf.devices.selection import GpuPool, Need, eligible, pool
 from pytest_llmperf.errors import LlmperfError, UsageError, WorkerDied
 from pytest_llmperf.settings.cluster_address import require_ray
-from pytest_llmperf.workers.group import SILENCE_S, START_DEADLINE_S
+from pytest_llmperf.workers.group import SILENCE_S, START_DEADLINE_S, file_stem
 from pytest_llmperf.workers.process import WORKER
 
 LIST_HOSTS_S = 180.0
@@ -202,7 +202,7 @@ class Cluster:
         model = f"{os.getpid()}-{next(_numbers)}"
         launched, sockets = _launched(link, _launch_order(plan, model, python))
         self._meeting_hosts[plan] = launched.meet.rpartition(":")[0]
-        stem = _file_stem(plan)
+        stem = file_stem(f"{plan.engine}-{plan.model.name}-{plan.strategy}")
         ranks = tuple(
             ClusterRank(
                 link,
@@ -357,8 +357,3 @@ def _launched(link: Link, order: Launch) -> tuple[Launched, list[socket.socket]]
         for rank_end in rank_ends:
             rank_end.close()
     return launched, session_ends
-
-
-def _file_stem(plan: LoadPlan) -> str:
-    name = f"{plan.engine}-{plan.model.name}-{plan.strategy}"
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)[:100]

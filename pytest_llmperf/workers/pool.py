@@ -198,7 +198,7 @@ class Pool:
         self.keep_only(())
 
     def _hold(self, plan: LoadPlan) -> tuple[Gpu, ...]:
-        """Hold devices to load on, and note what GPUs have in use before our first model is on them."""
+        """Hold devices to load on, and note what is in use there before our first model."""
         gpus = self._place.hold(plan)
         if gpus and not self._lent(self._host):
             self._used_before = used_bytes(self._host.held)
@@ -211,10 +211,12 @@ class Pool:
             opened = self._opened(plan, channel, gpus)
             promises = parse(plan.strategy).promises(plan)
             require_in_effect(opened.effective, promises, when="loaded")
-        except BaseException as error:
+        except (LoadError, UsageError) as error:
+            self._failed[plan] = error
             channel.close()
-            if isinstance(error, LoadError | UsageError):
-                self._failed[plan] = error
+            raise
+        except BaseException:
+            channel.close()
             raise
         model = OpenModel(plan, channel, opened, promises, self._timeout_s, self._place, gpus)
         self._open[plan] = model

@@ -169,13 +169,15 @@ def share_of_cores(
     n_parts = min(n_processes, len(pool))
     if n_parts <= 1 or not held:
         return tuple(cores)
-    if n_processes <= len(pool):
-        own_parts = [_xdist_number(environ) % n_parts]
-    else:
-        uuids = [gpu.uuid for gpu in pool]
-        own_parts = [uuids.index(gpu.uuid) for gpu in held]
-    own_cores = {core for part in own_parts for core in _part(cores, part, n_parts)}
-    return tuple(sorted(own_cores))
+    parts = (
+        [_xdist_number(environ) % n_parts] if n_processes <= len(pool) else _places_in(pool, held)
+    )
+    return tuple(sorted({core for part in parts for core in _part(cores, part, n_parts)}))
+
+
+def _places_in(pool: Sequence[Gpu], held: Sequence[Gpu]) -> list[int]:
+    uuids = [gpu.uuid for gpu in pool]
+    return [uuids.index(gpu.uuid) for gpu in held]
 
 
 def _part(cores: Sequence[int], part: int, n_parts: int) -> Sequence[int]:
