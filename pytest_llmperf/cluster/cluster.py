@@ -117,15 +117,13 @@ class Cluster:
     @property
     def gpus(self) -> GpuPool:
         """The GPUs of its hosts, of which `--llmperf-gpus` may take a number. Raises UsageError."""
-        gpus = [gpu for node in self.nodes for gpu in node.devices[: int(node.gpus)]]
-        numbered = tuple(structs.replace(gpu, index=index) for index, gpu in enumerate(gpus))
         if not re.fullmatch(r"all|\d+", self._gpus_option.strip()):
             raise UsageError(
                 f"--llmperf-gpus={self._gpus_option!r} with --llmperf-cluster={self.address!r}: "
                 "Ray chooses among its GPUs; a count or 'all' is needed.",
             )
         why = f"--llmperf-cluster={self.address!r} lends none: {placement.described(self.nodes)}"
-        return pool(self._gpus_option, Inventory(gpus=numbered, notes=(why,)))
+        return pool(self._gpus_option, Inventory(gpus=_numbered_gpus(self.nodes), notes=(why,)))
 
     def require(self, plan: LoadPlan) -> None:
         """Raise UsageError when it could not hold the plan's ranks even if nobody else used it."""
@@ -199,23 +197,23 @@ class Cluster:
                 f"the connection to {self.address!r} ended before the ranks of "
                 f"{plan.strategy!r} were started."
             )
-        model = f"{os.getpid()}-{next(_numbers)}"
-        launched, sockets = _launched(link, _launch_order(plan, model, python))
+        name = file_stem(f"{plan.engine}-{plan.model.name}-{plan.strategy}")
+        order = _launch_order(plan, f"{os.getpid()}-{next(_numbers)}", python)
+        launched, sockets = _launched(link, order)
         self._meeting_hosts[plan] = launched.meet.rpartition(":")[0]
-        stem = file_stem(f"{plan.engine}-{plan.model.name}-{plan.strategy}")
         ranks = tuple(
             ClusterRank(
                 link,
                 sockets[rank],
-                model=model,
+                model=order.model,
                 rank=rank,
                 pid=pid,
-                slot=slot,
-                log=self._log_dir / f"{stem}-{model}-rank{rank}.log",
+                slot=self._slots[rank],
+                log=self._log_dir / f"{name}-{order.model}-rank{rank}.log",
             )
-            for rank, (pid, slot) in enumerate(zip(launched.pids, self._slots, strict=False))
+            for rank, pid in enumerate(launched.pids)
         )
-        group = ClusterGroup(ranks, name=stem, silence_s=SILENCE_S)
+        group = ClusterGroup(ranks, name=name, silence_s=SILENCE_S)
         group.greet(python or "Ray's Python there", START_DEADLINE_S)
         return group
 
@@ -328,6 +326,11 @@ def carried(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name.startswith(_CARRIED) and name not in _NOT_CARRIED
     }
+
+
+def _numbered_gpus(nodes: Sequence[Node]) -> tuple[Gpu, ...]:
+    gpus = [gpu for node in nodes for gpu in node.devices[: int(node.gpus)]]
+    return tuple(structs.replace(gpu, index=index) for index, gpu in enumerate(gpus))
 
 
 def _launch_order(plan: LoadPlan, model: str, python: str) -> Launch:

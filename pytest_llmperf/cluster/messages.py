@@ -12,7 +12,10 @@ from pytest_llmperf.wire.messages import Failure
 
 
 class Node(Struct, frozen=True, kw_only=True):
-    """One host of the cluster as Ray lists it: `cpus` and `gpus` are what Ray lends of it, `devices` what its driver shows."""
+    """One host of the cluster as Ray lists it.
+
+    `cpus` and `gpus` are what Ray lends of it, `devices` what its driver shows.
+    """
 
     id: str
     address: str
@@ -30,7 +33,10 @@ class Bundle(Struct, frozen=True, kw_only=True):
 
 
 class Slot(Struct, frozen=True, kw_only=True):
-    """Where one bundle is: its host (`node` is Ray's id of it), what Ray lends there, and what a record says of that host."""
+    """Where one bundle is: its host, what Ray lends there, and what a record says of that host.
+
+    `node` is Ray's id of the host.
+    """
 
     node: str
     address: str
@@ -128,7 +134,10 @@ class ReadFile(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WriteFile(Struct, frozen=True, kw_only=True, tag=True):
-    """Put bytes into a file of a rank's host, and make its folder; no bytes make the folder alone."""
+    """Put bytes into a file of a rank's host, and make its folder.
+
+    No bytes make the folder alone.
+    """
 
     rank: int
     path: str

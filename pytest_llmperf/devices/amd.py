@@ -32,18 +32,19 @@ def usage(gpu: Gpu) -> Usage | None:
     amdsmi = sys.modules.get("amdsmi")
     if amdsmi is None:
         return None
-    vram = amdsmi.AmdSmiMemoryType.VRAM
     try:
         with _library(amdsmi):
             handle = amdsmi.amdsmi_get_processor_handles()[int(gpu.selector)]
+            vram = amdsmi.AmdSmiMemoryType.VRAM
             used = int(amdsmi.amdsmi_get_gpu_memory_usage(handle, vram))
-            processes = amdsmi.amdsmi_get_gpu_process_list(handle)
+            by_pid = _vram_by_pid(amdsmi.amdsmi_get_gpu_process_list(handle))
     except amdsmi.AmdSmiException:
         return None
-    by_pid: dict[int, int | None] = {
-        int(process["pid"]): int(process["memory_usage"]["vram_mem"]) for process in processes
-    }
     return Usage(used_bytes=used, free_bytes=gpu.total_bytes - used, by_pid=by_pid)
+
+
+def _vram_by_pid(processes: Any) -> dict[int, int | None]:
+    return {int(row["pid"]): int(row["memory_usage"]["vram_mem"]) for row in processes}
 
 
 def _physical(amdsmi: Any, index: int, handle: Any) -> Physical:

@@ -41,14 +41,9 @@ def read_inventory(environ: Mapping[str, str]) -> Inventory:
         return simulated(environ[SIMULATED])
     nvidia_gpus, notes = nvidia.listed()
     if nvidia_gpus:
-        shown = visible(nvidia_gpus, environ.get("CUDA_VISIBLE_DEVICES"))
-        return msgspec.structs.replace(shown, notes=(*notes, *shown.notes))
-    amd_gpus, amd_note = amd.listed()
-    if not amd_gpus:
-        return Inventory(notes=(*notes, amd_note))
-    variables = [n for n in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if n in environ]
-    variable = next(iter(variables), "HIP_VISIBLE_DEVICES")
-    return visible(amd_gpus, environ.get(variable), variable)
+        gpus = visible(nvidia_gpus, environ.get("CUDA_VISIBLE_DEVICES"))
+        return msgspec.structs.replace(gpus, notes=(*notes, *gpus.notes))
+    return _amd_inventory(environ, notes)
 
 
 def usage(gpu: Gpu) -> Usage | None:
@@ -84,6 +79,15 @@ def own_pids() -> set[int]:
     with contextlib.suppress(psutil.Error):
         return {root.pid, *(child.pid for child in root.children(recursive=True))}
     return {os.getpid()}
+
+
+def _amd_inventory(environ: Mapping[str, str], nvidia_notes: tuple[str, ...]) -> Inventory:
+    gpus, note = amd.listed()
+    if not gpus:
+        return Inventory(notes=(*nvidia_notes, note))
+    only_cuda_set = "HIP_VISIBLE_DEVICES" not in environ and "CUDA_VISIBLE_DEVICES" in environ
+    variable = "CUDA_VISIBLE_DEVICES" if only_cuda_set else "HIP_VISIBLE_DEVICES"
+    return visible(gpus, environ.get(variable), variable)
 
 
 def _process_text(pid: int, used_bytes: int | None) -> str:

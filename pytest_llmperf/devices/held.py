@@ -6,7 +6,7 @@ They are leased for one test, kept while models stay loaded, and given back when
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -81,13 +81,7 @@ class Gpus:
             raise UsageError(short.text)
         if self._borrowed:
             return self._require_borrowed(need.least)
-        n, able = candidates(need, self.pool)
-        shared_bytes = None if measures else need.memory
-        if shared_bytes is None and self._holds_alone(n, able):
-            return self.held
-        self.release()
-        self._lease_out_of({gpu: _share(gpu, shared_bytes) for gpu in able}, n)
-        self._shared = shared_bytes is not None
+        self._lease_for(need, shared_bytes=None if measures else need.memory)
         if measures:
             self._require_no_foreign_process()
         return self.held
@@ -120,17 +114,16 @@ class Gpus:
         index = int(torch_name.partition(":")[2] or 0)
         if any(gpu.index == index for gpu in self.held):
             return
-        gpu = next((gpu for gpu in self.pool.gpus if gpu.index == index), None)
-        if gpu is None:
-            raise UsageError(
-                f"a model was put on {torch_name!r}, which the pool does not have: {self.pool}."
+        gpus = [gpu for gpu in self.pool.gpus if gpu.index == index]
+        if not gpus or self._borrowed:
+            reason = (
+                "the session that compares does not hold."
+                if gpus
+                else f"the pool does not have: {self.pool}."
             )
-        if self._borrowed:
-            raise UsageError(
-                f"a model was put on {torch_name!r}, which the session that compares does not hold."
-            )
+            raise UsageError(f"a model was put on {torch_name!r}, which {reason}")
         self.release()
-        self._lease_out_of({gpu: WHOLE}, 1)
+        self._lease_out_of(dict.fromkeys(gpus, WHOLE), 1)
 
     def wanted_since_s(self) -> float:
         """Return how long somebody else has waited for one of the devices that are held."""
@@ -153,6 +146,14 @@ class Gpus:
         finally:
             self.held, self._shared = (), False
             current.release()
+
+    def _lease_for(self, need: Need, *, shared_bytes: int | None) -> None:
+        n, able = candidates(need, self.pool)
+        if shared_bytes is None and self._holds_alone(n, able):
+            return
+        self.release()
+        self._lease_out_of({gpu: _share(gpu, shared_bytes) for gpu in able}, n)
+        self._shared = shared_bytes is not None
 
     def _holds_alone(self, n: int, able: Sequence[Gpu]) -> bool:
         """Whether `n` of the able devices are held already, and nobody shares them."""
@@ -197,12 +198,15 @@ class Gpus:
             stayed_before = pids <= self._foreign_pids_before.get(gpu.uuid, set())
             if stayed_before or time.monotonic() >= end_s:
                 self._foreign_pids_before[gpu.uuid] = pids
-                raise InvalidRun(
-                    f"{gpu.torch_name} is used by {'; '.join(processes.values())}: not of this "
-                    f"session, and not gone within {limit_s:g} s. End it, or leave the device out "
-                    "with --llmperf-gpus.",
-                )
+                raise _used_by_others(gpu, processes.values(), limit_s)
             time.sleep(_FOREIGN_POLL_S)
+
+
+def _used_by_others(gpu: Gpu, processes: Iterable[str], limit_s: float) -> InvalidRun:
+    return InvalidRun(
+        f"{gpu.torch_name} is used by {'; '.join(processes)}: not of this session, and not gone "
+        f"within {limit_s:g} s. End it, or leave the device out with --llmperf-gpus.",
+    )
 
 
 def _share(gpu: Gpu, shared_bytes: int | None) -> float:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from pytest_llmperf.errors import UsageError
 
 SIMULATED = "LLMPERF_SIMULATED_GPUS"
-"""Environment variable that replaces the drivers' answer, for tests of tests and for `llmperf audit`.
+"""Environment variable that replaces the drivers' answer, for tests and for `llmperf audit`.
 
 Its GPUs have UUIDs that no driver knows, so that no model can be loaded on a real GPU under it, and
 every record says so.

@@ -55,9 +55,9 @@ def gpu_count() -> int:
 
 
 def total_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
-    """Return the memory of the smallest of these GPUs (of all visible ones for none), or of the host.
+    """Return the memory of the smallest of these GPUs, or of the host.
 
-    A host's memory is its container's limit, where there is one.
+    No GPUs mean all visible ones. A host's memory is its container's limit, where there is one.
     """
     candidates = gpus or inventory().gpus
     if device.startswith("cuda") and candidates:

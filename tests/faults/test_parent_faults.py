@@ -154,7 +154,7 @@ def test_a_session_that_ends_without_closing_leaves_no_process(hold, eventually,
 TAKES_ITS_CHILDREN_ALONG = """
 import os, subprocess, sys
 import psutil
-from pytest_llmperf.session import guardian
+from pytest_llmperf.workers import guardian
 from pytest_llmperf.processes import TOKEN
 
 if sys.argv[1] == "detached":

@@ -25,6 +25,7 @@ from pytest_llmperf.errors import (
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.wire.messages import Close, Closed, Describe, Open, Opened, Ran
 from pytest_llmperf.workers import exchange
+from pytest_llmperf.workers import group as workers_group
 
 DEADLINE_S = 30.0
 
@@ -165,7 +166,7 @@ def test_a_model_that_refuses_to_load_leaves_the_worker_usable(start):
     group = start()
     with pytest.raises(LoadError, match="refuses to load") as caught:
         opened(group, "fault=refuse@open")
-    assert "scripted_faults.py" in caught.value.__notes__[0]
+    assert "scripted/faults.py" in caught.value.__notes__[0]
     assert group.alive
     assert isinstance(opened(group, ""), Opened)
 
@@ -190,7 +191,7 @@ def test_a_crash_carries_the_workers_traceback(start, run):
     group = start()
     opened(group, "fault=crash@run")
     with pytest.raises(
-        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted_faults\.py"
+        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted/faults\.py"
     ):
         group.call(run, deadline_s=DEADLINE_S)
     assert not group.alive
@@ -352,8 +353,8 @@ def test_a_forked_child_that_exits_leaves_its_parents_workers_alone(start):
     """The exit handler ends only workers that this very process started."""
     group = start()
     group._owner_pid += 1
-    group._kill_all()
+    workers_group._kill_all()
     assert group.alive
     group._owner_pid -= 1
-    group._kill_all()
+    workers_group._kill_all()
     assert not group.alive
