@@ -18,6 +18,7 @@ from msgspec import structs
 from pytest_llmperf.cluster import placement
 from pytest_llmperf.cluster.link import Link
 from pytest_llmperf.cluster.messages import (
+    Bundle,
     Done,
     HostList,
     Launch,
@@ -170,12 +171,7 @@ class Cluster:
             bundles = placement.bundles(plan, self.nodes, self.address)
             self.release()
             self._on_wait(f"{plan.ranks} on {self.address}")
-            request = Reserve(
-                bundles=bundles, together=placement.together(plan), wait_s=self._wait_s
-            )
-            deadline_s = self._wait_s + _RESERVE_S
-            reserved = self._connected().ask(request, Reserved, deadline_s=deadline_s)
-            self._slots = reserved.slots
+            self._slots = self._reserved_slots(bundles, together=placement.together(plan))
             self._reserved_for = plan
             self._require_same_version()
         return ()
@@ -201,7 +197,7 @@ class Cluster:
         order = _launch_order(plan, f"{os.getpid()}-{next(_numbers)}", python)
         launched, sockets = _launched(link, order)
         self._meeting_hosts[plan] = launched.meet.rpartition(":")[0]
-        ranks = tuple(
+        ranks = [
             ClusterRank(
                 link,
                 sockets[rank],
@@ -212,8 +208,8 @@ class Cluster:
                 log=self._log_dir / f"{name}-{order.model}-rank{rank}.log",
             )
             for rank, pid in enumerate(launched.pids)
-        )
-        group = ClusterGroup(ranks, name=name, silence_s=SILENCE_S)
+        ]
+        group = ClusterGroup(tuple(ranks), name=name, silence_s=SILENCE_S)
         group.greet(python or "Ray's Python there", START_DEADLINE_S)
         return group
 
@@ -292,6 +288,11 @@ class Cluster:
             and self._reserved_for.device == plan.device
             and len(self._slots) >= plan.ranks
         )
+
+    def _reserved_slots(self, bundles: tuple[Bundle, ...], *, together: bool) -> tuple[Slot, ...]:
+        request = Reserve(bundles=bundles, together=together, wait_s=self._wait_s)
+        deadline_s = self._wait_s + _RESERVE_S
+        return self._connected().ask(request, Reserved, deadline_s=deadline_s).slots
 
     def _smallest_bytes(self, device: str) -> int:
         """Return the memory of the smallest device (or host) held, whatever is on it."""

@@ -76,7 +76,6 @@ class RankHost:
         Raises OSError for an interpreter that cannot be run.
         """
         launch = msgspec.msgpack.decode(order, type=Launch)
-        cwd = Path(launch.cwd)
         worker = WorkerProcess.start(
             python=launch.python or sys.executable,
             rank=rank,
@@ -84,7 +83,7 @@ class RankHost:
             log=self._logs / f"{launch.model}-rank{rank}.log",
             env=environment(launch, rank, meet, self._address),
             program=launch.program,
-            cwd=cwd if cwd.is_dir() else None,
+            cwd=_folder_or_none(launch.cwd),
         )
         self._workers[launch.model] = worker
         self._sockets[launch.model] = socket.socket(fileno=os.dup(worker.wire.fileno()))
@@ -203,6 +202,10 @@ def interface_of(address: str) -> str:
         if any(interface.address == address for interface in addresses):
             return str(name)
     return ""
+
+
+def _folder_or_none(path: str) -> Path | None:
+    return Path(path) if Path(path).is_dir() else None
 
 
 def _lent_gpus() -> tuple[str, ...]:

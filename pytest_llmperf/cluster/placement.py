@@ -45,12 +45,12 @@ def hosts(equal: Sequence[Bundle], nodes: Sequence[Node], *, close: bool) -> tup
     """
     room = {node.id: _room(node, equal[0]) for node in nodes}
     used: Counter[str] = Counter()
+    sign = 1 if close else -1
     for _ in equal:
-        able = [node.id for node in nodes if room[node.id] > used[node.id]]
+        able = [node for node in room if room[node] > used[node]]
         if not able:
             break
-        sign = 1 if close else -1
-        best = max(able, key=lambda node: (used[node] * sign, room[node]))
+        best = max(able, key=lambda node: (sign * used[node], room[node]))
         used[best] += 1
     return tuple(node for node in nodes if used[node.id])
 

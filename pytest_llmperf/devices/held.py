@@ -115,13 +115,11 @@ class Gpus:
         if any(gpu.index == index for gpu in self.held):
             return
         gpus = [gpu for gpu in self.pool.gpus if gpu.index == index]
-        if not gpus or self._borrowed:
-            reason = (
-                "the session that compares does not hold."
-                if gpus
-                else f"the pool does not have: {self.pool}."
-            )
-            raise UsageError(f"a model was put on {torch_name!r}, which {reason}")
+        subject = f"a model was put on {torch_name!r}, which"
+        if not gpus:
+            raise UsageError(f"{subject} the pool does not have: {self.pool}.")
+        if self._borrowed:
+            raise UsageError(f"{subject} the session that compares does not hold.")
         self.release()
         self._lease_out_of(dict.fromkeys(gpus, WHOLE), 1)
 

@@ -111,10 +111,10 @@ def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
     base = cgroups / controller if controller else cgroups
     folders = [base]
     for line in (_read(proc / "self" / "cgroup") or "").splitlines():
-        _number_text, controllers, path = [*line.split(":", 2), "", ""][:3]
+        _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controller in controllers.split(","):
-            group = Path(path.lstrip("/"))
-            folders += [base / group, *(base / parent for parent in group.parents)]
+            group = base / path.lstrip("/")
+            folders += [group, *(parent for parent in group.parents if base in parent.parents)]
     return list(dict.fromkeys(folders))
 
 

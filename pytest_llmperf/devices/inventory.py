@@ -97,18 +97,17 @@ def visible(
     slices are listed, since a worker of ours is given one by its UUID.
     """
     if variable is None:
-        return Inventory(gpus=_numbered([part for gpu in listed for part in gpu.parts]))
+        return Inventory(gpus=_numbered(_all_parts(listed)))
     words = [word.strip() for word in variable.split(",")]
     if words[0] in _NOTHING:
         return Inventory(notes=(f"{name}={variable!r} hides all {len(listed)} GPUs",))
     gpus = _leading_gpus(listed, words)
     if len({gpu.uuid for gpu in gpus}) < len(gpus):
         return Inventory(notes=(f"{name}={variable!r} names a GPU twice, which hides all",))
-    unknown = [
-        f"{name}={variable!r}: {word!r} names no GPU here, it and what follows are hidden"
-        for word in words[len(gpus) : len(gpus) + 1]
-    ]
-    return Inventory(gpus=_numbered(gpus), notes=tuple(unknown))
+    if len(gpus) == len(words):
+        return Inventory(gpus=_numbered(gpus))
+    unknown = f"{words[len(gpus)]!r} names no GPU here, it and what follows are hidden"
+    return Inventory(gpus=_numbered(gpus), notes=(f"{name}={variable!r}: {unknown}",))
 
 
 def simulated(text: str) -> Inventory:
@@ -119,17 +118,12 @@ def simulated(text: str) -> Inventory:
     Raises UsageError.
     """
     gpus: list[Gpu] = []
-    for word in filter(None, (w.strip() for w in text.split(","))):
-        match = _SIMULATED_GPU.fullmatch(word)
-        if match is None and word != "0":
-            raise UsageError(
-                f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], "
-                "for example '2x141GB:NVIDIA H200:9.0'.",
-            )
-        gpus += _simulated_gpus(match, len(gpus)) if match else []
-    return Inventory(
-        gpus=_numbered(gpus), notes=(f"simulated ({SIMULATED}={text})",), simulated=True
-    )
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in {"", "0"}:
+            gpus += _simulated_gpus(_simulated_match(word, text), len(gpus))
+    note = f"simulated ({SIMULATED}={text})"
+    return Inventory(gpus=_numbered(gpus), notes=(note,), simulated=True)
 
 
 def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
@@ -137,6 +131,16 @@ def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
     amd = any(gpu.vendor == "amd" for gpu in gpus)
     variable = "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES"
     return {variable: ",".join(gpu.selector for gpu in gpus)}
+
+
+def _simulated_match(word: str, text: str) -> re.Match[str]:
+    match = _SIMULATED_GPU.fullmatch(word)
+    if match is None:
+        raise UsageError(
+            f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], "
+            "for example '2x141GB:NVIDIA H200:9.0'.",
+        )
+    return match
 
 
 def _simulated_gpus(match: re.Match[str], start: int) -> list[Gpu]:
@@ -170,15 +174,24 @@ def _entry(listed: Sequence[Physical], word: str) -> Gpu | None:
 
     An entry is an index, or a beginning that only one UUID has.
     """
-    matches: list[Gpu] = []
     if word.isascii() and word.isdigit():
-        matches = [part for gpu in listed[int(word) : int(word) + 1] for part in gpu.parts[:1]]
+        matches = _first_parts(listed[int(word) : int(word) + 1])
     elif word.startswith("GPU-"):
-        matches = [gpu.parts[0] for gpu in listed if gpu.parts and gpu.uuid.startswith(word)]
+        matches = _first_parts([gpu for gpu in listed if gpu.uuid.startswith(word)])
     elif word.startswith("MIG-"):
-        parts = [part for gpu in listed for part in gpu.parts]
-        matches = [part for part in parts if part.mig and part.uuid.startswith(word)]
+        slices = [part for part in _all_parts(listed) if part.mig]
+        matches = [part for part in slices if part.uuid.startswith(word)]
+    else:
+        matches = []
     return matches[0] if len(matches) == 1 else None
+
+
+def _all_parts(listed: Sequence[Physical]) -> list[Gpu]:
+    return [part for gpu in listed for part in gpu.parts]
+
+
+def _first_parts(listed: Sequence[Physical]) -> list[Gpu]:
+    return [gpu.parts[0] for gpu in listed if gpu.parts]
 
 
 def _numbered(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:

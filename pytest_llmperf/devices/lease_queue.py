@@ -56,9 +56,9 @@ def in_the_way(tickets: Iterable[Ticket], number: int) -> list[Ticket]:
 
     They hold some that it could use, or came before it and wait for them too.
     """
-    tickets = list(tickets)
-    devices = next(set(ticket.wants) for ticket in tickets if ticket.number == number)
-    others = [ticket for ticket in tickets if ticket.number != number]
+    by_number = {ticket.number: ticket for ticket in tickets}
+    devices = set(by_number.pop(number).wants)
+    others = by_number.values()
     holders = [ticket for ticket in others if devices & set(ticket.holds)]
     earlier = [ticket for ticket in _waiting(others) if ticket.number < number]
     return [*holders, *(ticket for ticket in earlier if devices & set(ticket.wants))]
@@ -81,15 +81,15 @@ def _chosen(ticket: Ticket, free: Mapping[str, float], blocked: Collection[str])
     They are the fullest that have room, so that shares leave whole devices free.
     """
     order = list(ticket.wants)
-    able = [
-        device
-        for device, share in ticket.wants.items()
-        if device not in blocked and free[device] >= share - _ROUNDING
-    ]
+    able = [device for device in order if device not in blocked and _has_room(device, ticket, free)]
     if len(able) < ticket.n:
         return ()
     fullest = sorted(able, key=lambda device: (free[device], order.index(device)))[: ticket.n]
     return tuple(sorted(fullest, key=order.index))
+
+
+def _has_room(device: str, ticket: Ticket, free: Mapping[str, float]) -> bool:
+    return free[device] >= ticket.wants[device] - _ROUNDING
 
 
 def _free(tickets: Iterable[Ticket]) -> defaultdict[str, float]:

@@ -45,7 +45,7 @@ class _Entered:
 
 @dataclass(eq=False)
 class Lease:
-    """Devices that this process holds until `release`, in the order in which they were asked for."""
+    """Devices that this process holds until `release`, in the order of the request."""
 
     devices: tuple[str, ...]
     _directory: Path
@@ -94,9 +94,10 @@ def lease(
 ) -> Lease:
     """Take `n` devices, all at once, out of those in `wants`.
 
-    `wants` has the share of each device that is needed, 1 to have it alone. Requests are served in the order in which they came. `on_wait` is told once who is in the way.
-    `names` says what devices are called in messages. A process that holds a lease and asks for more
-    can wait for itself: give back first.
+    `wants` has the share of each device that is needed, 1 to have it alone. Requests are served in
+    the order in which they came. `on_wait` is told once who is in the way. `names` says what
+    devices are called in messages. A process that holds a lease and asks for more can wait for
+    itself: give back first.
 
     Raises:
         DeviceBusy: not served within `timeout_s`, or the directory cannot be used. The message
@@ -153,21 +154,28 @@ def _leave(key: tuple[Path, str]) -> None:
 
 
 def _join(folder: Path, wants: Mapping[str, float], n: int) -> tuple[Ticket, int]:
-    """Put a new ticket at the end of the queue; return it and the descriptor that keeps it alive."""
+    """Put a new ticket at the end of the queue.
+
+    Returns it, and the descriptor that keeps it alive.
+    """
     with _queue(folder):
         last = max((ticket.number for ticket in _tickets(folder, None)), default=0)
-        ticket = Ticket(
-            number=last + 1,
-            wants=dict(wants),
-            n=n,
-            pid=os.getpid(),
-            command=" ".join(sys.argv)[:_COMMAND_CHARACTERS],
-            since_unix_s=time.time(),
-        )
+        ticket = _new_ticket(last + 1, wants, n)
         fd = _open(_path(folder, ticket.number), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         fcntl.flock(fd, fcntl.LOCK_EX)
         _write(fd, ticket)
     return ticket, fd
+
+
+def _new_ticket(number: int, wants: Mapping[str, float], n: int) -> Ticket:
+    return Ticket(
+        number=number,
+        wants=dict(wants),
+        n=n,
+        pid=os.getpid(),
+        command=" ".join(sys.argv)[:_COMMAND_CHARACTERS],
+        since_unix_s=time.time(),
+    )
 
 
 def _wait(
@@ -209,12 +217,7 @@ def _busy_text(
     tickets: list[Ticket], own: Ticket, timeout_s: float, folder: Path, names: Mapping[str, str]
 ) -> str:
     others = in_the_way(tickets, own.number)
-    holders = [ticket for ticket in others if ticket.holds]
-    waiting = [ticket for ticket in others if not ticket.holds]
-    reasons = [
-        *(f"{_process_text(other)} holds {_names(other.holds, names)}" for other in holders),
-        *(f"{_process_text(other)} waits for it too and came first" for other in waiting),
-    ]
+    reasons = [_reason(other, names) for other in sorted(others, key=_waits)]
     devices = _names(own.wants, names)
     subject = f"{devices} is" if len(own.wants) == 1 else f"{own.n} of {devices} are wanted, and"
     return (
@@ -222,6 +225,17 @@ def _busy_text(
         f"{timeout_s:g} s. Let it finish or end it, or wait longer with --llmperf-wait. "
         f"(Queue: {folder})"
     )
+
+
+def _waits(ticket: Ticket) -> bool:
+    return not ticket.holds
+
+
+def _reason(other: Ticket, names: Mapping[str, str]) -> str:
+    """Return why a ticket is in the way, in words."""
+    if _waits(other):
+        return f"{_process_text(other)} waits for it too and came first"
+    return f"{_process_text(other)} holds {_names(other.holds, names)}"
 
 
 def _names(devices: Iterable[str], names: Mapping[str, str]) -> str:

@@ -76,10 +76,14 @@ class GpuPool(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if not self.inventory.gpus:
             return f"no GPU is seen: {self.inventory.why_none}"
-        alike = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in self.gpus)
-        devices = ", ".join(f"{n} x {kind}" for kind, n in alike.items())
+        devices = _by_kind(self.gpus)
         source = f"--llmperf-gpus={self.option}, {len(self.inventory.gpus)} seen"
         return f"{devices}; {source}" if devices else source
+
+
+def _by_kind(gpus: Sequence[Gpu]) -> str:
+    kinds = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in gpus)
+    return ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
 
 
 def need_of(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Need | None:
@@ -250,9 +254,8 @@ def _text(value: object) -> str:
 
 def _listed(option: str, inventory: Inventory) -> tuple[Gpu, ...]:
     """Return the GPUs of a list of indices and UUIDs. Raises UsageError."""
-    text = option.strip()
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or ("," not in text and not text.startswith(("GPU-", "MIG-"))):
+    words = [word.strip() for word in option.split(",") if word.strip()]
+    if not words or ("," not in option and not words[0].startswith(("GPU-", "MIG-"))):
         raise UsageError(
             f"--llmperf-gpus={option!r}: a count, a list of indices or UUIDs, or 'all' is needed, "
             "for example 2, '0,2' or '1,'.",

@@ -6,7 +6,7 @@ Equal plans share one; what the next test does not need is released before it lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -276,15 +276,18 @@ class Pool:
         model = self._open.pop(plan)
         tree = WorkerTree.of(getattr(model.channel, "pids", ()))
         try:
-            if model.channel.alive:
-                model.channel.call(Close(), deadline_s=_CLOSE_S)
-        except WorkerError:
-            pass  # it is being ended anyway; close() below kills the processes that remain
+            _ask_to_close(model.channel)
         finally:
             model.channel.close()
             texts = settle(lambda: tree.left(model.gpus))
             self._unreturned += [f"{plan.model.name} {plan.strategy}: {text}" for text in texts]
             tree.kill()
+
+
+def _ask_to_close(channel: Channel) -> None:
+    with suppress(WorkerError):  # it is being ended anyway
+        if channel.alive:
+            channel.call(Close(), deadline_s=_CLOSE_S)
 
 
 def _does_not_fit(plan: LoadPlan, needed_bytes: int, free_bytes: int) -> OutOfMemory:
