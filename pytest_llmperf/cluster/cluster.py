@@ -187,17 +187,25 @@ class Cluster:
             UsageError: the interpreter cannot be run there. WorkerDied, WorkerHung: a rank did not
                 come up.
         """
-        link = self._link
-        if link is None or not self._slots:
-            raise WorkerDied(
-                f"the connection to {self.address!r} ended before the ranks of "
-                f"{plan.strategy!r} were started."
-            )
+        link = self._link_to_slots(plan)
         name = file_stem(f"{plan.engine}-{plan.model.name}-{plan.strategy}")
         order = _launch_order(plan, f"{os.getpid()}-{next(_numbers)}", python)
         launched, sockets = _launched(link, order)
         self._meeting_hosts[plan] = launched.meet.rpartition(":")[0]
-        ranks = [
+        ranks = self._ranks(link, order, launched, sockets, name)
+        group = ClusterGroup(ranks, name=name, silence_s=SILENCE_S)
+        group.greet(python or "Ray's Python there", START_DEADLINE_S)
+        return group
+
+    def _ranks(
+        self,
+        link: Link,
+        order: Launch,
+        launched: Launched,
+        sockets: Sequence[socket.socket],
+        name: str,
+    ) -> tuple[ClusterRank, ...]:
+        return tuple(
             ClusterRank(
                 link,
                 sockets[rank],
@@ -208,10 +216,7 @@ class Cluster:
                 log=self._log_dir / f"{name}-{order.model}-rank{rank}.log",
             )
             for rank, pid in enumerate(launched.pids)
-        ]
-        group = ClusterGroup(tuple(ranks), name=name, silence_s=SILENCE_S)
-        group.greet(python or "Ray's Python there", START_DEADLINE_S)
-        return group
+        )
 
     def alone(self, *_: object) -> AbstractContextManager[None]:
         """Hold nothing: bundles are held anyway."""
@@ -293,6 +298,15 @@ class Cluster:
         request = Reserve(bundles=bundles, together=together, wait_s=self._wait_s)
         deadline_s = self._wait_s + _RESERVE_S
         return self._connected().ask(request, Reserved, deadline_s=deadline_s).slots
+
+    def _link_to_slots(self, plan: LoadPlan) -> Link:
+        """Return the connection over which bundles are held. Raises WorkerDied where it ended."""
+        if self._link is None or not self._slots:
+            raise WorkerDied(
+                f"the connection to {self.address!r} ended before the ranks of "
+                f"{plan.strategy!r} were started."
+            )
+        return self._link
 
     def _smallest_bytes(self, device: str) -> int:
         """Return the memory of the smallest device (or host) held, whatever is on it."""

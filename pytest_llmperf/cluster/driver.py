@@ -100,8 +100,7 @@ class Driver:
             self.return_bundles()
             raise error
         self._hosts = self._started_hosts(request.bundles)
-        encoded_slots = self._get([host.slot.remote() for host in self._hosts], START_S)
-        self._slots = tuple(msgspec.msgpack.decode(slot, type=Slot) for slot in encoded_slots)
+        self._slots = self._slots_of_hosts()
         return Reserved(slots=self._slots)
 
     def launch(self, request: Launch) -> Answer:
@@ -109,8 +108,7 @@ class Driver:
 
         Raises UsageError when the interpreter cannot be run.
         """
-        _, fds, _, _ = socket.recv_fds(self._sockets, 1, request.ranks)
-        streams = [socket.socket(fileno=fd) for fd in fds]
+        streams = self._received_streams(request.ranks)
         hosts = self._hosts[: request.ranks]
         self._models.append(request.model)
         meet = self._meeting_address(request.ranks)
@@ -191,6 +189,10 @@ class Driver:
         look = self._ray.remote(gpus_here).options(num_cpus=0, scheduling_strategy=on_node)
         return decoded_gpus(self._get(look.remote(), START_S))
 
+    def _slots_of_hosts(self) -> tuple[Slot, ...]:
+        encoded_slots = self._get([host.slot.remote() for host in self._hosts], START_S)
+        return tuple(msgspec.msgpack.decode(slot, type=Slot) for slot in encoded_slots)
+
     def _started_hosts(self, bundles: Sequence[Bundle]) -> tuple[Any, ...]:
         """Start an actor in each bundle.
 
@@ -220,6 +222,10 @@ class Driver:
             scheduling_strategy=in_bundle,
         )
         return actor.remote(node, address, bool(bundle.gpus))
+
+    def _received_streams(self, n: int) -> list[socket.socket]:
+        _, fds, _, _ = socket.recv_fds(self._sockets, 1, n)
+        return [socket.socket(fileno=fd) for fd in fds]
 
     def _start_ranks(self, request: Launch, hosts: Sequence[Any], meet: str) -> list[int]:
         order = msgspec.msgpack.encode(request)

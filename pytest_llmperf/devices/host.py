@@ -52,12 +52,11 @@ def cpu_quota(proc: Path, cgroups: Path) -> float | None:
 
     None without a quota.
     """
-    v2 = (_quota_v2(_read(folder / "cpu.max")) for folder in _groups(proc, cgroups, ""))
-    v1 = (
-        _quota_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-        for folder in _groups(proc, cgroups, "cpu")
-    )
-    return min((quota for quota in (*v2, *v1) if quota is not None), default=None)
+    quotas = [
+        *(_quota_v2(folder) for folder in _groups(proc, cgroups, "")),
+        *(_quota_v1(folder) for folder in _groups(proc, cgroups, "cpu")),
+    ]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
@@ -65,15 +64,12 @@ def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
 
     None without a limit.
     """
-    v2 = (_number(_read(folder / "memory.max")) for folder in _groups(proc, cgroups, ""))
-    v1 = (
-        _number(_read(folder / "memory.limit_in_bytes"))
-        for folder in _groups(proc, cgroups, "memory")
-    )
-    return min(
-        (limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES),
-        default=None,
-    )
+    files = [
+        *(folder / "memory.max" for folder in _groups(proc, cgroups, "")),
+        *(folder / "memory.limit_in_bytes" for folder in _groups(proc, cgroups, "memory")),
+    ]
+    limits = [_number(_read(file)) for file in files]
+    return min((n for n in limits if n is not None and n < _UNLIMITED_BYTES), default=None)
 
 
 def project_name(folder: Path) -> str:
@@ -118,13 +114,15 @@ def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _quota_v2(text: str | None) -> float | None:
-    """Return the cores of a line "quota period"."""
-    quota, period = [*(text or "").split(), None, None][:2]
+def _quota_v2(folder: Path) -> float | None:
+    """Return the cores of a group's file, whose line is "quota period"."""
+    quota, period = [*(_read(folder / "cpu.max") or "").split(), None, None][:2]
     return _share(_number(quota), _number(period))
 
 
-def _quota_v1(quota: str | None, period: str | None) -> float | None:
+def _quota_v1(folder: Path) -> float | None:
+    """Return the cores of a group's two files."""
+    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
     return _share(_number(quota), _number(period))
 
 

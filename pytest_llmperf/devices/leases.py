@@ -30,6 +30,7 @@ from pytest_llmperf.errors import DeviceBusy
 
 # From, up to: hand-overs between short commands are quick, long waits cost nothing.
 _POLL_S = (0.002, 0.05)
+_POLL_GROWTH = 1.5
 _SUFFIX = ".ticket"
 _COMMAND_CHARACTERS = 200
 _open_fds: set[int] = set()
@@ -199,8 +200,13 @@ def _wait(
         if on_wait is not None:
             on_wait("; ".join(map(_process_text, in_the_way(tickets, ticket.number))))
             on_wait = None
-        time.sleep(min(poll_s, max(0.0, end_s - time.monotonic())))
-        poll_s = min(poll_s * 1.5, _POLL_S[1])
+        _sleep(poll_s, end_s)
+        poll_s = min(poll_s * _POLL_GROWTH, _POLL_S[1])
+
+
+def _sleep(seconds: float, end_s: float) -> None:
+    """Sleep, but not beyond the end of the wait."""
+    time.sleep(min(seconds, max(0.0, end_s - time.monotonic())))
 
 
 def _served(tickets: list[Ticket], ticket: Ticket, fd: int) -> Ticket | None:

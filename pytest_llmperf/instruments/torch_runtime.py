@@ -97,14 +97,13 @@ class DeviceRuntime:
         """Return all gauges now, with those of a finished `region`."""
         region = region or PeakRegion()
         readings = {"process": self._process_bytes(), "device": self._device_bytes()}
-        known = {n: value for n, value in readings.items() if not isinstance(value, Unreadable)}
         unread = {n: value.reason for n, value in readings.items() if isinstance(value, Unreadable)}
         return MemoryGauges(
             weights=weights,
             peak=region.peak,
             reserved=region.reserved,
-            process=known.get("process"),
-            device=known.get("device"),
+            process=_known(readings["process"]),
+            device=_known(readings["device"]),
             kv_cache=kv_cache,
             reasons=region.reasons | unread,
         )
@@ -165,6 +164,10 @@ class DeviceRuntime:
             "device_count": torch.cuda.device_count(),
             **driver_facts,
         }
+
+
+def _known(reading: int | Unreadable) -> int | None:
+    return None if isinstance(reading, Unreadable) else reading
 
 
 def _usable_cores() -> int | None:

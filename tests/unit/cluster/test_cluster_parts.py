@@ -1,4 +1,7 @@
-"""A cluster without a cluster: addresses, what ranks reserve of hosts, what a rank is told, and files that go there and back."""
+"""A cluster without a cluster.
+
+Addresses, what ranks reserve of hosts, what a rank is told, and files that go there and back.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +223,7 @@ def test_a_file_goes_there_and_back_in_parts_and_once(tmp_path, monkeypatch, siz
 
 
 class Asked:
-    """A link that says what hosts there are, and lends what it is asked for; it notes its requests."""
+    """A link that says what hosts there are and lends what is requested; it notes its requests."""
 
     alive = True
 

@@ -1,4 +1,4 @@
-"""Memory that must come back: of a worker's process tree, of a device, and of a test's own process."""
+"""Memory that must come back: a worker's process tree's, a device's, and a test's own process's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workers.this_host import ThisHost
 
 (GPU,) = simulated("1x141GB").gpus
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+time.sleep(60)
+"""
 
 
 class Held:
@@ -56,7 +60,10 @@ def worker():
 
 
 def test_a_worker_that_is_gone_but_whose_child_lives_has_left_memory(worker):
-    """The child is found in the tree that was seen while the worker lived, named with its bytes, and ended."""
+    """The child is in the tree that was seen while the worker lived.
+
+    It is named with its bytes, and ended.
+    """
     tree = WorkerTree.of([worker.pid])
     child = tree.processes[1]
     worker.kill()
@@ -96,7 +103,10 @@ def test_a_device_that_is_fuller_than_before_is_named_unless_a_foreign_process_i
     assert more_than(before, [GPU]) == []
     in_use({4194305: 5 * 10**9})
     assert more_than(before, [GPU]) == [
-        "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used (5.00 GB (5000000000 bytes) in use)",
+        (
+            "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used "
+            "(5.00 GB (5000000000 bytes) in use)"
+        ),
     ]
     in_use({1: 5 * 10**9})
     assert more_than(before, [GPU]) == []
