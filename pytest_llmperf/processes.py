@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from itertools import chain
 
 import psutil
 
@@ -24,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def lead_own_group() -> None:
-    """Make this process the leader of its own group, so that killing that ends nothing else."""
+    """Make this process lead its own group, so that killing the group ends nothing else."""
     if os.getpgrp() != os.getpid():
         os.setsid()
 
@@ -51,7 +52,7 @@ def kill_own_group() -> None:
 def kill_group(leader_pid: int, token: str) -> None:
     """Kill a worker, its group, and all that carry its token.
 
-    The worker is not reaped yet, so that its id cannot have been reused.
+    The worker must not be reaped yet, so that its id cannot have been reused.
     """
     kill_marked(token)
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -59,33 +60,38 @@ def kill_group(leader_pid: int, token: str) -> None:
 
 
 def kill_marked(token: str) -> int:
-    """Kill every process whose token starts with `token`, and their descendants.
+    """Kill every process whose token starts with `token`, and their descendants. Returns how many.
 
-    Return how many were killed; this process is not one of them. A process keeps its token when it
-    starts a session of its own, or when its parent has ended. One that has overwritten its
-    environment (by setting a process title) is found as a descendant, as long as its parent lives.
+    This process is spared. A process keeps its token when it starts a session of its own, or when
+    its parent has ended. One that has overwritten its environment (by setting a process title) is
+    found as a descendant, as long as its parent lives.
     """
-    killed = 0
-    for process in _marked_with_descendants(token):
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                process.kill()
-                killed += 1
-    return killed
+    marked = _marked(token) if token else []
+    trees = [(process, *_descendants(process)) for process in marked]
+    return sum(_kill(process) for process in set(chain.from_iterable(trees)))
+
+
+def _kill(process: psutil.Process) -> bool:
+    """Kill a process other than this one; return whether it was there to be killed."""
+    with contextlib.suppress(psutil.Error):
+        if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False
 
 
 def of_this_session(pid: int) -> bool:
     """Whether a process works for the session that this worker works for.
 
-    It is another model's worker, or what one started. A side of --llmperf-against has workers of
-    its own, and is itself one of the session's. False for a process that is gone, and where this
+    It is another model's worker then, or what one started. A side of --llmperf-against has workers
+    of its own, and is itself one of the session's. False for a process that is gone, and where this
     process is no worker.
     """
     return not _sessions(pid).isdisjoint(_sessions(os.getpid()))
 
 
 def _sessions(pid: int) -> set[str]:
-    """Return what the tokens of a process and of its ancestors start with: one value a session."""
+    """Return how the tokens of a process and of its ancestors start: one value a session."""
     sessions = set()
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -94,16 +100,12 @@ def _sessions(pid: int) -> set[str]:
     return sessions - {""}
 
 
-def _marked_with_descendants(token: str) -> set[psutil.Process]:
-    """Return the processes whose token starts with `token`, and their descendants."""
-    if not token:
-        return set()
-    marked = [process for process in psutil.process_iter() if _token(process).startswith(token)]
-    return {*marked, *(child for process in marked for child in _descendants(process))}
+def _marked(token: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _token(process).startswith(token)]
 
 
 def _token(process: psutil.Process) -> str:
-    """Return the token in a process's environment; empty where it has none or is out of reach."""
+    """Return the token of a process; an empty text where it has none, or cannot be read."""
     with contextlib.suppress(psutil.Error, OSError):
         return str(process.environ().get(TOKEN, ""))
     return ""
