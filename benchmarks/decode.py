@@ -17,7 +17,7 @@ from pairs import Finding, finding, interleave
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.sampling import duration_s
-from pytest_llmperf.wire.messages import Ran, Run
+from pytest_llmperf.wire.commands import Run
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
@@ -88,8 +88,7 @@ def decode(
         repetitions = iter(range(10**6))
 
         def through_plugin() -> float:
-            ran = opened.call(Run(workload=workload, repetition=next(repetitions)))
-            assert isinstance(ran, Ran)
+            ran = opened.call(Run(workload=workload, repetition=next(repetitions))).run
             return duration_s(ran.trace)
 
         found = [

@@ -27,14 +27,9 @@ from pytest_llmperf.cluster.messages import (
 )
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.instruments.energy import NvmlMeter
+from pytest_llmperf.wire.commands import Command, CompareReference, MakeReference, R
 from pytest_llmperf.wire.frames import parent_end
-from pytest_llmperf.wire.messages import (
-    Command,
-    CompareReference,
-    EnergyRead,
-    MakeReference,
-    Result,
-)
+from pytest_llmperf.wire.results import EnergyRead
 from pytest_llmperf.workers.exchange import OnBeat
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.process import exit_text
@@ -173,8 +168,8 @@ class ClusterGroup(WorkerGroup):
         self._ranks = ranks
 
     def call_all(
-        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
-    ) -> tuple[Result, ...]:
+        self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[R, ...]:
         """As WorkerGroup's.
 
         A reference that is made there is here afterwards; one that is compared with is there first.
@@ -196,7 +191,7 @@ class ClusterGroup(WorkerGroup):
         return ()
 
 
-def of_several_hosts(result: Result) -> Result:
+def of_several_hosts(result: R) -> R:
     """What a rank says that holds for ranks of one host alone is taken back: the counter of a CPU is one for all of these."""
     if (
         not isinstance(result, EnergyRead)
@@ -205,4 +200,4 @@ def of_several_hosts(result: Result) -> Result:
     ):
         return result
     why = "the ranks are on several hosts, and a CPU's counter is one for the ranks of a host"
-    return EnergyRead(energy=replace(result.energy, joules=None, reason=why))
+    return replace(result, energy=replace(result.energy, joules=None, reason=why))

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pytest_llmperf.errors import WorkerError
-from pytest_llmperf.wire.messages import Command, FromWorker
+from pytest_llmperf.wire.commands import AnyCommand
+from pytest_llmperf.wire.messages import FromWorker
 
 MAX_FRAME_BYTES = 256 * 2**20
 _HEADER_BYTES = 4
@@ -141,9 +142,9 @@ def parent_end(sock: socket.socket) -> Wire[FromWorker]:
     return Wire(sock, msgspec.msgpack.Decoder(FromWorker))
 
 
-def worker_end(sock: socket.socket) -> Wire[Command]:
+def worker_end(sock: socket.socket) -> Wire[AnyCommand]:
     """The worker's end: receives commands."""
-    return Wire(sock, msgspec.msgpack.Decoder(Command))
+    return Wire(sock, msgspec.msgpack.Decoder(AnyCommand))
 
 
 def _check_size(size: int, what: str) -> None:

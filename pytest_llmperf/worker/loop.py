@@ -8,9 +8,11 @@ import sys
 import threading
 
 from pytest_llmperf.processes import kill_own_group
+from pytest_llmperf.wire.commands import AnyCommand, Close, Open, Run
 from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame
-from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Hello, Open, Reply, Run
-from pytest_llmperf.worker.host import Host, failure
+from pytest_llmperf.wire.messages import Heartbeat, Hello, Reply
+from pytest_llmperf.worker.failures import failure
+from pytest_llmperf.worker.host import Host
 
 BEAT_S = 1.0
 
@@ -22,7 +24,7 @@ class Pulse:
     call, and sleeps.
     """
 
-    def __init__(self, wire: Wire[Command], rank: int) -> None:
+    def __init__(self, wire: Wire[AnyCommand], rank: int) -> None:
         self._wire = wire
         self._rank = rank
         self._frame: bytes | None = None
@@ -47,12 +49,12 @@ class Pulse:
                     return
 
 
-def serve(wire: Wire[Command], host: Host) -> None:
+def serve(wire: Wire[AnyCommand], host: Host) -> None:
     """Answer commands until Close.
 
     Kills its own process group when the session's end of the socket closes.
     """
-    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
     wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, host.rank)
@@ -66,7 +68,7 @@ def serve(wire: Wire[Command], host: Host) -> None:
         done = isinstance(command, Close)
 
 
-def describe(command: Command) -> str:
+def describe(command: AnyCommand) -> str:
     """What a heartbeat says: the command, and what tells two of a kind apart."""
     name = type(command).__name__
     if isinstance(command, Open):
@@ -74,7 +76,7 @@ def describe(command: Command) -> str:
     return f"{name} {command.repetition}" if isinstance(command, Run) else name
 
 
-def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
+def read(wire: Wire[AnyCommand], commands: queue.SimpleQueue[AnyCommand]) -> None:
     """Put what arrives in the queue.
 
     Kills its own process group when the session's end of the socket closes.
@@ -92,7 +94,7 @@ def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
         kill_own_group()
 
 
-def _send(wire: Wire[Command], reply: Reply) -> None:
+def _send(wire: Wire[AnyCommand], reply: Reply) -> None:
     try:
         data = frame(reply)
     except WireError as error:

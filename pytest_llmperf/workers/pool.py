@@ -15,6 +15,7 @@ import msgspec
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.effective import Promise
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices import placement
 from pytest_llmperf.devices.held import Gpus
@@ -22,7 +23,8 @@ from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.devices.leases import exclusive
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Open, Opened, Result
+from pytest_llmperf.wire.commands import Close, Command, Open, R
+from pytest_llmperf.wire.messages import Heartbeat
 from pytest_llmperf.workers.memory_check import (
     WorkerTree,
     more_than,
@@ -40,11 +42,11 @@ class Channel(Protocol):
 
     def call(
         self,
-        command: Command,
+        command: Command[R],
         *,
         deadline_s: float,
         on_beat: Callable[[Heartbeat], None] | None = None,
-    ) -> Result:
+    ) -> R:
         """Rank 0's result."""
 
     def close(self) -> object:
@@ -61,14 +63,14 @@ class OpenModel:
 
     plan: LoadPlan
     channel: Channel
-    opened: Opened
+    opened: ModelFacts
     promises: tuple[Promise, ...]
     timeout_s: float
     wait_s: float
     gpus: tuple[Gpu, ...] = ()
     elsewhere: bool = False
 
-    def call(self, command: Command) -> Result:
+    def call(self, command: Command[R]) -> R:
         """Send a command while holding the device, so that no other session measures on it at the same time.
 
         GPUs, and what a cluster lends, are held for longer than that (`Gpus`, `Cluster`).
@@ -135,8 +137,7 @@ class Pool:
         if self._gpus is not None and plan.device.startswith("cuda"):
             self._gpus.claim(plan.device)
             gpus = self._gpus.held[:1]
-        opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
-        assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
+        opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s).facts
         self._open[plan] = OpenModel(plan, channel, opened, (), self._timeout_s, self._wait_s, gpus)
         self._adopted.add(plan)
 
@@ -221,8 +222,7 @@ class Pool:
                     Open(plan=plan),
                     deadline_s=self._timeout_s,
                     on_beat=lambda _beat: self._show_load(plan),
-                )
-            assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
+                ).facts
             facts = self._host_facts(plan) | opened.device_facts | _lease_facts(gpus)
             opened = msgspec.structs.replace(opened, device_facts=facts)
             promises = parse(plan.strategy).promises(plan)

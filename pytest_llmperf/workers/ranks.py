@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost
 from pytest_llmperf.errors import RanksDisagree
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import Command, R
+from pytest_llmperf.wire.results import (
     CeilingsRead,
     CollectivesRead,
-    Command,
     Described,
     EnergyRead,
     MemoryRead,
@@ -56,7 +57,7 @@ class Ranks:
     group: WorkerGroup
     plan: LoadPlan
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
+    def call(self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None) -> R:
         """All ranks' answer to a command.
 
         Raises as WorkerGroup.call_all, and RanksDisagree, which ends the workers.
@@ -83,10 +84,13 @@ class Ranks:
         return self.group.pids
 
 
-def merged(results: Sequence[Result], plan: LoadPlan) -> Result:
+def merged(results: Sequence[T], plan: LoadPlan) -> T:
     """One result of the ranks' results, in rank order. Raises RanksDisagree."""
     make = _MERGES.get(type(results[0]))
-    return results[0] if make is None or len(results) == 1 else make(results, plan)
+    if make is None or len(results) == 1:
+        return results[0]
+    together: T = make(results, plan)
+    return together
 
 
 def same(what: str, values: Sequence[T]) -> T:
@@ -163,23 +167,26 @@ def _added(groups: Iterable[Any], keys: Sequence[str], sums: Sequence[str]) -> l
 
 
 def _opened(results: Sequence[Any], plan: LoadPlan) -> Result:
-    first: Opened = results[0]
-    same("the content of the weights", [each.content_hash for each in results])
-    return structs.replace(
-        first,
-        effective=together([each.effective for each in results], plan),
-        load_s=max(each.load_s for each in results),
-        vocab_size=same("the size of the vocabulary", [each.vocab_size for each in results]),
-        device_facts=first.device_facts | {"ranks": len(results)},
-        memory=total([each.memory for each in results]),
+    ranks: list[ModelFacts] = [opened.facts for opened in results]
+    same("the content of the weights", [facts.content_hash for facts in ranks])
+    facts = structs.replace(
+        ranks[0],
+        effective=together([facts.effective for facts in ranks], plan),
+        load_s=max(facts.load_s for facts in ranks),
+        vocab_size=same("the size of the vocabulary", [facts.vocab_size for facts in ranks]),
+        device_facts=ranks[0].device_facts | {"ranks": len(ranks)},
+        memory=total([facts.memory for facts in ranks]),
     )
+    return Opened(facts=facts)
 
 
 def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
-    return Described(
-        effective=together([each.effective for each in results], plan),
-        memory=total([each.memory for each in results]),
+    ranks: list[Description] = [described.description for described in results]
+    description = Description(
+        effective=together([rank.effective for rank in ranks], plan),
+        memory=total([rank.memory for rank in ranks]),
     )
+    return Described(description=description)
 
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
@@ -205,30 +212,29 @@ def _ran(results: Sequence[Any], plan: LoadPlan) -> Result:
 
     All ranks of a replica must have read and written the same tokens.
     """
-    replicas = [
-        results[i : i + plan.ranks // plan.dp] for i in range(0, plan.ranks, plan.ranks // plan.dp)
-    ]
+    runs: list[TimedRun] = [ran.run for ran in results]
+    per_replica = plan.ranks // plan.dp
+    replicas = [runs[start : start + per_replica] for start in range(0, plan.ranks, per_replica)]
     for replica in replicas:
         same("the prompts' token ids", [each.prompts_hash for each in replica])
         same("the generated token ids", [each.outputs_hash for each in replica])
-    firsts: list[Ran] = [replica[0] for replica in replicas]
-    marks = tuple(
-        _of_rank(mark, rank) for rank, each in enumerate(results) for mark in each.trace.marks
-    )
+    firsts = [replica[0] for replica in replicas]
+    marks = tuple(_of_rank(mark, rank) for rank, run in enumerate(runs) for mark in run.trace.marks)
     requests = tuple(request for each in firsts for request in each.trace.requests)
     telemetry = {
         f"{name}.rank{rank}" if rank else name: v
-        for rank, r in enumerate(results)
-        for name, v in r.telemetry.items()
+        for rank, run in enumerate(runs)
+        for name, v in run.telemetry.items()
     }
-    return structs.replace(
+    run = structs.replace(
         firsts[0],
         trace=structs.replace(firsts[0].trace, requests=requests, marks=marks),
-        step=step_of_all([each.step for each in results], plan),
+        step=step_of_all([run.step for run in runs], plan),
         telemetry=telemetry,
         prompts_hash=_joined([each.prompts_hash for each in firsts]),
         outputs_hash=_joined([each.outputs_hash for each in firsts]),
     )
+    return Ran(run=run)
 
 
 def step_of_all(steps: Sequence[StepCost | None], plan: LoadPlan) -> StepCost | None:
@@ -318,7 +324,7 @@ def _compared(results: Sequence[Any], _plan: LoadPlan) -> Result:
     return first
 
 
-_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Result]] = {
+_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Any]] = {
     Opened: _opened,
     Described: _described,
     Ran: _ran,

@@ -15,6 +15,7 @@ import msgspec
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import AdapterGroup, Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import (
     Ceilings,
@@ -32,7 +33,6 @@ from pytest_llmperf.engines.scripted.faults import Faults
 from pytest_llmperf.engines.scripted.options import ScriptedOptions, parse
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
 from pytest_llmperf.errors import UsageError, WorkerError, did_you_mean
-from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
 from pytest_llmperf.workloads import (
     Batch,
     Lockstep,
@@ -115,11 +115,11 @@ class ScriptedModel:
         self._dtype = "float32" if self._plan.weights_dtype == "auto" else self._plan.weights_dtype
         self._elements = options.weights_bytes // DTYPE_BYTES["float32"] // ranks.cut(plan)
 
-    def opened(self) -> Opened:
+    def opened(self) -> ModelFacts:
         """The load took the script's `load`, in virtual time."""
         self._require_open()
         content = f"{self._options.seed}|{self._options.weights_bytes}|{self._asked.seed}"
-        return Opened(
+        return ModelFacts(
             effective=self._effective(),
             load_s=self._options.load_s,
             content_hash=hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -131,13 +131,13 @@ class ScriptedModel:
             special_ids=(0,),
         )
 
-    def describe(self) -> Described:
+    def describe(self) -> Description:
         """What is in effect; the cache and the graphs are those of the last run."""
         self._require_open()
         self._faults.at("describe")
-        return Described(effective=self._effective(), memory=self._memory(0))
+        return Description(effective=self._effective(), memory=self._memory(0))
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
+    def run(self, workload: Workload, repetition: int) -> TimedRun:
         """One repetition in virtual time."""
         self._require_open()
         kinds = self._faults.at("run")
@@ -150,9 +150,9 @@ class ScriptedModel:
             workload.prompts.content_hash, repetition, workload.batch, workload.prompt_tokens
         )
         outputs = _hash(prompts, self._options.seed, workload.new_tokens)
-        return Ran(trace=trace, step=self._step(), prompts_hash=prompts, outputs_hash=outputs)
+        return TimedRun(trace=trace, step=self._step(), prompts_hash=prompts, outputs_hash=outputs)
 
-    def serve(self, workload: Serve, repetition: int) -> Served:
+    def serve(self, workload: Serve, repetition: int, program: str = "") -> ServingRun:  # noqa: ARG002
         """One run of a load in virtual time; see `scripted_serving`."""
         self._require_open()
         return serving.serve(
@@ -160,7 +160,7 @@ class ScriptedModel:
         )
 
     # The protocol's.
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:  # noqa: ARG002
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryGauges | None:  # noqa: ARG002
         """Weights of the dtype in effect, the KV cache of the workload, and the script's activations."""
         self._require_open()
         self._faults.at("memory")
@@ -171,7 +171,7 @@ class ScriptedModel:
             else workload.prompt_tokens
         )
         positions = workload.batch * ((prompt_tokens or 0) + workload.new_tokens)
-        return MemoryRead(memory=self._memory(positions * self._options.kv_bytes_per_token))
+        return self._memory(positions * self._options.kv_bytes_per_token)
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:  # noqa: ARG002
         """The script's power over the repetitions that fill `seconds`."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
-from pytest_llmperf.wire.messages import Served
 from pytest_llmperf.workloads import Serve
 
 
-def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: float) -> Served:
+def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: float) -> ServingRun:
     """One run. First come, first served; a request holds its slot from its start to its last token.
 
     Open loop: requests are due when the workload says. Closed loop: when the line's last request is
@@ -33,7 +33,7 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
     trace = ServingTrace(
         requests=requests, loop_lag_s=(options.late_s,), busy_share=0.1, server=server
     )
-    return Served(
+    return ServingRun(
         trace=trace,
         marks=tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks),
         counted="ids",

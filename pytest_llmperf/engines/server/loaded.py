@@ -1,4 +1,3 @@
-# ruff: noqa: ARG002 - a session's methods take what every engine needs
 """A server that answers, as a session: offline workloads as requests sent at once, and loads."""
 
 from __future__ import annotations
@@ -7,21 +6,21 @@ import asyncio
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import aiohttp
 import msgspec
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
-from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, Trace
+from pytest_llmperf.core.trace import EnergyReading, Mark, MemoryGauges, Trace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import Child, log_file
 from pytest_llmperf.engines.server.client import (
@@ -42,14 +41,11 @@ from pytest_llmperf.engines.server.prompts import Prompt, Prompts
 from pytest_llmperf.engines.server.source import Source
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError, WorkerError
 from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
-from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
 from pytest_llmperf.workloads import (
     Decode,
     Prefill,
     PromptSet,
     Serve,
-    TaskAnswer,
-    TaskSet,
     Workload,
 )
 
@@ -85,12 +81,18 @@ class Server:
 
 
 class ServedModel:
-    """See `pytest_llmperf.engines.base.Session`; `serve` on top.
+    """See `engines.base.LoadedModel`; it `Serves` too.
 
-    Logits, adapters and tasks are not to be had from a server.
-
-    Agreement is, as far as its protocol gives log-probabilities.
+    A server shows neither logits nor adapters and answers no tasks. It can be compared with a
+    reference as far as its protocol gives log-probabilities.
     """
+
+    refusals: ClassVar[Mapping[str, str]] = {
+        "make_reference": f"agreement needs logits: {_NO_LOGITS}.",
+        "use_adapters": "a server's adapters are models of their own names: give option 'name'.",
+        "answer_tasks": f"tasks need logits: {_NO_LOGITS}.",
+        "top_tokens": f"next tokens need logits: {_NO_LOGITS}.",
+    }
 
     def __init__(
         self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner
@@ -119,10 +121,10 @@ class ServedModel:
             )
         self._require_model([outcome])
 
-    def opened(self) -> Opened:
+    def opened(self) -> ModelFacts:
         """Load time is from the start of the command to its first answer, without a download."""
         facts = device_facts(self._plan.device, started=self._server.child is not None)
-        return Opened(
+        return ModelFacts(
             effective=self._effective(),
             load_s=self.load_s,
             content_hash=self._source.content_hash,
@@ -135,11 +137,11 @@ class ServedModel:
             memory=self._memory(),
         )
 
-    def describe(self) -> Described:
+    def describe(self) -> Description:
         """What it says of itself."""
-        return Described(effective=self._effective(), memory=self._memory())
+        return Description(effective=self._effective(), memory=self._memory())
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
+    def run(self, workload: Workload, repetition: int) -> TimedRun:
         """The sequences of a batch as requests sent at once.
 
         Raises InvalidRun when one of them fails.
@@ -160,14 +162,14 @@ class ServedModel:
         trace = Trace(
             repetition=repetition, requests=tuple(o.trace() for o in outcomes), marks=tuple(marks)
         )
-        return Ran(
+        return TimedRun(
             trace=trace,
             step=None,
             prompts_hash=_hash(call.body for call in calls),
             outputs_hash=_hash(_texts(outcomes)),
         )
 
-    def serve(self, workload: Serve, repetition: int, program: str = "") -> Served:
+    def serve(self, workload: Serve, repetition: int, program: str = "") -> ServingRun:
         """One run of a load.
 
         Raises InvalidRun where a prefix cache hit prompts that it was not to hit.
@@ -196,29 +198,22 @@ class ServedModel:
             busy_share=run.busy_share,
             server=server,
         )
-        return Served(
+        return ServingRun(
             trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted
         )
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+    def read_memory(self, _workload: Workload, _repetition: int) -> MemoryGauges | None:
         """Resident memory of the server's processes on a CPU; nothing for a URL."""
-        return MemoryRead(memory=self._memory())
+        return self._memory()
 
-    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
+    def read_energy(self, _workload: Workload, _repetition: int, _seconds: float) -> EnergyReading:
         """Not read."""
         return EnergyReading(
             joules=None, seconds=0.0, n_output_tokens=0, reason="the energy of a server is not read"
         )
 
-    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
-        """None: what a step of a server moves is not known."""
-        return None
-
-    def make_reference(
-        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
-    ) -> tuple[int, int]:
-        """Raises UsageError."""
-        raise UsageError(f"agreement needs logits: {_NO_LOGITS}.")
+    def ceilings(self, _dtypes: tuple[str, ...]) -> None:
+        """Return None: what a step of a server moves is not known."""
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
         """By log-probabilities of the reference's tokens.
@@ -235,18 +230,6 @@ class ServedModel:
                 self._ask, agreement.Reference.open(path), self._source.tokenizer, batch
             )
         )
-
-    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Raises UsageError."""
-        raise UsageError("a server's adapters are models of their own names: give option 'name'.")
-
-    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
-        """Raises UsageError."""
-        raise UsageError(f"tasks need logits: {_NO_LOGITS}.")
-
-    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """Raises UsageError."""
-        raise UsageError(f"next tokens need logits: {_NO_LOGITS}.")
 
     def close(self) -> None:
         """End the server that we started, with all that it started. May be called again."""
@@ -313,7 +296,7 @@ class ServedModel:
         ]
         return [self._call(prompt, work.new_tokens) for prompt in prompts]
 
-    def _generated(self, work: Serve, repetition: int, program: Path) -> Served:
+    def _generated(self, work: Serve, repetition: int, program: Path) -> ServingRun:
         """One run of a load by another project's generator."""
         generator = GENERATORS[work.generator]
         due_s = work.due_s() if work.concurrency is None else ()
@@ -342,7 +325,9 @@ class ServedModel:
             _require_no_hits(traces, server)
         said = f"{generator.name} {version_of(generator.name, program)}".strip()
         trace = ServingTrace(requests=traces, server=server, generator=said, gaps=generator.gaps)
-        return Served(trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator")
+        return ServingRun(
+            trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator"
+        )
 
     def _calls(
         self, work: Serve, repetition: int, *, prompt_ids: bool = True

@@ -13,10 +13,12 @@ from msgspec import structs
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.trace import (
     Ceilings,
     EnergyReading,
     Mark,
+    MemoryGauges,
     RequestTrace,
     StepCost,
     TokenEvent,
@@ -52,7 +54,6 @@ from pytest_llmperf.instruments.torch_runtime import (
     out_of_memory_named,
 )
 from pytest_llmperf.strategies.adapters import BASE
-from pytest_llmperf.wire.messages import CollectivesRead, Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import (
     Batch,
     Lockstep,
@@ -108,10 +109,10 @@ class TransformersModel:
         options.compile_forward(model)
         return GenerateLoop(model, plan, self._vocabulary.pad)
 
-    def opened(self) -> Opened:
+    def opened(self) -> ModelFacts:
         """What was loaded, and the device it is on."""
         loaded = self._loaded
-        return Opened(
+        return ModelFacts(
             effective=self._effective,
             load_s=loaded.load_s,
             content_hash=loaded.content_hash,
@@ -124,11 +125,11 @@ class TransformersModel:
             special_ids=self._vocabulary.special_below(loaded.vocab_size),
         )
 
-    def describe(self) -> Described:
+    def describe(self) -> Description:
         """What is in effect, with the cache, loop and compiled graphs of the last run."""
         self._effective = self._describe()
         kv_cache = self._last.cache.bytes if self._last else None
-        return Described(
+        return Description(
             effective=self._effective,
             memory=self._runtime.memory(self._effective.weights_bytes, kv_cache=kv_cache),
         )
@@ -158,7 +159,7 @@ class TransformersModel:
             else structs.replace(found, adapters=tuple(n for n in self._rows if n != BASE))
         )
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
+    def run(self, workload: Workload, repetition: int) -> TimedRun:
         """One timed repetition.
 
         Inputs are on the device before the clock starts; telemetry is read outside it.
@@ -172,7 +173,7 @@ class TransformersModel:
         decoded = self._decode(batch, workload)
         self._runtime.synchronise()
         seen = watch.finish()
-        return Ran(
+        return TimedRun(
             trace=trace_of(decoded, batch, repetition, seen.marks),
             step=self._step_cost(decoded, batch.ids.shape[0]),
             telemetry=seen.gauges | proposals(decoded),
@@ -202,26 +203,21 @@ class TransformersModel:
         with out_of_memory_named(f"answering {tasks.name!r} in batches of {batch}"):
             return answer_tasks(self._scorer(), tasks, batch)
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryGauges | None:
         """One repetition with the peak watched."""
         once = self._prepared(workload, repetition)
         with self._runtime.peak_memory() as region:
             done = once()
         weights = self._effective.weights_bytes
-        return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=done.cache.bytes))
+        return self._runtime.memory(weights, region, kv_cache=done.cache.bytes)
 
-    def read_collectives(self, workload: Workload, repetition: int) -> CollectivesRead:
+    def read_collectives(self, workload: Workload, repetition: int) -> float | str:
         """One repetition under the profiler."""
         once = self._prepared(workload, repetition)
         if self._grid is None:
-            return CollectivesRead(share=None, reason="one device has nobody to communicate with")
+            return "one device has nobody to communicate with"
         self._meet()
-        found = share_in_collectives(once, self._loaded.device)
-        return (
-            CollectivesRead(share=None, reason=found)
-            if isinstance(found, str)
-            else CollectivesRead(share=found)
-        )
+        return share_in_collectives(once, self._loaded.device)
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Repetitions from `repetition` on until `seconds` have passed, the energy counter read around them."""
@@ -268,7 +264,7 @@ class TransformersModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _run_requests(self, workload: Batch, repetition: int) -> Ran:
+    def _run_requests(self, workload: Batch, repetition: int) -> TimedRun:
         """One timed repetition of requests that are there together."""
         requests = self._asked(workload, repetition)
         watch = self._runtime.watch()
@@ -279,7 +275,7 @@ class TransformersModel:
         self._runtime.synchronise()
         seen = watch.finish()
         computed = None if positions is None else positions.at_least(requests.positions)
-        return Ran(
+        return TimedRun(
             trace=trace_of_requests(answered, requests, repetition, seen.marks, computed),
             step=None,
             telemetry=seen.gauges,

@@ -17,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, Trace
 from pytest_llmperf.engines.loading.folder import Source
@@ -42,7 +43,6 @@ from pytest_llmperf.instruments.torch_runtime import (
     out_of_memory_named,
 )
 from pytest_llmperf.strategies.assistance import LOOKUP
-from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
 from pytest_llmperf.workloads import Batch, PromptSet, TaskAnswer, TaskSet, Workload, describe
 
 LOOP = "LLMEngine.step"
@@ -93,11 +93,11 @@ class VllmModel:
         self._effective = self._describe()
         require_prefix_cache_as_asked(loaded)
 
-    def opened(self) -> Opened:
+    def opened(self) -> ModelFacts:
         """What was loaded, and the device it is on."""
         loaded = self._loaded
         size = int(self._text_config.vocab_size)
-        return Opened(
+        return ModelFacts(
             effective=self._effective,
             load_s=loaded.load_s,
             content_hash=loaded.source.content_hash,
@@ -109,13 +109,13 @@ class VllmModel:
             special_ids=self._vocabulary.special_below(size),
         )
 
-    def describe(self) -> Described:
+    def describe(self) -> Description:
         """What is in effect, with what the last run used."""
         self._effective = self._describe()
         require_prefix_cache_as_asked(self._loaded)
-        return Described(effective=self._effective, memory=self._memory())
+        return Description(effective=self._effective, memory=self._memory())
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
+    def run(self, workload: Workload, repetition: int) -> TimedRun:
         """One timed repetition: from before the first request is handed over to the step that gave the last token."""
         batch, asks = self._asks(workload, repetition)
         watch = self._runtime.watch()
@@ -126,7 +126,7 @@ class VllmModel:
         seen = watch.finish()
         self._last = stepped
         cached = sum(answer.cached for answer in stepped.answers)
-        return Ran(
+        return TimedRun(
             trace=self._trace(stepped, asks, repetition, seen.marks),
             step=inspection.step_cost(
                 self._model, self._text_config, self._cache, len(asks), self._compute_dtype
@@ -137,13 +137,13 @@ class VllmModel:
             outputs_hash=ids_hash(matrix([answer.tokens for answer in stepped.answers])),
         )
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
+    def read_memory(self, workload: Workload, repetition: int) -> MemoryGauges | None:
         """One repetition with the peak watched. The KV cache was allocated before, whole."""
         _, asks = self._asks(workload, repetition)
         with self._runtime.peak_memory() as region:
             self._step(asks)
         weights = self._effective.weights_bytes
-        return MemoryRead(memory=self._runtime.memory(weights, region, kv_cache=self._cache.bytes))
+        return self._runtime.memory(weights, region, kv_cache=self._cache.bytes)
 
     def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
         """Repetitions from `repetition` on until `seconds` have passed, the energy counter read around them."""

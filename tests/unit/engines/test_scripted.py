@@ -95,11 +95,8 @@ def test_noise_has_the_scripts_spread_and_comes_again_with_its_seed():
 )
 def test_memory_follows_the_dtype_in_effect(dtype, weights):
     """Weights by dtype, 2 sequences of 12 positions of 1 KB, 10 MB of activations, reserved in steps of 2 MiB."""
-    memory = (
-        session("weights=100MB,kv=1KB,activations=10MB", weights_dtype=dtype)
-        .read_memory(WORK, 0)
-        .memory
-    )
+    script = "weights=100MB,kv=1KB,activations=10MB"
+    memory = session(script, weights_dtype=dtype).read_memory(WORK, 0)
     assert (memory.weights, memory.kv_cache, memory.peak) == (
         weights,
         24 * KB,
