@@ -82,11 +82,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
 TWO = """
 import os, sys
 import torch.distributed as dist
-from pytest_llmperf.engines.transformers.parallel import group
+from pytest_llmperf.instruments import ranks
 if sys.argv[3] == "elsewhere":
-    group._namespace = lambda: int(sys.argv[2])
+    ranks._namespace = lambda: int(sys.argv[2])
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-print(os.getpid(), *group.ranks_on_this_host())
+print(os.getpid(), *ranks.ranks_on_this_host())
 dist.destroy_process_group()
 """
 

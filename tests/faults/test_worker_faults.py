@@ -166,7 +166,7 @@ def test_a_model_that_refuses_to_load_leaves_the_worker_usable(start):
     group = start()
     with pytest.raises(LoadError, match="refuses to load") as caught:
         opened(group, "fault=refuse@open")
-    assert "scripted_faults.py" in caught.value.__notes__[0]
+    assert "scripted/faults.py" in caught.value.__notes__[0]
     assert group.alive
     assert isinstance(opened(group, ""), Opened)
 
@@ -191,7 +191,7 @@ def test_a_crash_carries_the_workers_traceback(start, run):
     group = start()
     opened(group, "fault=crash@run")
     with pytest.raises(
-        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted_faults\.py"
+        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted/faults\.py"
     ):
         group.call(run, deadline_s=DEADLINE_S)
     assert not group.alive
@@ -353,8 +353,8 @@ def test_a_forked_child_that_exits_leaves_its_parents_workers_alone(start):
     """The exit handler ends only workers that this very process started."""
     group = start()
     group._owner_pid += 1
-    group._kill_all()
+    group._kill_at_exit()
     assert group.alive
     group._owner_pid -= 1
-    group._kill_all()
+    group._kill_at_exit()
     assert not group.alive
