@@ -1,4 +1,4 @@
-"""What an engine is: it opens a load plan and gives a loaded model, which runs workloads and describes itself.
+"""What an engine is: it opens a load plan as a model that runs workloads and describes itself.
 
 An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing
 imports that file but through the table in `pytest_llmperf.engines`. It returns values; the worker
@@ -74,7 +74,7 @@ class LoadedModel(Protocol):
         """Read the energy over repetitions that last at least `seconds`."""
 
     def ceilings(self, dtypes: tuple[str, ...], /) -> Ceilings | None:
-        """Measure copy bandwidth (bytes read + written per second) and matmul rates of the device."""
+        """Measure the copy bandwidth (bytes read + written a second) and the matmul rates."""
 
     def close(self) -> None:
         """Free everything. The worker exits afterwards."""
@@ -87,7 +87,7 @@ class LoadedModel(Protocol):
 class Serves(Protocol):
     """A loaded model that takes traffic."""
 
-    def serve(self, workload: Serve, repetition: int, /, program: str = "") -> ServingRun:
+    def serve(self, workload: Serve, repetition: int, program: str = "", /) -> ServingRun:
         """Send the traffic once; `program` is the command of the workload's generator, if any."""
 
 

@@ -128,9 +128,7 @@ class Host:
         model = self._model_for(command)
         if not isinstance(model, Serves):
             raise _refusal(model, "serve", _NO_SERVER)
-        return Served(
-            run=model.serve(command.workload, command.repetition, program=command.program)
-        )
+        return Served(run=model.serve(command.workload, command.repetition, command.program))
 
     def _read_memory(self, command: ReadMemory) -> MemoryRead:
         model = self._model_for(command)

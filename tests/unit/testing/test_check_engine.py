@@ -87,7 +87,7 @@ def always_the_same_time(session, run, *arguments):
 
 
 def weights_that_change(session, run, *arguments):
-    session._elements += 1
+    session._claims.elements += 1
     return run(*arguments)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
+from pytest_llmperf.core.loaded import ServingRun
+from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.engines.inprocess import CallableEngine
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.testing import ScriptedEngine, scripted_plan
@@ -212,3 +215,25 @@ def test_a_result_that_cannot_be_encoded_is_answered_with_a_failure():
     loop._send(wire, Reply(rank=0, result=object()))
     assert b"cannot be sent" in wire.frames[0]
     assert WorkerError.__name__.encode() in wire.frames[0]
+
+
+def test_a_server_gets_the_program_of_its_generator():
+    """Where the workload has one."""
+    programs = []
+
+    class Serving(Plain):
+        def serve(self, _workload, _repetition, program=""):
+            programs.append(program)
+            return ServingRun(trace=ServingTrace(requests=()))
+
+    host = Host(find_engine=lambda _plan: Serving())
+    host.handle(Open(plan=scripted_plan()))
+    host.handle(structs.replace(OPTIONAL["serve"], program="bin/aiperf"))
+    assert programs == ["bin/aiperf"]
+
+
+def test_the_scripted_engine_serves_through_the_host():
+    """In virtual time: every request is answered."""
+    host = Host()
+    host.handle(Open(plan=scripted_plan()))
+    assert len(host.handle(OPTIONAL["serve"]).run.trace.requests) == 1
