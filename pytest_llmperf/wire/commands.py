@@ -1,4 +1,7 @@
-"""What the session asks a worker to do. A command's type names its result: `Run` is a `Command[Ran]`."""
+"""What the session asks a worker to do.
+
+The type of a command names its result: `Run` is a `Command[Ran]`.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,7 @@ class AnswerTasks(Command[TasksAnswered], frozen=True, kw_only=True, tag=True):
 
 
 class ReadTopTokens(Command[TopTokensRead], frozen=True, kw_only=True, tag=True):
-    """Give the k likeliest tokens after a prompt: a text, which the worker tokenises, or token ids."""
+    """Give the k likeliest tokens after a text, which the worker tokenises, or after token ids."""
 
     prompt: str | tuple[int, ...]
     k: int
@@ -237,7 +240,7 @@ def result_type(command: type[Command[Any]]) -> Any:
 
 
 def checked(result: Result, command: Command[R]) -> R:
-    """Return `result`, which is of the command's own result type. Raises WorkerError for another."""
+    """Return `result` as the command's own result type. Raises WorkerError for another type."""
     expected = result_type(type(command))
     if not isinstance(result, expected):
         raise WorkerError(

@@ -1,4 +1,4 @@
-"""What a worker answers: one result type for each command, and what the other sides answer to theirs."""
+"""What a worker answers, and what the other sides answer: a result type for each command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does with a command: hand it to the loaded model, and wrap what comes back as its result."""
+"""What a worker does with a command: it asks the loaded model, and wraps the value as a result."""
 
 from __future__ import annotations
 

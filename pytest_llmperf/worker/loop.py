@@ -1,4 +1,7 @@
-"""The worker's threads: one reads commands and watches for the end of the session, one beats, the main one works."""
+"""The worker's threads: one reads commands, one sends heartbeats, the main one works.
+
+The one that reads notices the end of the session.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Pulse:
         threading.Thread(target=self._beat, name="llmperf-heartbeat", daemon=True).start()
 
     def start(self, doing: str) -> None:
-        """From now on say `doing`."""
+        """Say `doing` from now on."""
         self._frame = frame(Heartbeat(rank=self._rank, doing=doing))
 
     def stop(self) -> None:
@@ -58,22 +61,24 @@ def serve(wire: Wire[AnyCommand], host: Host) -> None:
     wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, host.rank)
-    done = False
-    while not done:
+    while True:
         command = commands.get()
         pulse.start(describe(command))
         reply = host.answer(command)
         pulse.stop()
         _send(wire, reply)
-        done = isinstance(command, Close)
+        if isinstance(command, Close):
+            return
 
 
 def describe(command: AnyCommand) -> str:
-    """What a heartbeat says: the command, and what tells two of a kind apart."""
+    """Return what a heartbeat says: the command, and what tells two of a kind apart."""
     name = type(command).__name__
     if isinstance(command, Open):
         return f"{name} {command.plan.model.name} {command.plan.strategy}"
-    return f"{name} {command.repetition}" if isinstance(command, Run) else name
+    if isinstance(command, Run):
+        return f"{name} {command.repetition}"
+    return name
 
 
 def read(wire: Wire[AnyCommand], commands: queue.SimpleQueue[AnyCommand]) -> None:

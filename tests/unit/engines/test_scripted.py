@@ -335,7 +335,7 @@ def test_a_model_of_another_kind_is_refused():
 
 def test_a_lie_about_a_run_holds_after_the_run():
     """What runs alone show can be lied about, too."""
-    opened = session("lie=cache:other,lie=batching:continuous")
+    opened = session("lie=cache:static,lie=batching:continuous")
     opened.run(WORK, 0)
     effective = opened.describe().effective
-    assert (effective.cache, effective.batching) == ("other", "continuous")
+    assert (effective.cache, effective.batching) == ("static", "continuous")
