@@ -1,6 +1,6 @@
 """A project's own callable as an engine, in the test's own process.
 
-Only its calls are seen: when each began and ended.
+Only its calls are seen: when a call began and ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CallableEngine:
         self._n_tokens = n_tokens
 
     def open(self, plan: LoadPlan) -> CallableModel:
-        """Nothing is loaded."""
+        """Return the callable as a model; nothing is loaded."""
         return CallableModel(self._function, self._n_tokens, plan)
 
 
@@ -55,7 +55,7 @@ class CallableModel:
         self._plan = plan
 
     def opened(self) -> ModelFacts:
-        """What is known: a name, and this machine."""
+        """Return what is known: a name, and this machine."""
         return ModelFacts(
             effective=self.describe().effective,
             load_s=0.0,
@@ -68,7 +68,7 @@ class CallableModel:
         )
 
     def describe(self) -> Description:
-        """Nothing can be said of what a callable does inside."""
+        """Return nothing but the device: what a callable does inside is not seen."""
         effective = Effective(
             engine="inprocess",
             model_class=type(self._function).__name__,
@@ -91,7 +91,7 @@ class CallableModel:
         )
 
     def run(self, _workload: Workload, repetition: int) -> TimedRun:
-        """One call, the device idle before and after it."""
+        """Call it once, with the device idle before and after."""
         _synchronize()
         start_ns = time.perf_counter_ns()
         self._function()
@@ -108,14 +108,14 @@ class CallableModel:
         """Return None: not measurable."""
 
     def read_energy(self, _workload: Workload, _repetition: int, _seconds: float) -> EnergyReading:
-        """Not measurable."""
+        """Return why there is no reading."""
         return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=_REASON)
 
     def ceilings(self, _dtypes: tuple[str, ...]) -> None:
         """Return None: there is nothing to hold against them."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 def _synchronize() -> None:

@@ -1,10 +1,11 @@
-"""Checks of what a model says of itself and of its device: description, memory, energy, ceilings, cost of a step."""
+"""Checks of what a model says of itself and its device: description, memory, energy, ceilings."""
 
 from __future__ import annotations
 
 import math
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, MemoryGauges
 from pytest_llmperf.engines.base import LoadedModel
@@ -14,22 +15,28 @@ DTYPES = ("float32",)
 
 
 def describes_itself(model: LoadedModel, bench: Bench) -> Findings:
-    """Yield where the description is incomplete, changes for no reason, or is not what the plan asks."""
+    """Yield where the description is incomplete, changes, or is not what the plan asks."""
     facts, before = model.opened(), model.describe().effective
+    yield from _complete(facts)
     if facts.effective != before:
-        yield (
-            "opened() and describe() differ before any run: "
-            f"{_differences(facts.effective, before)}"
-        )
-    if not facts.content_hash or facts.vocab_size < 1 or facts.load_s < 0:
-        yield (f"opened() lacks facts: {facts.content_hash=}, {facts.vocab_size=}, {facts.load_s=}")
+        differences = _differences(facts.effective, before)
+        yield f"opened() and describe() differ before any run: {differences}"
     model.run(DECODE, 0)
     after = model.describe().effective
+    yield from _same_after_a_run(before, after)
+    yield from _follows_plan(after, bench.plan)
+
+
+def _complete(facts: ModelFacts) -> Findings:
+    if not facts.content_hash or facts.vocab_size < 1 or facts.load_s < 0:
+        yield f"opened() lacks facts: {facts.content_hash=}, {facts.vocab_size=}, {facts.load_s=}"
+
+
+def _same_after_a_run(before: Effective, after: Effective) -> Findings:
     if after.tensors != before.tensors or after.linears != before.linears:
         yield "a run changed the weights that describe() reports"
     if not after.cache:
         yield "describe() names no cache after a run"
-    yield from _follows_plan(after, bench.plan)
 
 
 def _follows_plan(effective: Effective, plan: LoadPlan) -> Findings:
@@ -40,9 +47,13 @@ def _follows_plan(effective: Effective, plan: LoadPlan) -> Findings:
             f"describe() says {effective.ranks} ranks on {effective.device}, "
             f"the plan {plan.ranks} on {plan.device}"
         )
+    yield from _stored_as_asked(effective, plan.weights_dtype)
+
+
+def _stored_as_asked(effective: Effective, dtype: str) -> Findings:
     stored = {group.dtype for group in effective.linears if not group.quantized}
-    if plan.weights_dtype != "auto" and stored != {plan.weights_dtype}:
-        yield f"linear layers are stored in {sorted(stored)}, the plan says {plan.weights_dtype}"
+    if dtype != "auto" and stored != {dtype}:
+        yield f"linear layers are stored in {sorted(stored)}, the plan says {dtype}"
 
 
 def _kind(device: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of what a model answers: its own reference, which it must match exactly, and its next tokens."""
+"""Checks of what a model answers: its own reference, which it must match, and its next tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.engines.base import (
     ComparesReferences,
     LoadedModel,
@@ -26,38 +27,44 @@ def exact_against_itself(model: LoadedModel, bench: Bench) -> Findings:
     if not isinstance(model, MakesReferences) or not isinstance(model, ComparesReferences):
         yield "make_reference() and compare_reference() are needed"
         return
-    path, prompts = bench.directory / "reference", PromptSet.synthetic(0)
-    counts = model.make_reference(prompts, NEW_TOKENS, 2, str(path))
+    path = bench.directory / "reference"
+    counts = model.make_reference(PromptSet.synthetic(0), NEW_TOKENS, 2, str(path))
     if not path.is_file():
         yield f"make_reference wrote no file at {path}"
         return
     rows = model.compare_reference(str(path), 2)
-    if counts != (len(rows), len(rows) * NEW_TOKENS) or not rows:
-        yield (
-            f"make_reference says (prompts, positions) = {counts}; "
-            f"{len(rows)} prompts of {NEW_TOKENS} tokens were compared"
-        )
+    yield from _exact_counts(counts, len(rows))
     for row in rows:
         yield from _exact_row(row)
 
 
+def _exact_counts(counts: tuple[int, int], n_rows: int) -> Findings:
+    if counts != (n_rows, n_rows * NEW_TOKENS) or not n_rows:
+        yield (
+            f"make_reference says (prompts, positions) = {counts}; "
+            f"{n_rows} prompts of {NEW_TOKENS} tokens were compared"
+        )
+
+
 def _exact_row(row: PromptComparison) -> Findings:
-    lengths = {
-        len(values)
-        for values in (row.top1, row.top5, row.kl, row.reference_logprob, row.candidate_logprob)
-    }
+    sequences = (row.top1, row.top5, row.kl, row.reference_logprob, row.candidate_logprob)
+    lengths = set(map(len, sequences))
     if lengths != {NEW_TOKENS}:
         yield (
             f"prompt {row.index}: sequences of {sorted(lengths)} positions, "
             f"{NEW_TOKENS} expected in each"
         )
         return
+    yield from _exact_tokens(row)
+    yield from _exact_logits(row)
+
+
+def _exact_tokens(row: PromptComparison) -> Findings:
     if not all(row.top1) or not all(row.top5) or row.first_divergence is not None:
         yield (
             f"prompt {row.index}: a model disagrees with itself: top1 {row.top1}, "
             f"first divergence {row.first_divergence}"
         )
-    yield from _exact_logits(row)
 
 
 def _exact_logits(row: PromptComparison) -> Findings:
@@ -79,8 +86,16 @@ def next_tokens(model: LoadedModel, _bench: Bench) -> Findings:
     if not isinstance(model, PredictsTokens):
         yield "top_tokens() is needed"
         return
-    prompt = _plain_ids(model)[:3]
+    prompt = _plain_ids(model.opened())[:3]
     top, repeated = model.top_tokens(prompt, TOP), model.top_tokens(prompt, TOP)
+    yield from _of_prompt(top, prompt)
+    if top != repeated:
+        yield f"top_tokens: the same prompt gave {top}, then {repeated}"
+    if model.top_tokens(prompt, 1).ids != top.ids[:1]:
+        yield "top_tokens: the likeliest one is not the first of several"
+
+
+def _of_prompt(top: TopTokens, prompt: tuple[int, ...]) -> Findings:
     if top.prompt_ids != prompt:
         yield (
             f"top_tokens: the prompt {prompt} went in as {top.prompt_ids}; "
@@ -88,14 +103,9 @@ def next_tokens(model: LoadedModel, _bench: Bench) -> Findings:
         )
     if not _in_order(top):
         yield f"top_tokens: {TOP} different tokens, the likeliest first, are needed: {top}"
-    if top != repeated:
-        yield f"top_tokens: the same prompt gave {top}, then {repeated}"
-    if model.top_tokens(prompt, 1).ids != top.ids[:1]:
-        yield "top_tokens: the likeliest one is not the first of several"
 
 
-def _plain_ids(model: LoadedModel) -> tuple[int, ...]:
-    facts = model.opened()
+def _plain_ids(facts: ModelFacts) -> tuple[int, ...]:
     special_ids = set(facts.special_ids)
     return tuple(token for token in range(facts.vocab_size) if token not in special_ids)
 

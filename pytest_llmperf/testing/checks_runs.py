@@ -1,4 +1,4 @@
-"""Checks of runs: exact tokens, times, fresh prompts, repeatable outputs, and what a closed model answers."""
+"""Checks of runs: exact tokens, times, fresh prompts, repeatable outputs, and a model's end."""
 
 from __future__ import annotations
 

@@ -139,9 +139,9 @@ class Wire(Generic[Incoming]):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             start = payload[:16].hex(" ")
             raise WireError(
-                f"a frame of {len(payload)} bytes does not decode: {error}. It starts with {start}. "
-                "Either something else wrote to the socket, or the two sides run different versions "
-                "of pytest-llmperf.",
+                f"a frame of {len(payload)} bytes does not decode: {error}. "
+                f"It starts with {start}. Either something else wrote to the socket, "
+                "or the two sides run different versions of pytest-llmperf.",
             ) from error
 
 

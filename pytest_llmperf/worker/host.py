@@ -60,7 +60,10 @@ from pytest_llmperf.wire.results import (
 )
 from pytest_llmperf.worker.failures import failure
 
-_NO_SERVER = "Serve() is traffic on a server, and this engine is none. Use engine='server:vllm', for example."
+_NO_SERVER = (
+    "Serve() is traffic on a server, and this engine is none. "
+    "Use engine='server:vllm', for example."
+)
 
 
 def load_engine(plan: LoadPlan) -> Engine:

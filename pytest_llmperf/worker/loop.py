@@ -58,7 +58,7 @@ def serve(wire: Wire[AnyCommand], host: Host) -> None:
     Kills its own process group when the session's end of the socket closes.
     """
     commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
-    wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    wire.send(hello(host.rank), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, host.rank)
     while True:
@@ -69,6 +69,11 @@ def serve(wire: Wire[AnyCommand], host: Host) -> None:
         _send(wire, reply)
         if isinstance(command, Close):
             return
+
+
+def hello(rank: int) -> Hello:
+    """Return the first message of this process."""
+    return Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0])
 
 
 def describe(command: AnyCommand) -> str:

@@ -86,9 +86,7 @@ def compare(
     Position j of all positions is wrong where the running count of wrong ones, j (1 - quality),
     steps up.
     """
-    quality = options.quality
-    if batch != reference.batch and options.batch_quality is not None:
-        quality = options.batch_quality
+    quality = _quality(options, same_batch=batch == reference.batch)
     comparisons, first = [], 0
     for index, row in enumerate(reference.prompts):
         positions = range(first, first + len(row.tokens))
@@ -96,6 +94,12 @@ def compare(
         comparisons.append(_comparison(options, quality, index, row, right))
         first += len(row.tokens)
     return tuple(comparisons)
+
+
+def _quality(options: ScriptedOptions, *, same_batch: bool) -> float:
+    if same_batch or options.batch_quality is None:
+        return options.quality
+    return options.batch_quality
 
 
 def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
