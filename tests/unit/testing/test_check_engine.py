@@ -1,4 +1,4 @@
-"""The conformance checks pass an engine that keeps the protocol, and catch one that breaks any part of it."""
+"""The conformance checks pass an engine that keeps the protocol, and catch one that breaks it."""
 
 from __future__ import annotations
 
@@ -255,7 +255,10 @@ def test_an_engine_that_breaks_the_protocol_is_caught(method, change, finding, t
 
 
 def test_a_plan_that_loads_differently_the_second_time_is_caught(tmp_path):
-    """Opened again, the weights take more: something of the first was not given back, or the plan does not decide."""
+    """Opened again, the weights take more.
+
+    Something of the first model was not given back, or the plan does not decide.
+    """
     sizes = iter(range(50, 500))
 
     class Growing:

@@ -170,7 +170,7 @@ def test_every_answer_survives_the_way_to_the_session(kind):
 
 
 def test_the_round_trips_cover_every_message():
-    """A message that is added to the protocol is in one of the unions, and so in the tests above."""
+    """A message that is added to the protocol is in one of the unions, and so in these tests."""
     structs = {
         cls
         for module in (commands, results, messages)

@@ -178,7 +178,7 @@ class NarrowerError(LoadError):
     ],
 )
 def test_an_error_travels_under_the_name_the_session_knows(error, kind, message):
-    """Ours by their nearest class in `errors`, out of memory by any of its names, others by their own."""
+    """Ours by their nearest class in `errors`, out of memory by any name, others by their own."""
     found = failure(error)
     assert (found.kind, found.message) == (kind, message)
 
@@ -210,7 +210,7 @@ class Recorder:
 
 
 def test_a_result_that_cannot_be_encoded_is_answered_with_a_failure():
-    """An engine that returns something foreign gets an error in its test, not a worker that dies."""
+    """An engine that returns a foreign value gets an error in its test; its worker lives on."""
     wire = Recorder()
     loop._send(wire, Reply(rank=0, result=object()))
     assert b"cannot be sent" in wire.frames[0]
