@@ -18,7 +18,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.sampling import duration_s
-from pytest_llmperf.wire.messages import Ran, Run
+from pytest_llmperf.wire.commands import Run
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workers.this_host import ThisHost
 from pytest_llmperf.workloads import Decode
@@ -92,8 +92,7 @@ def decode(
         repetitions = iter(range(10**6))
 
         def through_plugin() -> float:
-            ran = opened.call(Run(workload=workload, repetition=next(repetitions)))
-            assert isinstance(ran, Ran)
+            ran = opened.call(Run(workload=workload, repetition=next(repetitions))).run
             return duration_s(ran.trace)
 
         found = [

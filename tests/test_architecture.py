@@ -62,6 +62,11 @@ def test_import_contracts_hold():
             "import torch",
             "imports torch, an engine or an HTTP client BROKEN",
         ),
+        (
+            "engines/scripted/ranks.py",
+            "import pytest_llmperf.wire.messages",
+            "the worker alone makes messages of them BROKEN",
+        ),
         ("core/plan.py", "import subprocess", "no devices, no database BROKEN"),
         ("report/__init__.py", "import sqlalchemy", "Only the history talks to a database BROKEN"),
     ],

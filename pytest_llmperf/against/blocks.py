@@ -20,13 +20,8 @@ from pytest_llmperf.session.sampling import (
     valid_indices,
     warm_up,
 )
-from pytest_llmperf.wire.messages import (
-    BlockMeasured,
-    EnergyRead,
-    MemoryRead,
-    ReadEnergy,
-    ReadMemory,
-)
+from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
 
 
@@ -90,7 +85,6 @@ def _memory(repeater: Repeater, side: Side) -> MemoryGauges | None:
     read = repeater.current().call(
         ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
     )
-    assert isinstance(read, MemoryRead)  # noqa: S101 - narrows the union
     return read.memory
 
 
@@ -99,7 +93,6 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
         workload=repeater.workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS
     )
     read = repeater.current().call(command)
-    assert isinstance(read, EnergyRead)  # noqa: S101 - narrows the union
     return read.energy
 
 

@@ -52,7 +52,7 @@ from pytest_llmperf.cluster.streams import Carrier
 from pytest_llmperf.errors import DeviceBusy, UsageError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.wire.frames import Wire, WireClosed
-from pytest_llmperf.worker.host import failure
+from pytest_llmperf.worker.failures import failure
 
 START_S = 120.0
 """For actors to come up; Ray starts a Python process for each."""

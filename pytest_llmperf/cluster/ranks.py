@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -30,14 +31,9 @@ from pytest_llmperf.cluster.messages import (
 )
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.instruments.energy import NvmlMeter
+from pytest_llmperf.wire.commands import Command, CompareReference, MakeReference, R
 from pytest_llmperf.wire.frames import parent_end
-from pytest_llmperf.wire.messages import (
-    Command,
-    CompareReference,
-    EnergyRead,
-    MakeReference,
-    Result,
-)
+from pytest_llmperf.wire.results import EnergyRead
 from pytest_llmperf.workers.exchange import OnBeat
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.process import exit_text
@@ -177,8 +173,8 @@ class ClusterGroup(WorkerGroup):
         self._ranks = ranks
 
     def call_all(
-        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
-    ) -> tuple[Result, ...]:
+        self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[R, ...]:
         """Send a command to every rank. See WorkerGroup.call_all.
 
         A reference that is made there is here afterwards; one that is compared with is there first.
@@ -190,7 +186,7 @@ class ClusterGroup(WorkerGroup):
         n_hosts = len({rank.slot.node for rank in self._ranks})
         return tuple(map(of_several_hosts, results)) if n_hosts > 1 else results
 
-    def _bring_files(self, command: Command) -> None:
+    def _bring_files(self, command: Command[Any]) -> None:
         for rank in self._ranks:
             if isinstance(command, MakeReference):
                 rank.write_file(command.path, 0, b"")  # makes the folder
@@ -203,7 +199,7 @@ class ClusterGroup(WorkerGroup):
         return ()
 
 
-def of_several_hosts(result: Result) -> Result:
+def of_several_hosts(result: R) -> R:
     """Return a rank's result without what holds for ranks of one host alone.
 
     The energy counter of a CPU is one for all ranks of its host; a GPU's counts for its rank.
@@ -213,4 +209,4 @@ def of_several_hosts(result: Result) -> Result:
     if result.energy.joules is None:
         return result
     why = "the ranks are on several hosts, and a CPU's counter is one for the ranks of a host"
-    return EnergyRead(energy=replace(result.energy, joules=None, reason=why))
+    return replace(result, energy=replace(result.energy, joules=None, reason=why))

@@ -19,7 +19,7 @@ from pytest_llmperf.session.adapter_view import require_usable, using, view_of
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.run import run_once
 from pytest_llmperf.session.serving import require_serves, search
-from pytest_llmperf.wire.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
+from pytest_llmperf.wire.commands import AnswerTasks, ReadTopTokens
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, TaskSet, Workload
 
@@ -112,8 +112,6 @@ class Model:
         )
         model = self.load()
         answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
-        # Narrows the union; the wire checked the type.
-        assert isinstance(answered, TasksAnswered)  # noqa: S101
         answers = Answers(
             tasks=tasks,
             given=tuple(a.given for a in answered.answers),
@@ -236,10 +234,7 @@ class Model:
             UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit
                 is NaN.
         """
-        answer = self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k))
-        # Narrows the union; the wire checked the type.
-        assert isinstance(answer, TopTokensRead)  # noqa: S101
-        return answer.top
+        return self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k)).top
 
     def _default_prompts(self) -> PromptSet:
         if self.plan.model.kind == "arch":

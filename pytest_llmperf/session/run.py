@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
@@ -25,18 +26,7 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.strategies import require_in_effect
-from pytest_llmperf.wire.messages import (
-    CollectivesRead,
-    Describe,
-    Described,
-    EnergyRead,
-    MemoryRead,
-    Ran,
-    ReadCollectives,
-    ReadEnergy,
-    ReadMemory,
-    Run,
-)
+from pytest_llmperf.wire.commands import Describe, ReadCollectives, ReadEnergy, ReadMemory, Run
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
@@ -67,7 +57,7 @@ class Measured:
     workload: Workload
     result: RunResult
     warm_up: WarmUp
-    taken: tuple[Ran, ...]
+    taken: tuple[TimedRun, ...]
     valid: tuple[int, ...]
     marks: tuple[Mark, ...]
     pair: str | None
@@ -106,7 +96,7 @@ def measure(
     return [_scaled(each, measured) for each in measured]
 
 
-def run_once(acquire: Acquire, workload: Workload) -> Ran:
+def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
     """One repetition, for sessions that measure nothing."""
     return Repeater(acquire, workload)(0)
 
@@ -119,7 +109,7 @@ class Repeater:
     workload: Workload
     _last: OpenModel | None = field(default=None, repr=False)
 
-    def __call__(self, repetition: int) -> Ran:
+    def __call__(self, repetition: int) -> TimedRun:
         """One repetition.
 
         Two unmeasured ones come first when the model was loaded anew since the last.
@@ -136,10 +126,8 @@ class Repeater:
         return self.acquire()
 
 
-def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
-    ran = model.call(Run(workload=workload, repetition=repetition))
-    assert isinstance(ran, Ran)  # noqa: S101 - narrows the union; the wire checked the type
-    return ran
+def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
+    return model.call(Run(workload=workload, repetition=repetition)).run
 
 
 def _warm(
@@ -148,10 +136,9 @@ def _warm(
     """What warm-up saw, and what is in effect after it: compilation, the cache and the batching show in runs alone."""
     warm = warm_up(side, goal, progress)
     model = repeater.current()
-    described = model.call(Describe())
-    assert isinstance(described, Described)  # noqa: S101
-    require_in_effect(described.effective, model.promises, when="warm")
-    return warm, described.effective
+    effective = model.call(Describe()).description.effective
+    require_in_effect(effective, model.promises, when="warm")
+    return warm, effective
 
 
 def _reduced(
@@ -199,8 +186,6 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
     energy = model.call(
         ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
     )
-    assert isinstance(memory, MemoryRead)  # noqa: S101
-    assert isinstance(energy, EnergyRead)  # noqa: S101
     return Around(
         memory=memory.ranks or memory.memory,
         energy=energy.energy,
@@ -213,7 +198,6 @@ def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float
     if model.plan.ranks == 1:
         return "one device has nobody to communicate with"
     read = model.call(ReadCollectives(workload=workload, repetition=repetition))
-    assert isinstance(read, CollectivesRead)  # noqa: S101
     return read.reason if read.share is None else read.share
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
@@ -99,7 +100,7 @@ class LlmperfSession:
 
     def reference(self, declared: Declaration) -> Model:
         """What the `baseline` fixture gives: on the test's engine, and on transformers for a server, which shows no logits."""
-        engine = "transformers" if declared.engine.partition(":")[0] == "server" else None
+        engine = None if engines.engine(declared.engine).can().logits else "transformers"
         return self.model(declared, self.settings.reference, engine=engine)
 
     @contextmanager

@@ -10,7 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pytest_llmperf.errors import (
     InvalidRun,
@@ -25,8 +25,9 @@ from pytest_llmperf.errors import (
     WorkerHung,
     error_class,
 )
+from pytest_llmperf.wire.commands import Command
 from pytest_llmperf.wire.frames import WireClosed, WireError
-from pytest_llmperf.wire.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply
+from pytest_llmperf.wire.messages import Failure, FromWorker, Heartbeat, Hello, Reply
 from pytest_llmperf.workers.kernel_oom import killed_since, read_counters
 from pytest_llmperf.workers.process import Worker
 
@@ -72,7 +73,7 @@ class Exchange:
         self._grace_end_s: float | None = None
         self._heard_s = {w.rank: now_s for w in workers}
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command[Any]) -> None:
         """Send the command to every rank. A rank that is gone is noticed by the wait that follows.
 
         Raises WorkerHung.

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_llmperf.errors import UsageError, WorkerError
-from pytest_llmperf.wire.messages import Close, Command, Reply, Result
+from pytest_llmperf.wire.commands import Close, Command, R, checked
+from pytest_llmperf.wire.messages import Reply
 from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.workers.kernel_oom import read_counters
 from pytest_llmperf.workers.process import (
@@ -130,13 +131,13 @@ class WorkerGroup:
         for worker in self._workers:
             worker.greeted = True
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
+    def call(self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None) -> R:
         """Return rank 0's result of `call_all`."""
         return self.call_all(command, deadline_s=deadline_s, on_beat=on_beat)[0]
 
     def call_all(
-        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
-    ) -> tuple[Result, ...]:
+        self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[R, ...]:
         """Send a command to every rank and wait for each rank's result, in rank order.
 
         `on_beat` is called in this thread with each heartbeat.
@@ -157,7 +158,8 @@ class WorkerGroup:
             exchange.send(command)
             replies = exchange.replies(on_beat)
         self._raise_failure(exchange, replies)
-        return tuple(_result(replies[rank]) for rank in sorted(replies))
+        with self._killed_on_error():
+            return tuple(_result(replies[rank], command) for rank in sorted(replies))
 
     def close(self, timeout_s: float = 10) -> bool:
         """Ask the workers to free everything and exit, then kill what is left.
@@ -308,10 +310,10 @@ def _blames_a_peer(reply: Reply) -> bool:
     return reply.failure is not None and blames_a_peer(reply.failure)
 
 
-def _result(reply: Reply) -> Result:
+def _result(reply: Reply, command: Command[R]) -> R:
     if reply.result is None:
         raise WorkerError(f"rank {reply.rank} answered with neither a result nor a failure.")
-    return reply.result
+    return checked(reply.result, command)
 
 
 @atexit.register

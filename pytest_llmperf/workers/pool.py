@@ -14,13 +14,15 @@ from typing import Protocol
 import msgspec
 
 from pytest_llmperf.core.effective import Promise
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.held import GIVE_WAY_S
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.devices.placement import needed_bytes
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Open, Opened, Result
+from pytest_llmperf.wire.commands import Close, Command, Open, R
+from pytest_llmperf.wire.messages import Heartbeat
 from pytest_llmperf.workers.memory_check import (
     WorkerTree,
     more_than,
@@ -39,11 +41,11 @@ class Channel(Protocol):
 
     def call(
         self,
-        command: Command,
+        command: Command[R],
         *,
         deadline_s: float,
         on_beat: Callable[[Heartbeat], None] | None = None,
-    ) -> Result:
+    ) -> R:
         """Return rank 0's result."""
 
     def close(self) -> object:
@@ -63,13 +65,13 @@ class OpenModel:
 
     plan: LoadPlan
     channel: Channel
-    opened: Opened
+    opened: ModelFacts
     promises: tuple[Promise, ...]
     timeout_s: float
     place: Place
     gpus: tuple[Gpu, ...] = ()
 
-    def call(self, command: Command) -> Result:
+    def call(self, command: Command[R]) -> R:
         """Send a command while no other session can measure on the model's device.
 
         GPUs, and what a cluster lends, are held for longer than that (`Place.hold`).
@@ -132,12 +134,11 @@ class Pool:
     def adopt(self, plan: LoadPlan, channel: Channel) -> None:
         """Take in a model that the test itself holds; nothing was promised of it."""
         gpus = self._host.claim(plan)
-        opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
-        assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
+        facts = channel.call(Open(plan=plan), deadline_s=self._timeout_s).facts
         self._open[plan] = OpenModel(
             plan,
             channel,
-            opened,
+            facts,
             promises=(),
             timeout_s=self._timeout_s,
             place=self._host,
@@ -222,15 +223,14 @@ class Pool:
         self._open[plan] = model
         return model
 
-    def _opened(self, plan: LoadPlan, channel: Channel, gpus: tuple[Gpu, ...]) -> Opened:
-        """Return the worker's answer to its plan, with what the place knows of its devices."""
+    def _opened(self, plan: LoadPlan, channel: Channel, gpus: tuple[Gpu, ...]) -> ModelFacts:
+        """Return what the worker said of its model, with what the place knows of its devices."""
         with self._place.alone(plan, gpus):
             opened = channel.call(
                 Open(plan=plan),
                 deadline_s=self._timeout_s,
                 on_beat=lambda _beat: self._show_load(plan),
-            )
-        assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
+            ).facts
         facts = {**self._place.facts(plan), **opened.device_facts}
         return msgspec.structs.replace(opened, device_facts=facts)
 

@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost
 from pytest_llmperf.errors import RanksDisagree
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import Command, R
+from pytest_llmperf.wire.results import (
     CeilingsRead,
     CollectivesRead,
-    Command,
     Described,
     EnergyRead,
     MemoryRead,
@@ -60,7 +61,7 @@ class Ranks:
     group: WorkerGroup
     plan: LoadPlan
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
+    def call(self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None) -> R:
         """Return the one answer of all ranks to a command.
 
         Raises as WorkerGroup.call_all, and RanksDisagree, which ends the workers.
@@ -87,10 +88,13 @@ class Ranks:
         return self.group.pids
 
 
-def merged(results: Sequence[Result], plan: LoadPlan) -> Result:
+def merged(results: Sequence[T], plan: LoadPlan) -> T:
     """Return one result for the ranks' results, which are in rank order. Raises RanksDisagree."""
     merge = _MERGES.get(type(results[0]))
-    return results[0] if merge is None or len(results) == 1 else merge(results, plan)
+    if merge is None or len(results) == 1:
+        return results[0]
+    result: T = merge(results, plan)
+    return result
 
 
 def same(what: str, values: Sequence[T]) -> T:
@@ -168,23 +172,26 @@ def _sum_of(groups: Sequence[Any], sums: Sequence[str]) -> Any:
 
 
 def _opened(results: Sequence[Any], plan: LoadPlan) -> Result:
-    first: Opened = results[0]
-    same("the content of the weights", [rank.content_hash for rank in results])
-    return structs.replace(
-        first,
-        effective=together([rank.effective for rank in results], plan),
-        load_s=max(rank.load_s for rank in results),
-        vocab_size=same("the size of the vocabulary", [rank.vocab_size for rank in results]),
-        device_facts=first.device_facts | {"ranks": len(results)},
-        memory=total([rank.memory for rank in results]),
+    ranks: list[ModelFacts] = [opened.facts for opened in results]
+    same("the content of the weights", [facts.content_hash for facts in ranks])
+    facts = structs.replace(
+        ranks[0],
+        effective=together([facts.effective for facts in ranks], plan),
+        load_s=max(facts.load_s for facts in ranks),
+        vocab_size=same("the size of the vocabulary", [facts.vocab_size for facts in ranks]),
+        device_facts=ranks[0].device_facts | {"ranks": len(ranks)},
+        memory=total([facts.memory for facts in ranks]),
     )
+    return Opened(facts=facts)
 
 
 def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
-    return Described(
-        effective=together([rank.effective for rank in results], plan),
-        memory=total([rank.memory for rank in results]),
+    ranks: list[Description] = [described.description for described in results]
+    description = Description(
+        effective=together([rank.effective for rank in ranks], plan),
+        memory=total([rank.memory for rank in ranks]),
     )
+    return Described(description=description)
 
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
@@ -217,45 +224,46 @@ def _ran(results: Sequence[Any], plan: LoadPlan) -> Result:
 
     All ranks of a replica must have read and written the same tokens.
     """
-    firsts = _first_of_each_replica(results, plan)
-    requests = tuple(chain.from_iterable(rank.trace.requests for rank in firsts))
-    trace = structs.replace(firsts[0].trace, requests=requests, marks=_marks(results))
-    return structs.replace(
+    runs: list[TimedRun] = [ran.run for ran in results]
+    firsts = _first_of_each_replica(runs, plan)
+    requests = tuple(chain.from_iterable(run.trace.requests for run in firsts))
+    run = structs.replace(
         firsts[0],
-        trace=trace,
-        step=step_of_all([rank.step for rank in results], plan),
-        telemetry=_telemetry(results),
-        prompts_hash=_joined([rank.prompts_hash for rank in firsts]),
-        outputs_hash=_joined([rank.outputs_hash for rank in firsts]),
+        trace=structs.replace(firsts[0].trace, requests=requests, marks=_marks(runs)),
+        step=step_of_all([run.step for run in runs], plan),
+        telemetry=_telemetry(runs),
+        prompts_hash=_joined([run.prompts_hash for run in firsts]),
+        outputs_hash=_joined([run.outputs_hash for run in firsts]),
     )
+    return Ran(run=run)
 
 
-def _first_of_each_replica(results: Sequence[Ran], plan: LoadPlan) -> list[Ran]:
+def _first_of_each_replica(runs: Sequence[TimedRun], plan: LoadPlan) -> list[TimedRun]:
     ranks_of_replica = plan.ranks // plan.dp
     firsts = []
     for first in range(0, plan.ranks, ranks_of_replica):
-        replica = results[first : first + ranks_of_replica]
+        replica = runs[first : first + ranks_of_replica]
         same("the prompts' token ids", [rank.prompts_hash for rank in replica])
         same("the generated token ids", [rank.outputs_hash for rank in replica])
         firsts.append(replica[0])
     return firsts
 
 
-def _marks(results: Sequence[Ran]) -> tuple[Mark, ...]:
+def _marks(runs: Sequence[TimedRun]) -> tuple[Mark, ...]:
     """Return the marks of all ranks, each of which says its rank."""
     return tuple(
         structs.replace(mark, detail=f"rank {rank}: {mark.detail}")
-        for rank, ran in enumerate(results)
-        for mark in ran.trace.marks
+        for rank, run in enumerate(runs)
+        for mark in run.trace.marks
     )
 
 
-def _telemetry(results: Sequence[Ran]) -> dict[str, float]:
+def _telemetry(runs: Sequence[TimedRun]) -> dict[str, float]:
     """Return the gauges of all ranks; those of rank 0 keep their names."""
     return {
         f"{name}.rank{rank}" if rank else name: value
-        for rank, ran in enumerate(results)
-        for name, value in ran.telemetry.items()
+        for rank, run in enumerate(runs)
+        for name, value in run.telemetry.items()
     }
 
 
@@ -355,7 +363,7 @@ def _compared(results: Sequence[Any], _plan: LoadPlan) -> Result:
     return first
 
 
-_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Result]] = {
+_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Any]] = {
     Opened: _opened,
     Described: _described,
     Ran: _ran,

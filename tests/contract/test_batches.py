@@ -111,7 +111,7 @@ def test_a_session_runs_a_batch(batching):
     assert (padding == 0) is (batching is not None)
     assert 0 <= padding < 0.9
     assert opened.describe().effective.batching == (batching or "static")
-    assert opened.read_memory(WORK, 1).memory.kv_cache > 0
+    assert opened.read_memory(WORK, 1).kv_cache > 0
     opened.read_energy(WORK, 2, 0.0)
 
 

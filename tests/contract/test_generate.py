@@ -166,7 +166,7 @@ def test_a_session_says_what_its_last_run_used():
 
 def test_memory_of_a_run_counts_weights_and_the_cache():
     model = tiny_llama()
-    memory = TransformersModel(loaded(model)).read_memory(WORK, 0).memory
+    memory = TransformersModel(loaded(model)).read_memory(WORK, 0)
     assert memory.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, bytes
     assert memory.kv_cache == per_token * 2 * (6 + 5 - 1)

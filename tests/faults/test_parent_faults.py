@@ -20,7 +20,7 @@ import os, re, sys, threading
 from pathlib import Path
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import Open, Run
+from pytest_llmperf.wire.commands import Open, Run
 from pytest_llmperf.workloads import Decode  # noqa: E402
 
 ending, fault, folder = sys.argv[1:]

@@ -26,7 +26,8 @@ from pytest_llmperf.errors import (
     WorkerHung,
 )
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import Close, Closed, Describe, Open, Opened, Ran
+from pytest_llmperf.wire.commands import Close, Describe, Open
+from pytest_llmperf.wire.results import Closed, Opened, Ran
 from pytest_llmperf.workers import exchange
 from pytest_llmperf.workers import group as workers_group
 
@@ -43,7 +44,7 @@ def test_a_worker_opens_runs_and_closes_by_itself(start, run):
         assert isinstance(opened(group, "ttft=50ms"), Opened)
         ran = group.call(run, deadline_s=DEADLINE_S)
         assert isinstance(ran, Ran)
-        assert len(ran.trace.requests[0].events) == 3
+        assert len(ran.run.trace.requests[0].events) == 3
         assert group.close() is True
         assert not group.alive
         with pytest.raises(WorkerError, match="have ended"):

@@ -8,7 +8,7 @@ from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import RunServing
+from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workloads import Serve
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +28,7 @@ def plan(model: str, device: str = "cuda", **options) -> LoadPlan:
 
 def loaded(channel, work: Serve, repetition: int = 0):
     """The quantities of one run of a load; the client was not its limit."""
-    served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300)
+    served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300).run
     assert client_mark(served.trace, 0.0) is None
     return reduce_serving(
         [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop

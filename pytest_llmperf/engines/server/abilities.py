@@ -16,7 +16,11 @@ def _refusing(preset: Preset) -> Callable[[LoadPlan], str | None]:
 
 def _abilities(preset: Preset) -> Capabilities:
     return Capabilities(
-        plan_fields=preset.plan_fields, refuses=_refusing(preset), logits=False, serves=True
+        plan_fields=preset.plan_fields,
+        refuses=_refusing(preset),
+        logits=False,
+        serves=True,
+        has_address=True,
     )
 
 

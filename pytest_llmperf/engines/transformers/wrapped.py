@@ -38,7 +38,7 @@ class WrappedEngine:
 
 
 class WrappedModel(TransformersModel):
-    """See engines.base.Session.
+    """See `engines.base.LoadedModel`.
 
     `close` restores the model's training flags and generation config, and frees nothing.
     """

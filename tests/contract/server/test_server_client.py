@@ -113,7 +113,7 @@ def test_a_client_that_is_slowed_until_it_is_the_limit_is_marked(start):
         time.sleep(0.03)
         return parse_openai(data)
 
-    session._protocol = replace(session._protocol, parse=slow)
+    session._requests.protocol = replace(session._requests.protocol, parse=slow)
     served = session.serve(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=3), 0)
     mark = client_mark(
         ServingTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0

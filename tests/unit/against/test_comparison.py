@@ -24,7 +24,8 @@ from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.settings.settings import read
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import BlockMeasured, MeasureBlock, Reached
+from pytest_llmperf.wire.commands import MeasureBlock
+from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workers import this_host
 from pytest_llmperf.workers.pool import Pool

@@ -34,7 +34,7 @@ from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import UsageError, WorkerDied
 from pytest_llmperf.settings import cluster_address, settings
 from pytest_llmperf.strategies import parse
-from pytest_llmperf.wire.messages import EnergyRead
+from pytest_llmperf.wire.results import EnergyRead
 
 MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
 

@@ -15,6 +15,7 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.errors import MemoryNotReturned
+from pytest_llmperf.wire.results import Opened
 from pytest_llmperf.workers import memory_check
 from pytest_llmperf.workers.memory_check import (
     OwnProcess,
@@ -122,7 +123,7 @@ class Leaky:
         self._process = process
 
     def call(self, *_, **__):
-        return None
+        return Opened(facts=None)
 
     def close(self) -> None:
         self._process.kill()
@@ -135,7 +136,6 @@ def test_a_pool_says_which_model_left_memory_and_goes_on(worker, monkeypatch):
     plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), strategy="bf16")
     host = ThisHost(Gpus("all", wait_s=1), wait_s=1, log_dir=Path())
     pool = Pool(lambda _: None, place=host, host=host, timeout_s=1, progress=lambda *_: None)
-    monkeypatch.setattr("pytest_llmperf.workers.pool.Opened", type(None))
     pool.adopt(plan, Leaky(worker))
     with pytest.raises(
         MemoryNotReturned,
