@@ -180,9 +180,9 @@ def test_what_was_done_is_recorded():
         0.01,
     )
     assert method["seconds"] > 0
-    other = load(plan_for("sparsegpt:0.5", seed=1)).pruned.now().method
+    other = load(plan_for("sparsegpt:0.5", seed=1)).pruned.report().method
     assert other["calibration_hash"] != method["calibration_hash"]
-    assert load(plan_for("magnitude:0.5")).pruned.now().method["calibration"] == "none"
+    assert load(plan_for("magnitude:0.5")).pruned.report().method["calibration"] == "none"
 
 
 def test_a_report_says_that_zeros_buy_nothing():
@@ -239,7 +239,7 @@ def test_a_layer_that_was_replaced_keeps_its_first_count():
         block.mlp.down_proj = torch.nn.Identity()
     assert loaded.pruned.layers["model.layers.0.mlp.down_proj"]() is None
     require_in_effect(
-        structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.now()),
+        structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.report()),
         promises[2:],
         "loaded",
     )

@@ -37,7 +37,7 @@ from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
-from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
 from pytest_llmperf.engines.transformers.parallel.group import leave, own_rows
 from pytest_llmperf.engines.transformers.positions import counted_positions
@@ -70,7 +70,7 @@ class TransformersModel:
     Which decode loop runs follows from the plan: a static cache with compile gets its own.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: ModelOnDevice) -> None:
         require_left_padding_side(loaded)
         if loaded.device.type == "cuda":
             # Events and streams made without a device are this one's.

@@ -22,7 +22,7 @@ from pytest_llmperf.strategies.pruned import Pruning
 
 _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 _ROUNDING = 0.004
-"""What rounding channels to a multiple of a matmul's tile may change in the share of weights that goes."""
+"""How much rounding channels to a matmul's tile may change the share of weights that goes."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Cut:
 
 
 def remove_structures(
-    model: Any, blocks: list[Block], asked: Pruning, calibrated: Calibration
+    model: Any, blocks: list[Block], pruning: Pruning, text: Calibration
 ) -> dict[str, str | int | float]:
-    """Remove the share that is asked for, block by block. Returns what is recorded of it.
+    """Remove the share that `pruning` says, block by block. Returns what is recorded of it.
 
     Raises LoadError for a family that is not known, and for a share that would leave no head or
     channel.
@@ -44,59 +44,83 @@ def remove_structures(
     family, config = family_of(model), model.config
     attention, channels = family.attention(config), family.channels(config)
     _require_plain(blocks, (attention, channels))
-    cut = plan_cut(blocks[0], attention, channels, asked)
+    cut = plan_cut(blocks[0], attention, channels, pruning)
     sizes = family.sizes(config, cut.units, cut.channels)
-    before = {"heads_before": config.num_attention_heads, "channels_before": channels.units}
-    inputs = BlockInputs(model, blocks, calibrated.rows)
+    heads_before = config.num_attention_heads
+    inputs = BlockInputs(model, blocks, text.rows)
     for index, block in enumerate(blocks):
-        consumers = {
-            kind.consumer: submodule(block, kind.consumer) for kind in (attention, channels)
-        }
-        with watched(consumers, SquaredNorm) as seen:
-            inputs.run(index, block)
-        for kind, keep in ((attention, cut.units), (channels, cut.channels)):
-            norms = finite(seen[kind.consumer].value, f"{block.name}.{kind.consumer}", asked).sqrt()
-            keep_units(
-                block, kind, most_important(kind, submodule(block, kind.consumer), norms, keep)
-            )
+        norms = _input_norms(inputs, index, block, (attention, channels), pruning)
+        _cut_units(block, attention, norms[attention.consumer], cut.units)
+        _cut_units(block, channels, norms[channels.consumer], cut.channels)
         family.resize_block(block, sizes)
         inputs.advance(index, block)
     family.resize_model(model, sizes)
-    after = {"heads": sizes.heads, "kv_heads": sizes.kv_heads, "channels": sizes.channels}
     return {
         "score": "sum of |weight| x input L2 norm over outgoing weights",
         "compared_in": "block",
-        **before,
-        **after,
+        "heads_before": heads_before,
+        "channels_before": channels.units,
+        "heads": sizes.heads,
+        "kv_heads": sizes.kv_heads,
+        "channels": sizes.channels,
     }
 
 
-def plan_cut(block: Block, attention: Coupled, channels: Coupled, asked: Pruning) -> Cut:
-    """Whole attention units up to the share, and MLP channels for the rest of it, so that the block loses `sparsity`.
+def _input_norms(
+    inputs: BlockInputs, index: int, block: Block, kinds: tuple[Coupled, ...], pruning: Pruning
+) -> dict[str, Tensor]:
+    """Return the L2 norms of what enters the consumers of a block, by the consumers' names."""
+    consumers = {kind.consumer: submodule(block, kind.consumer) for kind in kinds}
+    with watched(consumers, SquaredNorm) as statistics:
+        inputs.run(index, block)
+    return {
+        name: finite(statistic.value, f"{block.name}.{name}", pruning).sqrt()
+        for name, statistic in statistics.items()
+    }
 
-    Channels that stay are rounded to a multiple of up to 64, as far as the share allows it: odd widths are slow to multiply.
+
+def _cut_units(block: Block, kind: Coupled, norms: Tensor, keep: int) -> None:
+    consumer = submodule(block, kind.consumer)
+    keep_units(block, kind, most_important(kind, consumer, norms, keep))
+
+
+def plan_cut(block: Block, attention: Coupled, channels: Coupled, pruning: Pruning) -> Cut:
+    """Choose whole attention units up to the share, and MLP channels for the rest of it.
+
+    The block then loses `sparsity`. Channels that stay are rounded to a multiple of up to 64, as
+    far as the share allows it: odd widths are slow to multiply. Raises LoadError for a share that
+    would leave no unit or channel.
     """
     total = sum(_weights(layer) for layer in block.linears.values())
-    per_unit, per_channel = (_weights_of_unit(block, kind) for kind in (attention, channels))
-    units_gone = int(asked.sparsity * attention.units)
-    rest = (asked.sparsity * total - units_gone * per_unit) / per_channel
-    width = next(w for w in _WIDTHS if w == 1 or w / 2 * per_channel <= _ROUNDING * total)
-    stay = round((channels.units - rest) / width) * width
-    if stay < 1 or attention.units - units_gone < 1:
+    removed_units = int(pruning.sparsity * attention.units)
+    removed_weights = removed_units * _weights_of_unit(block, attention)
+    per_channel = _weights_of_unit(block, channels)
+    removed_channels = (pruning.sparsity * total - removed_weights) / per_channel
+    kept_channels = _rounded(channels.units - removed_channels, per_channel, total)
+    kept_units = attention.units - removed_units
+    if kept_channels < 1 or kept_units < 1:
         raise LoadError(
-            f"pruning {asked}: block {block.name} has {attention.units} attention units and {channels.units} MLP channels, and "
-            f"{asked.sparsity:.0%} of its weights cannot go without the last of either. Ask for less.",
+            f"pruning {pruning}: block {block.name} has {attention.units} attention units and "
+            f"{channels.units} MLP channels, and {pruning.sparsity:.0%} of its weights cannot go "
+            "without the last of either. Ask for less.",
         )
-    return Cut(attention.units - units_gone, min(stay, channels.units))
+    return Cut(kept_units, min(kept_channels, channels.units))
+
+
+def _rounded(channels: float, per_channel: int, total: int) -> int:
+    """Round to the widest multiple that changes at most _ROUNDING of a block's `total` weights."""
+    allowed = _ROUNDING * total
+    width = next(w for w in _WIDTHS if w == 1 or w / 2 * per_channel <= allowed)
+    return round(channels / width) * width
 
 
 def most_important(kind: Coupled, consumer: nn.Module, norms: Tensor, keep: int) -> Tensor:
-    """The `keep` units of the highest score, in their order: [keep] indices.
+    """Return the `keep` units of the highest score, in their order: [keep] indices.
 
     `norms` are of the consumer's inputs.
     """
-    # nn.Module's attributes.
-    scores = consumer.weight.data.float().abs().sum(0) * norms  # type: ignore[operator]
+    weight: Any = consumer.weight
+    scores: Tensor = weight.data.float().abs().sum(0) * norms
     by_unit = scores[kind.columns.to(scores.device)].sum(1)
     return by_unit.topk(keep).indices.sort().values.to("cpu")
 
@@ -108,8 +132,8 @@ def keep_units(block: Block, kind: Coupled, units: Tensor) -> None:
     """
     for name, rows in kind.rows.items():
         layer = submodule(block, name)
-        # A plain number.
-        stay = torch.ones(int(layer.out_features), dtype=torch.bool)  # type: ignore[arg-type]
+        outputs: Any = layer.out_features
+        stay = torch.ones(int(outputs), dtype=torch.bool)
         stay[rows.flatten()] = False
         stay[rows[units].flatten()] = True
         _select(layer, 0, stay.nonzero().flatten())
@@ -117,22 +141,22 @@ def keep_units(block: Block, kind: Coupled, units: Tensor) -> None:
 
 
 def _select(layer: Any, dim: int, index: Tensor) -> None:
-    """Keep these rows (0) or columns (1) of a linear layer, and what of its bias goes with rows."""
+    """Keep these rows (0) or columns (1) of a linear layer, and of its bias the entries of rows."""
     index = index.to(layer.weight.device)
-    layer.weight = nn.Parameter(
-        layer.weight.data.index_select(dim, index).contiguous(), requires_grad=False
-    )
+    weight = layer.weight.data.index_select(dim, index).contiguous()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     if dim == 0 and layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.data.index_select(0, index), requires_grad=False)
     layer.out_features, layer.in_features = layer.weight.shape
 
 
 def _weights_of_unit(block: Block, kind: Coupled) -> int:
-    producers = sum(
-        index.shape[1] * matrix(submodule(block, name)).shape[1]
-        for name, index in kind.rows.items()
-    )
-    return producers + kind.columns.shape[1] * matrix(submodule(block, kind.consumer)).shape[0]
+    """Return the weights that one unit has in all matrices of a block."""
+    consumer = matrix(submodule(block, kind.consumer))
+    weights = kind.columns.shape[1] * consumer.shape[0]
+    for name, rows in kind.rows.items():
+        weights += rows.shape[1] * matrix(submodule(block, name)).shape[1]
+    return weights
 
 
 def _weights(layer: Any) -> int:
@@ -145,5 +169,6 @@ def _require_plain(blocks: list[Block], kinds: tuple[Coupled, ...]) -> None:
         packed = [name for name in sorted(names) if not plain(submodule(block, name))]
         if packed:
             raise LoadError(
-                f"pruning structured: {block.name}.{packed[0]} holds no plain matrix. Prune before quantizing."
+                f"pruning structured: {block.name}.{packed[0]} holds no plain matrix. "
+                "Prune before quantizing."
             )
