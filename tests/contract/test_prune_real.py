@@ -1,4 +1,7 @@
-"""Pruning of the real model, calibrated on text: in effect, and Wanda's and SparseGPT's advantage over magnitude is there."""
+"""Pruning of the real model, calibrated on text.
+
+It is in effect, and Wanda and SparseGPT have their advantage over magnitude.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from pytest_llmperf.engines.transformers.load import load
 pytestmark = pytest.mark.real_model
 
 TEXT = (
-    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his daughter counted the boats that "
-    "had come back from the sea. When the sun rose over the hills, the market opened, and people came to buy bread, fish and "
-    "vegetables. In the afternoon the wind grew stronger, and the boats were tied to the pier with heavy ropes."
+    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his "
+    "daughter counted the boats that had come back from the sea. When the sun rose over the hills, "
+    "the market opened, and people came to buy bread, fish and vegetables. In the afternoon the "
+    "wind grew stronger, and the boats were tied to the pier with heavy ropes."
 )
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it"

@@ -1,4 +1,7 @@
-"""Tiny models with weights large enough that greedy text varies, and loops without compilation, for the tests here."""
+"""Tiny models with weights large enough that greedy text varies, and loops without compilation.
+
+The tests of this folder share them.
+"""
 
 from __future__ import annotations
 
