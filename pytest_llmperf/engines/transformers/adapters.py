@@ -101,13 +101,12 @@ class Adapters:
         if self.peft is None:
             return []
         active = self.in_force()
-        names = [name for name in self.names if (name in active) == in_force]
-        return [
-            tensor
-            for name in names
-            for layer in _layers(self.model, name)
-            for tensor in _adapter_tensors(layer, name)
-        ]
+        tensors: list[Tensor] = []
+        for name in self.names:
+            if (name in active) == in_force:
+                for layer in _layers(self.model, name):
+                    tensors += _adapter_tensors(layer, name)
+        return tensors
 
     @contextmanager
     def rows(self, names: Sequence[str], batch: int) -> Iterator[None]:
@@ -117,8 +116,7 @@ class Adapters:
         called so.
         """
         assert self.peft is not None  # noqa: S101 - `use` refused it
-        peft_names = [PEFT_BASE if name == BASE else name for name in names]
-        row_names = [peft_names[i % len(names)] for i in range(batch)]
+        row_names = _row_names(names, batch)
         calls: set[tuple[str, ...]] = set()
         # PeftModel.generate does this around the model's own; other decode loops and plain forwards
         # need it as well.
@@ -147,6 +145,12 @@ class Adapters:
                 f"adapter {self.names[0]!r} is merged into the weights and cannot be switched. "
                 "Leave out ':merged'."
             )
+
+
+def _row_names(names: Sequence[str], batch: int) -> list[str]:
+    """Return peft's name for each row of a batch, going around the end of `names`."""
+    peft_names = [PEFT_BASE if name == BASE else name for name in names]
+    return [peft_names[i % len(names)] for i in range(batch)]
 
 
 def with_adapters(model: Any, plan: LoadPlan) -> Adapters:
@@ -215,13 +219,17 @@ def _merge(layer: Any, name: str) -> bool:
     layer.merge(safe_merge=True, adapter_names=[name])
     after = layer.get_base_layer().weight.data
     # DoRA and its kind change the weights by more than a product.
-    is_plain_lora = name not in layer.lora_variant
-    if is_plain_lora and not _is_sum(after, before.float(), delta.float()):
+    if name not in layer.lora_variant:
+        _require_sum(name, after, before.float(), delta.float())
+    return not torch.equal(before, after) or not bool(delta.any())
+
+
+def _require_sum(name: str, weight: Tensor, base: Tensor, delta: Tensor) -> None:
+    if not _is_sum(weight, base, delta):
         raise NotInEffect(
             f"adapter {name!r}: merging changed a layer's weights by something else than "
             "its product B·A."
         )
-    return not torch.equal(before, after) or not bool(delta.any())
 
 
 def _is_sum(weight: Tensor, base: Tensor, delta: Tensor) -> bool:
@@ -237,7 +245,7 @@ def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> Adapt
     layers = _layers(model, file.name)
     return AdapterGroup(
         name=file.name,
-        rank=max((int(layer.r[file.name]) for layer in layers), default=0),
+        rank=_largest_rank(layers, file.name),
         layers=len(layers),
         elements=sum(tensor.numel() for tensor in state.values()),
         tensors=len(state.keys() | file.shapes.keys()),
@@ -245,6 +253,10 @@ def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> Adapt
         content_hash=file.content_hash,
         active=_active(model, file.name) == file.name,
     )
+
+
+def _largest_rank(layers: list[Any], name: str) -> int:
+    return max((int(layer.r[name]) for layer in layers), default=0)
 
 
 def _adapter_state(peft: PeftModel, name: str) -> dict[str, Tensor]:
@@ -284,13 +296,16 @@ def _layers(model: nn.Module, name: str) -> list[Any]:
 def _adapter_tensors(layer: Any, name: str) -> list[Tensor]:
     """Return the tensors of one adapter in a layer: parameters of modules, or parameters alone."""
     tensors: list[Tensor] = []
-    for attribute in layer.adapter_layer_names:
-        by_adapter = getattr(layer, attribute)
-        if name not in by_adapter:
-            continue
-        matrices = by_adapter[name]
-        tensors += matrices.parameters() if isinstance(matrices, nn.Module) else [matrices]
+    for by_adapter in _adapter_dicts(layer):
+        if name in by_adapter:
+            matrices = by_adapter[name]
+            tensors += matrices.parameters() if isinstance(matrices, nn.Module) else [matrices]
     return tensors
+
+
+def _adapter_dicts(layer: Any) -> list[Any]:
+    """Return peft's dictionaries of a layer: the matrices of each adapter, by its name."""
+    return [getattr(layer, attribute) for attribute in layer.adapter_layer_names]
 
 
 def _active(model: nn.Module, name: str) -> str:
@@ -299,10 +314,14 @@ def _active(model: nn.Module, name: str) -> str:
     The text is empty where no layer does.
     """
     layers = _layers(model, name)
-    active = sum(name in layer.active_adapters and not layer.disable_adapters for layer in layers)
+    active = sum(_is_active(layer, name) for layer in layers)
     if active == 0:
         return ""
     return name if active == len(layers) else f"{name} in {active} of {len(layers)} layers"
+
+
+def _is_active(layer: Any, name: str) -> bool:
+    return name in layer.active_adapters and not layer.disable_adapters
 
 
 def _prepare(model: Any) -> None:
@@ -313,7 +332,7 @@ def _prepare(model: Any) -> None:
     dtype = model.get_input_embeddings().weight.dtype
     for layer in _lora_layers(model):
         layer.belongs_to_adapter = True
-        for matrices in (getattr(layer, name) for name in layer.adapter_layer_names):
+        for matrices in _adapter_dicts(layer):
             matrices.to(dtype)
             for module in matrices.modules():
                 module.belongs_to_adapter = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.core.quantization import Packed, scheme_of
 from pytest_llmperf.engines.loading.builtin import converted_folder, forget_gguf
 from pytest_llmperf.engines.loading.checkpoint import (
     _snapshot,
@@ -59,16 +60,21 @@ def from_quantized(plan: LoadPlan, device: torch.device) -> SourceModel:
     Its layers stay as they are stored. Raises LoadError for a checkpoint that cannot be read so.
     """
     folder = Path(scheme_of(plan.quantization or "").path)
-    packed = stored_as(folder)
-    if isinstance(packed, str):
-        raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
-    require_agreement(folder, packed)
+    packed = _packed_as(plan, folder)
     # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects
     # the packed ones.
     size_options = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
     source = _read_folder(plan, device, folder, **size_options)
     with load_errors(plan, str(folder)):
         return replace(source, conversion=checkpoint_conversion(plan, source.model, packed, folder))
+
+
+def _packed_as(plan: LoadPlan, folder: Path) -> Packed:
+    packed = stored_as(folder)
+    if isinstance(packed, str):
+        raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
+    require_agreement(folder, packed)
+    return packed
 
 
 def from_hub(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -82,7 +88,7 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> SourceModel:
     Its weights count as float32, because that is what dequantizing them gives.
     """
     file = Path(plan.model.location)
-    dtype = "float32" if plan.weights_dtype == "auto" else plan.weights_dtype
+    dtype = weights_dtype(plan, "float32")
     with load_errors(plan, str(file)):
         model = forget_gguf(_from_pretrained(plan, device, file.parent, dtype, gguf_file=file.name))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -98,7 +104,7 @@ def _read_folder(
     plan: LoadPlan, device: torch.device, folder: Path, **options: bool
 ) -> SourceModel:
     checkpoint_dtype = stored_dtype(folder, read_json(folder / "config.json"))
-    dtype = checkpoint_dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+    dtype = weights_dtype(plan, checkpoint_dtype)
     with load_errors(plan, str(folder)):
         model = _from_pretrained(plan, device, folder, dtype, **options)
         tokenizer = tokenizer_of(plan, folder)
@@ -111,8 +117,15 @@ def _read_folder(
     )
 
 
+def weights_dtype(plan: LoadPlan, checkpoint_dtype: str) -> torch.dtype:
+    """Return the dtype that the plan loads weights in; for "auto" that of the checkpoint."""
+    name = checkpoint_dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def _from_pretrained(
-    plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **options: str | bool
+    plan: LoadPlan, device: torch.device, folder: Path, dtype: torch.dtype, **options: str | bool
 ) -> Any:
     """Return the model on its device in `dtype`.
 
@@ -123,7 +136,7 @@ def _from_pretrained(
     auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
     model, loading_info = auto.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         trust_remote_code=plan.model.trust_remote_code,
         output_loading_info=True,
         **attention,
@@ -137,15 +150,20 @@ def _from_pretrained(
 def _require_all_tensors(folder: Path, model: Any, loading_info: Any) -> None:
     """Raise LoadError unless the checkpoint had each tensor of `model`, in its shape."""
     mismatched_keys = [key for key, *_ in loading_info["mismatched_keys"]]
-    mismatched = sorted(key for key in mismatched_keys if not key.endswith(PACKED_ZERO_POINTS))
+    mismatched = [key for key in mismatched_keys if not key.endswith(PACKED_ZERO_POINTS)]
     if mismatched:
         raise LoadError(
             f"{folder}: {len(mismatched)} tensors have other shapes than the config says: "
-            f"{', '.join(mismatched[:3])}, …"
+            f"{first_names(mismatched)}"
         )
-    missing = sorted(loading_info["missing_keys"])
+    missing = loading_info["missing_keys"]
     if missing:
         raise LoadError(
             f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: "
-            f"{', '.join(missing[:3])}, …"
+            f"{first_names(missing)}"
         )
+
+
+def first_names(names: Iterable[str]) -> str:
+    """Return the first three names, in their order by letters, for a message."""
+    return f"{', '.join(sorted(names)[:3])}, …"

@@ -59,9 +59,7 @@ class CompileOptions:
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
         replay = _marking_steps(compiled) if self.cudagraphs == "trees" else compiled
-        for _ in range(WARM_UPS):
-            rewind()
-            replay()
+        _warm_up(replay, rewind)
         return replay
 
     def compile_prefill(
@@ -87,18 +85,22 @@ class CompileOptions:
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:
     """Return the options of `plan`. Raises UsageError for a knob or choice that does not exist."""
-    on_cuda = device.type == "cuda"
     mode = plan.compile or "default"
-    if static and mode == "default" and on_cuda:
+    if static and mode == "default" and device.type == "cuda":
         mode = "max-autotune"
     cudagraphs = _cudagraphs(plan, mode, device)
     options: dict[str, object] = dict(list_mode_options(mode))
-    if static and on_cuda and mode == "max-autotune":
-        options |= SMALL_BATCH_OPTIONS
-    if on_cuda:
-        options["triton.cudagraphs"] = cudagraphs == "trees"
+    if device.type == "cuda":
+        options |= _cuda_options(mode, cudagraphs, static=static)
     options |= parse_knobs(str(plan.option("compile_knobs", "")))
     return CompileOptions(mode, cudagraphs, options, device)
+
+
+def _cuda_options(mode: str, cudagraphs: str, *, static: bool) -> dict[str, object]:
+    options: dict[str, object] = {"triton.cudagraphs": cudagraphs == "trees"}
+    if static and mode == "max-autotune":
+        options |= SMALL_BATCH_OPTIONS
+    return options
 
 
 def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
@@ -109,16 +111,17 @@ def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
             "token: each length would be recorded anew. Use 'static-cache+compile', or plain "
             "'compile' with the dynamic cache.",
         )
-    option = plan.option("cudagraphs")
-    if option is not None and option not in CUDAGRAPHS:
-        raise UsageError(
-            f"option cudagraphs={option!r} is not known. Choices: {', '.join(CUDAGRAPHS)}."
-        )
-    if device.type != "cuda":
-        return "off"
-    if option is not None:
-        return str(option)
-    return "off" if mode == "default" or plan.cache != "static" else "trees"
+    fitting = "off" if mode == "default" or plan.cache != "static" else "trees"
+    cudagraphs = option_choice(plan, "cudagraphs", CUDAGRAPHS, fitting)
+    return cudagraphs if device.type == "cuda" else "off"
+
+
+def option_choice(plan: LoadPlan, option: str, choices: tuple[str, ...], default: str) -> str:
+    """Return the value of a plan's option. Raises UsageError for one that is not in `choices`."""
+    value = plan.option(option, default)
+    if value not in choices:
+        raise UsageError(f"option {option}={value!r} is not known. Choices: {', '.join(choices)}.")
+    return str(value)
 
 
 def parse_knobs(text: str) -> dict[str, object]:
@@ -127,17 +130,19 @@ def parse_knobs(text: str) -> dict[str, object]:
     Raises UsageError for unknown names.
     """
     known = torch._inductor.config.get_config_copy()  # noqa: SLF001  # the only list of them
-    knobs: dict[str, object] = {}
-    for assignment in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = assignment.partition("=")
-        if not equals or name not in known:
-            raise UsageError(
-                f"compile_knobs: {assignment!r} is not a setting of torch._inductor.config in "
-                f"torch {torch.__version__}.{did_you_mean(name, known)} "
-                "Expected name=value, comma-separated.",
-            )
-        knobs[name] = _typed(value, known[name])
-    return knobs
+    assignments = filter(None, map(str.strip, text.split(",")))
+    return dict(_parse_knob(assignment, known) for assignment in assignments)
+
+
+def _parse_knob(assignment: str, known: dict[str, Any]) -> tuple[str, object]:
+    name, equals, value = assignment.partition("=")
+    if not equals or name not in known:
+        raise UsageError(
+            f"compile_knobs: {assignment!r} is not a setting of torch._inductor.config in "
+            f"torch {torch.__version__}.{did_you_mean(name, known)} "
+            "Expected name=value, comma-separated.",
+        )
+    return name, _typed(value, known[name])
 
 
 def _typed(value: str, default: object) -> object:
@@ -167,15 +172,19 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            rewind()
-            work()
+        _warm_up(work, rewind)
     torch.cuda.current_stream().wait_stream(side)
     rewind()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+def _warm_up(work: Callable[[], None], rewind: Callable[[], None]) -> None:
+    for _ in range(WARM_UPS):
+        rewind()
+        work()
 
 
 def cudagraph_skips() -> int:

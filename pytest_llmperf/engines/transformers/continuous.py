@@ -74,9 +74,7 @@ class ContinuousLoop:
 
         Times are those of the first request's tokens.
         """
-        rows = [
-            row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)
-        ]
+        rows = _without_padding(batch)
         answered = self.answer(Asked(rows, (new_tokens,) * len(rows)))
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
@@ -126,13 +124,24 @@ class ContinuousLoop:
 
 def cache_seen(cache: Any) -> CacheSeen:
     """Describe the paged cache by its own tensor."""
+    return CacheSeen(
+        kind=type(cache).__name__,
+        bytes=int(cache.cache_tensor.nbytes),
+        bytes_per_position=_bytes_per_position(cache),
+        layers=len(cache.layer_to_allocator),
+    )
+
+
+def _bytes_per_position(cache: Any) -> int:
     if len(cache.cache_allocators) > 1:
-        per_position = cache.bytes_per_sector // cache.tokens_per_sector
-    else:
-        positions = cache.num_blocks * PAGE_TOKENS
-        per_position = cache.num_sectors * cache.bytes_per_sector // positions
-    size = int(cache.cache_tensor.nbytes)
-    return CacheSeen(type(cache).__name__, size, int(per_position), len(cache.layer_to_allocator))
+        return int(cache.bytes_per_sector // cache.tokens_per_sector)
+    positions = cache.num_blocks * PAGE_TOKENS
+    return int(cache.num_sectors * cache.bytes_per_sector // positions)
+
+
+def _without_padding(batch: TokenBatch) -> list[list[int]]:
+    rows = batch.ids.tolist()
+    return [row[len(row) - n :] for row, n in zip(rows, batch.lengths, strict=True)]
 
 
 def _events(output: Any) -> tuple[TokenEvent, ...]:

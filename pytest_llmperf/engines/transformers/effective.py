@@ -130,7 +130,7 @@ class _TensorKind(NamedTuple):
     kind: str
     dtype: str
     device: str
-    kept: bool
+    declared_float32: bool
     quantized: bool
 
 
@@ -142,14 +142,10 @@ def tensor_groups(model: nn.Module) -> tuple[TensorGroup, ...]:
     quantized = _quantized_identities(model)
     groups: dict[_TensorKind, list[torch.Tensor]] = defaultdict(list)
     for kind, name, tensor in _distinct_tensors(model):
-        group_kind = _TensorKind(
-            kind=kind,
-            dtype=dtype_name(tensor),
-            device=str(tensor.device),
-            kept=tensor.dtype == torch.float32 and _declared_float32(model, name),
-            quantized=identity(tensor) in quantized,
-        )
-        groups[group_kind].append(tensor)
+        is_declared = tensor.dtype == torch.float32 and _declared_float32(model, name)
+        is_quantized = identity(tensor) in quantized
+        group = kind, dtype_name(tensor), str(tensor.device), is_declared, is_quantized
+        groups[_TensorKind(*group)].append(tensor)
     return tuple(_tensor_group(kind, groups[kind]) for kind in sorted(groups))
 
 
@@ -159,16 +155,16 @@ def _quantized_identities(model: nn.Module) -> set[tuple[object, ...]]:
 
 
 def _tensor_group(kind: _TensorKind, tensors: list[torch.Tensor]) -> TensorGroup:
-    # Tensors that are offloaded lie on the meta device here and take no room.
-    here = [tensor for tensor in tensors if not tensor.is_meta]
+    # Tensors that are offloaded lie on the meta device and take no room.
+    on_device = [tensor for tensor in tensors if not tensor.is_meta]
     return TensorGroup(
         kind=kind.kind,
         dtype=kind.dtype,
         device=kind.device,
         tensors=len(tensors),
         elements=sum(tensor.numel() for tensor in tensors),
-        bytes=sum(map(_bytes, here)),
-        kept=kind.kept,
+        bytes=sum(map(_bytes, on_device)),
+        kept=kind.declared_float32,
         quantized=kind.quantized,
     )
 
@@ -224,12 +220,16 @@ def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
     groups: dict[_LinearKind, list[_LinearSize]] = defaultdict(list)
     for layer in filter(is_linear, model.modules()):
         tensors = stored_tensors(layer)
-        largest = max(tensors, key=_bytes, default=None)
-        dtype = dtype_name(largest) if largest is not None else "unknown"
-        kind = _LinearKind(type(layer).__name__, dtype, is_quantized(layer))
+        kind = _LinearKind(type(layer).__name__, _largest_dtype(tensors), is_quantized(layer))
         size = _LinearSize(logical_weights(layer), sum(map(_bytes, tensors)))
         groups[kind].append(size)
     return tuple(_linear_group(kind, groups[kind]) for kind in sorted(groups))
+
+
+def _largest_dtype(tensors: list[torch.Tensor]) -> str:
+    """Return the dtype of the tensor with most bytes."""
+    largest = max(tensors, key=_bytes, default=None)
+    return dtype_name(largest) if largest is not None else "unknown"
 
 
 def _linear_group(kind: _LinearKind, sizes: list[_LinearSize]) -> LinearGroup:
@@ -253,12 +253,16 @@ def attention_in_use(model: nn.Module, *, called_sdpa: bool) -> str:
 
     That is "eager" where they say sdpa and the probe called no such function.
     """
-    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
-    declared = {name for name in map(_attention_of, modules) if name}
-    if not declared:
-        declared = {_attention_of(model) or "unknown"}
+    declared = _declared_attention(model)
     in_use = ["eager" if name == "sdpa" and not called_sdpa else name for name in declared]
     return ", ".join(sorted(in_use))
+
+
+def _declared_attention(model: nn.Module) -> set[str]:
+    """Return the implementations that the attention modules' configs name, or the model's."""
+    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
+    names = {name for name in map(_attention_of, modules) if name}
+    return names or {_attention_of(model) or "unknown"}
 
 
 def probe_forward(loaded: ModelOnDevice) -> Probe:
@@ -352,9 +356,15 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
         yield "parameter", name, parameter
     for name, buffer in model.named_buffers():
         yield "buffer", name, buffer
+    for name, tensor in _named_side_tensors(model):
+        yield "parameter", name, tensor
+
+
+def _named_side_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, module in model.named_modules():
         if is_linear(module):
-            yield from (("parameter", name, tensor) for tensor in side_tensors(module))
+            for tensor in side_tensors(module):
+                yield name, tensor
 
 
 def _declared_float32(model: nn.Module, name: str) -> bool:

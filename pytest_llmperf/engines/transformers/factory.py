@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.checkpoint import SourceModel
+from pytest_llmperf.engines.transformers.checkpoint import SourceModel, weights_dtype
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.instruments.layers import dtype_name
 
@@ -33,7 +33,7 @@ def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
     checkpoint_dtype = _most_common_dtype(model)
     content_hash = _hash_parameters(model)
     if plan.weights_dtype != "auto":
-        _convert(model, getattr(torch, plan.weights_dtype))
+        _convert(model, weights_dtype(plan, checkpoint_dtype))
     return SourceModel(
         model=model.to(device),
         tokenizer=tokenizer,

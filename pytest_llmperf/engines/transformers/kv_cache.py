@@ -102,17 +102,21 @@ def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
     if plan.cache not in {"int8", "fp8"}:
         return None
     config = model.config.get_text_config(decoder=True)
-    layer_classes = {type(layer) for layer in DynamicCache(config=config).layers}
-    unusual = sorted(cls.__name__ for cls in layer_classes if cls is not DynamicLayer)
+    unusual = unusual_layers(DynamicCache(config=config), DynamicLayer)
     if unusual:
         raise UsageError(
             f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers "
-            f"{', '.join(unusual)}, and only those of full attention are quantized. "
-            "Leave the part out.",
+            f"{unusual}, and only those of full attention are quantized. Leave the part out.",
         )
     if plan.cache == "fp8":
         return lambda: cache_utils.QuantizedCache(backend="fp8", config=config)
     return lambda: Cache(layers=[Int8Layer() for _ in range(config.num_hidden_layers)])
+
+
+def unusual_layers(cache: Cache, usual: type) -> str:
+    """Return the class names of a cache's layers that are not exactly `usual`; "" for none."""
+    classes = {type(layer) for layer in cache.layers}
+    return ", ".join(sorted(cls.__name__ for cls in classes if cls is not usual))
 
 
 def cache_seen(cache: Any) -> CacheSeen:

@@ -27,6 +27,7 @@ from pytest_llmperf.engines.transformers.checkpoint import (
     from_gguf,
     from_hub,
     from_quantized,
+    weights_dtype,
 )
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
@@ -58,10 +59,10 @@ class ModelOnDevice:
     tokenizer: PreTrainedTokenizerBase | None
     plan: LoadPlan
     device: torch.device
-    load_s: float
     content_hash: str
     checkpoint_dtype: str
     versions: dict[str, str]
+    load_s: float = 0.0
     pruned: PrunedLayers | None = None
     adapters: Adapters | None = None
     assistant: ModelOnDevice | None = None
@@ -83,34 +84,40 @@ def load(plan: LoadPlan) -> ModelOnDevice:
     device = torch_device(rank_device(plan.device))
     _disable_progress_bars()
     _require_packages(plan)
+    versions = package_versions()
     grid = join(plan, device)
     start_ns = time.perf_counter_ns()
     source, cut = _read_on_rank(plan, device, grid)
+    loaded = _transformed(source, plan, device, versions)
+    assistant = _assistant(loaded)
+    offload(loaded.model, plan, device)
+    _wait_until_idle(device)
+    load_s = (time.perf_counter_ns() - start_ns) / 1e9
+    return replace(loaded, load_s=load_s, assistant=assistant, cut=cut)
+
+
+def _transformed(
+    source: SourceModel, plan: LoadPlan, device: torch.device, versions: dict[str, str]
+) -> ModelOnDevice:
+    """Prune, quantize and adapt a model that was read, as the plan says."""
     model = _for_inference(source.model)
     tokenizer = _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
     # Pruning comes first: quantized weights cannot be ranked, and merged adapters fill the zeros.
     pruned = prune(model, tokenizer, plan, device)
     adapters, conversion = _adapt_and_quantize(model, source, plan, device)
-    assistant = _assistant(plan, model, tokenizer)
-    offload(model, plan, device)
-    _wait_until_idle(device)
-    load_s = (time.perf_counter_ns() - start_ns) / 1e9
     return ModelOnDevice(
         model=model,
         tokenizer=tokenizer,
         plan=plan,
         device=device,
-        load_s=load_s,
         content_hash=_content_hash(source, adapters),
         base_hash="" if adapters is None else source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
-        versions=package_versions(),
+        versions=versions,
         conversion=conversion,
         pruned=pruned,
         adapters=adapters,
-        assistant=assistant,
-        cut=cut,
     )
 
 
@@ -153,7 +160,7 @@ def _read(plan: LoadPlan, device: torch.device) -> SourceModel:
     read = _LOADERS[_known_kind(plan)]
     if plan.quantization is not None and scheme_of(plan.quantization).path:
         return from_quantized(plan, device)
-    if plan.quantization is None or _quantized_late(plan) or plan.model.kind == "arch":
+    if plan.model.kind == "arch" or not _quantized_early(plan):
         return read(plan, device)
     quantizer = Quantizer(plan, device)
     source = read(plan, torch.device("cpu"))
@@ -163,6 +170,11 @@ def _read(plan: LoadPlan, device: torch.device) -> SourceModel:
 def _quantized_late(plan: LoadPlan) -> bool:
     """Whether weights are pruned or merged with adapters, in full precision, and then quantized."""
     return plan.pruning is not None or plan.merge_adapters
+
+
+def _quantized_early(plan: LoadPlan) -> bool:
+    """Whether weights are quantized while they are read."""
+    return plan.quantization is not None and not _quantized_late(plan)
 
 
 def _adapt_and_quantize(
@@ -192,14 +204,16 @@ def _content_hash(source: SourceModel, adapters: Adapters | None) -> str:
     return hash_value({"base": source.content_hash, "adapters": adapter_hashes})
 
 
-def _assistant(
-    plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | None
-) -> ModelOnDevice | None:
-    assistants_plan = assistant_plan(plan)
-    if assistants_plan is None:
+def _assistant(measured: ModelOnDevice) -> ModelOnDevice | None:
+    plan = assistant_plan(measured.plan)
+    if plan is None:
         return None
-    assistant = load(assistants_plan)
-    require_same_tokens(plan, (model, tokenizer), (assistant.model, assistant.tokenizer))
+    assistant = load(plan)
+    require_same_tokens(
+        measured.plan,
+        (measured.model, measured.tokenizer),
+        (assistant.model, assistant.tokenizer),
+    )
     return assistant
 
 
@@ -220,15 +234,12 @@ def _known_kind(plan: LoadPlan) -> str:
 def _from_arch(plan: LoadPlan, device: torch.device) -> SourceModel:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
-    dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
-    quantizer = None
-    if plan.quantization is not None and not _quantized_late(plan):
-        quantizer = Quantizer(plan, device)
     drawn_on, home = _drawn_on(plan, device)
+    quantizer = Quantizer(plan, device) if _quantized_early(plan) else None
     with load_errors(plan, f"architecture {name!r}"):
         model = arch.build(
             name,
-            dtype=dtype,
+            dtype=weights_dtype(plan, published),
             device=drawn_on,
             seed=plan.seed,
             attention=plan.attention,
@@ -289,16 +300,21 @@ def _neutral_generation(model: Any, tokenizer: PreTrainedTokenizerBase | None) -
     A checkpoint's own sampling defaults would change what is measured.
     """
     config = model.config.get_text_config()
-    eos = config.eos_token_id
-    first_eos = eos[0] if isinstance(eos, list) else eos
-    pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
     # transformers has no stubs for GenerationConfig.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         bos_token_id=config.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=next(token for token in (pad, first_eos, 0) if token is not None),
+        eos_token_id=config.eos_token_id,
+        pad_token_id=_pad_token_id(config, tokenizer),
     )
+
+
+def _pad_token_id(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the id that pads: the tokenizer's or the config's, else the end token's, else 0."""
+    eos = config.eos_token_id
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
+    return int(next(token for token in (pad, first_eos, 0) if token is not None))
 
 
 def _disable_progress_bars() -> None:

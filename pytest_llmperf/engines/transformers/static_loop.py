@@ -23,8 +23,8 @@ from transformers.cache_utils import StaticLayer
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
-from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.kv_cache import cache_seen
+from pytest_llmperf.engines.transformers.compiling import CompileOptions, option_choice
+from pytest_llmperf.engines.transformers.kv_cache import cache_seen, unusual_layers
 from pytest_llmperf.errors import UsageError
 
 CACHE_MULTIPLE = 16
@@ -87,12 +87,11 @@ def step_cache(model: Any, max_len: int, position: Tensor) -> StaticCache:
     """
     config = model.config.get_text_config()
     cache = StaticCache(config=config, max_cache_len=max_len)
-    layer_classes = {type(layer) for layer in cache.layers}
-    unusual = sorted(cls.__name__ for cls in layer_classes if cls is not StaticLayer)
+    unusual = unusual_layers(cache, StaticLayer)
     if unusual:
         raise UsageError(
             f"static-cache+compile: {type(model).__name__} needs cache layers "
-            f"{', '.join(unusual)}, and the compiled loop drives full attention only. "
+            f"{unusual}, and the compiled loop drives full attention only. "
             "Use 'static-cache' or 'compile' alone.",
         )
     cache.layers = [StepLayer(max_len, position) for _ in cache.layers]
@@ -210,8 +209,7 @@ class LoopState:
         self.position = zeros(1)
         self.mask = zeros(shape.batch, shape.length).fill_(1) if shape.padded else None
         self.cache = step_cache(model, shape.length, self.position)
-        can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_logits_only = {"logits_to_keep": 1} if can_skip_logits else {}
+        self._last_logits_only = _last_logits_only(model)
         self._fix_addresses()
         self.step: Callable[[], None] = self.eager_step
         self.prefill: Callable[[], None] = self.eager_prefill
@@ -280,6 +278,12 @@ class LoopState:
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
+def _last_logits_only(model: Any) -> dict[str, int]:
+    """Return the argument by which a forward pass computes the logits of the last position only."""
+    can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if can_skip_logits else {}
+
+
 class StaticLoop:
     """The decode loop of `static-cache+compile`; see DecodeLoop.
 
@@ -294,7 +298,7 @@ class StaticLoop:
         self._device = device
         self._autocast_dtype = plan.autocast_dtype
         self._options = options
-        self._prefill = _choice(plan, "prefill", PREFILL)
+        self._prefill = option_choice(plan, "prefill", PREFILL, "auto")
         self._states: dict[Shape, LoopState] = {}
         self.name = f"static-cache loop ({self._options.text})"
 
@@ -358,10 +362,3 @@ def _shape(batch: TokenBatch, new_tokens: int) -> Shape:
     rows, width = batch.ids.shape
     length = -(-(width + new_tokens) // CACHE_MULTIPLE) * CACHE_MULTIPLE
     return Shape(rows, width, length, padded=batch.mask is not None, steps=new_tokens > 1)
-
-
-def _choice(plan: LoadPlan, option: str, choices: tuple[str, ...]) -> str:
-    value = plan.option(option, choices[0])
-    if value not in choices:
-        raise UsageError(f"option {option}={value!r} is not known. Choices: {', '.join(choices)}.")
-    return str(value)

@@ -40,18 +40,21 @@ def anatomy(model: Any) -> Anatomy:
 
     Raises LoadError for a model without one list of layers as long as its config says.
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {module: path for path, module in model.named_modules()}
     layers = _layer_list(model)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
     others = [child for child in model.base_model.children() if child not in (layers, embedding)]
-    norms = [child for child in others if any(True for _ in child.parameters())]
     return Anatomy(
-        embedding=paths[id(embedding)],
-        layers=paths[id(layers)],
-        norms=tuple(paths[id(norm)] for norm in norms),
-        head=paths[id(head)],
+        embedding=paths[embedding],
+        layers=paths[layers],
+        norms=tuple(paths[child] for child in others if _has_weights(child)),
+        head=paths[model.get_output_embeddings()],
         n_layers=len(layers),
     )
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _layer_list(model: Any) -> nn.ModuleList:
@@ -82,4 +85,4 @@ def own_bytes(module: nn.Module) -> int:
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of all tensors, each object once."""
     distinct = {id(tensor): tensor for tensor in tensors}
-    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
+    return sum(tensor.nbytes for tensor in distinct.values())

@@ -149,15 +149,17 @@ class _Builder:
     def _fill(self) -> None:
         """Fill and cut every module, and shard each layer after its last module."""
         modules = list(self._model.named_modules())
-        last_modules = {self._anatomy.layer(path): path for path, _ in modules}
+        last_path_of = {self._anatomy.layer(path): path for path, _ in modules}
         with self._values.reading():
             for path, module in modules:
                 self._fill_module(module, path)
                 layer = self._anatomy.layer(path)
-                is_complete = layer in self._own_layers() and last_modules[layer] == path
-                if is_complete and self._sharder is not None:
-                    layer_path = f"{self._anatomy.layers}.{layer}"
-                    self._sharder.layer(self._model.get_submodule(layer_path))
+                if layer in self._own_layers() and last_path_of[layer] == path:
+                    self._shard(f"{self._anatomy.layers}.{layer}")
+
+    def _shard(self, path: str) -> None:
+        if self._sharder is not None:
+            self._sharder.layer(self._model.get_submodule(path))
 
     def _fill_module(self, module: nn.Module, path: str) -> None:
         if self._stage is not None and not self._stage.keeps(path):
@@ -188,12 +190,13 @@ class _Builder:
 
     def _holds(self) -> str:
         """Return a text that names this rank's part."""
-        grid, plan, layers = self._grid, self._plan, self._own_layers()
+        sizes = {axis: getattr(self._plan, axis) for axis in ("dp", "tp", "fsdp")}
         parts = [
-            f"{axis} {grid.place(axis) + 1} of {getattr(plan, axis)}"
-            for axis in ("dp", "tp", "fsdp")
-            if getattr(plan, axis) > 1
+            f"{axis} {self._grid.place(axis) + 1} of {size}"
+            for axis, size in sizes.items()
+            if size > 1
         ]
-        if plan.pp > 1:
+        if self._plan.pp > 1:
+            layers = self._own_layers()
             parts.append(f"layers {layers.start} to {layers.stop - 1} of {self._anatomy.n_layers}")
         return ", ".join(parts)

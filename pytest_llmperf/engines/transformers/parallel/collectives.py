@@ -20,18 +20,24 @@ def share_in_collectives(work: Callable[[], object], device: torch.device) -> fl
     """
     if device.type != "cuda":
         return "gloo works in threads of its own, which torch's profiler does not see"
+    kernels, wall_us = _profiled(work, device)
+    communication = [_interval(kernel) for kernel in kernels if _is_nccl(kernel)]
+    if not communication:
+        return f"the profiler saw {len(kernels)} kernels of this device and none of NCCL's"
+    computation = [_interval(kernel) for kernel in kernels if not _is_nccl(kernel)]
+    return alone(communication, computation) / wall_us
+
+
+def _profiled(work: Callable[[], object], device: torch.device) -> tuple[list[Any], float]:
+    """Run `work`. Return the kernels that ran on the device, and the wall time in microseconds."""
     torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         start_ns = time.perf_counter_ns()
         work()
         torch.cuda.synchronize(device)
         wall_us = (time.perf_counter_ns() - start_ns) / 1e3
-    kernels = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
-    communication = [_interval(kernel) for kernel in kernels if _is_nccl(kernel)]
-    if not communication:
-        return f"the profiler saw {len(kernels)} kernels of this device and none of NCCL's"
-    computation = [_interval(kernel) for kernel in kernels if not _is_nccl(kernel)]
-    return alone(communication, computation) / wall_us
+    events = profiler.events() or []
+    return [event for event in events if event.device_type == DeviceType.CUDA], wall_us
 
 
 def _is_nccl(kernel: Any) -> bool:

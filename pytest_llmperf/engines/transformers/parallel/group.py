@@ -84,21 +84,35 @@ def join(plan: LoadPlan, device: torch.device) -> Grid | None:
     """
     if plan.ranks == 1:
         return None
+    _require_started_for(plan)
+    backend = _backend(plan, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+    return Grid(
+        mesh=_mesh(plan, device),
+        rank=dist.get_rank(),
+        size=plan.ranks,
+        device=device,
+        backend=backend,
+    )
+
+
+def _require_started_for(plan: LoadPlan) -> None:
+    """Raise LoadError unless this process was started as one of the plan's ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != plan.ranks or plan.spread != plan.ranks:
         raise LoadError(
             f"strategy {plan.strategy!r} is for {plan.ranks} ranks, "
             f"and this worker was started as one of {world}."
         )
-    backend = _backend(plan, device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+
+
+def _mesh(plan: LoadPlan, device: torch.device) -> DeviceMesh:
     shape = tuple(int(getattr(plan, axis)) for axis in AXES)
-    assert prod(shape) == world  # noqa: S101 - checked above
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=AXES)
-    return Grid(mesh=mesh, rank=dist.get_rank(), size=world, device=device, backend=backend)
+    assert prod(shape) == plan.ranks  # noqa: S101 - that is how a plan counts its ranks
+    return init_device_mesh(device.type, shape, mesh_dim_names=AXES)
 
 
 def _backend(plan: LoadPlan, device: torch.device) -> str:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,9 +41,18 @@ def offload(model: Any, plan: LoadPlan, device: torch.device) -> None:
     if plan.offload == "cpu":
         accelerate.cpu_offload(model, execution_device=device)
     else:
-        folder = tempfile.mkdtemp(prefix="llmperf-offload-")
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-        accelerate.disk_offload(model, folder, execution_device=device)
+        accelerate.disk_offload(model, _folder_for(model), execution_device=device)
+    _move_buffers(model, device)
+
+
+def _folder_for(model: Any) -> str:
+    """Make a folder that is removed with the model."""
+    folder = tempfile.mkdtemp(prefix="llmperf-offload-")
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
     for buffer_owner in model.modules():
         for name, buffer in list(buffer_owner.named_buffers(recurse=False)):
             # accelerate leaves small tables where they are.
@@ -56,20 +66,24 @@ def offloaded_bytes(model: nn.Module) -> dict[str, int]:
     """
     offloaded: Counter[str] = Counter()
     counted: set[int] = set()
+    for values, name, parameter in _offloaded_parameters(model):
+        if _is_on_disk(values):
+            offloaded["disk"] += parameter.nbytes
+        elif not _is_counted(values[name], counted):
+            offloaded["cpu"] += parameter.nbytes
+    return dict(offloaded)
+
+
+def _offloaded_parameters(model: nn.Module) -> Iterator[tuple[Any, str, nn.Parameter]]:
+    """Yield accelerate's map of weights, the name in it, and the parameter on the meta device."""
     for module in model.modules():
         hook: Any = getattr(module, "_hf_hook", None)
         values: Any = getattr(hook, "weights_map", None)
         if values is None or not getattr(hook, "offload", False):
             continue
-        on_disk = _is_on_disk(values)
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.is_meta:
-                continue
-            if not on_disk and _is_counted(values[name], counted):
-                continue
-            place = "disk" if on_disk else "cpu"
-            offloaded[place] += parameter.numel() * parameter.element_size()
-    return dict(offloaded)
+            if parameter.is_meta:
+                yield values, name, parameter
 
 
 def _is_on_disk(values: Any) -> bool:

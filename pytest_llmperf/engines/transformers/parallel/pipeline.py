@@ -41,8 +41,7 @@ class Stage:
         self._anatomy = anatomy
         stages, place = grid.along("pp"), grid.place("pp")
         self.first, self.last = place == 0, place == stages - 1
-        first_layer = anatomy.n_layers * place // stages
-        self.layers = range(first_layer, anatomy.n_layers * (place + 1) // stages)
+        self.layers = _layers_of_stage(anatomy.n_layers, place, stages)
         # Whether this rank has the module, by path; tied weights are on the first and last rank.
         self._ends = {anatomy.embedding: self.first or (self.last and is_tied(model))}
         self._ends |= dict.fromkeys((anatomy.head, *anatomy.norms), self.last)
@@ -77,13 +76,12 @@ class Stage:
 
     def _drop_absent_layers(self) -> None:
         """Leave this rank's layers in the model, and number them from 0."""
-        model, path = self._model, self._anatomy.layers
-        stack = model.get_submodule(path)
-        _replace(model, path, nn.ModuleList([stack[i] for i in self.layers]))
-        for module in model.get_submodule(path).modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx -= self.layers.start
-        _renumber(model.config.get_text_config(), self.layers)
+        path = self._anatomy.layers
+        layers = self._model.get_submodule(path)
+        own_layers = nn.ModuleList([layers[i] for i in self.layers])
+        _replace(self._model, path, own_layers)
+        _number_from_zero(own_layers, self.layers.start)
+        _renumber(self._model.config.get_text_config(), self.layers)
 
 
 class StageForward:
@@ -208,9 +206,21 @@ def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | N
     return Stage(model, grid, anatomy)
 
 
+def _layers_of_stage(n_layers: int, place: int, stages: int) -> range:
+    return range(n_layers * place // stages, n_layers * (place + 1) // stages)
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent) if parent else model, name, module)
+
+
+def _number_from_zero(layers: nn.ModuleList, first: int) -> None:
+    """Take `first` off the layer numbers of all modules, which index the KV cache."""
+    module: Any
+    for module in layers.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx -= first
 
 
 def _renumber(config: Any, layers: range) -> None:

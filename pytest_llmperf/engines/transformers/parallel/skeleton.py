@@ -18,6 +18,7 @@ from pytest_llmperf.engines.loading import arch, checkpoint
 from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
+from pytest_llmperf.engines.transformers.checkpoint import first_names, weights_dtype
 from pytest_llmperf.errors import LoadError
 
 
@@ -64,7 +65,7 @@ def skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
 def _architecture_skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
-    dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
+    dtype = weights_dtype(plan, published)
     with checkpoint.load_errors(plan, f"architecture {name!r}"):
         model = arch.on_meta(arch.config_of(name), dtype, plan.attention)
     return Skeleton(
@@ -84,9 +85,8 @@ def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skel
             "Save the model again as safetensors.",
         )
     stored = checkpoint.stored_dtype(folder, read_json(folder / "config.json"))
-    dtype = getattr(torch, stored if plan.weights_dtype == "auto" else plan.weights_dtype)
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)
-    model = arch.on_meta(config, dtype, plan.attention)
+    model = arch.on_meta(config, weights_dtype(plan, stored), plan.attention)
     return Skeleton(
         model=model,
         values=Files.open(files, model, device),
@@ -144,13 +144,11 @@ class Files:
         for file in files:
             with safe_open(file, framework="pt") as tensors:
                 file_of |= dict.fromkeys(tensors.keys(), file)
-        aliases = set(getattr(model, "all_tied_weights_keys", {}) or {})
-        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        missing = sorted(names - file_of.keys() - aliases)
+        missing = _names_to_read(model) - file_of.keys()
         if missing:
             raise LoadError(
                 f"{files[0].parent}: {len(missing)} parameters of {type(model).__name__} are not "
-                f"in the files under their own names ({', '.join(missing[:3])}, …), and ranks "
+                f"in the files under their own names ({first_names(missing)}), and ranks "
                 "read by name. Load it on one device and save it again.",
             )
         return cls(model, device, file_of)
@@ -163,20 +161,20 @@ class Files:
 
     def fill(self, module: nn.Module, path: str) -> None:
         """Read the values; see Values."""
-        computed = self._compute_tables(module, path)
+        self._compute_tables(module, path)
         for name, parameter in list(module.named_parameters(recurse=False)):
             if _join(path, name) in self.file_of:
                 value = self._read(_join(path, name), parameter)
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if name not in computed:
+            if _join(path, name) in self.file_of:
                 setattr(module, name, self._read(_join(path, name), buffer))
 
     def skip(self, module: nn.Module, path: str) -> None:
         """Read nothing."""
 
-    def _compute_tables(self, module: nn.Module, path: str) -> list[str]:
-        """Let the model compute buffers that no file holds (rotary frequencies); return them."""
+    def _compute_tables(self, module: nn.Module, path: str) -> None:
+        """Let the model compute the buffers that no file holds (rotary frequencies)."""
         buffers = [name for name, _ in module.named_buffers(recurse=False)]
         computed = [name for name in buffers if _join(path, name) not in self.file_of]
         for name in computed:
@@ -184,13 +182,18 @@ class Files:
         if computed:
             initialise: Any = self.model._init_weights  # noqa: SLF001  # as arch.materialise
             initialise(module)
-        return computed
 
     def _read(self, name: str, like: Tensor) -> Tensor:
         """Read a tensor in the dtype of `like`, on this rank's device."""
         with safe_open(self.file_of[name], framework="pt") as tensors:
             stored: Tensor = tensors.get_tensor(name)
         return stored.to(device=self.device, dtype=like.dtype, copy=True)
+
+
+def _names_to_read(model: PreTrainedModel) -> set[str]:
+    """Return the names of all parameters but those that are tied to another."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return names - set(getattr(model, "all_tied_weights_keys", {}) or {})
 
 
 def _join(path: str, name: str) -> str:

@@ -8,7 +8,7 @@ says why transformers' own code does not carry it out.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -60,8 +60,6 @@ class TensorCut:
     grid: Grid
     plan: dict[str, str]
     kept_bytes: int = 0
-    cut_layers: int = 0
-    _counted: set[int] = field(default_factory=set)
 
     def after_fill(self, module: nn.Module, path: str) -> None:
         """Leave this rank's part of a module that has its whole values."""
@@ -75,10 +73,7 @@ class TensorCut:
             _keep_rows(module, self.grid)
             _join_rows(module, style, self.grid)
         else:
-            tensors = chain(module.parameters(recurse=False), module.buffers(recurse=False))
-            self.kept_bytes += sum(tensor.nbytes for tensor in tensors)
-            return
-        self.cut_layers += 1
+            self.kept_bytes += _bytes_of_own_tensors(module)
 
     def finish(self) -> None:
         """Set the head counts of attention modules to this rank's own heads."""
@@ -98,13 +93,7 @@ def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
     """
     if plan.tp == 1:
         return None
-    model_plan = _plan_of(model)
-    if not model_plan:
-        raise LoadError(
-            f"{type(model).__name__} has no tensor-parallel plan in this transformers. "
-            "Take 'fsdpN' or 'ppN'."
-        )
-    styles = {path: _SAME.get(style, style) for path, style in model_plan.items()}
+    styles = {path: _SAME.get(style, style) for path, style in _plan_of(model).items()}
     unknown = sorted(set(styles.values()) - set(_KNOWN))
     if unknown:
         raise LoadError(
@@ -118,8 +107,14 @@ def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
 def _plan_of(model: Any) -> dict[str, str]:
     """Return the style of each layer that the model's plan cuts, by path."""
     if model.config.get_text_config().model_type == "falcon":
-        return dict(FALCON_PLAN)
-    return dict(getattr(model, "tp_plan", None) or {})
+        return FALCON_PLAN
+    plan = getattr(model, "tp_plan", None)
+    if not plan:
+        raise LoadError(
+            f"{type(model).__name__} has no tensor-parallel plan in this transformers. "
+            "Take 'fsdpN' or 'ppN'."
+        )
+    return dict(plan)
 
 
 def _cut_embedding(model: Any, styles: dict[str, str]) -> None:
@@ -132,6 +127,12 @@ def _cut_embedding(model: Any, styles: dict[str, str]) -> None:
         styles.pop(head, None)
     else:
         styles[table] = EMBEDDED
+
+
+def _bytes_of_own_tensors(module: nn.Module) -> int:
+    """Return the bytes of a module's own parameters and buffers, without its children's."""
+    tensors = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _divides(module: Any, grid: Grid) -> bool:
