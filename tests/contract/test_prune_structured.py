@@ -79,7 +79,7 @@ def build(config):
 
 def pruned_structures(model, share):
     plan = LoadPlan(model=model_ref("arch:tiny-llama"), pruning=f"structured:{share}")
-    return package.prune(model, None, plan, torch.device("cpu")).now()
+    return package.prune(model, None, plan, torch.device("cpu")).report()
 
 
 def greedy(model, cache):
@@ -202,7 +202,7 @@ def test_another_family_is_refused_with_what_works_instead():
     ):
         pruned_structures(model, 0.3)
     plan = LoadPlan(model=model_ref("arch:tiny-llama"), pruning="wanda:0.5")
-    found = package.prune(model.eval(), None, plan, torch.device("cpu")).now()
+    found = package.prune(model.eval(), None, plan, torch.device("cpu")).report()
     assert (found.layers, found.sparsity) == (8, pytest.approx(0.5, abs=0.001))
 
 

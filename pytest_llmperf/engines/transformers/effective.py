@@ -29,6 +29,7 @@ from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
 from pytest_llmperf.engines.transformers.quantize.report import quantized_layers
 from pytest_llmperf.engines.transformers.quantize.storage import (
+    distinct,
     inner_tensors,
     is_linear,
     is_quantized,
@@ -179,8 +180,7 @@ def parameter_tensors(model: nn.Module) -> list[torch.Tensor]:
     What quantized layers hold beside their parameters is included.
     """
     parameters = (tensor for kind, _, tensor in _named_tensors(model) if kind == "parameter")
-    plain_tensors = chain.from_iterable(map(inner_tensors, parameters))
-    return list({identity(tensor): tensor for tensor in plain_tensors}.values())
+    return distinct(chain.from_iterable(map(inner_tensors, parameters)))
 
 
 def _tensors_of_assistant(loaded: ModelOnDevice) -> tuple[TensorGroup, ...]:

@@ -13,9 +13,15 @@ from typing import Any
 import torch
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.prune.blocks import Block, decoder_blocks, left_out, matrix
+from pytest_llmperf.engines.transformers.prune.blocks import (
+    Block,
+    decoder_blocks,
+    left_out,
+    linears,
+    matrix,
+)
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration, calibration
-from pytest_llmperf.engines.transformers.prune.measure import PrunedLayers, count, sizes
+from pytest_llmperf.engines.transformers.prune.measure import Count, PrunedLayers, count, sizes
 from pytest_llmperf.engines.transformers.prune.semi_structured import Backend, backend, compress
 from pytest_llmperf.engines.transformers.prune.structured import remove_structures
 from pytest_llmperf.engines.transformers.prune.unstructured import (
@@ -45,23 +51,22 @@ def prune(
     if not isinstance(kernels, str):
         load_as_linear(model)
     blocks = decoder_blocks(model)
-    before, unpruned = sizes(blocks), left_out(model, blocks)
+    unpruned = left_out(model, blocks)
+    weights_before = sizes(blocks)
     text = _calibration(pruning, model, tokenizer, plan, device)
     parameters = _prune(model, blocks, pruning, text)
-    layers = {name: layer for block in blocks for name, layer in block.linears.items()}
-    counts = {name: count(matrix(layer), before[name], pruning) for name, layer in layers.items()}
+    counts = _counts(blocks, weights_before, pruning)
     stored, notes = _store(blocks, pruning, kernels)
     _free_memory(device)
-    facts = text.facts if text is not None else {"calibration": "none"}
     seconds = round((time.perf_counter_ns() - start_ns) / 1e9, 3)
     return PrunedLayers(
         pruning=pruning,
-        layers={name: weakref.ref(layer) for name, layer in layers.items()},
+        layers={name: weakref.ref(layer) for name, layer in linears(blocks).items()},
         counts=counts,
         places=_places(blocks, pruning),
         left_out=unpruned,
         stored=stored,
-        method={**parameters, **facts, "seconds": seconds},
+        method={**parameters, **_facts(text), "seconds": seconds},
         notes=notes,
     )
 
@@ -74,6 +79,10 @@ def _calibration(
     return calibration(model, tokenizer, device, plan.seed)
 
 
+def _facts(text: Calibration | None) -> dict[str, str | int | float]:
+    return text.facts if text is not None else {"calibration": "none"}
+
+
 @torch.no_grad()
 def _prune(
     model: Any, blocks: list[Block], pruning: Pruning, text: Calibration | None
@@ -83,6 +92,15 @@ def _prune(
         return remove_structures(model, blocks, pruning, text)
     prune_weights(model, blocks, pruning, text)
     return METHODS[pruning.method].parameters
+
+
+def _counts(
+    blocks: list[Block], weights_before: dict[str, int], pruning: Pruning
+) -> dict[str, Count]:
+    return {
+        name: count(matrix(layer), weights_before[name], pruning)
+        for name, layer in linears(blocks).items()
+    }
 
 
 def _places(blocks: list[Block], pruning: Pruning) -> dict[str, str]:
@@ -117,12 +135,19 @@ def _store(
         return "dense", (note,)
     compressed, dense = compress(blocks, kernels)
     note = (
-        f"{pruning}: {compressed} of {compressed + len(dense)} linear layers run on "
-        f"sparse tensor cores ({kernels.BACKEND})"
+        f"{pruning}: {_compressed_note(compressed, dense)} ({kernels.BACKEND}){_dense_note(dense)}"
     )
-    if dense:
-        note += f"; {len(dense)} stay dense (dtype, shape or class), the first is {dense[0]}"
     return "2:4 compressed" if compressed else "dense", (note,)
+
+
+def _compressed_note(compressed: int, dense: tuple[str, ...]) -> str:
+    return f"{compressed} of {compressed + len(dense)} linear layers run on sparse tensor cores"
+
+
+def _dense_note(dense: tuple[str, ...]) -> str:
+    if not dense:
+        return ""
+    return f"; {len(dense)} stay dense (dtype, shape or class), the first is {dense[0]}"
 
 
 def _free_memory(device: torch.device) -> None:

@@ -67,15 +67,17 @@ def _block(path: str, module: nn.Module) -> Block:
     return Block(path, module, linears)
 
 
+def linears(blocks: list[Block]) -> dict[str, nn.Module]:
+    """Return the linear layers of all blocks by their full names."""
+    return {name: layer for block in blocks for name, layer in block.linears.items()}
+
+
 def left_out(model: nn.Module, blocks: list[Block]) -> tuple[str, ...]:
     """Return the names of linear layers and embeddings that no block has: they are not pruned."""
-    pruned = {id(layer) for block in blocks for layer in block.linears.values()}
+    pruned = set(linears(blocks).values())
     kinds = (nn.Linear, Conv1D, nn.Embedding)
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) and id(module) not in pruned
-    )
+    modules = model.named_modules()
+    return tuple(name for name, m in modules if isinstance(m, kinds) and m not in pruned)
 
 
 def matrix(layer: nn.Module) -> Tensor:
@@ -114,7 +116,7 @@ class BlockInputs:
         """Return the outputs of block `index` for every row, with its weights as they are now."""
         args, kwargs = self._calls[index]
         outputs = (block.module(hidden, *args, **kwargs) for hidden in self._hidden)
-        return [out[0] if isinstance(out, tuple) else out for out in outputs]
+        return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
     def advance(self, index: int, block: Block) -> None:
         """Go on to the next block: its inputs are the outputs of this one."""

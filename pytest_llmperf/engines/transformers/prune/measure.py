@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 
 from torch import Tensor, nn
 
 from pytest_llmperf.core.effective import Pruned
-from pytest_llmperf.engines.transformers.prune.blocks import Block, matrix, plain
+from pytest_llmperf.engines.transformers.prune.blocks import Block, linears, matrix, plain
 from pytest_llmperf.engines.transformers.prune.masks import broken_groups
 from pytest_llmperf.strategies.pruned import Pruning
 
@@ -28,13 +29,7 @@ class Count:
     broken: int = 0
 
     def __add__(self, other: Count) -> Count:
-        return Count(
-            self.before + other.before,
-            self.weights + other.weights,
-            self.zeros + other.zeros,
-            self.groups + other.groups,
-            self.broken + other.broken,
-        )
+        return Count(*map(add, astuple(self), astuple(other)))
 
     @property
     def sparsity(self) -> float:
@@ -64,8 +59,8 @@ class PrunedLayers:
         """Count the layers as they are now, and report what is in effect."""
         by_place = self._counts_by_place()
         total = sum(by_place.values(), Count(0, 0, 0))
-        lowest = min(by_place, key=lambda place: by_place[place].sparsity)
-        highest = max(by_place, key=lambda place: by_place[place].sparsity)
+        shares = {place: place_count.sparsity for place, place_count in by_place.items()}
+        lowest, highest = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
         pattern = self.pruning.pattern
         return Pruned(
             asked=str(self.pruning),
@@ -73,9 +68,9 @@ class PrunedLayers:
             weights_before=total.before,
             weights=total.weights,
             zeros=total.zeros,
-            lowest=by_place[lowest].sparsity,
+            lowest=shares[lowest],
             lowest_layer=lowest,
-            highest=by_place[highest].sparsity,
+            highest=shares[highest],
             highest_layer=highest,
             left_out=self.left_out,
             pattern=":".join(map(str, pattern)) if pattern else None,
@@ -113,6 +108,4 @@ def count(weight: Tensor, before: int, pruning: Pruning) -> Count:
 
 def sizes(blocks: list[Block]) -> dict[str, int]:
     """Return the number of weights of every linear layer of the blocks."""
-    return {
-        name: matrix(layer).numel() for block in blocks for name, layer in block.linears.items()
-    }
+    return {name: matrix(layer).numel() for name, layer in linears(blocks).items()}

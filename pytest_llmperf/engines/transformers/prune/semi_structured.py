@@ -13,7 +13,7 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
-from pytest_llmperf.engines.transformers.prune.blocks import Block
+from pytest_llmperf.engines.transformers.prune.blocks import Block, linears
 
 Backend = type[SparseSemiStructuredTensor]
 
@@ -45,7 +45,7 @@ def compress(blocks: list[Block], kind: Backend) -> tuple[int, tuple[str, ...]]:
 
     Returns how many layers are compressed, and the names of those that stay dense.
     """
-    layers = {name: layer for block in blocks for name, layer in block.linears.items()}
+    layers = linears(blocks)
     dense: list[str] = []
     for name, layer in layers.items():
         if takes(kind, layer):

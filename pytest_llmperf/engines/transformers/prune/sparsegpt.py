@@ -77,7 +77,8 @@ def _prune_block(
     """
     diagonal = factor.diagonal()
     width = rows.shape[0] if pattern is None else pattern[1]
-    errors, mask = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool)
+    errors = torch.empty_like(rows)
+    mask = torch.empty_like(rows, dtype=torch.bool)
     for j in range(rows.shape[0]):
         if j % width == 0:
             group = slice(j, j + width)

@@ -47,11 +47,10 @@ def remove_structures(
     cut = plan_cut(blocks[0], attention, channels, pruning)
     sizes = family.sizes(config, cut.units, cut.channels)
     heads_before = config.num_attention_heads
+    units = ((attention, cut.units), (channels, cut.channels))
     inputs = BlockInputs(model, blocks, text.rows)
     for index, block in enumerate(blocks):
-        norms = _input_norms(inputs, index, block, (attention, channels), pruning)
-        _cut_units(block, attention, norms[attention.consumer], cut.units)
-        _cut_units(block, channels, norms[channels.consumer], cut.channels)
+        _cut_block(inputs, index, block, units, pruning)
         family.resize_block(block, sizes)
         inputs.advance(index, block)
     family.resize_model(model, sizes)
@@ -66,22 +65,21 @@ def remove_structures(
     }
 
 
-def _input_norms(
-    inputs: BlockInputs, index: int, block: Block, kinds: tuple[Coupled, ...], pruning: Pruning
-) -> dict[str, Tensor]:
-    """Return the L2 norms of what enters the consumers of a block, by the consumers' names."""
-    consumers = {kind.consumer: submodule(block, kind.consumer) for kind in kinds}
+def _cut_block(
+    inputs: BlockInputs,
+    index: int,
+    block: Block,
+    units: tuple[tuple[Coupled, int], ...],
+    pruning: Pruning,
+) -> None:
+    """Leave so many units of each kind in a block, ranked by the inputs of their consumers."""
+    consumers = {kind.consumer: submodule(block, kind.consumer) for kind, _ in units}
     with watched(consumers, SquaredNorm) as statistics:
         inputs.run(index, block)
-    return {
-        name: finite(statistic.value, f"{block.name}.{name}", pruning).sqrt()
-        for name, statistic in statistics.items()
-    }
-
-
-def _cut_units(block: Block, kind: Coupled, norms: Tensor, keep: int) -> None:
-    consumer = submodule(block, kind.consumer)
-    keep_units(block, kind, most_important(kind, consumer, norms, keep))
+    for kind, keep in units:
+        statistic = statistics[kind.consumer].value
+        norms = finite(statistic, f"{block.name}.{kind.consumer}", pruning).sqrt()
+        keep_units(block, kind, most_important(kind, consumers[kind.consumer], norms, keep))
 
 
 def plan_cut(block: Block, attention: Coupled, channels: Coupled, pruning: Pruning) -> Cut:

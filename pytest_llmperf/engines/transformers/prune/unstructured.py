@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, matrix
+from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, linears, matrix
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration
 from pytest_llmperf.engines.transformers.prune.masks import lowest, lowest_in_rows, n_of_m
 from pytest_llmperf.engines.transformers.prune.sparsegpt import BLOCK_COLUMNS, DAMPENING, sparsegpt
@@ -88,10 +88,17 @@ def prune_weights(
     Raises LoadError for inputs that are not finite or columns that do not divide.
     """
     _require_columns(blocks, pruning)
-    if text is None:
-        for layer in (layer for block in blocks for layer in block.linears.values()):
-            prune_layer(layer, pruning, None)
+    if text is not None:
+        _prune_with_statistics(model, blocks, pruning, text)
         return
+    for layer in linears(blocks).values():
+        prune_layer(layer, pruning, None)
+
+
+def _prune_with_statistics(
+    model: Any, blocks: list[Block], pruning: Pruning, text: Calibration
+) -> None:
+    """Prune block by block, each with the inputs that come through the pruned ones."""
     statistic = METHODS[pruning.method].statistic or SquaredNorm
     inputs = BlockInputs(model, blocks, text.rows)
     for index, block in enumerate(blocks):
@@ -149,13 +156,13 @@ def finite(value: Tensor, name: str, pruning: Pruning) -> Tensor:
 
 @contextmanager
 def watched(
-    linears: Mapping[str, nn.Module], kind: type[SquaredNorm | SecondMoments]
+    layers: Mapping[str, nn.Module], kind: type[SquaredNorm | SecondMoments]
 ) -> Iterator[dict[str, InputStatistic]]:
     """Take a statistic of the inputs of every layer, by its name, while the context lasts."""
-    statistics: dict[str, InputStatistic] = {name: kind(linears[name]) for name in linears}
+    statistics: dict[str, InputStatistic] = {name: kind(layers[name]) for name in layers}
     handles = [
         layer.register_forward_pre_hook(_adding_to(statistics[name]))
-        for name, layer in linears.items()
+        for name, layer in layers.items()
     ]
     try:
         yield statistics
@@ -176,9 +183,7 @@ def _require_columns(blocks: list[Block], pruning: Pruning) -> None:
     if pruning.pattern is None:
         return
     group = pruning.pattern[1]
-    columns = {
-        name: matrix(layer).shape[1] for block in blocks for name, layer in block.linears.items()
-    }
+    columns = {name: matrix(layer).shape[1] for name, layer in linears(blocks).items()}
     odd = [name for name, n in columns.items() if n % group]
     if odd:
         raise LoadError(

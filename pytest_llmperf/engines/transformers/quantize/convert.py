@@ -83,10 +83,13 @@ class Quantizer:
             self.conversion.passed_over[path] = reason
             return
         if linear is not module:
-            counts, name = self.conversion.loaded_as_linear, type(module).__name__
-            counts[name] = counts.get(name, 0) + 1
+            self._count_replacement(module)
         quantized = self._backend.converted(linear, self._scheme, self._device)
         model.set_submodule(path, quantized)
+
+    def _count_replacement(self, module: nn.Module) -> None:
+        counts, name = self.conversion.loaded_as_linear, type(module).__name__
+        counts[name] = counts.get(name, 0) + 1
 
     def _refusal(self, module: nn.Module) -> str | None:
         """Say why a layer is not quantized; None where it is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,18 @@ def as_linear(module: nn.Module) -> nn.Linear | None:
         return None
     if not _computes_the_same(module):
         return None
-    weight = module.weight
-    if isinstance(module, Conv1D):
-        weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    weight = _outputs_by_inputs(module)
     outputs, inputs = weight.shape
     linear = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
     linear.weight, linear.bias = weight, module.bias
     return linear.train(module.training)
+
+
+def _outputs_by_inputs(module: nn.Linear | Conv1D) -> Any:
+    """Return the weight as nn.Linear stores it, [outputs, inputs]: Conv1D has it transposed."""
+    if isinstance(module, Conv1D):
+        return nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
+    return module.weight
 
 
 def _computes_the_same(module: nn.Linear | Conv1D) -> bool:
@@ -87,9 +93,12 @@ def _close_in_bfloat16(module: nn.Linear | Conv1D, generator: torch.Generator) -
     output, reference = _outputs(module, normal(_OUT, _IN), normal(_OUT), normal(2, _ROWS, _IN))
     if output.dtype != reference.dtype:
         return False
-    error = (output.float() - reference.float()).abs()
-    unit = torch.finfo(torch.bfloat16).eps * reference.float().abs().clamp(min=1.0)
-    return bool((error <= _BFLOAT16_ULPS * unit).all())
+    return _equal_to_rounding(output.float(), reference.float())
+
+
+def _equal_to_rounding(output: Tensor, reference: Tensor) -> bool:
+    unit = torch.finfo(torch.bfloat16).eps * reference.abs().clamp(min=1.0)
+    return bool(((output - reference).abs() <= _BFLOAT16_ULPS * unit).all())
 
 
 def _outputs(

@@ -6,6 +6,7 @@ The conversion's notes give only the reasons.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -34,14 +35,18 @@ def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
         bits=conversion.scheme.row.bits,
         layers=len(linears),
         converted=len(quantized),
-        elements=sum(map(logical_weights, linears.values())),
-        converted_elements=sum(map(logical_weights, quantized)),
+        elements=_elements(linears.values()),
+        converted_elements=_elements(quantized),
         formats=tuple(sorted({format_of(layer) for layer in quantized})),
         held=dict(_stored_bytes(quantized)),
         analytic=dict(_analytic_bytes(quantized, conversion)),
         left_out=_left_out(others, conversion),
         loaded_as_linear=dict(conversion.loaded_as_linear),
     )
+
+
+def _elements(layers: Iterable[nn.Module]) -> int:
+    return sum(map(logical_weights, layers))
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:
@@ -91,7 +96,7 @@ def _left_out(layers: dict[str, nn.Module], conversion: Conversion) -> tuple[Lef
         LeftOut(
             cls=kind.cls,
             layers=len(paths),
-            elements=sum(logical_weights(layers[path]) for path in paths),
+            elements=_elements(layers[path] for path in paths),
             reason=kind.reason,
             declared=kind.declared,
             example=paths[0],

@@ -5,7 +5,7 @@ For quantized layers it also says the format that they are stored in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -61,19 +61,19 @@ def side_tensors(layer: Any) -> Iterator[torch.Tensor]:
     again there: a caller that counts bytes must count a tensor that lies in memory once only once.
     """
     weight = parameter_of(layer, "weight")
+    for owner in (weight, getattr(layer, "state", None)):
+        yield from _tensor_attributes(owner, "CB", "SCB")
     quant_state = getattr(weight, "quant_state", None)
-    nested_state = getattr(quant_state, "state2", None)
-    owners = (
-        (weight, ("CB", "SCB")),
-        (getattr(layer, "state", None), ("CB", "SCB")),
-        (quant_state, ("absmax", "code", "offset")),
-        (nested_state, ("absmax", "code", "offset")),
-    )
-    for owner, names in owners:
-        for name in names:
-            tensor = getattr(owner, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
+    for state in (quant_state, getattr(quant_state, "state2", None)):
+        yield from _tensor_attributes(state, "absmax", "code", "offset")
+
+
+def _tensor_attributes(owner: object, *names: str) -> Iterator[torch.Tensor]:
+    """Yield those of the attributes that there are, and that are tensors."""
+    for name in names:
+        attribute = getattr(owner, name, None)
+        if isinstance(attribute, torch.Tensor):
+            yield attribute
 
 
 def parameter_of(layer: Any, name: str) -> Any:
@@ -88,13 +88,19 @@ def stored_tensors(layer: nn.Module) -> list[torch.Tensor]:
     """
     own_tensors = chain(layer.parameters(), layer.buffers())
     plain_tensors = chain.from_iterable(map(inner_tensors, own_tensors))
-    distinct: dict[tuple[object, ...], torch.Tensor] = {}
-    for tensor in chain(plain_tensors, side_tensors(layer)):
-        distinct.setdefault(identity(tensor), tensor)
-    if distinct:
-        return list(distinct.values())
+    tensors = distinct(chain(plain_tensors, side_tensors(layer)))
+    if tensors:
+        return tensors
     packed: Any = getattr(layer, "weight", None)
     return [packed()] if callable(packed) else []
+
+
+def distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return each tensor in memory once, the first of those that are the same bytes."""
+    by_identity: dict[tuple[object, ...], torch.Tensor] = {}
+    for tensor in tensors:
+        by_identity.setdefault(identity(tensor), tensor)
+    return list(by_identity.values())
 
 
 def weight_tensors(layer: nn.Module) -> list[torch.Tensor]:

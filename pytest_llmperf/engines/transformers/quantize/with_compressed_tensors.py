@@ -72,14 +72,7 @@ def keep_packed(model: Any, folder: Path) -> list[str]:
     because transformers makes no room for them. Raises LoadError where compressed-tensors has
     unpacked the model already.
     """
-    hook = getattr(model, "ct_decompress_hook", None)
-    if hook is None:
-        raise LoadError(
-            "compressed-tensors loaded the checkpoint unpacked: "
-            "its config says that it is not compressed."
-        )
-    hook.remove()
-    del model.ct_decompress_hook
+    _remove_unpacking_hook(model)
     plain: list[str] = []
     for path, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear):
@@ -90,6 +83,18 @@ def keep_packed(model: Any, folder: Path) -> list[str]:
             model.set_submodule(path, PackedLinear(module))
     _read_zero_points(model, folder)
     return plain
+
+
+def _remove_unpacking_hook(model: Any) -> None:
+    """Keep compressed-tensors from unpacking the model at its first forward pass."""
+    hook = getattr(model, "ct_decompress_hook", None)
+    if hook is None:
+        raise LoadError(
+            "compressed-tensors loaded the checkpoint unpacked: "
+            "its config says that it is not compressed."
+        )
+    hook.remove()
+    del model.ct_decompress_hook
 
 
 def _read_zero_points(model: nn.Module, folder: Path) -> None:
