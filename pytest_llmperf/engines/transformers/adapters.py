@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,7 @@ class Adapters:
             tuner.enable_adapter_layers()
 
     def _switch_to(self, name: str, peft: PeftModel) -> None:
-        tuner: Any = peft.base_model
-        if name == BASE:
-            tuner.disable_adapter_layers()
-        else:
-            tuner.enable_adapter_layers()
-            peft.set_adapter(name, inference_mode=True)
+        _switch_layers(peft, name)
         in_force = self.in_force()
         if in_force != (() if name == BASE else (name,)):
             raise NotInEffect(
@@ -125,11 +121,7 @@ class Adapters:
             _watched(self.model, calls),
         ):
             yield
-        if calls != {tuple(row_names)}:
-            raise NotInEffect(
-                f"rows through {', '.join(row_names)} were asked for, "
-                f"the layers were called with {sorted(calls)}."
-            )
+        _require_called_with(row_names, calls)
 
     def _require_known(self, names: Sequence[str]) -> None:
         """Raise UsageError for names that are not loaded, or for merged adapters."""
@@ -147,10 +139,27 @@ class Adapters:
             )
 
 
+def _switch_layers(peft: PeftModel, name: str) -> None:
+    tuner: Any = peft.base_model
+    if name == BASE:
+        tuner.disable_adapter_layers()
+    else:
+        tuner.enable_adapter_layers()
+        peft.set_adapter(name, inference_mode=True)
+
+
 def _row_names(names: Sequence[str], batch: int) -> list[str]:
     """Return peft's name for each row of a batch, going around the end of `names`."""
     peft_names = [PEFT_BASE if name == BASE else name for name in names]
-    return [peft_names[i % len(names)] for i in range(batch)]
+    return list(islice(cycle(peft_names), batch))
+
+
+def _require_called_with(row_names: list[str], calls: set[tuple[str, ...]]) -> None:
+    if calls != {tuple(row_names)}:
+        raise NotInEffect(
+            f"rows through {', '.join(row_names)} were asked for, "
+            f"the layers were called with {sorted(calls)}."
+        )
 
 
 def with_adapters(model: Any, plan: LoadPlan) -> Adapters:
@@ -161,13 +170,18 @@ def with_adapters(model: Any, plan: LoadPlan) -> Adapters:
     Raises LoadError for an adapter of another model, of another rank than it says, or of another
     method than LoRA.
     """
-    files = tuple(AdapterFile.read(Path(folder)) for folder in plan.adapters)
-    for file in files:
-        require_fits(file, model, plan)
+    files = _fitting_files(model, plan)
     adapters = Adapters(model, files, _wrapped(model, files, plan))
     _prepare(model)
     adapters.use(())
     return merged(adapters) if plan.merge_adapters else adapters
+
+
+def _fitting_files(model: Any, plan: LoadPlan) -> tuple[AdapterFile, ...]:
+    files = tuple(AdapterFile.read(Path(folder)) for folder in plan.adapters)
+    for file in files:
+        require_fits(file, model, plan)
+    return files
 
 
 def _wrapped(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftModel:
@@ -214,14 +228,19 @@ def _merge(layer: Any, name: str) -> bool:
 
     Raises NotInEffect for weights that changed by something else.
     """
-    before = layer.get_base_layer().weight.data.clone()
+    before = _base_weight(layer).clone()
     delta = layer.get_delta_weight(name)
     layer.merge(safe_merge=True, adapter_names=[name])
-    after = layer.get_base_layer().weight.data
+    after = _base_weight(layer)
     # DoRA and its kind change the weights by more than a product.
     if name not in layer.lora_variant:
         _require_sum(name, after, before.float(), delta.float())
     return not torch.equal(before, after) or not bool(delta.any())
+
+
+def _base_weight(layer: Any) -> Tensor:
+    weight: Tensor = layer.get_base_layer().weight.data
+    return weight
 
 
 def _require_sum(name: str, weight: Tensor, base: Tensor, delta: Tensor) -> None:

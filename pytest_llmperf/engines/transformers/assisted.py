@@ -78,14 +78,7 @@ class AssistedLoop(GenerateLoop):
         self._assistant = assistant
         self._tokens = _tokens(plan, FROM_TEXT if assistant is None else BY_MODEL)
         if assistant is not None:
-            # There is no confidence threshold, because transformers adapts it during a run where
-            # scikit-learn is installed.
-            assistant.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-                pad_token_id=pad,
-                num_assistant_tokens=self._tokens,
-                num_assistant_tokens_schedule="constant",
-                assistant_confidence_threshold=0.0,
-            )
+            assistant.generation_config = _constant_proposals(self._tokens, pad)
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Decode as DecodeLoop says. Raises UsageError for more than one sequence."""
@@ -180,6 +173,20 @@ class AssistedLoop(GenerateLoop):
         cache = cache_seen(proposals.generator.assistant_kwargs["past_key_values"])
         per_forward = weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
         return proposals.assistant_forwards * per_forward
+
+
+def _constant_proposals(tokens: int, pad: int) -> GenerationConfig:
+    """Return the configuration of an assistant that proposes `tokens` at a time.
+
+    It has no confidence threshold, because transformers adapts that during a run where scikit-learn
+    is installed.
+    """
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=pad,
+        num_assistant_tokens=tokens,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+    )
 
 
 def _require_one_sequence(batch: TokenBatch) -> None:

@@ -108,13 +108,18 @@ def _read_folder(
     with load_errors(plan, str(folder)):
         model = _from_pretrained(plan, device, folder, dtype, **options)
         tokenizer = tokenizer_of(plan, folder)
-    files = weight_files(folder) or sorted(folder.glob("*.bin"))
     return SourceModel(
         model=model,
         tokenizer=tokenizer,
-        content_hash=hash_files([folder / "config.json", *files]),
+        content_hash=folder_hash(folder),
         checkpoint_dtype=checkpoint_dtype,
     )
+
+
+def folder_hash(folder: Path) -> str:
+    """Return the hash of a folder's config and weights."""
+    files = weight_files(folder) or sorted(folder.glob("*.bin"))
+    return hash_files([folder / "config.json", *files])
 
 
 def weights_dtype(plan: LoadPlan, checkpoint_dtype: str) -> torch.dtype:

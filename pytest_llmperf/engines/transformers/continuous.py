@@ -150,8 +150,12 @@ def _events(output: Any) -> tuple[TokenEvent, ...]:
 
 def _size(requests: Asked) -> Size:
     lengths = [len(row) + n for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
-    pages = sum(-(-length // PAGE_TOKENS) for length in lengths)
+    pages = sum(map(_pages, lengths))
     return Size(pages, max(map(len, requests.rows)), max(requests.new_tokens), len(lengths))
+
+
+def _pages(length: int) -> int:
+    return -(-length // PAGE_TOKENS)
 
 
 def _config(size: Size, device: torch.device) -> ContinuousBatchingConfig:
@@ -190,10 +194,10 @@ def require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
     for i, (output, n) in enumerate(zip(outputs, new_tokens, strict=True)):
         if output.error is not None:
             raise InvalidRun(f"request {i} of a continuous batch failed: {output.error}")
-        if len(output.generated_tokens) != n or len(output.timestamps) != n:
+        tokens, timestamps = len(output.generated_tokens), len(output.timestamps)
+        if tokens != n or timestamps != n:
             raise InvalidRun(
-                f"request {i} asked for exactly {n} new tokens, "
-                f"got {len(output.generated_tokens)} tokens and {len(output.timestamps)} "
-                "timestamps. A stopping rule of the model is active; "
+                f"request {i} asked for exactly {n} new tokens, got {tokens} tokens and "
+                f"{timestamps} timestamps. A stopping rule of the model is active; "
                 "its speed would not be comparable.",
             )

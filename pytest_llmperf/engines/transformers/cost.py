@@ -33,10 +33,13 @@ def weight_bytes_read(model: Any, batch: int) -> int:
     Quantized layers count by what they store: packed weights, scales, zero points and tables.
     """
     total = sum(tensor.nbytes for tensor in parameter_tensors(model))
-    for table in _lookup_tables(model):
-        rows = min(batch, table.shape[0])
-        total -= storage_bytes(table) - rows * storage_bytes(table) // table.shape[0]
-    return total
+    return total - sum(_bytes_not_read(table, batch) for table in _lookup_tables(model))
+
+
+def _bytes_not_read(table: Tensor, batch: int) -> int:
+    """Return the bytes of the rows of a table [rows, width] that no sequence looks up."""
+    size, rows = storage_bytes(table), table.shape[0]
+    return size - min(batch, rows) * size // rows
 
 
 def linear_elements(model: Any) -> int:
@@ -54,9 +57,13 @@ def storage_bytes(tensor: Tensor) -> int:
 
 def _lookup_tables(model: Any) -> list[Tensor]:
     """Return the weights of embeddings that are not the output head's, which is read in full."""
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables = {layer.weight.data_ptr(): layer.weight for layer in embeddings}
+    tables = _tables_by_address(model)
     head = model.get_output_embeddings()
     if head is not None:
         tables.pop(head.weight.data_ptr(), None)
     return list(tables.values())
+
+
+def _tables_by_address(model: Any) -> dict[int, Tensor]:
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {layer.weight.data_ptr(): layer.weight for layer in embeddings}

@@ -74,7 +74,6 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
     Runs one forward pass of one token, eagerly, outside any compiled graph.
     """
     probe = probe_forward(loaded)
-    tokenizer = loaded.tokenizer
     tensors = tensor_groups(loaded.model)
     described = Effective(
         engine=loaded.plan.engine,
@@ -85,7 +84,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         autocast_dtype=probe.autocast_dtype,
         checkpoint_dtype=loaded.checkpoint_dtype,
         attention=attention_in_use(loaded.model, called_sdpa=probe.called_sdpa),
-        padding_side=tokenizer.padding_side if tokenizer is not None else "left",
+        padding_side=_padding_side(loaded),
         device=str(loaded.device),
         ranks=loaded.plan.ranks,
         shards=_shards(loaded, tensors),
@@ -94,6 +93,10 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         **asdict(last_run or RunFacts()),
     )
     return _with_pruning(_with_adapters(described, loaded), loaded)
+
+
+def _padding_side(loaded: ModelOnDevice) -> str:
+    return "left" if loaded.tokenizer is None else str(loaded.tokenizer.padding_side)
 
 
 def _shards(loaded: ModelOnDevice, tensors: tuple[TensorGroup, ...]) -> tuple[Shard, ...]:
@@ -220,10 +223,13 @@ def linear_groups(model: nn.Module) -> tuple[LinearGroup, ...]:
     groups: dict[_LinearKind, list[_LinearSize]] = defaultdict(list)
     for layer in filter(is_linear, model.modules()):
         tensors = stored_tensors(layer)
-        kind = _LinearKind(type(layer).__name__, _largest_dtype(tensors), is_quantized(layer))
         size = _LinearSize(logical_weights(layer), sum(map(_bytes, tensors)))
-        groups[kind].append(size)
+        groups[_linear_kind(layer, tensors)].append(size)
     return tuple(_linear_group(kind, groups[kind]) for kind in sorted(groups))
+
+
+def _linear_kind(layer: nn.Module, tensors: list[torch.Tensor]) -> _LinearKind:
+    return _LinearKind(type(layer).__name__, _largest_dtype(tensors), is_quantized(layer))
 
 
 def _largest_dtype(tensors: list[torch.Tensor]) -> str:
@@ -319,7 +325,7 @@ class _SdpaCalls(TorchFunctionMode):
 @contextmanager
 def _first_linear_output(model: nn.Module, outputs: list[torch.Tensor]) -> Iterator[None]:
     """Append the output of the first linear layer to `outputs`."""
-    layer = next((module for module in model.modules() if is_linear(module)), None)
+    layer = next(filter(is_linear, model.modules()), None)
     if layer is None:
         yield
         return

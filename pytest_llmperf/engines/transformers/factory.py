@@ -82,14 +82,18 @@ def _unpack(product: Any, name: str) -> tuple[Any, Any]:
     """Return the model and the tokenizer, or None, that a factory returned."""
     is_pair = isinstance(product, tuple) and len(product) == _PAIR
     model, tokenizer = product if is_pair else (product, None)
-    is_complete = all(hasattr(model, attribute) for attribute in _NEEDED)
-    if not isinstance(model, nn.Module) or not is_complete:
+    if not _is_transformers_model(model):
         raise LoadError(
             f"model {name!r}: the factory returned a {type(model).__name__}; "
             "a transformers model (with config, forward and generate), or (model, tokenizer), "
             "is needed.",
         )
     return model, tokenizer
+
+
+def _is_transformers_model(model: Any) -> bool:
+    has_attributes = all(hasattr(model, attribute) for attribute in _NEEDED)
+    return isinstance(model, nn.Module) and has_attributes
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
@@ -112,6 +116,10 @@ def _hash_parameters(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        values = parameter.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
+        digest.update(_values_as_bytes(parameter))
     return digest.hexdigest()
+
+
+def _values_as_bytes(parameter: nn.Parameter) -> bytes:
+    values = parameter.detach().cpu().contiguous().flatten()
+    return values.view(torch.uint8).numpy().tobytes()

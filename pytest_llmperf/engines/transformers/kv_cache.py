@@ -124,21 +124,27 @@ def cache_seen(cache: Any) -> CacheSeen:
 
     Keys and values are [batch, heads, positions, head_dim] each.
     """
-    dtypes = {dtype_name(values) for layer in cache.layers for values in _quantized(layer)}
-    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in sorted(dtypes))
+    dtypes = _quantized_dtypes(cache)
+    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in dtypes)
     return _quantized_seen(cache, kind) if dtypes else _plain_seen(cache, kind)
+
+
+def _quantized_dtypes(cache: Any) -> list[str]:
+    return sorted({dtype_name(values) for layer in cache.layers for values in _quantized(layer)})
 
 
 def _plain_seen(cache: Any, kind: str) -> CacheSeen:
     layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     size = sum(tensor.nbytes for tensor in tensors)
-    per_position = sum(_bytes_per_position(tensor) for tensor in tensors if tensor.numel())
+    per_position = sum(map(_bytes_per_position, tensors))
     return CacheSeen(kind, size, per_position, len(layers))
 
 
 def _bytes_per_position(tensor: Tensor) -> int:
     """Return the bytes of one position of one sequence in [batch, heads, positions, head_dim]."""
+    if not tensor.numel():
+        return 0
     return int(tensor.nbytes // (tensor.shape[0] * tensor.shape[2]))
 
 

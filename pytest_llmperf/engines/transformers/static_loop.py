@@ -202,12 +202,13 @@ class LoopState:
         self.model = model
         self.shape = shape
         zeros = partial(torch.zeros, dtype=torch.long, device=device)
-        self.token = zeros(shape.batch, 1)
-        self.prompt = zeros(shape.batch, shape.width)
-        self.prompt_positions = zeros(shape.batch, shape.width)
-        self.positions = zeros(shape.batch, 1)
+        batch, width = shape.batch, shape.width
+        self.token = zeros(batch, 1)
+        self.prompt = zeros(batch, width)
+        self.prompt_positions = zeros(batch, width)
+        self.positions = zeros(batch, 1)
         self.position = zeros(1)
-        self.mask = zeros(shape.batch, shape.length).fill_(1) if shape.padded else None
+        self.mask = zeros(batch, shape.length).fill_(1) if shape.padded else None
         self.cache = step_cache(model, shape.length, self.position)
         self._last_logits_only = _last_logits_only(model)
         self._fix_addresses()
@@ -349,13 +350,17 @@ class StaticLoop:
         state.eager_prefill()
         if shape.steps:
             state.step = self._options.compile_step(state.eager_step, state.rewind_to_step)
-        prefill = self._prefill
-        if prefill == "auto":
-            prefill = "eager" if shape.steps else "compile"
-        if prefill != "eager":
-            compile_prefill = self._options.compile_prefill
-            state.prefill = compile_prefill(state.eager_prefill, prefill, state.rewind)
+        self._compile_prefill(state)
         return state
+
+    def _compile_prefill(self, state: LoopState) -> None:
+        """Compile or capture the prefill where the plan says so, or where it runs alone."""
+        how = self._prefill
+        if how == "auto":
+            how = "eager" if state.shape.steps else "compile"
+        if how != "eager":
+            compile_prefill = self._options.compile_prefill
+            state.prefill = compile_prefill(state.eager_prefill, how, state.rewind)
 
 
 def _shape(batch: TokenBatch, new_tokens: int) -> Shape:

@@ -23,7 +23,7 @@ class WrappedEngine:
     """An engine that opens the model it was constructed with. `device` holds its parameters."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+        parameter = _first_parameter(model)
         if parameter is None or not hasattr(model, "generate"):
             raise UsageError(
                 f"llmperf.wrap({type(model).__name__}): "
@@ -49,21 +49,7 @@ class WrappedModel(TransformersModel):
         self._own = model
         self._was_training = {module: module.training for module in model.modules()}
         self._generation_config = model.generation_config
-        model.eval()
-        parameter = next(model.parameters())
-        dtype = dtype_name(parameter)
-        super().__init__(
-            ModelOnDevice(
-                model=model,
-                tokenizer=tokenizer,
-                plan=msgspec.structs.replace(plan, weights_dtype=dtype),
-                device=parameter.device,
-                load_s=0.0,
-                content_hash=fingerprint(model),
-                checkpoint_dtype=dtype,
-                versions=package_versions(),
-            ),
-        )
+        super().__init__(_as_loaded(model.eval(), tokenizer, plan))
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -71,6 +57,27 @@ class WrappedModel(TransformersModel):
             module.training = training
         self._own.generation_config = self._generation_config
         vars(self).clear()
+
+
+def _first_parameter(model: Any) -> torch.nn.Parameter | None:
+    if not isinstance(model, torch.nn.Module):
+        return None
+    return next(model.parameters(), None)
+
+
+def _as_loaded(model: Any, tokenizer: Any, plan: LoadPlan) -> ModelOnDevice:
+    """Describe the model as if it had been loaded in the dtype and on the device that it has."""
+    parameter = next(model.parameters())
+    dtype = dtype_name(parameter)
+    return ModelOnDevice(
+        model=model,
+        tokenizer=tokenizer,
+        plan=msgspec.structs.replace(plan, weights_dtype=dtype),
+        device=parameter.device,
+        content_hash=fingerprint(model),
+        checkpoint_dtype=dtype,
+        versions=package_versions(),
+    )
 
 
 def fingerprint(model: torch.nn.Module) -> str:

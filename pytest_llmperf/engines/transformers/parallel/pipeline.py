@@ -192,18 +192,22 @@ def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | N
     """
     if plan.pp == 1:
         return None
-    if len(anatomy.norms) != 1:
-        raise LoadError(
-            f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its "
-            f"embedding and layers ({', '.join(anatomy.norms)}); a pipeline knows one, the final "
-            "norm. Take 'tpN' or 'fsdpN'.",
-        )
+    _require_one_norm(model, anatomy)
     if anatomy.n_layers < plan.pp:
         raise LoadError(
             f"pp{plan.pp} has more devices than {type(model).__name__} has layers: "
             f"{anatomy.n_layers}."
         )
     return Stage(model, grid, anatomy)
+
+
+def _require_one_norm(model: Any, anatomy: Anatomy) -> None:
+    if len(anatomy.norms) != 1:
+        raise LoadError(
+            f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its "
+            f"embedding and layers ({', '.join(anatomy.norms)}); a pipeline knows one, the final "
+            "norm. Take 'tpN' or 'fsdpN'.",
+        )
 
 
 def _layers_of_stage(n_layers: int, place: int, stages: int) -> range:

@@ -15,10 +15,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch, checkpoint
-from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
-from pytest_llmperf.engines.transformers.checkpoint import first_names, weights_dtype
+from pytest_llmperf.engines.transformers.checkpoint import first_names, folder_hash, weights_dtype
 from pytest_llmperf.errors import LoadError
 
 
@@ -78,12 +77,7 @@ def _architecture_skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
 
 
 def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skeleton:
-    files = weight_files(folder)
-    if not files:
-        raise LoadError(
-            f"{folder} holds no *.safetensors, which ranks read their parts from. "
-            "Save the model again as safetensors.",
-        )
+    files = _require_weight_files(folder)
     stored = checkpoint.stored_dtype(folder, read_json(folder / "config.json"))
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)
     model = arch.on_meta(config, weights_dtype(plan, stored), plan.attention)
@@ -91,9 +85,19 @@ def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skel
         model=model,
         values=Files.open(files, model, device),
         tokenizer=checkpoint.tokenizer_of(plan, folder),
-        content_hash=hash_files([folder / "config.json", *files]),
+        content_hash=folder_hash(folder),
         checkpoint_dtype=stored,
     )
+
+
+def _require_weight_files(folder: Path) -> list[Path]:
+    files = weight_files(folder)
+    if not files:
+        raise LoadError(
+            f"{folder} holds no *.safetensors, which ranks read their parts from. "
+            "Save the model again as safetensors.",
+        )
+    return files
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,7 @@ class Files:
         Raises LoadError where the files do not hold the model's parameters by the names it has.
         Tied parameters are in the files once.
         """
-        file_of: dict[str, Path] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                file_of |= dict.fromkeys(tensors.keys(), file)
+        file_of = _file_of_each_tensor(files)
         missing = _names_to_read(model) - file_of.keys()
         if missing:
             raise LoadError(
@@ -175,10 +176,10 @@ class Files:
 
     def _compute_tables(self, module: nn.Module, path: str) -> None:
         """Let the model compute the buffers that no file holds (rotary frequencies)."""
-        buffers = [name for name, _ in module.named_buffers(recurse=False)]
+        buffers = dict(module.named_buffers(recurse=False))
         computed = [name for name in buffers if _join(path, name) not in self.file_of]
         for name in computed:
-            setattr(module, name, torch.empty_like(module.get_buffer(name), device=self.device))
+            setattr(module, name, torch.empty_like(buffers[name], device=self.device))
         if computed:
             initialise: Any = self.model._init_weights  # noqa: SLF001  # as arch.materialise
             initialise(module)
@@ -188,6 +189,14 @@ class Files:
         with safe_open(self.file_of[name], framework="pt") as tensors:
             stored: Tensor = tensors.get_tensor(name)
         return stored.to(device=self.device, dtype=like.dtype, copy=True)
+
+
+def _file_of_each_tensor(files: list[Path]) -> dict[str, Path]:
+    file_of: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            file_of |= dict.fromkeys(tensors.keys(), file)
+    return file_of
 
 
 def _names_to_read(model: PreTrainedModel) -> set[str]:

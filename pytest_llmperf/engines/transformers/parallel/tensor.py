@@ -78,12 +78,16 @@ class TensorCut:
     def finish(self) -> None:
         """Set the head counts of attention modules to this rank's own heads."""
         ranks = self.grid.along("tp")
-        modules = self.model.modules()
-        for attention in (module for module in modules if "Attention" in type(module).__name__):
-            for name in HEAD_COUNTS:
-                heads = getattr(attention, name, None)
-                if isinstance(heads, int):
-                    setattr(attention, name, heads // ranks)
+        for module in self.model.modules():
+            if "Attention" in type(module).__name__:
+                _divide_head_counts(module, ranks)
+
+
+def _divide_head_counts(attention: nn.Module, ranks: int) -> None:
+    for name in HEAD_COUNTS:
+        heads = getattr(attention, name, None)
+        if isinstance(heads, int):
+            setattr(attention, name, heads // ranks)
 
 
 def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
@@ -142,12 +146,16 @@ def _divides(module: Any, grid: Grid) -> bool:
 def _part(tensor: Tensor, dim: int, grid: Grid) -> nn.Parameter:
     """Return the part of this rank, in memory of its own, so that the whole can be freed."""
     n = grid.along("tp")
+    _require_divisible(tensor, dim, n)
+    part = tensor.chunk(n, dim)[grid.place("tp")].clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(part, requires_grad=False)
+
+
+def _require_divisible(tensor: Tensor, dim: int, n: int) -> None:
     if tensor.shape[dim] % n:
         raise LoadError(
             f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}."
         )
-    part = tensor.chunk(n, dim)[grid.place("tp")].clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(part, requires_grad=False)
 
 
 def _keep_rows(module: Any, grid: Grid) -> None:

@@ -37,12 +37,16 @@ def decoder_blocks(model: Any) -> list[Block]:
     path, modules = _layer_list(model)
     blocks = [_block(f"{path}.{i}", module) for i, module in enumerate(modules)]
     for block in blocks:
-        if not block.linears:
-            raise LoadError(
-                f"{type(model).__name__} cannot be pruned: block {block.name} holds no linear "
-                "layer with plain weights.",
-            )
+        _require_linears(model, block)
     return blocks
+
+
+def _require_linears(model: Any, block: Block) -> None:
+    if not block.linears:
+        raise LoadError(
+            f"{type(model).__name__} cannot be pruned: block {block.name} holds no linear "
+            "layer with plain weights.",
+        )
 
 
 def _layer_list(model: Any) -> tuple[str, nn.ModuleList]:

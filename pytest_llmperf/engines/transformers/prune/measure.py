@@ -61,7 +61,6 @@ class PrunedLayers:
         total = sum(by_place.values(), Count(0, 0, 0))
         shares = {place: place_count.sparsity for place, place_count in by_place.items()}
         lowest, highest = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
-        pattern = self.pruning.pattern
         return Pruned(
             asked=str(self.pruning),
             layers=len(self.layers),
@@ -73,12 +72,16 @@ class PrunedLayers:
             highest=shares[highest],
             highest_layer=highest,
             left_out=self.left_out,
-            pattern=":".join(map(str, pattern)) if pattern else None,
+            pattern=self._pattern(),
             groups=total.groups,
             broken_groups=total.broken,
             stored=self.stored,
             method=dict(self.method),
         )
+
+    def _pattern(self) -> str | None:
+        pattern = self.pruning.pattern
+        return ":".join(map(str, pattern)) if pattern else None
 
     def _counts_by_place(self) -> dict[str, Count]:
         by_place: dict[str, Count] = {}

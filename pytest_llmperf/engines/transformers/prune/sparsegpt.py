@@ -32,15 +32,20 @@ def sparsegpt(
     # As [inputs, outputs], what is updated together lies together.
     rows = weight.t().contiguous()
     moments = moments.clone()
-    dead = moments.diagonal() == 0
-    moments.diagonal()[dead] = 1.0
-    rows[dead] = 0.0
+    _drop_dead_inputs(moments, rows)
     factor = inverse_factor(moments)
     for first in range(0, columns, BLOCK_COLUMNS):
         last = min(first + BLOCK_COLUMNS, columns)
         errors = _prune_block(rows[first:last], factor[first:last, first:last], sparsity, pattern)
         rows[last:].addmm_(factor[first:last, last:].t(), errors, alpha=-1.0)
     return rows.t().contiguous()
+
+
+def _drop_dead_inputs(moments: Tensor, rows: Tensor) -> None:
+    """Zero the weights of inputs that were always zero, in place: moments then have an inverse."""
+    dead = moments.diagonal() == 0
+    moments.diagonal()[dead] = 1.0
+    rows[dead] = 0.0
 
 
 def inverse_factor(moments: Tensor) -> Tensor:

@@ -130,12 +130,16 @@ def keep_units(block: Block, kind: Coupled, units: Tensor) -> None:
     """
     for name, rows in kind.rows.items():
         layer = submodule(block, name)
-        outputs: Any = layer.out_features
-        stay = torch.ones(int(outputs), dtype=torch.bool)
-        stay[rows.flatten()] = False
-        stay[rows[units].flatten()] = True
-        _select(layer, 0, stay.nonzero().flatten())
+        _select(layer, 0, _rows_that_stay(layer, rows, units))
     _select(submodule(block, kind.consumer), 1, kind.columns[units].flatten())
+
+
+def _rows_that_stay(layer: Any, rows: Tensor, units: Tensor) -> Tensor:
+    """Return the indices of rows that are in one of `units`, or in no unit."""
+    stay = torch.ones(int(layer.out_features), dtype=torch.bool)
+    stay[rows.flatten()] = False
+    stay[rows[units].flatten()] = True
+    return stay.nonzero().flatten()
 
 
 def _select(layer: Any, dim: int, index: Tensor) -> None:

@@ -183,7 +183,7 @@ def _require_columns(blocks: list[Block], pruning: Pruning) -> None:
     if pruning.pattern is None:
         return
     group = pruning.pattern[1]
-    columns = {name: matrix(layer).shape[1] for name, layer in linears(blocks).items()}
+    columns = _columns(blocks)
     odd = [name for name, n in columns.items() if n % group]
     if odd:
         raise LoadError(
@@ -191,3 +191,7 @@ def _require_columns(blocks: list[Block], pruning: Pruning) -> None:
             f"{group}, the first is {odd[0]} with {columns[odd[0]]}. "
             f"Ask for a share instead: '{pruning.method}:{pruning.sparsity:g}'.",
         )
+
+
+def _columns(blocks: list[Block]) -> dict[str, int]:
+    return {name: matrix(layer).shape[1] for name, layer in linears(blocks).items()}

@@ -155,12 +155,15 @@ def _place_tensors(tensors: dict[str, Any], device: torch.device, moved: dict[in
         if tensor is None or tensor.device == device:
             continue
         if id(tensor) not in moved:
-            values = tensor.data.to(device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            moved[id(tensor)] = (
-                nn.Parameter(values, requires_grad=False) if is_parameter else values
-            )
+            moved[id(tensor)] = _moved(tensor, device)
         tensors[name] = moved[id(tensor)]
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    values = tensor.data.to(device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=False)
+    return values
 
 
 def _backend(scheme: Scheme, plan: LoadPlan) -> Any:

@@ -5,7 +5,7 @@ The conversion's notes give only the reasons.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -89,9 +89,9 @@ class _LeftOutKind(NamedTuple):
 
 
 def _left_out(layers: dict[str, nn.Module], conversion: Conversion) -> tuple[LeftOut, ...]:
-    groups: dict[_LeftOutKind, list[str]] = {}
+    groups: dict[_LeftOutKind, list[str]] = defaultdict(list)
     for path, layer in layers.items():
-        groups.setdefault(_left_out_kind(path, layer, conversion), []).append(path)
+        groups[_left_out_kind(path, layer, conversion)].append(path)
     return tuple(
         LeftOut(
             cls=kind.cls,

@@ -114,19 +114,24 @@ def weight_tensors(layer: nn.Module) -> list[torch.Tensor]:
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether the layer's largest tensor holds integers or 8-bit floats."""
-    largest = max(stored_tensors(layer), key=lambda t: t.nbytes, default=None)
-    return largest is not None and (not largest.is_floating_point() or largest.element_size() == 1)
+    largest = max(stored_tensors(layer), key=lambda tensor: tensor.nbytes, default=None)
+    return largest is not None and _is_low_precision(largest)
+
+
+def _is_low_precision(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or tensor.element_size() == 1
 
 
 def format_of(layer: nn.Module) -> str:
     """Return the storage format of a quantized layer, by core.quantization.Method.formats."""
-    weight = parameter_of(layer, "weight")
     if getattr(layer, "stored_format", None):
         return str(layer.stored_format)
+    weight = parameter_of(layer, "weight")
     quant_state = getattr(weight, "quant_state", None)
     if quant_state is not None:
         return str(quant_state.quant_type)
-    return "llm.int8" if type(weight).__name__ == "Int8Params" else type(weight).__name__
+    name = type(weight).__name__
+    return "llm.int8" if name == "Int8Params" else name
 
 
 def layout_of(layer: nn.Module) -> str:

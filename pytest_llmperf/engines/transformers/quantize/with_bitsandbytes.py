@@ -43,11 +43,14 @@ def converted(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Modu
     """
     quantize = _int8 if scheme.method == "int8" else _four_bit
     quantized = quantize(layer, scheme, device)
-    bias: Any = None
-    if layer.bias is not None:
-        bias = nn.Parameter(layer.bias.data.to(device), requires_grad=False)
-    quantized.bias = bias
+    quantized.bias = _bias(layer, device)
     return quantized.requires_grad_(requires_grad=False).train(layer.training)
+
+
+def _bias(layer: nn.Linear, device: torch.device) -> Any:
+    if layer.bias is None:
+        return None
+    return nn.Parameter(layer.bias.data.to(device), requires_grad=False)
 
 
 def mark(model: Any, scheme: Scheme) -> None:
