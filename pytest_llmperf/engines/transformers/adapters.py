@@ -217,10 +217,15 @@ def merged(adapters: Adapters) -> Adapters:
     assert adapters.peft is not None  # noqa: S101 - merging is what makes it None
     (file,) = adapters.files
     (group,) = adapters.groups()
-    changed = sum(_merge(layer, file.name) for layer in _layers(adapters.model, file.name))
+    changed = _merge_layers(adapters.model, file.name)
     tuner: Any = adapters.peft.base_model
     group = structs.replace(group, layers=changed, merged=True, active=True)
     return replace(adapters, model=tuner.unload(), peft=None, merged=(group,))
+
+
+def _merge_layers(model: nn.Module, name: str) -> int:
+    """Merge all layers of the adapter. Return how many of them changed."""
+    return sum(_merge(layer, name) for layer in _layers(model, name))
 
 
 def _merge(layer: Any, name: str) -> bool:
@@ -352,10 +357,14 @@ def _prepare(model: Any) -> None:
     for layer in _lora_layers(model):
         layer.belongs_to_adapter = True
         for matrices in _adapter_dicts(layer):
-            matrices.to(dtype)
-            for module in matrices.modules():
-                module.belongs_to_adapter = True
+            _mark(matrices.to(dtype))
     model.eval().requires_grad_(requires_grad=False)
+
+
+def _mark(matrices: nn.Module) -> None:
+    module: Any
+    for module in matrices.modules():
+        module.belongs_to_adapter = True
 
 
 @contextmanager

@@ -146,8 +146,9 @@ def _parse_knob(assignment: str, known: dict[str, Any]) -> tuple[str, object]:
 
 
 def _typed(value: str, default: object) -> object:
-    if isinstance(default, bool) or value.lower() in {"true", "false"}:
-        return value.lower() in {"1", "true"}
+    word = value.lower()
+    if isinstance(default, bool) or word in {"true", "false"}:
+        return word in {"1", "true"}
     return int(value) if value.lstrip("-").isdigit() else value
 
 

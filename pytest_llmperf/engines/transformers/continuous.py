@@ -106,11 +106,8 @@ class ContinuousLoop:
         if size != self._size:
             self._model.destroy_cached_continuous_batching_manager()
             self._size = size
-        greedy = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, eos_token_id=-1, pad_token_id=self._pad
-        )
         manager = self._model.init_continuous_batching(
-            generation_config=greedy,
+            generation_config=_greedy(self._pad),
             continuous_batching_config=_config(size, self._model.device),
         )
         if not manager.warmed_up:
@@ -120,6 +117,12 @@ class ContinuousLoop:
             yield manager
         finally:
             manager.stop(block=True, keep_for_next_session=True)
+
+
+def _greedy(pad: int) -> GenerationConfig:
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=-1, pad_token_id=pad
+    )
 
 
 def cache_seen(cache: Any) -> CacheSeen:

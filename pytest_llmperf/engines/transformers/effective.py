@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +34,7 @@ from pytest_llmperf.engines.transformers.quantize.storage import (
     is_quantized,
     logical_weights,
     modules_kept_in_float32,
+    plain_tensors,
     side_tensors,
     stored_tensors,
     weight_tensors,
@@ -183,7 +183,7 @@ def parameter_tensors(model: nn.Module) -> list[torch.Tensor]:
     What quantized layers hold beside their parameters is included.
     """
     parameters = (tensor for kind, _, tensor in _named_tensors(model) if kind == "parameter")
-    return distinct(chain.from_iterable(map(inner_tensors, parameters)))
+    return distinct(plain_tensors(parameters))
 
 
 def _tensors_of_assistant(loaded: ModelOnDevice) -> tuple[TensorGroup, ...]:
@@ -201,7 +201,7 @@ def assistant_tensors(model: nn.Module) -> tuple[TensorGroup, ...]:
 
 
 class _LinearKind(NamedTuple):
-    """What the layers of one LinearGroup share."""
+    """What the layers of one LinearGroup share; its fields are some of the group's."""
 
     cls: str
     dtype: str
@@ -240,12 +240,10 @@ def _largest_dtype(tensors: list[torch.Tensor]) -> str:
 
 def _linear_group(kind: _LinearKind, sizes: list[_LinearSize]) -> LinearGroup:
     return LinearGroup(
-        cls=kind.cls,
-        dtype=kind.dtype,
         layers=len(sizes),
         elements=sum(size.elements for size in sizes),
         bytes=sum(size.bytes for size in sizes),
-        quantized=kind.quantized,
+        **kind._asdict(),
     )
 
 

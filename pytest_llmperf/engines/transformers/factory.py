@@ -99,8 +99,13 @@ def _is_transformers_model(model: Any) -> bool:
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert parameters; buffers such as rotary tables keep the precision they were made in."""
     for parameter in model.parameters():
-        if parameter.is_floating_point() and type(parameter) is nn.Parameter:
+        if _is_plain_float(parameter):
             parameter.data = parameter.data.to(dtype)
+
+
+def _is_plain_float(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is in floating point, and of no subclass that stores it otherwise."""
+    return parameter.is_floating_point() and type(parameter) is nn.Parameter
 
 
 def _most_common_dtype(model: nn.Module) -> str:

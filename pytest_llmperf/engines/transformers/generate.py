@@ -68,7 +68,9 @@ class GenerateLoop:
         self._autocast_dtype = plan.autocast_dtype
         # `generate` fills what a call leaves unset from the model's own defaults, and
         # eos_token_id=None is "unset": an EOS left there would end sequences early.
-        model.generation_config = GenerationConfig(pad_token_id=pad)  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            pad_token_id=pad,
+        )
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Decode as DecodeLoop says. The clock starts when `generate` is called."""
@@ -100,10 +102,11 @@ class GenerateLoop:
 
 def require_length(tokens: Tensor, arrivals: tuple[int, ...], new_tokens: int) -> None:
     """Raise InvalidRun unless there are exactly `new_tokens` tokens [batch, n] and arrivals."""
-    if tokens.shape[1] != new_tokens or sum(arrivals) != new_tokens:
+    decoded, timestamps = tokens.shape[1], sum(arrivals)
+    if decoded != new_tokens or timestamps != new_tokens:
         raise InvalidRun(
-            f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and "
-            f"{sum(arrivals)} timestamps a sequence. "
+            f"asked for exactly {new_tokens} new tokens, got {decoded} tokens and "
+            f"{timestamps} timestamps a sequence. "
             "A stopping rule of the model is active; its speed would not be comparable.",
         )
 

@@ -223,12 +223,13 @@ def _quantized(model: Any, quantizer: Quantizer, plan: LoadPlan) -> Conversion:
 
 
 def _known_kind(plan: LoadPlan) -> str:
-    if plan.model.kind not in _LOADERS:
+    kind = plan.model.kind
+    if kind not in _LOADERS:
         raise LoadError(
-            f"model {plan.model.name!r} is of kind {plan.model.kind!r}; "
+            f"model {plan.model.name!r} is of kind {kind!r}; "
             f"this engine loads {', '.join(_LOADERS)}."
         )
-    return plan.model.kind
+    return kind
 
 
 def _from_arch(plan: LoadPlan, device: torch.device) -> SourceModel:

@@ -365,5 +365,9 @@ class StaticLoop:
 
 def _shape(batch: TokenBatch, new_tokens: int) -> Shape:
     rows, width = batch.ids.shape
-    length = -(-(width + new_tokens) // CACHE_MULTIPLE) * CACHE_MULTIPLE
+    length = _rounded_up(width + new_tokens)
     return Shape(rows, width, length, padded=batch.mask is not None, steps=new_tokens > 1)
+
+
+def _rounded_up(positions: int) -> int:
+    return -(-positions // CACHE_MULTIPLE) * CACHE_MULTIPLE

@@ -96,4 +96,5 @@ def _sums(tensor: torch.Tensor) -> tuple[float, float, float]:
     """Return the sums of the values, of their squares, and of the values times their places."""
     values = tensor.detach().double().flatten()
     places = torch.arange(1, values.numel() + 1, device=values.device, dtype=values.dtype)
-    return values.sum().item(), values.square().sum().item(), (values * places).sum().item()
+    by_place = values * places
+    return values.sum().item(), values.square().sum().item(), by_place.sum().item()

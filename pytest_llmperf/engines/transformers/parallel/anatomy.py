@@ -30,9 +30,10 @@ class Anatomy:
 
     def layer(self, path: str) -> int | None:
         """Return the number of the layer that a module is in; None where it is in none."""
-        if not path.startswith(self.layers + "."):
+        prefix = f"{self.layers}."
+        if not path.startswith(prefix):
             return None
-        return int(path[len(self.layers) + 1 :].split(".", 1)[0])
+        return int(path.removeprefix(prefix).split(".")[0])
 
 
 def anatomy(model: Any) -> Anatomy:

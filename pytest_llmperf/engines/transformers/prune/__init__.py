@@ -53,8 +53,9 @@ def prune(
     blocks = decoder_blocks(model)
     unpruned = left_out(model, blocks)
     weights_before = sizes(blocks)
-    text = _calibration(pruning, model, tokenizer, plan, device)
-    parameters = _prune(model, blocks, pruning, text)
+    needs_text = needs_calibration(pruning.method)
+    text = calibration(model, tokenizer, device, plan.seed) if needs_text else None
+    method = _prune(model, blocks, pruning, text)
     counts = _counts(blocks, weights_before, pruning)
     stored, notes = _store(blocks, pruning, kernels)
     _free_memory(device)
@@ -66,32 +67,24 @@ def prune(
         places=_places(blocks, pruning),
         left_out=unpruned,
         stored=stored,
-        method={**parameters, **_facts(text), "seconds": seconds},
+        method={**method, "seconds": seconds},
         notes=notes,
     )
-
-
-def _calibration(
-    pruning: Pruning, model: Any, tokenizer: Any | None, plan: LoadPlan, device: torch.device
-) -> Calibration | None:
-    if not needs_calibration(pruning.method):
-        return None
-    return calibration(model, tokenizer, device, plan.seed)
-
-
-def _facts(text: Calibration | None) -> dict[str, str | int | float]:
-    return text.facts if text is not None else {"calibration": "none"}
 
 
 @torch.no_grad()
 def _prune(
     model: Any, blocks: list[Block], pruning: Pruning, text: Calibration | None
 ) -> dict[str, str | int | float]:
-    """Prune the blocks. Returns the method's parameters."""
+    """Prune the blocks. Returns the method's parameters and the facts of its calibration."""
     if pruning.structured and text is not None:
-        return remove_structures(model, blocks, pruning, text)
+        return remove_structures(model, blocks, pruning, text) | text.facts
     prune_weights(model, blocks, pruning, text)
-    return METHODS[pruning.method].parameters
+    return METHODS[pruning.method].parameters | _facts(text)
+
+
+def _facts(text: Calibration | None) -> dict[str, str | int | float]:
+    return text.facts if text is not None else {"calibration": "none"}
 
 
 def _counts(

@@ -64,11 +64,13 @@ def _layer_list(model: Any) -> tuple[str, nn.ModuleList]:
 
 def _block(path: str, module: nn.Module) -> Block:
     linears = {
-        f"{path}.{name}": layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D)) and plain(layer)
+        f"{path}.{name}": layer for name, layer in module.named_modules() if _can_be_pruned(layer)
     }
     return Block(path, module, linears)
+
+
+def _can_be_pruned(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Linear, Conv1D)) and plain(layer)
 
 
 def linears(blocks: list[Block]) -> dict[str, nn.Module]:
@@ -96,12 +98,11 @@ def matrix(layer: nn.Module) -> Tensor:
 def plain(layer: nn.Module) -> bool:
     """Whether the weight is a plain floating-point matrix: not packed, not a tensor subclass."""
     weight = getattr(layer, "weight", None)
-    return (
-        isinstance(weight, Tensor)
-        and type(weight.data) is Tensor
-        and weight.is_floating_point()
-        and weight.dim() == 2  # noqa: PLR2004
-    )
+    return isinstance(weight, Tensor) and type(weight.data) is Tensor and _is_matrix(weight)
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.dim() == 2  # noqa: PLR2004
 
 
 class BlockInputs:
@@ -120,11 +121,17 @@ class BlockInputs:
         """Return the outputs of block `index` for every row, with its weights as they are now."""
         args, kwargs = self._calls[index]
         outputs = (block.module(hidden, *args, **kwargs) for hidden in self._hidden)
-        return [output[0] if isinstance(output, tuple) else output for output in outputs]
+        return [_hidden_state(output) for output in outputs]
 
     def advance(self, index: int, block: Block) -> None:
         """Go on to the next block: its inputs are the outputs of this one."""
         self._hidden = self.run(index, block)
+
+
+def _hidden_state(output: Any) -> Tensor:
+    """Return the hidden state of a block's output, which may be a tuple with other values."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 class _Reached(Exception):

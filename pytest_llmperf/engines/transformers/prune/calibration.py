@@ -48,9 +48,12 @@ def calibration(model: Any, tokenizer: Any | None, device: torch.device, seed: i
         rows = synthetic_rows(seed, 0, SYNTHETIC_ROWS, ROW_TOKENS, Vocabulary.of(model, None))
     else:
         prompts = PromptSet.bundled(PROMPTS)
-        ids = list(chain.from_iterable(tokenise(prompts, tokenizer)))
-        rows = in_rows(ids, _row_tokens(model))
+        rows = _text_rows(prompts, tokenizer, _row_tokens(model))
     return Calibration(rows.to(device), prompts.name)
+
+
+def _text_rows(prompts: PromptSet, tokenizer: Any, length: int) -> Tensor:
+    return in_rows(list(chain.from_iterable(tokenise(prompts, tokenizer))), length)
 
 
 def in_rows(ids: list[int], length: int) -> Tensor:

@@ -114,9 +114,9 @@ def _llama_sizes(config: Any, units: int, channels: int) -> Sizes:
 
 
 def _resize_llama_block(block: Block, sizes: Sizes) -> None:
-    attention, mlp = (_any(block.module.get_submodule(name)) for name in ("self_attn", "mlp"))
-    attention.num_key_value_groups = sizes.heads // sizes.kv_heads
-    mlp.intermediate_size = sizes.channels
+    layer: Any = block.module
+    layer.self_attn.num_key_value_groups = sizes.heads // sizes.kv_heads
+    layer.mlp.intermediate_size = sizes.channels
 
 
 def _resize_llama(model: Any, sizes: Sizes) -> None:
@@ -171,9 +171,10 @@ def _falcon_sizes(config: Any, units: int, channels: int) -> Sizes:
 
 
 def _resize_falcon_block(block: Block, sizes: Sizes) -> None:
-    attention = _any(block.module.get_submodule("self_attention"))
-    attention.num_heads, attention.num_kv_heads = sizes.heads, sizes.kv_heads
-    _any(block.module).num_heads = sizes.heads
+    layer: Any = block.module
+    layer.self_attention.num_heads = sizes.heads
+    layer.self_attention.num_kv_heads = sizes.kv_heads
+    layer.num_heads = sizes.heads
 
 
 def _resize_falcon(model: Any, sizes: Sizes) -> None:
@@ -185,11 +186,6 @@ def _resize_falcon(model: Any, sizes: Sizes) -> None:
     config.num_kv_heads = sizes.heads if is_multi_query else sizes.kv_heads
     config.ffn_hidden_size = sizes.channels
     model.base_model.num_heads = sizes.heads
-
-
-def _any(module: nn.Module) -> Any:
-    """Return the module untyped: nn.Module's types know no attributes that are plain numbers."""
-    return module
 
 
 FAMILIES = {

@@ -22,16 +22,19 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
     Of equal scores the first in memory are masked.
     """
-    if count <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if count >= scores.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
+    if count <= 0 or count >= scores.numel():
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
     flat = scores.flatten()
     threshold = flat.kthvalue(count).values
     mask = flat < threshold
     ties = (flat == threshold).nonzero().flatten()
     mask[ties[: count - int(mask.sum())]] = True
     return mask.view_as(scores)
+
+
+def lowest_share(scores: Tensor, share: float) -> Tensor:
+    """Return a mask of this share of the whole tensor, the lowest scores."""
+    return lowest(scores, round(scores.numel() * share))
 
 
 def lowest_in_rows(scores: Tensor, sparsity: float) -> Tensor:
@@ -62,7 +65,7 @@ def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 
     The other `n` weights of a group stay. Columns must divide by `m`.
     """
-    groups = scores.reshape(scores.shape[0], -1, m)
+    groups = _groups(scores, m)
     lowest_places = groups.argsort(dim=-1, stable=True)[..., : m - n]
     mask = torch.zeros_like(groups, dtype=torch.bool)
     return mask.scatter_(-1, lowest_places, value=True).flatten(1)
@@ -73,8 +76,13 @@ def broken_groups(weight: Tensor, n: int, m: int) -> int:
 
     `weight` is [rows, columns].
     """
-    nonzeros = (weight != 0).reshape(weight.shape[0], -1, m).sum(-1)
+    nonzeros = _groups(weight != 0, m).sum(-1)
     return int((nonzeros > n).sum())
+
+
+def _groups(rows: Tensor, m: int) -> Tensor:
+    """Return [rows, columns] as [rows, groups, m]."""
+    return rows.reshape(rows.shape[0], -1, m)
 
 
 def _row_slices(scores: Tensor) -> Iterator[slice]:

@@ -73,7 +73,10 @@ def takes(kind: Backend, layer: nn.Module) -> bool:
     weight: Any = layer.weight
     # torch states the shapes in no public place.
     shapes = kind._DTYPE_SHAPE_CONSTRAINTS.get(weight.dtype)  # noqa: SLF001
-    if shapes is None or not weight.is_contiguous():
-        return False
+    return shapes is not None and weight.is_contiguous() and _divides(weight, shapes)
+
+
+def _divides(weight: Any, shapes: Any) -> bool:
+    """Whether [rows, columns] are multiples of the smallest shape that the kernels take."""
     rows, columns = weight.shape
     return bool(rows % shapes.sparse_min_rows == 0 and columns % shapes.sparse_min_cols == 0)

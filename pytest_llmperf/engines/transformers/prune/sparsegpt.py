@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_llmperf.engines.transformers.prune.masks import lowest, n_of_m
+from pytest_llmperf.engines.transformers.prune.masks import lowest_share, n_of_m
 from pytest_llmperf.errors import LoadError
 
 BLOCK_COLUMNS = 128
@@ -100,5 +100,5 @@ def _mask(
     """Return the mask of weights to drop, [columns, outputs], by weight^2 / [H^-1]^2."""
     scores = (rows / diagonal[:, None]).square()
     if pattern is None:
-        return lowest(scores, round(scores.numel() * sparsity))
+        return lowest_share(scores, sparsity)
     return n_of_m(scores.t(), *pattern).t()

@@ -7,7 +7,7 @@ Wanda's score of their outgoing weights, summed: sum |w| x ||x|| over the column
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,12 @@ from pytest_llmperf.strategies.pruned import Pruning
 _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 _ROUNDING = 0.004
 """How much rounding channels to a matmul's tile may change the share of weights that goes."""
+
+
+SCORING = {
+    "score": "sum of |weight| x input L2 norm over outgoing weights",
+    "compared_in": "block",
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,8 @@ def remove_structures(
         family.resize_block(block, sizes)
         inputs.advance(index, block)
     family.resize_model(model, sizes)
-    return {
-        "score": "sum of |weight| x input L2 norm over outgoing weights",
-        "compared_in": "block",
-        "heads_before": heads_before,
-        "channels_before": channels.units,
-        "heads": sizes.heads,
-        "kv_heads": sizes.kv_heads,
-        "channels": sizes.channels,
-    }
+    before = {"heads_before": heads_before, "channels_before": channels.units}
+    return {**SCORING, **before, **asdict(sizes)}
 
 
 def _cut_block(
@@ -117,10 +116,15 @@ def most_important(kind: Coupled, consumer: nn.Module, norms: Tensor, keep: int)
 
     `norms` are of the consumer's inputs.
     """
-    weight: Any = consumer.weight
-    scores: Tensor = weight.data.float().abs().sum(0) * norms
+    scores = _scores(consumer, norms)
     by_unit = scores[kind.columns.to(scores.device)].sum(1)
     return by_unit.topk(keep).indices.sort().values.to("cpu")
+
+
+def _scores(consumer: Any, norms: Tensor) -> Tensor:
+    """Return Wanda's score of the consumer's columns: sum |w| x ||x|| over its outputs."""
+    scores: Tensor = consumer.weight.data.float().abs().sum(0) * norms
+    return scores
 
 
 def keep_units(block: Block, kind: Coupled, units: Tensor) -> None:
@@ -154,11 +158,18 @@ def _select(layer: Any, dim: int, index: Tensor) -> None:
 
 def _weights_of_unit(block: Block, kind: Coupled) -> int:
     """Return the weights that one unit has in all matrices of a block."""
-    consumer = matrix(submodule(block, kind.consumer))
-    weights = kind.columns.shape[1] * consumer.shape[0]
+    outputs, _ = _shape(block, kind.consumer)
+    weights = kind.columns.shape[1] * outputs
     for name, rows in kind.rows.items():
-        weights += rows.shape[1] * matrix(submodule(block, name)).shape[1]
+        _, inputs = _shape(block, name)
+        weights += rows.shape[1] * inputs
     return weights
+
+
+def _shape(block: Block, name: str) -> tuple[int, int]:
+    """Return the outputs and inputs of one of the block's matrices."""
+    outputs, inputs = matrix(submodule(block, name)).shape
+    return outputs, inputs
 
 
 def _weights(layer: Any) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, linears, matrix
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration
-from pytest_llmperf.engines.transformers.prune.masks import lowest, lowest_in_rows, n_of_m
+from pytest_llmperf.engines.transformers.prune.masks import lowest_in_rows, lowest_share, n_of_m
 from pytest_llmperf.engines.transformers.prune.sparsegpt import BLOCK_COLUMNS, DAMPENING, sparsegpt
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.strategies.pruned import Pruning
@@ -136,7 +136,7 @@ def choose(scores: Tensor, pruning: Pruning) -> Tensor:
         return n_of_m(scores, *pruning.pattern)
     if pruning.method == "wanda":
         return lowest_in_rows(scores, pruning.sparsity)
-    return lowest(scores, round(scores.numel() * pruning.sparsity))
+    return lowest_share(scores, pruning.sparsity)
 
 
 def finite(value: Tensor, name: str, pruning: Pruning) -> Tensor:

@@ -46,6 +46,10 @@ class Conversion:
     passed_over: dict[str, str] = field(default_factory=dict)
     loaded_as_linear: dict[str, int] = field(default_factory=dict)
 
+    def reason(self, path: str) -> str | None:
+        """Return why the layer at `path` was left alone; None where it was not."""
+        return self.declared.get(path) or self.passed_over.get(path)
+
 
 class Quantizer:
     """Converts the linear layers of one model.
@@ -107,8 +111,9 @@ class Quantizer:
     def whole(self, model: Any) -> Conversion:
         """Quantize a loaded model, layer by layer."""
         self.prepare(model)
-        for path in [name for name, _ in model.named_modules() if name]:
-            self.convert(model, path)
+        for path in dict(model.named_modules()):
+            if path:
+                self.convert(model, path)
         return self.finish(model)
 
 

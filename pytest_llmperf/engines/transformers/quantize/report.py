@@ -37,7 +37,7 @@ def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
         converted=len(quantized),
         elements=_elements(linears.values()),
         converted_elements=_elements(quantized),
-        formats=tuple(sorted({format_of(layer) for layer in quantized})),
+        formats=_formats(quantized),
         held=dict(_stored_bytes(quantized)),
         analytic=dict(_analytic_bytes(quantized, conversion)),
         left_out=_left_out(others, conversion),
@@ -55,9 +55,13 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {path.removesuffix(".base_layer"): layer for path, layer in modules if is_linear(layer)}
 
 
+def _formats(layers: list[nn.Module]) -> tuple[str, ...]:
+    return tuple(sorted(set(map(format_of, layers))))
+
+
 def _stored_bytes(layers: list[nn.Module]) -> Counter[str]:
     """Return the bytes that the layers' weights occupy, by dtype."""
-    total: Counter[str] = Counter()
+    total = Counter[str]()
     for layer in layers:
         for tensor in weight_tensors(layer):
             total[dtype_name(tensor)] += tensor.nbytes
@@ -106,9 +110,8 @@ def _left_out(layers: dict[str, nn.Module], conversion: Conversion) -> tuple[Lef
 
 
 def _left_out_kind(path: str, layer: nn.Module, conversion: Conversion) -> _LeftOutKind:
-    declared, passed_over = conversion.declared, conversion.passed_over
-    reason = declared.get(path) or passed_over.get(path) or _stored_as(layer)
-    return _LeftOutKind(type(layer).__name__, reason, path in declared)
+    reason = conversion.reason(path) or _stored_as(layer)
+    return _LeftOutKind(type(layer).__name__, reason, path in conversion.declared)
 
 
 def _stored_as(layer: nn.Module) -> str:

@@ -27,8 +27,10 @@ def is_linear(module: nn.Module) -> bool:
     """
     if getattr(module, "belongs_to_adapter", False):
         return False
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
+    return isinstance(module, (nn.Linear, Conv1D)) or _has_shape_of_linear(module)
+
+
+def _has_shape_of_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
@@ -51,6 +53,11 @@ def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     for inner in (getattr(tensor, name) for name in names):
         if isinstance(inner, torch.Tensor):  # torch's DTensor lists its mesh too
             yield from inner_tensors(inner)
+
+
+def plain_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the `inner_tensors` of all tensors."""
+    return chain.from_iterable(map(inner_tensors, tensors))
 
 
 def side_tensors(layer: Any) -> Iterator[torch.Tensor]:
@@ -87,8 +94,7 @@ def stored_tensors(layer: nn.Module) -> list[torch.Tensor]:
     Each tensor in memory is one.
     """
     own_tensors = chain(layer.parameters(), layer.buffers())
-    plain_tensors = chain.from_iterable(map(inner_tensors, own_tensors))
-    tensors = distinct(chain(plain_tensors, side_tensors(layer)))
+    tensors = distinct(chain(plain_tensors(own_tensors), side_tensors(layer)))
     if tensors:
         return tensors
     packed: Any = getattr(layer, "weight", None)
@@ -96,20 +102,15 @@ def stored_tensors(layer: nn.Module) -> list[torch.Tensor]:
 
 
 def distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return each tensor in memory once, the first of those that are the same bytes."""
-    by_identity: dict[tuple[object, ...], torch.Tensor] = {}
-    for tensor in tensors:
-        by_identity.setdefault(identity(tensor), tensor)
-    return list(by_identity.values())
+    """Return each tensor in memory once."""
+    return list({identity(tensor): tensor for tensor in tensors}.values())
 
 
 def weight_tensors(layer: nn.Module) -> list[torch.Tensor]:
     """Return `stored_tensors` without the bias."""
-    tensors = stored_tensors(layer)
     bias = parameter_of(layer, "bias")
-    if bias is None:
-        return tensors
-    return [tensor for tensor in tensors if identity(tensor) != identity(bias)]
+    skipped = None if bias is None else identity(bias)
+    return [tensor for tensor in stored_tensors(layer) if identity(tensor) != skipped]
 
 
 def is_quantized(layer: nn.Module) -> bool:

@@ -26,7 +26,7 @@ def refusal(layer: nn.Linear, scheme: Scheme, device: torch.device) -> str | Non
     On a CPU with AVX512-BF16 a 4-bit layer is packed anew at its first forward pass, which fails
     for some shapes.
     """
-    if scheme.method == "int8" or device.type != "cpu" or not has_avx512bf16():
+    if not _is_packed_at_first_pass(scheme, device):
         return None
     if layer.out_features % _CPU_ROWS == 0 and layer.in_features % BITSANDBYTES_BLOCK == 0:
         return None
@@ -34,6 +34,10 @@ def refusal(layer: nn.Linear, scheme: Scheme, device: torch.device) -> str | Non
         f"{layer.out_features} x {layer.in_features} is no multiple of "
         f"{_CPU_ROWS} x {BITSANDBYTES_BLOCK}, as bitsandbytes needs on a CPU with AVX512-BF16"
     )
+
+
+def _is_packed_at_first_pass(scheme: Scheme, device: torch.device) -> bool:
+    return bool(scheme.method != "int8" and device.type == "cpu" and has_avx512bf16())
 
 
 def converted(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
