@@ -178,7 +178,7 @@ def with_adapters(model: Any, plan: LoadPlan) -> Adapters:
 
 
 def _fitting_files(model: Any, plan: LoadPlan) -> tuple[AdapterFile, ...]:
-    files = tuple(AdapterFile.read(Path(folder)) for folder in plan.adapters)
+    files = tuple(map(AdapterFile.read, map(Path, plan.adapters)))
     for file in files:
         require_fits(file, model, plan)
     return files

@@ -38,7 +38,7 @@ def weight_bytes_read(model: Any, batch: int) -> int:
 
 def _bytes_not_read(table: Tensor, batch: int) -> int:
     """Return the bytes of the rows of a table [rows, width] that no sequence looks up."""
-    size, rows = storage_bytes(table), table.shape[0]
+    size, rows = storage_bytes(table), len(table)
     return size - min(batch, rows) * size // rows
 
 
@@ -65,5 +65,5 @@ def _lookup_tables(model: Any) -> list[Tensor]:
 
 
 def _tables_by_address(model: Any) -> dict[int, Tensor]:
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {layer.weight.data_ptr(): layer.weight for layer in embeddings}
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    return {weight.data_ptr(): weight for weight in weights}

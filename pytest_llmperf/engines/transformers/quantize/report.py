@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -62,9 +63,8 @@ def _formats(layers: list[nn.Module]) -> tuple[str, ...]:
 def _stored_bytes(layers: list[nn.Module]) -> Counter[str]:
     """Return the bytes that the layers' weights occupy, by dtype."""
     total = Counter[str]()
-    for layer in layers:
-        for tensor in weight_tensors(layer):
-            total[dtype_name(tensor)] += tensor.nbytes
+    for tensor in chain.from_iterable(map(weight_tensors, layers)):
+        total[dtype_name(tensor)] += tensor.nbytes
     return total
 
 
