@@ -1,4 +1,4 @@
-"""Two ranks over gloo: each strategy holds its part of the model, and they answer as one device does."""
+"""Two ranks over gloo: each strategy holds its part of the model, and answers as one device."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory):
-    """The model on one device: its outputs' hash for two and for four prompts, its bytes, and a reference file."""
+    """The model on one device: its bytes, and a reference file.
+
+    It also has its outputs' hash for two and for four prompts.
+    """
     session = TransformersEngine().open(plan_of("fp32"))
     path = str(tmp_path_factory.mktemp("reference") / "reference.safetensors")
     session.make_reference(PromptSet.synthetic(), 8, 4, path)
@@ -110,7 +113,7 @@ def test_ranks_know_those_of_their_own_host(tmp_path, where):
 
 @pytest.mark.parametrize("strategy", ["tp2", "fsdp2", "pp2", "dp2"])
 def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone, strategy):
-    """Promises hold, bytes are what the split says, tokens and agreement are those of the single device."""
+    """Promises hold, bytes are the split's, tokens and agreement are those of the single device."""
     ran, whole_bytes, reference = alone
     plan = plan_of(f"fp32+{strategy}")
     ranks = start(plan)
@@ -216,7 +219,10 @@ def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["tp2", "pp2"])
 def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
-    """Falcon's fused heads and tied head, from safetensors: the tokens of the whole model, and half of its bytes a rank."""
+    """Falcon's fused heads and tied head, from safetensors.
+
+    Two ranks give the tokens of the whole model, with half of its bytes each.
+    """
     folder = falcon(tmp_path / "falcon")
     alone, plan = (
         parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+{strategy}")
@@ -239,7 +245,10 @@ def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
 
 
 def falcon(folder: Path) -> ModelRef:
-    """A small model of falcon-40b's kind: groups of query heads with a KV head each, and the head tied to the embedding."""
+    """A small model of falcon-40b's kind: groups of query heads with a KV head each.
+
+    Its output head is tied to the embedding.
+    """
     torch.manual_seed(3)
     config = FalconConfig(
         vocab_size=320,

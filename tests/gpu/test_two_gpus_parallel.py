@@ -71,7 +71,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     ["tp2", "fsdp2", "pp2", "dp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"],
 )
 def test_two_gpus_answer_as_one(strategy, reference, tmp_path):
-    """Each rank on a GPU of its own, with its share of the bytes; promises still hold after a run."""
+    """Each rank has a GPU of its own, with its share of the bytes; promises hold after a run."""
     strategy = f"fp32+{strategy}"
     plan = plan_of(strategy)
     with opened(strategy, tmp_path) as ranks:
@@ -100,7 +100,7 @@ def test_the_share_of_collectives_is_read_from_the_profiler(tmp_path):
 
 
 def test_weights_on_the_host_leave_the_gpu_to_one_layer(tmp_path):
-    """Nothing but small tables lies there between steps, and a run needs less than the whole model."""
+    """Only small tables are on the GPU between steps, and a run needs less than the whole model."""
     with opened("fp32", tmp_path) as whole:
         tokens = whole.call(
             Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S

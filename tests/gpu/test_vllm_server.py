@@ -1,4 +1,7 @@
-"""`vllm serve` on a GPU, as a child of the worker: $LLMPERF_SERVER_VLLM, or the command beside this interpreter."""
+"""`vllm serve` on a GPU, as a child of the worker.
+
+It is $LLMPERF_SERVER_VLLM, or the command beside this interpreter.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,8 @@ def test_sixteen_lines_are_served(model, least_tok_per_s, open_worker):
             channel, Serve(concurrency=1, requests=5, prompt_tokens=8, max_new_tokens=50), 2
         )
     print(  # noqa: T201
-        f"{model}: {run.throughput}, {run.ttft.p50}, {run.tpot.p50}; alone {one.throughput}, {one.tpot.p50}"
+        f"{model}: {run.throughput}, {run.ttft.p50}, {run.tpot.p50}; "
+        f"alone {one.throughput}, {one.tpot.p50}"
     )
     assert run.n_failed == one.n_failed == 0
     assert run.throughput.value >= least_tok_per_s

@@ -35,7 +35,7 @@ from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_req
 from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
 from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
-from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
 from pytest_llmperf.engines.transformers.parallel.group import leave
 from pytest_llmperf.engines.transformers.positions import Positions, counted_positions
@@ -56,7 +56,7 @@ from pytest_llmperf.workloads import Batch, Lockstep, PromptSet, TaskAnswer, Tas
 class TransformersModel:
     """See `engines.base.LoadedModel`."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: ModelOnDevice) -> None:
         require_left_padding_side(loaded)
         if loaded.device.type == "cuda":
             # Events and streams made without a device are this one's.
