@@ -186,7 +186,7 @@ class ServedModel:
             0,
         )
         marks += count_marks(run.outcomes, self._prompts.count, n_asked, fixed=workload.ignore_eos)
-        server = server_metrics.summarised(samples)
+        server = server_metrics.summarized(samples)
         traces = tuple(o.trace() for o in run.outcomes)
         if not workload.prefix_cache:
             _require_no_hits(traces, server)
@@ -337,7 +337,7 @@ class ServedModel:
         )
         samples: list[dict[str, float]] = []
         traces, marks = self._watched(self._sampled(generate(generator, job), samples))
-        server = server_metrics.summarised(samples)
+        server = server_metrics.summarized(samples)
         if not work.prefix_cache:
             _require_no_hits(traces, server)
         said = f"{generator.name} {version_of(generator.name, program)}".strip()
