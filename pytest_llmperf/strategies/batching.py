@@ -1,4 +1,7 @@
-"""Continuous batching: requests join and leave the running batch at any step, instead of waiting for the longest of it."""
+"""Continuous batching: requests join and leave the running batch at any step.
+
+They do not wait for the longest of it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ NAME = "continuous"
 
 
 def batches_continuously(part: str) -> Promise:
-    """The last run's requests went through one running batch, as the run itself saw it.
+    """Promise that the last run's requests went through one running batch, as it saw itself.
 
     Known after warm-up.
     """
@@ -17,7 +20,8 @@ def batches_continuously(part: str) -> Promise:
     def broken(effective: Effective) -> str | None:
         if effective.batching == NAME:
             return None
-        return f"the last run's batches were {effective.batching or 'not told'}, asked for continuous ones"
+        batching = effective.batching or "not told"
+        return f"the last run's batches were {batching}, asked for continuous ones"
 
     return Promise("batches are continuous", broken, when="warm", part=part)
 
@@ -25,7 +29,10 @@ def batches_continuously(part: str) -> Promise:
 CONTINUOUS = Part(
     name=NAME,
     kind="batching",
-    summary="continuous batching: a request joins the running batch as soon as there is room and leaves it when it is done",
+    summary=(
+        "continuous batching: a request joins the running batch as soon as there is room "
+        "and leaves it when it is done"
+    ),
     fields={"batching": NAME},
     promises=lambda _plan: (batches_continuously(NAME),),
 )

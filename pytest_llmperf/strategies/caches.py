@@ -7,7 +7,9 @@ from pytest_llmperf.strategies.base import Part
 
 
 def cache_holds(part: str, dtype: str) -> Promise:
-    """The KV cache of the last run stored keys and values in `dtype`, seen in its own tensors.
+    """Promise that the KV cache of the last run stored keys and values in `dtype`.
+
+    It is seen in the cache's own tensors.
 
     Known after warm-up.
     """
@@ -21,13 +23,13 @@ def cache_holds(part: str, dtype: str) -> Promise:
 
 
 def _quantized(name: str, cache: str, dtype: str, summary: str) -> Part:
-    made = (cache_holds(name, dtype),)
+    promises = (cache_holds(name, dtype),)
     return Part(
         name=name,
         kind="cache",
         summary=summary,
         fields={"cache": cache},
-        promises=lambda _plan: made,
+        promises=lambda _plan: promises,
     )
 
 

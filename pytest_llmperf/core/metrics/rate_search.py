@@ -28,8 +28,8 @@ class Probe(Struct, frozen=True, kw_only=True):
 class RateSearch(Struct, frozen=True, kw_only=True):
     """The outcome of a search, in requests a second.
 
-    `highest` is the highest rate that was sustained, or None. `lowest_broken` is the lowest one that was
-    not, or None if the search ended before one was found.
+    `highest` is the highest rate that was sustained, or None. `lowest_broken` is the lowest one
+    that was not, or None if the search ended before one was found.
     """
 
     probes: tuple[Probe, ...]
@@ -68,8 +68,8 @@ def next_rate(probes: Sequence[Probe], *, first: float, within: float) -> float 
     """Return the rate to try next, or None when the search is over.
 
     Doubles from `first` while the rate is sustained and halves while it is not, each at most twelve
-    times; between a sustained and a broken rate it takes their geometric mean, until they are within a
-    factor of 1 + `within`.
+    times; between a sustained and a broken rate it takes their geometric mean, until they are
+    within a factor of 1 + `within`.
     """
     if not probes:
         return first
