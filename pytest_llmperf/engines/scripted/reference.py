@@ -97,7 +97,7 @@ def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
     right = [not _steps_up(i, 1 - options.quality) for i in range(len(tasks.items))]
     return tuple(
         TaskAnswer(
-            given=item.answer if ok else next((c for c in item.choices if c != item.answer), ""),
+            text=item.answer if ok else next((c for c in item.choices if c != item.answer), ""),
             correct=ok,
         )
         for ok, item in zip(right, tasks.items, strict=True)
