@@ -65,7 +65,7 @@ def stats(data: Sequence[float], iterations: int) -> dict[str, Any]:
 
 
 def _box(ordered: Sequence[float]) -> dict[str, float]:
-    """Return the quartiles, and the rounds that lie 1.5 interquartile ranges or more beside them."""
+    """Return the quartiles, and what lies more than 1.5 interquartile ranges beside them."""
     q1, q3 = _quartiles(ordered)
     iqr = q3 - q1
     low, high = q1 - 1.5 * iqr, q3 + 1.5 * iqr

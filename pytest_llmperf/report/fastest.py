@@ -44,7 +44,7 @@ def _way(record: Record) -> tuple[str, str]:
 
 
 def _sentence(runs: Sequence[Record]) -> str:
-    """For example: `fastest at decode b1 p32 n32: vllm fp32 14.2 tok/s, 1.31x transformers fp32 …`."""
+    """For example: `fastest at decode b1 p32: vllm fp32 14.2 tok/s, 1.31x transformers fp32 …`."""
     first, *others = sorted(runs, key=lambda record: -_value(record))
     behind = "; ".join(
         f"{_ratio(first, other)} {name_of(other)} {_speed(other)}" for other in others

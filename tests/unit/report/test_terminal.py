@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.reporting import METRICS, Terminal, metric, record
 
 from pytest_llmperf.core.record import ClaimRecord
-from pytest_llmperf.report.summary import short_names
+from pytest_llmperf.report.run_names import short_names
 from pytest_llmperf.report.table import display_width
 from pytest_llmperf.report.terminal import write_summary
 
