@@ -85,17 +85,16 @@ def _quartiles(ordered: Sequence[float]) -> tuple[float, float]:
     if len(ordered) == 1:
         return ordered[0], ordered[0]
     if remainder == 1:
-        return (
-            0.25 * ordered[n - 1] + 0.75 * ordered[n],
-            0.75 * ordered[3 * n] + 0.25 * ordered[3 * n + 1],
-        )
+        return _between(ordered, n - 1, 0.75), _between(ordered, 3 * n, 0.25)
     if remainder == 3:  # noqa: PLR2004
-        return (
-            0.75 * ordered[n] + 0.25 * ordered[n + 1],
-            0.25 * ordered[3 * n + 1] + 0.75 * ordered[3 * n + 2],
-        )
+        return _between(ordered, n, 0.25), _between(ordered, 3 * n + 1, 0.75)
     half = len(ordered) // 2
     return statistics.median(ordered[:half]), statistics.median(ordered[half:])
+
+
+def _between(ordered: Sequence[float], i: int, share: float) -> float:
+    """Return the point at a share of the way from one value to the next."""
+    return (1 - share) * ordered[i] + share * ordered[i + 1]
 
 
 def _suffix(record: Record, names: Mapping[str, int]) -> str:

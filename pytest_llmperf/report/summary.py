@@ -80,21 +80,30 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
 
     The wider the terminal (`width`), the less the names are shortened.
     """
-    metrics = [metric for metric in METRICS if verbose or not metric.verbose]
-    throughputs = _throughputs(records, brackets=verbose)
+    verdicts = tuple(status(record.outcome) for record in records)
     all_columns = [
         *_identity_columns(records, width),
-        Column(header="tok/s", cells=throughputs, rank=None, right=True),
-        *(_metric_column(metric, records) for metric in metrics),
-        Column(header="top-1", cells=tuple(map(_agreement, records)), rank=75, right=True),
-        Column(header="ratio", cells=_ratios(records, intervals=verbose), rank=55, right=True),
+        *_number_columns(records, verbose=verbose),
+        Column(header="verdict", cells=verdicts, rank=None),
+    ]
+    return [column for column in all_columns if column.rank is None or _says_something(column)]
+
+
+def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]:
+    """Return speed, metrics, agreement and ratio; more of them if `verbose`."""
+    speeds = _throughputs(records, brackets=verbose)
+    agreements = tuple(map(_agreement, records))
+    ratios = _ratios(records, intervals=verbose)
+    number_columns = [
+        Column(header="tok/s", cells=speeds, rank=None, right=True),
+        *(_metric_column(metric, records) for metric in METRICS if verbose or not metric.verbose),
+        Column(header="top-1", cells=agreements, rank=75, right=True),
+        Column(header="ratio", cells=ratios, rank=55, right=True),
     ]
     if verbose:
         n_samples = tuple(map(_n_samples, records))
-        all_columns.append(Column(header="samples", cells=n_samples, rank=30, right=True))
-    verdicts = tuple(status(record.outcome) for record in records)
-    all_columns.append(Column(header="verdict", cells=verdicts, rank=None))
-    return [column for column in all_columns if column.rank is None or _says_something(column)]
+        number_columns.append(Column(header="samples", cells=n_samples, rank=30, right=True))
+    return number_columns
 
 
 def _says_something(column: Column) -> bool:

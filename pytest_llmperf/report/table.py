@@ -9,8 +9,19 @@ from dataclasses import dataclass, replace
 
 GAP = 2
 _PLAIN = str.maketrans(
-    {"±": "+-", "…": "~", "–": "-", "µ": "u", "≥": ">=", "≤": "<=", "→": "->", "×": "x"}  # noqa: RUF001
+    {
+        "±": "+-",
+        "…": "~",
+        "–": "-",  # noqa: RUF001
+        "µ": "u",
+        "≥": ">=",
+        "≤": "<=",
+        "→": "->",
+        "×": "x",  # noqa: RUF001
+    }
 )
+"""Our signs -> what stands for them on a terminal that lacks them."""
+
 _QUANTITY = re.compile(
     r"(?<=\d) (?=(?:%|tok/s|[kMGT]?B|[mµnu]?s|min|h|[mk]?J)(?:\W|$))|(?<=[<>=≥≤]) (?=\d)"
 )

@@ -66,12 +66,11 @@ def over_saturated(requests: Sequence[RequestTrace]) -> str:
         return ""
     thirds = list(pairwise(_edges_of_thirds_ns(requests)))
     flights = [in_flight_mean(requests, start_ns, end_ns) for start_ns, end_ns in thirds]
-    ttfts = [_ttfts_s(requests, start_ns, end_ns) for start_ns, end_ns in thirds]
-    if not all(ttfts):
+    if not _grows(flights) or flights[-1] < flights[0] + 1:
         return ""
-    waits = [median(times) for times in ttfts]
-    flights_grow = _grows(flights) and flights[-1] >= flights[0] + 1
-    if not (flights_grow and _grows(waits)):
+    ttfts = [_ttfts_s(requests, start_ns, end_ns) for start_ns, end_ns in thirds]
+    waits = [median(times) for times in ttfts if times]
+    if len(waits) < THIRDS or not _grows(waits):
         return ""
     return (
         f"requests in flight grew from {flights[0]:.1f} to {flights[-1]:.1f} and the median TTFT "

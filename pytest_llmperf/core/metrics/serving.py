@@ -224,26 +224,28 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     Their autocorrelation widens the intervals. The pairs of a comparison are the runs, not the
     requests: times carry no pair.
     """
-    requests = [
-        request
-        for run in runs
-        for request in sorted(run.successes, key=lambda request: request.t_due_ns)
-    ]
-    tpots = (tpot_s(request) for request in requests)
+    requests = [request for run in runs for request in _by_due_time(run.successes)]
     samples: dict[str, list[float]] = {
         "ttft": [ttft_s(request) for request in requests],
         "latency": [latency_s(request) for request in requests],
-        "tpot": [time_s for time_s in tpots if time_s is not None],
-        "itl": [],
+        "tpot": _tpots_s(requests),
+        "itl": [gap for request in requests for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    if has_gaps:
-        samples["itl"] = [gap for request in requests for gap in gaps_s(request.events)]
     reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
     unpaired = origin._replace(pair=None)
     return {
         name: distribution(name, times, unpaired) if times else NotMeasurable(name, reason)
         for name, times in samples.items()
     }
+
+
+def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:
+    return sorted(requests, key=lambda request: request.t_due_ns)
+
+
+def _tpots_s(requests: Iterable[RequestTrace]) -> list[float]:
+    times = (tpot_s(request) for request in requests)
+    return [time_s for time_s in times if time_s is not None]
 
 
 # How the traffic went
@@ -261,8 +263,8 @@ def _summary(
         offered_rate=_offered_rate(runs),
         failures=dict(_failures(requests)),
         attainment=_attainment(requests, workload.slo),
-        lateness_p99_s=max(saturation.upper(_lateness_s(run.requests), 0.99) for run in runs),
-        loop_lag_p99_s=max(saturation.upper(trace.loop_lag_s, 0.99) for trace in traces),
+        lateness_p99_s=max(_p99(_lateness_s(run.requests)) for run in runs),
+        loop_lag_p99_s=max(_p99(trace.loop_lag_s) for trace in traces),
         busy_share=max(trace.busy_share for trace in traces),
         in_flight_mean=saturation.mean([_in_flight_mean(run) for run in runs]),
         in_flight_max=max(saturation.in_flight_max(run.requests) for run in runs),
@@ -271,6 +273,10 @@ def _summary(
         server=_merged(traces),
         generator=traces[0].generator,
     )
+
+
+def _p99(values: Sequence[float]) -> float:
+    return saturation.upper(values, 0.99)
 
 
 def _offered_rate(runs: Sequence[_Run]) -> float:
