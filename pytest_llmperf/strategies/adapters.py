@@ -57,32 +57,34 @@ def switched(promises: Iterable[Promise], names: Sequence[str]) -> tuple[Promise
 
 def _in_place(name: str, *, merged: bool) -> Promise:
     """Promise that the modules hold every tensor of the adapter's file, merged if asked for."""
+    return Promise(
+        f"adapter {name} is in its modules",
+        lambda effective: _misplaced(effective, name, merged=merged),
+        part="lora",
+    )
 
-    def broken(effective: Effective) -> str | None:
-        adapters = {group.name: group for group in effective.resident_adapters}
-        if name not in adapters:
-            return (
-                f"adapter {name!r} is not there; the modules hold {', '.join(adapters) or 'none'}"
-            )
-        return _what_is_wrong(adapters[name], merged=merged)
 
-    return Promise(f"adapter {name} is in its modules", broken, part="lora")
+def _misplaced(effective: Effective, name: str, *, merged: bool) -> str | None:
+    adapters = {group.name: group for group in effective.resident_adapters}
+    if name not in adapters:
+        return f"adapter {name!r} is not there; the modules hold {', '.join(adapters) or 'none'}"
+    return _wrong_tensors(adapters[name]) or _wrong_merge(adapters[name], merged=merged)
 
 
 def _in_force(names: tuple[str, ...]) -> Promise:
     """Promise that forward passes go through these adapters, and no others."""
-
-    def broken(effective: Effective) -> str | None:
-        adapters = tuple(dict.fromkeys(effective.adapters))
-        if adapters == names:
-            return None
-        in_force = ", ".join(adapters) or "no adapters"
-        return f"in force are {in_force}, asked for {', '.join(map(repr, names)) or 'none'}"
-
-    return Promise(_IN_FORCE, broken, part="lora")
+    return Promise(_IN_FORCE, lambda effective: _others_in_force(effective, names), part="lora")
 
 
-def _what_is_wrong(adapter: AdapterGroup, *, merged: bool) -> str | None:
+def _others_in_force(effective: Effective, names: tuple[str, ...]) -> str | None:
+    adapters = tuple(dict.fromkeys(effective.adapters))
+    if adapters == names:
+        return None
+    in_force = ", ".join(adapters) or "no adapters"
+    return f"in force are {in_force}, asked for {', '.join(map(repr, names)) or 'none'}"
+
+
+def _wrong_tensors(adapter: AdapterGroup) -> str | None:
     name, n_tensors = adapter.name, adapter.tensors
     if adapter.layers == 0 or n_tensors == 0:
         return f"adapter {name!r} sits in {adapter.layers} layers with {n_tensors} tensors"
@@ -92,10 +94,14 @@ def _what_is_wrong(adapter: AdapterGroup, *, merged: bool) -> str | None:
             f"({adapter.content_hash[:12]}) are those of its file: "
             "another adapter, or another version of it, is applied"
         )
-    if adapter.merged != merged:
-        state = "merged" if adapter.merged else "not merged"
-        return f"adapter {name!r} is {state}, asked for the other"
     return None
+
+
+def _wrong_merge(adapter: AdapterGroup, *, merged: bool) -> str | None:
+    if adapter.merged == merged:
+        return None
+    state = "merged" if adapter.merged else "not merged"
+    return f"adapter {adapter.name!r} is {state}, asked for the other"
 
 
 LORA = Part(

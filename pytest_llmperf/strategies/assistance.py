@@ -18,14 +18,19 @@ def assisted_by(part: str, source: str) -> Promise:
 
     Known after warm-up.
     """
+    return Promise(
+        f"assisted by {source}",
+        lambda effective: _other_source(effective, source),
+        when="warm",
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        if effective.assistance == source:
-            return None
-        assistance = effective.assistance or "nothing"
-        return f"the last run was assisted by {assistance}, asked for {source}"
 
-    return Promise(f"assisted by {source}", broken, when="warm", part=part)
+def _other_source(effective: Effective, source: str) -> str | None:
+    if effective.assistance == source:
+        return None
+    assistance = effective.assistance or "nothing"
+    return f"the last run was assisted by {assistance}, asked for {source}"
 
 
 def _assistant(argument: str) -> dict[str, object]:

@@ -16,14 +16,14 @@ def batches_continuously(part: str) -> Promise:
 
     Known after warm-up.
     """
+    return Promise("batches are continuous", _other_batching, when="warm", part=part)
 
-    def broken(effective: Effective) -> str | None:
-        if effective.batching == NAME:
-            return None
-        batching = effective.batching or "not told"
-        return f"the last run's batches were {batching}, asked for continuous ones"
 
-    return Promise("batches are continuous", broken, when="warm", part=part)
+def _other_batching(effective: Effective) -> str | None:
+    if effective.batching == NAME:
+        return None
+    batching = effective.batching or "not told"
+    return f"the last run's batches were {batching}, asked for continuous ones"
 
 
 CONTINUOUS = Part(

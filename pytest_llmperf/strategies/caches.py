@@ -13,13 +13,18 @@ def cache_holds(part: str, dtype: str) -> Promise:
 
     Known after warm-up.
     """
+    return Promise(
+        f"the KV cache holds {dtype}",
+        lambda effective: _other_cache(effective, dtype),
+        when="warm",
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        if f" of {dtype}" in effective.cache:
-            return None
-        return f"the last run used {effective.cache or 'no cache'}, asked for one of {dtype}"
 
-    return Promise(f"the KV cache holds {dtype}", broken, when="warm", part=part)
+def _other_cache(effective: Effective, dtype: str) -> str | None:
+    if f" of {dtype}" in effective.cache:
+        return None
+    return f"the last run used {effective.cache or 'no cache'}, asked for one of {dtype}"
 
 
 def _quantized(name: str, cache: str, dtype: str, summary: str) -> Part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from pytest_llmperf.core.effective import Effective, Promise, Shard
@@ -17,16 +16,13 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Backend of the collectives by kind of device."""
 
 
-def _number(name: str) -> Callable[[str], dict[str, object]]:
-    def fields(argument: str) -> dict[str, object]:
-        if not _is_plain_number(argument) or int(argument) < 2:  # noqa: PLR2004 - several
-            raise UsageError(
-                f"strategy part {name + argument!r}: the number of devices is a whole number of at "
-                f"least 2, for example {name + '2'!r}. On one device leave the part out.",
-            )
-        return {name: int(argument)}
-
-    return fields
+def _number_of_devices(name: str, argument: str) -> dict[str, object]:
+    if not _is_plain_number(argument) or int(argument) < 2:  # noqa: PLR2004 - several
+        raise UsageError(
+            f"strategy part {name + argument!r}: the number of devices is a whole number of at "
+            f"least 2, for example {name + '2'!r}. On one device leave the part out.",
+        )
+    return {name: int(argument)}
 
 
 def _is_plain_number(text: str) -> bool:
@@ -34,21 +30,17 @@ def _is_plain_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and text == str(int(text))
 
 
-def spread(name: str) -> Callable[[LoadPlan], tuple[Promise, ...]]:
+def spread(name: str, plan: LoadPlan) -> tuple[Promise, ...]:
     """Promise that every rank is there, on a device of its own, and holds its share of the plan."""
-
-    def promises(plan: LoadPlan) -> tuple[Promise, ...]:
-        part = f"{name}{getattr(plan, name)}"
-        checks = {
-            f"{plan.ranks} ranks take part": _missing_ranks,
-            "each rank has a device of its own": _shared_devices,
-            "each rank holds its share of the weights": _wrong_bytes,
-        }
-        return tuple(
-            Promise(text, partial(check, plan=plan), part=part) for text, check in checks.items()
-        )
-
-    return promises
+    part = f"{name}{getattr(plan, name)}"
+    checks = {
+        f"{plan.ranks} ranks take part": _missing_ranks,
+        "each rank has a device of its own": _shared_devices,
+        "each rank holds its share of the weights": _wrong_bytes,
+    }
+    return tuple(
+        Promise(text, partial(check, plan=plan), part=part) for text, check in checks.items()
+    )
 
 
 def most_bytes(shard: Shard, plan: LoadPlan) -> float:
@@ -70,15 +62,21 @@ def _missing_ranks(effective: Effective, plan: LoadPlan) -> str | None:
 
 def _shared_devices(effective: Effective, plan: LoadPlan) -> str | None:
     kind = plan.device.partition(":")[0]
-    backends = {shard.backend for shard in effective.shards}
-    wrong = sorted(backends - {BACKENDS[kind]}) if kind in BACKENDS else []
-    if wrong:
-        return f"collectives go through {', '.join(wrong)}, {BACKENDS[kind]} is wanted on {kind}"
+    if (reason := _wrong_backend(effective, kind)) is not None:
+        return reason
     devices = [shard.device for shard in effective.shards]
     n_devices = len(set(devices))
     if kind != "cpu" and n_devices < len(devices):
         return f"{len(devices)} ranks share {n_devices} devices: {', '.join(devices)}"
     return None
+
+
+def _wrong_backend(effective: Effective, kind: str) -> str | None:
+    backends = {shard.backend for shard in effective.shards}
+    wrong = sorted(backends - {BACKENDS[kind]}) if kind in BACKENDS else []
+    if not wrong:
+        return None
+    return f"collectives go through {', '.join(wrong)}, {BACKENDS[kind]} is wanted on {kind}"
 
 
 def _wrong_bytes(effective: Effective, plan: LoadPlan) -> str | None:
@@ -100,16 +98,18 @@ def _bytes_of_rank(shard: Shard, plan: LoadPlan) -> str:
 
 def offloaded(name: str, place: str) -> Promise:
     """Promise that the weights lie in `place` and not on the device that computes."""
+    return Promise(
+        f"weights wait in {place}", lambda effective: _not_offloaded(effective, place), part=name
+    )
 
-    def broken(effective: Effective) -> str | None:
-        waiting = effective.offloaded_bytes.get(place, 0)
-        if waiting and waiting >= sum(effective.offloaded_bytes.values()) * (1 - TOLERANCE):
-            return None
-        parameters = (group for group in effective.tensors if group.kind == "parameter")
-        on_devices = {group.device: group.bytes for group in parameters} or "nothing"
-        return f"{waiting / 1e6:.3f} MB of weights wait in {place}; on devices: {on_devices}"
 
-    return Promise(f"weights wait in {place}", broken, part=name)
+def _not_offloaded(effective: Effective, place: str) -> str | None:
+    waiting = effective.offloaded_bytes.get(place, 0)
+    if waiting and waiting >= sum(effective.offloaded_bytes.values()) * (1 - TOLERANCE):
+        return None
+    parameters = (group for group in effective.tensors if group.kind == "parameter")
+    on_devices = {group.device: group.bytes for group in parameters} or "nothing"
+    return f"{waiting / 1e6:.3f} MB of weights wait in {place}; on devices: {on_devices}"
 
 
 def _numbered(name: str, summary: str) -> Part:
@@ -118,8 +118,8 @@ def _numbered(name: str, summary: str) -> Part:
         kind="parallel",
         summary=summary,
         fields={},
-        promises=spread(name),
-        argument=_number(name),
+        promises=partial(spread, name),
+        argument=partial(_number_of_devices, name),
         example="2",
         numbered=True,
     )

@@ -30,15 +30,11 @@ def weights_as_in_checkpoint(part: str, *, unquantized: bool = False) -> Promise
     An engine that does not report that dtype breaks the promise. A server, which shows no weights,
     is asked for nothing: its notes hold what it reports. `unquantized` is as for `weights_are`.
     """
-
-    def broken(effective: Effective) -> str | None:
-        if effective.reported_dtype is not None:
-            return None
-        if effective.checkpoint_dtype is None:
-            return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
-        return _wrong_weights(effective, effective.checkpoint_dtype, unquantized=unquantized)
-
-    return Promise("weights are in the checkpoint's dtype", broken, part=part)
+    return Promise(
+        "weights are in the checkpoint's dtype",
+        lambda effective: _unlike_checkpoint(effective, unquantized=unquantized),
+        part=part,
+    )
 
 
 def computes_in(part: str, dtype: str) -> Promise:
@@ -68,13 +64,7 @@ def attention_is(part: str, implementation: str) -> Promise:
 
 def cache_is_static(part: str) -> Promise:
     """Promise that the KV cache of the last run was one of fixed size. Known after warm-up."""
-
-    def broken(effective: Effective) -> str | None:
-        if "static" in effective.cache.lower():
-            return None
-        return f"the last run used {effective.cache or 'no cache'}, asked for a static cache"
-
-    return Promise("the KV cache is static", broken, when="warm", part=part)
+    return Promise("the KV cache is static", _no_static_cache, when="warm", part=part)
 
 
 def is_compiled(part: str, mode: str) -> Promise:
@@ -82,15 +72,34 @@ def is_compiled(part: str, mode: str) -> Promise:
 
     Mode "default" leaves the choice to the engine; another must be the one in use.
     """
+    return Promise(
+        f"compiled in mode {mode}",
+        lambda effective: _not_compiled(effective, mode),
+        when="warm",
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        if effective.compiled_graphs < 1:
-            return f"{effective.compiled_graphs} graphs were compiled, asked for at least 1"
-        if mode == "default" and effective.compile_mode is not None:
-            return None
-        return _differs("compile mode", effective.compile_mode, mode)
 
-    return Promise(f"compiled in mode {mode}", broken, when="warm", part=part)
+def _unlike_checkpoint(effective: Effective, *, unquantized: bool) -> str | None:
+    if effective.reported_dtype is not None:
+        return None
+    if effective.checkpoint_dtype is None:
+        return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
+    return _wrong_weights(effective, effective.checkpoint_dtype, unquantized=unquantized)
+
+
+def _no_static_cache(effective: Effective) -> str | None:
+    if "static" in effective.cache.lower():
+        return None
+    return f"the last run used {effective.cache or 'no cache'}, asked for a static cache"
+
+
+def _not_compiled(effective: Effective, mode: str) -> str | None:
+    if effective.compiled_graphs < 1:
+        return f"{effective.compiled_graphs} graphs were compiled, asked for at least 1"
+    if mode == "default" and effective.compile_mode is not None:
+        return None
+    return _differs("compile mode", effective.compile_mode, mode)
 
 
 def _differs(title: str, actual: str | None, expected: str | None) -> str | None:

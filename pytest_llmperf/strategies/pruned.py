@@ -77,21 +77,25 @@ def sparsity_is(part: str, sparsity: float) -> Promise:
 
     That is measured over the whole model, and no layer lacks less.
     """
+    return Promise(
+        f"{sparsity:.1%} of the weights are gone",
+        lambda effective: _wrong_sparsity(effective, sparsity),
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        pruned = effective.pruned
-        if pruned is None or not pruned.layers:
-            return f"{_nothing_pruned(effective)}, asked for {sparsity:.1%} sparsity"
-        if abs(pruned.sparsity - sparsity) > TOLERANCE:
-            return f"{_removal(pruned)}, asked for {sparsity:.1%}"
-        if pruned.lowest < sparsity - TOLERANCE:
-            return (
-                f"{pruned.lowest_layer} lacks {pruned.lowest:.1%} of its weights, "
-                f"asked for {sparsity:.1%}; {_removal(pruned)}"
-            )
-        return None
 
-    return Promise(f"{sparsity:.1%} of the weights are gone", broken, part=part)
+def _wrong_sparsity(effective: Effective, sparsity: float) -> str | None:
+    pruned = effective.pruned
+    if pruned is None or not pruned.layers:
+        return f"{_nothing_pruned(effective)}, asked for {sparsity:.1%} sparsity"
+    if abs(pruned.sparsity - sparsity) > TOLERANCE:
+        return f"{_removal(pruned)}, asked for {sparsity:.1%}"
+    if pruned.lowest < sparsity - TOLERANCE:
+        return (
+            f"{pruned.lowest_layer} lacks {pruned.lowest:.1%} of its weights, "
+            f"asked for {sparsity:.1%}; {_removal(pruned)}"
+        )
+    return None
 
 
 def _nothing_pruned(effective: Effective) -> str:
@@ -101,21 +105,24 @@ def _nothing_pruned(effective: Effective) -> str:
 
 def pattern_is(part: str, pattern: str) -> Promise:
     """Promise that in every group of M neighbours of a row at most N weights are not zero."""
+    return Promise(
+        f"zeros in a {pattern} pattern",
+        lambda effective: _wrong_pattern(effective.pruned, pattern),
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        pruned = effective.pruned
-        if pruned is None or pruned.pattern != pattern or not pruned.groups:
-            verified = None if pruned is None else pruned.pattern
-            return f"no {pattern} pattern was verified ({verified}), asked for {pattern}"
-        if not pruned.broken_groups:
-            return None
-        most, width = pattern.split(":")
-        return (
-            f"{pruned.broken_groups} of {pruned.groups} groups of {width} hold more than {most} "
-            f"weights, asked for {pattern}"
-        )
 
-    return Promise(f"zeros in a {pattern} pattern", broken, part=part)
+def _wrong_pattern(pruned: Pruned | None, pattern: str) -> str | None:
+    if pruned is None or pruned.pattern != pattern or not pruned.groups:
+        verified = None if pruned is None else pruned.pattern
+        return f"no {pattern} pattern was verified ({verified}), asked for {pattern}"
+    if not pruned.broken_groups:
+        return None
+    most, width = pattern.split(":")
+    return (
+        f"{pruned.broken_groups} of {pruned.groups} groups of {width} hold more than {most} "
+        f"weights, asked for {pattern}"
+    )
 
 
 def _share(method: str, argument: str) -> float:

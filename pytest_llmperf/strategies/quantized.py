@@ -48,19 +48,20 @@ def is_quantized(part: str, method: str) -> Promise:
 
     Layers that the part leaves out beforehand are not looked at.
     """
+    return Promise(
+        f"linear layers are quantized by {part}",
+        lambda effective: _not_quantized(effective, method),
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        quantized = effective.quantized
-        if quantized is None:
-            return (
-                f"engine {effective.engine!r} did not report quantized layers "
-                f"({effective.model_class})"
-            )
+
+def _not_quantized(effective: Effective, method: str) -> str | None:
+    quantized = effective.quantized
+    if quantized is None:
         return (
-            _not_converted(quantized) or _wrong_format(quantized, method) or _wrong_bytes(quantized)
+            f"engine {effective.engine!r} did not report quantized layers ({effective.model_class})"
         )
-
-    return Promise(f"linear layers are quantized by {part}", broken, part=part)
+    return _not_converted(quantized) or _wrong_format(quantized, method) or _wrong_bytes(quantized)
 
 
 def _not_converted(quantized: Quantized) -> str | None:

@@ -88,14 +88,22 @@ class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
 
 def describe_batch(work: Batch) -> str:
     """Return a short text for tables: 'batch r16 p16-128 n16-128 b8'."""
-    prompt = "text" if work.prompts.texts else _text(work.prompt_tokens or PROMPT_TOKENS)
-    return f"batch r{work.count} p{prompt} n{_text(work.max_new_tokens)} b{work.batch}"
+    lengths = f"p{_prompt_text(work)} n{_text(work.max_new_tokens)}"
+    return f"batch r{work.count} {lengths} b{work.batch}"
+
+
+def _prompt_text(work: Batch) -> str:
+    return "text" if work.prompts.texts else _text(work.prompt_tokens or PROMPT_TOKENS)
 
 
 def _drawn(length: int | Range, count: int, seed: str) -> tuple[int, ...]:
-    low, high = (length, length) if isinstance(length, int) else length
+    low, high = _ends(length)
     draw = random.Random(seed)  # noqa: S311 - resampling, not secrets
     return tuple(draw.randint(low, high) for _ in range(count))
+
+
+def _ends(length: int | Range) -> Range:
+    return (length, length) if isinstance(length, int) else length
 
 
 def _check_count(name: str, value: object) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pytest_llmperf.errors import UsageError
 
@@ -20,6 +23,11 @@ def is_number(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def content_hash(content: object) -> str:
+    """Return SHA-256 (16 hex digits) of what is asked of a model; never of a file's name."""
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
 
 
 def read_lines(path: Path, title: str) -> list[str]:

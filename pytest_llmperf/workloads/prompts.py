@@ -5,15 +5,13 @@ Values only; tokenising is the worker's.
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.workloads.checks import json_object, read_lines
+from pytest_llmperf.workloads.checks import content_hash, json_object, read_lines
 
 _EXPECTED = """Expected one object a line, such as {"prompt": "…"}."""
 
@@ -73,10 +71,9 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 
         Never the file's name.
         """
-        content = msgspec.json.encode(
-            {"texts": self.texts, "chat": self.chat} if self.texts else {"seed": self.seed}
-        )
-        return hashlib.sha256(content).hexdigest()[:16]
+        if not self.texts:
+            return content_hash({"seed": self.seed})
+        return content_hash({"texts": self.texts, "chat": self.chat})
 
 
 def _texts(lines: list[str], source: str) -> tuple[str, ...]:

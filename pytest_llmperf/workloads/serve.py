@@ -103,9 +103,13 @@ class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
 
 def describe_serve(work: Serve) -> str:
     """Return a short text for tables: 'serve 4/s poisson p128 n64', 'serve c8 p128 n64'."""
-    length = "text" if work.prompt_tokens is None else str(work.prompt_tokens)
     generator = f" by {work.generator}" if work.generator else ""
-    return f"serve {_describe_load(work)} p{length} n{work.max_new_tokens}{generator}"
+    return f"serve {_describe_load(work)} {_describe_lengths(work)}{generator}"
+
+
+def _describe_lengths(work: Serve) -> str:
+    prompt = "text" if work.prompt_tokens is None else work.prompt_tokens
+    return f"p{prompt} n{work.max_new_tokens}"
 
 
 def _describe_load(work: Serve) -> str:

@@ -5,14 +5,12 @@ Values only; answering is the worker's.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.workloads.checks import is_count, json_object, read_lines
+from pytest_llmperf.workloads.checks import content_hash, is_count, json_object, read_lines
 
 _EXPECTED = (
     'Expected one object a line: {"prompt": "…", "answer": "…"}, '
@@ -85,10 +83,9 @@ class TaskSet(Struct, frozen=True, kw_only=True):
     @property
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of what is asked; never the file's name."""
-        content = msgspec.json.encode(
+        return content_hash(
             {"items": self.items, "chat": self.chat, "max_new_tokens": self.max_new_tokens}
         )
-        return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _item(line: str, position: str) -> Task:

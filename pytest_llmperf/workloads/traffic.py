@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.workloads.checks import is_count, is_number, json_object, read_lines
+from pytest_llmperf.workloads.checks import (
+    content_hash,
+    is_count,
+    is_number,
+    json_object,
+    read_lines,
+)
 
 _EXPECTED = (
     "Expected one object a line, such as "
@@ -56,8 +60,7 @@ class Traffic(Struct, frozen=True, kw_only=True):
     @property
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of times and lengths; never the file's name."""
-        content = msgspec.json.encode((self.timestamps_s, self.prompt_tokens, self.output_tokens))
-        return hashlib.sha256(content).hexdigest()[:16]
+        return content_hash((self.timestamps_s, self.prompt_tokens, self.output_tokens))
 
 
 def _row(line: str, position: str) -> dict[str, Any]:
