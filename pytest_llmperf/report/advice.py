@@ -87,8 +87,8 @@ def _cell(choice: Choice, axis: str) -> str:
 
 
 def _limit(axis: str, bound: float) -> str:
-    sign = _BOUNDS[AXES[axis].direction]
-    return f"{_title(axis)} {sign} {format_value(bound, AXES[axis].unit)}"
+    quantity = AXES[axis]
+    return f"{_title(axis)} {_BOUNDS[quantity.direction]} {format_value(bound, quantity.unit)}"
 
 
 def _title(axis: str) -> str:

@@ -58,9 +58,15 @@ def _speed(record: Record) -> str:
 
 
 def _agreement(record: Record) -> str:
+    top1 = top1_agreement(record)
+    return "" if top1 is None else f" (top-1 {format_percent(top1)})"
+
+
+def top1_agreement(record: Record) -> float | None:
+    """Return the share of positions where the model agrees with its reference, if it is known."""
     top1 = (record.agreement or {}).get("top1")
     value = top1.get("value") if isinstance(top1, dict) else top1
-    return f" (top-1 {format_percent(value)})" if isinstance(value, int | float) else ""
+    return value if isinstance(value, int | float) else None
 
 
 def _ratio(first: Record, other: Record) -> str:

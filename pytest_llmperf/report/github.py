@@ -28,12 +28,14 @@ def commands(problems: Iterable[Problem]) -> list[str]:
     What GitHub would not show is counted in the last one of its level.
     """
     problems = list(problems)
-    errors = [problem for problem in problems if problem.level == "error"]
-    warnings = [problem for problem in problems if problem.level == "warning"]
-    return _of_one_level(errors) + _of_one_level(warnings)
+    return _of_level("error", problems) + _of_level("warning", problems)
 
 
-def _of_one_level(problems: Sequence[Problem]) -> list[str]:
+def _of_level(level: str, problems: Iterable[Problem]) -> list[str]:
+    return _annotations([problem for problem in problems if problem.level == level])
+
+
+def _annotations(problems: Sequence[Problem]) -> list[str]:
     if len(problems) <= MOST:
         return list(map(annotation, problems))
     annotated, left_out = problems[: MOST - 1], problems[MOST - 1 :]

@@ -66,4 +66,4 @@ def _unique(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     A reader that makes a table of the properties keeps one value a name.
     """
     counts = Counter(name for name, _ in pairs)
-    return [(name, text) for name, text in pairs if counts[name] == 1]
+    return [pair for pair in pairs if counts[pair[0]] == 1]

@@ -94,24 +94,14 @@ class _Families:
         """Add a value and the ends of its interval; statistics of one metric share a family."""
         if metric.value is None:
             return
-        name, statistic = _split(metric.name)
-        text = f"{name if statistic else metric.name} in {metric.unit}"
+        _, statistic = _split(metric.name)
         labels = {**labels, "formula": _encodable(metric.formula)}
         if statistic:
             labels["statistic"] = statistic
-        parts = (
-            ("", "", metric.value),
-            ("_interval_low", ", end of its interval: low", metric.low),
-            ("_interval_high", ", end of its interval: high", metric.high),
-        )
-        for suffix, explanation, value in parts:
+        self._add_sample(_gauge(metric), labels, metric.value)
+        for end, value in (("low", metric.low), ("high", metric.high)):
             if value is not None:
-                family = Metric(
-                    f"llmperf_{_identifier(name)}{suffix}",
-                    _encodable(f"{text}{explanation}."),
-                    "gauge",
-                    unit=_unit(metric.unit),
-                )
+                family = _gauge(metric, f"_interval_{end}", f", end of its interval: {end}")
                 self._add_sample(family, labels, value)
 
     def _add_outcome(self, outcome: str, labels: Mapping[str, str]) -> None:
@@ -124,6 +114,16 @@ class _Families:
         """Add a sample to the family of that name, which is `family` if there is none yet."""
         samples = self._families.setdefault(family.name, family).samples
         samples.append(Sample(family.name, dict(labels), value))
+
+
+def _gauge(metric: MetricValue, suffix: str = "", explanation: str = "") -> Metric:
+    name, _ = _split(metric.name)
+    return Metric(
+        f"llmperf_{_identifier(name)}{suffix}",
+        _encodable(f"{name} in {metric.unit}{explanation}."),
+        "gauge",
+        unit=_unit(metric.unit),
+    )
 
 
 def _series(record: Record) -> tuple[str, ...]:

@@ -58,9 +58,13 @@ def _look(record: Record) -> tuple[str, str, str]:
 def _with_attempts(names: Iterable[str], records: Sequence[Record]) -> tuple[str, ...]:
     """Mark the runs that the gate had measured once more."""
     return tuple(
-        f"{name}, again" if record.extra.get("attempt", 1) > 1 else name
+        f"{name}, again" if _is_repeated(record) else name
         for name, record in zip(names, records, strict=True)
     )
+
+
+def _is_repeated(record: Record) -> bool:
+    return bool(record.extra.get("attempt", 1) > 1)
 
 
 def _without_parameter(name: str, strategies: set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.format import (
     MISSING,
@@ -17,6 +17,7 @@ from pytest_llmperf.core.format import (
 )
 from pytest_llmperf.core.record import speed_metric
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.report.fastest import top1_agreement
 from pytest_llmperf.report.run_names import brief_names, full_names
 from pytest_llmperf.report.table import Column, display_width, telling_width
 
@@ -156,18 +157,28 @@ def left_out(dropped: Sequence[Column], n_runs: int, width: int) -> str:
 def not_measurable(records: Sequence[Record], visible: Sequence[Column]) -> list[str]:
     """Return each reason once, with the columns and the number of runs it holds for."""
     headers = {column.header for column in visible}
-    headers_by_reason: dict[str, dict[str, None]] = {}
-    runs_by_reason: dict[str, set[str]] = {}
+    by_reason: dict[str, list[tuple[str, str]]] = {}
     for record in records:
-        for header, value in _values(record):
-            if header in headers and value.value is None:
-                reason = value.reason or "no reason was given"
-                headers_by_reason.setdefault(reason, {})[header] = None
-                runs_by_reason.setdefault(reason, set()).add(record.id)
+        for header, reason in _missing(record):
+            if header in headers:
+                by_reason.setdefault(reason, []).append((header, record.id))
+    return [_not_measurable(reason, places, len(records)) for reason, places in by_reason.items()]
+
+
+def _missing(record: Record) -> list[tuple[str, str]]:
+    """Return the headers whose value is not measurable, with their reasons."""
     return [
-        f"n/m {', '.join(names)}{_share(len(runs_by_reason[reason]), len(records))}: {reason}"
-        for reason, names in headers_by_reason.items()
+        (header, value.reason or "no reason was given")
+        for header, value in _values(record)
+        if value.value is None
     ]
+
+
+def _not_measurable(reason: str, places: Sequence[tuple[str, str]], n_runs: int) -> str:
+    """Say for which headers and for how many runs a reason holds; places are both of them."""
+    headers = dict.fromkeys(header for header, _ in places)
+    n_affected = len({run for _, run in places})
+    return f"n/m {', '.join(headers)}{_share(n_affected, n_runs)}: {reason}"
 
 
 def _headline(record: Record) -> MetricValue | None:
@@ -253,12 +264,10 @@ def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
 
 
 def _agreement(record: Record) -> str:
-    agreement: dict[str, Any] = record.agreement or {}
-    if agreement.get("itself"):
+    if record.agreement and record.agreement.get("itself"):
         return "itself"
-    top1 = agreement.get("top1")
-    value = top1.get("value") if isinstance(top1, dict) else top1
-    return format_percent(value) if isinstance(value, int | float) else MISSING
+    top1 = top1_agreement(record)
+    return MISSING if top1 is None else format_percent(top1)
 
 
 def _ratios(records: Sequence[Record], *, intervals: bool) -> tuple[str, ...]:

@@ -201,6 +201,13 @@ def _in_one_line(
     counts = Counter(summary.status(record.outcome) for record in records)
     for status, tests in reasons.items():
         counts["skipped" if status == "SKIPPED" else status] += len(tests)
+    return [_n_runs(len(records)), *_worst_first(counts), *notes]
+
+
+def _n_runs(n: int) -> str:
+    return f"llmperf: {n} run{'' if n == 1 else 's'}"
+
+
+def _worst_first(counts: Mapping[str, int]) -> list[str]:
     statuses = dict.fromkeys((*_WORST_FIRST, *counts))
-    runs = f"llmperf: {len(records)} run{'' if len(records) == 1 else 's'}"
-    return [runs, *(f"{counts[status]} {status}" for status in statuses if counts[status]), *notes]
+    return [f"{counts[status]} {status}" for status in statuses if counts.get(status)]

@@ -135,9 +135,15 @@ def located(plan: LoadPlan, root: Path) -> LoadPlan:
     adapters = {path: _folder(path, root) for path in plan.adapters}
     _require_names([adapters[path].name for path in plan.adapters])
     names = {path: folders.portable_name(folder, root) for path, folder in adapters.items()}
-    parts = (_with_path(part, names) for part in plan.strategy.split("+"))
-    absolute = tuple(str(adapters[path]) for path in plan.adapters)
-    return structs.replace(plan, adapters=absolute, strategy="+".join(parts))
+    return structs.replace(
+        plan,
+        adapters=tuple(str(adapters[path]) for path in plan.adapters),
+        strategy=_with_paths(plan.strategy, names),
+    )
+
+
+def _with_paths(strategy: str, names: Mapping[str, str]) -> str:
+    return "+".join(_with_path(part, names) for part in strategy.split("+"))
 
 
 def _folder(path: str, root: Path) -> Path:

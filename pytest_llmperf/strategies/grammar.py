@@ -279,13 +279,18 @@ def _by_kind() -> str:
 
 def _refuse_conflicts(chosen: list[ChosenPart], text: str) -> None:
     for first, second in combinations(chosen, 2):
-        joined = first.part.joins & second.part.joins
-        conflicts = sorted(first.fields.keys() & second.fields.keys() - joined)
+        conflicts = _conflicts(first, second)
         if conflicts:
             raise UsageError(
                 f"strategy {text!r}: parts {first.text!r} and {second.text!r} both set "
                 f"{', '.join(conflicts)}. Keep one of them.",
             )
+
+
+def _conflicts(first: ChosenPart, second: ChosenPart) -> list[str]:
+    """Return the fields that both parts set, but for those whose values are put together."""
+    joined = first.part.joins & second.part.joins
+    return sorted(first.fields.keys() & second.fields.keys() - joined)
 
 
 def _listed(values: Iterable[object]) -> str:

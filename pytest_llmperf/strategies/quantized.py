@@ -114,11 +114,13 @@ def located(plan: LoadPlan, root: Path) -> LoadPlan:
         return plan
     method, path = plan.quantization.split(":", 1)
     folder = _folder(plan.quantization, path, root)
-    portable = f"{method}:{folders.portable_name(folder, root)}"
-    parts = (
-        portable if part.startswith(f"{method}:") else part for part in plan.strategy.split("+")
-    )
-    return structs.replace(plan, quantization=f"{method}:{folder}", strategy="+".join(parts))
+    strategy = _with_folder(plan.strategy, method, folders.portable_name(folder, root))
+    return structs.replace(plan, quantization=f"{method}:{folder}", strategy=strategy)
+
+
+def _with_folder(strategy: str, method: str, name: str) -> str:
+    parts = strategy.split("+")
+    return "+".join(f"{method}:{name}" if part.startswith(f"{method}:") else part for part in parts)
 
 
 def _folder(part: str, path: str, root: Path) -> Path:

@@ -96,9 +96,7 @@ class Latencies(Refuses):
             return self._too_few(q)
         low, high = stats.quantile_interval(self.samples, q)
         value = stats.quantile(self.samples, q)
-        estimate = self._estimate(
-            f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value)
-        )
+        estimate = self._estimate(_name(q), value, max(0.0, min(low, value)), max(high, value))
         return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
 
     def _too_few(self, q: float) -> NotMeasurable:
@@ -106,7 +104,7 @@ class Latencies(Refuses):
             f"{len(self.samples)} samples, percentile {100 * q:g} needs at least "
             f"{stats.min_samples(q)}; give a larger budget or fewer tokens"
         )
-        return NotMeasurable(f"{self.name}.p{100 * q:.0f}", reason)
+        return NotMeasurable(f"{self.name}.{_name(q)}", reason)
 
     def _estimate(self, statistic: str, value: float, low: float, high: float) -> Estimate:
         return Estimate(
@@ -121,3 +119,8 @@ class Latencies(Refuses):
             context=self._context,
             statistic=statistic,
         )
+
+
+def _name(q: float) -> str:
+    """Return the name of a percentile: 'p95'."""
+    return f"p{100 * q:.0f}"

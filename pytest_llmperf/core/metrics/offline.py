@@ -79,8 +79,7 @@ def reduce(
         **quantities,
         n_requests=n_requests,
         n_failed=n_requests - sum(len(repetition.requests) for repetition in repetitions),
-        subject=origin.subject,
-        context=origin.context,
+        **origin.texts,
     )
 
 

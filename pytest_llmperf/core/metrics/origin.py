@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.quantities import TABLE
@@ -20,6 +20,11 @@ class Origin(NamedTuple):
     context: str = ""
     pair: str | None = None
 
+    @property
+    def texts(self) -> dict[str, Any]:
+        """`subject` and `context`, as an Estimate takes them."""
+        return {"subject": self.subject, "context": self.context}
+
 
 NO_ORIGIN = Origin()
 
@@ -33,8 +38,7 @@ def exact(name: str, value: float, origin: Origin = NO_ORIGIN) -> Estimate:
         row.unit,
         direction=row.direction,
         tolerance=row.tolerance,
-        subject=origin.subject,
-        context=origin.context,
+        **origin.texts,
     )
 
 
@@ -47,20 +51,13 @@ def sampled(name: str, samples: Iterable[float], origin: Origin) -> Estimate:
         row.unit,
         direction=row.direction,
         pair=origin.pair,
-        subject=origin.subject,
-        context=origin.context,
+        **origin.texts,
     )
 
 
 def distribution(name: str, samples_s: Sequence[float], origin: Origin) -> Latencies:
     """Return the distribution of these times."""
-    return Latencies(
-        name,
-        tuple(samples_s),
-        pair=origin.pair,
-        subject=origin.subject,
-        context=origin.context,
-    )
+    return Latencies(name, tuple(samples_s), pair=origin.pair, **origin.texts)
 
 
 def not_measurable(names: Iterable[str], reason: str) -> dict[str, NotMeasurable]:

@@ -306,13 +306,16 @@ ALIASES = {"output_throughput": "throughput"}
 
 
 def leaves() -> tuple[tuple[str, Metric], ...]:
-    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row.
+    """Return every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row.
 
     Agreement and tasks are not of a run.
     """
     rows = [row for row in TABLE.values() if not row.name.startswith(("agreement.", "task."))]
-    return tuple(
-        (f"{row.name}.{part}" if part else row.name, row)
-        for row in rows
-        for part in (row.statistics or ("",))
-    )
+    return tuple((name, row) for row in rows for name in _names(row))
+
+
+def _names(row: Metric) -> list[str]:
+    """Return the names of a row's numbers: one a statistic where it is a distribution."""
+    if not row.statistics:
+        return [row.name]
+    return [f"{row.name}.{statistic}" for statistic in row.statistics]

@@ -76,13 +76,17 @@ def next_rate(probes: Sequence[Probe], *, first: float, within: float) -> float 
     search = RateSearch(probes=tuple(probes))
     low, high = search.highest, search.lowest_broken
     if low is not None and high is not None:
-        is_over = len(probes) > 2 * MAX_DOUBLINGS or high <= low * (1 + within)
-        return None if is_over else math.sqrt(low * high)
+        return _between(low, high, within) if len(probes) <= 2 * MAX_DOUBLINGS else None
     if len(probes) > MAX_DOUBLINGS:
         return None
     if high is None:
         return 2 * max(probe.rate for probe in probes)
     return high / 2
+
+
+def _between(low: float, high: float, within: float) -> float | None:
+    """Return the geometric mean, or None where the two are near enough."""
+    return None if high <= low * (1 + within) else math.sqrt(low * high)
 
 
 def check(first: float, attainment: float, within: float) -> None:

@@ -47,16 +47,18 @@ def itl_by_position(traces: Sequence[Trace]) -> dict[str, Any]:
     if n_gaps == 0:
         return {}
     stretches = _stretches(n_gaps)
-    medians = [
-        stats.median([gap for gaps in gaps_by_trace for gap in gaps[start:end]])
-        for start, end in stretches
-    ]
     return {
         "itl_by_position": {
             "token": [start + 2 for start, _ in stretches],
-            "s": [float(f"{median:.4g}") for median in medians],
+            "s": [_median_s(gaps_by_trace, start, end) for start, end in stretches],
         }
     }
+
+
+def _median_s(gaps_by_trace: Sequence[Sequence[float]], start: int, end: int) -> float:
+    """Return the median of a stretch, in four digits."""
+    median = stats.median([gap for gaps in gaps_by_trace for gap in gaps[start:end]])
+    return float(f"{median:.4g}")
 
 
 def _stretches(n_gaps: int) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -105,54 +105,39 @@ def _require_length(trace: Trace, new_tokens: int) -> None:
 
 
 def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
-    _require_order(trace, requests)
-    wall_s, decode_s = _wall_and_decode_s(trace, requests)
+    for request in requests:
+        for before, after in pairwise(request.events):
+            _span_s(trace, "a gap between tokens", before.t_ns, after.t_ns, or_zero=True)
+    due_ns = min(request.t_due_ns for request in requests)
+    first_ns = min(request.events[0].t_ns for request in requests)
+    last_ns = max(request.events[-1].t_ns for request in requests)
     return Repetition(
         requests=requests,
-        ttft_s=_mean_s(trace, "TTFT", ttft_s, requests),
-        latency_s=_mean_s(trace, "end-to-end time", latency_s, requests),
-        wall_s=wall_s,
-        decode_s=decode_s,
+        ttft_s=_mean_s(trace, "TTFT", map(ttft_s, requests)),
+        latency_s=_mean_s(trace, "end-to-end time", map(latency_s, requests)),
+        wall_s=_span_s(trace, "the time of all requests", due_ns, last_ns),
+        decode_s=_span_s(trace, "decode time", first_ns, last_ns, or_zero=True),
         n_output=sum(request.n_output_tokens for request in requests),
         forwards=trace.forwards,
         padding=batching.padding_share(trace, requests),
     )
 
 
-def _require_order(trace: Trace, requests: Iterable[RequestTrace]) -> None:
-    for request in requests:
-        for before, after in pairwise(request.events):
-            _require_time(
-                trace, "a gap between tokens", (after.t_ns - before.t_ns) / _NS, or_zero=True
-            )
+def _mean_s(trace: Trace, title: str, times: Iterable[float]) -> float:
+    return stats.mean([_checked_s(trace, title, time_s) for time_s in times])
 
 
-def _mean_s(
-    trace: Trace,
-    title: str,
-    time_s: Callable[[RequestTrace], float],
-    requests: Iterable[RequestTrace],
+def _span_s(
+    trace: Trace, title: str, start_ns: int, end_ns: int, *, or_zero: bool = False
 ) -> float:
-    times = [time_s(request) for request in requests]
-    for time in times:
-        _require_time(trace, title, time)
-    return stats.mean(times)
+    return _checked_s(trace, title, (end_ns - start_ns) / _NS, or_zero=or_zero)
 
 
-def _wall_and_decode_s(trace: Trace, requests: Sequence[RequestTrace]) -> tuple[float, float]:
-    """Time of all requests, and the part of it after the first token of any."""
-    due_ns = min(request.t_due_ns for request in requests)
-    first_ns = min(request.events[0].t_ns for request in requests)
-    last_ns = max(request.events[-1].t_ns for request in requests)
-    wall_s, decode_s = (last_ns - due_ns) / _NS, (last_ns - first_ns) / _NS
-    _require_time(trace, "the time of all requests", wall_s)
-    _require_time(trace, "decode time", decode_s, or_zero=True)
-    return wall_s, decode_s
-
-
-def _require_time(trace: Trace, title: str, time_s: float, *, or_zero: bool = False) -> None:
+def _checked_s(trace: Trace, title: str, time_s: float, *, or_zero: bool = False) -> float:
+    """Return a derived time. Raises InvalidRun where it is not positive."""
     if time_s < 0 or (time_s == 0 and not or_zero):
         raise InvalidRun(
             f"repetition {trace.repetition}: {title} is {time_s} s. "
             "The engine's times are not in order."
         )
+    return time_s

@@ -34,11 +34,12 @@ def in_flight_mean(requests: Sequence[RequestTrace], start_ns: int, end_ns: int)
     """Return the requests in flight, on average over the time from `start_ns` to `end_ns`."""
     if end_ns <= start_ns:
         return 0.0
-    overlap_ns = sum(
-        max(0, min(end_ns, ended_ns(request)) - max(start_ns, request.t_due_ns))
-        for request in requests
-    )
-    return overlap_ns / (end_ns - start_ns)
+    overlaps_ns = [_overlap_ns(request, start_ns, end_ns) for request in requests]
+    return sum(overlaps_ns) / (end_ns - start_ns)
+
+
+def _overlap_ns(request: RequestTrace, start_ns: int, end_ns: int) -> int:
+    return max(0, min(end_ns, ended_ns(request)) - max(start_ns, request.t_due_ns))
 
 
 def in_flight_max(requests: Sequence[RequestTrace]) -> int:

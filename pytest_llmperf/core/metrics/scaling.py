@@ -24,13 +24,17 @@ def scales(candidate: tuple[LoadPlan, Effective], reference: tuple[LoadPlan, Eff
     """
     plan, effective = candidate
     reference_plan, reference_effective = reference
-    spread = {name: getattr(reference_plan, name) for name in SPREAD}
-    gathered = structs.replace(plan, strategy=reference_plan.strategy, **spread)
     return (
         plan.ranks > reference_plan.ranks
-        and gathered == reference_plan
+        and _spread_like(plan, reference_plan) == reference_plan
         and _dtypes(effective) == _dtypes(reference_effective)
     )
+
+
+def _spread_like(plan: LoadPlan, reference: LoadPlan) -> LoadPlan:
+    """Return `plan` over the devices of `reference`."""
+    spread = {name: getattr(reference, name) for name in SPREAD}
+    return structs.replace(plan, strategy=reference.strategy, **spread)
 
 
 def _dtypes(effective: Effective) -> tuple[object, ...]:

@@ -102,8 +102,7 @@ def reduce_serving(
         serving=_summary(traces, runs, workload),
         n_requests=sum(len(run.requests) for run in runs),
         n_failed=sum(len(run.requests) - len(run.successes) for run in runs),
-        subject=origin.subject,
-        context=origin.context,
+        **origin.texts,
     )
 
 
@@ -132,9 +131,7 @@ def client_mark(trace: ServingTrace, ramp_up_s: float) -> Mark | None:
 
 
 def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
-    first_ns = min((request.t_due_ns for request in trace.requests), default=0)
-    count_from_ns = first_ns + ramp_up_s * _NS
-    counted = tuple(r for r in trace.requests if r.t_due_ns >= count_from_ns)
+    counted = _after_ramp_up(trace.requests, ramp_up_s)
     successes = tuple(filter(succeeded, counted))
     if not successes:
         raise _nothing_succeeded(counted)
@@ -146,6 +143,12 @@ def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
         start_ns=min(request.t_sent_ns or request.t_due_ns for request in counted),
         end_ns=max(request.events[-1].t_ns for request in successes),
     )
+
+
+def _after_ramp_up(requests: Sequence[RequestTrace], ramp_up_s: float) -> tuple[RequestTrace, ...]:
+    first_ns = min((request.t_due_ns for request in requests), default=0)
+    count_from_ns = first_ns + ramp_up_s * _NS
+    return tuple(request for request in requests if request.t_due_ns >= count_from_ns)
 
 
 def _nothing_succeeded(requests: Sequence[RequestTrace]) -> InvalidRun:
@@ -163,12 +166,16 @@ def _failures(requests: Iterable[RequestTrace]) -> Counter[str]:
 
 
 def _require_order(request: RequestTrace) -> None:
-    times = [request.t_due_ns, *(event.t_ns for event in request.events)]
-    if any(after < before for before, after in pairwise(times)):
+    if any(after < before for before, after in pairwise(_times_ns(request))):
         raise InvalidRun(
             "the times of a request are not in order: a token came before the one before it, "
             "or before it was due."
         )
+
+
+def _times_ns(request: RequestTrace) -> list[int]:
+    """Return when a request was due, and when each of its messages came."""
+    return [request.t_due_ns, *(event.t_ns for event in request.events)]
 
 
 def _lateness_s(requests: Iterable[RequestTrace]) -> list[float]:

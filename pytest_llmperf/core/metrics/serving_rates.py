@@ -73,6 +73,5 @@ def _rate_of_blocks(name: str, run: Counted, origin: Origin) -> Estimate:
         statistic="mean",
         counted="block",
         direction=row.direction,
-        subject=origin.subject,
-        context=origin.context,
+        **origin.texts,
     )

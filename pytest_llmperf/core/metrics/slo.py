@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from pytest_llmperf.core.metrics.request_times import latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.trace import RequestTrace
@@ -21,15 +21,19 @@ class Slo(Struct, frozen=True, kw_only=True):
     latency: float | None = None
 
     def __post_init__(self) -> None:
-        limits = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}
-        for name, limit in limits.items():
-            if limit is not None:
-                _require_seconds(name, limit)
-        if all(limit is None for limit in limits.values()):
+        for name, limit in self.limits.items():
+            _require_seconds(name, limit)
+        if not self.limits:
             raise UsageError(
                 "Slo(): at least one limit is needed, for example Slo(ttft=0.2, tpot=0.05), "
                 "in seconds."
             )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits by name, those that there are."""
+        fields: dict[str, float | None] = structs.asdict(self)
+        return {name: limit for name, limit in fields.items() if limit is not None}
 
     def met_by(self, request: RequestTrace) -> bool:
         """Whether the request succeeded within every limit.
@@ -38,17 +42,20 @@ class Slo(Struct, frozen=True, kw_only=True):
         """
         if not succeeded(request):
             return False
-        limits = (
-            (self.ttft, ttft_s(request)),
-            (self.tpot, tpot_s(request)),
-            (self.latency, latency_s(request)),
-        )
-        return all(limit is None or value is None or value <= limit for limit, value in limits)
+        times = _times_s(request)
+        return all(_is_within(times[name], limit) for name, limit in self.limits.items())
 
     def __str__(self) -> str:
         """For example 'ttft<=0.2s tpot<=0.05s'."""
-        limits = (("ttft", self.ttft), ("tpot", self.tpot), ("latency", self.latency))
-        return " ".join(f"{name}<={limit:g}s" for name, limit in limits if limit is not None)
+        return " ".join(f"{name}<={limit:g}s" for name, limit in self.limits.items())
+
+
+def _times_s(request: RequestTrace) -> dict[str, float | None]:
+    return {"ttft": ttft_s(request), "tpot": tpot_s(request), "latency": latency_s(request)}
+
+
+def _is_within(time_s: float | None, limit: float) -> bool:
+    return time_s is None or time_s <= limit
 
 
 def _require_seconds(name: str, limit: object) -> None:
