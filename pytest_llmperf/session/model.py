@@ -114,7 +114,7 @@ class Model:
         answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
         answers = Answers(
             tasks=tasks,
-            given=tuple(a.given for a in answered.answers),
+            given=tuple(a.text for a in answered.answers),
             correct=tuple(a.correct for a in answered.answers),
             subject=model.plan.strategy,
             context=f"{tasks.name} on {model.opened.device_name}",

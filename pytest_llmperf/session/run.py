@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.origin import Origin
+from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
+from pytest_llmperf.core.trace import Ceilings, Mark
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.sampling import (
     MIN_WARM_UP,
@@ -33,16 +35,6 @@ from pytest_llmperf.workloads import Workload, describe
 ENERGY_SECONDS = 3.0
 
 Acquire = Callable[[], OpenModel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Around:
-    """What is read outside the timed path: memory in its own pass, energy, the device's ceilings."""
-
-    memory: MemoryGauges | tuple[MemoryGauges, ...] | None
-    energy: EnergyReading
-    ceilings: Ceilings | None
-    collectives: float | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,19 +144,12 @@ def _reduced(
     progress("reading memory", side.name, None)
     model, workload = repeater.current(), repeater.workload
     around = read_around(model, workload, side)
-    result = reduce(
-        [side.taken[i].trace for i in valid],
-        workload,
-        side.taken[-1].step,
-        around.ceilings,
-        around.memory,
-        around.energy,
-        model.opened.load_s,
-        pair=pair,
+    origin = Origin(
         subject=model.plan.strategy,
         context=f"{describe(workload)} on {model.opened.device_name}",
-        collectives=around.collectives,
+        pair=pair,
     )
+    result = reduce([side.taken[i].trace for i in valid], workload, around, origin)
     marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
     return Measured(
         model=model,
@@ -180,23 +165,25 @@ def _reduced(
     )
 
 
-def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
+def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
     """Memory in a pass of its own, energy over at least three seconds, and the device's ceilings (cached per device)."""
     memory = model.call(ReadMemory(workload=workload, repetition=side.next_repetition))
     energy = model.call(
         ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
     )
-    return Around(
-        memory=memory.ranks or memory.memory,
-        energy=energy.energy,
+    return Readings(
+        step=side.taken[-1].step,
         ceilings=device_ceilings.of(model),
+        memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
+        energy=energy.energy,
+        load_s=model.opened.load_s,
         collectives=_collectives(model, workload, side.next_repetition + 2),
     )
 
 
 def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:
     if model.plan.ranks == 1:
-        return "one device has nobody to communicate with"
+        return ONE_DEVICE
     read = model.call(ReadCollectives(workload=workload, repetition=repetition))
     return read.reason if read.share is None else read.share
 

@@ -12,6 +12,7 @@ import msgspec
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.loaded import ServingRun
+from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, check, next_rate
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
@@ -142,7 +143,7 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
         summary = run(workload).serving
     except InvalidRun as error:
         if "no request of" in str(error):
-            return Probe(rate=rate, attainment=0.0, kept=False, why=str(error))
+            return Probe(rate=rate, attainment=0.0, sustained=False, why=str(error))
         raise
     assert summary is not None  # noqa: S101 - a load has one
     reached = summary.attainment or 0.0
@@ -151,7 +152,7 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
         if reached < attainment
         else summary.saturated
     )
-    return Probe(rate=rate, attainment=reached, kept=not why, why=why)
+    return Probe(rate=rate, attainment=reached, sustained=not why, why=why)
 
 
 def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> ServingRun:
@@ -208,16 +209,13 @@ def _reduced(
     pair: str | None,
 ) -> Loaded:
     used = valid if pair is not None else valid[:1]
-    result = reduce_serving(
-        [runs[i].trace for i in used],
-        slo=workload.slo,
-        ramp_up_s=workload.ramp_up,
-        load_s=None if model.plan.option("url") else model.opened.load_s,
-        open_loop=workload.open_loop,
-        pair=pair,
+    load_s = None if model.plan.option("url") else model.opened.load_s
+    origin = Origin(
         subject=_subject(model),
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
+        pair=pair,
     )
+    result = reduce_serving([runs[i].trace for i in used], workload, load_s, origin)
     marks = tuple(mark for served in runs for mark in served.marks)
     return Loaded(
         model=model,

@@ -154,7 +154,4 @@ def decode_tok_per_s(strategy, repetitions=7):
         traces = [session.run(DECODE, i).trace for i in range(3 + repetitions)][3:]
     finally:
         session.close()
-    return statistics.median(
-        float(reduce([trace], DECODE, None, None, None, None, None).decode_throughput)
-        for trace in traces
-    )
+    return statistics.median(float(reduce([trace], DECODE).decode_throughput) for trace in traces)

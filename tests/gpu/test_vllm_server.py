@@ -33,9 +33,7 @@ def loaded(channel, work: Serve, repetition: int = 0):
     """The quantities of one run of a load; the client was not its limit."""
     served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300).run
     assert client_mark(served.trace, 0.0) is None
-    return reduce_serving(
-        [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
-    )
+    return reduce_serving([served.trace], work)
 
 
 @pytest.mark.parametrize(

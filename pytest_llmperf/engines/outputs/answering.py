@@ -40,7 +40,7 @@ def answer_tasks(scorer: Scorer, tasks: TaskSet, batch: int) -> tuple[TaskAnswer
     given = [chosen.get(i) or written[i] for i in range(len(tasks.items))]
     return tuple(
         TaskAnswer(
-            given=text,
+            text=text,
             correct=text == item.answer.strip() if not item.choices else text == item.answer,
         )
         for text, item in zip(given, tasks.items, strict=True)

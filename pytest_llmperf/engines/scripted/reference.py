@@ -117,7 +117,7 @@ def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
 def _answer(item: Task, *, correct: bool) -> TaskAnswer:
     """Return the right answer, or the first of the other choices."""
     others = (choice for choice in item.choices if choice != item.answer)
-    return TaskAnswer(given=item.answer if correct else next(others, ""), correct=correct)
+    return TaskAnswer(text=item.answer if correct else next(others, ""), correct=correct)
 
 
 def token(options: ScriptedOptions, text: str, position: int) -> int:

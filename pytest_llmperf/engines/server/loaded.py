@@ -159,7 +159,7 @@ class ServedModel:
         (traces, samples), marks = self._loop.watched(generating)
         trace = ServingTrace(
             requests=traces,
-            server=server_metrics.summarised(samples),
+            server=server_metrics.summarized(samples),
             generator=f"{generator.name} {version_of(generator.name, program)}".strip(),
             gaps=generator.gaps,
         )
@@ -291,7 +291,7 @@ def _serving_trace(run: ClientRun, samples: Sequence[dict[str, float]]) -> Servi
         requests=_traces(run.outcomes),
         loop_lag_s=tuple(run.loop_lag_s),
         busy_share=run.busy_share,
-        server=server_metrics.summarised(samples),
+        server=server_metrics.summarized(samples),
     )
 
 

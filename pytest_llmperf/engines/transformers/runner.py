@@ -13,7 +13,7 @@ from pytest_llmperf.engines.transformers.batches import Answered, in_static_batc
 from pytest_llmperf.engines.transformers.compiling import compile_options
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
-from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.group import own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -29,7 +29,9 @@ class Runner:
     several.
     """
 
-    def __init__(self, loaded: Loaded, runtime: DeviceRuntime, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, loaded: ModelOnDevice, runtime: DeviceRuntime, vocabulary: Vocabulary
+    ) -> None:
         self.loop, self.compile_mode = _decode_loop(loaded, vocabulary.pad)
         self.last: Decoded | Answered | None = None
         self.adapters_of_rows: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ class Runner:
         return adapters.rows(self.adapters_of_rows, batch.ids.shape[0])
 
 
-def _decode_loop(loaded: Loaded, pad: int) -> tuple[DecodeLoop, str | None]:
+def _decode_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
     """Return the loop that the plan asks for, and torch's mode of compiling, if it compiles."""
     model, plan = loaded.model, loaded.plan
     if plan.batching is not None:
@@ -123,7 +125,7 @@ def _decode_loop(loaded: Loaded, pad: int) -> tuple[DecodeLoop, str | None]:
     return GenerateLoop(model, plan, pad), None
 
 
-def _compiled_loop(loaded: Loaded, pad: int) -> tuple[DecodeLoop, str | None]:
+def _compiled_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
     model, plan = loaded.model, loaded.plan
     static = plan.cache == "static"
     options = compile_options(plan, loaded.device, static=static)

@@ -134,7 +134,7 @@ def searched(limit, first=1.0, within=0.1):
             Probe(
                 rate=rate,
                 attainment=1.0,
-                kept=rate <= limit,
+                sustained=rate <= limit,
                 why="" if rate <= limit else "too slow",
             )
         )
@@ -172,9 +172,9 @@ def test_a_search_without_a_limit_and_one_without_a_rate_end():
 def test_a_rate_above_one_that_broke_is_not_believed():
     """Chance may let it pass."""
     probes = (
-        Probe(rate=2, attainment=1, kept=True),
-        Probe(rate=4, attainment=0, kept=False),
-        Probe(rate=8, attainment=1, kept=True),
+        Probe(rate=2, attainment=1, sustained=True),
+        Probe(rate=4, attainment=0, sustained=False),
+        Probe(rate=8, attainment=1, sustained=True),
     )
     assert RateSearch(probes=probes).highest == 2
 
