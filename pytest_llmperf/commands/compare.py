@@ -21,8 +21,8 @@ from pytest_llmperf.commands.shared import (
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import Record
-    from pytest_llmperf.gate.contrast import Row
 
 BASE = "base"
 EXIT_COMPARED_NOTHING = 6
@@ -92,7 +92,7 @@ def compare_command(
     raise SystemExit(_exit_code(rows))
 
 
-def _exit_code(rows: Sequence[Row]) -> int:
+def _exit_code(rows: Sequence[Change]) -> int:
     if any(row.outcome == "FAIL" for row in rows):
         return 1
     return 0 if any(row.outcome != "NOT COMPARABLE" for row in rows) else EXIT_COMPARED_NOTHING
@@ -139,18 +139,8 @@ def _commit(selector: str) -> str:
     return commit_of(Path.cwd(), selector) or selector
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    from pytest_llmperf.core.format import MISSING, format_number, format_value  # noqa: PLC0415
+def _cells(change: Change) -> tuple[str, ...]:
+    from pytest_llmperf.report.changes import labelled_test, number_cells  # noqa: PLC0415
 
-    values = (
-        MISSING if value is None else format_value(value, row.unit)
-        for value in (row.before, row.after)
-    )
-    ratio = MISSING if row.ratio is None else format_value(row.ratio, "x")
-    interval = (
-        ""
-        if row.low is None or row.high is None
-        else f"[{format_number(row.low)}, {format_number(row.high)}]"
-    )
-    test = f"{row.test} ({row.label})" if row.label else row.test
-    return (test, row.strategy, row.metric, *values, ratio, interval, row.how, row.outcome)
+    names = (labelled_test(change), change.strategy, change.metric)
+    return (*names, *number_cells(change), change.how, change.outcome)

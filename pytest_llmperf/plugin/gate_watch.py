@@ -40,13 +40,13 @@ class GateWatch:
         waivers: Waivers,
         *,
         store: str,
-        require_baseline: bool,
+        require_accepted: bool,
         is_mine: Callable[[pytest.Item], bool],
     ) -> None:
         self._config = config
         self._waivers = waivers
         self._store = store
-        self._require_baseline = require_baseline
+        self._require_accepted = require_accepted
         self._is_mine = is_mine
         self._collecting = Collecting(config)
         self._sent: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ class GateWatch:
             for w in self._waivers.unknown(collected.tests, collected.knows)
         ]
         gone = self._gone(collected)
-        (self._failures if self._require_baseline else self._lines).extend(gone)
+        (self._failures if self._require_accepted else self._lines).extend(gone)
 
     def _gone(self, collected: Collected) -> list[str]:
         # SQLAlchemy, at the end.

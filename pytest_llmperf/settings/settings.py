@@ -27,7 +27,7 @@ class Settings:
     plan: bool
     strict: bool
     gate: dict[str, float] | None
-    require_baseline: bool
+    require_accepted: bool
     against: Target | None
     against_limits: dict[str, float] | None
     against_budget_s: float
@@ -65,7 +65,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         plan=value["plan"],
         strict=value["strict"],
         gate=_gate(value["gate"]),
-        require_baseline=value["require-baseline"],
+        require_accepted=value["require-accepted"],
         against=against(value["against"], root),
         against_limits=_against_limits(value["against-limits"]),
         against_budget_s=_positive("against-budget", value["against-budget"]),

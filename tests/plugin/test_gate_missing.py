@@ -38,18 +38,18 @@ def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, se
     assert result.ret == 0
 
 
-def test_a_missing_test_fails_where_a_baseline_is_required(project, run, sessions):
+def test_a_missing_test_fails_where_accepted_sessions_are_required(project, run, sessions):
     """Exit code 1 although each test that is there passes.
 
     The same session without the gone test is green.
     """
     sessions(10)
     project(TWO.replace("def test_speed(llm)", "def helper(llm)"))
-    result = run("--llmperf-gate", "--llmperf-require-baseline")
+    result = run("--llmperf-gate", "--llmperf-require-accepted")
     result.assert_outcomes(passed=1)
     assert result.ret == 1
     project(TWO)
-    assert run("--llmperf-gate", "--llmperf-require-baseline").ret == 0
+    assert run("--llmperf-gate", "--llmperf-require-accepted").ret == 0
 
 
 def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, pytester):
@@ -77,7 +77,7 @@ def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, 
     result = run("--llmperf-gate=throughput")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
-        ["*throughput of auto *% less than the baseline of 1[0-9] sessions*"]
+        ["*throughput of auto *% less than in 1[0-9] accepted sessions*"]
     )
 
 
@@ -192,7 +192,7 @@ def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessio
         ["*not comparable: decode b1 p8 n11 of auto was not measured any more: the session of*"]
     )
     assert result.ret == EXIT_JUDGED_NOTHING
-    run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
+    run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
 def test_one_of_two_runs_that_is_gone_is_named(project, run):

@@ -67,7 +67,7 @@ def test_few_sessions_take_a_wider_floor():
 def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels_are_not():
     """At 2 %, rule A fails next to none.
 
-    Sessions that jump between two levels under a baseline of one of them would.
+    Sessions that jump between two levels held against sessions of one of them would.
     """
     quiet = noise(sessions(20, 0.02), [], direction="higher", floor=0.03, draws=2000)
     assert quiet.false_alarms <= 0.001
