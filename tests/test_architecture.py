@@ -26,7 +26,6 @@ HEAVY = {
         "filelock",
         "psutil",
         "pynvml",
-        "rich",
         "click",
         "jinja2",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,36 +66,39 @@ def compare_command(
 
     Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
     """
-    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     limits = parse_limits(",".join(metric), "--metric")
-    newer = _records(after, store)
-    rows = (
-        side_by_side(newer, limits)
-        if before == BASE
-        else contrast(_records(before, store), newer, limits)
-    )
+    changes = _changes(before, _records(after, store), store, limits)
     if as_json:
-        print_json({"before": before, "after": after, "rows": rows})
-    elif rows:
-        print_table([_cells(row) for row in rows], _HEADER)
-        for row in rows:
-            if row.reason:
-                click.echo(encodable(f"{row.outcome} {row.test} {row.metric}: {row.reason}"))
+        print_json({"before": before, "after": after, "rows": changes})
+    elif changes:
+        _print(changes)
+    elif before == BASE:
+        click.echo(f"Nothing in {after!r} was measured side by side.")
     else:
-        click.echo(
-            f"Nothing in {after!r} was measured side by side."
-            if before == BASE
-            else "Neither side holds a run."
-        )
-    raise SystemExit(_exit_code(rows))
+        click.echo("Neither side holds a run.")
+    raise SystemExit(_exit_code(changes))
 
 
-def _exit_code(rows: Sequence[Change]) -> int:
-    if any(row.outcome == "FAIL" for row in rows):
+def _changes(
+    before: str, newer: Sequence[Record], store: str | None, limits: Mapping[str, float]
+) -> list[Change]:
+    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
+
+    if before == BASE:
+        return side_by_side(newer, limits)
+    return contrast(_records(before, store), newer, limits)
+
+
+def _exit_code(changes: Sequence[Change]) -> int:
+    outcomes = {change.outcome for change in changes}
+    if "FAIL" in outcomes:
         return 1
-    return 0 if any(row.outcome != "NOT COMPARABLE" for row in rows) else EXIT_COMPARED_NOTHING
+    return 0 if outcomes - {"NOT COMPARABLE"} else EXIT_COMPARED_NOTHING
+
+
+# Records
 
 
 def _records(selector: str, store: str | None) -> list[Record]:
@@ -104,28 +107,29 @@ def _records(selector: str, store: str | None) -> list[Record]:
         return _of_file(Path(selector))
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
-            f"{selector!r} is no file, and too short for an id: at least {_MIN_PREFIX} letters are needed."
+            f"{selector!r} is no file, and too short for an id: "
+            f"at least {_MIN_PREFIX} letters are needed."
         )
     with open_history(store) as opened:
-        found = opened.find(selector) or opened.find_commit(_commit(selector))
-        shown = opened.shown
-    if not found:
+        records = opened.find(selector) or opened.find_commit(_commit(selector))
+        store_name = opened.shown
+    if not records:
         raise UsageError(
-            f"{selector!r} is no file, and in {shown} no record, session, series or commit begins with it. "
-            "'llmperf history --json' shows their ids.",
+            f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
+            "begins with it. 'llmperf history --json' shows their ids."
         )
-    return found
+    return records
 
 
 def _of_file(path: Path) -> list[Record]:
     from pytest_llmperf.report.json_lines import BadLine, read  # noqa: PLC0415
 
     newest: dict[str, Record] = {}
-    for each in read(path):
-        if isinstance(each, BadLine):
-            click.echo(f"note: {each}", err=True)
+    for line in read(path):
+        if isinstance(line, BadLine):
+            click.echo(f"note: {line}", err=True)
         else:
-            newest[each.id] = each
+            newest[line.id] = line
     return list(newest.values())
 
 
@@ -137,6 +141,17 @@ def _commit(selector: str) -> str:
     from pytest_llmperf.settings.git import commit_of  # noqa: PLC0415
 
     return commit_of(Path.cwd(), selector) or selector
+
+
+# Text
+
+
+def _print(changes: Sequence[Change]) -> None:
+    print_table(list(map(_cells, changes)), _HEADER)
+    for change in changes:
+        if change.reason:
+            subject = f"{change.outcome} {change.test} {change.metric}"
+            click.echo(encodable(f"{subject}: {change.reason}"))
 
 
 def _cells(change: Change) -> tuple[str, ...]:

@@ -73,9 +73,7 @@ def too_few(comparison: Comparison) -> str:
     return f"{MIN_SESSIONS} sessions are needed, {present} there"
 
 
-def _ratio(
-    comparison: Comparison, accepted: AcceptedValues, *, counted: bool
-) -> dict[str, Any]:
+def _ratio(comparison: Comparison, accepted: AcceptedValues, *, counted: bool) -> dict[str, Any]:
     if comparison.center is None:
         return {}
     if counted:

@@ -374,7 +374,8 @@ def test_compare_shows_the_pairs_and_stored_runs(repo, run):
     assert plain.returncode == 0, plain.stderr
     assert "0.882x" in plain.stdout
     assert (
-        "UNDECIDED test_it.py::test_speed throughput: 8 sessions are needed, 1 is there" in plain.stdout
+        "UNDECIDED test_it.py::test_speed throughput: 8 sessions are needed, 1 is there"
+        in plain.stdout
     )
     unknown = repo.llmperf("compare", "before.jsonl", "feedbeef")
     assert "no record, session, series or commit begins with it" in unknown.stderr

@@ -168,9 +168,7 @@ def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(
     assert theirs.ret == 0
     rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
-    result.stdout.fnmatch_lines(
-        ["*another environment: cpu_model is *, was 'Another CPU'*"]
-    )
+    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, was 'Another CPU'*"])
     assert result.ret == EXIT_JUDGED_NOTHING
 
 

@@ -133,9 +133,7 @@ def test_another_environment_is_named_by_the_fact_that_differs(project, run, ope
     rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
-    result.stdout.fnmatch_lines(
-        ["*another environment: cpu_model is *, was 'Another CPU'*"]
-    )
+    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, was 'Another CPU'*"])
     assert result.ret == EXIT_JUDGED_NOTHING
 
 

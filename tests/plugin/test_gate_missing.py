@@ -76,9 +76,7 @@ def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, 
     project(RENAMED, script="ttft=57.5ms,tpot=11.5ms")
     result = run("--llmperf-gate=throughput")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(
-        ["*throughput of auto *% less than in 1[0-9] accepted sessions*"]
-    )
+    result.stdout.fnmatch_lines(["*throughput of auto *% less than in 1[0-9] accepted sessions*"])
 
 
 def test_a_renamed_file_keeps_its_history(project, run, sessions, pytester):

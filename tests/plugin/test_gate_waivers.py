@@ -209,7 +209,9 @@ def test_a_calibrated_floor_takes_the_place_of_the_default(project, run, session
     result = run("--llmperf-gate")
     result.stdout.no_fnmatch_line("*throughput of auto*less than in * accepted session*")
     path.unlink()
-    run("--llmperf-gate").stdout.fnmatch_lines(["*throughput of auto*less than in * accepted session*"])
+    run("--llmperf-gate").stdout.fnmatch_lines(
+        ["*throughput of auto*less than in * accepted session*"]
+    )
 
 
 def test_a_limit_below_what_was_calibrated_is_named(project, run, sessions, pytester):

@@ -156,7 +156,16 @@ def test_what_was_not_compared_has_a_dash_and_its_reason():
     """Never a ratio of 1, and never an empty cell."""
     rows, _ = cells(
         comment(
-            [row(before=None, ratio=None, low=None, high=None, outcome="recorded", reason="no earlier session")]
+            [
+                row(
+                    before=None,
+                    ratio=None,
+                    low=None,
+                    high=None,
+                    outcome="recorded",
+                    reason="no earlier session",
+                )
+            ]
         )
     )
     assert rows[1][4] == rows[1][6] == rows[1][7] == "–"  # noqa: RUF001

@@ -69,9 +69,7 @@ def test_the_former_name_works_in_the_ini_file_and_warns(pytester):
 
 def test_the_present_name_wins_in_the_ini_file(pytester):
     """Where a project has both, and still warns of the former."""
-    value, texts = configured(
-        pytester, ini=f"{OPTION.ini_name} = false\n{FORMER.ini_name} = true"
-    )
+    value, texts = configured(pytester, ini=f"{OPTION.ini_name} = false\n{FORMER.ini_name} = true")
     assert value is False
     assert len(texts) == 1
 
