@@ -1,4 +1,4 @@
-"""One metric of one side through the pairs: its values, and what rule B says of them so far. Pure."""
+"""One metric of one side through the pairs: its values, and what rule B says of them. Pure."""
 
 from __future__ import annotations
 
@@ -76,11 +76,9 @@ class Track:
             return Outcome.NOT_COMPARABLE
         if self.counted:
             return Outcome.FAIL if self.worse > self.limit else Outcome.PASS
-        first = self.decision.outcome if self.decision is not None else None
+        first, second = _outcome(self.decision), _outcome(self.second_decision)
         if first is Outcome.FAIL and self.second is not None:
-            second = self.second_decision
-            confirmed = second is not None and second.outcome is Outcome.FAIL
-            return Outcome.FAIL if confirmed else Outcome.UNDECIDED
+            return Outcome.FAIL if second is Outcome.FAIL else Outcome.UNDECIDED
         return first or Outcome.UNDECIDED
 
     @property
@@ -108,11 +106,15 @@ class Track:
         if base is None or new is None:
             place = "at the base" if base is None else "here"
             self.reason = f"it could not be measured {place}: {reason or _NO_REASON}"
-        elif min(base, new) <= 0 and not self.counted:
-            self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
         elif self.counted:
             self.pairs.append((base, new))
-        elif self.second is None:
+        elif min(base, new) <= 0:
+            self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
+        else:
+            self._add_measured(base, new)
+
+    def _add_measured(self, base: float, new: float) -> None:
+        if self.second is None:
             self.pairs.append((base, new))
             self.state = self.state.with_pair(base, new)
         else:
@@ -136,22 +138,30 @@ class Track:
         }
         if self.pairs and not self.reason:
             summary |= {"worse": self.worse, "ratio": None if self.counted else self._ratio()}
-        summary |= {
+        return summary | self._evidence()
+
+    def _evidence(self) -> dict[str, Any]:
+        """The pairs, and what rule B says of them."""
+        evidence: dict[str, Any] = {
             "pairs": self.pairs,
             "again_pairs": self.second_pairs,
             "evidence": self.state.evidence,
         }
-        if self.decision is not None:
-            summary["decision"] = structs.asdict(self.decision)
-        if self.second_decision is not None:
-            summary["again"] = structs.asdict(self.second_decision)
-        return summary
+        decisions = {"decision": self.decision, "again": self.second_decision}
+        for name, decision in decisions.items():
+            if decision is not None:
+                evidence[name] = structs.asdict(decision)
+        return evidence
 
     def _ratio(self) -> list[float]:
         """New / base of the mean pair, and the ends of its 99 % interval."""
         bases, news = zip(*self.pairs, strict=True)
         log_ratio = stats.log_ratio_interval(news, bases, paired=True)
         return [math.exp(log_ratio.center), math.exp(log_ratio.low), math.exp(log_ratio.high)]
+
+
+def _outcome(decision: Decision | None) -> Outcome | None:
+    return None if decision is None else decision.outcome
 
 
 def track(

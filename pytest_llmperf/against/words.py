@@ -7,7 +7,7 @@ from pytest_llmperf.core.change import COUNTED, Change
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
-from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS
+from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS, Decision
 from pytest_llmperf.gate.words import title, verdict, visible, where
 from pytest_llmperf.report.changes import interval_text
 
@@ -37,12 +37,12 @@ def not_comparable(record: Record, metric: str, base: str, reason: str, *, stric
     The first line of a long reason (a log) is the text, the rest the detail.
     """
     first, _, rest = reason.strip().partition("\n")
-    left = title(metric, record)
+    subject = title(metric, record)
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
-        text=f"{left} was not compared with {base}: {first}",
+        text=f"{subject} was not compared with {base}: {first}",
         detail="\n".join(filter(None, (where(record), rest))),
-        left=left,
+        left=subject,
         right=base,
         strict=strict,
     )
@@ -89,15 +89,16 @@ def _evidence(track: Track) -> list[str]:
     if decision is None:
         return []
     smallest = visible(decision.smallest_visible if decision.smallest_visible < 1 else None)
+    return [_e_value(decision, track), smallest]
+
+
+def _e_value(decision: Decision, track: Track) -> str:
+    """The evidence for a PASS, or that against it and what a FAIL needs."""
     if track.outcome is Outcome.PASS:
         refuted = format_percent(decision.refuted, 2)
-        return [f"{refuted} worse is refuted (E = {_e(decision.e_not_worse)})", smallest]
-    evidence = f"E = {_e(decision.e_worse)} (limit {_e(track.state.evidence)})"
-    return [f"{evidence}, autocorrelation {decision.autocorrelation:.2g}", smallest]
-
-
-def _e(value: float) -> str:
-    return f"{value:.3g}"
+        return f"{refuted} worse is refuted (E = {decision.e_not_worse:.3g})"
+    evidence = f"E = {decision.e_worse:.3g} (limit {track.state.evidence:.3g})"
+    return f"{evidence}, autocorrelation {decision.autocorrelation:.2g}"
 
 
 def _undecided(track: Track, ended: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
@@ -72,13 +72,7 @@ class _Search(NamedTuple):
 
         keys = self.reviewed.keys(self.record)
         earlier = self._earlier_points(keys)
-        accepted = {acceptance.record for acceptance in self.reviewed.accepted}
-        usable = [
-            point
-            for point in earlier
-            if point.value is not None
-            and (point.outcome in ACCEPTED or point.record_id in accepted)
-        ]
+        usable = self._usable(earlier)
         definition = (self.metric.formula, self.metric.unit)
         same = [point for point in usable if (point.formula, point.unit) == definition]
         if not same:
@@ -97,6 +91,16 @@ class _Search(NamedTuple):
             if point.session_id != self.record.session_id
         ]
         return sorted(points, key=lambda point: point.created, reverse=True)
+
+    def _usable(self, points: Sequence[Point]) -> list[Point]:
+        """Those with a value, of a test that passed or that somebody accepted."""
+        accepted = {acceptance.record for acceptance in self.reviewed.accepted}
+        return [
+            point
+            for point in points
+            if point.value is not None
+            and (point.outcome in ACCEPTED or point.record_id in accepted)
+        ]
 
     def _why_none(
         self, keys: Sequence[str], earlier: Sequence[Point], usable: Sequence[Point]
@@ -176,11 +180,11 @@ def unmeasured(
 
     environments = {record.environment_key for record in recorded}
     last = last_session(store, reviewed, test, {session_id}, environments)
-    expected = {series_key(msgspec.structs.replace(record, test=test)): record for record in last}
+    expected = {series_key(replace(record, test=test)): record for record in last}
     measured = {series_key(record) for record in recorded}
     missing = [record for key, record in expected.items() if key not in measured]
-    n_in_place = len(measured - expected.keys())
-    return missing[n_in_place:]
+    n_in_place_of_others = len(measured - expected.keys())
+    return missing[n_in_place_of_others:]
 
 
 def last_session(

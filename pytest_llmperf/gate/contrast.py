@@ -30,11 +30,14 @@ def contrast(
     Without limits: the speed of the work.
     """
     old_groups, new_groups = _grouped(before), _grouped(after)
-    keys = list(dict.fromkeys([*old_groups, *new_groups]))
-    pairs = [(old_groups.get(key, []), new_groups.get(key, [])) for key in keys]
     if len(old_groups) == len(new_groups) == 1:
-        pairs = list(zip(old_groups.values(), new_groups.values(), strict=True))
-    return [change for old, new in pairs for change in _changes(old, new, limits)]
+        (old,), (new,) = old_groups.values(), new_groups.values()
+        return list(_changes(old, new, limits))
+    return [
+        change
+        for key in dict.fromkeys([*old_groups, *new_groups])
+        for change in _changes(old_groups.get(key, []), new_groups.get(key, []), limits)
+    ]
 
 
 def side_by_side(records: Sequence[Record], limits: Mapping[str, float]) -> list[Change]:
@@ -84,6 +87,15 @@ class _Sides(Struct, frozen=True, kw_only=True):
     def values(self) -> tuple[list[float], list[float]]:
         """The session values of each side."""
         return _session_values(self.before, self.metric), _session_values(self.after, self.metric)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether both sides are one record, which `llm.compare` measured in turn."""
+        if len(self.before) != 1 or len(self.after) != 1:
+            return False
+        old, new = self.newest
+        together = old.paired_with is not None and old.paired_with == new.paired_with
+        return together and old.id != new.id
 
 
 def _compared(sides: _Sides) -> Change:
@@ -145,11 +157,9 @@ def _other_definition(sides: _Sides) -> str:
 
 def _paired(sides: _Sides) -> Change | None:
     """Compare one record on each side that `llm.compare` measured in turn, by their pairs."""
-    old, new = sides.newest
-    single = len(sides.before) == len(sides.after) == 1 and old.id != new.id
-    if not single or old.paired_with is None or old.paired_with != new.paired_with:
+    if not sides.in_turn:
         return None
-    before, after = (record.samples.get(sides.metric, ()) for record in (old, new))
+    before, after = (record.samples.get(sides.metric, ()) for record in sides.newest)
     if not before or len(before) != len(after) or min(*before, *after) <= 0:
         return None
     log_ratio = stats.log_ratio_interval(after, before, paired=True, confidence=CONFIDENCE)

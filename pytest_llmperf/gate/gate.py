@@ -1,4 +1,4 @@
-"""The gate: each run is held against the accepted sessions before it, in the test that made it (rule A)."""
+"""The gate: each run is held against the accepted sessions before it, by rule A."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GatedMetric:
-    """A metric of the record at `position` of a run, its limit, and the sessions it is held against.
+    """A metric of a record under a limit, and the sessions that it is held against.
 
-    `comparison` is None where nothing was compared. `why` says why a suspicion was left undecided,
-    `waiver` who answers for a failure.
+    The record is at `position` of those of its run. `comparison` is None where nothing was
+    compared. `why` says why a suspicion was left undecided, `waiver` who answers for a failure.
     """
 
     position: int

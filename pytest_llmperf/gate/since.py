@@ -83,12 +83,15 @@ def _ratio(comparison: Comparison, accepted: AcceptedValues, *, counted: bool) -
 
 def prediction(before: Sequence[float], after: float) -> stats.LogRatio:
     """Rule A's interval: one new session against the spread of those before it."""
-    logs = [math.log(value) for value in before]
-    n = len(logs)
+    n, logs = len(before), list(map(math.log, before))
     center = math.log(after) - stats.mean(logs)
-    if n < 2:  # noqa: PLR2004
-        return stats.LogRatio(center, -math.inf, math.inf, n)
-    squares = math.fsum((log - stats.mean(logs)) ** 2 for log in logs)
-    error = math.sqrt(squares / (n - 1)) * math.sqrt(1 + 1 / n)
-    half = t_quantile(1 - (1 - CONFIDENCE) / 2, n - 1) * error
+    half = math.inf if n < 2 else _half_width(logs)  # noqa: PLR2004
     return stats.LogRatio(center, center - half, center + half, n)
+
+
+def _half_width(logs: Sequence[float]) -> float:
+    """Half of Student's prediction interval: the new value varies, and so does the mean."""
+    n, mean = len(logs), stats.mean(logs)
+    variance = math.fsum((log - mean) ** 2 for log in logs) / (n - 1)
+    error = math.sqrt(variance * (1 + 1 / n))
+    return t_quantile(1 - (1 - CONFIDENCE) / 2, n - 1) * error

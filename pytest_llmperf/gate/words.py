@@ -1,4 +1,4 @@
-"""The messages of gate and comparison: two lines a metric, the verdict and what it rests on. Pure."""
+"""The messages of gate and comparison: a verdict on a metric in two lines. Pure."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def verdict(
     Its first line is `statement`, what was allowed, and a `remark`; its second the work, the device
     and the `evidence`, of which empty parts are left out.
     """
-    left = f"{title(change.metric, record)} is {statement}"
-    right = f"allowed {format_percent(change.limit, 2)} worse"
+    claim = f"{title(change.metric, record)} is {statement}"
+    allowance = f"allowed {format_percent(change.limit, 2)} worse"
     return Finding(
         outcome=Outcome(change.outcome),
-        text=f"{left}, {right}{remark}",
+        text=f"{claim}, {allowance}{remark}",
         detail="; ".join(filter(None, (where(record), *evidence))),
-        left=left,
-        right=right,
+        left=claim,
+        right=allowance,
         smallest_visible=smallest_visible,
         more_samples=more_samples,
         strict=strict,
@@ -103,16 +103,16 @@ def not_comparable(gated: GatedMetric, *, strict: bool) -> Finding:
     metric = gated.metric
     subject = title(metric.name, gated.record)
     if metric.value is None:
-        left = f"{subject} could not be measured"
+        statement = f"{subject} could not be measured"
         reason = _unmeasured(gated)
     else:
-        left = f"{subject} is {format_value(metric.value, metric.unit)}"
+        statement = f"{subject} is {format_value(metric.value, metric.unit)}"
         reason = gated.sessions.reason
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
-        text=f"{left}, not compared with history: {reason}",
+        text=f"{statement}, not compared with history: {reason}",
         detail=f"{where(gated.record)}; recorded",
-        left=left,
+        left=statement,
         right="history",
         strict=strict,
     )

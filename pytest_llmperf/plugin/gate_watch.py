@@ -1,4 +1,7 @@
-"""A session that was asked to gate and did not is not green: what the main process sees to once all tests are done."""
+"""A session that was asked to gate and did not is not green.
+
+The main process sees to that once all tests are done.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.gate.collection import Collected, Collecting, received
-from pytest_llmperf.gate.waivers import Waivers
+from pytest_llmperf.gate.waivers import Waiver, Waivers
 from pytest_llmperf.plugin.files.ci import say_of_session
 
 EXIT_JUDGED_NOTHING = 6
@@ -20,7 +23,10 @@ EXIT_JUDGED_NOTHING = 6
 pytest's own end at 5.
 """
 
-JUDGED_NOTHING = "--llmperf-gate judged nothing: no run could be compared with an accepted session. Record some without the gate first."
+JUDGED_NOTHING = (
+    "--llmperf-gate judged nothing: no run could be compared with an accepted session. "
+    "Record some without the gate first."
+)
 MEASURED_NOTHING = (
     "--llmperf-gate judged nothing: no run could be measured. What stood in the way is said above."
 )
@@ -50,7 +56,7 @@ class GateWatch:
         self._is_mine = is_mine
         self._collecting = Collecting(config)
         self._sent: list[dict[str, Any]] = []
-        self._made: list[Record] = []
+        self._recorded: list[Record] = []
         self._judged = 0
         self._unmeasured = 0
         self._failures: list[str] = []
@@ -58,12 +64,12 @@ class GateWatch:
         self._nothing = ""
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Before anything is deselected."""
+        """Note a test, before anything is deselected."""
         if self._is_mine(item):
             self._collecting.item(item)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file was collected, or could not be."""
+        """Note that a file was collected, or could not be."""
         self._collecting.report(report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -71,7 +77,7 @@ class GateWatch:
         carried = getattr(report, "llmperf", {})
         self._judged += carried.get("judged", 0)
         self._unmeasured += carried.get("outcome") in {"INVALID", "ERROR"}
-        self._made += [msgspec.convert(row, Record) for row in carried.get("records", ())]
+        self._recorded += [msgspec.convert(row, Record) for row in carried.get("records", ())]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -90,53 +96,56 @@ class GateWatch:
             return
         self._look(self._collected())
         if self._judged == 0:
-            self._nothing = (
-                MEASURED_NOTHING if self._unmeasured and not self._made else JUDGED_NOTHING
-            )
+            unmeasured = self._unmeasured and not self._recorded
+            self._nothing = MEASURED_NOTHING if unmeasured else JUDGED_NOTHING
         say_of_session(self._config, "NOT COMPARABLE", self._lines)
         say_of_session(self._config, "FAIL", [*self._failures, *filter(None, [self._nothing])])
-        if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = (
-                pytest.ExitCode.TESTS_FAILED
-                if self._failures
-                else EXIT_JUDGED_NOTHING * bool(self._nothing)
-            )
+        if session.exitstatus != pytest.ExitCode.OK:
+            return
+        if self._failures:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif self._nothing:
+            session.exitstatus = EXIT_JUDGED_NOTHING
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say so."""
+        """Say what is missing, what failed, and that nothing was judged."""
         for line in self._lines:
             terminalreporter.write_line(f"llmperf: {line}", yellow=True)
-        for line in self._failures:
+        for line in filter(None, (*self._failures, self._nothing)):
             terminalreporter.write_line(f"llmperf: {line}", red=True)
-        if self._nothing:
-            terminalreporter.write_line(f"llmperf: {self._nothing}", red=True)
 
     def _collected(self) -> Collected:
         root = self._config.rootpath.resolve()
         return received(root, self._sent) if self._sent else self._collecting.done()
 
     def _look(self, collected: Collected) -> None:
-        self._failures += [
-            f"the waiver of {w.owner} for {w.metric} of {w.test} expired on {w.expires}: it waives nothing. "
-            f"Mend the test, or renew it in {self._waivers.path.name}."
-            for w in self._waivers.expired
-        ]
-        self._failures += [
-            f"the waiver of {w.owner} for {w.metric} is for {w.test}, which is no test: correct it or remove it from "
-            f"{self._waivers.path.name}."
-            for w in self._waivers.unknown(collected.tests, collected.knows)
-        ]
+        """Look for waivers that are of no use, and for tests that are missed."""
+        self._failures += map(self._expired, self._waivers.expired)
+        unknown = self._waivers.unknown(collected.tests, collected.knows)
+        self._failures += map(self._without_test, unknown)
         gone = self._gone(collected)
         (self._failures if self._require_accepted else self._lines).extend(gone)
+
+    def _expired(self, waiver: Waiver) -> str:
+        return (
+            f"the waiver of {waiver.owner} for {waiver.metric} of {waiver.test} expired on "
+            f"{waiver.expires}: it waives nothing. "
+            f"Mend the test, or renew it in {self._waivers.path.name}."
+        )
+
+    def _without_test(self, waiver: Waiver) -> str:
+        return (
+            f"the waiver of {waiver.owner} for {waiver.metric} is for {waiver.test}, "
+            f"which is no test: correct it or remove it from {self._waivers.path.name}."
+        )
 
     def _gone(self, collected: Collected) -> list[str]:
         # SQLAlchemy, at the end.
         from pytest_llmperf.gate.missing import look_for_gone  # noqa: PLC0415
 
+        root = self._config.rootpath
         try:
-            return list(
-                map(str, look_for_gone(self._store, self._config.rootpath, collected, self._made))
-            )
+            return list(map(str, look_for_gone(self._store, root, collected, self._recorded)))
         except LlmperfError as error:
             return [f"whether tests are missing was not looked at: {error}"]

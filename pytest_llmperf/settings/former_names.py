@@ -20,15 +20,24 @@ def adopt_former_names(config: pytest.Config) -> None:
     The present name wins where both are given in one place, the command line over the ini file.
     """
     for option, former in FORMER_OPTIONS:
-        on_command_line = config.getoption(former.dest)
-        if on_command_line is not None:
-            _warn(config, former.flag_name, option.flag_name)
-            _default(config, option, on_command_line)
-        in_ini_file = config.getini(former.ini_name)
-        if in_ini_file is not None:
-            _warn(config, former.ini_name, option.ini_name)
-            if config.getini(option.ini_name) is None:
-                _default(config, option, absolute(option, in_ini_file, str(config.rootpath)))
+        _adopt_from_command_line(config, option, former)
+        _adopt_from_ini_file(config, option, former)
+
+
+def _adopt_from_command_line(config: pytest.Config, option: Option, former: Option) -> None:
+    value = config.getoption(former.dest)
+    if value is not None:
+        _warn(config, former.flag_name, option.flag_name)
+        _default(config, option, value)
+
+
+def _adopt_from_ini_file(config: pytest.Config, option: Option, former: Option) -> None:
+    value = config.getini(former.ini_name)
+    if value is None:
+        return
+    _warn(config, former.ini_name, option.ini_name)
+    if config.getini(option.ini_name) is None:
+        _default(config, option, absolute(option, value, str(config.rootpath)))
 
 
 def _default(config: pytest.Config, option: Option, value: Any) -> None:

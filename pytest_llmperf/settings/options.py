@@ -94,7 +94,8 @@ OPTIONS = (
     Option(
         name="cluster",
         metavar="auto|ray://HOST:PORT",
-        help="load models on the hosts of this Ray cluster; auto: the one that this machine is a host of",
+        help="load models on the hosts of this Ray cluster; auto: the one that this machine is a "
+        "host of",
     ),
     Option(
         name="wait",
@@ -117,8 +118,8 @@ OPTIONS = (
         name="gate",
         metavar="METRIC:LIMIT,…",
         bare="on",
-        help="fail a test whose run is worse than its stored history allows: throughput:5%%,ttft.p50:10%%, or nothing for the "
-        "defaults. Write it with '=', or last",
+        help="fail a test whose run is worse than its stored history allows: "
+        "throughput:5%%,ttft.p50:10%%, or nothing for the defaults. Write it with '=', or last",
     ),
     Option(
         name="require-accepted",
@@ -129,12 +130,14 @@ OPTIONS = (
     Option(
         name="against",
         metavar="REV|DIR|PYTHON",
-        help="measure each test side by side with the same test at this git revision, in this folder, or under this interpreter",
+        help="measure each test side by side with the same test at this git revision, "
+        "in this folder, or under this interpreter",
     ),
     Option(
         name="against-limits",
         metavar="METRIC:LIMIT,…",
-        help="what --llmperf-against judges, and how much worse it may be (default: as --llmperf-gate, else throughput:3%%)",
+        help="what --llmperf-against judges, and how much worse it may be "
+        "(default: as --llmperf-gate, else throughput:3%%)",
     ),
     Option(
         name="against-budget",
@@ -247,5 +250,11 @@ FORMER_OPTIONS = tuple(
 )
 """Each option that had another name, and the same option under that name."""
 
-ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
-"""For -W of the side processes: each is a program of this package before it is pytest, and a project may make warnings errors."""
+ALREADY_IMPORTED = (
+    "ignore:Module already imported so cannot be rewritten; "
+    "pytest_llmperf:pytest.PytestAssertRewriteWarning"
+)
+"""The value of -W for the side processes.
+
+Each is a program of this package before it is pytest, and a project may make warnings errors.
+"""
