@@ -119,17 +119,21 @@ def _rename(store: Store, old: str, new: str, signature: dict[str, str]) -> tupl
     from pytest_llmperf.history.accept import Rename, Reviewed  # noqa: PLC0415
 
     line = Rename(old=old, new=new, **signature)
-    tests = store.tests()
-    n = sum(Reviewed(renames=(line,)).name_now(test) != test for test in tests)
+    renamed = Reviewed(renames=(line,))
+    n = sum(renamed.name_now(test) != test for test in store.tests())
     if not n:
-        near = did_you_mean(old, tests)
-        raise UsageError(
-            f"no test in {store.shown} is {old!r} or below it.{near} 'llmperf history' lists all."
-        )
+        raise _unknown_test(store, old)
     histories = f"the history of {n} test{'' if n == 1 else 's'}"
     if new:
         return line, f"{old} was renamed to {new}: {histories} goes on under it."
     return line, f"{old} was removed: {histories} ends."
+
+
+def _unknown_test(store: Store, name: str) -> UsageError:
+    near = did_you_mean(name, store.tests())
+    return UsageError(
+        f"no test in {store.shown} is {name!r} or below it.{near} 'llmperf history' lists all."
+    )
 
 
 def _one_series(series: Sequence[Series], name: str) -> Series:
@@ -138,11 +142,15 @@ def _one_series(series: Sequence[Series], name: str) -> Series:
     matches = matches or [candidate for candidate in series if name in candidate.test]
     if len(matches) == 1:
         return matches[0]
+    raise UsageError(_not_one_series(name, matches, series))
+
+
+def _not_one_series(name: str, matches: Sequence[Series], series: Sequence[Series]) -> str:
     how_many = f"{len(matches)} series match" if matches else "no series matches"
     if not series:
-        raise UsageError(f"{how_many} {name!r}: the history is empty.")
+        return f"{how_many} {name!r}: the history is empty."
     listed = "".join(map(_series_line, matches or series))
-    raise UsageError(f"{how_many} {name!r}. Name one by its key:{listed}")
+    return f"{how_many} {name!r}. Name one by its key:{listed}"
 
 
 def _series_line(series: Series) -> str:

@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -103,16 +104,18 @@ def compared(collected: Mapping[str, Mapping[str, str]], everything: Mapping[str
 
     Each lane says of each test why it does not run it, "" where it does.
     """
-    tests = dict.fromkeys(everything)
-    for lane in collected.values():
-        tests |= dict.fromkeys(lane)
-    orphans = []
+    tests = dict.fromkeys(chain(everything, *collected.values()))
+    counts = {name: list(lane.values()).count("") for name, lane in collected.items()}
+    orphans = tuple(_orphans(tests, collected))
+    return Audit(lanes=counts, tests=len(tests), orphans=orphans)
+
+
+def _orphans(tests: Iterable[str], collected: Mapping[str, Mapping[str, str]]) -> Iterator[Orphan]:
+    """The tests that each lane has a reason not to run."""
     for test in tests:
         reasons = {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
         if all(reasons.values()):
-            orphans.append(Orphan(test=test, reasons=reasons))
-    counts = {name: list(lane.values()).count("") for name, lane in collected.items()}
-    return Audit(lanes=counts, tests=len(tests), orphans=tuple(orphans))
+            yield Orphan(test=test, reasons=reasons)
 
 
 def collect(lane: Lane, root: Path) -> dict[str, str]:

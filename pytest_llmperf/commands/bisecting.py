@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -87,11 +87,10 @@ def bisect(search: Search, folder: Path, show: Callable[[Step], None]) -> Bisect
             cannot be built or measured.
     """
     top, good, bad = _commits(search, folder)
-    with ExitStack() as stack:
-        base, tree = (_opened(stack, top, commit) for commit in (good, bad))
+    with _worktree(top, good) as base, _worktree(top, bad) as tree:
         if search.build:
-            build(search.build, base.path)
-        walker = _Walker(search, top, folder, base.path, tree.path)
+            build(search.build, base)
+        walker = _Walker(search, top, folder, base, tree)
         first = walker.measure()
         show(first)
         if first.word == "bad":
@@ -103,35 +102,32 @@ def bisect(search: Search, folder: Path, show: Callable[[Step], None]) -> Bisect
     )
 
 
+@contextmanager
+def _worktree(top: Path, commit: str) -> Iterator[Path]:
+    """The files of a commit in a folder of their own."""
+    worktree = Worktree(top, commit)
+    try:
+        yield worktree.path
+    finally:
+        worktree.close()
+
+
 def _walk(walker: _Walker, first: Step, good: str, show: Callable[[Step], None]) -> Bisection:
     """Let git choose commits until it names the first bad one, or those that could be it."""
     steps = {first.commit: first}
     walker.narrow(first)
-    flags = ["--first-parent"] if walker.search.first_parent else []
-    output = git(walker.tree, "bisect", "start", *flags, first.commit, good)
+    output = walker.start(first.commit, good)
     while (end := _end(output)) is None:
         step = walker.measure()
         steps[step.commit] = step
         show(step)
-        output = _tell_git(walker.tree, step)
+        output = walker.tell_git(step)
     commit, suspects = end
     return Bisection(
         steps=tuple(steps.values()),
         first_bad=steps[commit] if commit else None,
         suspects=suspects,
     )
-
-
-def _tell_git(tree: Path, step: Step) -> str:
-    """Tell git whether the commit is good, and return what it says.
-
-    Its exit code is not 0 where only skipped commits are left, too.
-    """
-    finished = run_git(tree, "bisect", step.word)
-    if finished.returncode != 0 and _end(finished.stdout) is None:
-        message = finished.stderr.strip() or finished.stdout.strip()
-        raise UsageError(f"git bisect {step.word}: {message}")
-    return finished.stdout
 
 
 def _end(output: str) -> tuple[str | None, tuple[str, ...]] | None:
@@ -171,6 +167,22 @@ class _Walker:
         self._inside = folder.resolve().relative_to(top)
         self._limit = search.limit
         self._tests: frozenset[str] = frozenset()
+
+    def start(self, bad: str, good: str) -> str:
+        """Start git's bisection, which checks out the next commit, and return what git says."""
+        flags = ["--first-parent"] if self.search.first_parent else []
+        return git(self.tree, "bisect", "start", *flags, bad, good)
+
+    def tell_git(self, step: Step) -> str:
+        """Tell git whether the commit is good, and return what it says.
+
+        Its exit code is not 0 where only skipped commits are left, too.
+        """
+        finished = run_git(self.tree, "bisect", step.word)
+        if finished.returncode != 0 and _end(finished.stdout) is None:
+            message = finished.stderr.strip() or finished.stdout.strip()
+            raise UsageError(f"git bisect {step.word}: {message}")
+        return finished.stdout
 
     def narrow(self, bad: Step) -> None:
         """Look for half of BAD's change in BAD's worst test: a commit has the change, or not."""
@@ -214,20 +226,23 @@ class _Walker:
         """The records of one pytest session, and how it ended."""
         with tempfile.TemporaryDirectory(prefix="llmperf-bisect-") as folder:
             file = Path(folder) / "records.jsonl"
-            finished = subprocess.run(  # noqa: S603 - our own interpreter, the user's own arguments
-                self._command(file),
-                cwd=self.tree / self._inside,
-                env=self._environment(),
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
+            finished = self._run_pytest(file)
             records = _newest(file)
         tail = filter(None, map(str.strip, finished.stdout.splitlines()[-_TAIL_LINES:]))
         return records, f"pytest ended with exit code {finished.returncode}: {' / '.join(tail)}"
+
+    def _run_pytest(self, file: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - our own interpreter, the user's own arguments
+            self._command(file),
+            cwd=self.tree / self._inside,
+            env=self._environment(),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
 
     def _command(self, file: Path) -> list[str]:
         base = self._base / _root_inside(self._top / self._inside, self._top)
@@ -308,9 +323,3 @@ def _commit(top: Path, name: str) -> str:
             f"{name!r} is no commit of {top}. Name two that git knows: a tag, a branch, a hash."
         )
     return commit
-
-
-def _opened(stack: ExitStack, top: Path, commit: str) -> Worktree:
-    worktree = Worktree(top, commit)
-    stack.callback(worktree.close)
-    return worktree

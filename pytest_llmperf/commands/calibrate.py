@@ -90,7 +90,7 @@ def calibrate_command(
     unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with date,
     device, sessions and versions, to be reviewed and committed.
     """
-    from pytest_llmperf.commands.calibrating import examine  # noqa: PLC0415
+    from pytest_llmperf.commands.calibrating import examine, test_file  # noqa: PLC0415
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
     if (model is None) == (not pytest_args):
@@ -102,27 +102,23 @@ def calibrate_command(
     with tempfile.TemporaryDirectory(prefix="llmperf-calibrate-") as folder:
         arguments = list(pytest_args)
         if model is not None:
-            file = _test_of_model(Path(folder), model, strategy, engine, workload)
-            arguments = [file, f"--rootdir={project.root}"]
+            file = test_file(Path(folder), model, strategy, engine, workload)
+            arguments = [str(file), f"--rootdir={project.root}"]
         if budget is not None:
             arguments += [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
         measured = _measured(Path.cwd(), arguments, sessions, pairs)
     floors = examine(measured, limits)
     path = None if dry_run else _write(project.root, floors, any_test=model is not None)
+    _report(floors, limits, path, as_json=as_json)
+
+
+def _report(
+    floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None, *, as_json: bool
+) -> None:
     if as_json:
         file_name = None if path is None else str(path)
         print_json({"found": list(map(_document, floors)), "file": file_name})
-    else:
-        _print(floors, limits, path)
-
-
-def _test_of_model(folder: Path, model: str, strategy: str, engine: str, workload: str) -> str:
-    from pytest_llmperf.commands.calibrating import test_file  # noqa: PLC0415
-
-    return str(test_file(folder, model, strategy, engine, workload))
-
-
-def _print(floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None) -> None:
+        return
     print_table(list(map(_cells, floors)), _HEADER)
     for line in _remarks(floors, limits):
         click.echo(encodable(line))

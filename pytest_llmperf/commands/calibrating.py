@@ -115,13 +115,16 @@ def run_session(root: Path, arguments: Sequence[str]) -> Session:
         # The user's own tests.
         finished = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
         session = _session(file)
-    if session:
-        return session
+    if not session:
+        raise InvalidRun(_nothing_recorded(finished))
+    return session
+
+
+def _nothing_recorded(finished: subprocess.CompletedProcess[bytes]) -> str:
     output = (finished.stdout + finished.stderr).decode("utf-8", "replace").strip()
     tail = "\n  ".join(output.splitlines()[-_TAIL_LINES:])
-    raise InvalidRun(
-        f"a session recorded no valid run (pytest's exit code {finished.returncode}):\n  {tail}"
-    )
+    exit_code = f"pytest's exit code {finished.returncode}"
+    return f"a session recorded no valid run ({exit_code}):\n  {tail}"
 
 
 def enough(sessions: Sequence[Session], n_sessions: int, n_pairs: int) -> bool:
@@ -178,16 +181,15 @@ def _require_one_environment(runs: Sequence[Sequence[Record]]) -> None:
 
 def _floors(runs: Sequence[Sequence[Record]], limits: Mapping[str, float]) -> Iterator[Floor]:
     """The floor of each limited metric that every session has a value of."""
+    repetitions = list(map(_repetitions, runs))
     for metric in runs[0][0].metrics:
-        if metric.name not in limits or metric.name in COUNTED:
-            continue
+        limit = limits.get(metric.name)
         values = [value for run in runs if (value := _value(run, metric.name)) is not None]
-        if len(values) == len(runs):
-            direction: Any = metric.direction
-            repetitions = list(map(_repetitions, runs))
-            limit = limits[metric.name]
-            spread = noise(values, repetitions, direction=direction, floor=limit)
-            yield Floor(record=runs[-1][-1], metric=metric.name, noise=spread)
+        if limit is None or metric.name in COUNTED or len(values) < len(runs):
+            continue
+        direction: Any = metric.direction
+        spread = noise(values, repetitions, direction=direction, floor=limit)
+        yield Floor(record=runs[-1][-1], metric=metric.name, noise=spread)
 
 
 def _value(run: Sequence[Record], name: str) -> float | None:

@@ -104,7 +104,7 @@ def _exit_code(changes: Sequence[Change]) -> int:
 def _records(selector: str, store: str | None) -> list[Record]:
     """The records that a selector names, oldest first. Raises UsageError where it names none."""
     if os.path.isfile(selector):  # noqa: PTH113  pathlib raises for a name that is too long
-        return _of_file(Path(selector))
+        return _file_records(Path(selector))
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
             f"{selector!r} is no file, and too short for an id: "
@@ -121,7 +121,7 @@ def _records(selector: str, store: str | None) -> list[Record]:
     return records
 
 
-def _of_file(path: Path) -> list[Record]:
+def _file_records(path: Path) -> list[Record]:
     from pytest_llmperf.report.json_lines import BadLine, read  # noqa: PLC0415
 
     newest: dict[str, Record] = {}

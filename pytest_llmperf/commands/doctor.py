@@ -48,12 +48,12 @@ def doctor_command(
     """
     from pytest_llmperf.commands.examination import device_works, examine, look  # noqa: PLC0415
 
-    machine = look()
-    checks = [*examine(machine), _store_check(store)]
+    machine, store_check = look(), _store_check(store)
+    checks = [*examine(machine), store_check]
     failed = _failed_engines(engines, checks)
     if device is not None and not device_works(machine, device):
         failed.append(f"device {device!r}")
-    if store is not None and checks[-1].status == "broken":
+    if store is not None and store_check.status == "broken":
         failed.append(f"store {store!r}")
     if as_json:
         print_json({"checks": checks, "failed": failed})
@@ -111,12 +111,13 @@ def _print(checks: Sequence[Check], failed: Sequence[str]) -> None:
 
 def _affected(checks: Sequence[Check]) -> list[str]:
     """What will not work and what to do; checks of one area with the same remedy share a line."""
-    names: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for check in checks:
         if check.affects:
-            names.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
+            alike.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
     lines = []
-    for (area, affects, remedy), alike in names.items():
-        lines.append(f"  {area} {', '.join(alike)}: {affects}")
-        lines += [f"    -> {remedy}"] if remedy else []
+    for (area, affects, remedy), names in alike.items():
+        lines.append(f"  {area} {', '.join(names)}: {affects}")
+        if remedy:
+            lines.append(f"    -> {remedy}")
     return lines

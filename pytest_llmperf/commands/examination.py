@@ -161,20 +161,24 @@ def _energy(machine: Machine) -> Check:
 
 
 def _engine(row: EngineRow, machine: Machine) -> Check:
-    versions = {name: machine.packages.get(name) for name in map(_name, row.requires)}
-    listed = [f"{name} {version or 'not installed'}" for name, version in versions.items()]
-    detail = ", ".join(listed) or "needs nothing"
+    names = list(map(_name, row.requires))
+    detail = ", ".join(_installed(name, machine) for name in names) or "needs nothing"
     unmet = [text for text in row.requires if not _met(Requirement(text), machine)]
     if not unmet:
         return Check(area="engine", name=row.name, status="ok", detail=detail)
+    is_missing = any(machine.packages.get(name) is None for name in names)
     return Check(
         area="engine",
         name=row.name,
-        status="missing" if None in versions.values() else "broken",
+        status="missing" if is_missing else "broken",
         detail=f"{detail}; needs {', '.join(unmet)}",
         affects="tests with this engine",
         remedy=_installation(row, unmet),
     )
+
+
+def _installed(name: str, machine: Machine) -> str:
+    return f"{name} {machine.packages.get(name) or 'not installed'}"
 
 
 def _installation(row: EngineRow, unmet: Sequence[str]) -> str:
@@ -185,7 +189,7 @@ def _installation(row: EngineRow, unmet: Sequence[str]) -> str:
 
 def _strategy(name: str, machine: Machine) -> Check:
     detail = STRATEGIES[name].summary
-    affects, remedy = _obstacle(name, machine)
+    affects, remedy = _missing_tool(name, machine) or _missing_library(name, machine)
     if affects:
         return Check(
             area="strategy",
@@ -198,8 +202,8 @@ def _strategy(name: str, machine: Machine) -> Check:
     return Check(area="strategy", name=name, status="ok", detail=detail)
 
 
-def _obstacle(name: str, machine: Machine) -> tuple[str, str]:
-    """Why a strategy part will not work, and what to do; both "" where it will."""
+def _missing_tool(name: str, machine: Machine) -> tuple[str, str] | None:
+    """What 'compile' or 'flash' lacks here and what to do; None where they lack nothing."""
     if name == "compile" and machine.cxx is None:
         where = "on a CPU" if machine.gpus else "here"
         affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
@@ -209,6 +213,11 @@ def _obstacle(name: str, machine: Machine) -> tuple[str, str]:
     if name == "flash" and machine.packages.get("flash-attn") is None:
         affects = "'flash' will not work here: flash-attn is not installed"
         return affects, "pip install flash-attn"
+    return None
+
+
+def _missing_library(name: str, machine: Machine) -> tuple[str, str]:
+    """Which library a strategy part lacks and what to do; both "" where it lacks none."""
     library, extra = _EXTRAS.get(name, ("", ""))
     if library and machine.packages.get(library) is None:
         affects = f"will not work on the engine 'transformers': {library} is not installed"

@@ -97,25 +97,28 @@ def history_command(
 ) -> None:
     """The series in the store and their last values. TEST is a node id or a part of one."""
     with open_history(store) as opened:
-        series = _series_of(opened, test)
+        series = _matching(opened, test)
         require_metric(opened, metric)
         rows = [_shown(opened, one_series, metric, limit) for one_series in series]
         changed = _changed(opened, series, metric) if changes or fail_on_change else None
-        store_name, notices = opened.shown, opened.notices
-    if as_json:
-        print_json(_document(store_name, notices, rows, changed))
-    else:
-        for notice in notices:
-            click.echo(f"note: {notice}", err=True)
-        _print(rows, changed, empty=_nothing(test, store_name))
+        if as_json:
+            print_json(_document(opened, rows, changed))
+        else:
+            _print_notices(opened)
+            _print(rows, changed, empty=_nothing(test, opened.shown))
     if fail_on_change and any(row.changes.unaccepted for row in changed or ()):
         raise SystemExit(1)
+
+
+def _print_notices(store: Store) -> None:
+    for notice in store.notices:
+        click.echo(f"note: {notice}", err=True)
 
 
 # From the store
 
 
-def _series_of(store: Store, test: str | None) -> list[Series]:
+def _matching(store: Store, test: str | None) -> list[Series]:
     """The series of the tests that have the text in their name.
 
     A large store is not read for one test.
@@ -164,14 +167,11 @@ def _changes_of(
 
 
 def _document(
-    store_name: str,
-    notices: Sequence[str],
-    rows: Sequence[_Shown],
-    changed: Sequence[_Changed] | None,
+    store: Store, rows: Sequence[_Shown], changed: Sequence[_Changed] | None
 ) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "store": store_name,
-        "notices": notices,
+        "store": store.shown,
+        "notices": store.notices,
         "series": [_series_json(row) for row in rows],
     }
     if changed is not None:
@@ -223,9 +223,8 @@ def _series_cells(row: _Shown) -> list[tuple[str, ...]]:
     series = row.series
     test = f"{series.test} ({series.label})" if series.label else series.test
     names = (test, series.workload_text, series.model, series.strategy, str(series.n))
-    if not row.points:
-        return [(*names, "-", "", "", _age(series.last_created), series.last_outcome)]
-    first, *others = map(_point_cells, row.points)
+    without_points = ("-", "", "", _age(series.last_created), series.last_outcome)
+    first, *others = map(_point_cells, row.points) if row.points else [without_points]
     blank = ("",) * len(names)
     return [(*names, *first), *((*blank, *cells) for cells in others)]
 

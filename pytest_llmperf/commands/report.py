@@ -6,7 +6,7 @@ The formats are a table: one row each.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,12 @@ from pytest_llmperf.commands.shared import (
     example,
     open_history,
     project_root,
+    require_known,
     require_metric,
     store_option,
 )
 from pytest_llmperf.core.format import format_value
-from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
@@ -165,16 +166,11 @@ def report_command(
     Shown are the runs of each series' newest session, and the history of these series.
     """
     chosen_format = _format(formats)
+    names = ", ".join(tests)
+    filters = _filters(tests=names, since=since, session=session, model=model, strategy=strategy)
     with open_history(store) as opened:
         require_metric(opened, metric)
-        records = tuple(
-            record
-            for record in _records(opened, tests, _time(since), session)
-            if (model or "") in record.model and strategy in (None, record.strategy)
-        )
-        filters = _filters(
-            tests=", ".join(tests), since=since, session=session, model=model, strategy=strategy
-        )
+        records = _matching(_records(opened, tests, _time(since), session), model, strategy)
         scope = "; ".join([_extent(records), *filters])
         text = chosen_format.text(Chosen(store=opened, records=records, scope=scope, metric=metric))
     _write(text, out or Path(chosen_format.file), len(records))
@@ -201,20 +197,23 @@ def _records(
         return not parts or any(part in test for part in parts)
 
     if session is not None:
-        return [record for record in _of_session(store, session) if matches(record.test)]
-    series = store.series()
-    _require_known(parts, {row.test for row in series}, store.shown)
-    return newest_of_each(store, (row for row in series if matches(row.test)), since)
+        return [record for record in _session_records(store, session) if matches(record.test)]
+    require_known(parts, store)
+    return newest_of_each(store, (row for row in store.series() if matches(row.test)), since)
 
 
-def _require_known(parts: Sequence[str], tests: Collection[str], store_name: str) -> None:
-    for part in parts:
-        if not any(part in test for test in tests):
-            near = did_you_mean(part, tests)
-            raise UsageError(f"no test in {store_name} has {part!r} in its name.{near}")
+def _matching(
+    records: Sequence[Record], model: str | None, strategy: str | None
+) -> tuple[Record, ...]:
+    """The records of models with this in their name, and of this strategy."""
+    return tuple(
+        record
+        for record in records
+        if (model or "") in record.model and strategy in (None, record.strategy)
+    )
 
 
-def _of_session(store: Store, start: str) -> list[Record]:
+def _session_records(store: Store, start: str) -> list[Record]:
     if start == "last":
         newest = next(iter(store.records(limit=1)), None)
         start = newest.session_id if newest is not None else ""

@@ -52,6 +52,15 @@ def require_metric(store: Store, metric: str | None) -> None:
     )
 
 
+def require_known(parts: Sequence[str], store: Store) -> None:
+    """Raise UsageError for a part that is in no test's name."""
+    tests = store.tests() if parts else ()
+    for part in parts:
+        if not any(part in test for test in tests):
+            near = did_you_mean(part, tests)
+            raise UsageError(f"no test in {store.shown} has {part!r} in its name.{near}")
+
+
 def store_url(url: str | None) -> tuple[str, Path]:
     """The store, and the folder that its relative path starts from.
 

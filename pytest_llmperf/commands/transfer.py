@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from pytest_llmperf.commands.shared import (
     open_history,
     print_json,
     project_root,
+    require_known,
     store_option,
     store_url,
 )
-from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
@@ -71,6 +72,10 @@ def export_command(
             sys.stdout.buffer.writelines(lines)
             return
         n = transfer.append_new(out, lines)
+    _report_added(out, n, as_json=as_json)
+
+
+def _report_added(out: Path, n: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(out), "added": n})
     else:
@@ -98,7 +103,7 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
     url, folder = store_url(store)
     with open_store(url, folder=folder) as opened:
         imported = [_import(opened, path) for path in files]
-        _report(opened.shown, imported, as_json=as_json)
+        _report_imported(opened.shown, imported, as_json=as_json)
     if any(file.skipped for file in imported):
         raise SystemExit(EXIT_SKIPPED)
 
@@ -114,7 +119,7 @@ def _import(store: Store, path: Path) -> Imported:
     return imported
 
 
-def _report(store_name: str, imported: Sequence[Imported], *, as_json: bool) -> None:
+def _report_imported(store_name: str, imported: Sequence[Imported], *, as_json: bool) -> None:
     names = ("new", "known", "finished", "accepted")
     counts = {name: sum(getattr(file, name) for file in imported) for name in names}
     if as_json:
@@ -133,15 +138,9 @@ def _selected(
     """The records of the tests that have one of the parts in their name, oldest first."""
     if not parts:
         return store.records(series=series, since=since, oldest_first=True)
-    tests = store.tests()
-    for part in parts:
-        if not any(part in test for test in tests):
-            near = did_you_mean(part, tests)
-            raise UsageError(f"no test in {store.shown} has {part!r} in its name.{near}")
-    records = [
-        record
-        for test in tests
-        if any(part in test for part in parts)
-        for record in store.records(test=test, series=series, since=since)
-    ]
+    tests = [test for test in store.tests() if any(part in test for part in parts)]
+    require_known(parts, store)
+    records = chain.from_iterable(
+        store.records(test=test, series=series, since=since) for test in tests
+    )
     return iter(sorted(records, key=lambda record: record.created))

@@ -198,6 +198,8 @@ def last_session(
     """
     from pytest_llmperf.history.identity import utc  # noqa: PLC0415
 
+    removed = reviewed.removed_at(test)
+
     def is_candidate(record: Record) -> bool:
         return (
             record.session_id not in sessions
@@ -206,7 +208,6 @@ def last_session(
             and utc(record.created) > removed
         )
 
-    removed = reviewed.removed_at(test)
     session: list[Record] = []
     for name in reviewed.names(test):
         for record in filter(is_candidate, store.records(test=name, limit=_POINTS)):

@@ -81,6 +81,10 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
     path = folder / FILE
     if not path.is_file():
         return ()
+    return tuple(_checked(path, n, entry) for n, entry in enumerate(_entries(path), start=1))
+
+
+def _entries(path: Path) -> list[Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -93,7 +97,7 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
         raise UsageError(
             f"{path}: {unknown} is not known there. 'llmperf calibrate' writes [[calibrated]]."
         )
-    return tuple(_checked(path, n, entry) for n, entry in enumerate(entries, start=1))
+    return entries
 
 
 def write_calibrations(folder: Path, floors: Sequence[Calibrated]) -> Path:

@@ -215,12 +215,11 @@ def _change(sides: _Sides, *, reason: str = "") -> Change:
     record = (sides.after or sides.before)[-1]
     metric = _metric(record, sides.metric)
     before, after = sides.values
-    fields = run_fields(record) | {"strategy": _strategy(sides)}
     return Change(
-        **fields,
+        **run_fields(record) | {"strategy": _strategy(sides)},
         metric=sides.metric,
-        unit="" if metric is None else metric.unit,
-        direction="" if metric is None else metric.direction,
+        unit=metric.unit if metric else "",
+        direction=metric.direction if metric else "",
         before=stats.median(before) if before else None,
         after=stats.median(after) if after else None,
         outcome=Outcome.NOT_COMPARABLE.value,

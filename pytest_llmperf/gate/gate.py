@@ -140,11 +140,16 @@ class Gate:
         """
         floors = {floor.metric: floor for floor in self._calibrated if floor.covers(record)}
         limits = self._session_limits(floors) | dict(own)
-        for name, calibrated in floors.items():
-            if limits.get(name, calibrated.floor) < calibrated.floor:
-                self._note(words.below_floor(record.test, name, limits[name], calibrated))
+        self._note_low_limits(record.test, limits, floors)
         known = {metric.name for metric in record.metrics}
         return {name: limit for name, limit in limits.items() if name in known}
+
+    def _note_low_limits(
+        self, test: str, limits: Mapping[str, float], floors: Mapping[str, Calibrated]
+    ) -> None:
+        for name, calibrated in floors.items():
+            if limits.get(name, calibrated.floor) < calibrated.floor:
+                self._note(words.below_floor(test, name, limits[name], calibrated))
 
     def _session_limits(self, floors: Mapping[str, Calibrated]) -> dict[str, float]:
         if self._limits and self._limits != DEFAULT_LIMITS:
@@ -216,8 +221,7 @@ class Gate:
             return words.not_comparable(gated, strict=self._settings.require_accepted)
         finding = words.judged(gated, comparison, strict=self._settings.strict)
         if finding.outcome is Outcome.FAIL:
-            accept = f"'llmperf accept {_key(gated.record)} --reason …'"
-            self._note(f"{test}: if that change was meant, {accept} makes it so")
+            self._note(words.how_to_accept(test, _key(gated.record)))
         elif comparison.again is not None and not gated.failed:
             self._note(f"{test}: not seen again on its second measurement: {finding.text}")
         return finding

@@ -52,7 +52,7 @@ def find_target(text: str, root: Path) -> Target | None:
         return None
     path = _path(text, root)
     if _is_path_like(text) or (commit := _commit(text, root)) is None:
-        return _of_path(text, path, root)
+        return _path_target(text, path, root)
     top = top_level(root)
     assert top is not None  # noqa: S101 - it holds the commit
     return Target(kind="revision", text=text, path=top, commit=commit)
@@ -76,7 +76,7 @@ def _commit(text: str, root: Path) -> str | None:
     return None if text.startswith("-") else commit_of(root, text)
 
 
-def _of_path(text: str, path: Path, root: Path) -> Target:
+def _path_target(text: str, path: Path, root: Path) -> Target:
     if os.path.isdir(path):  # noqa: PTH112  as above
         return Target(kind="folder", text=text, path=path.resolve())
     if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113  as above

@@ -40,10 +40,10 @@ def absolute(option: Option, value: Any, folder: str) -> Any:
     if option.path == "engine":
         engine, separator, path = value.partition("=")
         return f"{engine}={_joined(folder, path)}" if separator and path else value
-    return _of_url(value, folder) if option.path == "store" else value
+    return _absolute_url(value, folder) if option.path == "store" else value
 
 
-def _of_url(url: str, folder: str) -> str:
+def _absolute_url(url: str, folder: str) -> str:
     for start in _SQLITE:
         path = url.removeprefix(start)
         if path not in (url, "") and not path.startswith((":memory:", "file:", "?")):
