@@ -37,7 +37,10 @@ def the_first_worker_is_slow(monkeypatch):
 def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
     project, run_both, sessions
 ):
-    """Ten sessions, then one test of two 15 % slower: that one fails, in two lines that name metric, size, accepted sessions and limit."""
+    """Ten sessions, then one test of two 15 % slower: that one fails.
+
+    Two lines name metric, size, accepted sessions and limit.
+    """
     sessions(11)
     project(
         TWO.replace(
@@ -50,7 +53,10 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
     result.stdout.fnmatch_lines(
         [
             "*def test_speed*",
-            "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less *in 11 accepted sessions, *(measured again: 13.* % less)",
+            (
+                "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less than in 11 accepted "
+                "sessions, *(measured again: 13.* % less)"
+            ),
         ],
     )
     result.stdout.fnmatch_lines(
@@ -102,7 +108,10 @@ def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_bo
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(
         [
-            "*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"
+            (
+                "*not comparable: throughput of auto is *not compared with history: "
+                "there is no earlier session of this test*"
+            )
         ],
     )
     result.stdout.fnmatch_lines(["*judged nothing*"])
@@ -226,7 +235,10 @@ def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*memory.weights of auto is 100 MB, 2.00 % more than in 1 accepted session, allowed 1.0 % worse*"
+            (
+                "*memory.weights of auto is 100 MB, 2.00 % more than in 1 accepted session, "
+                "allowed 1.0 % worse*"
+            )
         ],
     )
 

@@ -1,4 +1,7 @@
-"""Under --llmperf-gate a test or a run that is not there any more is an outcome: renamed, removed, or measured no more."""
+"""Under --llmperf-gate a test or a run that is not there any more is an outcome.
+
+It was renamed, removed, or is measured no more.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 RENAMED = TWO.replace("test_speed", "test_velocity")
-GONE = "*not comparable: test_it.py::test_speed is not there any more, its last accepted session is of *"
+GONE = (
+    "*not comparable: test_it.py::test_speed is not there any more, "
+    "its last accepted session is of *"
+)
 STILL_THERE = "*is not there any more*"
 
 
@@ -27,7 +33,7 @@ def llmperf(pytester, *arguments):
 
 
 def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, sessions):
-    """The old id, the new one that measures the same, and the command that carries the history over."""
+    """The old id, the new one that measures the same, and the command that keeps the history."""
     sessions(10)
     project(RENAMED)
     result = run_both("--llmperf-gate")
@@ -114,7 +120,10 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
 def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(
     project, run, sessions, pytester, asked
 ):
-    """test_speed is there or was not asked for. (With -k and --deselect it is collected, and not gone.)"""
+    """test_speed is there or was not asked for.
+
+    (With -k and --deselect it is collected, and not gone.)
+    """
     sessions(10)
     gone = asked in (("test_it.py::test_other",), ("other/",))
     project(TWO.replace("def test_speed(llm)", "def helper(llm)") if gone else TWO)
@@ -195,7 +204,11 @@ def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessio
 
 def test_one_of_two_runs_that_is_gone_is_named(project, run):
     """The other is judged; a run that only changed is reported as what it is, once."""
-    both = "\ndef test_speed(llm):\n    llm.run(WORK)\n    llm.run(Prefill(batch=1, prompt_tokens=64))\n"
+    both = (
+        "\ndef test_speed(llm):\n"
+        "    llm.run(WORK)\n"
+        "    llm.run(Prefill(batch=1, prompt_tokens=64))\n"
+    )
     project(both)
     for _ in range(2):
         run()

@@ -144,7 +144,10 @@ def test_a_file_that_cannot_be_read_stops_the_session(project, run, waive):
     assert result.ret == 4
     result.stderr.fnmatch_lines(
         [
-            "*llmperf-waivers.toml, waiver 1 (test_it.py::test_speed): 'agreement.top1' cannot be waived.*"
+            (
+                "*llmperf-waivers.toml, waiver 1 (test_it.py::test_speed): "
+                "'agreement.top1' cannot be waived.*"
+            )
         ]
     )
     assert run().ret == 0
@@ -200,7 +203,7 @@ versions = {{ torch = "2.13" }}
 
 
 def test_a_calibrated_floor_takes_the_place_of_the_default(project, run, sessions, pytester):
-    """15 % slower: past the default of 3 %, within a floor of 25 % that sessions were seen to differ by."""
+    """15 % slower: past the default of 3 %, within a calibrated floor of 25 %."""
     project(ONE)
     sessions(10)
     project(ONE, script=SLOW)
@@ -252,13 +255,19 @@ def test_a_floor_without_provenance_is_refused(project, run, pytester, line):
     field = line.partition(" ")[0]
     result.stderr.fnmatch_lines(
         [
-            f"*entry 1: *`{field}`*does not say where it is known from is refused; 'llmperf calibrate'*"
+            (
+                f"*entry 1: *`{field}`*does not say where it is known from is refused; "
+                "'llmperf calibrate'*"
+            )
         ]
     )
 
 
 def test_calibrate_measures_fresh_sessions_of_real_tests(project, pytester):
-    """Eight processes of a scripted model without noise: no spread, the smallest floor, and the gate then reads the file."""
+    """Eight processes of a scripted model without noise: no spread, and the smallest floor.
+
+    The gate then reads the file.
+    """
     project(ONE)
     command = [
         sys.executable,

@@ -152,7 +152,8 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
     (tmp_path / "llmperf").write_text(f'#!/bin/sh\nexec {sys.executable} -m pytest_llmperf "$@"\n')
     (tmp_path / "llmperf").chmod(0o755)
     (tmp_path / "script").write_text(CliRunner().invoke(cli.main, ["--completion", "bash"]).stdout)
-    ask = "COMPREPLY=(); COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _llmperf_completion llmperf\n"
+    ask = "COMPREPLY=(); COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+    ask += "_llmperf_completion llmperf\n"
     ask += 'echo "${{COMPREPLY[@]}}"\n'
     cases = {
         "llmperf exp": "export",

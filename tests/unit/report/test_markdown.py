@@ -1,4 +1,4 @@
-"""The Markdown comment, read by a parser of CommonMark with tables: rows stay rows, names stay text."""
+"""The Markdown comment, read by a parser of CommonMark: rows stay rows, names stay text."""
 
 from __future__ import annotations
 

@@ -53,10 +53,11 @@ def test_the_former_name_works_on_the_command_line_and_warns(pytester):
     """The warning has both names and says until when."""
     value, texts = configured(pytester, FORMER.flag_name)
     assert value is True
-    assert texts == [
+    (text,) = texts
+    assert text == (
         "--llmperf-require-baseline is called --llmperf-require-accepted since 0.2; "
         "the former name goes with 0.3."
-    ]
+    )
 
 
 def test_the_former_name_works_in_the_ini_file_and_warns(pytester):
