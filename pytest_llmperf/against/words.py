@@ -58,8 +58,7 @@ def summary_line(track: Track, base: str) -> str:
 
 
 def _statement(change: Change, base: str) -> str:
-    interval = interval_text(change)
-    return " ".join(filter(None, (f"{_ratio(change)} {base}", interval)))
+    return f"{_ratio(change)} {base} {interval_text(change.low, change.high)}".rstrip()
 
 
 def _ratio(change: Change) -> str:

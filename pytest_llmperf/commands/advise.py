@@ -114,11 +114,16 @@ def _print_document(
 def _print_advice(candidates: Found, advice: Advice, limits: dict[str, float]) -> None:
     from pytest_llmperf.report.advice import sentences, table  # noqa: PLC0415
 
+    _print_origin(candidates)
+    header, rows = table(advice, candidates.choices)
+    print_table(rows, header)
     lines = sentences(advice, candidates.choices, limits)
+    click.echo("\n" + "\n".join(map(encodable, lines)))
+
+
+def _print_origin(candidates: Found) -> None:
+    """What was measured where, and what memory and quality mean."""
     agreement = candidates.agreement or "no agreement is stored"
     measured = f"{candidates.model} on {candidates.environment}: {candidates.workload}"
     click.echo(encodable(measured))
     click.echo(encodable(f"memory: {candidates.memory}; quality: {agreement}") + "\n")
-    header, rows = table(advice, candidates.choices)
-    print_table(rows, header)
-    click.echo("\n" + "\n".join(map(encodable, lines)))

@@ -94,13 +94,12 @@ def _exit_code(result: Bisection) -> int:
 
 
 def _evidence(step: Step) -> str:
-    from pytest_llmperf.core.format import format_number, format_value  # noqa: PLC0415
+    from pytest_llmperf.core.format import format_value  # noqa: PLC0415
+    from pytest_llmperf.report.changes import interval_text  # noqa: PLC0415
 
     if step.ratio is None:
         return step.reason or step.outcome
-    ratio = format_value(step.ratio, "x")
-    if step.low is not None and step.high is not None:
-        ratio = f"{ratio} [{format_number(step.low)}, {format_number(step.high)}]"
+    ratio = f"{format_value(step.ratio, 'x')} {interval_text(step.low, step.high)}".rstrip()
     parts = [step.outcome, ratio, f"{step.pairs} pairs"]
     if step.evidence is not None:
         parts.append(f"E = {step.evidence:.3g}")

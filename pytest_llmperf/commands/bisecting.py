@@ -95,11 +95,15 @@ def bisect(search: Search, folder: Path, show: Callable[[Step], None]) -> Bisect
         show(first)
         if first.word == "bad":
             return _walk(walker, first, good, show)
-    if first.outcome in ("PASS", "UNDECIDED"):
-        return Bisection(steps=(first,))
-    raise UsageError(
-        f"BAD ({search.bad}) cannot be measured against GOOD ({search.good}): {first.reason}"
-    )
+    _require_measured(search, first)
+    return Bisection(steps=(first,))
+
+
+def _require_measured(search: Search, first: Step) -> None:
+    if first.outcome not in ("PASS", "UNDECIDED"):
+        raise UsageError(
+            f"BAD ({search.bad}) cannot be measured against GOOD ({search.good}): {first.reason}"
+        )
 
 
 @contextmanager
@@ -196,14 +200,18 @@ class _Walker:
         """
         commit, subject = git(self.tree, "log", "-1", "--format=%H%n%s").partition("\n")[::2]
         git(self.tree, "clean", "-ffdxq")
-        reason = self._build()
-        records: list[Record] = []
-        if not reason:
-            records, reason = self._run()
-        measured = [metric for record in records for metric in self._metric_of(record)]
+        measured, reason = self._measure()
         if measured:
             return _step(commit, subject, max(measured, key=lambda metric: metric.rank))
         return Step(commit=commit, subject=subject, word="skip", outcome="NOT RUN", reason=reason)
+
+    def _measure(self) -> tuple[list[_Measured], str]:
+        """The metric of each test that has it, and why there may be none."""
+        reason = self._build()
+        if reason:
+            return [], reason
+        records, reason = self._run()
+        return [metric for record in records for metric in self._metric_of(record)], reason
 
     def _build(self) -> str:
         """Why the commit cannot be built, "" where it can."""

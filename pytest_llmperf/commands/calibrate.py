@@ -118,7 +118,11 @@ def _report(
     if as_json:
         file_name = None if path is None else str(path)
         print_json({"found": list(map(_document, floors)), "file": file_name})
-        return
+    else:
+        _print(floors, limits, path)
+
+
+def _print(floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None) -> None:
     print_table(list(map(_cells, floors)), _HEADER)
     for line in _remarks(floors, limits):
         click.echo(encodable(line))

@@ -111,13 +111,18 @@ def _print(checks: Sequence[Check], failed: Sequence[str]) -> None:
 
 def _affected(checks: Sequence[Check]) -> list[str]:
     """What will not work and what to do; checks of one area with the same remedy share a line."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for check in checks:
-        if check.affects:
-            alike.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
     lines = []
-    for (area, affects, remedy), names in alike.items():
+    for (area, affects, remedy), names in _alike(checks).items():
         lines.append(f"  {area} {', '.join(names)}: {affects}")
         if remedy:
             lines.append(f"    -> {remedy}")
     return lines
+
+
+def _alike(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[str]]:
+    """Area, what is affected and the remedy -> the names of the checks."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for check in checks:
+        if check.affects:
+            names.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
+    return names

@@ -21,7 +21,7 @@ from pytest_llmperf.commands.shared import (
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.accept import Reviewed
-    from pytest_llmperf.history.changes import SeriesChanges
+    from pytest_llmperf.history.changes import LevelChange, SeriesChanges
     from pytest_llmperf.history.queries import Point, Series
     from pytest_llmperf.history.store import Store
 
@@ -256,16 +256,18 @@ def _age(created: str) -> str:
 
 def _change_lines(changed: _Changed) -> list[str]:
     """One line a change of level, and one for a drift that is more than noise."""
-    lines = []
-    for change in changed.changes.changes:
-        accepted = ", accepted" if change.accepted else ""
-        since = f"from record {change.after.record_id} of {change.after.created} on{accepted}"
-        lines.append(_change_line(changed, change.point.before, change.point.after, since))
+    lines = [_step_line(changed, step) for step in changed.changes.changes]
     drift = changed.changes.drift
     if drift is not None and drift.significant:
         span = f"from its first to its latest {drift.n_latest} sessions"
         lines.append(_change_line(changed, drift.anchor, drift.latest, span))
     return lines
+
+
+def _step_line(changed: _Changed, step: LevelChange) -> str:
+    accepted = ", accepted" if step.accepted else ""
+    since = f"from record {step.after.record_id} of {step.after.created} on{accepted}"
+    return _change_line(changed, step.point.before, step.point.after, since)
 
 
 def _change_line(changed: _Changed, before: float, after: float, when: str) -> str:

@@ -12,15 +12,15 @@ def number_cells(change: Change) -> tuple[str, str, str, str]:
         _value(change.before, change.unit),
         _value(change.after, change.unit),
         _value(change.ratio, "x"),
-        interval_text(change) or MISSING,
+        interval_text(change.low, change.high) or MISSING,
     )
 
 
-def interval_text(change: Change) -> str:
-    """The 99 % interval of the ratio, "[0.901, 0.945]"; "" without one."""
-    if change.low is None or change.high is None:
+def interval_text(low: float | None, high: float | None) -> str:
+    """The interval of a ratio, "[0.901, 0.945]"; "" without one."""
+    if low is None or high is None:
         return ""
-    return f"[{format_number(change.low)}, {format_number(change.high)}]"
+    return f"[{format_number(low)}, {format_number(high)}]"
 
 
 def labelled_test(change: Change) -> str:
