@@ -47,7 +47,7 @@ class Check(Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-class Gpu(Struct, frozen=True, kw_only=True):
+class DriverGpu(Struct, frozen=True, kw_only=True):
     """What the driver says of one GPU."""
 
     name: str
@@ -60,7 +60,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     host: dict[str, str | int | float | bool | None]
     engines: tuple[EngineRow, ...]
     broken_engines: dict[str, str]
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[DriverGpu, ...]
     no_gpu: str
     cxx: str | None
     cpu_energy: str
@@ -139,7 +139,7 @@ def _gpu_checks(machine: Machine) -> list[Check]:
     return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
 
 
-def _gpu(index: int, gpu: Gpu) -> Check:
+def _gpu(index: int, gpu: DriverGpu) -> Check:
     facts = ", ".join(
         f"{name} {value}"
         for name, value in sorted(gpu.facts.items())
@@ -306,7 +306,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
+def _gpus() -> tuple[tuple[DriverGpu, ...], str]:
     """The GPUs that the driver shows, or why there are none."""
     import pynvml  # noqa: PLC0415
 
@@ -322,7 +322,7 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
         facts = [Nvml(handle).facts() for handle in handles]
     finally:
         pynvml.nvmlShutdown()
-    gpus = tuple(Gpu(name=str(gpu.get("name", "unknown")), facts=gpu) for gpu in facts)
+    gpus = tuple(DriverGpu(name=str(gpu.get("name", "unknown")), facts=gpu) for gpu in facts)
     return gpus, "" if gpus else "the driver lists none"
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.command_line import llmperf
 
 from pytest_llmperf.commands import examination
-from pytest_llmperf.commands.examination import Gpu, Machine, device_works, examine
+from pytest_llmperf.commands.examination import DriverGpu, Machine, device_works, examine
 from pytest_llmperf.engines import TABLE as ENGINES
 
 
@@ -33,7 +33,7 @@ def machine(**changes):
         "engines": tuple(ENGINES.values()),
         "broken_engines": {},
         "gpus": (
-            Gpu(
+            DriverGpu(
                 name="NVIDIA H200",
                 facts={"driver": "580", "power_limit_w": 700.0, "uuid_hash": "secret"},
             ),
