@@ -1,6 +1,6 @@
 """A session that was asked to gate and did not is not green.
 
-The main process sees to that once all tests are done.
+The main process sees to it once all tests are done.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class GateWatch:
         self._is_mine = is_mine
         self._collecting = Collecting(config)
         self._sent: list[dict[str, Any]] = []
-        self._recorded: list[Record] = []
-        self._judged = 0
-        self._unmeasured = 0
+        self._records: list[Record] = []
+        self._n_judged = 0
+        self._n_unmeasured = 0
         self._failures: list[str] = []
         self._lines: list[str] = []
-        self._nothing = ""
+        self._judged_nothing = ""
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Note a test, before anything is deselected."""
+        """Note a test before anything is deselected."""
         if self._is_mine(item):
             self._collecting.item(item)
 
@@ -75,9 +75,9 @@ class GateWatch:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add what a test's report carries."""
         carried = getattr(report, "llmperf", {})
-        self._judged += carried.get("judged", 0)
-        self._unmeasured += carried.get("outcome") in {"INVALID", "ERROR"}
-        self._recorded += [msgspec.convert(row, Record) for row in carried.get("records", ())]
+        self._n_judged += carried.get("judged", 0)
+        self._n_unmeasured += carried.get("outcome") in {"INVALID", "ERROR"}
+        self._records += [msgspec.convert(row, Record) for row in carried.get("records", ())]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -90,62 +90,72 @@ class GateWatch:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give a session that only looks green another exit code."""
         if hasattr(self._config, "workerinput"):
-            self._config.workeroutput[_SENT] = self._collecting.done().sendable()  # type: ignore[attr-defined]
+            sent = self._collecting.done().sendable()
+            self._config.workeroutput[_SENT] = sent  # type: ignore[attr-defined]
             return
         if session.config.option.collectonly or session.config.option.llmperf_plan:
             return
         self._look(self._collected())
-        if self._judged == 0:
-            unmeasured = self._unmeasured and not self._recorded
-            self._nothing = MEASURED_NOTHING if unmeasured else JUDGED_NOTHING
+        if self._n_judged == 0:
+            measured_nothing = self._n_unmeasured and not self._records
+            self._judged_nothing = MEASURED_NOTHING if measured_nothing else JUDGED_NOTHING
         say_of_session(self._config, "NOT COMPARABLE", self._lines)
-        say_of_session(self._config, "FAIL", [*self._failures, *filter(None, [self._nothing])])
-        if session.exitstatus != pytest.ExitCode.OK:
-            return
-        if self._failures:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        elif self._nothing:
-            session.exitstatus = EXIT_JUDGED_NOTHING
+        say_of_session(self._config, "FAIL", self._all_failures())
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = self._exit_code()
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what is missing, what failed, and that nothing was judged."""
+        """Print what is wrong with the session."""
         for line in self._lines:
             terminalreporter.write_line(f"llmperf: {line}", yellow=True)
-        for line in filter(None, (*self._failures, self._nothing)):
+        for line in self._all_failures():
             terminalreporter.write_line(f"llmperf: {line}", red=True)
+
+    def _all_failures(self) -> list[str]:
+        """Return what is wrong with waivers and tests, and that nothing was judged."""
+        return [*self._failures, *filter(None, [self._judged_nothing])]
 
     def _collected(self) -> Collected:
         root = self._config.rootpath.resolve()
         return received(root, self._sent) if self._sent else self._collecting.done()
 
-    def _look(self, collected: Collected) -> None:
-        """Look for waivers that are of no use, and for tests that are missed."""
-        self._failures += map(self._expired, self._waivers.expired)
-        unknown = self._waivers.unknown(collected.tests, collected.knows)
-        self._failures += map(self._without_test, unknown)
-        gone = self._gone(collected)
-        (self._failures if self._require_accepted else self._lines).extend(gone)
+    def _exit_code(self) -> int:
+        """Return the exit code of a session that would have passed."""
+        if self._failures:
+            return pytest.ExitCode.TESTS_FAILED
+        return EXIT_JUDGED_NOTHING if self._judged_nothing else pytest.ExitCode.OK
 
-    def _expired(self, waiver: Waiver) -> str:
+    def _look(self, collected: Collected) -> None:
+        """Look for waivers that are of no use, and for tests that are missing."""
+        self._failures += map(self._expired_text, self._waivers.expired)
+        unknown = self._waivers.unknown(collected.tests, collected.knows)
+        self._failures += map(self._unknown_text, unknown)
+        missing = self._missing_tests(collected)
+        if self._require_accepted:
+            self._failures += missing
+        else:
+            self._lines += missing
+
+    def _expired_text(self, waiver: Waiver) -> str:
         return (
             f"the waiver of {waiver.owner} for {waiver.metric} of {waiver.test} expired on "
             f"{waiver.expires}: it waives nothing. "
             f"Mend the test, or renew it in {self._waivers.path.name}."
         )
 
-    def _without_test(self, waiver: Waiver) -> str:
+    def _unknown_text(self, waiver: Waiver) -> str:
         return (
             f"the waiver of {waiver.owner} for {waiver.metric} is for {waiver.test}, "
             f"which is no test: correct it or remove it from {self._waivers.path.name}."
         )
 
-    def _gone(self, collected: Collected) -> list[str]:
+    def _missing_tests(self, collected: Collected) -> list[str]:
         # SQLAlchemy, at the end.
         from pytest_llmperf.gate.missing import look_for_gone  # noqa: PLC0415
 
         root = self._config.rootpath
         try:
-            return list(map(str, look_for_gone(self._store, root, collected, self._recorded)))
+            return list(map(str, look_for_gone(self._store, root, collected, self._records)))
         except LlmperfError as error:
             return [f"whether tests are missing was not looked at: {error}"]

@@ -74,12 +74,13 @@ def comment(changes: Sequence[Change], *, title: str = "llmperf", notes: Sequenc
     rows = sorted(changes, key=lambda change: _rank(_verdict(change)))
     head = [MARK, f"### {title}", "", _counts(rows) or "No run was recorded.", ""]
     room = MAX_LENGTH - sum(len(line) + 1 for line in head) - _SPARE
-    note_rows = [(f"- {code(note, _REASON_LENGTH)}",) for note in notes]
-    notes_shown = _fitting(note_rows, room // 4)
-    reasons_shown = _fitting([(line,) for line in _reasons(rows)], room // 8)
-    rows_shown = _fitting([_cells(change) for change in rows], room * 5 // 8)
-    lines = [*head, *_shown_table(rows_shown, len(rows))]
-    lines += [line for (line,) in (*reasons_shown, *notes_shown)]
+    fitting_rows = _fitting(map(_cells, rows), room * 5 // 8)
+    lines = [
+        *head,
+        *_shown_table(fitting_rows, len(rows)),
+        *_fitting_lines(_reasons(rows), room // 8),
+        *_fitting_lines((f"- {code(note, _REASON_LENGTH)}" for note in notes), room // 4),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -166,7 +167,12 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _fitting(rows: Sequence[tuple[str, ...]], room: int) -> list[tuple[str, ...]]:
+def _fitting_lines(lines: Iterable[str], room: int) -> list[str]:
+    """The first lines that fit in `room` characters."""
+    return [line for (line,) in _fitting(((line,) for line in lines), room)]
+
+
+def _fitting(rows: Iterable[tuple[str, ...]], room: int) -> list[tuple[str, ...]]:
     """The first rows that fit in `room` characters."""
     fitting = []
     for cells in rows:

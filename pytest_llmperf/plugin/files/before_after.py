@@ -91,15 +91,13 @@ def _since_sessions(
     reviewed: Reviewed | None,
     limit: float,
 ) -> Change:
-    if store is None or reviewed is None or metric.value is None:
-        return _alone(record, metric, limit, metric.reason)
-    if metric.direction not in ("higher", "lower"):
+    if store is None or reviewed is None or metric.direction not in ("higher", "lower"):
         return _alone(record, metric, limit, metric.reason)
     sessions = accepted_sessions(store, reviewed, record, metric)
-    accepted = sessions.accepted
-    if not accepted.values or min(*accepted.values, metric.value) <= 0:
+    accepted, value = sessions.accepted, metric.value or 0.0
+    if not accepted.values or min(value, *accepted.values) <= 0:
         return _alone(record, metric, limit, sessions.reason)
-    comparison = judge(metric, metric.value, accepted, limit=limit)
+    comparison = judge(metric, value, accepted, limit=limit)
     return change_since(record, metric, accepted, comparison)
 
 
