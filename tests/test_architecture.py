@@ -27,7 +27,6 @@ HEAVY = {
         "filelock",
         "psutil",
         "pynvml",
-        "rich",
         "click",
         "jinja2",
     ),
