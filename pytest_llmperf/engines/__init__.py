@@ -30,13 +30,13 @@ class EngineRow:
 
     def load(self) -> Engine:
         """Import the engine (heavy; worker only) and make one."""
-        made: Engine = _resolve(self.target)()
-        return made
+        engine_type: type[Engine] = _resolve(self.target)
+        return engine_type()
 
-    def can(self) -> Capabilities:
-        """The engine's capabilities (light; any process)."""
-        can: Capabilities = _resolve(self.capabilities)
-        return can
+    def load_capabilities(self) -> Capabilities:
+        """Import the engine's capabilities (light; any process)."""
+        capabilities: Capabilities = _resolve(self.capabilities)
+        return capabilities
 
 
 TABLE = {
@@ -52,7 +52,7 @@ TABLE = {
         EngineRow(
             name="vllm",
             target="pytest_llmperf.engines.vllm.engine:VllmEngine",
-            capabilities="pytest_llmperf.engines.vllm.limits:VLLM",
+            capabilities="pytest_llmperf.engines.vllm.capabilities:VLLM",
             extra="vllm",
             requires=("vllm>=0.25",),
         ),
@@ -64,7 +64,7 @@ TABLE = {
         EngineRow(
             name="server",
             target="pytest_llmperf.engines.server.engine:ServerEngine",
-            capabilities="pytest_llmperf.engines.server.abilities:ANY_SERVER",
+            capabilities="pytest_llmperf.engines.server.capabilities:ANY_SERVER",
             extra="server",
             requires=("aiohttp>=3.11", "tokenizers>=0.20"),
         ),
@@ -72,13 +72,16 @@ TABLE = {
 }
 
 SERVERS = ("vllm", "transformers", "llama.cpp", "xllamacpp", "tgi", "openllm", "ray", "mii")
-"""Presets of the server engine (`engines.server.presets`), each of which is an engine of its own: `server:vllm`."""
+"""Presets of the server engine (`engines.server.presets`).
+
+Each is an engine of its own, such as `server:vllm`.
+"""
 
 TABLE |= {
     f"server:{name}": replace(
         TABLE["server"],
         name=f"server:{name}",
-        capabilities=f"pytest_llmperf.engines.server.abilities:{name.replace('.', '_')}",
+        capabilities=f"pytest_llmperf.engines.server.capabilities:{name.replace('.', '_')}",
     )
     for name in SERVERS
 }
@@ -88,12 +91,12 @@ WRAPPER = "pytest_llmperf.engines.transformers.wrapped:WrappedEngine"
 
 
 def wrapped(model: object, tokenizer: object) -> Engine:
-    """An engine around a model that this process has loaded already.
+    """Return an engine around a model that this process has loaded already.
 
     Raises UsageError for what is not such a model.
     """
-    made: Engine = _resolve(WRAPPER)(model, tokenizer)
-    return made
+    wrapper: Engine = _resolve(WRAPPER)(model, tokenizer)
+    return wrapper
 
 
 def engine(name: str) -> EngineRow:
@@ -108,7 +111,8 @@ def engine(name: str) -> EngineRow:
             row = entry.load()
             if not isinstance(row, EngineRow):
                 raise UsageError(
-                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.",
+                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, "
+                    "an EngineRow is needed.",
                 )
             return row
     known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]

@@ -23,18 +23,18 @@ class Capabilities:
     """What an engine can do; callers ask this, never the engine's name.
 
     `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever
-    is asked); a field that is missing takes its default only. `refuses` gives the reason why a plan
+    is asked); a field that is missing takes its default only. `refusal` gives the reason why a plan
     cannot be loaded although each of its fields is honoured by itself (a device that a library
-    lacks, parts that exclude each other), or None. `lacks` gives the library that a plan needs and
-    that this interpreter has not installed; it is not asked where the engine runs with an
+    lacks, parts that exclude each other), or None. `missing_library` names the library that a plan
+    needs and that this interpreter has not installed; it is not asked where the engine runs with an
     interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU
     nobody waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
     `serve(workload, repetition)`.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
-    refuses: Callable[[LoadPlan], str | None] = lambda _plan: None
-    lacks: Callable[[LoadPlan], str | None] = lambda _plan: None
+    refusal: Callable[[LoadPlan], str | None] = lambda _plan: None
+    missing_library: Callable[[LoadPlan], str | None] = lambda _plan: None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     logits: bool = True
     max_ranks: int | None = 1

@@ -48,7 +48,7 @@ class Loaded:
 
 def require_serves(engine: str) -> None:
     """Raise UsageError for an engine that is no server, before anything is loaded."""
-    if engine not in engines.TABLE or not engines.engine(engine).can().serves:
+    if engine not in engines.TABLE or not engines.engine(engine).load_capabilities().serves:
         raise UsageError(
             f"Serve() is a load on a server, and engine {engine!r} is none. Servers: engine='server' with options, or "
             f"{', '.join(f'server:{name}' for name in engines.SERVERS)}.",

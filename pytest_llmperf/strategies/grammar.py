@@ -85,7 +85,7 @@ class Strategy:
         return self.parts if named else (ChosenPart(AUTO), *self.parts)
 
 
-class Abilities(Protocol):
+class PlanCapabilities(Protocol):
     """The part of an engine's capabilities that a load plan is checked against (`engines.base.Capabilities`)."""
 
     @property
@@ -97,7 +97,7 @@ class Abilities(Protocol):
         """Kinds of device the engine runs on."""
 
     @property
-    def refuses(self) -> Callable[[LoadPlan], str | None]:
+    def refusal(self) -> Callable[[LoadPlan], str | None]:
         """Why a plan whose fields are all honoured one by one cannot be loaded, or None."""
 
     @property
@@ -120,7 +120,7 @@ def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy
     return Strategy(tuple(sorted(kept, key=_place)))
 
 
-def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> None:
+def check_engine_can(plan: LoadPlan, capabilities: PlanCapabilities, engine: str) -> None:
     """Raise UsageError if `engine` cannot honour a field of `plan`; names the part that set it."""
     kind = plan.device.partition(":")[0]
     if kind not in capabilities.devices:
@@ -134,7 +134,7 @@ def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> No
     for chosen in parse(plan.strategy).parts:
         for field in chosen.fields:
             _require_value(plan, field, chosen, capabilities, engine)
-    reason = capabilities.refuses(plan)
+    reason = capabilities.refusal(plan)
     if reason is not None:
         raise UsageError(
             f"engine {engine!r} cannot load strategy {plan.strategy!r} on {plan.device!r}: {reason}"
@@ -158,7 +158,7 @@ def require_in_effect(effective: Effective, promises: Iterable[Promise], when: s
 
 
 def _require_value(
-    plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: Abilities, engine: str
+    plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: PlanCapabilities, engine: str
 ) -> None:
     default = next(f.default for f in structs.fields(LoadPlan) if f.name == field)
     honoured = capabilities.plan_fields.get(field, frozenset({default}))

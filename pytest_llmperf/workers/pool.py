@@ -312,7 +312,7 @@ def alone(plan: LoadPlan, gpus: tuple[Gpu, ...], wait_s: float) -> AbstractConte
 
 def _occupies(plan: LoadPlan) -> bool:
     """What a test measures in its own process does, and every engine that does not say otherwise."""
-    return plan.engine not in engines.TABLE or engines.engine(plan.engine).can().occupies_device
+    return plan.engine not in engines.TABLE or engines.engine(plan.engine).load_capabilities().occupies_device
 
 
 def _lease_facts(gpus: tuple[Gpu, ...]) -> dict[str, str]:

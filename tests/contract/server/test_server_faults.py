@@ -115,7 +115,7 @@ def test_another_model_is_an_error(start):
 def test_a_missing_key_is_refused_before_and_a_wrong_one_when_it_answers(start, model, monkeypatch):
     """The variable is not set; then the key is sent, and is in nothing that is recorded."""
     plan = stub_plan(model, "--fault needs-key", api_key_env="STUB_KEY")
-    assert "STUB_KEY" in engine("server").can().refuses(plan)
+    assert "STUB_KEY" in engine("server").load_capabilities().refusal(plan)
     with pytest.raises(LoadError, match=r"HTTP 401 \(the API key is missing or wrong\)"):
         start("--fault needs-key")
     monkeypatch.setenv("STUB_KEY", "secret")
@@ -167,7 +167,7 @@ def test_options_that_mean_nothing_are_refused(model, options, said):
     """Before anything is started."""
     plan = stub_plan(model)
     plan = type(plan)(model=plan.model, engine="server", options=tuple(options.items()))
-    assert said in engine("server").can().refuses(plan)
+    assert said in engine("server").load_capabilities().refusal(plan)
 
 
 def test_a_program_that_is_not_there_is_named(start, model):
