@@ -1,7 +1,8 @@
-"""What an engine is: it opens a load plan and gives a session that runs workloads and describes itself.
+"""What an engine is: it opens a load plan and gives a loaded model.
 
-An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing imports that file
-but through the table in `pytest_llmperf.engines`.
+A loaded model runs workloads and describes itself. An engine runs inside a worker. It may import
+heavy packages at the top of its own file; nothing imports that file but through the table in
+`pytest_llmperf.engines`.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class LoadedModel(Protocol):
         """
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.
+        """Return the k likeliest tokens after a text, or after token ids.
 
+        A text is tokenised once with the tokenizer's own special tokens.
         Raises UsageError for a prompt without tokens or with ids that the model lacks.
         """
 

@@ -16,7 +16,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
-from pytest_llmperf.engines.outputs.requests import Asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.engines.transformers.batches import Answered
 from pytest_llmperf.errors import InvalidRun, UsageError
 
@@ -70,11 +70,11 @@ class ContinuousLoop:
         rows = [
             row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)
         ]
-        answered = self.answer(Asked(rows, (new_tokens,) * len(rows)))
+        answered = self.answer(BatchRequests(rows, (new_tokens,) * len(rows)))
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
 
-    def answer(self, requests: Asked) -> Answered:
+    def answer(self, requests: BatchRequests) -> Answered:
         """All requests, handed over one after the other before the first result is taken.
 
         Raises InvalidRun where a request failed, or got another number of tokens than it asked for.
@@ -132,7 +132,7 @@ def cache_seen(cache: Any) -> CacheSeen:
     return CacheSeen(type(cache).__name__, held, int(per_position), layers)
 
 
-def _size(requests: Asked) -> Size:
+def _size(requests: BatchRequests) -> Size:
     lengths = [len(row) + n for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
     pages = sum(-(-length // PAGE_TOKENS) for length in lengths)
     return Size(pages, max(map(len, requests.rows)), max(requests.new_tokens), len(lengths))

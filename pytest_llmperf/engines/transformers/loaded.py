@@ -27,7 +27,7 @@ from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
-from pytest_llmperf.engines.outputs.requests import Asked, asked, matrix
+from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests, matrix
 from pytest_llmperf.engines.transformers import effective
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import Answered, in_static_batches
@@ -287,14 +287,14 @@ class TransformersModel:
             outputs_hash=ids_hash(matrix(answered.tokens)),
         )
 
-    def _asked(self, workload: Batch, repetition: int) -> Asked:
+    def _asked(self, workload: Batch, repetition: int) -> BatchRequests:
         if self._loaded.plan.dp > 1 or self._rows:
             raise UsageError(
                 "a Batch is not divided among replicas or adapters. Take Decode, or one of them."
             )
-        return asked(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+        return batch_requests(workload, repetition, self._vocabulary, self._loaded.tokenizer)
 
-    def _answer(self, requests: Asked, workload: Batch) -> Answered:
+    def _answer(self, requests: BatchRequests, workload: Batch) -> Answered:
         with out_of_memory_named(f"running {describe(workload)}"):
             if isinstance(self._loop, ContinuousLoop):
                 self._last = self._loop.answer(requests)

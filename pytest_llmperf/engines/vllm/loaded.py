@@ -19,13 +19,13 @@ from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, RequestTrace, Trace
-from pytest_llmperf.engines.loading.folder import Source
+from pytest_llmperf.engines.loading.folder import ModelFolder
 from pytest_llmperf.engines.outputs import reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash, token_batch
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
-from pytest_llmperf.engines.outputs.requests import asked, matrix
+from pytest_llmperf.engines.outputs.requests import batch_requests, matrix
 from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.adapters import Adapters
 from pytest_llmperf.engines.vllm.logits import capture
@@ -54,7 +54,7 @@ class Loaded:
 
     engine: LLMEngine
     plan: LoadPlan
-    source: Source
+    source: ModelFolder
     device: torch.device
     load_s: float
     versions: dict[str, str]
@@ -206,7 +206,7 @@ class VllmModel:
                 raise UsageError(
                     "a Batch is not divided among adapters. Take Decode, or one of them."
                 )
-            requests = asked(workload, repetition, self._vocabulary, tokenizer)
+            requests = batch_requests(workload, repetition, self._vocabulary, tokenizer)
             lengths = zip(requests.rows, requests.new_tokens, strict=True)
             return matrix(requests.rows), [
                 self._ask(i, row, n) for i, (row, n) in enumerate(lengths)
