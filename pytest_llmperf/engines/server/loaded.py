@@ -29,17 +29,17 @@ from pytest_llmperf.engines.server.client import (
     Client,
     ClientRun,
     Endpoint,
-    Outcome,
+    RequestOutcome,
     takes_connections,
 )
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, Job, generate, version_of
-from pytest_llmperf.engines.server.introspection import Saying, require_same_model
+from pytest_llmperf.engines.server.introspection import Introspection, require_same_model
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
-from pytest_llmperf.engines.server.source import Source
+from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError, WorkerError
 from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
 from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran, Served
@@ -79,7 +79,7 @@ class Server:
     name: str
     headers: dict[str, str]
     http: aiohttp.ClientSession
-    saying: Saying
+    saying: Introspection
     child: Child | None
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -93,14 +93,14 @@ class ServedModel:
     """
 
     def __init__(
-        self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner
+        self, plan: LoadPlan, server: Server, source: ModelSource, runner: asyncio.Runner
     ) -> None:
         self._plan = plan
         self._server = server
         self._source = source
         self._runner = runner
         self._protocol = requests.PROTOCOLS[server.options.protocol]
-        self._asked = requests.Asked.of(server.name, server.preset, server.options)
+        self._asked = requests.RequestDefaults.of(server.name, server.preset, server.options)
         self._prompts = Prompts(source.tokenizer, chat=server.options.protocol == "openai-chat")
         self._counted = ""
         self._closed = False
@@ -445,7 +445,7 @@ class ServedModel:
     def _tail(self) -> str:
         return self._server.child.tail() if self._server.child is not None else ""
 
-    def _require_model(self, outcomes: Sequence[Outcome]) -> None:
+    def _require_model(self, outcomes: Sequence[RequestOutcome]) -> None:
         answers = [o.answer for o in outcomes if o.answer is not None]
         self._counted = next((a.counted for a in answers), self._counted)
         require_same_model(self._server.name, {a.model for a in answers if a.model})
@@ -505,7 +505,7 @@ def _require_no_hits(traces: Sequence[Any], server: dict[str, float]) -> None:
         )
 
 
-def _texts(outcomes: Sequence[Outcome]) -> list[bytes]:
+def _texts(outcomes: Sequence[RequestOutcome]) -> list[bytes]:
     return [o.answer.text.encode() if o.answer is not None else b"" for o in outcomes]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.client import Call, Outcome
+from pytest_llmperf.engines.server.client import Call, RequestOutcome
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.stream import (
     Answer,
@@ -244,7 +244,7 @@ def test_bytes_that_are_no_text_are_not_counted_again():
     """
 
     def marks(text: str) -> list:
-        outcome = Outcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
+        outcome = RequestOutcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
         outcome.answer = Answer(
             events=(),
             text=text,
