@@ -1,8 +1,8 @@
 """The HTTP client: one event loop that sends requests when they are due and notes when bytes come.
 
-Answers are read afterwards. While a request streams, only (time, bytes) are kept; its messages are read when it is over, so that
-no token waits for the JSON of another. Redirects are not followed and no proxy is used: prompts go
-to the server that was named and nowhere else.
+Answers are read afterwards. While a request streams, only (time, bytes) are kept; its messages are
+read when it is over, so that no token waits for the JSON of another. Redirects are not followed and
+no proxy is used: prompts go to the server that was named and nowhere else.
 """
 
 from __future__ import annotations

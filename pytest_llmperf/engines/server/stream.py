@@ -44,8 +44,9 @@ class Piece:
 class Answer:
     """One streamed answer.
 
-    `events` are its tokens; the counts are the server's own where it gives them. `counted` says how the tokens of each message were counted: "ids", "usage", "spread", or
-    "messages" (no total was given).
+    `events` are its tokens; the counts are the server's own where it gives them. `counted` says how
+    the tokens of each message were counted: "ids", "usage", "spread", or "messages" (no total was
+    given).
     """
 
     events: tuple[TokenEvent, ...]

@@ -15,10 +15,10 @@ from pytest_llmperf.core.metrics.slo import tpot_s
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.server.generators import (
     GENERATORS,
+    aiperf,
     environment,
     find_generator,
-    read_aiperf,
-    read_guidellm,
+    guidellm,
     version_of,
 )
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -116,7 +116,7 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
     text = (RECORDED / "aiperf-0.13.0.jsonl").read_text()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "profile_export.jsonl").write_text(text)
-    traces = read_aiperf(tmp_path)
+    traces = aiperf.read_traces(tmp_path)
     rows = [json.loads(line)["metrics"] for line in text.splitlines()]
     assert len(traces) == len(rows) == 8
     assert (
@@ -171,7 +171,7 @@ def test_tokens_that_aiperf_says_no_time_of_lie_between_those_it_does(tmp_path):
         )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "profile_export.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    traces = read_aiperf(tmp_path)
+    traces = aiperf.read_traces(tmp_path)
     assert [[event.n_tokens for event in trace.events] for trace in traces] == [
         [1, 6],
         [1, 3, 3],
@@ -228,7 +228,7 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
     """
     text = (RECORDED / "guidellm-0.8.1.json").read_text()
     (tmp_path / "out.json").write_text(text)
-    traces = read_guidellm(tmp_path)
+    traces = guidellm.read_traces(tmp_path)
     rows = json.loads(text)["benchmarks"][0]["requests"]["successful"]
     assert len(traces) == len(rows) == 8
     assert [trace.n_output_tokens for trace in traces] == [6] * 8
