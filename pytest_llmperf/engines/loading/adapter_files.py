@@ -6,6 +6,7 @@ Nothing of peft is needed to tell.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -100,35 +101,58 @@ def require_fits(file: AdapterFile, model: nn.Module, plan: LoadPlan) -> None:
             "if both names mean the same weights, say options={'adapter_base': 'any'} "
             "in the marker.",
         )
-    for key, shape in file.shapes.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            continue
-        reason = _misfit(match["module"], match["side"], shape, model)
+    for matrix in _matrices(file):
+        reason = _misfit(matrix, model)
         if reason is not None:
             raise LoadError(f"{does_not_fit}: {reason}. Take an adapter of this model.")
-        rank = shape[0 if match["side"] == "A" else 1]
-        if rank not in file.ranks:
+        if matrix.rank not in file.ranks:
             ranks = " or ".join(map(str, sorted(file.ranks)))
             raise LoadError(
-                f"{about}: its configuration says rank {ranks}, tensor {key} has rank {rank}. "
+                f"{about}: its configuration says rank {ranks}, "
+                f"tensor {matrix.key} has rank {matrix.rank}. "
                 "Its files are not of one adapter: save it again.",
             )
 
 
-def _misfit(name: str, side: str, shape: tuple[int, ...], model: nn.Module) -> str | None:
+@dataclass(frozen=True)
+class _Matrix:
+    """One matrix of an adapter: A maps a layer's inputs to the rank, B the rank to its outputs."""
+
+    key: str
+    module: str
+    side: str
+    shape: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return self.shape[0 if self.side == "A" else 1]
+
+    @property
+    def width(self) -> int:
+        return self.shape[1 if self.side == "A" else 0]
+
+
+def _matrices(file: AdapterFile) -> Iterator[_Matrix]:
+    for key, shape in file.shapes.items():
+        match = _KEY.fullmatch(key)
+        if match is not None:
+            yield _Matrix(key, match["module"], match["side"], shape)
+
+
+def _misfit(matrix: _Matrix, model: nn.Module) -> str | None:
     """Return why a matrix of an adapter does not fit the layer it changes, or None."""
     try:
-        layer: Any = model.get_submodule(name)
+        layer: Any = model.get_submodule(matrix.module)
     except AttributeError:
-        return f"it changes {name}, which {type(model).__name__} does not have"
-    if side == "A":
-        dimension, layer_width, width = "inputs", getattr(layer, "in_features", None), shape[1]
-    else:
-        dimension, layer_width, width = "outputs", getattr(layer, "out_features", None), shape[0]
-    if layer_width in (None, width):
+        return f"it changes {matrix.module}, which {type(model).__name__} does not have"
+    dimension = "inputs" if matrix.side == "A" else "outputs"
+    layer_width = getattr(layer, "in_features" if matrix.side == "A" else "out_features", None)
+    if layer_width in (None, matrix.width):
         return None
-    return f"{name} has {layer_width} {dimension}, the adapter's lora_{side} has {width}"
+    return (
+        f"{matrix.module} has {layer_width} {dimension}, "
+        f"the adapter's lora_{matrix.side} has {matrix.width}"
+    )
 
 
 def _same_base(declared: str, model: Any, plan: LoadPlan) -> bool:

@@ -106,15 +106,21 @@ def architecture_folder(plan: LoadPlan) -> ModelFolder:
 
     A large one has its config alone.
     """
-    name = plan.model.location
+    name, seed = plan.model.location, plan.seed
     dtype = ARCHITECTURES[name].dtype
-    folder = cache_dir() / "models" / f"arch-{name}-{plan.seed}"
-    if (predicted_weights_bytes(plan.model, dtype) or 0) > WRITTEN_BYTES:
-        config_folder = folder.with_name(f"{folder.name}-config")
-        _write_once(config_folder, lambda scratch: _save_config(scratch, name))
-        return ModelFolder(config_folder, _config_hash(name, plan.seed), dtype, None, dummy=True)
-    _write_once(folder, lambda scratch: _save_weights(scratch, name, plan.seed))
-    return ModelFolder(folder, arch.content_hash(name, _CPU, plan.seed), dtype, None)
+    size = predicted_weights_bytes(plan.model, dtype) or 0
+    if size > WRITTEN_BYTES:
+        return _config_folder(name, seed, dtype)
+    folder = cache_dir() / "models" / f"arch-{name}-{seed}"
+    _write_once(folder, lambda scratch: _save_weights(scratch, name, seed))
+    return ModelFolder(folder, arch.content_hash(name, _CPU, seed), dtype, None)
+
+
+def _config_folder(name: str, seed: int, dtype: str) -> ModelFolder:
+    """Return the folder of an architecture without weights."""
+    folder = cache_dir() / "models" / f"arch-{name}-{seed}-config"
+    _write_once(folder, lambda scratch: _save_config(scratch, name))
+    return ModelFolder(folder, _config_hash(name, seed), dtype, None, dummy=True)
 
 
 def _config_hash(name: str, seed: int) -> str:

@@ -42,14 +42,14 @@ def stored_as(folder: Path) -> Packed | str:
     if method != "compressed-tensors":
         way_out = _WAY_OUT.get(str(method), _OTHERWISE)
         return f"{folder} is in {method!r} format, and {_UNREADABLE}{way_out}"
+    return _stored_in_groups(folder, config)
+
+
+def _stored_in_groups(folder: Path, config: Mapping[str, Any]) -> Packed | str:
     groups = list((config.get("config_groups") or {}).values())
-    if not _is_one_group_with_weights(groups):
+    if len(groups) != 1 or not isinstance(groups[0], dict) or not groups[0].get("weights"):
         return f"{folder} has {len(groups)} groups of quantized layers, one with weights is needed."
     return _packed(groups[0], str(config.get("format")))
-
-
-def _is_one_group_with_weights(groups: list[Any]) -> bool:
-    return len(groups) == 1 and isinstance(groups[0], dict) and bool(groups[0].get("weights"))
 
 
 def disagreement(scheme: Scheme, packed: Packed) -> str | None:
@@ -89,20 +89,21 @@ def _wrong_shapes(layers: list[str], shapes: Mapping[str, list[int]], packed: Pa
 
 
 def _wrong_shape(layer: str, shapes: Mapping[str, list[int]], packed: Packed) -> str | None:
-    weight = layer + (".weight_packed" if _is_packed(packed) else ".weight")
+    is_packed = packed.format == "pack-quantized"
+    weight = layer + (".weight_packed" if is_packed else ".weight")
     if weight not in shapes:
         return f"{weight} is missing"
     outputs, columns = shapes[weight][:2]
-    inputs = columns * _PACKED_BITS // packed.bits if _is_packed(packed) else columns
-    needed = [outputs, -(-inputs // packed.group) if packed.group else 1]
-    scale = shapes[layer + _SCALE]
+    inputs = columns * _PACKED_BITS // packed.bits if is_packed else columns
+    needed, scale = _scale_shape(packed, outputs, inputs), shapes[layer + _SCALE]
     if scale == needed:
         return None
     return f"{layer}{_SCALE} is {scale}, {inputs} inputs need {needed}"
 
 
-def _is_packed(packed: Packed) -> bool:
-    return packed.format == "pack-quantized"
+def _scale_shape(packed: Packed, outputs: int, inputs: int) -> list[int]:
+    """Return the shape of a layer's scales: one a row, or one for each group of inputs."""
+    return [outputs, -(-inputs // packed.group) if packed.group else 1]
 
 
 def _packed(group: dict[str, Any], format_name: str) -> Packed:

@@ -90,15 +90,15 @@ def _scored_rows(tokenizer: Any, tasks: TaskSet, prompts: list[list[int]]) -> li
 
 
 def _rows_of(tokenizer: Any, tasks: TaskSet, item: int, prompt: list[int]) -> list[ScoredRow]:
-    text = tasks.items[item].prompt
-    continuations = [
-        _continuation(tokenizer, text, choice, chat=tasks.chat)
-        for choice in tasks.items[item].choices
-    ]
+    continuations = _continuations(tokenizer, tasks.items[item], chat=tasks.chat)
     if continuations and all(len(ids) == 1 for ids in continuations):
         singles = tuple(ids[0] for ids in continuations)
         return [ScoredRow(item, prompt, 0, continuations[0], singles)]
     return [ScoredRow(item, prompt, choice, ids) for choice, ids in enumerate(continuations)]
+
+
+def _continuations(tokenizer: Any, task: Task, *, chat: bool) -> list[list[int]]:
+    return [_continuation(tokenizer, task.prompt, choice, chat=chat) for choice in task.choices]
 
 
 def _continuation(tokenizer: Any, prompt: str, choice: str, *, chat: bool) -> list[int]:
@@ -148,20 +148,20 @@ def _greedy_lines(
 
     Spaces around the line are cut off.
     """
-    open_items = (i for i, item in enumerate(tasks.items) if not item.choices)
-    items = sorted(open_items, key=lambda i: len(prompts[i]))
+    items = [i for i, item in enumerate(tasks.items) if not item.choices]
+    items.sort(key=lambda i: len(prompts[i]))
     lines: dict[int, str] = {}
     for first in range(0, len(items), batch):
         chosen = items[first : first + batch]
-        continuations = _greedy(scorer, [prompts[i] for i in chosen], tasks.max_new_tokens)
-        lines |= zip(chosen, (_first_line(scorer, ids) for ids in continuations), strict=True)
+        texts = _lines_of_batch(scorer, [prompts[i] for i in chosen], tasks.max_new_tokens)
+        lines |= zip(chosen, texts, strict=True)
     return lines
 
 
-def _greedy(scorer: Scorer, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+def _lines_of_batch(scorer: Scorer, prompts: list[list[int]], new_tokens: int) -> list[str]:
     batch = left_padded(prompts, scorer.vocabulary.pad, scorer.device)
-    rows: list[list[int]] = scorer.free(batch, new_tokens).tolist()
-    return rows
+    rows = scorer.free(batch, new_tokens).tolist()
+    return [_first_line(scorer, ids) for ids in rows]
 
 
 def _first_line(scorer: Scorer, ids: list[int]) -> str:

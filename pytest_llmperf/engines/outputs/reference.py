@@ -203,14 +203,22 @@ def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComp
     reference.require_vocabulary(scorer)
     compared: list[PromptComparison] = []
     for tokens, size in batches(reference.rows, batch, scorer):
-        first = len(compared)
-        continuation = repeated(reference.continuation, first, tokens.ids.shape[0])
-        logits, dtype = scorer.forced_logits(tokens, continuation)
-        free = scorer.free(tokens, continuation.shape[1])
-        compared += [
-            _compare(scorer, reference, first + i, logits[i], free[i], dtype) for i in range(size)
-        ]
+        indices = range(len(compared), len(compared) + size)
+        compared += _compare_batch(scorer, reference, tokens, indices)
     return tuple(compared)
+
+
+def _compare_batch(
+    scorer: Scorer, reference: Reference, tokens: TokenBatch, indices: range
+) -> list[PromptComparison]:
+    """Compare the prompts of a batch that are new, at `indices` of the reference."""
+    continuation = repeated(reference.continuation, indices.start, tokens.ids.shape[0])
+    logits, dtype = scorer.forced_logits(tokens, continuation)
+    free = scorer.free(tokens, continuation.shape[1])
+    rows = zip(indices, logits, free, strict=False)
+    return [
+        _compare(scorer, reference, index, candidate, own, dtype) for index, candidate, own in rows
+    ]
 
 
 def _compare(
@@ -229,15 +237,7 @@ def _compare(
         index=index,
         prompt=reference.prompts[index],
         n_prompt_tokens=len(reference.rows[index]),
-        top1=scored.top1,
-        top5=scored.top5,
-        kl=scored.kl,
-        reference_logprob=scored.reference_logprob,
-        candidate_logprob=scored.candidate_logprob,
-        signal=scored.signal,
-        noise=scored.noise,
-        max_abs_logit_error=scored.max_abs_logit_error,
-        candidate_signal=scored.candidate_signal,
+        **vars(scored),
         n_free=len(tokens),
         first_divergence=place,
         candidate_rank_in_reference=ranks[0],

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -107,10 +107,8 @@ async def compare(
     for first in range(0, len(reference.rows), batch):
         indices = range(first, min(first + batch, len(reference.rows)))
         answers = await asyncio.gather(*(_answer(ask, reference, index) for index in indices))
-        compared += [
-            _compare(reference, index, answer, text_of)
-            for index, answer in zip(indices, answers, strict=True)
-        ]
+        for index, answer in zip(indices, answers, strict=True):
+            compared.append(_compare(reference, index, answer, text_of))
     return tuple(compared)
 
 
@@ -163,7 +161,7 @@ def _compare(
 ) -> PromptComparison:
     logits, tokens = reference.logits(index).astype(np.float64), reference.continuations[index]
     ranks = answer.ranks(tokens)
-    place = _first_difference(answer.free, tokens)
+    parting = _parting(answer, tokens, logits, ranks)
     return PromptComparison(
         index=index,
         prompt=reference.prompts[index],
@@ -177,17 +175,35 @@ def _compare(
         noise=0.0,
         max_abs_logit_error=0.0,
         n_free=len(tokens),
-        first_divergence=place,
-        # up to the first difference both contexts are the same, so the teacher-forced rows speak
-        # about it
-        candidate_rank_in_reference=None
-        if place is None
-        else _rank(logits[place], answer.free[place]),
-        reference_rank_in_candidate=None if place is None else ranks[place],
+        first_divergence=parting.place,
+        candidate_rank_in_reference=parting.candidate_rank_in_reference,
+        reference_rank_in_candidate=parting.reference_rank_in_candidate,
         reference_text=text_of(tokens),
         candidate_text=text_of(answer.free),
         partial=PARTIAL,
     )
+
+
+class Parting(NamedTuple):
+    """Where two texts part, and how each ranks the token of the other there."""
+
+    place: int | None = None
+    candidate_rank_in_reference: int | None = None
+    reference_rank_in_candidate: int | None = None
+
+
+def _parting(
+    answer: ServerAnswer, tokens: Sequence[int], logits: Logits, ranks: Sequence[int]
+) -> Parting:
+    """Return where the server's own text parts from the reference's tokens.
+
+    Up to the first difference both contexts are the same, so the teacher-forced rows speak about
+    it.
+    """
+    place = _first_difference(answer.free, tokens)
+    if place is None:
+        return Parting()
+    return Parting(place, _rank(logits[place], answer.free[place]), ranks[place])
 
 
 def _same_first(answer: ServerAnswer, logits: Logits) -> tuple[bool, ...]:

@@ -43,16 +43,18 @@ def count_marks(
     if most > n_asked:
         return _mark(f"the server counted {most} output tokens where {n_asked} were asked for")
     server_total, own_total = _totals(counted, count)
-    if own_total < MIN_TOKENS:
+    if own_total < MIN_TOKENS or _agree(server_total, own_total, fixed=fixed):
         return []
-    too_few = server_total < own_total * (1 - TOLERANCE)
-    too_many = server_total > own_total * (1 + TOLERANCE)
-    if too_few or (too_many and not fixed):
-        return _mark(
-            f"the server counted {server_total} output tokens, "
-            f"the model's tokenizer makes {own_total} of their text"
-        )
-    return []
+    return _mark(
+        f"the server counted {server_total} output tokens, "
+        f"the model's tokenizer makes {own_total} of their text"
+    )
+
+
+def _agree(server_total: int, own_total: int, *, fixed: bool) -> bool:
+    if server_total < own_total * (1 - TOLERANCE):
+        return False
+    return fixed or server_total <= own_total * (1 + TOLERANCE)
 
 
 def _counted_answers(outcomes: Sequence[RequestOutcome]) -> list[tuple[str, int]]:

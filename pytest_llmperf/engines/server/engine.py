@@ -33,8 +33,8 @@ class ServerEngine:
         preset = preset_of(plan.engine)
         options = read_options(plan, preset)
         source = model_source(plan, preset, options)
-        runner = asyncio.Runner()
         with contextlib.ExitStack() as undo:
+            runner = asyncio.Runner()
             undo.callback(runner.close)
             start_s = time.perf_counter()
             address = _started(plan, preset, options, source)
@@ -42,11 +42,16 @@ class ServerEngine:
                 undo.callback(address.child.end, options.stop_timeout_s)
             server = runner.run(_healthy(preset, options, address))
             undo.callback(lambda: runner.run(server.http.close()))
-            loaded = ServedModel(plan, server, source, runner)
-            loaded.probe()
-            loaded.load_s = time.perf_counter() - start_s
+            loaded = _probed(ServedModel(plan, server, source, runner), start_s)
             undo.pop_all()
         return loaded
+
+
+def _probed(loaded: ServedModel, start_s: float) -> ServedModel:
+    """Wait for the first answer, which ends the load time."""
+    loaded.probe()
+    loaded.load_s = time.perf_counter() - start_s
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,14 @@ def _started(
     name = options.name or plan.model.name
     if options.url:
         return _Address(options.url, name)
-    port = free_port()
-    values = {"port": str(port), "model": source.location, "name": name}
-    served_name = options.name or _filled((preset.served_as,), values)[0]
+    values = {"port": str(free_port()), "model": source.location, "name": name}
     child = Child(
         _command(plan, preset, options, values, dummy=source.dummy),
         env=preset.env | (preset.cpu_env if plan.device == "cpu" else {}),
         log=log_file(f"server-{preset.name or 'command'}"),
     )
-    return _Address(f"http://127.0.0.1:{port}", served_name, child)
+    served_name = options.name or _with_values(preset.served_as, values)
+    return _Address(f"http://127.0.0.1:{values['port']}", served_name, child)
 
 
 def _command(
@@ -87,7 +91,7 @@ def _command(
     """Return the command of a server with all its arguments."""
     return [
         *_program(preset, options),
-        *_filled(options.command or preset.command, values),
+        *(_with_values(part, values) for part in options.command or preset.command),
         *_precision(plan, preset),
         *(() if options.prefix_cache else preset.no_prefix_cache),
         *(preset.dummy_weights if dummy else ()),
@@ -102,10 +106,6 @@ def _program(preset: Preset, options: ServerOptions) -> list[str]:
         return []
     name = "".join(c if c.isalnum() else "_" for c in preset.name.upper())
     return [find_program(preset.program, options.program, f"LLMPERF_SERVER_{name}")]
-
-
-def _filled(parts: tuple[str, ...], values: Mapping[str, str]) -> list[str]:
-    return [_with_values(part, values) for part in parts]
 
 
 def _with_values(text: str, values: Mapping[str, str]) -> str:

@@ -124,22 +124,26 @@ def _parsed(data: bytes, parse: Callable[[bytes], Piece], index: int) -> Piece:
 
 
 def _put_together(pieces: Sequence[tuple[int, Piece]]) -> Answer:
-    parts = [piece for _, piece in pieces]
-    with_text = [piece for piece in parts if piece.text]
-    n_output = _last(parts, "n_output")
+    all_pieces = [piece for _, piece in pieces]
+    with_text = [piece for piece in all_pieces if piece.text]
+    n_output = _last(all_pieces, "n_output")
     counts, counted = token_counts(with_text, n_output)
-    times_ns = [t_ns for t_ns, piece in pieces if piece.text]
     return Answer(
-        events=tuple(TokenEvent(t, n) for t, n in zip(times_ns, counts, strict=True) if n),
+        events=_events([t_ns for t_ns, piece in pieces if piece.text], counts),
         text="".join(piece.text for piece in with_text),
-        n_prompt=_last(parts, "n_prompt"),
+        n_prompt=_last(all_pieces, "n_prompt"),
         n_output=n_output,
-        n_cached=_last(parts, "n_cached") or 0,
-        model=_last(parts, "model"),
+        n_cached=_last(all_pieces, "n_cached") or 0,
+        model=_last(all_pieces, "model"),
         finished=True,
         counted=counted,
         n_messages=len(with_text),
     )
+
+
+def _events(times_ns: Sequence[int], counts: Sequence[int]) -> tuple[TokenEvent, ...]:
+    """Return the events of the messages that hold a token."""
+    return tuple(TokenEvent(t, n) for t, n in zip(times_ns, counts, strict=True) if n)
 
 
 def token_counts(pieces: Sequence[Piece], n_output: int | None) -> tuple[list[int], str]:

@@ -134,15 +134,14 @@ def _parallel(plan: LoadPlan) -> str | None:
         return None
     config = known_config(plan) or {}
     heads = _integer(config, "num_attention_heads")
-    kv_heads = _integer(config, "num_key_value_heads") or _integer(config, "num_kv_heads")
     if heads % plan.tp:
         return f"tp{plan.tp} does not divide the {heads} heads of {plan.model.name!r}."
-    if kv_heads % plan.tp and plan.tp % (kv_heads or 1):
-        return (
-            f"tp{plan.tp} neither divides nor repeats the {kv_heads} KV heads "
-            f"of {plan.model.name!r}."
-        )
-    return None
+    kv_heads = _integer(config, "num_key_value_heads") or _integer(config, "num_kv_heads")
+    if not kv_heads % plan.tp or not plan.tp % (kv_heads or 1):
+        return None
+    return (
+        f"tp{plan.tp} neither divides nor repeats the {kv_heads} KV heads of {plan.model.name!r}."
+    )
 
 
 def _heads(plan: LoadPlan) -> str | None:

@@ -68,18 +68,22 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
     code = await _run(generator, job, log)
     if code:
         raise InvalidRun(f"{generator.name} ended with exit code {code}. {_tail(log)}")
-    try:
-        traces = generator.read(job.folder)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidRun(
-            f"what {generator.name} left cannot be read ({type(error).__name__}: {error}). "
-            f"{_tail(log)}"
-        ) from error
+    traces = _read(generator, job, log)
     if len(traces) < len(job.bodies):
         raise InvalidRun(
             f"{generator.name} kept {len(traces)} of {len(job.bodies)} requests. {_tail(log)}"
         )
     return traces
+
+
+def _read(generator: Generator, job: Job, log: Path) -> tuple[RequestTrace, ...]:
+    try:
+        return generator.read(job.folder)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InvalidRun(
+            f"what {generator.name} left cannot be read ({type(error).__name__}: {error}). "
+            f"{_tail(log)}"
+        ) from error
 
 
 async def _run(generator: Generator, job: Job, log: Path) -> int:

@@ -87,9 +87,8 @@ def read_traces(folder: Path) -> tuple[RequestTrace, ...]:
 
 
 def _trace(row: dict[str, Any]) -> RequestTrace:
-    times, error = row["metadata"], row.get("error")
-    sent_ns, end_ns = int(times["request_start_ns"]), int(times["request_end_ns"])
-    due_ns = min(sent_ns, int(times.get("credit_issued_ns") or sent_ns))
+    due_ns, sent_ns, end_ns = _request_times(row["metadata"])
+    error = row.get("error")
     if error is not None:
         return failed_request(due_ns, sent_ns, end_ns, str(error.get("message") or error))
     metrics = row.get("metrics") or {}
@@ -100,6 +99,13 @@ def _trace(row: dict[str, Any]) -> RequestTrace:
         t_sent_ns=sent_ns,
         t_end_ns=end_ns,
     )
+
+
+def _request_times(times: dict[str, Any]) -> tuple[int, int, int]:
+    """Return when a request was due, sent and over, in ns."""
+    sent_ns, end_ns = int(times["request_start_ns"]), int(times["request_end_ns"])
+    due_ns = int(times.get("credit_issued_ns") or sent_ns)
+    return min(sent_ns, due_ns), sent_ns, end_ns
 
 
 def _events(metrics: dict[str, Any], sent_ns: int) -> tuple[TokenEvent, ...]:
