@@ -21,7 +21,7 @@ from vllm.usage.usage_lib import UsageContext
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.loading.folder import ModelFolder, model_folder
 from pytest_llmperf.engines.vllm.adapters import adapter_arguments
-from pytest_llmperf.engines.vllm.loaded import Loaded, VllmModel
+from pytest_llmperf.engines.vllm.loaded import LoadedEngine, VllmModel
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
 from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 
@@ -46,7 +46,7 @@ class VllmEngine:
             )
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
         return VllmModel(
-            Loaded(
+            LoadedEngine(
                 engine=engine,
                 plan=plan,
                 source=source,

@@ -49,7 +49,7 @@ LOOP = "LLMEngine.step"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedEngine:
     """An engine that is ready, what it was made from, and how long that took."""
 
     engine: LLMEngine
@@ -75,7 +75,7 @@ class VllmModel:
     All requests of a workload are handed over at once; vLLM batches them continuously.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
         self._runner = loaded.runner()
         self._model = self._runner.get_model()
@@ -187,7 +187,7 @@ class VllmModel:
 
     def close(self) -> None:
         """End the engine and give its memory back."""
-        loaded: Loaded | None = vars(self).get("_loaded")
+        loaded: LoadedEngine | None = vars(self).get("_loaded")
         if loaded is not None:
             loaded.engine.engine_core.shutdown()
         del loaded
@@ -396,7 +396,7 @@ class VllmScorer(reference.Scorer):
         return torch.stack(found), dtype
 
 
-def require_prefix_cache_as_asked(loaded: Loaded) -> None:
+def require_prefix_cache_as_asked(loaded: LoadedEngine) -> None:
     """Raise NotInEffect where vLLM keeps a prefix cache that nobody asked for, or the other way round."""
     asked = bool(loaded.plan.option("prefix_cache", default=False))
     found = bool(loaded.config.cache_config.enable_prefix_caching)

@@ -177,11 +177,14 @@ def test_a_stream_that_is_wrong_says_how(messages, said):
         answer(chunks(*messages), parse_openai)
 
 
-TGI = """data:{"index":1,"token":{"id":325,"text":" Deep","logprob":-0.53,"special":false},"generated_text":null,"details":null}
+TGI = """data:{"index":1,"token":{"id":325,"text":" Deep","logprob":-0.53,"special":false},\
+"generated_text":null,"details":null}
 
-data:{"index":2,"token":{"id":3257,"text":" learning","logprob":-0.15,"special":false},"generated_text":null,"details":null}
+data:{"index":2,"token":{"id":3257,"text":" learning","logprob":-0.15,"special":false},\
+"generated_text":null,"details":null}
 
-data:{"index":3,"token":{"id":2,"text":"</s>","logprob":-0.01,"special":true},"generated_text":" Deep learning","details":\
+data:{"index":3,"token":{"id":2,"text":"</s>","logprob":-0.01,"special":true},\
+"generated_text":" Deep learning","details":\
 {"finish_reason":"eos_token","generated_tokens":3,"seed":null,"input_length":5}}
 
 """

@@ -1,4 +1,7 @@
-"""The vLLM engine before anything is loaded: what it refuses, and the arguments that a plan becomes. vLLM is not imported."""
+"""The vLLM engine before anything is loaded.
+
+These are the plans that it refuses, and the arguments that a plan becomes. vLLM is not imported.
+"""
 
 from __future__ import annotations
 
@@ -107,10 +110,10 @@ def test_eager_and_compile_exclude_each_other():
 
 def test_heads_that_its_cpu_kernels_do_not_know_are_refused():
     """Of 16 dimensions on a CPU; a GPU takes them."""
-    can = engine("vllm").load_capabilities()
-    assert "have 16 dimensions" in str(can.refusal(plan(model="arch:tiny-llama")))
-    assert can.refusal(plan(model="arch:tiny-llama", device="cuda")) is None
-    assert can.refusal(plan(model="arch:small-llama")) is None
+    capabilities = engine("vllm").load_capabilities()
+    assert "have 16 dimensions" in str(capabilities.refusal(plan(model="arch:tiny-llama")))
+    assert capabilities.refusal(plan(model="arch:tiny-llama", device="cuda")) is None
+    assert capabilities.refusal(plan(model="arch:small-llama")) is None
 
 
 def test_a_gguf_file_is_refused(tmp_path):
@@ -170,7 +173,10 @@ def test_parts_become_vllms_own_arguments():
 
 def test_the_table_of_engines_imports_no_vllm():
     """Nor torch: capabilities are read in the pytest process."""
-    code = "import sys; from pytest_llmperf.engines import engine; engine('vllm').load_capabilities(); print({'vllm', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys; from pytest_llmperf.engines import engine; "
+        "engine('vllm').load_capabilities(); print({'vllm', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
