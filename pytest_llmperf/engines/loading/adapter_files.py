@@ -106,12 +106,7 @@ def require_fits(file: AdapterFile, model: nn.Module, plan: LoadPlan) -> None:
         if reason is not None:
             raise LoadError(f"{does_not_fit}: {reason}. Take an adapter of this model.")
         if matrix.rank not in file.ranks:
-            ranks = " or ".join(map(str, sorted(file.ranks)))
-            raise LoadError(
-                f"{about}: its configuration says rank {ranks}, "
-                f"tensor {matrix.key} has rank {matrix.rank}. "
-                "Its files are not of one adapter: save it again.",
-            )
+            raise LoadError(f"{about}: {_wrong_rank(matrix, file)}")
 
 
 @dataclass(frozen=True)
@@ -137,6 +132,14 @@ def _matrices(file: AdapterFile) -> Iterator[_Matrix]:
         match = _KEY.fullmatch(key)
         if match is not None:
             yield _Matrix(key, match["module"], match["side"], shape)
+
+
+def _wrong_rank(matrix: _Matrix, file: AdapterFile) -> str:
+    ranks = " or ".join(map(str, sorted(file.ranks)))
+    return (
+        f"its configuration says rank {ranks}, tensor {matrix.key} has rank {matrix.rank}. "
+        "Its files are not of one adapter: save it again."
+    )
 
 
 def _misfit(matrix: _Matrix, model: nn.Module) -> str | None:

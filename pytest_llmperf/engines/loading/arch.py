@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -47,10 +49,10 @@ def build(
     model = on_meta(config_of(name), dtype, attention)
     if converter is not None:
         converter.prepare(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
-        # A list of modules would keep those that were replaced.
-        for path in [path for path, _ in model.named_modules()]:
+    # A list of modules would keep those that were replaced.
+    paths = [path for path, _ in model.named_modules()]
+    with _seeded(device, seed), torch.no_grad():
+        for path in paths:
             materialise(model, model.get_submodule(path), path, device)
             if home is not None:
                 move(model.get_submodule(path), home)
@@ -58,6 +60,14 @@ def build(
                 converter.convert(model, path)
     model.tie_weights()
     return model
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators inside of the block, and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def content_hash(name: str, device: torch.device, seed: int) -> str:

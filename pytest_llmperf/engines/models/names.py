@@ -5,6 +5,7 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -328,38 +329,30 @@ def _linear_shapes(model: ModelRef) -> Shapes:
 
 
 def parameter_count(architecture: Architecture) -> int:
-    """Return the parameters of a llama or falcon of these dimensions, tied ones once."""
-    count = {"llama": _llama_parameters, "falcon": _falcon_parameters}[architecture.model_type]
-    return count(architecture.config)
+    """Return the parameters of a llama or falcon of these dimensions, tied ones once.
 
-
-def _llama_parameters(config: dict[str, int | float | bool]) -> int:
+    Falcons have tied embeddings and no biases.
+    """
+    config = architecture.config
+    linear = sum(math.prod(shape) for shape in linear_shapes(architecture.model_type, config))
     hidden = int(config["hidden_size"])
-    head_size = hidden // int(config["num_attention_heads"])
-    kv_width = head_size * int(config["num_key_value_heads"])
-    attention = 2 * hidden * hidden + 2 * hidden * kv_width
-    mlp = 3 * hidden * int(config["intermediate_size"])
-    norms = 2 * hidden
-    layers = int(config["num_hidden_layers"]) * (attention + mlp + norms)
-    return layers + _llama_embeddings(config) + hidden
+    vectors = _norm_vectors(config) + _embedding_rows(config)
+    return linear + hidden * vectors
 
 
-def _llama_embeddings(config: dict[str, int | float | bool]) -> int:
-    tables = 1 if config["tie_word_embeddings"] else 2
-    return tables * int(config["vocab_size"]) * int(config["hidden_size"])
+def _norm_vectors(config: dict[str, int | float | bool]) -> int:
+    """Count the vectors of the hidden size that a model's norms hold.
+
+    A llama has two norms of one vector in each layer and one at the end. A falcon's have two
+    vectors each; its layers have two norms in the newer architecture, else one.
+    """
+    layers = int(config["num_hidden_layers"])
+    if "new_decoder_architecture" not in config:
+        return 2 * layers + 1
+    return 2 * ((2 if config["new_decoder_architecture"] else 1) * layers + 1)
 
 
-def _falcon_parameters(config: dict[str, int | float | bool]) -> int:
-    """Count a falcon with tied embeddings, no biases, and an MLP of four times the hidden size."""
-    hidden = int(config["hidden_size"])
-    norms = (2 if config["new_decoder_architecture"] else 1) * 2 * hidden
-    attention = _falcon_qkv(config) + hidden * hidden
-    mlp = 8 * hidden * hidden
-    layers = int(config["num_hidden_layers"]) * (attention + mlp + norms)
-    return layers + int(config["vocab_size"]) * hidden + 2 * hidden
-
-
-def _falcon_qkv(config: dict[str, int | float | bool]) -> int:
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads = int(config["num_kv_heads"]) if config["new_decoder_architecture"] else 1
-    return hidden * (heads + 2 * kv_heads) * (hidden // heads)
+def _embedding_rows(config: dict[str, int | float | bool]) -> int:
+    """Count the rows of the input table, and of the output head where it is not the same."""
+    tables = 1 if config.get("tie_word_embeddings", True) else 2
+    return tables * int(config["vocab_size"])

@@ -203,11 +203,15 @@ def left_padded(
     """
     lengths = tuple(len(row) for row in rows)
     width = max(lengths) if width is None else width
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], dtype=torch.long)
+    ids = torch.tensor([_filled_up(row, pad, width) for row in rows], dtype=torch.long)
     mask = None if min(lengths) == width else _left_mask(lengths, width).to(device)
     return TokenBatch(ids.to(device), mask, lengths)
 
 
+def _filled_up(row: list[int], pad: int, width: int) -> list[int]:
+    return [pad] * (width - len(row)) + row
+
+
 def _left_mask(lengths: tuple[int, ...], width: int) -> Tensor:
     """Return [rows, width]: 0 for padding in front, 1 for a token."""
-    return torch.tensor([[0] * (width - n) + [1] * n for n in lengths], dtype=torch.long)
+    return torch.tensor([_filled_up([1] * n, 0, width) for n in lengths], dtype=torch.long)

@@ -49,19 +49,22 @@ def _last_logits(scorer: Scorer, ids: list[int]) -> torch.Tensor:
 
 def prompt_ids(scorer: Scorer, prompt: str | tuple[int, ...]) -> list[int]:
     """Return the ids of a prompt, known to be ones that the model can take."""
-    if isinstance(prompt, str):
-        ids = tokenise(PromptSet(name="prompt", texts=(prompt,)), scorer.tokenizer)[0]
-        subject = f"a text of {len(prompt)} characters"
-    else:
-        ids, subject = list(prompt), "the prompt"
+    ids = _encode(scorer, prompt)
     config = scorer.model.config.get_text_config()
     _require_known_ids(ids, int(config.vocab_size))
     longest = getattr(config, "max_position_embeddings", None)
     if not ids or (longest is not None and len(ids) > longest):
+        subject = f"a text of {len(prompt)} characters" if isinstance(prompt, str) else "the prompt"
         raise UsageError(
             f"{subject} is {len(ids)} tokens long; this model takes 1 to {longest or 'any number'}."
         )
     return ids
+
+
+def _encode(scorer: Scorer, prompt: str | tuple[int, ...]) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenise(PromptSet(name="prompt", texts=(prompt,)), scorer.tokenizer)[0]
+    return list(prompt)
 
 
 def _require_known_ids(ids: list[int], size: int) -> None:

@@ -160,17 +160,16 @@ def make_reference(
     """
     rows = prompt_rows(prompts, scorer)
     continuation, logits, dtype = _decode_and_score(scorer, rows, new_tokens, batch)
-    padded = left_padded(rows, scorer.vocabulary.pad, torch.device("cpu"))
-    tensors = {
-        "prompt_ids": padded.ids,
-        "lengths": torch.tensor(padded.lengths),
-        "continuation": continuation,
-        "logits": logits,
-    }
-    texts = list(prompts.texts) or [scorer.text(row) for row in rows]
     if scorer.writes:
+        texts = list(prompts.texts) or [scorer.text(row) for row in rows]
+        tensors = {"continuation": continuation, "logits": logits, **_prompt_tensors(scorer, rows)}
         write_atomically(tensors, _metadata(texts, dtype), Path(path))
     return len(rows), len(rows) * new_tokens
+
+
+def _prompt_tensors(scorer: Scorer, rows: list[list[int]]) -> dict[str, Tensor]:
+    padded = left_padded(rows, scorer.vocabulary.pad, torch.device("cpu"))
+    return {"prompt_ids": padded.ids, "lengths": torch.tensor(padded.lengths)}
 
 
 def _decode_and_score(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,8 @@ def _token_events(first_ns: int, gaps_ns: Sequence[int], n_output: int) -> tuple
     What more the server counted is spread over the messages after the first.
     """
     counts = [1, *spread(n_output - 1, [1] * len(gaps_ns))] if gaps_ns else [n_output]
-    t_ns, events = first_ns, [TokenEvent(t_ns=first_ns, n_tokens=counts[0])]
-    for gap_ns, n in zip(gaps_ns, counts[1:], strict=True):
-        t_ns += gap_ns
-        events.append(TokenEvent(t_ns=t_ns, n_tokens=n))
-    return tuple(event for event in events if event.n_tokens)
+    times_ns = accumulate([first_ns, *gaps_ns])
+    return tuple(TokenEvent(t, n) for t, n in zip(times_ns, counts, strict=True) if n)
 
 
 def _ns(milliseconds: float) -> int:

@@ -108,10 +108,15 @@ def _failed_trace(row: dict[str, Any]) -> RequestTrace:
 def _request_times(row: dict[str, Any]) -> tuple[int, int, int]:
     """Return when a request was due, sent and over, in ns."""
     times = row["info"]["timings"]
-    sent_s = times.get("request_start") or times.get("resolve_start") or times["targeted_start"]
-    due_s = times.get("targeted_start") or times.get("request_start")
-    end_s = times.get("request_end") or times["resolve_end"]
-    return min(_ns(sent_s), _ns(due_s)), _ns(sent_s), _ns(end_s)
+    sent_ns = _first_time(times, "request_start", "resolve_start", "targeted_start")
+    due_ns = _first_time(times, "targeted_start", "request_start")
+    return min(sent_ns, due_ns), sent_ns, _first_time(times, "request_end", "resolve_end")
+
+
+def _first_time(times: dict[str, Any], *names: str) -> int:
+    """Return the first of these times that is known, in ns."""
+    name = next((name for name in names if times.get(name)), names[-1])
+    return _ns(times[name])
 
 
 def _events(row: dict[str, Any]) -> tuple[TokenEvent, ...]:
