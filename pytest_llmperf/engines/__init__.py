@@ -30,13 +30,13 @@ class EngineRow:
 
     def load(self) -> Engine:
         """Import the engine (heavy; worker only) and make one."""
-        engine_type: type[Engine] = _resolve(self.target)
-        return engine_type()
+        made: Engine = _resolve(self.target)()
+        return made
 
     def load_capabilities(self) -> Capabilities:
-        """Import the engine's capabilities (light; any process)."""
-        capabilities: Capabilities = _resolve(self.capabilities)
-        return capabilities
+        """The engine's capabilities (light; any process)."""
+        can: Capabilities = _resolve(self.capabilities)
+        return can
 
 
 TABLE = {
@@ -72,10 +72,7 @@ TABLE = {
 }
 
 SERVERS = ("vllm", "transformers", "llama.cpp", "xllamacpp", "tgi", "openllm", "ray", "mii")
-"""Presets of the server engine (`engines.server.presets`).
-
-Each is an engine of its own, such as `server:vllm`.
-"""
+"""Presets of the server engine (`engines.server.presets`), each of which is an engine of its own: `server:vllm`."""
 
 TABLE |= {
     f"server:{name}": replace(
@@ -91,12 +88,12 @@ WRAPPER = "pytest_llmperf.engines.transformers.wrapped:WrappedEngine"
 
 
 def wrapped(model: object, tokenizer: object) -> Engine:
-    """Return an engine around a model that this process has loaded already.
+    """An engine around a model that this process has loaded already.
 
     Raises UsageError for what is not such a model.
     """
-    wrapper: Engine = _resolve(WRAPPER)(model, tokenizer)
-    return wrapper
+    made: Engine = _resolve(WRAPPER)(model, tokenizer)
+    return made
 
 
 def engine(name: str) -> EngineRow:
@@ -111,8 +108,7 @@ def engine(name: str) -> EngineRow:
             row = entry.load()
             if not isinstance(row, EngineRow):
                 raise UsageError(
-                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, "
-                    "an EngineRow is needed.",
+                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.",
                 )
             return row
     known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]

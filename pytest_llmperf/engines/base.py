@@ -1,8 +1,7 @@
-"""What an engine is: it opens a load plan and gives a loaded model.
+"""What an engine is: it opens a load plan and gives a session that runs workloads and describes itself.
 
-A loaded model runs workloads and describes itself. An engine runs inside a worker. It may import
-heavy packages at the top of its own file; nothing imports that file but through the table in
-`pytest_llmperf.engines`.
+An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing imports that file
+but through the table in `pytest_llmperf.engines`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class Capabilities:
     `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever
     is asked); a field that is missing takes its default only. `refusal` gives the reason why a plan
     cannot be loaded although each of its fields is honoured by itself (a device that a library
-    lacks, parts that exclude each other), or None. `missing_library` names the library that a plan
-    needs and that this interpreter has not installed; it is not asked where the engine runs with an
+    lacks, parts that exclude each other), or None. `missing_library` gives the library that a plan needs and
+    that this interpreter has not installed; it is not asked where the engine runs with an
     interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU
     nobody waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
     `serve(workload, repetition)`.
@@ -91,9 +90,8 @@ class LoadedModel(Protocol):
         """
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """Return the k likeliest tokens after a text, or after token ids.
+        """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.
 
-        A text is tokenised once with the tokenizer's own special tokens.
         Raises UsageError for a prompt without tokens or with ids that the model lacks.
         """
 
