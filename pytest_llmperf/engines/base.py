@@ -25,8 +25,8 @@ class Capabilities:
     `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever
     is asked); a field that is missing takes its default only. `refusal` gives the reason why a plan
     cannot be loaded although each of its fields is honoured by itself (a device that a library
-    lacks, parts that exclude each other), or None. `missing_library` gives the library that a plan needs and
-    that this interpreter has not installed; it is not asked where the engine runs with an
+    lacks, parts that exclude each other), or None. `missing_library` gives the library that a plan
+    needs and that this interpreter has not installed; it is not asked where the engine runs with an
     interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU
     nobody waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
     `serve(workload, repetition)`.

@@ -175,14 +175,14 @@ class Client:
         end_ns = None if duration_s is None else self._now_ns() + int(duration_s * 1e9)
         loop = _ClosedLoop(make_call, requests, end_ns)
         return await self._watched(
-            loop.outcomes, _all(self._send_in_turn(loop) for _ in range(concurrency))
+            loop.outcomes, _gather(self._send_in_turn(loop) for _ in range(concurrency))
         )
 
     async def together(self, calls: Sequence[Call]) -> list[RequestOutcome]:
         """Send all at once: an offline batch."""
         due_ns = self._now_ns()
         outcomes = [RequestOutcome(call, due_ns) for call in calls]
-        await self._watched(outcomes, _all(self._send(outcome) for outcome in outcomes))
+        await self._watched(outcomes, _gather(self._send(outcome) for outcome in outcomes))
         return outcomes
 
     async def _send_in_turn(self, loop: _ClosedLoop) -> None:
@@ -273,7 +273,7 @@ class Client:
             lags.append(max(0.0, (self._now_ns() - before_ns) / 1e9 - PROBE_S))
 
 
-async def _all(work: Iterator[Awaitable[None]]) -> None:
+async def _gather(work: Iterator[Awaitable[None]]) -> None:
     await asyncio.gather(*work)
 
 

@@ -37,17 +37,17 @@ class ServerEngine:
             runner = asyncio.Runner()
             undo.callback(runner.close)
             start_s = time.perf_counter()
-            address = _started(plan, preset, options, source)
+            address = _start(plan, preset, options, source)
             if address.child is not None:
                 undo.callback(address.child.end, options.stop_timeout_s)
-            server = runner.run(_healthy(preset, options, address))
+            server = runner.run(_wait_until_healthy(preset, options, address))
             undo.callback(lambda: runner.run(server.http.close()))
-            loaded = _probed(ServedModel(plan, server, source, runner), start_s)
+            loaded = _probe(ServedModel(plan, server, source, runner), start_s)
             undo.pop_all()
         return loaded
 
 
-def _probed(loaded: ServedModel, start_s: float) -> ServedModel:
+def _probe(loaded: ServedModel, start_s: float) -> ServedModel:
     """Wait for the first answer, which ends the load time."""
     loaded.probe()
     loaded.load_s = time.perf_counter() - start_s
@@ -63,9 +63,7 @@ class _Address:
     child: Child | None = None
 
 
-def _started(
-    plan: LoadPlan, preset: Preset, options: ServerOptions, source: ModelSource
-) -> _Address:
+def _start(plan: LoadPlan, preset: Preset, options: ServerOptions, source: ModelSource) -> _Address:
     """Start the server, unless it runs already."""
     name = options.name or plan.model.name
     if options.url:
@@ -121,7 +119,7 @@ def _precision(plan: LoadPlan, preset: Preset) -> tuple[str, ...]:
     return preset.dtype(plan.weights_dtype)
 
 
-async def _healthy(preset: Preset, options: ServerOptions, address: _Address) -> Server:
+async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _Address) -> Server:
     """Wait until the server is healthy, and ask it what it is."""
     headers = _headers(options)
     http = connections(60.0)

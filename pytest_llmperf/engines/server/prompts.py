@@ -51,11 +51,11 @@ class Prompts:
         make or to cut it with.
         """
         if not prompts.texts:
-            return self._drawn(f"{prompts.seed}|{repetition}|{index}", length or 1)
+            return self._draw_prompt(f"{prompts.seed}|{repetition}|{index}", length or 1)
         first_use = not repetition and index < len(prompts.texts)
         prefix = "" if repeat or first_use else f"[{repetition}.{index}] "
         if length is not None:
-            return self._cut(prompts, index, length, prefix)
+            return self._cut_prompt(prompts, index, length, prefix)
         text = prefix + prompts.texts[index % len(prompts.texts)]
         return Prompt(text=text, ids=tuple(self.encode(text)))
 
@@ -69,12 +69,12 @@ class Prompts:
         """Return the tokens of an output as our tokenizer counts them; None without one."""
         return None if self.tokenizer is None else len(self.encode(text, special=False))
 
-    def _drawn(self, key: str, length: int) -> Prompt:
+    def _draw_prompt(self, key: str, length: int) -> Prompt:
         """Return random ids, as text that our tokenizer reads as exactly so many.
 
         The ids are cut and filled up until it does.
         """
-        tokenizer = self._need("synthetic prompts are made with")
+        tokenizer = self._require_tokenizer("synthetic prompts are made with")
         draw = random.Random(key)  # noqa: S311 - prompts, not secrets
         plain = self._plain_ids()
         ids: list[int] = []
@@ -87,9 +87,9 @@ class Prompts:
             ids = reread_ids[:length]
         return Prompt(text=tokenizer.decode(ids), ids=tuple(ids))
 
-    def _cut(self, prompts: PromptSet, index: int, length: int, prefix: str) -> Prompt:
+    def _cut_prompt(self, prompts: PromptSet, index: int, length: int, prefix: str) -> Prompt:
         """Return text `index`, continued with those that follow it, cut to `length` ids."""
-        tokenizer = self._need("an exact length is cut with")
+        tokenizer = self._require_tokenizer("an exact length is cut with")
         encoded = self._encoded_texts(prompts)
         ids = self.encode(prefix) if prefix else []
         while len(ids) < length:
@@ -106,13 +106,13 @@ class Prompts:
     def _plain_ids(self) -> list[int]:
         """Return every id that is not special."""
         if not self._plain:
-            tokenizer = self._need("synthetic prompts are made with")
+            tokenizer = self._require_tokenizer("synthetic prompts are made with")
             added = tokenizer.get_added_tokens_decoder()
             special = {i for i, token in added.items() if token.special}
             self._plain = [i for i in range(tokenizer.get_vocab_size()) if i not in special]
         return self._plain
 
-    def _need(self, purpose: str) -> Tokenizer:
+    def _require_tokenizer(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:
             raise UsageError(
                 f"{purpose} the model's tokenizer, and there is none here. "

@@ -84,18 +84,20 @@ def _source(
 def _path(plan: LoadPlan, preset: Preset) -> Path:
     model = plan.model
     if model.kind == "builtin":
-        return _shipped(model.location) if preset.model == "gguf" else converted(model.location)
+        return (
+            _shipped_file(model.location) if preset.model == "gguf" else converted(model.location)
+        )
     if model.kind in {"folder", "gguf"}:
         return Path(model.location)
     if model.kind == "hub":
-        return _downloaded(model.location, model.revision)
+        return _download(model.location, model.revision)
     raise UsageError(
         f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, "
         "a Hugging Face id, a built-in name, or 'arch:NAME'.",
     )
 
 
-def _shipped(name: str) -> Path:
+def _shipped_file(name: str) -> Path:
     """Return the GGUF file that a package ships, found without importing it."""
     row = BUILTIN[name]
     spec = importlib.util.find_spec(row.module)
@@ -129,7 +131,7 @@ def _converted_folder(name: str, row: Builtin) -> Path:
         return models / name
 
 
-def _downloaded(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for models of the hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 

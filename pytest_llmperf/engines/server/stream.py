@@ -259,7 +259,7 @@ def parse_openai(data: bytes) -> Piece:
     """Read one message of /v1/completions or /v1/chat/completions. Raises msgspec.MsgspecError."""
     chunk = _openai.decode(data)
     if chunk.error is not None:
-        return Piece(error=_words(chunk.error))
+        return Piece(error=_error_text(chunk.error))
     choice = chunk.choices[0] if chunk.choices else _Choice()
     usage = chunk.usage or _Usage()
     details = usage.prompt_tokens_details or _Details()
@@ -326,6 +326,6 @@ def parse_tgi(data: bytes) -> Piece:
     )
 
 
-def _words(error: Any) -> str:
+def _error_text(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else error
     return str(message)[:200]

@@ -59,7 +59,7 @@ def arguments(
         "skip_tokenizer_init": True,  # token ids go in and come out
         "tensor_parallel_size": plan.tp,
         **_memory(plan, free_share),
-        **_numbers(plan),
+        **_scheduler_limits(plan),
         **({"load_format": "dummy"} if dummy else {}),
         **_strategy(plan),
     }
@@ -76,7 +76,7 @@ def _strategy(plan: LoadPlan) -> dict[str, Any]:
     if plan.cache == "fp8":
         keywords["kv_cache_dtype"] = "fp8"
     if plan.assist is not None:
-        keywords["speculative_config"] = _lookup()
+        keywords["speculative_config"] = _prompt_lookup()
     return keywords
 
 
@@ -99,12 +99,12 @@ def _memory(plan: LoadPlan, free_share: float) -> dict[str, Any]:
     return {"gpu_memory_utilization": round(GPU_SHARE * free_share, 3)}
 
 
-def _numbers(plan: LoadPlan) -> dict[str, Any]:
+def _scheduler_limits(plan: LoadPlan) -> dict[str, Any]:
     names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
     return {name: value for name in names if (value := plan.option(name)) is not None}
 
 
-def _lookup() -> dict[str, Any]:
+def _prompt_lookup() -> dict[str, Any]:
     low, high = LOOKUP_NGRAM
     return {
         "method": "ngram",
