@@ -33,7 +33,7 @@ class EngineRow:
         loaded: Engine = _resolve(self.target)()
         return loaded
 
-    def can(self) -> Capabilities:
+    def load_capabilities(self) -> Capabilities:
         """Return the engine's capabilities (light; any process)."""
         capabilities: Capabilities = _resolve(self.capabilities)
         return capabilities
@@ -52,7 +52,7 @@ TABLE = {
         EngineRow(
             name="vllm",
             target="pytest_llmperf.engines.vllm.engine:VllmEngine",
-            capabilities="pytest_llmperf.engines.vllm.limits:VLLM",
+            capabilities="pytest_llmperf.engines.vllm.capabilities:VLLM",
             extra="vllm",
             requires=("vllm>=0.25",),
         ),
@@ -64,7 +64,7 @@ TABLE = {
         EngineRow(
             name="server",
             target="pytest_llmperf.engines.server.engine:ServerEngine",
-            capabilities="pytest_llmperf.engines.server.abilities:ANY_SERVER",
+            capabilities="pytest_llmperf.engines.server.capabilities:ANY_SERVER",
             extra="server",
             requires=("aiohttp>=3.11", "tokenizers>=0.20"),
         ),
@@ -81,7 +81,7 @@ TABLE |= {
     f"server:{name}": replace(
         TABLE["server"],
         name=f"server:{name}",
-        capabilities=f"pytest_llmperf.engines.server.abilities:{name.replace('.', '_')}",
+        capabilities=f"pytest_llmperf.engines.server.capabilities:{name.replace('.', '_')}",
     )
     for name in SERVERS
 }

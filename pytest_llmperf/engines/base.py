@@ -26,10 +26,10 @@ class Capabilities:
     Attributes:
         plan_fields: the values of a LoadPlan field that the engine honours (`core.plan.ANY`: every
             value); a field that is missing takes its default only.
-        refuses: gives the reason why a plan cannot be loaded although each of its fields is
+        refusal: gives the reason why a plan cannot be loaded although each of its fields is
             honoured by itself (a device that a library lacks, parts that exclude each other), or
             None.
-        lacks: gives the library that a plan needs and that this interpreter has not installed. It
+        missing_library: gives the library that a plan needs and that this interpreter has not installed. It
             is not asked where the engine runs with an interpreter of its own.
         devices: kinds of devices that the engine runs on.
         logits: the engine shows logits, so that it can be the reference of an agreement.
@@ -42,8 +42,8 @@ class Capabilities:
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
-    refuses: Callable[[LoadPlan], str | None] = lambda _plan: None
-    lacks: Callable[[LoadPlan], str | None] = lambda _plan: None
+    refusal: Callable[[LoadPlan], str | None] = lambda _plan: None
+    missing_library: Callable[[LoadPlan], str | None] = lambda _plan: None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     logits: bool = True
     max_ranks: int | None = 1

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.engines.base import Capabilities
-from pytest_llmperf.engines.refusals import decode, parallel, pruning, quantized
+from pytest_llmperf.engines.refusals import (
+    Refusal,
+    decode,
+    first_reason,
+    parallel,
+    pruning,
+    quantized,
+)
 
-REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (
+REFUSALS: tuple[Refusal, ...] = (
     *decode.ALL,
     *quantized.ALL,
     *parallel.ALL,
-    pruning.refuse,
+    pruning.refusal,
 )
-"""Each gives the reason why a plan cannot be loaded, or None."""
+
+
+def _transformers_refusal(plan: LoadPlan) -> str | None:
+    return first_reason(refusal(plan) for refusal in REFUSALS)
+
 
 _DTYPES = frozenset({"auto", "float32", "float16", "bfloat16"})
 
@@ -34,10 +43,8 @@ TRANSFORMERS = Capabilities(
         **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
         "offload": frozenset({None, "cpu", "disk"}),
     },
-    refuses=lambda plan: next(
-        (reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None
-    ),
-    lacks=quantized.missing_library,
+    refusal=_transformers_refusal,
+    missing_library=quantized.missing_library,
     max_ranks=None,
 )
 

@@ -104,17 +104,19 @@ def load_plan(
             declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision
         ),
         engine=row.name,
-        device=resolve_device(declared.device or settings.device, row.can(), lambda: place.gpus),
+        device=resolve_device(
+            declared.device or settings.device, row.load_capabilities(), lambda: place.gpus
+        ),
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
     plan = checkpoint_located(located(parsed.apply(base), settings.root), settings.root)
     if plan.assist not in (None, LOOKUP):
         model_ref(str(plan.assist))  # raises for a name that means nothing
-    check_engine_can(plan, row.can(), row.name)
+    check_engine_can(plan, row.load_capabilities(), row.name)
     # Another interpreter, or host, has its own packages.
     our_packages = place.has_our_packages and row.name not in settings.pythons
-    lacking = row.can().lacks(plan) if our_packages else None
+    lacking = row.load_capabilities().missing_library(plan) if our_packages else None
     if lacking is not None:
         raise UsageError(lacking)
     return plan

@@ -50,7 +50,7 @@ class Loaded:
 
 def require_serves(engine: str) -> None:
     """Raise UsageError for an engine that is no server, before anything is loaded."""
-    if engine not in engines.TABLE or not engines.engine(engine).can().serves:
+    if engine not in engines.TABLE or not engines.engine(engine).load_capabilities().serves:
         raise UsageError(
             f"Serve() is a load on a server, and engine {engine!r} is none. Servers: engine='server' with options, or "
             f"{', '.join(f'server:{name}' for name in engines.SERVERS)}.",
@@ -64,7 +64,7 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
     """
     if not workload.generator:
         return ""
-    if not engines.engine(engine).can().has_address:
+    if not engines.engine(engine).load_capabilities().has_address:
         raise UsageError(
             f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none."
         )

@@ -100,7 +100,9 @@ class LlmperfSession:
 
     def reference(self, declared: Declaration) -> Model:
         """What the `baseline` fixture gives: on the test's engine, and on transformers for a server, which shows no logits."""
-        engine = None if engines.engine(declared.engine).can().logits else "transformers"
+        engine = (
+            None if engines.engine(declared.engine).load_capabilities().logits else "transformers"
+        )
         return self.model(declared, self.settings.reference, engine=engine)
 
     @contextmanager

@@ -89,7 +89,7 @@ class Strategy:
         return (ChosenPart(AUTO), *self.parts)
 
 
-class Abilities(Protocol):
+class PlanCapabilities(Protocol):
     """What a load plan is checked against, a part of `engines.base.Capabilities`."""
 
     @property
@@ -101,7 +101,7 @@ class Abilities(Protocol):
         """Kinds of device the engine runs on."""
 
     @property
-    def refuses(self) -> Callable[[LoadPlan], str | None]:
+    def refusal(self) -> Callable[[LoadPlan], str | None]:
         """Why a plan whose fields are all honoured one by one cannot be loaded, or None."""
 
     @property
@@ -124,20 +124,20 @@ def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy
     return Strategy(tuple(sorted(explicit, key=_place)))
 
 
-def check_engine_can(plan: LoadPlan, capabilities: Abilities, engine: str) -> None:
+def check_engine_can(plan: LoadPlan, capabilities: PlanCapabilities, engine: str) -> None:
     """Raise UsageError if `engine` cannot honour a field of `plan`; names the part that set it."""
     _require_device(plan, capabilities, engine)
     for chosen in parse(plan.strategy).parts:
         for field in chosen.fields:
             _require_value(plan, field, chosen, capabilities, engine)
-    reason = capabilities.refuses(plan)
+    reason = capabilities.refusal(plan)
     if reason is not None:
         raise UsageError(
             f"engine {engine!r} cannot load strategy {plan.strategy!r} on {plan.device!r}: {reason}"
         )
 
 
-def _require_device(plan: LoadPlan, capabilities: Abilities, engine: str) -> None:
+def _require_device(plan: LoadPlan, capabilities: PlanCapabilities, engine: str) -> None:
     kind = plan.device.partition(":")[0]
     if kind not in capabilities.devices:
         raise UsageError(
@@ -171,7 +171,7 @@ def _not_in_effect(part: str, reasons: Iterable[str]) -> str:
 
 
 def _require_value(
-    plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: Abilities, engine: str
+    plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: PlanCapabilities, engine: str
 ) -> None:
     defaults = {info.name: info.default for info in structs.fields(LoadPlan)}
     honoured = capabilities.plan_fields.get(field, frozenset({defaults[field]}))

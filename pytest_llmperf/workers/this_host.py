@@ -139,7 +139,10 @@ def occupies_device(plan: LoadPlan) -> bool:
 
     A test that measures in its own process does, and every engine that does not say otherwise.
     """
-    return plan.engine not in engines.TABLE or engines.engine(plan.engine).can().occupies_device
+    return (
+        plan.engine not in engines.TABLE
+        or engines.engine(plan.engine).load_capabilities().occupies_device
+    )
 
 
 def worker_environment(gpus: Gpus, plan: LoadPlan) -> Mapping[str, str]:

@@ -1,4 +1,7 @@
-"""Task sets answered by a model: the likeliest choice, however it is tokenised and batched, or the greedy text."""
+"""Task sets answered by a model.
+
+It answers with the likeliest choice, however it is tokenised and batched, or the greedy text.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from support.generating import CPU, VOCAB, loaded, tiny_llama
 
 from pytest_llmperf.core.metrics.batching import padding_share
 from pytest_llmperf.engines.outputs.inputs import Vocabulary, left_padded
-from pytest_llmperf.engines.outputs.requests import Asked, asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
 from pytest_llmperf.engines.refusals.decode import continuous
 from pytest_llmperf.engines.transformers import continuous as batching_of_transformers
 from pytest_llmperf.engines.transformers.batches import in_static_batches
@@ -26,14 +26,14 @@ from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
 WORK = Batch(requests=5, prompt_tokens=(3, 12), max_new_tokens=(2, 9), batch=2)
-REQUESTS = Asked([[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42]], (2, 7, 5, 3))
+REQUESTS = BatchRequests([[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42]], (2, 7, 5, 3))
 
 
 def session(**fields) -> TransformersModel:
     return TransformersModel(loaded(tiny_llama(), **fields))
 
 
-def alone(model, requests: Asked) -> list[list[int]]:
+def alone(model, requests: BatchRequests) -> list[list[int]]:
     """Each request by itself, without padding."""
     loop = GenerateLoop(model, loaded(model).plan, 0)
     return [
@@ -76,7 +76,7 @@ def test_the_manager_is_kept_for_equal_work_and_made_anew_for_other():
     loop = ContinuousLoop(model, 0)
     first = loop.answer(REQUESTS)
     again = loop.answer(REQUESTS)
-    other = loop.answer(Asked([[1, 2, 3] * 20], (4,)))
+    other = loop.answer(BatchRequests([[1, 2, 3] * 20], (4,)))
     assert first.tokens == again.tokens
     assert first.cache == again.cache
     assert other.cache.bytes != first.cache.bytes
@@ -198,13 +198,16 @@ def test_a_transformers_without_these_settings_is_named_before_anything_loads(mo
 def test_prompts_are_drawn_as_the_workload_says():
     """Fresh in each repetition, of equal lengths; a text without a tokenizer is an error."""
     vocabulary = Vocabulary(size=VOCAB, special=frozenset({0}), pad=0)
-    first, second = asked(WORK, 0, vocabulary, None), asked(WORK, 1, vocabulary, None)
+    first, second = (
+        batch_requests(WORK, 0, vocabulary, None),
+        batch_requests(WORK, 1, vocabulary, None),
+    )
     assert [len(row) for row in first.rows] == list(WORK.prompt_lengths)
     assert first.rows != second.rows
     assert first.positions == sum(WORK.prompt_lengths) + sum(WORK.output_lengths) - 5
-    assert asked(WORK, 0, vocabulary, None).rows == first.rows
+    assert batch_requests(WORK, 0, vocabulary, None).rows == first.rows
     with pytest.raises(UsageError, match="no tokenizer"):
-        asked(Batch(prompts=PromptSet.bundled("short-chat")), 0, vocabulary, None)
+        batch_requests(Batch(prompts=PromptSet.bundled("short-chat")), 0, vocabulary, None)
 
 
 def test_replicas_are_not_given_a_batch():

@@ -1,4 +1,7 @@
-"""LoRA adapters in vLLM on a CPU, in the interpreter that LLMPERF_VLLM_PYTHON names: the tokens of the transformers engine."""
+"""LoRA adapters in vLLM on a CPU give the tokens of the transformers engine.
+
+It runs in the interpreter that LLMPERF_VLLM_PYTHON names.
+"""
 
 from __future__ import annotations
 

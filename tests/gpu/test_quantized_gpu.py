@@ -46,7 +46,7 @@ def plan(strategy, model="arch:tiny-llama", **options):
 
 def need(asked):
     """Skip where the library is not installed or the GPU lacks the kernels, and say which."""
-    reason = TRANSFORMERS.lacks(asked) or TRANSFORMERS.refuses(asked)
+    reason = TRANSFORMERS.missing_library(asked) or TRANSFORMERS.refusal(asked)
     if reason:
         pytest.skip(reason)
     return asked
@@ -147,7 +147,7 @@ def decode_tok_per_s(strategy, repetitions=7):
     from pytest_llmperf.engines.transformers import TransformersEngine
 
     asked = plan(strategy, FALCON)
-    if TRANSFORMERS.lacks(asked) or TRANSFORMERS.refuses(asked):
+    if TRANSFORMERS.missing_library(asked) or TRANSFORMERS.refusal(asked):
         return 0.0
     session = TransformersEngine().open(asked)
     try:

@@ -17,14 +17,14 @@ from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import EnergyReading, Mark, MemoryGauges, RequestTrace, Trace
-from pytest_llmperf.engines.server.client import ClientRun, Outcome
+from pytest_llmperf.engines.server.client import ClientRun, RequestOutcome
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
 from pytest_llmperf.engines.server.running import Server, ServerLoop
-from pytest_llmperf.engines.server.source import Source
+from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.engines.server.traffic import (
     Requests,
     most_output_tokens,
@@ -61,7 +61,7 @@ class ServedModel:
     }
 
     def __init__(
-        self, plan: LoadPlan, server: Server, source: Source, runner: asyncio.Runner
+        self, plan: LoadPlan, server: Server, source: ModelSource, runner: asyncio.Runner
     ) -> None:
         self._plan = plan
         self._server = server
@@ -226,11 +226,11 @@ class ServedModel:
         return choice
 
     def _count_marks(
-        self, outcomes: Sequence[Outcome], n_tokens: int, *, fixed: bool
+        self, outcomes: Sequence[RequestOutcome], n_tokens: int, *, fixed: bool
     ) -> list[Mark]:
         return count_marks(outcomes, self._requests.prompts.count, n_tokens, fixed=fixed)
 
-    def _require_answers(self, outcomes: Sequence[Outcome]) -> None:
+    def _require_answers(self, outcomes: Sequence[RequestOutcome]) -> None:
         failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
         if failures:
             raise InvalidRun(
@@ -238,7 +238,7 @@ class ServedModel:
                 f"{self._server.tail()}"
             )
 
-    def _require_model(self, outcomes: Sequence[Outcome]) -> None:
+    def _require_model(self, outcomes: Sequence[RequestOutcome]) -> None:
         """Note how the tokens were counted. Raises NotInEffect where another model answered."""
         answers = [outcome.answer for outcome in outcomes if outcome.answer is not None]
         if answers:
@@ -295,11 +295,11 @@ def _serving_trace(run: ClientRun, samples: Sequence[dict[str, float]]) -> Servi
     )
 
 
-def _traces(outcomes: Sequence[Outcome]) -> tuple[RequestTrace, ...]:
+def _traces(outcomes: Sequence[RequestOutcome]) -> tuple[RequestTrace, ...]:
     return tuple(outcome.trace() for outcome in outcomes)
 
 
-def _texts(outcomes: Sequence[Outcome]) -> list[bytes]:
+def _texts(outcomes: Sequence[RequestOutcome]) -> list[bytes]:
     answers = [outcome.answer for outcome in outcomes]
     return [answer.text.encode() if answer is not None else b"" for answer in answers]
 

@@ -13,7 +13,7 @@ import aiohttp
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.engines.server.child import Child
 from pytest_llmperf.engines.server.client import takes_connections
-from pytest_llmperf.engines.server.introspection import Saying
+from pytest_llmperf.engines.server.introspection import Introspection
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.errors import WorkerError
@@ -42,7 +42,7 @@ class Server:
     name: str
     headers: dict[str, str]
     http: aiohttp.ClientSession
-    saying: Saying
+    saying: Introspection
     child: Child | None
     facts: dict[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from pytest_llmperf.engines.server.client import Call, Client, ClientRun, Endpoi
 from pytest_llmperf.engines.server.generators import Generator, Job
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
 from pytest_llmperf.engines.server.running import Server
-from pytest_llmperf.engines.server.source import Source
+from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.errors import InvalidRun
 from pytest_llmperf.workloads import Decode, Prefill, Serve
 
@@ -32,10 +32,10 @@ T = TypeVar("T")
 class Requests:
     """Makes the requests of workloads, in the server's protocol."""
 
-    def __init__(self, server: Server, source: Source) -> None:
+    def __init__(self, server: Server, source: ModelSource) -> None:
         self.protocol = requests.PROTOCOLS[server.options.protocol]
         self.prompts = Prompts(source.tokenizer, chat=server.options.protocol == "openai-chat")
-        self.common = requests.Asked.of(server.name, server.preset, server.options)
+        self.common = requests.RequestDefaults.of(server.name, server.preset, server.options)
         self._server = server
         self._source = source
 
@@ -54,7 +54,9 @@ class Requests:
         endpoint = Endpoint(self.url, self._server.headers, self.protocol.parse)
         return Client(endpoint, self._server.http, timeout_s=timeout_s)
 
-    def call(self, prompt: Prompt, n_tokens: int, common: requests.Asked | None = None) -> Call:
+    def call(
+        self, prompt: Prompt, n_tokens: int, common: requests.RequestDefaults | None = None
+    ) -> Call:
         """Return the request for `n_tokens` tokens after a prompt."""
         body = requests.body(self.protocol, prompt, n_tokens, common or self.common)
         return Call(body=body, n_prompt_tokens=len(prompt.ids) or None)

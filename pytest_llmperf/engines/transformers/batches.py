@@ -12,7 +12,7 @@ import torch
 from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent, Trace
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import left_padded
-from pytest_llmperf.engines.outputs.requests import Asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.errors import UsageError
 
 
@@ -31,7 +31,7 @@ class Answered:
 
 
 def in_static_batches(
-    loop: DecodeLoop, requests: Asked, size: int, pad: int, device: torch.device
+    loop: DecodeLoop, requests: BatchRequests, size: int, pad: int, device: torch.device
 ) -> Answered:
     """Decode `size` requests at a time.
 
@@ -63,7 +63,7 @@ def _step_events(decoded: Decoded) -> tuple[TokenEvent, ...]:
 
 def trace_of(
     answered: Answered,
-    requests: Asked,
+    requests: BatchRequests,
     repetition: int,
     marks: tuple[Mark, ...],
     computed: int | None,

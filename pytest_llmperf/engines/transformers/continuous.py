@@ -19,7 +19,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
-from pytest_llmperf.engines.outputs.requests import Asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.engines.transformers.batches import Answered
 from pytest_llmperf.errors import InvalidRun, UsageError
 
@@ -75,11 +75,11 @@ class ContinuousLoop:
         Times are those of the first request's tokens.
         """
         rows = _without_padding(batch)
-        answered = self.answer(Asked(rows, (new_tokens,) * len(rows)))
+        answered = self.answer(BatchRequests(rows, (new_tokens,) * len(rows)))
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
 
-    def answer(self, requests: Asked) -> Answered:
+    def answer(self, requests: BatchRequests) -> Answered:
         """Answer all requests; they are handed over before the first result is taken.
 
         Raises InvalidRun where a request failed, or got another number of tokens than it asked for.
@@ -151,7 +151,7 @@ def _events(output: Any) -> tuple[TokenEvent, ...]:
     return tuple(TokenEvent(round(seconds * 1e9)) for seconds in output.timestamps)
 
 
-def _size(requests: Asked) -> Size:
+def _size(requests: BatchRequests) -> Size:
     lengths = [len(row) + n for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
     pages = sum(map(_pages, lengths))
     return Size(pages, max(map(len, requests.rows)), max(requests.new_tokens), len(lengths))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
-from pytest_llmperf.engines.outputs.requests import Asked, asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import Answered, in_static_batches
 from pytest_llmperf.engines.transformers.compiling import compile_options
@@ -58,13 +58,13 @@ class Runner:
         mask = None if batch.mask is None else batch.mask[rows]
         return TokenBatch(batch.ids[rows], mask, batch.lengths[rows])
 
-    def requests(self, workload: Batch, repetition: int) -> Asked:
+    def requests(self, workload: Batch, repetition: int) -> BatchRequests:
         """Return the requests of a repetition. Raises UsageError for what cannot divide them."""
         if self._loaded.plan.dp > 1 or self.adapters_of_rows:
             raise UsageError(
                 "a Batch is not divided among replicas or adapters. Take Decode, or one of them."
             )
-        return asked(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+        return batch_requests(workload, repetition, self._vocabulary, self._loaded.tokenizer)
 
     def meet(self) -> None:
         """Wait until the device is idle and every rank is here: what is timed starts together."""
@@ -79,7 +79,7 @@ class Runner:
         self.last = decoded
         return decoded
 
-    def answer(self, requests: Asked, workload: Batch) -> Answered:
+    def answer(self, requests: BatchRequests, workload: Batch) -> Answered:
         """Answer requests that are there together, continuously or in static batches."""
         with out_of_memory_named(f"running {describe(workload)}"):
             if isinstance(self.loop, ContinuousLoop):

@@ -30,7 +30,7 @@ from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
 from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.quantized import quantized_layers
-from pytest_llmperf.engines.vllm.requesting import LOOP, Loaded, Requester, VllmScorer
+from pytest_llmperf.engines.vllm.requesting import LOOP, LoadedEngine, Requester, VllmScorer
 from pytest_llmperf.engines.vllm.shards import leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
@@ -49,7 +49,7 @@ from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload, d
 class VllmModel:
     """See `engines.base.LoadedModel`."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
         share_cores = loaded.plan.tp > 1 and loaded.device.type == "cpu"
         self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
@@ -160,7 +160,7 @@ class VllmModel:
 
     def close(self) -> None:
         """End the engine and give its memory back."""
-        loaded: Loaded | None = vars(self).get("_loaded")
+        loaded: LoadedEngine | None = vars(self).get("_loaded")
         if loaded is not None:
             loaded.engine.engine_core.shutdown()
         del loaded
@@ -298,7 +298,7 @@ def _mean_steps(stepped: Stepped) -> int:
     return round(n_events / len(stepped.answers))
 
 
-def _require_prefix_cache(loaded: Loaded) -> None:
+def _require_prefix_cache(loaded: LoadedEngine) -> None:
     """Raise NotInEffect unless vLLM keeps a prefix cache exactly where the plan asks for one."""
     expected = bool(loaded.plan.option("prefix_cache", default=False))
     enabled = bool(loaded.config.cache_config.enable_prefix_caching)

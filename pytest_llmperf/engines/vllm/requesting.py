@@ -13,11 +13,11 @@ from vllm import LLMEngine, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.loading.folder import Source
+from pytest_llmperf.engines.loading.folder import ModelFolder
 from pytest_llmperf.engines.outputs import reference
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
-from pytest_llmperf.engines.outputs.requests import asked, matrix
+from pytest_llmperf.engines.outputs.requests import batch_requests, matrix
 from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.adapters import Adapters
 from pytest_llmperf.engines.vllm.logits import capture
@@ -30,12 +30,12 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedEngine:
     """An engine that is ready, what it was made from, and how long that took."""
 
     engine: LLMEngine
     plan: LoadPlan
-    source: Source
+    source: ModelFolder
     device: torch.device
     load_s: float
     versions: dict[str, str]
@@ -69,7 +69,7 @@ class Requester:
 
     name = LOOP
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedEngine) -> None:
         runner = loaded.runner()
         self.model = runner.get_model()
         self.cache = inspection.kv_cache(runner, loaded.config)
@@ -139,7 +139,9 @@ class Requester:
     def _of_batch(self, workload: Batch, repetition: int) -> tuple[Tensor, list[Ask]]:
         if len(self.adapters.used) > 1:
             raise UsageError("a Batch is not divided among adapters. Take Decode, or one of them.")
-        requests = asked(workload, repetition, self.vocabulary, self._loaded.source.tokenizer)
+        requests = batch_requests(
+            workload, repetition, self.vocabulary, self._loaded.source.tokenizer
+        )
         pairs = enumerate(zip(requests.rows, requests.new_tokens, strict=True))
         return matrix(requests.rows), [self._of_row(index, *pair) for index, pair in pairs]
 

@@ -1,4 +1,7 @@
-"""Agreement by what a server says of token ids: against a reference file made here, and a server that answers from logits."""
+"""Agreement by what a server says of token ids.
+
+The reference file is made here, and the server answers from logits.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +123,10 @@ def test_a_rule_that_needs_all_logits_never_holds(reference, rule):
 
 
 def test_another_model_is_found_out(reference):
-    """Ranks, log-probabilities and the place where the texts part, as counted from its logits by hand."""
+    """Ranks, log-probabilities and the place where the texts part.
+
+    They are those counted from its logits by hand.
+    """
 
     def other(ids):
         return logits_after(ids) + np.where(np.arange(VOCABULARY) == 7, 50.0, 0.0).astype(

@@ -52,7 +52,7 @@ def test_a_checkpoint_is_looked_up_from_the_root_and_shown_by_its_relative_path(
         f"gptq:{folder}",
         "bf16+gptq:models/q+static-cache",
     )
-    assert TRANSFORMERS.refuses(found) is None
+    assert TRANSFORMERS.refusal(found) is None
     assert located(plan("nf4"), tmp_path) == plan("nf4")
 
 

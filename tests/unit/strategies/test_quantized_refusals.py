@@ -50,10 +50,10 @@ def test_a_gpu_that_is_too_old_is_named_with_what_is_needed(part, needed, monkey
     """Compute capability 7.5 has neither; 8.9 has both."""
     monkeypatch.setattr(refusals, "compute_capability", lambda: (7, 5))
     assert f"compute capability 7.5, {needed} or newer" in str(
-        TRANSFORMERS.refuses(plan(f"bf16+{part}", device="cuda"))
+        TRANSFORMERS.refusal(plan(f"bf16+{part}", device="cuda"))
     )
     monkeypatch.setattr(refusals, "compute_capability", lambda: (8, 9))
-    assert TRANSFORMERS.refuses(plan(f"bf16+{part}", device="cuda")) is None
+    assert TRANSFORMERS.refusal(plan(f"bf16+{part}", device="cuda")) is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,9 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(method, monkeyp
     """Nothing is imported to find out."""
     monkeypatch.setattr(refusals.importlib.util, "find_spec", lambda _: None)
     text = f"{method.name}:q" if method.extra == "compressed-tensors" else method.name
-    assert f"pip install 'pytest-llmperf[{method.extra}]'" in str(TRANSFORMERS.lacks(plan(text)))
+    assert f"pip install 'pytest-llmperf[{method.extra}]'" in str(
+        TRANSFORMERS.missing_library(plan(text))
+    )
     monkeypatch.setattr(refusals.importlib.util, "find_spec", lambda _: object())
-    assert TRANSFORMERS.lacks(plan(text)) is None
-    assert TRANSFORMERS.lacks(plan("bf16")) is None
+    assert TRANSFORMERS.missing_library(plan(text)) is None
+    assert TRANSFORMERS.missing_library(plan("bf16")) is None

@@ -231,7 +231,7 @@ def test_the_transformers_engine_refuses_together_only_what_it_gives_a_reason_fo
     All others are taken.
     """
     plan = parse(parts).apply(PLAN)
-    reason = TRANSFORMERS.refuses(plan)
+    reason = TRANSFORMERS.refusal(plan)
     if reason is None:
         check_engine_can(plan, TRANSFORMERS, "transformers")
     else:

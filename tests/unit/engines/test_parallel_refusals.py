@@ -1,4 +1,4 @@
-"""Parallel plans that cannot be loaded are refused before anything is loaded, with what is possible."""
+"""Parallel plans that cannot be loaded are refused beforehand, with what is possible."""
 
 from __future__ import annotations
 
