@@ -29,6 +29,7 @@ HEAVY = {
         "rich",
         "click",
         "jinja2",
+        "prometheus_client",
     ),
 }
 
