@@ -29,6 +29,7 @@ HEAVY = {
         "pynvml",
         "click",
         "jinja2",
+        "prometheus_client",
     ),
 }
 
