@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
@@ -24,13 +25,8 @@ from pytest_llmperf.session.sampling import (
     valid_indices,
     warm_up,
 )
-from pytest_llmperf.wire.messages import (
-    BlockMeasured,
-    EnergyRead,
-    MemoryRead,
-    ReadEnergy,
-    ReadMemory,
-)
+from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
@@ -76,22 +72,20 @@ def _reduced(
     uses_ceilings = not _CEILING_METRICS.isdisjoint(metrics)
     uses_memory = any(name.startswith("memory.") for name in metrics)
     uses_energy = any(name.startswith("energy.") for name in metrics)
-    return reduce(
-        [side.runs[index].trace for index in valid],
-        repeater.workload,
-        side.runs[-1].step,
-        ceilings_of(model) if uses_ceilings else None,
-        _memory(repeater, side) if uses_memory else None,
-        _energy(repeater, side) if uses_energy else None,
-        model.opened.load_s,
+    around = Readings(
+        step=side.runs[-1].step,
+        ceilings=ceilings_of(model) if uses_ceilings else None,
+        memory=_memory(repeater, side) if uses_memory else (),
+        energy=_energy(repeater, side) if uses_energy else None,
+        load_s=model.opened.load_s,
     )
+    return reduce([side.runs[index].trace for index in valid], repeater.workload, around)
 
 
-def _memory(repeater: Repeater, side: Side) -> MemoryGauges | None:
+def _memory(repeater: Repeater, side: Side) -> tuple[MemoryGauges, ...]:
     command = ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
     read = repeater.current().call(command)
-    assert isinstance(read, MemoryRead)  # noqa: S101 - narrows the union
-    return read.memory
+    return () if read.memory is None else (read.memory,)
 
 
 def _energy(repeater: Repeater, side: Side) -> EnergyReading:
@@ -99,7 +93,6 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
         workload=repeater.workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS
     )
     read = repeater.current().call(command)
-    assert isinstance(read, EnergyRead)  # noqa: S101 - narrows the union
     return read.energy
 
 

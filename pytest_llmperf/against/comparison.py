@@ -26,7 +26,7 @@ from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.settings.limits import COUNTED
-from pytest_llmperf.wire.messages import Ended, Reached
+from pytest_llmperf.wire.results import Ended, Reached
 
 DEFAULT_LIMITS = {"throughput": 0.03}
 """What is compared where neither an option nor the marker says so."""
@@ -192,5 +192,5 @@ class Comparison:
     def _finding(self, tracked: Track, ended: str) -> Finding:
         settings = self._session.settings
         not_comparable = tracked.outcome is Outcome.NOT_COMPARABLE
-        strict = settings.require_baseline if not_comparable else settings.strict
+        strict = settings.require_accepted if not_comparable else settings.strict
         return words.finding(tracked, self.base.target.name, strict=strict, ended=ended)

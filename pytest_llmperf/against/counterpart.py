@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import Environment, Record
 from pytest_llmperf.core.side import SideFacts
-from pytest_llmperf.wire.messages import Ended, Reached
+from pytest_llmperf.wire.results import Ended, Reached
 
 _SAME = ("workload_text", "workload_key", "strategy", "engine")
 """Fields of a record that both versions must agree on."""

@@ -7,9 +7,11 @@ import queue
 import sys
 import threading
 
+from pytest_llmperf.wire.commands import AnyCommand, RunTest
 from pytest_llmperf.wire.frames import Wire
-from pytest_llmperf.wire.messages import Command, Hello, Reply, Result, RunTest
-from pytest_llmperf.worker.host import failure
+from pytest_llmperf.wire.messages import Hello, Reply
+from pytest_llmperf.wire.results import Result
+from pytest_llmperf.worker.failures import failure
 from pytest_llmperf.worker.loop import Pulse, read
 
 
@@ -19,9 +21,9 @@ class Desk:
     Each command has one answer, given by whoever finishes what it asked.
     """
 
-    def __init__(self, wire: Wire[Command]) -> None:
+    def __init__(self, wire: Wire[AnyCommand]) -> None:
         self._wire = wire
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         wire.send(Hello(rank=0, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
         reader = threading.Thread(
             target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True
@@ -30,7 +32,7 @@ class Desk:
         self._pulse = Pulse(wire, 0)
         self.has_open_command = False
 
-    def next(self) -> Command:
+    def next(self) -> AnyCommand:
         """Wait for a command. It is answered by the next `answer` or `fail`."""
         command = self._commands.get()
         self.has_open_command = True
@@ -51,5 +53,5 @@ class Desk:
         self._wire.send(reply, timeout_s=None)
 
 
-def _describe(command: Command) -> str:
+def _describe(command: AnyCommand) -> str:
     return f"RunTest {command.nodeid}" if isinstance(command, RunTest) else type(command).__name__

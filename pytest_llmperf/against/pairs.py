@@ -11,7 +11,8 @@ from pytest_llmperf.against.tracks import Track
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.wire.messages import BlockMeasured, MeasureBlock
+from pytest_llmperf.wire.commands import MeasureBlock
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Serve
 
 BLOCK_SHARE = 0.2

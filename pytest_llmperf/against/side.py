@@ -28,26 +28,23 @@ from pytest_llmperf.against.invocation import Invocation, decode
 from pytest_llmperf.against.trees import drop_steering, strays
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.side import SideFacts
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.session.judges import MeasuringSession
 from pytest_llmperf.session.measured import Loadable, Work
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.wire.frames import worker_end
-from pytest_llmperf.wire.messages import (
-    BlockMeasured,
+from pytest_llmperf.wire.commands import (
+    AnyCommand,
     Close,
-    Closed,
-    Command,
-    Ended,
     GiveBack,
     GoOn,
     LeaveTest,
     MeasureBlock,
-    Reached,
     RunTest,
 )
+from pytest_llmperf.wire.frames import worker_end
+from pytest_llmperf.wire.results import BlockMeasured, Closed, Ended, Reached
 from pytest_llmperf.workloads import Serve, Workload
 
 _UNMEASURED = "the base side gives its numbers to the session that compares"
@@ -173,9 +170,9 @@ class BaseSide:
             self._desk.fail(_out_of_place(command, "that waits in a test"))
             self._leave()
         self._session.gpus.borrow(command.gpus)
-        return [RunResult.unmeasured(_UNMEASURED, Unjudged) for _ in models]
+        return [RunResult.unmeasured(_UNMEASURED, UnjudgedQuantity) for _ in models]
 
-    def _measure_blocks(self, pending: PendingMeasurement) -> Command:
+    def _measure_blocks(self, pending: PendingMeasurement) -> AnyCommand:
         """Measure blocks, and give memory back, until another command comes; return that one."""
         while isinstance(command := self._desk.next(), MeasureBlock | GiveBack):
             if isinstance(command, MeasureBlock):
@@ -292,7 +289,7 @@ def _without_group(nodeid: str) -> str:
     return nodeid.rpartition("@")[0]
 
 
-def _out_of_place(command: Command, where: str) -> WorkerError:
+def _out_of_place(command: AnyCommand, where: str) -> WorkerError:
     return WorkerError(f"{type(command).__name__} was sent to a base side {where}.")
 
 

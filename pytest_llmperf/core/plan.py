@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 ANY: frozenset[object] = frozenset({"any"})
-"""As an engine's values for a field of a plan: any value, to be judged by its `refuses`.
+"""As an engine's values for a field of a plan: any value, to be judged by its `refusal`.
 
 Compared by identity.
 """
@@ -70,6 +70,11 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     def adapter_names(self) -> tuple[str, ...]:
         """The adapters' names: those of their folders."""
         return tuple(PurePath(folder).name for folder in self.adapters)
+
+    @property
+    def device_kind(self) -> str:
+        """The kind of the device without its number: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
 
     @property
     def spread(self) -> int:

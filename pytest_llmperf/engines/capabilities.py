@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.engines.base import Capabilities
-from pytest_llmperf.engines.refusals import decode, parallel, pruning, quantized
+from pytest_llmperf.engines.refusals import (
+    Refusal,
+    decode,
+    first_reason,
+    parallel,
+    pruning,
+    quantized,
+)
+from pytest_llmperf.engines.scripted.options import parse
 
-REFUSALS: tuple[Callable[[LoadPlan], str | None], ...] = (
+REFUSALS: tuple[Refusal, ...] = (
     *decode.ALL,
     *quantized.ALL,
     *parallel.ALL,
-    pruning.refuse,
+    pruning.refusal,
 )
-"""Each gives the reason why a plan cannot be loaded, or None."""
+
+
+def _transformers_refusal(plan: LoadPlan) -> str | None:
+    return first_reason(refusal(plan) for refusal in REFUSALS)
+
 
 _DTYPES = frozenset({"auto", "float32", "float16", "bfloat16"})
 
@@ -34,12 +44,16 @@ TRANSFORMERS = Capabilities(
         **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
         "offload": frozenset({None, "cpu", "disk"}),
     },
-    refuses=lambda plan: next(
-        (reason for refuse in REFUSALS if (reason := refuse(plan)) is not None), None
-    ),
-    lacks=quantized.missing_library,
+    refusal=_transformers_refusal,
+    missing_library=quantized.missing_library,
     max_ranks=None,
 )
+
+
+def _scripted_fits_in_process(plan: LoadPlan) -> bool:
+    """Say whether no fault is scripted, which may end the process, and no ranks have to meet."""
+    return plan.ranks == 1 and not parse(plan.model.location, plan.strategy).faults
+
 
 SCRIPTED = Capabilities(
     plan_fields={
@@ -50,4 +64,5 @@ SCRIPTED = Capabilities(
     max_ranks=None,
     occupies_device=False,
     serves=True,
+    fits_in_process=_scripted_fits_in_process,
 )

@@ -24,8 +24,8 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.engines.inprocess import CallableEngine
-from pytest_llmperf.session.handle import HostChannel
 from pytest_llmperf.worker.host import Host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workers.pool import OpenModel
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def judge_benchmark(core: LlmperfSession, item: pytest.Item, declared: Declarati
     rounds_s = tuple(fixture.stats.stats.data) if fixture.stats is not None else ()
     if not rounds_s:
         if core.gate is not None:
-            core.gate.keep([_not_measured(fixture, strict=core.settings.require_baseline)])
+            core.gate.keep([_not_measured(fixture, strict=core.settings.require_accepted)])
         return True
     model = _own_process(core, declared)
     record = core.recorder.timed(model, rounds_s, iterations=fixture.stats.iterations)
@@ -104,11 +104,11 @@ def _own_process(core: LlmperfSession, declared: Declaration) -> OpenModel:
     )
     return OpenModel(
         plan,
-        HostChannel(Host(find_engine=lambda _plan: engine)),
+        InProcess(Host(find_engine=lambda _plan: engine)),
         opened,
         (),
         core.settings.timeout_s,
-        core.settings.wait_s,
+        core.host,
     )
 
 

@@ -46,13 +46,13 @@ class GateWatch:
         waivers: Waivers,
         *,
         store: str,
-        require_baseline: bool,
+        require_accepted: bool,
         is_mine: Callable[[pytest.Item], bool],
     ) -> None:
         self._config = config
         self._waivers = waivers
         self._store = store
-        self._require_baseline = require_baseline
+        self._require_accepted = require_accepted
         self._is_mine = is_mine
         self._collecting = Collecting(config)
         self._sent: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ class GateWatch:
         unknown = self._waivers.unknown(collected.tests, collected.knows)
         self._failures += map(self._unknown_text, unknown)
         missing = self._missing_tests(collected)
-        if self._require_baseline:
+        if self._require_accepted:
             self._failures += missing
         else:
             self._lines += missing

@@ -151,7 +151,7 @@ class GpuTests:
         core = session.core
         if need is None:
             return None
-        short = shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
-        if short is None and plans and core.cluster is not None:
-            core.cluster.require_alike(need)
+        short = shortfall_of(need, core.place.gpus if plans else core.gpus.pool, plans)
+        if short is None and plans:
+            core.place.require_any_gpu_meets(need)
         return short

@@ -23,7 +23,8 @@ from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.plugin.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.plugin.stash import LOST, SESSION
-from pytest_llmperf.settings.options import OPTIONS, Option
+from pytest_llmperf.settings.former_names import adopt_former_names
+from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS, Option
 from pytest_llmperf.settings.paths import absolute, resolve_command_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _OPTIONS_BY_NAME = {option.name: option for option in OPTIONS}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add each option to the command line, and its twin to the ini file."""
     group = parser.getgroup("llmperf", "performance tests of language models")
-    for option in OPTIONS:
+    for option in (*OPTIONS, *(former for _, former in FORMER_OPTIONS)):
         default = f" (default: {option.default})" if option.default else ""
         group.addoption(
             option.flag_name,
@@ -69,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and our plugins, and those that an option asks for."""
     for marker in (MARKER, GPUS_MARKER, ISOLATED_MARKER, RANKS_MARKER):
         config.addinivalue_line("markers", marker)
+    adopt_former_names(config)
     resolve_command_line(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)

@@ -107,11 +107,11 @@ def _with_plans(
         row,
         model=plan.model.name,
         engine=plan.engine,
-        device=_device(core, plan),
+        device=core.place.device_text(plan),
         strategy=plan.strategy,
         ranks=max(other.ranks for other in declared.plans),
         weights_bytes=_weights_bytes(declared.plans),
-        available_bytes=_available_bytes(core, item, plan),
+        available_bytes=core.place.free_bytes(plan, item.stash.get(NEED, None)),
         planned_s=float(declared.declaration.budget or core.settings.budget_s),
         load_key=str(hash(plan)),
     )
@@ -122,27 +122,9 @@ def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
     return None if None in needed else sum(n_bytes or 0 for n_bytes in needed)
 
 
-def _device(core: LlmperfSession, plan: LoadPlan) -> str:
-    """Return the kind of device, and how many of a cluster's hosts it would be on."""
-    if core.cluster is None:
-        return plan.device
-    n_hosts = len(core.cluster.where(plan))
-    hosts = "1 host" if n_hosts == 1 else f"{n_hosts} hosts"
-    return f"{plan.device} on {hosts} of {core.cluster.address}"
-
-
 def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
     need = item.stash.get(NEED, None)
-    return 0 if need is None else candidates(need, core.model_gpus)[0]
-
-
-def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) -> int | None:
-    if core.cluster is not None:  # what is free on its hosts is seen when they are held
-        return None
-    need = item.stash.get(NEED, None)
-    return placement.free_bytes(
-        plan.device, () if need is None else candidates(need, core.gpus.pool)[1]
-    )
+    return 0 if need is None else candidates(need, core.place.gpus)[0]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def watch_gate(
         config,
         waivers,
         store=value("store"),
-        require_baseline=value("require-baseline"),
+        require_accepted=value("require-accepted"),
         is_mine=is_llmperf,
     )
     config.pluginmanager.register(watch, "llmperf-gate-watch")

@@ -66,10 +66,11 @@ class Runner:
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
         """Hold the GPUs of a test. Raises as `Gpus.require`."""
-        # A cluster lends its own when models are loaded.
-        is_lent = self._core.cluster is not None and known_plans(item)
-        is_unusable = DECLARED in item.stash and self._declarations.of(item).error is not None
-        if not is_lent and not is_unusable:
+        if DECLARED in item.stash and self._declarations.of(item).error is not None:
+            return
+        if known_plans(item):
+            self._core.place.lease(need, measures=measures)
+        else:
             self._core.gpus.require(need, measures=measures)
 
     def begin_watching(self, item: pytest.Item) -> None:

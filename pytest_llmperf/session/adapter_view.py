@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from msgspec import structs
 
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.strategies.adapters import BASE, switched
-from pytest_llmperf.wire.messages import AdaptersUsed, Command, Opened, Result, UseAdapters
+from pytest_llmperf.wire.commands import Command, R, UseAdapters
 from pytest_llmperf.workers.pool import OpenModel
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class UsingAdapters(OpenModel):
 
     adapters: tuple[str, ...] = ()
 
-    def call(self, command: Command) -> Result:
+    def call(self, command: Command[R]) -> R:
         """Switch, do the command, and switch back to the default, while the device is held once.
 
         It switches back whatever became of the command.
@@ -37,7 +38,7 @@ class UsingAdapters(OpenModel):
             finally:
                 self._send(UseAdapters(names=()))
 
-    def _send(self, command: Command) -> Result:
+    def _send(self, command: Command[R]) -> R:
         return self.channel.call(command, deadline_s=self.timeout_s)
 
 
@@ -58,12 +59,10 @@ def _names_in_use(view: UsingAdapters) -> tuple[str, ...]:
     """Switch once and back, and return the adapters that the worker says it used."""
     used = OpenModel.call(view, UseAdapters(names=view.adapters))
     OpenModel.call(view, UseAdapters(names=()))
-    # Narrows the union; the wire checked the type.
-    assert isinstance(used, AdaptersUsed)  # noqa: S101
     return tuple(name for name in used.names if name != BASE)
 
 
-def _opened_with(opened: Opened, adapters: tuple[str, ...]) -> Opened:
+def _opened_with(opened: ModelFacts, adapters: tuple[str, ...]) -> ModelFacts:
     effective = structs.replace(opened.effective, adapters=adapters)
     return structs.replace(opened, effective=effective)
 

@@ -15,37 +15,12 @@ from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.declare import Declaration
 from pytest_llmperf.session.model import Model
-from pytest_llmperf.wire.messages import Command, Heartbeat, Result
 from pytest_llmperf.worker.host import Host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workloads import Decode
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
-
-
-class HostChannel:
-    """A host in this process, spoken to as if it were a worker.
-
-    It has no deadline: the test's own process would have to die.
-    """
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.alive = True
-
-    def call(
-        self,
-        command: Command,
-        *,
-        deadline_s: float,  # noqa: ARG002
-        on_beat: Callable[[Heartbeat], None] | None = None,  # noqa: ARG002
-    ) -> Result:
-        """Do the command here and now; what it raises goes through."""
-        return self._host.handle(command)
-
-    def close(self) -> None:
-        """Leave the model to the test, which owns it."""
-        self.alive = False
 
 
 class Handle:
@@ -104,5 +79,5 @@ class Handle:
             strategy="as-is",
             options=(("adopted", self._adopted),),
         )
-        self._session.pool.adopt(plan, HostChannel(Host(find_engine=lambda _plan: engine)))
+        self._session.pool.adopt(plan, InProcess(Host(find_engine=lambda _plan: engine)))
         return Model(self._session, plan)

@@ -41,10 +41,10 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
     try:
         summary = run(workload).serving
     except NoRequestSucceeded as error:
-        return Probe(rate=rate, attainment=0.0, kept=False, why=str(error))
+        return Probe(rate=rate, attainment=0.0, sustained=False, why=str(error))
     assert summary is not None  # noqa: S101 - a load has one
     reached = summary.attainment or 0.0
     why = summary.saturated
     if reached < attainment:
         why = f"{reached:.1%} of the requests met it, {attainment:.1%} are asked for"
-    return Probe(rate=rate, attainment=reached, kept=not why, why=why)
+    return Probe(rate=rate, attainment=reached, sustained=not why, why=why)

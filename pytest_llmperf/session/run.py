@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.origin import Origin
+from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import (
@@ -30,35 +32,11 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.strategies import require_in_effect
-from pytest_llmperf.wire.messages import (
-    CollectivesRead,
-    Describe,
-    Described,
-    EnergyRead,
-    MemoryRead,
-    Ran,
-    ReadCollectives,
-    ReadEnergy,
-    ReadMemory,
-    Run,
-)
+from pytest_llmperf.wire.commands import Describe, ReadCollectives, ReadEnergy, ReadMemory, Run
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Around:
-    """What is read outside the timed path.
-
-    Memory is read in a pass of its own; then energy, and the device's ceilings.
-    """
-
-    memory: MemoryGauges | tuple[MemoryGauges, ...] | None
-    energy: EnergyReading
-    ceilings: Ceilings | None
-    collectives: float | str
 
 
 def measure(
@@ -91,7 +69,7 @@ def measure(
     return [_scaled(side, measured) for side in measured]
 
 
-def run_once(acquire: Acquire, workload: Workload) -> Ran:
+def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
     """Run one repetition, for sessions that measure nothing."""
     return Repeater(acquire, workload)(0)
 
@@ -104,7 +82,7 @@ class Repeater:
     workload: Workload
     _last_model: OpenModel | None = field(default=None, repr=False)
 
-    def __call__(self, repetition: int) -> Ran:
+    def __call__(self, repetition: int) -> TimedRun:
         """Run one repetition.
 
         Two unmeasured ones come first when the model was loaded anew since the last.
@@ -126,10 +104,8 @@ class Repeater:
         return Side(name=name, repeat=self, next_repetition=first_repetition)
 
 
-def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
-    ran = model.call(Run(workload=workload, repetition=repetition))
-    assert isinstance(ran, Ran)  # noqa: S101 - narrows the union; the wire checked the type
-    return ran
+def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
+    return model.call(Run(workload=workload, repetition=repetition)).run
 
 
 def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> WarmModel:
@@ -139,15 +115,14 @@ def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -
     """
     warmed = warm_up(side, goal, progress)
     model = repeater.current()
-    described = model.call(Describe())
-    assert isinstance(described, Described)  # noqa: S101
-    require_in_effect(described.effective, model.promises, when="warm")
+    effective = model.call(Describe()).description.effective
+    require_in_effect(effective, model.promises, when="warm")
     return WarmModel(
         repeater=repeater,
         side=side,
         progress=progress,
         warmed=warmed,
-        effective=described.effective,
+        effective=effective,
     )
 
 
@@ -183,24 +158,18 @@ class WarmModel:
         )
 
     def _result(
-        self, model: OpenModel, around: Around, valid: tuple[int, ...], pair: str | None
+        self, model: OpenModel, around: Readings, valid: tuple[int, ...], pair: str | None
     ) -> RunResult:
         workload = self.repeater.workload
-        return reduce(
-            [self.side.runs[index].trace for index in valid],
-            workload,
-            self.side.runs[-1].step,
-            around.ceilings,
-            around.memory,
-            around.energy,
-            model.opened.load_s,
-            pair=pair,
+        origin = Origin(
             subject=model.plan.strategy,
             context=f"{describe(workload)} on {model.opened.device_name}",
-            collectives=around.collectives,
+            pair=pair,
         )
+        traces = [self.side.runs[index].trace for index in valid]
+        return reduce(traces, workload, around, origin)
 
-    def _extra(self, result: RunResult, around: Around, valid: tuple[int, ...]) -> dict[str, Any]:
+    def _extra(self, result: RunResult, around: Readings, valid: tuple[int, ...]) -> dict[str, Any]:
         runs = self.side.runs
         return {
             "repetitions": len(runs),
@@ -211,28 +180,27 @@ class WarmModel:
         }
 
 
-def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
+def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
     """Read memory in a pass of its own, energy over at least three seconds, and the ceilings."""
     repetition = side.next_repetition
     memory = model.call(ReadMemory(workload=workload, repetition=repetition))
     energy = model.call(
         ReadEnergy(workload=workload, repetition=repetition + 1, seconds=ENERGY_SECONDS)
     )
-    assert isinstance(memory, MemoryRead)  # noqa: S101
-    assert isinstance(energy, EnergyRead)  # noqa: S101
-    return Around(
-        memory=memory.ranks or memory.memory,
-        energy=energy.energy,
+    return Readings(
+        step=side.runs[-1].step,
         ceilings=device_ceilings.ceilings_of(model),
+        memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
+        energy=energy.energy,
+        load_s=model.opened.load_s,
         collectives=_collectives(model, workload, repetition + 2),
     )
 
 
 def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:
     if model.plan.ranks == 1:
-        return "one device has nobody to communicate with"
+        return ONE_DEVICE
     read = model.call(ReadCollectives(workload=workload, repetition=repetition))
-    assert isinstance(read, CollectivesRead)  # noqa: S101
     return read.reason if read.share is None else read.share
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.loaded import ServingRun
+from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
-from pytest_llmperf.wire.messages import RunServing, Served
+from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Serve, describe_serve, recorded_serve
 
@@ -36,7 +38,7 @@ class ServerRuns:
     acquire: Acquire
     workload: Serve
     program: str
-    runs: list[Served] = field(default_factory=list)
+    runs: list[ServingRun] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -60,7 +62,7 @@ class ServerRuns:
 
 def require_serves(engine: str) -> None:
     """Raise UsageError for an engine that is no server, before anything is loaded."""
-    if engine in engines.TABLE and engines.engine(engine).can().serves:
+    if engine in engines.TABLE and engines.engine(engine).load_capabilities().serves:
         return
     servers = ", ".join(f"server:{name}" for name in engines.SERVERS)
     raise UsageError(
@@ -76,7 +78,7 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
     """
     if not workload.generator:
         return ""
-    if engine.partition(":")[0] != "server":
+    if not engines.engine(engine).load_capabilities().has_address:
         raise UsageError(
             f"Serve(generator={workload.generator!r}): it needs a server's address, "
             f"and engine {engine!r} has none."
@@ -124,9 +126,8 @@ def _run_each_once(servers: Sequence[ServerRuns], workload: Serve, progress: Pro
         server.once()
 
 
-def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> Served:
-    served = model.call(RunServing(workload=workload, repetition=repetition, program=program))
-    assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
+def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> ServingRun:
+    served = model.call(RunServing(workload=workload, repetition=repetition, program=program)).run
     if repetition >= WARM_UP:
         return served
     limited = client_mark(served.trace, workload.ramp_up)
@@ -197,21 +198,18 @@ def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> M
 
 
 def _reduced(
-    model: OpenModel, workload: Serve, runs: Sequence[Served], pair: str | None
+    model: OpenModel, workload: Serve, runs: Sequence[ServingRun], pair: str | None
 ) -> RunResult:
-    return reduce_serving(
-        [run.trace for run in runs],
-        slo=workload.slo,
-        ramp_up_s=workload.ramp_up,
-        load_s=None if model.plan.option("url") else model.opened.load_s,
-        open_loop=workload.open_loop,
-        pair=pair,
+    origin = Origin(
         subject=_subject(model),
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
+        pair=pair,
     )
+    load_s = None if model.plan.option("url") else model.opened.load_s
+    return reduce_serving([run.trace for run in runs], workload, load_s, origin)
 
 
-def _extra(runs: Sequence[Served], used: Sequence[int], result: RunResult) -> dict[str, Any]:
+def _extra(runs: Sequence[ServingRun], used: Sequence[int], result: RunResult) -> dict[str, Any]:
     return {
         "repetitions": len(runs),
         "valid": len(used),

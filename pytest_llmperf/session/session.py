@@ -6,20 +6,21 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
-from pytest_llmperf.devices.held import GIVE_WAY_S, Gpus
-from pytest_llmperf.devices.selection import GpuPool
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.gate.gate import Gate
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
+from pytest_llmperf.session.places import place_of_models
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import measure, run_once
 from pytest_llmperf.session.sampling import Goal
@@ -28,10 +29,8 @@ from pytest_llmperf.session.worker_start import start_worker
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.memory_check import OwnProcess
 from pytest_llmperf.workers.pool import Channel, Pool, worker_logs
+from pytest_llmperf.workers.this_host import ThisHost
 from pytest_llmperf.workloads import Serve
-
-if TYPE_CHECKING:
-    from pytest_llmperf.cluster.cluster import Cluster
 
 ShowProgress = Callable[[str, str, str, float | None], None]
 
@@ -59,7 +58,8 @@ class LlmperfSession:
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
         self.gpus = self._gpus()
-        self.cluster = self._cluster()
+        self.host = ThisHost(self.gpus, wait_s=settings.wait_s, log_dir=worker_logs(settings.root))
+        self.place = place_of_models(settings, self.host, self.progress)
         self.pool = self._pool()
         self.own = OwnProcess(lambda: self.gpus.held)
         self.gate = self._gate()
@@ -93,11 +93,10 @@ class LlmperfSession:
             declared,
             strategy or declared.strategy or first_option,
             self.settings,
-            gpus=lambda: self.model_gpus,
+            place=self.place,
             engine=engine,
         )
-        if self.cluster is not None:
-            self.cluster.require(plan)
+        self.place.require(plan)
         return plan
 
     def reference_plan(self, declared: Declaration) -> LoadPlan:
@@ -105,16 +104,9 @@ class LlmperfSession:
 
         It is on the test's engine, and on transformers for a server, which shows no logits.
         """
-        engine = "transformers" if declared.engine.partition(":")[0] == "server" else None
+        shows_logits = engines.engine(declared.engine).load_capabilities().logits
+        engine = None if shows_logits else "transformers"
         return self.plan(declared, self.settings.reference, engine=engine)
-
-    @property
-    def model_gpus(self) -> GpuPool:
-        """The GPUs that models may be loaded on: the cluster's if there is one, else this host's.
-
-        Raises UsageError.
-        """
-        return self.gpus.pool if self.cluster is None else self.cluster.gpus
 
     @contextmanager
     def test(self, nodeid: str, declared: Declaration) -> Iterator[list[Finding]]:
@@ -133,7 +125,7 @@ class LlmperfSession:
             return [_unmeasured(model, workload) for model in models]
         if self.no_serving and isinstance(workload, Serve):
             self.note(self.no_serving)
-            return [RunResult.unmeasured(self.no_serving, Unjudged) for _ in models]
+            return [RunResult.unmeasured(self.no_serving, UnjudgedQuantity) for _ in models]
         if self.stand_in is not None:
             return self.stand_in.measure(models, workload)
         measured = self._sample(models, workload)
@@ -157,10 +149,7 @@ class LlmperfSession:
         try:
             self.pool.keep_only(plans)
         finally:
-            if not self.pool.on_gpus or self.gpus.wanted_since_s() >= GIVE_WAY_S:
-                self.gpus.release()
-            if self.cluster is not None and not self.pool.loaded:
-                self.cluster.release()
+            self.pool.release_idle()
 
     def progress(self, phase: str, detail: str, eta_s: float | None) -> None:
         """Show what the running test is doing."""
@@ -186,8 +175,7 @@ class LlmperfSession:
                 self.gpus.release()
         finally:
             try:
-                if self.cluster is not None:
-                    self.cluster.close()
+                self.place.close()
             finally:
                 self.recorder.close()
 
@@ -248,33 +236,18 @@ class LlmperfSession:
     def _pool(self) -> Pool:
         return Pool(
             self._start_worker,
+            place=self.place,
+            host=self.host,
             timeout_s=self.settings.timeout_s,
-            wait_s=self.settings.wait_s,
             progress=self.progress,
-            gpus=self.gpus,
-            cluster=self.cluster,
-        )
-
-    def _cluster(self) -> Cluster | None:
-        if not self.settings.cluster:
-            return None
-        # Only where a cluster is named.
-        from pytest_llmperf.cluster.cluster import Cluster  # noqa: PLC0415
-
-        return Cluster(
-            self.settings.cluster,
-            gpus=self.settings.gpus,
-            wait_s=self.settings.wait_s,
-            log_dir=worker_logs(self.settings.root),
-            on_wait=lambda holder: self.progress("waiting for the cluster", holder, None),
         )
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
-        return start_worker(plan, self.settings, self.gpus, self.cluster)
+        return start_worker(plan, self.settings, self.place)
 
 
 def _unmeasured(model: Loadable, workload: Work) -> RunResult:
     """Run a workload once without measuring it; traffic is not sent at all."""
     if not isinstance(workload, Serve):
         run_once(model.load, workload)
-    return RunResult.unmeasured(DISABLED, Unjudged)
+    return RunResult.unmeasured(DISABLED, UnjudgedQuantity)

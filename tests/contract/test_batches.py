@@ -1,4 +1,7 @@
-"""Many requests at once in transformers: static batches, and its own continuous ones, against each request alone."""
+"""Many requests at once in transformers: static batches, and its own continuous ones.
+
+They are compared with each request alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from support.generating import CPU, VOCAB, loaded, tiny_llama
 
 from pytest_llmperf.core.metrics.batching import padding_share
 from pytest_llmperf.engines.outputs.inputs import Vocabulary, left_padded
-from pytest_llmperf.engines.outputs.requests import Asked, asked
+from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
 from pytest_llmperf.engines.refusals.decode import continuous
 from pytest_llmperf.engines.transformers import continuous as batching_of_transformers
 from pytest_llmperf.engines.transformers.batches import in_static_batches
@@ -23,14 +26,14 @@ from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
 WORK = Batch(requests=5, prompt_tokens=(3, 12), max_new_tokens=(2, 9), batch=2)
-REQUESTS = Asked([[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42]], (2, 7, 5, 3))
+REQUESTS = BatchRequests([[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42]], (2, 7, 5, 3))
 
 
 def session(**fields) -> TransformersModel:
     return TransformersModel(loaded(tiny_llama(), **fields))
 
 
-def alone(model, requests: Asked) -> list[list[int]]:
+def alone(model, requests: BatchRequests) -> list[list[int]]:
     """Each request by itself, without padding."""
     loop = GenerateLoop(model, loaded(model).plan, 0)
     return [
@@ -55,7 +58,7 @@ def test_static_batches_give_each_request_the_tokens_it_gets_alone():
 
 
 def test_continuous_batches_give_each_request_the_tokens_it_gets_alone():
-    """And no request waits for a longer one of its batch: the short ones end before the long one does."""
+    """No request waits for a longer one of its batch: the short ones end before the long one."""
     model = tiny_llama()
     answered = ContinuousLoop(model, 0).answer(REQUESTS)
     assert answered.tokens == alone(model, REQUESTS)
@@ -73,7 +76,7 @@ def test_the_manager_is_kept_for_equal_work_and_made_anew_for_other():
     loop = ContinuousLoop(model, 0)
     first = loop.answer(REQUESTS)
     again = loop.answer(REQUESTS)
-    other = loop.answer(Asked([[1, 2, 3] * 20], (4,)))
+    other = loop.answer(BatchRequests([[1, 2, 3] * 20], (4,)))
     assert first.tokens == again.tokens
     assert first.cache == again.cache
     assert other.cache.bytes != first.cache.bytes
@@ -111,7 +114,7 @@ def test_a_session_runs_a_batch(batching):
     assert (padding == 0) is (batching is not None)
     assert 0 <= padding < 0.9
     assert opened.describe().effective.batching == (batching or "static")
-    assert opened.read_memory(WORK, 1).memory.kv_cache > 0
+    assert opened.read_memory(WORK, 1).kv_cache > 0
     opened.read_energy(WORK, 2, 0.0)
 
 
@@ -176,7 +179,7 @@ def test_what_continuous_batching_does_not_go_with_is_refused(fields):
 
 
 def test_a_transformers_without_these_settings_is_named_before_anything_loads(monkeypatch):
-    """5.17 calls a page a block: on an H200 it failed in the first run, after everything was loaded."""
+    """5.17 calls a page a block: on an H200 it failed in the first run, with everything loaded."""
 
     @dataclass
     class Older:
@@ -195,13 +198,16 @@ def test_a_transformers_without_these_settings_is_named_before_anything_loads(mo
 def test_prompts_are_drawn_as_the_workload_says():
     """Fresh in each repetition, of equal lengths; a text without a tokenizer is an error."""
     vocabulary = Vocabulary(size=VOCAB, special=frozenset({0}), pad=0)
-    first, second = asked(WORK, 0, vocabulary, None), asked(WORK, 1, vocabulary, None)
+    first, second = (
+        batch_requests(WORK, 0, vocabulary, None),
+        batch_requests(WORK, 1, vocabulary, None),
+    )
     assert [len(row) for row in first.rows] == list(WORK.prompt_lengths)
     assert first.rows != second.rows
     assert first.positions == sum(WORK.prompt_lengths) + sum(WORK.output_lengths) - 5
-    assert asked(WORK, 0, vocabulary, None).rows == first.rows
+    assert batch_requests(WORK, 0, vocabulary, None).rows == first.rows
     with pytest.raises(UsageError, match="no tokenizer"):
-        asked(Batch(prompts=PromptSet.bundled("short-chat")), 0, vocabulary, None)
+        batch_requests(Batch(prompts=PromptSet.bundled("short-chat")), 0, vocabulary, None)
 
 
 def test_replicas_are_not_given_a_batch():

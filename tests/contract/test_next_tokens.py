@@ -1,4 +1,7 @@
-"""The likeliest next tokens of a prompt: those of a plain forward pass, from ids or from a text that is tokenised once."""
+"""The likeliest next tokens of a prompt are those of a plain forward pass.
+
+They come from ids, or from a text that is tokenised once.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def test_they_are_those_of_a_plain_forward_pass(model, session, ids):
 
 
 def test_a_text_is_tokenised_once_with_its_special_tokens(model):
-    """The ids that come back give the same answer, and the begin token is not put in front again."""
+    """The ids that come back give the same answer: the begin token is not put in front again."""
     session = TransformersModel(_with_tokenizer(model))
     top = session.top_tokens("ab", 2)
     assert top.prompt_ids == (1, 97, 98)

@@ -1,4 +1,7 @@
-"""The real model against its own float32 reference: sensible text, near in lower precision, far when damaged."""
+"""The real model against its own float32 reference.
+
+Its text is sensible, near in lower precision, and far when damaged.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""vLLM itself on a CPU, in the interpreter that LLMPERF_VLLM_PYTHON names: conformance, what is in effect, agreement."""
+"""vLLM itself on a CPU: conformance, what is in effect, agreement.
+
+It runs in the interpreter that LLMPERF_VLLM_PYTHON names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import InvalidRun, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, ReadMemory, Run
+from pytest_llmperf.wire.commands import CompareReference, Describe, MakeReference, ReadMemory, Run
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet
 
 pytestmark = [
@@ -39,7 +42,7 @@ def plan(
 
 
 def run(channel, workload, repetition=0):
-    return channel.call(Run(workload=workload, repetition=repetition), deadline_s=300)
+    return channel.call(Run(workload=workload, repetition=repetition), deadline_s=300).run
 
 
 @pytest.mark.parametrize("model", ["arch:small-llama", "smollm2-135m"])
@@ -66,7 +69,10 @@ def test_it_conforms(model, vllm_python, tmp_path):
 
 
 def test_the_real_model_agrees_with_the_transformers_baseline(open_worker, tmp_path):
-    """The same weights, the same token ids, in fp32: equal tokens, and logits that differ by rounding alone."""
+    """The same weights and token ids in fp32 give equal tokens.
+
+    Their logits differ by rounding alone.
+    """
     reference, prompts = str(tmp_path / "reference"), PromptSet(name="few", texts=TEXTS)
     made = MakeReference(prompts=prompts, new_tokens=8, batch=2, path=reference)
     with open_worker(plan(engine="transformers")) as (channel, theirs):
@@ -88,7 +94,7 @@ def test_what_is_in_effect_is_read_from_its_tensors(open_worker):
     wanted = plan("bf16")
     with open_worker(wanted) as (channel, opened):
         run(channel, SHORT)
-        found = channel.call(Describe(), deadline_s=60)
+        found = channel.call(Describe(), deadline_s=60).description
         memory = channel.call(ReadMemory(workload=SHORT, repetition=1), deadline_s=60).memory
     require_in_effect(found.effective, parse("bf16").promises(wanted), "warm")
     assert set(opened.effective.parameter_bytes_by_dtype) == {"bfloat16"}
@@ -122,21 +128,28 @@ def test_the_prefix_cache_is_off_and_on_where_it_was_asked_for(open_worker):
 
 
 def test_a_prefix_cache_that_was_to_be_off_is_an_error(vllm_python, tmp_path):
-    """Switched on behind the engine's back: by its configuration it is not in effect, by its runs it is invalid."""
+    """A prefix cache is switched on behind the engine's back.
+
+    By its configuration the plan is not in effect, by its runs it is invalid.
+    """
     code = (
         "import pytest_llmperf.engines.vllm.engine as e\n"
         "from pytest_llmperf.core.plan import LoadPlan\n"
         "from pytest_llmperf.engines.models.names import model_ref\n"
-        "from pytest_llmperf.engines.vllm import session\n"
+        "from pytest_llmperf.engines.vllm import loaded\n"
         "from pytest_llmperf.errors import InvalidRun, NotInEffect\n"
         "from pytest_llmperf.workloads import Decode\n"
         "made = e.arguments\n"
         "e.arguments = lambda *a, **k: made(*a, **k) | {'enable_prefix_caching': True}\n"
-        "plan = LoadPlan(model=model_ref('arch:small-llama'), engine='vllm', weights_dtype='float32',\n"
-        "                options=(('kv_cache_gib', 0.25), ('max_model_len', 512)))\n"
+        "plan = LoadPlan(\n"
+        "    model=model_ref('arch:small-llama'),\n"
+        "    engine='vllm',\n"
+        "    weights_dtype='float32',\n"
+        "    options=(('kv_cache_gib', 0.25), ('max_model_len', 512)),\n"
+        ")\n"
         "try:\n    e.VllmEngine().open(plan)\n"
         "except NotInEffect as error:\n    print('SEEN', error)\n"
-        "session.require_prefix_cache_as_asked = lambda loaded: None\n"
+        "loaded.require_prefix_cache_as_asked = lambda _: None\n"
         "opened = e.VllmEngine().open(plan)\n"
         "work = Decode(batch=1, prompt_tokens=256, new_tokens=2)\n"
         "opened.run(work, 0)\n"
@@ -158,7 +171,7 @@ def test_a_part_is_in_effect(strategy, open_worker):
     wanted = plan(strategy, "arch:small-llama")
     with open_worker(wanted) as (channel, _):
         ran = run(channel, SHORT)
-        found = channel.call(Describe(), deadline_s=120)
+        found = channel.call(Describe(), deadline_s=120).description
     require_in_effect(found.effective, parse(strategy).promises(wanted), "warm")
     assert (ran.trace.forwards is not None) is ("lookup" in strategy)
 
@@ -167,7 +180,10 @@ def test_a_part_is_in_effect(strategy, open_worker):
     ("part", "how"), [("w8a8", {"bits": 8, "group": 0, "inputs": True}), ("w4a16", {"bits": 4})]
 )
 def test_a_quantized_checkpoint_is_counted_layer_by_layer(part, how, open_worker, tmp_path):
-    """vLLM joins the query, key and value layers, and gate and up: four layers a block, and the head is left out."""
+    """vLLM joins the query, key and value layers, and gate and up.
+
+    So there are four layers a block, and the head is left out.
+    """
     from support.quantizing import save_quantized
 
     folder = save_quantized(tmp_path / part, "arch:small-llama", **how)

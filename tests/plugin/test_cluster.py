@@ -83,8 +83,8 @@ def test_ranks_on_two_hosts_are_measured_and_what_fails_there_is_named(hosts, py
             rf".*worker rank 1 of 2 \({host}\) hung in Run.*within its deadline of 2 s.*",
             r".*--- stacks of rank 1 ---.*",
             (
-                r".*has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' "
-                r"lends 2 CPUs \(host0 \(127.0.0.1\): 1 CPU.*"
+                r".*has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs "
+                r"\(host0 \(127.0.0.1\): 1 CPU.*"
             ),
         ],
     )
@@ -190,7 +190,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_kill_9_of_pytest_leaves_no_rank(hosts, pytester):
-    """Neither those that hang nor what they started: they end with the connection to it."""
+    """Neither those that hang nor what they started: they end with the cluster's connection."""
     hosts([2, 0])
     pytester.makepyfile(
         test_it=TESTS.replace("fault={kind}@run:rank1", "fault=child@open,fault={kind}@run")

@@ -1,4 +1,7 @@
-"""Tests that need GPUs, with a made-up inventory: which run, what they hold alone and together."""
+"""Tests that need GPUs, with a made-up inventory.
+
+Which run, what they hold, and what they hold together.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,8 @@ def test_any_test_holds_the_gpus_that_its_marker_names(pytester, run):
         [
             "llmperf: SIMULATED GPUs (2x141GB:NVIDIA H200:9.0); no model can be loaded on them",
             (
-                "SKIPPED * llmperf-gpus: needs 2 GPUs with name 'A100', the pool has "
-                "2, of which 0 would do (2 of another name) *"
+                "SKIPPED * llmperf-gpus: needs 2 GPUs with name 'A100', the pool has 2, "
+                "of which 0 would do (2 of another name) *"
             ),
         ],
     )
@@ -120,8 +123,8 @@ def test_a_models_worker_is_given_a_leased_gpu_and_the_record_says_which(project
     The test with two models of one plan each holds one GPU.
     """
     project(
-        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\n"
-        "def test_b(llm): llm.run(WORK)\n"
+        "def test_a(llm): llm.run(WORK)\n"
+        "@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
     )
     run("--llmperf-gpus=1,", "--llmperf-json=out.jsonl", "-rs").assert_outcomes(passed=1, skipped=1)
     (row,) = lines()
@@ -139,8 +142,8 @@ def test_on_the_cpu_a_test_that_needs_gpus_is_skipped(project, run):
     result.stdout.fnmatch_lines(
         [
             (
-                "*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or "
-                "device='cpu' keeps its models on the CPU*"
+                "*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' "
+                "keeps its models on the CPU*"
             )
         ],
     )
@@ -231,8 +234,8 @@ def test_a_foreign_process_on_the_gpu_makes_the_run_invalid(project, run, machin
     result.stdout.fnmatch_lines(
         [
             (
-                f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 "
-                f"GB): not of this session*within 1 s*"
+                f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 GB): "
+                "not of this session*within 1 s*"
             )
         ]
     )
@@ -251,8 +254,8 @@ def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_nex
         "import json, os\n"
         "def test_a(llm):\n"
         "    llm.run(WORK)\n"
-        "    open(os.environ['LLMPERF_SIMULATED_USAGE'], 'w').write(json.dumps({'GPU-simulated-0': "
-        "{'4194305': 5 * 10**9}}))\n"
+        "    usage = json.dumps({'GPU-simulated-0': {'4194305': 5 * 10**9}})\n"
+        "    open(os.environ['LLMPERF_SIMULATED_USAGE'], 'w').write(usage)\n"
         "@pytest.mark.parametrize('llm', ['bf16'], indirect=True)\n"
         "def test_b(llm): llm.run(WORK)\n",
     )
@@ -272,8 +275,8 @@ def test_the_plan_says_what_would_run_where_and_for_how_long(project, run, pytes
     Nothing is loaded, no history is made, and later it has the minutes of the last run.
     """
     project(
-        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\n"
-        "def test_b(llm): llm.run(WORK)\n"
+        "def test_a(llm): llm.run(WORK)\n"
+        "@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
     )
     pytester.makepyfile(test_plain=PLAIN)
     result = run("--llmperf-plan-json=plan.json")

@@ -6,6 +6,7 @@ Nothing of peft is needed to tell.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -42,18 +43,13 @@ class AdapterFile:
         Raises LoadError for files that are not what they should be.
         """
         config = read_json(folder / CONFIG)
-        if (found := config.get("peft_type")) != "LORA":
+        adapter_type = config.get("peft_type")
+        if adapter_type != "LORA":
             raise LoadError(
-                f"adapter {folder.name!r}: {folder / CONFIG} is of type {found!r}, 'LORA' is needed."
+                f"adapter {folder.name!r}: {folder / CONFIG} is of type {adapter_type!r}, "
+                "'LORA' is needed."
             )
-        try:
-            with safe_open(folder / WEIGHTS, framework="pt") as stored:
-                # Not a dict.
-                shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise LoadError(
-                f"adapter {folder.name!r}: {folder / WEIGHTS} cannot be read: {error}. Save it again."
-            ) from error
+        shapes = _shapes(folder)
         return cls(str(folder), config, shapes, hash_files([folder / CONFIG, folder / WEIGHTS]))
 
     @property
@@ -74,51 +70,91 @@ class AdapterFile:
     @property
     def ranks(self) -> frozenset[int]:
         """The ranks its configuration allows."""
-        return frozenset(
-            {
-                int(self.config.get("r", 0)),
-                *map(int, (self.config.get("rank_pattern") or {}).values()),
-            }
-        )
+        own = (self.config.get("rank_pattern") or {}).values()
+        return frozenset(map(int, (self.config.get("r", 0), *own)))
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of an adapter's tensors."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as stored:
+            keys = stored.keys()
+            return {key: tuple(stored.get_slice(key).get_shape()) for key in keys}
+    except (OSError, SafetensorError) as error:
+        raise LoadError(
+            f"adapter {folder.name!r}: {folder / WEIGHTS} cannot be read: {error}. Save it again."
+        ) from error
 
 
 def require_fits(file: AdapterFile, model: nn.Module, plan: LoadPlan) -> None:
-    """Raise LoadError if the adapter is of another model, or its tensors are not of the model's shapes or of its own rank."""
+    """Raise LoadError if the adapter is of another model, or its tensors do not fit.
+
+    They have to be of the model's shapes and of the adapter's own rank.
+    """
     about = (
         f"adapter {file.name!r} ({file.folder}, made for {file.base or 'a model it does not name'})"
     )
     does_not_fit = f"{about} does not fit model {plan.model.name!r}"
     if not _same_base(file.base, model, plan) and plan.option("adapter_base") != "any":
         raise LoadError(
-            f"{does_not_fit}: it names another base model. Take the adapter of this one, or, if both names mean the same "
-            "weights, say options={'adapter_base': 'any'} in the marker.",
+            f"{does_not_fit}: it names another base model. Take the adapter of this one, or, "
+            "if both names mean the same weights, say options={'adapter_base': 'any'} "
+            "in the marker.",
         )
-    for key, shape in file.shapes.items():
-        match = _KEY.fullmatch(key)
-        reason = _misfit(match["module"], match["side"], shape, model) if match else None
+    for matrix in _matrices(file):
+        reason = _misfit(matrix, model)
         if reason is not None:
             raise LoadError(f"{does_not_fit}: {reason}. Take an adapter of this model.")
-        rank = shape[0 if match["side"] == "A" else 1] if match else None
-        if rank is not None and rank not in file.ranks:
-            ranks = " or ".join(map(str, sorted(file.ranks)))
-            raise LoadError(
-                f"{about}: its configuration says rank {ranks}, tensor {key} has rank {rank}. Its files are not of one "
-                "adapter: save it again.",
-            )
+        if matrix.rank not in file.ranks:
+            raise LoadError(f"{about}: {_wrong_rank(matrix, file)}")
 
 
-def _misfit(name: str, side: str, shape: tuple[int, ...], model: nn.Module) -> str | None:
-    try:
-        layer: Any = model.get_submodule(name)
-    except AttributeError:
-        return f"it changes {name}, which {type(model).__name__} does not have"
-    ours = getattr(layer, "in_features" if side == "A" else "out_features", None)
-    theirs = shape[1 if side == "A" else 0]
-    what = "inputs" if side == "A" else "outputs"
+@dataclass(frozen=True)
+class _Matrix:
+    """One matrix of an adapter: A maps a layer's inputs to the rank, B the rank to its outputs."""
+
+    key: str
+    module: str
+    side: str
+    shape: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return self.shape[0 if self.side == "A" else 1]
+
+    @property
+    def width(self) -> int:
+        return self.shape[1 if self.side == "A" else 0]
+
+
+def _matrices(file: AdapterFile) -> Iterator[_Matrix]:
+    for key, shape in file.shapes.items():
+        match = _KEY.fullmatch(key)
+        if match is not None:
+            yield _Matrix(key, match["module"], match["side"], shape)
+
+
+def _wrong_rank(matrix: _Matrix, file: AdapterFile) -> str:
+    ranks = " or ".join(map(str, sorted(file.ranks)))
     return (
-        None
-        if ours in (None, theirs)
-        else f"{name} has {ours} {what}, the adapter's lora_{side} has {theirs}"
+        f"its configuration says rank {ranks}, tensor {matrix.key} has rank {matrix.rank}. "
+        "Its files are not of one adapter: save it again."
+    )
+
+
+def _misfit(matrix: _Matrix, model: nn.Module) -> str | None:
+    """Return why a matrix of an adapter does not fit the layer it changes, or None."""
+    try:
+        layer: Any = model.get_submodule(matrix.module)
+    except AttributeError:
+        return f"it changes {matrix.module}, which {type(model).__name__} does not have"
+    dimension = "inputs" if matrix.side == "A" else "outputs"
+    layer_width = getattr(layer, "in_features" if matrix.side == "A" else "out_features", None)
+    if layer_width in (None, matrix.width):
+        return None
+    return (
+        f"{matrix.module} has {layer_width} {dimension}, "
+        f"the adapter's lora_{matrix.side} has {matrix.width}"
     )
 
 
@@ -127,10 +163,10 @@ def _same_base(declared: str, model: Any, plan: LoadPlan) -> bool:
 
     A path means its last part: it is another machine's.
     """
-    ours = {plan.model.name, plan.model.location, str(getattr(model.config, "_name_or_path", ""))}
-    if not declared or declared in ours:
+    names = {plan.model.name, plan.model.location, str(getattr(model.config, "_name_or_path", ""))}
+    if not declared or declared in names:
         return True
-    name = PurePath(declared).name.lower()
-    ends = {PurePath(our).name.lower() for our in ours if our}
-    versioned = plan.model.kind == "builtin" and name.startswith(f"{plan.model.name}-")
-    return name in ends or versioned
+    last_part = PurePath(declared).name.lower()
+    if last_part in {PurePath(name).name.lower() for name in names if name}:
+        return True
+    return plan.model.kind == "builtin" and last_part.startswith(f"{plan.model.name}-")

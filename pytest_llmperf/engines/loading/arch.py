@@ -1,7 +1,9 @@
-"""Architectures with seeded random weights, made straight on the device in the wanted dtype."""
+"""Architectures with seeded random weights, made straight on the device in the plan's dtype."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +38,7 @@ def build(
     converter: Converter | None = None,
     home: torch.device | None = None,
 ) -> PreTrainedModel:
-    """`name` of ARCHITECTURES with random weights.
+    """Return `name` of ARCHITECTURES with random weights.
 
     Weights are drawn in float32 one module at a time and then rounded to `dtype`, so that models of
     one seed and one kind of device are the same model in every dtype, and no copy of the whole ever
@@ -47,10 +49,10 @@ def build(
     model = on_meta(config_of(name), dtype, attention)
     if converter is not None:
         converter.prepare(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
-        # A list of modules would keep those that were replaced.
-        for path in [path for path, _ in model.named_modules()]:
+    # A list of modules would keep those that were replaced.
+    paths = [path for path, _ in model.named_modules()]
+    with _seeded(device, seed), torch.no_grad():
+        for path in paths:
             materialise(model, model.get_submodule(path), path, device)
             if home is not None:
                 move(model.get_submodule(path), home)
@@ -60,8 +62,19 @@ def build(
     return model
 
 
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators inside of the block, and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def content_hash(name: str, device: torch.device, seed: int) -> str:
-    """What decides the weights of `build`: the generator differs between kinds of device, the dtype only rounds."""
+    """Return a hash of what decides the weights of `build`.
+
+    The generator differs between kinds of device; the dtype only rounds.
+    """
     row = ARCHITECTURES[name]
     return hash_value(
         {
@@ -75,13 +88,13 @@ def content_hash(name: str, device: torch.device, seed: int) -> str:
 
 
 def config_of(name: str) -> PreTrainedConfig:
-    """The config of a name of ARCHITECTURES."""
+    """Return the config of a name of ARCHITECTURES."""
     row = ARCHITECTURES[name]
     return AutoConfig.for_model(row.model_type, **row.config)
 
 
 def on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
-    """The model of a config on the meta device: shapes without values."""
+    """Return the model of a config on the meta device: shapes without values."""
     chosen = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
         model: PreTrainedModel = _AUTO.from_config(config, dtype=dtype, **chosen)
@@ -91,29 +104,21 @@ def on_meta(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None)
 def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: torch.device) -> None:
     """Give the module's own parameters and buffers storage and values.
 
-    Raise LoadError if a value was left unset.
+    Raises LoadError if a value was left unset.
     """
-    wanted = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        module.register_parameter(
-            name, nn.Parameter(_unset(parameter, torch.float32, device), requires_grad=False)
-        )
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        setattr(module, name, _unset(buffer, buffer.dtype, device))
+    dtypes = {name: p.dtype for name, p in module.named_parameters(recurse=False)}
+    _allocate(module, device)
     # Transformers' own rules: norms 1, biases 0, rotary tables recomputed.
     initialise: Any = model._init_weights  # noqa: SLF001
     initialise(module)
-    for name, tensor in [
-        *module.named_parameters(recurse=False),
-        *module.named_buffers(recurse=False),
-    ]:
+    for name, tensor in _own_tensors(module):
         if not _is_set(tensor):
             raise LoadError(
-                f"architecture {model.config.model_type!r}: transformers gives {path}.{name} no initial value."
+                f"architecture {model.config.model_type!r}: "
+                f"transformers gives {path}.{name} no initial value."
             )
-    for name, dtype in wanted.items():
-        rounded = module.get_parameter(name).to(dtype)
-        module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
+    for name, dtype in dtypes.items():
+        _set_parameter(module, name, module.get_parameter(name).to(dtype))
 
 
 def move(module: nn.Module, device: torch.device) -> None:
@@ -122,16 +127,36 @@ def move(module: nn.Module, device: torch.device) -> None:
     On `meta` they have no values any more.
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
-        module.register_parameter(name, nn.Parameter(parameter.to(device), requires_grad=False))
+        _set_parameter(module, name, parameter.to(device))
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, buffer.to(device))
 
 
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return the parameters and buffers of a module itself by their names."""
+    parameters = module.named_parameters(recurse=False)
+    return [*parameters, *module.named_buffers(recurse=False)]
+
+
+def _allocate(module: nn.Module, device: torch.device) -> None:
+    """Give the module's own tensors unset storage; parameters are float32."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        _set_parameter(module, name, _unset(parameter, torch.float32, device))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, _unset(buffer, buffer.dtype, device))
+
+
+def _set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
 def _unset(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Storage filled with NaN, or with -1 for integers: values that no initialisation leaves."""
-    return torch.full(
-        like.shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device
-    )
+    """Return storage filled with NaN, or with -1 for integers.
+
+    No initialisation leaves these values.
+    """
+    value = torch.nan if dtype.is_floating_point else -1
+    return torch.full(like.shape, value, dtype=dtype, device=device)
 
 
 def _is_set(tensor: torch.Tensor) -> bool:

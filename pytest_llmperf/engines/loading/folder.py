@@ -1,10 +1,14 @@
-"""The folder that an engine of its own reads a model from: a checkpoint's, a built-in model converted once, or an architecture written out."""
+"""The folder that an engine of its own reads a model from.
+
+It is a checkpoint's, that of a built-in model converted once, or an architecture written out.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,13 +37,14 @@ Larger ones get vLLM's own random weights, made on the device: nothing but speed
 of them.
 """
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
-class Source:
+class ModelFolder:
     """Where a model is, and what it is.
 
-    `dtype` is torch's name of the dtype it is stored in; `dummy`: no weights lie there.
-
+    `dtype` is torch's name of the dtype it is stored in; with `dummy` no weights lie there.
     `packed` says how a quantized checkpoint stores its layers.
     """
 
@@ -51,25 +56,41 @@ class Source:
     packed: Packed | None = None
 
 
-def source_of(plan: LoadPlan) -> Source:
-    """The plan's model as a folder. Raises LoadError for one that cannot be read or made."""
+def model_folder(plan: LoadPlan) -> ModelFolder:
+    """Return the plan's model as a folder.
+
+    Raises LoadError for one that cannot be read or made.
+    """
     path = scheme_of(plan.quantization).path if plan.quantization is not None else ""
-    if plan.model.kind == "arch" and not path:
+    if path:
+        return _quantized_folder(plan, Path(path))
+    if plan.model.kind == "arch":
         return architecture_folder(plan)
     with load_errors(plan, plan.model.name):
-        plain = Path(path) if plan.model.kind == "arch" else local_folder(plan)
-        tokenizer = tokenizer_of(plan, plain)
-        folder = Path(path) if path else plain
-        stored = stored_dtype(folder, read_json(folder / "config.json"))
-        files = weight_files(folder) or sorted(folder.glob("*.bin"))
-        content = hash_files([folder / "config.json", *files])
-    return Source(
-        folder, content, stored, tokenizer, packed=_packed(plan, folder) if path else None
-    )
+        folder = local_folder(plan)
+        return _checkpoint(folder, tokenizer_of(plan, folder))
+
+
+def _quantized_folder(plan: LoadPlan, folder: Path) -> ModelFolder:
+    """Return a quantized checkpoint with the tokenizer of the plain model.
+
+    An architecture has none; that of the checkpoint is taken.
+    """
+    with load_errors(plan, plan.model.name):
+        plain = folder if plan.model.kind == "arch" else local_folder(plan)
+        checkpoint = _checkpoint(folder, tokenizer_of(plan, plain))
+    return replace(checkpoint, packed=_packed(plan, folder))
+
+
+def _checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> ModelFolder:
+    config_file = folder / "config.json"
+    dtype = stored_dtype(folder, read_json(config_file))
+    files = weight_files(folder) or sorted(folder.glob("*.bin"))
+    return ModelFolder(folder, hash_files([config_file, *files]), dtype, tokenizer)
 
 
 def _packed(plan: LoadPlan, folder: Path) -> Packed:
-    """How a quantized checkpoint stores its layers.
+    """Return how a quantized checkpoint stores its layers.
 
     Raises LoadError for another format, or files that disagree with it.
     """
@@ -80,55 +101,66 @@ def _packed(plan: LoadPlan, folder: Path) -> Packed:
     return packed
 
 
-def architecture_folder(plan: LoadPlan) -> Source:
-    """The folder of an `arch:` model: with the weights that every engine gives it, or its config alone, where it is large."""
-    name, dtype = plan.model.location, ARCHITECTURES[plan.model.location].dtype
+def architecture_folder(plan: LoadPlan) -> ModelFolder:
+    """Return the folder of an `arch:` model with the weights that every engine gives it.
+
+    A large one has its config alone.
+    """
+    name, seed = plan.model.location, plan.seed
+    dtype = ARCHITECTURES[name].dtype
     size = predicted_weights_bytes(plan.model, dtype) or 0
-    folder = cache_dir() / "models" / f"arch-{name}-{plan.seed}"
-    if size <= WRITTEN_BYTES:
-        content = arch.content_hash(name, torch.device("cpu"), plan.seed)
-        return Source(_made(folder, plan, weights=True), content, dtype, None)
-    content = hash_value(
+    if size > WRITTEN_BYTES:
+        return _config_folder(name, seed, dtype)
+    folder = cache_dir() / "models" / f"arch-{name}-{seed}"
+    _write_once(folder, lambda scratch: _save_weights(scratch, name, seed))
+    return ModelFolder(folder, arch.content_hash(name, _CPU, seed), dtype, None)
+
+
+def _config_folder(name: str, seed: int, dtype: str) -> ModelFolder:
+    """Return the folder of an architecture without weights."""
+    folder = cache_dir() / "models" / f"arch-{name}-{seed}-config"
+    _write_once(folder, lambda scratch: _save_config(scratch, name))
+    return ModelFolder(folder, _config_hash(name, seed), dtype, None, dummy=True)
+
+
+def _config_hash(name: str, seed: int) -> str:
+    return hash_value(
         {
             "architecture": ARCHITECTURES[name].config,
-            "seed": plan.seed,
+            "seed": seed,
             "weights": "vLLM's dummy weights",
         }
     )
-    return Source(
-        _made(folder.with_name(f"{folder.name}-config"), plan, weights=False),
-        content,
-        dtype,
-        None,
-        dummy=True,
-    )
 
 
-def _made(folder: Path, plan: LoadPlan, *, weights: bool) -> Path:
-    """Write the folder in one step, once. Safe among processes."""
+def _write_once(folder: Path, save: Callable[[Path], None]) -> None:
+    """Write the folder in one step, unless it is there. Safe among processes."""
     if folder.is_dir():
-        return folder
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            _write(folder, plan, weights=weights)
-    return folder
+            _write(folder, save)
 
 
-def _write(folder: Path, plan: LoadPlan, *, weights: bool) -> None:
-    name = plan.model.location
+def _write(folder: Path, save: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        dtype = getattr(torch, ARCHITECTURES[name].dtype)
-        if weights:
-            arch.build(
-                name, dtype=dtype, device=torch.device("cpu"), seed=plan.seed, attention=None
-            ).save_pretrained(scratch)
-        else:
-            config = arch.config_of(name)
-            config.architectures = [type(arch.on_meta(config, dtype, None)).__name__]
-            config.dtype = dtype
-            config.save_pretrained(scratch)
+        save(scratch)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _save_weights(folder: Path, name: str, seed: int) -> None:
+    dtype = getattr(torch, ARCHITECTURES[name].dtype)
+    model = arch.build(name, dtype=dtype, device=_CPU, seed=seed, attention=None)
+    model.save_pretrained(folder)
+
+
+def _save_config(folder: Path, name: str) -> None:
+    dtype = getattr(torch, ARCHITECTURES[name].dtype)
+    config = arch.config_of(name)
+    config.architectures = [type(arch.on_meta(config, dtype, None)).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)

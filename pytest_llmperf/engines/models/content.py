@@ -16,39 +16,41 @@ _CHUNK_BYTES = 1 << 22
 
 
 def cache_dir() -> Path:
-    """`$LLMPERF_CACHE`, or the user's cache folder for this plugin. Not created here."""
+    """Return `$LLMPERF_CACHE`, or the user's cache folder for this plugin. Not created here."""
     if configured := os.environ.get("LLMPERF_CACHE"):
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of `files`, whatever folder they lie in."""
-    named = sorted((file.name, file_sha256(file)) for file in files)
-    return hash_value(dict(named))
+    """Return the SHA-256 over the names and contents of `files`, whatever folder they lie in."""
+    hashes = sorted((file.name, file_sha256(file)) for file in files)
+    return hash_value(dict(hashes))
 
 
 def hash_value(value: Mapping[str, object]) -> str:
-    """SHA-256 of a JSON value in canonical form."""
+    """Return the SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's content.
+    """Return the SHA-256 of a file's content.
 
     Kept in the cache by path, size and time of change: weights are read once.
     """
-    stat = file.stat()
-    key = hash_value(
-        {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    )
-    entry = cache_dir() / "hashes" / key
+    entry = _cache_entry(file)
     try:
         return entry.read_text()
     except OSError:
         digest = _digest(file)
-    _keep(entry, digest)
+    _write_entry(entry, digest)
     return digest
+
+
+def _cache_entry(file: Path) -> Path:
+    stat = file.stat()
+    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return cache_dir() / "hashes" / hash_value(key)
 
 
 def _digest(file: Path) -> str:
@@ -59,7 +61,7 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _keep(entry: Path, text: str) -> None:
+def _write_entry(entry: Path, text: str) -> None:
     """Write the entry whole or not at all. A cache that cannot be written only costs time."""
     part = entry.with_suffix(f".{os.getpid()}")
     try:

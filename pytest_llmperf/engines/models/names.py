@@ -1,7 +1,11 @@
-"""Names of models: what a name means, the tables of built-in and architecture-only models, and their size. Nothing heavy."""
+"""Names of models: what a name means, the models that have names here, and their size.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -31,7 +35,10 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A published shape: transformers' `model_type`, the keywords of its config, and the dtype its checkpoint is published in."""
+    """A published shape: transformers' `model_type` and the keywords of its config.
+
+    `dtype` is the one that its checkpoint is published in.
+    """
 
     model_type: str
     dtype: str
@@ -148,8 +155,8 @@ BUILTIN: dict[str, Builtin] = {
 }
 
 _KINDS_OF_NAMES = (
-    "A model is a built-in name, 'arch:NAME' (random weights), a folder with a config.json, a .gguf file, 'pkg.mod:build', "
-    "or a Hugging Face id like 'org/name'."
+    "A model is a built-in name, 'arch:NAME' (random weights), a folder with a config.json, "
+    "a .gguf file, 'pkg.mod:build', or a Hugging Face id like 'org/name'."
 )
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -158,9 +165,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def model_ref(
     name: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> ModelRef:
-    """What `name` means. Looks at the file system for folders and files, never at the network.
+    """Return what `name` means.
 
-    Raises UsageError.
+    Looks at the file system for folders and files, never at the network. Raises UsageError.
     """
     kind, location = _classify(name)
     return ModelRef(
@@ -172,67 +179,11 @@ def model_ref(
     )
 
 
-def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
-    """Bytes of the parameters in `dtype` ("auto": the checkpoint's) where that follows from name or files, else None."""
-    known = _architecture(model)
-    if known is not None:
-        return parameter_count(known) * DTYPE_BYTES[known.dtype if dtype == "auto" else dtype]
-    if model.kind != "folder":
-        return None
-    elements = folder_elements(Path(model.location))
-    if dtype != "auto":
-        return sum(elements.values()) * DTYPE_BYTES[dtype] or None
-    return sum(count * DTYPE_BYTES.get(stored, 1) for stored, count in elements.items()) or None
-
-
-def predict(plan: LoadPlan) -> int | None:
-    """Least bytes that loading `plan` takes on its devices together (the weights alone), or None if that cannot be told."""
-    plain = predicted_weights_bytes(plan.model, plan.weights_dtype)
-    if plan.quantization is None:
-        return plain
-    scheme = scheme_of(plan.quantization)
-    if scheme.path:
-        return checkpoint_bytes(Path(scheme.path)) or None
-    shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
-    return (
-        quantized_bytes(plain, dtype, shapes, scheme, plan.device)
-        if plain and shapes and dtype
-        else None
-    )
-
-
-def computed_dtype(plan: LoadPlan) -> str | None:
-    """The dtype of what is not quantized: asked for, or that of the checkpoint.
-
-    None where that cannot be told beforehand.
-    """
-    known = _architecture(plan.model)
-    if plan.weights_dtype != "auto":
-        return plan.weights_dtype
-    if known is not None:
-        return known.dtype
-    if plan.model.kind != "folder":
-        return None
-    floating = {
-        dtype: n
-        for dtype, n in folder_elements(Path(plan.model.location)).items()
-        if dtype in DTYPE_BYTES
-    }
-    return max(floating, key=lambda dtype: floating[dtype], default=None)
-
-
-def _linear_shapes(model: ModelRef) -> Shapes:
-    known = _architecture(model)
-    if known is not None:
-        return linear_shapes(known.model_type, known.config)
-    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
-
-
-def parameter_count(architecture: Architecture) -> int:
-    """Parameters of a llama or falcon of these dimensions, tied ones once."""
-    return {"llama": _llama_parameters, "falcon": _falcon_parameters}[architecture.model_type](
-        architecture.config
-    )
+def published_architecture(model: ModelRef) -> Architecture | None:
+    """Return the architecture of a model that is in a table here, else None."""
+    if model.kind == "arch":
+        return ARCHITECTURES[model.location]
+    return BUILTIN[model.location].architecture if model.kind == "builtin" else None
 
 
 def _classify(name: str) -> tuple[ModelKind, str]:
@@ -243,9 +194,12 @@ def _classify(name: str) -> tuple[ModelKind, str]:
         return "scripted", rest
     if prefix == "arch":
         return "arch", _known_architecture(rest)
-    # Pathlib's raises for a user that does not exist.
+    return _classify_path_or_id(name)
+
+
+def _classify_path_or_id(name: str) -> tuple[ModelKind, str]:
+    # pathlib's expanduser raises for a user that does not exist, its exists for a long name.
     path = Path(os.path.expanduser(name))  # noqa: PTH111
-    # Pathlib's raises for a name that is too long.
     if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
@@ -257,7 +211,8 @@ def _known_architecture(name: str) -> str:
     if name not in ARCHITECTURES:
         near = did_you_mean(name, ARCHITECTURES)
         raise UsageError(
-            f"model 'arch:{name}': architecture {name!r} is not known.{near} Architectures: {', '.join(ARCHITECTURES)}.",
+            f"model 'arch:{name}': architecture {name!r} is not known.{near} "
+            f"Architectures: {', '.join(ARCHITECTURES)}.",
         )
     return name
 
@@ -275,52 +230,129 @@ def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
         return "gguf", str(path.absolute())
     if (path / "config.json").is_file():
         return "folder", str(path.absolute())
-    what = (
-        "a folder without a config.json" if path.is_dir() else "neither a folder nor a .gguf file"
+    raise UsageError(
+        f"model {name!r}: {path.absolute()} is {_kind_of_path(path)}. {_KINDS_OF_NAMES}"
     )
-    raise UsageError(f"model {name!r}: {path.absolute()} is {what}. {_KINDS_OF_NAMES}")
+
+
+def _kind_of_path(path: Path) -> str:
+    if path.is_dir():
+        return "a folder without a config.json"
+    return "neither a folder nor a .gguf file"
 
 
 def _hub_id(name: str) -> str:
-    """`name`, unless it cannot be a hub id or is all but the name of a model we have."""
-    ours = {**{bare: bare for bare in BUILTIN}, **{bare: f"arch:{bare}" for bare in ARCHITECTURES}}
-    near = did_you_mean(name.lower(), ours)
-    suggested = next((full for bare, full in ours.items() if repr(bare) in near), "")
-    if _HUB_ID.fullmatch(name) and ("/" in name or not suggested):
+    """Return `name`, unless it cannot be a hub id or is all but the name of a model we have."""
+    suggestion = _suggestion(name)
+    if _HUB_ID.fullmatch(name) and ("/" in name or not suggestion):
         return name
-    hint = f" Did you mean {suggested!r}?" if suggested else ""
-    raise UsageError(
-        f"model {name!r} is not known.{hint} Models: {', '.join(ours.values())}. {_KINDS_OF_NAMES}"
-    )
+    hint = f" Did you mean {suggestion!r}?" if suggestion else ""
+    models = ", ".join(_full_names().values())
+    raise UsageError(f"model {name!r} is not known.{hint} Models: {models}. {_KINDS_OF_NAMES}")
 
 
-def _architecture(model: ModelRef) -> Architecture | None:
-    if model.kind == "arch":
-        return ARCHITECTURES[model.location]
-    return BUILTIN[model.location].architecture if model.kind == "builtin" else None
+def _full_names() -> dict[str, str]:
+    """Return each name of a table as it stands there -> as it is written for a model."""
+    return {name: name for name in BUILTIN} | {name: f"arch:{name}" for name in ARCHITECTURES}
 
 
-def _llama_parameters(config: dict[str, int | float | bool]) -> int:
-    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
-    kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
-    layer = (
-        2 * hidden * hidden
-        + 2 * hidden * kv
-        + 3 * hidden * int(config["intermediate_size"])
-        + 2 * hidden
-    )
-    embeddings = vocab * hidden * (1 if config["tie_word_embeddings"] else 2)
-    return int(config["num_hidden_layers"]) * layer + embeddings + hidden
+def _suggestion(name: str) -> str:
+    """Return the full name of the model here that `name` is close to; empty without one."""
+    full_names = _full_names()
+    near = did_you_mean(name.lower(), full_names)
+    return next((full for bare, full in full_names.items() if repr(bare) in near), "")
 
 
-def _falcon_parameters(config: dict[str, int | float | bool]) -> int:
-    """Falcon with tied embeddings, no biases, MLP of four times the hidden size."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads, norms = (
-        (int(config["num_kv_heads"]), 2) if config["new_decoder_architecture"] else (1, 1)
-    )
-    qkv = hidden * (heads + 2 * kv_heads) * (hidden // heads)
-    layer = qkv + hidden * hidden + 8 * hidden * hidden + norms * 2 * hidden
-    return (
-        int(config["num_hidden_layers"]) * layer + int(config["vocab_size"]) * hidden + 2 * hidden
-    )
+def predict(plan: LoadPlan) -> int | None:
+    """Return the least bytes that loading `plan` takes on its devices together.
+
+    These are the weights alone; None if that cannot be told.
+    """
+    plain_bytes = predicted_weights_bytes(plan.model, plan.weights_dtype)
+    if plan.quantization is None:
+        return plain_bytes
+    scheme = scheme_of(plan.quantization)
+    if scheme.path:
+        return checkpoint_bytes(Path(scheme.path)) or None
+    shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
+    if not (plain_bytes and shapes and dtype):
+        return None
+    return quantized_bytes(plain_bytes, dtype, shapes, scheme, plan.device_kind)
+
+
+def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
+    """Return the bytes of the parameters in `dtype` ("auto": the checkpoint's).
+
+    None where that follows neither from the name nor from files.
+    """
+    architecture = published_architecture(model)
+    if architecture is not None:
+        stored_dtype = architecture.dtype if dtype == "auto" else dtype
+        return parameter_count(architecture) * DTYPE_BYTES[stored_dtype]
+    if model.kind != "folder":
+        return None
+    return _folder_bytes(Path(model.location), dtype) or None
+
+
+def _folder_bytes(folder: Path, dtype: str) -> int:
+    elements = folder_elements(folder)
+    if dtype != "auto":
+        return sum(elements.values()) * DTYPE_BYTES[dtype]
+    return sum(count * DTYPE_BYTES.get(stored, 1) for stored, count in elements.items())
+
+
+def computed_dtype(plan: LoadPlan) -> str | None:
+    """Return the dtype of what is not quantized: asked for, or that of the checkpoint.
+
+    None where that cannot be told beforehand.
+    """
+    if plan.weights_dtype != "auto":
+        return plan.weights_dtype
+    architecture = published_architecture(plan.model)
+    if architecture is not None:
+        return architecture.dtype
+    return _folder_dtype(Path(plan.model.location)) if plan.model.kind == "folder" else None
+
+
+def _folder_dtype(folder: Path) -> str | None:
+    """Return the floating dtype of most elements of a checkpoint."""
+    elements = folder_elements(folder)
+    floating = [dtype for dtype in elements if dtype in DTYPE_BYTES]
+    return max(floating, key=lambda dtype: elements[dtype], default=None)
+
+
+def _linear_shapes(model: ModelRef) -> Shapes:
+    architecture = published_architecture(model)
+    if architecture is not None:
+        return linear_shapes(architecture.model_type, architecture.config)
+    return folder_linear_shapes(Path(model.location)) if model.kind == "folder" else []
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Return the parameters of a llama or falcon of these dimensions, tied ones once.
+
+    Falcons have tied embeddings and no biases.
+    """
+    config = architecture.config
+    linear = sum(math.prod(shape) for shape in linear_shapes(architecture.model_type, config))
+    hidden = int(config["hidden_size"])
+    vectors = _norm_vectors(config) + _embedding_rows(config)
+    return linear + hidden * vectors
+
+
+def _norm_vectors(config: dict[str, int | float | bool]) -> int:
+    """Count the vectors of the hidden size that a model's norms hold.
+
+    A llama has two norms of one vector in each layer and one at the end. A falcon's have two
+    vectors each; its layers have two norms in the newer architecture, else one.
+    """
+    layers = int(config["num_hidden_layers"])
+    if "new_decoder_architecture" not in config:
+        return 2 * layers + 1
+    return 2 * ((2 if config["new_decoder_architecture"] else 1) * layers + 1)
+
+
+def _embedding_rows(config: dict[str, int | float | bool]) -> int:
+    """Count the rows of the input table, and of the output head where it is not the same."""
+    tables = 1 if config.get("tie_word_embeddings", True) else 2
+    return tables * int(config["vocab_size"])

@@ -1,7 +1,11 @@
-"""Quantized checkpoints in a folder: what their config.json says, told before anything heavy is imported."""
+"""Quantized checkpoints in a folder: what their config.json says, without being loaded.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +14,24 @@ from pytest_llmperf.engines.models.safetensors_header import folder_tensors, rea
 from pytest_llmperf.errors import LoadError
 
 _UNREADABLE = (
-    "this engine reads the compressed-tensors format, which llmcompressor's GPTQ, AWQ and round-to-nearest write. "
-    "No loader for the other format is at hand: "
+    "this engine reads the compressed-tensors format, which llmcompressor's GPTQ, AWQ and "
+    "round-to-nearest write. No loader for the other format is at hand: "
 )
 _WAY_OUT = {
-    "awq": "convert it by compressed_tensors.entrypoints.convert with its AutoAWQConverter (compressed-tensors 0.16 on)."
+    "awq": "convert it by compressed_tensors.entrypoints.convert with its AutoAWQConverter "
+    "(compressed-tensors 0.16 on)."
 }
 _OTHERWISE = "convert it, or quantize the model again with llmcompressor."
 
+_SCALE = ".weight_scale"
+_PACKED_BITS = 32
+"""Bits of an integer into which a packed checkpoint puts several weights."""
+
 
 def stored_as(folder: Path) -> Packed | str:
-    """How the checkpoint in `folder` stores its weights, or why this engine cannot read it.
+    """Return how the checkpoint in `folder` stores its weights, or why it cannot be read.
 
-    Raises LoadError for no JSON.
+    Raises LoadError where a file is not JSON.
     """
     config = read_json(folder / "config.json").get("quantization_config")
     if not isinstance(config, dict):
@@ -31,7 +40,12 @@ def stored_as(folder: Path) -> Packed | str:
         )
     method = config.get("quant_method")
     if method != "compressed-tensors":
-        return f"{folder} is in {method!r} format, and {_UNREADABLE}{_WAY_OUT.get(str(method), _OTHERWISE)}"
+        way_out = _WAY_OUT.get(str(method), _OTHERWISE)
+        return f"{folder} is in {method!r} format, and {_UNREADABLE}{way_out}"
+    return _stored_in_groups(folder, config)
+
+
+def _stored_in_groups(folder: Path, config: Mapping[str, Any]) -> Packed | str:
     groups = list((config.get("config_groups") or {}).values())
     if len(groups) != 1 or not isinstance(groups[0], dict) or not groups[0].get("weights"):
         return f"{folder} has {len(groups)} groups of quantized layers, one with weights is needed."
@@ -39,64 +53,66 @@ def stored_as(folder: Path) -> Packed | str:
 
 
 def disagreement(scheme: Scheme, packed: Packed) -> str | None:
-    """Why a checkpoint is not what the strategy part says it is, or None."""
-    wanted_inputs = scheme.method == "w8a8"
-    if (
-        packed.bits == scheme.row.bits
-        and packed.inputs == wanted_inputs
-        and packed.format in scheme.row.formats
-    ):
+    """Return why a checkpoint is not what the strategy part says it is, or None."""
+    bits = scheme.row.bits
+    has_int8_inputs = scheme.method == "w8a8"
+    same_format = packed.format in scheme.row.formats
+    if same_format and packed.bits == bits and packed.inputs == has_int8_inputs:
         return None
-    inputs = "int8 inputs" if wanted_inputs else "plain inputs"
-    return f"the checkpoint holds {packed}; {scheme.method!r} means {scheme.row.bits}-bit weights and {inputs}."
+    inputs = "int8 inputs" if has_int8_inputs else "plain inputs"
+    return (
+        f"the checkpoint holds {packed}; {scheme.method!r} means {bits}-bit weights and {inputs}."
+    )
 
 
 def require_agreement(folder: Path, packed: Packed) -> None:
-    """Raise LoadError where the tensors in the weight files have other shapes than the config's format gives them."""
+    """Raise LoadError where tensors in the weight files contradict the config.
+
+    Their shapes have to be those of the config's format.
+    """
     shapes = {name: shape for name, _, shape in folder_tensors(folder)}
-    suffix = ".weight_packed" if packed.format == "pack-quantized" else ".weight"
-    scaled = [
-        name.removesuffix(".weight_scale") for name in shapes if name.endswith(".weight_scale")
-    ]
-    wrong = [
-        reason
-        for layer in scaled
-        if (reason := _wrong_shape(layer, shapes, packed, suffix)) is not None
-    ]
-    if wrong or not scaled:
-        found = (
-            f"{wrong[0]} ({len(wrong)} of {len(scaled)} layers)"
-            if wrong
-            else "none of its tensors is called weight_scale"
-        )
+    layers = [name.removesuffix(_SCALE) for name in shapes if name.endswith(_SCALE)]
+    reason = _wrong_shapes(layers, shapes, packed)
+    if reason is not None:
         raise LoadError(
-            f"{folder}: the config says {packed}, and the weight files disagree: {found}. "
+            f"{folder}: the config says {packed}, and the weight files disagree: {reason}. "
             "Save the checkpoint again, with the config that it was quantized with.",
         )
 
 
-def _wrong_shape(
-    layer: str, shapes: dict[str, list[int]], packed: Packed, suffix: str
-) -> str | None:
-    stored = shapes.get(layer + suffix)
-    if stored is None:
-        return f"{layer + suffix} is missing"
-    inputs = stored[1] * 32 // packed.bits if packed.format == "pack-quantized" else stored[1]
-    wanted = [stored[0], -(-inputs // packed.group) if packed.group else 1]
-    scale = shapes[layer + ".weight_scale"]
-    return (
-        None
-        if scale == wanted
-        else f"{layer}.weight_scale is {scale}, {inputs} inputs need {wanted}"
-    )
+def _wrong_shapes(layers: list[str], shapes: Mapping[str, list[int]], packed: Packed) -> str | None:
+    if not layers:
+        return "none of its tensors is called weight_scale"
+    reasons = [_wrong_shape(layer, shapes, packed) for layer in layers]
+    wrong = [reason for reason in reasons if reason is not None]
+    return f"{wrong[0]} ({len(wrong)} of {len(layers)} layers)" if wrong else None
+
+
+def _wrong_shape(layer: str, shapes: Mapping[str, list[int]], packed: Packed) -> str | None:
+    is_packed = packed.format == "pack-quantized"
+    weight = layer + (".weight_packed" if is_packed else ".weight")
+    if weight not in shapes:
+        return f"{weight} is missing"
+    outputs, columns = shapes[weight][:2]
+    inputs = columns * _PACKED_BITS // packed.bits if is_packed else columns
+    needed, scale = _scale_shape(packed, outputs, inputs), shapes[layer + _SCALE]
+    if scale == needed:
+        return None
+    return f"{layer}{_SCALE} is {scale}, {inputs} inputs need {needed}"
+
+
+def _scale_shape(packed: Packed, outputs: int, inputs: int) -> list[int]:
+    """Return the shape of a layer's scales: one a row, or one for each group of inputs."""
+    return [outputs, -(-inputs // packed.group) if packed.group else 1]
 
 
 def _packed(group: dict[str, Any], format_name: str) -> Packed:
     weights = group["weights"]
+    grouped = weights.get("strategy") == "group"
     return Packed(
         format=str(group.get("format") or format_name),
         bits=int(weights.get("num_bits") or 0),
-        group=int(weights.get("group_size") or 0) if weights.get("strategy") == "group" else 0,
+        group=int(weights.get("group_size") or 0) if grouped else 0,
         symmetric=bool(weights.get("symmetric", True)),
         inputs=bool(group.get("input_activations")),
     )

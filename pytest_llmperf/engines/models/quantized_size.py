@@ -23,56 +23,65 @@ SIZES = {
 _NOT_CONVERTED = ("embed", "lm_head", "wte", "wpe", "output.weight")
 """Parts of the names of two-dimensional weights that are tables or the output head."""
 
+_MATRIX_DIMENSIONS = 2
+
 Shapes = list[tuple[int, int]]
 
 
 def linear_shapes(model_type: str, config: Mapping[str, float | bool]) -> Shapes:
-    """(outputs, inputs) of every linear layer of a llama or falcon of these dimensions, but for the output head."""
-    return {"llama": _llama_layer, "falcon": _falcon_layer}[model_type](config) * int(
-        config["num_hidden_layers"]
-    )
+    """Return (outputs, inputs) of every linear layer of a llama or falcon of these dimensions.
+
+    The output head is left out.
+    """
+    layer_shapes = {"llama": _llama_layer, "falcon": _falcon_layer}[model_type]
+    return layer_shapes(config) * int(config["num_hidden_layers"])
 
 
 def folder_linear_shapes(folder: Path) -> Shapes:
-    """(outputs, inputs) of the weights in a checkpoint that will be quantized, told by shape and name."""
+    """Return (outputs, inputs) of the weights in a checkpoint that will be quantized.
+
+    They are told by shape and name.
+    """
     return [
         (shape[0], shape[1])
         for name, dtype, shape in folder_tensors(folder)
-        # A matrix.
-        if len(shape) == 2 and "float" in dtype and not any(part in name for part in _NOT_CONVERTED)  # noqa: PLR2004
+        if _is_converted(name, dtype, shape)
     ]
+
+
+def _is_converted(name: str, dtype: str, shape: list[int]) -> bool:
+    if len(shape) != _MATRIX_DIMENSIONS or "float" not in dtype:
+        return False
+    return not any(part in name for part in _NOT_CONVERTED)
 
 
 def quantized_bytes(
     plain_bytes: int, dtype: str, shapes: Shapes, scheme: Scheme, device: str
 ) -> int:
-    """A model of `plain_bytes` in `dtype`, with the layers of `shapes` quantized by `scheme`."""
-    how = {
-        "layout": "Int4OpaqueTensor" if device.partition(":")[0] == "cpu" else "",
-        "float_dtype": dtype,
-    }
+    """Return the bytes of a model of `plain_bytes` in `dtype`, with some layers quantized.
+
+    The layers of `shapes` are quantized by `scheme`.
+    """
     before = SIZES[dtype] * sum(outputs * inputs for outputs, inputs in shapes)
-    after = sum(layer_bytes(scheme, outputs, inputs, **how).total() for outputs, inputs in shapes)
+    layout = "Int4OpaqueTensor" if device.partition(":")[0] == "cpu" else ""
+    after = sum(
+        layer_bytes(scheme, outputs, inputs, layout=layout, float_dtype=dtype).total()
+        for outputs, inputs in shapes
+    )
     return plain_bytes - before + after
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    """Bytes of all tensors in a checkpoint's safetensors files."""
+    """Return the bytes of all tensors in a checkpoint's safetensors files."""
     return sum(math.prod(shape) * SIZES.get(dtype, 1) for _, dtype, shape in folder_tensors(folder))
 
 
 def _llama_layer(config: Mapping[str, float | bool]) -> Shapes:
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
-    return [
-        (hidden, hidden),
-        (kv, hidden),
-        (kv, hidden),
-        (hidden, hidden),
-        (inner, hidden),
-        (inner, hidden),
-        (hidden, inner),
-    ]
+    attention = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
+    mlp = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    return attention + mlp
 
 
 def _falcon_layer(config: Mapping[str, float | bool]) -> Shapes:

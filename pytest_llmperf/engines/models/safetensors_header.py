@@ -1,4 +1,6 @@
-"""The headers of safetensors files: names, dtypes and shapes of the tensors, read without torch or the tensors' data.
+"""The headers of safetensors files: names, dtypes and shapes of the tensors.
+
+They are read without torch and without the tensors' data.
 
 Format: 8 bytes little-endian length of the header, the header in JSON, the data
 (https://huggingface.co/docs/safetensors/index#format).
@@ -36,24 +38,30 @@ _AGAIN = "Download or save the model again, or name another."
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted.
+    """Return the safetensors files of a checkpoint, sorted.
 
     Raises LoadError if its index names files that are missing.
     """
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+    if index.is_file():
+        return _indexed_files(index)
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = set(read_json(index).get("weight_map", {}).values())
+    files = sorted(index.parent / name for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise LoadError(
-            f"{index} names {len(files)} weight files, {len(missing)} are missing: {', '.join(missing)}. {_AGAIN}"
+            f"{index} names {len(files)} weight files, {len(missing)} are missing: "
+            f"{', '.join(missing)}. {_AGAIN}"
         )
     return files
 
 
 def folder_elements(folder: Path) -> Counter[str]:
-    """Elements of all safetensors files of a checkpoint by dtype (torch's names).
+    """Return the elements of all safetensors files of a checkpoint by dtype (torch's names).
 
     Empty if there are none.
     """
@@ -64,13 +72,13 @@ def folder_elements(folder: Path) -> Counter[str]:
 
 
 def folder_tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Name, dtype (torch's name) and shape of each tensor in the safetensors files of a checkpoint."""
+    """Yield name, dtype (torch's name) and shape of each tensor in a checkpoint's safetensors."""
     for file in weight_files(folder):
         yield from _tensors(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises LoadError with the file's name."""
+    """Return the object in a JSON file. Raises LoadError with the file's name."""
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -81,7 +89,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Each tensor's name, dtype and shape.
+    """Yield each tensor's name, dtype and shape.
 
     Raises LoadError if the file is cut short or is no safetensors file.
     """
@@ -89,25 +97,33 @@ def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["data_offsets"][1] > data_bytes:
-            held = f"tensor {name!r} ends at byte {entry['data_offsets'][1]} of the data, the file has {data_bytes}"
-            raise LoadError(f"{file} is cut short: {held}. {_AGAIN}")
+        end = entry["data_offsets"][1]
+        if end > data_bytes:
+            raise LoadError(
+                f"{file} is cut short: tensor {name!r} ends at byte {end} of the data, "
+                f"the file has {data_bytes}. {_AGAIN}"
+            )
         yield name, DTYPES.get(entry["dtype"], entry["dtype"].lower()), entry["shape"]
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a file, and how many bytes of data follow it."""
+    """Return the header of a file, and how many bytes of data follow it."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            reason = f"its header would be {length} bytes long, the file has {size}"
-            raise LoadError(f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}")
-        raw = stream.read(length)
+    raw = _raw_header(file, size)
     try:
         header = json.loads(raw)
     except ValueError as error:
         raise LoadError(
             f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}"
         ) from error
-    return header, size - _LENGTH_BYTES - length
+    return header, size - _LENGTH_BYTES - len(raw)
+
+
+def _raw_header(file: Path, size: int) -> bytes:
+    """Read the bytes of the header of a file of `size` bytes."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            reason = f"its header would be {length} bytes long, the file has {size}"
+            raise LoadError(f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}")
+        return stream.read(length)

@@ -15,7 +15,11 @@ from pytest_llmperf.engines.outputs.inputs import TokenBatch
 
 @dataclass(frozen=True)
 class AssistedBy:
-    """What an assistant did in one run: `forwards` of the measured model, tokens proposed to it, bytes read for proposing."""
+    """What an assistant did in one run.
+
+    `forwards` are those of the measured model, `proposed` the tokens proposed to it, and
+    `bytes_read` what was read for proposing them.
+    """
 
     source: str
     forwards: int
@@ -28,10 +32,8 @@ class Decoded:
     """One batch decoded.
 
     `tokens` is [batch, n] on the host; `t_tokens_ns[i]` is when arrival i of every sequence was
-    there.
-
-    `arrivals` are the tokens of a sequence that came at each of these times; empty: one each.
-    `assisted`: who proposed them.
+    there. `arrivals` are the tokens of a sequence that came at each of these times; empty: one
+    each. `assisted` says who proposed them.
     """
 
     tokens: Tensor
@@ -49,25 +51,25 @@ class DecodeLoop(Protocol):
     name: str
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """Exactly `new_tokens` tokens for each sequence, end-of-sequence ignored.
+        """Decode exactly `new_tokens` tokens for each sequence, end-of-sequence ignored.
 
         Raises InvalidRun for another length.
         """
 
 
 def autocast(device: torch.device, dtype: str | None) -> AbstractContextManager[object]:
-    """torch.autocast with this dtype, or nothing."""
-    return (
-        nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
-    )
+    """Return torch.autocast with this dtype, or a context that does nothing."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 @dataclass(frozen=True)
 class CacheSeen:
     """The KV cache as it was after a run.
 
-    `kind` is its class, of a quantized one with the dtype that it stores; `bytes` are all its keys
-    and values with their scales, `bytes_per_position` those of one token of one sequence.
+    `kind` is its class, followed by the dtype that it stores where it is quantized; `bytes` are all
+    its keys and values with their scales, `bytes_per_position` those of one token of one sequence.
     """
 
     kind: str
@@ -77,8 +79,8 @@ class CacheSeen:
 
 
 def eager(model: Any) -> Any:
-    """What runs the forward pass past a compiled graph: `forward`.
+    """Return what runs the forward pass past a compiled graph: `forward`.
 
-    Of a sharded model the call, whose hooks gather it.
+    A sharded model is called itself, since the hooks of the call gather its weights.
     """
     return model if isinstance(model, FSDPModule) else model.forward

@@ -1,4 +1,7 @@
-"""Token ids for a workload: synthetic or tokenised, exact length or the texts' own, padded on the left."""
+"""Token ids for a workload: synthetic or tokenised, of an exact length or the texts' own.
+
+Rows of different lengths are padded on the left.
+"""
 
 from __future__ import annotations
 
@@ -40,55 +43,64 @@ class Vocabulary:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any | None) -> Vocabulary:
-        """From the model's config, and the tokenizer's special tokens where there is one."""
+        """Read the model's config, and the tokenizer's special tokens where there is one."""
         config = model.config.get_text_config()
-        named = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
-        special = {
-            i
-            for value in named
-            for i in (value if isinstance(value, list | tuple) else [value])
-            if i is not None
-        }
+        special = _special_ids(config)
         size = int(config.vocab_size)
         if tokenizer is not None:
             special |= set(tokenizer.all_special_ids)
             size = min(size, len(tokenizer))
-        pad = (
-            config.pad_token_id
-            if isinstance(config.pad_token_id, int) and config.pad_token_id >= 0
-            else min(special, default=0)
-        )
-        return cls(size=size, special=frozenset(special), pad=int(pad))
+        return cls(size=size, special=frozenset(special), pad=_padding_id(config, special))
 
     def special_below(self, rows: int) -> tuple[int, ...]:
-        """Ids below `rows`, those of the embedding, that no prompt may hold, ascending."""
-        return tuple(
-            sorted({i for i in self.special if 0 <= i < rows} | set(range(self.size, rows)))
-        )
+        """Return the ids below `rows`, those of the embedding, that no prompt may hold.
+
+        They are in ascending order.
+        """
+        special = {token for token in self.special if 0 <= token < rows}
+        return tuple(sorted(special | set(range(self.size, rows))))
 
     def plain_ids(self) -> Tensor:
-        """Every id that is not special, ascending: [n]."""
+        """Return every id that is not special, ascending: [n]."""
         plain = torch.ones(self.size, dtype=torch.bool)
-        plain[[i for i in self.special if 0 <= i < self.size]] = False
+        plain[[token for token in self.special if 0 <= token < self.size]] = False
         return plain.nonzero().flatten()
 
 
+def _special_ids(config: Any) -> set[int]:
+    """Return the ids that a model's config names for the beginning, the end and padding."""
+    ids: set[int] = set()
+    for value in (config.bos_token_id, config.eos_token_id, config.pad_token_id):
+        ids.update(value if isinstance(value, list | tuple) else [value])
+    return ids - {None}
+
+
+def _padding_id(config: Any, special: set[int]) -> int:
+    pad = config.pad_token_id
+    if isinstance(pad, int) and pad >= 0:
+        return pad
+    return min(special, default=0)
+
+
 def require_left_padding(mask: Tensor) -> None:
-    """Refuse a [batch, width] mask that has padding after a token: a decoder would go on from the padding."""
+    """Refuse a [batch, width] mask that has padding after a token.
+
+    A decoder would go on from the padding.
+    """
     rows = (mask[:, 1:] < mask[:, :-1]).any(dim=1) | (mask[:, -1] == 0)
     if bool(rows.any()):
         wrong = rows.nonzero().flatten().tolist()
         raise UsageError(
-            f"rows {wrong} of the batch are padded on the right or hold no token. A decoder's batch must be padded on the "
-            "left, else it continues from padding and its outputs change. Pad with padding_side='left'.",
+            f"rows {wrong} of the batch are padded on the right or hold no token. A decoder's "
+            "batch must be padded on the left, else it continues from padding and its outputs "
+            "change. Pad with padding_side='left'.",
         )
 
 
 def ids_hash(ids: Tensor) -> str:
-    """A hash of token ids and their shape: equal for equal ids, on any device."""
-    return hashlib.sha256(
-        f"{tuple(ids.shape)}".encode() + ids.cpu().contiguous().numpy().tobytes()
-    ).hexdigest()[:16]
+    """Return a hash of token ids and their shape: equal for equal ids, on any device."""
+    shape = f"{tuple(ids.shape)}".encode()
+    return hashlib.sha256(shape + ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def token_batch(
@@ -98,30 +110,34 @@ def token_batch(
     tokenizer: Any | None,
     device: torch.device,
 ) -> TokenBatch:
-    """The prompts of this repetition on `device`; fresh rows for each.
+    """Return the prompts of this repetition on `device`; fresh rows for each.
 
     Raises UsageError for texts without a tokenizer.
     """
-    if not work.prompts.texts:
-        rows = synthetic_rows(
-            work.prompts.seed, repetition, work.batch, work.prompt_tokens or 1, vocabulary
-        )
-        return TokenBatch(rows.to(device), None, (rows.shape[1],) * work.batch)
-    encoded = tokenise(work.prompts, tokenizer, whole=work.prompt_tokens is None)
+    if work.prompts.texts:
+        rows = _text_rows(work, repetition, tokenizer)
+        return left_padded(rows, vocabulary.pad, device)
+    length = work.prompt_tokens or 1
+    ids = synthetic_rows(work.prompts.seed, repetition, work.batch, length, vocabulary)
+    return TokenBatch(ids.to(device), None, (length,) * work.batch)
+
+
+def _text_rows(work: Lockstep, repetition: int, tokenizer: Any | None) -> list[list[int]]:
+    length = work.prompt_tokens
+    encoded = tokenise(work.prompts, tokenizer, whole=length is None)
     first = repetition * work.batch
-    if work.prompt_tokens is None:
-        own = [encoded[(first + i) % len(encoded)] for i in range(work.batch)]
-    else:
-        own = [exact_length(encoded, first + i, work.prompt_tokens) for i in range(work.batch)]
-    return left_padded(own, vocabulary.pad, device)
+    indices = range(first, first + work.batch)
+    if length is None:
+        return [encoded[i % len(encoded)] for i in indices]
+    return [exact_length(encoded, i, length) for i in indices]
 
 
 def synthetic_rows(
     seed: int, repetition: int, batch: int, length: int, vocabulary: Vocabulary
 ) -> Tensor:
-    """[batch, length] ids drawn uniformly from the plain ids.
+    """Return [batch, length] ids drawn uniformly from the plain ids.
 
-    A function of (seed, repetition) alone.
+    They are a function of (seed, repetition) alone.
     """
     digest = hashlib.sha256(f"{seed}:{repetition}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -130,7 +146,7 @@ def synthetic_rows(
 
 
 def tokenise(prompts: PromptSet, tokenizer: Any | None, *, whole: bool = True) -> list[list[int]]:
-    """Ids of each text with the tokenizer's own special tokens in front.
+    """Return the ids of each text with the tokenizer's own special tokens in front.
 
     Raises UsageError when there is no tokenizer.
 
@@ -139,36 +155,38 @@ def tokenise(prompts: PromptSet, tokenizer: Any | None, *, whole: bool = True) -
     """
     if tokenizer is None:
         raise UsageError(
-            f"prompts {prompts.name!r} are texts, and this model has no tokenizer (random weights have none). "
-            "Use PromptSet.synthetic(seed).",
+            f"prompts {prompts.name!r} are texts, and this model has no tokenizer "
+            "(random weights have none). Use PromptSet.synthetic(seed).",
         )
-    if whole and prompts.chat and getattr(tokenizer, "chat_template", None):
-        encoded = [
-            list(ids)
-            for ids in tokenizer(
-                [_as_chat(text, tokenizer) for text in prompts.texts], add_special_tokens=False
-            )["input_ids"]
-        ]
-    else:
-        encoded = [list(ids) for ids in tokenizer(list(prompts.texts))["input_ids"]]
+    encoded = _encoded(prompts, tokenizer, chat=whole and prompts.chat)
     empty = [i for i, ids in enumerate(encoded) if not ids]
     if empty:
         raise UsageError(
-            f"prompts {empty} of {prompts.name!r} give no tokens with this model's tokenizer. Remove them."
+            f"prompts {empty} of {prompts.name!r} give no tokens with this model's tokenizer. "
+            "Remove them."
         )
     return encoded
 
 
+def _encoded(prompts: PromptSet, tokenizer: Any, *, chat: bool) -> list[list[int]]:
+    if chat and getattr(tokenizer, "chat_template", None):
+        texts = [_as_chat(text, tokenizer) for text in prompts.texts]
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    else:
+        rows = tokenizer(list(prompts.texts))["input_ids"]
+    return [list(ids) for ids in rows]
+
+
 def _as_chat(text: str, tokenizer: Any) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-    )
+    messages = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def exact_length(encoded: list[list[int]], index: int, length: int) -> list[int]:
-    """Text `index` cut to `length` ids, or continued with the texts that follow it (around the end of the set)."""
+    """Return text `index` cut to `length` ids.
+
+    A shorter one is continued with the texts that follow it (around the end of the set).
+    """
     ids: list[int] = []
     while len(ids) < length:
         ids += encoded[index % len(encoded)]
@@ -179,11 +197,21 @@ def exact_length(encoded: list[list[int]], index: int, length: int) -> list[int]
 def left_padded(
     rows: list[list[int]], pad: int, device: torch.device, width: int | None = None
 ) -> TokenBatch:
-    """Rows of unequal length as one batch, padded on the left to `width` (default: the longest row)."""
+    """Return rows of unequal length as one batch, padded on the left to `width`.
+
+    Without a width it is that of the longest row.
+    """
     lengths = tuple(len(row) for row in rows)
     width = max(lengths) if width is None else width
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], dtype=torch.long)
-    if min(lengths) == width:
-        return TokenBatch(ids.to(device), None, lengths)
-    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], dtype=torch.long)
-    return TokenBatch(ids.to(device), mask.to(device), lengths)
+    ids = torch.tensor([_filled_up(row, pad, width) for row in rows], dtype=torch.long)
+    mask = None if min(lengths) == width else _left_mask(lengths, width).to(device)
+    return TokenBatch(ids.to(device), mask, lengths)
+
+
+def _filled_up(row: list[int], pad: int, width: int) -> list[int]:
+    return [pad] * (width - len(row)) + row
+
+
+def _left_mask(lengths: tuple[int, ...], width: int) -> Tensor:
+    """Return [rows, width]: 0 for padding in front, 1 for a token."""
+    return torch.tensor([_filled_up([1] * n, 0, width) for n in lengths], dtype=torch.long)

@@ -1,4 +1,7 @@
-"""The file of a reference: written by the transformers engine, read by each engine that is compared. Imports no torch."""
+"""The file of a reference, which the transformers engine writes.
+
+Each engine that is compared reads it. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -29,33 +32,37 @@ class ReferenceFile:
 
     @classmethod
     def read(cls, path: str, framework: str) -> ReferenceFile:
-        """`framework` is "pt" or "np".
+        """Read all but the logits as arrays of a framework, "pt" or "np".
 
         Raises WorkerError when the file is missing or not a reference.
         """
         try:
             with safe_open(path, framework=framework) as file:
-                said = file.metadata() or {}
-                if said.get("format") != FORMAT:
-                    raise WorkerError(
-                        f"{path} holds {said.get('format')!r}, {FORMAT!r} is needed. Delete it; it is made again."
-                    )
-                ids, lengths = (
-                    file.get_tensor("prompt_ids").tolist(),
-                    file.get_tensor("lengths").tolist(),
-                )
-                continuation, shape = (
-                    file.get_tensor("continuation"),
-                    file.get_slice("logits").get_shape(),
+                metadata = _checked_metadata(path, file)
+                return cls(
+                    prompts=tuple(json.loads(metadata["prompts"])),
+                    rows=_unpadded(file.get_tensor("prompt_ids"), file.get_tensor("lengths")),
+                    continuation=file.get_tensor("continuation"),
+                    logits_dtype=metadata["logits_dtype"],
+                    vocab_size=file.get_slice("logits").get_shape()[-1],
                 )
         except (OSError, SafetensorError) as error:
             raise WorkerError(
                 f"reference file {path} cannot be read: {error}. Delete it; it is made again."
             ) from error
-        return cls(
-            prompts=tuple(json.loads(said["prompts"])),
-            rows=[row[len(row) - n :] for row, n in zip(ids, lengths, strict=True)],
-            continuation=continuation,
-            logits_dtype=said["logits_dtype"],
-            vocab_size=shape[-1],
+
+
+def _checked_metadata(path: str, file: Any) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    found_format = metadata.get("format")
+    if found_format != FORMAT:
+        raise WorkerError(
+            f"{path} holds {found_format!r}, {FORMAT!r} is needed. Delete it; it is made again."
         )
+    return metadata
+
+
+def _unpadded(ids: Any, lengths: Any) -> list[list[int]]:
+    """Return the rows of left-padded ids [prompts, width] without their padding."""
+    pairs = zip(ids.tolist(), lengths.tolist(), strict=True)
+    return [row[len(row) - n :] for row, n in pairs]

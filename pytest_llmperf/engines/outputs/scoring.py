@@ -36,33 +36,42 @@ def score(
 ) -> Scored:
     """Compare [positions, vocab] float32 logits at the reference's `tokens` [positions].
 
-    `dtypes` they were computed in.
+    `dtypes` are those the logits were computed in.
     """
     ref, cand = reference.double(), candidate.double()
     ref_logp, cand_logp = ref.log_softmax(-1), cand.log_softmax(-1)
-    kl = (ref_logp.exp() * (ref_logp - cand_logp)).sum(-1).clamp(min=0.0)
     error = cand - ref
     return Scored(
         top1=tuple(same_top(reference, candidate, dtypes).tolist()),
-        top5=tuple(
-            (candidate.topk(min(TOP, candidate.shape[-1])).indices == tokens[:, None])
-            .any(-1)
-            .tolist()
-        ),
-        kl=tuple(kl.tolist()),
+        top5=tuple(_in_top(candidate, tokens).tolist()),
+        kl=tuple(_kl(ref_logp, cand_logp).tolist()),
         reference_logprob=tuple(_at(ref_logp, tokens).tolist()),
         candidate_logprob=tuple(_at(cand_logp, tokens).tolist()),
-        signal=float(_centred(ref).square().sum()),
-        noise=float(_centred(error).square().sum()),
+        signal=_energy(ref),
+        noise=_energy(error),
         max_abs_logit_error=float(error.abs().max()),
-        candidate_signal=float(_centred(cand).square().sum()),
+        candidate_signal=_energy(cand),
     )
+
+
+def _kl(ref_logp: Tensor, cand_logp: Tensor) -> Tensor:
+    """Return [positions] KL(reference || candidate) in nats, from log-probabilities."""
+    return (ref_logp.exp() * (ref_logp - cand_logp)).sum(-1).clamp(min=0.0)
+
+
+def _in_top(candidate: Tensor, tokens: Tensor) -> Tensor:
+    """Return [positions] whether the token is among the candidate's `TOP` likeliest."""
+    top_ids = candidate.topk(min(TOP, candidate.shape[-1])).indices
+    return (top_ids == tokens[:, None]).any(-1)
 
 
 def same_top(
     reference: Tensor, candidate: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> Tensor:
-    """[positions] whether both put the same token first, or one puts the other's within one ulp of its own first."""
+    """Return [positions] whether both put the same token first.
+
+    Also where one puts the other's first within one ulp of its own.
+    """
     ref_top, cand_top = reference.argmax(-1), candidate.argmax(-1)
     tied_in_reference = _within_one_ulp(reference, cand_top, dtypes[0])
     tied_in_candidate = _within_one_ulp(candidate, ref_top, dtypes[1])
@@ -70,20 +79,23 @@ def same_top(
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Distance from each value to the next one of `dtype` away from zero (normal numbers)."""
+    """Return the distance from each value to the next one of `dtype` away from zero.
+
+    Holds for normal numbers.
+    """
     exponent = values.abs().double().clamp(min=torch.finfo(dtype).tiny).log2().floor()
     return torch.exp2(exponent) * torch.finfo(dtype).eps
 
 
 def rank_of(logits: Tensor, token: int) -> int:
-    """How many tokens stand above `token` in a [vocab] row; 0 is the argmax."""
+    """Return how many tokens stand above `token` in a [vocab] row; 0 is the argmax."""
     return int((logits > logits[token]).sum())
 
 
 def worst_position(
     scored: Scored, reference: Tensor, candidate: Tensor, text_of: Callable[[int], str]
 ) -> WorstPosition:
-    """The position of largest KL with both top fives."""
+    """Return the position of largest KL with both top fives."""
     position = max(range(len(scored.kl)), key=scored.kl.__getitem__)
     return WorstPosition(
         position=position,
@@ -95,9 +107,8 @@ def worst_position(
 
 def _top(row: Tensor, text_of: Callable[[int], str]) -> tuple[TopToken, ...]:
     values, ids = row.topk(min(TOP, row.shape[-1]))
-    return tuple(
-        TopToken(i, text_of(i), v) for v, i in zip(values.tolist(), ids.tolist(), strict=True)
-    )
+    pairs = zip(values.tolist(), ids.tolist(), strict=True)
+    return tuple(TopToken(token, text_of(token), logit) for logit, token in pairs)
 
 
 def _within_one_ulp(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,5 +120,6 @@ def _at(rows: Tensor, tokens: Tensor) -> Tensor:
     return rows.gather(-1, tokens[:, None])[:, 0]
 
 
-def _centred(rows: Tensor) -> Tensor:
-    return rows - rows.mean(-1, keepdim=True)
+def _energy(rows: Tensor) -> float:
+    """Return the summed squares of [positions, vocab] logits around each row's mean."""
+    return float((rows - rows.mean(-1, keepdim=True)).square().sum())

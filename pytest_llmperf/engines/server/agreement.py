@@ -1,8 +1,10 @@
-"""Agreement of a server with a reference: token ids go in, log-probabilities of the reference's own tokens come out. No torch.
+"""Agreement of a server with a reference. Imports no torch.
 
-vLLM's protocol gives, for each token of a prompt, its log-probability and its rank over the whole vocabulary (`prompt_logprobs`),
-and the ids of what it generated (`return_token_ids`). That is top-1, top-5, perplexity, and where two texts part; what needs the
-logits of all tokens (KL, SQNR) is not measurable.
+Token ids go in, log-probabilities of the reference's own tokens come out. vLLM's protocol gives,
+for each token of a prompt, its log-probability and its rank over the whole vocabulary
+(`prompt_logprobs`), and the ids of what it generated (`return_token_ids`). That is top-1, top-5,
+perplexity, and where two texts part; what needs the logits of all tokens (KL, SQNR) is not
+measurable.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -27,10 +29,15 @@ PARTIAL = "a server gives log-probabilities of some tokens, not the logits of al
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Sends the fields of a completion and returns its first choice."""
 
+Logits = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the reference wrote: prompts as ids, its greedy continuations, and its logits [prompts, positions, vocabulary]."""
+    """What the reference wrote: prompts as ids, and its greedy continuations.
+
+    Its logits [prompts, positions, vocabulary] are read a prompt at a time.
+    """
 
     path: Path
     prompts: tuple[str, ...]
@@ -39,20 +46,50 @@ class Reference:
 
     @classmethod
     def open(cls, path: str) -> Reference:
-        """All but the logits. Raises WorkerError when the file is missing or not a reference."""
-        found = ReferenceFile.read(path, "np")
+        """Read all but the logits.
+
+        Raises WorkerError when the file is missing or not a reference.
+        """
+        stored = ReferenceFile.read(path, "np")
         return cls(
             path=Path(path),
-            prompts=found.prompts,
-            rows=tuple(map(tuple, found.rows)),
-            continuations=tuple(map(tuple, found.continuation.tolist())),
+            prompts=stored.prompts,
+            rows=tuple(map(tuple, stored.rows)),
+            continuations=tuple(map(tuple, stored.continuation.tolist())),
         )
 
-    def logits(self, index: int) -> np.ndarray[Any, Any]:
-        """[positions, vocabulary] of one prompt."""
+    def logits(self, index: int) -> Logits:
+        """Return the [positions, vocabulary] logits of one prompt."""
         with safe_open(self.path, framework="np") as file:
-            rows: np.ndarray[Any, Any] = file.get_slice("logits")[index]
+            rows: Logits = file.get_slice("logits")[index]
         return rows
+
+
+@dataclass(frozen=True)
+class ServerAnswer:
+    """What a server says about one prompt.
+
+    `logprobs` are what it says of each token of the reference's continuation: token id as text ->
+    `logprob` and `rank`, which begins with 1. `free` are its own tokens.
+    """
+
+    logprobs: Sequence[dict[str, Any]]
+    free: tuple[int, ...]
+
+    def ranks(self, tokens: Sequence[int]) -> list[int]:
+        """Return the rank of each of the reference's tokens, from 0."""
+        return [int(row["rank"]) - 1 for row in self._rows_of(tokens)]
+
+    def own_logprobs(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Return the log-probability of each of the reference's tokens."""
+        return tuple(float(row["logprob"]) for row in self._rows_of(tokens))
+
+    def first_tokens(self) -> list[int]:
+        """Return the token that the server ranks first at each position."""
+        return [int(min(row, key=lambda token: row[token]["rank"])) for row in self.logprobs]
+
+    def _rows_of(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        return [row[str(token)] for row, token in zip(self.logprobs, tokens, strict=True)]
 
 
 async def compare(
@@ -60,36 +97,45 @@ async def compare(
 ) -> tuple[PromptComparison, ...]:
     """Score the server on the reference's own tokens, then let it decode freely.
 
-    `batch` prompts at once.
+    `batch` prompts are asked at once.
 
     Raises:
         UsageError: its answers have no log-probabilities of the prompt, or no token ids.
     """
-    text = _texts(tokenizer)
+    text_of = _text_of(tokenizer)
     compared: list[PromptComparison] = []
     for first in range(0, len(reference.rows), batch):
         indices = range(first, min(first + batch, len(reference.rows)))
-        answers = await asyncio.gather(*(_ask_both(ask, reference, index) for index in indices))
-        compared += [
-            _compared(reference, index, *answer, text)
-            for index, answer in zip(indices, answers, strict=True)
-        ]
+        answers = await asyncio.gather(*(_answer(ask, reference, index) for index in indices))
+        for index, answer in zip(indices, answers, strict=True):
+            compared.append(_compare(reference, index, answer, text_of))
     return tuple(compared)
 
 
-async def _ask_both(
-    ask: Ask, reference: Reference, index: int
-) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
-    """What it says of each token of the reference's continuation, and its own tokens."""
+async def _answer(ask: Ask, reference: Reference, index: int) -> ServerAnswer:
     row, continuation = reference.rows[index], reference.continuations[index]
-    forced = await ask({"prompt": [*row, *continuation], "max_tokens": 1, "prompt_logprobs": TOP})
-    said = forced.get("prompt_logprobs")
-    if not isinstance(said, list) or len(said) != len(row) + len(continuation):
+    logprobs = await _forced_logprobs(ask, row, continuation)
+    return ServerAnswer(logprobs, await _free_tokens(ask, row, len(continuation)))
+
+
+async def _forced_logprobs(
+    ask: Ask, row: Sequence[int], continuation: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return what the server says of each token of the reference's continuation."""
+    prompt = [*row, *continuation]
+    choice = await ask({"prompt": prompt, "max_tokens": 1, "prompt_logprobs": TOP})
+    logprobs = choice.get("prompt_logprobs")
+    if not isinstance(logprobs, list) or len(logprobs) != len(prompt):
         raise UsageError(
-            f"agreement needs log-probabilities of a prompt's tokens, and this server gives none: {PARTIAL}."
+            "agreement needs log-probabilities of a prompt's tokens, "
+            f"and this server gives none: {PARTIAL}."
         )
-    n = len(continuation)
-    free = await ask(
+    return logprobs[len(row) :]
+
+
+async def _free_tokens(ask: Ask, row: Sequence[int], n: int) -> tuple[int, ...]:
+    """Return the ids of the `n` tokens that the server decodes greedily."""
+    choice = await ask(
         {
             "prompt": list(row),
             "max_tokens": n,
@@ -98,70 +144,95 @@ async def _ask_both(
             "return_token_ids": True,
         }
     )
-    ids = free.get("token_ids")
+    ids = choice.get("token_ids")
     if not isinstance(ids, list) or len(ids) != n:
         raise UsageError(
-            "agreement needs the ids of the tokens that were generated, and this server does not return them."
+            "agreement needs the ids of the tokens that were generated, "
+            "and this server does not return them."
         )
-    return said[len(row) :], tuple(ids)
+    return tuple(ids)
 
 
-def _compared(
+def _compare(
     reference: Reference,
     index: int,
-    said: Sequence[dict[str, Any]],
-    free: tuple[int, ...],
-    text: Callable[[Sequence[int]], str],
+    answer: ServerAnswer,
+    text_of: Callable[[Sequence[int]], str],
 ) -> PromptComparison:
     logits, tokens = reference.logits(index).astype(np.float64), reference.continuations[index]
-    ranks = [int(each[str(token)]["rank"]) - 1 for each, token in zip(said, tokens, strict=True)]
-    at = next(
-        (i for i, (ours, theirs) in enumerate(zip(free, tokens, strict=True)) if ours != theirs),
-        None,
-    )
+    ranks = answer.ranks(tokens)
+    parting = _parting(answer, tokens, logits, ranks)
     return PromptComparison(
         index=index,
         prompt=reference.prompts[index],
         n_prompt_tokens=len(reference.rows[index]),
-        top1=tuple(
-            _first(each) == int(row.argmax()) for each, row in zip(said, logits, strict=True)
-        ),
+        top1=_same_first(answer, logits),
         top5=tuple(rank < TOP for rank in ranks),
         kl=(),
-        reference_logprob=tuple(
-            _logprob(row, token) for row, token in zip(logits, tokens, strict=True)
-        ),
-        candidate_logprob=tuple(
-            float(each[str(token)]["logprob"]) for each, token in zip(said, tokens, strict=True)
-        ),
+        reference_logprob=_reference_logprobs(logits, tokens),
+        candidate_logprob=answer.own_logprobs(tokens),
         signal=0.0,
         noise=0.0,
         max_abs_logit_error=0.0,
         n_free=len(tokens),
-        first_divergence=at,
-        # up to the first difference both contexts are the same, so the teacher-forced rows speak
-        # about it
-        candidate_rank_in_reference=None
-        if at is None
-        else int((logits[at] > logits[at][free[at]]).sum()),
-        reference_rank_in_candidate=None if at is None else ranks[at],
-        reference_text=text(tokens),
-        candidate_text=text(free),
+        first_divergence=parting.place,
+        candidate_rank_in_reference=parting.candidate_rank_in_reference,
+        reference_rank_in_candidate=parting.reference_rank_in_candidate,
+        reference_text=text_of(tokens),
+        candidate_text=text_of(answer.free),
         partial=PARTIAL,
     )
 
 
-def _first(said: dict[str, Any]) -> int:
-    """The token that the server ranks first."""
-    return int(min(said, key=lambda token: said[token]["rank"]))
+class Parting(NamedTuple):
+    """Where two texts part, and how each ranks the token of the other there."""
+
+    place: int | None = None
+    candidate_rank_in_reference: int | None = None
+    reference_rank_in_candidate: int | None = None
 
 
-def _logprob(row: np.ndarray[Any, Any], token: int) -> float:
+def _parting(
+    answer: ServerAnswer, tokens: Sequence[int], logits: Logits, ranks: Sequence[int]
+) -> Parting:
+    """Return where the server's own text parts from the reference's tokens.
+
+    Up to the first difference both contexts are the same, so the teacher-forced rows speak about
+    it.
+    """
+    place = _first_difference(answer.free, tokens)
+    if place is None:
+        return Parting()
+    return Parting(place, _rank(logits[place], answer.free[place]), ranks[place])
+
+
+def _same_first(answer: ServerAnswer, logits: Logits) -> tuple[bool, ...]:
+    """Return for each position whether server and reference rank the same token first."""
+    pairs = zip(answer.first_tokens(), logits.argmax(axis=-1).tolist(), strict=True)
+    return tuple(token == reference_token for token, reference_token in pairs)
+
+
+def _first_difference(free: Sequence[int], tokens: Sequence[int]) -> int | None:
+    """Return the index of the first unequal token, or None."""
+    pairs = enumerate(zip(free, tokens, strict=True))
+    return next((i for i, (candidate, reference) in pairs if candidate != reference), None)
+
+
+def _rank(row: Logits, token: int) -> int:
+    """Return how many tokens stand above `token` in a [vocabulary] row; 0 is the argmax."""
+    return int((row > row[token]).sum())
+
+
+def _reference_logprobs(logits: Logits, tokens: Sequence[int]) -> tuple[float, ...]:
+    return tuple(_logprob(row, token) for row, token in zip(logits, tokens, strict=True))
+
+
+def _logprob(row: Logits, token: int) -> float:
     top = row.max()
     return float(row[token] - top - np.log(np.exp(row - top).sum()))
 
 
-def _texts(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
+def _text_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
     if tokenizer is None:
         return lambda ids: " ".join(map(str, ids))
     return lambda ids: str(tokenizer.decode(list(ids)))

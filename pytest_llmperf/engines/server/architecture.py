@@ -1,6 +1,7 @@
-"""A published architecture as a folder that a server can be started on: its config, a tokenizer of its own, and its weights.
+"""A published architecture as a folder that a server can be started on.
 
-Its tokenizer has one word for each id ("w17"), so that prompts and outputs are counted exactly; its answers mean nothing.
+It holds the config, the weights, and a tokenizer of its own with one word for each id ("w17"), so
+that prompts and outputs are counted exactly; its answers mean nothing.
 """
 
 from __future__ import annotations
@@ -23,51 +24,54 @@ SUFFIX = "-served"
 
 
 @dataclass(frozen=True)
-class Served:
-    """The folder; `dummy`: without weights."""
+class ArchitectureFolder:
+    """A folder that a server can be started on; with `dummy` no weights lie there."""
 
     folder: Path
     content_hash: str
     dummy: bool
 
 
-def architecture(plan: LoadPlan, *, dummy: bool) -> Served:
-    """The folder of an `arch:` model, made once.
+def architecture(plan: LoadPlan, *, dummy: bool) -> ArchitectureFolder:
+    """Return the folder of an `arch:` model, made once.
 
     Raises LoadError where it is too large to be written and `dummy` is False.
     """
-    made = architecture_folder(plan)
-    if made.dummy and not dummy:
+    source = architecture_folder(plan)
+    if source.dummy and not dummy:
         raise LoadError(
-            f"model {plan.model.name!r} is too large to be written out, and this server makes no random weights of its own. "
-            "'server:vllm' does.",
+            f"model {plan.model.name!r} is too large to be written out, "
+            "and this server makes no random weights of its own. 'server:vllm' does.",
         )
-    folder = made.folder.with_name(made.folder.name + SUFFIX)
+    folder = source.folder.with_name(source.folder.name + SUFFIX)
+    vocabulary_size = int(ARCHITECTURES[plan.model.location].config["vocab_size"])
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            _write(
-                folder, made.folder, int(ARCHITECTURES[plan.model.location].config["vocab_size"])
-            )
-    return Served(folder, made.content_hash, made.dummy)
+            _write(folder, source.folder, vocabulary_size)
+    return ArchitectureFolder(folder, source.content_hash, source.dummy)
 
 
-def _write(folder: Path, made: Path, size: int) -> None:
-    """Links to the files of `made`, and a tokenizer beside them; in one step."""
+def _write(folder: Path, source: Path, vocabulary_size: int) -> None:
+    """Write links to the files of `source`, and a tokenizer beside them; in one step."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        for file in made.iterdir():
+        for file in source.iterdir():
             (scratch / file.name).symlink_to(file)
-        words(size).save(str(scratch / "tokenizer.json"))
-        said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**6}
-        (scratch / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf-8")
+        _write_tokenizer(scratch, vocabulary_size)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
+    words(vocabulary_size).save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**6}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def words(size: int) -> Tokenizer:
-    """A tokenizer of the words w0 to w(size - 1), each with its number as id."""
-    # A word.
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))  # noqa: S106
+    """Return a tokenizer of the words w0 to w(size - 1), each with its number as id."""
+    vocabulary = {f"w{i}": i for i in range(size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))  # noqa: S106 - a word
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer

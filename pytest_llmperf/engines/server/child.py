@@ -1,4 +1,7 @@
-"""A server as a child of the worker: started on a free loopback port, watched, its log kept, ended with all that it started."""
+"""A server as a child of the worker.
+
+It is started on a free loopback port, watched, its log kept, and ended with all that it started.
+"""
 
 from __future__ import annotations
 
@@ -27,58 +30,59 @@ _REAP_S = 5.0
 class Child:
     """A server process, in a group of its own.
 
-    What carries its token is its own, whatever group or session it went to.
+    Every process that carries its token is its own, whatever group or session it went to.
     """
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
         self.command = tuple(command)
         self.log = log
         self._token = f"{os.environ.get(TOKEN, 'llmperf')}.server-{os.urandom(8).hex()}"
-        self._process = _start(
-            self.command, {**os.environ, **env, TOKEN: self._token, "PYTHONUNBUFFERED": "1"}, log
-        )
+        own = {TOKEN: self._token, "PYTHONUNBUFFERED": "1"}
+        self._process = _start(self.command, {**os.environ, **env, **own}, log)
 
     @property
     def pid(self) -> int:
-        """Of the first process."""
+        """The id of the first process."""
         return self._process.pid
 
     def died(self) -> str:
-        """How it ended, with the tail of its log; empty while it runs."""
+        """Say how it ended, with the tail of its log; empty while it runs."""
         code = self._process.poll()
         if code is None:
             return ""
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the server ended with {how}. {self.tail()}"
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"the server ended with {cause}. {self.tail()}"
 
     def tail(self) -> str:
-        """The last lines of its output."""
+        """Return the last lines of its output."""
         size = self.log.stat().st_size if self.log.exists() else 0
         if not size:
             return f"It wrote nothing ({self.log})."
-        with self.log.open("rb") as file:
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
-        return f"Last lines of {self.log}:\n" + "\n".join(lines)
+        return f"Last lines of {self.log}:\n" + "\n".join(_last_lines(self.log, size))
 
     def resident_bytes(self) -> int:
-        """Resident memory of the process and its descendants."""
+        """Return the resident memory of the process and its descendants."""
         return sum(_resident(process) for process in self._tree())
 
     def busy_s(self) -> float:
-        """CPU time of the process and its descendants so far."""
+        """Return the CPU time of the process and its descendants so far."""
         return sum(_busy(process) for process in self._tree())
 
     def end(self, grace_s: float) -> None:
-        """SIGTERM to the group, time to go, then SIGKILL to the group and to all that carries the token. May be called again."""
+        """Send SIGTERM to the group, and after `grace_s` SIGKILL to the group and all its own.
+
+        May be called again.
+        """
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=grace_s)
+            self._wait(grace_s)
         self._signal(signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_REAP_S)
+        self._wait(_REAP_S)
         kill_marked(self._token)
+
+    def _wait(self, timeout_s: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=timeout_s)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -106,47 +110,63 @@ def _start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproc
         raise UsageError(f"the server's command {command[0]!r} cannot be run: {error}.") from error
 
 
+def _last_lines(file: Path, size: int) -> list[str]:
+    """Return the last lines of a file of `size` bytes."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, size - _TAIL_BYTES))
+        return stream.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+
+
 def log_file(name: str) -> Path:
-    """Where a server's output goes: beside the worker's own log, where that is a file."""
+    """Return where a server's output goes: beside the worker's own log, where that is a file."""
+    safe_name = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    return _log_folder() / f"{safe_name}-{os.getpid()}-{time.time_ns() % 10**9}.log"
+
+
+def _log_folder() -> Path:
     try:
-        own = Path("/proc/self/fd/2").readlink()
+        own_log = Path("/proc/self/fd/2").readlink()
     except OSError:
-        own = Path()
-    folder = own.parent if own.is_file() else Path(tempfile.mkdtemp(prefix="llmperf-server-"))
-    safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
-    return folder / f"{safe}-{os.getpid()}-{time.time_ns() % 10**9}.log"
+        own_log = Path()
+    if own_log.is_file():
+        return own_log.parent
+    return Path(tempfile.mkdtemp(prefix="llmperf-server-"))
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on now."""
+    """Return a TCP port of the loopback interface that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def find_program(name: str, named: str, variable: str) -> str:
-    """The executable: as the option names it, as the environment does, beside this interpreter, or on the PATH.
+def find_program(name: str, option: str, variable: str) -> str:
+    """Return the executable.
 
-    Raises UsageError where there is none.
+    It is the one that the option names, or the environment, or that stands beside this interpreter
+    or on the PATH. Raises UsageError where there is none.
     """
-    for chosen, where in (
-        (named, "option 'program'"),
-        (os.environ.get(variable, ""), f"${variable}"),
-    ):
-        if chosen:
-            found = shutil.which(chosen)
-            if found is None:
-                raise UsageError(f"{where} = {chosen!r}: that cannot be run.")
-            return found
+    if option:
+        return _runnable(option, "option 'program'")
+    from_environment = os.environ.get(variable, "")
+    if from_environment:
+        return _runnable(from_environment, f"${variable}")
     beside = Path(sys.executable).parent / name
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
-    if found is None:
+    program = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+    if program is None:
         raise UsageError(
-            f"the server program {name!r} is not installed: not beside {sys.executable}, not on the PATH. "
-            f"Name it by option 'program', or by ${variable}.",
+            f"the server program {name!r} is not installed: not beside {sys.executable}, "
+            f"not on the PATH. Name it by option 'program', or by ${variable}.",
         )
-    return found
+    return program
+
+
+def _runnable(program: str, origin: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise UsageError(f"{origin} = {program!r}: that cannot be run.")
+    return path
 
 
 def _resident(process: psutil.Process) -> int:

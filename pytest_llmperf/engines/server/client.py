@@ -1,10 +1,8 @@
 """The HTTP client: one event loop that sends requests when they are due and notes when bytes come.
 
-Answers are read afterwards.
-
-While a request streams, only (time, bytes) are kept; its messages are read when it is over, so that
-no token waits for the JSON of another. Redirects are not followed and no proxy is used: prompts go
-to the server that was named and nowhere else.
+Answers are read afterwards. While a request streams, only (time, bytes) are kept; its messages are
+read when it is over, so that no token waits for the JSON of another. Redirects are not followed and
+no proxy is used: prompts go to the server that was named and nowhere else.
 """
 
 from __future__ import annotations
@@ -24,7 +22,12 @@ from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answe
 
 PROBE_S = 0.02
 KEEP_ALIVE_S = 2.0
-"""Idle connections are closed before servers close them (llama.cpp's after 5 s): a request must not meet one that is."""
+"""Idle connections are closed before servers close them (llama.cpp's after 5 s).
+
+A request must not meet one that is being closed.
+"""
+
+_OK = 200
 
 _ERROR_BYTES = 300
 
@@ -50,7 +53,7 @@ class Endpoint:
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """One request as it went: times in ns, bytes as they came, or why it failed.
 
     `answer` is set once it has been read.
@@ -74,32 +77,56 @@ class Outcome:
         self.chunks = []
 
     def trace(self) -> RequestTrace:
-        """As the metrics take it. An answer without a token is a failure."""
-        found = self.answer
-        events = found.events if found is not None else ()
-        n_prompt = found.n_prompt if found is not None else None
+        """Return the request as the metrics take it. An answer without a token is a failure."""
+        events = self.answer.events if self.answer is not None else ()
         return RequestTrace(
-            n_prompt_tokens=n_prompt if n_prompt is not None else self.call.n_prompt_tokens or 0,
+            n_prompt_tokens=self._n_prompt_tokens(),
             t_due_ns=self.due_ns,
             events=events if self.failure is None else (),
             failure=self.failure or (None if events else "no token came"),
             t_sent_ns=self.sent_ns,
             t_end_ns=self.end_ns,
-            n_cached_tokens=found.n_cached if found is not None else 0,
+            n_cached_tokens=self.answer.n_cached if self.answer is not None else 0,
         )
+
+    def _n_prompt_tokens(self) -> int:
+        """Return the prompt tokens as the server counted them, else as we know them."""
+        if self.answer is not None and self.answer.n_prompt is not None:
+            return self.answer.n_prompt
+        return self.call.n_prompt_tokens or 0
 
 
 @dataclass
 class ClientRun:
-    """What came of a load: its requests in the order they were due, and how the client did."""
+    """What came of serving: its requests in the order they were due, and how the client did."""
 
-    outcomes: list[Outcome]
+    outcomes: list[RequestOutcome]
     loop_lag_s: list[float]
     busy_share: float
 
 
-Source = Callable[[int], Call]
-"""The request of that number; made before it is due."""
+CallFactory = Callable[[int], Call]
+"""Makes the request of a number, before it is due."""
+
+
+@dataclass
+class _ClosedLoop:
+    """The requests of a closed loop so far, and when it ends."""
+
+    make_call: CallFactory
+    requests: int | None
+    end_ns: int | None
+    outcomes: list[RequestOutcome] = field(default_factory=list)
+
+    def next_request(self, due_ns: int) -> RequestOutcome | None:
+        """Return the next request, due at `due_ns`; None once all were sent or time is up."""
+        if self.requests is not None and len(self.outcomes) >= self.requests:
+            return None
+        if self.end_ns is not None and due_ns >= self.end_ns:
+            return None
+        outcome = RequestOutcome(self.make_call(len(self.outcomes)), due_ns)
+        self.outcomes.append(outcome)
+        return outcome
 
 
 class Client:
@@ -125,43 +152,47 @@ class Client:
         self._now_ns = now_ns
 
     async def open_loop(self, calls: Sequence[Call], due_s: Sequence[float]) -> ClientRun:
-        """Send each call when it is due, whatever became of the others, and wait until all are over."""
+        """Send each call when it is due, whatever became of the others, and wait for all."""
         start_ns = self._now_ns() + int(PROBE_S * 1e9)
         outcomes = [
-            Outcome(call, start_ns + int(at * 1e9)) for call, at in zip(calls, due_s, strict=True)
+            RequestOutcome(call, start_ns + int(offset_s * 1e9))
+            for call, offset_s in zip(calls, due_s, strict=True)
         ]
         return await self._watched(outcomes, self._send_when_due(outcomes))
 
     async def closed_loop(
-        self, source: Source, concurrency: int, *, requests: int | None, duration_s: float | None
+        self,
+        make_call: CallFactory,
+        concurrency: int,
+        *,
+        requests: int | None,
+        duration_s: float | None,
     ) -> ClientRun:
-        """`concurrency` lines, each sending its next request when its last is over, until `requests` were sent or time is up."""
-        outcomes: list[Outcome] = []
+        """Send on `concurrency` lines until `requests` were sent or time is up.
+
+        Each line sends its next request when its last is over.
+        """
         end_ns = None if duration_s is None else self._now_ns() + int(duration_s * 1e9)
+        loop = _ClosedLoop(make_call, requests, end_ns)
+        return await self._watched(
+            loop.outcomes, _gather(self._send_in_turn(loop) for _ in range(concurrency))
+        )
 
-        async def line() -> None:
-            due_ns = self._now_ns()
-            while (requests is None or len(outcomes) < requests) and (
-                end_ns is None or due_ns < end_ns
-            ):
-                outcome = Outcome(source(len(outcomes)), due_ns)
-                outcomes.append(outcome)
-                await self._send(outcome)
-                due_ns = outcome.end_ns
-
-        async def lines() -> None:
-            await asyncio.gather(*(line() for _ in range(concurrency)))
-
-        return await self._watched(outcomes, lines())
-
-    async def together(self, calls: Sequence[Call]) -> list[Outcome]:
-        """All at once: an offline batch."""
+    async def together(self, calls: Sequence[Call]) -> list[RequestOutcome]:
+        """Send all at once: an offline batch."""
         due_ns = self._now_ns()
-        outcomes = [Outcome(call, due_ns) for call in calls]
-        await self._watched(outcomes, _all(self._send(outcome) for outcome in outcomes))
+        outcomes = [RequestOutcome(call, due_ns) for call in calls]
+        await self._watched(outcomes, _gather(self._send(outcome) for outcome in outcomes))
         return outcomes
 
-    async def _send_when_due(self, outcomes: Sequence[Outcome]) -> None:
+    async def _send_in_turn(self, loop: _ClosedLoop) -> None:
+        """Send one request of a closed loop after the other."""
+        due_ns = self._now_ns()
+        while (outcome := loop.next_request(due_ns)) is not None:
+            await self._send(outcome)
+            due_ns = outcome.end_ns
+
+    async def _send_when_due(self, outcomes: Sequence[RequestOutcome]) -> None:
         async with asyncio.TaskGroup() as group:
             for outcome in outcomes:
                 wait_s = (outcome.due_ns - self._now_ns()) / 1e9
@@ -169,34 +200,42 @@ class Client:
                     await asyncio.sleep(wait_s)
                 group.create_task(self._send(outcome))
 
-    async def _send(self, outcome: Outcome) -> None:
+    async def _send(self, outcome: RequestOutcome) -> None:
         outcome.sent_ns = self._now_ns()
         try:
-            try:
-                await self._stream(outcome, self._session)
-            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-                if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
-                    raise
-                # The others that wait may be closed as well.
-                async with connections(self._timeout_s) as fresh:
-                    # The server had closed an idle one; RFC 9110, 9.2.2: send it again.
-                    await self._stream(outcome, fresh)
-        except aiohttp.ClientConnectorError as error:
-            outcome.failure = (
-                f"the connection was refused ({error.os_error.strerror or error.os_error})"
-            )
-        except (TimeoutError, aiohttp.ServerTimeoutError):
-            outcome.failure = f"no message came for {self._timeout_s:g} s, after {len(outcome.chunks)} pieces of the answer"
-        except (aiohttp.ClientError, OSError) as error:
-            said = f"{type(error).__name__}: {error}".rstrip(": ")
-            outcome.failure = (
-                f"the stream broke after {len(outcome.chunks)} pieces of the answer ({said})"
-            )
+            await self._stream_past_idle(outcome)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            outcome.failure = self._failure(error, len(outcome.chunks))
         outcome.end_ns = self._now_ns()
         outcome.read(self._endpoint.parse)
 
-    async def _stream(self, outcome: Outcome, session: aiohttp.ClientSession) -> None:
-        now_ns, keep = self._now_ns, outcome.chunks.append
+    def _failure(self, error: Exception, n_chunks: int) -> str:
+        """Say why a request failed after so many pieces of the answer."""
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return f"the connection was refused ({error.os_error.strerror or error.os_error})"
+        if isinstance(error, TimeoutError):
+            return (
+                f"no message came for {self._timeout_s:g} s, after {n_chunks} pieces of the answer"
+            )
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
+
+    async def _stream_past_idle(self, outcome: RequestOutcome) -> None:
+        """Stream the answer; send again what met a connection that the server had closed as idle.
+
+        RFC 9110, 9.2.2 allows it.
+        """
+        try:
+            await self._stream(outcome, self._session)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # Other connections that wait may be closed as well.
+            async with connections(self._timeout_s) as fresh:
+                await self._stream(outcome, fresh)
+
+    async def _stream(self, outcome: RequestOutcome, session: aiohttp.ClientSession) -> None:
+        now_ns, append = self._now_ns, outcome.chunks.append
         async with session.post(
             self._endpoint.url,
             data=outcome.call.body,
@@ -204,32 +243,28 @@ class Client:
             allow_redirects=False,
             timeout=self._timeout,
         ) as response:
-            if response.status != 200:  # noqa: PLR2004 - OK
-                said = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
-                outcome.failure = f"HTTP {response.status}{_reason(response.status)}: {said.strip()[:_ERROR_BYTES]}".rstrip(
-                    ": "
-                )
+            if response.status != _OK:
+                outcome.failure = await _status_failure(response)
                 return
             async for data in response.content.iter_any():
-                keep((now_ns(), data))
+                append((now_ns(), data))
 
-    async def _watched(self, outcomes: list[Outcome], work: Awaitable[None]) -> ClientRun:
+    async def _watched(self, outcomes: list[RequestOutcome], work: Awaitable[None]) -> ClientRun:
         """Do the work, and see how late the loop's own timers ring and how busy it is.
 
-        No garbage collection meanwhile.
+        There is no garbage collection meanwhile.
         """
         lags: list[float] = []
         probe = asyncio.create_task(self._probe(lags))
-        wall_s, cpu_s = time.perf_counter(), time.thread_time()
+        start_wall_s, start_cpu_s = time.perf_counter(), time.thread_time()
         try:
             with _no_collection():
                 await work
         finally:
             probe.cancel()
-        wall_s = time.perf_counter() - wall_s
-        return ClientRun(
-            outcomes, lags, (time.thread_time() - cpu_s) / wall_s if wall_s > 0 else 0.0
-        )
+        wall_s = time.perf_counter() - start_wall_s
+        cpu_s = time.thread_time() - start_cpu_s
+        return ClientRun(outcomes, lags, cpu_s / wall_s if wall_s > 0 else 0.0)
 
     async def _probe(self, lags: list[float]) -> None:
         while True:
@@ -238,19 +273,26 @@ class Client:
             lags.append(max(0.0, (self._now_ns() - before_ns) / 1e9 - PROBE_S))
 
 
-async def _all(work: Iterator[Awaitable[None]]) -> None:
+async def _gather(work: Iterator[Awaitable[None]]) -> None:
     await asyncio.gather(*work)
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    was = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
+
+
+async def _status_failure(response: aiohttp.ClientResponse) -> str:
+    """Say which status an answer had, with the beginning of its text."""
+    text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
+    status = f"HTTP {response.status}{_reason(response.status)}"
+    return f"{status}: {text.strip()[:_ERROR_BYTES]}".rstrip(": ")
 
 
 def _reason(status: int) -> str:
@@ -264,7 +306,7 @@ def _reason(status: int) -> str:
 
 
 def connections(timeout_s: float) -> aiohttp.ClientSession:
-    """A session without a limit of connections, proxies or cookies.
+    """Return a session without a limit of connections, proxies or cookies.
 
     Bytes that do not come for `timeout_s` are an error.
     """
@@ -278,7 +320,10 @@ def connections(timeout_s: float) -> aiohttp.ClientSession:
 
 
 async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
-    """Whether the server at a URL accepts one, or at least does not refuse it: one that is busy may let it wait."""
+    """Whether the server at a URL accepts a connection, or at least does not refuse it.
+
+    A busy server may let it wait.
+    """
     url = urlsplit(base)
     try:
         _, writer = await asyncio.wait_for(

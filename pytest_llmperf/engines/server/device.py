@@ -1,45 +1,46 @@
-"""What a server runs on, for the environment of a record. No torch."""
+"""What a server runs on, for the environment of a record. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-import pynvml
-
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 
 ELSEWHERE = "elsewhere"
-"""Device of a server that ran already: what it runs on is not known, and no run of ours on a device is compared with it."""
+"""Device of a server that ran already.
+
+What it runs on is not known, and no run of ours on a device is compared with it.
+"""
 
 
 def device_facts(device: str, *, started: bool) -> dict[str, Any]:
-    """The device's kind and, of a GPU, what the driver says of the first that this process may use."""
+    """Return the device's kind and what the driver says of it.
+
+    The driver is asked for the first GPU that this process may use.
+    """
     if not started:
         return {"device": ELSEWHERE}
     if device.partition(":")[0] != "cuda":
         return {"device": "cpu"}
     gpu = _first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    facts = {} if isinstance(gpu, Unreadable) else gpu.facts()
-    return {"device": "cuda"} | {
-        name if name == "driver" else f"device_{name}": value for name, value in facts.items()
-    }
+    facts: dict[str, Any] = {"device": "cuda"}
+    if not isinstance(gpu, Unreadable):
+        for name, value in gpu.facts().items():
+            facts[name if name == "driver" else f"device_{name}"] = value
+    return facts
 
 
 def device_name(device: str, facts: dict[str, Any]) -> str:
-    """As a reader knows it."""
-    return str(
-        facts.get("device_name")
-        or {"cpu": "CPU", "elsewhere": "a server elsewhere"}.get(str(facts["device"]), device)
-    )
+    """Return the device as a reader knows it."""
+    if facts.get("device_name"):
+        return str(facts["device_name"])
+    names = {"cpu": "CPU", ELSEWHERE: "a server elsewhere"}
+    return names.get(str(facts["device"]), device)
 
 
 def _first_gpu(visible: str) -> Nvml | Unreadable:
     first = visible.split(",", maxsplit=1)[0].strip()
     if first.startswith(("GPU-", "MIG-")):
         return Nvml.of(first)
-    try:
-        pynvml.nvmlInit()
-        return Nvml(pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0))
-    except pynvml.NVMLError as error:
-        return Unreadable(f"NVML: {error}")
+    return Nvml.at(int(first) if first.isdigit() else 0)

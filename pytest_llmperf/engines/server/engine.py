@@ -7,15 +7,17 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
 from pytest_llmperf.engines.server.client import connections
-from pytest_llmperf.engines.server.introspection import Saying, require_model
-from pytest_llmperf.engines.server.loaded import ServedModel, Server
+from pytest_llmperf.engines.server.introspection import Introspection, require_model
+from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
-from pytest_llmperf.engines.server.source import Source, source_of
+from pytest_llmperf.engines.server.running import Server
+from pytest_llmperf.engines.server.source import ModelSource, model_source
 
 
 class ServerEngine:
@@ -31,39 +33,69 @@ class ServerEngine:
         """
         preset = preset_of(plan.engine)
         options = read_options(plan, preset)
-        source = source_of(plan, preset, options)
-        runner = asyncio.Runner()
+        source = model_source(plan, preset, options)
         with contextlib.ExitStack() as undo:
+            runner = asyncio.Runner()
             undo.callback(runner.close)
             start_s = time.perf_counter()
-            child, base, name = _started(plan, preset, options, source)
-            if child is not None:
-                undo.callback(child.end, options.stop_timeout_s)
-            server = runner.run(_healthy(preset, options, child, base, name))
+            address = _start(plan, preset, options, source)
+            if address.child is not None:
+                undo.callback(address.child.end, options.stop_timeout_s)
+            server = runner.run(_wait_until_healthy(preset, options, address))
             undo.callback(lambda: runner.run(server.http.close()))
-            session = ServedModel(plan, server, source, runner)
-            session.probe()
-            session.load_s = time.perf_counter() - start_s
+            loaded = _probe(ServedModel(plan, server, source, runner), start_s)
             undo.pop_all()
-        return session
+        return loaded
 
 
-def _started(
-    plan: LoadPlan, preset: Preset, options: ServerOptions, source: Source
-) -> tuple[Child | None, str, str]:
-    """The child, its base URL, and the name that the model is served as."""
+def _probe(loaded: ServedModel, start_s: float) -> ServedModel:
+    """Wait for the first answer, which ends the load time."""
+    loaded.probe()
+    loaded.load_s = time.perf_counter() - start_s
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a server answers, what the model is served as, and its process if it is ours."""
+
+    base: str
+    name: str
+    child: Child | None = None
+
+
+def _start(plan: LoadPlan, preset: Preset, options: ServerOptions, source: ModelSource) -> _Address:
+    """Start the server, unless it runs already."""
     name = options.name or plan.model.name
     if options.url:
-        return None, options.url, name
-    port = free_port()
-    values = {"port": str(port), "model": source.location, "name": name}
-    command = [*_program(preset, options), *_filled(options.command or preset.command, values)]
-    command += [*_chosen(plan, preset), *([] if options.prefix_cache else preset.no_prefix_cache)]
-    command += [*(preset.dummy_weights if source.dummy else ()), *options.args]
-    served = options.name or _filled((preset.served_as,), values)[0]
-    env = preset.env | (preset.cpu_env if plan.device == "cpu" else {})
-    child = Child(command, env=env, log=log_file(f"server-{preset.name or 'command'}"))
-    return child, f"http://127.0.0.1:{port}", served
+        return _Address(options.url, name)
+    values = {"port": str(free_port()), "model": source.location, "name": name}
+    child = Child(
+        _command(plan, preset, options, values, dummy=source.dummy),
+        env=preset.env | (preset.cpu_env if plan.device == "cpu" else {}),
+        log=log_file(f"server-{preset.name or 'command'}"),
+    )
+    served_name = options.name or _with_values(preset.served_as, values)
+    return _Address(f"http://127.0.0.1:{values['port']}", served_name, child)
+
+
+def _command(
+    plan: LoadPlan,
+    preset: Preset,
+    options: ServerOptions,
+    values: Mapping[str, str],
+    *,
+    dummy: bool,
+) -> list[str]:
+    """Return the command of a server with all its arguments."""
+    return [
+        *_program(preset, options),
+        *(_with_values(part, values) for part in options.command or preset.command),
+        *_precision(plan, preset),
+        *(() if options.prefix_cache else preset.no_prefix_cache),
+        *(preset.dummy_weights if dummy else ()),
+        *options.args,
+    ]
 
 
 def _program(preset: Preset, options: ServerOptions) -> list[str]:
@@ -71,54 +103,62 @@ def _program(preset: Preset, options: ServerOptions) -> list[str]:
         return [options.program or sys.executable, "-m", preset.module]
     if not preset.program:
         return []
-    variable = "LLMPERF_SERVER_" + "".join(c if c.isalnum() else "_" for c in preset.name.upper())
-    return [find_program(preset.program, options.program, variable)]
+    name = "".join(c if c.isalnum() else "_" for c in preset.name.upper())
+    return [find_program(preset.program, options.program, f"LLMPERF_SERVER_{name}")]
 
 
-def _filled(parts: tuple[str, ...], values: Mapping[str, str]) -> list[str]:
-    filled = []
-    for part in parts:
-        for name, value in values.items():
-            # Not format(): a command may hold other braces.
-            part = part.replace(f"{{{name}}}", value)  # noqa: PLW2901
-        filled.append(part)
-    return filled
+def _with_values(text: str, values: Mapping[str, str]) -> str:
+    """Put values in the place of their names. Not by format(): a command may hold other braces."""
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
-def _chosen(plan: LoadPlan, preset: Preset) -> tuple[str, ...]:
+def _precision(plan: LoadPlan, preset: Preset) -> tuple[str, ...]:
     if plan.weights_dtype == "auto" or preset.dtype is None:
         return ()
     return preset.dtype(plan.weights_dtype)
 
 
-async def _healthy(
-    preset: Preset, options: ServerOptions, child: Child | None, base: str, name: str
-) -> Server:
-    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-    if options.api_key:
-        headers["Authorization"] = f"Bearer {options.api_key}"
+async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _Address) -> Server:
+    """Wait until the server is healthy, and ask it what it is."""
+    headers = _headers(options)
     http = connections(60.0)
     try:
-        saying = Saying(base, http, headers)
-        await saying.until_healthy(
-            options.health, options.start_timeout_s, child.died if child is not None else str
-        )
-        if options.protocol != "tgi":
-            require_model(name, await saying.models())
-        facts = await saying.facts()
-        if options.protocol == "tgi" and "model" in facts:
-            require_model(name, (facts["model"],))
+        introspection = Introspection(address.base, http, headers)
+        died = address.child.died if address.child is not None else str
+        await introspection.until_healthy(options.health, options.start_timeout_s, died)
+        facts = await _checked_facts(introspection, options, address.name)
     except BaseException:
         await http.close()
         raise
     return Server(
         preset=preset,
         options=options,
-        base=base,
-        name=name,
+        base=address.base,
+        name=address.name,
         headers=headers,
         http=http,
-        saying=saying,
-        child=child,
+        saying=introspection,
+        child=address.child,
         facts=facts,
     )
+
+
+def _headers(options: ServerOptions) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+    if options.api_key:
+        headers["Authorization"] = f"Bearer {options.api_key}"
+    return headers
+
+
+async def _checked_facts(
+    introspection: Introspection, options: ServerOptions, name: str
+) -> dict[str, str]:
+    """Return what the server says of itself. Raises LoadError where it serves another model."""
+    if options.protocol != "tgi":
+        require_model(name, await introspection.models())
+    facts = await introspection.facts()
+    if options.protocol == "tgi" and "model" in facts:
+        require_model(name, (facts["model"],))
+    return facts

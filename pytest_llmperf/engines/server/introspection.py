@@ -1,4 +1,7 @@
-"""What a server says of itself over HTTP: healthy, which models, its dtype and version, its metrics. Nothing is guessed."""
+"""What a server says of itself over HTTP: its health, models, dtype, version and metrics.
+
+Nothing is guessed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ POLL_S = 0.05
 SAMPLE_S = 1.0
 
 
-class Saying:
+_OK = 200
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class Introspection:
     """Questions to one server. Each takes at most 5 s; what it does not answer is None."""
 
     def __init__(self, base: str, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
@@ -31,50 +38,49 @@ class Saying:
         end_s = time.monotonic() + timeout_s
         last = "no connection"
         while True:
-            gone = died()
-            if gone:
-                raise LoadError(f"the server died before it was healthy: {gone}")
+            death = died()
+            if death:
+                raise LoadError(f"the server died before it was healthy: {death}")
             status = await self._status(path)
-            if status == 200:  # noqa: PLR2004 - OK
+            if status == _OK:
                 return
             last = last if status is None else f"HTTP {status}"
             if time.monotonic() >= end_s:
                 raise LoadError(
-                    f"the server was not healthy within {timeout_s:g} s ({self._base}{path}: {last}). Give it longer with option "
+                    f"the server was not healthy within {timeout_s:g} s "
+                    f"({self._base}{path}: {last}). Give it longer with option "
                     "'start_timeout', or another path with option 'health'.",
                 )
             await asyncio.sleep(POLL_S)
 
     async def models(self) -> tuple[str, ...] | None:
-        """Names that an OpenAI-compatible server serves."""
-        said = await self.json("/v1/models")
-        rows = said.get("data") if isinstance(said, dict) else None
-        return (
-            tuple(str(row.get("id")) for row in rows if isinstance(row, dict))
-            if isinstance(rows, list)
-            else None
-        )
+        """Return the names that an OpenAI-compatible server serves."""
+        rows = _field(await self.json("/v1/models"), "data")
+        if not isinstance(rows, list):
+            return None
+        return tuple(str(row.get("id")) for row in rows if isinstance(row, dict))
 
     async def facts(self) -> dict[str, str]:
-        """`dtype`, `version` and `model`, as far as it says them (vLLM's /server_info and /version, TGI's /info)."""
-        found = dict(await self._vllm())
-        info = await self.json("/info")
-        if isinstance(info, dict):
-            names = {"dtype": "model_dtype", "version": "version", "model": "model_id"}
-            found |= {ours: str(info[theirs]) for ours, theirs in names.items() if info.get(theirs)}
-        if "dtype" in found:
-            found["dtype"] = found["dtype"].removeprefix("torch.")
-        return found
+        """Return `dtype`, `version` and `model`, as far as it says them.
+
+        vLLM says them in /server_info and /version, TGI in /info.
+        """
+        facts = await self._vllm_facts() | await self._tgi_facts()
+        if "dtype" in facts:
+            facts["dtype"] = facts["dtype"].removeprefix("torch.")
+        return facts
 
     async def metrics(self) -> dict[str, float]:
-        """Its Prometheus metrics, as `core.metrics.server_metrics` reads them.
+        """Return its Prometheus metrics, as `core.metrics.server_metrics` reads them.
 
         Empty where it has none.
         """
         try:
             async with self._get("/metrics") as response:
-                return server_metrics.read(await response.text()) if response.status == 200 else {}  # noqa: PLR2004
-        except (aiohttp.ClientError, TimeoutError, OSError):
+                if response.status != _OK:
+                    return {}
+                return server_metrics.read(await response.text())
+        except _FAILURES:
             return {}
 
     async def sample(self, into: list[dict[str, float]]) -> None:
@@ -84,34 +90,33 @@ class Saying:
             into.append(await self.metrics())
 
     async def json(self, path: str) -> Any:
-        """What a path answers, or None where it answers nothing that is JSON."""
+        """Return what a path answers, or None where it answers nothing that is JSON."""
         try:
             async with self._get(path) as response:
-                return (
-                    msgspec.json.decode(await response.read()) if response.status == 200 else None  # noqa: PLR2004
-                )
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+                if response.status != _OK:
+                    return None
+                return msgspec.json.decode(await response.read())
+        except (*_FAILURES, msgspec.DecodeError):
             return None
 
-    async def _vllm(self) -> list[tuple[str, str]]:
-        info, version = (
-            await self.json("/server_info?config_format=json"),
-            await self.json("/version"),
+    async def _vllm_facts(self) -> dict[str, str]:
+        info = await self.json("/server_info?config_format=json")
+        version = await self.json("/version")
+        model_config = _field(_field(info, "vllm_config"), "model_config")
+        return _texts(
+            {"dtype": _field(model_config, "dtype"), "version": _field(version, "version")}
         )
-        found = []
-        config = info.get("vllm_config") if isinstance(info, dict) else None
-        model = config.get("model_config") if isinstance(config, dict) else None
-        if isinstance(model, dict) and model.get("dtype"):
-            found.append(("dtype", str(model["dtype"])))
-        if isinstance(version, dict) and version.get("version"):
-            found.append(("version", str(version["version"])))
-        return found
+
+    async def _tgi_facts(self) -> dict[str, str]:
+        info = await self.json("/info")
+        names = {"dtype": "model_dtype", "version": "version", "model": "model_id"}
+        return _texts({name: _field(info, field) for name, field in names.items()})
 
     async def _status(self, path: str) -> int | None:
         try:
             async with self._get(path) as response:
                 return int(response.status)
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except _FAILURES:
             return None
 
     def _get(self, path: str) -> Any:
@@ -123,21 +128,35 @@ class Saying:
         )
 
 
-def require_model(asked: str, served: tuple[str, ...] | None) -> None:
+def _field(answer: Any, name: str) -> Any:
+    """Return a field of a JSON object; None where it is absent, or the answer is no object."""
+    return answer.get(name) if isinstance(answer, dict) else None
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    """Return the values that are there, as texts."""
+    return {name: str(value) for name, value in values.items() if value}
+
+
+def require_model(requested: str, served: tuple[str, ...] | None) -> None:
     """Raise LoadError where a server lists its models and the one asked for is not among them."""
-    if served and asked not in served and bare(asked) not in {bare(name) for name in served}:
+    if not served or requested in served:
+        return
+    if bare(requested) not in {bare(name) for name in served}:
         raise LoadError(
-            f"the server does not serve {asked!r}. It serves: {', '.join(served)}. Name one by option 'name'."
+            f"the server does not serve {requested!r}. It serves: {', '.join(served)}. "
+            "Name one by option 'name'."
         )
 
 
-def require_same_model(asked: str, answered: set[str]) -> None:
+def require_same_model(requested: str, answered: set[str]) -> None:
     """Raise NotInEffect where an answer says that another model made it."""
-    others = {name for name in answered if bare(name) != bare(asked)}
+    others = {name for name in answered if bare(name) != bare(requested)}
     if others:
-        raise NotInEffect(f"asked {asked!r}, and {', '.join(sorted(map(repr, others)))} answered.")
+        names = ", ".join(sorted(map(repr, others)))
+        raise NotInEffect(f"asked {requested!r}, and {names} answered.")
 
 
 def bare(name: str) -> str:
-    """A model's name without the revision that transformers' server puts behind it."""
+    """Return a model's name without the revision that transformers' server puts behind it."""
     return name.partition("@")[0]

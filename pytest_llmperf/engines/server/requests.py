@@ -19,17 +19,14 @@ class Protocol:
     """A path, the body of a request for so many tokens, and the reader of a message."""
 
     path: str
-    body: Callable[[Prompt, int, Asked], dict[str, Any]]
+    body: Callable[[Prompt, int, RequestDefaults], dict[str, Any]]
     parse: Callable[[bytes], Piece]
     ids: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is the same for all requests of a server.
-
-    `fixed` makes an output have exactly the tokens asked for.
-    """
+class RequestDefaults:
+    """What is the same for all requests of a server."""
 
     model: str
     preset: Preset
@@ -37,46 +34,46 @@ class Asked:
     ignore_eos: bool
 
     @classmethod
-    def of(cls, model: str, preset: Preset, options: ServerOptions) -> Asked:
-        """From a server's preset and options."""
+    def of(cls, model: str, preset: Preset, options: ServerOptions) -> RequestDefaults:
+        """Take them from a server's preset and options."""
         return cls(
             model=model, preset=preset, prompt_ids=options.prompt_ids, ignore_eos=options.ignore_eos
         )
 
     def fixed(self, n: int) -> dict[str, Any]:
-        """Fields for a fixed length of `n`; none where an output may end by itself."""
+        """Return the fields for a fixed length of `n`; none where an output may end by itself."""
         return self.preset.fixed_length(n) if self.ignore_eos else {}
 
     @property
     def stream(self) -> dict[str, Any]:
         """Fields of every streamed request: greedy, with usage where the server can."""
-        options = (
-            {"stream_options": self.preset.stream_options} if self.preset.stream_options else {}
-        )
-        return {"model": self.model, "stream": True, "temperature": 0, **options}
+        fields: dict[str, Any] = {"model": self.model, "stream": True, "temperature": 0}
+        if self.preset.stream_options:
+            fields["stream_options"] = self.preset.stream_options
+        return fields
 
 
-def body(protocol: Protocol, prompt: Prompt, n: int, asked: Asked) -> bytes:
-    """The JSON of one request."""
-    return msgspec.json.encode(protocol.body(prompt, n, asked))
+def body(protocol: Protocol, prompt: Prompt, n: int, defaults: RequestDefaults) -> bytes:
+    """Return the JSON of one request."""
+    return msgspec.json.encode(protocol.body(prompt, n, defaults))
 
 
-def _completions(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:
-    text: object = list(prompt.ids) if asked.prompt_ids and prompt.ids else prompt.text
-    return {**asked.stream, "prompt": text, "max_tokens": n, **asked.fixed(n)}
+def _completions(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:
+    text: object = list(prompt.ids) if defaults.prompt_ids and prompt.ids else prompt.text
+    return {**defaults.stream, "prompt": text, "max_tokens": n, **defaults.fixed(n)}
 
 
-def _chat(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:
+def _chat(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:
     return {
-        **asked.stream,
+        **defaults.stream,
         "messages": [{"role": "user", "content": prompt.text}],
         "max_tokens": n,
-        **asked.fixed(n),
+        **defaults.fixed(n),
     }
 
 
-# TGI serves one model, and has no fixed length.
-def _tgi(prompt: Prompt, n: int, asked: Asked) -> dict[str, Any]:  # noqa: ARG001
+def _tgi(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:  # noqa: ARG001
+    """TGI serves one model, and has no fixed length."""
     return {
         "inputs": prompt.text,
         "parameters": {"max_new_tokens": n, "do_sample": False, "details": True},

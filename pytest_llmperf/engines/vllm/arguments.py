@@ -39,13 +39,13 @@ ENVIRONMENT = {
 def arguments(
     plan: LoadPlan, folder: Path, *, dtype: str, dummy: bool = False, free_share: float = 1.0
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs.
+    """Return the keyword arguments of vLLM's EngineArgs.
 
     `folder` holds the model, `dtype` is torch's name of the dtype of its weights ("auto" would let
     vLLM turn float32 into 16 bit), `dummy` asks for random weights, and `free_share` is the share
     of the GPU's memory that nobody uses yet.
     """
-    made: dict[str, Any] = {
+    return {
         "model": str(folder),
         "dtype": dtype,
         "seed": plan.seed,
@@ -59,44 +59,52 @@ def arguments(
         "skip_tokenizer_init": True,  # token ids go in and come out
         "tensor_parallel_size": plan.tp,
         **_memory(plan, free_share),
-        **_numbers(plan),
+        **_scheduler_limits(plan),
+        **({"load_format": "dummy"} if dummy else {}),
+        **_strategy(plan),
     }
-    if dummy:
-        made["load_format"] = "dummy"
+
+
+def _strategy(plan: LoadPlan) -> dict[str, Any]:
+    """Return the arguments of the plan's strategy parts."""
+    keywords: dict[str, Any] = {}
     if plan.ranks > 1:
         # One process a rank, as every engine here has it.
-        made["distributed_executor_backend"] = "external_launcher"
+        keywords["distributed_executor_backend"] = "external_launcher"
     if plan.quantization is not None and scheme_of(plan.quantization).method not in CHECKPOINTS:
-        made["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantization, plan.quantization)
+        keywords["quantization"] = {"nf4": "bitsandbytes"}.get(plan.quantization, plan.quantization)
     if plan.cache == "fp8":
-        made["kv_cache_dtype"] = "fp8"
+        keywords["kv_cache_dtype"] = "fp8"
     if plan.assist is not None:
-        made["speculative_config"] = _lookup()
-    return made
+        keywords["speculative_config"] = _prompt_lookup()
+    return keywords
 
 
 def is_eager(plan: LoadPlan) -> bool:
-    """Whether no graph is compiled or recorded: where it was asked for, and on a CPU unless 'compile' was."""
+    """Whether no graph is compiled or recorded.
+
+    So it is where it was asked for, and on a CPU unless 'compile' was.
+    """
     if plan.compile is not None:
         return False
-    return bool(plan.option("eager", default=False)) or plan.device.partition(":")[0] == "cpu"
+    return bool(plan.option("eager", default=False)) or plan.device_kind == "cpu"
 
 
 def _memory(plan: LoadPlan, free_share: float) -> dict[str, Any]:
-    """Bytes of the KV cache, or the share of a GPU up to which it may grow."""
-    on_cpu = plan.device.partition(":")[0] == "cpu"
-    asked = plan.option("kv_cache_gib", CPU_KV_CACHE_GIB if on_cpu else None)
-    if asked is not None:
-        return {"kv_cache_memory_bytes": int(float(asked) * GIB)}
+    """Return the bytes of the KV cache, or the share of a GPU up to which it may grow."""
+    default = CPU_KV_CACHE_GIB if plan.device_kind == "cpu" else None
+    cache_gib = plan.option("kv_cache_gib", default)
+    if cache_gib is not None:
+        return {"kv_cache_memory_bytes": int(float(cache_gib) * GIB)}
     return {"gpu_memory_utilization": round(GPU_SHARE * free_share, 3)}
 
 
-def _numbers(plan: LoadPlan) -> dict[str, Any]:
+def _scheduler_limits(plan: LoadPlan) -> dict[str, Any]:
     names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
     return {name: value for name in names if (value := plan.option(name)) is not None}
 
 
-def _lookup() -> dict[str, Any]:
+def _prompt_lookup() -> dict[str, Any]:
     low, high = LOOKUP_NGRAM
     return {
         "method": "ngram",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
@@ -18,9 +19,10 @@ from vllm import EngineArgs, LLMEngine
 from vllm.usage.usage_lib import UsageContext
 
 from pytest_llmperf.engines.loading.checkpoint import load_errors
-from pytest_llmperf.engines.loading.folder import source_of
+from pytest_llmperf.engines.loading.folder import ModelFolder, model_folder
 from pytest_llmperf.engines.vllm.adapters import adapter_arguments
-from pytest_llmperf.engines.vllm.loaded import Loaded, VllmModel
+from pytest_llmperf.engines.vllm.loaded import VllmModel
+from pytest_llmperf.engines.vllm.requesting import LoadedEngine
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
 from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 
@@ -34,22 +36,18 @@ class VllmEngine:
         Raises UsageError, LoadError, NotInEffect, or out of memory as torch does.
         """
         device = torch_device(rank_device(plan.device))
-        source = source_of(plan)
-        dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
-        asked = arguments(
-            plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device)
-        )
-        asked |= adapter_arguments(plan)
+        source = model_folder(plan)
+        keywords = _keywords(plan, source, device)
         if plan.ranks > 1 and device.type == "cpu":
             own_shared_memory()
         start_ns = time.perf_counter_ns()
         with load_errors(plan, str(source.folder)):
             engine = LLMEngine.from_engine_args(
-                EngineArgs(**asked), usage_context=UsageContext.LLM_CLASS
+                EngineArgs(**keywords), usage_context=UsageContext.LLM_CLASS
             )
         load_s = (time.perf_counter_ns() - start_ns) / 1e9
         return VllmModel(
-            Loaded(
+            LoadedEngine(
                 engine=engine,
                 plan=plan,
                 source=source,
@@ -60,8 +58,17 @@ class VllmEngine:
         )
 
 
+def _keywords(plan: LoadPlan, source: ModelFolder, device: torch.device) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's EngineArgs."""
+    dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+    keywords = arguments(
+        plan, source.folder, dtype=dtype, dummy=source.dummy, free_share=_free_share(device)
+    )
+    return keywords | adapter_arguments(plan)
+
+
 def _free_share(device: torch.device) -> float:
-    """The share of a GPU's memory that nobody uses yet."""
+    """Return the share of a GPU's memory that nobody uses yet."""
     if device.type != "cuda":
         return 1.0
     free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,7 @@
-"""The logits of every position of a prompt, taken where vLLM's model runner computes them: all of the vocabulary, no top k."""
+"""The logits of every position of a prompt, taken where vLLM's model runner computes them.
+
+They are those of all of the vocabulary, not of a top k.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Captured:
     _in_step: int = 0
 
     def note(self, hidden: Tensor, logits: Tensor) -> None:
-        """One product of the output head."""
+        """Take in one product of the output head."""
         self.dtype, self.hidden_dtype = logits.dtype, hidden.dtype
         rows = logits.detach().float().cpu()
         if self._in_step:
@@ -37,35 +40,37 @@ class Captured:
         self._in_step += 1
 
     def end_of_step(self) -> None:
-        """The next product belongs to another step."""
+        """Note that the next product belongs to another step."""
         self._in_step = 0
 
     def rows(self, positions: int, vocab_size: int) -> Tensor:
-        """[positions, vocab] float32: those that predict each token after the first, and the one that follows the last.
+        """Return [positions, vocab] float32 logits after each token of the prompt.
 
-        Raises InvalidRun if other positions than these were computed.
+        They predict each token after the first, and the one that follows the last. Raises
+        InvalidRun if other positions than these were computed.
         """
         if self.sampled is None:
             raise InvalidRun("vLLM computed no logits for a prompt.")
         rows = torch.cat([*self.prompt, self.sampled])
         if rows.shape[0] != positions:
             raise InvalidRun(
-                f"vLLM computed logits of {rows.shape[0]} positions of a prompt of {positions} tokens."
+                f"vLLM computed logits of {rows.shape[0]} positions "
+                f"of a prompt of {positions} tokens."
             )
         return rows[:, :vocab_size]
 
 
 @contextmanager
 def capture(model: Any) -> Iterator[Captured]:
-    """Note what `model.compute_logits` gives while the block runs.
+    """Note what `model.compute_logits` returns while the block runs.
 
     Nothing is changed in between and nothing stays.
     """
     captured = Captured()
     original = model.compute_logits
 
-    def compute_logits(hidden: Tensor, *more: Any, **named: Any) -> Any:
-        logits = original(hidden, *more, **named)
+    def compute_logits(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits = original(hidden, *args, **kwargs)
         if logits is None:
             raise InvalidRun("this rank of vLLM does not see the logits.")
         captured.note(hidden, logits)

@@ -1,4 +1,7 @@
-"""Requests through vLLM's engine, step by step: which tokens came, and when each step had them on the host."""
+"""Requests through vLLM's engine, step by step.
+
+Each step tells which tokens came, and when they were on the host.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: token ids in, exactly `new_tokens` out, through an adapter (vLLM's LoRARequest) or none."""
+    """One request: token ids in, exactly `new_tokens` out.
+
+    It goes through an adapter (vLLM's LoRARequest), or none.
+    """
 
     ids: Sequence[int]
     new_tokens: int
@@ -50,7 +56,10 @@ class Ask:
 
 @dataclass
 class Answer:
-    """What came of one request: its tokens, when they came, and how many prompt tokens a prefix cache answered."""
+    """What came of one request: its tokens, and when they came.
+
+    `cached` is the number of prompt tokens that a prefix cache answered.
+    """
 
     tokens: list[int] = field(default_factory=list)
     events: list[TokenEvent] = field(default_factory=list)
@@ -71,7 +80,7 @@ class Stepped:
 
 Submit = Callable[[str, Ask], object]
 
-_numbers = itertools.count()
+_run_numbers = itertools.count()
 
 
 def run(
@@ -91,37 +100,54 @@ def run(
     Raises:
         InvalidRun: a request got another number of tokens than it asked for.
     """
-    first = next(_numbers)
-    names = [f"{first}-{i}" for i in range(len(asks))]
+    names = _fresh_names(len(asks))
     answers = {name: Answer() for name in names}
-    steps = 0
     start_ns = time.perf_counter_ns()
     for name, ask in zip(names, asks, strict=True):
         submit(name, ask)
-    while engine.has_unfinished_requests():
-        outputs = engine.step()
-        now_ns = time.perf_counter_ns()
-        steps += 1
-        for output in outputs:
-            _note(answers[_asked(output.request_id, answers)], output, now_ns)
-        if after_step is not None:
-            after_step()
+    steps = _step_until_done(engine, answers, after_step)
     _require_lengths(asks, list(answers.values()))
     return Stepped(start_ns=start_ns, answers=tuple(answers.values()), steps=steps)
 
 
 def require_no_cached(stepped: Stepped, prompt_tokens: int) -> None:
-    """Raise InvalidRun if a prefix cache answered for prompt tokens: they would count as processed and were not."""
+    """Raise InvalidRun if a prefix cache answered for prompt tokens.
+
+    They would count as processed and were not.
+    """
     cached = sum(answer.cached for answer in stepped.answers)
     if cached:
         raise InvalidRun(
-            f"{cached} of {prompt_tokens} prompt tokens came from vLLM's prefix cache, which was to be off. "
-            "Ask for it with options={'prefix_cache': True}, or give prompts that share no beginning.",
+            f"{cached} of {prompt_tokens} prompt tokens came from vLLM's prefix cache, "
+            "which was to be off. Ask for it with options={'prefix_cache': True}, "
+            "or give prompts that share no beginning.",
         )
 
 
-def _asked(name: str, answers: dict[str, Any]) -> str:
-    """The name a request was given: vLLM puts a suffix of its own behind it."""
+def _fresh_names(count: int) -> list[str]:
+    """Return names that no request of this process has had."""
+    run_number = next(_run_numbers)
+    return [f"{run_number}-{i}" for i in range(count)]
+
+
+def _step_until_done(
+    engine: Steps, answers: dict[str, Answer], after_step: Callable[[], object] | None
+) -> int:
+    """Step until all requests are answered, note what comes, and return the number of steps."""
+    steps = 0
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        now_ns = time.perf_counter_ns()
+        steps += 1
+        for output in outputs:
+            _note(answers[_own_name(output.request_id, answers)], output, now_ns)
+        if after_step is not None:
+            after_step()
+    return steps
+
+
+def _own_name(name: str, answers: dict[str, Answer]) -> str:
+    """Return the name a request was given: vLLM puts a suffix of its own behind it."""
     return name if name in answers else name.rpartition("-")[0]
 
 
@@ -134,15 +160,13 @@ def _note(answer: Answer, output: Output, now_ns: int) -> None:
 
 
 def _require_lengths(asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
-    pairs = enumerate(zip(asks, answers, strict=True))
-    wrong = [
-        (i, len(answer.tokens), ask.new_tokens)
-        for i, (ask, answer) in pairs
-        if len(answer.tokens) != ask.new_tokens
-    ]
+    pairs = zip(asks, answers, strict=True)
+    lengths = [(len(answer.tokens), ask.new_tokens) for ask, answer in pairs]
+    wrong = [i for i, (length, new_tokens) in enumerate(lengths) if length != new_tokens]
     if wrong:
-        i, found, asked = wrong[0]
+        length, new_tokens = lengths[wrong[0]]
         raise InvalidRun(
-            f"{len(wrong)} of {len(asks)} requests got another number of tokens than asked, like request {i}: {found} instead of "
-            f"{asked}. A stopping rule of the model, or the longest sequence that vLLM takes, is active.",
+            f"{len(wrong)} of {len(asks)} requests got another number of tokens than asked, "
+            f"like request {wrong[0]}: {length} instead of {new_tokens}. "
+            "A stopping rule of the model, or the longest sequence that vLLM takes, is active.",
         )

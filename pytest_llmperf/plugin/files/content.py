@@ -169,7 +169,7 @@ def _steps(series_changes: Sequence[changes.SeriesChanges]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.at))
 
 
-def _step(change: changes.Change) -> Step:
+def _step(change: changes.LevelChange) -> Step:
     point = change.point
     return Step(
         at=change.after.created, before=point.before, after=point.after, accepted=change.accepted

@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(model: Path) -> Iterator[Start]:
-    """`start(*stub arguments, **options)` gives the session of a stub; it is closed after the test."""
+    """`start(*stub arguments, **options)` gives a stub as a loaded model, closed after the test."""
     opened: list[ServedModel] = []
 
     def call(*args: str, **options: str | float | bool) -> ServedModel:

@@ -12,7 +12,7 @@ from pytest_llmperf.engines.server.architecture import architecture
 from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.options import read_options
 from pytest_llmperf.engines.server.presets import TABLE
-from pytest_llmperf.engines.server.source import source_of
+from pytest_llmperf.engines.server.source import model_source
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.workloads import Serve
 
@@ -41,7 +41,7 @@ def test_a_small_one_has_its_weights_and_a_tokenizer_of_one_word_for_each_id():
 def test_a_large_one_is_a_config_where_the_server_makes_weights_of_its_own():
     """And an error for a server that makes none."""
     row = TABLE["vllm"]
-    source = source_of(plan("arch:falcon-7b"), row, read_options(plan("arch:falcon-7b"), row))
+    source = model_source(plan("arch:falcon-7b"), row, read_options(plan("arch:falcon-7b"), row))
     assert source.dummy
     assert source.tokenizer.get_vocab_size() == 65024
     with pytest.raises(

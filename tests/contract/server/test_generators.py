@@ -1,4 +1,7 @@
-"""Other projects' load generators behind Serve: recorded result files of real runs, and programs that fail."""
+"""Other projects' load generators behind Serve.
+
+They are recorded result files of real runs, and programs that fail.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import pytest
 from msgspec.structs import replace
 from support.stubs import stub_command, write_model
 
+from pytest_llmperf.core.metrics.request_times import tpot_s
 from pytest_llmperf.core.metrics.serving import ServingTrace, reduce_serving
-from pytest_llmperf.core.metrics.slo import tpot_s
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.server.generators import (
     GENERATORS,
+    aiperf,
     environment,
     find_generator,
-    read_aiperf,
-    read_guidellm,
+    guidellm,
     version_of,
 )
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -26,7 +29,10 @@ from pytest_llmperf.session.serving import generator_program
 from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
 
 RECORDED = Path(__file__).with_name("recorded")
-"""Of runs of eight requests against the stub of these tests: --ttft-ms 50 --token-ms 5, on a busy machine."""
+"""Runs of eight requests against the stub of these tests, on a busy machine.
+
+The stub had --ttft-ms 50 --token-ms 5.
+"""
 LINES = Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="aiperf")
 
 
@@ -51,11 +57,20 @@ rows = [json.loads(line) for line in open("input.jsonl")][:{keep}]
 with open("out/profile_export.jsonl", "w") as file:
     for i, row in enumerate(rows):
         start = 10**18 + i * 10**8
-        said = dict(request_start_ns=start, credit_issued_ns=start - 10**6, request_end_ns=start + 9 * 10**7)
-        metrics = dict(output_sequence_length=dict(value=row["payload"]["max_tokens"]), input_sequence_length=dict(value=4),
-                       time_to_first_token=dict(value=50.0), inter_chunk_latency=dict(value=[10.0] * 4))
+        metadata = dict(
+            request_start_ns=start,
+            credit_issued_ns=start - 10**6,
+            request_end_ns=start + 9 * 10**7,
+        )
+        metrics = dict(
+            output_sequence_length=dict(value=row["payload"]["max_tokens"]),
+            input_sequence_length=dict(value=4),
+            time_to_first_token=dict(value=50.0),
+            inter_chunk_latency=dict(value=[10.0] * 4),
+        )
         error = dict(message="HTTP 500") if i == {fails} else None
-        file.write(json.dumps(dict(metadata=said, metrics=metrics, error=error)) + "\\n")
+        row = dict(metadata=metadata, metrics=metrics, error=error)
+        file.write(json.dumps(row) + "\\n")
 """
 
 
@@ -65,7 +80,7 @@ def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
     The generator is named with what it measured.
     """
     served = start().serve(LINES, 0, str(program("aiperf", WRITES.format(keep=6, fails=1))))
-    run = reduce_serving([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
+    run = reduce_serving([served.trace], LINES)
     assert (run.n_requests, run.n_failed) == (6, 1)
     assert run.serving.failures == {"HTTP 500": 1}
     assert run.ttft.p50.value == pytest.approx(0.051)
@@ -112,11 +127,14 @@ def test_a_generator_is_looked_for_before_anything_is_loaded(program):
 
 
 def test_an_export_of_aiperf_becomes_traces(tmp_path):
-    """A real one: what it says of each request itself, from our reading of its times, every message with its own."""
+    """A real one: what it says of each request itself, from our reading of its times.
+
+    Every message has a time of its own.
+    """
     text = (RECORDED / "aiperf-0.13.0.jsonl").read_text()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "profile_export.jsonl").write_text(text)
-    traces = read_aiperf(tmp_path)
+    traces = aiperf.read_traces(tmp_path)
     rows = [json.loads(line)["metrics"] for line in text.splitlines()]
     assert len(traces) == len(rows) == 8
     assert (
@@ -129,9 +147,7 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
     )
     found = sorted(((r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
     assert found == [pytest.approx(each, abs=1e-3) for each in said]
-    run = reduce_serving(
-        [ServingTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
-    )
+    run = reduce_serving([ServingTrace(requests=traces)], Serve(rate=1, requests=8))
     assert run.itl.p50.value == pytest.approx(0.005, rel=0.5)
     assert run.serving.lateness_p99_s < 0.005
 
@@ -171,7 +187,7 @@ def test_tokens_that_aiperf_says_no_time_of_lie_between_those_it_does(tmp_path):
         )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "profile_export.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    traces = read_aiperf(tmp_path)
+    traces = aiperf.read_traces(tmp_path)
     assert [[event.n_tokens for event in trace.events] for trace in traces] == [
         [1, 6],
         [1, 3, 3],
@@ -228,7 +244,7 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
     """
     text = (RECORDED / "guidellm-0.8.1.json").read_text()
     (tmp_path / "out.json").write_text(text)
-    traces = read_guidellm(tmp_path)
+    traces = guidellm.read_traces(tmp_path)
     rows = json.loads(text)["benchmarks"][0]["requests"]["successful"]
     assert len(traces) == len(rows) == 8
     assert [trace.n_output_tokens for trace in traces] == [6] * 8
@@ -240,13 +256,7 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
         (r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces
     )
     assert [f[1:] for f in found] == [pytest.approx(s[1:], abs=1e-3) for s in said]
-    run = reduce_serving(
-        [ServingTrace(requests=traces, gaps=False)],
-        slo=None,
-        ramp_up_s=0,
-        load_s=None,
-        open_loop=True,
-    )
+    run = reduce_serving([ServingTrace(requests=traces, gaps=False)], Serve(rate=1, requests=8))
     assert isinstance(run.itl, NotMeasurable)
     assert "first and last token alone" in run.itl.reason
     assert run.ttft.p50.value >= 0.05
@@ -259,12 +269,14 @@ from pytest_llmperf import Serve
 OPTIONS = {{"command": {command!r}, "name": "tiny", "stop_timeout": 0.5}}
 pytestmark = pytest.mark.llmperf(model={model!r}, engine="server", options=OPTIONS, device="cpu")
 
+LENGTHS = {{"requests": 6, "prompt_tokens": 4, "max_new_tokens": 5}}
+
 def test_named(llm, baseline):
     assert baseline.plan.engine == "transformers"
-    assert llm.run(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="aiperf")).n_failed == 1
+    assert llm.run(Serve(concurrency=2, generator="aiperf", **LENGTHS)).n_failed == 1
 
 def test_missing(llm):
-    llm.run(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=5, generator="guidellm"))
+    llm.run(Serve(concurrency=2, generator="guidellm", **LENGTHS))
 """
 
 

@@ -1,4 +1,7 @@
-"""Real load generators against the scripted server, in nightly runs that name their interpreters ($LLMPERF_GENERATOR_AIPERF)."""
+"""Real load generators against the scripted server.
+
+They run in nightly runs that name their interpreters ($LLMPERF_GENERATOR_AIPERF).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ pytestmark = pytest.mark.llmperf(model={model!r}, engine="server", options=OPTIO
 
 @pytest.mark.parametrize("load", [{{"concurrency": 2}}, {{"rate": 20, "arrivals": "constant"}}])
 def test_it(llm, load):
-    run = llm.run(Serve(requests=12, prompt_tokens=8, max_new_tokens=6, generator={name!r}, prefix_cache=True, **load))
+    lengths = {{"requests": 12, "prompt_tokens": 8, "max_new_tokens": 6}}
+    run = llm.run(Serve(generator={name!r}, prefix_cache=True, **lengths, **load))
     assert run.n_failed == 0
     assert run.n_requests == 12
     assert run.ttft.p50 >= 0.03

@@ -1,10 +1,14 @@
-"""Agreement by what a server says of token ids: against a reference file made here, and a server that answers from logits."""
+"""Agreement by what a server says of token ids.
+
+The reference file is made here, and the server answers from logits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,9 @@ from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.outputs.reference_file import FORMAT
 from pytest_llmperf.engines.server.agreement import Reference, compare
 from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.testing import scripted_plan
+from pytest_llmperf.wire.commands import MakeReference, Open
+from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workloads import PromptSet
 
 ROWS = ((3, 1), (2, 4, 1))
@@ -116,7 +123,10 @@ def test_a_rule_that_needs_all_logits_never_holds(reference, rule):
 
 
 def test_another_model_is_found_out(reference):
-    """Ranks, log-probabilities and the place where the texts part, as counted from its logits by hand."""
+    """Ranks, log-probabilities and the place where the texts part.
+
+    They are those counted from its logits by hand.
+    """
 
     def other(ids):
         return logits_after(ids) + np.where(np.arange(VOCABULARY) == 7, 50.0, 0.0).astype(
@@ -164,5 +174,8 @@ def test_a_session_asks_by_its_own_protocol_and_repeats_what_the_server_says_aga
         UsageError, match=r"refuses what agreement needs \(HTTP 503\): come back later"
     ):
         refusing.compare_reference(str(reference.path), 2)
+    host = Host(find_engine=lambda _plan: SimpleNamespace(open=lambda _plan: start()))
+    host.handle(Open(plan=scripted_plan()))
+    prompts = PromptSet.bundled("short-chat")
     with pytest.raises(UsageError, match="agreement needs logits"):
-        start().make_reference(PromptSet.bundled("short-chat"), 2, 2, "x")
+        host.handle(MakeReference(prompts=prompts, new_tokens=2, batch=2, path="x"))

@@ -21,14 +21,21 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet, Serve, Traffic
 
 
-def reduced(served, *, open_loop=True, ramp_up_s=0.0):
-    return reduce_serving(
-        [served.trace], slo=None, ramp_up_s=ramp_up_s, load_s=None, open_loop=open_loop
+def reduced(served, *, open_loop=True, ramp_up=0.0):
+    work = Serve(
+        rate=1 if open_loop else None,
+        concurrency=None if open_loop else 1,
+        requests=1,
+        ramp_up=ramp_up,
     )
+    return reduce_serving([served.trace], work)
 
 
 def test_an_open_loop_sends_each_request_when_it_is_due_whatever_became_of_the_others(start):
-    """The server holds each for 300 ms and they are due every 20 ms: none is sent before it is due."""
+    """The server holds each for 300 ms and they are due every 20 ms.
+
+    None is sent before it is due.
+    """
     session = start("--ttft-ms 300")
     requests = session.serve(
         Serve(rate=50, arrivals="constant", requests=10, prompt_tokens=4, max_new_tokens=3),
@@ -57,7 +64,10 @@ ANSWER = b'data: {"choices": [{"text": "a", "finish_reason": "length"}]}\n\ndata
 
 
 def test_a_server_that_closes_all_its_idle_connections_fails_no_request():
-    """Four wait, each of which the server closes at its second request: that request goes over a fifth."""
+    """Four connections wait, each of which the server closes at its second request.
+
+    That request goes over a fifth.
+    """
     opened = 0
 
     async def once(reader, writer):
@@ -113,7 +123,7 @@ def test_a_client_that_is_slowed_until_it_is_the_limit_is_marked(start):
         time.sleep(0.03)
         return parse_openai(data)
 
-    session._protocol = replace(session._protocol, parse=slow)
+    session._requests.protocol = replace(session._requests.protocol, parse=slow)
     served = session.serve(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=3), 0)
     mark = client_mark(
         ServingTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0
@@ -206,8 +216,14 @@ def test_servers_in_a_project_are_errors_where_they_are_not_what_was_asked_for(p
     result.stdout.fnmatch_lines_random(
         [
             "E*NotInEffect: strategy 'bf16' is not in effect: the server does not say its dtype*",
-            "E*NotInEffect: strategy 'bf16' is not in effect: the dtype that the server says is float16, asked for bfloat16*",
+            (
+                "E*NotInEffect: strategy 'bf16' is not in effect: "
+                "the dtype that the server says is float16, asked for bfloat16*"
+            ),
             "E*NotInEffect: asked 'tiny', and 'somebody-else' answered*",
-            "E*LoadError: the server died before it was healthy: the server ended with exit code 3*",
+            (
+                "E*LoadError: the server died before it was healthy: "
+                "the server ended with exit code 3*"
+            ),
         ],
     )

@@ -43,7 +43,7 @@ def test_a_server_that_dies_in_a_run_is_an_error_with_its_log(start):
 
 
 def test_a_server_whose_process_outlives_its_sockets_died_too(start):
-    """As one does that gives its memory back: every request is refused long before the process is gone."""
+    """A server that gives its memory back refuses every request long before its process is gone."""
     session = start("--fault die-slowly --first 4")
     with pytest.raises(WorkerError, match=r"died in the run: .*exit code 7"):
         session.serve(LOAD, 0)
@@ -115,7 +115,7 @@ def test_another_model_is_an_error(start):
 def test_a_missing_key_is_refused_before_and_a_wrong_one_when_it_answers(start, model, monkeypatch):
     """The variable is not set; then the key is sent, and is in nothing that is recorded."""
     plan = stub_plan(model, "--fault needs-key", api_key_env="STUB_KEY")
-    assert "STUB_KEY" in engine("server").can().refuses(plan)
+    assert "STUB_KEY" in engine("server").load_capabilities().refusal(plan)
     with pytest.raises(LoadError, match=r"HTTP 401 \(the API key is missing or wrong\)"):
         start("--fault needs-key")
     monkeypatch.setenv("STUB_KEY", "secret")
@@ -124,7 +124,10 @@ def test_a_missing_key_is_refused_before_and_a_wrong_one_when_it_answers(start, 
 
 
 def test_a_prefix_cache_that_hits_is_invalid_unless_it_was_asked_for(start):
-    """The stub counts a prompt that it has seen as a hit: prompts are sent again where that is allowed only."""
+    """The stub counts a prompt that it has seen as a hit.
+
+    Prompts are sent again only where that is allowed.
+    """
     session = start()
     assert session.serve(LOAD, 0).trace.server["prefix_hit_share"] == 0
     with pytest.raises(
@@ -167,7 +170,7 @@ def test_options_that_mean_nothing_are_refused(model, options, said):
     """Before anything is started."""
     plan = stub_plan(model)
     plan = type(plan)(model=plan.model, engine="server", options=tuple(options.items()))
-    assert said in engine("server").can().refuses(plan)
+    assert said in engine("server").load_capabilities().refusal(plan)
 
 
 def test_a_program_that_is_not_there_is_named(start, model):

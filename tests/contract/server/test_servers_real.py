@@ -1,4 +1,7 @@
-"""Real servers with the real model, each once, in nightly runs: name its program by $LLMPERF_SERVER_VLLM and so on."""
+"""Real servers with the real model, each once, in nightly runs.
+
+Name a server's program by $LLMPERF_SERVER_VLLM and so on.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,21 @@ import pytest
 from pytest_llmperf import Decode, Serve, Slo
 
 pytestmark = pytest.mark.llmperf(
-    model="smollm2-135m", engine="server:{name}", options={{"args": "{arguments}"}}, strategy="{strategy}", device="cpu"
+    model="smollm2-135m",
+    engine="server:{name}",
+    options={{"args": "{arguments}"}},
+    strategy="{strategy}",
+    device="cpu",
 )
+LENGTHS = {{"prompt_tokens": 32, "max_new_tokens": 16}}
 
 def test_lines(llm):
-    run = llm.run(Serve(concurrency=2, requests=12, prompt_tokens=32, max_new_tokens=16, slo=Slo(ttft=30)))
+    run = llm.run(Serve(concurrency=2, requests=12, slo=Slo(ttft=30), **LENGTHS))
     assert run.n_failed == 0
     assert run.serving.attainment == 1
 
 def test_rate(llm):
-    assert llm.run(Serve(rate=0.5, requests=8, prompt_tokens=32, max_new_tokens=16)).n_failed == 0
+    assert llm.run(Serve(rate=0.5, requests=8, **LENGTHS)).n_failed == 0
 
 def test_offline(llm):
     assert llm.run(Decode(batch=2, prompt_tokens=32, new_tokens=16)).throughput >= 0.1
@@ -37,18 +45,22 @@ def test_offline(llm):
 
 AGREES = """
 def test_agreement(llm, baseline):
-    found = llm.agreement(baseline, new_tokens=8, rule="containment(k=5, horizon=32)+perplexity(1.01)")
-    assert found.ok
-    assert found.top1 >= 0.99
+    rule = "containment(k=5, horizon=32)+perplexity(1.01)"
+    agreement = llm.agreement(baseline, new_tokens=8, rule=rule)
+    assert agreement.ok
+    assert agreement.top1 >= 0.99
 """
-"""Of the server whose protocol gives log-probabilities of token ids."""
+"""For the server whose protocol gives log-probabilities of token ids."""
 
 
 @nightly
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_real_server_ends_in_records(pytester, name, monkeypatch):
-    """Loads and an offline batch, each a record with the server's engine, exact lengths, and what it says of itself."""
+    """Serving and an offline batch are records with the server's engine and exact lengths.
+
+    Each holds what the server says of itself.
+    """
     variable = f"LLMPERF_SERVER_{name.upper()}"
     if variable not in os.environ:
         pytest.skip(f"{variable} does not name a program")

@@ -28,9 +28,10 @@ from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.settings.settings import read
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import BlockMeasured, MeasureBlock, Reached
+from pytest_llmperf.wire.commands import MeasureBlock
+from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
-from pytest_llmperf.workers import pool
+from pytest_llmperf.workers import this_host
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
@@ -104,7 +105,7 @@ def session_model(session: InProcess, script: str):
 @pytest.fixture(autouse=True)
 def no_leases(monkeypatch):
     """Nobody else's measuring is waited for: clocks are virtual."""
-    monkeypatch.setattr(pool, "exclusive", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(this_host, "exclusive", lambda *_, **__: nullcontext())
 
 
 @pytest.fixture
@@ -293,7 +294,7 @@ def test_a_base_that_dies_in_the_middle_is_not_comparable_with_its_message(compa
 def test_what_cannot_be_compared_fails_where_a_baseline_is_required(compared):
     """As with the gate."""
     _, _, _, raised = compared(
-        "seed=1", "seed=2", errors=[WorkerDied("gone")], require_baseline=True
+        "seed=1", "seed=2", errors=[WorkerDied("gone")], require_accepted=True
     )
     assert "was not compared with ../before" in str(raised)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.client import Call, Outcome
+from pytest_llmperf.engines.server.client import Call, RequestOutcome
 from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.stream import (
     Answer,
@@ -177,11 +177,14 @@ def test_a_stream_that_is_wrong_says_how(messages, said):
         answer(chunks(*messages), parse_openai)
 
 
-TGI = """data:{"index":1,"token":{"id":325,"text":" Deep","logprob":-0.53,"special":false},"generated_text":null,"details":null}
+TGI = """data:{"index":1,"token":{"id":325,"text":" Deep","logprob":-0.53,"special":false},\
+"generated_text":null,"details":null}
 
-data:{"index":2,"token":{"id":3257,"text":" learning","logprob":-0.15,"special":false},"generated_text":null,"details":null}
+data:{"index":2,"token":{"id":3257,"text":" learning","logprob":-0.15,"special":false},\
+"generated_text":null,"details":null}
 
-data:{"index":3,"token":{"id":2,"text":"</s>","logprob":-0.01,"special":true},"generated_text":" Deep learning","details":\
+data:{"index":3,"token":{"id":2,"text":"</s>","logprob":-0.01,"special":true},\
+"generated_text":" Deep learning","details":\
 {"finish_reason":"eos_token","generated_tokens":3,"seed":null,"input_length":5}}
 
 """
@@ -232,9 +235,9 @@ def test_samples_give_the_largest_gauges_and_what_the_counters_grew_by():
     """Hits of 30 in 100 tokens, 2 preemptions, at most 7 running."""
     first = {"preemptions": 1.0, "running": 2.0, "prefix_queries": 100.0, "prefix_hits": 10.0}
     last = {"preemptions": 3.0, "running": 0.0, "prefix_queries": 200.0, "prefix_hits": 40.0}
-    found = server_metrics.summarised([first, {"running": 7.0}, last])
+    found = server_metrics.summarized([first, {"running": 7.0}, last])
     assert found == {"running_max": 7, "preemptions": 2, "prefix_hit_share": 0.3}
-    assert server_metrics.summarised([]) == {}
+    assert server_metrics.summarized([]) == {}
 
 
 def test_bytes_that_are_no_text_are_not_counted_again():
@@ -244,7 +247,7 @@ def test_bytes_that_are_no_text_are_not_counted_again():
     """
 
     def marks(text: str) -> list:
-        outcome = Outcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
+        outcome = RequestOutcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
         outcome.answer = Answer(
             events=(),
             text=text,

@@ -1,4 +1,7 @@
-"""The vLLM engine before anything is loaded: what it refuses, and the arguments that a plan becomes. vLLM is not imported."""
+"""The vLLM engine before anything is loaded.
+
+These are the plans that it refuses, and the arguments that a plan becomes. vLLM is not imported.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def asked(
 def test_what_it_lacks_is_refused_before_loading(strategy, device, reason):
     """With the part, and what to do instead."""
     with pytest.raises(UsageError, match=reason):
-        check_engine_can(plan(strategy, device=device), engine("vllm").can(), "vllm")
+        check_engine_can(plan(strategy, device=device), engine("vllm").load_capabilities(), "vllm")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_what_it_lacks_is_refused_before_loading(strategy, device, reason):
 )
 def test_what_it_has_is_taken(strategy, device):
     """The counterpart of the refusals."""
-    check_engine_can(plan(strategy, device=device), engine("vllm").can(), "vllm")
+    check_engine_can(plan(strategy, device=device), engine("vllm").load_capabilities(), "vllm")
 
 
 @pytest.mark.parametrize(
@@ -97,27 +100,29 @@ def test_what_it_has_is_taken(strategy, device):
 )
 def test_a_wrong_option_is_named(options, reason):
     """With its value and what was possible."""
-    assert reason in str(engine("vllm").can().refuses(plan(**options)))
+    assert reason in str(engine("vllm").load_capabilities().refusal(plan(**options)))
 
 
 def test_eager_and_compile_exclude_each_other():
     """One asks for no graphs, the other for some."""
-    assert "exclude" in str(engine("vllm").can().refuses(plan("compile", eager=True)))
+    assert "exclude" in str(engine("vllm").load_capabilities().refusal(plan("compile", eager=True)))
 
 
 def test_heads_that_its_cpu_kernels_do_not_know_are_refused():
     """Of 16 dimensions on a CPU; a GPU takes them."""
-    can = engine("vllm").can()
-    assert "have 16 dimensions" in str(can.refuses(plan(model="arch:tiny-llama")))
-    assert can.refuses(plan(model="arch:tiny-llama", device="cuda")) is None
-    assert can.refuses(plan(model="arch:small-llama")) is None
+    capabilities = engine("vllm").load_capabilities()
+    assert "have 16 dimensions" in str(capabilities.refusal(plan(model="arch:tiny-llama")))
+    assert capabilities.refusal(plan(model="arch:tiny-llama", device="cuda")) is None
+    assert capabilities.refusal(plan(model="arch:small-llama")) is None
 
 
 def test_a_gguf_file_is_refused(tmp_path):
     """It would have to be dequantized first."""
     file = tmp_path / "m.gguf"
     file.touch()
-    assert "vLLM reads a folder" in str(engine("vllm").can().refuses(plan(model=str(file))))
+    assert "vLLM reads a folder" in str(
+        engine("vllm").load_capabilities().refusal(plan(model=str(file)))
+    )
 
 
 def test_the_prefix_cache_is_off_unless_asked_for():
@@ -168,7 +173,10 @@ def test_parts_become_vllms_own_arguments():
 
 def test_the_table_of_engines_imports_no_vllm():
     """Nor torch: capabilities are read in the pytest process."""
-    code = "import sys; from pytest_llmperf.engines import engine; engine('vllm').can(); print({'vllm', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys; from pytest_llmperf.engines import engine; "
+        "engine('vllm').load_capabilities(); print({'vllm', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -1,4 +1,7 @@
-"""`lora:PATH`, assisted decoding and 8-bit caches as strategy parts: what they set, where folders are found, what breaks them."""
+"""`lora:PATH`, assisted decoding and 8-bit caches as strategy parts.
+
+What they set, where folders are found, and what breaks their promises.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def test_parts_that_exclude_each_other_are_refused_before_loading(strategy, frag
 def test_merging_into_weights_that_are_quantized_already_is_refused():
     """Into full precision before quantizing it is not."""
     plan = structs.replace(parse("lora:a:merged").apply(PLAN), quantization="gptq:/models/q")
-    assert "gptq:/models/q" in (TRANSFORMERS.refuses(plan) or "")
+    assert "gptq:/models/q" in (TRANSFORMERS.refusal(plan) or "")
     assert decode.adapters(structs.replace(plan, merge_adapters=False)) is None
     assert decode.adapters(structs.replace(plan, quantization="nf4")) is None
 

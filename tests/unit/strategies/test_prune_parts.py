@@ -1,4 +1,4 @@
-"""Pruning parts: their text, their promises, and the plans that are refused before anything is loaded."""
+"""Pruning parts: their text, their promises, and the plans that are refused before loading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_llmperf.core.effective import Effective, Pruned
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.engines.models.names import model_ref
-from pytest_llmperf.engines.refusals.pruning import refuse
+from pytest_llmperf.engines.refusals.pruning import refusal
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import TABLE, check_engine_can, parse, require_in_effect
 from pytest_llmperf.strategies.pruned import METHODS, TOLERANCE, parse_pruning
@@ -70,7 +70,7 @@ def effective(found: Pruned | None) -> Effective:
 
 @given(st.sampled_from(sorted(METHODS)), st.integers(1, 999))
 def test_a_share_means_the_same_however_it_is_written(method, thousandths):
-    """Digits after it and the zero before the point do not matter; its own text parses to itself."""
+    """Further digits and the zero before the point do not matter; its text parses to itself."""
     asked = parse_pruning(f"{method}:{thousandths / 1000}")
     assert asked == parse_pruning(f"{method}:.{thousandths:03d}00") == parse_pruning(str(asked))
     assert asked.sparsity == thousandths / 1000
@@ -185,7 +185,7 @@ def write_config(folder, **config):
 
 
 def test_heads_are_removed_from_families_that_are_known(tmp_path):
-    """Another family is refused before anything is loaded, with the ones that are known and what works instead."""
+    """Another family is refused before loading, with the known ones and what works instead."""
     other = write_config(tmp_path / "gpt2", model_type="gpt2")
     plan = parse("structured:0.25").apply(structs.replace(PLAN, model=model_ref(other)))
     with pytest.raises(
@@ -219,24 +219,24 @@ def test_packed_weights_are_not_pruned(tmp_path):
 def test_a_quantized_checkpoint_as_a_part_is_not_pruned():
     """Its layers are packed when the model is loaded."""
     plan = structs.replace(PLAN, strategy="wanda:0.5", pruning="wanda:0.5", quantization="gptq:/q")
-    assert "needs plain ones" in (refuse(plan) or "")
-    assert refuse(structs.replace(plan, quantization="nf4:double")) is None
-    assert refuse(structs.replace(plan, quantization="gptq:/q", pruning=None)) is None
+    assert "needs plain ones" in (refusal(plan) or "")
+    assert refusal(structs.replace(plan, quantization="nf4:double")) is None
+    assert refusal(structs.replace(plan, quantization="gptq:/q", pruning=None)) is None
 
 
 def test_a_model_that_is_not_whole_on_one_device_is_not_pruned():
     """The ranks are named."""
     plan = structs.replace(PLAN, pruning="wanda:0.5", ranks=2)
-    assert "the model is spread over 2 ranks" in (refuse(plan) or "")
-    assert refuse(structs.replace(plan, ranks=1)) is None
+    assert "the model is spread over 2 ranks" in (refusal(plan) or "")
+    assert refusal(structs.replace(plan, ranks=1)) is None
 
 
 def test_a_merged_adapter_would_fill_the_zeros():
     """One that is not merged is added beside them."""
     plan = structs.replace(PLAN, pruning="wanda:0.5", adapters=("/a",))
-    assert refuse(plan) is None
+    assert refusal(plan) is None
     assert "a merged adapter fills the zeros that wanda:0.5 makes" in (
-        refuse(structs.replace(plan, merge_adapters=True)) or ""
+        refusal(structs.replace(plan, merge_adapters=True)) or ""
     )
 
 
