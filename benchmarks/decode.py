@@ -15,11 +15,12 @@ import msgspec
 from pairs import Finding, finding, interleave
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.session.sampling import duration_s
-from pytest_llmperf.wire.messages import Ran, Run
-from pytest_llmperf.workers.group import WorkerGroup
+from pytest_llmperf.wire.commands import Run
 from pytest_llmperf.workers.pool import Pool
+from pytest_llmperf.workers.this_host import ThisHost
 from pytest_llmperf.workloads import Decode
 
 CHILD = Path(__file__).with_name("handwritten.py")
@@ -37,8 +38,11 @@ def load_plan(model: str, device: str) -> LoadPlan:
 def plugin_worker() -> Iterator[Pool]:
     """A pool whose workers are started as a session starts them."""
     with tempfile.TemporaryDirectory() as logs:
+        host = ThisHost(Gpus("all", wait_s=600), wait_s=600, log_dir=Path(logs))
         pool = Pool(
-            lambda _: WorkerGroup.start(log_dir=Path(logs), name="benchmark"),
+            lambda plan: host.start(plan, sys.executable),
+            place=host,
+            host=host,
             timeout_s=600,
             progress=lambda *_: None,
         )
@@ -88,8 +92,7 @@ def decode(
         repetitions = iter(range(10**6))
 
         def through_plugin() -> float:
-            ran = opened.call(Run(workload=workload, repetition=next(repetitions)))
-            assert isinstance(ran, Ran)
+            ran = opened.call(Run(workload=workload, repetition=next(repetitions))).run
             return duration_s(ran.trace)
 
         found = [

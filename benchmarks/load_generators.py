@@ -64,9 +64,7 @@ def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") 
     late = client_mark(served.trace, 0.0)
     if late is not None:
         print(f"    {work.generator or 'this package'}: {late.detail}")
-    found = reduce_serving(
-        [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
-    )
+    found = reduce_serving([served.trace], work)
     if found.n_failed:
         print(
             f"    {found.n_failed} requests failed: {found.serving.failures if found.serving else ''}"

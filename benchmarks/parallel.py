@@ -24,7 +24,7 @@ from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.session.sampling import duration_s
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import Describe, Open, ReadCollectives, ReadMemory, Run
+from pytest_llmperf.wire.commands import Describe, Open, ReadCollectives, ReadMemory, Run
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.ranks import Ranks
 from pytest_llmperf.workloads import Decode
@@ -85,12 +85,12 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
         def ask(command: Any) -> Any:
             return ranks.call(command, deadline_s=left_s())
 
-        opened = ask(Open(plan=plan))
+        opened = ask(Open(plan=plan)).facts
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
         found = {"load_s": opened.load_s, "device": opened.device_name, "versions": opened.versions}
         found["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
         found["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
-        effective = ask(Describe()).effective
+        effective = ask(Describe()).description.effective
         require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
         return found | {
             "decode_loop": effective.decode_loop,
@@ -119,7 +119,7 @@ def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
 def _measured(
     ask: Callable[[Any], Any], work: Decode, step: Step, repetitions: int
 ) -> dict[str, Any]:
-    runs = [ask(Run(workload=work, repetition=i)) for i in range(repetitions + 2)][2:]
+    runs = [ask(Run(workload=work, repetition=i)).run for i in range(repetitions + 2)][2:]
     rates = [work.batch * work.new_tokens / duration_s(ran.trace) for ran in runs]
     memory = ask(ReadMemory(workload=work, repetition=90))
     talk = ask(ReadCollectives(workload=work, repetition=91))

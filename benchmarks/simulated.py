@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 from noise import Noise, autocorrelated, normal
 
-from pytest_llmperf.core.verdicts.against_history import Baseline, Comparison, compare, confirm
+from pytest_llmperf.core.verdicts.against_history import (
+    AcceptedValues,
+    Comparison,
+    compare,
+    confirm,
+)
 from pytest_llmperf.core.verdicts.change_points import change_points
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
@@ -33,11 +38,11 @@ def _session(noise: Noise, spread: float, change: float, n: int, draw: random.Ra
     return gated(values[:n], values[n] * (1 + change), values[n + 1] * (1 + change))
 
 
-def gated(baseline: list[float], value: float, again: float) -> Comparison:
+def gated(values: list[float], value: float, again: float) -> Comparison:
     """The verdict of the gate on one value, measured again where the first is a suspicion."""
-    held = Baseline(values=tuple(baseline))
-    first = compare(value, held, direction="lower")
-    return confirm(first, again, held) if first.outcome is Outcome.FAIL else first
+    accepted = AcceptedValues(values=tuple(values))
+    first = compare(value, accepted, direction="lower")
+    return confirm(first, again, accepted) if first.outcome is Outcome.FAIL else first
 
 
 class Pairs(NamedTuple):

@@ -25,7 +25,8 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.engines.loading.folder import source_of
 from pytest_llmperf.engines.models.names import model_ref
-from pytest_llmperf.engines.vllm.loaded import Loaded, VllmModel
+from pytest_llmperf.engines.vllm.loaded import VllmModel
+from pytest_llmperf.engines.vllm.requesting import Loaded
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Batch, Decode, Workload
 
@@ -73,7 +74,7 @@ def row(work: Workload, llm, session, pairs: int) -> None:
 
     def theirs(repetition: int) -> None:
         # What a run does, without what is read around it.
-        _, asks = session._asks(work, repetition)  # noqa: SLF001
+        _, asks = session._requester.requests(work, repetition)  # noqa: SLF001
         params = [
             SamplingParams(
                 temperature=0.0, max_tokens=a.new_tokens, ignore_eos=True, detokenize=False
@@ -86,8 +87,8 @@ def row(work: Workload, llm, session, pairs: int) -> None:
 
     def ours(repetition: int) -> None:
         # What a run does, without what is read around it.
-        _, asks = session._asks(work, repetition)  # noqa: SLF001
-        session._step(asks)  # noqa: SLF001
+        _, asks = session._requester.requests(work, repetition)  # noqa: SLF001
+        session._requester.step(asks)  # noqa: SLF001
 
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     times: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}

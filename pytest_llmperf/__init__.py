@@ -1,6 +1,7 @@
-"""Performance tests for LLM inference: measured, proved to be in effect, judged so that the assertions can stay on.
+"""Performance tests for LLM inference.
 
-Names are imported when they are first used, so that installing the plugin costs a session nothing.
+What runs is measured, proved to be in effect, and judged so that the assertions can stay on. Names
+are imported when they are first used, so that installing the plugin costs a session nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.agreement.accuracy_gate import accuracy_gate
     from pytest_llmperf.core.agreement.agreement import Agreement
-    from pytest_llmperf.core.agreement.task_accuracy import accuracy_gate, recovery
+    from pytest_llmperf.core.agreement.task_accuracy import recovery
     from pytest_llmperf.core.metrics.results import RunResult
     from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
     from pytest_llmperf.session.handle import Handle
@@ -60,7 +62,7 @@ _WHERE = {
     "Estimate": "pytest_llmperf.core.verdicts.estimate",
     "NotMeasurable": "pytest_llmperf.core.verdicts.estimate",
     "RunResult": "pytest_llmperf.core.metrics.results",
-    "accuracy_gate": "pytest_llmperf.core.agreement.task_accuracy",
+    "accuracy_gate": "pytest_llmperf.core.agreement.accuracy_gate",
     "recovery": "pytest_llmperf.core.agreement.task_accuracy",
 }
 

@@ -16,7 +16,10 @@ class LlmperfError(Exception):
 
 
 class UsageError(LlmperfError):
-    """A value the user wrote cannot be used: an option, marker argument, strategy part, model name, prompts file line."""
+    """A value that the user wrote cannot be used.
+
+    It is an option, a marker argument, a strategy part, a model name, or a line of a prompts file.
+    """
 
 
 class LoadError(LlmperfError):
@@ -43,7 +46,7 @@ class RanksDisagree(WorkerError):
 
 
 class OutOfMemory(WorkerError):
-    """The device or the host ran out of memory in the worker, or was predicted to before loading."""
+    """The device or the host ran out of memory, or was predicted to before loading."""
 
 
 class NotInEffect(LlmperfError):
@@ -51,7 +54,10 @@ class NotInEffect(LlmperfError):
 
 
 class InvalidRun(LlmperfError):
-    """Samples were taken, but too few of them are valid (throttled, foreign load, never stable, wrong output length)."""
+    """Samples were taken, but too few of them are valid.
+
+    The others were throttled, disturbed by foreign load, never stable, or of the wrong length.
+    """
 
 
 class NotMeasured(LlmperfError):
@@ -77,14 +83,14 @@ class StoreError(LlmperfError):
 
 
 def error_class(kind: str) -> type[LlmperfError]:
-    """The class of that name, as another process sent it; WorkerError where it is none of ours."""
-    found = globals().get(kind)
-    return found if isinstance(found, type) and issubclass(found, LlmperfError) else WorkerError
+    """Return the class of that name, which another process sent; WorkerError for an unknown one."""
+    error = globals().get(kind)
+    return error if isinstance(error, type) and issubclass(error, LlmperfError) else WorkerError
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
-    """A sentence fragment that suggests the nearest of `choices`, or an empty string."""
+    """Suggest the nearest of `choices` in a sentence, or return an empty string."""
     import difflib  # noqa: PLC0415 - only when something is misspelt
 
-    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    nearest = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,4 +1,7 @@
-"""Names that pytest needs before anything is imported: the fixtures that are made, one for each strategy. No imports here."""
+"""Names that pytest needs before anything is imported, such as one fixture for each strategy.
+
+Nothing is imported here.
+"""
 
 PARTS = (
     "auto",
@@ -40,39 +43,48 @@ STRATEGY_FIXTURES = {f"llm_{part.replace('-', '_')}": part for part in PARTS} | 
 """Fixture name -> strategy."""
 
 ENGINE_FIXTURES = {"llm_vllm": "vllm"}
-"""Fixture name -> engine: the model of a test on another engine than the marker's, under the marker's strategy."""
+"""Fixture name -> engine.
+
+It gives the model of a test on another engine than the marker's, under the marker's strategy.
+"""
 
 NAMED_FIXTURES: dict[str, tuple[str | None, str | None]] = {
     **{name: (strategy, None) for name, strategy in STRATEGY_FIXTURES.items()},
     **{name: (None, engine) for name, engine in ENGINE_FIXTURES.items()},
 }
-"""Fixture name -> strategy and engine; None: the marker's."""
+"""Fixture name -> strategy and engine; None is the marker's."""
 
 FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *NAMED_FIXTURES})
 
 MARKER = (
-    "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, budget=None, precision=None, "
-    "label='', revision=None, trust_remote_code=False, seed=0, options={}, gate={}): a performance test of a language model. "
-    "`model` is a Hugging Face id, a local folder, a GGUF file, an alias such as 'smollm2-135m', 'arch:falcon-7b', or "
-    "'pkg.mod:build'; `strategies` parametrises the `llm` fixture; `budget` is seconds of sampling, `precision` the wanted "
-    "half-width of the 99 % interval in percent; `gate={'throughput': 0.05}` is how much worse --llmperf-gate lets it get. "
-    "The closest marker wins, argument by argument."
+    "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, "
+    "budget=None, precision=None, label='', revision=None, trust_remote_code=False, seed=0, "
+    "options={}, gate={}): a performance test of a language model. `model` is a Hugging Face id, "
+    "a local folder, a GGUF file, an alias such as 'smollm2-135m', 'arch:falcon-7b', or "
+    "'pkg.mod:build'; `strategies` parametrises the `llm` fixture; `budget` is seconds of "
+    "sampling, `precision` the wanted half-width of the 99 % interval in percent; "
+    "`gate={'throughput': 0.05}` is how much worse --llmperf-gate lets it get. The closest marker "
+    "wins, argument by argument."
 )
 
 GPUS_MARKER = (
-    "llmperf_gpus(n=1 | min=, max=, memory=, total_memory=, capability=, name=): the test, llmperf or not, needs so many GPUs of "
-    "the pool (--llmperf-gpus) and holds them while it runs; it is skipped where the pool has fewer. `memory` is bytes that it "
-    "takes on each (a test that measures nothing then holds that share of a GPU alone), `total_memory` how large each is, "
-    "`capability` the least compute capability, such as (9, 0), `name` a part of the name, as 'H200'. The closest marker wins."
+    "llmperf_gpus(n=1 | min=, max=, memory=, total_memory=, capability=, name=): the test, "
+    "llmperf or not, needs so many GPUs of the pool (--llmperf-gpus) and holds them while it "
+    "runs; it is skipped where the pool has fewer. `memory` is bytes that it takes on each (a "
+    "test that measures nothing then holds that share of a GPU alone), `total_memory` how large "
+    "each is, `capability` the least compute capability, such as (9, 0), `name` a part of the "
+    "name, as 'H200'. The closest marker wins."
 )
 
 ISOLATED_MARKER = (
-    "llmperf_isolated(timeout=None): the test's body, with its fixtures, runs in a fresh process; pass, failure with its "
-    "traceback, skip, xfail, a crash by a signal, output and recorded runs are those of that process, which has to prove that "
-    "the body ran. `timeout` is seconds (default: --llmperf-timeout)."
+    "llmperf_isolated(timeout=None): the test's body, with its fixtures, runs in a fresh process; "
+    "pass, failure with its traceback, skip, xfail, a crash by a signal, output and recorded runs "
+    "are those of that process, which has to prove that the body ran. `timeout` is seconds "
+    "(default: --llmperf-timeout)."
 )
 
 RANKS_MARKER = (
-    "llmperf_ranks(n, timeout=None): the test's body runs once in each of `n` processes, with torchrun's variables set and the "
-    "fixture `llmperf_rank`; a failure of any rank is the test's, skips must agree, and a hang shows the stacks of every rank."
+    "llmperf_ranks(n, timeout=None): the test's body runs once in each of `n` processes, with "
+    "torchrun's variables set and the fixture `llmperf_rank`; a failure of any rank is the "
+    "test's, skips must agree, and a hang shows the stacks of every rank."
 )

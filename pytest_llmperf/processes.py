@@ -1,4 +1,7 @@
-"""Ending a worker and everything it started: its process group, and what left the group but kept its environment."""
+"""Ending a worker and everything it started.
+
+That is its process group, and what left the group but kept its environment.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from itertools import chain
 
 import psutil
 
@@ -14,14 +18,14 @@ TOKEN = "LLMPERF_WORKER_TOKEN"  # noqa: S105 - marks the processes of one worker
 CORES = "LLMPERF_CORES"
 """The CPU cores that a worker keeps to, as "0,1,2".
 
-Before torch is imported, which takes its number of threads from them.
+It does so before torch is imported, which takes its number of threads from them.
 """
 
 _PR_SET_PDEATHSIG = 1
 
 
 def lead_own_group() -> None:
-    """Make this process the leader of its own group, so that killing the group ends nothing else."""
+    """Make this process lead its own group, so that killing the group ends nothing else."""
     if os.getpgrp() != os.getpid():
         os.setsid()
 
@@ -34,9 +38,9 @@ def die_with_parent() -> None:
 
 def keep_to_cores() -> None:
     """Run on the cores that the session names, where it names some and the system can do that."""
-    named = os.environ.get(CORES)
-    if named and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in named.split(",")})
+    cores = os.environ.get(CORES)
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 
 def kill_own_group() -> None:
@@ -46,59 +50,65 @@ def kill_own_group() -> None:
 
 
 def kill_group(leader_pid: int, token: str) -> None:
-    """Kill a worker that is not reaped yet (its id cannot have been reused), its group, and all that carry its token."""
+    """Kill a worker, its group, and all that carry its token.
+
+    The worker must not be reaped yet, so that its id cannot have been reused.
+    """
     kill_marked(token)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader_pid, signal.SIGKILL)
 
 
 def kill_marked(token: str) -> int:
-    """Kill every process whose token starts with `token`, and their descendants, but not this process. Returns how many.
+    """Kill every process whose token starts with `token`, and their descendants. Returns how many.
 
-    A process keeps its token when it starts a session of its own, or when its parent has ended. One that has overwritten
-    its environment (by setting a process title) is found as a descendant, as long as its parent lives.
+    This process is spared. A process keeps its token when it starts a session of its own, or when
+    its parent has ended. One that has overwritten its environment (by setting a process title) is
+    found as a descendant, as long as its parent lives.
     """
-    doomed = (
-        {process for marked in _marked(token) for process in (marked, *_descendants(marked))}
-        if token
-        else set()
-    )
-    killed = 0
-    for process in doomed:
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                process.kill()
-                killed += 1
-    return killed
+    marked = _marked(token) if token else []
+    trees = [(process, *_descendants(process)) for process in marked]
+    return sum(_kill(process) for process in set(chain.from_iterable(trees)))
+
+
+def _kill(process: psutil.Process) -> bool:
+    """Kill a process other than this one; return whether it was there to be killed."""
+    with contextlib.suppress(psutil.Error):
+        if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False
 
 
 def of_this_session(pid: int) -> bool:
-    """Whether a process works for the session that this worker works for: another model's worker, or what one started.
+    """Whether a process works for the session that this worker works for.
 
-    A side of --llmperf-against has workers of its own, and is itself one of the session's. False for a process that is gone,
-    and where this process is no worker.
+    It is another model's worker then, or what one started. A side of --llmperf-against has workers
+    of its own, and is itself one of the session's. False for a process that is gone, and where this
+    process is no worker.
     """
     return not _sessions(pid).isdisjoint(_sessions(os.getpid()))
 
 
 def _sessions(pid: int) -> set[str]:
-    """What the tokens of a process and of those that it descends from start with: one value a session."""
-    found = set()
+    """Return how the tokens of a process and of its ancestors start: one value a session."""
+    sessions = set()
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        for each in (process, *process.parents()):
-            with contextlib.suppress(psutil.Error, OSError):
-                found.add(each.environ().get(TOKEN, "").partition(".")[0])
-    return found - {""}
+        for ancestor in (process, *process.parents()):
+            sessions.add(_token(ancestor).partition(".")[0])
+    return sessions - {""}
 
 
 def _marked(token: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(TOKEN, "").startswith(token):
-                found.append(process)
-    return found
+    return [process for process in psutil.process_iter() if _token(process).startswith(token)]
+
+
+def _token(process: psutil.Process) -> str:
+    """Return the token of a process; an empty text where it has none, or cannot be read."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return str(process.environ().get(TOKEN, ""))
+    return ""
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

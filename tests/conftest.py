@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import gpu_count
-from pytest_llmperf.wire.messages import Open
+from pytest_llmperf.wire.commands import Open
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.ranks import Ranks
 
@@ -63,7 +63,7 @@ def open_worker(request, tmp_path):
         )
         channel = Ranks(group, plan)
         try:
-            yield channel, channel.call(Open(plan=plan), deadline_s=deadline_s)
+            yield channel, channel.call(Open(plan=plan), deadline_s=deadline_s).facts
         finally:
             channel.close()
 

@@ -1,4 +1,4 @@
-"""The shape of the code: imports point down, nothing heavy loads at start-up, no file or function grows past its limit."""
+"""The shape of the code: imports point down, start-up is light, nothing grows past its limit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import shape
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_llmperf"
@@ -47,7 +48,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_contracts_hold():
-    """The contracts in pyproject.toml: layers, no engine outside its adapter, a pure core, one place for the database."""
+    """Layers, no engine outside its adapter, a pure core, one place for the database."""
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -60,6 +61,11 @@ def test_import_contracts_hold():
             "devices/placement.py",
             "import torch",
             "imports torch, an engine or an HTTP client BROKEN",
+        ),
+        (
+            "engines/scripted/ranks.py",
+            "import pytest_llmperf.wire.messages",
+            "the worker alone makes messages of them BROKEN",
         ),
         ("core/plan.py", "import subprocess", "no devices, no database BROKEN"),
         ("report/__init__.py", "import sqlalchemy", "Only the history talks to a database BROKEN"),
@@ -160,7 +166,7 @@ def too_long(paths: list[Path]) -> list[str]:
 
 
 def test_no_file_and_no_function_is_too_long():
-    """At most 400 lines a file and 60 a function, in the package, its tests, suites and benchmarks."""
+    """At most 400 lines a file and 60 a function: package, tests, suites and benchmarks."""
     assert too_long(python_files("pytest_llmperf", "tests", "example_suites", "benchmarks")) == []
 
 
@@ -183,6 +189,67 @@ def test_most_functions_of_the_package_are_short():
         for _, n in function_lengths(path.read_text(encoding="utf-8"))
     )
     assert lengths[int(len(lengths) * 0.9)] < 30
+
+
+@pytest.mark.parametrize("row", shape.table(), ids=lambda row: row.what)
+def test_the_shape_of_the_package_is_within_its_bars(row):
+    """`python tools/shape.py` prints the same table."""
+    assert row.holds, f"{row.what}: {row.value:g}, at most {row.bar}; python tools/shape.py --rooms"
+
+
+def test_the_one_circle_of_files_is_the_inherent_one():
+    """Comparing an Estimate makes a claim, and a claim is about Estimates."""
+    verdicts = "pytest_llmperf.core.verdicts"
+    assert shape.circles(shape.module_imports()) == [[f"{verdicts}.estimate", f"{verdicts}.judge"]]
+
+
+CROWDED = {f"engines/many/m{i}.py": "" for i in range(21)}
+CIRCLES = {
+    "a.py": "import pytest_llmperf.b\n",
+    "b.py": "def f():\n    from pytest_llmperf import c\n",
+    "c.py": "from pytest_llmperf.a import x\n",
+    "d.py": "from pytest_llmperf import e\n",
+    "e.py": "from pytest_llmperf.d import y\n",
+}
+BORROWING = {
+    "engines/vllm/loaded.py": "from pytest_llmperf.engines.transformers.load import load\n",
+    "engines/transformers/load.py": "",
+}
+SUM = " +\n    ".join(["one"] * 130)
+DENSE = {"dense.py": f"def f(one):\n    return (\n    {SUM}\n    )\n"}
+VAGUE = {"vague.py": "def f(rows):\n    each = [found for found in rows]\n    return each\n"}
+LONG = {"long.py": f"NAME = '{'x' * 100}'\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "broken"),
+    [
+        (CROWDED, {"files in the fullest folder"}),
+        (CIRCLES, {"circles of files"}),
+        (BORROWING, {"names that engines take from inside another engine"}),
+        (
+            DENSE,
+            {
+                "AST nodes a function, median",
+                "AST nodes a function, 9 in 10",
+                "AST nodes, largest function",
+            },
+        ),
+        (VAGUE, {"vague local names, %"}),
+        (LONG, {"lines over 100 columns"}),
+    ],
+    ids=["crowded", "circles", "borrowing", "dense", "vague", "long"],
+)
+def test_each_guard_of_the_shape_sees_what_breaks_it(tmp_path, files, broken):
+    """A package that breaks one rule is past that row's bar alone."""
+    tiny = {"tiny.py": "def f():\n    return 1\n"}
+    for name, text in (tiny | files).items():
+        path = tmp_path / "pytest_llmperf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    if files is DENSE:
+        (tmp_path / "pytest_llmperf" / "tiny.py").unlink()
+    assert {row.what for row in shape.table(tmp_path) if not row.holds} == broken
 
 
 def test_the_typed_marker_ships():

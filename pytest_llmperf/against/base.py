@@ -7,35 +7,30 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from pytest_llmperf.against.invocation import encode, invocation
 from pytest_llmperf.against.trees import Trees, base_environment, other_trees
 from pytest_llmperf.against.worktree import Worktree
-from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
+from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.settings import Settings
-from pytest_llmperf.wire.messages import (
-    BlockMeasured,
+from pytest_llmperf.wire.commands import (
     Command,
-    Ended,
     GiveBack,
     GoOn,
     LeaveTest,
     MeasureBlock,
-    Reached,
-    Result,
+    R,
     RunTest,
 )
+from pytest_llmperf.wire.results import BlockMeasured, Ended, Reached
 from pytest_llmperf.workers.group import WorkerGroup
 
 _SIDE = ("-P", "-m", "pytest_llmperf.against.side")
 _START_S = 120.0
 _TAIL_LINES = 20
-
-Wanted = TypeVar("Wanted", bound=Result)
 
 
 class Base:
@@ -88,7 +83,7 @@ class Base:
         except LlmperfError as error:
             self._waits = type(error).__name__ == "InvalidRun"
             raise
-        return _expected(result, BlockMeasured)
+        return result
 
     def give_back(self) -> None:
         """Close what the base has on GPUs, where it waits."""
@@ -114,11 +109,11 @@ class Base:
                 self._worktree.close()
             self._worktree = None
 
-    def _arrived(self, result: Result) -> Reached | Ended:
+    def _arrived(self, result: Reached | Ended) -> Reached | Ended:
         self._waits = isinstance(result, Reached)
-        return result if isinstance(result, Reached) else _expected(result, Ended)
+        return result
 
-    def _ask(self, command: Command) -> Result:
+    def _ask(self, command: Command[R]) -> R:
         side = self._started()
         # A test may load a model, run another part of itself, or measure a whole block before it
         # answers.
@@ -187,11 +182,3 @@ def build(command: str, tree: Path) -> None:
         raise UsageError(
             f"--llmperf-against-build={command!r} ended with exit code {done.returncode} at the base:\n{tail}"
         )
-
-
-def _expected(result: Result, kind: type[Wanted]) -> Wanted:
-    if not isinstance(result, kind):
-        raise WorkerError(
-            f"the base side answered with a {type(result).__name__}, not a {kind.__name__}."
-        )
-    return result

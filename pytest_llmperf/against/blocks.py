@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
@@ -20,13 +21,8 @@ from pytest_llmperf.session.sampling import (
     valid_indices,
     warm_up,
 )
-from pytest_llmperf.wire.messages import (
-    BlockMeasured,
-    EnergyRead,
-    MemoryRead,
-    ReadEnergy,
-    ReadMemory,
-)
+from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
 
 
@@ -75,23 +71,25 @@ def _reduced(
         if any(name in ("mbu", "mfu", "prefill_mfu") for name in metrics)
         else None
     )
-    return reduce(
-        [side.taken[i].trace for i in valid],
-        repeater.workload,
-        side.taken[-1].step,
-        of_device,
-        _memory(repeater, side) if any(name.startswith("memory.") for name in metrics) else None,
-        _energy(repeater, side) if any(name.startswith("energy.") for name in metrics) else None,
-        model.opened.load_s,
+    around = Readings(
+        step=side.taken[-1].step,
+        ceilings=of_device,
+        memory=_memory(repeater, side)
+        if any(name.startswith("memory.") for name in metrics)
+        else (),
+        energy=_energy(repeater, side)
+        if any(name.startswith("energy.") for name in metrics)
+        else None,
+        load_s=model.opened.load_s,
     )
+    return reduce([side.taken[i].trace for i in valid], repeater.workload, around)
 
 
-def _memory(repeater: Repeater, side: Side) -> MemoryGauges | None:
+def _memory(repeater: Repeater, side: Side) -> tuple[MemoryGauges, ...]:
     read = repeater.current().call(
         ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
     )
-    assert isinstance(read, MemoryRead)  # noqa: S101 - narrows the union
-    return read.memory
+    return () if read.memory is None else (read.memory,)
 
 
 def _energy(repeater: Repeater, side: Side) -> EnergyReading:
@@ -99,7 +97,6 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
         workload=repeater.workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS
     )
     read = repeater.current().call(command)
-    assert isinstance(read, EnergyRead)  # noqa: S101 - narrows the union
     return read.energy
 
 

@@ -23,7 +23,8 @@ from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.settings.limits import COUNTED
-from pytest_llmperf.wire.messages import BlockMeasured, Ended, MeasureBlock, Reached
+from pytest_llmperf.wire.commands import MeasureBlock
+from pytest_llmperf.wire.results import BlockMeasured, Ended, Reached
 from pytest_llmperf.workloads import Workload
 
 if TYPE_CHECKING:

@@ -26,27 +26,23 @@ from pytest_llmperf.against.invocation import Invocation, decode
 from pytest_llmperf.against.trees import drop_steering, strays
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.side import SideFacts
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.session.sampling import Goal
-from pytest_llmperf.wire.frames import Wire, worker_end
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import (
+    AnyCommand,
     Close,
-    Closed,
-    Command,
-    Ended,
     GiveBack,
     GoOn,
-    Hello,
     LeaveTest,
     MeasureBlock,
-    Reached,
-    Reply,
-    Result,
     RunTest,
 )
-from pytest_llmperf.worker.host import failure
+from pytest_llmperf.wire.frames import Wire, worker_end
+from pytest_llmperf.wire.messages import Hello, Reply
+from pytest_llmperf.wire.results import Closed, Ended, Reached, Result
+from pytest_llmperf.worker.failures import failure
 from pytest_llmperf.worker.loop import Pulse, read
 from pytest_llmperf.workloads import Workload
 
@@ -63,9 +59,9 @@ class Desk:
     Each command has one answer, given by whoever finishes what it asked.
     """
 
-    def __init__(self, wire: Wire[Command]) -> None:
+    def __init__(self, wire: Wire[AnyCommand]) -> None:
         self._wire = wire
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         wire.send(Hello(rank=0, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
         threading.Thread(
             target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True
@@ -73,7 +69,7 @@ class Desk:
         self._pulse = Pulse(wire, 0)
         self.owes = False
 
-    def next(self) -> Command:
+    def next(self) -> AnyCommand:
         """Wait for a command. It is answered by the next `answer` or `fail`."""
         command = self._commands.get()
         self.owes = True
@@ -187,7 +183,7 @@ class BaseSide:
             )
             self._leave()
         session.gpus.borrow(command.gpus)
-        return [RunResult.unmeasured(_UNMEASURED, Unjudged) for _ in models]
+        return [RunResult.unmeasured(_UNMEASURED, UnjudgedQuantity) for _ in models]
 
     def _answer_reached(
         self, session: LlmperfSession, models: Sequence[Model], workload: Workload
@@ -326,7 +322,7 @@ def _without_group(nodeid: str) -> str:
     return nodeid.rpartition("@")[0]
 
 
-def _describe(command: Command) -> str:
+def _describe(command: AnyCommand) -> str:
     return f"RunTest {command.nodeid}" if isinstance(command, RunTest) else type(command).__name__
 
 

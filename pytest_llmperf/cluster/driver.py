@@ -1,7 +1,9 @@
-"""`python -m pytest_llmperf.cluster.driver --address A --sockets FD --fd FD`: holds a session's connection to Ray.
+"""A session's connection to Ray, in a process of its own.
 
-It reserves bundles (a placement group), puts a `RankHost` in each, has them start the ranks, and carries bytes between the
-session's sockets and theirs. It ends with its socket; Ray then ends the job, with the actors and what runs in them.
+`python -m pytest_llmperf.cluster.driver --address A --sockets FD --fd FD` reserves bundles (a
+placement group), puts a `RankHost` in each, has them start the ranks, and carries bytes between the
+session's sockets and theirs. It ends with its socket; Ray then ends the job, with the actors and
+what runs in them.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import math
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, cast
 
 import msgspec
 
+from pytest_llmperf.cluster.connection import as_own_error, connected, last_line
 from pytest_llmperf.cluster.messages import (
     Answer,
     Bundle,
@@ -26,31 +28,31 @@ from pytest_llmperf.cluster.messages import (
     Ended,
     Exit,
     FileSize,
-    GiveBack,
+    HostList,
     Kill,
     Launch,
     Launched,
-    Look,
+    ListHosts,
     Node,
-    Place,
     ReadFile,
     ReadLog,
     Refused,
     Request,
-    Seen,
+    Reserve,
+    Reserved,
+    ReturnBundles,
     Size,
+    Slot,
     Stacks,
-    Take,
-    Taken,
     Text,
     WriteFile,
 )
 from pytest_llmperf.cluster.node import RankHost, decoded_gpus, gpus_here
-from pytest_llmperf.errors import DeviceBusy, LlmperfError, UsageError, WorkerError
+from pytest_llmperf.cluster.streams import Carrier
+from pytest_llmperf.errors import DeviceBusy, UsageError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
-from pytest_llmperf.settings.cluster_address import AUTO, host_and_port
 from pytest_llmperf.wire.frames import Wire, WireClosed
-from pytest_llmperf.worker.host import failure
+from pytest_llmperf.worker.failures import failure
 
 START_S = 120.0
 """For actors to come up; Ray starts a Python process for each."""
@@ -58,9 +60,6 @@ START_S = 120.0
 CALL_S = 60.0
 """For a short call of an actor."""
 
-_CONNECT_S = 5.0
-_READ_S = 20.0
-_CHUNK_BYTES = 2**20
 _CALLS_AT_ONCE = 32
 
 
@@ -69,68 +68,107 @@ class Driver:
 
     def __init__(self, ray: Any, address: str, sockets: socket.socket) -> None:
         self._ray = ray
-        self._groups, self._strategies = (
-            import_module(f"ray.util.{n}") for n in ("placement_group", "scheduling_strategies")
-        )
+        self._groups = import_module("ray.util.placement_group")
+        self._strategies = import_module("ray.util.scheduling_strategies")
         self._address = address
         self._sockets = sockets
         self._group: Any = None
         self._hosts: tuple[Any, ...] = ()
-        self._places: tuple[Place, ...] = ()
+        self._slots: tuple[Slot, ...] = ()
         self._models: list[str] = []
 
     def handle(self, request: Request) -> Answer:
         """Do one request. Raises what Ray raises, and our own errors."""
-        answer: Answer
-        match request:
-            case Look():
-                answer = Seen(nodes=tuple(self._nodes()), ray=str(self._ray.__version__))
-            case Take():
-                answer = self._take(request)
-            case Launch():
-                answer = self._launch(request)
-            case GiveBack():
-                answer = self.give_back()
-            case Kill():
-                answer = self._kill(request.model, self._hosts[request.rank : request.rank + 1])
-            case _:
-                answer = self._ask_rank(self._hosts[request.rank], request)
-        return answer
+        return _HANDLERS[type(request)](self, request)
 
-    def _ask_rank(
-        self, host: Any, request: Exit | Stacks | ReadLog | FileSize | ReadFile | WriteFile
-    ) -> Answer:
-        answer: Answer
-        match request:
-            case Exit():
-                found = self._get(
-                    host.exit.remote(request.model, request.wait_s), CALL_S + request.wait_s
-                )
-                answer = msgspec.msgpack.decode(found, type=Ended)
-            case Stacks():
-                answer = Text(text=self._get(host.stacks.remote(request.model), CALL_S).encode())
-            case ReadLog():
-                answer = Text(text=self._get(host.log.remote(request.model, request.start), CALL_S))
-            case FileSize():
-                answer = Size(size=self._get(host.file_size.remote(request.path), CALL_S))
-            case ReadFile():
-                answer = Text(
-                    text=self._get(host.read_file.remote(request.path, request.start), CALL_S)
-                )
-            case WriteFile():
-                self._get(host.write_file.remote(request.path, request.start, request.data), CALL_S)
-                answer = Done()
-        return answer
+    def list_hosts(self, _request: ListHosts) -> Answer:
+        """Return the hosts that are alive."""
+        return HostList(nodes=tuple(self._nodes()), ray=str(self._ray.__version__))
 
-    def give_back(self) -> Answer:
+    def reserve(self, request: Reserve) -> Answer:
+        """Give back what is held, and hold these bundles with an actor in each.
+
+        Raises DeviceBusy when they are not free within the wait.
+        """
+        self.return_bundles()
+        self._group = self._groups.placement_group(
+            [_resources(bundle) for bundle in request.bundles],
+            strategy="PACK" if request.together else "SPREAD",
+        )
+        if not self._group.wait(math.ceil(request.wait_s)):
+            error = self._busy(request)
+            self.return_bundles()
+            raise error
+        self._hosts = self._started_hosts(request.bundles)
+        self._slots = self._slots_of_hosts()
+        return Reserved(slots=self._slots)
+
+    def launch(self, request: Launch) -> Answer:
+        """Start the ranks of a model, whose sockets came along, and carry their bytes.
+
+        Raises UsageError when the interpreter cannot be run.
+        """
+        streams = self._received_streams(request.ranks)
+        hosts = self._hosts[: request.ranks]
+        self._models.append(request.model)
+        meet = self._meeting_address(request.ranks)
+        try:
+            pids = self._start_ranks(request, hosts, meet)
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            self._kill_on(hosts, request.model)
+            raise
+        for stream, host in zip(streams, hosts, strict=True):
+            Carrier(self._ray, stream, host, request.model).start()
+        return Launched(pids=tuple(pids), meet=meet)
+
+    def return_bundles(self, _request: ReturnBundles | None = None) -> Answer:
         """End what runs in the bundles, and give them back. May be called again."""
         for model in self._models:
-            self._kill(model, self._hosts)
+            self._kill_on(self._hosts, model)
         for host in self._hosts:
             self._ray.kill(host)
-        group, self._group, self._hosts, self._places, self._models = self._group, None, (), (), []
+        group, self._group = self._group, None
+        self._hosts, self._slots, self._models = (), (), []
         if group is not None:
             self._groups.remove_placement_group(group)
+        return Done()
+
+    def kill(self, request: Kill) -> Answer:
+        """End one rank, where its host is still held."""
+        self._kill_on(self._hosts[request.rank : request.rank + 1], request.model)
+        return Done()
+
+    def exit(self, request: Exit) -> Answer:
+        """Return how a rank ended, after waiting for it."""
+        promise = self._hosts[request.rank].exit.remote(request.model, request.wait_s)
+        return msgspec.msgpack.decode(self._get(promise, CALL_S + request.wait_s), type=Ended)
+
+    def stacks(self, request: Stacks) -> Answer:
+        """Return the stacks of a rank's threads."""
+        promise = self._hosts[request.rank].stacks.remote(request.model)
+        return Text(text=self._get(promise, CALL_S).encode())
+
+    def read_log(self, request: ReadLog) -> Answer:
+        """Return a part of a rank's output."""
+        promise = self._hosts[request.rank].log.remote(request.model, request.start)
+        return Text(text=self._get(promise, CALL_S))
+
+    def file_size(self, request: FileSize) -> Answer:
+        """Return the size of a file of a rank's host."""
+        promise = self._hosts[request.rank].file_size.remote(request.path)
+        return Size(size=self._get(promise, CALL_S))
+
+    def read_file(self, request: ReadFile) -> Answer:
+        """Return a part of a file of a rank's host."""
+        promise = self._hosts[request.rank].read_file.remote(request.path, request.start)
+        return Text(text=self._get(promise, CALL_S))
+
+    def write_file(self, request: WriteFile) -> Answer:
+        """Write a part of a file of a rank's host."""
+        host = self._hosts[request.rank]
+        self._get(host.write_file.remote(request.path, request.start, request.data), CALL_S)
         return Done()
 
     def _nodes(self) -> Iterator[Node]:
@@ -147,129 +185,101 @@ class Driver:
                 )
 
     def _gpus_of(self, node: str) -> Any:
-        on_it = self._strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        look = self._ray.remote(gpus_here).options(num_cpus=0, scheduling_strategy=on_it)
+        on_node = self._strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        look = self._ray.remote(gpus_here).options(num_cpus=0, scheduling_strategy=on_node)
         return decoded_gpus(self._get(look.remote(), START_S))
 
-    def _take(self, wanted: Take) -> Answer:
-        self.give_back()
-        self._group = self._groups.placement_group(
-            [_resources(bundle) for bundle in wanted.bundles],
-            strategy="PACK" if wanted.together else "SPREAD",
-        )
-        if not self._group.wait(math.ceil(wanted.wait_s)):
-            free = self._free()
-            self.give_back()
-            raise DeviceBusy(
-                f"--llmperf-cluster={self._address!r}: {_in_words(wanted.bundles)} were not free together within "
-                f"{wanted.wait_s:g} s; the cluster has {free} free now. 'ray status' says who holds the rest. Let it finish, or "
-                "wait longer with --llmperf-wait.",
-            )
-        self._hosts = self._made(wanted.bundles)
-        self._places = tuple(
-            msgspec.msgpack.decode(found, type=Place)
-            for found in self._get([h.place.remote() for h in self._hosts], START_S)
-        )
-        return Taken(places=self._places)
+    def _slots_of_hosts(self) -> tuple[Slot, ...]:
+        encoded_slots = self._get([host.slot.remote() for host in self._hosts], START_S)
+        return tuple(msgspec.msgpack.decode(slot, type=Slot) for slot in encoded_slots)
 
-    def _made(self, bundles: Sequence[Bundle]) -> tuple[Any, ...]:
-        """An actor in each bundle. Ranks that follow each other share a host where they can."""
-        table = self._groups.placement_group_table(self._group)
-        node_of = {int(index): node for index, node in table["bundles_to_node_id"].items()}
-        addresses = {row["NodeID"]: row["NodeManagerAddress"] for row in self._ray.nodes()}
-        order = sorted(node_of, key=lambda index: (list(addresses).index(node_of[index]), index))
-        strategy = self._strategies.PlacementGroupSchedulingStrategy
-        actor = self._ray.remote(RankHost)
-        return tuple(
-            actor.options(
-                num_cpus=bundles[index].cpus,
-                num_gpus=bundles[index].gpus,
-                max_concurrency=_CALLS_AT_ONCE,
-                scheduling_strategy=strategy(self._group, placement_group_bundle_index=index),
-            ).remote(node_of[index], addresses[node_of[index]], bool(bundles[index].gpus))
-            for index in order
-        )
+    def _started_hosts(self, bundles: Sequence[Bundle]) -> tuple[Any, ...]:
+        """Start an actor in each bundle.
 
-    def _free(self) -> str:
-        free = self._ray.available_resources()
-        return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
-
-    def _launch(self, wanted: Launch) -> Answer:
-        _, fds, _, _ = socket.recv_fds(self._sockets, 1, wanted.ranks)
-        streams = [socket.socket(fileno=fd) for fd in fds]
-        hosts = self._hosts[: wanted.ranks]
-        self._models.append(wanted.model)
-        meet = ""
-        if wanted.ranks > 1:
-            meet = f"{self._places[0].address}:{self._get(hosts[0].free_port.remote(), CALL_S)}"
-        order = msgspec.msgpack.encode(wanted)
-        try:
-            pids = self._get(
-                [host.launch.remote(order, rank, meet) for rank, host in enumerate(hosts)],
-                wanted.deadline_s,
-            )
-        except BaseException as error:
-            for stream in streams:
-                stream.close()
-            self._kill(wanted.model, hosts)
-            # Ray raises its own kind of the host's error.
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                named = f"the interpreter {wanted.python or 'that Ray runs with'}"
-                raise UsageError(
-                    f"no worker could be started with {named} on a host: {_last_line(error)}."
-                ) from error
-            raise
-        for stream, host in zip(streams, hosts, strict=True):
-            for carry in (self._carry_down, self._carry_up):
-                threading.Thread(
-                    target=carry, args=(stream, host, wanted.model), daemon=True
-                ).start()
-        return Launched(pids=tuple(pids), meet=meet)
-
-    def _carry_down(self, stream: socket.socket, host: Any, model: str) -> None:
-        """From the session to the rank, until the session closes its end."""
-        with contextlib.suppress(OSError, self._ray.exceptions.RayError):
-            while data := stream.recv(_CHUNK_BYTES):
-                self._get(host.write.remote(model, data), None)
-
-    def _carry_up(self, stream: socket.socket, host: Any, model: str) -> None:
-        """From the rank to the session, until the rank closes its end or its host is gone.
-
-        Then the session's end closes.
+        They are in an order in which ranks that follow each other share a host where they can.
         """
-        with contextlib.suppress(OSError, self._ray.exceptions.RayError):
-            while (data := self._get(host.read.remote(model, _READ_S), None)) != b"":
-                stream.sendall(data or b"")
-        with contextlib.suppress(OSError):
-            stream.shutdown(socket.SHUT_RDWR)
-        stream.close()
+        node_of = self._node_of_bundles()
+        addresses = {row["NodeID"]: row["NodeManagerAddress"] for row in self._ray.nodes()}
+        places = {node: place for place, node in enumerate(addresses)}
+        in_rank_order = sorted(node_of, key=lambda index: (places[node_of[index]], index))
+        return tuple(
+            self._started_host(index, bundles[index], node_of[index], addresses[node_of[index]])
+            for index in in_rank_order
+        )
 
-    def _kill(self, model: str, hosts: Sequence[Any]) -> Answer:
+    def _node_of_bundles(self) -> dict[int, str]:
+        table = self._groups.placement_group_table(self._group)
+        return {int(index): node for index, node in table["bundles_to_node_id"].items()}
+
+    def _started_host(self, index: int, bundle: Bundle, node: str, address: str) -> Any:
+        in_bundle = self._strategies.PlacementGroupSchedulingStrategy(
+            self._group, placement_group_bundle_index=index
+        )
+        actor = self._ray.remote(RankHost).options(
+            num_cpus=bundle.cpus,
+            num_gpus=bundle.gpus,
+            max_concurrency=_CALLS_AT_ONCE,
+            scheduling_strategy=in_bundle,
+        )
+        return actor.remote(node, address, bool(bundle.gpus))
+
+    def _received_streams(self, n: int) -> list[socket.socket]:
+        _, fds, _, _ = socket.recv_fds(self._sockets, 1, n)
+        return [socket.socket(fileno=fd) for fd in fds]
+
+    def _start_ranks(self, request: Launch, hosts: Sequence[Any], meet: str) -> list[int]:
+        order = msgspec.msgpack.encode(request)
+        promises = [host.launch.remote(order, rank, meet) for rank, host in enumerate(hosts)]
+        try:
+            pids: list[int] = self._get(promises, request.deadline_s)
+        except TimeoutError:
+            raise
+        except OSError as error:  # Ray raises its own kind of the host's error
+            interpreter = f"the interpreter {request.python or 'that Ray runs with'}"
+            raise UsageError(
+                f"no worker could be started with {interpreter} on a host: {last_line(error)}."
+            ) from error
+        return pids
+
+    def _meeting_address(self, ranks: int) -> str:
+        """Return where ranks meet, on the host of the first; an empty text for a single rank."""
+        if ranks == 1:
+            return ""
+        port = self._get(self._hosts[0].free_port.remote(), CALL_S)
+        return f"{self._slots[0].address}:{port}"
+
+    def _busy(self, request: Reserve) -> DeviceBusy:
+        free = self._ray.available_resources()
+        return DeviceBusy(
+            f"--llmperf-cluster={self._address!r}: {_in_words(request.bundles)} were not free "
+            f"together within {request.wait_s:g} s; the cluster has {free.get('CPU', 0):g} CPUs "
+            f"and {free.get('GPU', 0):g} GPUs free now. 'ray status' says who holds the rest. "
+            "Let it finish, or wait longer with --llmperf-wait.",
+        )
+
+    def _kill_on(self, hosts: Sequence[Any], model: str) -> None:
         for host in hosts:
             # An actor that is gone has taken its rank along.
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._get(host.kill.remote(model), CALL_S)
-        return Done()
 
-    def _get(self, found: Any, timeout_s: float | None) -> Any:
-        return self._ray.get(found, timeout=timeout_s)
+    def _get(self, promise: Any, timeout_s: float) -> Any:
+        return self._ray.get(promise, timeout=timeout_s)
 
 
-def connected(address: str) -> Any:
-    """Ray, connected. Raises UsageError with what was tried and what to do."""
-    # A session that is gone does not come back.
-    os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
-    ray = import_module("ray")
-    where = host_and_port(address)
-    if where is not None:
-        _require_open(address, where)
-    try:
-        ray.init(address=address, namespace="pytest-llmperf", log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--llmperf-cluster={address!r}: {_first_line(error)}. {_advice(address)}"
-        ) from error
-    return ray
+_HANDLERS: dict[type[Request], Callable[[Driver, Any], Answer]] = {
+    ListHosts: Driver.list_hosts,
+    Reserve: Driver.reserve,
+    Launch: Driver.launch,
+    ReturnBundles: Driver.return_bundles,
+    Kill: Driver.kill,
+    Exit: Driver.exit,
+    Stacks: Driver.stacks,
+    ReadLog: Driver.read_log,
+    FileSize: Driver.file_size,
+    ReadFile: Driver.read_file,
+    WriteFile: Driver.write_file,
+}
 
 
 def serve(wire: Wire[Request], address: str, sockets: socket.socket) -> None:
@@ -280,15 +290,17 @@ def serve(wire: Wire[Request], address: str, sockets: socket.socket) -> None:
             request = wire.receive(timeout_s=None)
             if request is None:
                 continue
+            answer: Answer
             try:
                 driver = driver or Driver(connected(address), address, sockets)
                 answer = driver.handle(request)
             # The boundary of the process: all errors travel.
             except Exception as error:  # noqa: BLE001
-                answer = Refused(failure=failure(_ours(error, address)))
+                answer = Refused(failure=failure(as_own_error(error, address)))
             wire.send(answer, timeout_s=None)
     if driver is not None:
-        _leave(driver)
+        driver.return_bundles()
+        import_module("ray").shutdown()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -298,10 +310,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.die_with_parent:
         die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the session decides what an interrupt ends
-    os.set_inheritable(options.fd, False)
-    os.set_inheritable(options.sockets, False)
-    requests = cast("Callable[[], Any]", lambda: msgspec.msgpack.Decoder(Request))
-    wire: Wire[Request] = Wire(socket.socket(fileno=options.fd), requests())
+    for fd in (options.fd, options.sockets):
+        os.set_inheritable(fd, False)
+    decoder = cast("Any", msgspec.msgpack.Decoder)(Request)
+    wire: Wire[Request] = Wire(socket.socket(fileno=options.fd), decoder)
     serve(wire, options.address, socket.socket(fileno=options.sockets))
 
 
@@ -329,42 +341,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _leave(driver: Driver) -> None:
-    driver.give_back()
-    import_module("ray").shutdown()
-
-
-def _require_open(address: str, where: tuple[str, int]) -> None:
-    try:
-        socket.create_connection(where, timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise UsageError(
-            f"--llmperf-cluster={address!r}: nothing answers there ({error}). {_advice(address)}"
-        ) from error
-
-
-def _advice(address: str) -> str:
-    if address == AUTO:
-        return (
-            "'auto' takes the cluster that this machine is a host of: start it with 'ray start --head', join one with "
-            "'ray start --address=HOST:6379', set RAY_ADDRESS, or name a client server with 'ray://HOST:10001'."
-        )
-    return "'ray start --head' on that host opens its client server, at port 10001 unless told otherwise ('ray status' there)."
-
-
-def _ours(error: Exception, address: str) -> Exception:
-    """What Ray raises where a host cannot run our part, or is gone, as errors that say what to do."""
-    if isinstance(error, LlmperfError):
-        return error
-    text = str(error)
-    if "pytest_llmperf" in text and ("ModuleNotFoundError" in text or "No module named" in text):
-        return UsageError(
-            f"--llmperf-cluster={address!r}: a host of the cluster has no pytest-llmperf in the Python that Ray runs with. "
-            f"Install the same version there, with the engine's packages. Ray says: {_first_line(error)}.",
-        )
-    return WorkerError(f"--llmperf-cluster={address!r}: {type(error).__name__}: {text}")
-
-
 def _resources(bundle: Bundle) -> dict[str, int]:
     return {name: n for name, n in (("CPU", bundle.cpus), ("GPU", bundle.gpus)) if n}
 
@@ -372,18 +348,6 @@ def _resources(bundle: Bundle) -> dict[str, int]:
 def _in_words(bundles: Sequence[Bundle]) -> str:
     gpus = f" and {bundles[0].gpus} GPU" if bundles[0].gpus else ""
     return f"{len(bundles)} x {bundles[0].cpus} CPUs{gpus}"
-
-
-def _last_line(error: BaseException) -> str:
-    """Of what was raised on another host Ray says the traceback first."""
-    return str(error).rstrip().rpartition("\n")[2]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(
-        (line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()),
-        type(error).__name__,
-    )
 
 
 if __name__ == "__main__":

@@ -16,20 +16,23 @@ class Remote(Protocol):
     """Files of the host that a rank is on."""
 
     def file_size(self, path: str) -> int:
-        """Bytes of the file there; -1 for none."""
+        """Return the bytes of the file there; -1 for none."""
 
     def read_file(self, path: str, start: int) -> bytes:
-        """At most CHUNK_BYTES of it from this byte on."""
+        """Return at most CHUNK_BYTES of it from this byte on."""
 
     def write_file(self, path: str, start: int, data: bytes) -> None:
         """Put these bytes at this place of the file, whose folder is made.
 
-        Nothing at byte 0 makes the folder alone.
+        No data at byte 0 makes the folder alone.
         """
 
 
 def give(path: str, to: Remote) -> None:
-    """Make sure that the host has our file as it is. It is whole there, or another name's."""
+    """Make sure that the host has our file as it is.
+
+    The name of a reference says its content, so that one of the same size is the same file.
+    """
     size = Path(path).stat().st_size
     if to.file_size(path) == size:
         return
@@ -39,7 +42,10 @@ def give(path: str, to: Remote) -> None:
 
 
 def fetch(path: str, of: Remote) -> None:
-    """Make sure that we have the host's file, which replaces none of ours and is whole when it is there."""
+    """Make sure that we have the host's file.
+
+    It replaces none of ours, and is whole when it is there.
+    """
     target = Path(path)
     if target.exists():
         return

@@ -25,7 +25,7 @@ _TICK_S = 0.2
 _END_S = 15.0
 _TAIL_LINES = 20
 
-Wanted = TypeVar("Wanted")
+Reply = TypeVar("Reply")
 
 
 class Link:
@@ -48,9 +48,10 @@ class Link:
     def open(cls, address: str, log_dir: Path) -> Link:
         """Start the process. That the cluster answers is seen by the first request."""
         log_dir.mkdir(parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            program = (*DRIVER, "--address", address, "--sockets", str(theirs.fileno()))
+        session_end, driver_end = socket.socketpair()
+        with driver_end:
+            fd = driver_end.fileno()
+            program = (*DRIVER, "--address", address, "--sockets", str(fd))
             process = WorkerProcess.start(
                 python=sys.executable,
                 rank=0,
@@ -58,9 +59,9 @@ class Link:
                 log=log_dir / f"cluster-{os.getpid()}.log",
                 env=dict(os.environ),
                 program=program,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(fd,),
             )
-        return cls(process, ours, address)
+        return cls(process, session_end, address)
 
     @property
     def alive(self) -> bool:
@@ -70,34 +71,18 @@ class Link:
     def ask(
         self,
         request: Request,
-        kind: type[Wanted],
+        kind: type[Reply],
         *,
         deadline_s: float,
         sockets: Sequence[socket.socket] = (),
-    ) -> Wanted:
-        """The answer to a request. `sockets` go along with it.
+    ) -> Reply:
+        """Return the answer to a request. `sockets` go along with it.
 
         Raises:
             WorkerDied, WorkerHung: the connection is over. What else is raised is the cluster's
                 answer.
         """
-        if self._killed:
-            raise WorkerDied(f"the connection to {self._address!r} has ended.")
-        try:
-            if sockets:
-                socket.send_fds(self._sockets, [b"s"], [each.fileno() for each in sockets])
-            self._wire.send(request, timeout_s=deadline_s)
-            answer = self._answer(type(request).__name__, deadline_s)
-        except (WireClosed, OSError) as error:
-            self._process.wait_exited(_END_S)
-            how = self._process.exit_text()
-            self.kill()
-            raise WorkerDied(
-                f"the connection to {self._address!r} ended by {how}.{self._tail()}"
-            ) from error
-        except BaseException:
-            self.kill()
-            raise
+        answer = self._exchanged(request, sockets, deadline_s)
         if isinstance(answer, Refused):
             raise error_class(answer.failure.kind)(answer.failure.message)
         if not isinstance(answer, kind):
@@ -120,12 +105,37 @@ class Link:
         self._wire.close()
         self._sockets.close()
 
+    def _exchanged(
+        self, request: Request, sockets: Sequence[socket.socket], deadline_s: float
+    ) -> Answer:
+        if self._killed:
+            raise WorkerDied(f"the connection to {self._address!r} has ended.")
+        try:
+            if sockets:
+                fds = [rank_end.fileno() for rank_end in sockets]
+                socket.send_fds(self._sockets, [b"s"], fds)
+            self._wire.send(request, timeout_s=deadline_s)
+            return self._answer(type(request).__name__, deadline_s)
+        except (WireClosed, OSError) as error:
+            raise self._ended() from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def _ended(self) -> WorkerDied:
+        """Return the error for a connection that ended by itself, after killing what is left."""
+        self._process.wait_exited(_END_S)
+        how = self._process.exit_text()
+        self.kill()
+        return WorkerDied(f"the connection to {self._address!r} ended by {how}.{self._tail()}")
+
     def _answer(self, what: str, deadline_s: float) -> Answer:
         end_s = time.monotonic() + deadline_s
         while (answer := self._wire.receive(timeout_s=_TICK_S)) is None:
             if time.monotonic() >= end_s:
                 raise WorkerHung(
-                    f"--llmperf-cluster={self._address!r} gave no answer to {what} within {deadline_s:g} s.{self._tail()}",
+                    f"--llmperf-cluster={self._address!r} gave no answer to {what} within "
+                    f"{deadline_s:g} s.{self._tail()}",
                 )
         return answer
 

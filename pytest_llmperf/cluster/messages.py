@@ -12,7 +12,10 @@ from pytest_llmperf.wire.messages import Failure
 
 
 class Node(Struct, frozen=True, kw_only=True):
-    """One host of the cluster as Ray lists it: `cpus` and `gpus` are what Ray lends of it, `devices` what its driver shows."""
+    """One host of the cluster as Ray lists it.
+
+    `cpus` and `gpus` are what Ray lends of it, `devices` what its driver shows.
+    """
 
     id: str
     address: str
@@ -29,8 +32,11 @@ class Bundle(Struct, frozen=True, kw_only=True):
     gpus: int = 0
 
 
-class Place(Struct, frozen=True, kw_only=True):
-    """Where one bundle is: its host (`node` is Ray's id of it), what Ray lends there, and what a record says of that host."""
+class Slot(Struct, frozen=True, kw_only=True):
+    """Where one bundle is: its host, what Ray lends there, and what a record says of that host.
+
+    `node` is Ray's id of the host.
+    """
 
     node: str
     address: str
@@ -49,11 +55,11 @@ class Place(Struct, frozen=True, kw_only=True):
 # From the session
 
 
-class Look(Struct, frozen=True, kw_only=True, tag=True):
+class ListHosts(Struct, frozen=True, kw_only=True, tag=True):
     """Which hosts there are."""
 
 
-class Take(Struct, frozen=True, kw_only=True, tag=True):
+class Reserve(Struct, frozen=True, kw_only=True, tag=True):
     """Reserve these bundles, all at once, within `wait_s`.
 
     `together` asks for as few hosts as can be, else for many.
@@ -128,7 +134,10 @@ class ReadFile(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WriteFile(Struct, frozen=True, kw_only=True, tag=True):
-    """Put bytes into a file of a rank's host, and make its folder; no bytes make the folder alone."""
+    """Put bytes into a file of a rank's host, and make its folder.
+
+    No bytes make the folder alone.
+    """
 
     rank: int
     path: str
@@ -136,13 +145,13 @@ class WriteFile(Struct, frozen=True, kw_only=True, tag=True):
     data: bytes
 
 
-class GiveBack(Struct, frozen=True, kw_only=True, tag=True):
+class ReturnBundles(Struct, frozen=True, kw_only=True, tag=True):
     """Give the bundles back, with what still runs in them."""
 
 
 Request = (
-    Look
-    | Take
+    ListHosts
+    | Reserve
     | Launch
     | Exit
     | Stacks
@@ -151,24 +160,24 @@ Request = (
     | ReadFile
     | WriteFile
     | Kill
-    | GiveBack
+    | ReturnBundles
 )
 
 
 # From the driver
 
 
-class Seen(Struct, frozen=True, kw_only=True, tag=True):
+class HostList(Struct, frozen=True, kw_only=True, tag=True):
     """The cluster's hosts, and Ray's version."""
 
     nodes: tuple[Node, ...]
     ray: str
 
 
-class Taken(Struct, frozen=True, kw_only=True, tag=True):
+class Reserved(Struct, frozen=True, kw_only=True, tag=True):
     """Where the bundles are, in rank order."""
 
-    places: tuple[Place, ...]
+    slots: tuple[Slot, ...]
 
 
 class Launched(Struct, frozen=True, kw_only=True, tag=True):
@@ -210,4 +219,4 @@ class Refused(Struct, frozen=True, kw_only=True, tag=True):
     failure: Failure
 
 
-Answer = Seen | Taken | Launched | Ended | Text | Size | Done | Refused
+Answer = HostList | Reserved | Launched | Ended | Text | Size | Done | Refused

@@ -1,7 +1,8 @@
-"""On a host of the cluster: holds one bundle, and starts and watches the worker processes of the ranks that run in it.
+"""On a host of the cluster: holds one bundle, and starts and watches the ranks that run in it.
 
-A Ray actor is made of this class. What goes through its methods are bytes, texts and numbers: the workers' own messages, as
-they are, or one of `messages`. It starts the worker program as a session does on its own host.
+A Ray actor is made of this class. What goes through its methods are bytes, texts and numbers: the
+workers' own messages, as they are, or one of `messages`. It starts the worker program as a session
+does on its own host.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 import psutil
 
 from pytest_llmperf.cluster.files import CHUNK_BYTES
-from pytest_llmperf.cluster.messages import Ended, Launch, Place
+from pytest_llmperf.cluster.messages import Ended, Launch, Slot
 from pytest_llmperf.devices import drivers
 from pytest_llmperf.devices.host import host_facts
 from pytest_llmperf.devices.inventory import Gpu
@@ -42,20 +43,16 @@ class RankHost:
     def __init__(self, node: str, address: str, on_gpus: bool) -> None:
         self._node = node
         self._address = address
-        self._gpus = (
-            tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-            if on_gpus
-            else ()
-        )
+        self._gpus = _lent_gpus() if on_gpus else ()
         self._workers: dict[str, WorkerProcess] = {}
         self._sockets: dict[str, socket.socket] = {}
         guardian.detach()
         self._logs = Path(tempfile.mkdtemp(prefix="llmperf-ranks-"))
 
-    def place(self) -> bytes:
-        """A `Place`: this host, and what the bundle has of it."""
+    def slot(self) -> bytes:
+        """Return an encoded `Slot`: this host, and what the bundle has of it."""
         facts = host_facts()
-        found = Place(
+        slot = Slot(
             node=self._node,
             address=self._address,
             name=socket.gethostname(),
@@ -65,10 +62,10 @@ class RankHost:
             memory_bytes=int(facts["memory_limit_bytes"] or 0),
             facts={**facts, "python": platform.python_version()},
         )
-        return msgspec.msgpack.encode(found)
+        return msgspec.msgpack.encode(slot)
 
     def free_port(self) -> int:
-        """A TCP port of this host's address that nothing listens on now."""
+        """Return a TCP port of this host's address that nothing listens on now."""
         with socket.socket(_family(self._address)) as probe:
             probe.bind((self._address, 0))
             return int(probe.getsockname()[1])
@@ -78,18 +75,18 @@ class RankHost:
 
         Raises OSError for an interpreter that cannot be run.
         """
-        wanted = msgspec.msgpack.decode(order, type=Launch)
+        launch = msgspec.msgpack.decode(order, type=Launch)
         worker = WorkerProcess.start(
-            python=wanted.python or sys.executable,
+            python=launch.python or sys.executable,
             rank=rank,
-            world_size=wanted.ranks,
-            log=self._logs / f"{wanted.model}-rank{rank}.log",
-            env=environment(wanted, rank, meet, self._address),
-            program=wanted.program,
-            cwd=Path(wanted.cwd) if Path(wanted.cwd).is_dir() else None,
+            world_size=launch.ranks,
+            log=self._logs / f"{launch.model}-rank{rank}.log",
+            env=environment(launch, rank, meet, self._address),
+            program=launch.program,
+            cwd=_folder_or_none(launch.cwd),
         )
-        self._workers[wanted.model] = worker
-        self._sockets[wanted.model] = socket.socket(fileno=os.dup(worker.wire.fileno()))
+        self._workers[launch.model] = worker
+        self._sockets[launch.model] = socket.socket(fileno=os.dup(worker.wire.fileno()))
         return worker.pid
 
     def write(self, model: str, data: bytes) -> None:
@@ -100,9 +97,9 @@ class RankHost:
                 worker.wire.send_frame(data, timeout_s=_SEND_S)
 
     def read(self, model: str, wait_s: float) -> bytes | None:
-        """What the rank has sent, after waiting for some.
+        """Return what the rank has sent, after waiting for some.
 
-        None when nothing came, b"" when it has closed its end.
+        None means that nothing came, b"" that it has closed its end.
         """
         stream = self._sockets.get(model)
         if stream is None:
@@ -114,21 +111,20 @@ class RankHost:
             return b""
 
     def exit(self, model: str, wait_s: float) -> bytes:
-        """An `Ended`."""
+        """Return an encoded `Ended`."""
         worker = self._workers[model]
-        ended = worker.wait_exited(wait_s)
-        return msgspec.msgpack.encode(
-            Ended(ended=ended, code=worker.exit_code() if ended else None)
-        )
+        has_ended = worker.wait_exited(wait_s)
+        code = worker.exit_code() if has_ended else None
+        return msgspec.msgpack.encode(Ended(ended=has_ended, code=code))
 
     def stacks(self, model: str) -> str:
-        """Stacks of the rank's threads, or why there are none."""
+        """Return the stacks of the rank's threads, or why there are none."""
         worker = self._workers[model]
         worker.greeted = True
         return worker.stacks()
 
     def log(self, model: str, start: int) -> bytes:
-        """The rank's output from this byte on, at most 16 MiB of it."""
+        """Return the rank's output from this byte on, at most 16 MiB of it."""
         with self._workers[model].log.open("rb") as file:
             file.seek(start)
             return file.read(CHUNK_BYTES)
@@ -162,44 +158,60 @@ class RankHost:
 
 
 def gpus_here() -> bytes:
-    """The GPUs of this host, whatever Ray shows of them to the process that asks."""
+    """Return the encoded GPUs of this host, whatever Ray shows of them to this process."""
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         os.environ.pop(name, None)
     return msgspec.msgpack.encode(drivers.inventory().gpus)
 
 
 def decoded_gpus(data: bytes) -> tuple[Gpu, ...]:
-    """What `gpus_here` gave."""
+    """Return what `gpus_here` encoded."""
     return msgspec.msgpack.decode(data, type=tuple[Gpu, ...])
 
 
-def environment(wanted: Launch, rank: int, meet: str, address: str) -> dict[str, str]:
-    """The variables of one rank: this process's without Ray's own, the session's, and where the ranks meet.
+def environment(launch: Launch, rank: int, meet: str, address: str) -> dict[str, str]:
+    """Return the variables of one rank.
 
-    Each rank sees its own GPUs alone, so that it is the first and only one among those that share its devices. Where
-    there are several, the collectives take the network interface that has this host's address: the one that its name
-    resolves to is often the loopback interface.
+    They are this process's without Ray's own, the session's, and where the ranks meet. Each rank
+    sees its own GPUs alone, so that it is the first and only one among those that share its
+    devices.
     """
-    base = {
-        name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)
-    } | wanted.env
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)}
+    base = own | launch.env
     host, _, port = meet.rpartition(":")
-    env = rank_environment(rank=rank, ranks=wanted.ranks, port=int(port or 0), base=base, host=host)
-    if wanted.ranks > 1:
+    env = rank_environment(rank=rank, ranks=launch.ranks, port=int(port or 0), base=base, host=host)
+    if launch.ranks > 1:
         env |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        interface = interface_of(address)
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            if interface:
-                env.setdefault(name, interface)
+        env = _interface_variables(address) | env
     return env
 
 
+def _interface_variables(address: str) -> dict[str, str]:
+    """Return the variables that have collectives use the interface of this host's address.
+
+    The one that the host's name resolves to is often the loopback interface.
+    """
+    interface = interface_of(address)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return dict.fromkeys(names, interface) if interface else {}
+
+
 def interface_of(address: str) -> str:
-    """The network interface of this host that has the address; "" for none."""
-    for name, found in psutil.net_if_addrs().items():
-        if any(each.address == address for each in found):
+    """Return the network interface of this host that has the address; "" for none."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(interface.address == address for interface in addresses):
             return str(name)
     return ""
+
+
+def _folder_or_none(path: str) -> Path | None:
+    return Path(path) if Path(path).is_dir() else None
+
+
+def _lent_gpus() -> tuple[str, ...]:
+    """Return the GPUs that Ray lends to this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(filter(None, visible.split(",")))
 
 
 def _family(address: str) -> socket.AddressFamily:

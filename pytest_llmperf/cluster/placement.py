@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from pytest_llmperf.cluster.messages import Bundle, Node
@@ -12,9 +13,9 @@ _MANY = 2**20
 
 
 def bundles(plan: LoadPlan, nodes: Sequence[Node], cluster: str) -> tuple[Bundle, ...]:
-    """One bundle for each rank of the plan.
+    """Return one bundle for each rank of the plan.
 
-    Equal bundles: the ranks of a model wait for the slowest.
+    The bundles are equal: the ranks of a model wait for the slowest.
 
     On GPUs a bundle is one GPU with its host's share of CPUs. On CPUs it is the largest number of
     CPUs that each rank can have, so that a single rank has the largest host alone.
@@ -30,29 +31,34 @@ def bundles(plan: LoadPlan, nodes: Sequence[Node], cluster: str) -> tuple[Bundle
 
 
 def together(plan: LoadPlan) -> bool:
-    """Whether the ranks share a host where they can: GPUs talk faster there, ranks on CPUs take cores from each other."""
+    """Whether the ranks share a host where they can.
+
+    GPUs talk faster there; ranks on CPUs take cores from each other.
+    """
     return plan.device.startswith("cuda")
 
 
-def hosts(wanted: Sequence[Bundle], nodes: Sequence[Node], *, close: bool) -> tuple[Node, ...]:
-    """Where these bundles go while nobody else holds anything: each once, in the order in which they are filled."""
-    room = {node.id: _room(node, wanted[0]) for node in nodes}
-    used: dict[str, int] = {}
-    for _ in wanted:
-        able = [node for node in nodes if room[node.id] > used.get(node.id, 0)]
+def hosts(equal: Sequence[Bundle], nodes: Sequence[Node], *, close: bool) -> tuple[Node, ...]:
+    """Return the hosts that these equal bundles are on while nobody else holds any.
+
+    `close` puts a bundle beside others where it can, else on the emptiest host.
+    """
+    room = {node.id: _room(node, equal[0]) for node in nodes}
+    used: Counter[str] = Counter()
+    sign = 1 if close else -1
+    for _ in equal:
+        able = [node for node in room if room[node] > used[node]]
         if not able:
             break
-        best = max(able, key=lambda n: (used.get(n.id, 0) * (1 if close else -1), room[n.id]))
-        used[best.id] = used.get(best.id, 0) + 1
-    return tuple(node for node in nodes if node.id in used)
+        best = max(able, key=lambda node: (sign * used[node], room[node]))
+        used[best] += 1
+    return tuple(node for node in nodes if used[node.id])
 
 
 def described(nodes: Sequence[Node]) -> str:
-    """The cluster's hosts in words: what Ray lends of each."""
-    return (
-        "; ".join(f"{node.name} ({node.address}): {_lent(node)}" for node in nodes)
-        or "no host that is alive"
-    )
+    """Return the cluster's hosts in words, with what Ray lends of each."""
+    texts = [f"{node.name} ({node.address}): {_lent(node)}" for node in nodes]
+    return "; ".join(texts) or "no host that is alive"
 
 
 def _lent(node: Node) -> str:
@@ -60,7 +66,7 @@ def _lent(node: Node) -> str:
 
 
 def _room(node: Node, bundle: Bundle) -> int:
-    """How many such bundles a host has room for."""
+    """Return how many such bundles a host has room for."""
     by_cpus = int(node.cpus) // bundle.cpus if bundle.cpus else _MANY
     return min(by_cpus, int(node.gpus) // bundle.gpus) if bundle.gpus else by_cpus
 
@@ -77,17 +83,14 @@ def _cpus_of_a_rank(nodes: Sequence[Node], ranks: int) -> int | None:
 
 
 def _too_few(plan: LoadPlan, nodes: Sequence[Node], cluster: str) -> str:
-    kind, have = ("GPU", "gpus") if plan.device.startswith("cuda") else ("CPU", "cpus")
-    total = sum(int(getattr(node, have)) for node in nodes)
-    fewer = (
-        f"Take a strategy of at most {_count(total, 'rank')}, or add hosts"
-        if total
-        else "Add hosts that lend some"
-    )
+    kind, field = ("GPU", "gpus") if plan.device.startswith("cuda") else ("CPU", "cpus")
+    total = sum(int(getattr(node, field)) for node in nodes)
+    fewer = f"Take a strategy of at most {_count(total, 'rank')}, or add hosts"
+    advice = fewer if total else "Add hosts that lend some"
     return (
-        f"strategy {plan.strategy!r} has {_count(plan.ranks, 'rank')}, each of which needs a {kind}; "
-        f"--llmperf-cluster={cluster!r} lends {_count(total, kind)} ({described(nodes)}). "
-        f"{fewer} ('ray start --address=… --num-{have}=N')."
+        f"strategy {plan.strategy!r} has {_count(plan.ranks, 'rank')}, each of which needs a "
+        f"{kind}; --llmperf-cluster={cluster!r} lends {_count(total, kind)} ({described(nodes)}). "
+        f"{advice} ('ray start --address=… --num-{field}=N')."
     )
 
 

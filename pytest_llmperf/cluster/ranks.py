@@ -1,40 +1,39 @@
-"""The ranks of one model on a cluster, as `WorkerGroup` sees workers: the same wire, the same log, another host."""
+"""The ranks of one model on a cluster, as `WorkerGroup` sees workers.
+
+They have the same wire and the same log, on another host.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from pytest_llmperf.cluster.files import fetch, give
-from pytest_llmperf.cluster.link import Link, Wanted
+from pytest_llmperf.cluster.link import Link, Reply
 from pytest_llmperf.cluster.messages import (
     Done,
     Ended,
     Exit,
     FileSize,
     Kill,
-    Place,
     ReadFile,
     ReadLog,
     Request,
     Size,
+    Slot,
     Stacks,
     Text,
     WriteFile,
 )
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.instruments.energy import NvmlMeter
+from pytest_llmperf.wire.commands import Command, CompareReference, MakeReference, R
 from pytest_llmperf.wire.frames import parent_end
-from pytest_llmperf.wire.messages import (
-    Command,
-    CompareReference,
-    EnergyRead,
-    MakeReference,
-    Result,
-)
+from pytest_llmperf.wire.results import EnergyRead
 from pytest_llmperf.workers.exchange import OnBeat
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.process import exit_text
@@ -44,27 +43,27 @@ _LOG_TAIL_BYTES = 2**16
 
 
 class ClusterRank:
-    """See session.process.Worker. Its log is copied here when it is looked at, and at the end."""
+    """See workers.process.Worker. Its log is copied here when it is looked at, and at the end."""
 
     def __init__(
         self,
         link: Link,
-        ours: socket.socket,
+        session_end: socket.socket,
         *,
         model: str,
         rank: int,
         pid: int,
-        place: Place,
+        slot: Slot,
         log: Path,
     ) -> None:
         self.rank = rank
         self.pid = pid
-        self.place = place
+        self.slot = slot
         self.log = log
         self.greeted = False
-        self.wire = parent_end(ours)
+        self.wire = parent_end(session_end)
         self._link = link
-        self._ours = ours
+        self._session_end = session_end
         self._model = model
         self._ended: Ended | None = None
         self._killed = False
@@ -73,14 +72,14 @@ class ClusterRank:
     @property
     def where(self) -> str:
         """Its process id there, and the host."""
-        return f"pid {self.pid} on {self.place}"
+        return f"pid {self.pid} on {self.slot}"
 
     def exited(self) -> bool:
         """Whether its stream has ended and all of it is read. Asks nobody."""
         if self._killed or self._ended is not None:
             return True
         try:
-            return self._ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self._session_end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
         except OSError:
@@ -94,12 +93,11 @@ class ClusterRank:
         if self._ended is None and not self._killed:
             # A host that is gone says nothing: the rank has ended with it.
             with contextlib.suppress(LlmperfError):
-                found = self._ask(
-                    Exit(model=self._model, rank=self.rank, wait_s=timeout_s), Ended, timeout_s
-                )
-                if not found.ended:
+                request = Exit(model=self._model, rank=self.rank, wait_s=timeout_s)
+                answer = self._ask(request, Ended, timeout_s)
+                if not answer.ended:
                     return False
-                self._ended = found
+                self._ended = answer
             self._copy_log()
         return True
 
@@ -113,28 +111,26 @@ class ClusterRank:
             self.wire.close()
 
     def exit_text(self) -> str:
-        """How it ended; that its host or Ray's process there was lost, where nobody can say."""
+        """Return how it ended; where nobody can say, that its host or Ray's process was lost."""
         if self._ended is None:
-            return f"the loss of its host {self.place}, or of Ray's process there"
+            return f"the loss of its host {self.slot}, or of Ray's process there"
         return exit_text(self._ended.code)
 
     def exit_code(self) -> int | None:
-        """As subprocess reports it; None while it runs or where it is not known."""
+        """Return the exit code as subprocess reports it; None while it runs or if not known."""
         return None if self._ended is None else self._ended.code
 
     def stacks(self) -> str:
-        """Stacks of all threads, or why there are none."""
+        """Return the stacks of all threads, or why there are none."""
         try:
-            text = self._ask(Stacks(model=self._model, rank=self.rank), Text, 0).text.decode(
-                "utf-8", "replace"
-            )
+            answer = self._ask(Stacks(model=self._model, rank=self.rank), Text, 0)
         except LlmperfError as error:
             return f"(no stacks: {error})"
         self._copy_log()
-        return text
+        return answer.text.decode("utf-8", "replace")
 
     def log_tail(self, lines: int) -> str:
-        """The last lines of its output."""
+        """Return the last lines of its output."""
         self._copy_log()
         data = self.log.read_bytes()[-_LOG_TAIL_BYTES:]
         return "\n".join(data.decode("utf-8", "replace").splitlines()[-lines:])
@@ -157,38 +153,45 @@ class ClusterRank:
             return
         with contextlib.suppress(LlmperfError):
             start = self.log.stat().st_size
-            more = self._ask(ReadLog(model=self._model, rank=self.rank, start=start), Text, 0).text
+            request = ReadLog(model=self._model, rank=self.rank, start=start)
+            output = self._ask(request, Text, 0).text
             with self.log.open("ab") as file:
-                file.write(more)
+                file.write(output)
 
-    def _ask(self, request: Request, kind: type[Wanted], extra_s: float) -> Wanted:
+    def _ask(self, request: Request, kind: type[Reply], extra_s: float) -> Reply:
         return self._link.ask(request, kind, deadline_s=_ASK_S + extra_s)
 
 
 class ClusterGroup(WorkerGroup):
-    """A group whose processes are not of this host: the files that its commands name are brought there, and back."""
+    """A group whose processes are not of this host.
+
+    The files that its commands name are brought there, and back.
+    """
 
     def __init__(self, ranks: tuple[ClusterRank, ...], *, name: str, silence_s: float) -> None:
         super().__init__(ranks, name=name, silence_s=silence_s, oom_before={})
         self._ranks = ranks
 
     def call_all(
-        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
-    ) -> tuple[Result, ...]:
-        """As WorkerGroup's.
+        self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[R, ...]:
+        """Send a command to every rank. See WorkerGroup.call_all.
 
         A reference that is made there is here afterwards; one that is compared with is there first.
         """
-        for rank in self._ranks:
-            if isinstance(command, MakeReference):
-                rank.write_file(command.path, 0, b"")
-            elif isinstance(command, CompareReference):
-                give(command.path, rank)
+        self._bring_files(command)
         results = super().call_all(command, deadline_s=deadline_s, on_beat=on_beat)
         if isinstance(command, MakeReference):
             fetch(command.path, self._ranks[0])
-        several = len({rank.place.node for rank in self._ranks}) > 1
-        return tuple(map(of_several_hosts, results)) if several else results
+        n_hosts = len({rank.slot.node for rank in self._ranks})
+        return tuple(map(of_several_hosts, results)) if n_hosts > 1 else results
+
+    def _bring_files(self, command: Command[Any]) -> None:
+        for rank in self._ranks:
+            if isinstance(command, MakeReference):
+                rank.write_file(command.path, 0, b"")  # makes the folder
+            elif isinstance(command, CompareReference):
+                give(command.path, rank)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -196,13 +199,14 @@ class ClusterGroup(WorkerGroup):
         return ()
 
 
-def of_several_hosts(result: Result) -> Result:
-    """What a rank says that holds for ranks of one host alone is taken back: the counter of a CPU is one for all of these."""
-    if (
-        not isinstance(result, EnergyRead)
-        or result.energy.joules is None
-        or result.energy.source == NvmlMeter.source
-    ):
+def of_several_hosts(result: R) -> R:
+    """Return a rank's result without what holds for ranks of one host alone.
+
+    The energy counter of a CPU is one for all ranks of its host; a GPU's counts for its rank.
+    """
+    if not isinstance(result, EnergyRead) or result.energy.source == NvmlMeter.source:
+        return result
+    if result.energy.joules is None:
         return result
     why = "the ranks are on several hosts, and a CPU's counter is one for the ranks of a host"
-    return EnergyRead(energy=replace(result.energy, joules=None, reason=why))
+    return replace(result, energy=replace(result.energy, joules=None, reason=why))

@@ -46,7 +46,7 @@ class Check(Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-class Gpu(Struct, frozen=True, kw_only=True):
+class DriverGpu(Struct, frozen=True, kw_only=True):
     """What the driver says of one GPU."""
 
     name: str
@@ -59,7 +59,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     host: dict[str, str | int | float | bool | None]
     engines: tuple[EngineRow, ...]
     broken_engines: dict[str, str]
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[DriverGpu, ...]
     no_gpu: str
     cxx: str | None
     cpu_energy: str
@@ -133,7 +133,7 @@ def _gpu_checks(machine: Machine) -> list[Check]:
     return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
 
 
-def _gpu(index: int, gpu: Gpu) -> Check:
+def _gpu(index: int, gpu: DriverGpu) -> Check:
     facts = ", ".join(
         f"{name} {value}"
         for name, value in sorted(gpu.facts.items())
@@ -294,29 +294,17 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that the driver shows, or why there are none."""
-    import pynvml  # noqa: PLC0415
+def _gpus() -> tuple[tuple[DriverGpu, ...], str]:
+    """Return the GPUs that the driver shows, or why there are none."""
+    from pytest_llmperf.instruments.nvml import Nvml, Unreadable  # noqa: PLC0415
 
-    from pytest_llmperf.instruments.nvml import Nvml  # noqa: PLC0415
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return (
-            (),
-            f"NVML says {str(error)!r} (is the NVIDIA driver installed and passed to this container?)",
-        )
-    try:
-        facts = [
-            Nvml(pynvml.nvmlDeviceGetHandleByIndex(i)).facts()
-            for i in range(pynvml.nvmlDeviceGetCount())
-        ]
-    finally:
-        pynvml.nvmlShutdown()
-    return tuple(
-        Gpu(name=str(f.get("name", "unknown")), facts=f) for f in facts
-    ), "" if facts else "the driver lists none"
+    gpus = Nvml.listed()
+    if isinstance(gpus, Unreadable):
+        advice = "is the NVIDIA driver installed and passed to this container?"
+        return (), f"{gpus.reason} ({advice})"
+    facts = [gpu.facts() for gpu in gpus]
+    shown = tuple(DriverGpu(name=str(row.get("name", "unknown")), facts=row) for row in facts)
+    return shown, "" if shown else "the driver lists none"
 
 
 def _cpu_energy() -> str:

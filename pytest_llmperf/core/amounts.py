@@ -23,17 +23,17 @@ _TIMES = {"us": units.us, "µs": units.us, "ms": units.ms, "s": units.s}
 
 
 def size_bytes(text: str) -> float:
-    """Bytes of '8GB' (10^9) or '8 GiB' (2^30). Raises UsageError: a unit is needed."""
-    return _amount(text, _SIZES, "a size", "8GB")
+    """Read the bytes of '8GB' (10^9) or '8 GiB' (2^30). Raises UsageError without a unit."""
+    return _amount(text, _SIZES, "size", "8GB")
 
 
 def duration_s(text: str) -> float:
-    """Seconds of '200ms'. Raises UsageError: a unit is needed."""
-    return _amount(text, _TIMES, "a time", "200ms")
+    """Read the seconds of '200ms'. Raises UsageError without a unit."""
+    return _amount(text, _TIMES, "time", "200ms")
 
 
 def share(text: str) -> float:
-    """0 to 1, of '0.98' or '98%'. Raises UsageError."""
+    """Read a share of 0 to 1 from '0.98' or '98%'. Raises UsageError."""
     number, unit = _split(text, "a share", "0.98 or 98%")
     value = number / 100 if unit == "%" else number
     if unit not in ("", "%") or not 0 <= value <= 1:
@@ -42,7 +42,7 @@ def share(text: str) -> float:
 
 
 def ratio(text: str) -> float:
-    """A factor, of '+1%' (1.01) or '1.01'.
+    """Read a factor from '+1%' (1.01) or '1.01'.
 
     Raises UsageError for one that is not positive, and for '1%' without its sign.
     """
@@ -56,18 +56,20 @@ def ratio(text: str) -> float:
     return number
 
 
-def _amount(text: str, scale: dict[str, float], what: str, example: str) -> float:
-    number, unit = _split(text, what, example)
-    known = {name.lower(): factor for name, factor in scale.items()}
-    if unit.lower() not in known or number <= 0:
+def _amount(text: str, scale: dict[str, float], kind: str, example: str) -> float:
+    number, unit = _split(text, f"a {kind}", example)
+    factors = {name.lower(): factor for name, factor in scale.items()}
+    factor = factors.get(unit.lower())
+    if factor is None or number <= 0:
         raise UsageError(
-            f"{text!r} is no {what.split()[1]} above 0 with a unit, such as {example}. Units: {', '.join(scale)}."
+            f"{text!r} is no {kind} above 0 with a unit, such as {example}. "
+            f"Units: {', '.join(scale)}."
         )
-    return number * known[unit.lower()]
+    return number * factor
 
 
-def _split(text: str, what: str, example: str) -> tuple[float, str]:
+def _split(text: str, kind: str, example: str) -> tuple[float, str]:
     match = _NUMBER.fullmatch(text.strip())
     if match is None or not math.isfinite(float(match[1])):
-        raise UsageError(f"{text!r} is not {what}, such as {example}.")
+        raise UsageError(f"{text!r} is not {kind}, such as {example}.")
     return float(match[1]), match[2]

@@ -13,11 +13,11 @@ PATTERNS = ("poisson", "constant", "gamma")
 
 
 def gaps_s(pattern: str, rate: float, *, burstiness: float = 1.0, seed: int = 0) -> Iterator[float]:
-    """Endless gaps between requests, of mean 1 / rate.
+    """Yield endless gaps between requests, of mean 1 / rate.
 
     "constant" gaps are equal. "gamma" gaps have shape `burstiness` (below 1: bursts, above 1: more
-    even than chance), which "poisson" is with shape 1: exponential gaps. As in vLLM's `bench serve
-    --burstiness`.
+    even than chance). "poisson" gaps are exponential, which is a gamma of shape 1. vLLM's `bench
+    serve --burstiness` does the same.
     """
     if pattern == "constant":
         while True:
@@ -37,28 +37,30 @@ def offsets_s(
     burstiness: float = 1.0,
     seed: int = 0,
 ) -> tuple[float, ...]:
-    """When each request is due: the first at 0, then after each gap.
+    """Return when each request is due: the first at 0, then one after each gap.
 
-    `requests` of them, or all before `duration_s`.
+    There are `requests` of them, or all that are due before `duration_s`.
     """
     due = _running(gaps_s(pattern, rate, burstiness=burstiness, seed=seed))
     if duration_s is not None:
-        due = takewhile(lambda at: at < duration_s, due)
+        due = takewhile(lambda offset: offset < duration_s, due)
     return tuple(due if requests is None else islice(due, requests))
 
 
 def rescaled(timestamps_s: tuple[float, ...], rate: float | None) -> tuple[float, ...]:
-    """A recorded trace from its first request on.
+    """Return a recorded trace from its first request on.
 
-    With `rate`, stretched so that its mean rate is that.
+    With `rate`, it is stretched so that its mean rate is that.
     """
     first, span = timestamps_s[0], timestamps_s[-1] - timestamps_s[0]
-    factor = 1.0 if rate is None or span <= 0 else (len(timestamps_s) - 1) / span / rate
-    return tuple((at - first) * factor for at in timestamps_s)
+    factor = 1.0
+    if rate is not None and span > 0:
+        factor = (len(timestamps_s) - 1) / span / rate
+    return tuple((timestamp - first) * factor for timestamp in timestamps_s)
 
 
 def _running(gaps: Iterator[float]) -> Iterator[float]:
-    at = 0.0
+    offset = 0.0
     while True:
-        yield at
-        at += next(gaps)
+        yield offset
+        offset += next(gaps)

@@ -5,6 +5,7 @@ Comparing the two is pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,11 +15,9 @@ from msgspec import Struct, field
 class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device.
 
-    Tensor subclasses are counted by their inner storage.
-
-    `kept`: the architecture itself keeps these in this dtype whatever is asked for (norms in
-    float32, for example). `quantized`: they are the weights, scales, zero points and tables of
-    quantized linear layers.
+    Tensor subclasses are counted by their inner storage. `kept` says that the architecture itself
+    keeps these in this dtype whatever is asked for (norms in float32, for example). `quantized`
+    says that they are the weights, scales, zero points and tables of quantized linear layers.
     """
 
     kind: str
@@ -34,9 +33,8 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
 class LinearGroup(Struct, frozen=True, kw_only=True):
     """Linear layers that share a class and a storage dtype.
 
-    `elements` counts logical weights, `bytes` what they occupy.
-
-    `quantized`: their weights are stored as integers or in 8-bit floats.
+    `elements` counts logical weights, `bytes` what they occupy. `quantized` says that their weights
+    are stored as integers or in 8-bit floats.
     """
 
     cls: str
@@ -50,10 +48,8 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
 class LeftOut(Struct, frozen=True, kw_only=True):
     """Linear layers of one class that were not quantized, for one reason.
 
-    `example` is the path of the first.
-
-    `declared`: the strategy part says beforehand that it leaves them out (the output head, a
-    checkpoint's own list).
+    `example` is the path of the first. `declared` says that the strategy part names them beforehand
+    (the output head, a checkpoint's own list).
     """
 
     cls: str
@@ -68,7 +64,7 @@ class Quantized(Struct, frozen=True, kw_only=True):
     """What a quantization part did, counted from the layers that are there.
 
     `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those
-    that are quantized. `formats` are the storage formats seen. `held` are the bytes of the
+    that are quantized. `formats` are their storage formats. `held` are the bytes of the
     converted layers' weights, scales, zero points and tables by storage dtype, `analytic` the bytes
     that follow from their shapes. `loaded_as_linear` counts the subclasses of nn.Linear, by class,
     that were shown to compute the same and were loaded as nn.Linear.
@@ -92,26 +88,40 @@ class Quantized(Struct, frozen=True, kw_only=True):
         return self.converted_elements / self.elements if self.elements else 0.0
 
     def __str__(self) -> str:
-        """For example: `210 of 211 linear layers are 8-bit, 78.9 % of their weights; left out: 1 Linear, the output head …`."""
-        left = "; ".join(f"{each.layers} {each.cls}, {each.reason}" for each in self.left_out)
-        loaded = ", ".join(
-            f"{n} {cls} loaded as Linear" for cls, n in self.loaded_as_linear.items()
+        """Say it in words.
+
+        '210 of 211 linear layers are 8-bit, 78.9 % of their weights; left out: 1 Linear, …'.
+        """
+        return "; ".join(filter(None, (self._converted, self._loaded, self._left_out)))
+
+    @property
+    def _converted(self) -> str:
+        return (
+            f"{self.converted} of {self.layers} linear layers are {self.bits}-bit, "
+            f"{self.share:.1%} of their weights"
         )
-        converted = f"{self.converted} of {self.layers} linear layers are {self.bits}-bit, {self.share:.1%} of their weights"
-        return "; ".join(filter(None, (converted, loaded, left and f"left out: {left}")))
+
+    @property
+    def _loaded(self) -> str:
+        counts = self.loaded_as_linear.items()
+        return ", ".join(f"{n} {cls} loaded as Linear" for cls, n in counts)
+
+    @property
+    def _left_out(self) -> str:
+        groups = [f"{group.layers} {group.cls}, {group.reason}" for group in self.left_out]
+        return f"left out: {'; '.join(groups)}" if groups else ""
 
 
 class Pruned(Struct, frozen=True, kw_only=True):
     """What pruning left, counted from the weights themselves.
 
-    `asked` is the text of the part ("wanda:0.5").
-
-    Counted are the linear layers of the decoder blocks; `left_out` names the other ones.
-    `weights_before` are theirs before pruning, `weights` what is there now, `zeros` those of them
-    that are zero. `lowest` and `highest` are the shares that one layer lacks (of structured
-    pruning: one block), and where. Of an N:M `pattern`, `broken_groups` of `groups` hold too many
-    weights. `stored` is "dense", "smaller" or "2:4 compressed". `method` says how: scores,
-    calibration set with its hash and token count, seconds.
+    `asked` is the text of the part ("wanda:0.5"). The linear layers of the decoder blocks are
+    counted; `left_out` names the other ones. `weights_before` are theirs before pruning, `weights`
+    those that are there after it, and `zeros` those of them that are zero. `lowest` and `highest`
+    are the shares that one layer lacks (of structured pruning: one block), and where. Of an N:M
+    `pattern`, `broken_groups` of `groups` hold too many weights. `stored` is "dense", "smaller" or
+    "2:4 compressed". `method` says how it was pruned: scores, calibration set with its hash and
+    token count, seconds.
     """
 
     asked: str
@@ -133,9 +143,9 @@ class Pruned(Struct, frozen=True, kw_only=True):
     @property
     def sparsity(self) -> float:
         """Share of the weights that are gone: zero, or removed."""
-        return (
-            1.0 - (self.weights - self.zeros) / self.weights_before if self.weights_before else 0.0
-        )
+        if not self.weights_before:
+            return 0.0
+        return 1.0 - (self.weights - self.zeros) / self.weights_before
 
 
 class AdapterGroup(Struct, frozen=True, kw_only=True):
@@ -144,7 +154,7 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     `layers` are the modules it sits in (for a merged one: those whose weights were seen to change
     by its product), `rank` the largest there. `tensors` are those of its file, `tensors_equal` how
     many of them the modules hold with equal values (in the modules' dtype). `content_hash` is of
-    the file. `active`: what a forward pass goes through unless it asks otherwise.
+    the file. An `active` adapter is one that a forward pass goes through unless it asks otherwise.
     """
 
     name: str
@@ -225,26 +235,24 @@ class Effective(Struct, frozen=True, kw_only=True):
     @property
     def weights_bytes(self) -> int:
         """Bytes of parameters and buffers as they lie on the device."""
-        return sum(t.bytes for t in self.tensors)
+        return sum(group.bytes for group in self.tensors)
 
     @property
     def parameter_bytes_by_dtype(self) -> dict[str, int]:
         """Bytes of parameters for each storage dtype."""
-        out: dict[str, int] = {}
-        for t in self.tensors:
-            if t.kind == "parameter":
-                out[t.dtype] = out.get(t.dtype, 0) + t.bytes
-        return out
+        bytes_by_dtype: Counter[str] = Counter()
+        for group in self.tensors:
+            if group.kind == "parameter":
+                bytes_by_dtype[group.dtype] += group.bytes
+        return dict(bytes_by_dtype)
 
 
 @dataclass(frozen=True)
 class Promise:
-    """One thing a strategy part (`part`, its name) promises.
+    """One thing that a strategy part promises; `part` is its name.
 
-    `broken` returns None when it holds, else a reason with counts.
-
-    `when` is "loaded" (checked after loading) or "warm" (checked after warm-up: compilation, cache
-    in use).
+    `broken` returns None when it holds, else a reason with counts. `when` is "loaded" (checked
+    after loading) or "warm" (checked after warm-up: compilation, cache in use).
     """
 
     text: str

@@ -18,13 +18,17 @@ _FRACTIONS = frozenset({"1", "fraction", "share"})
 _RATIOS = frozenset({"x", "ratio"})
 _HUGE = 1e7
 _TINY = 1e-4
-_SKEW = 1.5  # a side this much longer than the other: one "±" would hide where the mass lies
+_SKEW = 1.5
+"""Where one side is this much longer than the other, one "±" would hide where the mass lies."""
+_NEGLIGIBLE_PERCENT = 0.1
+_TWO_MINUTES_S = 120
+_TWO_HOURS_S = 7200
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """`value` with `digits` significant digits.
+    """Write `value` with `digits` significant digits.
 
-    Whole above 10**digits, exponent form beyond 1e7 and below 1e-4.
+    It is a whole number above 10**digits, and in exponent form beyond 1e7 and below 1e-4.
     """
     if not math.isfinite(value):
         return str(value)
@@ -37,9 +41,10 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_value(value: float, unit: str, digits: int = 3) -> str:
-    """A number and its unit, prefixed where the unit takes prefixes: `format_value(0.0831, "s")` is "83.1 ms".
+    """Write a number and its unit: `format_value(0.0831, "s")` is "83.1 ms".
 
-    Shares ("1") are shown in %, ratios ("x") as "1.08x", sizes in decimal units. A unit that is not known is appended.
+    Times, sizes and energies take prefixes, sizes decimal ones. Shares ("1") are shown in %, and
+    ratios ("x") as "1.08x". A unit that is not known is appended.
     """
     if unit in _FRACTIONS:
         return format_percent(value, digits)
@@ -51,72 +56,83 @@ def format_value(value: float, unit: str, digits: int = 3) -> str:
 
 
 def format_percent(share: float, digits: int = 3) -> str:
-    """A share (0 to 1) in %. What is below 1 is never rounded up to "100 %"."""
-    texts = (format_number(100 * share, n) for n in range(digits, digits + 3))
-    # Per cent.
-    text = next((t for t in texts if share >= 1 or float(t) < 100), ">99.9")  # noqa: PLR2004
-    return f"{text} %"
+    """Write a share (0 to 1) in %. A share below 1 is never rounded up to "100 %"."""
+    for n in range(digits, digits + 3):
+        text = format_number(100 * share, n)
+        if share >= 1 or float(text) < 100:  # noqa: PLR2004 - per cent
+            return f"{text} %"
+    return ">99.9 %"
 
 
 def format_interval(value: float, low: float | None, high: float | None, unit: str = "") -> str:
-    """The interval of `value`: "±1.1 %" of the value, or "[low, high] unit" where it is lopsided.
+    """Write the interval of `value`: "±1.1 %", or "[low, high] unit" where it is lopsided.
 
     "" without an interval.
     """
     if low is None or high is None:
         return ""
-    below, above = value - low, high - value
-    lopsided = (
-        max(below, above) > _SKEW * min(below, above)
-        and _percent_of(value, max(below, above)) >= 0.1  # noqa: PLR2004
-    )
-    if value <= 0 or lopsided or not all(map(math.isfinite, (value, low, high))):
+    finite = all(map(math.isfinite, (value, low, high)))
+    if value <= 0 or not finite or _is_lopsided(value, low, high):
         return _bracket(low, high, unit)
-    return f"±{format_number(_percent_of(value, max(below, above, 0.0)), 2)} %"
+    longer = max(value - low, high - value, 0.0)
+    return f"±{format_number(_percent_of(value, longer), 2)} %"
+
+
+def _is_lopsided(value: float, low: float, high: float) -> bool:
+    shorter, longer = sorted((value - low, high - value))
+    return longer > _SKEW * shorter and _percent_of(value, longer) >= _NEGLIGIBLE_PERCENT
 
 
 def format_estimate(value: float, low: float | None, high: float | None, unit: str) -> str:
-    """Value, unit and interval: "14.2 tok/s ±1.1 %"."""
+    """Write value, unit and interval: "14.2 tok/s ±1.1 %"."""
     return f"{format_value(value, unit)} {format_interval(value, low, high, unit)}".rstrip()
 
 
 def format_duration(seconds: float) -> str:
-    """A span for people: "8 s", "3 min 20 s", "2 h 5 min"."""
-    whole = round(seconds)
+    """Write a span for people: "8 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds <= 0:
+        return "0 s"
     if seconds < 1:
-        return format_value(seconds, "s", 2) if seconds > 0 else "0 s"
-    if whole < 120:  # noqa: PLR2004  # below two minutes, seconds read better
+        return format_value(seconds, "s", 2)
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    if whole < _TWO_MINUTES_S:
         return f"{whole} s"
-    if whole < 7200:  # noqa: PLR2004  # below two hours, minutes and seconds
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < _TWO_HOURS_S:
+        return f"{minutes} min {whole % 60} s"
+    return f"{hours} h {minutes % 60} min"
 
 
 def scale_of(value: float, unit: str) -> tuple[float, str]:
-    """What one of the unit is in which a value of this size reads best, and its name: an axis is in one unit."""
+    """Return the unit in which a value of this size reads best: its size, and its name.
+
+    All values of an axis are written in one unit.
+    """
     if unit in _FRACTIONS:
         return 0.01, "%"
     return (1.0, "x") if unit in _RATIOS else _scale(value, unit, 3)
 
 
 def _scale(value: float, unit: str, digits: int) -> tuple[float, str]:
-    """The largest prefix that leaves at least 1 after rounding, else the smallest."""
+    """Return the largest prefix that leaves at least 1 after rounding, else the smallest."""
     scales = _SCALES.get(unit)
     if scales is None or value == 0 or not math.isfinite(value):
         return 1.0, unit
     rounded = abs(float(f"{value:.{digits - 1}e}"))
-    return next((row for row in scales if rounded >= row[0]), scales[-1])
+    for size, name in scales:
+        if rounded >= size:
+            return size, name
+    return scales[-1]
 
 
 def _bracket(low: float, high: float, unit: str) -> str:
-    """Both ends in one unit, that of the larger.
+    """Write both ends in one unit, that of the larger.
 
     Without a unit the reader has it from the value beside it.
     """
     if unit in _FRACTIONS:
         return f"[{format_number(100 * low)}, {format_number(100 * high)}] %"
-    largest = max(low, high, key=abs)
-    scale, name = _scale(largest, unit, 3)
+    scale, name = _scale(max(low, high, key=abs), unit, 3)
     text = f"[{format_number(low / scale)}, {format_number(high / scale)}]"
     if unit in _RATIOS:
         return f"{text}x"

@@ -1,10 +1,14 @@
-"""Quantization of linear layers: what a strategy part asks for, and the bytes that follow from a layer's shape. Pure."""
+"""Quantization of linear layers: what a strategy part asks for, and the bytes of a layer. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.errors import UsageError, did_you_mean
 
@@ -15,9 +19,14 @@ NESTED_BLOCK = 256
 GROUPS = (32, 64, 128, 256)
 """Group sizes of torchao's int4 weights."""
 TILE = 1024
-"""torchao's tile-packed int4 layout (CUDA) pads the input dimension to a multiple of this, the output dimension to 8."""
+"""torchao's tile-packed int4 layout (CUDA) pads the input dimension to a multiple of this."""
+TILE_ROWS = 8
+"""The same layout pads the output dimension to a multiple of this."""
 OUTLIER = 6.0
-"""LLM.int8()'s threshold: input columns with a larger magnitude are multiplied in 16 bit (Dettmers et al. 2022)."""
+"""LLM.int8()'s threshold (Dettmers et al. 2022).
+
+Input columns with a larger magnitude are multiplied in 16 bit.
+"""
 CHECKPOINTS = ("gptq", "awq", "w8a8", "w4a16")
 """Methods whose weights were quantized before and lie in a folder."""
 
@@ -98,10 +107,10 @@ METHODS: dict[str, Method] = {
 class Scheme(Struct, frozen=True, kw_only=True):
     """What `LoadPlan.quantization` asks for.
 
-    `double`: the scales of nf4 and fp4 are quantized too. `threshold`: LLM.int8()'s outlier
-    threshold, 0 for none. `group`: weights that share a scale, 0 for a whole row. `weight_only`:
-    inputs stay as they are (fp8:wo). `path`: folder of a checkpoint, absolute in a plan that is
-    loaded.
+    `double` says that the scales of nf4 and fp4 are quantized too. `threshold` is LLM.int8()'s
+    outlier threshold, 0 for none. `group` weights share a scale, 0 for a whole row. `weight_only`
+    leaves inputs as they are (fp8:wo). `path` is the folder of a checkpoint, absolute in a plan
+    that is loaded.
     """
 
     method: str
@@ -118,60 +127,90 @@ class Scheme(Struct, frozen=True, kw_only=True):
 
 
 def scheme_of(text: str) -> Scheme:
-    """The scheme of a part's text: `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH`. Raises UsageError."""
+    """Read the scheme of a part's text.
+
+    That is `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH` and the like. Raises
+    UsageError.
+    """
     name, colon, argument = text.partition(":")
     if name not in METHODS:
         raise UsageError(
-            f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}."
+            f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} "
+            f"Methods: {', '.join(METHODS)}."
         )
     if name in CHECKPOINTS:
         return _checkpoint(name, argument)
-    if not colon:
-        return Scheme(
-            method=name, group=BITSANDBYTES_BLOCK if name in ("nf4", "fp4", "int4wo") else 0
-        )
-    return _with_option(name, argument)
+    if colon:
+        return _with_option(name, argument)
+    return _default_scheme(name)
+
+
+def _default_scheme(name: str) -> Scheme:
+    in_groups = name in ("nf4", "fp4", "int4wo")
+    return Scheme(method=name, group=BITSANDBYTES_BLOCK if in_groups else 0)
 
 
 def _checkpoint(name: str, path: str) -> Scheme:
     if not path:
         raise UsageError(
-            f"strategy part {name!r} needs the folder of a checkpoint, for example '{name}:./model-{name}'."
+            f"strategy part {name!r} needs the folder of a checkpoint, "
+            f"for example '{name}:./model-{name}'."
         )
     return Scheme(method=name, path=path)
 
 
 def _with_option(name: str, argument: str) -> Scheme:
-    plain = scheme_of(name)
-    if name in ("nf4", "fp4") and argument == "double":
-        return Scheme(method=name, group=plain.group, double=True)
-    if name == "fp8" and argument == "wo":
-        return Scheme(method=name, weight_only=True)
-    if name == "int4wo" and argument in map(str, GROUPS):
-        return Scheme(method=name, group=int(argument))
-    if name == "int8" and (threshold := _number(argument)) is not None:
-        return Scheme(method=name, threshold=threshold)
-    raise UsageError(
-        f"strategy part {name!r}: argument {argument!r} is not known. It takes {_OPTIONS[name]}."
-    )
+    option = _OPTIONS[name]
+    scheme = option.read(_default_scheme(name), argument)
+    if scheme is None:
+        raise UsageError(
+            f"strategy part {name!r}: argument {argument!r} is not known. It takes {option.text}."
+        )
+    return scheme
+
+
+def _double_scales(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, double=True) if argument == "double" else None
+
+
+def _weights_only(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, weight_only=True) if argument == "wo" else None
+
+
+def _group_size(default: Scheme, argument: str) -> Scheme | None:
+    return replace(default, group=int(argument)) if argument in map(str, GROUPS) else None
+
+
+def _outlier_threshold(default: Scheme, argument: str) -> Scheme | None:
+    try:
+        threshold = float(argument)
+    except ValueError:
+        return None
+    return replace(default, threshold=threshold) if 0 <= threshold < math.inf else None
+
+
+def _no_argument(_: Scheme, __: str) -> None:
+    return None
+
+
+class _Option(NamedTuple):
+    """What the argument of a part may be, in words, and the function that reads it."""
+
+    text: str
+    read: Callable[[Scheme, str], Scheme | None]
 
 
 _OPTIONS = {
-    "int8": "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
-    "nf4": "'double' (the scales are quantized too)",
-    "fp4": "'double' (the scales are quantized too)",
-    "int8wo": "no argument",
-    "int4wo": f"the group size: {', '.join(map(str, GROUPS))} (default 64)",
-    "fp8": "'wo' (weights only)",
+    "int8": _Option(
+        "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
+        _outlier_threshold,
+    ),
+    "nf4": _Option("'double' (the scales are quantized too)", _double_scales),
+    "fp4": _Option("'double' (the scales are quantized too)", _double_scales),
+    "int8wo": _Option("no argument", _no_argument),
+    "int4wo": _Option(f"the group size: {', '.join(map(str, GROUPS))} (default 64)", _group_size),
+    "fp8": _Option("'wo' (weights only)", _weights_only),
 }
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value < float("inf") else None
 
 
 # Bytes
@@ -185,77 +224,81 @@ def layer_bytes(
     layout: str = "",
     float_dtype: str = "bfloat16",
 ) -> Counter[str]:
-    """Bytes by storage dtype of one converted layer's weights, scales, zero points and tables.
+    """Return the bytes of one converted layer by storage dtype.
 
-    Its bias is not in it.
-
-    `layout` is the format the layer was seen in where a method has several (`Method.formats`), and
+    They are those of its weights, scales, zero points and tables; its bias is not in them. `layout`
+    is the format the layer was seen in where a method has several (`Method.formats`), and
     `float_dtype` the dtype its weight had before, in which torchao's int4 layout for a CPU keeps
     its scales.
 
     Sources: bitsandbytes.functional.quantize_4bit and int8_vectorwise_quant; torchao's Int8Tensor,
     Float8Tensor, Int4TilePackedTo4dTensor.from_hp and Int4OpaqueTensor.from_hp.
     """
-    if scheme.method == "int8":
-        return Counter({"int8": out_features * in_features, "float32": 4 * out_features})
-    if scheme.method in ("nf4", "fp4"):
-        return _four_bit(
-            out_features * in_features,
-            double=scheme.double,
-            packed_for_cpu=layout == "packed-for-cpu",
-        )
-    # The zero points of symmetric quantization are stored, though all of them are 0.
-    if scheme.method == "int8wo":
-        return Counter(
-            {"int8": out_features * in_features + out_features, "float32": 4 * out_features}
-        )
-    if scheme.method == "fp8":
-        return Counter({"float8_e4m3fn": out_features * in_features, "float32": 4 * out_features})
-    if scheme.method == "int4wo":
-        if layout == "Int4OpaqueTensor":
+    match scheme.method:
+        case "int8":
+            return _scaled_rows("int8", out_features, in_features)
+        case "nf4" | "fp4":
+            packed_for_cpu = layout == "packed-for-cpu"
+            return _four_bit(
+                out_features * in_features, double=scheme.double, packed_for_cpu=packed_for_cpu
+            )
+        case "int8wo":
+            # The zero points of symmetric quantization are stored, though all of them are 0.
+            return _scaled_rows("int8", out_features, in_features) + Counter(int8=out_features)
+        case "fp8":
+            return _scaled_rows("float8_e4m3fn", out_features, in_features)
+        case "int4wo" if layout == "Int4OpaqueTensor":
             return _int4("uint8", float_dtype, out_features, in_features, scheme.group)
-        return _int4(
-            "int32",
-            "bfloat16",
-            _multiple(out_features, 8),
-            _multiple(in_features, TILE),
-            scheme.group,
-        )
+        case "int4wo":
+            rows, columns = _multiple(out_features, TILE_ROWS), _multiple(in_features, TILE)
+            return _int4("int32", "bfloat16", rows, columns, scheme.group)
     raise ValueError(f"the bytes of {scheme.method!r} follow from its checkpoint's config")
 
 
+def _scaled_rows(dtype: str, rows: int, columns: int) -> Counter[str]:
+    """Return one byte a weight, and a scale a row."""
+    return Counter({dtype: rows * columns, "float32": 4 * rows})
+
+
 def _four_bit(weights: int, *, double: bool, packed_for_cpu: bool) -> Counter[str]:
-    """Two weights a byte, one absmax a block, the table of 16 values; nested: absmax in 8 bit, with its own scale and table."""
-    blocks = -(-weights // BITSANDBYTES_BLOCK)
-    packed = Counter({"uint8": -(-weights // 2), "float32": 4 * 16})
+    """Return two weights a byte, one absmax a block, and the table of 16 values.
+
+    Nested, an absmax takes 8 bits, with a scale and a table of its own.
+    """
+    blocks = _ceil_div(weights, BITSANDBYTES_BLOCK)
+    packed = Counter({"uint8": _ceil_div(weights, 2), "float32": 4 * 16})
     # Bitsandbytes repacks for AVX512-BF16 at the first forward pass, and undoes double
     # quantization.
     if packed_for_cpu:
         return packed + Counter({"bfloat16": 2 * blocks, "float32": 4 if double else 0})
     if not double:
         return packed + Counter({"float32": 4 * blocks})
-    # Absmax of the absmax, their table, and the mean taken off.
-    nested = 4 * -(-blocks // NESTED_BLOCK) + 4 * 256 + 4
-    return packed + Counter({"uint8": blocks, "float32": nested})
+    absmax_of_absmax = 4 * _ceil_div(blocks, NESTED_BLOCK)
+    table_and_mean = 4 * 256 + 4
+    return packed + Counter({"uint8": blocks, "float32": absmax_of_absmax + table_and_mean})
 
 
 def _int4(packed: str, scales: str, rows: int, columns: int, group: int) -> Counter[str]:
-    """Two weights a byte, and a scale and a zero a group."""
-    return Counter(
-        {packed: rows * columns // 2, scales: rows * (columns // group) * 2 * _FLOAT_BYTES[scales]}
-    )
+    """Return two weights a byte, and a scale and a zero a group."""
+    groups = rows * (columns // group)
+    return Counter({packed: rows * columns // 2, scales: groups * 2 * _FLOAT_BYTES[scales]})
 
 
-def _multiple(n: int, of: int) -> int:
-    return -(-n // of) * of
+def _multiple(n: int, divisor: int) -> int:
+    """Return the smallest multiple of `divisor` that is at least n."""
+    return _ceil_div(n, divisor) * divisor
+
+
+def _ceil_div(n: int, divisor: int) -> int:
+    return -(-n // divisor)
 
 
 class Packed(Struct, frozen=True, kw_only=True):
     """How a checkpoint stores its quantized layers, from its config.
 
     `format` is compressed-tensors' name: "pack-quantized" (several weights in an int32) or
-    "int-quantized" (one in an int8). `group` weights share a scale, 0 for a whole row. `symmetric`:
-    no zero points. `inputs`: inputs are quantized too.
+    "int-quantized" (one in an int8). `group` weights share a scale, 0 for a whole row. A
+    `symmetric` format has no zero points. `inputs` says that inputs are quantized too.
     """
 
     format: str
@@ -266,25 +309,33 @@ class Packed(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         groups = f"groups of {self.group}" if self.group else "rows"
-        return f"{self.bits}-bit weights in {groups}, {'int8 inputs' if self.inputs else 'plain inputs'} ({self.format})"
+        inputs = "int8 inputs" if self.inputs else "plain inputs"
+        return f"{self.bits}-bit weights in {groups}, {inputs} ({self.format})"
 
 
 def packed_layer_bytes(
     packed: Packed, out_features: int, in_features: int, scale_dtype: str
 ) -> Counter[str]:
-    """As `layer_bytes`, of a layer of a checkpoint (compressed_tensors.compressors.pack_quantized and naive_quantized)."""
-    groups = -(-in_features // packed.group) if packed.group else 1
-    found = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
+    """Return the bytes of one layer of a checkpoint, as `layer_bytes` does.
+
+    Sources: compressed_tensors.compressors.pack_quantized and naive_quantized.
+    """
+    groups = _ceil_div(in_features, packed.group) if packed.group else 1
+    scales = Counter({scale_dtype: _FLOAT_BYTES[scale_dtype] * out_features * groups})
     if packed.format == "int-quantized":
-        found["int8"] += out_features * in_features + (
-            0 if packed.symmetric else out_features * groups
-        )
-        return found
-    found["int32"] += 4 * out_features * -(-in_features * packed.bits // 32)
-    found["int64"] += 2 * 8  # the layer's shape
+        zeros = 0 if packed.symmetric else out_features * groups
+        return scales + Counter(int8=out_features * in_features + zeros)
+    words = out_features * _words(in_features, packed.bits)
     if not packed.symmetric:
-        found["int32"] += 4 * -(-out_features * packed.bits // 32) * groups
-    return found
+        words += _words(out_features, packed.bits) * groups
+    return scales + Counter(int32=4 * words, int64=_SHAPE_BYTES)
 
 
+def _words(n: int, bits: int) -> int:
+    """Return how many int32 hold n values of so many bits."""
+    return _ceil_div(n * bits, _WORD_BITS)
+
+
+_WORD_BITS = 32
+_SHAPE_BYTES = 2 * 8
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

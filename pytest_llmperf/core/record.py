@@ -96,7 +96,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
 
 def speed_metric(record: Record) -> str:
-    """The name of a run's speed: output tokens per second; of a prefill, prompt tokens per second."""
+    """Name a run's speed: output tokens per second, or prompt tokens per second of a prefill."""
     return "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
 
 

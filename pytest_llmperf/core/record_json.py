@@ -13,9 +13,9 @@ from pytest_llmperf.core.record import SCHEMA_VERSION, Record
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPGRADES: dict[int, Upgrade] = {}
-"""Version n -> what makes of a record of version n, as plain JSON values, one of version n + 1.
+"""Version n -> the function that makes a record of version n one of version n + 1.
 
-One for each older version.
+It works on plain JSON values. There is one for each older version.
 """
 
 
@@ -29,12 +29,11 @@ class _Version(msgspec.Struct):
 
 
 def encode(value: object, *, sorted_keys: bool = False) -> bytes:
-    """UTF-8 JSON of a record (or of a part of one) without a line break.
+    """Return UTF-8 JSON of a record (or of a part of one) without a line break.
 
-    The same bytes for the same values if sorted.
-
-    JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", and typed
-    fields read them back as floats. Lone surrogates, which UTF-8 cannot hold, become "?".
+    With `sorted_keys`, equal values give equal bytes. JSON has no NaN or infinity: they are written
+    as the strings "nan", "inf" and "-inf", and typed fields read them back as floats. Lone
+    surrogates, which UTF-8 cannot hold, become "?".
     """
     return msgspec.json.encode(
         _plain(msgspec.to_builtins(value)), order="sorted" if sorted_keys else None
@@ -42,7 +41,7 @@ def encode(value: object, *, sorted_keys: bool = False) -> bytes:
 
 
 def decode(line: bytes | str) -> Record:
-    """The record of `encode`, of this version or an older one.
+    """Read a record that `encode` wrote, of this version or an older one.
 
     Raises:
         NewerSchema: its `schema_version` is above this program's.
@@ -52,8 +51,9 @@ def decode(line: bytes | str) -> Record:
     version = msgspec.json.decode(line, type=_Version)
     if version.schema_version > SCHEMA_VERSION:
         raise NewerSchema(
-            f"record {version.id!r} has schema version {version.schema_version}, this pytest-llmperf reads up to "
-            f"{SCHEMA_VERSION}. Upgrade pytest-llmperf to read it.",
+            f"record {version.id!r} has schema version {version.schema_version}, "
+            f"this pytest-llmperf reads up to {SCHEMA_VERSION}. "
+            "Upgrade pytest-llmperf to read it.",
         )
     if version.schema_version < SCHEMA_VERSION:
         return _upgraded(msgspec.json.decode(line), version)
@@ -63,7 +63,8 @@ def decode(line: bytes | str) -> Record:
 def _upgraded(value: dict[str, Any], version: _Version) -> Record:
     if version.schema_version not in UPGRADES:
         raise ValueError(
-            f"record {version.id!r} has schema version {version.schema_version}, and there never was one."
+            f"record {version.id!r} has schema version {version.schema_version}, "
+            "and there never was one."
         )
     for older in range(version.schema_version, SCHEMA_VERSION):
         value = UPGRADES[older](value)
@@ -71,6 +72,7 @@ def _upgraded(value: dict[str, Any], version: _Version) -> Record:
 
 
 def _plain(value: Any) -> Any:
+    """Return what JSON and UTF-8 can hold of a value."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):

@@ -1,7 +1,4 @@
-"""The JSON Schema of a record, made from its fields.
-
-And whether a changed one still reads what was written before. Pure.
-"""
+"""The JSON Schema of a record, and whether a changed one still reads older records. Pure."""
 
 from __future__ import annotations
 
@@ -16,64 +13,82 @@ from pytest_llmperf.core.record import SCHEMA_VERSION, Record
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DEFINITIONS = "#/$defs/"
 _NUMBER = f"{_DEFINITIONS}Number"
+_NUMBER_DEFINITION = {
+    "title": "Number",
+    "description": "JSON has no NaN and no infinity: they are written as these texts.",
+    "anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}],
+}
 _NO_MEANING = frozenset({"description", "title"})
 
 
 def record_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of one line of `record_json.encode`.
+    """Return the JSON Schema (2020-12) of one line of `record_json.encode`.
 
     Fields that it does not name are allowed: readers skip them.
     """
-    found = _rewritten(msgspec.json.schema(Record))
-    found["$defs"]["Record"]["properties"]["schema_version"] = {
+    schema = _rewritten(msgspec.json.schema(Record))
+    definitions = {**schema["$defs"], "Number": _NUMBER_DEFINITION}
+    definitions["Record"]["properties"]["schema_version"] = {
         "const": SCHEMA_VERSION,
         "default": SCHEMA_VERSION,
     }
-    found["$defs"]["Number"] = {
-        "title": "Number",
-        "description": "JSON has no NaN and no infinity: they are written as these texts.",
-        "anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}],
-    }
-    head = {
+    return {
         "$schema": DIALECT,
         "$id": f"urn:pytest-llmperf:record:{SCHEMA_VERSION}",
         "title": "A record of pytest-llmperf",
+        **schema,
+        "$defs": dict(sorted(definitions.items())),
     }
-    return {**head, **found, "$defs": dict(sorted(found["$defs"].items()))}
 
 
 def broken(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What makes `new` another version than `old`: fields that are gone, mean something else, or are missing in older lines.
+    """Say what makes `new` another version than `old`.
 
-    A new field with a default is no such change: it is filled in for older lines, and older readers skip it. Nor is another
-    name of a definition, which no line holds: definitions are paired by the fields that lead to them.
+    That is a field that is gone, means something else, or is missing in older lines. A new field
+    with a default is no such change: it is filled in for older lines, and older readers skip it.
+    Nor is another name of a definition, which no line holds: definitions are paired by the fields
+    that lead to them.
     """
-    names = _paired_names(old["$defs"], new["$defs"])
-    pairs = [(name, was, new["$defs"].get(names[name])) for name, was in old["$defs"].items()]
-    return [line for name, was, now in pairs for line in _changes(name, was, now, names)]
+    old_definitions, new_definitions = old["$defs"], new["$defs"]
+    names = _paired_names(old_definitions, new_definitions)
+    return [
+        change
+        for name, old_definition in old_definitions.items()
+        for change in _changes(name, old_definition, new_definitions.get(names[name]), names)
+    ]
 
 
 def _paired_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Each definition's old name -> its name now, found by walking the same fields of both from the same names."""
+    """Return the new name of each old definition.
+
+    They are found by walking the same fields of both, from the names that both have.
+    """
     paired = {name: name for name in old}
     todo = [name for name in old if name in new]
     while todo:
         name = todo.pop()
-        fields, fields_now = (
-            defs[key].get("properties", {}) for defs, key in ((old, name), (new, paired[name]))
-        )
-        for field in fields.keys() & fields_now.keys():
-            for was, now in zip(
-                _references(fields[field]), _references(fields_now[field]), strict=False
-            ):
-                if was != now and was not in new:
-                    paired[was] = now
-                    todo.append(was)
+        for old_name, new_name in _referred(_fields(old[name]), _fields(new[paired[name]])):
+            if old_name != new_name and old_name not in new:
+                paired[old_name] = new_name
+                todo.append(old_name)
     return paired
 
 
+def _fields(definition: Mapping[str, Any]) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = definition.get("properties", {})
+    return fields
+
+
+def _referred(
+    old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the old and the new name of each definition that a field of both refers to."""
+    for field in old_fields.keys() & new_fields.keys():
+        yield from zip(_references(old_fields[field]), _references(new_fields[field]), strict=False)
+
+
 def _references(kind: Any) -> list[str]:
-    """Names of the definitions that a field's type refers to, in order."""
+    """Return the names of the definitions that a field's type refers to, in order."""
     if isinstance(kind, list):
         return [name for item in kind for name in _references(item)]
     if not isinstance(kind, dict):
@@ -83,26 +98,36 @@ def _references(kind: Any) -> list[str]:
 
 
 def _changes(
-    name: str, was: Mapping[str, Any], now: Mapping[str, Any] | None, names: Mapping[str, str]
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any] | None, names: Mapping[str, str]
 ) -> Iterator[str]:
-    if now is None:
+    """Yield what changed in one definition for a reader of older lines."""
+    if new is None:
         yield f"{name} is gone"
         return
-    fields, fields_now = was.get("properties", {}), now.get("properties", {})
-    if not fields and _meaning(was, names) != _meaning(now):
-        yield f"{name} was {_meaning(was)}, is {_meaning(now)}"
-    for field, kind in fields.items():
-        if field not in fields_now:
+    if not _fields(old):
+        yield from _changed_meaning(name, old, new, names)
+    for field, kind in _fields(old).items():
+        if field not in _fields(new):
             yield f"{name}.{field} is gone"
-        elif _meaning(kind, names) != _meaning(fields_now[field]):
-            yield f"{name}.{field} was {_meaning(kind)}, is {_meaning(fields_now[field])}"
-    for field in now.get("required", ()):
-        if field not in was.get("required", ()):
-            yield f"{name}.{field} has no default, and older lines may lack it"
+        else:
+            yield from _changed_meaning(f"{name}.{field}", kind, _fields(new)[field], names)
+    for field in sorted(_required(new) - _required(old)):
+        yield f"{name}.{field} has no default, and older lines may lack it"
+
+
+def _required(definition: Mapping[str, Any]) -> set[str]:
+    return set(definition.get("required", ()))
+
+
+def _changed_meaning(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], names: Mapping[str, str]
+) -> Iterator[str]:
+    if _meaning(old, names) != _meaning(new):
+        yield f"{name} was {_meaning(old)}, is {_meaning(new)}"
 
 
 def _meaning(kind: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a type says of the data, with its references by their names now."""
+    """Return what a type says of the data, with its references by their new names."""
     own = {key: value for key, value in kind.items() if key not in _NO_MEANING}
     return own if names is None else _renamed(own, names)
 
@@ -120,9 +145,10 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def _rewritten(value: Any) -> Any:
-    """Descriptions without the code's indentation; numbers as they are written.
+    """Return the schema as it is published.
 
-    Alternatives in an order of our own.
+    Descriptions are without the code's indentation, numbers are as they are written, and
+    alternatives in an order of our own, since that of msgspec differs between its versions.
     """
     if isinstance(value, list | tuple):
         return [_rewritten(item) for item in value]
@@ -130,11 +156,17 @@ def _rewritten(value: Any) -> Any:
         return value
     if value == {"type": "number"}:
         return {"$ref": _NUMBER}
-    found = {key: _rewritten(item) for key, item in value.items()}
-    if "anyOf" in found:  # whose order differs between versions of msgspec
-        found["anyOf"] = sorted(
-            found["anyOf"], key=lambda each: (each == {"type": "null"}, str(each))
-        )
-    if isinstance(text := found.get("description"), str):
-        found["description"] = inspect.cleandoc(text)
-    return found
+    return _tidied({key: _rewritten(item) for key, item in value.items()})
+
+
+def _tidied(definition: dict[str, Any]) -> dict[str, Any]:
+    description = definition.get("description")
+    if isinstance(description, str):
+        definition["description"] = inspect.cleandoc(description)
+    if "anyOf" in definition:
+        definition["anyOf"] = sorted(definition["anyOf"], key=_null_last)
+    return definition
+
+
+def _null_last(alternative: Any) -> tuple[bool, str]:
+    return alternative == {"type": "null"}, str(alternative)

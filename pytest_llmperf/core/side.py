@@ -1,4 +1,7 @@
-"""What one side of a measurement is, as the record of a run has it: enough to say whether two sides can be compared."""
+"""What one side of a measurement is, as the record of a run has it.
+
+It is enough to say whether two sides can be compared.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw observations of one repetition of a workload: times in ns on one monotonic clock, counts, marks."""
+"""Raw observations of one repetition of a workload: times in ns on one clock, counts, marks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ class TokenEvent(Struct, frozen=True, array_like=True):
 
 
 class RequestTrace(Struct, frozen=True, kw_only=True):
-    """One request. `t_due_ns` is when it was to start (offline: when the call started).
+    """One request; it failed where it has no events.
 
-    No events: it failed.
-
-    Of a request to a server, `t_sent_ns` is when the client began to send it and `t_end_ns` when
-    its answer ended or failed; `n_cached_tokens` of its prompt came from a prefix cache, as the
-    server says. Elsewhere they are 0.
+    `t_due_ns` is when it was to start (offline: when the call started). Of a request to a server,
+    `t_sent_ns` is when the client began to send it and `t_end_ns` when its answer ended or failed;
+    `n_cached_tokens` of its prompt came from a prefix cache, as the server says. Elsewhere they are
+    0.
     """
 
     n_prompt_tokens: int
@@ -32,12 +31,15 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
 
     @property
     def n_output_tokens(self) -> int:
-        """Output tokens received."""
-        return sum(e.n_tokens for e in self.events)
+        """How many output tokens were received."""
+        return sum(event.n_tokens for event in self.events)
 
 
 class Mark(Struct, frozen=True, kw_only=True):
-    """Something that makes a sample doubtful: "throttled", "foreign-load", "unstable", "swap", … with what was seen."""
+    """Something that makes a sample doubtful, and what was seen.
+
+    `kind` is "throttled", "foreign-load", "unstable", "swap" and the like.
+    """
 
     kind: str
     detail: str
@@ -65,7 +67,8 @@ class Trace(Struct, frozen=True, kw_only=True):
 class MemoryGauges(Struct, frozen=True, kw_only=True):
     """Bytes on one rank.
 
-    None with its reason in `reasons` where this machine cannot tell (never 0 for unknown).
+    A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
+    for unknown.
     """
 
     weights: int

@@ -1,1 +1,4 @@
-"""Which GPUs and cores there are, and who holds them: drivers, inventory, selection, leases, the queue."""
+"""Which GPUs and cores there are, and who holds them.
+
+That is drivers, inventory, selection, leases and their queue.
+"""

@@ -17,13 +17,13 @@ _GIT_TIMEOUT_S = 5
 def host_facts(
     proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> dict[str, Fact]:
-    """CPU, memory, limits of the container, system.
+    """Return facts about the CPU, memory, limits of the container, and system.
 
     Memory in bytes, cores as numbers (a quota may be a fraction).
     """
     import psutil  # noqa: PLC0415 - only when something is measured
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = _usable_cores()
     cores = [float(limit) for limit in (usable, cpu_quota(proc, cgroups)) if limit is not None]
     total = int(psutil.virtual_memory().total)
     return {
@@ -41,43 +41,39 @@ def host_facts(
 
 
 def cpu_model(proc: Path = Path("/proc")) -> str | None:
-    """The CPU's model name."""
+    """Return the CPU's model name."""
     lines = (_read(proc / "cpuinfo") or "").splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, None) or platform.processor() or None
 
 
 def cpu_quota(proc: Path, cgroups: Path) -> float | None:
-    """Cores that the control groups of this process may use, the tightest of its ancestors.
+    """Return the cores that the control groups of this process may use: the tightest limit.
 
     None without a quota.
     """
-    v2 = (_quota_v2(_read(folder / "cpu.max")) for folder in _groups(proc, cgroups, ""))
-    v1 = (
-        _quota_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-        for folder in _groups(proc, cgroups, "cpu")
-    )
-    return min((quota for quota in (*v2, *v1) if quota is not None), default=None)
+    quotas = [
+        *(_quota_v2(folder) for folder in _groups(proc, cgroups, "")),
+        *(_quota_v1(folder) for folder in _groups(proc, cgroups, "cpu")),
+    ]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
-    """Bytes that the control groups of this process may use, the tightest of its ancestors.
+    """Return the bytes that the control groups of this process may use: the tightest limit.
 
     None without a limit.
     """
-    v2 = (_number(_read(folder / "memory.max")) for folder in _groups(proc, cgroups, ""))
-    v1 = (
-        _number(_read(folder / "memory.limit_in_bytes"))
-        for folder in _groups(proc, cgroups, "memory")
-    )
-    return min(
-        (limit for limit in (*v2, *v1) if limit is not None and limit < _UNLIMITED_BYTES),
-        default=None,
-    )
+    files = [
+        *(folder / "memory.max" for folder in _groups(proc, cgroups, "")),
+        *(folder / "memory.limit_in_bytes" for folder in _groups(proc, cgroups, "memory")),
+    ]
+    limits = [_number(_read(file)) for file in files]
+    return min((n for n in limits if n is not None and n < _UNLIMITED_BYTES), default=None)
 
 
 def project_name(folder: Path) -> str:
-    """What the project at `folder` calls itself in its pyproject.toml, else the folder's name."""
+    """Return the project's name from the folder's pyproject.toml, else the folder's name."""
     try:
         table = tomllib.loads(_read(folder / "pyproject.toml") or "").get("project")
     except tomllib.TOMLDecodeError:
@@ -87,9 +83,9 @@ def project_name(folder: Path) -> str:
 
 
 def project_facts(folder: Path) -> dict[str, Fact]:
-    """Commit of the git work tree that `folder` is in, and whether a tracked file is changed.
+    """Return the commit of the git work tree of `folder`, and whether a tracked file is changed.
 
-    None outside of one.
+    Both are None outside of a work tree.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -99,26 +95,34 @@ def project_facts(folder: Path) -> dict[str, Fact]:
     }
 
 
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _groups(proc: Path, cgroups: Path, controller: str) -> list[Path]:
-    """Folders of the process's group and its ancestors for a version 1 controller, or of version 2 ("")."""
+    """Return the folders of the process's group and its ancestors.
+
+    They are those of a version 1 controller, or of version 2 for no name ("").
+    """
     base = cgroups / controller if controller else cgroups
-    found = [base]
+    folders = [base]
     for line in (_read(proc / "self" / "cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controller in controllers.split(","):
-            inside = Path(path.lstrip("/"))
-            found += [base / inside, *(base / parent for parent in inside.parents)]
-    return list(dict.fromkeys(found))
+            group = base / path.lstrip("/")
+            folders += [group, *(parent for parent in group.parents if base in parent.parents)]
+    return list(dict.fromkeys(folders))
 
 
-def _quota_v2(text: str | None) -> float | None:
-    words = (text or "").split()
-    # "quota period".
-    return _share(_number(words[0]), _number(words[1])) if len(words) == 2 else None  # noqa: PLR2004
+def _quota_v2(folder: Path) -> float | None:
+    """Return the cores of a group's file, whose line is "quota period"."""
+    quota, period = [*(_read(folder / "cpu.max") or "").split(), None, None][:2]
+    return _share(_number(quota), _number(period))
 
 
-def _quota_v1(quota: str | None, period: str | None) -> float | None:
+def _quota_v1(folder: Path) -> float | None:
+    """Return the cores of a group's two files."""
+    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
     return _share(_number(quota), _number(period))
 
 
@@ -127,7 +131,7 @@ def _share(quota: int | None, period: int | None) -> float | None:
 
 
 def _number(text: str | None) -> int | None:
-    """A whole number; None for no file, "max" (no limit) and -1 (no limit, version 1)."""
+    """Return a whole number; None for no file, "max" (no limit) and -1 (no limit, version 1)."""
     stripped = (text or "").strip()
     return int(stripped) if stripped.isascii() and stripped.isdigit() else None
 
@@ -142,7 +146,7 @@ def _read(path: Path) -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(  # noqa: S603 - fixed words
+        process = subprocess.run(  # noqa: S603 - fixed words
             command,
             cwd=folder,
             capture_output=True,
@@ -153,4 +157,4 @@ def _git(folder: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

@@ -1,6 +1,6 @@
 """The GPUs of this host as values, and which of them this process may see.
 
-Pure; who looks is `gpu_drivers`.
+Pure; `drivers` looks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from msgspec import Struct
 from pytest_llmperf.errors import UsageError
 
 SIMULATED = "LLMPERF_SIMULATED_GPUS"
-"""Environment variable that replaces the drivers' answer, for tests of tests and for `llmperf audit`.
+"""Environment variable that replaces the drivers' answer, for tests and for `llmperf audit`.
 
-Its GPUs have UUIDs that no driver knows, so that no model can be loaded on a real GPU under it, and every record says so.
+Its GPUs have UUIDs that no driver knows, so that no model can be loaded on a real GPU under it, and
+every record says so.
 """
 
 _NOTHING = frozenset({"", "-1", "NoDevFiles", "none", "void"})
@@ -63,6 +64,18 @@ class Inventory(Struct, frozen=True, kw_only=True):
         return "; ".join(self.notes) or "the drivers list none"
 
 
+class Usage(Struct, frozen=True, kw_only=True):
+    """Memory of one device now: in use by anyone, free, and in use by each compute process.
+
+    What the driver keeps for itself is not counted. `by_pid` has None for a process whose figure
+    the driver hides. Containers may hide processes altogether or show foreign ids for them.
+    """
+
+    used_bytes: int
+    free_bytes: int
+    by_pid: dict[int, int | None] = {}
+
+
 class Physical(Struct, frozen=True, kw_only=True):
     """A GPU as the driver lists it, with the slices it is cut into.
 
@@ -76,58 +89,58 @@ class Physical(Struct, frozen=True, kw_only=True):
 def visible(
     listed: Sequence[Physical], variable: str | None, name: str = "CUDA_VISIBLE_DEVICES"
 ) -> Inventory:
-    """What CUDA shows of `listed` under that value of the variable (None: not set), by CUDA's own rules.
+    """Return what CUDA shows of `listed` under that value of the variable (None: not set).
 
-    Entries are indices, or the beginning of a UUID of a GPU or of a MIG slice. The first entry that is none of these ends
-    the list, and naming one device twice hides all, as CUDA does it. An index of a GPU that is cut up means its first slice;
-    where the variable is not set all slices are listed, since a worker of ours is given one by its UUID.
+    The rules are CUDA's own: entries are indices, or the beginning of a UUID of a GPU or of a MIG
+    slice. The first entry that is none of these ends the list, and naming one device twice hides
+    all. An index of a GPU that is cut up means its first slice. Where the variable is not set all
+    slices are listed, since a worker of ours is given one by its UUID.
     """
     if variable is None:
-        return Inventory(gpus=_numbered([part for gpu in listed for part in gpu.parts]))
+        return Inventory(gpus=_numbered(_all_parts(listed)))
     words = [word.strip() for word in variable.split(",")]
     if words[0] in _NOTHING:
         return Inventory(notes=(f"{name}={variable!r} hides all {len(listed)} GPUs",))
-    found: list[Gpu] = []
-    notes: list[str] = []
-    for word in words:
-        part = _entry(listed, word)
-        if part is None:
-            notes.append(
-                f"{name}={variable!r}: {word!r} names no GPU here, it and what follows are hidden"
-            )
-            break
-        found.append(part)
-    if len({part.uuid for part in found}) < len(found):
+    gpus = _leading_gpus(listed, words)
+    if len({gpu.uuid for gpu in gpus}) < len(gpus):
         return Inventory(notes=(f"{name}={variable!r} names a GPU twice, which hides all",))
-    return Inventory(gpus=_numbered(found), notes=tuple(notes))
+    if len(gpus) == len(words):
+        return Inventory(gpus=_numbered(gpus))
+    unknown = f"{words[len(gpus)]!r} names no GPU here, it and what follows are hidden"
+    return Inventory(gpus=_numbered(gpus), notes=(f"{name}={variable!r}: {unknown}",))
 
 
 def simulated(text: str) -> Inventory:
-    """The inventory that a text such as "2x141GB:NVIDIA H200:9.0,1x24GB" describes; "0" for none.
+    """Return the inventory that a text such as "2x141GB:NVIDIA H200:9.0,1x24GB" describes.
+
+    "0" describes none.
 
     Raises UsageError.
     """
     gpus: list[Gpu] = []
-    for word in filter(None, (w.strip() for w in text.split(","))):
-        match = _SIMULATED_GPU.fullmatch(word)
-        if match is None and word != "0":
-            raise UsageError(
-                f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], for example '2x141GB:NVIDIA H200:9.0'.",
-            )
-        gpus += _simulated_gpus(match, len(gpus)) if match else []
-    return Inventory(
-        gpus=_numbered(gpus), notes=(f"simulated ({SIMULATED}={text})",), simulated=True
-    )
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in {"", "0"}:
+            gpus += _simulated_gpus(_simulated_match(word, text), len(gpus))
+    note = f"simulated ({SIMULATED}={text})"
+    return Inventory(gpus=_numbered(gpus), notes=(note,), simulated=True)
 
 
 def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
-    """The variables that show a process these GPUs alone, in this order."""
+    """Return the variable that shows a process these GPUs alone, in this order."""
     amd = any(gpu.vendor == "amd" for gpu in gpus)
-    return {
-        "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(
-            gpu.selector for gpu in gpus
+    variable = "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES"
+    return {variable: ",".join(gpu.selector for gpu in gpus)}
+
+
+def _simulated_match(word: str, text: str) -> re.Match[str]:
+    match = _SIMULATED_GPU.fullmatch(word)
+    if match is None:
+        raise UsageError(
+            f"{SIMULATED}={text!r}: {word!r} is not COUNTxMEMORY[:NAME[:CAPABILITY]], "
+            "for example '2x141GB:NVIDIA H200:9.0'.",
         )
-    }
+    return match
 
 
 def _simulated_gpus(match: re.Match[str], start: int) -> list[Gpu]:
@@ -145,18 +158,40 @@ def _simulated_gpus(match: re.Match[str], start: int) -> list[Gpu]:
     ]
 
 
+def _leading_gpus(listed: Sequence[Physical], words: Sequence[str]) -> list[Gpu]:
+    """Return the devices that the entries name, up to the first entry that names none."""
+    gpus: list[Gpu] = []
+    for word in words:
+        gpu = _entry(listed, word)
+        if gpu is None:
+            break
+        gpus.append(gpu)
+    return gpus
+
+
 def _entry(listed: Sequence[Physical], word: str) -> Gpu | None:
-    """The device that one entry of the variable names: by index, or by a beginning that only one UUID has."""
+    """Return the device that one entry of the variable names; None for no device.
+
+    An entry is an index, or a beginning that only one UUID has.
+    """
     if word.isascii() and word.isdigit():
-        return next(iter(listed[int(word)].parts), None) if int(word) < len(listed) else None
-    if not word.startswith(("GPU-", "MIG-")):
-        return None
-    whole = [gpu.parts[0] for gpu in listed if gpu.parts and gpu.uuid.startswith(word)]
-    slices = [
-        part for gpu in listed for part in gpu.parts if part.mig and part.uuid.startswith(word)
-    ]
-    found = slices if word.startswith("MIG-") else whole
-    return found[0] if len(found) == 1 else None
+        matches = _first_parts(listed[int(word) : int(word) + 1])
+    elif word.startswith("GPU-"):
+        matches = _first_parts([gpu for gpu in listed if gpu.uuid.startswith(word)])
+    elif word.startswith("MIG-"):
+        slices = [part for part in _all_parts(listed) if part.mig]
+        matches = [part for part in slices if part.uuid.startswith(word)]
+    else:
+        matches = []
+    return matches[0] if len(matches) == 1 else None
+
+
+def _all_parts(listed: Sequence[Physical]) -> list[Gpu]:
+    return [part for gpu in listed for part in gpu.parts]
+
+
+def _first_parts(listed: Sequence[Physical]) -> list[Gpu]:
+    return [gpu.parts[0] for gpu in listed if gpu.parts]
 
 
 def _numbered(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:

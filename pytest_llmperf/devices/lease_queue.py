@@ -6,7 +6,7 @@ First come, first served; nobody starves.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
@@ -15,9 +15,10 @@ _ROUNDING = 1e-9
 
 
 class Ticket(Struct, frozen=True, kw_only=True):
-    """One request: `n` devices, all at once, out of those in `wants` (device -> share of it, `WHOLE` to have it alone).
+    """One request for `n` devices, all at once, out of those in `wants`.
 
-    Numbers say who came first. `holds` is empty while it waits. Times are seconds of the Unix epoch.
+    `wants` has the share of each device that is needed, `WHOLE` to have it alone. Numbers say who
+    came first. `holds` is empty while the request waits. Times are seconds of the Unix epoch.
     """
 
     number: int
@@ -30,7 +31,7 @@ class Ticket(Struct, frozen=True, kw_only=True):
 
 
 def granted(tickets: Iterable[Ticket], number: int) -> tuple[str, ...]:
-    """The devices that the waiting ticket `number` may take now; empty while it must wait.
+    """Return the devices that the waiting ticket `number` may take now; none while it must wait.
 
     Tickets are served in the order of their numbers. One that cannot be served keeps every later
     one from all the devices that it could use, so that a request for many devices is not passed for
@@ -39,13 +40,8 @@ def granted(tickets: Iterable[Ticket], number: int) -> tuple[str, ...]:
     tickets = list(tickets)
     free = _free(tickets)
     blocked: set[str] = set()
-    for ticket in sorted(_waiting(tickets), key=lambda t: t.number):
-        able = [
-            d
-            for d, share in ticket.wants.items()
-            if d not in blocked and free[d] >= share - _ROUNDING
-        ]
-        chosen = _chosen(able, ticket, free) if len(able) >= ticket.n else ()
+    for ticket in sorted(_waiting(tickets), key=lambda ticket: ticket.number):
+        chosen = _chosen(ticket, free, blocked)
         if ticket.number == number:
             return chosen
         if not chosen:
@@ -56,33 +52,44 @@ def granted(tickets: Iterable[Ticket], number: int) -> tuple[str, ...]:
 
 
 def in_the_way(tickets: Iterable[Ticket], number: int) -> list[Ticket]:
-    """Holders of devices that ticket `number` could use, and those that came before it and wait for them too."""
-    tickets = list(tickets)
-    own = next(t for t in tickets if t.number == number)
-    holders = [t for t in tickets if t.number != number and own.wants.keys() & set(t.holds)]
-    before = [
-        t for t in _waiting(tickets) if t.number < number and own.wants.keys() & t.wants.keys()
-    ]
-    return [*holders, *before]
+    """Return the tickets that keep ticket `number` from its devices.
+
+    They hold some that it could use, or came before it and wait for them too.
+    """
+    by_number = {ticket.number: ticket for ticket in tickets}
+    devices = set(by_number.pop(number).wants)
+    others = by_number.values()
+    holders = [ticket for ticket in others if devices & set(ticket.holds)]
+    earlier = [ticket for ticket in _waiting(others) if ticket.number < number]
+    return [*holders, *(ticket for ticket in earlier if devices & set(ticket.wants))]
 
 
 def longest_wait_s(tickets: Iterable[Ticket], devices: Iterable[str], now_unix_s: float) -> float:
-    """How long the first of those who wait for one of `devices` has waited; 0 when nobody does."""
-    wanted = set(devices)
-    return max(
-        (now_unix_s - t.since_unix_s for t in _waiting(tickets) if wanted & t.wants.keys()),
-        default=0.0,
-    )
+    """Return how long anybody has waited for one of `devices`; 0 when nobody waits."""
+    in_question = set(devices)
+    waits_s = [
+        now_unix_s - ticket.since_unix_s
+        for ticket in _waiting(tickets)
+        if in_question & set(ticket.wants)
+    ]
+    return max(waits_s, default=0.0)
 
 
-def _chosen(able: list[str], ticket: Ticket, free: Mapping[str, float]) -> tuple[str, ...]:
-    """The fullest devices that have room, so that shares leave whole devices free.
+def _chosen(ticket: Ticket, free: Mapping[str, float], blocked: Collection[str]) -> tuple[str, ...]:
+    """Return the devices for a ticket, in its order; none where too few have room.
 
-    In the ticket's order.
+    They are the fullest that have room, so that shares leave whole devices free.
     """
     order = list(ticket.wants)
+    able = [device for device in order if device not in blocked and _has_room(device, ticket, free)]
+    if len(able) < ticket.n:
+        return ()
     fullest = sorted(able, key=lambda device: (free[device], order.index(device)))[: ticket.n]
     return tuple(sorted(fullest, key=order.index))
+
+
+def _has_room(device: str, ticket: Ticket, free: Mapping[str, float]) -> bool:
+    return free[device] >= ticket.wants[device] - _ROUNDING
 
 
 def _free(tickets: Iterable[Ticket]) -> defaultdict[str, float]:

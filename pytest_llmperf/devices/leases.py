@@ -1,6 +1,6 @@
-"""Devices are leased: alone, or a share of one.
+"""Leases of devices, or of a share of one, held by one process at a time.
 
-Across all sessions and pytest-xdist workers of this user on this host.
+They hold across all sessions and pytest-xdist workers of this user on this host.
 
 One file a ticket, locked (flock) by the process that made it, so that a ticket dies with its
 process whatever ends that. Tickets are read and written under the lock of the queue; who is served
@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -30,7 +30,9 @@ from pytest_llmperf.errors import DeviceBusy
 
 # From, up to: hand-overs between short commands are quick, long waits cost nothing.
 _POLL_S = (0.002, 0.05)
+_POLL_GROWTH = 1.5
 _SUFFIX = ".ticket"
+_COMMAND_CHARACTERS = 200
 _open_fds: set[int] = set()
 _exclusive: dict[tuple[Path, str], _Entered] = {}
 _entering: defaultdict[tuple[Path, str], threading.Lock] = defaultdict(threading.Lock)
@@ -44,7 +46,7 @@ class _Entered:
 
 @dataclass(eq=False)
 class Lease:
-    """Devices that this process holds, in the order in which they were asked for, until `release`."""
+    """Devices that this process holds until `release`, in the order of the request."""
 
     devices: tuple[str, ...]
     _directory: Path
@@ -62,7 +64,7 @@ class Lease:
         self._fd = -1
 
     def wanted_since_s(self) -> float:
-        """How long somebody else has been waiting for one of the devices; 0 when nobody does."""
+        """Return how long others have been waiting for one of the devices; 0 when nobody does."""
         with _queue(self._directory):
             tickets = _tickets(self._directory, self._ticket)
         return longest_wait_s(tickets, self.devices, time.time())
@@ -75,7 +77,7 @@ class Lease:
 
 
 def default_directory() -> Path:
-    """The user's lease directory on this host.
+    """Return the user's lease directory on this host.
 
     Every session finds the same one, whatever project it tests.
     """
@@ -91,13 +93,12 @@ def lease(
     on_wait: Callable[[str], None] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Lease:
-    """Take `n` devices, all at once, out of those in `wants` (device -> share of it.
+    """Take `n` devices, all at once, out of those in `wants`.
 
-    1 to have it alone).
-
-    Requests are served in the order in which they came. `on_wait` is told once who is in the way.
-    `names` says what devices are called in messages. A process that holds a lease and asks for more
-    can wait for itself: give back first.
+    `wants` has the share of each device that is needed, 1 to have it alone. Requests are served in
+    the order in which they came. `on_wait` is told once who is in the way. `names` says what
+    devices are called in messages. A process that holds a lease and asks for more can wait for
+    itself: give back first.
 
     Raises:
         DeviceBusy: not served within `timeout_s`, or the directory cannot be used. The message
@@ -108,11 +109,11 @@ def lease(
     folder = _usable(directory or default_directory())
     ticket, fd = _join(folder, wants, n)
     try:
-        held = _wait(folder, ticket, fd, timeout_s, on_wait, names or {})
+        served = _wait(folder, ticket, fd, timeout_s, on_wait, names or {})
     except BaseException:
         Lease((), folder, ticket, fd).release()
         raise
-    return Lease(held.holds, folder, held, fd)
+    return Lease(served.holds, folder, served, fd)
 
 
 @contextlib.contextmanager
@@ -139,30 +140,43 @@ def exclusive(
         yield
     finally:
         with _entering[key]:
-            entered = _exclusive.get(key)
-            if entered is not None:
-                entered.times -= 1
-                if not entered.times:
-                    del _exclusive[key]
-                    entered.lease.release()
+            _leave(key)
+
+
+def _leave(key: tuple[Path, str]) -> None:
+    """Give a device back when the outermost block that holds it is left."""
+    entered = _exclusive.get(key)
+    if entered is None:
+        return
+    entered.times -= 1
+    if not entered.times:
+        del _exclusive[key]
+        entered.lease.release()
 
 
 def _join(folder: Path, wants: Mapping[str, float], n: int) -> tuple[Ticket, int]:
-    """A new ticket at the end of the queue, and the descriptor that keeps it alive."""
+    """Put a new ticket at the end of the queue.
+
+    Returns it, and the descriptor that keeps it alive.
+    """
     with _queue(folder):
-        number = 1 + max((t.number for t in _tickets(folder, None)), default=0)
-        ticket = Ticket(
-            number=number,
-            wants=dict(wants),
-            n=n,
-            pid=os.getpid(),
-            command=" ".join(sys.argv)[:200],
-            since_unix_s=time.time(),
-        )
-        fd = _open(_path(folder, number), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        last = max((ticket.number for ticket in _tickets(folder, None)), default=0)
+        ticket = _new_ticket(last + 1, wants, n)
+        fd = _open(_path(folder, ticket.number), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         fcntl.flock(fd, fcntl.LOCK_EX)
         _write(fd, ticket)
     return ticket, fd
+
+
+def _new_ticket(number: int, wants: Mapping[str, float], n: int) -> Ticket:
+    return Ticket(
+        number=number,
+        wants=dict(wants),
+        n=n,
+        pid=os.getpid(),
+        command=" ".join(sys.argv)[:_COMMAND_CHARACTERS],
+        since_unix_s=time.time(),
+    )
 
 
 def _wait(
@@ -173,49 +187,70 @@ def _wait(
     on_wait: Callable[[str], None] | None,
     names: Mapping[str, str],
 ) -> Ticket:
-    """The ticket with its devices. Raises DeviceBusy."""
+    """Return the ticket with its devices. Raises DeviceBusy."""
     end_s, poll_s = time.monotonic() + timeout_s, _POLL_S[0]
     while True:
         with _queue(folder):
             tickets = [*_tickets(folder, ticket), ticket]
-            devices = granted(tickets, ticket.number)
-            if devices:
-                held = msgspec.structs.replace(ticket, holds=devices, since_unix_s=time.time())
-                _write(fd, held)
-                return held
+            served = _served(tickets, ticket, fd)
+        if served is not None:
+            return served
         if time.monotonic() >= end_s:
-            raise DeviceBusy(_busy(tickets, ticket, timeout_s, folder, names))
+            raise DeviceBusy(_busy_text(tickets, ticket, timeout_s, folder, names))
         if on_wait is not None:
-            on_wait("; ".join(map(_who, in_the_way(tickets, ticket.number))))
+            on_wait("; ".join(map(_process_text, in_the_way(tickets, ticket.number))))
             on_wait = None
-        time.sleep(min(poll_s, max(0.0, end_s - time.monotonic())))
-        poll_s = min(poll_s * 1.5, _POLL_S[1])
+        _sleep(poll_s, end_s)
+        poll_s = min(poll_s * _POLL_GROWTH, _POLL_S[1])
 
 
-def _busy(
+def _sleep(seconds: float, end_s: float) -> None:
+    """Sleep, but not beyond the end of the wait."""
+    time.sleep(min(seconds, max(0.0, end_s - time.monotonic())))
+
+
+def _served(tickets: list[Ticket], ticket: Ticket, fd: int) -> Ticket | None:
+    """Return the ticket with its devices, and write it, if it is its turn."""
+    devices = granted(tickets, ticket.number)
+    if not devices:
+        return None
+    served = msgspec.structs.replace(ticket, holds=devices, since_unix_s=time.time())
+    _write(fd, served)
+    return served
+
+
+def _busy_text(
     tickets: list[Ticket], own: Ticket, timeout_s: float, folder: Path, names: Mapping[str, str]
 ) -> str:
-    def named(devices: Mapping[str, float] | tuple[str, ...]) -> str:
-        return ", ".join(names.get(device, device) for device in devices)
-
     others = in_the_way(tickets, own.number)
-    holding = "; ".join(f"{_who(t)} holds {named(t.holds)}" for t in others if t.holds)
-    waiting = "; ".join(f"{_who(t)} waits for it too and came first" for t in others if not t.holds)
-    wanted = (
-        f"{named(own.wants)} is"
-        if len(own.wants) == 1
-        else f"{own.n} of {named(own.wants)} are wanted, and"
-    )
+    reasons = [_reason(other, names) for other in sorted(others, key=_waits)]
+    devices = _names(own.wants, names)
+    subject = f"{devices} is" if len(own.wants) == 1 else f"{own.n} of {devices} are wanted, and"
     return (
-        f"{wanted} in use: {'; '.join(filter(None, (holding, waiting)))}, which was not given back within {timeout_s:g} s. "
-        f"Let it finish or end it, or wait longer with --llmperf-wait. (Queue: {folder})"
+        f"{subject} in use: {'; '.join(reasons)}, which was not given back within "
+        f"{timeout_s:g} s. Let it finish or end it, or wait longer with --llmperf-wait. "
+        f"(Queue: {folder})"
     )
 
 
-def _who(ticket: Ticket) -> str:
-    return (
-        f"process {ticket.pid} ({ticket.command!r}, for {time.time() - ticket.since_unix_s:.0f} s)"
-    )
+def _waits(ticket: Ticket) -> bool:
+    return not ticket.holds
+
+
+def _reason(other: Ticket, names: Mapping[str, str]) -> str:
+    """Return why a ticket is in the way, in words."""
+    if _waits(other):
+        return f"{_process_text(other)} waits for it too and came first"
+    return f"{_process_text(other)} holds {_names(other.holds, names)}"
+
+
+def _names(devices: Iterable[str], names: Mapping[str, str]) -> str:
+    return ", ".join(names.get(device, device) for device in devices)
+
+
+def _process_text(ticket: Ticket) -> str:
+    waited_s = time.time() - ticket.since_unix_s
+    return f"process {ticket.pid} ({ticket.command!r}, for {waited_s:.0f} s)"
 
 
 # The files. Each function below runs under the lock of the queue, but for `_queue` itself.
@@ -223,7 +258,7 @@ def _who(ticket: Ticket) -> str:
 
 @contextlib.contextmanager
 def _queue(folder: Path) -> Iterator[None]:
-    """Alone with the tickets. Held for well under a millisecond."""
+    """Be alone with the tickets, for well under a millisecond."""
     fd = _open(folder / "queue.lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -233,10 +268,10 @@ def _queue(folder: Path) -> Iterator[None]:
 
 
 def _tickets(folder: Path, own: Ticket | None) -> list[Ticket]:
-    """Every living ticket but our own. Those of dead processes are removed."""
-    mine = _path(folder, own.number) if own is not None else None
-    read = (_read(path) for path in folder.glob(f"*{_SUFFIX}") if path != mine)
-    return [ticket for ticket in read if ticket is not None]
+    """Return every living ticket but our own. Those of dead processes are removed."""
+    own_path = _path(folder, own.number) if own is not None else None
+    tickets = [_read(path) for path in folder.glob(f"*{_SUFFIX}") if path != own_path]
+    return [ticket for ticket in tickets if ticket is not None]
 
 
 def _read(path: Path) -> Ticket | None:
@@ -274,7 +309,7 @@ def _close(fd: int) -> None:
 
 
 def _forget() -> None:
-    """In a forked child: the parent's leases are not the child's, and must not live on with it."""
+    """Drop the parent's leases in a forked child: they must not live on with it."""
     for fd in _open_fds:
         os.close(fd)
     _open_fds.clear()
@@ -286,19 +321,21 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _usable(directory: Path) -> Path:
-    """The directory, made when missing.
+    """Return the directory, which is made when missing.
 
-    Refuses one that another user could have planted in the shared temporary folder.
+    Raises DeviceBusy for one that cannot be made, or that another user could have planted in the
+    shared temporary folder.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
+        status = directory.lstat()
     except OSError as error:
         raise DeviceBusy(
             f"the lease directory {str(directory)!r} cannot be made: {error}. Set TMPDIR."
         ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise DeviceBusy(
-            f"the lease directory {str(directory)!r} is not a folder of this user. Remove it, or set TMPDIR."
+            f"the lease directory {str(directory)!r} is not a folder of this user. "
+            "Remove it, or set TMPDIR."
         )
     return directory

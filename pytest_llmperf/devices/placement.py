@@ -1,4 +1,7 @@
-"""Which device a plan goes to, asked of the driver (NVML) and never by initialising CUDA."""
+"""Which device a plan goes to, and how much memory is there.
+
+The driver is asked (NVML); CUDA is never initialised.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.drivers import inventory, usage
-from pytest_llmperf.devices.held import session_pool
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.engines.base import Capabilities
@@ -16,75 +18,86 @@ from pytest_llmperf.engines.models.names import predict
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.settings.settings import DEVICES
 
+USABLE_SHARE = 0.92
+"""Share of memory for weights; the rest is the runtime's context, activations and the system."""
 
-def resolve_device(
-    wanted: str, can: Capabilities, pool: Callable[[], GpuPool] = lambda: session_pool("all")
-) -> str:
-    """'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu', where `pool` gives the GPUs that may be used.
+
+def resolve_device(option: str, can: Capabilities, pool: Callable[[], GpuPool]) -> str:
+    """Return 'cuda' or 'cpu' for 'auto', 'cuda' or 'cpu'.
+
+    `pool` gives the GPUs that may be used, and is asked only where that matters.
 
     Raises:
         UsageError: the device is not here, the pool has none or cannot be had, or the engine cannot
             use it.
     """
-    if wanted not in DEVICES:
-        raise UsageError(f"device {wanted!r} is not known. Choices: {', '.join(DEVICES)}.")
-    usable = "cuda" in can.devices and wanted != "cpu"
-    device = wanted if wanted != "auto" else ("cuda" if usable and pool().gpus else "cpu")
+    if option not in DEVICES:
+        raise UsageError(f"device {option!r} is not known. Choices: {', '.join(DEVICES)}.")
+    device = _best_device(can, pool) if option == "auto" else option
     if device not in can.devices:
         raise UsageError(
             f"device {device!r}: this engine runs on {', '.join(sorted(can.devices))}."
         )
     if device == "cuda" and not pool().gpus:
         raise UsageError(
-            f"device 'cuda': {pool()}. Use --llmperf-device=cpu, or another --llmperf-gpus; 'llmperf doctor' says more.",
+            f"device 'cuda': {pool()}. Use --llmperf-device=cpu, or another --llmperf-gpus; "
+            "'llmperf doctor' says more.",
         )
     return device
 
 
 def gpu_count() -> int:
-    """GPUs that the driver shows and that CUDA_VISIBLE_DEVICES does not hide.
+    """Return the number of GPUs that the driver shows and CUDA_VISIBLE_DEVICES does not hide.
 
-    0 where there is no driver.
+    It is 0 where there is no driver.
     """
     return len(inventory().gpus)
 
 
-USABLE_SHARE = 0.92  # the rest is the runtime's context, activations and the operating system
-
-
 def total_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
-    """Memory of the smallest of these GPUs, or of this host (its container's limit, where there is one)."""
-    if device.startswith("cuda") and (gpus or inventory().gpus):
-        return min(gpu.total_bytes for gpu in gpus or inventory().gpus)
+    """Return the memory of the smallest of these GPUs, or of the host.
+
+    No GPUs mean all visible ones. A host's memory is its container's limit, where there is one.
+    """
+    candidates = gpus or inventory().gpus
+    if device.startswith("cuda") and candidates:
+        return min(gpu.total_bytes for gpu in candidates)
     return host_limit_bytes()
 
 
 def free_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
-    """Memory that is free now on each of these GPUs (the least.
+    """Return the memory that is free now on the fullest of these GPUs, or on the host.
 
-    The first visible for none), or on the host.
-
-    Where the driver does not say what is free it is the GPU's total.
+    For no GPUs it is that of the first visible one. Where the driver does not say what is free it
+    is the GPU's total.
     """
     import psutil  # noqa: PLC0415
 
     if not device.startswith("cuda"):
         return min(int(psutil.virtual_memory().available), host_limit_bytes())
-    seen = [(gpu, usage(gpu)) for gpu in gpus or inventory().gpus[:1]]
-    return min((gpu.total_bytes if now is None else now.free_bytes for gpu, now in seen), default=0)
+    return min(map(_free_gpu_bytes, gpus or inventory().gpus[:1]), default=0)
 
 
 def needed_bytes(plan: LoadPlan) -> int | None:
-    """Least bytes that loading `plan` takes on each of its devices, or None if that cannot be told."""
+    """Return the least bytes that loading `plan` takes on each of its devices; None: not known."""
     predicted = predict(plan)
     return None if predicted is None else math.ceil(predicted / plan.ranks)
 
 
 def host_limit_bytes() -> int:
-    """Memory of this host, or of its container where that is less."""
+    """Return the memory of this host, or of its container where that is less."""
     import psutil  # noqa: PLC0415
 
     from pytest_llmperf.devices.host import memory_limit_bytes  # noqa: PLC0415
 
     total = int(psutil.virtual_memory().total)
     return min(total, memory_limit_bytes(Path("/proc"), Path("/sys/fs/cgroup")) or total)
+
+
+def _best_device(can: Capabilities, pool: Callable[[], GpuPool]) -> str:
+    return "cuda" if "cuda" in can.devices and pool().gpus else "cpu"
+
+
+def _free_gpu_bytes(gpu: Gpu) -> int:
+    in_use = usage(gpu)
+    return gpu.total_bytes if in_use is None else in_use.free_bytes

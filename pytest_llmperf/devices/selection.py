@@ -1,4 +1,4 @@
-"""Which GPUs a test needs, which the session may use, and whether the one is to be had from the other. Pure."""
+"""Which GPUs a test needs, which the session may use, and whether these meet the need. Pure."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Need(Struct, frozen=True, kw_only=True):
     name: str = ""
 
     def __str__(self) -> str:
-        conditions = [text for text in self._conditions().values() if text]
+        conditions = self._conditions()
         return _count(self.least) + (f" with {', '.join(conditions)}" if conditions else "")
 
-    def _conditions(self) -> dict[str, str]:
-        return {
-            "memory": f"memory >= {_gb(self.memory)}" if self.memory else "",
-            "total_memory": f"total_memory >= {_gb(self.total_memory)}"
-            if self.total_memory
-            else "",
-            "capability": f"capability >= {self.capability[0]}.{self.capability[1]}"
-            if self.capability
-            else "",
-            "name": f"name {self.name!r}" if self.name else "",
-        }
+    def _conditions(self) -> list[str]:
+        texts = []
+        if self.memory:
+            texts.append(f"memory >= {_gb(self.memory)}")
+        if self.total_memory:
+            texts.append(f"total_memory >= {_gb(self.total_memory)}")
+        if self.capability:
+            texts.append(f"capability >= {self.capability[0]}.{self.capability[1]}")
+        if self.name:
+            texts.append(f"name {self.name!r}")
+        return texts
 
 
 class Shortfall(Struct, frozen=True, kw_only=True):
-    """Why a need cannot be met: how many devices are needed, and how many of the pool's would do."""
+    """Why a need cannot be met: how many devices are needed, and how many in the pool would do."""
 
     needs: int
     pool: int
@@ -67,57 +67,55 @@ class Shortfall(Struct, frozen=True, kw_only=True):
 
 
 class GpuPool(Struct, frozen=True, kw_only=True):
-    """The GPUs that this session may use, and what was asked for to get them."""
+    """The GPUs that this session may use, and the option that names them."""
 
     gpus: tuple[Gpu, ...]
-    asked: str
+    option: str
     inventory: Inventory
 
     def __str__(self) -> str:
         if not self.inventory.gpus:
             return f"no GPU is seen: {self.inventory.why_none}"
-        alike = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in self.gpus)
-        devices = ", ".join(f"{n} x {kind}" for kind, n in alike.items())
-        option = f"--llmperf-gpus={self.asked}, {len(self.inventory.gpus)} seen"
-        return f"{devices}; {option}" if devices else option
+        devices = _by_kind(self.gpus)
+        source = f"--llmperf-gpus={self.option}, {len(self.inventory.gpus)} seen"
+        return f"{devices}; {source}" if devices else source
+
+
+def _by_kind(gpus: Sequence[Gpu]) -> str:
+    kinds = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in gpus)
+    return ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
 
 
 def need_of(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Need | None:
-    """What the closest `llmperf_gpus` marker asks for; None without one.
+    """Return what the closest `llmperf_gpus` marker asks for; None without one.
 
     Raises UsageError for its arguments.
     """
     return None if not marks else _need(*marks[0])
 
 
-def pool(asked: str, inventory: Inventory) -> GpuPool:
-    """The GPUs of `--llmperf-gpus`: "all", a count, or a list of indices and UUIDs ("0,2".
+def pool(option: str, inventory: Inventory) -> GpuPool:
+    """Return the GPUs of `--llmperf-gpus`.
 
-    "1," for one).
+    The option is "all", a count, or a list of indices and UUIDs ("0,2"; "1," for one).
 
     Raises:
         UsageError: the value cannot be read, or asks for what is not there.
     """
-    text = asked.strip()
+    text = option.strip()
     if text == "all":
-        return GpuPool(gpus=inventory.gpus, asked=asked, inventory=inventory)
-    if text.isascii() and text.isdigit():
+        gpus = inventory.gpus
+    elif text.isascii() and text.isdigit():
         if int(text) > len(inventory.gpus):
-            raise _too_many(asked, inventory)
-        return GpuPool(gpus=inventory.gpus[: int(text)], asked=asked, inventory=inventory)
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or ("," not in text and not text.startswith(("GPU-", "MIG-"))):
-        raise UsageError(
-            f"--llmperf-gpus={asked!r}: a count, a list of indices or UUIDs, or 'all' is needed, for example 2, '0,2' or '1,'.",
-        )
-    gpus = tuple(_named(word, asked, inventory) for word in words)
-    if len({gpu.uuid for gpu in gpus}) < len(gpus):
-        raise UsageError(f"--llmperf-gpus={asked!r} names a GPU twice. Name each once.")
-    return GpuPool(gpus=gpus, asked=asked, inventory=inventory)
+            raise _too_many(option, inventory)
+        gpus = inventory.gpus[: int(text)]
+    else:
+        gpus = _listed(option, inventory)
+    return GpuPool(gpus=gpus, option=option, inventory=inventory)
 
 
 def eligible(need: Need, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Those of `gpus` that one need can be met with.
+    """Return those of `gpus` that one need can be met with.
 
     Slices of a GPU (MIG) cannot be combined with anything.
     """
@@ -125,23 +123,20 @@ def eligible(need: Need, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return fitting if need.least == 1 else tuple(gpu for gpu in fitting if not gpu.mig)
 
 
-def shortfall(need: Need, of: GpuPool) -> Shortfall | None:
-    """Why the pool cannot meet the need; None when it can."""
-    able = eligible(need, of.gpus)
+def shortfall(need: Need, pool: GpuPool) -> Shortfall | None:
+    """Return why the pool cannot meet the need; None when it can."""
+    able = eligible(need, pool.gpus)
     if len(able) >= need.least:
         return None
-    reasons = [f"{n} {what}" for what, n in _refused(need, of.gpus).items() if n]
-    slices = sum(gpu.mig for gpu in of.gpus)
-    if need.least > 1 and slices:
-        reasons.append(f"{slices} that are MIG slices, which cannot work together")
+    reasons = _refusals(need, pool.gpus)
     would_do = f", of which {len(able)} would do ({'; '.join(reasons)})" if reasons else ""
-    text = f"needs {need}, the pool has {len(of.gpus)}{would_do} ({of})"
-    return Shortfall(needs=need.least, pool=len(of.gpus), eligible=len(able), text=text)
+    text = f"needs {need}, the pool has {len(pool.gpus)}{would_do} ({pool})"
+    return Shortfall(needs=need.least, pool=len(pool.gpus), eligible=len(able), text=text)
 
 
-def candidates(need: Need, of: GpuPool) -> tuple[int, tuple[Gpu, ...]]:
-    """How many devices a test gets whose need the pool can meet, and out of which."""
-    able = eligible(need, of.gpus)
+def candidates(need: Need, pool: GpuPool) -> tuple[int, tuple[Gpu, ...]]:
+    """Return how many devices a test gets whose need the pool can meet, and out of which."""
+    able = eligible(need, pool.gpus)
     whole = tuple(gpu for gpu in able if not gpu.mig)
     n = max(need.least, min(need.most or len(whole), len(whole)))
     return n, whole if n > 1 else able
@@ -156,46 +151,59 @@ _CONDITIONS: dict[str, Callable[[Need, Gpu], bool]] = {
 }
 
 
-def _refused(need: Need, gpus: Sequence[Gpu]) -> dict[str, int]:
-    return {what: sum(not test(need, gpu) for gpu in gpus) for what, test in _CONDITIONS.items()}
+def _refusals(need: Need, gpus: Sequence[Gpu]) -> list[str]:
+    """Return how many GPUs will not do, by reason."""
+    counts = {
+        reason: sum(not meets(need, gpu) for gpu in gpus) for reason, meets in _CONDITIONS.items()
+    }
+    slices = sum(gpu.mig for gpu in gpus)
+    if need.least > 1 and slices:
+        counts["that are MIG slices, which cannot work together"] = slices
+    return [f"{n} {reason}" for reason, n in counts.items() if n]
 
 
 _ARGUMENTS = ("n", "min", "max", "memory", "total_memory", "capability", "name")
 
 
 def _need(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Need:
-    given = dict(kwargs)
-    if len(args) > 1 or (args and "n" in given):
-        raise UsageError(
-            f"@pytest.mark.llmperf_gpus{args!r}: one count is needed, for example llmperf_gpus(2)."
-        )
-    given |= {"n": args[0]} if args else {}
-    for name in given:
-        if name not in _ARGUMENTS:
-            near = did_you_mean(name, _ARGUMENTS)
-            raise UsageError(
-                f"@pytest.mark.llmperf_gpus({name}=…): argument {name!r} is not known.{near} Arguments: {', '.join(_ARGUMENTS)}.",
-            )
-    least, most = _range(given)
+    arguments = _checked_arguments(args, kwargs)
+    least, most = _range(arguments)
     return Need(
         least=least,
         most=most,
-        memory=_size(given, "memory"),
-        total_memory=_size(given, "total_memory"),
-        capability=_capability(given.get("capability")),
-        name=_text(given.get("name", "")),
+        memory=_size(arguments, "memory"),
+        total_memory=_size(arguments, "total_memory"),
+        capability=_capability(arguments.get("capability")),
+        name=_text(arguments.get("name", "")),
     )
 
 
-def _range(given: Mapping[str, Any]) -> tuple[int, int | None]:
-    if "n" in given and given.keys() & {"min", "max"}:
+def _checked_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the marker's arguments by name. Raises UsageError for one that is not known."""
+    if len(args) > 1 or (args and "n" in kwargs):
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus{args!r}: one count is needed, for example llmperf_gpus(2)."
+        )
+    arguments = {**kwargs, "n": args[0]} if args else dict(kwargs)
+    unknown = next((name for name in arguments if name not in _ARGUMENTS), None)
+    if unknown is not None:
+        raise UsageError(
+            f"@pytest.mark.llmperf_gpus({unknown}=…): argument {unknown!r} is not known."
+            f"{did_you_mean(unknown, _ARGUMENTS)} Arguments: {', '.join(_ARGUMENTS)}.",
+        )
+    return arguments
+
+
+def _range(arguments: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Return the least and the most devices; None: as many as there are."""
+    has_range = "min" in arguments or "max" in arguments
+    if "n" in arguments and has_range:
         raise UsageError("@pytest.mark.llmperf_gpus: a count or min=/max= is needed, not both.")
-    if "n" in given:
-        return (_whole("n", given["n"]),) * 2
-    if not given.keys() & {"min", "max"}:
-        return 1, 1
-    least = _whole("min", given.get("min", 1))
-    most = _whole("max", given["max"]) if "max" in given else None
+    if not has_range:
+        n = _whole("n", arguments.get("n", 1))
+        return n, n
+    least = _whole("min", arguments.get("min", 1))
+    most = _whole("max", arguments["max"]) if "max" in arguments else None
     if most is not None and most < least:
         raise UsageError(f"@pytest.mark.llmperf_gpus(min={least}, max={most}): max is below min.")
     return least, most
@@ -209,64 +217,76 @@ def _whole(name: str, value: object) -> int:
     return value
 
 
-def _size(given: Mapping[str, Any], name: str) -> int | None:
-    value = given.get(name)
+def _size(arguments: Mapping[str, Any], name: str) -> int | None:
+    value = arguments.get(name)
     if value is None:
         return None
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not 0 < value < float("inf")
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < float("inf"):
         raise UsageError(
-            f"@pytest.mark.llmperf_gpus({name}={value!r}): bytes above 0 are needed, for example 40 * GB."
+            f"@pytest.mark.llmperf_gpus({name}={value!r}): bytes above 0 are needed, "
+            "for example 40 * GB."
         )
     return int(value)
 
 
 def _capability(value: object) -> tuple[int, int] | None:
-    """(9, 0), "9.0" or 9.0."""
+    """Return major and minor of (9, 0), "9.0" or 9.0."""
     if value is None:
         return None
     words = value if isinstance(value, list | tuple) else str(value).split(".")
-    # Major and minor.
-    if len(words) == 2 and all(str(word).isdigit() for word in words):  # noqa: PLR2004
+    if [str(word).isdigit() for word in words] == [True, True]:
         return int(words[0]), int(words[1])
     raise UsageError(
-        f"@pytest.mark.llmperf_gpus(capability={value!r}): a compute capability is needed, for example (9, 0) or '9.0'.",
+        f"@pytest.mark.llmperf_gpus(capability={value!r}): a compute capability is needed, "
+        "for example (9, 0) or '9.0'.",
     )
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(
-            f"@pytest.mark.llmperf_gpus(name={value!r}): a part of the GPU's name is needed, for example 'H200'."
+            f"@pytest.mark.llmperf_gpus(name={value!r}): a part of the GPU's name is needed, "
+            "for example 'H200'."
         )
     return value
 
 
-def _named(word: str, asked: str, inventory: Inventory) -> Gpu:
-    matches = [
-        gpu
-        for gpu in inventory.gpus
-        if word == str(gpu.index) or (not word.isdigit() and gpu.uuid.startswith(word))
-    ]
-    if len(matches) != 1:
-        seen = (
-            "; ".join(f"{gpu} ({gpu.uuid})" for gpu in inventory.gpus)
-            or f"none ({inventory.why_none})"
-        )
+def _listed(option: str, inventory: Inventory) -> tuple[Gpu, ...]:
+    """Return the GPUs of a list of indices and UUIDs. Raises UsageError."""
+    words = [word.strip() for word in option.split(",") if word.strip()]
+    if not words or ("," not in option and not words[0].startswith(("GPU-", "MIG-"))):
         raise UsageError(
-            f"--llmperf-gpus={asked!r}: {word!r} names {len(matches)} GPUs. Seen here: {seen}."
+            f"--llmperf-gpus={option!r}: a count, a list of indices or UUIDs, or 'all' is needed, "
+            "for example 2, '0,2' or '1,'.",
+        )
+    gpus = tuple(_gpu_called(word, option, inventory) for word in words)
+    if len({gpu.uuid for gpu in gpus}) < len(gpus):
+        raise UsageError(f"--llmperf-gpus={option!r} names a GPU twice. Name each once.")
+    return gpus
+
+
+def _gpu_called(word: str, option: str, inventory: Inventory) -> Gpu:
+    matches = [gpu for gpu in inventory.gpus if _is_called(gpu, word)]
+    if len(matches) != 1:
+        gpus = [f"{gpu} ({gpu.uuid})" for gpu in inventory.gpus]
+        listing = "; ".join(gpus) or f"none ({inventory.why_none})"
+        raise UsageError(
+            f"--llmperf-gpus={option!r}: {word!r} names {len(matches)} GPUs. Seen here: {listing}."
         )
     return matches[0]
 
 
-def _too_many(asked: str, inventory: Inventory) -> UsageError:
-    seen = "; ".join(str(gpu) for gpu in inventory.gpus) or f"no GPU ({inventory.why_none})"
+def _is_called(gpu: Gpu, word: str) -> bool:
+    """Whether a word is the GPU's index, or a beginning of its UUID."""
+    return word == str(gpu.index) or (not word.isdigit() and gpu.uuid.startswith(word))
+
+
+def _too_many(option: str, inventory: Inventory) -> UsageError:
+    listing = "; ".join(map(str, inventory.gpus)) or f"no GPU ({inventory.why_none})"
     return UsageError(
-        f"--llmperf-gpus={asked}: {_count(int(asked))} asked for, {len(inventory.gpus)} seen here: {seen}. "
-        "Ask for fewer, or for 'all'.",
+        f"--llmperf-gpus={option}: {_count(int(option))} asked for, {len(inventory.gpus)} seen "
+        f"here: {listing}. Ask for fewer, or for 'all'.",
     )
 
 

@@ -29,14 +29,14 @@ class EngineRow:
     requires: tuple[str, ...] = ()
 
     def load(self) -> Engine:
-        """Import the engine (heavy; worker only) and make one."""
-        made: Engine = _resolve(self.target)()
-        return made
+        """Import the engine (heavy; worker only) and return one."""
+        loaded: Engine = _resolve(self.target)()
+        return loaded
 
     def load_capabilities(self) -> Capabilities:
-        """The engine's capabilities (light; any process)."""
-        can: Capabilities = _resolve(self.capabilities)
-        return can
+        """Return the engine's capabilities (light; any process)."""
+        capabilities: Capabilities = _resolve(self.capabilities)
+        return capabilities
 
 
 TABLE = {
@@ -72,7 +72,10 @@ TABLE = {
 }
 
 SERVERS = ("vllm", "transformers", "llama.cpp", "xllamacpp", "tgi", "openllm", "ray", "mii")
-"""Presets of the server engine (`engines.server.presets`), each of which is an engine of its own: `server:vllm`."""
+"""Presets of the server engine (`engines.server.presets`).
+
+Each is an engine of its own: `server:vllm`.
+"""
 
 TABLE |= {
     f"server:{name}": replace(
@@ -83,38 +86,45 @@ TABLE |= {
     for name in SERVERS
 }
 
+ENTRY_POINTS = "pytest_llmperf.engines"
+"""The group of entry points under which a distribution offers an EngineRow of its own."""
 
 WRAPPER = "pytest_llmperf.engines.transformers.wrapped:WrappedEngine"
 
 
 def wrapped(model: object, tokenizer: object) -> Engine:
-    """An engine around a model that this process has loaded already.
+    """Return an engine around a model that this process has loaded already.
 
     Raises UsageError for what is not such a model.
     """
-    made: Engine = _resolve(WRAPPER)(model, tokenizer)
-    return made
+    wrapper: Engine = _resolve(WRAPPER)(model, tokenizer)
+    return wrapper
 
 
 def engine(name: str) -> EngineRow:
-    """The row of an engine, built in or from the entry-point group `pytest_llmperf.engines`.
+    """Return the row of an engine.
 
-    Raises UsageError.
+    It is built in, or from the entry-point group `pytest_llmperf.engines`. Raises UsageError.
     """
     if name in TABLE:
         return TABLE[name]
-    for entry in metadata.entry_points(group="pytest_llmperf.engines"):
-        if entry.name == name:
-            row = entry.load()
-            if not isinstance(row, EngineRow):
-                raise UsageError(
-                    f"engine {name!r}: entry point {entry.value!r} is a {type(row).__name__}, an EngineRow is needed.",
-                )
-            return row
-    known = [*TABLE, *(e.name for e in metadata.entry_points(group="pytest_llmperf.engines"))]
+    entries = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+    if name in entries:
+        return _row_of(entries[name])
+    known = [*TABLE, *entries]
     raise UsageError(
         f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}."
     )
+
+
+def _row_of(entry: metadata.EntryPoint) -> EngineRow:
+    row = entry.load()
+    if not isinstance(row, EngineRow):
+        raise UsageError(
+            f"engine {entry.name!r}: entry point {entry.value!r} is a {type(row).__name__}, "
+            "an EngineRow is needed.",
+        )
+    return row
 
 
 def _resolve(target: str) -> Any:

@@ -1,35 +1,44 @@
-"""What an engine is: it opens a load plan and gives a session that runs workloads and describes itself.
+"""What an engine is: it opens a load plan as a model that runs workloads and describes itself.
 
-An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing imports that file
-but through the table in `pytest_llmperf.engines`.
+An engine runs inside a worker. It may import heavy packages at the top of its own file; nothing
+imports that file but through the table in `pytest_llmperf.engines`. It returns values; the worker
+alone makes messages of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, EnergyReading
-from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
+from pytest_llmperf.workloads import PromptSet, Serve, TaskAnswer, TaskSet, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What an engine can do; callers ask this, never the engine's name.
 
-    `plan_fields` maps a LoadPlan field to the values the engine honours (`core.plan.ANY`: whatever
-    is asked); a field that is missing takes its default only. `refusal` gives the reason why a plan
-    cannot be loaded although each of its fields is honoured by itself (a device that a library
-    lacks, parts that exclude each other), or None. `missing_library` gives the library that a plan
-    needs and that this interpreter has not installed; it is not asked where the engine runs with an
-    interpreter of its own. An engine whose time is virtual does not occupy its device: on a CPU
-    nobody waits for it, nor it for anybody. An engine that `serves` takes loads: its sessions have
-    `serve(workload, repetition)`.
+    Attributes:
+        plan_fields: the values of a LoadPlan field that the engine honours (`core.plan.ANY`: every
+            value); a field that is missing takes its default only.
+        refusal: gives the reason why a plan cannot be loaded although each of its fields is
+            honoured by itself (a device that a library lacks, parts that exclude each other), or
+            None.
+        missing_library: gives the library that a plan needs and that this interpreter has not installed. It
+            is not asked where the engine runs with an interpreter of its own.
+        devices: kinds of devices that the engine runs on.
+        logits: the engine shows logits, so that it can be the reference of an agreement.
+        max_ranks: most ranks of one model; None sets no limit.
+        occupies_device: False for an engine whose time is virtual: on a CPU nobody waits for it,
+            and it waits for nobody.
+        serves: the engine takes traffic: its loaded models are `Serves`.
+        has_address: another program can send its own requests to the engine.
+
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
@@ -40,63 +49,119 @@ class Capabilities:
     max_ranks: int | None = 1
     occupies_device: bool = True
     serves: bool = False
+    has_address: bool = False
 
 
 class LoadedModel(Protocol):
-    """A loaded model. One call at a time; every method blocks until the device is idle."""
+    """What every loaded model does. One call at a time; each blocks until the device is idle."""
 
-    def opened(self) -> Opened:
-        """What was loaded and how long it took."""
+    def opened(self) -> ModelFacts:
+        """Return what was loaded and how long it took."""
 
-    def describe(self) -> Described:
-        """What is in effect now: after loading, and again after warm-up."""
+    def describe(self) -> Description:
+        """Return what is in effect: after loading, and again after warm-up."""
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
-        """One timed repetition. Prompts are fresh for each repetition.
+    def run(self, workload: Workload, repetition: int, /) -> TimedRun:
+        """Run the workload once, timed. Prompts are fresh for each repetition.
 
         Exactly `new_tokens` tokens a sequence, or InvalidRun.
         """
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
-        """One repetition with memory watched, times discarded."""
+    def read_memory(self, workload: Workload, repetition: int, /) -> MemoryGauges | None:
+        """Run the workload once with memory watched; its times are discarded."""
 
-    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
-        """Energy over repetitions that last at least `seconds`."""
+    def read_energy(self, workload: Workload, repetition: int, seconds: float, /) -> EnergyReading:
+        """Read the energy over repetitions that last at least `seconds`."""
 
-    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
-        """Copy bandwidth (bytes read + written per second) and matmul rates of the device."""
+    def ceilings(self, dtypes: tuple[str, ...], /) -> Ceilings | None:
+        """Measure the copy bandwidth (bytes read + written a second) and the matmul rates."""
+
+    def close(self) -> None:
+        """Free everything. The worker exits afterwards."""
+
+
+# What only some loaded models do: a worker asks for the protocol, and refuses the command without.
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A loaded model that takes traffic."""
+
+    def serve(self, workload: Serve, repetition: int, program: str = "", /) -> ServingRun:
+        """Send the traffic once; `program` is the command of the workload's generator, if any."""
+
+
+@runtime_checkable
+class ReadsCollectives(Protocol):
+    """A loaded model that knows what its ranks spend on communication."""
+
+    def read_collectives(self, workload: Workload, repetition: int, /) -> float | str:
+        """Return the share of wall time (0 to 1) in collectives, or why it is not known."""
+
+
+@runtime_checkable
+class MakesReferences(Protocol):
+    """A loaded model that others can be compared with."""
 
     def make_reference(
-        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
+        self, prompts: PromptSet, new_tokens: int, batch: int, path: str, /
     ) -> tuple[int, int]:
         """Write greedy continuations and teacher-forced logits to `path`.
 
-        Returns prompts and positions.
+        Returns the numbers of prompts and of positions.
         """
 
-    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """Teacher-forced and free-running comparison with the reference at `path`."""
 
-    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
+@runtime_checkable
+class ComparesReferences(Protocol):
+    """A loaded model that can be compared with a reference."""
+
+    def compare_reference(self, path: str, batch: int, /) -> tuple[PromptComparison, ...]:
+        """Compare with the reference at `path`, teacher-forced and free-running."""
+
+
+@runtime_checkable
+class SwitchesAdapters(Protocol):
+    """A loaded model that can hold several adapters."""
+
+    def use_adapters(self, names: tuple[str, ...], /) -> tuple[str, ...]:
         """Go through these adapters from now on (see `UseAdapters`); returns those in force.
 
         Raises UsageError, NotInEffect.
         """
 
-    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
+
+@runtime_checkable
+class AnswersTasks(Protocol):
+    """A loaded model that answers the items of a task set."""
+
+    def answer_tasks(self, tasks: TaskSet, batch: int, /) -> tuple[TaskAnswer, ...]:
         """Answer each item, in order: the likeliest of its choices, or its greedy text.
 
         Raises UsageError if it cannot.
         """
 
-    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """The k likeliest tokens after a text, tokenised once with the tokenizer's own special tokens, or after token ids.
 
-        Raises UsageError for a prompt without tokens or with ids that the model lacks.
+@runtime_checkable
+class PredictsTokens(Protocol):
+    """A loaded model that shows its next tokens."""
+
+    def top_tokens(self, prompt: str | tuple[int, ...], k: int, /) -> TopTokens:
+        """Return the k likeliest tokens after a text or after token ids.
+
+        A text is tokenised once, with the tokenizer's own special tokens. Raises UsageError for a
+        prompt without tokens or with ids that the model lacks.
         """
 
-    def close(self) -> None:
-        """Free everything. The worker exits afterwards."""
+
+@runtime_checkable
+class GivesReasons(Protocol):
+    """A loaded model that says why it lacks some of the protocols above.
+
+    `refusals` maps the name of a method that is missing to the sentence that the caller reads.
+    """
+
+    refusals: ClassVar[Mapping[str, str]]
 
 
 class Engine(Protocol):

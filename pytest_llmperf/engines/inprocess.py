@@ -1,7 +1,6 @@
-# ruff: noqa: ARG002 - a session's methods take what every engine needs; a callable has its own work
 """A project's own callable as an engine, in the test's own process.
 
-Only its calls are seen: when each began and ended.
+Only its calls are seen: when a call began and ended.
 """
 
 from __future__ import annotations
@@ -9,24 +8,20 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-from pytest_llmperf.core.agreement.comparison import PromptComparison
-from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import (
-    Ceilings,
     EnergyReading,
     MemoryGauges,
     RequestTrace,
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.errors import UsageError
-from pytest_llmperf.wire.messages import Described, MemoryRead, Opened, Ran
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet, Workload
+from pytest_llmperf.workloads import Workload
 
 _REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"
 
@@ -39,21 +34,29 @@ class CallableEngine:
         self._n_tokens = n_tokens
 
     def open(self, plan: LoadPlan) -> CallableModel:
-        """Nothing is loaded."""
+        """Return the callable as a model; nothing is loaded."""
         return CallableModel(self._function, self._n_tokens, plan)
 
 
 class CallableModel:
-    """See `pytest_llmperf.engines.base.Session`."""
+    """See `pytest_llmperf.engines.base.LoadedModel`."""
+
+    refusals: ClassVar[Mapping[str, str]] = {
+        "make_reference": f"agreement needs a model: {_REASON}.",
+        "compare_reference": f"agreement needs a model: {_REASON}.",
+        "use_adapters": f"adapters need a model: {_REASON}.",
+        "answer_tasks": f"tasks need a model: {_REASON}.",
+        "top_tokens": f"next tokens need a model: {_REASON}.",
+    }
 
     def __init__(self, function: Callable[[], Any], n_tokens: int, plan: LoadPlan) -> None:
         self._function = function
         self._n_tokens = n_tokens
         self._plan = plan
 
-    def opened(self) -> Opened:
-        """What is known: a name, and this machine."""
-        return Opened(
+    def opened(self) -> ModelFacts:
+        """Return what is known: a name, and this machine."""
+        return ModelFacts(
             effective=self.describe().effective,
             load_s=0.0,
             content_hash=f"callable:{self._plan.model.name}",
@@ -64,8 +67,8 @@ class CallableModel:
             memory=MemoryGauges(weights=0, reasons={"weights": _REASON}),
         )
 
-    def describe(self) -> Described:
-        """Nothing can be said of what a callable does inside."""
+    def describe(self) -> Description:
+        """Return nothing but the device: what a callable does inside is not seen."""
         effective = Effective(
             engine="inprocess",
             model_class=type(self._function).__name__,
@@ -83,12 +86,12 @@ class CallableModel:
             device=self._plan.device,
             notes=(_REASON,),
         )
-        return Described(
+        return Description(
             effective=effective, memory=MemoryGauges(weights=0, reasons={"weights": _REASON})
         )
 
-    def run(self, workload: Workload, repetition: int) -> Ran:
-        """One call, the device idle before and after it."""
+    def run(self, _workload: Workload, repetition: int) -> TimedRun:
+        """Call it once, with the device idle before and after."""
         _synchronize()
         start_ns = time.perf_counter_ns()
         self._function()
@@ -97,46 +100,22 @@ class CallableModel:
         request = RequestTrace(
             n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),)
         )
-        return Ran(
+        return TimedRun(
             trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None
         )
 
-    def read_memory(self, workload: Workload, repetition: int) -> MemoryRead:
-        """Not measurable."""
-        return MemoryRead(memory=None)
+    def read_memory(self, _workload: Workload, _repetition: int) -> None:
+        """Return None: not measurable."""
 
-    def read_energy(self, workload: Workload, repetition: int, seconds: float) -> EnergyReading:
-        """Not measurable."""
+    def read_energy(self, _workload: Workload, _repetition: int, _seconds: float) -> EnergyReading:
+        """Return why there is no reading."""
         return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=_REASON)
 
-    def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings | None:
-        """None: there is nothing to hold against them."""
-        return None
-
-    def make_reference(
-        self, prompts: PromptSet, new_tokens: int, batch: int, path: str
-    ) -> tuple[int, int]:
-        """A callable has no logits: raises UsageError."""
-        raise UsageError(f"agreement needs a model: {_REASON}.")
-
-    def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """A callable has no logits: raises UsageError."""
-        raise UsageError(f"agreement needs a model: {_REASON}.")
-
-    def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """A callable has none: raises UsageError."""
-        raise UsageError(f"adapters need a model: {_REASON}.")
-
-    def answer_tasks(self, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
-        """A callable has no tokenizer: raises UsageError."""
-        raise UsageError(f"tasks need a model: {_REASON}.")
-
-    def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-        """A callable has no logits: raises UsageError."""
-        raise UsageError(f"next tokens need a model: {_REASON}.")
+    def ceilings(self, _dtypes: tuple[str, ...]) -> None:
+        """Return None: there is nothing to hold against them."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 def _synchronize() -> None:

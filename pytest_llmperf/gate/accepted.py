@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
-from pytest_llmperf.core.verdicts.against_history import BASELINE_SESSIONS, Baseline
+from pytest_llmperf.core.verdicts.against_history import MAX_SESSIONS, AcceptedValues
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history.sessions import session_values
 
@@ -26,13 +26,13 @@ A regression is no baseline until it is accepted.
 """
 
 # A session may have several records of a series, and failed ones are left out.
-_POINTS = 20 * BASELINE_SESSIONS
+_POINTS = 20 * MAX_SESSIONS
 
 
 class Held(Struct, frozen=True, kw_only=True):
     """A baseline; where it is empty, `reason` says what is missing or which fact differs."""
 
-    baseline: Baseline
+    accepted: AcceptedValues
     reason: str = ""
 
 
@@ -69,16 +69,16 @@ def _held(store: Store, reviewed: Reviewed, record: Record, metric: MetricValue)
     ]
     if not same:
         return _none(_why_none(store, keys, record, metric, earlier, usable))
-    return Held(baseline=_levels(same, levels(reviewed.accepted, *keys)))
+    return Held(accepted=_levels(same, levels(reviewed.accepted, *keys)))
 
 
-def _levels(points: Sequence[Point], starts: Sequence[str]) -> Baseline:
+def _levels(points: Sequence[Point], starts: Sequence[str]) -> AcceptedValues:
     """Session values, oldest first, cut where a change was accepted."""
     cut: dict[int, list[float]] = {}
     for session in session_values(points):
         cut.setdefault(sum(session.created >= start for start in starts), []).append(session.value)
     *earlier, latest = (tuple(values) for _, values in sorted(cut.items()))
-    return Baseline(values=latest, earlier=tuple(earlier))
+    return AcceptedValues(values=latest, earlier=tuple(earlier))
 
 
 def _why_none(
@@ -199,4 +199,4 @@ def last_session(
 
 
 def _none(reason: str) -> Held:
-    return Held(baseline=Baseline(values=()), reason=reason)
+    return Held(accepted=AcceptedValues(values=()), reason=reason)

@@ -16,7 +16,7 @@ from pytest_llmperf.core.record import MetricValue, Record, speed_metric
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import (
     MIN_SESSIONS,
-    Baseline,
+    AcceptedValues,
     compare,
     compare_counted,
 )
@@ -184,12 +184,14 @@ def _unpaired(a: list[Record], b: list[Record], name: str, limit: float) -> Row:
     how = f"{len(before)} and {len(after)} sessions"
     if name in COUNTED:
         found = compare_counted(
-            after[-1], Baseline(values=tuple(before)), direction=direction, floor=limit
+            after[-1], AcceptedValues(values=tuple(before)), direction=direction, floor=limit
         )
         exact = stats.LogRatio(*(math.log(after[-1] / before[-1]),) * 3, 1)
         return _made(a, b, name, limit, ratio=exact, outcome=found.outcome, how="counted")
     if len(after) == 1:
-        judged = compare(after[0], Baseline(values=tuple(before)), direction=direction, floor=limit)
+        judged = compare(
+            after[0], AcceptedValues(values=tuple(before)), direction=direction, floor=limit
+        )
         reason = f"{MIN_SESSIONS} sessions before are needed" if len(before) < MIN_SESSIONS else ""
         reason = reason if judged.outcome is Outcome.UNDECIDED else ""
         return _made(

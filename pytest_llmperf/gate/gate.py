@@ -163,7 +163,7 @@ class Gate:
                 at=at, record=record, metric=metrics[name], limit=limit, held=against, found=None
             )
             value = each.metric.value
-            if value is not None and against.baseline.values:
+            if value is not None and against.accepted.values:
                 each = changed(
                     each, found=self._compared(each, value, len(limits.keys() - COUNTED))
                 )
@@ -172,14 +172,14 @@ class Gate:
 
     def _compared(self, each: Gated, value: float, n_metrics: int) -> Comparison:
         direction: Any = each.metric.direction
-        baseline = each.held.baseline
+        accepted = each.held.accepted
         try:
             if each.metric.name in COUNTED:
-                return compare_counted(value, baseline, direction=direction, floor=each.limit)
+                return compare_counted(value, accepted, direction=direction, floor=each.limit)
             self._n_judged += 1
             family = max(self.planned_tests * n_metrics, self._n_judged)
             limit = p_limit(family, min(self._n_failed, family - 1))
-            return compare(value, baseline, direction=direction, floor=each.limit, limit=limit)
+            return compare(value, accepted, direction=direction, floor=each.limit, limit=limit)
         except UsageError as error:
             raise UsageError(
                 f"{each.metric.name} of {each.record.strategy} cannot be gated: {error}"
@@ -245,11 +245,11 @@ def _again(each: Gated, record: Record) -> Gated:
     )
     if value is None:
         return _undecided(each, "undecided: its second measurement had no value")
-    baseline = each.held.baseline
+    accepted = each.held.accepted
     if each.metric.name in COUNTED:
-        second = compare_counted(value, baseline, direction=each.found.direction, floor=each.limit)
+        second = compare_counted(value, accepted, direction=each.found.direction, floor=each.limit)
         return changed(each, found=replace(each.found, outcome=second.outcome, again=second))
-    return changed(each, found=confirm(each.found, value, baseline))
+    return changed(each, found=confirm(each.found, value, accepted))
 
 
 def _key(record: Record) -> str:

@@ -37,7 +37,7 @@ def not_comparable(each: Gated, *, strict: bool) -> Finding:
     """A metric that nothing was compared with, and why."""
     metric = each.metric
     if metric.value is None:
-        seen, n = f"{_title(each)} could not be measured", each.held.baseline.n
+        seen, n = f"{_title(each)} could not be measured", each.held.accepted.n
         why = (
             f"{metric.reason or 'no reason was given'}; {_sessions(n)} had it"
             if n

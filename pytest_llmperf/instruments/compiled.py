@@ -8,6 +8,6 @@ import torch._inductor.config
 
 
 def graphs_compiled() -> int:
-    """Graphs that dynamo has compiled in this process so far."""
+    """Return the number of graphs that dynamo has compiled in this process so far."""
     # The only count of them.
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001

@@ -1,4 +1,7 @@
-"""Peak growth of this process's resident memory over a region, from Linux's own high-water mark where it can be reset."""
+"""Peak growth of this process's resident memory over a region.
+
+It comes from Linux's own high-water mark where that can be reset.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,15 @@ class RssRegion(Protocol):
 
 
 def rss_region() -> RssRegion:
-    """The most exact region this machine offers: the kernel's high-water mark, else a sampling thread."""
+    """Return the most exact region this machine offers.
+
+    That is the kernel's high-water mark, else a sampling thread.
+    """
     return HighWaterRegion() if can_reset_high_water_mark() else SampledRegion()
 
 
 def can_reset_high_water_mark() -> bool:
-    """Whether writing to /proc/self/clear_refs is permitted here and /proc/self/status shows VmHWM."""
+    """Whether /proc/self/clear_refs may be written here and /proc/self/status shows VmHWM."""
     try:
         _reset_high_water_mark()
         _status_bytes("VmHWM")
@@ -51,12 +57,15 @@ def can_reset_high_water_mark() -> bool:
 
 
 def rss_bytes() -> int:
-    """Resident bytes of this process now."""
+    """Return the resident bytes of this process now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def return_free_heap() -> bool:
-    """Give pages that were freed back to the system (glibc), so that a region which uses them again shows as growth."""
+    """Give pages that were freed back to the system (glibc).
+
+    A region that uses them again then shows as growth.
+    """
     libc = ctypes.CDLL(None)
     return bool(libc.malloc_trim(0)) if hasattr(libc, "malloc_trim") else False
 
@@ -126,10 +135,9 @@ def _reset_high_water_mark() -> None:
 
 
 def _status_bytes(field: str) -> int:
-    """A size of /proc/self/status in bytes. Raises ValueError when the field is missing."""
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
+    """Return a size of /proc/self/status in bytes. Raises ValueError for a missing field."""
+    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    for line in text.splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024

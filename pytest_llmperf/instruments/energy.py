@@ -22,10 +22,10 @@ class EnergyMeter(Protocol):
         """What kind of counter it is."""
 
     def read(self) -> object:
-        """The counter now."""
+        """Read the counter."""
 
     def joules_since(self, before: object) -> float:
-        """J since the reading `before`."""
+        """Return the J since the reading `before`."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class NvmlMeter:
     source: str = "nvml-counter"
 
     def read(self) -> object:
-        """J since the driver was loaded, or `Unreadable`."""
+        """Return the J since the driver was loaded, or `Unreadable`."""
         return self.nvml.energy_joules()
 
     def joules_since(self, before: object) -> float:
-        """Difference of two readings."""
+        """Return the difference of two readings."""
         after = self.nvml.energy_joules()
         if not isinstance(before, float) or isinstance(after, Unreadable):
             raise TypeError("the energy counter became unreadable during the region")
@@ -55,11 +55,11 @@ class RaplMeter:
     source: str = "rapl"
 
     def read(self) -> object:
-        """Microjoules of each package."""
+        """Return the microjoules of each package."""
         return tuple(_integer(package / "energy_uj") for package in self.packages)
 
     def joules_since(self, before: object) -> float:
-        """Difference of two readings, one wrap allowed."""
+        """Return the difference of two readings, with one wrap allowed."""
         if not isinstance(before, tuple):
             raise TypeError(f"a reading of this meter is needed, not {before!r}")
         total = 0
@@ -70,8 +70,9 @@ class RaplMeter:
 
 
 def cpu_meter(root: Path = POWERCAP) -> EnergyMeter | Unreadable:
-    """RAPL's package counters under `root`, or why they cannot be read."""
-    packages = tuple(p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1)
+    """Return RAPL's package counters under `root`, or why they cannot be read."""
+    zones = sorted(root.glob("intel-rapl:*"))
+    packages = tuple(zone for zone in zones if zone.name.count(":") == 1)
     if not packages:
         return Unreadable(f"no RAPL counters under {root} (virtual machine, or a CPU without them)")
     try:
@@ -83,7 +84,7 @@ def cpu_meter(root: Path = POWERCAP) -> EnergyMeter | Unreadable:
 
 
 def gpu_meter(nvml: Nvml | Unreadable) -> EnergyMeter | Unreadable:
-    """The GPU's counter, or why it cannot be read."""
+    """Return the GPU's counter, or why it cannot be read."""
     if isinstance(nvml, Unreadable):
         return nvml
     reading = nvml.energy_joules()

@@ -42,7 +42,7 @@ class Nvml:
 
     @classmethod
     def of(cls, uuid: str) -> Nvml | Unreadable:
-        """The GPU with this UUID ("GPU-…" or bare)."""
+        """Return the GPU with this UUID ("GPU-…" or bare)."""
         full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         try:
             pynvml.nvmlInit()
@@ -50,43 +50,68 @@ class Nvml:
         except pynvml.NVMLError as error:
             return Unreadable(f"NVML: {error}")
 
+    @classmethod
+    def at(cls, index: int) -> Nvml | Unreadable:
+        """Return the GPU that the driver lists at this place, whatever CUDA shows of it."""
+        try:
+            pynvml.nvmlInit()
+            return cls(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError as error:
+            return Unreadable(f"NVML: {error}")
+
+    @classmethod
+    def listed(cls) -> tuple[Nvml, ...] | Unreadable:
+        """Return every GPU that the driver lists, whatever CUDA shows of them."""
+        try:
+            pynvml.nvmlInit()
+            indices = range(pynvml.nvmlDeviceGetCount())
+            return tuple(cls(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices)
+        except pynvml.NVMLError as error:
+            return Unreadable(f"NVML: {error}")
+
+    def compute_capability(self) -> tuple[int, int] | Unreadable:
+        """Return the major and minor compute capability."""
+        capability = _read(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(self.handle))
+        if isinstance(capability, Unreadable):
+            return capability
+        major, minor = capability
+        return int(major), int(minor)
+
     def device_memory_bytes(self) -> int | Unreadable:
-        """Bytes in use on the whole device, by anyone."""
+        """Return the bytes in use on the whole device, by anyone."""
         return _read(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used))
 
     def process_memory_bytes(self) -> int | Unreadable:
-        """Bytes the driver counts for this process.
+        """Return the bytes that the driver counts for this process.
 
-        Unreadable when the container's pid is not the driver's.
+        They are unreadable when the container's pid is not the driver's.
         """
         processes = _read(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if isinstance(processes, Unreadable):
             return processes
-        for process in processes:
-            if process.pid == os.getpid():
-                used = process.usedGpuMemory
-                return (
-                    int(used)
-                    if used is not None
-                    else Unreadable("the driver hides memory per process here")
-                )
-        shown = f"the {len(processes)} processes the driver shows"
-        return Unreadable(
-            f"pid {os.getpid()} is not among {shown} (the pids of a container are its own)"
-        )
+        by_pid = {process.pid: process.usedGpuMemory for process in processes}
+        if os.getpid() not in by_pid:
+            return Unreadable(
+                f"pid {os.getpid()} is not among the {len(processes)} processes the driver shows "
+                "(the pids of a container are its own)"
+            )
+        used = by_pid[os.getpid()]
+        if used is None:
+            return Unreadable("the driver hides memory per process here")
+        return int(used)
 
     def energy_joules(self) -> float | Unreadable:
-        """The cumulative energy counter, in J since the driver was loaded."""
+        """Return the cumulative energy counter, in J since the driver was loaded."""
         return _read(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000.0)
 
     def clock_event_reasons(self) -> int | Unreadable:
-        """Bit mask of what limits the clocks now."""
+        """Return the bit mask of what limits the clocks now."""
         return _read(lambda: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)))
 
     def violation_ns(self) -> dict[str, int]:
-        """Time spent below the wanted clocks since the driver was loaded, by policy.
+        """Return the time below the wanted clocks since the driver was loaded, by policy.
 
-        Empty where not supported.
+        It is empty where not supported.
         """
         policies = {
             "power": pynvml.NVML_PERF_POLICY_POWER,
@@ -101,7 +126,7 @@ class Nvml:
         )
 
     def gauges(self) -> dict[str, float]:
-        """Clocks (MHz), temperature (deg C) and power (W) now; those that can be read."""
+        """Return clocks (MHz), temperature (deg C) and power (W) now; those that can be read."""
         read = {
             "sm_clock_mhz": _read(
                 lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_SM)
@@ -119,22 +144,28 @@ class Nvml:
         }
 
     def other_processes(self) -> tuple[int, ...] | Unreadable:
-        """Pids of other compute processes.
+        """Return the pids of other compute processes.
 
-        Unreadable where several are shown and none of them is ours (containers).
+        They are unreadable where several are shown and none of them is ours (containers).
         """
         processes = _read(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if isinstance(processes, Unreadable):
             return processes
         pids = [process.pid for process in processes]
-        if os.getpid() not in pids and len(pids) > 1:
+        if os.getpid() in pids:
+            return tuple(pid for pid in pids if pid != os.getpid())
+        if len(pids) > 1:
             return Unreadable(
-                f"{len(pids)} processes use the device, and which of them is ours cannot be told in this container"
+                f"{len(pids)} processes use the device, and which of them is ours cannot be told "
+                "in this container"
             )
-        return tuple(pid for pid in pids if pid != os.getpid()) if os.getpid() in pids else ()
+        return ()
 
     def busy_since(self, t_us: int) -> dict[int, int] | Unreadable:
-        """SM use in percent by pid, the largest sample since `t_us` (microseconds of the Unix epoch)."""
+        """Return the SM use in percent by pid: the largest sample since `t_us`.
+
+        `t_us` is in microseconds of the Unix epoch.
+        """
         samples = _read(lambda: pynvml.nvmlDeviceGetProcessUtilization(self.handle, t_us))
         if isinstance(samples, Unreadable):
             return samples
@@ -144,29 +175,28 @@ class Nvml:
         return busy
 
     def facts(self) -> dict[str, str | int | float]:
-        """What identifies the device and its settings, for the environment of a record.
+        """Return what identifies the device and its settings, for the environment of a record.
 
         The UUID is hashed.
         """
         read = {
             "name": _read(lambda: _text(pynvml.nvmlDeviceGetName(self.handle))),
-            "uuid_hash": _read(
-                lambda: hashlib.sha256(
-                    _text(pynvml.nvmlDeviceGetUUID(self.handle)).encode()
-                ).hexdigest()[:12]
-            ),
+            "uuid_hash": _read(self._uuid_hash),
             "driver": _read(lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
             "power_limit_w": _read(
                 lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000.0
             ),
-            "max_sm_clock_mhz": _read(
-                lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_SM)
-            ),
-            "max_memory_clock_mhz": _read(
-                lambda: pynvml.nvmlDeviceGetMaxClockInfo(self.handle, pynvml.NVML_CLOCK_MEM)
-            ),
+            "max_sm_clock_mhz": self._max_clock_mhz(pynvml.NVML_CLOCK_SM),
+            "max_memory_clock_mhz": self._max_clock_mhz(pynvml.NVML_CLOCK_MEM),
         }
         return {name: value for name, value in read.items() if not isinstance(value, Unreadable)}
+
+    def _max_clock_mhz(self, clock: int) -> int | Unreadable:
+        return _read(lambda: int(pynvml.nvmlDeviceGetMaxClockInfo(self.handle, clock)))
+
+    def _uuid_hash(self) -> str:
+        uuid = _text(pynvml.nvmlDeviceGetUUID(self.handle))
+        return hashlib.sha256(uuid.encode()).hexdigest()[:12]
 
 
 def _read(figure: Callable[[], T]) -> T | Unreadable:

@@ -14,48 +14,46 @@ from pytest_llmperf.errors import UsageError
 
 
 def ranks_on_this_host() -> tuple[int, ...]:
-    """Process ids of the other ranks that this process can see: those of its host and container.
+    """Return the process ids of the other ranks that this process can see.
 
-    Every rank of gloo must ask.
+    These are the ranks of its host and container. It is a collective: every rank has to call it.
     """
-    mine = torch.tensor([_namespace(), os.getpid()])
-    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, mine)
+    own = torch.tensor([_namespace(), os.getpid()])
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    namespaces_and_pids = [(int(namespace), int(pid)) for namespace, pid in gathered]
     return tuple(
-        int(pid)
-        for namespace, pid in found
-        if int(namespace) == _namespace() and int(pid) != os.getpid()
+        pid
+        for namespace, pid in namespaces_and_pids
+        if namespace == _namespace() and pid != os.getpid()
     )
 
 
 def _namespace() -> int:
-    """A number for the kernel and the process namespace.
+    """Return a number for the kernel and the process namespace.
 
-    One that nobody else has where Linux does not say.
+    It is one that nobody else has where Linux does not say.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return int(
-            hashlib.sha256(
-                f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}".encode()
-            ).hexdigest()[:15],
-            16,
-        )
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return os.getpid()
+    return int(hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:15], 16)
 
 
 def rank_device(name: str) -> str:
-    """`name`, of a spread model with this rank's number: ranks see all devices of their model, in one order."""
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}"
-        if name == "cuda" and "LOCAL_RANK" in os.environ
-        else name
-    )
+    """Return the device's name, with this rank's number for a spread model.
+
+    Ranks see all devices of their model, in one order.
+    """
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
 
 
 def device_identity(device: torch.device) -> str:
-    """A GPU by the hash of its UUID, so that two names of one device are seen to be one."""
+    """Return a GPU by the hash of its UUID, so that two names of one device are seen to be one."""
     if device.type != "cuda":
         return str(device)
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -76,7 +74,7 @@ _PACKAGES = (
 
 
 def torch_device(name: str) -> torch.device:
-    """The device called `name`. Raises UsageError if torch does not have it."""
+    """Return the device called `name`. Raises UsageError if torch does not have it."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -94,12 +92,13 @@ def _require_cuda(device: torch.device, name: str) -> None:
     if (device.index or 0) >= count:
         raise UsageError(
             f"device {name!r} was asked for, torch {torch.__version__} sees {count} CUDA devices. "
-            "Use --llmperf-device cpu, or install a torch built for this machine's driver; 'llmperf doctor' says more.",
+            "Use --llmperf-device cpu, or install a torch built for this machine's driver; "
+            "'llmperf doctor' says more.",
         )
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter to speed and outputs, as installed here."""
+    """Return the versions of the packages that matter to speed and outputs, as installed here."""
     installed = {
         dist.metadata["Name"].lower().replace("_", "-"): dist.version
         for dist in metadata.distributions()

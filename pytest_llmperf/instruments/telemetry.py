@@ -1,4 +1,7 @@
-"""What else happened on the machine around a timed run, read before and after it: throttling and foreign load."""
+"""What else happened on the machine around a timed run: throttling and foreign load.
+
+It is read before and after the run.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _CPU_STAT = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"
 
 
 @dataclass(frozen=True)
-class Seen:
+class Telemetry:
     """Telemetry of one region, and the marks it earns."""
 
     gauges: dict[str, float]
@@ -50,28 +53,28 @@ class Watch(Protocol):
     def start(self) -> None:
         """Read what must be known before."""
 
-    def finish(self) -> Seen:
+    def finish(self) -> Telemetry:
         """Read again and judge."""
 
 
 class CpuWatch:
-    """Others' share of the cores this process may run on (busy and steal time minus our own), and the container's throttling.
+    """Others' share of the cores this process may run on, and the container's throttling.
 
-    `peers` are ids of the processes that work on the same thing: the other ranks of a model are no foreign load.
+    The share is busy and steal time minus our own. `peers` are ids of the processes that work on
+    the same thing: the other ranks of a model are no foreign load.
     """
 
     def __init__(self, peers: tuple[int, ...] = ()) -> None:
-        mine = set(own_cores())
-        self._peers = tuple(
-            pid for pid in peers if mine & os.sched_getaffinity(pid)
-        )  # on other cores they are not counted as busy
+        cores = set(own_cores())
+        # Peers on other cores are not counted as busy.
+        self._peers = tuple(pid for pid in peers if cores & os.sched_getaffinity(pid))
         self._before: CpuReading | None = None
 
     def start(self) -> None:
         """Read the counters."""
         self._before = read_cpu(self._peers)
 
-    def finish(self) -> Seen:
+    def finish(self) -> Telemetry:
         """Read them again and judge the difference. Raises RuntimeError when not started."""
         if self._before is None:
             raise RuntimeError("finish() without start()")
@@ -80,9 +83,10 @@ class CpuWatch:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """Cumulative times in s: `busy_s` of the cores we may run on, with steal.
+    """Cumulative times in s.
 
-    `own_s` of this process, peers, all children.
+    `busy_s` is of the cores we may run on, with steal; `own_s` of this process, its peers, and all
+    their children.
     """
 
     t_s: float
@@ -92,7 +96,7 @@ class CpuReading:
 
 
 def read_cpu(peers: Sequence[int] = ()) -> CpuReading:
-    """The counters now. Costs well under 1 ms.
+    """Read the counters. Costs well under 1 ms.
 
     Raises NoSuchProcess if a peer is gone: the run is lost anyway.
     """
@@ -103,9 +107,9 @@ def read_cpu(peers: Sequence[int] = ()) -> CpuReading:
 
 
 def own_cores(n_seen: int | None = None) -> tuple[int, ...]:
-    """Numbers of the cores this process may run on.
+    """Return the numbers of the cores this process may run on.
 
-    All that are seen where some are offline, for then no number is sure.
+    They are all that are seen where some are offline, for then no number is sure.
     """
     n = os.cpu_count() or 1 if n_seen is None else n_seen
     allowed = tuple(sorted(os.sched_getaffinity(0)))
@@ -114,36 +118,56 @@ def own_cores(n_seen: int | None = None) -> tuple[int, ...]:
 
 def _busy_s(times: Any) -> float:
     idle = times.idle + getattr(times, "iowait", 0.0)
-    # user already includes guest time on Linux
-    return float(
-        sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    )
+    # On Linux the user's time already includes the guests'.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - idle - guests)
 
 
-def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Seen:
-    """Pure: what two readings say about the region between them."""
-    wall = after.t_s - before.t_s
+def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
+    """Return what two readings say about the region between them. Pure."""
     gauges: dict[str, float] = {}
     marks: list[Mark] = []
-    if wall >= SHORTEST_JUDGED_S:
-        foreign = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / (
-            wall * cores
-        )
+    foreign = _foreign_share(before, after, cores)
+    if foreign is not None:
         gauges["foreign_cpu_share"] = foreign
-        if foreign > FOREIGN_CPU_SHARE:
-            detail = f"other processes used {foreign:.0%} of {cores} cores (limit {FOREIGN_CPU_SHARE:.0%})"
-            marks.append(Mark(kind="foreign-load", detail=detail))
-    if before.throttled_s is not None and after.throttled_s is not None and wall > 0:
-        share = (after.throttled_s - before.throttled_s) / wall
-        gauges["cgroup_throttled_share"] = share
-        if share > CGROUP_THROTTLED_SHARE:
-            marks.append(
-                Mark(
-                    kind="throttled",
-                    detail=f"the container's CPU quota stopped it for {share:.0%} of the run",
-                )
-            )
-    return Seen(gauges, tuple(marks))
+        marks += _foreign_cpu_marks(foreign, cores)
+    throttled = _throttled_share(before, after)
+    if throttled is not None:
+        gauges["cgroup_throttled_share"] = throttled
+        marks += _quota_marks(throttled)
+    return Telemetry(gauges, tuple(marks))
+
+
+def _foreign_share(before: CpuReading, after: CpuReading, cores: int) -> float | None:
+    """Return others' share of the cores; None for a region that is too short to judge."""
+    wall_s = after.t_s - before.t_s
+    if wall_s < SHORTEST_JUDGED_S:
+        return None
+    foreign_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    return max(0.0, foreign_s) / (wall_s * cores)
+
+
+def _throttled_share(before: CpuReading, after: CpuReading) -> float | None:
+    """Return the share of the region that the quota stopped us; None where it is not known."""
+    wall_s = after.t_s - before.t_s
+    if before.throttled_s is None or after.throttled_s is None or wall_s <= 0:
+        return None
+    return (after.throttled_s - before.throttled_s) / wall_s
+
+
+def _foreign_cpu_marks(share: float, cores: int) -> list[Mark]:
+    if share <= FOREIGN_CPU_SHARE:
+        return []
+    limit = f"(limit {FOREIGN_CPU_SHARE:.0%})"
+    detail = f"other processes used {share:.0%} of {cores} cores {limit}"
+    return [Mark(kind="foreign-load", detail=detail)]
+
+
+def _quota_marks(share: float) -> list[Mark]:
+    if share <= CGROUP_THROTTLED_SHARE:
+        return []
+    detail = f"the container's CPU quota stopped it for {share:.0%} of the run"
+    return [Mark(kind="throttled", detail=detail)]
 
 
 class GpuWatch:
@@ -164,39 +188,51 @@ class GpuWatch:
         self._violations = self._nvml.violation_ns()
         self._start_ns, self._start_us = time.perf_counter_ns(), time.time_ns() // 1000
 
-    def finish(self) -> Seen:
+    def finish(self) -> Telemetry:
         """Read everything; the instantaneous reasons are those right after the run."""
         wall_ns = max(1, time.perf_counter_ns() - self._start_ns)
-        reasons = self._nvml.clock_event_reasons()
-        active = 0 if isinstance(reasons, Unreadable) else reasons
-        after = self._nvml.violation_ns()
-        shares = {
-            name: (after[name] - start) / wall_ns
-            for name, start in self._violations.items()
-            if name in after
-        }
-        foreign = self._foreign()
-        gauges = self._nvml.gauges() | {
-            f"{name}_violation_share": share for name, share in shares.items()
-        }
-        gauges |= {"power_capped": float(bool(active & POWER_CAP_REASON))}
-        gauges |= {"foreign_processes": float(len(foreign[0]))} if foreign is not None else {}
-        busy = {} if foreign is None else foreign[1]
-        return Seen(gauges, (*throttle_marks(active, shares), *foreign_marks(busy)))
+        active = self._active_reasons()
+        shares = self._violation_shares(wall_ns)
+        gauges = self._nvml.gauges()
+        gauges |= {f"{name}_violation_share": share for name, share in shares.items()}
+        gauges["power_capped"] = float(bool(active & POWER_CAP_REASON))
+        foreign_pids = self._foreign_pids()
+        if foreign_pids is not None:
+            gauges["foreign_processes"] = float(len(foreign_pids))
+        busy = self._busy(foreign_pids or ())
+        return Telemetry(gauges, (*throttle_marks(active, shares), *foreign_marks(busy)))
 
-    def _foreign(self) -> tuple[tuple[int, ...], dict[int, int]] | None:
-        shown = self._nvml.other_processes()
-        if isinstance(shown, Unreadable):
-            return None
-        others = tuple(pid for pid in shown if not of_this_session(pid))
-        busy = self._nvml.busy_since(self._start_us) if others else {}
-        return others, {} if isinstance(busy, Unreadable) else {
-            pid: use for pid, use in busy.items() if pid in others
+    def _active_reasons(self) -> int:
+        """Return the bit mask of what limits the clocks now; 0 where it cannot be read."""
+        reasons = self._nvml.clock_event_reasons()
+        return 0 if isinstance(reasons, Unreadable) else reasons
+
+    def _violation_shares(self, wall_ns: int) -> dict[str, float]:
+        """Return the share of the region below the wanted clocks, by policy."""
+        after = self._nvml.violation_ns()
+        return {
+            policy: (after[policy] - before_ns) / wall_ns
+            for policy, before_ns in self._violations.items()
+            if policy in after
         }
+
+    def _foreign_pids(self) -> tuple[int, ...] | None:
+        """Return the other processes on the GPU that are not of this session, where known."""
+        pids = self._nvml.other_processes()
+        if isinstance(pids, Unreadable):
+            return None
+        return tuple(pid for pid in pids if not of_this_session(pid))
+
+    def _busy(self, foreign_pids: Sequence[int]) -> dict[int, int]:
+        """Return the SM use of foreign processes during the region, in percent by pid."""
+        use_by_pid = self._nvml.busy_since(self._start_us) if foreign_pids else {}
+        if isinstance(use_by_pid, Unreadable):
+            return {}
+        return {pid: percent for pid, percent in use_by_pid.items() if pid in foreign_pids}
 
 
 def throttle_marks(active: int, violation_shares: dict[str, float]) -> tuple[Mark, ...]:
-    """Marks for a mask of clock-event reasons and for shares of the region lost to heat. Pure."""
+    """Return marks for a mask of clock-event reasons and for shares lost to heat. Pure."""
     limiting = [name for name, bit in THROTTLE_REASONS.items() if active & bit]
     marks = [Mark(kind="throttled", detail=f"clock-event reason: {name}") for name in limiting]
     thermal = violation_shares.get("thermal", 0.0)
@@ -208,7 +244,7 @@ def throttle_marks(active: int, violation_shares: dict[str, float]) -> tuple[Mar
 
 
 def foreign_marks(sm_percent_by_pid: dict[int, int]) -> tuple[Mark, ...]:
-    """Marks for other processes that were busy on the GPU. Pure."""
+    """Return marks for other processes that were busy on the GPU. Pure."""
     return tuple(
         Mark(kind="foreign-load", detail=f"process {pid} used {use} % of the GPU's multiprocessors")
         for pid, use in sm_percent_by_pid.items()

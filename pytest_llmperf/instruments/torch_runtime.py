@@ -37,7 +37,7 @@ COPY_REPEATS = {"cuda": 30, "cpu": 7}
 MATMUL_REPEATS = {"cuda": 12, "cpu": 3}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
 CPU_MATMUL_LIMIT_S = 0.25
-"""A dtype that the CPU emulates is measured on a smaller product, so that one product stays under this."""
+"""A dtype that the CPU emulates is measured on a smaller product, which stays under this time."""
 
 
 @dataclass
@@ -94,20 +94,18 @@ class DeviceRuntime:
     def memory(
         self, weights: int, region: PeakRegion | None = None, kv_cache: int | None = None
     ) -> MemoryGauges:
-        """All gauges now, with those of a finished `region`."""
-        reasons = dict(region.reasons) if region else {}
-        process, device = self._process_bytes(), self._device_bytes()
-        for name, value in (("process", process), ("device", device)):
-            if isinstance(value, Unreadable):
-                reasons[name] = value.reason
+        """Return all gauges now, with those of a finished `region`."""
+        region = region or PeakRegion()
+        readings = {"process": self._process_bytes(), "device": self._device_bytes()}
+        unread = {n: value.reason for n, value in readings.items() if isinstance(value, Unreadable)}
         return MemoryGauges(
             weights=weights,
-            peak=region.peak if region else None,
-            reserved=region.reserved if region else None,
-            process=None if isinstance(process, Unreadable) else process,
-            device=None if isinstance(device, Unreadable) else device,
+            peak=region.peak,
+            reserved=region.reserved,
+            process=_known(readings["process"]),
+            device=_known(readings["device"]),
             kv_cache=kv_cache,
-            reasons=reasons,
+            reasons=region.reasons | unread,
         )
 
     def _process_bytes(self) -> int | Unreadable:
@@ -125,29 +123,27 @@ class DeviceRuntime:
         return self.nvml.device_memory_bytes()
 
     def watch(self) -> Watch:
-        """Telemetry for one region of this device."""
+        """Return the watch for one region of this device."""
         return CpuWatch(self.peers) if isinstance(self.nvml, Unreadable) else GpuWatch(self.nvml)
 
     def meter(self) -> EnergyMeter | Unreadable:
-        """The energy counter of this device, or why there is none."""
+        """Return the energy counter of this device, or why there is none."""
         return gpu_meter(self.nvml) if self.device.type == "cuda" else cpu_meter()
 
     def name(self) -> str:
-        """The device as a reader knows it: the GPU's name, or the CPU's model."""
-        return (
-            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
-        )
+        """Return the device as a reader knows it: the GPU's name, or the CPU's model."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return cpu_model()
 
     def facts(self) -> dict[str, str | int | float | None]:
-        """What the environment of a record says about the device."""
+        """Return what the environment of a record says about the device."""
         host: dict[str, str | int | float | None] = {
             "device": self.device.type,
             "device_name": self.name(),
             "cpu_model": cpu_model(),
             "cpu_cores": os.cpu_count(),
-            "cpu_cores_usable": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cpu_cores_usable": _usable_cores(),
             "torch_threads": torch.get_num_threads(),
             "memory_total_bytes": psutil.virtual_memory().total,
         }
@@ -156,20 +152,30 @@ class DeviceRuntime:
     def _cuda_facts(self) -> dict[str, str | int | float | None]:
         properties = torch.cuda.get_device_properties(self.device)
         driver = {} if isinstance(self.nvml, Unreadable) else self.nvml.facts()
+        driver_facts = {
+            name if name == "driver" else f"device_{name}": value
+            for name, value in driver.items()
+            if name != "name"
+        }
         return {
             "device_total_bytes": properties.total_memory,
             "device_multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "device_count": torch.cuda.device_count(),
-        } | {
-            f"device_{name}" if name != "driver" else name: value
-            for name, value in driver.items()
-            if name != "name"
+            **driver_facts,
         }
 
 
+def _known(reading: int | Unreadable) -> int | None:
+    return None if isinstance(reading, Unreadable) else reading
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def cpu_model() -> str:
-    """The CPU's model name, from /proc/cpuinfo where there is one."""
+    """Return the CPU's model name, from /proc/cpuinfo where there is one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -204,33 +210,39 @@ def measure_energy(
     repeat: Callable[[], int],
     agreed: Callable[[bool], bool] = bool,
 ) -> EnergyReading:
-    """Call `repeat` (one repetition, returns its output tokens) until `seconds` have passed, the counter read around it.
+    """Read the energy counter around calls of `repeat` until `seconds` have passed.
 
-    `agreed` gives what all ranks of one model do, from what this one would: they repeat equally often.
+    `repeat` does one repetition and returns its output tokens. `agreed` gives what all ranks of one
+    model do, from what this one would: they repeat equally often.
     """
     meter = runtime.meter()
     if isinstance(meter, Unreadable):
         return EnergyReading(joules=None, seconds=0.0, n_output_tokens=0, reason=meter.reason)
     runtime.synchronise()
-    before, start, tokens = meter.read(), time.perf_counter(), 0
-    while agreed(time.perf_counter() - start < seconds):
-        tokens += repeat()
+    before, start_s, n_tokens = meter.read(), time.perf_counter(), 0
+    while agreed(time.perf_counter() - start_s < seconds):
+        n_tokens += repeat()
     runtime.synchronise()
-    joules, elapsed = meter.joules_since(before), time.perf_counter() - start
-    if elapsed < MINIMUM_REGION_S:
-        reason = f"the region lasted {elapsed:.2f} s; an energy counter needs at least {MINIMUM_REGION_S:g} s"
-        return EnergyReading(
-            joules=None, seconds=elapsed, n_output_tokens=tokens, source=meter.source, reason=reason
-        )
+    joules, elapsed_s = meter.joules_since(before), time.perf_counter() - start_s
+    too_short = elapsed_s < MINIMUM_REGION_S
     return EnergyReading(
-        joules=joules, seconds=elapsed, n_output_tokens=tokens, source=meter.source
+        joules=None if too_short else joules,
+        seconds=elapsed_s,
+        n_output_tokens=n_tokens,
+        source=meter.source,
+        reason=_too_short_text(elapsed_s) if too_short else "",
     )
 
 
-def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
-    """What this device reaches in a plain copy and in dense square products.
+def _too_short_text(elapsed_s: float) -> str:
+    needed = f"an energy counter needs at least {MINIMUM_REGION_S:g} s"
+    return f"the region lasted {elapsed_s:.2f} s; {needed}"
 
-    About 3 s on a CPU, less on a GPU.
+
+def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
+    """Measure what this device reaches in a plain copy and in dense square products.
+
+    It takes about 3 s on a CPU, less on a GPU.
     """
     rates = {name: matmul_flop_per_s(runtime, getattr(torch, name)) for name in dtypes}
     return Ceilings(
@@ -242,9 +254,9 @@ def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceiling
 
 
 def copy_bytes_per_s(runtime: DeviceRuntime) -> float:
-    """Bytes read and written a second by a copy between two buffers far larger than the cache.
+    """Return the bytes read and written a second by a copy: the median of several.
 
-    Median of several.
+    The two buffers are far larger than the cache.
     """
     kind = runtime.device.type
     source = torch.ones(COPY_BUFFER_BYTES[kind], dtype=torch.uint8, device=runtime.device)
@@ -254,7 +266,10 @@ def copy_bytes_per_s(runtime: DeviceRuntime) -> float:
 
 
 def matmul_flop_per_s(runtime: DeviceRuntime, dtype: torch.dtype) -> float:
-    """2 n^3 / time of an n x n product; n is smaller where this dtype is slow (emulated on a CPU)."""
+    """Return 2 n^3 / time of an n x n product.
+
+    n is smaller where this dtype is slow (emulated on a CPU).
+    """
     kind = runtime.device.type
     size = MATMUL_SIZE[kind] if kind == "cuda" else _affordable_size(runtime, dtype)
     return 2 * size**3 / _median_s(runtime, _product(runtime, dtype, size), MATMUL_REPEATS[kind])
@@ -268,14 +283,13 @@ def _affordable_size(runtime: DeviceRuntime, dtype: torch.dtype) -> int:
 
 
 def _product(runtime: DeviceRuntime, dtype: torch.dtype, size: int) -> Callable[[], object]:
-    left = torch.randn(size, size, device=runtime.device).to(dtype)
-    right = torch.randn(size, size, device=runtime.device).to(dtype)
-    out = torch.empty_like(left)
-    return lambda: torch.matmul(left, right, out=out)
+    factors = [torch.randn(size, size, device=runtime.device).to(dtype) for _ in range(2)]
+    out = torch.empty_like(factors[0])
+    return lambda: torch.matmul(*factors, out=out)
 
 
 def _median_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> float:
-    """Median time of one call, after two warm-up calls; by CUDA events on a GPU."""
+    """Return the median time of one call, after two warm-up calls; by CUDA events on a GPU."""
     for _ in range(2):
         work()
     timed = _cuda_times_s if runtime.device.type == "cuda" else _host_times_s
@@ -291,10 +305,13 @@ def _host_times_s(_runtime: DeviceRuntime, work: Callable[[], object], repeats: 
     return times
 
 
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def _cuda_times_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
     with torch.cuda.device(runtime.device):
-        # torch.
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
+        events = [_timing_event() for _ in range(repeats + 1)]
         events[0].record()
         for event in events[1:]:
             work()

@@ -108,7 +108,7 @@ def _opened(core: LlmperfSession, declared: Declaration) -> OpenModel:
         opened,
         (),
         core.settings.timeout_s,
-        core.settings.wait_s,
+        core.host,
     )
 
 

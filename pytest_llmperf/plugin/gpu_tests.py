@@ -128,10 +128,10 @@ class GpuTests:
             short = (
                 None
                 if need is None
-                else shortfall_of(need, core.model_gpus if plans else core.gpus.pool, plans)
+                else shortfall_of(need, core.place.gpus if plans else core.gpus.pool, plans)
             )
-            if need is not None and short is None and plans and core.cluster is not None:
-                core.cluster.require_alike(need)
+            if need is not None and short is None and plans:
+                core.place.require_any_gpu_meets(need)
         except LlmperfError as error:
             item.stash[UNUSABLE] = error
             if self._is_llmperf(item):

@@ -161,9 +161,11 @@ class PytestSession:
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
         """Hold the GPUs of a test. Raises as `Gpus.require`."""
-        # By the cluster, when they are loaded.
-        lent = self.core.cluster is not None and _plans(item)
-        if not lent and (DECLARED not in item.stash or self._declared(item).error is None):
+        if DECLARED in item.stash and self._declared(item).error is not None:
+            return
+        if _plans(item):
+            self.core.place.lease(need, measures=measures)
+        else:
             self.core.gpus.require(need, measures=measures)
 
     def begin_watching(self, item: pytest.Item) -> None:

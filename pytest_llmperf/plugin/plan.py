@@ -90,11 +90,11 @@ def _row(
         row,
         model=first.model.name,
         engine=first.engine,
-        device=_device(core, first),
+        device=core.place.device_text(first),
         strategy=first.strategy,
         ranks=max(plan.ranks for plan in declared.plans),
         weights_bytes=_weights_bytes(declared.plans),
-        available_bytes=_available_bytes(core, item, first),
+        available_bytes=core.place.free_bytes(first, item.stash.get(NEED, None)),
         planned_s=float(declared.declaration.budget or core.settings.budget_s),
         load_key=str(hash(first)),
     )
@@ -105,26 +105,9 @@ def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
     return None if None in needed else sum(n or 0 for n in needed)
 
 
-def _device(core: LlmperfSession, plan: LoadPlan) -> str:
-    """The kind of device, and how many of a cluster's hosts it would be on."""
-    if core.cluster is None:
-        return plan.device
-    n = len(core.cluster.where(plan))
-    return f"{plan.device} on {n} host{'' if n == 1 else 's'} of {core.cluster.address}"
-
-
 def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
     need = item.stash.get(NEED, None)
-    return 0 if need is None else candidates(need, core.model_gpus)[0]
-
-
-def _available_bytes(core: LlmperfSession, item: pytest.Item, plan: LoadPlan) -> int | None:
-    if core.cluster is not None:  # what is free on its hosts is seen when they are held
-        return None
-    need = item.stash.get(NEED, None)
-    return placement.free_bytes(
-        plan.device, () if need is None else candidates(need, core.gpus.pool)[1]
-    )
+    return 0 if need is None else candidates(need, core.place.gpus)[0]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_llmperf.core.advice import AXES, Advice, Choice
 from pytest_llmperf.core.format import MISSING, format_estimate, format_value
@@ -14,75 +14,82 @@ _BOUNDS = {"higher": ">=", "lower": "<="}
 def table(
     advice: Advice, choices: Sequence[Choice]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows: the front first, then what is dominated and by what, then what was not compared."""
-    by_name = {choice.name: choice for choice in choices}
-    rows = [(*_cells(by_name[name], advice.axes), _standing(name, advice)) for name in advice.front]
-    rows += [
-        (*_cells(by_name[each.name], advice.axes), f"dominated by {', '.join(each.by)}")
-        for each in advice.dominated
-    ]
-    rows += [
-        (
-            *_cells(by_name[each.name], advice.axes),
-            f"not compared: lacks {', '.join(_lack(*lack) for lack in each.lacks.items())}",
-        )
-        for each in advice.incomplete
-    ]
-    return ("strategy", *(_TITLES.get(axis, axis) for axis in advice.axes), ""), rows
+    """Return header and rows: the front first, then what is dominated, then what lacks data."""
+    cells = {choice.name: _cells(choice, advice.axes) for choice in choices}
+    standings = [(name, _standing(name, advice)) for name in advice.front]
+    standings += [(loser.name, _dominated(loser.by)) for loser in advice.dominated]
+    standings += [(choice.name, _not_compared(choice.lacks)) for choice in advice.incomplete]
+    header = ("strategy", *map(_title, advice.axes), "")
+    return header, [(*cells[name], standing) for name, standing in standings]
 
 
 def sentences(advice: Advice, choices: Sequence[Choice], limits: Mapping[str, float]) -> list[str]:
-    """What to take, and how sure that is."""
-    asked = ", ".join(_limit(axis, bound) for axis, bound in limits.items())
-    lines = [_verdict(advice, {choice.name: choice for choice in choices}, asked)]
+    """Return what to take, and how sure that is."""
+    conditions = ", ".join(_limit(axis, bound) for axis, bound in limits.items())
+    lines = [_verdict(advice, choices, conditions)]
     if advice.fastest is not None and advice.certain != advice.fastest:
-        surely = (
-            f"The fastest for certain is {advice.certain}."
-            if advice.certain
-            else "No strategy meets them for certain."
-        )
-        lines.append(
-            f"Only by its values: an interval of {advice.fastest} crosses a limit. {surely}"
-        )
+        lines.append(_uncertainty(advice))
     if advice.left_out:
-        named = " and ".join(_TITLES.get(axis, axis) for axis in advice.left_out)
+        titles = " and ".join(map(_title, advice.left_out))
         lines.append(
-            f"Not compared: {named}, which no stored agreement gives. llm.agreement(baseline) in a test measures it."
+            f"Not compared: {titles}, which no stored agreement gives. "
+            "llm.agreement(baseline) in a test measures it."
         )
     return lines
 
 
-def _verdict(advice: Advice, choices: Mapping[str, Choice], asked: str) -> str:
-    under = f" with {asked}" if asked else ""
+def _verdict(advice: Advice, choices: Sequence[Choice], conditions: str) -> str:
     if advice.fastest is None:
-        compared = len(advice.front) + len(advice.dominated)
-        lack = len(advice.incomplete)
-        what = f"No strategy meets the limits ({asked})" if asked else "Nothing can be advised"
-        return f"{what}: {compared} were compared, {lack} lack data."
-    speed = format_value(choices[advice.fastest].readings["speed"].value, AXES["speed"].unit)
+        return _no_verdict(advice, conditions)
+    fastest = next(choice for choice in choices if choice.name == advice.fastest)
+    speed = format_value(fastest.readings["speed"].value, AXES["speed"].unit)
+    under = f" with {conditions}" if conditions else ""
     return f"Fastest{under}: {advice.fastest}, {speed}."
+
+
+def _no_verdict(advice: Advice, conditions: str) -> str:
+    n_compared = len(advice.front) + len(advice.dominated)
+    outcome = "Nothing can be advised"
+    if conditions:
+        outcome = f"No strategy meets the limits ({conditions})"
+    return f"{outcome}: {n_compared} were compared, {len(advice.incomplete)} lack data."
+
+
+def _uncertainty(advice: Advice) -> str:
+    certain = "No strategy meets them for certain."
+    if advice.certain:
+        certain = f"The fastest for certain is {advice.certain}."
+    return f"Only by its values: an interval of {advice.fastest} crosses a limit. {certain}"
 
 
 def _standing(name: str, advice: Advice) -> str:
     return "fastest that fits" if name == advice.fastest else "front"
 
 
-def _cells(choice: Choice, axes: Sequence[str]) -> tuple[str, ...]:
+def _dominated(by: Iterable[str]) -> str:
+    return f"dominated by {', '.join(by)}"
+
+
+def _not_compared(lacks: Mapping[str, str]) -> str:
+    reasons = (f"{_title(axis)} ({reason})" for axis, reason in lacks.items())
+    return f"not compared: lacks {', '.join(reasons)}"
+
+
+def _cells(choice: Choice, axes: Iterable[str]) -> tuple[str, ...]:
     return (choice.name, *(_cell(choice, axis) for axis in axes))
 
 
 def _cell(choice: Choice, axis: str) -> str:
     reading = choice.readings.get(axis)
-    return (
-        MISSING
-        if reading is None
-        else format_estimate(reading.value, reading.low, reading.high, AXES[axis].unit)
-    )
-
-
-def _lack(axis: str, reason: str) -> str:
-    return f"{_TITLES.get(axis, axis)} ({reason})"
+    if reading is None:
+        return MISSING
+    return format_estimate(reading.value, reading.low, reading.high, AXES[axis].unit)
 
 
 def _limit(axis: str, bound: float) -> str:
-    return f"{_TITLES.get(axis, axis)} {_BOUNDS[AXES[axis].direction]} {format_value(bound, AXES[axis].unit)}"
+    quantity = AXES[axis]
+    return f"{_title(axis)} {_BOUNDS[quantity.direction]} {format_value(bound, quantity.unit)}"
+
+
+def _title(axis: str) -> str:
+    return _TITLES.get(axis, axis)

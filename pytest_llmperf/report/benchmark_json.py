@@ -1,4 +1,4 @@
-"""Runs in pytest-benchmark's file format, for `pytest-benchmark compare` and the tools that read it. Formatting only."""
+"""Runs in pytest-benchmark's file format, for `pytest-benchmark compare` and other readers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import statistics
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -20,7 +20,7 @@ The installed one is named where there is one.
 
 
 def document(records: Sequence[Record], written: str) -> dict[str, Any]:
-    """The file's content. `written` is its time, ISO 8601.
+    """Return the file's content. `written` is its time, ISO 8601.
 
     Records without repetition times are left out.
     """
@@ -29,48 +29,34 @@ def document(records: Sequence[Record], written: str) -> dict[str, Any]:
     facts = timed[-1].environment.facts if timed else {}
     return {
         "machine_info": _machine(facts),
-        "commit_info": {
-            "id": facts.get("git_commit") or "unversioned",
-            "time": None,
-            "author_time": None,
-            "dirty": bool(facts.get("git_dirty")),
-            "project": facts.get("project"),
-            "branch": "(unknown)",
-        },
-        "benchmarks": [_benchmark(record, alone=names[record.test] == 1) for record in timed],
+        "commit_info": _commit(facts),
+        "benchmarks": [_benchmark(record, _suffix(record, names)) for record in timed],
         "datetime": written,
         "version": _version(),
     }
 
 
 def times_s(record: Record) -> tuple[float, ...]:
-    """Seconds of each round of a benchmark, or of each request from send to last token."""
+    """Return seconds of each round of a benchmark, or of each request from send to last token."""
     return record.samples.get("time") or record.samples.get("latency") or ()
 
 
 def stats(data: Sequence[float], iterations: int) -> dict[str, Any]:
-    """What pytest-benchmark computes of its rounds, by the same definitions."""
-    ordered, total, mean = sorted(data), sum(data), statistics.mean(data)
+    """Return what pytest-benchmark computes of its rounds, by the same definitions."""
+    total, mean = sum(data), statistics.mean(data)
     stddev = statistics.stdev(data) if len(data) > 1 else 0
-    q1, q3 = _quartiles(ordered)
-    low, high = q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)
-    n_far = sum(not mean - stddev <= x <= mean + stddev for x in data)
-    n_out = sum(not low <= x <= high for x in data)
+    n_far = sum(not mean - stddev <= seconds <= mean + stddev for seconds in data)
+    box = _box(sorted(data))
     return {
-        "min": ordered[0],
-        "max": ordered[-1],
+        "min": min(data),
+        "max": max(data),
         "mean": mean,
         "stddev": stddev,
         "rounds": len(data),
         "median": statistics.median(data),
-        "iqr": q3 - q1,
-        "q1": q1,
-        "q3": q3,
-        "iqr_outliers": n_out,
+        **box,
         "stddev_outliers": n_far,
-        "outliers": f"{n_far};{n_out}",
-        "ld15iqr": ordered[bisect_left(ordered, low)],
-        "hd15iqr": ordered[bisect_right(ordered, high) - 1],
+        "outliers": f"{n_far};{box['iqr_outliers']}",
         "ops": len(data) / total if total else 0,
         "total": total,
         "data": list(data),
@@ -78,54 +64,86 @@ def stats(data: Sequence[float], iterations: int) -> dict[str, Any]:
     }
 
 
+def _box(ordered: Sequence[float]) -> dict[str, float]:
+    """Return the quartiles, and what lies more than 1.5 interquartile ranges beside them."""
+    q1, q3 = _quartiles(ordered)
+    iqr = q3 - q1
+    low, high = q1 - 1.5 * iqr, q3 + 1.5 * iqr
+    return {
+        "iqr": iqr,
+        "q1": q1,
+        "q3": q3,
+        "iqr_outliers": sum(not low <= seconds <= high for seconds in ordered),
+        "ld15iqr": ordered[bisect_left(ordered, low)],
+        "hd15iqr": ordered[bisect_right(ordered, high) - 1],
+    }
+
+
 def _quartiles(ordered: Sequence[float]) -> tuple[float, float]:
-    """Methods 2 and 3 of Wikipedia's list, as pytest-benchmark takes them."""
-    n, odd = divmod(len(ordered), 4)
+    """Return them by methods 2 and 3 of Wikipedia's list, as pytest-benchmark takes them."""
+    n, remainder = divmod(len(ordered), 4)
     if len(ordered) == 1:
         return ordered[0], ordered[0]
-    if len(ordered) % 2 == 0:
-        half = len(ordered) // 2
-        return statistics.median(ordered[:half]), statistics.median(ordered[half:])
-    if odd == 1:
-        return 0.25 * ordered[n - 1] + 0.75 * ordered[n], 0.75 * ordered[3 * n] + 0.25 * ordered[
-            3 * n + 1
-        ]
-    return 0.75 * ordered[n] + 0.25 * ordered[n + 1], 0.25 * ordered[3 * n + 1] + 0.75 * ordered[
-        3 * n + 2
-    ]
+    if remainder == 1:
+        return _between(ordered, n - 1, 0.75), _between(ordered, 3 * n, 0.25)
+    if remainder == 3:  # noqa: PLR2004
+        return _between(ordered, n, 0.25), _between(ordered, 3 * n + 1, 0.75)
+    half = len(ordered) // 2
+    return statistics.median(ordered[:half]), statistics.median(ordered[half:])
 
 
-def _benchmark(record: Record, *, alone: bool) -> dict[str, Any]:
-    suffix = (
-        ""
-        if alone
-        else f" {record.strategy} {record.workload_text}{f' {record.label}' if record.label else ''}"
-    )
-    numbers = {m.name: m.value for m in record.metrics if m.value is not None}
-    measured = {
-        "model": record.model,
-        "strategy": record.strategy,
-        "workload": record.workload_text,
-        "engine": record.engine,
-    }
+def _between(ordered: Sequence[float], i: int, share: float) -> float:
+    """Return the point at a share of the way from one value to the next."""
+    return (1 - share) * ordered[i] + share * ordered[i + 1]
+
+
+def _suffix(record: Record, names: Mapping[str, int]) -> str:
+    """Return what tells the runs of one test apart, empty for a test of one run."""
+    if names[record.test] == 1:
+        return ""
+    label = f" {record.label}" if record.label else ""
+    return f" {record.strategy} {record.workload_text}{label}"
+
+
+def _benchmark(record: Record, suffix: str) -> dict[str, Any]:
     return {
         "group": None,
         "name": record.test.rpartition("::")[2] + suffix,
         "fullname": record.test + suffix,
         "params": None,
         "param": None,
-        "extra_info": {
-            **measured,
-            "outcome": record.outcome,
-            "llmperf_record": record.id,
-            "metrics": numbers,
-        },
+        "extra_info": _extra_info(record),
         "options": {"disable_gc": False, "timer": "perf_counter", "warmup": True},
         "stats": stats(times_s(record), int(record.extra.get("iterations", 1))),
     }
 
 
-def _machine(facts: dict[str, Any]) -> dict[str, Any]:
+def _extra_info(record: Record) -> dict[str, Any]:
+    return {
+        "model": record.model,
+        "strategy": record.strategy,
+        "workload": record.workload_text,
+        "engine": record.engine,
+        "outcome": record.outcome,
+        "llmperf_record": record.id,
+        "metrics": {
+            metric.name: metric.value for metric in record.metrics if metric.value is not None
+        },
+    }
+
+
+def _commit(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": facts.get("git_commit") or "unversioned",
+        "time": None,
+        "author_time": None,
+        "dirty": bool(facts.get("git_dirty")),
+        "project": facts.get("project"),
+        "branch": "(unknown)",
+    }
+
+
+def _machine(facts: Mapping[str, Any]) -> dict[str, Any]:
     info: dict[str, Any] = {
         "node": platform.node(),
         "processor": platform.processor(),
@@ -140,13 +158,17 @@ def _machine(facts: dict[str, Any]) -> dict[str, Any]:
         "cpu": {"brand_raw": facts.get("cpu_model"), "count": facts.get("cpu_cores_limit")},
     }
     if facts.get("device") not in (None, "cpu"):
-        info["gpu"] = {
-            name.removeprefix("device_"): value
-            for name, value in facts.items()
-            if name.startswith("device_")
-        }
-        info["gpu"] |= {name: facts[name] for name in ("driver", "cuda") if name in facts}
+        info["gpu"] = _gpu(facts)
     return info
+
+
+def _gpu(facts: Mapping[str, Any]) -> dict[str, Any]:
+    gpu = {
+        name.removeprefix("device_"): fact
+        for name, fact in facts.items()
+        if name.startswith("device_")
+    }
+    return gpu | {name: facts[name] for name in ("driver", "cuda") if name in facts}
 
 
 def _version() -> str:

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 
 def name_of(record: Record) -> str:
-    """Engine and strategy: 'vllm bf16'."""
+    """Return engine and strategy: 'vllm bf16'."""
     return f"{record.engine} {record.strategy}"
 
 
 def fastest(records: Sequence[Record]) -> list[str]:
-    """A sentence for each model and workload that several engines, or ways of batching, did.
+    """Return a sentence for each model and workload that several engines, or ways of batching, did.
 
     The fastest is named first.
     """
-    work: dict[tuple[str, str], dict[str, Record]] = {}
+    runs_by_work: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
         if _rate(record) is not None:
-            work.setdefault((record.model, record.workload_key), {})[name_of(record)] = record
+            work = (record.model, record.workload_key)
+            runs_by_work.setdefault(work, {})[name_of(record)] = record
     return [
         _sentence(list(runs.values()))
-        for runs in work.values()
+        for runs in runs_by_work.values()
         if len(set(map(_way, runs.values()))) > 1
     ]
 
@@ -43,41 +44,58 @@ def _way(record: Record) -> tuple[str, str]:
 
 
 def _sentence(runs: Sequence[Record]) -> str:
-    """For example: `fastest at decode b1 p32 n32: vllm fp32 14.2 tok/s (top-1 100 %), 1.31x transformers fp32 …`."""
+    """For example: `fastest at decode b1 p32: vllm fp32 14.2 tok/s, 1.31x transformers fp32 …`."""
     first, *others = sorted(runs, key=lambda record: -_value(record))
     behind = "; ".join(
-        f"{_ratio(first, other)} {name_of(other)} {_shown(other)}" for other in others
+        f"{_ratio(first, other)} {name_of(other)} {_speed(other)}" for other in others
     )
-    return f"fastest at {first.workload_text}: {name_of(first)} {_shown(first)}, {behind}"
+    return f"fastest at {first.workload_text}: {name_of(first)} {_speed(first)}, {behind}"
 
 
-def _shown(record: Record) -> str:
+def _speed(record: Record) -> str:
     unit = "prompt tok/s" if record.workload.get("type") == "prefill" else "tok/s"
     return f"{format_number(_value(record))} {unit}{_agreement(record)}"
 
 
 def _agreement(record: Record) -> str:
+    top1 = top1_agreement(record)
+    return "" if top1 is None else f" (top-1 {format_percent(top1)})"
+
+
+def top1_agreement(record: Record) -> float | None:
+    """Return the share of positions where the model agrees with its reference, if it is known."""
     top1 = (record.agreement or {}).get("top1")
     value = top1.get("value") if isinstance(top1, dict) else top1
-    return f" (top-1 {format_percent(value)})" if isinstance(value, int | float) else ""
+    return value if isinstance(value, int | float) else None
 
 
-def _ratio(ours: Record, theirs: Record) -> str:
-    """Of pairs where the two were measured in turn, with the interval.
+def _ratio(first: Record, other: Record) -> str:
+    """Return the ratio of two runs: of pairs, with its interval, where they were measured in turn.
 
-    Else of the two medians, and says so.
+    Else it is that of the two medians, and says so.
     """
-    rate = _rate(ours)
-    a, b = (record.samples.get(rate.name if rate else "", ()) for record in (ours, theirs))
-    paired = ours.paired_with is not None and ours.paired_with == theirs.paired_with
-    if not paired or not a or len(a) != len(b) or min(*a, *b) <= 0:
-        return f"{format_value(_value(ours) / _value(theirs), 'x')} (not in turn)"
-    ratio = stats.log_ratio_interval(a, b, paired=True)
-    low, high = (
-        format_number(math.exp(end)) if math.isfinite(end) else "?"
-        for end in (ratio.low, ratio.high)
-    )
-    return f"{format_value(math.exp(ratio.center), 'x')} [{low}, {high}]"
+    samples = _pairs(first, other)
+    if samples is None:
+        return f"{format_value(_value(first) / _value(other), 'x')} (not in turn)"
+    ratio = stats.log_ratio_interval(*samples, paired=True)
+    interval = f"[{_exp(ratio.low)}, {_exp(ratio.high)}]"
+    return f"{format_value(math.exp(ratio.center), 'x')} {interval}"
+
+
+def _pairs(first: Record, other: Record) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return the samples of both runs, None where they were not measured in turn."""
+    if first.paired_with is None or first.paired_with != other.paired_with:
+        return None
+    rate = _rate(first)
+    name = rate.name if rate is not None else ""
+    samples, other_samples = first.samples.get(name, ()), other.samples.get(name, ())
+    if not samples or len(samples) != len(other_samples) or min(*samples, *other_samples) <= 0:
+        return None
+    return samples, other_samples
+
+
+def _exp(end: float) -> str:
+    return format_number(math.exp(end)) if math.isfinite(end) else "?"
 
 
 def _value(record: Record) -> float:

@@ -7,13 +7,13 @@ packages/core/src/command.ts).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pytest_llmperf.report.problems import Problem
 from pytest_llmperf.report.table import shorten, showable
 
 SUMMARY_BYTES = 1_000_000
-"""Of a job's page, which GitHub limits to 1 MiB a step; it drops all of a larger one."""
+"""Limit of a job's page: GitHub drops all of a page of more than 1 MiB a step."""
 
 MOST = 10
 """Annotations of each level that GitHub shows of a step."""
@@ -23,33 +23,39 @@ _MESSAGE_LENGTH = 4000
 
 
 def commands(problems: Iterable[Problem]) -> list[str]:
-    """One line a problem, errors first.
+    """Return one line a problem, errors first.
 
     What GitHub would not show is counted in the last one of its level.
     """
-    found = list(problems)
-    lines = []
-    for level in ("error", "warning"):
-        of_level = [each for each in found if each.level == level]
-        kept = of_level if len(of_level) <= MOST else of_level[: MOST - 1]
-        lines += [annotation(each) for each in kept]
-        if left_out := of_level[len(kept) :]:
-            names = ", ".join(each.test for each in left_out)
-            lines.append(f"::{level} title=llmperf::{_data(f'{len(left_out)} more: {names}')}")
-    return lines
+    problems = list(problems)
+    return _of_level("error", problems) + _of_level("warning", problems)
+
+
+def _of_level(level: str, problems: Iterable[Problem]) -> list[str]:
+    return _annotations([problem for problem in problems if problem.level == level])
+
+
+def _annotations(problems: Sequence[Problem]) -> list[str]:
+    if len(problems) <= MOST:
+        return list(map(annotation, problems))
+    annotated, left_out = problems[: MOST - 1], problems[MOST - 1 :]
+    names = ", ".join(problem.test for problem in left_out)
+    text = _data(f"{len(left_out)} more: {names}")
+    return [*map(annotation, annotated), f"::{left_out[0].level} title=llmperf::{text}"]
 
 
 def annotation(problem: Problem) -> str:
-    """The workflow command of a problem."""
+    """Return the workflow command of a problem."""
     title = shorten(f"{problem.outcome} {problem.test}", _TITLE_LENGTH)
-    where = f"file={_property(problem.path)},line={problem.line}," if problem.path else ""
-    return f"::{problem.level} {where}title={_property(title)}::{_data(problem.text)}"
+    location = f"file={_property(problem.path)},line={problem.line}," if problem.path else ""
+    return f"::{problem.level} {location}title={_property(title)}::{_data(problem.text)}"
 
 
 def _data(text: str) -> str:
-    shown = "\n".join(showable(line, "utf-8") for line in text.splitlines())
-    cut = shown if len(shown) <= _MESSAGE_LENGTH else f"{shown[:_MESSAGE_LENGTH]}…"
-    return cut.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    printable = "\n".join(showable(line, "utf-8") for line in text.splitlines())
+    if len(printable) > _MESSAGE_LENGTH:
+        printable = f"{printable[:_MESSAGE_LENGTH]}…"
+    return printable.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

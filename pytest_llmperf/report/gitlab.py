@@ -1,4 +1,7 @@
-"""GitLab's code-quality report: a JSON list of problems, each on a line (docs.gitlab.com/ci/testing/code_quality). Pure."""
+"""GitLab's code-quality report: a JSON list of problems, each on a line of the code. Pure.
+
+(docs.gitlab.com/ci/testing/code_quality)
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ _LENGTH = 2000
 
 
 def document(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    """The report.
+    """Return the report.
 
     A problem's fingerprint stays the same while its test, outcome and file do: GitLab tells new
     ones by it.
 
     What is wrong with the session as a whole is not in it: GitLab wants a file of each.
     """
-    return [_issue(each) for each in problems if each.path]
+    return [_issue(problem) for problem in problems if problem.path]
 
 
 def _issue(problem: Problem) -> dict[str, Any]:

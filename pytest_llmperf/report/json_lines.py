@@ -29,7 +29,7 @@ class BadLine:
 class JsonLines:
     """Appends records to a file.
 
-    Each is on disk's side of the process when `append` returns: a crash loses none.
+    When `append` returns, the operating system has the record: a crash of this process loses none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,20 +37,21 @@ class JsonLines:
         self._descriptor: int | None = None
 
     def append(self, record: Record) -> None:
-        """Write one line in a single write at the file's end, so that lines of several processes never mix.
+        """Write one line in a single write at the file's end: lines of several processes never mix.
 
         Raises:
-            StoreError: the file cannot be written. A half-written line is closed by the next append and skipped by `read`.
-
+            StoreError: the file cannot be written. A half-written line is closed by the next append
+                and skipped by `read`.
         """
         try:
-            line = self._mended() + record_json.encode(record) + b"\n"
+            line = self._missing_line_break() + record_json.encode(record) + b"\n"
             written = os.write(self._open(), line)
         except OSError as error:
             raise StoreError(f"JSON lines file {self.path} cannot be written: {error}.") from error
         if written < len(line):
             raise StoreError(
-                f"JSON lines file {self.path}: only {written} of {len(line)} bytes were written. Is the disk full?"
+                f"JSON lines file {self.path}: only {written} of {len(line)} bytes were written. "
+                "Is the disk full?"
             )
 
     def close(self) -> None:
@@ -67,14 +68,15 @@ class JsonLines:
             )
         return self._descriptor
 
-    def _mended(self) -> bytes:
-        """A line break if the last line was cut off.
+    def _missing_line_break(self) -> bytes:
+        """Return a line break if the last line was cut off.
 
         Two processes may both add it: `read` skips blank lines.
         """
         descriptor = self._open()
         size = os.fstat(descriptor).st_size
-        return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
+        is_cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        return b"\n" if is_cut_off else b""
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +91,7 @@ class JsonLines:
 
 
 def read(path: str | Path) -> Iterator[Record | BadLine]:
-    """The file's records in order, and a `BadLine` in place of each line that is none.
+    """Yield the file's records in order, and a `BadLine` in place of each line that is none.
 
     Raises StoreError if it cannot be read.
     """

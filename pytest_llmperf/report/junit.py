@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from pytest_llmperf.core.record import MetricValue, Record
 
 PREFIX = "llmperf"
 OURS = ("llmperf.", "llmperf[")
+_FIELDS = {
+    "outcome": "outcome",
+    "model": "model",
+    "strategy": "strategy",
+    "engine": "engine",
+    "workload_text": "workload",
+    "label": "label",
+    "id": "record",
+}
+"""Fields of a record -> the properties that show them."""
 
 
 def properties(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -23,22 +34,19 @@ def properties(records: Sequence[Record]) -> list[tuple[str, str]]:
     A test with several runs has them as `llmperf[2].throughput`, in their order. Numbers are in the
     unit, never prefixed.
     """
-    found: list[tuple[str, str]] = []
-    for at, record in enumerate(records, start=1):
-        run = PREFIX if len(records) == 1 else f"{PREFIX}[{at}]"
-        found += [(f"{run}.{name}", text) for name, text in _about(record)]
-        found += [
-            (f"{run}.{metric.name}{name}", text)
-            for metric in record.metrics
-            for name, text in _metric(metric)
-        ]
-    return _unique(found)
+    if len(records) == 1:
+        return _unique(list(_of_run(PREFIX, records[0])))
+    runs = (_of_run(f"{PREFIX}[{i}]", record) for i, record in enumerate(records, start=1))
+    return _unique(list(chain.from_iterable(runs)))
 
 
-def _about(record: Record) -> Iterator[tuple[str, str]]:
-    for name in ("outcome", "model", "strategy", "engine", "workload_text", "label", "id"):
-        if text := getattr(record, name):
-            yield {"workload_text": "workload", "id": "record"}.get(name, name), text
+def _of_run(run: str, record: Record) -> Iterator[tuple[str, str]]:
+    for field, name in _FIELDS.items():
+        if text := getattr(record, field):
+            yield f"{run}.{name}", text
+    for metric in record.metrics:
+        for name, text in _metric(metric):
+            yield f"{run}.{metric.name}{name}", text
 
 
 def _metric(metric: MetricValue) -> Iterator[tuple[str, str]]:
@@ -52,7 +60,10 @@ def _metric(metric: MetricValue) -> Iterator[tuple[str, str]]:
             yield name, repr(end)
 
 
-def _unique(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A reader that makes a table of them keeps one value a name: a metric that is named like another's part is left out."""
-    counts = Counter(name for name, _ in found)
-    return [(name, text) for name, text in found if counts[name] == 1]
+def _unique(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Leave out a metric that is named like another's part.
+
+    A reader that makes a table of the properties keeps one value a name.
+    """
+    counts = Counter(name for name, _ in pairs)
+    return [pair for pair in pairs if counts[pair[0]] == 1]

@@ -1,4 +1,7 @@
-"""One line on the terminal that says what the running test is doing: rewritten in place, gone before pytest prints on."""
+"""One line on the terminal that says what the running test is doing.
+
+It is rewritten in place, and gone before pytest prints on.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +53,15 @@ class LiveLine:
 
         An update too soon after the last is dropped unless the phase is new.
         """
-        now_s = self._clock()
-        if not self.enabled or (
-            (test, phase) == self._phase and now_s - self._written_at_s < INTERVAL_S
-        ):
+        t_s = self._clock()
+        is_too_soon = (test, phase) == self._phase and t_s - self._written_at_s < INTERVAL_S
+        if not self.enabled or is_too_soon:
             return
         begin = _ERASE_LINE if self._restore else self._begin()
         if begin is None:
             return
-        self._phase, self._written_at_s = (test, phase), now_s
-        self._write(begin + self._fit(test, _what(phase, detail, eta_s)))
+        self._phase, self._written_at_s = (test, phase), t_s
+        self._write(begin + self._fit(test, _activity(phase, detail, eta_s)))
 
     def clear(self) -> None:
         """Erase the line and put the cursor back where pytest left it.
@@ -82,31 +84,31 @@ class LiveLine:
         self.enabled, self._restore = False, ""
 
     def _begin(self) -> str | None:
-        """How to get to the line; sets how to get back.
+        """Return how to get to the line; sets how to get back.
 
         None where the cursor's column cannot be known (a full line).
         """
         used, columns = self._used(), self._columns()
-        # One column holds no text.
-        if used < 0 or columns < 2 or (used and used % columns == 0):  # noqa: PLR2004
+        is_full = used > 0 and columns > 0 and used % columns == 0
+        if used < 0 or columns < 2 or is_full:  # noqa: PLR2004 - one column holds no text
             return None
         self._restore = f"{_UP}\x1b[{used % columns + 1}G" if used else "\r"
         return "\n" + _ERASE_LINE if used else _ERASE_LINE
 
-    def _fit(self, test: str, what: str) -> str:
-        """The last column stays empty, or some terminals would wrap.
+    def _fit(self, test: str, activity: str) -> str:
+        """Return the text of the line; the test's name gives way before what it does.
 
-        The test's name gives way before what it does.
+        The last column stays empty, or some terminals would wrap.
         """
         width = self._columns() - 1
         encoding = self._stream.encoding or "utf-8"
-        what = showable(what, encoding)
-        room = max(width - display_width(what) - 2, min(12, width // 3))
+        activity = showable(activity, encoding)
+        room = max(width - display_width(activity) - 2, min(12, width // 3))
         name = shorten(showable(without_file(test), encoding), room)
-        return showable(take(f"{name}  {what}", width), encoding)
+        return showable(take(f"{name}  {activity}", width), encoding)
 
     def _write(self, text: str) -> None:
-        """A terminal that went away must not fail the test: the line is given up."""
+        """Write to the terminal; where it went away the line is given up, and no test fails."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -122,34 +124,35 @@ class ClearBeforeReports:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self) -> None:
-        """A phase of a test is about to be reported."""
+        """Clear: a phase of a test is about to be reported."""
         self.live.clear()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """Ctrl-C."""
+        """Clear: the user interrupts the session."""
         self.live.clear()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self) -> None:
-        """An error of pytest or of a plugin."""
+        """Clear: an error of pytest or of a plugin is about to be printed."""
         self.live.clear()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_enter_pdb(self) -> None:
-        """The debugger takes the terminal over, and has written to it already."""
+        """Give up: the debugger takes the terminal over, and has written to it already."""
         self.live.give_up()
 
 
 def open_live(config: pytest.Config) -> LiveLine:
-    """The live line of a pytest run, registered to be cleared before reports and closed with `config`.
+    """Return the live line of a pytest run, cleared before reports and closed with `config`.
 
-    It writes to its own duplicate of the terminal's descriptor, taken while capture is suspended, so that neither is
-    captured output released nor the line captured. Silent (it writes nothing) without a terminal, on a dumb terminal,
-    under -q, in a pytest-xdist worker, and where tests or their children write to the terminal too: with live logs, or
-    unless capture is by descriptor (the default).
+    It writes to its own duplicate of the terminal's descriptor, taken while capture is suspended,
+    so that neither is captured output released nor the line captured. Silent (it writes nothing)
+    without a terminal, on a dumb terminal, under -q, in a pytest-xdist worker, and where tests or
+    their children write to the terminal too: with live logs, or unless capture is by descriptor
+    (the default).
     """
-    stream = _own_terminal(config) if _wanted(config) else None
+    stream = _own_terminal(config) if _may_show(config) else None
     if stream is None:
         return LiveLine(io.StringIO(), enabled=False)
     writer = config.get_terminal_writer()
@@ -164,23 +167,23 @@ def open_live(config: pytest.Config) -> LiveLine:
     return live
 
 
-def _wanted(config: pytest.Config) -> bool:
-    live_logs = config.pluginmanager.hasplugin("logging") and (
-        config.getini("log_cli") or config.getoption("log_cli_level")
-    )
-    shared = config.getoption("capture", "no") != "fd" or live_logs
-    quiet = config.get_verbosity() < 0
-    return not (
-        shared
-        or quiet
-        or hasattr(config, "workerinput")
-        or os.environ.get("TERM") == "dumb"
-        or os.name == "nt"
-    )
+def _may_show(config: pytest.Config) -> bool:
+    is_captured = config.getoption("capture", "no") == "fd"
+    is_quiet = config.get_verbosity() < 0
+    is_xdist_worker = hasattr(config, "workerinput")
+    can_rewrite = os.environ.get("TERM") != "dumb" and os.name != "nt"
+    is_ours = is_captured and not _has_live_logs(config)
+    return is_ours and can_rewrite and not is_quiet and not is_xdist_worker
+
+
+def _has_live_logs(config: pytest.Config) -> bool:
+    if not config.pluginmanager.hasplugin("logging"):
+        return False
+    return bool(config.getini("log_cli") or config.getoption("log_cli_level"))
 
 
 def _own_terminal(config: pytest.Config) -> TextIO | None:
-    """A text stream of its own on pytest's terminal, or None when pytest does not write to one."""
+    """Return a new text stream on pytest's terminal, None when pytest does not write to one."""
     if config.pluginmanager.get_plugin("terminalreporter") is None:
         return None
     file = getattr(config.get_terminal_writer(), "_file", None)
@@ -190,10 +193,9 @@ def _own_terminal(config: pytest.Config) -> TextIO | None:
             if file is None or not file.isatty():
                 return None
             descriptor = os.dup(file.fileno())
-        # No descriptor behind it, or closed: not a terminal we can write to.
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no descriptor behind it, or a closed one
             return None
-    # Closed with config.
+    # The line closes it, with the config.
     return open(descriptor, "w", encoding=file.encoding, errors="backslashreplace")  # noqa: PTH123
 
 
@@ -204,6 +206,6 @@ def _columns(stream: TextIO) -> int:
         return 0
 
 
-def _what(phase: str, detail: str, eta_s: float | None) -> str:
+def _activity(phase: str, detail: str, eta_s: float | None) -> str:
     text = f"{phase} {detail}".rstrip()
     return text if eta_s is None else f"{text}, about {format_duration(max(1.0, eta_s))} left"

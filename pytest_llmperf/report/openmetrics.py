@@ -1,6 +1,6 @@
-"""OpenMetrics text: the newest run of each series, for Prometheus' textfile collector or a push gateway. Pure.
+"""OpenMetrics text of the newest run of each series, for Prometheus' textfile collector. Pure.
 
-Without timestamps, which the textfile collector refuses; when a run was made is a metric of its own.
+Without timestamps, which that collector refuses; when a run was made is a metric of its own.
 (OpenMetrics 1.0, github.com/prometheus/OpenMetrics)
 """
 
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
-from msgspec import Struct
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.samples import Sample
 
+from pytest_llmperf.core.metrics.quantities import STATISTICS
 from pytest_llmperf.core.record import MetricValue, Record
 
 _UNITS = {
@@ -24,7 +27,6 @@ _UNITS = {
     "1": "ratio",
     "x": "ratio",
 }
-_STATISTICS = frozenset({"p50", "p90", "p95", "p99", "mean", "max"})
 _OUTCOMES = (
     "PASS",
     "RECORDED",
@@ -38,125 +40,123 @@ _OUTCOMES = (
     "WAIVED",
     "NOT COMPARABLE",
 )
-_LABELS = ("test", "label", "workload_text", "strategy", "engine", "model", "environment_key")
-
-
-class _Sample(Struct, frozen=True, kw_only=True):
-    family: str
-    unit: str
-    kind: str
-    labels: dict[str, str]
-    value: float
-    help: str
+_LABELS = {
+    "test": "test",
+    "label": "label",
+    "workload_text": "workload",
+    "strategy": "strategy",
+    "engine": "engine",
+    "model": "model",
+    "environment_key": "environment",
+}
+"""Fields of a record -> the labels that show them."""
 
 
 def exposition(records: Iterable[Record]) -> str:
-    """The newest record of each series and environment.
+    """Return the newest record of each series and environment as OpenMetrics text.
 
     What could not be measured is left out: it is never 0.
     """
-    newest = {
-        _series(record): record for record in sorted(records, key=lambda record: record.created)
-    }
-    families: dict[str, list[_Sample]] = {}
+    oldest_first = sorted(records, key=lambda record: record.created)
+    newest = {_series(record): record for record in oldest_first}
+    families = _Families()
     for record in newest.values():
-        for sample in _samples(record):
-            families.setdefault(sample.family, []).append(sample)
-    lines = [line for name in sorted(families) for line in _family(families[name])]
-    return "\n".join([*lines, "# EOF\n"])
+        families.add(record)
+    registry = CollectorRegistry()
+    registry.register(families)
+    text: bytes = generate_latest(registry)
+    return text.decode()
+
+
+class _Families:
+    """Metric families by name: a collector of the client library."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Metric] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families in the order of their names."""
+        for name in sorted(self._families):
+            yield self._families[name]
+
+    def add(self, record: Record) -> None:
+        """Add the metrics of a run, its time and its outcome."""
+        labels = _labels(record)
+        for metric in record.metrics:
+            self._add_metric(metric, labels)
+        measured = Metric(
+            "llmperf_measured_timestamp", "When the run was made.", "gauge", unit="seconds"
+        )
+        self._add_sample(measured, labels, datetime.fromisoformat(record.created).timestamp())
+        self._add_outcome(record.outcome, labels)
+
+    def _add_metric(self, metric: MetricValue, labels: Mapping[str, str]) -> None:
+        """Add a value and the ends of its interval; statistics of one metric share a family."""
+        if metric.value is None:
+            return
+        _, statistic = _split(metric.name)
+        labels = {**labels, "formula": _encodable(metric.formula)}
+        if statistic:
+            labels["statistic"] = statistic
+        self._add_sample(_gauge(metric), labels, metric.value)
+        for end, value in (("low", metric.low), ("high", metric.high)):
+            if value is not None:
+                family = _gauge(metric, f"_interval_{end}", f", end of its interval: {end}")
+                self._add_sample(family, labels, value)
+
+    def _add_outcome(self, outcome: str, labels: Mapping[str, str]) -> None:
+        family = Metric("llmperf_outcome", "Outcome of the test that made the run.", "stateset")
+        for state in dict.fromkeys((*_OUTCOMES, outcome)):
+            state_labels = {**labels, family.name: _encodable(state)}
+            self._add_sample(family, state_labels, float(outcome == state))
+
+    def _add_sample(self, family: Metric, labels: Mapping[str, str], value: float) -> None:
+        """Add a sample to the family of that name, which is `family` if there is none yet."""
+        samples = self._families.setdefault(family.name, family).samples
+        samples.append(Sample(family.name, dict(labels), value))
+
+
+def _gauge(metric: MetricValue, suffix: str = "", explanation: str = "") -> Metric:
+    name, _ = _split(metric.name)
+    return Metric(
+        f"llmperf_{_identifier(name)}{suffix}",
+        _encodable(f"{name} in {metric.unit}{explanation}."),
+        "gauge",
+        unit=_unit(metric.unit),
+    )
 
 
 def _series(record: Record) -> tuple[str, ...]:
-    return tuple(getattr(record, name) for name in (*_LABELS, "workload_key", "model_hash"))
-
-
-def _samples(record: Record) -> list[_Sample]:
-    labels = _labels(record)
-    found = [sample for metric in record.metrics for sample in _of_metric(metric, labels)]
-    when = datetime.fromisoformat(record.created).timestamp()
-    made = {
-        "family": "llmperf_measured_timestamp_seconds",
-        "unit": "seconds",
-        "kind": "gauge",
-        "help": "When the run was made.",
-    }
-    states = [
-        _Sample(
-            family="llmperf_outcome",
-            unit="",
-            kind="stateset",
-            labels={**labels, "llmperf_outcome": name},
-            value=float(record.outcome == name),
-            help="Outcome of the test that made the run.",
-        )
-        for name in dict.fromkeys((*_OUTCOMES, record.outcome))
-    ]
-    return [*found, _Sample(labels=labels, value=when, **made), *states]
+    return tuple(getattr(record, field) for field in (*_LABELS, "workload_key", "model_hash"))
 
 
 def _labels(record: Record) -> dict[str, str]:
-    """`series` keeps runs apart whose other labels are alike: the same work of another content."""
-    named = {
-        name.removesuffix("_text").removesuffix("_key"): str(getattr(record, name))
-        for name in _LABELS
-    }
-    series = hashlib.sha256("\0".join(_series(record)).encode("utf-8", "replace")).hexdigest()[:16]
-    return {**{name: text for name, text in named.items() if text}, "series": series}
+    """Return the labels of a run; an empty one says nothing and is left out.
+
+    `series` keeps runs apart whose other labels are alike: the same work of another content.
+    """
+    labels = {label: _encodable(str(getattr(record, field))) for field, label in _LABELS.items()}
+    series = "\0".join(_series(record)).encode("utf-8", "replace")
+    labels["series"] = hashlib.sha256(series).hexdigest()[:16]
+    return {label: text for label, text in labels.items() if text}
 
 
-def _of_metric(metric: MetricValue, labels: Mapping[str, str]) -> list[_Sample]:
-    if metric.value is None:
-        return []
-    name, _, statistic = metric.name.rpartition(".")
-    split = bool(name) and statistic in _STATISTICS
-    base = re.sub(r"\W", "_", name if split else metric.name, flags=re.ASCII)
-    unit = _UNITS.get(metric.unit, re.sub(r"\W+", "_", metric.unit, flags=re.ASCII).strip("_"))
-    shared = {**labels, "formula": metric.formula, **({"statistic": statistic} if split else {})}
-    ends = {"": metric.value, "_interval_low": metric.low, "_interval_high": metric.high}
-    what = f"{metric.name.partition('.')[0] if split else metric.name} in {metric.unit}"
-    return [
-        _Sample(
-            family=_name(f"llmperf_{base}{part}", unit),
-            unit=unit,
-            kind="gauge",
-            labels=shared,
-            value=value,
-            help=f"{what}{part.replace('_', ' ').replace('interval', ', end of its interval:')}.",
-        )
-        for part, value in ends.items()
-        if value is not None
-    ]
+def _split(name: str) -> tuple[str, str]:
+    """Return a metric and its statistic: 'ttft', 'p50'; the statistic is empty for a number."""
+    metric, _, statistic = name.rpartition(".")
+    return (metric, statistic) if metric and statistic in STATISTICS else (name, "")
 
 
-def _name(base: str, unit: str) -> str:
-    """A metric ends in its unit, once."""
-    return base if not unit or base.endswith(f"_{unit}") else f"{base}_{unit}"
+def _identifier(name: str) -> str:
+    """Return a name with an underscore for each character that a metric's cannot hold."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
-def _family(samples: Sequence[_Sample]) -> list[str]:
-    first = samples[0]
-    head = [f"# TYPE {first.family} {first.kind}"]
-    head += [f"# UNIT {first.family} {first.unit}"] if first.unit else []
-    head.append(f"# HELP {first.family} {_escaped(first.help)}")
-    return [
-        *head,
-        *(
-            f"{each.family}{{{_written(each.labels)}}} {_number(each.value, each.kind)}"
-            for each in samples
-        ),
-    ]
+def _unit(unit: str) -> str:
+    """Return a unit as OpenMetrics writes it: a base unit, never prefixed."""
+    return _UNITS.get(unit, re.sub(r"\W+", "_", unit, flags=re.ASCII).strip("_"))
 
 
-def _written(labels: Mapping[str, str]) -> str:
-    return ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-
-
-def _escaped(text: str) -> str:
-    plain = text.encode("utf-8", "replace").decode("utf-8")
-    return plain.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _number(value: float, kind: str) -> str:
-    if kind == "stateset":
-        return str(int(value))
-    return {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}.get(repr(float(value)), repr(float(value)))
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which UTF-8 lacks."""
+    return text.encode("utf-8", "replace").decode()

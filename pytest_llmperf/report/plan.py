@@ -1,14 +1,15 @@
-"""What `--llmperf-plan` prints: every test that would run, what it would take, and what would be skipped or in error."""
+"""What `--llmperf-plan` prints: what would run, what it would take, and what would not run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 from pytest_llmperf.core.format import MISSING, format_duration, format_value
-from pytest_llmperf.report.summary import short_names
+from pytest_llmperf.report.run_names import short_names
 from pytest_llmperf.report.table import Column
 from pytest_llmperf.report.terminal import Out
 
@@ -54,121 +55,156 @@ class PlanRow(Struct, frozen=True, kw_only=True):
 
     @property
     def device_s(self) -> float | None:
-        """Seconds of device time: what the test takes, or its budget where that is not known, times its devices."""
-        took_s = self.planned_s if self.expected_s is None else self.expected_s
-        return None if took_s is None else took_s * max(1, self.n_gpus)
+        """Seconds of device time: what the test takes, times its devices.
+
+        Where that is not known its budget counts.
+        """
+        wall_s = self.planned_s if self.expected_s is None else self.expected_s
+        return None if wall_s is None else wall_s * max(1, self.n_gpus)
 
 
 def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
-    """Print the section "llmperf plan": the tests that would run as a table, the others with reasons, and totals."""
+    """Print the section "llmperf plan".
+
+    The tests that would run are a table; the others follow with reasons, and totals end it.
+    """
     out = Out(tr)
     tr.write_sep("=", "llmperf plan")
-    running = [row for row in rows if row.status == "run"]
-    if running:
-        table = out.table(_columns(running))
-        if table.dropped:
-            out.text(
-                f"no room at {out.width} columns for: {', '.join(c.header for c in table.dropped)}"
-            )
+    _write_table(out, _with_status(rows, "run"))
     for row in rows:
         if row.fits is False:
-            each = " on each rank" if row.ranks > 1 else ""
-            room = f"{_weights(row)} for its weights{each}, {_available(row)} are free on {row.device or 'the device'}"
-            out.text(f"{_name(row)} needs {room}", colour="yellow")
-    out.named("ERROR", [(_name(row), row.reason) for row in rows if row.status == "error"])
-    out.named("SKIPPED", [(_name(row), row.reason) for row in rows if row.status == "skip"])
+            out.text(_no_room(row), colour="yellow")
+    for status, title in (("error", "ERROR"), ("skip", "SKIPPED")):
+        out.statuses(title, [(_name(row), row.reason) for row in _with_status(rows, status)])
     out.text(totals(rows))
 
 
+def _write_table(out: Out, rows: Sequence[PlanRow]) -> None:
+    if not rows:
+        return
+    dropped = out.table(_columns(rows)).dropped
+    if dropped:
+        headers = ", ".join(column.header for column in dropped)
+        out.text(f"no room at {out.width} columns for: {headers}")
+
+
+def _no_room(row: PlanRow) -> str:
+    each_rank = " on each rank" if row.ranks > 1 else ""
+    device = row.device or "the device"
+    return (
+        f"{_name(row)} needs {_weights(row)} for its weights{each_rank}, "
+        f"{_available(row)} are free on {device}"
+    )
+
+
+def _with_status(rows: Iterable[PlanRow], status: str) -> list[PlanRow]:
+    return [row for row in rows if row.status == status]
+
+
 def totals(rows: Sequence[PlanRow]) -> str:
-    """One sentence: how many tests, model loads and seconds, and how many tests would not run."""
-    running = [row for row in rows if row.status == "run"]
-    loads = {
-        row.load_key or (row.model, row.engine, row.device, row.strategy)
-        for row in running
-        if row.model
-    }
-    known = [row.planned_s for row in running if row.planned_s is not None]
-    parts = [f"{_count(len(running), 'test')} would run", _count(len(loads), "model load")]
-    if known:
-        unknown = len(running) - len(known)
-        parts.append(
-            f"{format_duration(sum(known))} of sampling at most"
-            + (f" ({unknown} not known)" if unknown else "")
-        )
-    if any(row.expected_s is not None or row.n_gpus for row in running):
-        known_s = [row.device_s for row in running if row.device_s is not None]
-        from_history = sum(row.expected_s is not None for row in running)
-        parts.append(
-            f"{format_duration(sum(known_s))} of device time ({from_history} of {len(running)} from history)"
-        )
-    for status, word in (("error", "in error"), ("skip", "skipped")):
-        n = sum(row.status == status for row in rows)
-        if n:
-            parts.append(f"{n} {word}")
-    return ", ".join(parts)
+    """Return one sentence: tests, model loads and seconds, and how many tests would not run."""
+    running = _with_status(rows, "run")
+    parts = [
+        f"{_count(len(running), 'test')} would run",
+        _count(_n_loads(running), "model load"),
+        _sampling(running),
+        _device_time(running),
+    ]
+    for status, text in (("error", "in error"), ("skip", "skipped")):
+        if n := len(_with_status(rows, status)):
+            parts.append(f"{n} {text}")
+    return ", ".join(filter(None, parts))
+
+
+def _n_loads(rows: Iterable[PlanRow]) -> int:
+    """Count the models to load: tests with one key share one."""
+    models = (row for row in rows if row.model)
+    keys = (row.load_key or (row.model, row.engine, row.device, row.strategy) for row in models)
+    return len(set(keys))
+
+
+def _sampling(rows: Sequence[PlanRow]) -> str:
+    budgets = [row.planned_s for row in rows if row.planned_s is not None]
+    if not budgets:
+        return ""
+    n_unknown = len(rows) - len(budgets)
+    unknown = f" ({n_unknown} not known)" if n_unknown else ""
+    return f"{format_duration(sum(budgets))} of sampling at most{unknown}"
+
+
+def _device_time(rows: Sequence[PlanRow]) -> str:
+    if not any(row.expected_s is not None or row.n_gpus for row in rows):
+        return ""
+    times = [row.device_s for row in rows if row.device_s is not None]
+    n_from_history = sum(row.expected_s is not None for row in rows)
+    return (
+        f"{format_duration(sum(times))} of device time "
+        f"({n_from_history} of {len(rows)} from history)"
+    )
 
 
 def _columns(rows: Sequence[PlanRow]) -> list[Column]:
-    def column(
-        header: str, text: Callable[[PlanRow], str], rank: int | None, floor: int | None = None
-    ) -> Column:
-        cells = tuple(text(row) or MISSING for row in rows)
-        return Column(header=header, cells=cells, rank=rank, right=header in _NUMBERS, floor=floor)
-
-    names = dict(
-        zip([row.test for row in rows], short_names([row.test for row in rows]), strict=True)
-    )
     weights = "weights/rank" if any(row.ranks > 1 for row in rows) else "weights"
-    expected = (
-        [column("expected", _expected, 75)]
-        if any(row.expected_s is not None for row in rows)
-        else []
-    )
-    return [
-        column("test", lambda row: names[row.test], None, floor=14),
-        column("strategy", lambda row: row.strategy, 90, floor=10),
-        column("model", lambda row: row.model, 60, floor=10),
-        column("engine", lambda row: row.engine, 40),
-        column(
-            "device",
-            lambda row: f"{row.n_gpus} x {row.device}" if row.n_gpus > 1 else row.device,
-            70,
-        ),
-        column(weights, _weights, 85),
-        column("free", _available, 65),
-        column(
-            "budget",
-            lambda row: "" if row.planned_s is None else format_duration(row.planned_s),
-            80,
-        ),
-        *expected,
-        column(
-            "fits",
-            lambda row: {True: "fits", False: "too large", None: "not known"}[row.fits],
-            None,
-        ),
+    columns = [
+        _test_column(rows),
+        _column(rows, "strategy", attrgetter("strategy"), rank=90, floor=10),
+        _column(rows, "model", attrgetter("model"), rank=60, floor=10),
+        _column(rows, "engine", attrgetter("engine"), rank=40),
+        _column(rows, "device", _device, rank=70),
+        _column(rows, weights, _weights, rank=85),
+        _column(rows, "free", _available, rank=65),
+        _column(rows, "budget", _budget, rank=80),
     ]
+    if any(row.expected_s is not None for row in rows):
+        columns.append(_column(rows, "expected", _expected, rank=75))
+    return [*columns, _column(rows, "fits", _fits, rank=None)]
+
+
+def _test_column(rows: Sequence[PlanRow]) -> Column:
+    tests = [row.test for row in rows]
+    return Column(header="test", cells=tuple(short_names(tests)), rank=None, floor=14)
+
+
+def _column(
+    rows: Sequence[PlanRow],
+    header: str,
+    text: Callable[[PlanRow], str],
+    *,
+    rank: int | None,
+    floor: int | None = None,
+) -> Column:
+    cells = tuple(text(row) or MISSING for row in rows)
+    return Column(header=header, cells=cells, rank=rank, right=header in _NUMBERS, floor=floor)
 
 
 def _name(row: PlanRow) -> str:
-    return (
-        f"{row.test} ({row.strategy})"
-        if row.strategy and row.strategy not in row.test
-        else row.test
-    )
+    if not row.strategy or row.strategy in row.test:
+        return row.test
+    return f"{row.test} ({row.strategy})"
+
+
+def _device(row: PlanRow) -> str:
+    return f"{row.n_gpus} x {row.device}" if row.n_gpus > 1 else row.device
 
 
 def _weights(row: PlanRow) -> str:
     return "" if row.weights_bytes is None else format_value(row.weights_bytes, "B")
 
 
+def _available(row: PlanRow) -> str:
+    return "" if row.available_bytes is None else format_value(row.available_bytes, "B")
+
+
+def _budget(row: PlanRow) -> str:
+    return "" if row.planned_s is None else format_duration(row.planned_s)
+
+
 def _expected(row: PlanRow) -> str:
     return "" if row.expected_s is None else format_duration(row.expected_s)
 
 
-def _available(row: PlanRow) -> str:
-    return "" if row.available_bytes is None else format_value(row.available_bytes, "B")
+def _fits(row: PlanRow) -> str:
+    return {True: "fits", False: "too large", None: "not known"}[row.fits]
 
 
 def _count(n: int, noun: str) -> str:

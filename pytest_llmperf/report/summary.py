@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.format import (
     MISSING,
@@ -17,7 +17,9 @@ from pytest_llmperf.core.format import (
 )
 from pytest_llmperf.core.record import speed_metric
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.report.table import Column, display_width, telling_width, without_file
+from pytest_llmperf.report.fastest import top1_agreement
+from pytest_llmperf.report.run_names import brief_names, full_names
+from pytest_llmperf.report.table import Column, display_width, telling_width
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record
@@ -27,7 +29,7 @@ _REFERENCE = "ref"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class MetricColumn:
     """A metric as a column. `rank` as in Column; `explain` is its entry in the legend."""
 
     header: str
@@ -39,19 +41,19 @@ class Shown:
 
 
 METRICS = (
-    Shown(header="TTFT p50", metric="ttft.p50", rank=80),
-    Shown(header="TTFT p95", metric="ttft.p95", rank=25, verbose=True),
-    Shown(header="TPOT p50", metric="tpot.p50", rank=28, verbose=True),
-    Shown(header="peak", metric="memory.peak", rank=85),
-    Shown(header="weights", metric="memory.weights", rank=40),
-    Shown(
+    MetricColumn(header="TTFT p50", metric="ttft.p50", rank=80),
+    MetricColumn(header="TTFT p95", metric="ttft.p95", rank=25, verbose=True),
+    MetricColumn(header="TPOT p50", metric="tpot.p50", rank=28, verbose=True),
+    MetricColumn(header="peak", metric="memory.peak", rank=85),
+    MetricColumn(header="weights", metric="memory.weights", rank=40),
+    MetricColumn(
         header="MBU",
         metric="mbu",
         rank=60,
         digits=2,
         explain="MBU: share of the measured memory bandwidth",
     ),
-    Shown(
+    MetricColumn(
         header="MFU",
         metric="mfu",
         rank=15,
@@ -59,63 +61,84 @@ METRICS = (
         digits=2,
         explain="MFU: share of the measured matmul rate",
     ),
-    Shown(header="J/token", metric="energy.per_token", rank=20, verbose=True),
-    Shown(header="load", metric="load_time", rank=18, verbose=True),
+    MetricColumn(header="J/token", metric="energy.per_token", rank=20, verbose=True),
+    MetricColumn(header="load", metric="load_time", rank=18, verbose=True),
 )
 
 
 def status(outcome: str) -> str:
-    """An outcome in the words of the reports: PASS, FAIL, UNDECIDED, INVALID, NOT COMPARABLE, or "recorded"."""
+    """Return an outcome in the words of the reports: PASS, FAIL, NOT COMPARABLE, "recorded"."""
     text = outcome.replace("_", " ").strip()
-    return text.lower() if text.lower() == "recorded" else _STATUS.get(text.lower(), text.upper())
+    if text.lower() == "recorded":
+        return "recorded"
+    return _STATUS.get(text.lower(), text.upper())
 
 
 def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Column]:
-    """All columns that have something to say, the status last.
+    """Return all columns that have something to say, the status last.
 
     Cells are in the order of the records.
 
     The wider the terminal (`width`), the less the names are shortened.
     """
-    names, strategies = _brief_tests(records), tuple(r.strategy for r in records)
-    name_floor, strategy_floor = (
-        telling_width(names, width // 6, width // 4),
-        telling_width(strategies, width // 10, width // 3),
-    )
-    found = [
-        Column(header="test", cells=_tests(records), brief=names, rank=None, floor=name_floor),
-        Column(header="strategy", cells=strategies, rank=90, floor=strategy_floor),
-        *_engines(records),
-        Column(header="workload", cells=tuple(r.workload_text for r in records), rank=50),
-        Column(
-            header="tok/s", cells=_throughputs(records, brackets=verbose), rank=None, right=True
-        ),
-        *(_metric_column(m, records) for m in METRICS if verbose or not m.verbose),
-        Column(header="top-1", cells=tuple(map(_agreement, records)), rank=75, right=True),
-        Column(header="ratio", cells=_ratios(records, intervals=verbose), rank=55, right=True),
+    verdicts = tuple(status(record.outcome) for record in records)
+    all_columns = [
+        *_identity_columns(records, width),
+        *_number_columns(records, verbose=verbose),
+        Column(header="verdict", cells=verdicts, rank=None),
+    ]
+    return [column for column in all_columns if column.rank is None or _says_something(column)]
+
+
+def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]:
+    """Return speed, metrics, agreement and ratio; more of them if `verbose`."""
+    speeds = _throughputs(records, brackets=verbose)
+    agreements = tuple(map(_agreement, records))
+    ratios = _ratios(records, intervals=verbose)
+    number_columns = [
+        Column(header="tok/s", cells=speeds, rank=None, right=True),
+        *(_metric_column(metric, records) for metric in METRICS if verbose or not metric.verbose),
+        Column(header="top-1", cells=agreements, rank=75, right=True),
+        Column(header="ratio", cells=ratios, rank=55, right=True),
     ]
     if verbose:
-        found.append(
-            Column(header="samples", cells=tuple(map(_n_samples, records)), rank=30, right=True)
-        )
-    found.append(
-        Column(header="verdict", cells=tuple(status(r.outcome) for r in records), rank=None)
-    )
-    return [c for c in found if c.rank is None or any(cell != MISSING for cell in c.cells)]
+        n_samples = tuple(map(_n_samples, records))
+        number_columns.append(Column(header="samples", cells=n_samples, rank=30, right=True))
+    return number_columns
 
 
-def _engines(records: Sequence[Record]) -> list[Column]:
-    """Which engine each run was on, where there were several."""
-    if len({record.engine for record in records}) < 2:  # noqa: PLR2004 - one engine is no news
+def _says_something(column: Column) -> bool:
+    return any(cell != MISSING for cell in column.cells)
+
+
+def _identity_columns(records: Sequence[Record], width: int) -> list[Column]:
+    """Return the columns that say which run a row is."""
+    names = brief_names(records)
+    strategies = tuple(record.strategy for record in records)
+    workloads = tuple(record.workload_text for record in records)
+    name_floor = telling_width(names, width // 6, width // 4)
+    strategy_floor = telling_width(strategies, width // 10, width // 3)
+    return [
+        Column(header="test", cells=full_names(records), brief=names, rank=None, floor=name_floor),
+        Column(header="strategy", cells=strategies, rank=90, floor=strategy_floor),
+        *_engine_column(records),
+        Column(header="workload", cells=workloads, rank=50),
+    ]
+
+
+def _engine_column(records: Sequence[Record]) -> list[Column]:
+    """Return which engine each run was on, where there were several."""
+    engines = tuple(record.engine for record in records)
+    if len(set(engines)) < 2:  # noqa: PLR2004 - one engine is no news
         return []
-    return [Column(header="engine", cells=tuple(record.engine for record in records), rank=88)]
+    return [Column(header="engine", cells=engines, rank=88)]
 
 
-def legend(shown: Sequence[Column], records: Sequence[Record], *, verbose: bool) -> str:
-    """What the headers mean, for those that are there."""
-    headers = {c.header for c in shown}
+def legend(visible: Sequence[Column], records: Sequence[Record], *, verbose: bool) -> str:
+    """Return what the headers mean, for those that are there."""
+    headers = {column.header for column in visible}
     parts = [_throughput_legend(records, "the" if verbose else "the farther end of the")]
-    parts += [m.explain for m in METRICS if m.header in headers and m.explain]
+    parts += [metric.explain for metric in METRICS if metric.header in headers and metric.explain]
     if "top-1" in headers:
         parts.append("top-1: positions where the reference's token is the most likely one")
     if "ratio" in headers:
@@ -124,73 +147,38 @@ def legend(shown: Sequence[Column], records: Sequence[Record], *, verbose: bool)
 
 
 def left_out(dropped: Sequence[Column], n_runs: int, width: int) -> str:
-    """Which columns had no room; a text that all runs share is said here instead."""
+    """Return which columns had no room; a text that all runs share is said here instead."""
     if not dropped:
         return ""
-    return f"no room at {width} columns for: {', '.join(_name(c, n_runs) for c in dropped)}"
+    names = ", ".join(_name(column, n_runs) for column in dropped)
+    return f"no room at {width} columns for: {names}"
 
 
-def not_measurable(records: Sequence[Record], shown: Sequence[Column]) -> list[str]:
-    """Each reason once, with the columns and the number of runs it holds for."""
-    by_reason: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    headers = {c.header for c in shown}
+def not_measurable(records: Sequence[Record], visible: Sequence[Column]) -> list[str]:
+    """Return each reason once, with the columns and the number of runs it holds for."""
+    headers = {column.header for column in visible}
+    by_reason: dict[str, list[tuple[str, str]]] = {}
     for record in records:
-        for header, value in _shown_values(record):
-            if header in headers and value.value is None:
-                names, runs = by_reason.setdefault(value.reason or "no reason was given", ({}, {}))
-                names[header] = runs[record.id] = None
+        for header, reason in _missing(record):
+            if header in headers:
+                by_reason.setdefault(reason, []).append((header, record.id))
+    return [_not_measurable(reason, places, len(records)) for reason, places in by_reason.items()]
+
+
+def _missing(record: Record) -> list[tuple[str, str]]:
+    """Return the headers whose value is not measurable, with their reasons."""
     return [
-        f"n/m {', '.join(names)}{_share(len(runs), len(records))}: {why}"
-        for why, (names, runs) in by_reason.items()
+        (header, value.reason or "no reason was given")
+        for header, value in _values(record)
+        if value.value is None
     ]
 
 
-def short_names(ids: Sequence[str]) -> list[str]:
-    """Test ids without their file, or without its folders, as far as different tests keep different names."""
-    for shorter in (without_file, _without_folders):
-        names = {i: shorter(i) for i in ids}
-        if len(set(names.values())) == len(names):
-            return [names[i] for i in ids]
-    return list(ids)
-
-
-def _without_folders(test: str) -> str:
-    path, sep, name = test.partition("::")
-    return path.rpartition("/")[2] + sep + name
-
-
-def _tests(records: Sequence[Record]) -> tuple[str, ...]:
-    return _marked(_labelled(records), records)
-
-
-def _marked(names: Iterable[str], records: Sequence[Record]) -> tuple[str, ...]:
-    """A run that the gate had measured once more says so."""
-    return tuple(
-        f"{name}, again" if r.extra.get("attempt", 1) > 1 else name
-        for name, r in zip(names, records, strict=True)
-    )
-
-
-def _labelled(records: Sequence[Record]) -> tuple[str, ...]:
-    """Short names; the run's label is added where a test made several runs that look the same."""
-    look = [(r.test, r.strategy, r.workload_text) for r in records]
-    names = short_names([r.test for r in records])
-    return tuple(
-        f"{n} {r.label}" if r.label and look.count(k) > 1 else n
-        for n, r, k in zip(names, records, look, strict=True)
-    )
-
-
-def _brief_tests(records: Sequence[Record]) -> tuple[str, ...]:
-    """Without what the strategy column says again, and without the "test_" that all have."""
-    strategies = {r.strategy for r in records}
-    names = (_without_parameter(name, strategies) for name in _labelled(records))
-    return _marked((name.removeprefix("test_") or name for name in names), records)
-
-
-def _without_parameter(name: str, strategies: set[str]) -> str:
-    head, bracket, parameter = name.partition("[")
-    return head if bracket and head and parameter.removesuffix("]") in strategies else name
+def _not_measurable(reason: str, places: Sequence[tuple[str, str]], n_runs: int) -> str:
+    """Say for which headers and for how many runs a reason holds; places are both of them."""
+    headers = dict.fromkeys(header for header, _ in places)
+    n_affected = len({run for _, run in places})
+    return f"n/m {', '.join(headers)}{_share(n_affected, n_runs)}: {reason}"
 
 
 def _headline(record: Record) -> MetricValue | None:
@@ -198,58 +186,75 @@ def _headline(record: Record) -> MetricValue | None:
 
 
 def _metrics(record: Record) -> dict[str, MetricValue]:
-    return {m.name: m for m in record.metrics}
+    return {metric.name: metric for metric in record.metrics}
 
 
-def _shown_values(record: Record) -> list[tuple[str, MetricValue]]:
+def _values(record: Record) -> list[tuple[str, MetricValue]]:
+    """Return the record's values by the header of their column."""
     metrics = _metrics(record)
-    found = [("tok/s", _headline(record)), *((m.header, metrics.get(m.metric)) for m in METRICS)]
-    return [(header, value) for header, value in found if value is not None]
+    values = [("tok/s", _headline(record))]
+    values += [(column.header, metrics.get(column.metric)) for column in METRICS]
+    return [(header, value) for header, value in values if value is not None]
 
 
 def _throughputs(records: Sequence[Record], *, brackets: bool) -> tuple[str, ...]:
-    """Numbers and intervals, each right-aligned among themselves. The unit is the header's.
+    """Return numbers and intervals, each right-aligned among themselves.
 
-    Without `brackets` a lopsided interval is shown by its farther end, which is the shorter text.
+    The unit is the header's. Without `brackets` a lopsided interval is shown by its farther end,
+    which is the shorter text.
     """
-    values = [_headline(r) for r in records]
-    numbers = [_cell(v, lambda m: format_number(m.value or 0.0)) for v in values]
-    intervals = [
-        "" if v is None or v.value is None else _interval(v.value, v.low, v.high, brackets)
-        for v in values
-    ]
+    headlines = [_headline(record) for record in records]
+    numbers = [_cell(headline, _number) for headline in headlines]
+    intervals = [_interval(headline, brackets=brackets) for headline in headlines]
     room = max(map(display_width, intervals))
-    return tuple(f"{a} {b:>{room}}" if room else a for a, b in zip(numbers, intervals, strict=True))
+    if not room:
+        return tuple(numbers)
+    return tuple(
+        f"{number} {interval:>{room}}" for number, interval in zip(numbers, intervals, strict=True)
+    )
 
 
-def _interval(value: float, low: float | None, high: float | None, brackets: bool) -> str:
+def _number(metric: MetricValue) -> str:
+    return format_number(metric.value or 0.0)
+
+
+def _interval(metric: MetricValue | None, *, brackets: bool) -> str:
+    if metric is None or metric.value is None:
+        return ""
+    value, low, high = metric.value, metric.low, metric.high
     if brackets or low is None or high is None or not math.isfinite(high - low):
         return format_interval(value, low, high)
     farther = max(value - low, high - value)
     return format_interval(value, value - farther, value + farther)
 
 
-def _throughput_legend(records: Sequence[Record], which: str) -> str:
-    found = [v for v in map(_headline, records) if v is not None]
-    levels = {v.confidence for v in found if v.confidence is not None and v.low is not None}
-    interval = f", ± {which} {100 * levels.pop():g} % interval" if len(levels) == 1 else ""
-    prefill = [r.workload.get("type") == "prefill" for r in records]
-    tokens = "output tokens (of a prefill: prompt tokens)" if any(prefill) else "output tokens"
-    tokens = "prompt tokens" if all(prefill) else tokens
-    return f"tok/s: {tokens}{interval}"
+def _throughput_legend(records: Sequence[Record], end: str) -> str:
+    headlines = [value for value in map(_headline, records) if value is not None]
+    levels = {
+        value.confidence
+        for value in headlines
+        if value.confidence is not None and value.low is not None
+    }
+    interval = f", ± {end} {100 * levels.pop():g} % interval" if len(levels) == 1 else ""
+    return f"tok/s: {_counted_tokens(records)}{interval}"
 
 
-def _metric_column(shown: Shown, records: Sequence[Record]) -> Column:
+def _counted_tokens(records: Sequence[Record]) -> str:
+    are_prefills = [record.workload.get("type") == "prefill" for record in records]
+    if all(are_prefills):
+        return "prompt tokens"
+    if any(are_prefills):
+        return "output tokens (of a prefill: prompt tokens)"
+    return "output tokens"
+
+
+def _metric_column(column: MetricColumn, records: Sequence[Record]) -> Column:
     def text(metric: MetricValue) -> str:
-        return format_value(metric.value or 0.0, metric.unit, shown.digits)
+        return format_value(metric.value or 0.0, metric.unit, column.digits)
 
-    values = (_metrics(r).get(shown.metric) for r in records)
-    return Column(
-        header=shown.header,
-        cells=tuple(_cell(v, text) for v in values),
-        rank=shown.rank,
-        right=True,
-    )
+    values = (_metrics(record).get(column.metric) for record in records)
+    cells = tuple(_cell(value, text) for value in values)
+    return Column(header=column.header, cells=cells, rank=column.rank, right=True)
 
 
 def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
@@ -259,47 +264,62 @@ def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
 
 
 def _agreement(record: Record) -> str:
-    found: dict[str, Any] = record.agreement or {}
-    if found.get("itself"):
+    if record.agreement and record.agreement.get("itself"):
         return "itself"
-    top1 = found.get("top1")
-    value = top1.get("value") if isinstance(top1, dict) else top1
-    return format_percent(value) if isinstance(value, int | float) else MISSING
+    top1 = top1_agreement(record)
+    return MISSING if top1 is None else format_percent(top1)
 
 
 def _ratios(records: Sequence[Record], *, intervals: bool) -> tuple[str, ...]:
-    return tuple(_ratio(r, _reference(r, records), intervals) for r in records)
+    return tuple(
+        _ratio(record, _reference(record, records), interval=intervals) for record in records
+    )
 
 
 def _reference(record: Record, records: Sequence[Record]) -> Record | None:
-    """The run that `record` was compared with: the one it names, else the last of those that share its mark."""
+    """Return the run that `record` was compared with.
+
+    It is the one that it names, else the last of those that share its mark.
+    """
     if record.paired_with is None:
         return None
-    named = [r for r in records if r.id == record.paired_with]
-    sharing = [r for r in records if r.paired_with == record.paired_with]
-    return named[-1] if named else sharing[-1] if len(sharing) > 1 else None
+    by_id = [other for other in records if other.id == record.paired_with]
+    if by_id:
+        return by_id[-1]
+    sharing = [other for other in records if other.paired_with == record.paired_with]
+    return sharing[-1] if len(sharing) > 1 else None
 
 
-def _ratio(record: Record, reference: Record | None, interval: bool) -> str:
-    """The paired ratio where the samples are there, as a claim on the two runs would be judged.
+def _ratio(record: Record, reference: Record | None, *, interval: bool) -> str:
+    """Return the paired ratio where the samples are there, else that of the values.
 
-    Else that of the values.
+    The paired one is what a claim on the two runs would be judged by.
     """
     if reference is None:
         return MISSING
     if reference is record:
         return _REFERENCE
-    ours, theirs = _headline(record), _headline(reference)
-    if ours is None or theirs is None or ours.value is None or not theirs.value:
+    speed, base = _headline(record), _headline(reference)
+    if speed is None or base is None or speed.value is None or not base.value:
         return NOT_MEASURABLE
-    a, b = record.samples.get(ours.name, ()), reference.samples.get(theirs.name, ())
-    if not a or len(a) != len(b) or min(*a, *b) <= 0:
-        return format_value(ours.value / theirs.value, "x")
-    paired = stats.log_ratio_interval(a, b, paired=True)
-    text = format_value(math.exp(paired.center), "x")
-    if not interval or not math.isfinite(paired.high):
+    samples = record.samples.get(speed.name, ())
+    base_samples = reference.samples.get(base.name, ())
+    if _are_pairs(samples, base_samples):
+        return _paired_ratio(samples, base_samples, interval=interval)
+    return format_value(speed.value / base.value, "x")
+
+
+def _are_pairs(samples: Sequence[float], base: Sequence[float]) -> bool:
+    return bool(samples) and len(samples) == len(base) and min(*samples, *base) > 0
+
+
+def _paired_ratio(samples: Sequence[float], base: Sequence[float], *, interval: bool) -> str:
+    ratio = stats.log_ratio_interval(samples, base, paired=True)
+    text = format_value(math.exp(ratio.center), "x")
+    if not interval or not math.isfinite(ratio.high):
         return text
-    return f"{text} [{format_number(math.exp(paired.low))}, {format_number(math.exp(paired.high))}]"
+    low, high = format_number(math.exp(ratio.low)), format_number(math.exp(ratio.high))
+    return f"{text} [{low}, {high}]"
 
 
 def _n_samples(record: Record) -> str:
@@ -308,10 +328,11 @@ def _n_samples(record: Record) -> str:
 
 
 def _name(column: Column, n_runs: int) -> str:
-    shared = set(column.cells)
-    if column.header in {"strategy", "workload"} and len(shared) == 1:
-        return f"{column.header} ({shared.pop()}{' in every run' if n_runs > 1 else ''})"
-    return column.header
+    texts = set(column.cells)
+    if column.header not in {"strategy", "workload"} or len(texts) != 1:
+        return column.header
+    in_every_run = " in every run" if n_runs > 1 else ""
+    return f"{column.header} ({texts.pop()}{in_every_run})"
 
 
 def _share(n: int, total: int) -> str:

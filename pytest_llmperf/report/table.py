@@ -1,16 +1,27 @@
-"""Text of a given width: columns that shrink or are dropped by importance, words that wrap, signs a terminal lacks. Pure."""
+"""Text of a given width: columns that shrink or are dropped, and lines that wrap. Pure."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 GAP = 2
 _PLAIN = str.maketrans(
-    {"±": "+-", "…": "~", "–": "-", "µ": "u", "≥": ">=", "≤": "<=", "→": "->", "×": "x"}  # noqa: RUF001
+    {
+        "±": "+-",
+        "…": "~",
+        "–": "-",  # noqa: RUF001
+        "µ": "u",
+        "≥": ">=",
+        "≤": "<=",
+        "→": "->",
+        "×": "x",  # noqa: RUF001
+    }
 )
+"""Our signs -> what stands for them on a terminal that lacks them."""
+
 _QUANTITY = re.compile(
     r"(?<=\d) (?=(?:%|tok/s|[kMGT]?B|[mµnu]?s|min|h|[mk]?J)(?:\W|$))|(?<=[<>=≥≤]) (?=\d)"
 )
@@ -44,9 +55,9 @@ class Column:
     def least(self) -> int:
         """The width it can be shortened to."""
         width = self.in_brief.width
-        return (
-            width if self.floor is None else min(width, max(self.floor, display_width(self.header)))
-        )
+        if self.floor is None:
+            return width
+        return min(width, max(self.floor, display_width(self.header)))
 
     @property
     def in_brief(self) -> Column:
@@ -54,7 +65,7 @@ class Column:
         return replace(self, cells=self.brief or self.cells)
 
     def mapped(self, text: Callable[[str], str]) -> Column:
-        """The same column with its header and each cell passed through `text`."""
+        """Return the same column with its header and each cell passed through `text`."""
         return replace(
             self,
             header=text(self.header),
@@ -82,27 +93,40 @@ def lay_out(columns: Sequence[Column], width: int) -> Table:
 
     What is never dropped is shortened below its floor, and at last cut, where not even that fits.
     """
-    kept = list(columns)
-    while _total([c.least for c in kept]) > width and any(c.rank is not None for c in kept):
-        kept.remove(min((c for c in kept if c.rank is not None), key=lambda c: c.rank or 0))
-    dropped = tuple(c for c in columns if c not in kept)
-    if _total([c.width for c in kept]) > width:
-        kept = [c.in_brief for c in kept]
-    widths = _shrink(kept, width)
-    header = _row([c.header for c in kept], kept, widths)
-    rows = tuple(_row([c.cells[i] for c in kept], kept, widths) for i in range(len(kept[0].cells)))
-    return Table(header, rows, dropped)
+    remaining, dropped = _drop(columns, width)
+    if _total([column.width for column in remaining]) > width:
+        remaining = [column.in_brief for column in remaining]
+    widths = _shrink(remaining, width)
+    header = _row([column.header for column in remaining], remaining, widths)
+    cells_by_row = zip(*(column.cells for column in remaining), strict=True)
+    rows = tuple(_row(cells, remaining, widths) for cells in cells_by_row)
+    return Table(header, rows, tuple(dropped))
 
 
-def _shrink(kept: Sequence[Column], width: int) -> list[int]:
-    """Widths that fit: the last resort takes from the widest column, one at a time, down to 1."""
-    widths = [c.width for c in kept]
-    floors = [c.least for c in kept]
+def _drop(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Column]]:
+    """Return the columns that fit when all are shortened, and those that had to be dropped."""
+    remaining = list(columns)
+    droppable = sorted(
+        (column for column in columns if column.rank is not None),
+        key=lambda column: column.rank or 0,
+    )
+    for column in droppable:
+        if _total([column.least for column in remaining]) <= width:
+            break
+        remaining.remove(column)
+    return remaining, [column for column in columns if column not in remaining]
+
+
+def _shrink(columns: Sequence[Column], width: int) -> list[int]:
+    """Return widths that fit: the widest column gives way first, one at a time, to its floor.
+
+    The last resort goes below the floors, down to 1.
+    """
+    widths = [column.width for column in columns]
+    floors = [column.least for column in columns]
     while _total(widths) > width and widths != floors:
-        widest = max(
-            (i for i in range(len(kept)) if widths[i] > floors[i]), key=lambda i: widths[i]
-        )
-        widths[widest] -= 1
+        above_floor = [i for i, floor in enumerate(floors) if widths[i] > floor]
+        widths[max(above_floor, key=widths.__getitem__)] -= 1
     while _total(widths) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
     return widths
@@ -110,7 +134,8 @@ def _shrink(kept: Sequence[Column], width: int) -> list[int]:
 
 def _row(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> tuple[str, ...]:
     cells = [
-        pad(shorten(t, w), w, right=c.right) for t, c, w in zip(texts, columns, widths, strict=True)
+        pad(shorten(text, width), width, right=column.right)
+        for text, column, width in zip(texts, columns, widths, strict=True)
     ]
     return (*(cell + " " * GAP for cell in cells[:-1]), cells[-1].rstrip())
 
@@ -120,25 +145,28 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def char_width(char: str) -> int:
-    """Columns that a character takes in a terminal: 0, 1 or 2."""
+    """Return the columns that a character takes in a terminal: 0, 1 or 2."""
     if unicodedata.category(char) in {"Mn", "Me", "Cf", "Cc", "Zl", "Zp"}:
         return 0
     return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
 
 
 def display_width(text: str) -> int:
-    """Columns that `text` takes in a terminal."""
+    """Return the columns that `text` takes in a terminal."""
     return len(text) if text.isascii() else sum(map(char_width, text))
 
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
-    """`text` with blanks to `width` columns, on the left if `right` aligned."""
+    """Return `text` with blanks to `width` columns, on the left if `right` aligned."""
     blanks = " " * max(0, width - display_width(text))
     return blanks + text if right else text + blanks
 
 
 def shorten(text: str, width: int) -> str:
-    """`text` in at most `width` columns: the middle is left out, for both ends of a test id tell tests apart."""
+    """Return `text` in at most `width` columns.
+
+    The middle is left out, for both ends of a test id tell tests apart.
+    """
     if display_width(text) <= width:
         return text
     if width <= 1:
@@ -147,22 +175,26 @@ def shorten(text: str, width: int) -> str:
     return take(text, width - 1 - display_width(tail)) + "…" + tail
 
 
-def telling_width(cells: Sequence[str], least: int, most: int) -> int:
-    """The smallest width from `least` to `most` at which cells that differ still differ when shortened; else `most`."""
+def telling_width(cells: Iterable[str], least: int, most: int) -> int:
+    """Return the smallest width from `least` to `most` at which different cells stay different.
+
+    They are shortened to that width; where none is enough it is `most`.
+    """
     different = set(cells)
     widths = range(least, max(least, most) + 1)
-    return next(
-        (w for w in widths if len({shorten(c, w) for c in different}) == len(different)), widths[-1]
-    )
+    for width in widths:
+        if len({shorten(cell, width) for cell in different}) == len(different):
+            return width
+    return widths[-1]
 
 
 def without_file(test: str) -> str:
-    """A test id without its file: 'test_a.py::TestB::test_c[bf16]' is 'TestB::test_c[bf16]'."""
+    """Return a test id without its file: 'test_a.py::TestB::test_c' is 'TestB::test_c'."""
     return test.partition("::")[2] or test
 
 
 def take(text: str, width: int) -> str:
-    """The longest start of `text` that takes at most `width` columns."""
+    """Return the longest start of `text` that takes at most `width` columns."""
     used = 0
     for i, char in enumerate(text):
         used += char_width(char)
@@ -172,9 +204,10 @@ def take(text: str, width: int) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "  ", first: str = "") -> list[str]:
-    """`text` broken at blanks into lines of at most `width` columns, the first after `first`, the others after `indent`.
+    """Return `text` broken at blanks into lines of at most `width` columns.
 
-    A number stays with its unit. Only a word longer than a line (a path, a test id) is cut.
+    The first line begins with `first`, the others with `indent`. A number stays with its unit. Only
+    a word longer than a line (a path, a test id) is cut.
     """
     lines: list[str] = []
     line = first
@@ -184,7 +217,7 @@ def wrap(text: str, width: int, indent: str = "  ", first: str = "") -> list[str
             lines.append(line)
             joined = indent + word
         line = joined
-    return [t.replace(_NO_BREAK, " ") for t in (*lines, line)]
+    return [complete.replace(_NO_BREAK, " ") for complete in (*lines, line)]
 
 
 def _words(text: str, width: int) -> list[str]:
@@ -196,21 +229,25 @@ def _words(text: str, width: int) -> list[str]:
             words.append(start)
             rest = rest[len(start) :]
         words.append(rest)
-    return [w for w in words if w]
+    return [word for word in words if word]
 
 
 def showable(text: str, encoding: str | None) -> str:
-    """`text` as one line for a terminal of this encoding: control characters escaped, our signs in ASCII where it lacks them.
+    """Return `text` as one line for a terminal of this encoding.
 
-    The mark of a shortened text keeps its width, so that a table may be laid out first.
+    Control characters are escaped, and our signs are in ASCII where the encoding lacks them. The
+    mark of a shortened text keeps its width, so that a table may be laid out first.
     """
-    line = "".join(
-        c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
+    line = "".join(map(_printable, text))
     try:
         line.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         plain = line.translate(_PLAIN)
         return plain.encode("ascii", "backslashreplace").decode("ascii")
     return line
+
+
+def _printable(char: str) -> str:
+    if char.isprintable() or char == " ":
+        return char
+    return char.encode("unicode_escape").decode("ascii")

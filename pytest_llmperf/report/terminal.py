@@ -1,4 +1,7 @@
-"""The summary at the end of a session: one line a run, then everything that was not a plain answer, with its reason."""
+"""The summary at the end of a session.
+
+One line a run, then everything that was not a plain answer, with its reason.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ _WORST_FIRST = (
     "PASS",
     "recorded",
 )
-Named = Sequence[tuple[str, str]]
+Reasons = Sequence[tuple[str, str]]
+"""Pairs of test id and reason."""
+
 _COLOURS = {
     "PASS": "green",
     "FAIL": "red",
@@ -46,38 +51,35 @@ _COLOURS = {
 def write_summary(
     tr: pytest.TerminalReporter,
     records: Sequence[Record],
-    skipped: Named,
-    invalid: Named,
+    skipped: Reasons,
+    invalid: Reasons,
     notes: Sequence[str],
     verbosity: int,
     *,
-    errors: Named = (),
-    expected: Mapping[str, Named] | None = None,
+    errors: Reasons = (),
+    expected: Mapping[str, Reasons] | None = None,
 ) -> None:
-    """Print the section "llmperf": one line in all if `verbosity` is negative, more columns if it is positive.
+    """Print the section "llmperf".
 
-    `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test id and reason, `expected`
-    such pairs by outcome (XFAIL, XPASS); `notes` are printed last, as they are (where it was stored).
-    Prints nothing for a session without anything to say. Judges nothing.
+    It is one line in all if `verbosity` is negative, and has more columns if it is positive.
+
+    `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test
+    id and reason, `expected` such pairs by outcome (XFAIL, XPASS); `notes` are printed last, as
+    they are (where it was stored). Prints nothing for a session without anything to say. Judges
+    nothing.
     """
-    expected = expected or {}
-    if not (records or skipped or invalid or errors or notes or any(expected.values())):
+    reasons = {"ERROR": errors, "INVALID": invalid, "SKIPPED": skipped, **(expected or {})}
+    if not (records or notes or any(reasons.values())):
         return
     out = Out(tr)
     if verbosity < 0:
-        counted = _without_runs(
-            {"INVALID": invalid, "ERROR": errors, "skipped": skipped, **expected}, records
-        )
-        out.one_line(_in_one_line(records, counted, notes))
+        out.one_line(_in_one_line(records, _without_runs(reasons, records), notes))
         return
     tr.write_sep("=", "llmperf")
     _write_runs(out, records, verbose=verbosity > 0)
     _write_undecided(out, records)
-    out.named("ERROR", errors)
-    out.named("INVALID", invalid)
-    out.named("SKIPPED", skipped)
-    for status, tests in expected.items():
-        out.named(status, tests)
+    for status, tests in reasons.items():
+        out.statuses(status, tests)
     for note in notes:
         out.text(note)
 
@@ -92,19 +94,19 @@ class Out:
         self.encoding = getattr(getattr(writer, "_file", None), "encoding", None) or "utf-8"
 
     def show(self, text: str) -> str:
-        """`text` in signs that this terminal has."""
+        """Return `text` in signs that this terminal has."""
         return showable(text, self.encoding)
 
     def text(
         self, text: str, *, first: str = "", indent: str = "  ", colour: str | None = None
     ) -> None:
-        """Paragraphs, wrapped between words."""
+        """Write paragraphs, wrapped between words."""
         for paragraph in text.splitlines():
             for line in wrap(self.show(paragraph), self.width, indent, first):
                 self.tr.write_line(line, **_markup(colour))
 
     def one_line(self, parts: Sequence[str]) -> None:
-        """The parts that fit in one line, most important first."""
+        """Write the parts that fit in one line, most important first."""
         line, *rest = (self.show(part) for part in parts)
         for part in rest:
             if display_width(f"{line}, {part}") <= self.width:
@@ -112,43 +114,51 @@ class Out:
         self.tr.write_line(take(line, self.width))
 
     def table(self, columns: Sequence[Column]) -> Table:
-        """A table whose last column holds a status, in its colour. Returns what was laid out."""
-        table = lay_out([c.mapped(self.show) for c in columns], self.width)
+        """Write a table whose last column holds a status, in its colour, and return it."""
+        table = lay_out([column.mapped(self.show) for column in columns], self.width)
         self.tr.write_line(self.show("".join(table.header)), bold=True)
         for row, status in zip(table.rows, columns[-1].cells, strict=True):
             self.tr.write(self.show("".join(row[:-1])))
             self.tr.write_line(self.show(row[-1]), **_markup(_COLOURS.get(status)))
         return table
 
-    def named(self, status: str, tests: Named) -> None:
-        """Tests with a status, by the first line of their reason.
+    def statuses(self, status: str, tests: Reasons) -> None:
+        """Write tests with a status, by the first line of their reason.
 
-        One that is there several times is counted.
+        A test that is there several times is counted.
         """
-        by_reason: dict[str, list[str]] = {}
-        for (test, reason), n in Counter(tests).items():
-            by_reason.setdefault(_first_line(reason), []).append(
-                f"{test} ({n} times)" if n > 1 else test
-            )
-        for reason, names in by_reason.items():
+        colour = _COLOURS.get(status)
+        for reason, names in _by_reason(tests).items():
             if len(names) == 1:
-                self.text(f"{status} {names[0]}: {reason}", colour=_COLOURS.get(status))
+                self.text(f"{status} {names[0]}: {reason}", colour=colour)
                 continue
-            self.text(f"{status} {len(names)} tests: {reason}", colour=_COLOURS.get(status))
+            self.text(f"{status} {len(names)} tests: {reason}", colour=colour)
             for name in names:
                 self.text(f"- {name}")
 
 
-def _without_runs(expected: Mapping[str, Named], records: Sequence[Record]) -> dict[str, Named]:
-    """A test with runs is counted by them."""
-    ran = {record.test for record in records}
+def _by_reason(tests: Reasons) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for (test, reason), n in Counter(tests).items():
+        name = f"{test} ({n} times)" if n > 1 else test
+        names.setdefault(_first_line(reason), []).append(name)
+    return names
+
+
+def _without_runs(reasons: Mapping[str, Reasons], records: Sequence[Record]) -> dict[str, Reasons]:
+    """Leave out the tests that made runs: they are counted by them."""
+    tests_with_runs = {record.test for record in records}
     return {
-        status: [each for each in tests if each[0] not in ran] for status, tests in expected.items()
+        status: [(test, reason) for test, reason in tests if test not in tests_with_runs]
+        for status, tests in reasons.items()
     }
 
 
 def _first_line(reason: str) -> str:
-    """Of a long reason (a worker's log) the rest is in pytest's own report of the test."""
+    """Return the start of a reason.
+
+    The rest of a long one (a worker's log) is in pytest's own report of the test.
+    """
     first, *rest = reason.strip().splitlines() or ["no reason was given"]
     return f"{first} …" if rest else first
 
@@ -162,38 +172,42 @@ def _write_runs(out: Out, records: Sequence[Record], *, verbose: bool) -> None:
         out.text("no run was recorded")
         return
     columns = summary.columns(records, out.width, verbose=verbose)
-    table = out.table(columns)
-    shown = [c for c in columns if c.header not in {d.header for d in table.dropped}]
-    for line in (
-        summary.legend(shown, records, verbose=verbose),
-        summary.left_out(table.dropped, len(records), out.width),
-    ):
-        if line:
-            out.text(line)
-    for line in (*fastest(records), *summary.not_measurable(records, shown)):
+    dropped = out.table(columns).dropped
+    dropped_headers = {column.header for column in dropped}
+    visible = [column for column in columns if column.header not in dropped_headers]
+    out.text(summary.legend(visible, records, verbose=verbose))
+    out.text(summary.left_out(dropped, len(records), out.width))
+    for line in (*fastest(records), *summary.not_measurable(records, visible)):
         out.text(line)
 
 
 def _write_undecided(out: Out, records: Sequence[Record]) -> None:
-    """Each claim once: a test's claims are kept with every run that it made."""
-    undecided = {
-        (r.test, c.text, c.detail): None
-        for r in records
-        for c in r.claims
-        if summary.status(c.outcome) == "UNDECIDED"
-    }
-    for test, text, detail in undecided:
+    """Write each claim once: a test's claims are kept with every run that it made."""
+    undecided = [
+        (record.test, claim.text, claim.detail)
+        for record in records
+        for claim in record.claims
+        if summary.status(claim.outcome) == "UNDECIDED"
+    ]
+    for test, text, detail in dict.fromkeys(undecided):
         out.text(f"UNDECIDED {test}", colour="yellow")
         for line in (*text.splitlines(), *detail.splitlines()):
             out.text(line, first="  ", indent="    ")
 
 
 def _in_one_line(
-    records: Sequence[Record], others: Mapping[str, Named], notes: Sequence[str]
+    records: Sequence[Record], reasons: Mapping[str, Reasons], notes: Sequence[str]
 ) -> list[str]:
-    counts = Counter(summary.status(r.outcome) for r in records)
-    for status, tests in others.items():
-        counts[status] += len(tests)
-    named = [*_WORST_FIRST, *(name for name in counts if name not in _WORST_FIRST)]
-    runs = f"llmperf: {len(records)} run{'' if len(records) == 1 else 's'}"
-    return [runs, *(f"{counts[name]} {name}" for name in named if counts[name]), *notes]
+    counts = Counter(summary.status(record.outcome) for record in records)
+    for status, tests in reasons.items():
+        counts["skipped" if status == "SKIPPED" else status] += len(tests)
+    return [_n_runs(len(records)), *_worst_first(counts), *notes]
+
+
+def _n_runs(n: int) -> str:
+    return f"llmperf: {n} run{'' if n == 1 else 's'}"
+
+
+def _worst_first(counts: Mapping[str, int]) -> list[str]:
+    statuses = dict.fromkeys((*_WORST_FIRST, *counts))
+    return [f"{counts[status]} {status}" for status in statuses if counts.get(status)]

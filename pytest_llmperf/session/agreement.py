@@ -19,7 +19,7 @@ from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.settings.settings import cache_dir
-from pytest_llmperf.wire.messages import CompareReference, MakeReference, ReferenceCompared
+from pytest_llmperf.wire.commands import CompareReference, MakeReference
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import PromptSet
 
@@ -146,10 +146,7 @@ def _noise_floor(
 
 
 def _scored(model: OpenModel, path: Path, batch: int) -> tuple[PromptComparison, ...]:
-    answer = model.call(CompareReference(path=str(path), batch=batch))
-    # Narrows the union; the wire checked the type.
-    assert isinstance(answer, ReferenceCompared)  # noqa: S101
-    return answer.prompts
+    return model.call(CompareReference(path=str(path), batch=batch)).prompts
 
 
 def _path(source: OpenModel, reference: LoadPlan, question: Question) -> Path:

@@ -13,7 +13,7 @@ from pytest_llmperf.workloads import TaskSet
 class Answers(Struct, frozen=True, kw_only=True, eq=False):
     """A task set as one model answered it. `correct[i]` and `given[i]` are of item i.
 
-    `core.agreement.task_accuracy` compares two of them item by item:
+    `core.agreement.accuracy_gate` compares two of them item by item:
     `accuracy_gate(…).judge(ours.correct, theirs.correct)`.
     """
 

@@ -5,14 +5,13 @@ Nothing is loaded; every error names its value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import resolve_device
-from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.settings.limits import checked_limits
@@ -21,6 +20,7 @@ from pytest_llmperf.strategies import check_engine_can, parse
 from pytest_llmperf.strategies.adapters import located
 from pytest_llmperf.strategies.assistance import LOOKUP
 from pytest_llmperf.strategies.quantized import located as checkpoint_located
+from pytest_llmperf.workers.place import Place
 
 DEFAULT_STRATEGY = "auto"
 
@@ -85,10 +85,10 @@ def load_plan(
     strategy: str,
     settings: Settings,
     *,
-    gpus: Callable[[], GpuPool],
+    place: Place,
     engine: str | None = None,
 ) -> LoadPlan:
-    """The load plan of a declaration under a strategy, on one of `gpus` where it can.
+    """The load plan of a declaration under a strategy, on one of the GPUs of `place` where it can.
 
     Raises UsageError, nothing is loaded.
     """
@@ -104,7 +104,9 @@ def load_plan(
             declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision
         ),
         engine=row.name,
-        device=resolve_device(declared.device or settings.device, row.load_capabilities(), gpus),
+        device=resolve_device(
+            declared.device or settings.device, row.load_capabilities(), lambda: place.gpus
+        ),
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
@@ -113,8 +115,8 @@ def load_plan(
         model_ref(str(plan.assist))  # raises for a name that means nothing
     check_engine_can(plan, row.load_capabilities(), row.name)
     # Another interpreter, or host, has its own packages.
-    elsewhere = row.name in settings.pythons or settings.cluster
-    lacking = None if elsewhere else row.load_capabilities().missing_library(plan)
+    our_packages = place.has_our_packages and row.name not in settings.pythons
+    lacking = row.load_capabilities().missing_library(plan) if our_packages else None
     if lacking is not None:
         raise UsageError(lacking)
     return plan

@@ -12,7 +12,8 @@ from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.declare import Declaration
 from pytest_llmperf.session.model import Model
-from pytest_llmperf.wire.messages import Command, Heartbeat, Result
+from pytest_llmperf.wire.commands import Command, R
+from pytest_llmperf.wire.messages import Heartbeat
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workloads import Decode
 
@@ -32,11 +33,11 @@ class HostChannel:
 
     def call(
         self,
-        command: Command,
+        command: Command[R],
         *,
         deadline_s: float,  # noqa: ARG002
         on_beat: Callable[[Heartbeat], None] | None = None,  # noqa: ARG002
-    ) -> Result:
+    ) -> R:
         """Do the command here and now; what it raises goes through."""
         return self._host.handle(command)
 

@@ -12,14 +12,14 @@ from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement
 from pytest_llmperf.session.adapter_view import require_usable, using, view_of
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.run import run_once
 from pytest_llmperf.session.serving import require_serves, search
-from pytest_llmperf.wire.messages import AnswerTasks, ReadTopTokens, TasksAnswered, TopTokensRead
+from pytest_llmperf.wire.commands import AnswerTasks, ReadTopTokens
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, TaskSet, Workload
 
@@ -112,11 +112,9 @@ class Model:
         )
         model = self.load()
         answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
-        # Narrows the union; the wire checked the type.
-        assert isinstance(answered, TasksAnswered)  # noqa: S101
         answers = Answers(
             tasks=tasks,
-            given=tuple(a.given for a in answered.answers),
+            given=tuple(a.text for a in answered.answers),
             correct=tuple(a.correct for a in answered.answers),
             subject=model.plan.strategy,
             context=f"{tasks.name} on {model.opened.device_name}",
@@ -142,7 +140,9 @@ class Model:
             return self._session.serve([self], workload)[0]
         if self._session.settings.disable:
             run_once(self.load, workload)
-            return RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
+            return RunResult.unmeasured(
+                "measuring is disabled (--llmperf-disable)", UnjudgedQuantity
+            )
         (result,) = self._session.measure([self], workload)
         return result
 
@@ -234,10 +234,7 @@ class Model:
             UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit
                 is NaN.
         """
-        answer = self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k))
-        # Narrows the union; the wire checked the type.
-        assert isinstance(answer, TopTokensRead)  # noqa: S101
-        return answer.top
+        return self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k)).top
 
     def _default_prompts(self) -> PromptSet:
         if self.plan.model.kind == "arch":

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.origin import Origin
+from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges
+from pytest_llmperf.core.trace import Ceilings, Mark
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.sampling import (
     MIN_WARM_UP,
@@ -25,34 +28,13 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.strategies import require_in_effect
-from pytest_llmperf.wire.messages import (
-    CollectivesRead,
-    Describe,
-    Described,
-    EnergyRead,
-    MemoryRead,
-    Ran,
-    ReadCollectives,
-    ReadEnergy,
-    ReadMemory,
-    Run,
-)
+from pytest_llmperf.wire.commands import Describe, ReadCollectives, ReadEnergy, ReadMemory, Run
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
 
 Acquire = Callable[[], OpenModel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Around:
-    """What is read outside the timed path: memory in its own pass, energy, the device's ceilings."""
-
-    memory: MemoryGauges | tuple[MemoryGauges, ...] | None
-    energy: EnergyReading
-    ceilings: Ceilings | None
-    collectives: float | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +49,7 @@ class Measured:
     workload: Workload
     result: RunResult
     warm_up: WarmUp
-    taken: tuple[Ran, ...]
+    taken: tuple[TimedRun, ...]
     valid: tuple[int, ...]
     marks: tuple[Mark, ...]
     pair: str | None
@@ -106,7 +88,7 @@ def measure(
     return [_scaled(each, measured) for each in measured]
 
 
-def run_once(acquire: Acquire, workload: Workload) -> Ran:
+def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
     """One repetition, for sessions that measure nothing."""
     return Repeater(acquire, workload)(0)
 
@@ -119,7 +101,7 @@ class Repeater:
     workload: Workload
     _last: OpenModel | None = field(default=None, repr=False)
 
-    def __call__(self, repetition: int) -> Ran:
+    def __call__(self, repetition: int) -> TimedRun:
         """One repetition.
 
         Two unmeasured ones come first when the model was loaded anew since the last.
@@ -136,10 +118,8 @@ class Repeater:
         return self.acquire()
 
 
-def _once(model: OpenModel, workload: Workload, repetition: int) -> Ran:
-    ran = model.call(Run(workload=workload, repetition=repetition))
-    assert isinstance(ran, Ran)  # noqa: S101 - narrows the union; the wire checked the type
-    return ran
+def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
+    return model.call(Run(workload=workload, repetition=repetition)).run
 
 
 def _warm(
@@ -148,10 +128,9 @@ def _warm(
     """What warm-up saw, and what is in effect after it: compilation, the cache and the batching show in runs alone."""
     warm = warm_up(side, goal, progress)
     model = repeater.current()
-    described = model.call(Describe())
-    assert isinstance(described, Described)  # noqa: S101
-    require_in_effect(described.effective, model.promises, when="warm")
-    return warm, described.effective
+    effective = model.call(Describe()).description.effective
+    require_in_effect(effective, model.promises, when="warm")
+    return warm, effective
 
 
 def _reduced(
@@ -165,19 +144,12 @@ def _reduced(
     progress("reading memory", side.name, None)
     model, workload = repeater.current(), repeater.workload
     around = read_around(model, workload, side)
-    result = reduce(
-        [side.taken[i].trace for i in valid],
-        workload,
-        side.taken[-1].step,
-        around.ceilings,
-        around.memory,
-        around.energy,
-        model.opened.load_s,
-        pair=pair,
+    origin = Origin(
         subject=model.plan.strategy,
         context=f"{describe(workload)} on {model.opened.device_name}",
-        collectives=around.collectives,
+        pair=pair,
     )
+    result = reduce([side.taken[i].trace for i in valid], workload, around, origin)
     marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
     return Measured(
         model=model,
@@ -193,27 +165,26 @@ def _reduced(
     )
 
 
-def read_around(model: OpenModel, workload: Workload, side: Side) -> Around:
+def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
     """Memory in a pass of its own, energy over at least three seconds, and the device's ceilings (cached per device)."""
     memory = model.call(ReadMemory(workload=workload, repetition=side.next_repetition))
     energy = model.call(
         ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
     )
-    assert isinstance(memory, MemoryRead)  # noqa: S101
-    assert isinstance(energy, EnergyRead)  # noqa: S101
-    return Around(
-        memory=memory.ranks or memory.memory,
-        energy=energy.energy,
+    return Readings(
+        step=side.taken[-1].step,
         ceilings=device_ceilings.of(model),
+        memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
+        energy=energy.energy,
+        load_s=model.opened.load_s,
         collectives=_collectives(model, workload, side.next_repetition + 2),
     )
 
 
 def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:
     if model.plan.ranks == 1:
-        return "one device has nobody to communicate with"
+        return ONE_DEVICE
     read = model.call(ReadCollectives(workload=workload, repetition=repetition))
-    assert isinstance(read, CollectivesRead)  # noqa: S101
     return read.reason if read.share is None else read.share
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
+from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import Trace
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun
-from pytest_llmperf.wire.messages import Ran
 
 MIN_WARM_UP = 2
 WARM_UP_WINDOW = 5
@@ -23,7 +23,7 @@ WARM_UP_SHARE = 0.5  # of the budget, after the first repetition, in which compi
 MIN_VALID = stats.MIN_PAIRS  # fewer have no finite interval
 MAX_REPETITIONS = 2000
 
-Repeat = Callable[[int], Ran]
+Repeat = Callable[[int], TimedRun]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class Side:
     name: str
     repeat: Repeat
     next_repetition: int = 0
-    taken: list[Ran] = field(default_factory=list)
+    taken: list[TimedRun] = field(default_factory=list)
 
-    def once(self) -> Ran:
+    def once(self) -> TimedRun:
         """One repetition with prompts of its own."""
         ran = self.repeat(self.next_repetition)
         self.next_repetition += 1

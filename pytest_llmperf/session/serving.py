@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import msgspec
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.loaded import ServingRun
+from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, check, next_rate
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
-from pytest_llmperf.wire.messages import RunServing, Served
+from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Serve, describe_serve
 
@@ -40,7 +42,7 @@ class Loaded:
     model: OpenModel
     workload: Serve
     result: RunResult
-    runs: tuple[Served, ...]
+    runs: tuple[ServingRun, ...]
     valid: tuple[int, ...]
     marks: tuple[Mark, ...]
     pair: str | None
@@ -62,7 +64,7 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
     """
     if not workload.generator:
         return ""
-    if engine.partition(":")[0] != "server":
+    if not engines.engine(engine).load_capabilities().has_address:
         raise UsageError(
             f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none."
         )
@@ -92,7 +94,7 @@ def measure_serving(
     for side in acquire:
         progress("warming up", _shown(side(), workload), None)
         _call(side(), _warm_up(workload), WARM_UP)
-    taken: list[list[Served]] = [[] for _ in acquire]
+    taken: list[list[ServingRun]] = [[] for _ in acquire]
     while not _enough(taken):
         n = len(taken[0])
         for at in range(len(acquire)) if n % 2 == 0 else reversed(range(len(acquire))):
@@ -141,7 +143,7 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
         summary = run(workload).serving
     except InvalidRun as error:
         if "no request of" in str(error):
-            return Probe(rate=rate, attainment=0.0, kept=False, why=str(error))
+            return Probe(rate=rate, attainment=0.0, sustained=False, why=str(error))
         raise
     assert summary is not None  # noqa: S101 - a load has one
     reached = summary.attainment or 0.0
@@ -150,12 +152,11 @@ def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float
         if reached < attainment
         else summary.saturated
     )
-    return Probe(rate=rate, attainment=reached, kept=not why, why=why)
+    return Probe(rate=rate, attainment=reached, sustained=not why, why=why)
 
 
-def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> Served:
-    served = model.call(RunServing(workload=workload, repetition=repetition, program=program))
-    assert isinstance(served, Served)  # noqa: S101 - narrows the union; the wire checked the type
+def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> ServingRun:
+    served = model.call(RunServing(workload=workload, repetition=repetition, program=program)).run
     limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
     return (
         served
@@ -182,17 +183,17 @@ def _warm_up(workload: Serve) -> Serve:
     )
 
 
-def _enough(taken: Sequence[Sequence[Served]]) -> bool:
+def _enough(taken: Sequence[Sequence[ServingRun]]) -> bool:
     wanted, most = (1, MAX_TRIES) if len(taken) == 1 else (MIN_VALID, MAX_PAIRS)
     return len(_valid(taken)) >= wanted or len(taken[0]) >= most
 
 
-def _valid(taken: Sequence[Sequence[Served]]) -> tuple[int, ...]:
+def _valid(taken: Sequence[Sequence[ServingRun]]) -> tuple[int, ...]:
     """Runs (pairs, for two sides) without a mark."""
     return tuple(i for i in range(len(taken[0])) if not any(runs[i].marks for runs in taken))
 
 
-def _require(valid: Sequence[int], taken: Sequence[Sequence[Served]]) -> None:
+def _require(valid: Sequence[int], taken: Sequence[Sequence[ServingRun]]) -> None:
     if len(valid) >= (1 if len(taken) == 1 else MIN_VALID):
         return
     marks = [mark for runs in taken for served in runs for mark in served.marks]
@@ -203,21 +204,18 @@ def _require(valid: Sequence[int], taken: Sequence[Sequence[Served]]) -> None:
 def _reduced(
     model: OpenModel,
     workload: Serve,
-    runs: Sequence[Served],
+    runs: Sequence[ServingRun],
     valid: tuple[int, ...],
     pair: str | None,
 ) -> Loaded:
     used = valid if pair is not None else valid[:1]
-    result = reduce_serving(
-        [runs[i].trace for i in used],
-        slo=workload.slo,
-        ramp_up_s=workload.ramp_up,
-        load_s=None if model.plan.option("url") else model.opened.load_s,
-        open_loop=workload.open_loop,
-        pair=pair,
+    load_s = None if model.plan.option("url") else model.opened.load_s
+    origin = Origin(
         subject=_subject(model),
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
+        pair=pair,
     )
+    result = reduce_serving([runs[i].trace for i in used], workload, load_s, origin)
     marks = tuple(mark for served in runs for mark in served.marks)
     return Loaded(
         model=model,

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
-from pytest_llmperf.core.verdicts.unjudged import Unjudged
-from pytest_llmperf.devices.held import GIVE_WAY_S, Gpus
-from pytest_llmperf.devices.selection import GpuPool
+from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.gate.gate import Gate
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.model import Model
+from pytest_llmperf.session.places import place_of_models
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import Measured, measure
 from pytest_llmperf.session.sampling import Goal
@@ -26,12 +27,12 @@ from pytest_llmperf.session.serving import Loaded, generator_program, measure_se
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.memory_check import OwnProcess
 from pytest_llmperf.workers.pool import Channel, Pool, worker_logs
+from pytest_llmperf.workers.this_host import ThisHost
 from pytest_llmperf.workloads import Serve, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.against.comparison import Comparison
     from pytest_llmperf.against.side import BaseSide
-    from pytest_llmperf.cluster.cluster import Cluster
 
 ShowProgress = Callable[[str, str, str, float | None], None]
 
@@ -52,14 +53,14 @@ class LlmperfSession:
             wait_s=settings.wait_s,
             on_wait=lambda who: self.progress("waiting for a GPU", who, None),
         )
-        self.cluster = self._cluster()
+        self.host = ThisHost(self.gpus, wait_s=settings.wait_s, log_dir=worker_logs(settings.root))
+        self.place = place_of_models(settings, self.host, self.progress)
         self.pool = Pool(
             self._start_worker,
+            place=self.place,
+            host=self.host,
             timeout_s=settings.timeout_s,
-            wait_s=settings.wait_s,
             progress=self.progress,
-            gpus=self.gpus,
-            cluster=self.cluster,
         )
         self.own = OwnProcess(lambda: self.gpus.held)
         self.gate = self._gate()
@@ -87,17 +88,9 @@ class LlmperfSession:
         chosen = (
             strategy or declared.strategy or next(iter(self.settings.strategies), DEFAULT_STRATEGY)
         )
-        plan = load_plan(
-            declared, chosen, self.settings, gpus=lambda: self.model_gpus, engine=engine
-        )
-        if self.cluster is not None:
-            self.cluster.require(plan)
+        plan = load_plan(declared, chosen, self.settings, place=self.place, engine=engine)
+        self.place.require(plan)
         return plan
-
-    @property
-    def model_gpus(self) -> GpuPool:
-        """The GPUs that models may be loaded on: the cluster's where there is one, else this host's. Raises UsageError."""
-        return self.gpus.pool if self.cluster is None else self.cluster.gpus
 
     def model(
         self, declared: Declaration, strategy: str | None, *, engine: str | None = None
@@ -107,7 +100,9 @@ class LlmperfSession:
 
     def reference(self, declared: Declaration) -> Model:
         """What the `baseline` fixture gives: on the test's engine, and on transformers for a server, which shows no logits."""
-        engine = "transformers" if declared.engine.partition(":")[0] == "server" else None
+        engine = (
+            None if engines.engine(declared.engine).load_capabilities().logits else "transformers"
+        )
         return self.model(declared, self.settings.reference, engine=engine)
 
     @contextmanager
@@ -153,13 +148,13 @@ class LlmperfSession:
         """
         if self.settings.disable:
             return [
-                RunResult.unmeasured("measuring is disabled (--llmperf-disable)", Unjudged)
+                RunResult.unmeasured("measuring is disabled (--llmperf-disable)", UnjudgedQuantity)
                 for _ in models
             ]
         if self.base_side is not None or self.comparison is not None:
             reason = "a load on a server is not compared side by side with another version (--llmperf-against)"
             self.note(reason)
-            return [RunResult.unmeasured(reason, Unjudged) for _ in models]
+            return [RunResult.unmeasured(reason, UnjudgedQuantity) for _ in models]
         loaded = self._serve(models, workload)
         records = self.recorder.add_served(loaded)
         if self.gate is not None:
@@ -184,10 +179,7 @@ class LlmperfSession:
         try:
             self.pool.keep_only(plans)
         finally:
-            if not self.pool.on_gpus or self.gpus.wanted_since_s() >= GIVE_WAY_S:
-                self.gpus.release()
-            if self.cluster is not None and not self.pool.loaded:
-                self.cluster.release()
+            self.pool.release_idle()
 
     def progress(self, phase: str, detail: str, eta_s: float | None) -> None:
         """Show what the running test is doing."""
@@ -213,7 +205,7 @@ class LlmperfSession:
         finally:
             try:
                 for elsewhere in (
-                    self.cluster,
+                    self.place,
                     self.comparison.base if self.comparison is not None else None,
                 ):
                     if elsewhere is not None:
@@ -261,36 +253,9 @@ class LlmperfSession:
             return None
         return Gate(self.settings, store=lambda: self.recorder.store, note=self.note)
 
-    def _cluster(self) -> Cluster | None:
-        if not self.settings.cluster:
-            return None
-        # Only where a cluster is named.
-        from pytest_llmperf.cluster.cluster import Cluster  # noqa: PLC0415
-
-        return Cluster(
-            self.settings.cluster,
-            gpus=self.settings.gpus,
-            wait_s=self.settings.wait_s,
-            log_dir=worker_logs(self.settings.root),
-            on_wait=lambda what: self.progress("waiting for the cluster", what, None),
-        )
-
     def _start_worker(self, plan: LoadPlan) -> Channel:
-        from pytest_llmperf.workers.cores import worker_environment  # noqa: PLC0415
-
-        # Sockets and processes, only when a model is loaded.
-        from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415
-        from pytest_llmperf.workers.ranks import Ranks  # noqa: PLC0415
+        from pytest_llmperf.workers.ranks import Ranks  # noqa: PLC0415 - only to load a model
 
         python = self.settings.pythons.get(plan.engine, sys.executable)
-        if self.cluster is not None:
-            group: WorkerGroup = self.cluster.start(plan, python)
-            return group if plan.ranks == 1 else Ranks(group, plan)
-        group = WorkerGroup.start(
-            ranks=plan.ranks,
-            python=python,
-            log_dir=worker_logs(self.settings.root),
-            env=worker_environment(self.gpus, plan),
-            name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",
-        )
+        group = self.place.start(plan, python)
         return group if plan.ranks == 1 else Ranks(group, plan)

@@ -179,7 +179,7 @@ def _interpreter(text: str) -> tuple[str, str]:
             "for example transformers=.venv/bin/python.",
         )
     from pytest_llmperf import engines  # noqa: PLC0415 - only where an interpreter is named
-    from pytest_llmperf.workloads.serve import GENERATORS  # noqa: PLC0415 - as above
+    from pytest_llmperf.workloads.serve_checks import GENERATORS  # noqa: PLC0415 - as above
 
     if engine in GENERATORS:
         return engine, str(Path(path).absolute())

@@ -1,4 +1,4 @@
-"""Strategies: what a load plan asks of an engine, as `+`-joined parts, and what each part promises to be in effect."""
+"""Strategies: what a load plan asks of an engine, as `+`-joined parts, and what each promises."""
 
 from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.grammar import (

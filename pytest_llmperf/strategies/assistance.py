@@ -1,4 +1,7 @@
-"""Assisted (speculative) decoding: a smaller model, or the text so far, proposes tokens that the measured model checks."""
+"""Assisted (speculative) decoding: the measured model checks tokens that others propose.
+
+A smaller model proposes them, or the text so far.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,30 @@ LOOKUP = "prompt-lookup"
 
 
 def assisted_by(part: str, source: str) -> Promise:
-    """The last run asked `source` for proposals, as the run itself saw it. Known after warm-up."""
+    """Promise that the last run asked `source` for proposals, as the run itself saw it.
 
-    def broken(effective: Effective) -> str | None:
-        if effective.assistance == source:
-            return None
-        return (
-            f"the last run was assisted by {effective.assistance or 'nothing'}, asked for {source}"
-        )
+    Known after warm-up.
+    """
+    return Promise(
+        f"assisted by {source}",
+        lambda effective: _other_source(effective, source),
+        when="warm",
+        part=part,
+    )
 
-    return Promise(f"assisted by {source}", broken, when="warm", part=part)
+
+def _other_source(effective: Effective, source: str) -> str | None:
+    if effective.assistance == source:
+        return None
+    assistance = effective.assistance or "nothing"
+    return f"the last run was assisted by {assistance}, asked for {source}"
 
 
 def _assistant(argument: str) -> dict[str, object]:
     if not argument:
         raise UsageError(
-            "strategy part 'assisted' needs a model that proposes tokens, for example 'assisted:smollm2-135m'."
+            "strategy part 'assisted' needs a model that proposes tokens, "
+            "for example 'assisted:smollm2-135m'."
         )
     return {"assist": argument}
 
@@ -42,7 +53,10 @@ def _looked_up(plan: LoadPlan) -> tuple[Promise, ...]:
 ASSISTED = Part(
     name="assisted",
     kind="assistance",
-    summary="a smaller model with the same tokens proposes some, and the model checks them in one forward pass",
+    summary=(
+        "a smaller model with the same tokens proposes some, "
+        "and the model checks them in one forward pass"
+    ),
     fields={},
     promises=_assisted,
     argument=_assistant,
@@ -52,7 +66,10 @@ ASSISTED = Part(
 PROMPT_LOOKUP = Part(
     name=LOOKUP,
     kind="assistance",
-    summary="what followed the same tokens earlier in the text is proposed, and the model checks it in one forward pass",
+    summary=(
+        "what followed the same tokens earlier in the text is proposed, "
+        "and the model checks it in one forward pass"
+    ),
     fields={"assist": LOOKUP},
     promises=_looked_up,
 )

@@ -1,4 +1,7 @@
-"""Continuous batching: requests join and leave the running batch at any step, instead of waiting for the longest of it."""
+"""Continuous batching: requests join and leave the running batch at any step.
+
+They do not wait for the longest of it.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,27 @@ NAME = "continuous"
 
 
 def batches_continuously(part: str) -> Promise:
-    """The last run's requests went through one running batch, as the run itself saw it.
+    """Promise that the last run's requests went through one running batch, as it saw itself.
 
     Known after warm-up.
     """
+    return Promise("batches are continuous", _other_batching, when="warm", part=part)
 
-    def broken(effective: Effective) -> str | None:
-        if effective.batching == NAME:
-            return None
-        return f"the last run's batches were {effective.batching or 'not told'}, asked for continuous ones"
 
-    return Promise("batches are continuous", broken, when="warm", part=part)
+def _other_batching(effective: Effective) -> str | None:
+    if effective.batching == NAME:
+        return None
+    batching = effective.batching or "not told"
+    return f"the last run's batches were {batching}, asked for continuous ones"
 
 
 CONTINUOUS = Part(
     name=NAME,
     kind="batching",
-    summary="continuous batching: a request joins the running batch as soon as there is room and leaves it when it is done",
+    summary=(
+        "continuous batching: a request joins the running batch as soon as there is room "
+        "and leaves it when it is done"
+    ),
     fields={"batching": NAME},
     promises=lambda _plan: (batches_continuously(NAME),),
 )

@@ -7,27 +7,34 @@ from pytest_llmperf.strategies.base import Part
 
 
 def cache_holds(part: str, dtype: str) -> Promise:
-    """The KV cache of the last run stored keys and values in `dtype`, seen in its own tensors.
+    """Promise that the KV cache of the last run stored keys and values in `dtype`.
+
+    It is seen in the cache's own tensors.
 
     Known after warm-up.
     """
+    return Promise(
+        f"the KV cache holds {dtype}",
+        lambda effective: _other_cache(effective, dtype),
+        when="warm",
+        part=part,
+    )
 
-    def broken(effective: Effective) -> str | None:
-        if f" of {dtype}" in effective.cache:
-            return None
-        return f"the last run used {effective.cache or 'no cache'}, asked for one of {dtype}"
 
-    return Promise(f"the KV cache holds {dtype}", broken, when="warm", part=part)
+def _other_cache(effective: Effective, dtype: str) -> str | None:
+    if f" of {dtype}" in effective.cache:
+        return None
+    return f"the last run used {effective.cache or 'no cache'}, asked for one of {dtype}"
 
 
 def _quantized(name: str, cache: str, dtype: str, summary: str) -> Part:
-    made = (cache_holds(name, dtype),)
+    promises = (cache_holds(name, dtype),)
     return Part(
         name=name,
         kind="cache",
         summary=summary,
         fields={"cache": cache},
-        promises=lambda _plan: made,
+        promises=lambda _plan: promises,
     )
 
 

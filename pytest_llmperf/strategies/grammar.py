@@ -1,4 +1,4 @@
-"""The grammar of strategies: `part+part:argument+…`, in any order, to a value that fills in a load plan. Pure."""
+"""The grammar of strategies: from `part+part:argument+…`, in any order, to a load plan. Pure."""
 
 from __future__ import annotations
 
@@ -38,12 +38,10 @@ class ChosenPart:
     @property
     def text(self) -> str:
         """The canonical text: an argument that changes nothing is left out."""
-        plain = self.argument is None or self.fields == self.part.fields
-        return (
-            self.part.name
-            if plain
-            else f"{self.part.name}{'' if self.part.numbered else ':'}{self.argument}"
-        )
+        if self.argument is None or self.fields == self.part.fields:
+            return self.part.name
+        colon = "" if self.part.numbered else ":"
+        return f"{self.part.name}{colon}{self.argument}"
 
 
 @dataclass(frozen=True)
@@ -61,32 +59,38 @@ class Strategy:
         return "+".join(chosen.text for chosen in self.parts) or AUTO.name
 
     def apply(self, plan: LoadPlan) -> LoadPlan:
-        """`plan` with the fields of all parts set, and its `strategy`."""
+        """Return `plan` with the fields of all parts set, and its `strategy`."""
+        applied = structs.replace(plan, strategy=self.canonical, **self._fields())
+        if applied.spread > 1:
+            return structs.replace(applied, ranks=applied.spread)
+        return applied
+
+    def _fields(self) -> dict[str, object]:
+        """Return the fields of all parts; tuples that join are put together in order."""
         fields: dict[str, object] = {}
         for chosen in self._in_force():
             for name, value in chosen.fields.items():
-                joined = name in chosen.part.joins and name in fields
-                fields[name] = (
-                    (*cast("tuple[object, ...]", fields[name]), *cast("tuple[object, ...]", value))
-                    if joined
-                    else value
-                )
-        made = structs.replace(plan, strategy=self.canonical, **fields)
-        return structs.replace(made, ranks=made.spread) if made.spread > 1 else made
+                if name in chosen.part.joins:
+                    before = cast("tuple[object, ...]", fields.get(name, ()))
+                    fields[name] = before + cast("tuple[object, ...]", value)
+                else:
+                    fields[name] = value
+        return fields
 
     def promises(self, plan: LoadPlan) -> tuple[Promise, ...]:
-        """What must be in effect once `plan` (the result of `apply`) is loaded and warm."""
+        """Return what must be in effect once `plan` (the result of `apply`) is loaded and warm."""
         return tuple(
             promise for chosen in self._in_force() for promise in chosen.part.promises(plan)
         )
 
     def _in_force(self) -> tuple[ChosenPart, ...]:
-        named = any(chosen.part.kind == AUTO.kind for chosen in self.parts)
-        return self.parts if named else (ChosenPart(AUTO), *self.parts)
+        if any(chosen.part.kind == AUTO.kind for chosen in self.parts):
+            return self.parts
+        return (ChosenPart(AUTO), *self.parts)
 
 
 class PlanCapabilities(Protocol):
-    """The part of an engine's capabilities that a load plan is checked against (`engines.base.Capabilities`)."""
+    """What a load plan is checked against, a part of `engines.base.Capabilities`."""
 
     @property
     def plan_fields(self) -> Mapping[str, frozenset[object]]:
@@ -106,7 +110,7 @@ class PlanCapabilities(Protocol):
 
 
 def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy:
-    """The strategy that a text, a list of parts or a strategy means.
+    """Return the strategy that a text, a list of parts or a strategy stands for.
 
     Raises UsageError for what cannot be used.
     """
@@ -116,21 +120,13 @@ def parse(value: str | Strategy | Iterable[str | Part | ChosenPart]) -> Strategy
     text = value if isinstance(value, str) else "+".join(map(_text, pieces))
     chosen = [_choose(piece, text) for piece in pieces]
     _refuse_conflicts(chosen, text)
-    kept = [c for c in chosen if c.part is not AUTO]
-    return Strategy(tuple(sorted(kept, key=_place)))
+    explicit = [piece for piece in chosen if piece.part is not AUTO]
+    return Strategy(tuple(sorted(explicit, key=_place)))
 
 
 def check_engine_can(plan: LoadPlan, capabilities: PlanCapabilities, engine: str) -> None:
     """Raise UsageError if `engine` cannot honour a field of `plan`; names the part that set it."""
-    kind = plan.device.partition(":")[0]
-    if kind not in capabilities.devices:
-        raise UsageError(
-            f"engine {engine!r} does not run on device {plan.device!r}. Devices: {_listed(capabilities.devices)}."
-        )
-    if capabilities.max_ranks is not None and plan.ranks > capabilities.max_ranks:
-        raise UsageError(
-            f"engine {engine!r} takes at most {capabilities.max_ranks} rank(s), {plan.ranks} were asked for."
-        )
+    _require_device(plan, capabilities, engine)
     for chosen in parse(plan.strategy).parts:
         for field in chosen.fields:
             _require_value(plan, field, chosen, capabilities, engine)
@@ -141,37 +137,59 @@ def check_engine_can(plan: LoadPlan, capabilities: PlanCapabilities, engine: str
         )
 
 
-def require_in_effect(effective: Effective, promises: Iterable[Promise], when: str) -> None:
-    """Raise NotInEffect with every broken promise that is due: those of "loaded", and for "warm" all of them."""
-    due = [promise for promise in promises if when in (promise.when, "warm")]
-    found = [(promise.part, promise.broken(effective)) for promise in due]
-    broken = {
-        part: [r for p, r in found if p == part and r is not None]
-        for part, reason in found
-        if reason is not None
-    }
-    if broken:
-        said = {part: "; ".join(dict.fromkeys(reasons)) for part, reasons in broken.items()}
-        raise NotInEffect(
-            " ".join(f"strategy {part!r} is not in effect: {text}." for part, text in said.items())
+def _require_device(plan: LoadPlan, capabilities: PlanCapabilities, engine: str) -> None:
+    kind = plan.device.partition(":")[0]
+    if kind not in capabilities.devices:
+        raise UsageError(
+            f"engine {engine!r} does not run on device {plan.device!r}. "
+            f"Devices: {_listed(capabilities.devices)}."
         )
+    max_ranks = capabilities.max_ranks
+    if max_ranks is not None and plan.ranks > max_ranks:
+        raise UsageError(
+            f"engine {engine!r} takes at most {max_ranks} rank(s), {plan.ranks} were asked for."
+        )
+
+
+def require_in_effect(effective: Effective, promises: Iterable[Promise], when: str) -> None:
+    """Raise NotInEffect with every broken promise that is due.
+
+    When "loaded", promises of warm-up are not due yet; when "warm", all are.
+    """
+    reasons: dict[str, list[str]] = {}
+    for promise in promises:
+        is_due = when in (promise.when, "warm")
+        reason = promise.broken(effective) if is_due else None
+        if reason is not None:
+            reasons.setdefault(promise.part, []).append(reason)
+    if reasons:
+        raise NotInEffect(" ".join(map(_not_in_effect, reasons, reasons.values())))
+
+
+def _not_in_effect(part: str, reasons: Iterable[str]) -> str:
+    return f"strategy {part!r} is not in effect: {'; '.join(dict.fromkeys(reasons))}."
 
 
 def _require_value(
     plan: LoadPlan, field: str, chosen: ChosenPart, capabilities: PlanCapabilities, engine: str
 ) -> None:
-    default = next(f.default for f in structs.fields(LoadPlan) if f.name == field)
-    honoured = capabilities.plan_fields.get(field, frozenset({default}))
-    asked = getattr(plan, field)
-    if honoured is not ANY and asked not in honoured:
+    defaults = {info.name: info.default for info in structs.fields(LoadPlan)}
+    honoured = capabilities.plan_fields.get(field, frozenset({defaults[field]}))
+    value = getattr(plan, field)
+    if honoured is not ANY and value not in honoured:
         raise UsageError(
-            f"strategy part {chosen.text!r} cannot be honoured by engine {engine!r}: it asks for {field} = {asked!r}. "
-            f"Engine {engine!r} takes {field}: {_listed(honoured)}. Leave the part out or choose another engine.",
+            f"strategy part {chosen.text!r} cannot be honoured by engine {engine!r}: "
+            f"it asks for {field} = {value!r}. "
+            f"Engine {engine!r} takes {field}: {_listed(honoured)}. "
+            "Leave the part out or choose another engine.",
         )
 
 
 def _place(chosen: ChosenPart) -> tuple[int, str]:
-    """Where a part stands in the canonical text: parts that join (several adapters) stay in the order they were named."""
+    """Return where a part stands in the canonical text.
+
+    Parts that join (several adapters) stay in the order in which they were written.
+    """
     return KINDS.index(chosen.part.kind), "" if chosen.part.joins else chosen.text
 
 
@@ -183,7 +201,8 @@ def _text(piece: object) -> str:
     if isinstance(piece, ChosenPart):
         return piece.text
     raise UsageError(
-        f"strategy part {piece!r} is a {type(piece).__name__}; a text like 'bf16' or a Part is needed."
+        f"strategy part {piece!r} is a {type(piece).__name__}; "
+        "a text like 'bf16' or a Part is needed."
     )
 
 
@@ -192,35 +211,40 @@ def _choose(piece: str | Part | ChosenPart, text: str) -> ChosenPart:
         return piece
     if isinstance(piece, Part):
         return ChosenPart(piece)
-    name, colon, argument = _pieces(piece.strip())
+    name, argument = _name_and_argument(piece.strip())
+    part = _part(name, text)
+    if argument is not None:
+        _check_argument(part, argument)
+    elif part.argument is not None and not part.fields:
+        example = ChosenPart(part, part.example).text
+        raise UsageError(f"strategy part {name!r} needs an argument, for example {example!r}.")
+    return ChosenPart(part, argument)
+
+
+def _part(name: str, text: str) -> Part:
     if not name:
         raise UsageError(
-            f"strategy {text!r} has an empty part. Parts are joined by '+', like 'bf16+static-cache'. {_by_kind()}"
+            f"strategy {text!r} has an empty part. Parts are joined by '+', "
+            f"like 'bf16+static-cache'. {_by_kind()}"
         )
     if name not in TABLE:
         raise UsageError(_unknown(name, text))
-    part = TABLE[name]
-    if colon:
-        _check_argument(part, argument)
-    elif part.argument is not None and not part.fields:
-        raise UsageError(
-            f"strategy part {name!r} needs an argument, for example {ChosenPart(part, part.example).text!r}."
-        )
-    return ChosenPart(part, argument if colon else None)
+    return TABLE[name]
 
 
-def _pieces(text: str) -> tuple[str, str, str]:
-    """Name, colon and argument; the number behind the name of a numbered part is its argument."""
+def _name_and_argument(text: str) -> tuple[str, str | None]:
+    """Split a part's text; the number behind the name of a numbered part is its argument."""
     name, colon, argument = text.partition(":")
     bare = name.rstrip("0123456789")
     part = TABLE.get(bare)
     if part is None or not part.numbered:
-        return name, colon, argument
+        return name, argument if colon else None
     if colon:
         raise UsageError(
-            f"strategy part {text!r}: the number of devices follows the name, for example {bare + part.example!r}."
+            f"strategy part {text!r}: the number of devices follows the name, "
+            f"for example {bare + part.example!r}."
         )
-    return bare, name[len(bare) :], name[len(bare) :]
+    return bare, name[len(bare) :] or None
 
 
 def _check_argument(part: Part, argument: str) -> None:
@@ -229,18 +253,21 @@ def _check_argument(part: Part, argument: str) -> None:
         return
     if part.arguments is None:
         raise UsageError(
-            f"strategy part {part.name!r} takes no argument, {argument!r} was given. Write {part.name!r}."
+            f"strategy part {part.name!r} takes no argument, {argument!r} was given. "
+            f"Write {part.name!r}."
         )
     if argument not in part.arguments:
         near = did_you_mean(argument, part.arguments)
         raise UsageError(
-            f"strategy part {part.name!r}: argument {argument!r} is not known.{near} Arguments: {', '.join(part.arguments)}.",
+            f"strategy part {part.name!r}: argument {argument!r} is not known.{near} "
+            f"Arguments: {', '.join(part.arguments)}.",
         )
 
 
 def _unknown(name: str, text: str) -> str:
-    where = "" if name == text else f" in {text!r}"
-    return f"strategy part {name!r}{where} is not known.{did_you_mean(name.lower(), TABLE)} {_by_kind()}"
+    whole_text = "" if name == text else f" in {text!r}"
+    near = did_you_mean(name.lower(), TABLE)
+    return f"strategy part {name!r}{whole_text} is not known.{near} {_by_kind()}"
 
 
 def _by_kind() -> str:
@@ -251,14 +278,19 @@ def _by_kind() -> str:
 
 
 def _refuse_conflicts(chosen: list[ChosenPart], text: str) -> None:
-    for one, other in combinations(chosen, 2):
-        shared = sorted(
-            one.fields.keys() & other.fields.keys() - (one.part.joins & other.part.joins)
-        )
-        if shared:
+    for first, second in combinations(chosen, 2):
+        conflicts = _conflicts(first, second)
+        if conflicts:
             raise UsageError(
-                f"strategy {text!r}: parts {one.text!r} and {other.text!r} both set {', '.join(shared)}. Keep one of them.",
+                f"strategy {text!r}: parts {first.text!r} and {second.text!r} both set "
+                f"{', '.join(conflicts)}. Keep one of them.",
             )
+
+
+def _conflicts(first: ChosenPart, second: ChosenPart) -> list[str]:
+    """Return the fields that both parts set, but for those whose values are put together."""
+    joined = first.part.joins & second.part.joins
+    return sorted(first.fields.keys() & second.fields.keys() - joined)
 
 
 def _listed(values: Iterable[object]) -> str:

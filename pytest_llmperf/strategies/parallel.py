@@ -1,8 +1,8 @@
-"""Several devices for one model: `tpN`, `fsdpN`, `ppN`, `dpN`, and weights that wait on the host or on disk."""
+"""Several devices for one model, and weights that wait on the host or on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from pytest_llmperf.core.effective import Effective, Promise, Shard
 from pytest_llmperf.core.plan import LoadPlan
@@ -10,105 +10,106 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
 
 TOLERANCE = 0.02
-"""What a rank may hold above its analytic share of the weights: buffers, padding of uneven shards.
-"""
+"""What a rank may hold above its analytic share of the weights: buffers, uneven shards' padding."""
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-"""Collectives' backend by kind of device."""
+"""Backend of the collectives by kind of device."""
 
 
-def _number(name: str) -> Callable[[str], dict[str, object]]:
-    def fields(argument: str) -> dict[str, object]:
-        if (
-            not argument.isascii()
-            or not argument.isdigit()
-            or argument != str(int(argument))
-            or int(argument) < 2  # noqa: PLR2004
-        ):
-            raise UsageError(
-                f"strategy part {name + argument!r}: the number of devices is a whole number of at least 2, "
-                f"for example {name + '2'!r}. On one device leave the part out.",
-            )
-        return {name: int(argument)}
-
-    return fields
+def _number_of_devices(name: str, argument: str) -> dict[str, object]:
+    if not _is_plain_number(argument) or int(argument) < 2:  # noqa: PLR2004 - several
+        raise UsageError(
+            f"strategy part {name + argument!r}: the number of devices is a whole number of at "
+            f"least 2, for example {name + '2'!r}. On one device leave the part out.",
+        )
+    return {name: int(argument)}
 
 
-def spread(name: str) -> Callable[[LoadPlan], tuple[Promise, ...]]:
-    """Every rank is there, on a device and a backend of its own, and holds what the plan's split gives it."""
-    return lambda plan: (
-        Promise(
-            f"{plan.ranks} ranks take part",
-            lambda e: _missing_ranks(e, plan),
-            part=f"{name}{getattr(plan, name)}",
-        ),
-        Promise(
-            "each rank has a device of its own",
-            lambda e: _shared_devices(e, plan),
-            part=f"{name}{getattr(plan, name)}",
-        ),
-        Promise(
-            "each rank holds its share of the weights",
-            lambda e: _wrong_bytes(e, plan),
-            part=f"{name}{getattr(plan, name)}",
-        ),
+def _is_plain_number(text: str) -> bool:
+    """Whether a text is digits without leading zeros."""
+    return text.isascii() and text.isdigit() and text == str(int(text))
+
+
+def spread(name: str, plan: LoadPlan) -> tuple[Promise, ...]:
+    """Promise that every rank is there, on a device of its own, and holds its share of the plan."""
+    part = f"{name}{getattr(plan, name)}"
+    checks = {
+        f"{plan.ranks} ranks take part": _missing_ranks,
+        "each rank has a device of its own": _shared_devices,
+        "each rank holds its share of the weights": _wrong_bytes,
+    }
+    return tuple(
+        Promise(text, partial(check, plan=plan), part=part) for text, check in checks.items()
     )
 
 
 def most_bytes(shard: Shard, plan: LoadPlan) -> float:
-    """What one rank may hold: the model over its shards, and what each of these keeps whole.
+    """Return what one rank may hold of its pipeline stage.
 
-    The stage of a pipeline.
+    That is the stage over its shards, and what each of these keeps whole.
     """
-    cut = plan.tp * plan.fsdp
-    return (1 + TOLERANCE) * (shard.stage_bytes / cut + shard.kept_bytes * (1 - 1 / cut))
+    n_shards = plan.tp * plan.fsdp
+    split_bytes = shard.stage_bytes / n_shards
+    return (1 + TOLERANCE) * (split_bytes + shard.kept_bytes * (1 - 1 / n_shards))
 
 
 def _missing_ranks(effective: Effective, plan: LoadPlan) -> str | None:
-    found = [shard.rank for shard in effective.shards]
-    if found == list(range(plan.ranks)) and effective.ranks == plan.ranks:
+    ranks = [shard.rank for shard in effective.shards]
+    if ranks == list(range(plan.ranks)) and effective.ranks == plan.ranks:
         return None
-    return f"{len(found)} ranks hold a part of the model ({found}), asked for {plan.ranks}"
+    return f"{len(ranks)} ranks hold a part of the model ({ranks}), asked for {plan.ranks}"
 
 
 def _shared_devices(effective: Effective, plan: LoadPlan) -> str | None:
     kind = plan.device.partition(":")[0]
-    wrong = [s for s in effective.shards if s.backend != BACKENDS.get(kind, s.backend)]
-    if wrong:
-        return f"collectives go through {', '.join(sorted({s.backend for s in wrong}))}, {BACKENDS[kind]} is wanted on {kind}"
+    if (reason := _wrong_backend(effective, kind)) is not None:
+        return reason
     devices = [shard.device for shard in effective.shards]
-    if kind != "cpu" and len(set(devices)) < len(devices):
-        return f"{len(devices)} ranks share {len(set(devices))} devices: {', '.join(devices)}"
+    n_devices = len(set(devices))
+    if kind != "cpu" and n_devices < len(devices):
+        return f"{len(devices)} ranks share {n_devices} devices: {', '.join(devices)}"
     return None
 
 
-def _wrong_bytes(effective: Effective, plan: LoadPlan) -> str | None:
-    """Too much on one rank, or too little on all of them together."""
-    over = [shard for shard in effective.shards if shard.bytes > most_bytes(shard, plan)]
-    whole = max((shard.whole_bytes for shard in effective.shards), default=0)
-    held = sum(shard.bytes for shard in effective.shards)
-    if not over and held >= whole * plan.dp * (1 - TOLERANCE):
+def _wrong_backend(effective: Effective, kind: str) -> str | None:
+    backends = {shard.backend for shard in effective.shards}
+    wrong = sorted(backends - {BACKENDS[kind]}) if kind in BACKENDS else []
+    if not wrong:
         return None
-    each = ", ".join(
-        f"rank {s.rank} {s.bytes / 1e6:.3f} MB (at most {most_bytes(s, plan) / 1e6:.3f})"
-        for s in effective.shards
-    )
-    return f"the ranks do not hold their shares of the {whole / 1e6:.3f} MB model: {each}"
+    return f"collectives go through {', '.join(wrong)}, {BACKENDS[kind]} is wanted on {kind}"
+
+
+def _wrong_bytes(effective: Effective, plan: LoadPlan) -> str | None:
+    """Return what is wrong where one rank holds too much, or all of them together too little."""
+    shards = effective.shards
+    model_bytes = max((shard.whole_bytes for shard in shards), default=0)
+    is_too_much = any(shard.bytes > most_bytes(shard, plan) for shard in shards)
+    all_bytes = sum(shard.bytes for shard in shards)
+    if not is_too_much and all_bytes >= model_bytes * plan.dp * (1 - TOLERANCE):
+        return None
+    by_rank = ", ".join(_bytes_of_rank(shard, plan) for shard in shards)
+    return f"the ranks do not hold their shares of the {model_bytes / 1e6:.3f} MB model: {by_rank}"
+
+
+def _bytes_of_rank(shard: Shard, plan: LoadPlan) -> str:
+    most = most_bytes(shard, plan)
+    return f"rank {shard.rank} {shard.bytes / 1e6:.3f} MB (at most {most / 1e6:.3f})"
 
 
 def offloaded(name: str, place: str) -> Promise:
-    """The weights lie in `place` and not on the device that computes."""
+    """Promise that the weights lie in `place` and not on the device that computes."""
+    return Promise(
+        f"weights wait in {place}", lambda effective: _not_offloaded(effective, place), part=name
+    )
 
-    def broken(effective: Effective) -> str | None:
-        held = {
-            group.device: group.bytes for group in effective.tensors if group.kind == "parameter"
-        }
-        waiting = effective.offloaded_bytes.get(place, 0)
-        if waiting and waiting >= sum(effective.offloaded_bytes.values()) * (1 - TOLERANCE):
-            return None
-        return f"{waiting / 1e6:.3f} MB of weights wait in {place}; on devices: {held or 'nothing'}"
 
-    return Promise(f"weights wait in {place}", broken, part=name)
+def _not_offloaded(effective: Effective, place: str) -> str | None:
+    waiting = effective.offloaded_bytes.get(place, 0)
+    if waiting and waiting >= sum(effective.offloaded_bytes.values()) * (1 - TOLERANCE):
+        return None
+    parameters = (group for group in effective.tensors if group.kind == "parameter")
+    on_devices = {group.device: group.bytes for group in parameters} or "nothing"
+    return f"{waiting / 1e6:.3f} MB of weights wait in {place}; on devices: {on_devices}"
 
 
 def _numbered(name: str, summary: str) -> Part:
@@ -117,8 +118,8 @@ def _numbered(name: str, summary: str) -> Part:
         kind="parallel",
         summary=summary,
         fields={},
-        promises=spread(name),
-        argument=_number(name),
+        promises=partial(spread, name),
+        argument=partial(_number_of_devices, name),
         example="2",
         numbered=True,
     )
@@ -126,13 +127,13 @@ def _numbered(name: str, summary: str) -> Part:
 
 def _offload(place: str, summary: str) -> Part:
     name = f"offload-{place}"
-    made = (offloaded(name, place),)
+    promises = (offloaded(name, place),)
     return Part(
         name=name,
         kind="parallel",
         summary=summary,
         fields={"offload": place},
-        promises=lambda _plan: made,
+        promises=lambda _plan: promises,
     )
 
 

@@ -1,8 +1,10 @@
-"""The quantization parts, and their promise: which linear layers are quantized, into which format, in how many bytes."""
+"""The quantization parts, and their promise.
+
+It says which linear layers are quantized, into which format, and in how many bytes.
+"""
 
 from __future__ import annotations
 
-from os.path import expanduser
 from pathlib import Path
 
 from msgspec import structs
@@ -11,18 +13,28 @@ from pytest_llmperf.core.effective import Effective, LeftOut, Promise, Quantized
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import CHECKPOINTS, METHODS, scheme_of
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.strategies import folders
 from pytest_llmperf.strategies.base import Part
 
 TOLERANCE = 0.03
 """How far the bytes of quantized layers may be from those that follow from their shapes."""
 
 _SUMMARIES = {
-    "int8": "LLM.int8() by bitsandbytes: int8 linear layers, outlier columns in 16 bit; an argument sets the threshold",
+    "int8": (
+        "LLM.int8() by bitsandbytes: int8 linear layers, outlier columns in 16 bit; "
+        "an argument sets the threshold"
+    ),
     "nf4": "4-bit NormalFloat by bitsandbytes, blocks of 64; 'nf4:double' quantizes the scales too",
     "fp4": "4-bit float by bitsandbytes, blocks of 64; 'fp4:double' quantizes the scales too",
     "int8wo": "int8 weights by torchao, one scale a row; inputs stay as they are",
-    "int4wo": "int4 weights by torchao in groups of 64, or as many as an argument says; inputs stay as they are",
-    "fp8": "float8 weights and inputs by torchao, one scale a row; 'fp8:wo' leaves the inputs as they are",
+    "int4wo": (
+        "int4 weights by torchao in groups of 64, or as many as an argument says; "
+        "inputs stay as they are"
+    ),
+    "fp8": (
+        "float8 weights and inputs by torchao, one scale a row; "
+        "'fp8:wo' leaves the inputs as they are"
+    ),
     "gptq": "the weights of a GPTQ checkpoint in a folder",
     "awq": "the weights of an AWQ checkpoint in a folder",
     "w8a8": "the weights of a compressed-tensors checkpoint: int8 weights and inputs",
@@ -32,83 +44,99 @@ _EXAMPLES = {"int8": "0", "nf4": "double", "fp4": "double", "int4wo": "128", "fp
 
 
 def is_quantized(part: str, method: str) -> Promise:
-    """Every linear layer that the part does not leave out beforehand is stored in its format, in the bytes of its shape."""
+    """Promise that linear layers are stored in the part's format, in the bytes of their shape.
 
-    def broken(effective: Effective) -> str | None:
-        found = effective.quantized
-        if found is None:
-            return f"engine {effective.engine!r} did not report quantized layers ({effective.model_class})"
-        return _not_converted(found) or _wrong_format(found, method) or _wrong_bytes(found)
-
-    return Promise(f"linear layers are quantized by {part}", broken, part=part)
-
-
-def _not_converted(found: Quantized) -> str | None:
-    """For example: `0 of 8 linear layers are 8-bit (8 FalconLinear: not an nn.Linear, like transformer.h.0.mlp.dense)`."""
-    missing = [each for each in found.left_out if not each.declared]
-    if not missing and found.converted:
-        return None
-    asked = found.converted + sum(each.layers for each in missing)
-    reasons = (
-        "; ".join(map(_reason, missing))
-        or "; ".join(map(_reason, found.left_out))
-        or "there are none"
+    Layers that the part leaves out beforehand are not looked at.
+    """
+    return Promise(
+        f"linear layers are quantized by {part}",
+        lambda effective: _not_quantized(effective, method),
+        part=part,
     )
-    return f"{found.converted} of {asked} linear layers are {found.bits}-bit ({reasons})"
 
 
-def _reason(left: LeftOut) -> str:
-    return f"{left.layers} {left.cls}: {left.reason}, like {left.example}"
+def _not_quantized(effective: Effective, method: str) -> str | None:
+    quantized = effective.quantized
+    if quantized is None:
+        return (
+            f"engine {effective.engine!r} did not report quantized layers ({effective.model_class})"
+        )
+    return _not_converted(quantized) or _wrong_format(quantized, method) or _wrong_bytes(quantized)
 
 
-def _wrong_format(found: Quantized, method: str) -> str | None:
-    wrong = sorted(set(found.formats) - set(METHODS[method].formats))
-    asked = " or ".join(METHODS[method].formats)
+def _not_converted(quantized: Quantized) -> str | None:
+    """Return what was left out although it should have been converted.
+
+    For example: `0 of 8 linear layers are 8-bit (8 FalconLinear: not an nn.Linear, like
+    transformer.h.0.mlp.dense)`.
+    """
+    undeclared = [group for group in quantized.left_out if not group.declared]
+    if not undeclared and quantized.converted:
+        return None
+    n_layers = quantized.converted + sum(group.layers for group in undeclared)
+    reasons = "; ".join(map(_reason, undeclared or quantized.left_out)) or "there are none"
+    return f"{quantized.converted} of {n_layers} linear layers are {quantized.bits}-bit ({reasons})"
+
+
+def _reason(group: LeftOut) -> str:
+    return f"{group.layers} {group.cls}: {group.reason}, like {group.example}"
+
+
+def _wrong_format(quantized: Quantized, method: str) -> str | None:
+    formats = METHODS[method].formats
+    wrong = sorted(set(quantized.formats) - set(formats))
+    if not wrong:
+        return None
+    return f"quantized layers are stored as {', '.join(wrong)}, asked for {' or '.join(formats)}"
+
+
+def _wrong_bytes(quantized: Quantized) -> str | None:
+    stored, analytic = sum(quantized.held.values()), sum(quantized.analytic.values())
+    if abs(stored - analytic) <= TOLERANCE * analytic:
+        return None
     return (
-        f"quantized layers are stored as {', '.join(wrong)}, asked for {asked}" if wrong else None
+        f"{quantized.converted} quantized layers hold {stored} B ({quantized.held}), "
+        f"{analytic} B follow from their shapes"
     )
-
-
-def _wrong_bytes(found: Quantized) -> str | None:
-    held, analytic = sum(found.held.values()), sum(found.analytic.values())
-    if abs(held - analytic) <= TOLERANCE * analytic:
-        return None
-    return f"{found.converted} quantized layers hold {held} B ({found.held}), {analytic} B follow from their shapes"
 
 
 def located(plan: LoadPlan, root: Path) -> LoadPlan:
-    """`plan` with its quantized checkpoint as an absolute folder, and a strategy text that is the same on every machine.
+    """Return `plan` with its quantized checkpoint as an absolute folder.
 
-    A relative PATH is looked up from the project's root, then from the current folder. The text names a folder below the
-    root by its relative path, another one by its name alone; its content is told by the record.
+    Its strategy text is the same on every machine: a relative PATH is looked up from the project's
+    root, then from the current folder. The text names a folder below the root by its relative path,
+    another one by its name alone; its content is told by the record.
 
     Raises:
         UsageError: the folder is not there or holds no config.json.
-
     """
     if plan.quantization is None or not scheme_of(plan.quantization).path:
         return plan
     method, path = plan.quantization.split(":", 1)
     folder = _folder(plan.quantization, path, root)
-    inside = folder.is_relative_to(root.resolve()) and "+" not in str(folder)
-    shown = folder.relative_to(root.resolve()).as_posix() if inside else folder.name
-    parts = (
-        f"{method}:{shown}" if part.startswith(f"{method}:") else part
-        for part in plan.strategy.split("+")
-    )
-    return structs.replace(plan, quantization=f"{method}:{folder}", strategy="+".join(parts))
+    strategy = _with_folder(plan.strategy, method, folders.portable_name(folder, root))
+    return structs.replace(plan, quantization=f"{method}:{folder}", strategy=strategy)
+
+
+def _with_folder(strategy: str, method: str, name: str) -> str:
+    parts = strategy.split("+")
+    return "+".join(f"{method}:{name}" if part.startswith(f"{method}:") else part for part in parts)
 
 
 def _folder(part: str, path: str, root: Path) -> Path:
-    given = Path(expanduser(path))  # noqa: PTH111  pathlib's raises for a user that does not exist
-    places = dict.fromkeys(((root / given).resolve(), given.resolve()))
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
+    candidates = folders.candidates(path, root)
+    folder = folders.first(candidates, _has_config)
+    if folder is None:
         raise UsageError(
-            f"strategy part {part!r}: there is no config.json in {' or '.join(map(str, places))}. "
-            "Give the folder of a quantized checkpoint, relative to the project's root or absolute.",
+            f"strategy part {part!r}: there is no config.json in "
+            f"{folders.or_listed(candidates)}. Give the folder of a quantized checkpoint, "
+            "relative to the project's root or absolute.",
         )
-    return found
+    return folder
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _fields(name: str, argument: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The table of strategy parts: the load-plan fields each one sets, and what it promises to be in effect."""
+"""The table of strategy parts: the load-plan fields that each sets, and what it promises."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ KINDS = (
 """Kinds in the order of the canonical text."""
 
 
-def _always(*made: Promise) -> Callable[[LoadPlan], tuple[Promise, ...]]:
-    return lambda _plan: made
+def _always(*constant: Promise) -> Callable[[LoadPlan], tuple[Promise, ...]]:
+    return lambda _plan: constant
 
 
 def _full(name: str, dtype: str) -> Part:
@@ -48,17 +48,16 @@ def _full(name: str, dtype: str) -> Part:
 
 
 def _mixed(name: str, dtype: str) -> Part:
-    kept = (
-        promises.weights_are(name, "float32"),
-        promises.computes_in(name, dtype),
-        promises.autocast_is(name, dtype),
-    )
     return Part(
         name=name,
         kind="precision",
         summary=f"float32 weights under {dtype} autocast",
         fields={"weights_dtype": "float32", "autocast_dtype": dtype},
-        promises=_always(*kept),
+        promises=_always(
+            promises.weights_are(name, "float32"),
+            promises.computes_in(name, dtype),
+            promises.autocast_is(name, dtype),
+        ),
     )
 
 
@@ -94,7 +93,10 @@ _STATIC_CACHE = Part(
 _COMPILE = Part(
     name="compile",
     kind="compile",
-    summary="torch.compile of the forward pass; an argument asks for one of its modes, none leaves the mode to the engine",
+    summary=(
+        "torch.compile of the forward pass; an argument asks for one of its modes, "
+        "none leaves the mode to the engine"
+    ),
     fields={"compile": "default"},
     promises=lambda plan: (promises.is_compiled("compile", plan.compile or "default"),),
     arguments={mode: {"compile": mode} for mode in ("default", "reduce-overhead", "max-autotune")},

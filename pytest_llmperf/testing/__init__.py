@@ -1,4 +1,4 @@
-"""For tests of properties, and for those who write engines: drawn prompts, a scripted engine, conformance checks."""
+"""Drawn prompts, a scripted engine and conformance checks, for those who write tests or engines."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ _DRAWN = ("for_any", "prompts", "token_ids")
 
 
 def __getattr__(name: str) -> object:
-    """What needs hypothesis, which is not a dependency of the rest."""
+    """Return what needs hypothesis, which is not a dependency of the rest."""
     if name not in _DRAWN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -42,5 +42,6 @@ def __getattr__(name: str) -> object:
         if error.name != "hypothesis":
             raise
         raise ImportError(
-            f"pytest_llmperf.testing.{name} needs hypothesis: pip install 'pytest-llmperf[property]'."
+            f"pytest_llmperf.testing.{name} needs hypothesis: "
+            "pip install 'pytest-llmperf[property]'."
         ) from error

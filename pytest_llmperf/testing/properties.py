@@ -1,4 +1,4 @@
-"""Property-based agreement: prompts that hypothesis draws and shrinks, so that a claim about any prompt can be tested.
+"""Property-based agreement: hypothesis draws and shrinks prompts, to test a claim about any prompt.
 
 @for_any(prompt=prompts())
 def test_first_token(llm, baseline, prompt):
@@ -70,7 +70,7 @@ def for_any(
 
 
 def prompts(*, max_size: int = 80) -> SearchStrategy[str]:
-    """Texts of 1 to `max_size` characters: any characters, and words of real prompts.
+    """Draw texts of 1 to `max_size` characters: any characters, and words of real prompts.
 
     Shrinks to few and simple ones.
     """
@@ -86,43 +86,42 @@ def prompts(*, max_size: int = 80) -> SearchStrategy[str]:
 def token_ids(
     model: Model | int, *, min_size: int = 1, max_size: int = 32
 ) -> SearchStrategy[tuple[int, ...]]:
-    """Prompts as token ids of a model's vocabulary, special tokens left out, or of ids below a number.
+    """Draw prompts as token ids of a model's vocabulary, or as ids below a number.
 
-    A model is known inside a test alone: `@for_any(data=st.data())`, then `data.draw(token_ids(llm))`.
+    Special tokens are left out. A model is known inside a test alone: `@for_any(data=st.data())`,
+    then `data.draw(token_ids(llm))`.
     """
     if isinstance(model, Model):
-        opened = model.load().opened
-        plain: Sequence[int] = _plain(opened.vocab_size, opened.special_ids)
+        facts = model.load().opened
+        plain: Sequence[int] = _plain(facts.vocab_size, facts.special_ids)
     elif isinstance(model, int) and model > 0:
         plain = range(model)
     else:
         raise UsageError(
-            f"token_ids({model!r}): a model (inside of the test) or the size of a vocabulary is needed."
+            f"token_ids({model!r}): a model (inside of the test) or the size of a vocabulary "
+            "is needed."
         )
     return st.lists(st.sampled_from(plain), min_size=min_size, max_size=max_size).map(tuple)
 
 
 @functools.cache
 def _plain(size: int, special: tuple[int, ...]) -> tuple[int, ...]:
-    without = frozenset(special)
-    return tuple(i for i in range(size) if i not in without)
+    excluded = frozenset(special)
+    return tuple(token_id for token_id in range(size) if token_id not in excluded)
 
 
 @functools.cache
 def _words() -> tuple[str, ...]:
     texts = PromptSet.bundled("short-chat").texts
-    return tuple(
-        sorted(
-            {word for text in texts for word in text.split()}, key=lambda word: (len(word), word)
-        )
-    )
+    words = {word for text in texts for word in text.split()}
+    return tuple(sorted(words, key=lambda word: (len(word), word)))
 
 
 def _stopping(test: Test) -> Test:
     @functools.wraps(test)
-    def example(*arguments: Any, **named: Any) -> None:
+    def example(*arguments: Any, **keywords: Any) -> None:
         try:
-            test(*arguments, **named)
+            test(*arguments, **keywords)
         except WorkerError as error:
             raise _Stopped(error) from error
 
@@ -131,10 +130,10 @@ def _stopping(test: Test) -> Test:
 
 def _unstopped(test: Test) -> Test:
     @functools.wraps(test)
-    def whole(*arguments: Any, **named: Any) -> None:
+    def run(*arguments: Any, **keywords: Any) -> None:
         try:
-            test(*arguments, **named)
+            test(*arguments, **keywords)
         except _Stopped as stop:
             raise stop.error from None
 
-    return whole
+    return run

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pytest_llmperf.errors import WorkerError
-from pytest_llmperf.wire.messages import Command, FromWorker
+from pytest_llmperf.wire.commands import AnyCommand
+from pytest_llmperf.wire.messages import FromWorker
 
 MAX_FRAME_BYTES = 256 * 2**20
 _HEADER_BYTES = 4
@@ -32,7 +33,7 @@ class WireClosed(WireError):
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """The message as it travels.
+    """Return the message as it travels.
 
     Raises WireError when it cannot be encoded or is larger than MAX_FRAME_BYTES.
     """
@@ -59,7 +60,10 @@ class Wire(Generic[Incoming]):
         return self._socket.fileno()
 
     def send(self, message: msgspec.Struct, *, timeout_s: float | None) -> None:
-        """Send one message. Raises WireError, TimeoutError, or OSError when the other side is gone."""
+        """Send one message.
+
+        Raises WireError, TimeoutError, or OSError when the other side is gone.
+        """
         self.send_frame(frame(message), timeout_s=timeout_s)
 
     def send_frame(self, data: bytes, *, timeout_s: float | None) -> None:
@@ -80,11 +84,14 @@ class Wire(Generic[Incoming]):
                         ) from None
 
     def receive(self, *, timeout_s: float | None) -> Incoming | None:
-        """The next message, or None when `timeout_s` passed without a whole one (what came is kept for the next call).
+        """Return the next message, or None when `timeout_s` passed without a whole one.
+
+        What came of one is kept for the next call.
 
         Raises:
             WireClosed: the other side is gone.
-            WireError: an impossible length, or bytes that do not decode as a message that this side understands.
+            WireError: an impossible length, or bytes that are no message that this side
+                understands.
 
         """
         end_s = _end(timeout_s)
@@ -118,32 +125,34 @@ class Wire(Generic[Incoming]):
         except ConnectionError as error:
             raise WireClosed(f"the connection broke: {error}.") from error
         if not chunk:
-            cut = (
-                f" in the middle of a message ({len(self._buffer)} bytes of it came)"
-                if self._buffer
-                else ""
-            )
-            raise WireClosed(f"the other side closed the connection{cut}.")
+            raise WireClosed(f"the other side closed the connection{self._cut()}.")
         self._buffer += chunk
+
+    def _cut(self) -> str:
+        """Return that the stream ends within a message, where it does."""
+        n_bytes = len(self._buffer)
+        return f" in the middle of a message ({n_bytes} bytes of it came)" if n_bytes else ""
 
     def _decode(self, payload: bytes) -> Incoming:
         try:
             return self._decoder.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            start = payload[:16].hex(" ")
             raise WireError(
-                f"a frame of {len(payload)} bytes does not decode: {error}. It starts with {payload[:16].hex(' ')}. "
-                "Either something else wrote to the socket, or the two sides run different versions of pytest-llmperf.",
+                f"a frame of {len(payload)} bytes does not decode: {error}. "
+                f"It starts with {start}. Either something else wrote to the socket, "
+                "or the two sides run different versions of pytest-llmperf.",
             ) from error
 
 
 def parent_end(sock: socket.socket) -> Wire[FromWorker]:
-    """The pytest process's end: receives Hello, Heartbeat and Reply."""
+    """Return the pytest process's end: it receives Hello, Heartbeat and Reply."""
     return Wire(sock, msgspec.msgpack.Decoder(FromWorker))
 
 
-def worker_end(sock: socket.socket) -> Wire[Command]:
-    """The worker's end: receives commands."""
-    return Wire(sock, msgspec.msgpack.Decoder(Command))
+def worker_end(sock: socket.socket) -> Wire[AnyCommand]:
+    """Return the worker's end: it receives commands."""
+    return Wire(sock, msgspec.msgpack.Decoder(AnyCommand))
 
 
 def _check_size(size: int, what: str) -> None:

@@ -1,4 +1,7 @@
-"""`python -m pytest_llmperf.worker --fd N --rank R --world-size W`: one rank of one loaded model, started by the session."""
+"""`python -m pytest_llmperf.worker --fd N --rank R --world-size W`.
+
+One rank of one loaded model, started by the session.
+"""
 
 from __future__ import annotations
 

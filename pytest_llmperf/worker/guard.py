@@ -1,9 +1,11 @@
-"""`python -m pytest_llmperf.worker.guard PID TOKEN`: waits for the end of the session PID, then kills what it left behind.
+"""`python -m pytest_llmperf.worker.guard PID TOKEN`.
 
-With PID 0 it leaves its parent first, for a parent whose end takes its children along, and watches the pipe alone.
+It waits for the end of the session PID, then kills what that left behind. With PID 0 it leaves its
+parent first, for a parent whose end takes its children along, and watches the pipe alone.
 
-A process of its own, because a killed session cannot clean up, and a worker that the kernel kills with it cannot either:
-what that worker started in a session of its own would live on. The guard's standard input is a pipe from the session.
+The guard is a process of its own, because a killed session cannot clean up, and a worker that the
+kernel kills with it cannot either: what that worker started in a session of its own would live on.
+The guard's standard input is a pipe from the session.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ def main(argv: list[str]) -> None:
 
 
 def wait_for_end(session_pid: int) -> None:
-    """Return when standard input ends, or when the parent is another process (a fork of the session may hold the pipe)."""
+    """Return when standard input ends, or when the parent is another process.
+
+    A fork of the session may hold the pipe, so that it does not end.
+    """
     while session_pid in {DETACHED, os.getppid()}:
         readable, _, _ = select.select([sys.stdin], [], [], LOOK_S)
         if readable:

@@ -1,49 +1,73 @@
-"""What a worker does with a command: hand it to the engine's session, and turn what goes wrong into a `Failure`."""
+"""What a worker does with a command: it asks the loaded model, and wraps the value as a result."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-from pytest_llmperf import errors
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines import engine
-from pytest_llmperf.engines.base import Engine, LoadedModel
-from pytest_llmperf.errors import LlmperfError, UsageError, WorkerError
-from pytest_llmperf.wire.messages import (
-    AdaptersUsed,
+from pytest_llmperf.engines.base import (
+    AnswersTasks,
+    ComparesReferences,
+    Engine,
+    GivesReasons,
+    LoadedModel,
+    MakesReferences,
+    PredictsTokens,
+    ReadsCollectives,
+    Serves,
+    SwitchesAdapters,
+)
+from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.wire.commands import (
     AnswerTasks,
-    CeilingsRead,
+    AnyCommand,
     Close,
-    Closed,
-    CollectivesRead,
     Command,
     CompareReference,
     Describe,
-    EnergyRead,
-    Failure,
     MakeReference,
     MeasureCeilings,
     Open,
+    R,
     ReadCollectives,
     ReadEnergy,
     ReadMemory,
     ReadTopTokens,
-    ReferenceCompared,
-    ReferenceMade,
-    Reply,
-    Result,
     Run,
     RunServing,
+    UseAdapters,
+    checked,
+)
+from pytest_llmperf.wire.messages import Reply
+from pytest_llmperf.wire.results import (
+    AdaptersUsed,
+    CeilingsRead,
+    Closed,
+    CollectivesRead,
+    Described,
+    EnergyRead,
+    MemoryRead,
+    Opened,
+    Ran,
+    ReferenceCompared,
+    ReferenceMade,
+    Result,
     Served,
     TasksAnswered,
     TopTokensRead,
-    UseAdapters,
+)
+from pytest_llmperf.worker.failures import failure
+
+_NO_SERVER = (
+    "Serve() is traffic on a server, and this engine is none. "
+    "Use engine='server:vllm', for example."
 )
 
 
 def load_engine(plan: LoadPlan) -> Engine:
-    """The plan's engine from the table. Heavy: this is where torch is imported.
+    """Return the plan's engine from the table. Heavy: this is where torch is imported.
 
     Raises UsageError for an unknown one.
     """
@@ -61,22 +85,20 @@ class Host:
     ) -> None:
         self.rank = rank
         self._find_engine = find_engine
-        self._session: LoadedModel | None = None
+        self._model: LoadedModel | None = None
 
-    def handle(self, command: Command) -> Result:
+    def handle(self, command: Command[R]) -> R:
         """Do one command.
 
-        Raises whatever the engine raises, and WorkerError for a command out of order.
+        Raises whatever the engine raises, WorkerError for a command out of order, and UsageError
+        for one that the loaded model cannot do.
         """
-        match command:
-            case Open():
-                return self._open(command)
-            case Close():
-                return self._close()
-            case _:
-                return _ask(self._need_session(command), command)
+        handler = self._HANDLERS.get(type(command))
+        if handler is None:
+            raise WorkerError(f"{type(command).__name__} is not a command of this worker.")
+        return checked(handler(self, command), command)
 
-    def answer(self, command: Command) -> Reply:
+    def answer(self, command: AnyCommand) -> Reply:
         """Do one command; every error becomes the reply's failure."""
         try:
             return Reply(rank=self.rank, result=self.handle(command))
@@ -84,127 +106,121 @@ class Host:
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return Reply(rank=self.rank, failure=failure(error))
 
-    def _open(self, command: Open) -> Result:
-        if self._session is not None:
+    def _open(self, command: Open) -> Opened:
+        if self._model is not None:
             raise WorkerError(
-                "Open was sent to a worker that already holds a model. Close it and start another worker."
+                "Open was sent to a worker that already holds a model. "
+                "Close it and start another worker."
             )
-        self._session = self._find_engine(command.plan).open(command.plan)
-        return self._session.opened()
+        self._model = self._find_engine(command.plan).open(command.plan)
+        return Opened(facts=self._model.opened())
 
-    def _close(self) -> Result:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+    def _close(self, _command: Close) -> Closed:
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
         return Closed()
 
-    def _need_session(self, command: Command) -> LoadedModel:
-        if self._session is None:
+    def _describe(self, command: Describe) -> Described:
+        return Described(description=self._model_for(command).describe())
+
+    def _run(self, command: Run) -> Ran:
+        return Ran(run=self._model_for(command).run(command.workload, command.repetition))
+
+    def _serve(self, command: RunServing) -> Served:
+        model = self._model_for(command)
+        if not isinstance(model, Serves):
+            raise _refusal(model, "serve", _NO_SERVER)
+        return Served(run=model.serve(command.workload, command.repetition, command.program))
+
+    def _read_memory(self, command: ReadMemory) -> MemoryRead:
+        model = self._model_for(command)
+        return MemoryRead(memory=model.read_memory(command.workload, command.repetition))
+
+    def _read_energy(self, command: ReadEnergy) -> EnergyRead:
+        model = self._model_for(command)
+        reading = model.read_energy(command.workload, command.repetition, command.seconds)
+        return EnergyRead(energy=reading)
+
+    def _read_collectives(self, command: ReadCollectives) -> CollectivesRead:
+        model = self._model_for(command)
+        if not isinstance(model, ReadsCollectives):
+            return CollectivesRead(
+                share=None, reason="this engine does not tell what its ranks' time goes into"
+            )
+        share = model.read_collectives(command.workload, command.repetition)
+        if isinstance(share, str):
+            return CollectivesRead(share=None, reason=share)
+        return CollectivesRead(share=share)
+
+    def _measure_ceilings(self, command: MeasureCeilings) -> CeilingsRead:
+        return CeilingsRead(ceilings=self._model_for(command).ceilings(command.dtypes))
+
+    def _make_reference(self, command: MakeReference) -> ReferenceMade:
+        model = self._model_for(command)
+        if not isinstance(model, MakesReferences):
+            raise _refusal(
+                model, "make_reference", "this engine makes no reference for an agreement."
+            )
+        n_prompts, n_positions = model.make_reference(
+            command.prompts, command.new_tokens, command.batch, command.path
+        )
+        return ReferenceMade(n_prompts=n_prompts, n_positions=n_positions)
+
+    def _compare_reference(self, command: CompareReference) -> ReferenceCompared:
+        model = self._model_for(command)
+        if not isinstance(model, ComparesReferences):
+            raise _refusal(
+                model, "compare_reference", "this engine cannot be compared with a reference."
+            )
+        return ReferenceCompared(prompts=model.compare_reference(command.path, command.batch))
+
+    def _use_adapters(self, command: UseAdapters) -> AdaptersUsed:
+        model = self._model_for(command)
+        if not isinstance(model, SwitchesAdapters):
+            raise _refusal(model, "use_adapters", "this engine switches no adapters.")
+        return AdaptersUsed(names=model.use_adapters(command.names))
+
+    def _answer_tasks(self, command: AnswerTasks) -> TasksAnswered:
+        model = self._model_for(command)
+        if not isinstance(model, AnswersTasks):
+            raise _refusal(model, "answer_tasks", "this engine answers no tasks.")
+        return TasksAnswered(answers=model.answer_tasks(command.tasks, command.batch))
+
+    def _read_top_tokens(self, command: ReadTopTokens) -> TopTokensRead:
+        model = self._model_for(command)
+        if not isinstance(model, PredictsTokens):
+            raise _refusal(model, "top_tokens", "this engine shows no next tokens.")
+        return TopTokensRead(top=model.top_tokens(command.prompt, command.k))
+
+    def _model_for(self, command: Command[Any]) -> LoadedModel:
+        if self._model is None:
             raise WorkerError(
-                f"{type(command).__name__} was sent to a worker that holds no model. Send Open first."
+                f"{type(command).__name__} was sent to a worker that holds no model. "
+                "Send Open first."
             )
-        return self._session
+        return self._model
+
+    _HANDLERS: ClassVar[Mapping[type[Command[Any]], Callable[[Host, Any], Result]]] = {
+        Open: _open,
+        Close: _close,
+        Describe: _describe,
+        Run: _run,
+        RunServing: _serve,
+        ReadMemory: _read_memory,
+        ReadEnergy: _read_energy,
+        ReadCollectives: _read_collectives,
+        MeasureCeilings: _measure_ceilings,
+        MakeReference: _make_reference,
+        CompareReference: _compare_reference,
+        UseAdapters: _use_adapters,
+        AnswerTasks: _answer_tasks,
+        ReadTopTokens: _read_top_tokens,
+    }
+    """Every command of a worker, and the method that does it."""
 
 
-def _ask(session: LoadedModel, command: Command) -> Result:
-    result: Result
-    match command:
-        case Describe():
-            result = session.describe()
-        case Run():
-            result = session.run(command.workload, command.repetition)
-        case RunServing():
-            result = _serve(session, command)
-        case ReadMemory():
-            result = session.read_memory(command.workload, command.repetition)
-        case ReadEnergy():
-            result = EnergyRead(
-                energy=session.read_energy(command.workload, command.repetition, command.seconds)
-            )
-        case ReadCollectives():
-            result = _collectives(session, command)
-        case MeasureCeilings():
-            result = CeilingsRead(ceilings=session.ceilings(command.dtypes))
-        case _:
-            result = _ask_outputs(session, command)
-    return result
-
-
-def _serve(session: LoadedModel, command: RunServing) -> Served:
-    """Only a server's session can take a load."""
-    serve = getattr(session, "serve", None)
-    if serve is None:
-        raise UsageError(
-            "Serve() is a load on a server, and this engine is none. Use engine='server:vllm', for example."
-        )
-    program = {"program": command.program} if command.program else {}
-    served: Served = serve(command.workload, command.repetition, **program)
-    return served
-
-
-def _collectives(session: LoadedModel, command: ReadCollectives) -> CollectivesRead:
-    """Engines that hold a model on one device need not be able to tell."""
-    read = getattr(session, "read_collectives", None)
-    if read is None:
-        return CollectivesRead(
-            share=None, reason="this engine does not tell what its ranks' time goes into"
-        )
-    found: CollectivesRead = read(command.workload, command.repetition)
-    return found
-
-
-def _ask_outputs(session: LoadedModel, command: Command) -> Result:
-    """What is not measured: what the model answers."""
-    result: Result
-    match command:
-        case MakeReference():
-            made = session.make_reference(
-                command.prompts, command.new_tokens, command.batch, command.path
-            )
-            result = ReferenceMade(n_prompts=made[0], n_positions=made[1])
-        case CompareReference():
-            result = ReferenceCompared(
-                prompts=session.compare_reference(command.path, command.batch)
-            )
-        case ReadTopTokens():
-            result = TopTokensRead(top=session.top_tokens(command.prompt, command.k))
-        case UseAdapters():
-            result = AdaptersUsed(names=session.use_adapters(command.names))
-        case AnswerTasks():
-            result = TasksAnswered(answers=session.answer_tasks(command.tasks, command.batch))
-        case _:
-            raise WorkerError(f"{type(command).__name__} is not a command of this worker.")
-    return result
-
-
-def failure(error: BaseException) -> Failure:
-    """The error as it travels. Text that UTF-8 cannot carry (undecodable file names) is escaped."""
-    text = "".join(traceback.format_exception(error))
-    return Failure(kind=kind(error), message=_sendable(_message(error)), traceback=_sendable(text))
-
-
-def kind(error: BaseException) -> str:
-    """The nearest class of `errors` by name.
-
-    OutOfMemory for MemoryError and torch's OutOfMemoryError (torch not imported).
-    """
-    names = [cls.__name__ for cls in type(error).__mro__]
-    if "MemoryError" in names or "OutOfMemoryError" in names:
-        return errors.OutOfMemory.__name__
-    known = (
-        cls.__name__
-        for cls in type(error).__mro__
-        if issubclass(cls, LlmperfError) and hasattr(errors, cls.__name__)
-    )
-    return next(known, names[0])
-
-
-def _message(error: BaseException) -> str:
-    text = str(error)
-    if isinstance(error, LlmperfError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _sendable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _refusal(model: LoadedModel, method: str, default: str) -> UsageError:
+    """Return the error for a method that `model` lacks: the model's own sentence, or `default`."""
+    reasons = model.refusals if isinstance(model, GivesReasons) else {}
+    return UsageError(reasons.get(method, default))

@@ -1,4 +1,7 @@
-"""The worker's threads: one reads commands and watches for the end of the session, one beats, the main one works."""
+"""The worker's threads: one reads commands, one sends heartbeats, the main one works.
+
+The one that reads notices the end of the session.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import sys
 import threading
 
 from pytest_llmperf.processes import kill_own_group
+from pytest_llmperf.wire.commands import AnyCommand, Close, Open, Run
 from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame
-from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Hello, Open, Reply, Run
-from pytest_llmperf.worker.host import Host, failure
+from pytest_llmperf.wire.messages import Heartbeat, Hello, Reply
+from pytest_llmperf.worker.failures import failure
+from pytest_llmperf.worker.host import Host
 
 BEAT_S = 1.0
 
@@ -22,14 +27,14 @@ class Pulse:
     call, and sleeps.
     """
 
-    def __init__(self, wire: Wire[Command], rank: int) -> None:
+    def __init__(self, wire: Wire[AnyCommand], rank: int) -> None:
         self._wire = wire
         self._rank = rank
         self._frame: bytes | None = None
         threading.Thread(target=self._beat, name="llmperf-heartbeat", daemon=True).start()
 
     def start(self, doing: str) -> None:
-        """From now on say `doing`."""
+        """Say `doing` from now on."""
         self._frame = frame(Heartbeat(rank=self._rank, doing=doing))
 
     def stop(self) -> None:
@@ -47,34 +52,41 @@ class Pulse:
                     return
 
 
-def serve(wire: Wire[Command], host: Host) -> None:
+def serve(wire: Wire[AnyCommand], host: Host) -> None:
     """Answer commands until Close.
 
     Kills its own process group when the session's end of the socket closes.
     """
-    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    wire.send(Hello(rank=host.rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
+    wire.send(hello(host.rank), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, host.rank)
-    done = False
-    while not done:
+    while True:
         command = commands.get()
         pulse.start(describe(command))
         reply = host.answer(command)
         pulse.stop()
         _send(wire, reply)
-        done = isinstance(command, Close)
+        if isinstance(command, Close):
+            return
 
 
-def describe(command: Command) -> str:
-    """What a heartbeat says: the command, and what tells two of a kind apart."""
+def hello(rank: int) -> Hello:
+    """Return the first message of this process."""
+    return Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0])
+
+
+def describe(command: AnyCommand) -> str:
+    """Return what a heartbeat says: the command, and what tells two of a kind apart."""
     name = type(command).__name__
     if isinstance(command, Open):
         return f"{name} {command.plan.model.name} {command.plan.strategy}"
-    return f"{name} {command.repetition}" if isinstance(command, Run) else name
+    if isinstance(command, Run):
+        return f"{name} {command.repetition}"
+    return name
 
 
-def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
+def read(wire: Wire[AnyCommand], commands: queue.SimpleQueue[AnyCommand]) -> None:
     """Put what arrives in the queue.
 
     Kills its own process group when the session's end of the socket closes.
@@ -92,7 +104,7 @@ def read(wire: Wire[Command], commands: queue.SimpleQueue[Command]) -> None:
         kill_own_group()
 
 
-def _send(wire: Wire[Command], reply: Reply) -> None:
+def _send(wire: Wire[AnyCommand], reply: Reply) -> None:
     try:
         data = frame(reply)
     except WireError as error:

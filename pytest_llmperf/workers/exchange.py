@@ -1,4 +1,7 @@
-"""One command sent to every rank, and the wait for every rank's reply: bounded, and with a reason when it fails."""
+"""One command sent to every rank, and the bounded wait for every rank's reply.
+
+A wait that fails says why.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pytest_llmperf.errors import (
     InvalidRun,
@@ -22,8 +25,9 @@ from pytest_llmperf.errors import (
     WorkerHung,
     error_class,
 )
+from pytest_llmperf.wire.commands import Command
 from pytest_llmperf.wire.frames import WireClosed, WireError
-from pytest_llmperf.wire.messages import Command, Failure, FromWorker, Heartbeat, Hello, Reply
+from pytest_llmperf.wire.messages import Failure, FromWorker, Heartbeat, Hello, Reply
 from pytest_llmperf.workers.kernel_oom import killed_since, read_counters
 from pytest_llmperf.workers.process import Worker
 
@@ -69,14 +73,14 @@ class Exchange:
         self._grace_end_s: float | None = None
         self._heard_s = {w.rank: now_s for w in workers}
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command[Any]) -> None:
         """Send the command to every rank. A rank that is gone is noticed by the wait that follows.
 
         Raises WorkerHung.
         """
         for worker in self._workers:
             try:
-                worker.wire.send(command, timeout_s=max(0.0, self._end_s - time.monotonic()))
+                worker.wire.send(command, timeout_s=self._left_s())
             except TimeoutError as error:
                 raise self._hung(
                     [worker], f"it did not take the message within {self._deadline_s:g} s"
@@ -85,13 +89,13 @@ class Exchange:
                 continue
 
     def greetings(self) -> dict[int, Hello]:
-        """Every rank's Hello. Raises WorkerDied, WorkerHung, WorkerError."""
+        """Return every rank's Hello. Raises WorkerDied, WorkerHung, WorkerError."""
         return self._collect(Hello, None)
 
     def replies(self, on_beat: OnBeat | None) -> dict[int, Reply]:
-        """Every rank's reply, in order of arrival.
+        """Return every rank's reply, in order of arrival.
 
-        When a rank has failed the others get a short grace: some may be missing.
+        When a rank has failed the others get a short grace, so that some replies may be missing.
 
         Raises WorkerDied, WorkerHung, OutOfMemory (the kernel's counters prove it), or WorkerError
         for a corrupt stream.
@@ -99,7 +103,7 @@ class Exchange:
         return self._collect(Reply, on_beat)
 
     def error(self, reply: Reply, failure: Failure) -> LlmperfError:
-        """The failure of one rank as the class it names.
+        """Return the failure of one rank as the class it names.
 
         A kind that is none of ours becomes WorkerError.
         """
@@ -111,37 +115,39 @@ class Exchange:
             f"{self._who(worker)} failed in {self._what}: {failure.message}{trace}{_tail(worker)}"
         )
 
-    def _collect(self, wanted: type[Message], on_beat: OnBeat | None) -> dict[int, Message]:
-        found: dict[int, Message] = {}
+    def _collect(self, kind: type[Message], on_beat: OnBeat | None) -> dict[int, Message]:
+        messages: dict[int, Message] = {}
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.wire, selectors.EVENT_READ, worker)
-            while missing := [w for w in self._workers if w.rank not in found]:
-                if self._give_up(found, missing):
+            while missing := [w for w in self._workers if w.rank not in messages]:
+                if self._is_over(messages, missing):
                     break
-                selector.select(min(_TICK_S, max(0.0, self._end_s - time.monotonic())))
+                selector.select(min(_TICK_S, self._left_s()))
                 for worker in missing:
-                    message = self._take(worker, wanted, on_beat)
+                    message = self._read(worker, kind, on_beat)
                     if message is not None:
-                        found[worker.rank] = message
+                        messages[worker.rank] = message
                         selector.unregister(worker.wire)
-        return found
+        return messages
 
-    def _take(
-        self, worker: Worker, wanted: type[Message], on_beat: OnBeat | None
-    ) -> Message | None:
-        """Read what has come from one rank, up to the message wanted.
+    def _left_s(self) -> float:
+        return max(0.0, self._end_s - time.monotonic())
+
+    def _read(self, worker: Worker, kind: type[Message], on_beat: OnBeat | None) -> Message | None:
+        """Read what has come from one rank, up to a message of the kind that is waited for.
 
         Raises WorkerDied when the rank is gone.
         """
         exited = worker.exited()
         while (message := self._receive(worker)) is not None:
             self._heard_s[worker.rank] = time.monotonic()
-            if isinstance(message, wanted):
+            if isinstance(message, kind):
                 return message
             if not isinstance(message, Heartbeat):
                 raise WorkerError(
-                    f"{self._who(worker)} sent a {type(message).__name__} out of turn.{_tail(worker)}"
+                    f"{self._who(worker)} sent a {type(message).__name__} out of turn."
+                    f"{_tail(worker)}"
                 )
             if on_beat is not None:
                 on_beat(message)
@@ -159,20 +165,31 @@ class Exchange:
                 f"{self._who(worker)} sent something that is no message: {error}{_tail(worker)}"
             ) from error
 
-    def _give_up(self, found: dict[int, Message], missing: list[Worker]) -> bool:
+    def _is_over(self, messages: dict[int, Message], missing: list[Worker]) -> bool:
         """Whether a rank's failure ends the wait for the others.
 
         Raises WorkerHung when the time is over.
         """
-        now_s = time.monotonic()
-        failed = [
-            m.failure for m in found.values() if isinstance(m, Reply) and m.failure is not None
+        failures = [
+            message.failure
+            for message in messages.values()
+            if isinstance(message, Reply) and message.failure is not None
         ]
-        if failed:
-            self._grace_end_s = self._grace_end_s or now_s + _grace_s(failed[0])
-            if not is_answer(failed[-1]) and not blames_a_peer(failed[-1]):
-                return True
-            return now_s >= min(self._grace_end_s, self._end_s)
+        if failures:
+            return self._grace_is_over(failures)
+        self._require_life(missing)
+        return False
+
+    def _grace_is_over(self, failures: list[Failure]) -> bool:
+        now_s = time.monotonic()
+        self._grace_end_s = self._grace_end_s or now_s + _grace_s(failures[0])
+        if not is_answer(failures[-1]) and not blames_a_peer(failures[-1]):
+            return True
+        return now_s >= min(self._grace_end_s, self._end_s)
+
+    def _require_life(self, missing: list[Worker]) -> None:
+        """Raise WorkerHung when the deadline has passed, or a rank has been silent for too long."""
+        now_s = time.monotonic()
         if now_s >= self._end_s:
             raise self._hung(
                 missing, f"it gave no answer within its deadline of {self._deadline_s:g} s"
@@ -180,7 +197,6 @@ class Exchange:
         silent = [w for w in missing if now_s - self._heard_s[w.rank] > self._silence_s]
         if silent:
             raise self._hung(silent, f"it sent no heartbeat for {self._silence_s:g} s")
-        return False
 
     def _who(self, worker: Worker) -> str:
         return f"worker rank {worker.rank} of {len(self._workers)} ({worker.where})"
@@ -189,15 +205,16 @@ class Exchange:
         stacks = "".join(
             f"\n--- stacks of rank {w.rank} ---\n{w.stacks().rstrip()}" for w in workers
         )
-        log = workers[0].log
         return WorkerHung(
-            f"{self._who(workers[0])} hung in {self._what}: {why}; it was killed. Log: {log}{stacks}"
+            f"{self._who(workers[0])} hung in {self._what}: {why}; it was killed. "
+            f"Log: {workers[0].log}{stacks}"
         )
 
     def _died(self, worker: Worker) -> WorkerError:
         if not worker.wait_exited(_EXIT_S):
             return WorkerDied(
-                f"{self._who(worker)} closed its connection in {self._what} but did not exit.{_tail(worker)}"
+                f"{self._who(worker)} closed its connection in {self._what} but did not exit."
+                f"{_tail(worker)}"
             )
         how = f"{self._who(worker)} ended by {worker.exit_text()} in {self._what}."
         if worker.exit_code() != -signal.SIGKILL:
@@ -205,27 +222,35 @@ class Exchange:
         proof = killed_since(self._oom_before, read_counters())
         if proof is not None:
             return OutOfMemory(f"{how} {proof}{_tail(worker)}")
-        looked = (
+        return WorkerDied(f"{how} {self._oom_hint()}{_tail(worker)}")
+
+    def _oom_hint(self) -> str:
+        counters = (
             f"({', '.join(self._oom_before)}) did not move"
             if self._oom_before
             else "cannot be read here"
         )
-        hint = f"A usual cause is the kernel's out-of-memory killer; its counters {looked}. Or something else killed it."
-        return WorkerDied(f"{how} {hint}{_tail(worker)}")
+        return (
+            "A usual cause is the kernel's out-of-memory killer; "
+            f"its counters {counters}. Or something else killed it."
+        )
 
 
 def is_answer(failure: Failure) -> bool:
-    """Whether the failure is the engine's answer to the command, after which the worker stays usable."""
+    """Whether the failure is the engine's answer to the command: the worker stays usable then."""
     return failure.kind in {cls.__name__ for cls in ANSWERS}
 
 
 def blames_a_peer(failure: Failure) -> bool:
-    """Whether a rank only lost its connection to another one, which then is the one that failed and has more to say."""
+    """Whether a rank only lost its connection to another one.
+
+    The other one has failed then, and has more to say.
+    """
     return not is_answer(failure) and _PEER_LOST.search(failure.message) is not None
 
 
 def _grace_s(failure: Failure) -> float:
-    """How long the other ranks are waited for: they may give the same answer, or be the reason."""
+    """Return how long to wait for the other ranks, which may answer alike or be the reason."""
     if is_answer(failure):
         return _GRACE_S
     return _PEER_GRACE_S if blames_a_peer(failure) else 0.0

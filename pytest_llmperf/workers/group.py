@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pytest_llmperf.errors import UsageError, WorkerError
-from pytest_llmperf.wire.messages import Close, Command, Reply, Result
+from pytest_llmperf.wire.commands import Close, Command, R, checked
+from pytest_llmperf.wire.messages import Reply
 from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.workers.kernel_oom import read_counters
 from pytest_llmperf.workers.process import (
@@ -114,25 +115,29 @@ class WorkerGroup:
         return group
 
     def greet(self, python: str, deadline_s: float) -> None:
-        """Wait until every rank has said hello. Raises WorkerDied, WorkerHung; then all are killed."""
+        """Wait until every rank has said hello.
+
+        Raises WorkerDied, WorkerHung; then all are killed.
+        """
         with self._killed_on_error():
             try:
                 self._exchange("start-up", deadline_s).greetings()
             except WorkerError as error:
                 error.add_note(
-                    f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's packages."
+                    f"The worker's interpreter, {python}, needs pytest-llmperf and the engine's "
+                    "packages."
                 )
                 raise
         for worker in self._workers:
             worker.greeted = True
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
-        """Rank 0's result of `call_all`."""
+    def call(self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None) -> R:
+        """Return rank 0's result of `call_all`."""
         return self.call_all(command, deadline_s=deadline_s, on_beat=on_beat)[0]
 
     def call_all(
-        self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None
-    ) -> tuple[Result, ...]:
+        self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None
+    ) -> tuple[R, ...]:
         """Send a command to every rank and wait for each rank's result, in rank order.
 
         `on_beat` is called in this thread with each heartbeat.
@@ -145,19 +150,21 @@ class WorkerGroup:
         """
         if not self.alive:
             raise WorkerError(
-                f"{type(command).__name__} was sent to the workers of {self.name!r}, which have ended. Start new ones.",
+                f"{type(command).__name__} was sent to the workers of {self.name!r}, which have "
+                "ended. Start new ones.",
             )
         exchange = self._exchange(type(command).__name__, deadline_s)
         with self._killed_on_error():
             exchange.send(command)
             replies = exchange.replies(on_beat)
         self._raise_failure(exchange, replies)
-        return tuple(_result(replies[rank]) for rank in sorted(replies))
+        with self._killed_on_error():
+            return tuple(_result(replies[rank], command) for rank in sorted(replies))
 
     def close(self, timeout_s: float = 10) -> bool:
         """Ask the workers to free everything and exit, then kill what is left.
 
-        True when all ended by themselves.
+        Returns whether all ended by themselves.
         """
         clean = False
         if not self._ended:
@@ -190,7 +197,7 @@ class WorkerGroup:
         return tuple(worker.log for worker in self._workers)
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of each rank's output."""
+        """Return the last lines of each rank's output."""
         if len(self._workers) == 1:
             return self._workers[0].log_tail(lines)
         return "\n".join(f"--- rank {w.rank} ---\n{w.log_tail(lines)}" for w in self._workers)
@@ -222,19 +229,14 @@ class WorkerGroup:
         with contextlib.suppress(WorkerError):
             if self.alive:
                 self.call_all(Close(), deadline_s=end_s - time.monotonic())
-        return all(
-            w.wait_exited(max(0.0, end_s - time.monotonic())) and w.exit_code() == 0
-            for w in self._workers
-        )
+        return all(_ends_cleanly(worker, end_s) for worker in self._workers)
 
     def _raise_failure(self, exchange: Exchange, replies: dict[int, Reply]) -> None:
         """Raise the first failure to arrive, one that blames another rank last.
 
         Kills the group unless it is an answer that every rank gave time to follow.
         """
-        for reply in sorted(
-            replies.values(), key=lambda r: r.failure is not None and blames_a_peer(r.failure)
-        ):
+        for reply in sorted(replies.values(), key=_blames_a_peer):
             if reply.failure is not None:
                 if not is_answer(reply.failure) or len(replies) < len(self._workers):
                     self.kill()
@@ -263,40 +265,55 @@ def _start_all(
     program: Sequence[str],
     cwd: Path | None,
 ) -> tuple[WorkerProcess, ...]:
+    """Start one process for each rank, or none: those that came up are killed when one does not."""
     log_dir.mkdir(parents=True, exist_ok=True)
-    stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name)[:100]}-{os.getpid()}-{next(_numbers)}"
+    stem = f"{file_stem(name)}-{os.getpid()}-{next(_numbers)}"
     port = free_port() if ranks > 1 else 0
     base = {**os.environ, **env}
     workers: list[WorkerProcess] = []
-    try:
+    with contextlib.ExitStack() as started:
         for rank in range(ranks):
-            variables = rank_environment(rank=rank, ranks=ranks, port=port, base=base)
-            log = log_dir / f"{stem}-rank{rank}.log"
-            started = WorkerProcess.start(
-                python=python,
+            worker = _start_rank(
+                python,
                 rank=rank,
                 world_size=ranks,
-                log=log,
-                env=variables,
+                log=log_dir / f"{stem}-rank{rank}.log",
+                env=rank_environment(rank=rank, ranks=ranks, port=port, base=base),
                 program=program,
                 cwd=cwd,
             )
-            workers.append(started)
-    except BaseException as error:
-        for worker in workers:
-            worker.kill()
-        if isinstance(error, OSError):
-            raise UsageError(
-                f"no worker could be started with the interpreter {python!r}: {error}."
-            ) from error
-        raise
+            started.callback(worker.kill)
+            workers.append(worker)
+        started.pop_all()
     return tuple(workers)
 
 
-def _result(reply: Reply) -> Result:
+def file_stem(name: str) -> str:
+    """Return a name of workers as the beginning of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)[:100]
+
+
+def _start_rank(python: str, **arguments: Any) -> WorkerProcess:
+    try:
+        return WorkerProcess.start(python=python, **arguments)
+    except OSError as error:
+        raise UsageError(
+            f"no worker could be started with the interpreter {python!r}: {error}."
+        ) from error
+
+
+def _ends_cleanly(worker: Worker, end_s: float) -> bool:
+    return worker.wait_exited(max(0.0, end_s - time.monotonic())) and worker.exit_code() == 0
+
+
+def _blames_a_peer(reply: Reply) -> bool:
+    return reply.failure is not None and blames_a_peer(reply.failure)
+
+
+def _result(reply: Reply, command: Command[R]) -> R:
     if reply.result is None:
         raise WorkerError(f"rank {reply.rank} answered with neither a result nor a failure.")
-    return reply.result
+    return checked(reply.result, command)
 
 
 @atexit.register

@@ -34,13 +34,13 @@ def detach() -> None:
 
     Ray kills the children of its processes when these end.
     """
-    found = _start(watched=DETACHED)
-    found.process.wait(timeout=_DETACH_S)
-    _current.append(found)
+    guardian = _start(watched=DETACHED)
+    guardian.process.wait(timeout=_DETACH_S)
+    _current.append(guardian)
 
 
 def token() -> str:
-    """What the token of every worker of this process starts with.
+    """Return what the token of every worker of this process starts with.
 
     A forked child gets a guardian of its own.
     """

@@ -1,4 +1,7 @@
-"""Whether the kernel's out-of-memory killer struck between two looks: its counters, which need no privileges."""
+"""Whether the kernel's out-of-memory killer struck between two looks at its counters.
+
+Reading these needs no privileges.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ PROC = Path("/proc")
 
 
 def read_counters(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> dict[str, int]:
-    """File name -> processes killed so far: this cgroup's counter (v2 or v1), and the host's.
+    """Return how many processes were killed so far, by the file that says so.
 
-    Unreadable ones are left out.
+    The files are the counter of this cgroup (v2 or v1) and the host's; unreadable ones are left
+    out.
     """
     counters = {}
     for path in (*_cgroup_files(cgroup_root, proc), proc / "vmstat"):
@@ -22,7 +26,7 @@ def read_counters(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> dict
 
 
 def killed_since(before: dict[str, int], now: dict[str, int]) -> str | None:
-    """A sentence when any counter rose, else None."""
+    """Return a sentence when any counter rose, else None."""
     rises = [
         f"{path}: oom_kill {before[path]} -> {count}"
         for path, count in now.items()

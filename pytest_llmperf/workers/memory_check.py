@@ -1,4 +1,7 @@
-"""Memory that a worker must give back when it is gone, and what a test's own process keeps of a model it made."""
+"""Memory that a worker must give back when it is gone.
+
+And what a test's own process keeps of a model it made.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import psutil
 import pytest
 
-from pytest_llmperf.devices.drivers import usage
-from pytest_llmperf.devices.foreign_processes import foreign_processes
+from pytest_llmperf.devices.drivers import foreign_processes, usage
 from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.errors import MemoryNotReturned
 
@@ -27,14 +30,16 @@ The driver frees a dead process's memory in the background.
 """
 
 TOLERANCE_BYTES = 128 * 2**20
-"""What a device may hold more than before it was used: the driver's own bookkeeping moves by tens of MB."""
+"""How much more a device may hold than before it was used.
+
+The driver's own bookkeeping moves by tens of MB.
+"""
 
 KEPT_SHARE = 0.5
-"""A test's own process has kept a model when it grew by more than this share of the model's weights."""
+"""A test's own process has kept a model when it grew by more than this share of its weights."""
 
 SMALLEST_KEPT_BYTES = 16 * 2**20
-"""Smaller models are not looked for: a process's resident memory moves by some MB whatever it does.
-"""
+"""Smaller models are not looked for: a process's resident memory moves by some MB on its own."""
 
 _POLL_S = 0.05
 
@@ -47,29 +52,31 @@ class WorkerTree:
 
     @classmethod
     def of(cls, pids: Iterable[int]) -> WorkerTree:
-        """The trees below these processes; those that are gone are left out."""
-        found: dict[int, psutil.Process] = {}
+        """Return the trees below these processes; those that are gone are left out."""
+        by_pid: dict[int, psutil.Process] = {}
         for pid in pids:
             with contextlib.suppress(psutil.Error):
                 root = psutil.Process(pid)
-                found |= {
-                    process.pid: process for process in (root, *root.children(recursive=True))
-                }
-        return cls(tuple(found.values()))
+                tree = (root, *root.children(recursive=True))
+                by_pid.update((process.pid, process) for process in tree)
+        return cls(tuple(by_pid.values()))
 
     def left(self, gpus: Sequence[Gpu]) -> list[str]:
-        """What its processes still have, in words with bytes: resident memory, and memory on the devices."""
-        held = [text for process in self.processes if (text := _resident(process))]
-        ids = {process.pid for process in self.processes}
-        for gpu in gpus:
-            seen = usage(gpu)
-            by_pid = {} if seen is None else seen.by_pid
-            held += [
-                f"process {pid}: {_gb(used)} on {gpu.torch_name}"
-                for pid, used in by_pid.items()
-                if pid in ids and used != 0
-            ]
-        return held
+        """Return what its processes still have, in words with bytes.
+
+        That is resident memory, and memory on the devices.
+        """
+        resident = [_resident_text(process) for process in self.processes]
+        on_devices = chain.from_iterable(self._left_on(gpu) for gpu in gpus)
+        return [*filter(None, resident), *on_devices]
+
+    def _left_on(self, gpu: Gpu) -> list[str]:
+        pids = {process.pid for process in self.processes}
+        return [
+            f"process {pid}: {_gb(used)} on {gpu.torch_name}"
+            for pid, used in _bytes_by_pid(gpu).items()
+            if pid in pids and used != 0
+        ]
 
     def kill(self) -> None:
         """End what is left of it."""
@@ -79,45 +86,48 @@ class WorkerTree:
 
 
 def used_bytes(gpus: Iterable[Gpu]) -> dict[str, int]:
-    """Memory in use on each device, by UUID, where the driver says it."""
-    seen = {gpu.uuid: usage(gpu) for gpu in gpus}
-    return {uuid: each.used_bytes for uuid, each in seen.items() if each is not None}
+    """Return the memory in use on each device, by UUID, where the driver says it."""
+    in_use = {gpu.uuid: usage(gpu) for gpu in gpus}
+    return {uuid: memory.used_bytes for uuid, memory in in_use.items() if memory is not None}
 
 
 def more_than(before: Mapping[str, int], gpus: Sequence[Gpu]) -> list[str]:
-    """Devices that hold more than `before`, in words.
+    """Return the devices that hold more than `before`, in words.
 
-    Not those that others use too, this process among them.
+    Those that others use too, this process among them, are left out.
     """
     if _uses_cuda():
         return []
     after = used_bytes(gpus)
-    grown = [(g, after.get(g.uuid, 0) - before[g.uuid]) for g in gpus if g.uuid in before]
-    return [
-        f"{gpu.torch_name}: {_gb(more)} more than before it was used ({_gb(after[gpu.uuid])} in use)"
-        for gpu, more in grown
-        if more > TOLERANCE_BYTES and not foreign_processes(gpu)
-    ]
+    texts = []
+    for gpu in gpus:
+        used = after.get(gpu.uuid, 0)
+        growth = used - before.get(gpu.uuid, used)
+        if growth > TOLERANCE_BYTES and not foreign_processes(gpu):
+            texts.append(
+                f"{gpu.torch_name}: {_gb(growth)} more than before it was used ({_gb(used)} in use)"
+            )
+    return texts
 
 
 def not_returned(left: Iterable[str]) -> MemoryNotReturned:
-    """The error for what is left when the limit has passed."""
+    """Return the error for what is left when the limit has passed."""
     return MemoryNotReturned(
         f"memory was not given back within {RETURN_LIMIT_S:g} s of the end: {'; '.join(left)}."
     )
 
 
 def settle(left: Callable[[], list[str]], limit_s: float | None = None) -> list[str]:
-    """What is still left when nothing is, or after the limit (`RETURN_LIMIT_S`)."""
+    """Wait until nothing is left, and return what is after the limit (`RETURN_LIMIT_S`)."""
     end_s = time.monotonic() + (RETURN_LIMIT_S if limit_s is None else limit_s)
-    while (found := left()) and time.monotonic() < end_s:
+    while (texts := left()) and time.monotonic() < end_s:
         time.sleep(_POLL_S)
-    return found
+    return texts
 
 
 @dataclass
 class OwnProcess:
-    """What the test's own process held before a test, and the models that the test handed over to be measured."""
+    """What the test's own process held before a test, and the models that the test lets measure."""
 
     gpus: Callable[[], Sequence[Gpu]]
     before: dict[str, int] = field(default_factory=dict)
@@ -125,12 +135,15 @@ class OwnProcess:
     known: frozenset[int] = frozenset()
 
     def begin(self, module: object = None) -> None:
-        """A test of this module starts. What the module holds now, the test has not made."""
-        self.before, self.models = self._now(), []
+        """Note what is held as a test of this module starts.
+
+        What the module holds now, the test has not made.
+        """
+        self.before, self.models = self._bytes_by_place(), []
         self.known = frozenset(map(id, _reached(module))) if module is not None else frozenset()
 
     def watch(self, model: object, name: str, weights_bytes: int) -> None:
-        """The test measures a model that it holds itself."""
+        """Note a model that the test holds itself and measures."""
         if id(model) in self.known or weights_bytes < SMALLEST_KEPT_BYTES:
             return
         # A few objects cannot be referred to weakly; nothing is known of them.
@@ -138,35 +151,51 @@ class OwnProcess:
             self.models.append((weakref.ref(model), name, weights_bytes))
 
     def kept(self, allowed: Callable[[object], bool]) -> list[str]:
-        """Models that the test is over and not let go of, with what this process grew by.
+        """Return the models that are still referred to after the test, with this process's growth.
 
-        Those `allowed` left out.
+        Those that are `allowed` are left out.
         """
         watched, self.models = self.models, []
         if not watched:
             return []
         gc.collect()
-        grown = {where: now - self.before.get(where, 0) for where, now in self._now().items()}
-        return [
-            f"{name} ({_gb(weights)} of weights) is still referred to after the test, "
-            f"and this process grew by {_gb(grown[where])} {where}"
-            for ref, name, weights in watched
-            if (model := ref()) is not None and not allowed(model)
-            for where in grown
-            if grown[where] > KEPT_SHARE * weights > 0
-        ]
+        growth = self._growth_by_place()
+        texts = []
+        for reference, name, weights_bytes in watched:
+            model = reference()
+            if model is not None and not allowed(model):
+                texts += _kept_texts(name, weights_bytes, growth)
+        return texts
 
-    def _now(self) -> dict[str, int]:
-        held = {"of resident memory": int(psutil.Process().memory_info().rss)}
+    def _growth_by_place(self) -> dict[str, int]:
+        after = self._bytes_by_place()
+        return {place: used - self.before.get(place, 0) for place, used in after.items()}
+
+    def _bytes_by_place(self) -> dict[str, int]:
+        """Return the memory of this process, by words for where it is."""
+        by_place = {"of resident memory": int(psutil.Process().memory_info().rss)}
         for gpu in self.gpus():
-            seen = usage(gpu)
-            if seen is not None and (used := seen.by_pid.get(os.getpid())) is not None:
-                held[f"on {gpu.torch_name}"] = used
-        return held
+            used = _bytes_by_pid(gpu).get(os.getpid())
+            if used is not None:
+                by_place[f"on {gpu.torch_name}"] = used
+        return by_place
+
+
+def _kept_texts(name: str, weights_bytes: int, growth: Mapping[str, int]) -> list[str]:
+    """Return where this process grew by enough to hold the model's weights, in words."""
+    return [
+        f"{name} ({_gb(weights_bytes)} of weights) is still referred to after the test, "
+        f"and this process grew by {_gb(grown_bytes)} {place}"
+        for place, grown_bytes in growth.items()
+        if grown_bytes > KEPT_SHARE * weights_bytes > 0
+    ]
 
 
 def held_by_fixture(item: pytest.Item, model: object) -> bool:
-    """Whether a fixture that outlives the test gave it the model, so that the test cannot let go of it."""
+    """Whether a fixture that outlives the test gave it the model.
+
+    The test cannot let go of it then.
+    """
     # pytest has no public way from a test to the values of its fixtures.
     info = getattr(item, "_fixtureinfo", None)
     for definitions in getattr(info, "name2fixturedefs", {}).values():
@@ -177,19 +206,22 @@ def held_by_fixture(item: pytest.Item, model: object) -> bool:
     return False
 
 
-def reaches(value: object, wanted: object) -> bool:
-    """Whether `wanted` is `value`, or inside it: an element, a mapping's value or an attribute, at most two steps deep."""
-    return any(each is wanted for each in _reached(value))
+def reaches(value: object, model: object) -> bool:
+    """Whether `model` is `value`, or inside it, at most two steps deep.
+
+    Inside is an element, a mapping's value or an attribute.
+    """
+    return any(reached is model for reached in _reached(value))
 
 
 def _reached(value: object, depth: int = 2) -> Iterator[object]:
     yield value
     if depth > 0 and not isinstance(value, str | bytes | int | float | None):
-        for each in _inside(value):
-            yield from _reached(each, depth - 1)
+        for member in _members(value):
+            yield from _reached(member, depth - 1)
 
 
-def _inside(value: object) -> Iterable[object]:
+def _members(value: object) -> Iterable[object]:
     if isinstance(value, list | tuple | set | frozenset):
         return value
     if isinstance(value, dict):
@@ -197,8 +229,13 @@ def _inside(value: object) -> Iterable[object]:
     return list(vars(value).values()) if hasattr(value, "__dict__") else ()
 
 
-def _resident(process: psutil.Process) -> str:
-    """Empty for a process that has ended."""
+def _bytes_by_pid(gpu: Gpu) -> Mapping[int, int | None]:
+    in_use = usage(gpu)
+    return {} if in_use is None else in_use.by_pid
+
+
+def _resident_text(process: psutil.Process) -> str:
+    """Return the memory of a process in words; an empty text for one that has ended."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE or not process.is_running():
             return ""
@@ -214,8 +251,6 @@ def _uses_cuda() -> bool:
 
 
 def _gb(size_bytes: int | None) -> str:
-    return (
-        "an amount that the driver hides"
-        if size_bytes is None
-        else f"{size_bytes / 1e9:.2f} GB ({size_bytes} bytes)"
-    )
+    if size_bytes is None:
+        return "an amount that the driver hides"
+    return f"{size_bytes / 1e9:.2f} GB ({size_bytes} bytes)"

@@ -6,23 +6,23 @@ Equal plans share one; what the next test does not need is released before it lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from pytest_llmperf import engines
 from pytest_llmperf.core.effective import Promise
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.devices import placement
-from pytest_llmperf.devices.held import Gpus
+from pytest_llmperf.devices.held import GIVE_WAY_S
 from pytest_llmperf.devices.inventory import Gpu
-from pytest_llmperf.devices.leases import exclusive
+from pytest_llmperf.devices.placement import needed_bytes
 from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import Close, Command, Heartbeat, Open, Opened, Result
+from pytest_llmperf.wire.commands import Close, Command, Open, R
+from pytest_llmperf.wire.messages import Heartbeat
 from pytest_llmperf.workers.memory_check import (
     WorkerTree,
     more_than,
@@ -30,9 +30,10 @@ from pytest_llmperf.workers.memory_check import (
     settle,
     used_bytes,
 )
+from pytest_llmperf.workers.place import Place
+from pytest_llmperf.workers.this_host import ThisHost, occupies_device
 
-if TYPE_CHECKING:
-    from pytest_llmperf.cluster.cluster import Cluster
+_CLOSE_S = 30.0
 
 
 class Channel(Protocol):
@@ -40,12 +41,12 @@ class Channel(Protocol):
 
     def call(
         self,
-        command: Command,
+        command: Command[R],
         *,
         deadline_s: float,
         on_beat: Callable[[Heartbeat], None] | None = None,
-    ) -> Result:
-        """Rank 0's result."""
+    ) -> R:
+        """Return rank 0's result."""
 
     def close(self) -> object:
         """End it and give everything back."""
@@ -57,61 +58,62 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    """A loaded model: its plan, the channel to its worker, what the worker said of it, and the leased GPUs it is on."""
+    """A loaded model: its plan, the channel to its worker, and what the worker said of it.
+
+    `gpus` are the leased GPUs of this host that it is on.
+    """
 
     plan: LoadPlan
     channel: Channel
-    opened: Opened
+    opened: ModelFacts
     promises: tuple[Promise, ...]
     timeout_s: float
-    wait_s: float
+    place: Place
     gpus: tuple[Gpu, ...] = ()
-    elsewhere: bool = False
 
-    def call(self, command: Command) -> Result:
-        """Send a command while holding the device, so that no other session measures on it at the same time.
+    def call(self, command: Command[R]) -> R:
+        """Send a command while no other session can measure on the model's device.
 
-        GPUs, and what a cluster lends, are held for longer than that (`Gpus`, `Cluster`).
+        GPUs, and what a cluster lends, are held for longer than that (`Place.hold`).
         """
         with self.alone():
             return self.channel.call(command, deadline_s=self.timeout_s)
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the device for one command, where it is not held anyway."""
-        return nullcontext() if self.elsewhere else alone(self.plan, self.gpus, self.wait_s)
+        return self.place.alone(self.plan, self.gpus)
 
 
 class Pool:
-    """Opens load plans in workers made by `start`, and closes them."""
+    """Opens load plans on the devices of `place`, in workers made by `start`, and closes them.
+
+    `host` is where the test's own process is; it is `place` itself where that is this host.
+    """
 
     def __init__(
         self,
         start: Callable[[LoadPlan], Channel],
         *,
+        place: Place,
+        host: ThisHost,
         timeout_s: float,
         progress: Callable[[str, str, float | None], None],
-        wait_s: float | None = None,
-        gpus: Gpus | None = None,
-        cluster: Cluster | None = None,
     ) -> None:
         self._start = start
+        self._place = place
+        self._host = host
         self._timeout_s = timeout_s
-        self._wait_s = timeout_s if wait_s is None else wait_s
         self._progress = progress
         self._open: dict[LoadPlan, OpenModel] = {}
         self._failed: dict[LoadPlan, LoadError | UsageError] = {}
         self._adopted: set[LoadPlan] = set()
-        self._gpus = gpus
-        self._left: list[str] = []
+        self._unreturned: list[str] = []
         self._used_before: Mapping[str, int] = {}
-        if gpus is not None:
-            gpus.before_release = self._leave_gpus
-        self._cluster = cluster
-        if cluster is not None:
-            cluster.before_release = self._leave_cluster
+        host.call_before_release(lambda: self._leave(host))
+        place.call_before_release(lambda: self._leave(place))
 
     def open(self, plan: LoadPlan) -> OpenModel:
-        """The loaded model of `plan`; loads it when it is not, after making room.
+        """Return the loaded model of `plan`; where it is not loaded, make room and load it.
 
         Raises:
             LoadError, UsageError, OutOfMemory, WorkerError: it cannot be loaded.
@@ -125,25 +127,29 @@ class Pool:
         known = self._open.get(plan)
         if known is not None and known.channel.alive:
             return known
-        gpus = self._lease(plan)
-        self._make_room(plan, gpus)
+        gpus = self._hold(plan)
+        self._make_room(plan)
         return self._load(plan, gpus)
 
     def adopt(self, plan: LoadPlan, channel: Channel) -> None:
         """Take in a model that the test itself holds; nothing was promised of it."""
-        gpus: tuple[Gpu, ...] = ()
-        if self._gpus is not None and plan.device.startswith("cuda"):
-            self._gpus.claim(plan.device)
-            gpus = self._gpus.held[:1]
-        opened = channel.call(Open(plan=plan), deadline_s=self._timeout_s)
-        assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
-        self._open[plan] = OpenModel(plan, channel, opened, (), self._timeout_s, self._wait_s, gpus)
+        gpus = self._host.claim(plan)
+        facts = channel.call(Open(plan=plan), deadline_s=self._timeout_s).facts
+        self._open[plan] = OpenModel(
+            plan,
+            channel,
+            facts,
+            promises=(),
+            timeout_s=self._timeout_s,
+            place=self._host,
+            gpus=gpus,
+        )
         self._adopted.add(plan)
 
     def renew(self, plan: LoadPlan) -> bool:
         """Close a model, so that its next use loads it in a fresh worker.
 
-        One that the test itself holds stays: False.
+        Returns False for one that the test itself holds, which stays.
         """
         if plan in self._open and plan not in self._adopted:
             self._close(plan)
@@ -154,10 +160,10 @@ class Pool:
 
         Raises MemoryNotReturned, after all are closed, when the memory of one is still in use.
         """
-        wanted = set(plans)
-        # A model taken in twice is put back as it was first found.
+        staying = set(plans)
+        # The order is reversed so that a model taken in twice is put back as it was at first.
         for plan, model in reversed(list(self._open.items())):
-            if plan not in wanted or not model.channel.alive:
+            if plan not in staying or not model.channel.alive:
                 self._close(plan)
         self._require_returned()
 
@@ -166,160 +172,133 @@ class Pool:
 
         True where that cannot be predicted.
         """
-        if self._cluster is not None:
-            return self._cluster.fits(plans)
-        held = self._gpus.held if self._gpus is not None else ()
-        needed = sum(placement.needed_bytes(plan) or 0 for plan in plans)
-        return needed <= placement.total_bytes(plans[0].device, held) * placement.USABLE_SHARE
+        return self._place.fits(plans)
 
     def undisturbed(self, plans: Sequence[LoadPlan]) -> AbstractContextManager[None]:
-        """Hold the CPU from the first to the last command of a measurement, where its models are all there.
+        """Hold the CPU for a whole measurement, where all of its models are on the CPU.
 
-        Other sessions wait once for it, not once a command. Never around models on GPUs: who holds the CPU waits for none.
+        Other sessions wait once for it, not once a command. It is never held around models on GPUs:
+        who holds the CPU waits for no GPU.
         """
-        if self._cluster is not None or any(plan.device != "cpu" for plan in plans):
+        if any(plan.device != "cpu" for plan in plans):
             return nullcontext()
-        busy = [plan for plan in plans if _occupies(plan)]
-        return alone(busy[0], (), self._wait_s) if busy else nullcontext()
+        occupying = [plan for plan in plans if occupies_device(plan)]
+        return self._place.alone(occupying[0], ()) if occupying else nullcontext()
 
-    @property
-    def loaded(self) -> bool:
-        """Whether a model is loaded, here or on a cluster."""
-        return bool(self._open)
+    def release_idle(self) -> None:
+        """Give back the devices that no model is on, or that others have waited for long enough.
 
-    @property
-    def on_gpus(self) -> bool:
-        """Whether a model is loaded on leased GPUs."""
-        return any(model.gpus for model in self._open.values())
+        Raises MemoryNotReturned for what is unloaded for their sake.
+        """
+        for place in dict.fromkeys((self._host, self._place)):
+            if not self._lent(place) or place.wanted_since_s() >= GIVE_WAY_S:
+                place.release()
 
     def close(self) -> None:
         """Close every model."""
         self.keep_only(())
 
-    def _lease(self, plan: LoadPlan) -> tuple[Gpu, ...]:
-        """The GPUs to load on, held.
-
-        With what they have in use before the first of our models is on them.
-        """
-        if self._cluster is not None:
-            self._cluster.hold(plan)
-            return ()
-        if self._gpus is None or plan.device != "cuda":
-            return ()
-        gpus = self._gpus.ensure(plan.ranks)
-        if not self.on_gpus:
-            self._used_before = used_bytes(self._gpus.held)
+    def _hold(self, plan: LoadPlan) -> tuple[Gpu, ...]:
+        """Hold devices to load on, and note what is in use there before our first model."""
+        gpus = self._place.hold(plan)
+        if gpus and not self._lent(self._host):
+            self._used_before = used_bytes(self._host.held)
         return gpus
 
     def _load(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> OpenModel:
         self._show_load(plan)
         channel = self._start(plan)
-        elsewhere = self._cluster is not None
         try:
-            with nullcontext() if elsewhere else alone(plan, gpus, self._wait_s):
-                opened = channel.call(
-                    Open(plan=plan),
-                    deadline_s=self._timeout_s,
-                    on_beat=lambda _beat: self._show_load(plan),
-                )
-            assert isinstance(opened, Opened)  # noqa: S101 - narrows the union
-            facts = self._host_facts(plan) | opened.device_facts | _lease_facts(gpus)
-            opened = msgspec.structs.replace(opened, device_facts=facts)
+            opened = self._opened(plan, channel, gpus)
             promises = parse(plan.strategy).promises(plan)
             require_in_effect(opened.effective, promises, when="loaded")
-        except BaseException as error:
+        except (LoadError, UsageError) as error:
+            self._failed[plan] = error
             channel.close()
-            if isinstance(error, LoadError | UsageError):
-                self._failed[plan] = error
             raise
-        self._open[plan] = OpenModel(
-            plan, channel, opened, promises, self._timeout_s, self._wait_s, gpus, elsewhere
-        )
-        return self._open[plan]
+        except BaseException:
+            channel.close()
+            raise
+        model = OpenModel(plan, channel, opened, promises, self._timeout_s, self._place, gpus)
+        self._open[plan] = model
+        return model
+
+    def _opened(self, plan: LoadPlan, channel: Channel, gpus: tuple[Gpu, ...]) -> ModelFacts:
+        """Return what the worker said of its model, with what the place knows of its devices."""
+        with self._place.alone(plan, gpus):
+            opened = channel.call(
+                Open(plan=plan),
+                deadline_s=self._timeout_s,
+                on_beat=lambda _beat: self._show_load(plan),
+            ).facts
+        facts = {**self._place.facts(plan), **opened.device_facts}
+        return msgspec.structs.replace(opened, device_facts=facts)
 
     def _show_load(self, plan: LoadPlan) -> None:
         self._progress("loading", f"{plan.model.name} {plan.strategy}", None)
 
-    def _host_facts(self, plan: LoadPlan) -> dict[str, Any]:
-        """Facts of the host that a model is on, where that is not this one."""
-        return {} if self._cluster is None else self._cluster.facts(plan)
-
-    def _free_bytes(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> int:
-        if self._cluster is None:
-            return placement.free_bytes(plan.device, gpus)
-        return self._cluster.room_bytes(plan) - sum(
-            placement.needed_bytes(each) or 0 for each in self._open
-        )
-
-    def _make_room(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> None:
-        needed = placement.needed_bytes(plan)
+    def _make_room(self, plan: LoadPlan) -> None:
+        needed = needed_bytes(plan)
         if needed is None:
             return
-        if needed > self._free_bytes(plan, gpus):
+        if needed > self._place.room_bytes(plan, self._open):
             self.keep_only(())
-        free = self._free_bytes(plan, gpus)
+        free = self._place.room_bytes(plan, self._open)
         if needed > free:
-            each = "" if plan.ranks == 1 else " on each rank"
-            raise OutOfMemory(
-                f"{plan.model.name} as {plan.strategy} needs {needed / 1e9:.1f} GB for its weights alone{each}; "
-                f"{plan.device} has {free / 1e9:.1f} GB free. Predicted, nothing was loaded. "
-                "A 16-bit strategy halves fp32; 'llmperf doctor' lists the devices.",
-            )
+            raise _does_not_fit(plan, needed, free)
 
-    def _leave_gpus(self) -> None:
-        self.keep_only([plan for plan, model in self._open.items() if not model.gpus])
+    def _lent(self, place: Place) -> list[LoadPlan]:
+        """Return the loaded plans that are on devices which a place holds for them."""
+        return [
+            plan for plan, model in self._open.items() if model.place is place and place.lends(plan)
+        ]
 
-    def _leave_cluster(self) -> None:
-        self.keep_only([plan for plan, model in self._open.items() if not model.elsewhere])
+    def _leave(self, place: Place) -> None:
+        """Close the models on devices that a place is about to give back."""
+        leaving = set(self._lent(place))
+        self.keep_only([plan for plan in self._open if plan not in leaving])
 
     def _require_returned(self) -> None:
-        """Raise for what closed workers still hold.
+        """Raise MemoryNotReturned for what closed workers still hold.
 
-        That each device is as empty as before is seen when the last has left.
+        Whether each device is as empty as before is seen when the last model has left.
         """
-        held = self._gpus.held if self._gpus is not None else ()
-        if self._used_before and not self.on_gpus:
+        if self._used_before and not self._lent(self._host):
             before, self._used_before = self._used_before, {}
-            self._left += settle(lambda: more_than(before, held)) if not self._left else []
-        left, self._left = self._left, []
-        if left:
-            raise not_returned(left)
+            gpus = self._host.held
+            if not self._unreturned:
+                self._unreturned = settle(lambda: more_than(before, gpus))
+        unreturned, self._unreturned = self._unreturned, []
+        if unreturned:
+            raise not_returned(unreturned)
 
     def _close(self, plan: LoadPlan) -> None:
         model = self._open.pop(plan)
         tree = WorkerTree.of(getattr(model.channel, "pids", ()))
         try:
-            if model.channel.alive:
-                model.channel.call(Close(), deadline_s=30)
-        except WorkerError:
-            pass  # it is being ended anyway; close() below kills what is left
+            _ask_to_close(model.channel)
         finally:
             model.channel.close()
-            left = settle(lambda: tree.left(model.gpus))
-            self._left += [f"{plan.model.name} {plan.strategy}: {text}" for text in left]
+            texts = settle(lambda: tree.left(model.gpus))
+            self._unreturned += [f"{plan.model.name} {plan.strategy}: {text}" for text in texts]
             tree.kill()
 
 
-def alone(plan: LoadPlan, gpus: tuple[Gpu, ...], wait_s: float) -> AbstractContextManager[None]:
-    """Hold the device of a plan for one command.
+def _ask_to_close(channel: Channel) -> None:
+    with suppress(WorkerError):  # it is being ended anyway
+        if channel.alive:
+            channel.call(Close(), deadline_s=_CLOSE_S)
 
-    Nothing where GPUs are held, or where the engine does not occupy it.
-    """
-    return (
-        nullcontext() if gpus or not _occupies(plan) else exclusive(plan.device, timeout_s=wait_s)
+
+def _does_not_fit(plan: LoadPlan, needed_bytes: int, free_bytes: int) -> OutOfMemory:
+    each_rank = "" if plan.ranks == 1 else " on each rank"
+    return OutOfMemory(
+        f"{plan.model.name} as {plan.strategy} needs {needed_bytes / 1e9:.1f} GB for its weights "
+        f"alone{each_rank}; {plan.device} has {free_bytes / 1e9:.1f} GB free. Predicted, nothing "
+        "was loaded. A 16-bit strategy halves fp32; 'llmperf doctor' lists the devices.",
     )
 
 
-def _occupies(plan: LoadPlan) -> bool:
-    """What a test measures in its own process does, and every engine that does not say otherwise."""
-    return plan.engine not in engines.TABLE or engines.engine(plan.engine).load_capabilities().occupies_device
-
-
-def _lease_facts(gpus: tuple[Gpu, ...]) -> dict[str, str]:
-    """Which of this host's devices a worker saw as its first, its second and so on."""
-    return {"leased_gpus": ",".join(gpu.torch_name for gpu in gpus)} if gpus else {}
-
-
 def worker_logs(root: Path) -> Path:
-    """Where workers' logs of a project are kept."""
+    """Return the folder of the workers' logs of a project."""
     return root / ".llmperf" / "logs"

@@ -1,4 +1,7 @@
-"""One worker process as the session sees it: started with a socket and a log, watched, and killed with all its children."""
+"""One worker process as the session sees it.
+
+It is started with a socket and a log, watched, and killed with all its children.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class Worker(Protocol):
         """How the process ended, after `exited`."""
 
     def exit_code(self) -> int | None:
-        """As subprocess reports it; None while it runs, or where it is not known."""
+        """Return the exit code as subprocess reports it; None while it runs or if not known."""
 
     def stacks(self) -> str:
         """Stacks of all threads, or why there are none."""
@@ -115,24 +118,25 @@ class WorkerProcess:
 
         `pass_fds` are inherited besides its socket, under the same numbers.
         """
-        ours, theirs = socket.socketpair()
+        session_end, worker_end = socket.socketpair()
         token = f"{guardian.token()}{uuid.uuid4().hex}"
+        fd = worker_end.fileno()
         try:
-            with theirs, log.open("wb") as output:
+            with worker_end, log.open("wb") as output:
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    _command([python, *program], theirs.fileno(), rank, world_size),
+                    _command([python, *program], fd, rank, world_size),
                     cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     env={**env, TOKEN: token, "PYTHONUNBUFFERED": "1"},
-                    pass_fds=(theirs.fileno(), *pass_fds),
+                    pass_fds=(fd, *pass_fds),
                     start_new_session=True,
                 )
         except BaseException:
-            ours.close()
+            session_end.close()
             raise
-        return cls(process, parent_end(ours), rank=rank, log=log, token=token)
+        return cls(process, parent_end(session_end), rank=rank, log=log, token=token)
 
     def exited(self) -> bool:
         """Whether the process has ended. Does not reap it."""
@@ -175,9 +179,9 @@ class WorkerProcess:
         return f"pid {self.pid}"
 
     def exit_code(self) -> int | None:
-        """As subprocess reports it: negative for a signal.
+        """Return the exit code as subprocess reports it: negative for a signal.
 
-        None while it runs, or when something else reaped it.
+        None while the process runs, or when something else reaped it.
         """
         if self._process.returncode is not None:
             return self._process.returncode
@@ -188,9 +192,9 @@ class WorkerProcess:
         return None
 
     def stacks(self) -> str:
-        """Stacks of all threads, which the worker's signal handler writes to its log.
+        """Return the stacks of all threads, or why there are none.
 
-        Or why there are none.
+        The worker's signal handler writes them to its log.
         """
         if not self.greeted:
             return "(the worker had not come up; see its log)"
@@ -198,11 +202,8 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
         self._wait_log_settled(start)
-        text = _read(self.log, start)
-        return (
-            text
-            or f"(no stacks: the process does not react to signals; its state is {_state(self.pid)})"
-        )
+        unresponsive = "the process does not react to signals; its state is"
+        return _read(self.log, start) or f"(no stacks: {unresponsive} {_state(self.pid)})"
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the worker's output."""
@@ -214,13 +215,12 @@ class WorkerProcess:
         size, settled = start, False
         while not settled and time.monotonic() < end_s and _state(self.pid) not in _UNRESPONSIVE:
             time.sleep(_POLL_S * 3)
-            now = self.log.stat().st_size
-            settled = now > start and now == size
-            size = now
+            size_before, size = size, self.log.stat().st_size
+            settled = start < size == size_before
 
 
 def exit_text(code: int | None) -> str:
-    """An exit code of subprocess in words; None where it is not known."""
+    """Return an exit code of subprocess in words; None stands for one that is not known."""
     if code is None:
         return "an unknown exit status (something else reaped it)"
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -229,9 +229,10 @@ def exit_text(code: int | None) -> str:
 def rank_environment(
     *, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1"
 ) -> dict[str, str]:
-    """`base` with the variables that torch.distributed reads, for more than one rank, which meet at that host and port.
+    """Return `base` with the variables that torch.distributed reads, for more than one rank.
 
-    One rank gets none, not even inherited ones: libraries take a lone LOCAL_RANK for a launcher and start a process group.
+    The ranks meet at that host and port. One rank gets none of them, not even inherited ones:
+    libraries take a lone LOCAL_RANK for a launcher and start a process group.
     """
     env = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES}
     if ranks > 1:
@@ -248,12 +249,12 @@ def rank_environment(
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on now."""
+    """Return a TCP port of the loopback interface that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -279,11 +280,7 @@ def _state(pid: int) -> str:
     if sys.platform != "linux":
         return "unknown"
     try:
-        return (
-            Path(f"/proc/{pid}/stat")
-            .read_text(encoding="ascii", errors="replace")
-            .rpartition(")")[2]
-            .split()[0]
-        )
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return "gone"
+    return text.rpartition(")")[2].split()[0]

@@ -1,26 +1,31 @@
-"""The ranks of one model as one channel: each command goes to all of them, and their answers become one. Pure but for the call.
+"""The ranks of one model as one channel: each command goes to all, and their answers become one.
 
-What must be equal on all ranks (token ids, dtypes, the weights' identity) is compared, and a difference is an error that
-names the ranks. What each rank has of its own (bytes, marks, joules) is kept or added up.
+What must be equal on all ranks (token ids, dtypes, the weights' identity) is compared, and a
+difference is an error that names the ranks. What each rank has of its own (bytes, marks, joules) is
+kept or added up. All but the call is pure.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 from typing import Any, TypeVar
 
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost
 from pytest_llmperf.errors import RanksDisagree
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import Command, R
+from pytest_llmperf.wire.results import (
     CeilingsRead,
     CollectivesRead,
-    Command,
     Described,
     EnergyRead,
     MemoryRead,
@@ -51,13 +56,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """See session.pool.Channel. `group` holds the workers of `plan`, one a rank."""
+    """See workers.pool.Channel. `group` holds the workers of `plan`, one a rank."""
 
     group: WorkerGroup
     plan: LoadPlan
 
-    def call(self, command: Command, *, deadline_s: float, on_beat: OnBeat | None = None) -> Result:
-        """All ranks' answer to a command.
+    def call(self, command: Command[R], *, deadline_s: float, on_beat: OnBeat | None = None) -> R:
+        """Return the one answer of all ranks to a command.
 
         Raises as WorkerGroup.call_all, and RanksDisagree, which ends the workers.
         """
@@ -83,60 +88,65 @@ class Ranks:
         return self.group.pids
 
 
-def merged(results: Sequence[Result], plan: LoadPlan) -> Result:
-    """One result of the ranks' results, in rank order. Raises RanksDisagree."""
-    make = _MERGES.get(type(results[0]))
-    return results[0] if make is None or len(results) == 1 else make(results, plan)
+def merged(results: Sequence[T], plan: LoadPlan) -> T:
+    """Return one result for the ranks' results, which are in rank order. Raises RanksDisagree."""
+    merge = _MERGES.get(type(results[0]))
+    if merge is None or len(results) == 1:
+        return results[0]
+    result: T = merge(results, plan)
+    return result
 
 
 def same(what: str, values: Sequence[T]) -> T:
-    """The one value that all ranks gave. Raises RanksDisagree with each value and its ranks."""
+    """Return the one value of all ranks. Raises RanksDisagree with each value and its ranks."""
     if all(value == values[0] for value in values):
         return values[0]
-    ranks: dict[str, list[int]] = {}
-    for rank, value in enumerate(values):
-        ranks.setdefault(repr(value), []).append(rank)
-    said = "; ".join(
-        f"{value} on rank {', '.join(map(str, where))}" for value, where in ranks.items()
-    )
     raise RanksDisagree(
-        f"{what} must be equal on all ranks and is not: {said}. They do not compute the same model together."
+        f"{what} must be equal on all ranks and is not: {_values_by_rank(values)}. "
+        "They do not compute the same model together."
     )
+
+
+def _values_by_rank(values: Sequence[object]) -> str:
+    ranks: dict[str, list[str]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(repr(value), []).append(str(rank))
+    return "; ".join(f"{value} on rank {', '.join(ranks[value])}" for value in ranks)
 
 
 # What is in effect
 
 
 def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
-    """What the ranks hold and do as one model.
+    """Return what the ranks hold and do as one model.
 
     Tensors and layers are those of all; a layer that is cut is one.
     """
     for field in _SAME:
-        same(f"{field} in effect", [getattr(each, field) for each in effective])
+        same(f"{field} in effect", [getattr(rank, field) for rank in effective])
+    notes = chain.from_iterable(rank.notes for rank in effective)
     return structs.replace(
         effective[0],
-        tensors=_tensors(group for each in effective for group in each.tensors),
-        linears=_linears([group for each in effective for group in each.linears], plan),
-        compiled_graphs=min(each.compiled_graphs for each in effective),
+        tensors=_tensors(chain.from_iterable(rank.tensors for rank in effective)),
+        linears=_linears(chain.from_iterable(rank.linears for rank in effective), plan),
+        compiled_graphs=min(rank.compiled_graphs for rank in effective),
         ranks=len(effective),
-        shards=tuple(shard for each in effective for shard in each.shards),
-        notes=tuple(dict.fromkeys(note for each in effective for note in each.notes)),
+        shards=tuple(chain.from_iterable(rank.shards for rank in effective)),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def _tensors(groups: Iterable[TensorGroup]) -> tuple[TensorGroup, ...]:
-    return tuple(
-        _added(
-            groups,
-            ("kind", "dtype", "device", "kept", "quantized"),
-            ("tensors", "elements", "bytes"),
-        )
-    )
+    keys = ("kind", "dtype", "device", "kept", "quantized")
+    return tuple(_added(groups, keys, ("tensors", "elements", "bytes")))
 
 
-def _linears(groups: Sequence[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup, ...]:
-    """Each rank counts the layers of its stage, whole (FSDP, replicas) or its part of each (tensor parallel)."""
+def _linears(groups: Iterable[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup, ...]:
+    """Return the layers of the model from those that each rank counts.
+
+    A rank counts the layers of its stage: whole ones (FSDP, replicas) or its part of each (tensor
+    parallel).
+    """
     summed = _added(groups, ("cls", "dtype", "quantized"), ("layers", "elements", "bytes"))
     return tuple(
         structs.replace(
@@ -149,92 +159,119 @@ def _linears(groups: Sequence[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup
 
 
 def _added(groups: Iterable[Any], keys: Sequence[str], sums: Sequence[str]) -> list[Any]:
-    found: dict[tuple[object, ...], Any] = {}
+    """Return one group for all that have equal `keys`, with their `sums` added up."""
+    by_key: defaultdict[tuple[object, ...], list[Any]] = defaultdict(list)
     for group in groups:
-        key = tuple(getattr(group, name) for name in keys)
-        before = found.get(key)
-        totals = (
-            {}
-            if before is None
-            else {name: getattr(before, name) + getattr(group, name) for name in sums}
-        )
-        found[key] = structs.replace(group, **totals)
-    return [found[key] for key in sorted(found, key=repr)]
+        by_key[tuple(getattr(group, name) for name in keys)].append(group)
+    return [_sum_of(by_key[key], sums) for key in sorted(by_key, key=repr)]
+
+
+def _sum_of(groups: Sequence[Any], sums: Sequence[str]) -> Any:
+    totals = {name: sum(getattr(group, name) for group in groups) for name in sums}
+    return structs.replace(groups[-1], **totals)
 
 
 def _opened(results: Sequence[Any], plan: LoadPlan) -> Result:
-    first: Opened = results[0]
-    same("the content of the weights", [each.content_hash for each in results])
-    return structs.replace(
-        first,
-        effective=together([each.effective for each in results], plan),
-        load_s=max(each.load_s for each in results),
-        vocab_size=same("the size of the vocabulary", [each.vocab_size for each in results]),
-        device_facts=first.device_facts | {"ranks": len(results)},
-        memory=total([each.memory for each in results]),
+    ranks: list[ModelFacts] = [opened.facts for opened in results]
+    same("the content of the weights", [facts.content_hash for facts in ranks])
+    facts = structs.replace(
+        ranks[0],
+        effective=together([facts.effective for facts in ranks], plan),
+        load_s=max(facts.load_s for facts in ranks),
+        vocab_size=same("the size of the vocabulary", [facts.vocab_size for facts in ranks]),
+        device_facts=ranks[0].device_facts | {"ranks": len(ranks)},
+        memory=total([facts.memory for facts in ranks]),
     )
+    return Opened(facts=facts)
 
 
 def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
-    return Described(
-        effective=together([each.effective for each in results], plan),
-        memory=total([each.memory for each in results]),
+    ranks: list[Description] = [described.description for described in results]
+    description = Description(
+        effective=together([rank.effective for rank in ranks], plan),
+        memory=total([rank.memory for rank in ranks]),
     )
+    return Described(description=description)
 
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
-    """Bytes of all ranks; unknown, with its reason, where one rank does not know."""
-    reasons = {
-        name: f"rank {rank}: {reason}"
-        for rank, each in enumerate(gauges)
-        for name, reason in each.reasons.items()
-    }
+    """Return the bytes of all ranks; unknown, with its reason, where one rank does not know."""
     names = ("weights", "peak", "reserved", "process", "device", "kv_cache")
-    values = {name: [getattr(each, name) for each in gauges] for name in names}
     sums: dict[str, Any] = {
-        name: None if None in found else sum(found) for name, found in values.items()
+        name: _sum_or_none([getattr(memory, name) for memory in gauges]) for name in names
     }
-    return MemoryGauges(**sums, reasons=reasons)
+    return MemoryGauges(**sums, reasons=_reasons(gauges))
+
+
+def _sum_or_none(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _reasons(gauges: Sequence[MemoryGauges]) -> dict[str, str]:
+    return {
+        name: f"rank {rank}: {reason}"
+        for rank, memory in enumerate(gauges)
+        for name, reason in memory.reasons.items()
+    }
 
 
 # What was measured
 
 
 def _ran(results: Sequence[Any], plan: LoadPlan) -> Result:
-    """The requests of each replica once.
+    """Return a run with the requests of each replica once.
 
     All ranks of a replica must have read and written the same tokens.
     """
-    replicas = [
-        results[i : i + plan.ranks // plan.dp] for i in range(0, plan.ranks, plan.ranks // plan.dp)
-    ]
-    for replica in replicas:
-        same("the prompts' token ids", [each.prompts_hash for each in replica])
-        same("the generated token ids", [each.outputs_hash for each in replica])
-    firsts: list[Ran] = [replica[0] for replica in replicas]
-    marks = tuple(
-        _of_rank(mark, rank) for rank, each in enumerate(results) for mark in each.trace.marks
-    )
-    requests = tuple(request for each in firsts for request in each.trace.requests)
-    telemetry = {
-        f"{name}.rank{rank}" if rank else name: v
-        for rank, r in enumerate(results)
-        for name, v in r.telemetry.items()
-    }
-    return structs.replace(
+    runs: list[TimedRun] = [ran.run for ran in results]
+    firsts = _first_of_each_replica(runs, plan)
+    requests = tuple(chain.from_iterable(run.trace.requests for run in firsts))
+    run = structs.replace(
         firsts[0],
-        trace=structs.replace(firsts[0].trace, requests=requests, marks=marks),
-        step=step_of_all([each.step for each in results], plan),
-        telemetry=telemetry,
-        prompts_hash=_joined([each.prompts_hash for each in firsts]),
-        outputs_hash=_joined([each.outputs_hash for each in firsts]),
+        trace=structs.replace(firsts[0].trace, requests=requests, marks=_marks(runs)),
+        step=step_of_all([run.step for run in runs], plan),
+        telemetry=_telemetry(runs),
+        prompts_hash=_joined([run.prompts_hash for run in firsts]),
+        outputs_hash=_joined([run.outputs_hash for run in firsts]),
     )
+    return Ran(run=run)
+
+
+def _first_of_each_replica(runs: Sequence[TimedRun], plan: LoadPlan) -> list[TimedRun]:
+    ranks_of_replica = plan.ranks // plan.dp
+    firsts = []
+    for first in range(0, plan.ranks, ranks_of_replica):
+        replica = runs[first : first + ranks_of_replica]
+        same("the prompts' token ids", [rank.prompts_hash for rank in replica])
+        same("the generated token ids", [rank.outputs_hash for rank in replica])
+        firsts.append(replica[0])
+    return firsts
+
+
+def _marks(runs: Sequence[TimedRun]) -> tuple[Mark, ...]:
+    """Return the marks of all ranks, each of which says its rank."""
+    return tuple(
+        structs.replace(mark, detail=f"rank {rank}: {mark.detail}")
+        for rank, run in enumerate(runs)
+        for mark in run.trace.marks
+    )
+
+
+def _telemetry(runs: Sequence[TimedRun]) -> dict[str, float]:
+    """Return the gauges of all ranks; those of rank 0 keep their names."""
+    return {
+        f"{name}.rank{rank}" if rank else name: value
+        for rank, run in enumerate(runs)
+        for name, value in run.telemetry.items()
+    }
 
 
 def step_of_all(steps: Sequence[StepCost | None], plan: LoadPlan) -> StepCost | None:
-    """What the ranks move and compute in one step together, work that FSDP ranks repeat counted once.
+    """Return what the ranks move and compute in one step together.
 
-    Replicas and FSDP ranks each see whole layers, so that costs a token are added up and divided by their number.
+    Work that FSDP ranks repeat is counted once. Replicas and FSDP ranks each see whole layers, so
+    that the costs of a token are added up and divided by their number.
     """
     known = [step for step in steps if step is not None]
     if len(known) < len(steps):
@@ -253,72 +290,80 @@ def step_of_all(steps: Sequence[StepCost | None], plan: LoadPlan) -> StepCost | 
     )
 
 
-def _of_rank(mark: Mark, rank: int) -> Mark:
-    return structs.replace(mark, detail=f"rank {rank}: {mark.detail}")
-
-
 def _joined(hashes: Sequence[str]) -> str:
-    return (
-        hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
-    )
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 
 def _memory(results: Sequence[Any], _plan: LoadPlan) -> Result:
-    gauges = [each.memory for each in results if each.memory is not None]
+    gauges = [rank.memory for rank in results if rank.memory is not None]
     if len(gauges) < len(results):
         return MemoryRead(memory=None)
     return MemoryRead(memory=total(gauges), ranks=tuple(gauges))
 
 
 def _energy(results: Sequence[Any], plan: LoadPlan) -> Result:
-    """The joules of all devices; of one counter that all ranks read (a CPU package's), once."""
-    readings: list[EnergyReading] = [each.energy for each in results]
-    unread = next((each for each in readings if each.joules is None), None)
+    """Return the joules of all devices.
+
+    Those of a counter that all ranks read (a CPU package's) count once.
+    """
+    readings: list[EnergyReading] = [rank.energy for rank in results]
+    unread = next((reading for reading in readings if reading.joules is None), None)
     if unread is not None:
         return EnergyRead(energy=unread)
-    own = plan.device.partition(":")[0] != "cpu"
-    return EnergyRead(
-        energy=structs.replace(
-            readings[0],
-            joules=sum(each.joules or 0.0 for each in readings) if own else readings[0].joules,
-            seconds=max(each.seconds for each in readings),
-            n_output_tokens=sum(each.n_output_tokens for each in readings) * plan.dp // plan.ranks,
-        ),
+    n_tokens = sum(reading.n_output_tokens for reading in readings)
+    energy = structs.replace(
+        readings[0],
+        joules=_joules(readings, plan),
+        seconds=max(reading.seconds for reading in readings),
+        n_output_tokens=n_tokens * plan.dp // plan.ranks,
     )
+    return EnergyRead(energy=energy)
+
+
+def _joules(readings: Sequence[EnergyReading], plan: LoadPlan) -> float | None:
+    if plan.device.partition(":")[0] == "cpu":
+        return readings[0].joules
+    return sum(reading.joules or 0.0 for reading in readings)
 
 
 def _ceilings(results: Sequence[Any], _plan: LoadPlan) -> Result:
-    """What the devices reach together, all measured at the same time: ranks that share one device share its ceiling."""
-    found: list[Ceilings] = [each.ceilings for each in results if each.ceilings is not None]
-    if len(found) < len(results):
+    """Return what the devices reach together, all measured at the same time.
+
+    Ranks that share one device share its ceiling.
+    """
+    ceilings: list[Ceilings] = [rank.ceilings for rank in results if rank.ceilings is not None]
+    if len(ceilings) < len(results):
         return CeilingsRead(ceilings=None)
     rates = {
-        name: sum(each.matmul_flop_per_s[name] for each in found)
-        for name in found[0].matmul_flop_per_s
+        dtype: sum(ceiling.matmul_flop_per_s[dtype] for ceiling in ceilings)
+        for dtype in ceilings[0].matmul_flop_per_s
     }
-    copy = sum(each.copy_bytes_per_s for each in found)
+    copied = sum(ceiling.copy_bytes_per_s for ceiling in ceilings)
     return CeilingsRead(
-        ceilings=structs.replace(found[0], copy_bytes_per_s=copy, matmul_flop_per_s=rates)
+        ceilings=structs.replace(ceilings[0], copy_bytes_per_s=copied, matmul_flop_per_s=rates)
     )
 
 
 def _collectives(results: Sequence[Any], _plan: LoadPlan) -> Result:
-    found: list[CollectivesRead] = list(results)
-    shares = [each.share for each in found if each.share is not None]
-    unread = next((each for each in found if each.share is None), None)
-    return CollectivesRead(share=sum(shares) / len(shares)) if unread is None else unread
+    readings: list[CollectivesRead] = list(results)
+    unread = next((reading for reading in readings if reading.share is None), None)
+    if unread is not None:
+        return unread
+    return CollectivesRead(share=fmean(reading.share or 0.0 for reading in readings))
 
 
 def _compared(results: Sequence[Any], _plan: LoadPlan) -> Result:
     same(
         "the texts continued from the reference's prompts",
-        [[p.candidate_text for p in each.prompts] for each in results],
+        [[prompt.candidate_text for prompt in rank.prompts] for rank in results],
     )
     first: ReferenceCompared = results[0]
     return first
 
 
-_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Result]] = {
+_MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Any]] = {
     Opened: _opened,
     Described: _described,
     Ran: _ran,
@@ -328,4 +373,4 @@ _MERGES: dict[type[object], Callable[[Sequence[Any], LoadPlan], Result]] = {
     CollectivesRead: _collectives,
     ReferenceCompared: _compared,
 }
-"""How the answers of several ranks become one; of what is not here rank 0's is taken."""
+"""How the answers of several ranks become one. Where a result is not listed, rank 0's is used."""

@@ -4,14 +4,10 @@ from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
-from pytest_llmperf.workloads.serve import (
-    GENERATORS,
-    Serve,
-    Traffic,
-    describe_serve,
-    recorded_serve,
-)
+from pytest_llmperf.workloads.serve import Serve, describe_serve, recorded_serve
+from pytest_llmperf.workloads.serve_checks import GENERATORS
 from pytest_llmperf.workloads.tasks import Task, TaskAnswer, TaskSet
+from pytest_llmperf.workloads.traffic import Traffic
 
 __all__ = [
     "GENERATORS",

@@ -1,4 +1,4 @@
-"""Offline workloads on one batch: prefill alone, and prefill followed by decoding a fixed number of tokens."""
+"""Offline workloads on one batch: prefill alone, or followed by decoding a number of tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.batch import Batch, describe_batch
+from pytest_llmperf.workloads.checks import is_count
 from pytest_llmperf.workloads.prompts import PromptSet
 
 MIN_DECODED = 2
@@ -47,8 +48,8 @@ class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
         _check(self)
         if self.new_tokens < MIN_DECODED:
             raise UsageError(
-                f"Decode(new_tokens={self.new_tokens}): at least {MIN_DECODED} are needed to time a token after "
-                "the first. Prefill() measures one.",
+                f"Decode(new_tokens={self.new_tokens}): at least {MIN_DECODED} are needed to time "
+                "a token after the first. Prefill() measures one.",
             )
 
 
@@ -62,22 +63,29 @@ def _check(work: Prefill | Decode) -> None:
     kind = type(work).__name__
     if not isinstance(work.prompts, PromptSet):
         raise UsageError(
-            f"{kind}(prompts={work.prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat')."
+            f"{kind}(prompts={work.prompts!r}): a PromptSet is needed, "
+            "for example PromptSet.bundled('short-chat')."
         )
-    for field in ("batch", "prompt_tokens", "new_tokens"):
-        value = getattr(work, field)
-        if value is None and field == "prompt_tokens":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{kind}({field}={value!r}): a whole number of at least 1 is needed.")
+    _check_counts(work)
     if work.prompt_tokens is None and not work.prompts.texts:
         raise UsageError(
-            f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; give prompt_tokens or a text PromptSet.",
+            f"{kind}(prompt_tokens=None): synthetic prompts have no length of their own; "
+            "give prompt_tokens or a text PromptSet.",
         )
+
+
+def _check_counts(work: Prefill | Decode) -> None:
+    for field in ("batch", "prompt_tokens", "new_tokens"):
+        value = getattr(work, field)
+        is_unset = value is None and field == "prompt_tokens"
+        if not is_unset and not is_count(value):
+            raise UsageError(
+                f"{type(work).__name__}({field}={value!r}): a whole number of at least 1 is needed."
+            )
 
 
 def describe(work: Workload) -> str:
-    """Short text for tables: 'decode b1 p128 n128'."""
+    """Return a short text for tables: 'decode b1 p128 n128'."""
     if isinstance(work, Batch):
         return describe_batch(work)
     length = "text" if work.prompt_tokens is None else str(work.prompt_tokens)

@@ -5,15 +5,13 @@ Values only; tokenising is the worker's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from importlib import resources
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.workloads.checks import content_hash, json_object, read_lines
 
 _EXPECTED = """Expected one object a line, such as {"prompt": "…"}."""
 
@@ -37,43 +35,34 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def synthetic(cls, seed: int = 0) -> PromptSet:
-        """Random token ids of the model's vocabulary.
+        """Return random token ids of the model's vocabulary.
 
-        Fresh for each repetition, equal for equal seeds.
+        They are fresh for each repetition, and equal for equal seeds.
         """
         return cls(name=f"synthetic:{seed}", seed=seed)
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, chat: bool = False) -> PromptSet:
-        """One JSON object a line with a string "prompt" (or "text").
+        """Read one JSON object a line with a string "prompt" (or "text").
 
         Raises:
             UsageError: no such file, no prompts, or a line that is not such an object (named by its
                 number).
         """
         path = Path(path)
-        try:
-            # Not splitlines: JSON texts may hold U+2028.
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"prompts file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file."
-            ) from error
+        lines = read_lines(path, "prompts file")
         return cls(name=path.name, texts=_texts(lines, str(path)), chat=chat)
 
     @classmethod
     def bundled(cls, name: str) -> PromptSet:
-        """Real prompts that ship with the package. Raises UsageError for an unknown name."""
+        """Return real prompts that ship with the package. Raises UsageError for an unknown name."""
         if name not in BUNDLED:
             raise UsageError(
-                f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} Bundled: {', '.join(BUNDLED)}; "
-                "PromptSet.from_jsonl(path) reads your own.",
+                f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} "
+                f"Bundled: {', '.join(BUNDLED)}; PromptSet.from_jsonl(path) reads your own.",
             )
-        text = (
-            resources.files("pytest_llmperf.workloads")
-            .joinpath("data", BUNDLED[name])
-            .read_text(encoding="utf-8")
-        )
+        file = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name])
+        text = file.read_text(encoding="utf-8")
         return cls(name=name, texts=_texts(text.split("\n"), name), chat=True)
 
     @property
@@ -82,10 +71,9 @@ class PromptSet(Struct, frozen=True, kw_only=True):
 
         Never the file's name.
         """
-        content = msgspec.json.encode(
-            {"texts": self.texts, "chat": self.chat} if self.texts else {"seed": self.seed}
-        )
-        return hashlib.sha256(content).hexdigest()[:16]
+        if not self.texts:
+            return content_hash({"seed": self.seed})
+        return content_hash({"texts": self.texts, "chat": self.chat})
 
 
 def _texts(lines: list[str], source: str) -> tuple[str, ...]:
@@ -97,12 +85,11 @@ def _texts(lines: list[str], source: str) -> tuple[str, ...]:
     return texts
 
 
-def _text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: not a JSON object ({error}). {_EXPECTED}") from error
-    text = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
+def _text(line: str, position: str) -> str:
+    row = json_object(line, position, _EXPECTED)
+    text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"{where}: no string 'prompt' (or 'text') in {line[:80]!r}. {_EXPECTED}")
+        raise UsageError(
+            f"{position}: no string 'prompt' (or 'text') in {line[:80]!r}. {_EXPECTED}"
+        )
     return text

@@ -5,18 +5,19 @@ Values only; answering is the worker's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.workloads.checks import content_hash, is_count, json_object, read_lines
 
-_EXPECTED = 'Expected one object a line: {"prompt": "…", "answer": "…"}, for a choice with "choices": ["…", "…"] as well.'
+_EXPECTED = (
+    'Expected one object a line: {"prompt": "…", "answer": "…"}, '
+    'for a choice with "choices": ["…", "…"] as well.'
+)
 MAX_NEW_TOKENS = 16
+MIN_CHOICES = 2
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class Task(Struct, frozen=True, kw_only=True):
 class TaskAnswer(Struct, frozen=True, kw_only=True):
     """What a model answered to one item, and whether that is the item's answer."""
 
-    given: str
+    text: str
     correct: bool
 
 
@@ -54,33 +55,26 @@ class TaskSet(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.items:
             raise UsageError(f"task set {self.name!r} holds no item. {_EXPECTED}")
-        if (
-            not isinstance(self.max_new_tokens, int)
-            or isinstance(self.max_new_tokens, bool)
-            or self.max_new_tokens < 1
-        ):
+        if not is_count(self.max_new_tokens):
             raise UsageError(
-                f"TaskSet(max_new_tokens={self.max_new_tokens!r}): a whole number of at least 1 is needed."
+                f"TaskSet(max_new_tokens={self.max_new_tokens!r}): "
+                "a whole number of at least 1 is needed."
             )
 
     @classmethod
     def from_jsonl(
         cls, path: str | Path, *, chat: bool = False, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> TaskSet:
-        """One JSON object a line with strings "prompt" and "answer", and for a choice a list "choices" that holds the answer.
+        """Read one JSON object a line with strings "prompt" and "answer".
+
+        A choice has a list "choices" too, which holds the answer.
 
         Raises:
-            UsageError: no such file, no items, or a line that is not such an object (named by its number).
-
+            UsageError: no such file, no items, or a line that is not such an object (named by its
+                number).
         """
         path = Path(path)
-        try:
-            # Not splitlines: JSON texts may hold U+2028.
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"task file {str(path)!r} cannot be read: {error}. Give a UTF-8 JSON-lines file."
-            ) from error
+        lines = read_lines(path, "task file")
         items = tuple(
             _item(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
         )
@@ -89,32 +83,34 @@ class TaskSet(Struct, frozen=True, kw_only=True):
     @property
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of what is asked; never the file's name."""
-        content = msgspec.json.encode(
+        return content_hash(
             {"items": self.items, "chat": self.chat, "max_new_tokens": self.max_new_tokens}
         )
-        return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _item(line: str, where: str) -> Task:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: not a JSON object ({error}). {_EXPECTED}") from error
-    fields: dict[str, Any] = row if isinstance(row, dict) else {}
+def _item(line: str, position: str) -> Task:
+    row = json_object(line, position, _EXPECTED)
     for name in ("prompt", "answer"):
-        if not isinstance(fields.get(name), str) or not fields[name].strip():
-            raise UsageError(f"{where}: no string {name!r} in {line[:80]!r}. {_EXPECTED}")
-    choices = fields.get("choices", [])
-    if not isinstance(choices, list) or not all(
-        isinstance(choice, str) and choice.strip() for choice in choices
-    ):
+        if not _is_text(row.get(name)):
+            raise UsageError(f"{position}: no string {name!r} in {line[:80]!r}. {_EXPECTED}")
+    answer = row["answer"]
+    choices = row.get("choices", [])
+    if not isinstance(choices, list) or not all(map(_is_text, choices)):
         raise UsageError(
-            f"{where}: 'choices' is {choices!r}, a list of strings is needed. {_EXPECTED}"
+            f"{position}: 'choices' is {choices!r}, a list of strings is needed. {_EXPECTED}"
         )
-    if choices and (
-        len(set(choices)) != len(choices) or len(choices) < 2 or fields["answer"] not in choices  # noqa: PLR2004
-    ):
+    if choices and not _is_choice(answer, choices):
         raise UsageError(
-            f"{where}: the answer {fields['answer']!r} must be one of at least two different choices, which are {choices!r}.",
+            f"{position}: the answer {answer!r} must be one of at least two different choices, "
+            f"which are {choices!r}.",
         )
-    return Task(prompt=fields["prompt"], answer=fields["answer"], choices=tuple(choices))
+    return Task(prompt=row["prompt"], answer=answer, choices=tuple(choices))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_choice(answer: str, choices: list[str]) -> bool:
+    """Whether the answer is among at least two choices, all of them different."""
+    return answer in choices and len(choices) == len(set(choices)) >= MIN_CHOICES

@@ -1,4 +1,7 @@
-"""The example suite of adapters in small: its data, and its training script on a model that trains in seconds."""
+"""The example suite of adapters in small: its data, and its training script.
+
+The model of these tests trains in seconds.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def test_the_answers_are_balanced():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with a random llama of two layers, and a tokenizer that knows the words of the data."""
+    """A folder with a random llama of two layers, and a tokenizer with the words of the data."""
     folder = tmp_path_factory.mktemp("tiny-library")
     pieces = pre_tokenizers.Split(Regex(r"\s+|\w+|[^\w\s]"), "isolated")
     text = [

@@ -60,7 +60,7 @@ def test_the_likeliest_choice_is_given(session, choices, batch):
         for p, a in zip(PROMPTS, [*likeliest[:2], *wrong[2:]], strict=True)
     )
     answers = session.answer_tasks(TaskSet(name="t", items=items), batch)
-    assert [answer.given for answer in answers] == likeliest
+    assert [answer.text for answer in answers] == likeliest
     assert [answer.correct for answer in answers] == [True, True, False, False]
 
 
@@ -71,7 +71,7 @@ def test_without_choices_the_first_line_of_the_greedy_text_counts(session):
     text = " ".join(WORDS[i] for i in ids[3:])
     items = (Task(prompt=PROMPTS[0], answer=f" {text} "), Task(prompt=PROMPTS[1], answer="w1"))
     answers = session.answer_tasks(TaskSet(name="t", items=items, max_new_tokens=4), 2)
-    assert answers[0].given == text
+    assert answers[0].text == text
     assert [answer.correct for answer in answers] == [True, False]
 
 
@@ -82,8 +82,8 @@ def test_choices_and_texts_mix_in_one_set(session):
         Task(prompt="w7", answer="none"),
     )
     answers = session.answer_tasks(TaskSet(name="t", items=items, max_new_tokens=2), 8)
-    assert answers[1].given in (" w20", " w21")
-    assert all(len(answers[i].given.split()) == 2 for i in (0, 2))
+    assert answers[1].text in (" w20", " w21")
+    assert all(len(answers[i].text.split()) == 2 for i in (0, 2))
 
 
 def test_a_model_without_a_tokenizer_cannot_answer():

@@ -1,4 +1,7 @@
-"""Assisted decoding: the tokens of plain greedy decoding, in fewer forward passes, with true times and counts."""
+"""Assisted decoding: the tokens of plain greedy decoding, in fewer forward passes.
+
+Its times and counts are true.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def test_a_model_that_assists_itself_has_every_proposal_accepted():
 
 
 def test_a_model_that_is_nearly_always_wrong_has_nearly_none_accepted():
-    """Negative control of the above: then each forward pass gives about one token, whatever was proposed."""
+    """Negative control of the above: each forward pass gives about one token."""
     found = assisted(tiny_llama(), ROWS[:1], 24, tiny_llama(seed=1))
     assert found.assisted.forwards >= 20
     assert found.assisted.proposed >= 3 * 20

@@ -1,4 +1,7 @@
-"""Many requests at once in transformers: static batches, and its own continuous ones, against each request alone."""
+"""Many requests at once in transformers: static batches, and its own continuous ones.
+
+They are compared with each request alone.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def test_static_batches_give_each_request_the_tokens_it_gets_alone():
 
 
 def test_continuous_batches_give_each_request_the_tokens_it_gets_alone():
-    """And no request waits for a longer one of its batch: the short ones end before the long one does."""
+    """No request waits for a longer one of its batch: the short ones end before the long one."""
     model = tiny_llama()
     answered = ContinuousLoop(model, 0).answer(REQUESTS)
     assert answered.tokens == alone(model, REQUESTS)
@@ -111,7 +114,7 @@ def test_a_session_runs_a_batch(batching):
     assert (padding == 0) is (batching is not None)
     assert 0 <= padding < 0.9
     assert opened.describe().effective.batching == (batching or "static")
-    assert opened.read_memory(WORK, 1).memory.kv_cache > 0
+    assert opened.read_memory(WORK, 1).kv_cache > 0
     opened.read_energy(WORK, 2, 0.0)
 
 
@@ -176,7 +179,7 @@ def test_what_continuous_batching_does_not_go_with_is_refused(fields):
 
 
 def test_a_transformers_without_these_settings_is_named_before_anything_loads(monkeypatch):
-    """5.17 calls a page a block: on an H200 it failed in the first run, after everything was loaded."""
+    """5.17 calls a page a block: on an H200 it failed in the first run, with everything loaded."""
 
     @dataclass
     class Older:

@@ -1,4 +1,4 @@
-"""Greedy decoding through generate and through the static loop, and what a session reports about it."""
+"""Greedy decoding through generate and through the static loop, and what is reported about it."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_session_says_what_its_last_run_used():
 
 def test_memory_of_a_run_counts_weights_and_the_cache():
     model = tiny_llama()
-    memory = TransformersModel(loaded(model)).read_memory(WORK, 0).memory
+    memory = TransformersModel(loaded(model)).read_memory(WORK, 0)
     assert memory.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, bytes
     assert memory.kv_cache == per_token * 2 * (6 + 5 - 1)
@@ -177,7 +177,7 @@ def test_memory_of_a_run_counts_weights_and_the_cache():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_cost_of_a_step_is_that_of_the_tensors_it_reads(tied):
-    """Hand-computed: hidden 32, 4 heads of 8, 2 KV heads, MLP 64, 2 layers, vocabulary 320, float32."""
+    """By hand: hidden 32, 4 heads of 8, 2 KV heads, MLP 64, 2 layers, vocabulary 320, float32."""
     step = TransformersModel(loaded(tiny_llama(tied=tied))).run(WORK, 0).step
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
     norms, head = 32 * 5, 320 * 32

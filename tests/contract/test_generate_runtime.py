@@ -251,7 +251,10 @@ def test_a_busy_neighbour_is_marked_and_an_idle_one_is_not():
 
 
 def test_what_waits_for_the_same_session_is_no_neighbour(monkeypatch):
-    """The driver averages over the time before the region, in which the session's other model worked. A stranger is one."""
+    """The session's other model is none, though the driver averages over the time it worked in.
+
+    A stranger is one.
+    """
     monkeypatch.setattr(telemetry, "of_this_session", {17: True, 18: False}.__getitem__)
     watch = GpuWatch(BusyNvml())
     watch.start()

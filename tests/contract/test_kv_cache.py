@@ -1,4 +1,7 @@
-"""8-bit KV caches: smaller, seen by their own tensors, near the full cache, and read by teacher-forced passes too."""
+"""8-bit KV caches: smaller, described by their own tensors, and near the full cache.
+
+Teacher-forced passes read them too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def decode(kind, rows=ROWS, n=12):
 
 
 def test_it_is_seen_by_its_own_tensors_and_a_third_of_the_size(cache):
-    """A float32 cache of 8-wide heads: 4 bytes a value against 1, and in int8 2 more for each 8 values."""
+    """A float32 cache of 8-wide heads: 4 bytes a value against 1, int8 with 2 more for 8 values."""
     found, full = decode(cache).cache, decode("dynamic").cache
     assert found.kind == KINDS[cache]
     assert found.layers == full.layers
@@ -64,7 +67,10 @@ def compared(candidate, tmp_path):
 
 
 def test_teacher_forced_passes_read_the_prompt_from_the_cache(cache, tmp_path):
-    """The first token comes from the prompt as it was; those after it from what the cache kept: near, and not equal."""
+    """The first token comes from the prompt as it was, and is equal.
+
+    Those after it come from the rounded cache: near, and not equal.
+    """
     worst, later, first = compared(TransformersModel(loaded(tiny_llama(), cache=cache)), tmp_path)
     assert max(first) < 1e-9
     assert min(later) > 0

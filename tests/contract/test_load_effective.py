@@ -1,4 +1,7 @@
-"""What is in effect: counted from the tensors and observed in a probe forward, never read from what was asked."""
+"""What is in effect: counted from the tensors and observed in a probe forward.
+
+It is never read from the plan.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,8 @@ def test_the_count_of_wrong_layers_is_in_the_message():
     loaded, promises = loaded_under("bf16", weights_dtype="float32")
     with pytest.raises(
         NotInEffect,
-        match="15 of 15 linear layers hold float32 weights \\(LlamaForCausalLM\\), asked for bfloat16",
+        match="15 of 15 linear layers hold float32 weights \\(LlamaForCausalLM\\), "
+        "asked for bfloat16",
     ):
         require_in_effect(describe(loaded), promises, "loaded")
 

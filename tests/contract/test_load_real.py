@@ -26,7 +26,7 @@ WORDS = ["<s>", "</s>", "a", "b", "ab", "Ġ"]
 
 @pytest.fixture(scope="module")
 def real():
-    """The real model in float32, from the user's cache (converted there if this is the first time)."""
+    """The real model in float32, from the user's cache, where it is converted the first time."""
     return load(LoadPlan(model=model_ref(NAME), weights_dtype="float32"))
 
 
@@ -50,7 +50,10 @@ def test_the_builtin_model_is_what_the_tables_say(real):
 
 
 def write_gguf(path):
-    """A llama of two layers with tied float32 weights and a byte-level tokenizer, as llama.cpp's tools write it."""
+    """A llama of two layers with tied float32 weights and a byte-level tokenizer.
+
+    llama.cpp's tools write it so.
+    """
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)

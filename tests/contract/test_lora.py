@@ -1,4 +1,7 @@
-"""Adapters on a tiny model: in force, told apart, switched, mixed in a batch, merged, and refused where they do not fit."""
+"""Adapters on a tiny model: in force, told apart, switched, mixed in a batch, and merged.
+
+They are refused where they do not fit.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def test_a_batch_mixes_base_and_adapters_row_by_row(both, folders):
 def test_what_a_view_of_it_promises_holds_while_it_is_switched_so_and_not_after(
     both, folders, names
 ):
-    """The comparison of an adapter with its own base asks this of both, in turn, after their warm-up."""
+    """The comparison of an adapter with its own base needs this of both, in turn and warmed up."""
     promised = switched(parse("lora:a+lora:b").promises(plan(*folders)), names)
     both.use_adapters(names)
     both.run(WORK, 0)
@@ -124,7 +127,7 @@ def test_what_a_view_of_it_promises_holds_while_it_is_switched_so_and_not_after(
 
 
 def test_layers_that_are_off_in_a_mixed_batch_are_an_error(both, monkeypatch):
-    """Negative control: peft leaves them off after the base alone, and they ignore what each row asks for."""
+    """Negative control: peft leaves them off after the base alone, whatever a row says."""
     both.use_adapters(("base",))
     with monkeypatch.context() as without:
         without.setattr(
@@ -309,7 +312,8 @@ def test_an_adapter_of_another_shape_is_refused_with_both_named(folders, tmp_pat
     narrow = adapter(tmp_path / "narrow", tiny_llama(), seed=1, base=BASE)
     with pytest.raises(
         LoadError,
-        match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*has \d+ inputs, the adapter's lora_A has",
+        match=r"'narrow'.*does not fit model 'arch:tiny-llama'.*"
+        r"has \d+ inputs, the adapter's lora_A has",
     ):
         TransformersEngine().open(plan(narrow))
     three = LlamaForCausalLM(LlamaConfig(**model().config.to_dict() | {"num_hidden_layers": 3}))

@@ -1,4 +1,4 @@
-"""Two ranks over gloo: each strategy holds its part of the model, and they answer as one device does."""
+"""Two ranks over gloo: each strategy holds its part of the model, and answers as one device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import (
     CompareReference,
     Describe,
     Open,
@@ -70,7 +70,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory):
-    """The model on one device: its outputs' hash for two and for four prompts, its bytes, and a reference file."""
+    """The model on one device: its bytes, and a reference file.
+
+    It also has its outputs' hash for two and for four prompts.
+    """
     session = TransformersEngine().open(plan_of("fp32"))
     path = str(tmp_path_factory.mktemp("reference") / "reference.safetensors")
     session.make_reference(PromptSet.synthetic(), 8, 4, path)
@@ -82,11 +85,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
 TWO = """
 import os, sys
 import torch.distributed as dist
-from pytest_llmperf.engines.transformers.parallel import group
+from pytest_llmperf.instruments import ranks
 if sys.argv[3] == "elsewhere":
-    group._namespace = lambda: int(sys.argv[2])
+    ranks._namespace = lambda: int(sys.argv[2])
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-print(os.getpid(), *group.ranks_on_this_host())
+print(os.getpid(), *ranks.ranks_on_this_host())
 dist.destroy_process_group()
 """
 
@@ -110,17 +113,17 @@ def test_ranks_know_those_of_their_own_host(tmp_path, where):
 
 @pytest.mark.parametrize("strategy", ["tp2", "fsdp2", "pp2", "dp2"])
 def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone, strategy):
-    """Promises hold, bytes are what the split says, tokens and agreement are those of the single device."""
+    """Promises hold, bytes are the split's, tokens and agreement are those of the single device."""
     ran, whole_bytes, reference = alone
     plan = plan_of(f"fp32+{strategy}")
     ranks = start(plan)
-    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     held = [shard.bytes for shard in opened.effective.shards]
     assert {shard.whole_bytes for shard in opened.effective.shards} == {whole_bytes}
     assert max(held) <= (whole_bytes if strategy == "dp2" else 0.51 * whole_bytes)
 
-    first = ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S)
+    first = ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).run
     assert len(first.trace.requests) == WORK.batch
     if strategy != "dp2":
         assert (first.prompts_hash, first.outputs_hash) == (ran.prompts_hash, ran.outputs_hash)
@@ -135,7 +138,9 @@ def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone
     assert agreement.ok, agreement.reasons
     assert agreement.rule.kind == "parallel"
     assert ranks.call(ReadTopTokens(prompt=(5, 6, 7), k=3), deadline_s=DEADLINE_S).top
-    assert ranks.call(Describe(), deadline_s=DEADLINE_S).effective.cache == "DynamicCache"
+    assert (
+        ranks.call(Describe(), deadline_s=DEADLINE_S).description.effective.cache == "DynamicCache"
+    )
     if strategy == "dp2":
         with pytest.raises(
             UsageError, match=r"a batch of 3 cannot be divided over the 2 replicas of dp2.*batch=4"
@@ -157,11 +162,11 @@ def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alon
     ran, whole_bytes, _ = alone
     plan = plan_of("fp32+tp2+pp2")
     ranks = start(plan)
-    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     assert max(shard.bytes for shard in opened.effective.shards) < 0.26 * whole_bytes
     assert (
-        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).run.outputs_hash
         == ran.outputs_hash
     )
 
@@ -185,7 +190,7 @@ def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named
     """
     plan = plan_of("fp32+tp2")
     ranks = start(plan, "whole+raise")
-    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     with pytest.raises(
         NotInEffect,
         match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB",
@@ -214,7 +219,10 @@ def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["tp2", "pp2"])
 def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
-    """Falcon's fused heads and tied head, from safetensors: the tokens of the whole model, and half of its bytes a rank."""
+    """Falcon's fused heads and tied head, from safetensors.
+
+    Two ranks give the tokens of the whole model, with half of its bytes each.
+    """
     folder = falcon(tmp_path / "falcon")
     alone, plan = (
         parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+{strategy}")
@@ -223,7 +231,7 @@ def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     expected, whole_bytes = session.run(WORK, 0), session.opened().effective.weights_bytes
     session.close()
     ranks = start(plan)
-    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     held = [shard.bytes for shard in opened.effective.shards]
     # A pipeline's last stage has the embedding again, as its head.
@@ -231,13 +239,16 @@ def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     assert max(held) < 0.6 * whole_bytes
     assert sum(held) <= both * whole_bytes
     assert (
-        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).run.outputs_hash
         == expected.outputs_hash
     )
 
 
 def falcon(folder: Path) -> ModelRef:
-    """A small model of falcon-40b's kind: groups of query heads with a KV head each, and the head tied to the embedding."""
+    """A small model of falcon-40b's kind: groups of query heads with a KV head each.
+
+    Its output head is tied to the embedding.
+    """
     torch.manual_seed(3)
     config = FalconConfig(
         vocab_size=320,

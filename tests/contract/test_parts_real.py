@@ -1,4 +1,7 @@
-"""Caches, adapters, batching and offloading on the real model: in effect, and the answers that they should give."""
+"""Caches, adapters, batching and offloading on the real model.
+
+They are in effect, and give the answers that they should.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ pytestmark = NIGHTLY
 
 WORK = Decode(batch=2, prompt_tokens=32, new_tokens=8, prompts=CHAT)
 CACHE_SHARES = {"kv-int8": 66 / 256, "kv-fp8": 64 / 256}
-"""Of a float32 cache with heads of 64: a byte a value, and in int8 a float16 scale for each head and position."""
+"""Shares of a float32 cache with heads of 64: a byte a value.
+
+In int8 each head and position has a float16 scale, too.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """Two random adapters of the real model, of rank 4 and 8, small enough that it still writes text."""
+    """Two random adapters of the real model, of rank 4 and 8: it still writes text with them."""
     root, plain = tmp_path_factory.mktemp("adapters"), plan_of("fp32")
     makers = (("a", 1, 4), ("b", 2, 8))
     return [

@@ -1,4 +1,7 @@
-"""Pruning by the transformers engine: in effect on small models of both families, and refused where it is not."""
+"""Pruning by the transformers engine, on small models of both families.
+
+It is in effect, or refused.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,13 @@ FACTORY = """
 import transformers
 
 def build():
-    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
 """
 PATTERNS = ("magnitude:2:4", "wanda:2:4", "sparsegpt:2:4")
@@ -112,7 +121,10 @@ def test_the_weights_that_stay_keep_their_values(strategy):
 
 
 def naive_wanda(model, rows, keep):
-    """Wanda by the book: for each block a forward of the whole model, whose earlier blocks are pruned; NumPy sorts each row."""
+    """Wanda by the book, with NumPy's sort of each row.
+
+    Each block has a forward pass of the whole model, whose earlier blocks are pruned.
+    """
     for block in decoder_blocks(model):
         inputs = {name: [] for name in block.linears}
         hooks = [
@@ -160,7 +172,10 @@ def test_wanda_is_the_papers(name, strategy, keep):
 
 
 def test_wanda_is_not_magnitude():
-    """The negative control of the comparison: without the inputs' norms more than one entry in a thousand differs."""
+    """The negative control of the comparison, without the inputs' norms.
+
+    Then more than one entry in a thousand differs.
+    """
     wanda, magnitude = (
         weights(load(plan_for(strategy)).model) for strategy in ("wanda:0.5", "magnitude:0.5")
     )
@@ -180,9 +195,9 @@ def test_what_was_done_is_recorded():
         0.01,
     )
     assert method["seconds"] > 0
-    other = load(plan_for("sparsegpt:0.5", seed=1)).pruned.now().method
+    other = load(plan_for("sparsegpt:0.5", seed=1)).pruned.report().method
     assert other["calibration_hash"] != method["calibration_hash"]
-    assert load(plan_for("magnitude:0.5")).pruned.now().method["calibration"] == "none"
+    assert load(plan_for("magnitude:0.5")).pruned.report().method["calibration"] == "none"
 
 
 def test_a_report_says_that_zeros_buy_nothing():
@@ -233,13 +248,13 @@ def test_zeros_that_are_filled_later_are_seen():
 
 
 def test_a_layer_that_was_replaced_keeps_its_first_count():
-    """As quantization does: what is packed cannot be counted, and the old layer is not held in memory."""
+    """As quantization does: packed weights cannot be counted, and the old layer leaves memory."""
     loaded, promises = loaded_under("wanda:0.5")
     for block in loaded.model.model.layers:
         block.mlp.down_proj = torch.nn.Identity()
     assert loaded.pruned.layers["model.layers.0.mlp.down_proj"]() is None
     require_in_effect(
-        structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.now()),
+        structs.replace(describe(load(plan_for("auto"))), pruned=loaded.pruned.report()),
         promises[2:],
         "loaded",
     )
@@ -315,7 +330,10 @@ def test_calibration_rows_are_consecutive_and_of_one_length():
         (
             (9, 0),
             False,
-            "this torch has no cuSPARSELt, and its CUTLASS kernels are not for compute capability 9.0",
+            (
+                "this torch has no cuSPARSELt, and its CUTLASS kernels are not for "
+                "compute capability 9.0"
+            ),
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""Masks and SparseGPT as pure functions: exact counts, the lowest scores, and equal to naive implementations."""
+"""Masks and SparseGPT as pure functions: exact counts, and the lowest scores.
+
+They equal naive implementations.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,10 @@ def problem(outputs=12, inputs=24, tokens=200, seed=0):
 
 
 def naive_sparsegpt(weight, inputs, sparsity, pattern, block):
-    """The paper's algorithm by the book, in float64: the inverse is taken anew for the columns that are left at each step."""
+    """The paper's algorithm by the book, in float64.
+
+    At each step the inverse is taken anew for the columns that remain.
+    """
     moments = inputs.double().T @ inputs.double()
     moments += 0.01 * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
     out, gone = weight.double().clone(), torch.zeros_like(weight, dtype=torch.bool)

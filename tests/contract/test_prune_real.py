@@ -1,4 +1,7 @@
-"""Pruning of the real model, calibrated on text: in effect, and Wanda's and SparseGPT's advantage over magnitude is there."""
+"""Pruning of the real model, calibrated on text.
+
+It is in effect, and Wanda and SparseGPT have their advantage over magnitude.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ from pytest_llmperf.engines.transformers.load import load
 pytestmark = pytest.mark.real_model
 
 TEXT = (
-    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his daughter counted the boats that "
-    "had come back from the sea. When the sun rose over the hills, the market opened, and people came to buy bread, fish and "
-    "vegetables. In the afternoon the wind grew stronger, and the boats were tied to the pier with heavy ropes."
+    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his "
+    "daughter counted the boats that had come back from the sea. When the sun rose over the hills, "
+    "the market opened, and people came to buy bread, fish and vegetables. In the afternoon the "
+    "wind grew stronger, and the boats were tied to the pier with heavy ropes."
 )
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="minutes on two cores: make nightly runs it"
@@ -45,7 +49,7 @@ def loss(loaded):
 
 def test_the_real_model_is_pruned_by_magnitude():
     """Its 210 linear layers; the tied head and embedding are left out, and named."""
-    found = pruned("fp32+magnitude:0.3").pruned.now()
+    found = pruned("fp32+magnitude:0.3").pruned.report()
     assert (found.layers, found.weights, found.left_out) == (
         210,
         106_168_320,
@@ -62,8 +66,8 @@ def test_methods_that_look_at_inputs_lose_less_than_magnitude():
         loaded = pruned(f"fp32+{method}:0.5")
         losses[method] = loss(loaded)
         if method != "magnitude":
-            assert loaded.pruned.now().method["calibration"] == "short-chat"
-            assert loaded.pruned.now().method["calibration_tokens"] == 1280
+            assert loaded.pruned.report().method["calibration"] == "short-chat"
+            assert loaded.pruned.report().method["calibration_tokens"] == 1280
     assert losses["wanda"] < losses["magnitude"]
     assert losses["sparsegpt"] < losses["magnitude"]
 
@@ -75,7 +79,7 @@ def test_two_of_every_four_weights_of_the_real_model_are_gone(method):
 
     Stored dense, as there are no kernels for it here.
     """
-    found = pruned(f"fp32+{method}:2:4").pruned.now()
+    found = pruned(f"fp32+{method}:2:4").pruned.report()
     assert (found.groups, found.broken_groups, found.stored) == (26_542_080, 0, "dense")
     assert found.sparsity == pytest.approx(0.5, abs=1e-4)
 

@@ -1,4 +1,7 @@
-"""Structured pruning by the transformers engine: heads and channels are really gone, and the rest computes what it did."""
+"""Structured pruning by the transformers engine.
+
+Heads and channels are really removed, and the others compute what they did.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def plan_for(strategy, name="arch:tiny-llama"):
 
 
 def families_under_test():
-    """Tiny models of every layout of heads: grouped, shared by all, one each, and Falcon's three."""
+    """Tiny models of every layout of heads: grouped, all shared, all apart, and Falcon's three."""
     llama = {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -76,7 +79,7 @@ def build(config):
 
 def pruned_structures(model, share):
     plan = LoadPlan(model=model_ref("arch:tiny-llama"), pruning=f"structured:{share}")
-    return package.prune(model, None, plan, torch.device("cpu")).now()
+    return package.prune(model, None, plan, torch.device("cpu")).report()
 
 
 def greedy(model, cache):
@@ -90,7 +93,7 @@ def greedy(model, cache):
 @pytest.mark.parametrize("layout", families_under_test())
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_removed_heads_and_channels_leave_a_smaller_model_that_works(layout, share):
-    """The share of its weights, whole heads, and generating with both kinds of cache and another attention."""
+    """The share of weights, whole heads; it generates with both caches and another attention."""
     model = build(families_under_test()[layout])
     before = sum(p.numel() for p in model.parameters())
     found = pruned_structures(model, share)
@@ -110,7 +113,10 @@ def test_removed_heads_and_channels_leave_a_smaller_model_that_works(layout, sha
 
 @pytest.mark.parametrize("layout", families_under_test())
 def test_what_was_removed_is_what_zeros_would_remove(layout):
-    """The smaller model computes what the whole one does with the outgoing weights of the same structures at zero."""
+    """The smaller model computes what the whole one does with those structures at zero.
+
+    Only their outgoing weights are.
+    """
     config = families_under_test()[layout]
     small, whole = build(config), build(config)
     kept = {}
@@ -196,7 +202,7 @@ def test_another_family_is_refused_with_what_works_instead():
     ):
         pruned_structures(model, 0.3)
     plan = LoadPlan(model=model_ref("arch:tiny-llama"), pruning="wanda:0.5")
-    found = package.prune(model.eval(), None, plan, torch.device("cpu")).now()
+    found = package.prune(model.eval(), None, plan, torch.device("cpu")).report()
     assert (found.layers, found.sparsity) == (8, pytest.approx(0.5, abs=0.001))
 
 

@@ -61,7 +61,10 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(params=["folder", "arch"])
 def model(request):
-    """A llama read by from_pretrained, and a falcon built module by module: their name and the shapes that are converted."""
+    """A llama read by from_pretrained, and a falcon built module by module.
+
+    Each comes with its name and the shapes that are converted.
+    """
     return (
         (request.getfixturevalue("llama"), LLAMA_SHAPES)
         if request.param == "folder"
@@ -121,7 +124,7 @@ def test_the_real_model_is_quantized_in_exactly_the_bytes_of_its_shapes_and_stil
 )
 @pytest.mark.parametrize("strategy", ["bf16+int8", "nf4:double", "bf16+int8wo", "int4wo:32"])
 def test_a_quantized_model_passes_the_checks_of_every_engine(strategy, tmp_path):
-    """Determinism, memory, cost and agreement with itself; runs change nothing of what is reported."""
+    """Determinism, memory, cost and agreement with itself; runs change nothing in the report."""
     check_engine(TransformersEngine(), plan_of(strategy), directory=tmp_path)
 
 
@@ -160,7 +163,10 @@ def test_a_quantized_model_answers_nearly_as_the_full_one(strategy):
     ],
 )
 def test_the_layers_are_those_that_transformers_makes(strategy, quantization, llama):
-    """Equal bytes, layer for layer, and equal logits: this engine quantizes one by one what transformers does while loading."""
+    """Equal bytes, layer for layer, and equal logits.
+
+    This engine quantizes one by one the layers that transformers quantizes while loading.
+    """
     ours = quantized(strategy, llama)[0].model
     theirs = plain_from_pretrained(
         llama, quantization_config=transformers.BitsAndBytesConfig(**quantization)
@@ -176,7 +182,7 @@ def test_the_layers_are_those_that_transformers_makes(strategy, quantization, ll
 
 
 def test_a_falcon_that_is_left_as_it_is_stays_in_full_and_is_an_error_that_names_its_class():
-    """The negative control: without loading FalconLinear as nn.Linear, not one layer is converted."""
+    """The negative control: unless FalconLinear is loaded as nn.Linear, no layer is converted."""
     plan = plan_of("bf16+int8", "arch:tiny-falcon", load_as_linear=False)
     effective = describe(load(plan))
     assert {group.dtype for group in effective.linears} == {"bfloat16"}
@@ -202,7 +208,7 @@ def test_transformers_own_converter_passes_over_a_falcon(tmp_path):
 
 
 def test_a_falcon_is_the_same_model_before_it_is_quantized():
-    """Its int8 weights are those of the full model, rounded; transformers' own class is as it was."""
+    """Its int8 weights are the full model's, rounded; transformers' own class is as it was."""
     loaded, effective = quantized("int8wo", "arch:tiny-falcon")
     assert effective.quantized.loaded_as_linear == {"FalconLinear": 8}
     again = load(plan_of("fp32", "arch:tiny-falcon")).model
@@ -329,7 +335,8 @@ def test_layers_that_the_group_size_does_not_divide_are_an_error_that_says_so():
     plan = plan_of("int4wo:128")
     with pytest.raises(
         NotInEffect,
-        match=r"2 of 8 linear layers are 4-bit \(6 FalconLinear: 64 inputs are no multiple of the group size 128",
+        match=r"2 of 8 linear layers are 4-bit \(6 FalconLinear: "
+        r"64 inputs are no multiple of the group size 128",
     ):
         require_in_effect(describe(load(plan)), parse(plan.strategy).promises(plan), "loaded")
 
@@ -343,7 +350,7 @@ def test_another_format_than_asked_for_is_an_error():
 
 
 def test_shapes_that_bitsandbytes_cannot_run_on_this_cpu_are_an_error_that_says_so(monkeypatch):
-    """160 inputs on a CPU with AVX512-BF16: the first forward pass would fail inside of the library."""
+    """160 inputs on a CPU with AVX512-BF16: the first forward pass would fail in the library."""
     monkeypatch.setattr(
         "pytest_llmperf.engines.transformers.quantize.with_bitsandbytes.has_avx512bf16",
         lambda: True,

@@ -60,7 +60,10 @@ def test_a_checkpoint_stays_packed_after_forward_passes(part, how, tmp_path):
 
 @pytest.mark.parametrize(("part", "how"), CHECKPOINTS.items(), ids=CHECKPOINTS)
 def test_a_packed_checkpoint_answers_as_the_unpacked_one(part, how, tmp_path):
-    """Transformers and compressed-tensors by themselves, which unpack all weights at the first forward pass."""
+    """Transformers and compressed-tensors by themselves.
+
+    They unpack all weights at the first forward pass.
+    """
     folder = save_quantized(tmp_path, **how)
     ours = quantized(f"bf16+{part}:{folder}", "arch:tiny-llama")[0].model
     theirs = plain_from_pretrained(folder) if how.get("symmetric", True) else unpacked(folder)
@@ -110,7 +113,10 @@ def test_a_checkpoint_passes_the_checks_of_every_engine(tmp_path):
 
 
 def unpacked(folder):
-    """The model with every layer's packed weight unpacked for good: transformers cannot load packed zero points itself."""
+    """The model with every layer's packed weight unpacked for good.
+
+    transformers cannot load packed zero points itself.
+    """
     model = quantized(f"bf16+w4a16:{folder}", "arch:tiny-llama")[0].model
     for path, layer in [
         (path, layer) for path, layer in model.named_modules() if hasattr(layer, "stored_format")
@@ -141,7 +147,8 @@ def test_a_config_that_disagrees_with_its_tensors_is_a_load_error(tmp_path):
     edit(folder, lambda config: config["config_groups"]["group_0"]["weights"].update(group_size=64))
     with pytest.raises(
         LoadError,
-        match=r"config says 4-bit weights in groups of 64, .*weight_scale is \[64, 5\], 160 inputs need \[64, 3\]",
+        match=r"config says 4-bit weights in groups of 64, .*"
+        r"weight_scale is \[64, 5\], 160 inputs need \[64, 3\]",
     ):
         load(llama_plan(f"w4a16:{folder}"))
 

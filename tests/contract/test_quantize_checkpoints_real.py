@@ -1,4 +1,7 @@
-"""Quantized checkpoints of the real model: in effect by count and bytes, and how far from the fp32 model they answer."""
+"""Quantized checkpoints of the real model: in effect by count and bytes.
+
+Their answers are compared with the fp32 model's.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ WEIGHTS, ROWS, LAYERS = 106_168_320, 155_520, 210
 REST = 134_515_008 - WEIGHTS
 """Parameters that stay as they are: the embedding, tied to the head, and the norms."""
 TEXT = (
-    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his daughter counted the boats that "
-    "had come back from the sea. When the sun rose over the hills, the market opened, and people came to buy bread and fish."
+    "The harbour was quiet in the morning. A fisherman repaired his nets on the quay while his "
+    "daughter counted the boats that had come back from the sea. When the sun rose over the hills, "
+    "the market opened, and people came to buy bread and fish."
 )
 """What the inputs of an int8 checkpoint are smoothed by; none of the prompts that are scored."""
 
@@ -65,12 +69,18 @@ HELD = {
         "int64": 16 * LAYERS,
     },
 }
-"""Bytes that follow from the shapes, by hand: integers with packed zero points, scales, and each packed layer's shape."""
+"""Bytes that follow from the shapes, by hand.
+
+They are integers with packed zero points, scales, and each packed layer's shape.
+"""
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """`checkpoints("w8a8")` is a folder with that checkpoint of the real model, made when it is first asked for."""
+    """`checkpoints("w8a8")` is a folder with that checkpoint of the real model.
+
+    It is made when it is first needed.
+    """
     root, made = tmp_path_factory.mktemp("checkpoints"), {}
 
     def folder(part):
@@ -118,7 +128,10 @@ def test_a_checkpoint_of_the_real_model_is_in_effect_and_near_the_full_model(
 
 @pytest.fixture(scope="module")
 def careful(tmp_path_factory):
-    """An int8 checkpoint as they are published: smoothed, and without `down_proj`, whose inputs are the hardest to round."""
+    """An int8 checkpoint as they are published: smoothed, and without `down_proj`.
+
+    The inputs of that layer are the hardest to round.
+    """
     return EIGHT_BIT(tmp_path_factory.mktemp("careful"), ignore=["re:.*down_proj"], text=TEXT)
 
 
@@ -161,7 +174,10 @@ def test_a_layer_whose_scales_are_zero_breaks_the_8_bit_rule(careful, reference,
 def test_a_config_of_the_real_model_that_disagrees_with_its_tensors_is_an_error(
     checkpoints, tmp_path
 ):
-    """Groups of 32 in the config, of 64 in the file: all 210 layers are wrong, and no model is made. As w8a8 it is refused."""
+    """Groups of 32 in the config, of 64 in the file: all 210 layers are wrong.
+
+    No model is made. As w8a8 it is refused.
+    """
     folder = shutil.copytree(checkpoints("w4a16"), tmp_path / "wrong")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 32

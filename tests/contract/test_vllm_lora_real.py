@@ -18,7 +18,7 @@ from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import Describe, Run, UseAdapters
+from pytest_llmperf.wire.commands import Describe, Run, UseAdapters
 from pytest_llmperf.workloads import Decode
 
 pytestmark = [
@@ -48,7 +48,9 @@ def hashes(channel) -> list[str]:
     found = []
     for names in ((), ("b",), ("base",), ("b", "a")):
         channel.call(UseAdapters(names=names), deadline_s=60)
-        found.append(channel.call(Run(workload=WORK, repetition=0), deadline_s=300).outputs_hash)
+        found.append(
+            channel.call(Run(workload=WORK, repetition=0), deadline_s=300).run.outputs_hash
+        )
     channel.call(UseAdapters(names=()), deadline_s=60)
     return found
 
@@ -79,7 +81,7 @@ def test_adapters_answer_as_in_the_transformers_engine(open_worker, tmp_path):
             channel.call(UseAdapters(names=("a", "base")), deadline_s=60)
         weights = Path(folders[0]) / "adapter_model.safetensors"
         save_file({key: 2 * tensor for key, tensor in load_file(weights).items()}, weights)
-        changed = channel.call(Describe(), deadline_s=60).effective
+        changed = channel.call(Describe(), deadline_s=60).description.effective
     assert len(set(theirs)) == len(theirs)
     with pytest.raises(NotInEffect, match="another version of it, is applied"):
         require_in_effect(changed, parse(strategy).promises(wanted), "warm")

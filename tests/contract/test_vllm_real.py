@@ -15,7 +15,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import InvalidRun, NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, ReadMemory, Run
+from pytest_llmperf.wire.commands import CompareReference, Describe, MakeReference, ReadMemory, Run
 from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet
 
 pytestmark = [
@@ -42,7 +42,7 @@ def plan(
 
 
 def run(channel, workload, repetition=0):
-    return channel.call(Run(workload=workload, repetition=repetition), deadline_s=300)
+    return channel.call(Run(workload=workload, repetition=repetition), deadline_s=300).run
 
 
 @pytest.mark.parametrize("model", ["arch:small-llama", "smollm2-135m"])
@@ -94,7 +94,7 @@ def test_what_is_in_effect_is_read_from_its_tensors(open_worker):
     wanted = plan("bf16")
     with open_worker(wanted) as (channel, opened):
         run(channel, SHORT)
-        found = channel.call(Describe(), deadline_s=60)
+        found = channel.call(Describe(), deadline_s=60).description
         memory = channel.call(ReadMemory(workload=SHORT, repetition=1), deadline_s=60).memory
     require_in_effect(found.effective, parse("bf16").promises(wanted), "warm")
     assert set(opened.effective.parameter_bytes_by_dtype) == {"bfloat16"}
@@ -149,7 +149,7 @@ def test_a_prefix_cache_that_was_to_be_off_is_an_error(vllm_python, tmp_path):
         ")\n"
         "try:\n    e.VllmEngine().open(plan)\n"
         "except NotInEffect as error:\n    print('SEEN', error)\n"
-        "loaded.require_prefix_cache_as_asked = lambda _: None\n"
+        "loaded._require_prefix_cache = lambda _: None\n"
         "opened = e.VllmEngine().open(plan)\n"
         "work = Decode(batch=1, prompt_tokens=256, new_tokens=2)\n"
         "opened.run(work, 0)\n"
@@ -171,7 +171,7 @@ def test_a_part_is_in_effect(strategy, open_worker):
     wanted = plan(strategy, "arch:small-llama")
     with open_worker(wanted) as (channel, _):
         ran = run(channel, SHORT)
-        found = channel.call(Describe(), deadline_s=120)
+        found = channel.call(Describe(), deadline_s=120).description
     require_in_effect(found.effective, parse(strategy).promises(wanted), "warm")
     assert (ran.trace.forwards is not None) is ("lookup" in strategy)
 

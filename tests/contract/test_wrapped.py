@@ -1,4 +1,7 @@
-"""Models that a test holds itself: each is compared with the one it is held against now, and put back as it was."""
+"""Models that a test holds itself.
+
+Each is compared with its opponent of this session, and put back as it was.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,13 @@ from pytest_llmperf import PromptSet
 
 def build(seed):
     torch.manual_seed(seed)
-    shape = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    shape = dict(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 def kl(llmperf, seed):
@@ -73,7 +82,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 KEPT = []
 
 def build():
-    shape = dict(vocab_size=32000, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
+    shape = dict(
+        vocab_size=32000,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 @pytest.fixture(scope="module")
@@ -113,8 +128,7 @@ def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=3, failed=1, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_keeps*"])
+    held = r"mine \(0\.1\d GB \(\d+ bytes\) of weights\)"
     result.stdout.re_match_lines(
-        [
-            r"E .*MemoryNotReturned: mine \(0\.1\d GB \(\d+ bytes\) of weights\) is still referred to after the test.*"
-        ],
+        [rf"E .*MemoryNotReturned: {held} is still referred to after the test.*"],
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_llmperf.wire.messages import Run
+from pytest_llmperf.wire.commands import Run
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workloads import Decode
 

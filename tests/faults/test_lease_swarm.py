@@ -1,4 +1,7 @@
-"""Eight real processes that lease devices and are killed at random: never two holders, none lost, none starved."""
+"""Eight real processes that lease devices and are killed at random.
+
+There are never two holders, none is lost, and none starves.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def met(rows: list[dict]) -> list[str]:
 
 
 def overtaken(rows: list[dict]) -> list[dict]:
-    """Requests for all of every device that waited, while one that was made later was served before them."""
+    """Requests for all of every device that waited while a later one was served before them."""
     waited = [
         row for row in rows if row["n"] == len(DEVICES) and row["share"] == 1.0 and row["waits"]
     ]

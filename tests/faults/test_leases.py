@@ -102,7 +102,10 @@ def test_a_file_that_a_dead_process_left_holds_nothing(tmp_path):
 
 
 def test_a_forked_child_holds_nothing_and_frees_nothing(tmp_path):
-    """It does not keep its parent's device when the parent gives it back, nor give it back for the parent."""
+    """It does not keep its parent's device when the parent gives it back.
+
+    Nor does it give it back for the parent.
+    """
     script = """
 import os, sys, time
 from pathlib import Path
@@ -180,11 +183,15 @@ def test_a_planted_directory_is_refused(tmp_path):
 MEASURING = """
 from pathlib import Path
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.leases import lease
-from pytest_llmperf.workers.pool import Pool, alone
+from pytest_llmperf.workers.pool import Pool
+from pytest_llmperf.workers.this_host import ThisHost
 import sys
-pool = Pool(lambda _: None, timeout_s=5, progress=lambda *_: None)
-plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), engine=sys.argv[1], device=sys.argv[2])
+host = ThisHost(Gpus("all", wait_s=5), wait_s=5, log_dir=Path("logs"))
+pool = Pool(lambda _: None, place=host, host=host, timeout_s=5, progress=lambda *_: None)
+model = ModelRef(name="m", kind="arch", location="m")
+plan = LoadPlan(model=model, engine=sys.argv[1], device=sys.argv[2])
 def free():
     try:
         lease({"cpu": 1.0}, timeout_s=0).release()
@@ -192,7 +199,7 @@ def free():
         return False
     return True
 with pool.undisturbed([plan]):
-    with alone(plan, (), 5):
+    with host.alone(plan):
         pass
     print(free())
 """
@@ -208,7 +215,10 @@ with pool.undisturbed([plan]):
     ],
 )
 def test_the_cpu_is_held_between_the_commands_of_a_measurement(tmp_path, engine, device, free):
-    """Not by an engine whose time is virtual, nor where models go to a GPU, for which others might wait with the CPU in hand."""
+    """Not by an engine whose time is virtual, nor where models go to a GPU.
+
+    Others might wait for that GPU with the CPU in hand.
+    """
     done = subprocess.run(
         [sys.executable, "-c", MEASURING, engine, device],
         env={**os.environ, "TMPDIR": str(tmp_path)},

@@ -1,4 +1,7 @@
-"""No worker, and nothing a worker started, outlives the session: whatever ends the session, and however busy the worker is."""
+"""No worker, and nothing a worker started, outlives the session.
+
+This holds whatever ends the session, and however busy the worker is.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import os, re, sys, threading
 from pathlib import Path
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import Open, Run
+from pytest_llmperf.wire.commands import Open, Run
 from pytest_llmperf.workloads import Decode  # noqa: E402
 
 ending, fault, folder = sys.argv[1:]
@@ -43,7 +46,8 @@ if ending == "_exit":
 if ending == "raise":
     raise RuntimeError("the session crashed")
 try:
-    group.call(Run(workload=Decode(), repetition=0), deadline_s=100, on_beat=lambda beat: print("in the call", flush=True))
+    run = Run(workload=Decode(), repetition=0)
+    group.call(run, deadline_s=100, on_beat=lambda beat: print("in the call", flush=True))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -93,7 +97,7 @@ def hold(tmp_path: Path) -> Iterator:
 
 @pytest.mark.parametrize("fault", ["hang", "spin"])
 def test_kill_9_of_the_session_leaves_no_process(hold, eventually, gone, fault):
-    """Workers that wait, workers that loop, and the sessions that their children started: all are gone."""
+    """Workers that wait, workers that loop, and their children's sessions: all are gone."""
     parent = hold("wait", fault)
     parent.wait_in_call()
     assert not any(gone(pid) for pid in parent.pids)
@@ -110,7 +114,10 @@ def guard_of(parent: Parent) -> psutil.Process:
 
 
 def test_the_closed_socket_alone_ends_workers(hold, eventually, gone):
-    """No parent-death signal (they were started in a thread) and no guard: each worker ends itself and its children."""
+    """Without a parent-death signal and a guard each worker ends itself and its children.
+
+    There is no such signal for workers that were started in a thread.
+    """
     parent = hold("thread")
     guard_of(parent).kill()
     os.kill(parent.process.pid, signal.SIGKILL)
@@ -118,7 +125,10 @@ def test_the_closed_socket_alone_ends_workers(hold, eventually, gone):
 
 
 def test_the_guard_alone_ends_workers_that_cannot_act(hold, eventually, gone):
-    """No parent-death signal, and workers that are stopped: the guard finds them by their environment, and ends itself."""
+    """Workers without a parent-death signal that are stopped are found by the guard.
+
+    It finds them by their environment, and ends itself.
+    """
     parent = hold("thread")
     guard = guard_of(parent)
     for pid in parent.pids:
@@ -154,7 +164,7 @@ def test_a_session_that_ends_without_closing_leaves_no_process(hold, eventually,
 TAKES_ITS_CHILDREN_ALONG = """
 import os, subprocess, sys
 import psutil
-from pytest_llmperf.session import guardian
+from pytest_llmperf.workers import guardian
 from pytest_llmperf.processes import TOKEN
 
 if sys.argv[1] == "detached":
@@ -162,8 +172,9 @@ if sys.argv[1] == "detached":
 env = {**os.environ, TOKEN: guardian.token() + "worker"}
 pauses = "[sys.executable, '-c', 'import signal; signal.pause()']"
 starts_another = f"import subprocess, sys; print(subprocess.Popen({pauses}, stdout=2).pid)"
-pid = subprocess.run([sys.executable, "-c", starts_another], env=env, text=True, stdout=subprocess.PIPE, check=True).stdout
-print(pid, flush=True)
+command = [sys.executable, "-c", starts_another]
+child = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, check=True)
+print(child.stdout, flush=True)
 for child in psutil.Process().children():
     child.kill()
 os.kill(os.getpid(), 9)
@@ -174,7 +185,10 @@ os.kill(os.getpid(), 9)
 def test_a_process_that_takes_its_children_along_needs_a_guard_that_is_none(
     eventually, gone, guard
 ):
-    """As Ray ends its processes: what a worker started is found by the guard that has left them, and by the other not."""
+    """Ray ends its processes like this.
+
+    What a worker started is found by the guard that has left them, and not by the other.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", TAKES_ITS_CHILDREN_ALONG, guard], stdout=subprocess.PIPE, text=True
     ) as parent:

@@ -10,8 +10,17 @@ from contextlib import ExitStack
 from pytest_llmperf.processes import TOKEN
 
 WAIT = "import sys; sys.stdin.read()"
-PARENT = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {WAIT!r}]); print(p.pid, flush=True); p.wait()"
-ASK = "import sys; from pytest_llmperf.processes import of_this_session as of; print([of(int(p)) for p in sys.argv[1:]])"
+PARENT = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, '-c', {WAIT!r}])
+print(child.pid, flush=True)
+child.wait()
+"""
+ASK = """
+import sys
+from pytest_llmperf.processes import of_this_session
+print([of_this_session(int(pid)) for pid in sys.argv[1:]])
+"""
 
 
 def test_workers_of_one_session_know_each_other_and_nobody_else():

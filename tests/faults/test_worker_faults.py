@@ -1,4 +1,7 @@
-"""A worker that dies, hangs, runs out of memory or refuses fails its command with the reason, in bounded time."""
+"""A worker that dies, hangs, runs out of memory or refuses fails its command with the reason.
+
+It does so in bounded time.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,10 @@ from pytest_llmperf.errors import (
     WorkerHung,
 )
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import Close, Closed, Describe, Open, Opened, Ran
+from pytest_llmperf.wire.commands import Close, Describe, Open
+from pytest_llmperf.wire.results import Closed, Opened, Ran
 from pytest_llmperf.workers import exchange
+from pytest_llmperf.workers import group as workers_group
 
 DEADLINE_S = 30.0
 
@@ -39,7 +44,7 @@ def test_a_worker_opens_runs_and_closes_by_itself(start, run):
         assert isinstance(opened(group, "ttft=50ms"), Opened)
         ran = group.call(run, deadline_s=DEADLINE_S)
         assert isinstance(ran, Ran)
-        assert len(ran.trace.requests[0].events) == 3
+        assert len(ran.run.trace.requests[0].events) == 3
         assert group.close() is True
         assert not group.alive
         with pytest.raises(WorkerError, match="have ended"):
@@ -63,12 +68,16 @@ def test_a_worker_that_needs_no_torch_loads_none(start):
 
 def test_the_sessions_side_imports_no_torch():
     """Workers, wire and leases are what the pytest process loads."""
-    script = "import sys, pytest_llmperf.workers.group, pytest_llmperf.devices.leases; sys.exit('torch' in sys.modules)"
+    modules = "pytest_llmperf.workers.group, pytest_llmperf.devices.leases"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_a_worker_killed_in_a_call_is_reported_with_its_signal(start, run):
-    """kill -9 while the command runs: WorkerDied at once, with the usual cause and what the kernel's counters say."""
+    """kill -9 while the command runs raises WorkerDied at once.
+
+    The error has the usual cause and what the kernel's counters say.
+    """
     group = start()
     opened(group, "fault=hang@run")
     with pytest.raises(WorkerDied, match=r"SIGKILL in Run.*out-of-memory killer"):
@@ -165,7 +174,7 @@ def test_a_model_that_refuses_to_load_leaves_the_worker_usable(start):
     group = start()
     with pytest.raises(LoadError, match="refuses to load") as caught:
         opened(group, "fault=refuse@open")
-    assert "scripted_faults.py" in caught.value.__notes__[0]
+    assert "scripted/faults.py" in caught.value.__notes__[0]
     assert group.alive
     assert isinstance(opened(group, ""), Opened)
 
@@ -190,7 +199,7 @@ def test_a_crash_carries_the_workers_traceback(start, run):
     group = start()
     opened(group, "fault=crash@run")
     with pytest.raises(
-        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted_faults\.py"
+        WorkerError, match=r"(?s)RuntimeError: scripted: a crash.*scripted/faults\.py"
     ):
         group.call(run, deadline_s=DEADLINE_S)
     assert not group.alive
@@ -207,7 +216,7 @@ def test_commands_out_of_order_are_errors(start):
 
 
 def test_of_three_ranks_the_one_that_failed_is_named_and_all_are_killed(start, run, gone):
-    """Rank 1 of 3 crashes: its traceback is in the message, and the two others do not outlive it."""
+    """Rank 1 of 3 crashes: its traceback is in the message, and the others do not outlive it."""
     group = start(ranks=3)
     opened(group, "fault=crash@run:rank1,fault=hang@run:rank0,fault=hang@run:rank2", ranks=3)
     with pytest.raises(WorkerError, match=r"(?s)rank 1 of 3 .*RuntimeError: scripted: a crash"):
@@ -216,7 +225,7 @@ def test_of_three_ranks_the_one_that_failed_is_named_and_all_are_killed(start, r
 
 
 def test_three_ranks_answer_in_rank_order_with_their_own_environment(start, run):
-    """call_all gives each rank's result; each rank has RANK, WORLD_SIZE and a common private port."""
+    """call_all gives each rank's result; a rank has RANK, WORLD_SIZE and a common private port."""
     group = start(ranks=3)
     opened(group, "", ranks=3)
     assert len(group.call_all(run, deadline_s=DEADLINE_S)) == 3
@@ -227,13 +236,16 @@ def test_three_ranks_answer_in_rank_order_with_their_own_environment(start, run)
 
 
 def test_one_rank_inherits_no_launcher_variables(start, monkeypatch):
-    """pytest itself under a launcher: its LOCAL_RANK must not make the worker's libraries start a process group."""
+    """pytest itself may run under a launcher.
+
+    Its LOCAL_RANK must not make the worker's libraries start a process group.
+    """
     monkeypatch.setenv("LOCAL_RANK", "5")
     assert "LOCAL_RANK" not in psutil.Process(start().pids[0]).environ()
 
 
 def test_an_answer_of_one_rank_lets_the_others_live_when_they_answer_too(start):
-    """One rank refuses while the others load: an error that names it, and every rank still there."""
+    """One rank refuses while the others load: the error names it, and every rank stays."""
     group = start(ranks=2)
     with pytest.raises(LoadError):
         opened(group, "fault=refuse@open:rank1", ranks=2)
@@ -241,7 +253,10 @@ def test_an_answer_of_one_rank_lets_the_others_live_when_they_answer_too(start):
 
 
 def test_a_rank_that_waits_for_one_that_refused_is_killed_after_a_grace(start, monkeypatch):
-    """In a collective the others may wait for ever: they get a moment, then the group ends, its error the refusal."""
+    """In a collective the others may wait for ever.
+
+    They get a moment, then the group ends; its error is the refusal.
+    """
     monkeypatch.setattr(exchange, "_GRACE_S", 0.2)
     group = start(ranks=2)
     with pytest.raises(LoadError):
@@ -255,7 +270,7 @@ def child_of(group) -> int:
 
 @pytest.mark.parametrize("ending", ["close", "kill", "fault=die@run", "fault=crash@run"])
 def test_what_a_worker_started_ends_with_it(start, run, eventually, gone, ending):
-    """A grandchild in a session of its own escapes the process group, and is found by its environment."""
+    """A grandchild in a session of its own escapes the group, and is found by its environment."""
     group = start()
     opened(group, f"fault=child@open,{ending if '@' in ending else ''}")
     child = child_of(group)
@@ -269,7 +284,10 @@ def test_what_a_worker_started_ends_with_it(start, run, eventually, gone, ending
 
 
 def test_an_error_of_the_callers_own_ends_the_worker(start, run, gone):
-    """An exception in on_beat, or Ctrl-C there, leaves a command half done: the group is killed and the error goes on."""
+    """An exception in on_beat, or Ctrl-C there, leaves a command half done.
+
+    The group is killed and the error goes on.
+    """
     group = start()
     opened(group, "fault=hang@run")
 
@@ -282,9 +300,12 @@ def test_an_error_of_the_callers_own_ends_the_worker(start, run, gone):
 
 
 def fake_interpreter(folder: Path, body: str) -> str:
-    """An executable that is started as a worker's interpreter and does `body` with the socket `sock`."""
+    """Return an executable for a worker's interpreter that does `body` with the socket `sock`."""
     path = folder / "python"
-    head = f"#!{sys.executable}\nimport socket, sys, time\nsock = socket.socket(fileno=int(sys.argv[sys.argv.index('--fd') + 1]))\n"
+    head = (
+        f"#!{sys.executable}\nimport socket, sys, time\n"
+        "sock = socket.socket(fileno=int(sys.argv[sys.argv.index('--fd') + 1]))\n"
+    )
     path.write_text(head + body, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
@@ -303,13 +324,19 @@ def fake_interpreter(folder: Path, body: str) -> str:
     ],
 )
 def test_a_stream_that_is_no_conversation_is_an_error(start, tmp_path, body, reason):
-    """Impossible lengths, undecodable bytes, and a stream that ends in a frame: named, and the process is killed."""
+    """Impossible lengths, undecodable bytes, and a stream that ends in a frame are named.
+
+    The process is killed.
+    """
     with pytest.raises(WorkerError, match=reason):
         start(python=fake_interpreter(tmp_path, body))
 
 
 def test_a_worker_that_says_nothing_at_start_is_given_up(start, tmp_path):
-    """The wait for the first message is bounded too, and no signal is sent to a process that has no handler for it."""
+    """The wait for the first message is bounded too.
+
+    No signal is sent to a process that has no handler for it.
+    """
     with pytest.raises(WorkerHung, match="had not come up"):
         start(python=fake_interpreter(tmp_path, "time.sleep(60)"), start_deadline_s=0.5)
 
@@ -331,7 +358,10 @@ def test_an_interpreter_without_the_package_says_what_it_lacks(start, tmp_path):
 
 
 def test_a_corrupt_command_ends_the_worker(start, eventually):
-    """The worker trusts a broken stream no further than the session does, and its log says why it ended."""
+    """The worker trusts a broken stream no further than the session does.
+
+    Its log says why it ended.
+    """
     group = start()
     group._workers[0].wire._socket.send(b"\xff" * 8)
     assert eventually(lambda: not group.alive)
@@ -339,7 +369,10 @@ def test_a_corrupt_command_ends_the_worker(start, eventually):
 
 
 def test_workers_started_in_a_thread_outlive_it(start, run):
-    """The kernel's parent-death signal follows the starting thread, so it is asked for in the main thread only."""
+    """The kernel's parent-death signal follows the starting thread.
+
+    Therefore only the main thread asks for it.
+    """
     groups = []
     thread = threading.Thread(target=lambda: groups.append(start()))
     thread.start()
@@ -352,8 +385,8 @@ def test_a_forked_child_that_exits_leaves_its_parents_workers_alone(start):
     """The exit handler ends only workers that this very process started."""
     group = start()
     group._owner_pid += 1
-    group._kill_all()
+    workers_group._kill_all()
     assert group.alive
     group._owner_pid -= 1
-    group._kill_all()
+    workers_group._kill_all()
     assert not group.alive

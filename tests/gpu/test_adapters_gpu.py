@@ -1,4 +1,7 @@
-"""Adapters, assisted decoding and 8-bit caches on a CUDA device: memory, every kind of base, and equal tokens."""
+"""Adapters, assisted decoding and 8-bit caches on a CUDA device.
+
+They show memory, every kind of base, and equal tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""--llmperf-against on a GPU: one device for both versions, the real engine, and the autocorrelation of its pairs."""
+"""--llmperf-against on a GPU: one device for both versions, and the real engine.
+
+The autocorrelation of its pairs is printed.
+"""
 
 from __future__ import annotations
 
@@ -63,21 +66,24 @@ def test_equal_versions_of_a_real_model_do_not_fail(tmp_path):
     project(tmp_path, TESTS.format(model="arch:falcon-7b", tokens=128))
     code, kept, said = compared(tmp_path)
     # The figure that is asked for.
-    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201
+    printed = {name: kept[name] for name in ("outcome", "ratio", "decision")}
+    print(json.dumps(printed, indent=1))  # noqa: T201
     assert kept["outcome"] in ("PASS", "UNDECIDED"), said
     assert code == 0, said
     assert kept["decision"]["autocorrelation"] <= 0.5
 
 
 def test_a_slower_version_is_found(tmp_path):
-    """The negative control: uncommitted, the head's model waits after each forward pass for half of the time that it took.
+    """The negative control: uncommitted, the head's model waits after each forward pass.
 
-    The wait is the host's. A small eager model is bound by its host too, so that each token comes later by about as much.
+    It waits for half of the time that the pass took. The wait is the host's. A small eager model is
+    bound by its host too, so that each token comes later by about as much.
     """
     tests = TESTS.format(model="slow_model:build", tokens=16).replace("+static-cache+compile", "")
     project(tmp_path, tests, slow_model=SLOW_MODEL, slowdown="SHARE = 0.0\n")
     (tmp_path / "slowdown.py").write_text("SHARE = 0.5\n", encoding="utf-8")
     code, kept, said = compared(tmp_path, "--llmperf-budget=5")
     # The figure that is asked for.
-    print(json.dumps({name: kept[name] for name in ("outcome", "ratio", "decision")}, indent=1))  # noqa: T201
+    printed = {name: kept[name] for name in ("outcome", "ratio", "decision")}
+    print(json.dumps(printed, indent=1))  # noqa: T201
     assert (code, kept["outcome"]) == (1, "FAIL"), said

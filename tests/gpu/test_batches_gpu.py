@@ -1,4 +1,7 @@
-"""Continuous batches of the transformers engine on a CUDA device: in effect, without padding, the tokens of static ones."""
+"""Continuous batches of the transformers engine on a CUDA device.
+
+They are in effect, without padding, and give the tokens of static ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The transformers engine on a CUDA device: conformance, memory, energy, and equal tokens of the two decode loops."""
+"""The transformers engine on a CUDA device: conformance, memory and energy.
+
+Its two decode loops give equal tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning on a CUDA device: 2:4 on sparse tensor cores, and a 7B model within the memory of one GPU."""
+"""Pruning on a CUDA device: 2:4 on sparse tensor cores, and a 7B model in one GPU's memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_a_7b_model_runs_compressed(extra, record_property, capsys):
     ratios["bytes"] = weights["2:4"] / weights["dense"]
     with capsys.disabled():
         sys.stdout.write(
-            f"\nfalcon-7b{extra}: 2:4 against dense: speed and bytes {ratios}; {found.notes}; seconds {took}\n"
+            f"\nfalcon-7b{extra}: 2:4 against dense: speed and bytes {ratios}; {found.notes}; "
+            f"seconds {took}\n"
         )
     record_property("ratios", ratios)
 
@@ -93,7 +94,7 @@ def test_a_7b_model_runs_compressed(extra, record_property, capsys):
     "strategy", ["bf16+wanda:0.5", "bf16+wanda:2:4", "bf16+sparsegpt:0.5", "bf16+structured:0.25"]
 )
 def test_a_7b_model_is_pruned_on_one_gpu(strategy, capsys):
-    """In effect, in a minute or two, with no more than 30 GB beside the weights, all of which is given back."""
+    """In effect, in a minute or two, with at most 30 GB beside the weights, all given back."""
     import torch
 
     torch.cuda.reset_peak_memory_stats()
@@ -102,7 +103,8 @@ def test_a_7b_model_is_pruned_on_one_gpu(strategy, capsys):
     found = session.describe().effective
     with capsys.disabled():
         sys.stdout.write(
-            f"\n{strategy}: peak {peak / GB:.1f} GB, weights {found.weights_bytes / GB:.2f} GB, {found.pruned}\n"
+            f"\n{strategy}: peak {peak / GB:.1f} GB, "
+            f"weights {found.weights_bytes / GB:.2f} GB, {found.pruned}\n"
         )
     assert peak <= 45 * GB
     session.run(Decode(batch=1, prompt_tokens=8, new_tokens=4), 0)

@@ -1,4 +1,7 @@
-"""Quantized models on a CUDA device: in effect in the bytes of their shapes, no more memory than needed, and faster than bf16."""
+"""Quantized models on a CUDA device: in effect, in the bytes of their shapes.
+
+They need no more memory than that, and are faster than bf16.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def plan(strategy, model="arch:tiny-llama", **options):
 
 
 def need(asked):
-    """Skip where the library is not installed or the GPU lacks the kernels; the reason says which."""
+    """Skip where the library is not installed or the GPU lacks the kernels, and say which."""
     reason = TRANSFORMERS.missing_library(asked) or TRANSFORMERS.refusal(asked)
     if reason:
         pytest.skip(reason)
@@ -86,7 +89,8 @@ def test_a_falcon_7b_shrinks_to_the_bytes_of_its_shapes(strategy):
     session.close()
     full = predict(plan("bf16", FALCON))
     held = effective.weights_bytes
-    print(f"{strategy}: {held / 1e9:.2f} GB, {held / full:.3f} of bf16, peak {peak / 1e9:.2f} GB")  # noqa: T201
+    sizes = f"{held / 1e9:.2f} GB, {held / full:.3f} of bf16, peak {peak / 1e9:.2f} GB"
+    print(f"{strategy}: {sizes}")  # noqa: T201
     assert effective.quantized.converted == 128
     assert effective.quantized.loaded_as_linear == {"FalconLinear": 128}
     assert effective.weights_bytes == pytest.approx(predict(asked), rel=0.03)
@@ -125,13 +129,14 @@ def test_compiled_decoding_of_quantized_weights_runs_as_one_cuda_graph(strategy)
 
 @pytest.mark.parametrize("bits", FAST)
 def test_a_quantized_falcon_7b_decodes_faster_than_bf16_at_batch_1(bits):
-    """At least one strategy of each width, compiled on both sides; each is printed with its ratio."""
+    """At least one strategy of each width, compiled on both sides; each ratio is printed."""
     reference = decode_tok_per_s(f"bf16{COMPILED}")
     ratios = {
         strategy: decode_tok_per_s(f"{strategy}{COMPILED}") / reference for strategy in FAST[bits]
     }
     print(  # noqa: T201
-        f"{bits} bit against bf16 ({reference:.1f} tok/s): { {name: round(ratio, 3) for name, ratio in ratios.items()} }"
+        f"{bits} bit against bf16 ({reference:.1f} tok/s): "
+        f"{ {name: round(ratio, 3) for name, ratio in ratios.items()} }"
     )
     assert max(ratios.values()) > 1.0
 
@@ -149,7 +154,4 @@ def decode_tok_per_s(strategy, repetitions=7):
         traces = [session.run(DECODE, i).trace for i in range(3 + repetitions)][3:]
     finally:
         session.close()
-    return statistics.median(
-        float(reduce([trace], DECODE, None, None, None, None, None).decode_throughput)
-        for trace in traces
-    )
+    return statistics.median(float(reduce([trace], DECODE).decode_throughput) for trace in traces)

@@ -1,4 +1,7 @@
-"""What only two real GPUs show: the inventory is what torch sees, workers are where the lease says, memory comes back."""
+"""What only two real GPUs show.
+
+The inventory is what torch sees, workers are where the lease says, and memory comes back.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ WORK = Decode(batch=1, prompt_tokens=8, new_tokens=8)
 
 @pytest.mark.llmperf(model="arch:small-llama", strategy="bf16", device="cuda")
 @pytest.mark.llmperf_gpus(1)
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.llmperf(seed=i)) for i in range(4)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(i, marks=pytest.mark.llmperf(seed=i)) for i in range(4)]
+)
 def test_one(llm, seed, llmperf_devices):
     before = usage(llmperf_devices[0]).used_bytes
     llm.run(WORK)
@@ -38,7 +43,9 @@ def test_two(llmperf_devices):
 def test_the_inventory_is_what_torch_sees():
     """Names, memory and capability, in torch's order; and by UUID in the order of the variable."""
     script = (
-        "import json, torch; p = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]\n"
+        "import json, torch\n"
+        "n = torch.cuda.device_count()\n"
+        "p = [torch.cuda.get_device_properties(i) for i in range(n)]\n"
         "print(json.dumps([[d.name, str(d.uuid), [d.major, d.minor]] for d in p]))"
     )
     backwards = ",".join(gpu.uuid for gpu in reversed(read_inventory({}).gpus))
@@ -59,7 +66,7 @@ def test_the_inventory_is_what_torch_sees():
 
 
 def test_two_processes_measure_on_two_devices_and_leave_them_as_they_were(tmp_path):
-    """Both GPUs were used, each test's worker saw one, and the test of both found them free of models."""
+    """Both GPUs were used, each test's worker saw one, and the test of both found them free."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(TESTS)
     command = [

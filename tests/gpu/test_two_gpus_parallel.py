@@ -17,7 +17,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import gpu_count
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import (
     CompareReference,
     Describe,
     MakeReference,
@@ -47,7 +47,7 @@ def opened(strategy: str, logs: Path) -> Iterator[Ranks]:
     plan = plan_of(strategy)
     with WorkerGroup.start(ranks=plan.ranks, log_dir=logs, name=strategy) as group:
         ranks = Ranks(group, plan)
-        found = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
+        found = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
         require_in_effect(found.effective, parse(strategy).promises(plan), when="loaded")
         yield ranks
 
@@ -71,13 +71,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     ["tp2", "fsdp2", "pp2", "dp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"],
 )
 def test_two_gpus_answer_as_one(strategy, reference, tmp_path):
-    """Each rank on a GPU of its own, with its share of the bytes; promises still hold after a run."""
+    """Each rank has a GPU of its own, with its share of the bytes; promises hold after a run."""
     strategy = f"fp32+{strategy}"
     plan = plan_of(strategy)
     with opened(strategy, tmp_path) as ranks:
         for repetition in range(2):
-            ran = ranks.call(Run(workload=WORK, repetition=repetition), deadline_s=DEADLINE_S)
-        effective = ranks.call(Describe(), deadline_s=DEADLINE_S).effective
+            ran = ranks.call(Run(workload=WORK, repetition=repetition), deadline_s=DEADLINE_S).run
+        effective = ranks.call(Describe(), deadline_s=DEADLINE_S).description.effective
         require_in_effect(effective, parse(strategy).promises(plan), when="warm")
         assert len({shard.device for shard in effective.shards}) == 2
         assert {shard.backend for shard in effective.shards} == {"nccl"}
@@ -100,13 +100,15 @@ def test_the_share_of_collectives_is_read_from_the_profiler(tmp_path):
 
 
 def test_weights_on_the_host_leave_the_gpu_to_one_layer(tmp_path):
-    """Nothing but small tables lies there between steps, and a run needs less than the whole model."""
+    """Only small tables are on the GPU between steps, and a run needs less than the whole model."""
     with opened("fp32", tmp_path) as whole:
-        tokens = whole.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
-        weights = whole.call(Describe(), deadline_s=DEADLINE_S).effective.weights_bytes
+        tokens = whole.call(
+            Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S
+        ).run.outputs_hash
+        weights = whole.call(Describe(), deadline_s=DEADLINE_S).description.effective.weights_bytes
     with opened("fp32+offload-cpu", tmp_path) as ranks:
         assert (
-            ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).outputs_hash
+            ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).run.outputs_hash
             == tokens
         )
         memory = ranks.call(ReadMemory(workload=WORK, repetition=1), deadline_s=DEADLINE_S).memory

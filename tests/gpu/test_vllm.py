@@ -7,7 +7,7 @@ import pytest
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import CompareReference, Describe, MakeReference, Run
+from pytest_llmperf.wire.commands import CompareReference, Describe, MakeReference, Run
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +38,7 @@ def tok_per_s(trace) -> float:
 
 def best(group, workload, times: int = 5) -> float:
     return max(
-        tok_per_s(group.call(Run(workload=workload, repetition=i), deadline_s=300).trace)
+        tok_per_s(group.call(Run(workload=workload, repetition=i), deadline_s=300).run.trace)
         for i in range(times)
     )
 
@@ -51,7 +51,7 @@ def test_each_strategy_is_in_effect(strategy, open_worker):
     wanted = plan(strategy)
     with open_worker(wanted) as (group, _):
         group.call(Run(workload=SHORT, repetition=0), deadline_s=120)
-        found = group.call(Describe(), deadline_s=60)
+        found = group.call(Describe(), deadline_s=60).description
     require_in_effect(found.effective, parse(strategy).promises(wanted), "warm")
 
 
@@ -99,7 +99,7 @@ def test_tensor_parallel_over_two_gpus(model, work, least, open_worker):
     wanted = plan("bf16+tp2", model, kv_cache_gib=10)
     with open_worker(wanted, deadline_s=600) as (group, _):
         require_in_effect(
-            group.call(Describe(), deadline_s=60).effective,
+            group.call(Describe(), deadline_s=60).description.effective,
             parse("bf16+tp2").promises(wanted),
             "loaded",
         )

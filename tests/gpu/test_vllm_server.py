@@ -1,4 +1,7 @@
-"""`vllm serve` on a GPU, as a child of the worker: $LLMPERF_SERVER_VLLM, or the command beside this interpreter."""
+"""`vllm serve` on a GPU, as a child of the worker.
+
+It is $LLMPERF_SERVER_VLLM, or the command beside this interpreter.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import RunServing
+from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workloads import Serve
 
 pytestmark = pytest.mark.gpu
@@ -28,11 +31,9 @@ def plan(model: str, device: str = "cuda", **options) -> LoadPlan:
 
 def loaded(channel, work: Serve, repetition: int = 0):
     """The quantities of one run of a load; the client was not its limit."""
-    served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300)
+    served = channel.call(RunServing(workload=work, repetition=repetition), deadline_s=300).run
     assert client_mark(served.trace, 0.0) is None
-    return reduce_serving(
-        [served.trace], slo=None, ramp_up_s=0.0, load_s=None, open_loop=work.open_loop
-    )
+    return reduce_serving([served.trace], work)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,8 @@ def test_sixteen_lines_are_served(model, least_tok_per_s, open_worker):
             channel, Serve(concurrency=1, requests=5, prompt_tokens=8, max_new_tokens=50), 2
         )
     print(  # noqa: T201
-        f"{model}: {run.throughput}, {run.ttft.p50}, {run.tpot.p50}; alone {one.throughput}, {one.tpot.p50}"
+        f"{model}: {run.throughput}, {run.ttft.p50}, {run.tpot.p50}; "
+        f"alone {one.throughput}, {one.tpot.p50}"
     )
     assert run.n_failed == one.n_failed == 0
     assert run.throughput.value >= least_tok_per_s

@@ -82,7 +82,10 @@ def test_ranks_on_two_hosts_are_measured_and_what_fails_there_is_named(hosts, py
             rf".*worker rank 1 of 2 \({host}\) ended by exit code 3 in Run.*",
             rf".*worker rank 1 of 2 \({host}\) hung in Run.*within its deadline of 2 s.*",
             r".*--- stacks of rank 1 ---.*",
-            r".*has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs \(host0 \(127.0.0.1\): 1 CPU.*",
+            (
+                r".*has 3 ranks, each of which needs a CPU; --llmperf-cluster='auto' lends 2 CPUs "
+                r"\(host0 \(127.0.0.1\): 1 CPU.*"
+            ),
         ],
     )
     facts = {
@@ -111,7 +114,8 @@ def test_the_plan_says_on_how_many_hosts(hosts, project, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     hosts([1, 0], [1, 0], busy=True)
     project(
-        "@pytest.mark.parametrize('llm', ['fp32+tp2'], indirect=True)\ndef test_speed(llm):\n    llm.run(WORK)\n"
+        "@pytest.mark.parametrize('llm', ['fp32+tp2'], indirect=True)\n"
+        "def test_speed(llm):\n    llm.run(WORK)\n"
     )
     run("--llmperf-cluster=auto", "--llmperf-plan").stdout.fnmatch_lines(
         ["*cpu on 2 hosts of auto*"]
@@ -186,7 +190,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_kill_9_of_pytest_leaves_no_rank(hosts, pytester):
-    """Neither those that hang nor what they started: they end with the connection to the cluster."""
+    """Neither those that hang nor what they started: they end with the cluster's connection."""
     hosts([2, 0])
     pytester.makepyfile(
         test_it=TESTS.replace("fault={kind}@run:rank1", "fault=child@open,fault={kind}@run")

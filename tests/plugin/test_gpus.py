@@ -1,4 +1,7 @@
-"""Tests that need GPUs, with a made-up inventory: which run, what they hold, and what they hold together."""
+"""Tests that need GPUs, with a made-up inventory.
+
+Which run, what they hold, and what they hold together.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ def test_any_test_holds_the_gpus_that_its_marker_names(pytester, run):
     result.stdout.fnmatch_lines(
         [
             "llmperf: SIMULATED GPUs (2x141GB:NVIDIA H200:9.0); no model can be loaded on them",
-            "SKIPPED * llmperf-gpus: needs 2 GPUs with name 'A100', the pool has 2, of which 0 would do (2 of another name) *",
+            (
+                "SKIPPED * llmperf-gpus: needs 2 GPUs with name 'A100', the pool has 2, "
+                "of which 0 would do (2 of another name) *"
+            ),
         ],
     )
 
@@ -78,7 +84,10 @@ def test_under_strict_a_skip_for_want_of_gpus_is_a_failure(pytester, run_both):
     result.assert_outcomes(passed=1, errors=2)
     result.stdout.fnmatch_lines(
         [
-            "*selected but skipped, and --llmperf-strict is on: llmperf-gpus: needs 2 GPUs, the pool has 1*"
+            (
+                "*selected but skipped, and --llmperf-strict is on: "
+                "llmperf-gpus: needs 2 GPUs, the pool has 1*"
+            )
         ],
     )
     assert (
@@ -114,7 +123,8 @@ def test_a_models_worker_is_given_a_leased_gpu_and_the_record_says_which(project
     The test with two models of one plan each holds one GPU.
     """
     project(
-        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
+        "def test_a(llm): llm.run(WORK)\n"
+        "@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
     )
     run("--llmperf-gpus=1,", "--llmperf-json=out.jsonl", "-rs").assert_outcomes(passed=1, skipped=1)
     (row,) = lines()
@@ -124,13 +134,17 @@ def test_a_models_worker_is_given_a_leased_gpu_and_the_record_says_which(project
 
 def test_on_the_cpu_a_test_that_needs_gpus_is_skipped(project, run):
     project(
-        "@pytest.mark.llmperf_gpus(2)\ndef test_a(llm): llm.run(WORK)\ndef test_b(llm): llm.run(WORK)\n"
+        "@pytest.mark.llmperf_gpus(2)\ndef test_a(llm): llm.run(WORK)\n"
+        "def test_b(llm): llm.run(WORK)\n"
     )
     result = run("--llmperf-device=cpu", "-rs")
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
-            "*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' keeps its models on the CPU*"
+            (
+                "*llmperf-gpus: needs 2 GPUs, and --llmperf-device=cpu or device='cpu' "
+                "keeps its models on the CPU*"
+            )
         ],
     )
 
@@ -169,7 +183,10 @@ def test_two_processes_with_one_gpu_take_turns(pytester, run):
 
 def test_a_test_of_two_gpus_waits_for_both(pytester, run):
     """While tests of one GPU come and go."""
-    both = "@pytest.mark.llmperf_gpus(2)\ndef test_both(llmperf_devices):\n    assert not list(Path().glob('inside-*'))\n"
+    both = (
+        "@pytest.mark.llmperf_gpus(2)\ndef test_both(llmperf_devices):\n"
+        "    assert not list(Path().glob('inside-*'))\n"
+    )
     pytester.makepyfile(MEETING.format(both="True") + both)
     run("-n", "2", "--llmperf-gpus=2").assert_outcomes(passed=5)
 
@@ -216,7 +233,10 @@ def test_a_foreign_process_on_the_gpu_makes_the_run_invalid(project, run, machin
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(
         [
-            f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 GB): not of this session*within 1 s*"
+            (
+                f"E *cuda:0 is used by process {stranger.pid} (*, 1.0 GB): "
+                "not of this session*within 1 s*"
+            )
         ]
     )
     result.stdout.fnmatch_lines(["INVALID 2 tests: *"])
@@ -234,7 +254,8 @@ def test_the_memory_that_a_worker_leaves_on_a_gpu_is_its_tests_error_and_the_nex
         "import json, os\n"
         "def test_a(llm):\n"
         "    llm.run(WORK)\n"
-        "    open(os.environ['LLMPERF_SIMULATED_USAGE'], 'w').write(json.dumps({'GPU-simulated-0': {'4194305': 5 * 10**9}}))\n"
+        "    usage = json.dumps({'GPU-simulated-0': {'4194305': 5 * 10**9}})\n"
+        "    open(os.environ['LLMPERF_SIMULATED_USAGE'], 'w').write(usage)\n"
         "@pytest.mark.parametrize('llm', ['bf16'], indirect=True)\n"
         "def test_b(llm): llm.run(WORK)\n",
     )
@@ -254,7 +275,8 @@ def test_the_plan_says_what_would_run_where_and_for_how_long(project, run, pytes
     Nothing is loaded, no history is made, and later it has the minutes of the last run.
     """
     project(
-        "def test_a(llm): llm.run(WORK)\n@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
+        "def test_a(llm): llm.run(WORK)\n"
+        "@pytest.mark.llmperf_gpus(2)\ndef test_b(llm): llm.run(WORK)\n"
     )
     pytester.makepyfile(test_plain=PLAIN)
     result = run("--llmperf-plan-json=plan.json")

@@ -1,4 +1,4 @@
-"""Adapters for the tiny models of `generating`, written by peft with random weights, for the tests here."""
+"""Adapters for the tiny models of `generating`, written by peft with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def adapter(
     dtype=torch.float32,
     size: float = 0.2,
 ) -> Path:
-    """An adapter that changes the model's text: both matrices random, not peft's zero, with `size` as standard deviation."""
+    """An adapter that changes the model's text.
+
+    Both matrices are random, not peft's zero, with `size` as standard deviation.
+    """
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )

@@ -1,4 +1,7 @@
-"""Tiny models with weights large enough that greedy text varies, and loops without compilation, for the tests here."""
+"""Tiny models with weights large enough that greedy text varies, and loops without compilation.
+
+The tests of this folder share them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForC
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, left_padded
 from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
 
 CPU = torch.device("cpu")
 VOCAB = 320
@@ -60,8 +63,8 @@ def _lively(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def loaded(model: torch.nn.Module, **fields: object) -> Loaded:
-    return Loaded(
+def loaded(model: torch.nn.Module, **fields: object) -> ModelOnDevice:
+    return ModelOnDevice(
         model=model,
         tokenizer=None,
         plan=plan(**fields),

@@ -1,4 +1,4 @@
-"""What the tests of quantization share: loading under a strategy, and small quantized checkpoints."""
+"""Shared by the tests of quantization: loading by a strategy, and small quantized checkpoints."""
 
 from __future__ import annotations
 
@@ -67,10 +67,11 @@ def save_quantized(
     ignore=(),
     text="",
 ):
-    """A checkpoint in the compressed-tensors format, rounded to nearest by compressed-tensors itself; returns the folder.
+    """Write a checkpoint in the compressed-tensors format, and return its folder.
 
-    Quantized are all linear layers but the output head and those of `ignore`, as its config says. With `text` the inputs
-    are smoothed first, by what it makes them.
+    compressed-tensors itself rounds to nearest. All linear layers are quantized but the output head
+    and those of `ignore`, as the config says. With `text` the inputs are smoothed first, by the
+    values that the text gives them.
     """
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
@@ -114,7 +115,10 @@ def save_quantized(
 
 
 def _smooth(model, ids):
-    """SmoothQuant at strength 0.5 (https://arxiv.org/abs/2211.10438): a norm's output scales move into the layers after it."""
+    """SmoothQuant at strength 0.5 (https://arxiv.org/abs/2211.10438).
+
+    A norm's output scales move into the layers after it.
+    """
     seen = {}
     pairs = [pair for block in model.model.layers for pair in _norms(block)]
     hooks = [
@@ -140,7 +144,10 @@ def _norms(block):
 
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-"""Which of eight neighbouring columns lies at each place of an int32, the lowest bits first (AutoAWQ's GEMM kernels)."""
+"""Which of eight neighbouring columns lies at each place of an int32, the lowest bits first.
+
+AutoAWQ's GEMM kernels have this order.
+"""
 
 
 def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
@@ -174,7 +181,10 @@ def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
 
 
 def awq_tensors(weight, group):
-    """[outputs, inputs] -> qweight [inputs, outputs / 8], qzeros [groups, outputs / 8], scales [groups, outputs]."""
+    """[outputs, inputs] -> qweight [inputs, outputs / 8].
+
+    With qzeros [groups, outputs / 8] and scales [groups, outputs].
+    """
     q, zero, scale = rounded(weight, group)
     return {
         "qweight": _packed(q.T),
@@ -184,7 +194,10 @@ def awq_tensors(weight, group):
 
 
 def rounded(weight, group):
-    """The nearest 4-bit integers [outputs, inputs], and the zero point and scale of each group [outputs, groups]."""
+    """The nearest 4-bit integers [outputs, inputs].
+
+    With the zero point and scale of each group [outputs, groups].
+    """
     rows = weight.reshape(weight.shape[0], -1, group)
     low, high = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0)
     scale = ((high - low) / 15).half().float()
@@ -201,7 +214,7 @@ def _packed(values):
 
 
 def from_awq(source, folder):
-    """The checkpoint that AutoAWQ wrote, converted by compressed-tensors; returns the new folder."""
+    """Convert a checkpoint that AutoAWQ wrote by compressed-tensors; returns the new folder."""
     from compressed_tensors.entrypoints.convert import convert_checkpoint
     from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 

@@ -1,10 +1,11 @@
-"""Agreement of a candidate with its reference: what a worker reports per prompt, the quantities, and the rules. Pure."""
+"""Agreement of a candidate with its reference: quantities over prompts, and the rule. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
@@ -26,8 +27,9 @@ QUANTITIES = (
     "sqnr_db",
     "logit_correlation",
 )
-_SHOWN_PROMPTS = 3
+_WORST_PROMPTS = 3
 _OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
+_MAX_EXPONENT = 700.0
 
 
 class _Sums(NamedTuple):
@@ -45,13 +47,15 @@ class _Sums(NamedTuple):
     candidate_signal: float
 
 
+_Statistic = Callable[[Sequence[_Sums]], float]
+
+
 class Agreement:
     """How well a candidate's outputs agree with those of its reference.
 
-    Intervals are bootstrapped over prompts.
-
-    `same_model`: it was compared with itself, which proves nothing of it. `noise_floor`: the
-    reference against itself. `reference` is its strategy.
+    Intervals are bootstrapped over prompts. `same_model` says that the candidate was compared with
+    itself, which proves nothing of it. `noise_floor` is the reference against itself. `reference`
+    is the reference's strategy.
     """
 
     def __init__(
@@ -66,32 +70,35 @@ class Agreement:
         reference: str = "",
     ) -> None:
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
-        self.noise_floor = (
-            None if noise_floor is None else Agreement(noise_floor, rule=Rule(), same_model=True)
-        )
+        self.noise_floor = None if noise_floor is None else _with_itself(noise_floor)
         self._subject, self._context, self._reference = subject, context, reference
         if self.n_tokens == 0:
             raise UsageError(
-                "agreement compared 0 tokens: nothing was compared. Give prompts, and new_tokens of at least 1."
+                "agreement compared 0 tokens: nothing was compared. "
+                "Give prompts, and new_tokens of at least 1."
             )
         self._sums = tuple(map(_sums, self.prompts))
 
     def __repr__(self) -> str:
-        return f"<agreement over {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}: {self._verdict()}>"
+        return (
+            f"<agreement over {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}: "
+            f"{self._verdict()}>"
+        )
 
     def __bool__(self) -> bool:
         raise UsageError(
-            "an agreement is neither true nor false: claim .ok, or one of its numbers, such as .top1 >= 0.97."
+            "an agreement is neither true nor false: "
+            "claim .ok, or one of its numbers, such as .top1 >= 0.97."
         )
 
     @property
     def n_prompts(self) -> int:
-        """Prompts compared."""
+        """How many prompts were compared."""
         return len(self.prompts)
 
     @property
     def n_tokens(self) -> int:
-        """Positions compared, over all prompts."""
+        """How many positions were compared, over all prompts."""
         return sum(len(row.top1) for row in self.prompts)
 
     @cached_property
@@ -102,22 +109,22 @@ class Agreement:
     @cached_property
     def partial(self) -> str:
         """Why there are no logits of all tokens; empty where there are."""
-        return next((row.partial for row in self.prompts if row.partial), "")
+        return next(filter(None, (row.partial for row in self.prompts)), "")
 
     @cached_property
     def top1(self) -> Estimate:
         """Share of positions where the candidate's argmax is the reference's."""
-        return self._bootstrapped("top1", lambda rows: _per_token(rows, 1))
+        return self._bootstrapped("top1", _per_token(lambda row: row.top1))
 
     @cached_property
     def top5(self) -> Estimate:
-        """Share of positions where the reference's token is among the candidate's five most likely."""
-        return self._bootstrapped("top5", lambda rows: _per_token(rows, 2))
+        """Share of positions where the reference's token is in the candidate's five most likely."""
+        return self._bootstrapped("top5", _per_token(lambda row: row.top5))
 
     @cached_property
     def kl(self) -> Estimate | NotMeasurable:
         """Mean KL(reference || candidate), nats."""
-        return self._of_logits("kl", lambda rows: _per_token(rows, 3))
+        return self._of_logits("kl", _per_token(lambda row: row.kl))
 
     @cached_property
     def perplexity_ratio(self) -> Estimate | NotMeasurable:
@@ -125,21 +132,20 @@ class Agreement:
 
         Below 1 is better.
         """
+        mean_gap = _per_token(lambda row: row.logprob_gap)
         return self._of_logits(
-            "perplexity_ratio", lambda rows: math.exp(min(700.0, _per_token(rows, 4)))
+            "perplexity_ratio", lambda rows: math.exp(min(_MAX_EXPONENT, mean_gap(rows)))
         )
 
     @cached_property
     def logprob_mae(self) -> Estimate | NotMeasurable:
         """Mean absolute difference of the log-probability of the reference's token, nats."""
-        return self._of_logits("logprob_mae", lambda rows: _per_token(rows, 5))
+        return self._of_logits("logprob_mae", _per_token(lambda row: row.logprob_abs))
 
     @cached_property
     def prefix_match(self) -> Estimate:
         """Mean share of the free-running greedy tokens before the first divergence."""
-        return self._bootstrapped(
-            "prefix_match", lambda rows: math.fsum(row.prefix for row in rows) / len(rows)
-        )
+        return self._bootstrapped("prefix_match", lambda rows: fmean(row.prefix for row in rows))
 
     @cached_property
     def sqnr_db(self) -> Estimate | NotMeasurable:
@@ -155,22 +161,24 @@ class Agreement:
 
         1 is equal up to a scale.
         """
-        silent = [row.index for row in self.prompts if row.candidate_signal is None]
-        if silent:
+        if any(row.candidate_signal is None for row in self.prompts):
             return NotMeasurable(
                 "agreement.logit_correlation", "this engine does not report the candidate's signal"
             )
         return self._of_logits("logit_correlation", _correlation)
 
     def containment(self, k: int = 5, horizon: int = 32) -> Estimate:
-        """Share of prompts whose first divergence is inside both sides' top k, or not before position `horizon`."""
+        """Share of prompts whose first divergence is inside both sides' top k.
+
+        A prompt that does not diverge before position `horizon` counts too.
+        """
         inside = [float(row.contained(k, horizon)) for row in self.prompts]
-        low, high = stats.bootstrap_interval(inside, stats.mean)
-        return self._estimate("containment", stats.mean(inside), low, high)
+        low, high = stats.bootstrap_interval(inside, fmean)
+        return self._estimate("containment", fmean(inside), low, high)
 
     @property
     def worst(self) -> tuple[PromptComparison, ...]:
-        """The prompts, those that disagree most (by mean KL) first."""
+        """The prompts, in the order of their mean KL, the largest first."""
         return tuple(sorted(self.prompts, key=_disagreement, reverse=True))
 
     @cached_property
@@ -191,13 +199,21 @@ class Agreement:
         return keep(self._finding())
 
     def report(self) -> str:
-        """Numbers, verdict, and the worst prompts: position, both tokens, both top-5, logit gap."""
-        numbers = "\n".join(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES)
-        worst = "\n".join(worst_text(row) for row in self.worst[:_SHOWN_PROMPTS])
-        return f"{self._compared()}\n{numbers}\n  {self._verdict()}\nprompts that disagree most:\n{worst}"
+        """Write numbers, verdict and the worst prompts.
+
+        Of each prompt there are the position, both tokens, both top-5 and the logit gap.
+        """
+        lines = [
+            self._compared(),
+            *(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES),
+            f"  {self._verdict()}",
+            "prompts that disagree most:",
+            *map(worst_text, self.worst[:_WORST_PROMPTS]),
+        ]
+        return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for a record."""
+        """Return plain values for a record."""
         return {
             "itself": self.same_model,
             "reference": self._reference,
@@ -207,7 +223,7 @@ class Agreement:
             "ok": not self.reasons if self.rule.criteria else None,
             "reasons": list(self.reasons),
             **{name: _plain(getattr(self, name)) for name in QUANTITIES},
-            "worst": [worst_summary(row) for row in self.worst[:_SHOWN_PROMPTS]],
+            "worst": [worst_summary(row) for row in self.worst[:_WORST_PROMPTS]],
         }
 
     @property
@@ -220,25 +236,20 @@ class Agreement:
     def _verdict(self) -> str:
         if not self.rule.criteria:
             return "no rule"
-        return (
-            f"{self.rule} does not hold: {'; '.join(self.reasons)}"
-            if self.reasons
-            else f"{self.rule} holds"
-        )
+        reasons = "; ".join(self.reasons)
+        return f"{self.rule} does not hold: {reasons}" if reasons else f"{self.rule} holds"
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""
         return Finding(
             outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
             text=f"agreement{of}: {self._verdict()}",
-            detail="; ".join(part for part in (self._context, self._compared()) if part),
+            detail="; ".join(filter(None, (self._context, self._compared()))),
             left="agreement",
             right=str(self.rule),
         )
 
-    def _of_logits(
-        self, name: str, statistic: Callable[[Sequence[_Sums]], float]
-    ) -> Estimate | NotMeasurable:
+    def _of_logits(self, name: str, statistic: _Statistic) -> Estimate | NotMeasurable:
         if self.not_finite:
             return NotMeasurable(
                 f"agreement.{name}",
@@ -248,7 +259,7 @@ class Agreement:
             return NotMeasurable(f"agreement.{name}", self.partial)
         return self._bootstrapped(name, statistic)
 
-    def _bootstrapped(self, name: str, statistic: Callable[[Sequence[_Sums]], float]) -> Estimate:
+    def _bootstrapped(self, name: str, statistic: _Statistic) -> Estimate:
         low, high = stats.bootstrap_interval(self._sums, statistic)
         return self._estimate(name, statistic(self._sums), low, high)
 
@@ -269,14 +280,14 @@ class Agreement:
         )
 
 
+def _with_itself(prompts: Sequence[PromptComparison]) -> Agreement:
+    return Agreement(prompts, rule=Rule(), same_model=True)
+
+
 def _sums(row: PromptComparison) -> _Sums:
-    gaps = [r - c for r, c in zip(row.reference_logprob, row.candidate_logprob, strict=True)]
-    if not len(row.top1) == len(row.top5) == len(gaps) or (
-        len(row.kl) != len(gaps) and not row.partial
-    ):
-        raise UsageError(
-            f"prompt {row.index}: its sequences differ in length; the engine's comparison is broken."
-        )
+    _require_equal_lengths(row)
+    pairs = zip(row.reference_logprob, row.candidate_logprob, strict=True)
+    gaps = [reference - candidate for reference, candidate in pairs]
     return _Sums(
         n=len(row.top1),
         top1=sum(row.top1),
@@ -284,35 +295,65 @@ def _sums(row: PromptComparison) -> _Sums:
         kl=math.fsum(row.kl),
         logprob_gap=math.fsum(gaps),
         logprob_abs=math.fsum(map(abs, gaps)),
-        prefix=1.0 if row.first_divergence is None else row.first_divergence / max(1, row.n_free),
+        prefix=_prefix_share(row),
         signal=row.signal,
         noise=row.noise,
         candidate_signal=row.candidate_signal or 0.0,
     )
 
 
-def _per_token(rows: Sequence[_Sums], field: int) -> float:
-    return math.fsum(row[field] for row in rows) / sum(row.n for row in rows)
+def _require_equal_lengths(row: PromptComparison) -> None:
+    sequences = [row.top1, row.top5, row.reference_logprob, row.candidate_logprob]
+    if not row.partial:
+        sequences.append(row.kl)
+    if len(set(map(len, sequences))) > 1:
+        raise UsageError(
+            f"prompt {row.index}: its sequences differ in length; "
+            "the engine's comparison is broken."
+        )
+
+
+def _prefix_share(row: PromptComparison) -> float:
+    """Return the share of the free-running tokens before the first divergence."""
+    if row.first_divergence is None:
+        return 1.0
+    return row.first_divergence / max(1, row.n_free)
+
+
+def _per_token(quantity: Callable[[_Sums], float]) -> _Statistic:
+    """Return the statistic that is the mean of a quantity over the tokens of all rows."""
+
+    def mean(rows: Sequence[_Sums]) -> float:
+        return math.fsum(map(quantity, rows)) / sum(row.n for row in rows)
+
+    return mean
 
 
 def _sqnr_db(rows: Sequence[_Sums]) -> float:
-    signal, noise = math.fsum(row.signal for row in rows), math.fsum(row.noise for row in rows)
+    signal = math.fsum(row.signal for row in rows)
+    noise = math.fsum(row.noise for row in rows)
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def _correlation(rows: Sequence[_Sums]) -> float:
-    """From the powers of both sides and of their difference: 2 <r, c> = |r|^2 + |c|^2 - |r - c|^2."""
-    r, c = math.fsum(row.signal for row in rows), math.fsum(row.candidate_signal for row in rows)
-    if r <= 0 or c <= 0:  # one side has the same logit for every token: it orders nothing
+    """Correlate by the powers of both sides and of their difference.
+
+    2 <r, c> = |r|^2 + |c|^2 - |r - c|^2.
+    """
+    reference = math.fsum(row.signal for row in rows)
+    candidate = math.fsum(row.candidate_signal for row in rows)
+    noise = math.fsum(row.noise for row in rows)
+    # A side that has the same logit for every token orders nothing.
+    if reference <= 0 or candidate <= 0:
         return 0.0
-    product = (r + c - math.fsum(row.noise for row in rows)) / 2
-    return max(-1.0, min(1.0, product / math.sqrt(r * c)))
+    product = (reference + candidate - noise) / 2
+    return max(-1.0, min(1.0, product / math.sqrt(reference * candidate)))
 
 
 def _disagreement(row: PromptComparison) -> float:
-    return stats.mean(row.kl) if row.finite and row.kl else math.inf
+    return fmean(row.kl) if row.finite and row.kl else math.inf
 
 
 def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one prompt's outputs gave against the reference's. Values alone."""
+"""What one prompt's outputs gave against the reference's, as values."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class WorstPosition(Struct, frozen=True, kw_only=True):
 
 
 class PromptComparison(Struct, frozen=True, kw_only=True):
-    """One prompt.
+    """One prompt, answered by the candidate and by the reference.
 
     Sequences run over the positions of the reference's own greedy continuation, teacher-forced.
-
-    `kl` in nats, KL(reference || candidate); log-probabilities are of the reference's token.
+    `kl` is KL(reference || candidate), in nats; log-probabilities are of the reference's token.
     `signal` and `noise` are sums over positions and vocabulary of reference logits squared (mean
     removed per position) and of the squared error of the candidate's (mean removed), for SQNR;
     `candidate_signal` is the first of the candidate's own, None where an engine does not report it.
@@ -64,7 +63,7 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
 
     @property
     def finite(self) -> bool:
-        """Whether all its numbers are; a model that overflows gives NaN logits."""
+        """Whether all its numbers are finite; a model that overflows gives NaN logits."""
         numbers = (
             *self.kl,
             *self.reference_logprob,
@@ -76,7 +75,10 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
         return all(map(math.isfinite, numbers))
 
     def contained(self, k: int, horizon: int) -> bool:
-        """Whether, where the two texts first differ (if before `horizon`), each side's token is in the other's top k."""
+        """Whether each side's token is in the other's top k where the two texts first differ.
+
+        A difference at `horizon` or later does not count.
+        """
         if self.first_divergence is None or self.first_divergence >= horizon:
             return True
         ranks = (self.candidate_rank_in_reference, self.reference_rank_in_candidate)

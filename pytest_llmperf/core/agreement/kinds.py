@@ -1,8 +1,8 @@
-"""Kinds of variant: what a candidate differs in from its reference, and the agreement rule that goes with it. Pure."""
+"""Kinds of variant: what a candidate differs in from its reference, and the rule for it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -14,13 +14,17 @@ KIND_OPTION = "agreement"
 """The load-plan option by which a strategy part names its kind of variant (a key of KINDS)."""
 
 RECOVERY = 0.95
-"""Share of the reference's task accuracy that a variant without a token rule is to keep, where its test names no other."""
+"""Share of the reference's task accuracy that a variant without a token rule is to keep.
+
+A test may name another.
+"""
 
 
 class Kind(NamedTuple):
-    """A row of the table. `rule` "" has no default: `give` then says what a test has to give.
+    """A row of the table.
 
-    `source` is of the numbers.
+    A `rule` of "" is no default: `give` then says what a test has to give. `source` is where the
+    numbers come from.
     """
 
     variant: str
@@ -34,7 +38,8 @@ _FP8 = "containment: vLLM's fp8 tests, 8 log-probabilities over 4 tokens"
 _SCALED = "a matrix scaled by 1.05 is rejected"
 _DAMAGED = "30 % magnitude pruning is rejected"
 _TASK = (
-    f"and hold its task accuracy too: pytest_llmperf.recovery(candidate, reference) >= {RECOVERY:g}, "
+    "and hold its task accuracy too: "
+    f"pytest_llmperf.recovery(candidate, reference) >= {RECOVERY:g}, "
     "over as many items as pytest_llmperf.accuracy_gate asks for"
 )
 _PERPLEXITY = f"Name one, for example agreement(baseline, rule='perplexity(1.10)'), {_TASK}."
@@ -105,11 +110,13 @@ KINDS: dict[str, Kind] = {
         f"Compare it with the same adapter unmerged or in fp32, {_TASK}.",
     ),
 }
-"""Kind of variant -> rule, the coarser kinds below: a variant that is of several kinds takes the rule of the lowest."""
+"""Kind of variant -> rule, the coarser kinds below.
+
+A variant that is of several kinds takes the rule of the lowest.
+"""
 
 DEFAULT_RULES: dict[str, str] = {name: kind.rule for name, kind in KINDS.items()}
-"""Kind of variant -> the text of its rule; "" has no default: its limits are the test's own budget.
-"""
+"""Kind of variant -> the text of its rule, "" where the limits are the test's own budget."""
 
 QUANTIZATION_KINDS: dict[str, str] = {
     **dict.fromkeys(("int8", "int8wo", "fp8", "w8a8"), "8-bit"),
@@ -122,11 +129,12 @@ One that is not here (a checkpoint's own scheme) counts as the coarsest, 4-bit.
 
 _DTYPE_KINDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _COARSEST_LAST = tuple(KINDS)
-_EIGHT_BIT_CACHES = ("int8", "fp8")
+_EIGHT_BIT_CACHES = frozenset({"int8", "fp8"})
+_PLACEMENT = ("ranks", "tp", "fsdp", "pp", "dp", "offload")
 
 
 def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
-    """A key of KINDS: the coarsest of what the two plans differ in.
+    """Return a key of KINDS: the coarsest of what the two plans differ in.
 
     Autocast counts by the dtype it computes in. A dtype that the plan leaves to the checkpoint
     ("auto") may be any, and takes the rule of the coarsest. Two dtypes take the rule of the
@@ -134,66 +142,83 @@ def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
     """
     if candidate == reference:
         return "same"
-    named = candidate.option(KIND_OPTION)
-    if named is not None:
-        if named not in KINDS:
-            raise UsageError(
-                f"kind of variant {named!r} has no rule.{did_you_mean(str(named), KINDS)} Kinds: {', '.join(KINDS)}.",
-            )
-        return str(named)
-    dtype = max((_dtype_kind(plan) for plan in (candidate, reference)), key=_COARSEST_LAST.index)
-    kinds = [*_kinds(candidate, reference, dtype)] or [dtype]
+    option = candidate.option(KIND_OPTION)
+    if option is not None:
+        return _known_kind(option)
+    dtype = _coarsest(map(_dtype_kind, (candidate, reference)))
+    return _coarsest(_kinds(candidate, reference, dtype) or (dtype,))
+
+
+def _known_kind(kind: object) -> str:
+    if kind not in KINDS:
+        raise UsageError(
+            f"kind of variant {kind!r} has no rule.{did_you_mean(str(kind), KINDS)} "
+            f"Kinds: {', '.join(KINDS)}.",
+        )
+    return str(kind)
+
+
+def _coarsest(kinds: Iterable[str]) -> str:
     return max(kinds, key=_COARSEST_LAST.index)
 
 
-def _kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Iterator[str]:
-    """The kind of each difference.
+def _kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> tuple[str, ...]:
+    """Return the kind of each difference.
 
     Fields that both share are none: nf4 against nf4 with another cache differs in the cache.
     """
-    merged = (
-        candidate.adapters == reference.adapters
-        and candidate.merge_adapters != reference.merge_adapters
+    return (
+        *_weight_kinds(candidate, reference, dtype),
+        *_cache_kinds(candidate, reference),
+        *_placement_kinds(candidate, reference, dtype),
+        *((dtype,) if _differ_otherwise(candidate, reference) else ()),
     )
-    same_dtype = _dtype_kind(candidate) == _dtype_kind(reference)
+
+
+def _weight_kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Iterator[str]:
+    same_adapters = candidate.adapters == reference.adapters
+    merged = same_adapters and candidate.merge_adapters != reference.merge_adapters
     if candidate.pruning != reference.pruning:
         yield "pruned"
-    if candidate.adapters != reference.adapters:
+    if not same_adapters:
         yield "adapter"
     # Merging into quantized weights rounds them again.
     if candidate.quantization != reference.quantization or merged:
-        yield from (
-            _quantization_kind(plan.quantization)
-            for plan in (candidate, reference)
-            if plan.quantization is not None
-        )
-    if candidate.cache != reference.cache and {candidate.cache, reference.cache} & set(
-        _EIGHT_BIT_CACHES
-    ):
-        yield "kv-8-bit"
+        yield from _quantization_kinds(candidate, reference)
     if merged:
         yield "adapter-merged-fp32" if dtype == "fp32" else "adapter-merged"
-    if candidate.assist != reference.assist and same_dtype:
+
+
+def _quantization_kinds(*plans: LoadPlan) -> Iterator[str]:
+    for plan in plans:
+        if plan.quantization is not None:
+            yield _quantization_kind(plan.quantization)
+
+
+def _cache_kinds(candidate: LoadPlan, reference: LoadPlan) -> Iterator[str]:
+    caches = {candidate.cache, reference.cache}
+    if len(caches) > 1 and caches & _EIGHT_BIT_CACHES:
+        yield "kv-8-bit"
+
+
+def _placement_kinds(candidate: LoadPlan, reference: LoadPlan, dtype: str) -> Iterator[str]:
+    """Yield how tokens are proposed and over what the model is spread, for plans of one dtype."""
+    if _dtype_kind(candidate) != _dtype_kind(reference):
+        return
+    if candidate.assist != reference.assist:
         yield "assisted-fp32" if dtype == "fp32" else "assisted"
-    if (
-        candidate.ranks != reference.ranks or candidate.offload != reference.offload
-    ) and same_dtype:
+    if candidate.ranks != reference.ranks or candidate.offload != reference.offload:
         yield "parallel"
-    if _differ_otherwise(candidate, reference):
-        yield dtype
 
 
 def _differ_otherwise(candidate: LoadPlan, reference: LoadPlan) -> bool:
-    """Whether they differ in more than how tokens are proposed, where adapters lie, and over how many ranks they are spread."""
+    """Whether they differ in more than the proposal of tokens, adapters' place, and ranks."""
     alike = replace(
         candidate,
         strategy=reference.strategy,
         assist=reference.assist,
         merge_adapters=reference.merge_adapters,
-        **{
-            name: getattr(reference, name)
-            for name in ("ranks", "tp", "fsdp", "pp", "dp", "offload")
-        },
+        **{name: getattr(reference, name) for name in _PLACEMENT},
     )
     return alike != reference
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +20,10 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from pytest_llmperf.core.agreement.agreement import Agreement
 
-KL_RESOLUTION = 1e-9  # nats; rounding of fp32 logits alone gives as much
-SQNR_RESOLUTION_DB = 120.0  # fp32 logits are not closer to each other than that
+KL_RESOLUTION_NATS = 1e-9
+"""The rounding of fp32 logits alone gives as much."""
+SQNR_RESOLUTION_DB = 120.0
+"""Logits in fp32 are not closer to each other than that."""
 
 
 class Criterion(Struct, frozen=True):
@@ -30,10 +33,16 @@ class Criterion(Struct, frozen=True):
     values: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        names = _CRITERIA[self.name].parameters
-        if len(names) < 2:  # noqa: PLR2004 - a single number needs no name
-            return f"{self.name}({self.values[0]:g})" if self.values else self.name
-        return f"{self.name}({', '.join(f'{n}={v:g}' for n, v in zip(names, self.values, strict=True))})"
+        if not self.values:
+            return self.name
+        if len(self.values) == 1:
+            return f"{self.name}({self.values[0]:g})"
+        parameters = zip(_CRITERIA[self.name].parameters, self.values, strict=True)
+        return f"{self.name}({', '.join(f'{key}={value:g}' for key, value in parameters)})"
+
+    def broken(self, agreement: Agreement) -> str | None:
+        """Say why the criterion does not hold; None where it does."""
+        return _CRITERIA[self.name].broken(agreement, *self.values)
 
 
 class Rule(Struct, frozen=True):
@@ -51,58 +60,69 @@ class Rule(Struct, frozen=True):
         return any(criterion.name == "noise_floor" for criterion in self.criteria)
 
     def reasons(self, agreement: Agreement) -> tuple[str, ...]:
-        """Why the rule does not hold; empty when it does. Logits that are not finite never hold."""
+        """Say why the rule does not hold; empty when it does.
+
+        Logits that are not finite never hold.
+        """
         if agreement.not_finite:
-            return (
-                f"logits are not finite in {len(agreement.not_finite)} of {agreement.n_prompts} prompts",
-            )
+            n_bad, n_prompts = len(agreement.not_finite), agreement.n_prompts
+            return (f"logits are not finite in {n_bad} of {n_prompts} prompts",)
         if agreement.partial:
-            silent = [
-                f"{c}: not measurable: {agreement.partial}"
-                for c in self.criteria
-                if c.name in _OF_LOGITS
-            ]
+            silent = self._of_missing_logits(agreement.partial)
             if silent:
-                return tuple(silent)
-        found = (_CRITERIA[c.name].broken(agreement, *c.values) for c in self.criteria)
-        return tuple(reason for reason in found if reason is not None)
+                return silent
+        reasons = (criterion.broken(agreement) for criterion in self.criteria)
+        return tuple(reason for reason in reasons if reason is not None)
+
+    def _of_missing_logits(self, partial: str) -> tuple[str, ...]:
+        """Name the criteria that cannot be measured without the logits of all tokens."""
+        return tuple(
+            f"{criterion}: not measurable: {partial}"
+            for criterion in self.criteria
+            if criterion.name in _NEEDS_LOGITS
+        )
 
     @property
     def missing(self) -> str:
         """What a test has to give where there is nothing to hold."""
-        what = (
-            f"a variant of kind {self.kind!r} has no default agreement rule"
-            if self.kind in KINDS
-            else "the agreement rule is empty"
+        kind = KINDS.get(self.kind)
+        if kind is None:
+            return _budget_text("the agreement rule is empty", KINDS["4-bit"].give)
+        return _budget_text(
+            f"a variant of kind {self.kind!r} has no default agreement rule", kind.give
         )
-        give = KINDS[self.kind].give if self.kind in KINDS else KINDS["4-bit"].give
-        return f"{what}: its loss is a budget of yours. {give}"
 
 
-class _Kind(NamedTuple):
+def _budget_text(problem: str, give: str) -> str:
+    return f"{problem}: its loss is a budget of yours. {give}"
+
+
+class _CriterionKind(NamedTuple):
+    """A row of the table of criteria: parameters with their defaults, and what breaks it."""
+
     parameters: dict[str, float | None]
     broken: Callable[..., str | None]
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule of a text such as 'containment(k=5, horizon=32)+perplexity(1.01)'.
+    """Read the rule of a text such as 'containment(k=5, horizon=32)+perplexity(1.01)'.
 
     Raises:
         UsageError: an unknown or repeated criterion, or a number that is missing, unknown, or not
             positive.
     """
     criteria = tuple(_criterion(part.strip(), text) for part in text.split("+"))
-    names = [criterion.name for criterion in criteria]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"agreement rule {text!r} holds {twice!r} twice. Give each criterion once."
-        )
+    counts = Counter(criterion.name for criterion in criteria)
+    for name, count in counts.items():
+        if count > 1:
+            raise UsageError(
+                f"agreement rule {text!r} holds {name!r} twice. Give each criterion once."
+            )
     return Rule(criteria)
 
 
 def default_rule(candidate: LoadPlan, reference: LoadPlan) -> Rule:
-    """The rule of the candidate's kind of variant (`core.agreement.kinds`), as far as the plans tell."""
+    """Return the rule of the candidate's kind of variant, as far as the plans tell it."""
     kind = kind_of(candidate, reference)
     text = DEFAULT_RULES[kind]
     return Rule(parse_rule(text).criteria if text else (), kind)
@@ -116,7 +136,10 @@ def _exact(agreement: Agreement) -> str | None:
     if not different:
         return None
     first = min(row.first_divergence or 0 for row in different)
-    return f"exact: tokens differ in {len(different)} of {agreement.n_prompts} prompts, first at position {first}"
+    return (
+        f"exact: tokens differ in {len(different)} of {agreement.n_prompts} prompts, "
+        f"first at position {first}"
+    )
 
 
 def _containment(agreement: Agreement, k: float, horizon: float) -> str | None:
@@ -125,8 +148,9 @@ def _containment(agreement: Agreement, k: float, horizon: float) -> str | None:
         return None
     row = outside[0]
     return (
-        f"containment(k={k:g}, horizon={horizon:g}): in {len(outside)} of {agreement.n_prompts} prompts the first different "
-        f"token is outside of the other's top {k:g} (prompt {row.index}, position {row.first_divergence})"
+        f"containment(k={k:g}, horizon={horizon:g}): in {len(outside)} of "
+        f"{agreement.n_prompts} prompts the first different token is outside of the other's "
+        f"top {k:g} (prompt {row.index}, position {row.first_divergence})"
     )
 
 
@@ -151,37 +175,48 @@ def _logits(agreement: Agreement, largest: float) -> str | None:
 
 
 def _noise_floor(agreement: Agreement, margin: float) -> str | None:
-    """Noise power, as KL and as SQNR, at most `margin` times that of the reference against itself."""
-    floor = agreement.noise_floor
-    if floor is None:
-        raise UsageError(
-            "agreement rule noise_floor needs the reference compared with itself, and none was given."
-        )
-    kl, kl_limit = float(agreement.kl), margin * max(float(floor.kl), KL_RESOLUTION)
-    db, db_limit = (
-        float(agreement.sqnr_db),
-        min(float(floor.sqnr_db), SQNR_RESOLUTION_DB) - 10 * math.log10(margin),
-    )
+    """Hold the noise power, as KL and as SQNR, against that of the reference with itself.
+
+    It may be `margin` times as large.
+    """
+    floor = _required_noise_floor(agreement)
+    kl, kl_limit = float(agreement.kl), margin * max(float(floor.kl), KL_RESOLUTION_NATS)
+    floor_db = min(float(floor.sqnr_db), SQNR_RESOLUTION_DB)
+    db, db_limit = float(agreement.sqnr_db), floor_db - 10 * math.log10(margin)
     if kl <= kl_limit and db >= db_limit:
         return None
     return (
-        f"noise_floor({margin:g}): KL {kl:.3g} nats (at most {kl_limit:.3g}), SQNR {db:.1f} dB (at least {db_limit:.1f}); "
-        f"the reference against itself: {float(floor.kl):.3g} nats, {float(floor.sqnr_db):.1f} dB"
+        f"noise_floor({margin:g}): KL {kl:.3g} nats (at most {kl_limit:.3g}), "
+        f"SQNR {db:.1f} dB (at least {db_limit:.1f}); the reference against itself: "
+        f"{float(floor.kl):.3g} nats, {float(floor.sqnr_db):.1f} dB"
     )
 
 
-_CRITERIA: dict[str, _Kind] = {
-    "exact": _Kind({}, _exact),
-    "containment": _Kind({"k": 5, "horizon": 32}, _containment),
-    "perplexity": _Kind({"limit": None}, _perplexity),
-    "sqnr": _Kind({"db": None}, _sqnr),
-    "correlation": _Kind({"least": None}, _correlation),
-    "logits": _Kind({"abs": None}, _logits),
-    "noise_floor": _Kind({"margin": None}, _noise_floor),
+def _required_noise_floor(agreement: Agreement) -> Agreement:
+    if agreement.noise_floor is None:
+        raise UsageError(
+            "agreement rule noise_floor needs the reference compared with itself, "
+            "and none was given."
+        )
+    return agreement.noise_floor
+
+
+_CRITERIA: dict[str, _CriterionKind] = {
+    "exact": _CriterionKind({}, _exact),
+    "containment": _CriterionKind({"k": 5, "horizon": 32}, _containment),
+    "perplexity": _CriterionKind({"limit": None}, _perplexity),
+    "sqnr": _CriterionKind({"db": None}, _sqnr),
+    "correlation": _CriterionKind({"least": None}, _correlation),
+    "logits": _CriterionKind({"abs": None}, _logits),
+    "noise_floor": _CriterionKind({"margin": None}, _noise_floor),
 }
 
-_OF_LOGITS = ("sqnr", "correlation", "logits", "noise_floor")
-"""Criteria that need the logits of all tokens: they never hold where an engine gives log-probabilities of some alone."""
+_NEEDS_LOGITS = frozenset({"sqnr", "correlation", "logits", "noise_floor"})
+"""Criteria that need the logits of all tokens.
+
+They never hold where an engine gives log-probabilities of some alone.
+"""
+_WHOLE_NUMBERS = frozenset({"k", "horizon"})
 
 
 # The text form
@@ -192,58 +227,76 @@ def _criterion(part: str, text: str) -> Criterion:
     name = match.group(1) if match else part
     if match is None or name not in _CRITERIA:
         raise UsageError(
-            f"agreement rule {text!r}: criterion {part!r} is not known.{did_you_mean(name, _CRITERIA)} "
+            f"agreement rule {text!r}: criterion {part!r} is not known."
+            f"{did_you_mean(name, _CRITERIA)} "
             f"Criteria: {', '.join(map(_signature, _CRITERIA))}; join several with '+'.",
         )
-    given = _arguments(
-        name, [a.strip() for a in (match.group(2) or "").split(",") if a.strip()], text
-    )
-    return Criterion(
-        name,
-        tuple(
-            _number(name, key, given.get(key, default), text)
-            for key, default in _CRITERIA[name].parameters.items()
-        ),
+    arguments = _arguments(name, _parts(match.group(2) or ""), text)
+    return Criterion(name, _values(name, arguments, text))
+
+
+def _parts(inside: str) -> list[str]:
+    return [part.strip() for part in inside.split(",") if part.strip()]
+
+
+def _values(name: str, arguments: dict[str, str], text: str) -> tuple[float, ...]:
+    """Return the numbers in the order of the criterion's parameters."""
+    return tuple(
+        _number(name, key, arguments.get(key, default), text)
+        for key, default in _CRITERIA[name].parameters.items()
     )
 
 
-def _arguments(name: str, arguments: list[str], text: str) -> dict[str, str]:
-    """Numbers by parameter name: positional ones first, then named ones."""
+def _arguments(name: str, parts: list[str], text: str) -> dict[str, str]:
+    """Return the numbers by parameter name: positional ones first, then named ones."""
     parameters = list(_CRITERIA[name].parameters)
-    given: dict[str, str] = {}
-    for i, argument in enumerate(arguments):
-        key, equals, value = argument.partition("=")
-        key = key.strip() if equals else (parameters[i] if i < len(parameters) else argument)
-        if key not in parameters or key in given:
+    arguments: dict[str, str] = {}
+    for position, part in enumerate(parts):
+        key, value = _named_argument(part, parameters[position : position + 1])
+        if key not in parameters or key in arguments:
             raise UsageError(
-                f"agreement rule {text!r}: {name} does not take {argument!r}. It reads {_signature(name)}."
+                f"agreement rule {text!r}: {name} does not take {part!r}. "
+                f"It reads {_signature(name)}."
             )
-        given[key] = value if equals else argument
-    return given
+        arguments[key] = value
+    return arguments
+
+
+def _named_argument(part: str, parameter: list[str]) -> tuple[str, str]:
+    """Return 'k=5', or the 5 of the parameter at its position, as a name and a number.
+
+    A number beyond the last parameter has its own text for a name, which is none.
+    """
+    key, equals, value = part.partition("=")
+    if equals:
+        return key.strip(), value
+    return (parameter[0] if parameter else part), part
 
 
 def _number(name: str, key: str, value: str | float | None, text: str) -> float:
-    try:
-        number = float(value) if value is not None else math.nan
-    except ValueError:
-        number = math.nan
-    whole = (
-        key not in ("k", "horizon") or number == math.trunc(number)
-        if math.isfinite(number)
-        else False
+    number = _parsed(value)
+    whole = key in _WHOLE_NUMBERS
+    if number > 0 and math.isfinite(number) and (not whole or number == math.trunc(number)):
+        return number
+    needed = "a whole number of at least 1" if whole else "a positive number"
+    raise UsageError(
+        f"agreement rule {text!r}: {key} of {name} is "
+        f"{'missing' if value is None else repr(value)}, {needed} is needed. "
+        f"It reads {_signature(name)}."
     )
-    if not whole or number <= 0:
-        kind = "a whole number of at least 1" if key in ("k", "horizon") else "a positive number"
-        shown = "missing" if value is None else repr(value)
-        raise UsageError(
-            f"agreement rule {text!r}: {key} of {name} is {shown}, {kind} is needed. It reads {_signature(name)}."
-        )
-    return number
+
+
+def _parsed(value: str | float | None) -> float:
+    """Return the number; NaN where there is none."""
+    try:
+        return math.nan if value is None else float(value)
+    except ValueError:
+        return math.nan
 
 
 def _signature(name: str) -> str:
-    parameters = _CRITERIA[name].parameters
-    inside = ", ".join(
-        key if default is None else f"{key}={default:g}" for key, default in parameters.items()
+    parameters = ", ".join(
+        key if default is None else f"{key}={default:g}"
+        for key, default in _CRITERIA[name].parameters.items()
     )
-    return f"{name}({inside})" if inside else name
+    return f"{name}({parameters})" if parameters else name

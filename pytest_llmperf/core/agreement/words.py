@@ -10,76 +10,80 @@ from pytest_llmperf.core.format import format_value
 if TYPE_CHECKING:
     from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
 
-_KEPT_CHARACTERS = 600
+_END_CHARACTERS = 300
+_MAX_CHARACTERS = 2 * _END_CHARACTERS
 
 
 def worst_summary(row: PromptComparison) -> dict[str, Any]:
-    """What a report needs to show the prompt: its texts, each position of the continuation, both top-5 at the worst one."""
-    worst = row.worst
+    """Return what a report needs to show the prompt, as plain values.
+
+    That is its texts, each position of the continuation, and both top-5 at the worst one.
+    """
     return {
         "prompt": row.index,
-        "position": worst.position if worst else None,
-        "kl": worst.kl if worst else None,
+        **_worst_position(row.worst),
         "first_divergence": row.first_divergence,
         "text": _clipped(row.prompt),
         "reference_text": _clipped(row.reference_text),
         "candidate_text": _clipped(row.candidate_text),
         "top1": "".join("1" if same else "0" for same in row.top1),
         "kls": [float(f"{kl:.3g}") for kl in row.kl],
-        "reference_top5": [[token.text, token.logit] for token in worst.reference_top5]
-        if worst
-        else [],
-        "candidate_top5": [[token.text, token.logit] for token in worst.candidate_top5]
-        if worst
-        else [],
+    }
+
+
+def _worst_position(worst: WorstPosition | None) -> dict[str, Any]:
+    if worst is None:
+        return {"position": None, "kl": None, "reference_top5": [], "candidate_top5": []}
+    return {
+        "position": worst.position,
+        "kl": worst.kl,
+        "reference_top5": [[token.text, token.logit] for token in worst.reference_top5],
+        "candidate_top5": [[token.text, token.logit] for token in worst.candidate_top5],
     }
 
 
 def _clipped(text: str) -> str:
-    """The start and the end of a long text: records stay small whatever a prompt holds."""
-    return (
-        text
-        if len(text) <= _KEPT_CHARACTERS
-        else f"{text[: _KEPT_CHARACTERS // 2]} … {text[-_KEPT_CHARACTERS // 2 :]}"
-    )
+    """Return the start and the end of a long text: records stay small whatever a prompt holds."""
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    return f"{text[:_END_CHARACTERS]} … {text[-_END_CHARACTERS:]}"
 
 
 def worst_text(row: PromptComparison) -> str:
-    """Where its texts part, and both top fives at the worst position."""
-    divergence = (
-        "equal texts"
-        if row.first_divergence is None
-        else f"texts differ from token {row.first_divergence} of {row.n_free}"
-    )
-    lines = [f"  prompt {row.index} {_short(row.prompt)!r}: {divergence}"]
+    """Say where the prompt's texts part, and show both top fives at the worst position."""
+    lines = [f"  prompt {row.index} {_short(row.prompt)!r}: {_divergence(row)}"]
     if row.worst is not None:
-        lines += [
-            f"    position {row.worst.position}: KL {format_value(row.worst.kl, 'nats')}{_gap(row.worst)}"
-        ]
-        lines += [f"      {side:<9} {_tokens(top)}" for side, top in _sides(row.worst)]
+        lines += _worst_lines(row.worst)
     return "\n".join(lines)
 
 
-def _sides(worst: WorstPosition) -> tuple[tuple[str, tuple[TopToken, ...]], ...]:
-    return ("reference", worst.reference_top5), ("candidate", worst.candidate_top5)
+def _divergence(row: PromptComparison) -> str:
+    if row.first_divergence is None:
+        return "equal texts"
+    return f"texts differ from token {row.first_divergence} of {row.n_free}"
+
+
+def _worst_lines(worst: WorstPosition) -> list[str]:
+    kl = format_value(worst.kl, "nats")
+    return [
+        f"    position {worst.position}: KL {kl}{_gap(worst)}",
+        f"      {'reference':<9} {_tokens(worst.reference_top5)}",
+        f"      {'candidate':<9} {_tokens(worst.candidate_top5)}",
+    ]
 
 
 def _gap(worst: WorstPosition) -> str:
-    """Both tokens, and how far the candidate puts its own token above the reference's."""
+    """Name both tokens, and how far the candidate puts its own above the reference's."""
     if not worst.reference_top5 or not worst.candidate_top5:
         return ""
-    ours, theirs = worst.candidate_top5[0], worst.reference_top5[0]
-    if ours.token_id == theirs.token_id:
-        return f", both choose {ours.text!r}"
-    logit = next(
-        (token.logit for token in worst.candidate_top5 if token.token_id == theirs.token_id), None
-    )
-    gap = (
-        "the reference's is not in its top 5"
-        if logit is None
-        else f"logit gap {ours.logit - logit:.3g}"
-    )
-    return f", reference {theirs.text!r}, candidate {ours.text!r}, {gap}"
+    candidate, reference = worst.candidate_top5[0], worst.reference_top5[0]
+    if candidate.token_id == reference.token_id:
+        return f", both choose {candidate.text!r}"
+    gap = "the reference's is not in its top 5"
+    for token in worst.candidate_top5:
+        if token.token_id == reference.token_id:
+            gap = f"logit gap {candidate.logit - token.logit:.3g}"
+    return f", reference {reference.text!r}, candidate {candidate.text!r}, {gap}"
 
 
 def _tokens(top: Sequence[TopToken]) -> str:

@@ -1,4 +1,4 @@
-"""A distribution of times. Its percentiles are Estimates; refused where there are too few samples."""
+"""A distribution of times, whose percentiles are Estimates where there are enough samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llmperf.errors import UsageError
 class Latencies(Refuses):
     """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds.
 
-    Its percentiles are Estimates; itself it is no number.
+    Its percentiles are Estimates; the distribution itself is no number.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class Latencies(Refuses):
     def refuse(self) -> NoReturn:
         """Raise UsageError: a percentile is needed."""
         raise UsageError(
-            f"{self.name} is a distribution, not a number: compare a percentile, e.g. .p95 (.p50 .p90 .p95 .p99 .mean .max).",
+            f"{self.name} is a distribution, not a number: compare a percentile, "
+            "e.g. .p95 (.p50 .p90 .p95 .p99 .mean .max).",
         )
 
     def __repr__(self) -> str:
@@ -44,7 +45,9 @@ class Latencies(Refuses):
     @property
     def p50(self) -> Estimate | NotMeasurable:
         """The median, from 4 samples on."""
-        return self._center() if len(self.samples) >= stats.min_samples(0.5) else self._too_few(0.5)
+        if len(self.samples) < stats.min_samples(0.5):
+            return self._too_few(0.5)
+        return self._median()
 
     @property
     def p90(self) -> Estimate | NotMeasurable:
@@ -77,7 +80,7 @@ class Latencies(Refuses):
         largest = max(self.samples)
         return self._estimate("max", largest, largest, math.inf)
 
-    def _center(self) -> Estimate:
+    def _median(self) -> Estimate:
         return Estimate.of_samples(
             f"{self.name}.p50",
             self.samples,
@@ -93,15 +96,15 @@ class Latencies(Refuses):
             return self._too_few(q)
         low, high = stats.quantile_interval(self.samples, q)
         value = stats.quantile(self.samples, q)
-        estimate = self._estimate(
-            f"p{100 * q:.0f}", value, max(0.0, min(low, value)), max(high, value)
-        )
+        estimate = self._estimate(_name(q), value, max(0.0, min(low, value)), max(high, value))
         return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
 
     def _too_few(self, q: float) -> NotMeasurable:
-        needed = stats.min_samples(q)
-        reason = f"{len(self.samples)} samples, percentile {100 * q:g} needs at least {needed}; give a larger budget or fewer tokens"
-        return NotMeasurable(f"{self.name}.p{100 * q:.0f}", reason)
+        reason = (
+            f"{len(self.samples)} samples, percentile {100 * q:g} needs at least "
+            f"{stats.min_samples(q)}; give a larger budget or fewer tokens"
+        )
+        return NotMeasurable(f"{self.name}.{_name(q)}", reason)
 
     def _estimate(self, statistic: str, value: float, low: float, high: float) -> Estimate:
         return Estimate(
@@ -116,3 +119,8 @@ class Latencies(Refuses):
             context=self._context,
             statistic=statistic,
         )
+
+
+def _name(q: float) -> str:
+    """Return the name of a percentile: 'p95'."""
+    return f"p{100 * q:.0f}"

@@ -85,7 +85,8 @@ _SPEED = (
         "1",
         "lower",
         "padding/1",
-        "Batch: share of the positions that went through the model which were padding, or came after a request's last token",
+        "Batch: share of the positions that went through the model which were padding, "
+        "or came after a request's last token",
     ),
     _row(
         "decode_throughput",
@@ -105,7 +106,8 @@ _SPEED = (
     _times("tpot", "per request, (end-to-end - TTFT) / (output tokens - 1)"),
     _times(
         "itl",
-        "pooled gaps between consecutive tokens; a message of k tokens is k gaps of 1/k; lock-step requests count once",
+        "pooled gaps between consecutive tokens; a message of k tokens is k gaps of 1/k; "
+        "lock-step requests count once",
     ),
     _times("latency", "request due to last token"),
     _row(
@@ -113,7 +115,8 @@ _SPEED = (
         "tok",
         "higher",
         "acceptance_length/1",
-        "assisted decoding: output tokens of a sequence / forward passes of the measured model, the prompt's included",
+        "assisted decoding: output tokens of a sequence / forward passes of the measured "
+        "model, the prompt's included",
     ),
     _row("goodput", "req/s", "higher", "goodput/1", "requests that meet every SLO / wall time"),
     _row(
@@ -129,7 +132,8 @@ _SPEED = (
         "1",
         "lower",
         "collectives/1",
-        "share of a run's wall time in which a device does nothing but communicate; mean of the ranks, in a pass of its own",
+        "share of a run's wall time in which a device does nothing but communicate; mean "
+        "of the ranks, in a pass of its own",
     ),
 )
 _USE = (
@@ -145,7 +149,8 @@ _USE = (
         "1",
         "higher",
         "mfu/1",
-        "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured dense matmul rate",
+        "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured "
+        "dense matmul rate",
     ),
     _row(
         "prefill_mfu",
@@ -301,13 +306,16 @@ ALIASES = {"output_throughput": "throughput"}
 
 
 def leaves() -> tuple[tuple[str, Metric], ...]:
-    """Every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row.
+    """Return every name of a run that is one number ('ttft.p50', 'memory.peak'), with its row.
 
     Agreement and tasks are not of a run.
     """
     rows = [row for row in TABLE.values() if not row.name.startswith(("agreement.", "task."))]
-    return tuple(
-        (f"{row.name}.{part}" if part else row.name, row)
-        for row in rows
-        for part in (row.statistics or ("",))
-    )
+    return tuple((name, row) for row in rows for name in _names(row))
+
+
+def _names(row: Metric) -> list[str]:
+    """Return the names of a row's numbers: one a statistic where it is a distribution."""
+    if not row.statistics:
+        return [row.name]
+    return [f"{row.name}.{statistic}" for statistic in row.statistics]

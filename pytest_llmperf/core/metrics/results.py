@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.core.metrics.latencies import Latencies
+from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, exact
 from pytest_llmperf.core.metrics.quantities import ALIASES, TABLE, Metric, leaves
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.record import MetricValue
@@ -40,19 +42,19 @@ class Memory(Struct, frozen=True, kw_only=True, eq=False):
     ranks: tuple[MemoryGauges, ...] = ()
 
     @classmethod
-    def of(cls, ranks: Sequence[MemoryGauges], *, subject: str = "", context: str = "") -> Memory:
-        """Totals of the ranks' gauges.
+    def of(cls, ranks: Sequence[MemoryGauges], origin: Origin = NO_ORIGIN) -> Memory:
+        """Return the totals of the ranks' gauges.
 
         A gauge that one rank could not read is NotMeasurable, never 0.
         """
         if not ranks:
             return cls.unmeasured("no memory was read")
-        totals = {name: _total(name, ranks, subject, context) for name in _GAUGES}
-        return cls(**totals, imbalance=_imbalance(ranks, subject, context), ranks=tuple(ranks))
+        totals = {name: _total(name, ranks, origin) for name in _GAUGES}
+        return cls(**totals, imbalance=_imbalance(ranks, origin), ranks=tuple(ranks))
 
     @classmethod
     def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> Memory:
-        """All of it NotMeasurable, or whatever `missing_as` makes of a name and a reason."""
+        """Return gauges that are all NotMeasurable, or what `missing_as` makes of each."""
         missing: dict[str, Any] = {
             name: missing_as(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")
         }
@@ -112,12 +114,15 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def output_throughput(self) -> Quantity:
-        """Output tokens of successful requests over the time from the first send to the last completion."""
+        """Output tokens of successful requests, a second from the first send to the last token."""
         return self.throughput
 
     @classmethod
     def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> RunResult:
-        """A run of which nothing was measured: every quantity is NotMeasurable (or `missing_as`) for this reason."""
+        """Return a run of which nothing was measured.
+
+        Every quantity is NotMeasurable for this reason, or what `missing_as` makes of it.
+        """
         missing: dict[str, Any] = {
             name: missing_as(name, reason) for name in cls.__struct_fields__ if name in TABLE
         }
@@ -125,7 +130,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         return cls(**missing, memory=Memory.unmeasured(reason, missing_as), energy=Energy(**energy))
 
     def metric(self, name: str) -> Quantity:
-        """The quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'.
+        """Return the quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'.
 
         Raises UsageError for an unknown one.
         """
@@ -133,21 +138,22 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         canonical = ALIASES.get(name, name)
         if canonical not in known:
             raise UsageError(
-                f"metric {name!r} is not known.{did_you_mean(name, known)} Metrics: {', '.join(known)}."
+                f"metric {name!r} is not known.{did_you_mean(name, known)} "
+                f"Metrics: {', '.join(known)}."
             )
-        found: object = self
+        quantity: object = self
         for part in canonical.split("."):
-            found = getattr(found, part)
+            quantity = getattr(quantity, part)
         # leaves() names numbers only.
-        assert isinstance(found, Estimate | NotMeasurable)  # noqa: S101
-        return found
+        assert isinstance(quantity, Estimate | NotMeasurable)  # noqa: S101
+        return quantity
 
     def metric_values(self) -> tuple[MetricValue, ...]:
-        """Every quantity as a record keeps it."""
+        """Return every quantity as a record keeps it."""
         return tuple(metric_value(name, row, self.metric(name)) for name, row in leaves())
 
     def samples(self) -> dict[str, tuple[float, ...]]:
-        """The samples behind the numbers.
+        """Return the samples behind the numbers.
 
         ITL gaps are left out: a hundred times the volume, and their percentiles are kept.
         """
@@ -163,64 +169,41 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
         }
 
 
-def exact(name: str, value: float, *, subject: str = "", context: str = "") -> Estimate:
-    """An exact quantity with unit, direction and tolerance of its row."""
-    row = TABLE[name]
-    return Estimate.exact(
-        name,
-        value,
-        row.unit,
-        direction=row.direction,
-        tolerance=row.tolerance,
-        subject=subject,
-        context=context,
-    )
-
-
-def _total(gauge: str, ranks: Sequence[MemoryGauges], subject: str, context: str) -> Quantity:
+def _total(gauge: str, ranks: Sequence[MemoryGauges], origin: Origin) -> Quantity:
+    name = f"memory.{gauge}"
     for rank, gauges in enumerate(ranks):
         if getattr(gauges, gauge) is None or gauge in gauges.reasons:
-            where = f"rank {rank}: " if len(ranks) > 1 else ""
-            return NotMeasurable(
-                f"memory.{gauge}",
-                where + gauges.reasons.get(gauge, "this engine does not report it"),
-            )
-    return exact(
-        f"memory.{gauge}",
-        sum(getattr(gauges, gauge) for gauges in ranks),
-        subject=subject,
-        context=context,
-    )
+            reason = gauges.reasons.get(gauge, "this engine does not report it")
+            return NotMeasurable(name, f"rank {rank}: {reason}" if len(ranks) > 1 else reason)
+    return exact(name, sum(getattr(gauges, gauge) for gauges in ranks), origin)
 
 
-def _imbalance(ranks: Sequence[MemoryGauges], subject: str, context: str) -> Quantity:
-    known = [gauges.peak for gauges in ranks if gauges.peak is not None]
-    sizes = known if len(known) == len(ranks) else [gauges.weights for gauges in ranks]
+def _imbalance(ranks: Sequence[MemoryGauges], origin: Origin) -> Quantity:
+    peaks = [gauges.peak for gauges in ranks if gauges.peak is not None]
+    sizes = peaks if len(peaks) == len(ranks) else [gauges.weights for gauges in ranks]
     if sum(sizes) <= 0:
         return NotMeasurable("memory.imbalance", "no rank reports bytes")
-    return exact(
-        "memory.imbalance", max(sizes) * len(sizes) / sum(sizes), subject=subject, context=context
-    )
+    return exact("memory.imbalance", max(sizes) * len(sizes) / sum(sizes), origin)
 
 
 def metric_value(name: str, row: Metric, quantity: Quantity) -> MetricValue:
-    """A quantity as a record keeps it, with the unit, direction and formula of its row."""
-    common: dict[str, Any] = {
-        "name": name,
-        "unit": row.unit,
-        "direction": row.direction,
-        "formula": row.formula,
-    }
-    if isinstance(quantity, NotMeasurable):
-        return MetricValue(**common, value=None, reason=quantity.reason)
-    if quantity.kind == "exact":
-        return MetricValue(**common, value=quantity.value, n=quantity.n)
-    low, high = (end if math.isfinite(end) else None for end in (quantity.low, quantity.high))
-    return MetricValue(
-        **common,
-        value=quantity.value,
-        low=low,
-        high=high,
-        confidence=quantity.confidence,
-        n=quantity.n,
+    """Return a quantity as a record keeps it, with the unit, direction and formula of its row."""
+    value = MetricValue(
+        name=name, unit=row.unit, direction=row.direction, formula=row.formula, value=None
     )
+    if isinstance(quantity, NotMeasurable):
+        return replace(value, reason=quantity.reason)
+    value = replace(value, value=quantity.value, n=quantity.n)
+    if quantity.kind == "exact":
+        return value
+    return replace(
+        value,
+        low=_finite(quantity.low),
+        high=_finite(quantity.high),
+        confidence=quantity.confidence,
+    )
+
+
+def _finite(end: float) -> float | None:
+    """Return an end of an interval, None where nothing bounds it."""
+    return end if math.isfinite(end) else None

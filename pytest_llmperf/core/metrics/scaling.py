@@ -1,4 +1,4 @@
-"""What several devices give against one: speed-up and efficiency, from a pair of runs measured in turn. Pure."""
+"""Speed-up and efficiency of several devices against one, of two runs measured in turn. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 
 SPREAD = ("ranks", "tp", "fsdp", "pp", "dp", "weights_dtype")
-"""Fields of a load plan that say over how many devices it is spread; and the dtype: what "auto" is shows when it is loaded."""
+"""Fields of a load plan that say over how many devices it is spread, and the dtype.
+
+What "auto" means as a dtype shows only when the model is loaded.
+"""
 
 
 def scales(candidate: tuple[LoadPlan, Effective], reference: tuple[LoadPlan, Effective]) -> bool:
-    """Whether the candidate is the reference on more devices, and nothing else: by the plans, and by the dtypes in effect."""
-    (ours, ours_in_effect), (theirs, theirs_in_effect) = candidate, reference
-    alike = {name: getattr(theirs, name) for name in SPREAD}
-    same_plan = structs.replace(ours, strategy=theirs.strategy, **alike) == theirs
+    """Whether the candidate is the reference on more devices, and nothing else.
+
+    Both the plans and the dtypes in effect decide.
+    """
+    plan, effective = candidate
+    reference_plan, reference_effective = reference
     return (
-        ours.ranks > theirs.ranks
-        and same_plan
-        and _dtypes(ours_in_effect) == _dtypes(theirs_in_effect)
+        plan.ranks > reference_plan.ranks
+        and _spread_like(plan, reference_plan) == reference_plan
+        and _dtypes(effective) == _dtypes(reference_effective)
     )
+
+
+def _spread_like(plan: LoadPlan, reference: LoadPlan) -> LoadPlan:
+    """Return `plan` over the devices of `reference`."""
+    spread = {name: getattr(reference, name) for name in SPREAD}
+    return structs.replace(plan, strategy=reference.strategy, **spread)
 
 
 def _dtypes(effective: Effective) -> tuple[object, ...]:
@@ -31,21 +42,23 @@ def _dtypes(effective: Effective) -> tuple[object, ...]:
 
 
 def scaled(candidate: RunResult, reference: RunResult, devices: float) -> RunResult:
-    """`candidate` with its speed-up over `reference`, and its efficiency: the speed-up over how many times the `devices`."""
+    """Return `candidate` with its speed-up over `reference`, and its efficiency.
+
+    Efficiency is the speed-up divided by `devices`, how many times as many it runs on.
+    """
     speed_up = _speed_up(candidate.throughput, reference.throughput)
     if isinstance(speed_up, NotMeasurable):
-        return structs.replace(
-            candidate, speed_up=speed_up, efficiency=NotMeasurable("efficiency", speed_up.reason)
+        efficiency: Quantity = NotMeasurable("efficiency", speed_up.reason)
+    else:
+        efficiency = structs.replace(
+            speed_up * (1 / devices), name="efficiency", unit=TABLE["efficiency"].unit
         )
-    efficiency = structs.replace(
-        speed_up * (1 / devices), name="efficiency", unit=TABLE["efficiency"].unit
-    )
     return structs.replace(candidate, speed_up=speed_up, efficiency=efficiency)
 
 
-def _speed_up(ours: Quantity, theirs: Quantity) -> Quantity:
-    for side in (ours, theirs):
-        if isinstance(side, NotMeasurable):
-            return NotMeasurable("speed_up", side.reason)
-    assert isinstance(ours, Estimate)  # noqa: S101 - the loop above has seen to it
-    return structs.replace(ours / theirs, name="speed_up")
+def _speed_up(candidate: Quantity, reference: Quantity) -> Quantity:
+    if isinstance(candidate, Estimate) and isinstance(reference, Estimate):
+        return structs.replace(candidate / reference, name="speed_up")
+    unknown = candidate if isinstance(candidate, NotMeasurable) else reference
+    assert isinstance(unknown, NotMeasurable)  # noqa: S101 - one of the two is no Estimate
+    return NotMeasurable("speed_up", unknown.reason)

@@ -1,12 +1,16 @@
-"""A server's Prometheus metrics, sampled around and during a run: which of them we read, and what the samples say. Pure.
+"""A server's Prometheus metrics: which of them we read, and what they say about a run. Pure.
+
+They are sampled before, during and after it.
 
 Text format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client.parser import text_string_to_metric_families
 
 NAMES: dict[str, tuple[str, ...]] = {
     "kv_use": (
@@ -34,50 +38,68 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What we read -> the names that servers have for it, newest first."""
 
-_LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})?\s+(\S+)", re.MULTILINE)
+_SERVERS_NAMES = tuple(name for names in NAMES.values() for name in names)
 
 
 def read(text: str) -> dict[str, float]:
-    """The metrics of NAMES that a page of Prometheus text holds; label sets are added up.
+    """Return the metrics of NAMES that a page of Prometheus text holds; label sets are added up.
 
-    Unknown is left out.
+    A metric that the page does not have is left out, and so is a line that cannot be read.
     """
     totals: dict[str, float] = {}
-    for name, value in _LINE.findall(text):
-        number = _number(value)
-        if number is not None:
-            totals[name] = totals.get(name, 0.0) + number
-    found = {
-        ours: next((totals[name] for name in theirs if name in totals), None)
-        for ours, theirs in NAMES.items()
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    for line in text.split("\n"):
+        # A page has thousands of lines, and is read on the loop that takes tokens as they come.
+        if line.lstrip().startswith(_SERVERS_NAMES):
+            for name, value in _samples(line):
+                totals[name] = totals.get(name, 0.0) + value
+    metrics = {metric: _newest(totals, names) for metric, names in NAMES.items()}
+    return {metric: value for metric, value in metrics.items() if value is not None}
 
 
-def summarised(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the samples of one run say: the largest of the gauges, how much the counters grew, the share of prefix hits."""
+def _newest(totals: Mapping[str, float], names: Sequence[str]) -> float | None:
+    return next((totals[name] for name in names if name in totals), None)
+
+
+def _samples(line: str) -> Iterator[tuple[str, float]]:
+    """Yield name and value of a line's sample; nothing where it is malformed or not finite.
+
+    Lines are parsed one by one, since the parser stops at the first malformed one.
+    """
+    try:
+        for family in text_string_to_metric_families(line):
+            for sample in family.samples:
+                if math.isfinite(sample.value):
+                    yield sample.name, float(sample.value)
+    except (ValueError, OverflowError):
+        return
+
+
+def summarized(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what the samples of one run say.
+
+    That is the largest of each gauge, how much the counters grew, and the share of prefix hits.
+    """
     if not samples:
         return {}
-    found: dict[str, float] = {}
-    for gauge in ("kv_use", "running", "waiting"):
-        seen = [sample[gauge] for sample in samples if gauge in sample]
-        if seen:
-            found[f"{gauge}_max"] = max(seen)
+    gauges = {f"{name}_max": _largest(samples, name) for name in ("kv_use", "running", "waiting")}
+    counters = {
+        "preemptions": _growth(samples, "preemptions"),
+        "prefix_hit_share": _prefix_hit_share(samples),
+    }
+    return {name: value for name, value in (gauges | counters).items() if value is not None}
+
+
+def _largest(samples: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return max((sample[name] for sample in samples if name in sample), default=None)
+
+
+def _growth(samples: Sequence[Mapping[str, float]], name: str) -> float | None:
     first, last = samples[0], samples[-1]
-    if "preemptions" in first and "preemptions" in last:
-        found["preemptions"] = last["preemptions"] - first["preemptions"]
+    return last[name] - first[name] if name in first and name in last else None
+
+
+def _prefix_hit_share(samples: Sequence[Mapping[str, float]]) -> float | None:
+    first, last = samples[0], samples[-1]
     queries = last.get("prefix_queries", 0.0) - first.get("prefix_queries", 0.0)
-    if queries > 0:
-        found["prefix_hit_share"] = (
-            last.get("prefix_hits", 0.0) - first.get("prefix_hits", 0.0)
-        ) / queries
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    # Not a NaN.
-    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124
+    hits = last.get("prefix_hits", 0.0) - first.get("prefix_hits", 0.0)
+    return hits / queries if queries > 0 else None

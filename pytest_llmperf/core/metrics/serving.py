@@ -1,4 +1,4 @@
-"""From the requests of a load to quantities, pure.
+"""From the requests of a run on a server to quantities, pure.
 
 Each request is one sample of the times; rates are of the whole run.
 
@@ -8,39 +8,35 @@ in no time.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.metrics import saturation
-from pytest_llmperf.core.metrics.latencies import Latencies
-from pytest_llmperf.core.metrics.quantities import TABLE
-from pytest_llmperf.core.metrics.results import Quantity, RunResult, exact
+from pytest_llmperf.core.metrics import readings, saturation
+from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, distribution
+from pytest_llmperf.core.metrics.request_times import gaps_s, latency_s, succeeded, tpot_s, ttft_s
+from pytest_llmperf.core.metrics.results import Quantity, RunResult, Times
+from pytest_llmperf.core.metrics.serving_rates import Counted, rate
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
-from pytest_llmperf.core.metrics.slo import Slo, latency_s, tpot_s, ttft_s
+from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import Mark, RequestTrace
-from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun
 
 _NS = 1e9
-BLOCKS = 10
-"""Equal parts of a run whose rates give the interval of its own (the method of batch means): requests follow one another and
-are not independent, blocks of many nearly are."""
-
 
 NO_GAPS = "the load generator keeps the times of a request's first and last token alone"
+NO_SECOND_MESSAGE = "no request had a token after its first message"
 NO_SUCH = "a load on a server gives no such quantity"
-"""Reason of what a load never measures: its records leave it out."""
+"""Reason of what traffic on a server never measures: its records leave it out."""
 
 
 class ServingTrace(Struct, frozen=True, kw_only=True):
-    """One run of a load: its requests, and how the client did.
+    """One run of traffic: its requests, and how the client did.
 
     Times in s; `busy_share` is the client's CPU time over wall time.
 
@@ -57,281 +53,272 @@ class ServingTrace(Struct, frozen=True, kw_only=True):
     gaps: bool = True
 
 
-class _Origin(NamedTuple):
-    pair: str | None
-    subject: str
-    context: str
+class ServingWork(Protocol):
+    """What is read of a workload (`Serve`)."""
+
+    @property
+    def slo(self) -> Slo | None:
+        """Limits that goodput counts by."""
+
+    @property
+    def ramp_up(self) -> float:
+        """Seconds from the first request on in which requests do not count."""
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests come whatever the server does."""
 
 
 class _Run(NamedTuple):
-    """The requests of one run that count, those that succeeded, and its bounds."""
+    """The requests of one run that count, those of them that succeeded, and the run's bounds."""
 
     requests: tuple[RequestTrace, ...]
-    done: tuple[RequestTrace, ...]
+    successes: tuple[RequestTrace, ...]
     start_ns: int
     end_ns: int
-
-    @property
-    def wall_s(self) -> float:
-        return (self.end_ns - self.start_ns) / _NS
 
 
 def reduce_serving(
     traces: Sequence[ServingTrace],
-    *,
-    slo: Slo | None,
-    ramp_up_s: float,
-    load_s: float | None,
-    open_loop: bool,
-    pair: str | None = None,
-    subject: str = "",
-    context: str = "",
+    workload: ServingWork,
+    load_s: float | None = None,
+    origin: Origin = NO_ORIGIN,
 ) -> RunResult:
-    """Every quantity of a load; what it cannot give is NotMeasurable with its reason.
+    """Return every quantity of traffic; what it cannot give is NotMeasurable with its reason.
 
-    Several traces are repetitions of an interleaved comparison (`pair`), whose rates are then
-    compared one by one.
+    Several traces are repetitions of an interleaved comparison (`origin.pair`), whose rates are
+    then compared one by one. `load_s` is None where the server ran already.
 
     Raises:
         InvalidRun: no request succeeded after the ramp-up, or a time is not in order.
     """
-    origin = _Origin(pair, subject, context)
-    runs = [_run(trace, ramp_up_s) for trace in traces]
-    rest = RunResult.unmeasured(NO_SUCH)
+    runs = [_run(trace, workload.ramp_up) for trace in traces]
+    has_gaps = all(trace.gaps for trace in traces)
     return replace(
-        rest,
-        throughput=_rate("throughput", runs, [_tokens(run) for run in runs], origin),
-        total_throughput=_rate(
-            "total_throughput", runs, [_all_tokens(run) for run in runs], origin
-        ),
-        request_throughput=_rate(
-            "request_throughput", runs, [_completions(run.done) for run in runs], origin
-        ),
-        goodput=_goodput(runs, slo, origin),
-        **_times(runs, origin, gaps=all(trace.gaps for trace in traces)),
-        load_time=NotMeasurable("load_time", "nothing was loaded: the server ran already")
-        if load_s is None
-        else exact("load_time", load_s, subject=subject, context=context),
-        serving=summary(traces, slo=slo, ramp_up_s=ramp_up_s, open_loop=open_loop),
+        RunResult.unmeasured(NO_SUCH),
+        **_rates(runs, workload.slo, origin),
+        **_times(runs, origin, has_gaps=has_gaps),
+        load_time=readings.load_time(load_s, "nothing was loaded: the server ran already", origin),
+        serving=_summary(traces, runs, workload),
         n_requests=sum(len(run.requests) for run in runs),
-        n_failed=sum(len(run.requests) - len(run.done) for run in runs),
-        subject=subject,
-        context=context,
+        n_failed=sum(len(run.requests) - len(run.successes) for run in runs),
+        **origin.texts,
     )
 
 
 def client_mark(trace: ServingTrace, ramp_up_s: float) -> Mark | None:
-    """The mark "client-limited", where the client and not the server set the times of the requests that count."""
-    reason = _client_limit(trace, _run(trace, ramp_up_s))
-    return Mark(kind="client-limited", detail=reason) if reason else None
+    """Return the mark "client-limited", where the client and not the server set the times.
 
-
-def summary(
-    traces: Sequence[ServingTrace], *, slo: Slo | None, ramp_up_s: float, open_loop: bool
-) -> ServingSummary:
-    """How the load went.
-
-    Of several runs: all their requests, the worst lateness, and the first reason for saturation.
+    Only the requests that count are looked at.
     """
-    runs = [_run(trace, ramp_up_s) for trace in traces]
-    requests = [r for run in runs for r in run.requests]
-    flights = [saturation.in_flight_mean(run.requests, run.start_ns, run.end_ns) for run in runs]
-    saturated = [saturation.over_saturated(run.requests) for run in runs] if open_loop else []
-    return ServingSummary(
-        offered_rate=saturation.mean([rate for run in runs if (rate := _offered(run.requests))]),
-        failures=dict(Counter(r.failure or "no token came" for r in requests if not _succeeded(r))),
-        attainment=None
-        if slo is None
-        else saturation.mean([float(slo.met_by(r)) for r in requests]),
-        lateness_p99_s=max(saturation.upper(_lateness_s(run.requests), 0.99) for run in runs),
-        loop_lag_p99_s=max(saturation.upper(trace.loop_lag_s, 0.99) for trace in traces),
-        busy_share=max(trace.busy_share for trace in traces),
-        in_flight_mean=saturation.mean(flights),
-        in_flight_max=max(saturation.in_flight_max(run.requests) for run in runs),
-        saturated=next(filter(None, saturated), ""),
-        n_cut=sum(len(trace.requests) for trace in traces) - len(requests),
-        server=_merged(traces),
-        generator=next((trace.generator for trace in traces), ""),
+    run = _run(trace, ramp_up_s)
+    reason = saturation.client_limited(
+        _lateness_s(run.requests),
+        trace.loop_lag_s,
+        [ttft_s(request) for request in run.successes],
+        trace.busy_share,
     )
+    if not reason:
+        return None
+    detail = (
+        f"{reason}: the client was the limit, not the server. "
+        "Lower the rate, or give it a core of its own"
+    )
+    return Mark(kind="client-limited", detail=detail)
 
 
 # Requests
 
 
 def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
-    first_ns = min((r.t_due_ns for r in trace.requests), default=0)
-    counted = tuple(r for r in trace.requests if r.t_due_ns >= first_ns + ramp_up_s * _NS)
-    done = tuple(r for r in counted if _succeeded(r))
-    if not done:
-        failures = Counter(r.failure or "no token came" for r in counted)
-        said = "; ".join(f"{reason} ({n} times)" for reason, n in failures.most_common(5))
-        raise InvalidRun(
-            f"no request of {len(counted)} succeeded: {said or 'none was due after the ramp-up'}."
-        )
-    for request in done:
+    counted = _after_ramp_up(trace.requests, ramp_up_s)
+    successes = tuple(filter(succeeded, counted))
+    if not successes:
+        raise _nothing_succeeded(counted)
+    for request in successes:
         _require_order(request)
-    start_ns = min(r.t_sent_ns or r.t_due_ns for r in counted)
-    return _Run(counted, done, start_ns, max(r.events[-1].t_ns for r in done))
+    return _Run(
+        requests=counted,
+        successes=successes,
+        start_ns=min(request.t_sent_ns or request.t_due_ns for request in counted),
+        end_ns=max(request.events[-1].t_ns for request in successes),
+    )
 
 
-def _succeeded(request: RequestTrace) -> bool:
-    return bool(request.events) and request.failure is None
+def _after_ramp_up(requests: Sequence[RequestTrace], ramp_up_s: float) -> tuple[RequestTrace, ...]:
+    first_ns = min((request.t_due_ns for request in requests), default=0)
+    count_from_ns = first_ns + ramp_up_s * _NS
+    return tuple(request for request in requests if request.t_due_ns >= count_from_ns)
+
+
+def _nothing_succeeded(requests: Sequence[RequestTrace]) -> InvalidRun:
+    failures = _failures(requests).most_common(5)
+    reasons = "; ".join(f"{reason} ({n} times)" for reason, n in failures)
+    return InvalidRun(
+        f"no request of {len(requests)} succeeded: {reasons or 'none was due after the ramp-up'}."
+    )
+
+
+def _failures(requests: Iterable[RequestTrace]) -> Counter[str]:
+    return Counter(
+        request.failure or "no token came" for request in requests if not succeeded(request)
+    )
 
 
 def _require_order(request: RequestTrace) -> None:
-    times = [request.t_due_ns, *(e.t_ns for e in request.events)]
-    if any(after < before for before, after in pairwise(times)):
+    if any(after < before for before, after in pairwise(_times_ns(request))):
         raise InvalidRun(
-            "the times of a request are not in order: a token came before the one before it, or before it was due."
+            "the times of a request are not in order: a token came before the one before it, "
+            "or before it was due."
         )
 
 
-def _client_limit(trace: ServingTrace, run: _Run) -> str:
-    waits = [ttft_s(r) for r in run.done]
-    reason = saturation.client_limited(
-        _lateness_s(run.requests), trace.loop_lag_s, waits, trace.busy_share
-    )
-    return (
-        f"{reason}: the client was the limit, not the server. Lower the rate, or give it a core of its own"
-        if reason
-        else ""
-    )
+def _times_ns(request: RequestTrace) -> list[int]:
+    """Return when a request was due, and when each of its messages came."""
+    return [request.t_due_ns, *(event.t_ns for event in request.events)]
 
 
 def _lateness_s(requests: Iterable[RequestTrace]) -> list[float]:
-    return [(r.t_sent_ns - r.t_due_ns) / _NS for r in requests if r.t_sent_ns]
-
-
-def _offered(requests: Sequence[RequestTrace]) -> float:
-    """Requests due a second, from the first to the last."""
-    due = sorted(r.t_due_ns for r in requests)
-    return (len(due) - 1) * _NS / (due[-1] - due[0]) if len(due) > 1 and due[-1] > due[0] else 0.0
+    return [
+        (request.t_sent_ns - request.t_due_ns) / _NS for request in requests if request.t_sent_ns
+    ]
 
 
 # Rates: what counts, with the time at which it counts
 
 
-def _tokens(run: _Run) -> list[tuple[int, float]]:
-    return [(e.t_ns, float(e.n_tokens)) for r in run.done for e in r.events]
-
-
-def _all_tokens(run: _Run) -> list[tuple[int, float]]:
-    """A prompt counts when its first token comes."""
-    return _tokens(run) + [(r.events[0].t_ns, float(r.n_prompt_tokens)) for r in run.done]
-
-
-def _completions(requests: Iterable[RequestTrace]) -> list[tuple[int, float]]:
-    return [(r.events[-1].t_ns, 1.0) for r in requests]
-
-
-def _goodput(runs: Sequence[_Run], slo: Slo | None, origin: _Origin) -> Quantity:
-    if slo is None:
-        return NotMeasurable("goodput", "this workload has no SLO")
-    return _rate(
-        "goodput",
-        runs,
-        [_completions(r for r in run.done if slo.met_by(r)) for run in runs],
-        origin,
-    )
-
-
-def _rate(
-    name: str, runs: Sequence[_Run], counted: Sequence[list[tuple[int, float]]], origin: _Origin
-) -> Quantity:
-    """Amount over wall time.
-
-    Of one run, with the interval of its blocks' mean; of several, the median of theirs.
-    """
-    if any(run.wall_s <= 0 for run in runs):
-        return NotMeasurable(
-            name,
-            "one message in all: there is no time between the first send and the last completion",
-        )
-    row = TABLE[name]
-    rates = [
-        sum(amount for _, amount in each) / run.wall_s
-        for run, each in zip(runs, counted, strict=True)
-    ]
-    common: dict[str, Any] = {
-        "direction": row.direction,
-        "subject": origin.subject,
-        "context": origin.context,
+def _rates(runs: Sequence[_Run], slo: Slo | None, origin: Origin) -> dict[str, Quantity]:
+    counts: dict[str, Callable[[RequestTrace], list[tuple[int, float]]]] = {
+        "throughput": _output_tokens,
+        "total_throughput": _all_tokens,
+        "request_throughput": _completion,
     }
-    if len(rates) > 1:
-        return Estimate.of_samples(name, tuple(rates), row.unit, pair=origin.pair, **common)
-    low, high = stats.mean_interval(block_rates(counted[0], runs[0].start_ns, runs[0].end_ns)) or (
-        0.0,
-        math.inf,
-    )
-    return Estimate(
-        name=name,
-        value=rates[0],
-        low=max(0.0, min(low, rates[0])),
-        high=max(high, rates[0]),
-        n=BLOCKS,
-        unit=row.unit,
-        statistic="mean",
-        counted="block",
-        **common,
-    )
+    if slo is not None:
+        counts["goodput"] = lambda request: _completion(request) if slo.met_by(request) else []
+    rates = {
+        name: rate(name, [_counted(run, amounts) for run in runs], origin)
+        for name, amounts in counts.items()
+    }
+    return {"goodput": NotMeasurable("goodput", "this workload has no SLO"), **rates}
 
 
-def block_rates(counted: Sequence[tuple[int, float]], start_ns: int, end_ns: int) -> list[float]:
-    """Amount a second in each of the equal blocks between start and end.
+def _counted(run: _Run, amounts: Callable[[RequestTrace], list[tuple[int, float]]]) -> Counted:
+    """Collect the amounts of the requests of a run that succeeded."""
+    counted = [amount for request in run.successes for amount in amounts(request)]
+    return Counted(counted, run.start_ns, run.end_ns)
 
-    Their mean is the rate of the whole.
-    """
-    length_ns = (end_ns - start_ns) / BLOCKS
-    sums = [0.0] * BLOCKS
-    for t_ns, amount in counted:
-        sums[min(BLOCKS - 1, max(0, int((t_ns - start_ns) / length_ns)))] += amount
-    return [amount * _NS / length_ns for amount in sums]
+
+def _output_tokens(request: RequestTrace) -> list[tuple[int, float]]:
+    return [(event.t_ns, float(event.n_tokens)) for event in request.events]
+
+
+def _all_tokens(request: RequestTrace) -> list[tuple[int, float]]:
+    """Count a prompt when its first token comes."""
+    prompt = (request.events[0].t_ns, float(request.n_prompt_tokens))
+    return [prompt, *_output_tokens(request)]
+
+
+def _completion(request: RequestTrace) -> list[tuple[int, float]]:
+    return [(request.events[-1].t_ns, 1.0)]
 
 
 # Times
 
 
-def _times(runs: Sequence[_Run], origin: _Origin, *, gaps: bool) -> dict[str, Any]:
-    """In the order in which requests were due: their autocorrelation widens the intervals.
+def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str, Times]:
+    """Return times in the order in which requests were due.
 
-    Pairs of a comparison are the runs.
+    Their autocorrelation widens the intervals. The pairs of a comparison are the runs, not the
+    requests: times carry no pair.
     """
-    done = [r for run in runs for r in sorted(run.done, key=lambda r: r.t_due_ns)]
-    found: dict[str, list[float]] = {
-        "ttft": [ttft_s(r) for r in done],
-        "latency": [latency_s(r) for r in done],
-        "tpot": [t for r in done if (t := tpot_s(r)) is not None],
-        "itl": [gap for r in done for gap in gaps_s(r)] if gaps else [],
+    requests = [request for run in runs for request in _by_due_time(run.successes)]
+    samples: dict[str, list[float]] = {
+        "ttft": [ttft_s(request) for request in requests],
+        "latency": [latency_s(request) for request in requests],
+        "tpot": _tpots_s(requests),
+        "itl": [gap for request in requests for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    lacking = "no request had a token after its first message" if gaps else NO_GAPS
+    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
+    unpaired = origin._replace(pair=None)
     return {
-        name: Latencies(name, tuple(samples), subject=origin.subject, context=origin.context)
-        if samples
-        else NotMeasurable(name, lacking)
-        for name, samples in found.items()
+        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reason)
+        for name, times in samples.items()
     }
 
 
-def gaps_s(request: RequestTrace) -> list[float]:
-    """Gaps between consecutive tokens; a message of k tokens is k gaps of 1/k.
+def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:
+    return sorted(requests, key=lambda request: request.t_due_ns)
 
-    What came with the first has its time in TTFT.
+
+def _tpots_s(requests: Iterable[RequestTrace]) -> list[float]:
+    times = (tpot_s(request) for request in requests)
+    return [time_s for time_s in times if time_s is not None]
+
+
+# How the traffic went
+
+
+def _summary(
+    traces: Sequence[ServingTrace], runs: Sequence[_Run], workload: ServingWork
+) -> ServingSummary:
+    """Return the worst lateness of several runs, and the first reason for saturation.
+
+    Everything else is of all their requests.
     """
-    return [
-        gap
-        for before, after in pairwise(request.events)
-        for gap in [(after.t_ns - before.t_ns) / after.n_tokens / _NS] * after.n_tokens
-    ]
+    requests = [request for run in runs for request in run.requests]
+    return ServingSummary(
+        offered_rate=_offered_rate(runs),
+        failures=dict(_failures(requests)),
+        attainment=_attainment(requests, workload.slo),
+        lateness_p99_s=max(_p99(_lateness_s(run.requests)) for run in runs),
+        loop_lag_p99_s=max(_p99(trace.loop_lag_s) for trace in traces),
+        busy_share=max(trace.busy_share for trace in traces),
+        in_flight_mean=saturation.mean([_in_flight_mean(run) for run in runs]),
+        in_flight_max=max(saturation.in_flight_max(run.requests) for run in runs),
+        saturated=_saturated(runs) if workload.open_loop else "",
+        n_cut=sum(len(trace.requests) for trace in traces) - len(requests),
+        server=_merged(traces),
+        generator=traces[0].generator,
+    )
+
+
+def _p99(values: Sequence[float]) -> float:
+    return saturation.upper(values, 0.99)
+
+
+def _offered_rate(runs: Sequence[_Run]) -> float:
+    rates = (_due_per_s(run.requests) for run in runs)
+    return saturation.mean([per_s for per_s in rates if per_s > 0])
+
+
+def _due_per_s(requests: Sequence[RequestTrace]) -> float:
+    """Return the requests due a second, from the first to the last; 0 where there is no time."""
+    due = sorted(request.t_due_ns for request in requests)
+    if due[-1] <= due[0]:
+        return 0.0
+    return (len(due) - 1) * _NS / (due[-1] - due[0])
+
+
+def _attainment(requests: Sequence[RequestTrace], slo: Slo | None) -> float | None:
+    if slo is None:
+        return None
+    return saturation.mean([float(slo.met_by(request)) for request in requests])
+
+
+def _in_flight_mean(run: _Run) -> float:
+    return saturation.in_flight_mean(run.requests, run.start_ns, run.end_ns)
+
+
+def _saturated(runs: Sequence[_Run]) -> str:
+    reasons = (saturation.over_saturated(run.requests) for run in runs)
+    return next(filter(None, reasons), "")
 
 
 def _merged(traces: Sequence[ServingTrace]) -> dict[str, float]:
-    """Counts add up over the runs; of everything else the largest."""
+    """Add up the counts of the runs, and take the largest of everything else."""
     merged: dict[str, float] = {}
     for trace in traces:
         for name, value in trace.server.items():
-            merged[name] = (
-                merged.get(name, 0.0) + value
-                if name == "preemptions"
-                else max(merged.get(name, 0.0), value)
-            )
+            before = merged.get(name, 0.0)
+            merged[name] = before + value if name == "preemptions" else max(before, value)
     return merged

@@ -1,4 +1,4 @@
-"""How a load on a server went, beside its quantities: counts, the client's lateness, what the server said. Plain values."""
+"""How traffic on a server went, beside its quantities. Plain values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from msgspec import Struct
 
 
 class ServingSummary(Struct, frozen=True, kw_only=True):
-    """Of the requests that count (those cut from the ramp-up are `n_cut`).
+    """Counts of the requests that count, the client's lateness, and the server's own metrics.
+
+    Requests cut from the ramp-up are `n_cut`, and in nothing else.
 
     `offered_rate` is requests due a second. `failures` are failed requests by reason. `attainment`
     is the share of all requests that met every SLO (None without one). `lateness_p99_s` is sending
@@ -30,19 +32,25 @@ class ServingSummary(Struct, frozen=True, kw_only=True):
     generator: str = ""
 
     def notes(self) -> list[str]:
-        """What a reader of the numbers must know, one sentence each."""
-        said = [self.saturated] if self.saturated else []
-        if self.generator:
-            said.append(f"its requests were sent by {self.generator}")
-        if self.failures:
-            reasons = "; ".join(
-                f"{reason} ({n} times)"
-                for reason, n in sorted(self.failures.items(), key=lambda f: -f[1])
-            )
-            said.append(f"{sum(self.failures.values())} requests failed: {reasons}")
-        if self.server.get("preemptions", 0) > 0:
-            said.append(
-                f"the server preempted {self.server['preemptions']:.0f} requests: its KV cache was full, and they were computed "
-                "again",
-            )
-        return said
+        """Return what a reader of the numbers must know, one sentence each."""
+        notes = [self.saturated, self._generator_note(), self._failures_note()]
+        return [note for note in (*notes, self._preemptions_note()) if note]
+
+    def _generator_note(self) -> str:
+        return f"its requests were sent by {self.generator}" if self.generator else ""
+
+    def _failures_note(self) -> str:
+        if not self.failures:
+            return ""
+        most_frequent_first = sorted(self.failures.items(), key=lambda failure: -failure[1])
+        reasons = "; ".join(f"{reason} ({n} times)" for reason, n in most_frequent_first)
+        return f"{sum(self.failures.values())} requests failed: {reasons}"
+
+    def _preemptions_note(self) -> str:
+        n_preempted = self.server.get("preemptions", 0)
+        if n_preempted <= 0:
+            return ""
+        return (
+            f"the server preempted {n_preempted:.0f} requests: its KV cache was full, "
+            "and they were computed again"
+        )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from pytest_llmperf.core.metrics.request_times import latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.errors import UsageError
-
-_NS = 1e9
 
 
 class Slo(Struct, frozen=True, kw_only=True):
@@ -22,54 +21,45 @@ class Slo(Struct, frozen=True, kw_only=True):
     latency: float | None = None
 
     def __post_init__(self) -> None:
-        limits = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}
-        for name, limit in limits.items():
-            if limit is not None and (
-                isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0
-            ):
-                raise UsageError(
-                    f"Slo({name}={limit!r}): seconds above 0 are needed, for example Slo({name}=0.2)."
-                )
-        if all(limit is None for limit in limits.values()):
+        for name, limit in self.limits.items():
+            _require_seconds(name, limit)
+        if not self.limits:
             raise UsageError(
-                "Slo(): at least one limit is needed, for example Slo(ttft=0.2, tpot=0.05), in seconds."
+                "Slo(): at least one limit is needed, for example Slo(ttft=0.2, tpot=0.05), "
+                "in seconds."
             )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits by name, those that there are."""
+        fields: dict[str, float | None] = structs.asdict(self)
+        return {name: limit for name, limit in fields.items() if limit is not None}
 
     def met_by(self, request: RequestTrace) -> bool:
         """Whether the request succeeded within every limit.
 
         An output of one token has no TPOT and keeps that limit.
         """
-        if request.failure is not None or not request.events:
+        if not succeeded(request):
             return False
-        found = (
-            (self.ttft, ttft_s(request)),
-            (self.tpot, tpot_s(request)),
-            (self.latency, latency_s(request)),
-        )
-        return all(limit is None or value is None or value <= limit for limit, value in found)
+        times = _times_s(request)
+        return all(_is_within(times[name], limit) for name, limit in self.limits.items())
 
     def __str__(self) -> str:
         """For example 'ttft<=0.2s tpot<=0.05s'."""
-        limits = (("ttft", self.ttft), ("tpot", self.tpot), ("latency", self.latency))
-        return " ".join(f"{name}<={limit:g}s" for name, limit in limits if limit is not None)
+        return " ".join(f"{name}<={limit:g}s" for name, limit in self.limits.items())
 
 
-def ttft_s(request: RequestTrace) -> float:
-    """Due to first generated token."""
-    return (request.events[0].t_ns - request.t_due_ns) / _NS
+def _times_s(request: RequestTrace) -> dict[str, float | None]:
+    return {"ttft": ttft_s(request), "tpot": tpot_s(request), "latency": latency_s(request)}
 
 
-def latency_s(request: RequestTrace) -> float:
-    """Due to last token."""
-    return (request.events[-1].t_ns - request.t_due_ns) / _NS
+def _is_within(time_s: float | None, limit: float) -> bool:
+    return time_s is None or time_s <= limit
 
 
-def tpot_s(request: RequestTrace) -> float | None:
-    """(end-to-end - TTFT) / (output tokens - 1).
-
-    None for fewer than two tokens, and where all came in one message.
-    """
-    if request.n_output_tokens < 2 or len(request.events) < 2:  # noqa: PLR2004 - two ends
-        return None
-    return (request.events[-1].t_ns - request.events[0].t_ns) / (request.n_output_tokens - 1) / _NS
+def _require_seconds(name: str, limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+        raise UsageError(
+            f"Slo({name}={limit!r}): seconds above 0 are needed, for example Slo({name}=0.2)."
+        )

@@ -2,38 +2,42 @@
 
 The unit is a session (a fresh process), never an iteration: iterations of one process share what
 makes sessions differ, and pooling them fails about 30 % of unchanged benchmarks. On the logs, the
-new value is held against Student's prediction interval of the baseline, in the direction that is
-worse. A FAIL needs a one-sided p of .001 (less in a large session: Holm 1979 at 1 % over all its
+new value is held against Student's prediction interval of the accepted ones, in the direction that
+is worse. A FAIL needs a one-sided p of .001 (less in a large session: Holm 1979 at 1 % over all its
 series), a change past the practical floor, and a second, fresh measurement that agrees.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import chain
+from statistics import fmean
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.distributions import t_cdf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
 from pytest_llmperf.errors import UsageError
 
-BASELINE_SESSIONS = 30
+MAX_SESSIONS = 30
 MIN_SESSIONS = 8
 P_SINGLE = 0.001
 P_AGAIN = 0.01
 FAMILY_ERROR = 0.01
 LARGE_CHANGE = 0.10
 _POWER = 0.8
+_NO_SPREAD = 1e-12
+_NO_CHANGE = 1e-9
 
 
-class Baseline(Struct, frozen=True, kw_only=True):
-    """Values of accepted sessions, oldest first: `values` since the last accepted change, `earlier` one tuple a level before.
+class AcceptedValues(Struct, frozen=True, kw_only=True):
+    """Values of accepted sessions, oldest first.
 
-    Accepting a change restarts the center and keeps the spread: earlier levels say how much sessions differ, not where
-    they should be.
+    `values` are those since the last accepted change; `earlier` has one tuple a level before it.
+    Accepting a change restarts the center and keeps the spread: earlier levels say how much
+    sessions differ, not where they should be.
     """
 
     values: tuple[float, ...]
@@ -41,26 +45,29 @@ class Baseline(Struct, frozen=True, kw_only=True):
 
     @property
     def n(self) -> int:
-        """Sessions that it rests on, at most 30."""
+        """How many sessions it rests on, at most 30."""
         return sum(map(len, self.levels))
 
     @property
     def levels(self) -> tuple[tuple[float, ...], ...]:
         """Its latest 30 sessions by level, the latest level first."""
-        left, kept = BASELINE_SESSIONS, []
+        levels: list[tuple[float, ...]] = []
+        room = MAX_SESSIONS
         for level in (self.values, *reversed(self.earlier)):
-            kept.append(level[-left:] if left else ())
-            left -= len(kept[-1])
-        return tuple(level for level in kept if level)
+            latest = level[-room:] if room else ()
+            levels.append(latest)
+            room -= len(latest)
+        return tuple(filter(None, levels))
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """A session value judged against its baseline.
+    """A session value judged against the accepted ones.
 
     `change` is value / center - 1, `worse` the same seen from its bad side (positive: worse). `p`
-    is one-sided, `p_limit` what it had to reach, both None without a spread. `smallest_visible` is
-    the change that would have been found with a probability of 80 %, None where none would.
-    `more_sessions` would decide an undecided one, None if none would.
+    is one-sided and `p_limit` is what it had to reach; both are None without a spread.
+    `smallest_visible` is the change that would have been found with a probability of 80 %, None
+    where none would. `more_sessions` would decide an undecided one, None if none would. `again` is
+    the second measurement of a suspected FAIL.
     """
 
     outcome: Outcome
@@ -78,40 +85,43 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
     @property
     def change(self) -> float | None:
-        """Value / center - 1: -0.05 is 5 % less. None without a baseline."""
+        """Value / center - 1: -0.05 is 5 % less. None without accepted sessions."""
         return None if self.center is None else self.value / self.center - 1
 
     @property
     def worse(self) -> float | None:
-        """The change with the sign of its direction: 0.05 is 5 % less throughput, or 5 % more time."""
-        return (
-            None
-            if self.change is None
-            else (-self.change if self.direction == "higher" else self.change)
-        )
+        """The change from its bad side: 0.05 is 5 % less throughput, or 5 % more time."""
+        if self.change is None:
+            return None
+        return -self.change if self.direction == "higher" else self.change
 
     @property
     def suspicious(self) -> bool:
-        """Worse by more than 10 %, so that too small a baseline is no reason to leave it: measure side by side (rule B)."""
-        return (
-            self.worse is not None
-            and self.worse > max(LARGE_CHANGE, self.floor)
-            and self.n < MIN_SESSIONS
-        )
+        """Whether it is worse by more than 10 % and too few sessions were accepted to judge it.
+
+        Measuring side by side (rule B) decides such a change.
+        """
+        large = max(LARGE_CHANGE, self.floor)
+        return self.worse is not None and self.worse > large and self.n < MIN_SESSIONS
 
 
 class _Spread(Struct, frozen=True):
-    """Standard deviation of the logs of sessions about their level, and the degrees of freedom it rests on."""
+    """How much sessions differ: the standard deviation of their logs about their level.
+
+    `freedom` is the degrees of freedom that it rests on.
+    """
 
     value: float
     freedom: int
 
 
 def p_limit(family: int = 1, failed: int = 0) -> float:
-    """The p that the next FAIL of a session has to reach: .001, or 1 % shared by the series not failed yet if that is less.
+    """Return the p below which the next series of a session may fail.
 
-    Series come one by one, before all p are known. Those that pass these limits in any order are among those that Holm's
-    procedure rejects once all are known, so that a session's error is at most 1 %.
+    The session judges `family` series in all, and `failed` of them have failed already: it is .001,
+    or Holm's 1 % / (family - failed) where that is less. The limit rises as series fail, and may be
+    used before all p are known: series that pass these limits in any order are among those that
+    Holm's procedure rejects once all are known, so that a session's error is at most 1 %.
     """
     if family < 1 or not 0 <= failed < family:
         raise UsageError(
@@ -122,7 +132,7 @@ def p_limit(family: int = 1, failed: int = 0) -> float:
 
 def compare(
     value: float,
-    baseline: Baseline,
+    accepted: AcceptedValues,
     *,
     direction: Direction,
     floor: float = FLOOR,
@@ -138,132 +148,154 @@ def compare(
         UsageError: a value is not positive and finite, the metric has no direction, the floor or
             limit is not in (0, 1).
     """
-    _require(value, baseline, direction, floor, limit)
-    if not baseline.values:
-        return Comparison(
-            outcome=Outcome.NOT_COMPARABLE,
-            value=value,
-            center=None,
-            n=0,
-            floor=floor,
-            direction=direction,
-        )
-    found = _located(value, baseline, direction, floor)
-    spread = _spread(baseline)
+    _require(value, accepted, direction, floor, limit)
+    if not accepted.values:
+        return _not_comparable(value, direction, floor)
+    comparison = _compared_with_mean(value, accepted, direction, floor)
+    spread = _spread(accepted)
     if spread is None:
-        return replace(found, more_sessions=MIN_SESSIONS - found.n)
-    return _judged(found, spread, len(baseline.levels[0]), limit)
+        return replace(comparison, more_sessions=MIN_SESSIONS - comparison.n)
+    return _judged(comparison, spread, len(accepted.levels[0]), limit)
 
 
 def compare_counted(
-    value: float, baseline: Baseline, *, direction: Direction, floor: float
+    value: float, accepted: AcceptedValues, *, direction: Direction, floor: float
 ) -> Comparison:
-    """Judge a counted quantity (bytes of weights), which sessions do not differ in: by the latest one and the floor alone.
+    """Judge a counted quantity, such as the bytes of weights, which sessions do not differ in.
 
-    Raises UsageError as `compare`.
+    The latest accepted session and the floor alone decide. Raises UsageError as `compare` does.
     """
-    _require(value, baseline, direction, floor, P_SINGLE)
-    if not baseline.values:
-        return Comparison(
-            outcome=Outcome.NOT_COMPARABLE,
-            value=value,
-            center=None,
-            n=0,
-            floor=floor,
-            direction=direction,
-        )
-    found = Comparison(
+    _require(value, accepted, direction, floor, P_SINGLE)
+    if not accepted.values:
+        return _not_comparable(value, direction, floor)
+    comparison = Comparison(
         outcome=Outcome.PASS,
         value=value,
-        center=baseline.values[-1],
-        n=baseline.n,
+        center=accepted.values[-1],
+        n=accepted.n,
         floor=floor,
         direction=direction,
+        smallest_visible=floor,
     )
-    worse = found.worse or 0.0
-    return replace(
-        found, outcome=Outcome.FAIL if worse > floor else Outcome.PASS, smallest_visible=floor
-    )
+    if (comparison.worse or 0.0) > floor:
+        return replace(comparison, outcome=Outcome.FAIL)
+    return comparison
 
 
-def confirm(first: Comparison, value: float, baseline: Baseline) -> Comparison:
-    """A suspected FAIL after a fresh measurement of `value`: FAIL if that is past the floor and its p is .01 or less.
+def confirm(first: Comparison, value: float, accepted: AcceptedValues) -> Comparison:
+    """Judge a suspected FAIL by `value`, a fresh measurement, alone.
 
-    Otherwise the second measurement decides, alone. Both are kept: the answer is the first with `again` set.
+    It stays a FAIL if that is past the floor and its p is .01 or less. Both are kept: the answer is
+    the first with `again` set.
     """
-    again = compare(value, baseline, direction=first.direction, floor=first.floor, limit=P_AGAIN)
+    again = compare(value, accepted, direction=first.direction, floor=first.floor, limit=P_AGAIN)
     return replace(first, outcome=again.outcome, again=again)
 
 
-def _located(value: float, baseline: Baseline, direction: Direction, floor: float) -> Comparison:
-    center = math.exp(stats.mean([math.log(x) for x in baseline.levels[0]]))
+def _not_comparable(value: float, direction: Direction, floor: float) -> Comparison:
+    return Comparison(
+        outcome=Outcome.NOT_COMPARABLE,
+        value=value,
+        center=None,
+        n=0,
+        floor=floor,
+        direction=direction,
+    )
+
+
+def _compared_with_mean(
+    value: float, accepted: AcceptedValues, direction: Direction, floor: float
+) -> Comparison:
+    """Compare with the geometric mean of the latest level; undecided so far."""
+    center = math.exp(fmean(map(math.log, accepted.levels[0])))
     return Comparison(
         outcome=Outcome.UNDECIDED,
         value=value,
         center=center,
-        n=baseline.n,
+        n=accepted.n,
         floor=floor,
         direction=direction,
     )
 
 
-def _judged(found: Comparison, spread: _Spread, n_center: int, limit: float) -> Comparison:
-    """The prediction test: the new value and the center both vary."""
-    assert found.center is not None  # noqa: S101 - there is a baseline
+def _judged(comparison: Comparison, spread: _Spread, n_center: int, limit: float) -> Comparison:
+    """Test a prediction: the new value and the center, a mean of `n_center`, both vary."""
     error = spread.value * math.sqrt(1 + 1 / n_center)
-    away = math.log(found.value / found.center) * (-1 if found.direction == "higher" else 1)
-    p = _one_sided(away, error, spread.freedom)
-    least = _log_floor(
-        found.floor if found.n >= MIN_SESSIONS else max(found.floor, LARGE_CHANGE), found.direction
-    )
-    reach = max(least, t_quantile(1 - limit, spread.freedom) * error)
-    outcome = _outcome(away, p, found, limit, least)
-    return replace(
-        found,
-        outcome=outcome,
+    log_worse = _log_worse(comparison)
+    p = _one_sided(log_worse, error, spread.freedom)
+    judged = replace(
+        comparison,
+        outcome=_outcome(comparison, log_worse, significant=p <= limit),
         p=p,
         p_limit=limit,
         spread=spread.value,
-        smallest_visible=_relative(
-            reach + t_quantile(_POWER, spread.freedom) * error, found.direction
-        ),
-        more_sessions=_more_sessions(away, spread, found.n, limit)
-        if outcome is Outcome.UNDECIDED
-        else None,
+        smallest_visible=_smallest_visible(comparison, error, spread.freedom, limit),
     )
+    if judged.outcome is Outcome.UNDECIDED:
+        more_sessions = _more_sessions(log_worse, spread, comparison.n, limit)
+        return replace(judged, more_sessions=more_sessions)
+    return judged
 
 
-def _outcome(away: float, p: float, found: Comparison, limit: float, least: float) -> Outcome:
-    if p <= limit and away > least:
+def _log_worse(comparison: Comparison) -> float:
+    """Return the log of value / center, positive where the value is worse."""
+    assert comparison.center is not None  # noqa: S101 - there are accepted sessions
+    log_ratio = math.log(comparison.value / comparison.center)
+    return -log_ratio if comparison.direction == "higher" else log_ratio
+
+
+def _least_log_worse(comparison: Comparison) -> float:
+    """Return how much worse a FAIL has to be, in logs: by the floor, by 10 % of few sessions."""
+    floor = comparison.floor
+    if comparison.n < MIN_SESSIONS:
+        floor = max(floor, LARGE_CHANGE)
+    return _log_floor(floor, comparison.direction)
+
+
+def _outcome(comparison: Comparison, log_worse: float, *, significant: bool) -> Outcome:
+    if significant and log_worse > _least_log_worse(comparison):
         return Outcome.FAIL
-    if found.n < MIN_SESSIONS or away > _log_floor(found.floor, found.direction):
-        return Outcome.UNDECIDED
-    return Outcome.PASS
+    past_floor = log_worse > _log_floor(comparison.floor, comparison.direction)
+    return Outcome.UNDECIDED if past_floor or comparison.n < MIN_SESSIONS else Outcome.PASS
 
 
-def _spread(baseline: Baseline) -> _Spread | None:
-    """Pooled over the levels, each about its own mean; None where no level has two sessions."""
-    logs = [[math.log(x) for x in level] for level in baseline.levels]
-    freedom = sum(len(level) - 1 for level in logs)
+def _smallest_visible(comparison: Comparison, error: float, freedom: int, limit: float) -> float:
+    """Return the change that would have been failed with a probability of 80 %."""
+    significant = t_quantile(1 - limit, freedom) * error
+    reach = max(_least_log_worse(comparison), significant)
+    return _relative(reach + t_quantile(_POWER, freedom) * error, comparison.direction)
+
+
+def _spread(accepted: AcceptedValues) -> _Spread | None:
+    """Pool the spread of the levels, each about its own mean; None where none has two sessions."""
+    levels = [[math.log(value) for value in level] for level in accepted.levels]
+    freedom = sum(len(level) - 1 for level in levels)
     if freedom < 1:
         return None
-    squares = math.fsum((x - stats.mean(level)) ** 2 for level in logs for x in level)
+    squares = math.fsum(square for level in levels for square in _squares_about_mean(level))
     return _Spread(math.sqrt(squares / freedom), freedom)
 
 
-def _one_sided(away: float, error: float, freedom: int) -> float:
-    if error < 1e-12:  # noqa: PLR2004 - equal sessions, but for the rounding of their logs
-        return 0.0 if away > 1e-9 else 1.0  # noqa: PLR2004
-    return t_cdf(-away / error, freedom)
+def _squares_about_mean(values: list[float]) -> list[float]:
+    center = fmean(values)
+    return [(value - center) ** 2 for value in values]
 
 
-def _more_sessions(away: float, spread: _Spread, n: int, limit: float) -> int | None:
-    """How many more sessions like these would let this change pass the test.
+def _one_sided(log_worse: float, error: float, freedom: int) -> float:
+    # Equal sessions have no spread, but for the rounding of their logs.
+    if error < _NO_SPREAD:
+        return 0.0 if log_worse > _NO_CHANGE else 1.0
+    return t_cdf(-log_worse / error, freedom)
+
+
+def _more_sessions(log_worse: float, spread: _Spread, n: int, limit: float) -> int | None:
+    """Return how many more sessions like these would let this change pass the test.
 
     At least up to 8, at most up to 30.
     """
-    for total in range(max(n + 1, MIN_SESSIONS), BASELINE_SESSIONS + 1):
-        if t_quantile(1 - limit, total - 1) * spread.value * math.sqrt(1 + 1 / total) <= away:
+    for total in range(max(n + 1, MIN_SESSIONS), MAX_SESSIONS + 1):
+        error = spread.value * math.sqrt(1 + 1 / total)
+        if t_quantile(1 - limit, total - 1) * error <= log_worse:
             return total - n
     return MIN_SESSIONS - n if n < MIN_SESSIONS else None
 
@@ -277,31 +309,29 @@ def _relative(log: float, direction: Direction) -> float:
 
 
 def _require(
-    value: float, baseline: Baseline, direction: Direction, floor: float, limit: float
+    value: float, accepted: AcceptedValues, direction: Direction, floor: float, limit: float
 ) -> None:
     if direction not in ("higher", "lower"):
         raise UsageError(
-            f"a metric of direction {direction!r} has no worse side: 'higher' or 'lower' is better, or do not gate it.",
+            f"a metric of direction {direction!r} has no worse side: "
+            "'higher' or 'lower' is better, or do not gate it.",
         )
     if not 0 < value < math.inf:
         raise UsageError(
             f"the session's value is {value!r}: a relative change needs positive, finite values."
         )
-    bad = next(
-        (
-            x
-            for level in (baseline.values, *baseline.earlier)
-            for x in level
-            if not 0 < x < math.inf
-        ),
-        None,
-    )
-    if bad is not None:
-        raise UsageError(
-            f"the baseline holds {bad!r}: a relative change needs positive, finite values. Accept a new baseline for this series.",
-        )
+    _require_positive(accepted)
     for name, share in (("floor", floor), ("p limit", limit)):
         if not 0 < share < 1:
             raise UsageError(
                 f"the {name} is {share!r}: a share between 0 and 1 is needed, 0.03 is 3 %."
+            )
+
+
+def _require_positive(accepted: AcceptedValues) -> None:
+    for value in chain(accepted.values, *accepted.earlier):
+        if not 0 < value < math.inf:
+            raise UsageError(
+                f"the baseline holds {value!r}: a relative change needs positive, finite values. "
+                "Accept a new baseline for this series.",
             )

@@ -1,6 +1,8 @@
 """What a measurement gives to a test: an `Estimate`, or `NotMeasurable`.
 
-Comparing an Estimate makes a claim.
+Comparing two Estimates makes a claim, and dividing them makes a ratio. Both are judged in
+`core.verdicts.judge`, which needs the types of this file. This circle of two files is inherent, so
+`_judge` imports that file when the first comparison is made.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeGuard
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeGuard
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,15 +27,25 @@ Kind = Literal["timing", "exact", "bootstrap"]
 Direction = Literal["higher", "lower", "none"]
 
 
+class _Judge(Protocol):
+    """What an Estimate needs of `core.verdicts.judge`."""
+
+    def claim(self, op: str, left: object, right: object) -> Finding:
+        """Judge a comparison."""
+
+    def ratio(self, a: Estimate, b: Estimate) -> Estimate:
+        """Divide two estimates."""
+
+
 class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=True):
     """A measured quantity with its interval.
 
     `samples` are kept where the value is their center (`statistic` "median"), so that two estimates
     that share `pair` can be compared pair by pair. `factor` is what the measured value was
     multiplied by. `at_least` is how many samples give the interval both ends. `against` names the
-    other side of a ratio. `counted` is what the n of a bootstrapped value are. A timing, exact or
-    bootstrapped value says how it may be compared (`core.verdicts.judge`). Infinite ends mean that
-    nothing bounds the value.
+    other side of a ratio. `counted` names what the `n` of a bootstrapped value counts. `kind`
+    decides how the value may be compared (`core.verdicts.judge`). An infinite end means that
+    nothing bounds the value on that side.
     """
 
     name: str
@@ -56,15 +69,16 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     counted: str = "prompt"
 
     def __post_init__(self) -> None:
-        if any(
-            math.isnan(x) for x in (self.value, self.low, self.high, self.factor, *self.samples)
-        ):
+        numbers = (self.value, self.low, self.high, self.factor, *self.samples)
+        if any(map(math.isnan, numbers)):
             raise UsageError(
-                f"{self.name}: NaN is no measurement. What cannot be measured is NotMeasurable(name, reason)."
+                f"{self.name}: NaN is no measurement. "
+                "What cannot be measured is NotMeasurable(name, reason)."
             )
         if not self.low <= self.value <= self.high:
             raise UsageError(
-                f"{self.name}: the value {self.value!r} lies outside of its interval [{self.low!r}, {self.high!r}]."
+                f"{self.name}: the value {self.value!r} lies outside of its interval "
+                f"[{self.low!r}, {self.high!r}]."
             )
 
     @classmethod
@@ -78,7 +92,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         tolerance: float = 0.0,
         **origin: Any,
     ) -> Estimate:
-        """A quantity without noise, such as bytes of memory.
+        """Make a quantity without noise, such as bytes of memory.
 
         `tolerance` is relative; `origin` is `subject` and `context`.
         """
@@ -107,11 +121,14 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         subject: str = "",
         context: str = "",
     ) -> Estimate:
-        """The median of timing samples with its 99 % interval. Raises ValueError without samples."""
+        """Return the median of timing samples with its 99 % interval.
+
+        Raises ValueError without samples.
+        """
         low, high = stats.center_interval(samples)
         return cls(
             name=name,
-            value=stats.median(samples),
+            value=median(samples),
             low=low,
             high=high,
             n=len(samples),
@@ -125,15 +142,23 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
 
     @property
     def title(self) -> str:
-        """'throughput of bf16', or the name alone; a multiple says so: '2 x throughput of bf16'."""
-        named = f"{self.name} of {self.subject}" if self.subject else self.name
-        return named if self.factor == 1 else f"{self.factor:.4g} x {named}"
+        """Name the quantity: 'throughput of bf16', or '2 x throughput of bf16' for a multiple."""
+        title = f"{self.name} of {self.subject}" if self.subject else self.name
+        return title if self.factor == 1 else f"{self.factor:.4g} x {title}"
+
+    @property
+    def unscaled(self) -> Estimate:
+        """The quantity as it was measured, without the factor of a multiple."""
+        if self.factor == 1:
+            return self
+        return replace(self * (1 / self.factor), factor=1.0)
 
     def __bool__(self) -> bool:
         better = "<=" if self.direction == "lower" else ">="
         raise UsageError(
-            f"{self.title} is {self}: it is neither true nor false, so `assert` holds nothing about it. Compare it with a number "
-            f"or with another estimate, for example `assert … {better} {self.value:.3g}`.",
+            f"{self.title} is {self}: it is neither true nor false, so `assert` holds nothing "
+            "about it. Compare it with a number or with another estimate, for example "
+            f"`assert … {better} {self.value:.3g}`.",
         )
 
     def __float__(self) -> float:
@@ -160,22 +185,21 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     def __mul__(self, factor: object) -> Estimate:
         if not is_number(factor):
             return NotImplemented
-        by = _positive(self, float(factor))
-        samples = tuple(x * by for x in self.samples)
+        multiplier = _positive(self, float(factor))
         return replace(
             self,
-            value=self.value * by,
-            low=self.low * by,
-            high=self.high * by,
-            samples=samples,
-            factor=self.factor * by,
+            value=self.value * multiplier,
+            low=self.low * multiplier,
+            high=self.high * multiplier,
+            samples=tuple(sample * multiplier for sample in self.samples),
+            factor=self.factor * multiplier,
         )
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: object) -> Estimate:
         if isinstance(other, Estimate):
-            return ratio(self, other)
+            return _judge().ratio(self, other)
         if not is_number(other):
             return NotImplemented
         return self * (1 / _positive(self, float(other)))
@@ -192,10 +216,9 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     def __ge__(self, other: object) -> Finding:
         return _claim(">=", self, other)
 
-    # Struct's own equality is off (eq=False): these two are claims about the value, or False for
-    # what is no number.
+    # Struct's own equality is off (eq=False). These two are claims about the value, and leave what
+    # is no number to the other side. A Finding is true or false, like a bool.
 
-    # A Finding is true or false, like a bool.
     def __eq__(self, other: object) -> Finding:  # type: ignore[override]
         return _claim("==", self, other) if _comparable(other) else NotImplemented
 
@@ -207,7 +230,10 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
 
 
 class Refuses:
-    """Comparing it, calculating with it, converting it and asking whether it is true raise what `refuse` raises."""
+    """An object that cannot be compared, calculated with, converted, or asked whether it is true.
+
+    Each of these raises what `refuse` raises.
+    """
 
     def refuse(self) -> NoReturn:
         """Raise the error that says why."""
@@ -272,11 +298,12 @@ class NotMeasurable(Refuses):
     def refuse(self) -> NoReturn:
         """Raise NotMeasured with the reason."""
         raise NotMeasured(
-            f"{self.name} could not be measured: {self.reason}. Claim something else here, or skip the test where it is missing.",
+            f"{self.name} could not be measured: {self.reason}. "
+            "Claim something else here, or skip the test where it is missing.",
         )
 
     def __getattr__(self, attribute: str) -> NotMeasurable:
-        """A part (`.p95`) of what was not measured was not measured either."""
+        """Return a part, such as `.p95`, which was not measured either."""
         # Protocols that ask what an object can do (copy, pickle, pytest) need a plain no.
         if attribute.startswith("_"):
             raise AttributeError(attribute)
@@ -286,95 +313,31 @@ class NotMeasurable(Refuses):
         return f"<{self.name}: not measurable: {self.reason}>"
 
 
-def ratio(a: Estimate, b: Estimate) -> Estimate:
-    """The ratio a / b as an Estimate in "x". Paired where both carry the same pair.
-
-    Raises UsageError for unlike units and for values that are not positive.
-    """
-    require_same_unit(a, b)
-    if min(a.value, b.value) <= 0:
-        raise UsageError(
-            f"{a.title} / {b.title}: a ratio needs positive values, these are {a.value:g} and {b.value:g}. "
-            "Compare each with a limit.",
-        )
-    both_exact = a.kind == b.kind == "exact"
-    log = _exact_log_ratio(a, b) if both_exact else log_ratio(a, b)
-    paired = is_paired(a, b)
-    return Estimate(
-        name=a.name if a.name == b.name else f"{a.name}/{b.name}",
-        value=math.exp(log.center),
-        low=math.exp(log.low) if log.low > -math.inf else 0.0,
-        high=math.exp(log.high) if log.high < math.inf else math.inf,
-        n=log.n,
-        unit="x",
-        direction=a.direction,
-        confidence=min(a.confidence, b.confidence),
-        kind=a.kind if a.kind == b.kind else "timing",
-        samples=tuple(x / y for x, y in zip(a.samples, b.samples, strict=True)) if paired else (),
-        pair=a.pair if paired else None,
-        tolerance=max(a.tolerance, b.tolerance),
-        subject=a.subject,
-        context=a.context,
-        against=b.subject or b.name,
-    )
-
-
-def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
-    """Interval of log(a / b): from the pairs, else from both sides' samples, else from both intervals.
-
-    The last is MOVER (Donner and Zou 2012), for quantities without samples of their own, such as a 95th percentile.
-    """
-    confidence = min(a.confidence, b.confidence)
-    if is_paired(a, b) or (a.samples and b.samples):
-        return stats.log_ratio_interval(
-            a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
-        )
-    center = math.log(a.value / b.value)
-    low = math.hypot(_log(a.value, a.low), _log(b.high, b.value))
-    high = math.hypot(_log(a.high, a.value), _log(b.value, b.low))
-    return stats.LogRatio(center, center - low, center + high, min(a.n, b.n))
-
-
-def is_paired(a: Estimate, b: Estimate) -> bool:
-    """Measured together, repetition by repetition."""
-    return a.pair is not None and a.pair == b.pair and 0 < len(a.samples) == len(b.samples)
-
-
-def require_same_unit(a: Estimate, b: Estimate) -> None:
-    """Raise UsageError for quantities that cannot be compared."""
-    if a.unit != b.unit:
-        raise UsageError(
-            f"{a.title} is in {a.unit!r} and {b.title} in {b.unit!r}: they cannot be compared."
-        )
-
-
 def is_number(value: object) -> TypeGuard[float]:
-    """A real number, but not a bool."""
+    """Tell whether `value` is a real number, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def interval_text(estimate: Estimate, digits: int = 4) -> str:
-    """'[111.8, 113.1]' in the unit that the value is shown in.
+    """Write an interval: '[111.8, 113.1]', in the unit that the value is shown in.
 
-    Ends that need another unit carry it.
+    An end that needs another unit carries it.
     """
-    suffix = _suffix(format_value(estimate.value, estimate.unit, digits))
-    ends = [format_value(end, estimate.unit, digits) for end in (estimate.low, estimate.high)]
-    return f"[{', '.join(end.removesuffix(suffix) if _suffix(end) == suffix else end for end in ends)}]"
+    value_unit = _unit_of(format_value(estimate.value, estimate.unit, digits))
+    ends = [
+        _without_unit(format_value(end, estimate.unit, digits), value_unit)
+        for end in (estimate.low, estimate.high)
+    ]
+    return f"[{', '.join(ends)}]"
 
 
-def _suffix(text: str) -> str:
+def _without_unit(text: str, unit: str) -> str:
+    return text.removesuffix(unit) if _unit_of(text) == unit else text
+
+
+def _unit_of(text: str) -> str:
+    """Return the end of a formatted value, with the space before it: ' tok/s', or 'x'."""
     return "x" if text.endswith("x") else text[len(text.split(" ", 1)[0]) :]
-
-
-def _exact_log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
-    center = math.log(a.value / b.value)
-    return stats.LogRatio(center, center, center, 1)
-
-
-def _log(above: float, below: float) -> float:
-    """log(above / below) of two ends of an interval; infinite where one of them bounds nothing."""
-    return math.log(above / below) if below > 0 and above < math.inf else math.inf
 
 
 def _positive(estimate: Estimate, factor: float) -> float:
@@ -390,7 +353,11 @@ def _comparable(other: object) -> bool:
 
 
 def _claim(op: str, left: Estimate, right: object) -> Finding:
-    # Judge needs the types of this module.
+    return _judge().claim(op, left, right)
+
+
+def _judge() -> _Judge:
+    # The one lazy import of the circle that the head of this file explains.
     from pytest_llmperf.core.verdicts import judge  # noqa: PLC0415
 
-    return judge.claim(op, left, right)
+    return judge

@@ -1,13 +1,15 @@
 """Whether data support a claim, contradict it, or cannot tell.
 
-Pure but for one list: `claims` collects what a test claims.
+Pure but for one thing: `claims` collects what a test claims. `Estimate` makes a claim of each
+comparison through an import in a function, since this file needs its type. This circle of two files
+is inherent; from here on the way leads down only, to `case` and `stats`.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
@@ -16,21 +18,18 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.format import format_percent, format_value
+from pytest_llmperf.core.format import format_percent
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.estimate import (
-    Estimate,
-    Refuses,
-    interval_text,
-    is_number,
-    is_paired,
-    ratio,
-    require_same_unit,
-)
+from pytest_llmperf.core.verdicts.case import EQUALITIES, Case, count_text, counts_text
+from pytest_llmperf.core.verdicts.estimate import Estimate, Kind, Refuses, is_number
 from pytest_llmperf.errors import UsageError
 
 FLOOR = 0.03
 """A timing that misses its bound by less than this share is not failed (docs/decisions/0004)."""
+
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+_EXPLAINABLE = 64
+"""How many comparisons are remembered for `explain`: more than one assert chains."""
 
 
 class Outcome(StrEnum):
@@ -49,11 +48,11 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     True when it passed or its failure is waived; undecided, it is true unless `strict`.
 
-    `text` says what was seen and claimed, `detail` where, and what could have been seen. `margin`
-    is log(value / bound) in the direction of the claim (positive: holds), None where one of them is
-    not positive. `smallest_visible` is relative for timings, absolute for bootstrapped quantities,
-    None for exact ones. `more_samples` is how many more would decide, None when decided or when no
-    number of samples would.
+    `text` says what was measured and claimed, `detail` where, and what could have been seen.
+    `margin` is log(value / bound) in the direction of the claim (positive: it holds), None where
+    one of the two is not positive. `smallest_visible` is relative for timings, absolute for
+    bootstrapped quantities, and None for exact ones. `more_samples` is how many more would decide,
+    None when decided or when no number of samples would.
     """
 
     outcome: Outcome
@@ -75,53 +74,58 @@ class Finding(Struct, frozen=True, kw_only=True):
         return f"<{self.outcome.value}: {self.text}; {self.detail}>"
 
 
-class _Claims(NamedTuple):
+class _Comparison(NamedTuple):
+    """A comparison as it was written, and the Finding that was made of it."""
+
+    op: str
+    left: object
+    right: object
+    finding: Finding
+
+    def is_of(self, op: str, left: object, right: object) -> bool:
+        """Whether these very objects were compared so, or the other way round."""
+        if self.op == op and self.left is left and self.right is right:
+            return True
+        return self.op == _MIRRORED.get(op) and self.left is right and self.right is left
+
+
+class _OpenClaims(NamedTuple):
+    """How claims are judged at the moment, and those made so far."""
+
     strict: bool
     floor: float
     findings: list[Finding]
+    comparisons: deque[_Comparison]
+
+    @classmethod
+    def start(cls, *, strict: bool = False, floor: float | None = None) -> _OpenClaims:
+        """Begin with none."""
+        return cls(strict, FLOOR if floor is None else floor, [], deque(maxlen=_EXPLAINABLE))
 
 
-class _Case(NamedTuple):
-    """A claim made ready: an interval of something, and the bound it is held against, in one unit."""
-
-    seen: Estimate
-    bound: float
-    what: str
-    counted: str
-    relative_to: str = ""
-
-
-_Compare = Callable[[float, float], bool]
-_OPERATORS: dict[str, _Compare] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
-_current: ContextVar[_Claims | None] = ContextVar("llmperf_claims", default=None)
+_outside = _OpenClaims.start()
+_current: ContextVar[_OpenClaims | None] = ContextVar("llmperf_claims", default=None)
 
 
 @contextmanager
 def claims(*, strict: bool = False, floor: float | None = None) -> Iterator[list[Finding]]:
-    """Collect each claim made inside, once, when it is made. `strict`: undecided is false.
+    """Collect each claim made inside, once, when it is made.
 
-    `floor` replaces FLOOR.
+    With `strict`, an undecided claim is false. `floor` replaces FLOOR.
     """
-    token = _current.set(_Claims(strict, FLOOR if floor is None else floor, []))
-    current = _current.get()
-    assert current is not None  # noqa: S101 - set one line above
+    opened = _OpenClaims.start(strict=strict, floor=floor)
+    token = _current.set(opened)
     try:
-        yield current.findings
+        yield opened.findings
     finally:
         _current.reset(token)
 
 
 def claim(op: str, left: object, right: object) -> Finding:
-    """Judge a comparison that a test makes, and keep it for the reports."""
-    return keep(decide(op, left, right))
+    """Judge a comparison that a test makes, and keep it for the reports and for `explain`."""
+    finding = keep(decide(op, left, right))
+    _open_claims().comparisons.append(_Comparison(op, left, right, finding))
+    return finding
 
 
 def keep(finding: Finding) -> Finding:
@@ -132,281 +136,251 @@ def keep(finding: Finding) -> Finding:
     return finding
 
 
-def decide(op: str, left: object, right: object) -> Finding:
-    """Judge `left op right`, at least one of which is an Estimate, the other one or a number in its unit.
+def explain(op: str, left: object, right: object) -> list[str]:
+    """Return the two lines that a failed assert shows, of the Finding made of these very objects.
 
-    PASS: the whole interval supports the claim. FAIL: the whole interval contradicts it, and the value misses the bound
-    by more than the floor (timings only). Exact quantities are compared as they are, within their tolerance.
+    There are none where the comparison made no claim (`in`, `is`, other types).
+    """
+    for comparison in reversed(_open_claims().comparisons):
+        if comparison.is_of(op, left, right):
+            return [comparison.finding.text, comparison.finding.detail]
+    return []
+
+
+def _open_claims() -> _OpenClaims:
+    return _current.get() or _outside
+
+
+def decide(op: str, left: object, right: object) -> Finding:
+    """Judge `left op right`: one side is an Estimate, the other one too or a number in its unit.
+
+    PASS: the whole interval supports the claim. FAIL: the whole interval contradicts it, and the
+    value misses the bound by more than the floor (timings only). Exact quantities are compared as
+    they are, within their tolerance.
 
     Raises:
         NotMeasured: a side was not measured.
-        UsageError: units differ, a bound is not a finite number, a noisy quantity is compared for equality.
+        UsageError: units differ, a bound is not a finite number, a noisy quantity is compared for
+            equality.
 
     """
-    op, case = _case(op, left, right)
-    context = _current.get() or _Claims(strict=False, floor=FLOOR, findings=[])
-    if case.seen.kind == "exact":
-        return _exact(op, case, context.strict)
-    if op in ("==", "!="):
+    case = _case(op, left, right)
+    rules = _open_claims()
+    if case.measured.kind == "exact":
+        return _decide_exact(case, rules)
+    if case.op in EQUALITIES:
         raise UsageError(
-            f"{case.what} is a noisy quantity, and two such are never equal: claim <= or >= instead of {op}."
+            f"{case.title} is a noisy quantity, and two such are never equal: "
+            f"claim <= or >= instead of {case.op}."
         )
-    return _noisy(op, case, context)
-
-
-def explain(op: str, left: object, right: object) -> list[str]:
-    """The two lines that a failed assert shows.
-
-    None where the comparison is no claim (`in`, `is`, other types).
-    """
-    sides = (left, right)
-    if (
-        op not in _OPERATORS
-        or not all(isinstance(x, Estimate) or is_number(x) for x in sides)
-        or not any(isinstance(x, Estimate) for x in sides)
-    ):
-        return []
-    finding = decide(op, left, right)
-    return [finding.text, finding.detail]
+    return _decide_noisy(case, rules)
 
 
 # From two sides to a case
 
 
-def _case(op: str, left: object, right: object) -> tuple[str, _Case]:
+def _case(op: str, left: object, right: object) -> Case:
     for side in (left, right):
         if isinstance(side, Refuses):
             side.refuse()
-    if not isinstance(left, Estimate) or (
-        isinstance(right, Estimate) and left.factor != 1 and right.factor == 1
-    ):
-        op, left, right = _MIRRORED[op], right, left
+    if _reads_better_mirrored(left, right):
+        return _case(_MIRRORED[op], right, left)
     if not isinstance(left, Estimate):
         raise UsageError(f"{left!r} {op} {right!r} compares no estimate.")
     if isinstance(right, Estimate):
-        return op, _against_estimate(left, right)
-    return op, _against_number(left, right)
+        return _case_of_two(op, left, right)
+    return _case_of_number(op, left, right)
 
 
-def _against_number(seen: Estimate, bound: object) -> _Case:
+def _reads_better_mirrored(left: object, right: object) -> bool:
+    """Whether the right side alone is what was measured: the left is a number or a multiple."""
+    if not isinstance(right, Estimate):
+        return False
+    return not isinstance(left, Estimate) or (left.factor != 1 and right.factor == 1)
+
+
+def _case_of_number(op: str, measured: Estimate, bound: object) -> Case:
     if not is_number(bound) or not math.isfinite(bound):
         raise UsageError(
-            f"{seen.title} is compared with {bound!r}: a finite number in {seen.unit!r} or another estimate is needed.",
+            f"{measured.title} is compared with {bound!r}: "
+            f"a finite number in {measured.unit!r} or another estimate is needed.",
         )
-    return _Case(seen, float(bound), seen.title, _count(seen), seen.against)
+    return Case(op, measured, float(bound), measured.title, count_text(measured), measured.against)
 
 
-def _against_estimate(a: Estimate, b: Estimate) -> _Case:
-    """The ratio of the two for positive quantities; their difference for the rest (dB, a KL of 0)."""
+def _case_of_two(op: str, a: Estimate, b: Estimate) -> Case:
+    """Compare by ratio for positive quantities, by difference for the rest (dB, a KL of 0)."""
     require_same_unit(a, b)
-    own, other = _unscaled(a), _unscaled(b)
-    if a.kind == b.kind == "exact" and min(a.value, b.value) <= 0:
-        return _Case(a, b.value, a.title, _counts(a, b))
-    if a.unit == "dB" or min(a.value, b.value) <= 0 or "bootstrap" in (a.kind, b.kind):
-        return _Case(_shifted(a, b), b.value, a.title, _count(a))
-    other_title = b.subject if b.subject and b.name == a.name else _unscaled(b).title
-    counted = f"{min(a.n, b.n)} pairs, interleaved" if is_paired(a, b) else _counts(a, b)
-    return _Case(_quotient(own, other), b.factor / a.factor, own.title, counted, other_title)
+    both_positive = min(a.value, b.value) > 0
+    if a.kind == b.kind == "exact" and not both_positive:
+        return Case(op, a, b.value, a.title, counts_text(a, b))
+    if a.unit == "dB" or not both_positive or "bootstrap" in (a.kind, b.kind):
+        return Case(op, _shifted(a, b), b.value, a.title, count_text(a))
+    return _case_of_ratio(op, a, b)
+
+
+def _case_of_ratio(op: str, a: Estimate, b: Estimate) -> Case:
+    plain_a, plain_b = a.unscaled, b.unscaled
+    paired = is_paired(a, b)
+    return Case(
+        op,
+        _quotient(plain_a, plain_b),
+        bound=b.factor / a.factor,
+        title=plain_a.title,
+        sample_size=f"{min(a.n, b.n)} pairs, interleaved" if paired else counts_text(a, b),
+        relative_to=b.subject if b.subject and b.name == a.name else plain_b.title,
+    )
 
 
 def _quotient(a: Estimate, b: Estimate) -> Estimate:
-    seen = ratio(a, b)
-    context = (
-        a.context if a.context == b.context or not b.context else f"{a.context} against {b.context}"
-    )
-    return _with(seen, context=context, at_least=max(a.at_least, b.at_least))
+    """Divide two estimates, keeping the context and the needed samples of both."""
+    context = a.context
+    if b.context and b.context != a.context:
+        context = f"{a.context} against {b.context}"
+    return replace(ratio(a, b), context=context, at_least=max(a.at_least, b.at_least))
 
 
 def _shifted(a: Estimate, b: Estimate) -> Estimate:
-    """`a` with the interval that it has against `b`: both uncertainties, independent, around their difference."""
+    """Give `a` the interval that it has against `b`: both uncertainties, taken as independent."""
     low = a.value - math.hypot(a.value - a.low, b.high - b.value)
     high = a.value + math.hypot(a.high - a.value, b.value - b.low)
-    kind = (
-        "exact"
-        if a.kind == b.kind == "exact"
-        else "bootstrap"
-        if "bootstrap" in (a.kind, b.kind)
-        else "timing"
+    return replace(a, low=low, high=high, kind=_noisier_kind(a.kind, b.kind))
+
+
+def _noisier_kind(a: Kind, b: Kind) -> Kind:
+    if "bootstrap" in (a, b):
+        return "bootstrap"
+    return "exact" if a == b == "exact" else "timing"
+
+
+# The ratio of two estimates
+
+
+def ratio(a: Estimate, b: Estimate) -> Estimate:
+    """Return the ratio a / b as an Estimate in "x", paired where both carry the same pair.
+
+    Raises UsageError for unlike units and for values that are not positive.
+    """
+    require_same_unit(a, b)
+    _require_positive(a, b)
+    log = log_ratio(a, b)
+    quotient = Estimate(
+        name=_ratio_name(a, b),
+        value=math.exp(log.center),
+        low=math.exp(log.low),
+        high=math.exp(log.high),
+        n=log.n,
+        unit="x",
+        direction=a.direction,
+        confidence=min(a.confidence, b.confidence),
+        kind=a.kind if a.kind == b.kind else "timing",
+        tolerance=max(a.tolerance, b.tolerance),
+        subject=a.subject,
+        context=a.context,
+        against=b.subject or b.name,
     )
-    return _with(a, low=low, high=high, kind=kind)
+    if is_paired(a, b):
+        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair)
+    return quotient
 
 
-def _unscaled(estimate: Estimate) -> Estimate:
-    return estimate if estimate.factor == 1 else _with(estimate * (1 / estimate.factor), factor=1.0)
+def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
+    """Return the interval of log(a / b).
 
-
-def _with(estimate: Estimate, **changes: object) -> Estimate:
-    return replace(estimate, **changes)
-
-
-def _count(seen: Estimate) -> str:
-    if seen.kind == "exact":
-        return "one reading" if seen.tolerance else "exact"
-    if seen.kind == "bootstrap":
-        return f"{seen.n} {seen.counted}s"
-    return (
-        f"{seen.n} pairs, interleaved"
-        if seen.against and seen.pair is not None
-        else f"{seen.n} samples"
-    )
-
-
-def _counts(a: Estimate, b: Estimate) -> str:
+    It comes from the pairs, else from both sides' samples, else from both intervals. The ratio of
+    exact values has no width.
+    """
     if a.kind == b.kind == "exact":
-        return "one reading each" if max(a.tolerance, b.tolerance) else "exact"
-    return f"{a.n} and {b.n} samples"
+        center = math.log(a.value / b.value)
+        return stats.LogRatio(center, center, center, 1)
+    if not a.samples or not b.samples:
+        return _log_ratio_of_intervals(a, b)
+    confidence = min(a.confidence, b.confidence)
+    return stats.log_ratio_interval(
+        a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
+    )
+
+
+def _log_ratio_of_intervals(a: Estimate, b: Estimate) -> stats.LogRatio:
+    """Combine two intervals by MOVER (Donner and Zou 2012).
+
+    It is for quantities without samples of their own, such as a 95th percentile.
+    """
+    center = math.log(a.value / b.value)
+    below = math.hypot(_log_gap(a.value, a.low), _log_gap(b.high, b.value))
+    above = math.hypot(_log_gap(a.high, a.value), _log_gap(b.value, b.low))
+    return stats.LogRatio(center, center - below, center + above, min(a.n, b.n))
+
+
+def is_paired(a: Estimate, b: Estimate) -> bool:
+    """Tell whether both were measured together, repetition by repetition."""
+    return a.pair is not None and a.pair == b.pair and 0 < len(a.samples) == len(b.samples)
+
+
+def require_same_unit(a: Estimate, b: Estimate) -> None:
+    """Raise UsageError for quantities that cannot be compared."""
+    if a.unit != b.unit:
+        raise UsageError(
+            f"{a.title} is in {a.unit!r} and {b.title} in {b.unit!r}: they cannot be compared."
+        )
+
+
+def _require_positive(a: Estimate, b: Estimate) -> None:
+    if min(a.value, b.value) <= 0:
+        raise UsageError(
+            f"{a.title} / {b.title}: a ratio needs positive values, "
+            f"these are {a.value:g} and {b.value:g}. Compare each with a limit.",
+        )
+
+
+def _ratio_name(a: Estimate, b: Estimate) -> str:
+    return a.name if a.name == b.name else f"{a.name}/{b.name}"
+
+
+def _sample_ratios(a: Estimate, b: Estimate) -> tuple[float, ...]:
+    return tuple(x / y for x, y in zip(a.samples, b.samples, strict=True))
+
+
+def _log_gap(upper: float, lower: float) -> float:
+    """Return log(upper / lower) of two ends; infinite where one of them bounds nothing."""
+    return math.log(upper / lower) if lower > 0 and upper < math.inf else math.inf
 
 
 # From a case to a finding
 
 
-def _exact(op: str, case: _Case, strict: bool) -> Finding:
-    slack = case.seen.tolerance * abs(case.bound)
-    value = case.seen.value
-    if op in ("==", "!="):
-        holds = (abs(value - case.bound) <= slack) == (op == "==")
-    else:
-        holds = _OPERATORS[op](value, case.bound + (slack if op in ("<", "<=") else -slack))
-    detail = _joined(
-        case.seen.context,
-        f"tolerance {format_percent(case.seen.tolerance, 2)}" if slack else "compared exactly",
-    )
-    return _finding(op, case, Outcome.PASS if holds else Outcome.FAIL, detail, strict=strict)
+def _decide_exact(case: Case, rules: _OpenClaims) -> Finding:
+    outcome = Outcome.PASS if case.holds_exactly else Outcome.FAIL
+    tolerance = format_percent(case.measured.tolerance, 2)
+    comparison = f"tolerance {tolerance}" if case.slack else "compared exactly"
+    return _finding(case, outcome, rules, comparison)
 
 
-def _noisy(op: str, case: _Case, context: _Claims) -> Finding:
-    seen, bound = case.seen, case.bound
-    floor = context.floor if seen.kind == "timing" else 0.0
-    near, far = (seen.low, seen.high) if op in (">", ">=") else (seen.high, seen.low)
-    half, distance = _scales(seen, bound)
-    visible = f"smallest visible difference {_visible_text(seen, half)}"
-    supported, contradicted = _OPERATORS[op](near, bound), not _OPERATORS[op](far, bound)
-    missed = _missed(op, seen.value, bound)
-    if supported or (contradicted and missed > floor):
-        outcome = Outcome.PASS if supported else Outcome.FAIL
-        return _finding(
-            op, case, outcome, _joined(seen.context, visible), half=half, strict=context.strict
-        )
-    more = (
-        None
-        if 0 < missed <= floor
-        else stats.samples_needed(seen.n, half, distance, at_least=seen.at_least)
-    )
-    detail = _joined(seen.context, visible, f"undecided: {_why(more, missed, floor, case)}")
-    return _finding(
-        op, case, Outcome.UNDECIDED, detail, half=half, more=more, strict=context.strict
-    )
+def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
+    floor = rules.floor if case.measured.kind == "timing" else 0.0
+    visible = f"smallest visible difference {case.visible_text}"
+    if case.is_supported:
+        return _finding(case, Outcome.PASS, rules, visible)
+    if case.is_contradicted and case.missed_share > floor:
+        return _finding(case, Outcome.FAIL, rules, visible)
+    if 0 < case.missed_share <= floor:
+        return _undecided(case, rules, visible, case.within_floor_text(floor))
+    finding = _undecided(case, rules, visible, case.more_samples_text)
+    return replace(finding, more_samples=case.more_samples)
 
 
-def _finding(
-    op: str,
-    case: _Case,
-    outcome: Outcome,
-    detail: str,
-    *,
-    half: float | None = None,
-    more: int | None = None,
-    strict: bool,
-) -> Finding:
-    left, right = _left_text(case), _bound_text(op, case)
-    visible = (
-        half
-        if half is None or case.seen.kind == "bootstrap"
-        else stats.smallest_visible_change(half)
-    )
+def _undecided(case: Case, rules: _OpenClaims, visible: str, reason: str) -> Finding:
+    return _finding(case, Outcome.UNDECIDED, rules, visible, f"undecided: {reason}")
+
+
+def _finding(case: Case, outcome: Outcome, rules: _OpenClaims, *details: str) -> Finding:
     return Finding(
         outcome=outcome,
-        text=f"{left}, claimed {right}  ({case.counted})",
-        detail=detail,
-        margin=_margin(op, case.seen.value, case.bound),
-        left=left,
-        right=right,
-        smallest_visible=visible,
-        more_samples=more,
-        strict=strict,
+        text=f"{case.measured_text}, claimed {case.bound_text}  ({case.sample_size})",
+        detail="; ".join(filter(None, (case.measured.context, *details))),
+        margin=case.margin,
+        left=case.measured_text,
+        right=case.bound_text,
+        smallest_visible=case.smallest_visible,
+        strict=rules.strict,
     )
-
-
-def _scales(seen: Estimate, bound: float) -> tuple[float, float]:
-    """Half the interval and the value's distance from the bound: logs for timings, as they are for bootstrapped values."""
-    if seen.kind == "bootstrap":
-        return (seen.high - seen.low) / 2, abs(seen.value - bound)
-    if seen.low <= 0 or math.isinf(seen.high):
-        return math.inf, math.inf
-    return math.log(seen.high / seen.low) / 2, abs(
-        math.log(seen.value / bound)
-    ) if bound > 0 else math.inf
-
-
-def _missed(op: str, value: float, bound: float) -> float:
-    """By which share of the bound the value misses it; 0 when it does not."""
-    if _OPERATORS[op](value, bound):
-        return 0.0
-    return abs(value - bound) / abs(bound) if bound else math.inf
-
-
-def _margin(op: str, value: float, bound: float) -> float | None:
-    if value <= 0 or bound <= 0:
-        return None
-    log = math.log(value / bound)
-    if op in ("==", "!="):
-        return -abs(log) if op == "==" else abs(log)
-    return log if op in (">", ">=") else -log
-
-
-# Words
-
-
-def _why(more: int | None, missed: float, floor: float, case: _Case) -> str:
-    if 0 < missed <= floor:
-        return f"the miss of {format_percent(missed, 2)} is within the practical floor of {format_percent(floor, 2)}"
-    if more is None:
-        return "the value lies too near the bound for any number of samples"
-    noun = (
-        case.seen.counted
-        if case.seen.kind == "bootstrap"
-        else "pair"
-        if "pairs" in case.counted
-        else "sample"
-    )
-    return f"about {more} more {noun}{'s' if more != 1 else ''} would decide"
-
-
-def _visible_text(seen: Estimate, half: float) -> str:
-    if math.isinf(half):
-        return f"unknown (the interval has no end below {seen.at_least} samples)"
-    return (
-        format_value(half, seen.unit, 2)
-        if seen.kind == "bootstrap"
-        else format_percent(stats.smallest_visible_change(half), 2)
-    )
-
-
-def _digits(case: _Case) -> int:
-    """Three digits; more where an exact value and a bound that differ would read the same."""
-    seen, bound = case.seen, case.bound
-    if seen.kind != "exact" or seen.value == bound:
-        return 3
-    return next(
-        (
-            d
-            for d in range(3, 15)
-            if format_value(seen.value, seen.unit, d) != format_value(bound, seen.unit, d)
-        ),
-        15,
-    )
-
-
-def _left_text(case: _Case) -> str:
-    value = format_value(case.seen.value, case.seen.unit, _digits(case))
-    reference = f" {case.relative_to}" if case.relative_to else ""
-    interval = "" if case.seen.kind == "exact" else f" {interval_text(case.seen, 3)}"
-    return f"{case.what} is {value}{reference}{interval}"
-
-
-def _bound_text(op: str, case: _Case) -> str:
-    return f"{op} {format_value(case.bound, case.seen.unit, _digits(case))}"
-
-
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)

@@ -1,23 +1,27 @@
-"""How much unchanged sessions differ, and what that means for the gate: spread, false alarms of rule A, a floor. Pure."""
+"""How much unchanged sessions differ, and what that means for the gate. Pure.
+
+That is their spread, how often rule A would fail them, and a floor that few of them exceed.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Sequence
+from statistics import fmean
 
 from msgspec import Struct
 
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import (
-    BASELINE_SESSIONS,
+    MAX_SESSIONS,
     MIN_SESSIONS,
     P_SINGLE,
-    Baseline,
+    AcceptedValues,
     compare,
     confirm,
 )
-from pytest_llmperf.core.verdicts.distributions import t_quantile
+from pytest_llmperf.core.verdicts.distributions import binomial_pmf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.errors import UsageError
@@ -26,6 +30,10 @@ DRAWS = 5_000
 MIN_PAIRS = 8
 _STEP = 0.005
 _CHANCE = 0.01
+_BISECTIONS = 60
+_ROUNDING = 1e-9
+_MIN_RATIOS = 3
+_NO_SPREAD = 1e-12
 
 
 class Noise(Struct, frozen=True, kw_only=True):
@@ -58,7 +66,7 @@ def noise(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Noise:
-    """From one value a session, and the repetitions of each session in order of time.
+    """Describe unchanged sessions by one value each, and by their repetitions in order of time.
 
     Raises:
         UsageError: fewer than 8 sessions, or a value that is not positive and finite.
@@ -66,12 +74,13 @@ def noise(
     """
     if len(values) < MIN_SESSIONS or not all(0 < value < math.inf for value in values):
         raise UsageError(
-            f"{len(values)} sessions ({min(values, default=0):g} the least): {MIN_SESSIONS} positive values are needed.",
+            f"{len(values)} sessions ({min(values, default=0):g} the least): "
+            f"{MIN_SESSIONS} positive values are needed.",
         )
     spread = _spread(values)
-    # A simulation.
+    # Both draw for a simulation, not for secrets.
     failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311
-    n_pairs, autocorrelation = _pairs(repetitions, random.Random(seed))  # noqa: S311
+    pairs = _pair_ratios(repetitions, random.Random(seed))  # noqa: S311
     return Noise(
         sessions=len(values),
         low=min(values),
@@ -81,69 +90,89 @@ def noise(
         false_alarms=failed / draws,
         at_most=_at_most(failed, draws),
         proposed=_proposed(spread, len(values), direction),
-        pairs=n_pairs,
-        autocorrelation=autocorrelation,
+        pairs=sum(map(len, pairs)),
+        autocorrelation=_autocorrelation(pairs),
     )
 
 
 def _spread(values: Sequence[float]) -> float:
     logs = [math.log(value) for value in values]
-    center = stats.mean(logs)
-    return math.sqrt(math.fsum((x - center) ** 2 for x in logs) / (len(logs) - 1))
+    center = fmean(logs)
+    squares = math.fsum((log - center) ** 2 for log in logs)
+    return math.sqrt(squares / (len(logs) - 1))
 
 
 def _false_alarms(
     values: Sequence[float], direction: Direction, floor: float, draws: int, draw: random.Random
 ) -> int:
-    """Rule A on sessions drawn from these with replacement: a baseline, a new session, and its second measurement."""
-    n = min(BASELINE_SESSIONS, len(values))
+    """Count how often rule A fails a session drawn from these with replacement.
+
+    Each draw is a set of accepted sessions, a new session, and its second measurement.
+    """
+    n = min(MAX_SESSIONS, len(values))
     failed = 0
     for _ in range(draws):
-        baseline = Baseline(values=tuple(draw.choices(values, k=n)))
-        first = compare(draw.choice(values), baseline, direction=direction, floor=floor)
+        accepted = AcceptedValues(values=tuple(draw.choices(values, k=n)))
+        first = compare(draw.choice(values), accepted, direction=direction, floor=floor)
         if first.outcome is Outcome.FAIL:
-            failed += confirm(first, draw.choice(values), baseline).outcome is Outcome.FAIL
+            failed += confirm(first, draw.choice(values), accepted).outcome is Outcome.FAIL
     return failed
 
 
 def _at_most(failed: int, draws: int) -> float:
-    """The largest share under which so few of the draws are seen with a chance of 1 % (Clopper and Pearson), by bisection."""
+    """Return the largest share under which so few failures have a chance of 1 %, by bisection.
+
+    It is the upper end of Clopper's and Pearson's interval.
+    """
     low, high = failed / draws, 1.0
-    for _ in range(60):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        chance = math.fsum(_binomial(k, draws, middle) for k in range(failed + 1))
+        chance = math.fsum(binomial_pmf(k, draws, middle) for k in range(failed + 1))
         low, high = (middle, high) if chance > _CHANCE else (low, middle)
     return high
 
 
-def _binomial(k: int, n: int, p: float) -> float:
-    if p >= 1:
-        return float(k == n)
-    log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(log + k * math.log(p) + (n - k) * math.log1p(-p)) if p > 0 else float(k == 0)
-
-
 def _proposed(spread: float, n: int, direction: Direction) -> float:
-    """The worse end of the prediction interval at p = .001, rounded up to half a percent."""
+    """Return the worse end of the prediction interval at p = .001, rounded up to half a percent."""
     log = t_quantile(1 - P_SINGLE, n - 1) * spread * math.sqrt(1 + 1 / n)
     worse = -math.expm1(-log) if direction == "higher" else math.expm1(log)
-    return round(max(1, math.ceil(worse / _STEP - 1e-9)) * _STEP, 6)
+    steps = max(1, math.ceil(worse / _STEP - _ROUNDING))
+    return round(steps * _STEP, 6)
 
 
-def _pairs(repetitions: Sequence[Sequence[float]], draw: random.Random) -> tuple[int, float | None]:
-    """Neighbouring repetitions as A/A pairs, which of the two is A drawn as rule B draws it: their lag-1 autocorrelation.
+def _pair_ratios(repetitions: Sequence[Sequence[float]], draw: random.Random) -> list[list[float]]:
+    """Return the log ratios of neighbouring repetitions of each session, as A/A pairs.
 
-    Each session's, with its bias of 1/n in short series (Kendall 1954), weighted by its pairs.
+    Which of the two is A is drawn as rule B draws it.
     """
-    found = []
-    for values in repetitions:
-        ratios = [
-            math.log(b / a) * draw.choice((-1, 1))
-            for a, b in zip(values[::2], values[1::2], strict=False)
-        ]
-        # Equal but for rounding has none.
-        if len(ratios) >= 3 and max(ratios) - min(ratios) > 1e-12:  # noqa: PLR2004
-            found.append((len(ratios), stats.lag1_autocorrelation(ratios) + 1 / len(ratios)))
-    n = sum(len(values) // 2 for values in repetitions)
-    used = sum(weight for weight, _ in found)
-    return n, sum(weight * r for weight, r in found) / used if used >= MIN_PAIRS else None
+    return [
+        [math.log(b / a) * draw.choice((-1, 1)) for a, b in _neighbours(values)]
+        for values in repetitions
+    ]
+
+
+def _neighbours(values: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the first and second value, the third and fourth, and so on."""
+    return list(zip(values[::2], values[1::2], strict=False))
+
+
+def _autocorrelation(pairs: Sequence[Sequence[float]]) -> float | None:
+    """Return the lag-1 autocorrelation of the sessions' pairs; None for too few.
+
+    It is each session's, with its bias of 1/n in short series (Kendall 1954), weighted by its
+    pairs. A session of fewer than three pairs, or of ratios that are equal but for rounding, has
+    none.
+    """
+    usable = [
+        ratios
+        for ratios in pairs
+        if len(ratios) >= _MIN_RATIOS and max(ratios) - min(ratios) > _NO_SPREAD
+    ]
+    n = sum(map(len, usable))
+    if n < MIN_PAIRS:
+        return None
+    return sum(len(ratios) * _unbiased(ratios) for ratios in usable) / n
+
+
+def _unbiased(ratios: Sequence[float]) -> float:
+    return stats.lag1_autocorrelation(ratios) + 1 / len(ratios)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from statistics import fmean, median
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -28,15 +29,17 @@ E_FAIL = 100.0
 E_PASS = 20.0
 MARGIN = 0.02
 _MAX_AUTOCORRELATION = 0.9
+_MAX_EXPONENT = 700
+_NO_SPREAD = 1e-12
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """What the pairs say so far. `outcome` None: measure another pair.
+    """What the pairs say so far; `outcome` is None where another pair must be measured.
 
     `change` is the mean ratio new / base - 1, `worse` the same from its bad side (positive: worse),
     `median_worse` that of the median pair. `e_worse` is the evidence against "no difference",
     `e_not_worse` against "worse by `refuted`". `e_plain` is `e_worse` as it would be without
-    autocorrelation. `smallest_visible` would have been failed.
+    autocorrelation. A worsening of `smallest_visible` would have been failed.
     """
 
     outcome: Outcome | None
@@ -54,7 +57,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     @property
     def held_back(self) -> bool:
-        """Autocorrelation alone keeps it from a FAIL: the pairs are alike to their neighbours."""
+        """Whether autocorrelation alone keeps it from a FAIL: neighbouring pairs are alike."""
         return self.e_plain >= E_FAIL > self.e_worse
 
 
@@ -76,44 +79,51 @@ class SideBySide(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.direction not in ("higher", "lower"):
             raise UsageError(
-                f"a metric of direction {self.direction!r} has no worse side: nothing can be judged side by side."
+                f"a metric of direction {self.direction!r} has no worse side: "
+                "nothing can be judged side by side."
             )
         if not 0 < self.floor < 1 - MARGIN:
             raise UsageError(
-                f"the floor is {self.floor!r}: a share between 0 and {1 - MARGIN:g} is needed, 0.03 is 3 %."
+                f"the floor is {self.floor!r}: "
+                f"a share between 0 and {1 - MARGIN:g} is needed, 0.03 is 3 %."
             )
         if self.max_pairs < MIN_PAIRS:
             raise UsageError(
-                f"a budget of {self.max_pairs} pairs cannot decide: {MIN_PAIRS} are needed at least."
+                f"a budget of {self.max_pairs} pairs cannot decide: "
+                f"{MIN_PAIRS} are needed at least."
             )
 
     def with_pair(self, base: float, new: float) -> SideBySide:
-        """Add one pair of values to this state.
+        """Return this state with one more pair of values.
 
         Raises UsageError for values that are not positive and finite.
         """
         for side, value in (("base", base), ("new version", new)):
             if not 0 < value < math.inf:
                 raise UsageError(
-                    f"pair {len(self.log_ratios) + 1}: the {side} is {value!r}, a ratio needs positive, finite values.",
+                    f"pair {len(self.log_ratios) + 1}: the {side} is {value!r}, "
+                    "a ratio needs positive, finite values.",
                 )
         worse = math.log(base / new) if self.direction == "higher" else math.log(new / base)
         return replace(self, log_ratios=(*self.log_ratios, worse))
 
     def with_pairs(self, pairs: Iterable[tuple[float, float]]) -> SideBySide:
-        """Add pairs (base, new) to this state."""
+        """Return this state with more pairs (base, new)."""
         state = self
         for base, new in pairs:
             state = state.with_pair(base, new)
         return state
 
     def look(self) -> Decision | None:
-        """The decision after the pairs so far; None before the first."""
+        """Decide after the pairs so far; None before the first."""
         return _look(self) if self.log_ratios else None
 
 
 class _Moments(NamedTuple):
-    """Of n log ratios: their mean, sum of squares about it, and by how much autocorrelation widens that."""
+    """The mean of n log ratios and the sum of squares about it.
+
+    `inflation` is what autocorrelation widens the squares by.
+    """
 
     n: int
     mean: float
@@ -121,69 +131,87 @@ class _Moments(NamedTuple):
     inflation: float
 
     def log_e(self, null: float) -> float:
-        """Log of E against "the mean log ratio is `null`"."""
-        about = self.mean - null
-        v = self.squares * self.inflation + self.n * about * about
-        if v == 0:
-            return -0.5 * math.log(self.n + 1)
-        rest = (self.n + 1) * v - (self.n * about) ** 2
-        return -0.5 * math.log(self.n + 1) + self.n / 2 * math.log((self.n + 1) * v / rest)
+        """Return the log of E against "the mean log ratio is `null`"."""
+        n, distance = self.n, self.mean - null
+        log_scale = -0.5 * math.log(n + 1)
+        squares = (n + 1) * (self.squares * self.inflation + n * distance * distance)
+        if squares == 0:
+            return log_scale
+        return log_scale + n / 2 * math.log(squares / (squares - (n * distance) ** 2))
 
 
 def _look(state: SideBySide) -> Decision:
-    ratios = state.log_ratios
+    ratios, direction = state.log_ratios, state.direction
     r = _autocorrelation(ratios)
-    center = stats.mean(ratios)
-    squares = math.fsum((x - center) ** 2 for x in ratios)
-    plain, widened = (_Moments(len(ratios), center, squares, f) for f in (1.0, (1 + r) / (1 - r)))
+    plain = _moments(ratios)
+    widened = plain._replace(inflation=(1 + r) / (1 - r))
     refuted = state.floor + MARGIN
-    null = _log(refuted, state.direction)
-    found = Decision(
+    decision = Decision(
         outcome=None,
         n=len(ratios),
-        change=math.expm1(-center if state.direction == "higher" else center),
-        worse=_relative(center, state.direction),
-        median_worse=_relative(stats.median(ratios), state.direction),
+        change=math.expm1(-plain.mean if direction == "higher" else plain.mean),
+        worse=_relative(plain.mean, direction),
+        median_worse=_relative(median(ratios), direction),
         floor=state.floor,
         refuted=refuted,
-        e_worse=_exp(widened.log_e(0.0)) if center > 0 else 0.0,
-        e_not_worse=_exp(widened.log_e(null)) if center < null else 0.0,
-        e_plain=_exp(plain.log_e(0.0)) if center > 0 else 0.0,
+        e_worse=_evidence_of_worse(widened),
+        e_not_worse=_evidence_of_not_worse(widened, _log(refuted, direction)),
+        e_plain=_evidence_of_worse(plain),
         autocorrelation=r,
         smallest_visible=_smallest_visible(widened, state),
     )
-    return replace(found, outcome=_outcome(found, state))
+    return replace(decision, outcome=_outcome(decision, state))
 
 
-def _outcome(found: Decision, state: SideBySide) -> Outcome | None:
-    if found.n < MIN_PAIRS:
+def _moments(ratios: tuple[float, ...]) -> _Moments:
+    center = fmean(ratios)
+    squares = math.fsum((ratio - center) ** 2 for ratio in ratios)
+    return _Moments(len(ratios), center, squares, inflation=1.0)
+
+
+def _evidence_of_worse(moments: _Moments) -> float:
+    """Return E against "no difference"; 0 where the new version is not worse."""
+    return _exp(moments.log_e(0.0)) if moments.mean > 0 else 0.0
+
+
+def _evidence_of_not_worse(moments: _Moments, null: float) -> float:
+    """Return E against "worse by `null`"; 0 where the new version is worse than that."""
+    return _exp(moments.log_e(null)) if moments.mean < null else 0.0
+
+
+def _outcome(decision: Decision, state: SideBySide) -> Outcome | None:
+    if decision.n < MIN_PAIRS:
         return None
-    if found.e_worse >= state.evidence and min(found.worse, found.median_worse) > state.floor:
+    past_floor = min(decision.worse, decision.median_worse) > state.floor
+    if decision.e_worse >= state.evidence and past_floor:
         return Outcome.FAIL
-    if found.e_not_worse >= E_PASS:
+    if decision.e_not_worse >= E_PASS:
         return Outcome.PASS
-    return Outcome.UNDECIDED if found.n >= state.max_pairs else None
+    return Outcome.UNDECIDED if decision.n >= state.max_pairs else None
 
 
 def _autocorrelation(ratios: tuple[float, ...]) -> float:
-    """Lag-1, with its bias of 1/n in short series (Kendall 1954); a negative one counts as 0."""
-    # Equal ratios, but for their rounding.
-    if len(ratios) < 3 or max(ratios) - min(ratios) < 1e-12:  # noqa: PLR2004
+    """Return the lag-1 autocorrelation with its bias of 1/n in short series (Kendall 1954).
+
+    A negative one counts as 0, as that of ratios that are equal but for their rounding.
+    """
+    if len(ratios) < 3 or max(ratios) - min(ratios) < _NO_SPREAD:  # noqa: PLR2004
         return 0.0
     return min(_MAX_AUTOCORRELATION, max(0.0, stats.lag1_autocorrelation(ratios) + 1 / len(ratios)))
 
 
 def _smallest_visible(moments: _Moments, state: SideBySide) -> float:
-    """The mean worsening at which E reaches what a FAIL needs with this spread, at least the floor.
+    """Return the mean worsening at which E reaches what a FAIL needs with this spread.
 
-    1 or inf where none does.
+    At least the floor; 1 or inf where no worsening does. It is `log_e` solved for the mean.
     """
     n = moments.n
-    q = (state.evidence * math.sqrt(n + 1)) ** (2 / n)
-    c = (n + 1) * (1 - 1 / q)
-    if c >= n:
+    needed = (state.evidence * math.sqrt(n + 1)) ** (2 / n)
+    share = (n + 1) * (1 - 1 / needed)
+    if share >= n:
         return _relative(math.inf, state.direction)
-    mean = math.sqrt(c * moments.squares * moments.inflation / (1 - c / n)) / n
+    squares = moments.squares * moments.inflation
+    mean = math.sqrt(share * squares / (1 - share / n)) / n
     return max(state.floor, _relative(mean, state.direction))
 
 
@@ -197,4 +225,4 @@ def _relative(log: float, direction: Direction) -> float:
 
 def _exp(x: float) -> float:
     # The largest exponent of a double is 709.
-    return math.exp(x) if x < 700 else math.inf  # noqa: PLR2004
+    return math.exp(x) if x < _MAX_EXPONENT else math.inf

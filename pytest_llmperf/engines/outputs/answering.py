@@ -45,7 +45,7 @@ def answer_tasks(scorer: Scorer, tasks: TaskSet, batch: int) -> tuple[TaskAnswer
     lines = _greedy_lines(scorer, tasks, prompts, batch)
     texts = [choices.get(i) or lines[i] for i in range(len(tasks.items))]
     return tuple(
-        TaskAnswer(given=text, correct=_is_correct(text, item))
+        TaskAnswer(text=text, correct=_is_correct(text, item))
         for text, item in zip(texts, tasks.items, strict=True)
     )
 

@@ -140,17 +140,15 @@ _CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (
 @cache
 def compute_capability() -> tuple[int, int] | None:
     """Return the lowest compute capability of the GPUs that the driver shows; None without one."""
-    import pynvml  # noqa: PLC0415  # costs milliseconds, needed only for plans that depend on it
+    # It costs milliseconds, and only some plans depend on it.
+    from pytest_llmperf.instruments.nvml import Nvml, Unreadable  # noqa: PLC0415
 
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        capabilities = [pynvml.nvmlDeviceGetCudaComputeCapability(handle) for handle in handles]
-    except pynvml.NVMLError:
+    gpus = Nvml.listed()
+    if isinstance(gpus, Unreadable):
         return None
-    if not capabilities:
-        return None
-    return min((int(major), int(minor)) for major, minor in capabilities)
+    capabilities = [gpu.compute_capability() for gpu in gpus]
+    known = [value for value in capabilities if not isinstance(value, Unreadable)]
+    return min(known, default=None)
 
 
 ALL = (quantized,)

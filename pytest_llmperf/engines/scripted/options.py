@@ -1,9 +1,9 @@
-"""The text after "scripted:" as values: times, sizes, agreement, faults and lies of a model that computes nothing."""
+"""The text after "scripted:" as values: times, sizes, agreement, faults and lies of a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ FAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong where: at every call of that kind, or at the `nth` only (from 1).
+    """What goes wrong, and where: at every call of a kind, or at the `nth` only (from 1).
 
     On every rank, or on one.
     """
@@ -69,21 +69,18 @@ class Fault:
 class ScriptedOptions:
     """Every option with its default.
 
-    `weights_bytes` are those of float32 weights; other dtypes scale them.
+    `weights_bytes` are those of float32 weights; other dtypes scale them. Without noise, `ttft_s`
+    and `tpot_s` are exact for every request, whatever the batch and the prompt's length.
 
-    Without noise, `ttft_s` and `tpot_s` are exact for every request, whatever the batch and the
-    prompt's length.
     `quality` is the share of teacher-forced positions where top-1 agrees with the reference; every
-    other position has
-    KL 1 nat and a log-probability lower by 1, so the perplexity ratio is exp(1 - quality) and the
-    SQNR
-    -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio), `sqnr_db` set one of them alone.
-    `batch_quality` takes the
-    place of `quality` where the batch is not the reference's. After a prompt that holds the token
-    id `astray` the
-    likeliest next tokens are others. Under a load, `slots` requests are served at once (0: any
-    number), the client is
-    `late_s` late, and the server says that it preempted `preemptions` requests.
+    other position has KL 1 nat and a log-probability lower by 1, so the perplexity ratio is
+    exp(1 - quality) and the SQNR -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio) and
+    `sqnr_db` set one of them alone. `batch_quality` takes the place of `quality` where the batch is
+    not the reference's. After a prompt that holds the token id `astray` the likeliest next tokens
+    are others.
+
+    Under traffic, `slots` requests are served at once (0: any number), the client is `late_s` late,
+    and the server says that it preempted `preemptions` requests.
     """
 
     ttft_s: float = 0.05
@@ -118,7 +115,7 @@ Change = Callable[[ScriptedOptions], ScriptedOptions]
 
 
 def parse(text: str, strategy: str) -> ScriptedOptions:
-    """The options that hold under `strategy` (a '+'-joined list of parts).
+    """Return the options that hold under `strategy` (a '+'-joined list of parts).
 
     `key=value`, comma separated; `fault`, `lie` and `mark` may come several times. `bf16/key=value`
     holds only where all parts before the slash are in the strategy, and wins over the general one.
@@ -148,11 +145,13 @@ def _split(item: str) -> tuple[set[str], str, str]:
     condition, _, name = key.rpartition("/")
     if not equals:
         raise UsageError(
-            f"scripted model option {item!r} has no value. Write key=value; options: {', '.join(_READERS)}."
+            f"scripted model option {item!r} has no value. "
+            f"Write key=value; options: {', '.join(_READERS)}."
         )
     if name not in _READERS:
         raise UsageError(
-            f"scripted model option {name!r} is not known.{did_you_mean(name, _READERS)} Options: {', '.join(_READERS)}.",
+            f"scripted model option {name!r} is not known.{did_you_mean(name, _READERS)} "
+            f"Options: {', '.join(_READERS)}.",
         )
     return set(condition.split("+")) if condition else set(), name, value
 
@@ -174,8 +173,9 @@ def _set(options: ScriptedOptions, field: str, new: object) -> dict[str, Any]:
 def _quantity(text: str, scale: dict[str, float]) -> float:
     match = _NUMBER.fullmatch(text.strip())
     if match is None or match[2] not in scale:
+        example = f"5{next(iter(scale))}"
         raise ValueError(
-            f"a number with one of the units {', '.join(scale)} is needed, such as 5{next(iter(scale))}"
+            f"a number with one of the units {', '.join(scale)} is needed, such as {example}"
         )
     return float(match[1]) * scale[match[2]]
 
@@ -212,16 +212,19 @@ def _fault(text: str) -> tuple[Fault, ...]:
         raise ValueError(
             "kind@place is needed, such as die@run, die@run3 (the third run) or crash@run:rank1"
         )
-    if match[1] not in FAULTS:
-        raise ValueError(
-            f"fault {match[1]!r} is not known.{did_you_mean(match[1], FAULTS)} Faults: {', '.join(FAULTS)}"
-        )
-    if match[2] not in PLACES:
-        raise ValueError(
-            f"place {match[2]!r} is not known.{did_you_mean(match[2], PLACES)} Places: {', '.join(PLACES)}"
-        )
+    kind, place = match.group(1, 2)
+    _require_known("fault", kind, FAULTS)
+    _require_known("place", place, PLACES)
     nth, rank = (int(group) if group else None for group in match.group(3, 4))
-    return (Fault(kind=match[1], place=match[2], nth=nth, rank=rank),)
+    return (Fault(kind=kind, place=place, nth=nth, rank=rank),)
+
+
+def _require_known(noun: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(
+            f"{noun} {name!r} is not known.{did_you_mean(name, known)} "
+            f"{noun.capitalize()}s: {', '.join(known)}"
+        )
 
 
 def _lie(text: str) -> tuple[tuple[str, str], ...]:

@@ -1,11 +1,13 @@
-"""A scripted model's outputs: deterministic tokens, a small real reference file, and the disagreement asked for."""
+"""A scripted model's outputs: deterministic tokens, a small reference file, and a disagreement."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,7 +15,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken,
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.errors import LoadError, UsageError
-from pytest_llmperf.workloads import PromptSet, TaskAnswer, TaskSet
+from pytest_llmperf.workloads import PromptSet, Task, TaskAnswer, TaskSet
 
 FORMAT = "pytest-llmperf scripted reference 1"
 SIGNAL_PER_POSITION = 100.0
@@ -41,15 +43,20 @@ class ReferenceFile(msgspec.Struct, frozen=True, kw_only=True):
 def write_reference(
     options: ScriptedOptions, prompts: PromptSet, new_tokens: int, batch: int, path: str
 ) -> tuple[int, int]:
-    """Write the reference; returns prompts and positions. The file appears whole or not at all."""
-    texts = prompts.texts or tuple(
-        f"synthetic {prompts.seed} #{i}" for i in range(N_SYNTHETIC_PROMPTS)
-    )
+    """Write the reference, and return the numbers of prompts and positions.
+
+    The file appears whole or not at all.
+    """
+    texts = prompts.texts or _synthetic_texts(prompts)
     rows = tuple(_prompt_reference(options, text, new_tokens) for text in texts)
-    fresh = Path(f"{path}.{os.getpid()}.tmp")
-    fresh.write_bytes(msgspec.json.encode(ReferenceFile(batch=batch, prompts=rows)))
-    fresh.replace(path)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_bytes(msgspec.json.encode(ReferenceFile(batch=batch, prompts=rows)))
+    temporary.replace(path)
     return len(rows), len(rows) * new_tokens
+
+
+def _synthetic_texts(prompts: PromptSet) -> tuple[str, ...]:
+    return tuple(f"synthetic {prompts.seed} #{index}" for index in range(N_SYNTHETIC_PROMPTS))
 
 
 def read_reference(path: str) -> ReferenceFile:
@@ -58,84 +65,107 @@ def read_reference(path: str) -> ReferenceFile:
     Raises LoadError for a file that is missing or something else.
     """
     try:
-        found = msgspec.json.decode(Path(path).read_bytes(), type=ReferenceFile)
+        reference = msgspec.json.decode(Path(path).read_bytes(), type=ReferenceFile)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise LoadError(
             f"the reference {path!r} cannot be read: {error}. Remove it and it is made again."
         ) from error
-    if found.format != FORMAT:
+    if reference.format != FORMAT:
         raise LoadError(
-            f"the reference {path!r} is {found.format!r}, not {FORMAT!r}. Remove it and it is made again."
+            f"the reference {path!r} is {reference.format!r}, not {FORMAT!r}. "
+            "Remove it and it is made again."
         )
-    return found
+    return reference
 
 
 def compare(
     options: ScriptedOptions, reference: ReferenceFile, batch: int
 ) -> tuple[PromptComparison, ...]:
-    """One row a prompt.
+    """Return one row for each prompt.
 
     Position j of all positions is wrong where the running count of wrong ones, j (1 - quality),
     steps up.
     """
-    quality = options.quality
-    if batch != reference.batch and options.batch_quality is not None:
-        quality = options.batch_quality
-    rows, start = [], 0
+    quality = _quality(options, same_batch=batch == reference.batch)
+    comparisons, first = [], 0
     for index, row in enumerate(reference.prompts):
-        right = tuple(not _steps_up(start + i, 1 - quality) for i in range(len(row.tokens)))
-        rows.append(_row(options, quality, index, row, right))
-        start += len(row.tokens)
-    return tuple(rows)
+        positions = range(first, first + len(row.tokens))
+        right = tuple(not _steps_up(position, 1 - quality) for position in positions)
+        comparisons.append(_comparison(options, quality, index, row, right))
+        first += len(row.tokens)
+    return tuple(comparisons)
+
+
+def _quality(options: ScriptedOptions, *, same_batch: bool) -> float:
+    if same_batch or options.batch_quality is None:
+        return options.quality
+    return options.batch_quality
 
 
 def answers(options: ScriptedOptions, tasks: TaskSet) -> tuple[TaskAnswer, ...]:
-    """One answer an item.
+    """Return one answer for each item.
 
     Item i is wrong where the running count of wrong ones, i (1 - quality), steps up.
     """
-    right = [not _steps_up(i, 1 - options.quality) for i in range(len(tasks.items))]
+    wrong_share = 1 - options.quality
     return tuple(
-        TaskAnswer(
-            given=item.answer if ok else next((c for c in item.choices if c != item.answer), ""),
-            correct=ok,
-        )
-        for ok, item in zip(right, tasks.items, strict=True)
+        _answer(item, correct=not _steps_up(index, wrong_share))
+        for index, item in enumerate(tasks.items)
     )
 
 
+def _answer(item: Task, *, correct: bool) -> TaskAnswer:
+    """Return the right answer, or the first of the other choices."""
+    others = (choice for choice in item.choices if choice != item.answer)
+    return TaskAnswer(text=item.answer if correct else next(others, ""), correct=correct)
+
+
 def token(options: ScriptedOptions, text: str, position: int) -> int:
-    """Greedy token of a prompt at a position: a hash of seed, text and position."""
+    """Return the greedy token of a prompt at a position: a hash of seed, text and position."""
     digest = hashlib.sha256(f"{options.seed}|{text}|{position}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % max(1, options.vocab)
 
 
 def top_tokens(options: ScriptedOptions, prompt: str | tuple[int, ...], k: int) -> TopTokens:
-    """Ids in a row from a hash of the prompt's.
+    """Return ids in a row from a hash of the prompt's.
 
-    Half a vocabulary further where the prompt holds the id `astray`.
+    They start half a vocabulary further where the prompt holds the id `astray`. A text has one id a
+    character. Raises UsageError for a prompt without ids, and for ids that are not in the
+    vocabulary.
     """
-    ids = tuple(ord(c) % options.vocab for c in prompt) if isinstance(prompt, str) else prompt
-    strange = [i for i in ids if not 0 <= i < options.vocab]
-    if not ids or strange:
-        what = (
-            f"token id {strange[0]} is not in the vocabulary: ids are 0 to {options.vocab - 1}"
-            if ids
-            else "no prompt token"
-        )
-        raise UsageError(f"{what}. Give at least one id.")
-    first = token(options, str(ids), 0) + (options.vocab // 2 if options.astray in ids else 0)
-    found = ((first + i) % options.vocab for i in range(min(k, options.vocab)))
-    return TopTokens(
-        prompt_ids=ids, tokens=tuple(TopToken(t, f"t{t}", 10.0 - i) for i, t in enumerate(found))
+    ids = prompt
+    if isinstance(ids, str):
+        ids = tuple(ord(character) % options.vocab for character in ids)
+    _require_in_vocabulary(ids, options.vocab)
+    first = token(options, str(ids), 0)
+    if options.astray in ids:
+        first += options.vocab // 2
+    tokens = [(first + index) % options.vocab for index in range(min(k, options.vocab))]
+    return TopTokens(prompt_ids=ids, tokens=_falling(tokens))
+
+
+def _require_in_vocabulary(ids: Sequence[int], vocab: int) -> None:
+    if not ids:
+        raise UsageError("no prompt token. Give at least one id.")
+    for token_id in ids:
+        if not 0 <= token_id < vocab:
+            raise UsageError(
+                f"token id {token_id} is not in the vocabulary: ids are 0 to {vocab - 1}. "
+                "Give at least one id."
+            )
+
+
+def _falling(tokens: Sequence[int]) -> tuple[TopToken, ...]:
+    """Return tokens with logits that fall from 10 by 1."""
+    return tuple(
+        TopToken(token_id, f"t{token_id}", 10.0 - index) for index, token_id in enumerate(tokens)
     )
 
 
 def _prompt_reference(options: ScriptedOptions, text: str, new_tokens: int) -> PromptReference:
-    tokens = tuple(token(options, text, i) for i in range(new_tokens))
-    return PromptReference(
-        prompt=text, tokens=tokens, logprobs=tuple(-0.1 - t / max(1, options.vocab) for t in tokens)
-    )
+    tokens = tuple(token(options, text, position) for position in range(new_tokens))
+    logprobs = tuple(-0.1 - token_id / max(1, options.vocab) for token_id in tokens)
+    return PromptReference(prompt=text, tokens=tokens, logprobs=logprobs)
 
 
 def _steps_up(position: int, share: float) -> bool:
@@ -143,25 +173,23 @@ def _steps_up(position: int, share: float) -> bool:
     return math.floor((position + 1) * share + tolerance) > math.floor(position * share + tolerance)
 
 
-def _row(
+def _comparison(
     options: ScriptedOptions,
     quality: float,
     index: int,
     row: PromptReference,
     right: tuple[bool, ...],
 ) -> PromptComparison:
-    kl = tuple(options.kl if options.kl is not None else (0.0 if ok else WRONG_KL) for ok in right)
-    first = right.index(False) if False in right else None
+    """Return the row of a prompt whose positions are `right` or wrong."""
+    kl = tuple(_kl(options, correct=correct) for correct in right)
     signal = SIGNAL_PER_POSITION * len(right)
-    noise = (
-        signal * (1 - quality) if options.sqnr_db is None else signal / 10 ** (options.sqnr_db / 10)
-    )
+    noise = _noise(options, quality, signal)
     return PromptComparison(
         index=index,
         prompt=row.prompt,
         n_prompt_tokens=len(row.prompt.split()),
         top1=right,
-        top5=tuple(ok or options.rank < _TOP5 for ok in right),
+        top5=tuple(correct or options.rank < _TOP5 for correct in right),
         kl=kl,
         reference_logprob=row.logprobs,
         candidate_logprob=_candidate_logprobs(options, row, right),
@@ -169,48 +197,72 @@ def _row(
         noise=noise,
         max_abs_logit_error=math.sqrt(noise / signal) if signal else 0.0,
         candidate_signal=signal + noise,  # an error that has nothing to do with the signal
-        n_free=len(right),
-        first_divergence=first,
-        candidate_rank_in_reference=None if first is None else options.rank,
-        reference_rank_in_candidate=None if first is None else options.rank,
         reference_text=_text(row.tokens),
-        candidate_text=_text(
-            tuple(t if ok else t + 1 for t, ok in zip(row.tokens, right, strict=True))
-        ),
+        candidate_text=_text(_candidate_tokens(row, right)),
         worst=_worst(row, kl, right),
+        **_divergence(options, right),
     )
+
+
+def _divergence(options: ScriptedOptions, right: tuple[bool, ...]) -> dict[str, Any]:
+    """Return where the free-running tokens part: at the first position that is wrong."""
+    diverges = False in right
+    rank = options.rank if diverges else None
+    return {
+        "n_free": len(right),
+        "first_divergence": right.index(False) if diverges else None,
+        "candidate_rank_in_reference": rank,
+        "reference_rank_in_candidate": rank,
+    }
+
+
+def _kl(options: ScriptedOptions, *, correct: bool) -> float:
+    if options.kl is not None:
+        return options.kl
+    return 0.0 if correct else WRONG_KL
+
+
+def _noise(options: ScriptedOptions, quality: float, signal: float) -> float:
+    if options.sqnr_db is not None:
+        return signal / 10 ** (options.sqnr_db / 10)
+    return signal * (1 - quality)
 
 
 def _candidate_logprobs(
     options: ScriptedOptions, row: PromptReference, right: tuple[bool, ...]
 ) -> tuple[float, ...]:
     if options.perplexity is not None:
-        return tuple(value - math.log(options.perplexity) for value in row.logprobs)
+        return tuple(logprob - math.log(options.perplexity) for logprob in row.logprobs)
     return tuple(
-        value if ok else value - 1.0 for value, ok in zip(row.logprobs, right, strict=True)
+        logprob if correct else logprob - 1.0
+        for logprob, correct in zip(row.logprobs, right, strict=True)
+    )
+
+
+def _candidate_tokens(row: PromptReference, right: tuple[bool, ...]) -> tuple[int, ...]:
+    return tuple(
+        token_id if correct else token_id + 1
+        for token_id, correct in zip(row.tokens, right, strict=True)
     )
 
 
 def _text(tokens: tuple[int, ...]) -> str:
-    return " ".join(f"t{t}" for t in tokens)
+    return " ".join(f"t{token_id}" for token_id in tokens)
 
 
 def _worst(
     row: PromptReference, kl: tuple[float, ...], right: tuple[bool, ...]
 ) -> WorstPosition | None:
+    """Return the position of the largest KL; where it is wrong, two tokens are swapped."""
     if not kl or max(kl) == 0:
         return None
     position = kl.index(max(kl))
     first = row.tokens[position]
-    reference = tuple(TopToken(first + i, f"t{first + i}", 10.0 - i) for i in range(_TOP5))
-    swapped = (reference[1], reference[0], *reference[2:])
-    logits = (10.0 - i for i in range(_TOP5))
-    candidate = tuple(
-        TopToken(t.token_id, t.text, logit) for t, logit in zip(swapped, logits, strict=True)
-    )
+    ids = [first + index for index in range(_TOP5)]
+    swapped = [ids[1], ids[0], *ids[2:]]
     return WorstPosition(
         position=position,
-        reference_top5=reference,
-        candidate_top5=reference if right[position] else candidate,
+        reference_top5=_falling(ids),
+        candidate_top5=_falling(ids if right[position] else swapped),
         kl=kl[position],
     )

@@ -1,69 +1,76 @@
-"""A load on a scripted model, in virtual time: a queue before so many slots, one request each, at the script's times."""
+"""Traffic on a scripted model, in virtual time: a queue before so many slots, one request each."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
 
+from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.serving import ServingTrace
-from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent
+from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
+from pytest_llmperf.engines.scripted.timing import marks
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
-from pytest_llmperf.wire.messages import Served
 from pytest_llmperf.workloads import Serve
 
 
-def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: float) -> Served:
-    """One run. First come, first served; a request holds its slot from its start to its last token.
+def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: float) -> ServingRun:
+    """Serve the traffic once, at the script's times.
 
+    The first to come is served first; a request holds its slot from its start to its last token.
     Open loop: requests are due when the workload says. Closed loop: when the line's last request is
     over.
     """
-    start_s = clock.advance_ns(0) / 1e9
-    times = (
-        _open(options, work, factor) if work.concurrency is None else _closed(options, work, factor)
-    )
+    start_ns = clock.advance_ns(0)
+    service_s = _service_s(options, work) * factor
+    times_s = _open if work.concurrency is None else _closed
     requests = tuple(
-        _request(options, work, start_s + due_s, start_s + begun_s, factor)
-        for due_s, begun_s in times
+        _request(options, work, start_ns / 1e9 + due_s, start_ns / 1e9 + begun_s, factor)
+        for due_s, begun_s in times_s(work, options.slots, service_s)
     )
-    last_ns = max((r.t_end_ns for r in requests), default=0)
-    clock.advance_ns(max(0, last_ns - round(start_s * 1e9)))
-    server = {"preemptions": float(options.preemptions), "prefix_hit_share": 0.0}
+    last_ns = max((request.t_end_ns for request in requests), default=0)
+    clock.advance_ns(max(0, last_ns - start_ns))
     trace = ServingTrace(
-        requests=requests, loop_lag_s=(options.late_s,), busy_share=0.1, server=server
+        requests=requests,
+        loop_lag_s=(options.late_s,),
+        busy_share=0.1,
+        server={"preemptions": float(options.preemptions), "prefix_hit_share": 0.0},
     )
-    return Served(
-        trace=trace,
-        marks=tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks),
-        counted="ids",
-    )
+    return ServingRun(trace=trace, marks=marks(options), counted="ids")
 
 
-def _open(options: ScriptedOptions, work: Serve, factor: float) -> Iterable[tuple[float, float]]:
-    """Due and start of service of each request; a heap holds when each slot is free."""
-    free = [0.0] * options.slots
+def _open(work: Serve, slots: int, service_s: float) -> Iterable[tuple[float, float]]:
+    """Yield when each request is due and when its service starts, in seconds.
+
+    A heap holds when each slot is free; 0 slots stand for any number.
+    """
+    free_s = [0.0] * slots
     for due_s in work.due_s():
-        begun_s = due_s if not free else max(due_s, heapq.heappop(free))
-        if options.slots:
-            heapq.heappush(free, begun_s + _service_s(options, work) * factor)
+        begun_s = max(due_s, heapq.heappop(free_s)) if free_s else due_s
+        if slots:
+            heapq.heappush(free_s, begun_s + service_s)
         yield due_s, begun_s
 
 
-def _closed(options: ScriptedOptions, work: Serve, factor: float) -> Iterable[tuple[float, float]]:
-    lines = [0.0] * (work.concurrency or 1)
-    free = [0.0] * (options.slots or len(lines))
-    sent = 0
-    while (work.requests is None or sent < work.requests) and (
-        work.duration is None or lines[0] < work.duration
-    ):
-        due_s = heapq.heappop(lines)
-        begun_s = max(due_s, heapq.heappop(free))
-        end_s = begun_s + _service_s(options, work) * factor
-        heapq.heappush(free, end_s)
-        heapq.heappush(lines, end_s)
-        sent += 1
+def _closed(work: Serve, slots: int, service_s: float) -> Iterable[tuple[float, float]]:
+    """Yield the same for lines that each wait for the end of their last request."""
+    lines_s = [0.0] * (work.concurrency or 1)
+    free_s = [0.0] * (slots or len(lines_s))
+    n_sent = 0
+    while _goes_on(work, n_sent, lines_s[0]):
+        due_s = heapq.heappop(lines_s)
+        begun_s = max(due_s, heapq.heappop(free_s))
+        heapq.heappush(free_s, begun_s + service_s)
+        heapq.heappush(lines_s, begun_s + service_s)
+        n_sent += 1
         yield due_s, begun_s
+
+
+def _goes_on(work: Serve, n_sent: int, next_s: float) -> bool:
+    """Whether another request is sent: there are some left, and the time is not over."""
+    if work.requests is not None and n_sent >= work.requests:
+        return False
+    return work.duration is None or next_s < work.duration
 
 
 def _service_s(options: ScriptedOptions, work: Serve) -> float:
@@ -73,10 +80,11 @@ def _service_s(options: ScriptedOptions, work: Serve) -> float:
 def _request(
     options: ScriptedOptions, work: Serve, due_s: float, begun_s: float, factor: float
 ) -> RequestTrace:
-    tokens = (
-        begun_s + (options.ttft_s + i * options.tpot_s) * factor for i in range(work.max_new_tokens)
+    times_s = (
+        begun_s + (options.ttft_s + index * options.tpot_s) * factor
+        for index in range(work.max_new_tokens)
     )
-    events = tuple(TokenEvent(round(at * 1e9)) for at in tokens)
+    events = tuple(TokenEvent(round(time_s * 1e9)) for time_s in times_s)
     return RequestTrace(
         n_prompt_tokens=work.prompt_tokens or 1,
         t_due_ns=round(due_s * 1e9),

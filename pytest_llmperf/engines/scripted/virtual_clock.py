@@ -4,17 +4,20 @@ from __future__ import annotations
 
 
 class VirtualClock:
-    """Stands in for `time` in tests: `perf_counter_ns`, `monotonic` and `sleep` share one time that nothing else moves."""
+    """Stands in for `time` in tests.
+
+    `perf_counter_ns`, `monotonic` and `sleep` share one time that nothing else moves.
+    """
 
     def __init__(self, start_ns: int = 0) -> None:
         self.now_ns = start_ns
 
     def perf_counter_ns(self) -> int:
-        """The virtual time in ns."""
+        """Return the virtual time in ns."""
         return self.now_ns
 
     def monotonic(self) -> float:
-        """The virtual time in s."""
+        """Return the virtual time in s."""
         return self.now_ns / 1e9
 
     def advance_ns(self, duration_ns: int) -> int:

@@ -18,7 +18,11 @@ def _refusal_by(preset: Preset) -> Refusal:
 
 def _capabilities_of(preset: Preset) -> Capabilities:
     return Capabilities(
-        plan_fields=preset.plan_fields, refusal=_refusal_by(preset), logits=False, serves=True
+        plan_fields=preset.plan_fields,
+        refusal=_refusal_by(preset),
+        logits=False,
+        serves=True,
+        has_address=True,
     )
 
 

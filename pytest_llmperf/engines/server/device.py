@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pynvml
-
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 
 ELSEWHERE = "elsewhere"
@@ -45,8 +43,4 @@ def _first_gpu(visible: str) -> Nvml | Unreadable:
     first = visible.split(",", maxsplit=1)[0].strip()
     if first.startswith(("GPU-", "MIG-")):
         return Nvml.of(first)
-    try:
-        pynvml.nvmlInit()
-        return Nvml(pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0))
-    except pynvml.NVMLError as error:
-        return Unreadable(f"NVML: {error}")
+    return Nvml.at(int(first) if first.isdigit() else 0)

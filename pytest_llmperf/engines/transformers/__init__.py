@@ -6,10 +6,10 @@ Importing this package imports torch and transformers: only a worker does.
 from __future__ import annotations
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.load import Loaded, load
+from pytest_llmperf.engines.transformers.load import ModelOnDevice, load
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
 
-__all__ = ["Loaded", "TransformersEngine", "TransformersModel", "load"]
+__all__ = ["ModelOnDevice", "TransformersEngine", "TransformersModel", "load"]
 
 
 class TransformersEngine:

@@ -1,4 +1,7 @@
-"""LoRA adapters by peft: put on a loaded model, switched, mixed in one batch, merged, and seen in its modules."""
+"""LoRA adapters by peft: put on a loaded model, switched, mixed in one batch, merged, and counted.
+
+What is in force is read from the model's modules.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,133 +44,150 @@ class Adapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that are resident, the default first."""
+        """Return the names of all resident adapters, the default first."""
         return tuple(file.name for file in self.files)
 
     def groups(self) -> tuple[AdapterGroup, ...]:
-        """Each adapter as the modules hold it now, compared with its file. Reads the files."""
+        """Describe each adapter as the modules hold it now, compared with its file."""
         return self.merged or tuple(_group(self.peft, self.model, file) for file in self.files)
 
     def in_force(self) -> tuple[str, ...]:
-        """Names of the adapters that a forward pass goes through.
+        """Return the names of the adapters that a forward pass goes through.
 
-        With a count where not every layer does.
+        A name has a count where not every layer goes through the adapter.
         """
         if self.peft is None:
             return self.names
-        return tuple(_active(self.model, name) for name in self.names if _active(self.model, name))
+        return tuple(filter(None, (_active(self.model, name) for name in self.names)))
 
     def use(self, names: Sequence[str]) -> None:
-        """Switch to one adapter, or to `BASE`; none named: to the default.
+        """Switch to one adapter, or to `BASE`; without a name, to the default.
 
-        Raises NotInEffect if the modules do not follow.
-
-        For several names the layers are on, and are told for each batch which rows go where
-        (`rows`).
+        Raises NotInEffect if the modules do not follow, and UsageError for a name that is not
+        loaded. For several names the layers are on, and `rows` tells them for each batch which
+        rows go where.
         """
-        wanted = tuple(dict.fromkeys(names)) or self.names[:1]
+        distinct_names = tuple(dict.fromkeys(names)) or self.names[:1]
         self._require_known(names)
         if self.peft is None:
             return
-        tuner: Any = self.peft.base_model
-        if len(wanted) > 1:
-            tuner.enable_adapter_layers()
-            return
-        if wanted == (BASE,):
-            tuner.disable_adapter_layers()
+        if len(distinct_names) == 1:
+            self._switch_to(distinct_names[0], self.peft)
         else:
+            tuner: Any = self.peft.base_model
             tuner.enable_adapter_layers()
-            self.peft.set_adapter(wanted[0], inference_mode=True)
-        found = self.in_force()
-        if found != tuple(name for name in wanted if name != BASE):
+
+    def _switch_to(self, name: str, peft: PeftModel) -> None:
+        _switch_layers(peft, name)
+        in_force = self.in_force()
+        if in_force != (() if name == BASE else (name,)):
             raise NotInEffect(
-                f"adapter {wanted[0]!r} was asked for, in force are {', '.join(found) or 'none'}."
+                f"adapter {name!r} was asked for, in force are {', '.join(in_force) or 'none'}."
             )
 
     def unused(self) -> list[Tensor]:
-        """The tensors that no forward pass reads now: those of the adapters that are not in force."""
+        """Return the tensors of adapters that are not in force, which no forward pass reads now."""
         return self._matrices(in_force=False)
 
     def elements(self) -> int:
-        """Weights of the adapter matrices that a forward pass multiplies by now."""
+        """Return the weights of the adapter matrices that a forward pass multiplies by now."""
         return sum(tensor.numel() for tensor in self._matrices(in_force=True))
 
     def _matrices(self, *, in_force: bool) -> list[Tensor]:
         if self.peft is None:
             return []
         active = self.in_force()
-        names = [name for name in self.names if (name in active) == in_force]
-        return [
-            tensor
-            for name in names
-            for layer in _layers(self.model, name)
-            for tensor in _own(layer, name)
-        ]
+        tensors: list[Tensor] = []
+        for name in self.names:
+            if (name in active) == in_force:
+                for layer in _layers(self.model, name):
+                    tensors += _adapter_tensors(layer, name)
+        return tensors
 
     @contextmanager
     def rows(self, names: Sequence[str], batch: int) -> Iterator[None]:
-        """Row i of the batches inside goes through adapter i of `names` (around their end), `BASE` through none.
+        """Send row i of the batches inside through adapter i of `names`, and `BASE` through none.
 
-        Raises NotInEffect if the wrapped layers were not called so.
+        After the last name comes the first again. Raises NotInEffect if the wrapped layers were not
+        called so.
         """
         assert self.peft is not None  # noqa: S101 - `use` refused it
-        wanted = [
-            PEFT_BASE if names[i % len(names)] == BASE else names[i % len(names)]
-            for i in range(batch)
-        ]
+        row_names = _row_names(names, batch)
         calls: set[tuple[str, ...]] = set()
-        # what PeftModel.generate does around the model's own; other decode loops and plain forwards
-        # need it as well
+        # PeftModel.generate does this around the model's own; other decode loops and plain forwards
+        # need it as well.
         with (
-            self.peft._enable_peft_forward_hooks(adapter_names=wanted),  # noqa: SLF001
+            self.peft._enable_peft_forward_hooks(adapter_names=row_names),  # noqa: SLF001
             _watched(self.model, calls),
         ):
             yield
-        if calls != {tuple(wanted)}:
-            raise NotInEffect(
-                f"rows through {', '.join(wanted)} were asked for, the layers were called with {sorted(calls)}."
-            )
+        _require_called_with(row_names, calls)
 
     def _require_known(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in (*self.names, BASE)]
+        """Raise UsageError for names that are not loaded, or for merged adapters."""
+        choices = (*self.names, BASE)
+        unknown = [name for name in names if name not in choices]
         if unknown:
-            choices = (*self.names, BASE)
             raise UsageError(
-                f"adapter {unknown[0]!r} is not loaded.{did_you_mean(unknown[0], choices)} There are: {', '.join(choices)}.",
+                f"adapter {unknown[0]!r} is not loaded.{did_you_mean(unknown[0], choices)} "
+                f"There are: {', '.join(choices)}.",
             )
         if names and self.peft is None:
             raise UsageError(
-                f"adapter {self.names[0]!r} is merged into the weights and cannot be switched. Leave out ':merged'."
+                f"adapter {self.names[0]!r} is merged into the weights and cannot be switched. "
+                "Leave out ':merged'."
             )
 
 
+def _switch_layers(peft: PeftModel, name: str) -> None:
+    tuner: Any = peft.base_model
+    if name == BASE:
+        tuner.disable_adapter_layers()
+    else:
+        tuner.enable_adapter_layers()
+        peft.set_adapter(name, inference_mode=True)
+
+
+def _row_names(names: Sequence[str], batch: int) -> list[str]:
+    """Return peft's name for each row of a batch, going around the end of `names`."""
+    peft_names = [PEFT_BASE if name == BASE else name for name in names]
+    return list(islice(cycle(peft_names), batch))
+
+
+def _require_called_with(row_names: list[str], calls: set[tuple[str, ...]]) -> None:
+    if calls != {tuple(row_names)}:
+        raise NotInEffect(
+            f"rows through {', '.join(row_names)} were asked for, "
+            f"the layers were called with {sorted(calls)}."
+        )
+
+
 def with_adapters(model: Any, plan: LoadPlan) -> Adapters:
-    """Put the plan's adapters on `model`, in the dtype that it computes in, the first one in force.
+    """Put the plan's adapters on `model`, in the dtype that it computes in.
+
+    The first one is in force, or merged into the weights where the plan says so.
 
     Raises LoadError for an adapter of another model, of another rank than it says, or of another
     method than LoRA.
     """
-    files = tuple(AdapterFile.read(Path(folder)) for folder in plan.adapters)
-    for file in files:
-        require_fits(file, model, plan)
-    adapters = Adapters(model, files, _loaded(model, files, plan))
-    _ready(model)
+    files = _fitting_files(model, plan)
+    adapters = Adapters(model, files, _wrapped(model, files, plan))
+    _prepare(model)
     adapters.use(())
     return merged(adapters) if plan.merge_adapters else adapters
 
 
-def _loaded(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftModel:
+def _fitting_files(model: Any, plan: LoadPlan) -> tuple[AdapterFile, ...]:
+    files = tuple(map(AdapterFile.read, map(Path, plan.adapters)))
+    for file in files:
+        require_fits(file, model, plan)
+    return files
+
+
+def _wrapped(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftModel:
+    """Let peft wrap the layers of `model` with all adapters."""
     first, *others = files
-    with warnings.catch_warnings():
-        # Peft's call, not ours.
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )
-        warnings.filterwarnings(
-            "ignore",
-            "TorchaoLoraLinear was instantiated without",
-            UserWarning,
-        )  # about merging, refused here
+    with _without_peft_warnings():
         with load_errors(plan, f"adapter {first.name!r}"):
             peft = PeftModel.from_pretrained(
                 model, first.folder, adapter_name=first.name, autocast_adapter_dtype=False
@@ -177,141 +198,186 @@ def _loaded(model: Any, files: tuple[AdapterFile, ...], plan: LoadPlan) -> PeftM
     return peft
 
 
+@contextmanager
+def _without_peft_warnings() -> Iterator[None]:
+    """Ignore a deprecated call of peft's own, and a word about merging, which is refused here."""
+    with warnings.catch_warnings():
+        deprecated = "`is_gradient_checkpointing` is deprecated"
+        warnings.filterwarnings("ignore", deprecated, FutureWarning)
+        about_merging = "TorchaoLoraLinear was instantiated without"
+        warnings.filterwarnings("ignore", about_merging, UserWarning)
+        yield
+
+
 def merged(adapters: Adapters) -> Adapters:
-    """The one adapter folded into the weights of `model`.
+    """Fold the one adapter into the weights of `model`.
 
     Raises NotInEffect for a layer that did not change by its product.
     """
     assert adapters.peft is not None  # noqa: S101 - merging is what makes it None
     (file,) = adapters.files
     (group,) = adapters.groups()
-    changed = sum(_merge(layer, file.name) for layer in _layers(adapters.model, file.name))
+    changed = _merge_layers(adapters.model, file.name)
     tuner: Any = adapters.peft.base_model
     group = structs.replace(group, layers=changed, merged=True, active=True)
     return replace(adapters, model=tuner.unload(), peft=None, merged=(group,))
 
 
-def _merge(layer: Any, name: str) -> bool:
-    """Merge one layer. False if its weights stayed as they were: the product was rounded away.
+def _merge_layers(model: nn.Module, name: str) -> int:
+    """Merge all layers of the adapter. Return how many of them changed."""
+    return sum(_merge(layer, name) for layer in _layers(model, name))
 
-    Raises NotInEffect.
+
+def _merge(layer: Any, name: str) -> bool:
+    """Merge one layer. Return False if its weights did not change: the product was rounded away.
+
+    Raises NotInEffect for weights that changed by something else.
     """
-    before = layer.get_base_layer().weight.data.clone()
+    before = _base_weight(layer).clone()
     delta = layer.get_delta_weight(name)
     layer.merge(safe_merge=True, adapter_names=[name])
-    after = layer.get_base_layer().weight.data
+    after = _base_weight(layer)
     # DoRA and its kind change the weights by more than a product.
-    plain = name not in layer.lora_variant
-    if plain and not _is_sum(after, before.float(), delta.float()):
-        raise NotInEffect(
-            f"adapter {name!r}: merging changed a layer's weights by something else than its product B·A."
-        )
+    if name not in layer.lora_variant:
+        _require_sum(name, after, before.float(), delta.float())
     return not torch.equal(before, after) or not bool(delta.any())
 
 
-def _is_sum(found: Tensor, one: Tensor, other: Tensor) -> bool:
-    """Whether `found` is the sum of both, to the rounding of its dtype."""
-    total = one + other
-    allowed = torch.finfo(found.dtype).eps * (one.abs() + other.abs() + total.abs())
-    return bool(((found.float() - total).abs() <= allowed).all())
+def _base_weight(layer: Any) -> Tensor:
+    weight: Tensor = layer.get_base_layer().weight.data
+    return weight
+
+
+def _require_sum(name: str, weight: Tensor, base: Tensor, delta: Tensor) -> None:
+    if not _is_sum(weight, base, delta):
+        raise NotInEffect(
+            f"adapter {name!r}: merging changed a layer's weights by something else than "
+            "its product B·A."
+        )
+
+
+def _is_sum(weight: Tensor, base: Tensor, delta: Tensor) -> bool:
+    """Whether `weight` is the sum of both, to the rounding of its dtype."""
+    total = base + delta
+    allowed = torch.finfo(weight.dtype).eps * (base.abs() + delta.abs() + total.abs())
+    return bool(((weight.float() - total).abs() <= allowed).all())
 
 
 def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> AdapterGroup:
-    assert peft is not None  # noqa: S101 - merged ones have their groups
-    # not from the model's state_dict(): asked for that, bitsandbytes unpacks its 4-bit weights on a
-    # CPU and computes wrongly on
-    own: dict[str, Tensor] = dict(peft.named_parameters(remove_duplicate=False))
-    held: dict[str, Tensor] = get_peft_model_state_dict(
-        peft, state_dict=own, adapter_name=file.name, save_embedding_layers=False
-    )
+    assert peft is not None  # noqa: S101 - merged adapters have their groups
+    state = _adapter_state(peft, file.name)
     layers = _layers(model, file.name)
     return AdapterGroup(
         name=file.name,
-        rank=max((int(layer.r[file.name]) for layer in layers), default=0),
+        rank=_largest_rank(layers, file.name),
         layers=len(layers),
-        elements=sum(tensor.numel() for tensor in held.values()),
-        tensors=len(held.keys() | file.shapes.keys()),
-        tensors_equal=_equal(held, file),
+        elements=sum(tensor.numel() for tensor in state.values()),
+        tensors=len(state.keys() | file.shapes.keys()),
+        tensors_equal=_equal(state, file),
         content_hash=file.content_hash,
         active=_active(model, file.name) == file.name,
     )
 
 
-def _equal(held: dict[str, Tensor], file: AdapterFile) -> int:
-    """Tensors of the modules whose values are those of the file, in the modules' dtype."""
+def _largest_rank(layers: list[Any], name: str) -> int:
+    return max((int(layer.r[name]) for layer in layers), default=0)
+
+
+def _adapter_state(peft: PeftModel, name: str) -> dict[str, Tensor]:
+    """Return the adapter's tensors by their names in its file.
+
+    They do not come from the model's state_dict(): asked for that, bitsandbytes unpacks its 4-bit
+    weights on a CPU and computes wrongly from then on.
+    """
+    parameters: dict[str, Tensor] = dict(peft.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        peft, state_dict=parameters, adapter_name=name, save_embedding_layers=False
+    )
+    return state
+
+
+def _equal(state: dict[str, Tensor], file: AdapterFile) -> int:
+    """Count tensors of the modules whose values are those of the file, in the modules' dtype."""
+    common = state.keys() & file.shapes.keys()
     with safe_open(file.weights, framework="pt") as stored:
-        return sum(
-            _same(held[key].cpu(), stored.get_tensor(key))
-            for key in held.keys() & file.shapes.keys()
-        )
+        return sum(_same(state[key].cpu(), stored.get_tensor(key)) for key in common)
 
 
-def _same(held: Tensor, stored: Tensor) -> bool:
-    return held.shape == stored.shape and torch.equal(held, stored.to(held.dtype))
+def _same(loaded: Tensor, stored: Tensor) -> bool:
+    return loaded.shape == stored.shape and torch.equal(loaded, stored.to(loaded.dtype))
+
+
+def _lora_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
 def _layers(model: nn.Module, name: str) -> list[Any]:
-    return [
-        m
-        for m in model.modules()
-        if isinstance(m, LoraLayer) and (name in m.lora_A or name in m.lora_embedding_A)
-    ]
+    """Return the layers that hold matrices of the adapter."""
+    layers = _lora_layers(model)
+    return [layer for layer in layers if name in layer.lora_A or name in layer.lora_embedding_A]
 
 
-def _own(layer: Any, name: str) -> list[Tensor]:
-    holders = (getattr(layer, attribute) for attribute in layer.adapter_layer_names)
-    found = (holder[name] for holder in holders if name in holder)
-    return [
-        tensor
-        for each in found
-        for tensor in (each.parameters() if isinstance(each, nn.Module) else (each,))
-    ]
+def _adapter_tensors(layer: Any, name: str) -> list[Tensor]:
+    """Return the tensors of one adapter in a layer: parameters of modules, or parameters alone."""
+    tensors: list[Tensor] = []
+    for by_adapter in _adapter_dicts(layer):
+        if name in by_adapter:
+            matrices = by_adapter[name]
+            tensors += matrices.parameters() if isinstance(matrices, nn.Module) else [matrices]
+    return tensors
+
+
+def _adapter_dicts(layer: Any) -> list[Any]:
+    """Return peft's dictionaries of a layer: the matrices of each adapter, by its name."""
+    return [getattr(layer, attribute) for attribute in layer.adapter_layer_names]
 
 
 def _active(model: nn.Module, name: str) -> str:
-    """The name, if every layer of the adapter goes through it; with a count, if some do.
+    """Return the name if every layer of the adapter goes through it, with a count if some do.
 
-    Else empty.
+    The text is empty where no layer does.
     """
     layers = _layers(model, name)
-    active = sum(name in layer.active_adapters and not layer.disable_adapters for layer in layers)
-    return (
-        ""
-        if active == 0
-        else name
-        if active == len(layers)
-        else f"{name} in {active} of {len(layers)} layers"
-    )
+    active = sum(_is_active(layer, name) for layer in layers)
+    if active == 0:
+        return ""
+    return name if active == len(layers) else f"{name} in {active} of {len(layers)} layers"
 
 
-def _ready(model: Any) -> None:
-    """Adapters in the dtype of the embeddings (on quantized weights peft leaves them in float32), told apart from the model."""
+def _is_active(layer: Any, name: str) -> bool:
+    return name in layer.active_adapters and not layer.disable_adapters
+
+
+def _prepare(model: Any) -> None:
+    """Put adapters in the dtype of the embeddings, and mark their modules as no part of the model.
+
+    On quantized weights peft leaves adapters in float32.
+    """
     dtype = model.get_input_embeddings().weight.dtype
-    wrappers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in wrappers:
+    for layer in _lora_layers(model):
         layer.belongs_to_adapter = True
-        for matrices in (getattr(layer, name) for name in layer.adapter_layer_names):
-            matrices.to(dtype)
-            for module in matrices.modules():
-                module.belongs_to_adapter = True
+        for matrices in _adapter_dicts(layer):
+            _mark(matrices.to(dtype))
     model.eval().requires_grad_(requires_grad=False)
+
+
+def _mark(matrices: nn.Module) -> None:
+    module: Any
+    for module in matrices.modules():
+        module.belongs_to_adapter = True
 
 
 @contextmanager
 def _watched(model: nn.Module, calls: set[tuple[str, ...]]) -> Iterator[None]:
-    """Note with which adapter names the wrapped layers are called.
+    """Add the adapter names that the wrapped layers are called with to `calls`.
 
-    None where a layer is switched off and would ignore them.
+    A layer that is switched off would ignore them, and counts as called without names.
     """
 
     def note(layer: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         calls.add(() if layer.disable_adapters else tuple(kwargs.get("adapter_names") or ()))
 
-    layers = (
-        module
-        for module in model.modules()
-        if isinstance(module, LoraLayer) and isinstance(module, nn.Module)
-    )
+    layers = _lora_layers(model)
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield

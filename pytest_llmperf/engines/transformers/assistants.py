@@ -1,4 +1,4 @@
-"""The model that proposes tokens to the measured one: how it is loaded, and whether both mean the same by a token."""
+"""The model that proposes tokens to the measured one: its load plan and its vocabulary."""
 
 from __future__ import annotations
 
@@ -12,27 +12,46 @@ LOOKUP = "prompt-lookup"
 
 
 def assistant_plan(plan: LoadPlan) -> LoadPlan | None:
-    """What loads the assistant of `plan`: on its device, in its dtype, plain.
+    """Return the plan that loads the assistant of `plan`, plain, on its device and in its dtype.
 
     None where no model assists.
     """
     if plan.assist is None or plan.assist == LOOKUP:
         return None
-    kept = {
-        name: getattr(plan, name)
-        for name in ("device", "weights_dtype", "autocast_dtype", "attention", "seed")
-    }
-    return LoadPlan(model=model_ref(plan.assist), strategy="auto", **kept)
+    return LoadPlan(
+        model=model_ref(plan.assist),
+        strategy="auto",
+        device=plan.device,
+        weights_dtype=plan.weights_dtype,
+        autocast_dtype=plan.autocast_dtype,
+        attention=plan.attention,
+        seed=plan.seed,
+    )
 
 
-def require_same_tokens(plan: LoadPlan, ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> None:
-    """Raise LoadError unless two (model, tokenizer) have one vocabulary: an id proposed must mean the same to both."""
-    sizes = [int(model.config.get_text_config().vocab_size) for model, _ in (ours, theirs)]
-    vocabularies = [
-        tokenizer.get_vocab() for _, tokenizer in (ours, theirs) if tokenizer is not None
-    ]
-    if sizes[0] != sizes[1] or any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+def require_same_tokens(
+    plan: LoadPlan, measured: tuple[Any, Any], assistant: tuple[Any, Any]
+) -> None:
+    """Raise LoadError unless two (model, tokenizer) pairs have one vocabulary.
+
+    A token id that the assistant proposes must mean the same to the measured model.
+    """
+    size = _vocabulary_size(measured[0])
+    assistant_size = _vocabulary_size(assistant[0])
+    if size != assistant_size or not _same_vocabulary(measured[1], assistant[1]):
         raise LoadError(
-            f"assistant {plan.assist!r} ({sizes[1]} tokens) has another vocabulary than {plan.model.name!r} ({sizes[0]} tokens): "
-            "what it proposes would mean something else. Take a smaller model of the same family, or 'prompt-lookup'.",
+            f"assistant {plan.assist!r} ({assistant_size} tokens) has another vocabulary than "
+            f"{plan.model.name!r} ({size} tokens): what it proposes would mean something else. "
+            "Take a smaller model of the same family, or 'prompt-lookup'.",
         )
+
+
+def _vocabulary_size(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _same_vocabulary(tokenizer: Any, assistants_tokenizer: Any) -> bool:
+    """Compare two tokenizers; a model without one has nothing to compare."""
+    if tokenizer is None or assistants_tokenizer is None:
+        return True
+    return bool(tokenizer.get_vocab() == assistants_tokenizer.get_vocab())

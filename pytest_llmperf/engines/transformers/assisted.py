@@ -1,4 +1,7 @@
-"""Assisted decoding through transformers' `generate`: a smaller model, or the text so far, proposes; the model checks."""
+"""Assisted decoding through transformers' `generate`.
+
+A smaller model, or the text so far, proposes tokens; the measured model checks them.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,49 @@ from pytest_llmperf.engines.transformers.kv_cache import cache_seen
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 BY_MODEL = 5
+"""Tokens that a model proposes at a time where the plan's option `assist_tokens` says nothing."""
+
 FROM_TEXT = 10
-"""Tokens proposed at a time where the plan's option `assist_tokens` says nothing: by a model, and from the text so far."""
+"""Tokens proposed at a time from the text so far, where the plan's option says nothing."""
 
 
 @dataclass
-class Seen:
-    """What one run asked its candidate generator: each call is followed by one forward pass of the measured model."""
+class Proposals:
+    """What the candidate generator of one run did.
+
+    Each of its `calls` is followed by one forward pass of the measured model.
+    """
 
     calls: int = 0
     proposed: int = 0
     assistant_forwards: int = 0
     generator: Any = None
-    kinds: set[str] = field(default_factory=set)
+    generator_classes: set[str] = field(default_factory=set)
+
+    def watch(self, generator: Any) -> None:
+        """Count the calls of `generator` and the tokens that it proposes."""
+        self.generator = generator
+        self.generator_classes.add(type(generator).__name__)
+        get_candidates = generator.get_candidates
+
+        def counted(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+            ids, logits = get_candidates(input_ids, **kwargs)
+            self.calls += 1
+            self.proposed += ids.shape[1] - input_ids.shape[1]
+            return ids, logits
+
+        generator.get_candidates = counted
+
+    def count_assistant_forward(self, *_hook_arguments: Any) -> None:
+        """Count one forward pass of the assistant, as a forward hook."""
+        self.assistant_forwards += 1
 
 
 class AssistedLoop(GenerateLoop):
-    """See DecodeLoop. Takes one sequence at a time, as transformers does.
+    """The decode loop with assistance; see DecodeLoop.
 
-    `assistant` None: proposals come from the text.
+    It takes one sequence at a time, as transformers does. Without an `assistant`, proposals come
+    from the text.
 
     LoadPlan option: "assist_tokens", the tokens proposed at a time, constant over a run and between
     runs.
@@ -51,28 +78,17 @@ class AssistedLoop(GenerateLoop):
         self._assistant = assistant
         self._tokens = _tokens(plan, FROM_TEXT if assistant is None else BY_MODEL)
         if assistant is not None:
-            # without a confidence threshold: transformers adapts it during a run where scikit-learn
-            # is installed No stubs.
-            assistant.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-                pad_token_id=pad,
-                num_assistant_tokens=self._tokens,
-                num_assistant_tokens_schedule="constant",
-                assistant_confidence_threshold=0.0,
-            )
+            assistant.generation_config = _constant_proposals(self._tokens, pad)
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """See DecodeLoop. Raises UsageError for more than one sequence."""
-        if batch.ids.shape[0] > 1:
-            raise UsageError(
-                f"assisted decoding takes one sequence at a time, the batch has {batch.ids.shape[0]}. "
-                "Use batch=1, or leave out the assistance.",
-            )
+        """Decode as DecodeLoop says. Raises UsageError for more than one sequence."""
+        _require_one_sequence(batch)
         config, clock = self._config(new_tokens), TokenClock()
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
         with (
             autocast(batch.ids.device, self._autocast_dtype),
             torch.no_grad(),
-            self._watched() as seen,
+            self._watched() as proposals,
         ):
             start = time.perf_counter_ns()
             out = self._model.generate(
@@ -84,7 +100,8 @@ class AssistedLoop(GenerateLoop):
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
-        assisted = self._assisted_by(seen, clock, batch.ids.shape[1] + new_tokens / 2)
+        mean_positions = batch.ids.shape[1] + new_tokens / 2
+        assisted = self._assisted_by(proposals, clock, mean_positions)
         return Decoded(
             tokens,
             start,
@@ -101,58 +118,83 @@ class AssistedLoop(GenerateLoop):
         return config
 
     @contextmanager
-    def _watched(self) -> Iterator[Seen]:
+    def _watched(self) -> Iterator[Proposals]:
         """Note which candidate generator `generate` makes and what it proposes.
 
-        On the host, a microsecond a call.
+        This costs the host a microsecond a call.
         """
-        # Generate's only word on who proposes.
-        seen, make = Seen(), self._model._get_candidate_generator  # noqa: SLF001
+        proposals = Proposals()
+        # This method is the only place where `generate` says who proposes.
+        make_generator = self._model._get_candidate_generator  # noqa: SLF001
 
-        def made(*args: Any, **kwargs: Any) -> Any:
-            seen.generator = make(*args, **kwargs)
-            seen.kinds.add(type(seen.generator).__name__)
-            seen.generator.get_candidates = _counting(seen.generator.get_candidates, seen)
-            return seen.generator
+        def make_watched_generator(*args: Any, **kwargs: Any) -> Any:
+            generator = make_generator(*args, **kwargs)
+            proposals.watch(generator)
+            return generator
 
-        def forward(*_args: Any) -> None:
-            seen.assistant_forwards += 1
-
-        self._model._get_candidate_generator = made  # noqa: SLF001
-        hook = (
-            self._assistant.register_forward_pre_hook(forward)
-            if self._assistant is not None
-            else None
-        )
+        self._model._get_candidate_generator = make_watched_generator  # noqa: SLF001
+        hook = None
+        if self._assistant is not None:
+            hook = self._assistant.register_forward_pre_hook(proposals.count_assistant_forward)
         try:
-            yield seen
+            yield proposals
         finally:
             del self._model._get_candidate_generator  # noqa: SLF001
             if hook is not None:
                 hook.remove()
 
-    def _assisted_by(self, seen: Seen, clock: TokenClock, positions: float) -> AssistedBy:
-        if seen.calls != len(clock.arrivals):
+    def _assisted_by(self, proposals: Proposals, clock: TokenClock, positions: float) -> AssistedBy:
+        """Say who proposed. `positions` is the mean length of the assistant's KV cache."""
+        if proposals.calls != len(clock.arrivals):
             raise InvalidRun(
-                f"proposals were asked for {seen.calls} times, and tokens arrived {len(clock.arrivals)} times."
+                f"proposals were asked for {proposals.calls} times, "
+                f"and tokens arrived {len(clock.arrivals)} times."
             )
-        wanted = (
+        bytes_read = round(self._bytes_read(proposals, positions))
+        return AssistedBy(
+            self._source_in_effect(proposals), proposals.calls, proposals.proposed, bytes_read
+        )
+
+    def _source_in_effect(self, proposals: Proposals) -> str:
+        """Return the plan's source of proposals, or the generators that ran in its place."""
+        expected_class = (
             "PromptLookupCandidateGenerator"
             if self._assistant is None
             else "AssistedCandidateGenerator"
         )
-        source = self._source if seen.kinds == {wanted} else ", ".join(sorted(seen.kinds))
-        return AssistedBy(
-            source, seen.calls, seen.proposed, round(self._bytes_read(seen, positions))
-        )
+        if proposals.generator_classes == {expected_class}:
+            return self._source
+        return ", ".join(sorted(proposals.generator_classes))
 
-    def _bytes_read(self, seen: Seen, positions: float) -> float:
-        """Weights and KV cache of the assistant, once for each of its forward passes."""
-        if self._assistant is None or seen.assistant_forwards == 0:
+    def _bytes_read(self, proposals: Proposals, positions: float) -> float:
+        """Return the assistant's weights and KV cache, once for each of its forward passes."""
+        if self._assistant is None or proposals.assistant_forwards == 0:
             return 0.0
-        cache = cache_seen(seen.generator.assistant_kwargs["past_key_values"])
-        return seen.assistant_forwards * (
-            weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
+        cache = cache_seen(proposals.generator.assistant_kwargs["past_key_values"])
+        per_forward = weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
+        return proposals.assistant_forwards * per_forward
+
+
+def _constant_proposals(tokens: int, pad: int) -> GenerationConfig:
+    """Return the configuration of an assistant that proposes `tokens` at a time.
+
+    It has no confidence threshold, because transformers adapts that during a run where scikit-learn
+    is installed.
+    """
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=pad,
+        num_assistant_tokens=tokens,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+    )
+
+
+def _require_one_sequence(batch: TokenBatch) -> None:
+    rows = batch.ids.shape[0]
+    if rows > 1:
+        raise UsageError(
+            f"assisted decoding takes one sequence at a time, the batch has {rows}. "
+            "Use batch=1, or leave out the assistance.",
         )
 
 
@@ -161,13 +203,3 @@ def _tokens(plan: LoadPlan, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"option assist_tokens={value!r}: a whole number of at least 1 is needed.")
     return value
-
-
-def _counting(get_candidates: Any, seen: Seen) -> Any:
-    def counted(input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        ids, logits = get_candidates(input_ids, **kwargs)
-        seen.calls += 1
-        seen.proposed += ids.shape[1] - input_ids.shape[1]
-        return ids, logits
-
-    return counted

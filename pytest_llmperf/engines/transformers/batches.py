@@ -1,4 +1,7 @@
-"""Many requests of different lengths through a decode loop, in static batches: padded, and as long as the longest of each."""
+"""Many requests of different lengths through a decode loop, in static batches.
+
+A batch is padded, and decodes as long as its longest request needs.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from pytest_llmperf.errors import UsageError
 
 @dataclass(frozen=True)
 class Answered:
-    """What came of them, in their order: tokens, and when they were there.
+    """The tokens of all requests, in their order, and when each of them arrived.
 
-    `start_ns` is when the first was handed over.
+    `start_ns` is when the first request was handed over.
     """
 
     start_ns: int
@@ -30,29 +33,32 @@ class Answered:
 def in_static_batches(
     loop: DecodeLoop, requests: BatchRequests, size: int, pad: int, device: torch.device
 ) -> Answered:
-    """`size` requests at a time. What a sequence decodes after its own last token is thrown away.
+    """Decode `size` requests at a time.
 
-    Raises UsageError for a loop whose sequences do not get one token a step.
+    What a sequence decodes after its own last token is thrown away. Raises UsageError for a loop
+    whose sequences do not get one token a step.
     """
     start_ns, tokens, events, decoded = 0, [], [], None
     for first in range(0, len(requests.rows), size):
-        asked_for = requests.new_tokens[first : first + size]
+        new_tokens = requests.new_tokens[first : first + size]
         batch = left_padded(requests.rows[first : first + size], pad, device)
-        decoded = loop.decode(batch, max(asked_for))
+        decoded = loop.decode(batch, max(new_tokens))
         start_ns = start_ns or decoded.t_start_ns
-        times = _times(decoded)
-        tokens += [row[:n] for row, n in zip(decoded.tokens.tolist(), asked_for, strict=True)]
-        events += [tuple(TokenEvent(t) for t in times[:n]) for n in asked_for]
+        tokens += [row[:n] for row, n in zip(decoded.tokens.tolist(), new_tokens, strict=True)]
+        step_events = _step_events(decoded)
+        events += [step_events[:n] for n in new_tokens]
     assert decoded is not None  # noqa: S101 - a Batch has at least one request
     return Answered(start_ns, tokens, events, decoded.cache, decoded.clock)
 
 
-def _times(decoded: Decoded) -> tuple[int, ...]:
+def _step_events(decoded: Decoded) -> tuple[TokenEvent, ...]:
+    """Return one event a step. Raises UsageError where a step gave a sequence several tokens."""
     if any(n != 1 for n in decoded.arrivals):
         raise UsageError(
-            "a Batch in static batches needs one token a step, and assisted decoding gives several. Take Decode."
+            "a Batch in static batches needs one token a step, and assisted decoding gives "
+            "several. Take Decode."
         )
-    return decoded.t_tokens_ns
+    return tuple(TokenEvent(t_ns) for t_ns in decoded.t_tokens_ns)
 
 
 def trace_of(
@@ -62,11 +68,15 @@ def trace_of(
     marks: tuple[Mark, ...],
     computed: int | None,
 ) -> Trace:
-    """One request for each prompt, all due when the first was handed over."""
-    made = tuple(
+    """Return one request for each prompt, all due when the first was handed over."""
+    request_traces = tuple(
         RequestTrace(n_prompt_tokens=len(row), t_due_ns=answered.start_ns, events=events)
         for row, events in zip(requests.rows, answered.events, strict=True)
     )
     return Trace(
-        repetition=repetition, requests=made, marks=marks, clock=answered.clock, computed=computed
+        repetition=repetition,
+        requests=request_traces,
+        marks=marks,
+        clock=answered.clock,
+        computed=computed,
     )

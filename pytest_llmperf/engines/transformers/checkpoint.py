@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.core.quantization import Packed, scheme_of
 from pytest_llmperf.engines.loading.builtin import converted_folder, forget_gguf
 from pytest_llmperf.engines.loading.checkpoint import (
     _snapshot,
@@ -28,10 +29,10 @@ PACKED_ZERO_POINTS = ".weight_zero_point"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A model as it was read: the model, its tokenizer if it has one, and what identifies its weights.
+class SourceModel:
+    """A model as its source gives it: with its tokenizer if it has one, and its weights' identity.
 
-    `conversion` says which of its linear layers were quantized, if it was.
+    `conversion` says which of its linear layers were quantized, if any were.
     """
 
     model: Any
@@ -41,49 +42,57 @@ class Source:
     conversion: Conversion | None = None
 
 
-def from_folder(plan: LoadPlan, device: torch.device) -> Source:
-    """A folder with config.json and weights."""
+def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read a folder with config.json and weights."""
     return _read_folder(plan, device, Path(plan.model.location))
 
 
-def from_builtin(plan: LoadPlan, device: torch.device) -> Source:
-    """A built-in model, from its converted folder."""
+def from_builtin(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read a built-in model from its converted folder."""
     with load_errors(plan, f"the conversion of {plan.model.name}"):
         folder = converted_folder(plan.model.location)
     return _read_folder(plan, device, folder)
 
 
-def from_quantized(plan: LoadPlan, device: torch.device) -> Source:
-    """The quantized checkpoint that the plan names instead of the model's own weights.
+def from_quantized(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read the quantized checkpoint that the plan names instead of the model's own weights.
 
-    Its layers stay as they are stored.
+    Its layers stay as they are stored. Raises LoadError for a checkpoint that cannot be read so.
     """
     folder = Path(scheme_of(plan.quantization or "").path)
-    packed = stored_as(folder)
-    if isinstance(packed, str):
-        raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
-    require_agreement(folder, packed)
+    packed = _packed_as(plan, folder)
     # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects
-    # the packed ones
-    more = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
-    source = _read_folder(plan, device, folder, **more)
+    # the packed ones.
+    size_options = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
+    source = _read_folder(plan, device, folder, **size_options)
     with load_errors(plan, str(folder)):
         return replace(source, conversion=checkpoint_conversion(plan, source.model, packed, folder))
 
 
-def from_hub(plan: LoadPlan, device: torch.device) -> Source:
-    """A Hugging Face id: from the local cache, downloaded first where the network allows it."""
+def _packed_as(plan: LoadPlan, folder: Path) -> Packed:
+    packed = stored_as(folder)
+    if isinstance(packed, str):
+        raise LoadError(f"strategy part {plan.quantization!r}: {packed}")
+    require_agreement(folder, packed)
+    return packed
+
+
+def from_hub(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read a Hugging Face id from the local cache, downloaded first where the network allows it."""
     return _read_folder(plan, device, _snapshot(plan))
 
 
-def from_gguf(plan: LoadPlan, device: torch.device) -> Source:
-    """A GGUF file, dequantized. Its weights count as float32: that is what dequantizing them gives."""
+def from_gguf(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read a GGUF file and dequantize it.
+
+    Its weights count as float32, because that is what dequantizing them gives.
+    """
     file = Path(plan.model.location)
-    dtype = "float32" if plan.weights_dtype == "auto" else plan.weights_dtype
+    dtype = weights_dtype(plan, "float32")
     with load_errors(plan, str(file)):
         model = forget_gguf(_from_pretrained(plan, device, file.parent, dtype, gguf_file=file.name))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    return Source(
+    return SourceModel(
         model=model,
         tokenizer=tokenizer,
         content_hash=hash_files([file]),
@@ -91,51 +100,75 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> Source:
     )
 
 
-def _read_folder(plan: LoadPlan, device: torch.device, folder: Path, **more: bool) -> Source:
-    config = read_json(folder / "config.json")
-    stored = stored_dtype(folder, config)
-    dtype = stored if plan.weights_dtype == "auto" else plan.weights_dtype
+def _read_folder(
+    plan: LoadPlan, device: torch.device, folder: Path, **options: bool
+) -> SourceModel:
+    checkpoint_dtype = stored_dtype(folder, read_json(folder / "config.json"))
+    dtype = weights_dtype(plan, checkpoint_dtype)
     with load_errors(plan, str(folder)):
-        model = _from_pretrained(plan, device, folder, dtype, **more)
+        model = _from_pretrained(plan, device, folder, dtype, **options)
         tokenizer = tokenizer_of(plan, folder)
-    files = weight_files(folder) or sorted(folder.glob("*.bin"))
-    return Source(
+    return SourceModel(
         model=model,
         tokenizer=tokenizer,
-        content_hash=hash_files([folder / "config.json", *files]),
-        checkpoint_dtype=stored,
+        content_hash=folder_hash(folder),
+        checkpoint_dtype=checkpoint_dtype,
     )
 
 
+def folder_hash(folder: Path) -> str:
+    """Return the hash of a folder's config and weights."""
+    files = weight_files(folder) or sorted(folder.glob("*.bin"))
+    return hash_files([folder / "config.json", *files])
+
+
+def weights_dtype(plan: LoadPlan, checkpoint_dtype: str) -> torch.dtype:
+    """Return the dtype that the plan loads weights in; for "auto" that of the checkpoint."""
+    name = checkpoint_dtype if plan.weights_dtype == "auto" else plan.weights_dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def _from_pretrained(
-    plan: LoadPlan, device: torch.device, folder: Path, dtype: str, **more: str | bool
+    plan: LoadPlan, device: torch.device, folder: Path, dtype: torch.dtype, **options: str | bool
 ) -> Any:
-    """The model on its device in `dtype`.
+    """Return the model on its device in `dtype`.
 
     A tensor that the checkpoint lacks is an error, never a random weight.
     """
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
-    placed = {} if device.type == "cpu" else {"device_map": {"": device}}
+    placement = {} if device.type == "cpu" else {"device_map": {"": device}}
     auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
-    model, info = auto.from_pretrained(
+    model, loading_info = auto.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         trust_remote_code=plan.model.trust_remote_code,
         output_loading_info=True,
         **attention,
-        **placed,
-        **more,
+        **placement,
+        **options,
     )
-    missing = sorted(info["missing_keys"])
-    wrong = sorted(
-        key for key, *_ in info["mismatched_keys"] if not key.endswith(PACKED_ZERO_POINTS)
-    )
-    if wrong:
+    _require_all_tensors(folder, model, loading_info)
+    return model
+
+
+def _require_all_tensors(folder: Path, model: Any, loading_info: Any) -> None:
+    """Raise LoadError unless the checkpoint had each tensor of `model`, in its shape."""
+    mismatched_keys = [key for key, *_ in loading_info["mismatched_keys"]]
+    mismatched = [key for key in mismatched_keys if not key.endswith(PACKED_ZERO_POINTS)]
+    if mismatched:
         raise LoadError(
-            f"{folder}: {len(wrong)} tensors have other shapes than the config says: {', '.join(wrong[:3])}, …"
+            f"{folder}: {len(mismatched)} tensors have other shapes than the config says: "
+            f"{first_names(mismatched)}"
         )
+    missing = loading_info["missing_keys"]
     if missing:
         raise LoadError(
-            f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: {', '.join(missing[:3])}, …"
+            f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing: "
+            f"{first_names(missing)}"
         )
-    return model
+
+
+def first_names(names: Iterable[str]) -> str:
+    """Return the first three names, in their order by letters, for a message."""
+    return f"{', '.join(sorted(names)[:3])}, …"

@@ -1,4 +1,7 @@
-"""torch.compile as a load plan asks for it: mode, inductor options, CUDA graphs, and proof that something was compiled."""
+"""torch.compile as a load plan asks for it: mode, inductor options and CUDA graphs.
+
+Counters prove what was compiled and captured.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ SMALL_BATCH_OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile. `options` are names of torch._inductor.config; `text` is what is reported."""
+    """How to compile. `options` are settings of torch._inductor.config; `text` is reported."""
 
     mode: str
     cudagraphs: str
@@ -40,15 +43,15 @@ class CompileOptions:
 
     @property
     def text(self) -> str:
-        """Short text for the description of the decode loop."""
+        """Return a short text for the description of the decode loop."""
         return f"{self.mode}, cudagraphs {self.cudagraphs}"
 
     def compile_step(
         self, step: Callable[[], None], rewind: Callable[[], None]
     ) -> Callable[[], None]:
-        """`step` compiled as one graph for its fixed shapes, warmed up, and captured if asked.
+        """Compile `step` as one graph for its fixed shapes, warm it up, and capture it if asked.
 
-        `rewind` comes before each run.
+        `rewind` is called before each run.
         """
         compiled: Callable[[], None] = torch.compile(
             step, fullgraph=True, dynamic=False, options=self.options
@@ -56,15 +59,17 @@ class CompileOptions:
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
         replay = _marking_steps(compiled) if self.cudagraphs == "trees" else compiled
-        for _ in range(WARM_UPS):
-            rewind()
-            replay()
+        _warm_up(replay, rewind)
         return replay
 
     def compile_prefill(
         self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]
     ) -> Callable[[], None]:
-        """`prefill` compiled ("compile"), or captured as it is ("graph": the same kernels without the host)."""
+        """Compile `prefill` ("compile"), or capture it as it is ("graph").
+
+        A captured prefill runs the same kernels without the host. Raises UsageError where there is
+        no CUDA device to capture on.
+        """
         if how == "compile":
             return self.compile_step(prefill, rewind)
         if self.device.type != "cuda":
@@ -79,81 +84,96 @@ class CompileOptions:
 
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:
-    """The options of `plan`. Raises UsageError for a knob or a choice that does not exist."""
+    """Return the options of `plan`. Raises UsageError for a knob or choice that does not exist."""
     mode = plan.compile or "default"
     if static and mode == "default" and device.type == "cuda":
         mode = "max-autotune"
     cudagraphs = _cudagraphs(plan, mode, device)
     options: dict[str, object] = dict(list_mode_options(mode))
-    if static and device.type == "cuda" and mode == "max-autotune":
-        options |= SMALL_BATCH_OPTIONS
     if device.type == "cuda":
-        options["triton.cudagraphs"] = cudagraphs == "trees"
-    return CompileOptions(
-        mode, cudagraphs, options | parse_knobs(str(plan.option("compile_knobs", ""))), device
-    )
+        options |= _cuda_options(mode, cudagraphs, static=static)
+    options |= parse_knobs(str(plan.option("compile_knobs", "")))
+    return CompileOptions(mode, cudagraphs, options, device)
+
+
+def _cuda_options(mode: str, cudagraphs: str, *, static: bool) -> dict[str, object]:
+    options: dict[str, object] = {"triton.cudagraphs": cudagraphs == "trees"}
+    if static and mode == "max-autotune":
+        options |= SMALL_BATCH_OPTIONS
+    return options
 
 
 def _cudagraphs(plan: LoadPlan, mode: str, device: torch.device) -> str:
+    """Return one of CUDAGRAPHS: what the plan's option says, or what fits its mode and cache."""
     if mode == "reduce-overhead" and plan.cache != "static" and device.type == "cuda":
         raise UsageError(
-            "compile:reduce-overhead means CUDA graphs, and a dynamic cache grows with every token: each length would be "
-            "recorded anew. Use 'static-cache+compile', or plain 'compile' with the dynamic cache.",
+            "compile:reduce-overhead means CUDA graphs, and a dynamic cache grows with every "
+            "token: each length would be recorded anew. Use 'static-cache+compile', or plain "
+            "'compile' with the dynamic cache.",
         )
-    asked = plan.option("cudagraphs")
-    if asked is not None and asked not in CUDAGRAPHS:
-        raise UsageError(
-            f"option cudagraphs={asked!r} is not known. Choices: {', '.join(CUDAGRAPHS)}."
-        )
-    if device.type != "cuda":
-        return "off"
-    if asked is not None:
-        return str(asked)
-    return "off" if mode == "default" or plan.cache != "static" else "trees"
+    fitting = "off" if mode == "default" or plan.cache != "static" else "trees"
+    cudagraphs = option_choice(plan, "cudagraphs", CUDAGRAPHS, fitting)
+    return cudagraphs if device.type == "cuda" else "off"
+
+
+def option_choice(plan: LoadPlan, option: str, choices: tuple[str, ...], default: str) -> str:
+    """Return the value of a plan's option. Raises UsageError for one that is not in `choices`."""
+    value = plan.option(option, default)
+    if value not in choices:
+        raise UsageError(f"option {option}={value!r} is not known. Choices: {', '.join(choices)}.")
+    return str(value)
 
 
 def parse_knobs(text: str) -> dict[str, object]:
-    """Typed values of a text like `combo_kernels=1,triton.enable_pdl=true`.
+    """Return typed values of a text like `combo_kernels=1,triton.enable_pdl=true`.
 
     Raises UsageError for unknown names.
     """
     known = torch._inductor.config.get_config_copy()  # noqa: SLF001  # the only list of them
-    knobs: dict[str, object] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = item.partition("=")
-        if not equals or name not in known:
-            raise UsageError(
-                f"compile_knobs: {item!r} is not a setting of torch._inductor.config in torch {torch.__version__}."
-                f"{did_you_mean(name, known)} Expected name=value, comma-separated.",
-            )
-        knobs[name] = _typed(value, known[name])
-    return knobs
+    assignments = filter(None, map(str.strip, text.split(",")))
+    return dict(_parse_knob(assignment, known) for assignment in assignments)
+
+
+def _parse_knob(assignment: str, known: dict[str, Any]) -> tuple[str, object]:
+    name, equals, value = assignment.partition("=")
+    if not equals or name not in known:
+        raise UsageError(
+            f"compile_knobs: {assignment!r} is not a setting of torch._inductor.config in "
+            f"torch {torch.__version__}.{did_you_mean(name, known)} "
+            "Expected name=value, comma-separated.",
+        )
+    return name, _typed(value, known[name])
 
 
 def _typed(value: str, default: object) -> object:
-    if isinstance(default, bool) or value.lower() in {"true", "false"}:
-        return value.lower() in {"1", "true"}
+    word = value.lower()
+    if isinstance(default, bool) or word in {"true", "false"}:
+        return word in {"1", "true"}
     return int(value) if value.lstrip("-").isdigit() else value
 
 
 def _marking_steps(compiled: Callable[[], None]) -> Callable[[], None]:
-    """Tell CUDA graph trees that each call starts over, so that it replays one graph and does not record a chain of them."""
+    """Tell CUDA graph trees that each call starts over.
+
+    They then replay one graph, and do not record a chain of them.
+    """
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         compiled()
 
     return step
 
 
 def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
-    """Record `work` as one CUDA graph after warming it up on a side stream; the result replays it."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch
+    """Record `work` as one CUDA graph after warming it up on a side stream.
+
+    Return what replays the graph. `rewind` is called before each run.
+    """
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            rewind()
-            work()
+        _warm_up(work, rewind)
     torch.cuda.current_stream().wait_stream(side)
     rewind()
     graph = torch.cuda.CUDAGraph()
@@ -162,7 +182,13 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     return graph.replay
 
 
+def _warm_up(work: Callable[[], None], rewind: Callable[[], None]) -> None:
+    for _ in range(WARM_UPS):
+        rewind()
+        work()
+
+
 def cudagraph_skips() -> int:
-    """Graphs that inductor refused to record as CUDA graphs so far."""
-    # As above.
-    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])  # noqa: SLF001
+    """Return how many graphs inductor has refused to record as CUDA graphs so far."""
+    counters = torch._dynamo.utils.counters  # noqa: SLF001  # torch offers no public counter
+    return int(counters["inductor"]["cudagraph_skips"])

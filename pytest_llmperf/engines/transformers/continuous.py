@@ -1,4 +1,7 @@
-"""transformers' own continuous batching: `init_continuous_batching`, sized by the work, its loop in a thread of its own."""
+"""transformers' own continuous batching: `init_continuous_batching`, sized by the work.
+
+Its loop runs in a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,27 @@ PAGE_TOKENS = 32
 The default of 256 is made for flash attention.
 """
 CPU_BATCH_TOKENS = 512
-"""Positions of one step on a CPU, whose attention mask is written out: prompts and running sequences share it."""
+"""Positions of one step on a CPU, whose attention mask is written out.
+
+Prompts and running sequences share them.
+"""
 PATIENCE_S = 1.0
 
 
 def require_continuous(plan: LoadPlan) -> None:
-    """Raise UsageError, before anything is loaded, where the installed transformers sizes its continuous batches otherwise."""
+    """Raise UsageError where the installed transformers sizes its continuous batches otherwise."""
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     if plan.batching == "continuous" and not {"page_size", "auto_switch_to_flash"} <= known:
         raise UsageError(
-            f"strategy part 'continuous' needs transformers 5.19 or newer, {metadata.version('transformers')} is installed. "
-            "Install a newer one, or take engine 'vllm', whose batches are continuous anyway.",
+            "strategy part 'continuous' needs transformers 5.19 or newer, "
+            f"{metadata.version('transformers')} is installed. Install a newer one, "
+            "or take engine 'vllm', whose batches are continuous anyway.",
         )
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the cache is made for: pages of all requests together, and the longest."""
+    """What the cache is sized for: pages of all requests together, and the longest request."""
 
     pages: int
     longest_prompt: int
@@ -51,9 +58,9 @@ class Size:
 
 
 class ContinuousLoop:
-    """See generate.DecodeLoop; `answer` takes requests of different lengths.
+    """The decode loop of continuous batching; see DecodeLoop.
 
-    The manager is kept while it fits the work.
+    `answer` takes requests of different lengths. The manager is reused while it fits the work.
     """
 
     def __init__(self, model: Any, pad: int) -> None:
@@ -63,19 +70,17 @@ class ContinuousLoop:
         self._size: Size | None = None
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """The rows of a padded batch without their padding.
+        """Decode the rows of a padded batch without their padding.
 
         Times are those of the first request's tokens.
         """
-        rows = [
-            row[len(row) - n :] for row, n in zip(batch.ids.tolist(), batch.lengths, strict=True)
-        ]
+        rows = _without_padding(batch)
         answered = self.answer(BatchRequests(rows, (new_tokens,) * len(rows)))
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
 
     def answer(self, requests: BatchRequests) -> Answered:
-        """All requests, handed over one after the other before the first result is taken.
+        """Answer all requests; they are handed over before the first result is taken.
 
         Raises InvalidRun where a request failed, or got another number of tokens than it asked for.
         """
@@ -89,22 +94,20 @@ class ContinuousLoop:
             cache = cache_seen(manager.batch_processor.cache)
         ordered = [outputs[name] for name in names]
         require_complete(ordered, requests.new_tokens)
-        events = [tuple(TokenEvent(round(t * 1e9)) for t in each.timestamps) for each in ordered]
-        return Answered(start_ns, [list(each.generated_tokens) for each in ordered], events, cache)
+        tokens = [list(output.generated_tokens) for output in ordered]
+        return Answered(start_ns, tokens, [_events(output) for output in ordered], cache)
 
     @contextmanager
     def _running(self, size: Size) -> Iterator[Any]:
-        """The manager with its thread, made anew where the work is larger.
+        """Run the manager's thread, outside the timed region.
 
-        Outside the timed region.
+        The manager is made anew where the work has another size.
         """
         if size != self._size:
             self._model.destroy_cached_continuous_batching_manager()
             self._size = size
-        # No stubs.
-        greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=self._pad)  # type: ignore[no-untyped-call]
         manager = self._model.init_continuous_batching(
-            generation_config=greedy,
+            generation_config=_greedy(self._pad),
             continuous_batching_config=_config(size, self._model.device),
         )
         if not manager.warmed_up:
@@ -116,30 +119,50 @@ class ContinuousLoop:
             manager.stop(block=True, keep_for_next_session=True)
 
 
-def cache_seen(cache: Any) -> CacheSeen:
-    """The paged cache by its own tensor."""
-    layers = len(cache.layer_to_allocator)
-    per_position = (
-        cache.bytes_per_sector // cache.tokens_per_sector
-        if len(cache.cache_allocators) > 1
-        else None
+def _greedy(pad: int) -> GenerationConfig:
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=-1, pad_token_id=pad
     )
-    held = int(cache.cache_tensor.nbytes)
-    if per_position is None:
-        per_position = (
-            cache.num_sectors * cache.bytes_per_sector // (cache.num_blocks * PAGE_TOKENS)
-        )
-    return CacheSeen(type(cache).__name__, held, int(per_position), layers)
+
+
+def cache_seen(cache: Any) -> CacheSeen:
+    """Describe the paged cache by its own tensor."""
+    return CacheSeen(
+        kind=type(cache).__name__,
+        bytes=int(cache.cache_tensor.nbytes),
+        bytes_per_position=_bytes_per_position(cache),
+        layers=len(cache.layer_to_allocator),
+    )
+
+
+def _bytes_per_position(cache: Any) -> int:
+    if len(cache.cache_allocators) > 1:
+        return int(cache.bytes_per_sector // cache.tokens_per_sector)
+    positions = cache.num_blocks * PAGE_TOKENS
+    return int(cache.num_sectors * cache.bytes_per_sector // positions)
+
+
+def _without_padding(batch: TokenBatch) -> list[list[int]]:
+    rows = batch.ids.tolist()
+    return [row[len(row) - n :] for row, n in zip(rows, batch.lengths, strict=True)]
+
+
+def _events(output: Any) -> tuple[TokenEvent, ...]:
+    return tuple(TokenEvent(round(seconds * 1e9)) for seconds in output.timestamps)
 
 
 def _size(requests: BatchRequests) -> Size:
     lengths = [len(row) + n for row, n in zip(requests.rows, requests.new_tokens, strict=True)]
-    pages = sum(-(-length // PAGE_TOKENS) for length in lengths)
+    pages = sum(map(_pages, lengths))
     return Size(pages, max(map(len, requests.rows)), max(requests.new_tokens), len(lengths))
 
 
+def _pages(length: int) -> int:
+    return -(-length // PAGE_TOKENS)
+
+
 def _config(size: Size, device: torch.device) -> ContinuousBatchingConfig:
-    """Room for all requests; prompts share no pages, which would be a prefix cache."""
+    """Make room for all requests; prompts share no pages, which would be a prefix cache."""
     batch_tokens = max(CPU_BATCH_TOKENS, size.longest_prompt) if device.type == "cpu" else None
     return ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
@@ -152,26 +175,32 @@ def _config(size: Size, device: torch.device) -> ContinuousBatchingConfig:
 
 
 def _results(manager: Any, count: int) -> dict[str, Any]:
-    """Finished outputs by name. Raises InvalidRun if the thread that makes them has ended."""
-    found: dict[str, Any] = {}
-    while len(found) < count:
+    """Return finished outputs by name.
+
+    Raises InvalidRun if the thread that makes them has ended.
+    """
+    outputs: dict[str, Any] = {}
+    while len(outputs) < count:
         output = manager.get_result(timeout=PATIENCE_S)
         if output is not None and output.is_finished():
-            found[output.request_id] = output
+            outputs[output.request_id] = output
         elif output is None and not manager.is_running():
             raise InvalidRun(
-                f"continuous batching ended after {len(found)} of {count} requests. The worker's log says why."
+                f"continuous batching ended after {len(outputs)} of {count} requests. "
+                "The worker's log says why."
             )
-    return found
+    return outputs
 
 
 def require_complete(outputs: Sequence[Any], new_tokens: Sequence[int]) -> None:
-    """Raise InvalidRun for a request that failed, or whose tokens and their times are not as many as it asked for."""
+    """Raise InvalidRun unless each request got its tokens, and as many as it asked for."""
     for i, (output, n) in enumerate(zip(outputs, new_tokens, strict=True)):
         if output.error is not None:
             raise InvalidRun(f"request {i} of a continuous batch failed: {output.error}")
-        if len(output.generated_tokens) != n or len(output.timestamps) != n:
+        tokens, timestamps = len(output.generated_tokens), len(output.timestamps)
+        if tokens != n or timestamps != n:
             raise InvalidRun(
-                f"request {i} asked for exactly {n} new tokens, got {len(output.generated_tokens)} tokens and "
-                f"{len(output.timestamps)} timestamps. A stopping rule of the model is active; its speed would not be comparable.",
+                f"request {i} asked for exactly {n} new tokens, got {tokens} tokens and "
+                f"{timestamps} timestamps. A stopping rule of the model is active; "
+                "its speed would not be comparable.",
             )

@@ -1,4 +1,4 @@
-"""What one decode step must read and compute, from the tensors and layers that are really there."""
+"""What one decode step must read and compute, from the tensors and layers that a model holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llmperf.instruments.layers import attention_flops
 
 
 def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> StepCost:
-    """The cost of one decode step of `batch` sequences, with the KV cache as it was seen after a run."""
+    """Return the cost of one decode step of `batch` sequences, with the KV cache of a run."""
     return StepCost(
         weight_bytes_read=weight_bytes_read(model, batch),
         kv_bytes_per_token=cache.bytes_per_position,
@@ -27,29 +27,43 @@ def step_cost(model: Any, cache: CacheSeen, batch: int, compute_dtype: str) -> S
 
 
 def weight_bytes_read(model: Any, batch: int) -> int:
-    """All parameters once, but of a table that is only looked up (an untied embedding) one row a sequence.
+    """Return the bytes of all parameters, each read once.
 
+    Of a table that is only looked up (an untied embedding) each sequence reads one row.
     Quantized layers count by what they store: packed weights, scales, zero points and tables.
     """
     total = sum(tensor.nbytes for tensor in parameter_tensors(model))
-    for table in _lookup_tables(model):
-        rows = min(batch, table.shape[0])
-        total -= storage_bytes(table) - rows * storage_bytes(table) // table.shape[0]
-    return total
+    return total - sum(_bytes_not_read(table, batch) for table in _lookup_tables(model))
+
+
+def _bytes_not_read(table: Tensor, batch: int) -> int:
+    """Return the bytes of the rows of a table [rows, width] that no sequence looks up."""
+    size, rows = storage_bytes(table), len(table)
+    return size - min(batch, rows) * size // rows
 
 
 def linear_elements(model: Any) -> int:
-    """Logical weights of all linear layers, the output head included."""
+    """Return the logical weights of all linear layers, the output head included."""
     return sum(group.elements for group in linear_groups(model))
 
 
 def storage_bytes(tensor: Tensor) -> int:
-    """Bytes a tensor occupies. A tensor subclass (quantized weights) counts by its inner tensors."""
+    """Return the bytes that a tensor occupies.
+
+    A tensor subclass (quantized weights) counts by its inner tensors.
+    """
     return sum(inner.nbytes for inner in inner_tensors(tensor))
 
 
 def _lookup_tables(model: Any) -> list[Tensor]:
+    """Return the weights of embeddings that are not the output head's, which is read in full."""
+    tables = _tables_by_address(model)
     head = model.get_output_embeddings()
-    read_whole = {head.weight.data_ptr()} if head is not None else set()
-    tables = {m.weight.data_ptr(): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    return [weight for pointer, weight in tables.items() if pointer not in read_whole]
+    if head is not None:
+        tables.pop(head.weight.data_ptr(), None)
+    return list(tables.values())
+
+
+def _tables_by_address(model: Any) -> dict[int, Tensor]:
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    return {weight.data_ptr(): weight for weight in weights}

@@ -5,53 +5,65 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.checkpoint import Source
+from pytest_llmperf.engines.transformers.checkpoint import SourceModel, weights_dtype
 from pytest_llmperf.errors import LoadError
+from pytest_llmperf.instruments.layers import dtype_name
 
 _NEEDED = ("config", "forward", "generate")
 _PAIR = 2
 
 
-def from_factory(plan: LoadPlan, device: torch.device) -> Source:
+def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
     """Call the factory, with the plan if it takes an argument.
 
-    It returns a model or (model, tokenizer).
+    It returns a model or (model, tokenizer). Raises LoadError where it cannot be found or called,
+    or returns something else.
     """
     name = plan.model.location
-    model, tokenizer = _unpack(_call(_find(name), plan), name)
-    stored = _dtype_name(model)
-    content = _hash_parameters(model)
+    model, tokenizer = _unpack(_call(_import_factory(name), plan), name)
+    checkpoint_dtype = _most_common_dtype(model)
+    content_hash = _hash_parameters(model)
     if plan.weights_dtype != "auto":
-        _convert(model, getattr(torch, plan.weights_dtype))
-    return Source(
-        model=model.to(device), tokenizer=tokenizer, content_hash=content, checkpoint_dtype=stored
+        _convert(model, weights_dtype(plan, checkpoint_dtype))
+    return SourceModel(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        content_hash=content_hash,
+        checkpoint_dtype=checkpoint_dtype,
     )
 
 
-def _find(name: str) -> Callable[..., Any]:
+def _import_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise LoadError(
-            f"model {name!r}: module {module_name!r} cannot be imported: {error}. "
-            "It must be importable in the worker: install it, put its folder on PYTHONPATH, or start pytest in that folder.",
-        ) from error
-    factory: Any = getattr(module, attribute, None)
+    factory: Any = getattr(_import_module(module_name, name), attribute, None)
     if not callable(factory):
-        found = "has no such name" if factory is None else f"holds a {type(factory).__name__} there"
+        kind = "has no such name" if factory is None else f"holds a {type(factory).__name__} there"
         raise LoadError(
-            f"model {name!r}: module {module_name!r} {found}; a function that builds the model is needed."
+            f"model {name!r}: module {module_name!r} {kind}; "
+            "a function that builds the model is needed."
         )
     build: Callable[..., Any] = factory
     return build
+
+
+def _import_module(module_name: str, model_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise LoadError(
+            f"model {model_name!r}: module {module_name!r} cannot be imported: {error}. "
+            "It must be importable in the worker: install it, put its folder on PYTHONPATH, "
+            "or start pytest in that folder.",
+        ) from error
 
 
 def _call(factory: Callable[..., Any], plan: LoadPlan) -> Any:
@@ -66,38 +78,53 @@ def _call(factory: Callable[..., Any], plan: LoadPlan) -> Any:
         ) from error
 
 
-def _unpack(made: Any, name: str) -> tuple[Any, Any]:
-    model, tokenizer = made if isinstance(made, tuple) and len(made) == _PAIR else (made, None)
-    lacking = [attribute for attribute in _NEEDED if not hasattr(model, attribute)]
-    if not isinstance(model, nn.Module) or lacking:
+def _unpack(product: Any, name: str) -> tuple[Any, Any]:
+    """Return the model and the tokenizer, or None, that a factory returned."""
+    is_pair = isinstance(product, tuple) and len(product) == _PAIR
+    model, tokenizer = product if is_pair else (product, None)
+    if not _is_transformers_model(model):
         raise LoadError(
             f"model {name!r}: the factory returned a {type(model).__name__}; "
-            "a transformers model (with config, forward and generate), or (model, tokenizer), is needed.",
+            "a transformers model (with config, forward and generate), or (model, tokenizer), "
+            "is needed.",
         )
     return model, tokenizer
 
 
+def _is_transformers_model(model: Any) -> bool:
+    has_attributes = all(hasattr(model, attribute) for attribute in _NEEDED)
+    return isinstance(model, nn.Module) and has_attributes
+
+
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only: buffers such as rotary tables keep the precision they were made in."""
+    """Convert parameters; buffers such as rotary tables keep the precision they were made in."""
     for parameter in model.parameters():
-        if parameter.is_floating_point() and type(parameter) is nn.Parameter:
+        if _is_plain_float(parameter):
             parameter.data = parameter.data.to(dtype)
 
 
-def _dtype_name(model: nn.Module) -> str:
-    counts: dict[str, int] = {}
+def _is_plain_float(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is in floating point, and of no subclass that stores it otherwise."""
+    return parameter.is_floating_point() and type(parameter) is nn.Parameter
+
+
+def _most_common_dtype(model: nn.Module) -> str:
+    """Return the dtype of most elements of the parameters; "float32" for a model without any."""
+    elements: Counter[str] = Counter()
     for parameter in model.parameters():
-        name = str(parameter.dtype).removeprefix("torch.")
-        counts[name] = counts.get(name, 0) + parameter.numel()
-    return max(counts, key=lambda dtype: counts[dtype], default="float32")
+        elements[dtype_name(parameter)] += parameter.numel()
+    return max(elements, key=lambda dtype: elements[dtype], default="float32")
 
 
 def _hash_parameters(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of the parameters, as the factory returned them."""
+    """Return the SHA-256 of names, dtypes and bytes of the parameters that the factory returned."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(
-            parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(_values_as_bytes(parameter))
     return digest.hexdigest()
+
+
+def _values_as_bytes(parameter: nn.Parameter) -> bytes:
+    values = parameter.detach().cpu().contiguous().flatten()
+    return values.view(torch.uint8).numpy().tobytes()

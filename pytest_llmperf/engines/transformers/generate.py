@@ -1,4 +1,7 @@
-"""Greedy decoding of exactly n tokens through transformers' own `generate`, with the time each token reached the host."""
+"""Greedy decoding of exactly n tokens through transformers' own `generate`.
+
+Each token is noted with the time it reached the host.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,24 @@ class TokenClock(BaseStreamer):
         self._values: list[Tensor] = []
 
     def put(self, value: Tensor) -> None:
-        """One call for the prompt, then one for each step: [batch], or [1, n] where n tokens were accepted at once."""
+        """Note the prompt in the first call, and the tokens of a step in each later one.
+
+        `value` is [batch], or [1, n] where n tokens were accepted at once.
+        """
         self.t_puts_ns.append(time.perf_counter_ns())
         self._values.append(value)
 
     def end(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing, since nothing is buffered."""
 
     @property
     def t_tokens_ns(self) -> tuple[int, ...]:
-        """Times at which generated tokens arrived."""
+        """Return the times at which generated tokens arrived."""
         return tuple(self.t_puts_ns[1:])
 
     @property
     def arrivals(self) -> tuple[int, ...]:
-        """Tokens of a sequence that came at each of these times."""
+        """Return how many tokens of a sequence arrived at each of `t_tokens_ns`."""
         return tuple(value.shape[1] if value.ndim > 1 else 1 for value in self._values[1:])
 
 
@@ -53,11 +59,7 @@ class GenerateLoop:
     """
 
     def __init__(self, model: Any, plan: LoadPlan, pad: int) -> None:
-        if plan.cache == "static" and plan.autocast_dtype is not None:
-            raise UsageError(
-                f"static-cache with autocast to {plan.autocast_dtype}: transformers' StaticCache holds keys and values in one "
-                "dtype, and under autocast they have two. Add 'compile' (its loop has its own cache), or drop one of the two.",
-            )
+        _require_one_cache_dtype(plan)
         self.name = "generate"
         self._model = model
         self._pad = pad
@@ -65,26 +67,28 @@ class GenerateLoop:
         self._new_cache = cache_maker(model, plan)
         self._autocast_dtype = plan.autocast_dtype
         # `generate` fills what a call leaves unset from the model's own defaults, and
-        # eos_token_id=None is "unset": an EOS left there would end sequences early. No stubs.
-        model.generation_config = GenerationConfig(pad_token_id=pad)  # type: ignore[no-untyped-call]
+        # eos_token_id=None is "unset": an EOS left there would end sequences early.
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            pad_token_id=pad,
+        )
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """See DecodeLoop. The clock starts when `generate` is called."""
+        """Decode as DecodeLoop says. The clock starts when `generate` is called."""
         config = self._config(new_tokens)
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
         clock = TokenClock()
         with autocast(batch.ids.device, self._autocast_dtype), torch.no_grad():
             start = time.perf_counter_ns()
-            own = {} if self._new_cache is None else {"past_key_values": self._new_cache()}
+            cache = {} if self._new_cache is None else {"past_key_values": self._new_cache()}
             out = self._model.generate(
-                batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **own
+                batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **cache
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
         return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))
 
     def _config(self, new_tokens: int) -> GenerationConfig:
-        return GenerationConfig(  # type: ignore[no-untyped-call]  # no stubs
+        return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=new_tokens,
             eos_token_id=None,
@@ -97,9 +101,21 @@ class GenerateLoop:
 
 
 def require_length(tokens: Tensor, arrivals: tuple[int, ...], new_tokens: int) -> None:
-    """Raise InvalidRun unless [batch, n] tokens, and those that were seen to arrive, are exactly as many as asked."""
-    if tokens.shape[1] != new_tokens or sum(arrivals) != new_tokens:
+    """Raise InvalidRun unless there are exactly `new_tokens` tokens [batch, n] and arrivals."""
+    decoded, timestamps = tokens.shape[1], sum(arrivals)
+    if decoded != new_tokens or timestamps != new_tokens:
         raise InvalidRun(
-            f"asked for exactly {new_tokens} new tokens, got {tokens.shape[1]} tokens and {sum(arrivals)} timestamps a sequence. "
+            f"asked for exactly {new_tokens} new tokens, got {decoded} tokens and "
+            f"{timestamps} timestamps a sequence. "
             "A stopping rule of the model is active; its speed would not be comparable.",
+        )
+
+
+def _require_one_cache_dtype(plan: LoadPlan) -> None:
+    """Raise UsageError for a static cache under autocast."""
+    if plan.cache == "static" and plan.autocast_dtype is not None:
+        raise UsageError(
+            f"static-cache with autocast to {plan.autocast_dtype}: transformers' StaticCache holds "
+            "keys and values in one dtype, and under autocast they have two. "
+            "Add 'compile' (its loop has its own cache), or drop one of the two.",
         )

@@ -1,4 +1,4 @@
-"""KV caches: those in 8 bit, made afresh for each run, and any cache as it is seen after a run, by its own tensors."""
+"""KV caches: those in 8 bit, made afresh for each run, and any described by its own tensors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from transformers.cache_utils import DynamicLayer
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import CacheSeen
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.layers import dtype_name
 
 INT8_MAX = 127
 SMALLEST_SCALE = 6e-8
-"""Of float16, so that a position of zeros has a scale."""
+"""The smallest float16 above zero, so that a position of zeros has a scale."""
 
 
 class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
-    """Keys and values in int8 with one float16 scale a head and position: what is appended never changes what is there.
+    """Keys and values in int8 with one float16 scale a head and position.
 
-    transformers' own 8-bit integers need hqq, whose import compiles, requantize the whole cache now and then, and keep the
-    newest 128 positions in full precision.
+    What is appended never changes what the layer holds. transformers' own 8-bit integers need hqq,
+    whose import compiles, requantize the whole cache now and then, and keep the newest 128
+    positions in full precision.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]
         self._quantized_keys: Pair | None = None
         self._quantized_values: Pair | None = None
 
@@ -37,17 +39,17 @@ class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
     ) -> tuple[Tensor, Tensor]:
         """Append [batch, heads, n, head_dim] and return all, dequantized.
 
-        What was just appended is returned as it came.
+        The states that were just appended are returned unchanged.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        kept = [_dequantized(pair, new) for pair, new in self._pairs(key_states, value_states)]
+        past = [_dequantized(pair, new) for pair, new in self._pairs(key_states, value_states)]
         self._quantized_keys = _appended(self._quantized_keys, _quantize(key_states))
         self._quantized_values = _appended(self._quantized_values, _quantize(value_states))
-        return torch.cat([kept[0], key_states], dim=-2), torch.cat([kept[1], value_states], dim=-2)
+        return torch.cat([past[0], key_states], dim=-2), torch.cat([past[1], value_states], dim=-2)
 
     def get_seq_length(self) -> int:
-        """Positions held."""
+        """Return the number of positions that the layer holds."""
         return 0 if self._quantized_keys is None else int(self._quantized_keys[0].shape[-2])
 
     def _pairs(
@@ -61,7 +63,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def _quantize(states: Tensor) -> Pair:
-    """Symmetric, to 127 steps either way."""
+    """Quantize [batch, heads, n, head_dim] symmetrically, to 127 steps either way."""
     scale = (
         (states.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX)
         .clamp(min=SMALLEST_SCALE)
@@ -77,70 +79,77 @@ def _dequantized(pair: Pair | None, like: Tensor) -> Tensor:
 
 
 def _appended(pair: Pair | None, new: Pair) -> Pair:
-    return (
-        new
-        if pair is None
-        else (torch.cat([pair[0], new[0]], dim=-2), torch.cat([pair[1], new[1]], dim=-2))
-    )
+    if pair is None:
+        return new
+    return torch.cat([pair[0], new[0]], dim=-2), torch.cat([pair[1], new[1]], dim=-2)
 
 
 def require_cache(plan: LoadPlan) -> None:
-    """Raise UsageError, before anything is loaded, where the installed transformers does not have the plan's cache."""
+    """Raise UsageError where the installed transformers does not have the plan's cache."""
     if plan.cache == "fp8" and not hasattr(cache_utils, "Fp8QuantizedLayer"):
         raise UsageError(
-            f"strategy part 'kv-fp8' needs transformers 5.21 or newer, {metadata.version('transformers')} is installed. "
+            "strategy part 'kv-fp8' needs transformers 5.21 or newer, "
+            f"{metadata.version('transformers')} is installed. "
             "Install a newer one, or take 'kv-int8'.",
         )
 
 
 def cache_maker(model: Any, plan: LoadPlan) -> Callable[[], Any] | None:
-    """What makes the empty cache of a run; None where `generate` makes its own.
+    """Return what makes the empty cache of a run; None where `generate` makes its own.
 
-    Raises UsageError for unusual layers.
+    Raises UsageError for a model whose cache has layers other than those of full attention.
     """
     if plan.cache not in {"int8", "fp8"}:
         return None
     config = model.config.get_text_config(decoder=True)
-    other = sorted(
-        {
-            type(layer).__name__
-            for layer in DynamicCache(config=config).layers
-            if type(layer) is not DynamicLayer
-        }
-    )
-    if other:
+    unusual = unusual_layers(DynamicCache(config=config), DynamicLayer)
+    if unusual:
         raise UsageError(
-            f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers {', '.join(other)}, and only those of "
-            "full attention are quantized. Leave the part out.",
+            f"strategy part 'kv-{plan.cache}': {type(model).__name__} needs cache layers "
+            f"{unusual}, and only those of full attention are quantized. Leave the part out.",
         )
     if plan.cache == "fp8":
         return lambda: cache_utils.QuantizedCache(backend="fp8", config=config)
     return lambda: Cache(layers=[Int8Layer() for _ in range(config.num_hidden_layers)])
 
 
+def unusual_layers(cache: Cache, usual: type) -> str:
+    """Return the class names of a cache's layers that are not exactly `usual`; "" for none."""
+    classes = {type(layer) for layer in cache.layers}
+    return ", ".join(sorted(cls.__name__ for cls in classes if cls is not usual))
+
+
 def cache_seen(cache: Any) -> CacheSeen:
-    """Describe a transformers cache by its own tensors ([batch, heads, positions, head_dim] each for keys and values)."""
-    quantized = {
-        str(values.dtype).removeprefix("torch.")
-        for layer in cache.layers
-        for values in _quantized(layer)
-    }
-    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in sorted(quantized))
-    if quantized:
-        return _quantized_seen(cache, kind)
-    pairs = [
-        (layer.keys, layer.values)
-        for layer in cache.layers
-        if getattr(layer, "keys", None) is not None
-    ]
-    per_position = sum(
-        t.nbytes // (t.shape[0] * t.shape[2]) for pair in pairs for t in pair if t.numel()
-    )
-    return CacheSeen(kind, sum(t.nbytes for pair in pairs for t in pair), per_position, len(pairs))
+    """Describe a transformers cache by its own tensors.
+
+    Keys and values are [batch, heads, positions, head_dim] each.
+    """
+    dtypes = _quantized_dtypes(cache)
+    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in dtypes)
+    return _quantized_seen(cache, kind) if dtypes else _plain_seen(cache, kind)
+
+
+def _quantized_dtypes(cache: Any) -> list[str]:
+    return sorted({dtype_name(values) for layer in cache.layers for values in _quantized(layer)})
+
+
+def _plain_seen(cache: Any, kind: str) -> CacheSeen:
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    size = sum(tensor.nbytes for tensor in tensors)
+    per_position = sum(map(_bytes_per_position, tensors))
+    return CacheSeen(kind, size, per_position, len(layers))
+
+
+def _bytes_per_position(tensor: Tensor) -> int:
+    """Return the bytes of one position of one sequence in [batch, heads, positions, head_dim]."""
+    if not tensor.numel():
+        return 0
+    return int(tensor.nbytes // (tensor.shape[0] * tensor.shape[2]))
 
 
 def _quantized_seen(cache: Any, kind: str) -> CacheSeen:
-    """With the scales; divided among the positions of all sequences."""
+    """Count the scales too, and divide all bytes among the positions of all sequences."""
     layers = [layer for layer in cache.layers if layer.get_seq_length()]
     size = sum(tensor.nbytes for layer in layers for tensor in _tensors(vars(layer)))
     rows = _quantized(layers[0])[0].shape[0]
@@ -148,16 +157,16 @@ def _quantized_seen(cache: Any, kind: str) -> CacheSeen:
 
 
 def _quantized(layer: Any) -> list[Tensor]:
-    """The 8-bit values of keys and values.
+    """Return the 8-bit values of keys and values.
 
-    Nothing for a layer that is not quantized, or not used yet.
+    The list is empty for a layer that is not quantized, or not used yet.
     """
     pairs = (getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values"))
     return [pair[0] for pair in pairs if pair is not None]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples and dictionaries."""
+    """Yield all tensors in nested tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | tuple):

@@ -21,12 +21,13 @@ from pytest_llmperf.engines.models.content import hash_value
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
 from pytest_llmperf.engines.transformers.checkpoint import (
-    Source,
+    SourceModel,
     from_builtin,
     from_folder,
     from_gguf,
     from_hub,
     from_quantized,
+    weights_dtype,
 )
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
@@ -34,7 +35,7 @@ from pytest_llmperf.engines.transformers.kv_cache import require_cache
 from pytest_llmperf.engines.transformers.parallel import build as parallel
 from pytest_llmperf.engines.transformers.parallel.group import Grid, join
 from pytest_llmperf.engines.transformers.parallel.offload import offload, require_accelerate
-from pytest_llmperf.engines.transformers.prune import Watch, prune
+from pytest_llmperf.engines.transformers.prune import PrunedLayers, prune
 from pytest_llmperf.engines.transformers.quantize import Conversion, Quantizer
 from pytest_llmperf.errors import LoadError, UsageError
 from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
@@ -44,28 +45,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class ModelOnDevice:
     """A model on its device, in evaluation mode and without gradients.
 
-    `load_s` ends when the device is idle.
-
-    `model` is a transformers causal language model. `checkpoint_dtype` is torch's name of the dtype
-    it was stored in. `conversion` says which linear layers were quantized, if the plan asked for
-    that; `adapters` are peft's, on the model or merged into it; `assistant` proposes tokens to it.
-    `cut` says what this rank holds of a model that several ranks share.
+    `model` is a transformers causal language model, and `load_s` ends when its device is idle.
+    `checkpoint_dtype` is torch's name of the dtype it was stored in. `conversion` says which linear
+    layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or merged
+    into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that
+    several ranks share.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     plan: LoadPlan
     device: torch.device
-    load_s: float
     content_hash: str
     checkpoint_dtype: str
     versions: dict[str, str]
-    pruned: Watch | None = None
+    load_s: float = 0.0
+    pruned: PrunedLayers | None = None
     adapters: Adapters | None = None
-    assistant: Loaded | None = None
+    assistant: ModelOnDevice | None = None
     base_hash: str = ""
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
@@ -76,76 +76,91 @@ class Loaded:
         return int(self.model.get_input_embeddings().num_embeddings)
 
 
-def load(plan: LoadPlan) -> Loaded:
+def load(plan: LoadPlan) -> ModelOnDevice:
     """Load what `plan` says.
 
     Raises UsageError for a device that is not there, LoadError, or out of memory as torch does.
     """
     device = torch_device(rank_device(plan.device))
-    _quieten()
-    require_accelerate(plan)
-    require_cache(plan)
-    require_continuous(plan)
-    _require_peft(plan)
+    _disable_progress_bars()
+    _require_packages(plan)
+    versions = package_versions()
     grid = join(plan, device)
     start_ns = time.perf_counter_ns()
-    source, cut = _read_ranks(plan, device, grid)
-    model, tokenizer = _ready(source.model), _left_padded(source.tokenizer)
+    source, cut = _read_on_rank(plan, device, grid)
+    loaded = _transformed(source, plan, device, versions)
+    assistant = _assistant(loaded)
+    offload(loaded.model, plan, device)
+    _wait_until_idle(device)
+    load_s = (time.perf_counter_ns() - start_ns) / 1e9
+    return replace(loaded, load_s=load_s, assistant=assistant, cut=cut)
+
+
+def _transformed(
+    source: SourceModel, plan: LoadPlan, device: torch.device, versions: dict[str, str]
+) -> ModelOnDevice:
+    """Prune, quantize and adapt a model that was read, as the plan says."""
+    model = _for_inference(source.model)
+    tokenizer = _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
-    # First: quantized weights cannot be ranked, merged adapters fill the zeros.
+    # Pruning comes first: quantized weights cannot be ranked, and merged adapters fill the zeros.
     pruned = prune(model, tokenizer, plan, device)
-    adapters = _adapters(model, plan) if plan.merge_adapters else None
-    conversion = source.conversion
-    if plan.quantization is not None and _quantized_late(plan):
-        conversion = _quantized(model, Quantizer(plan, device), plan)
-    if plan.adapters and not plan.merge_adapters:
-        adapters = _adapters(model, plan)
-    assistant = _assistant(plan, model, tokenizer)
-    offload(model, plan, device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return Loaded(
+    adapters, conversion = _adapt_and_quantize(model, source, plan, device)
+    return ModelOnDevice(
         model=model,
         tokenizer=tokenizer,
         plan=plan,
         device=device,
-        load_s=(time.perf_counter_ns() - start_ns) / 1e9,
         content_hash=_content_hash(source, adapters),
         base_hash="" if adapters is None else source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
-        versions=package_versions(),
+        versions=versions,
         conversion=conversion,
         pruned=pruned,
         adapters=adapters,
-        assistant=assistant,
-        cut=cut,
     )
 
 
-def _read_ranks(
-    plan: LoadPlan, device: torch.device, grid: Grid | None
-) -> tuple[Source, parallel.Cut | None]:
-    """The model of this rank, or its part of one.
+def _require_packages(plan: LoadPlan) -> None:
+    """Raise UsageError, before anything is loaded, where a package lacks what the plan needs."""
+    require_accelerate(plan)
+    require_cache(plan)
+    require_continuous(plan)
+    _require_peft(plan)
 
-    Weights that are to wait elsewhere start out on the host.
+
+def _require_peft(plan: LoadPlan) -> None:
+    if plan.adapters and find_spec("peft") is None:
+        raise UsageError(
+            "strategy part 'lora' needs the package peft on top of engine 'transformers', "
+            "which is not installed. pip install 'pytest-llmperf[peft]'",
+        )
+
+
+def _read_on_rank(
+    plan: LoadPlan, device: torch.device, grid: Grid | None
+) -> tuple[SourceModel, parallel.Cut | None]:
+    """Read this rank's model, or its part of one.
+
+    Weights that will be offloaded start out on the host.
     """
     if grid is None:
         return _read(plan, device if plan.offload is None else torch.device("cpu")), None
     if parallel.is_cut(plan):
         return parallel.read(plan, device, grid)
     source = _read(plan, device)
-    return source, parallel.whole(plan, source.model, grid)
+    return source, parallel.replica_cut(plan, source.model, grid)
 
 
-def _read(plan: LoadPlan, device: torch.device) -> Source:
-    """The model and what it was read from.
+def _read(plan: LoadPlan, device: torch.device) -> SourceModel:
+    """Read the model, and say what it was read from.
 
-    One that is to be quantized goes to the device layer by layer, unless it is pruned.
+    A model that is quantized goes to the device layer by layer, unless it is pruned first.
     """
     read = _LOADERS[_known_kind(plan)]
     if plan.quantization is not None and scheme_of(plan.quantization).path:
         return from_quantized(plan, device)
-    if plan.quantization is None or _quantized_late(plan) or plan.model.kind == "arch":
+    if plan.model.kind == "arch" or not _quantized_early(plan):
         return read(plan, device)
     quantizer = Quantizer(plan, device)
     source = read(plan, torch.device("cpu"))
@@ -153,41 +168,52 @@ def _read(plan: LoadPlan, device: torch.device) -> Source:
 
 
 def _quantized_late(plan: LoadPlan) -> bool:
-    """What ranks or changes the weights works on full precision, and what it leaves is quantized."""
+    """Whether weights are pruned or merged with adapters, in full precision, and then quantized."""
     return plan.pruning is not None or plan.merge_adapters
 
 
+def _quantized_early(plan: LoadPlan) -> bool:
+    """Whether weights are quantized while they are read."""
+    return plan.quantization is not None and not _quantized_late(plan)
+
+
+def _adapt_and_quantize(
+    model: Any, source: SourceModel, plan: LoadPlan, device: torch.device
+) -> tuple[Adapters | None, Conversion | None]:
+    """Quantize the weights with merged adapters in them; put adapters that stay apart on top."""
+    adapters = _adapters(model, plan) if plan.merge_adapters else None
+    conversion = source.conversion
+    if plan.quantization is not None and _quantized_late(plan):
+        conversion = _quantized(model, Quantizer(plan, device), plan)
+    if plan.adapters and not plan.merge_adapters:
+        adapters = _adapters(model, plan)
+    return adapters, conversion
+
+
 def _adapters(model: Any, plan: LoadPlan) -> Adapters:
-    # An extra: peft.
+    # peft is an extra, so this import may fail.
     from pytest_llmperf.engines.transformers.adapters import with_adapters  # noqa: PLC0415
 
     return with_adapters(model, plan)
 
 
-def _require_peft(plan: LoadPlan) -> None:
-    if plan.adapters and find_spec("peft") is None:
-        raise UsageError(
-            "strategy part 'lora' needs the package peft on top of engine 'transformers', which is not installed. "
-            "pip install 'pytest-llmperf[peft]'",
-        )
-
-
-def _content_hash(source: Source, adapters: Adapters | None) -> str:
+def _content_hash(source: SourceModel, adapters: Adapters | None) -> str:
     if adapters is None:
         return source.content_hash
-    return hash_value(
-        {"base": source.content_hash, "adapters": [file.content_hash for file in adapters.files]}
-    )
+    adapter_hashes = [file.content_hash for file in adapters.files]
+    return hash_value({"base": source.content_hash, "adapters": adapter_hashes})
 
 
-def _assistant(
-    plan: LoadPlan, model: Any, tokenizer: PreTrainedTokenizerBase | None
-) -> Loaded | None:
-    other = assistant_plan(plan)
-    if other is None:
+def _assistant(measured: ModelOnDevice) -> ModelOnDevice | None:
+    plan = assistant_plan(measured.plan)
+    if plan is None:
         return None
-    assistant = load(other)
-    require_same_tokens(plan, (model, tokenizer), (assistant.model, assistant.tokenizer))
+    assistant = load(plan)
+    require_same_tokens(
+        measured.plan,
+        (measured.model, measured.tokenizer),
+        (assistant.model, assistant.tokenizer),
+    )
     return assistant
 
 
@@ -197,25 +223,24 @@ def _quantized(model: Any, quantizer: Quantizer, plan: LoadPlan) -> Conversion:
 
 
 def _known_kind(plan: LoadPlan) -> str:
-    if plan.model.kind not in _LOADERS:
+    kind = plan.model.kind
+    if kind not in _LOADERS:
         raise LoadError(
-            f"model {plan.model.name!r} is of kind {plan.model.kind!r}; this engine loads {', '.join(_LOADERS)}."
+            f"model {plan.model.name!r} is of kind {kind!r}; "
+            f"this engine loads {', '.join(_LOADERS)}."
         )
-    return plan.model.kind
+    return kind
 
 
-def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
+def _from_arch(plan: LoadPlan, device: torch.device) -> SourceModel:
     name = plan.model.location
     published = ARCHITECTURES[name].dtype
-    dtype = getattr(torch, published if plan.weights_dtype == "auto" else plan.weights_dtype)
-    quantizer = (
-        None if plan.quantization is None or _quantized_late(plan) else Quantizer(plan, device)
-    )
-    drawn_on, home = (device, None) if plan.offload is None else (torch_device(plan.device), device)
+    drawn_on, home = _drawn_on(plan, device)
+    quantizer = Quantizer(plan, device) if _quantized_early(plan) else None
     with load_errors(plan, f"architecture {name!r}"):
         model = arch.build(
             name,
-            dtype=dtype,
+            dtype=weights_dtype(plan, published),
             device=drawn_on,
             seed=plan.seed,
             attention=plan.attention,
@@ -223,17 +248,23 @@ def _from_arch(plan: LoadPlan, device: torch.device) -> Source:
             home=home,
         )
         conversion = None if quantizer is None else quantizer.finish(model)
-    content = arch.content_hash(name, drawn_on, plan.seed)
-    return Source(
+    return SourceModel(
         model=model,
         tokenizer=None,
-        content_hash=content,
+        content_hash=arch.content_hash(name, drawn_on, plan.seed),
         checkpoint_dtype=published,
         conversion=conversion,
     )
 
 
-_LOADERS: dict[str, Callable[[LoadPlan, torch.device], Source]] = {
+def _drawn_on(plan: LoadPlan, device: torch.device) -> tuple[torch.device, torch.device | None]:
+    """Return where random weights are drawn, and where they go if that is another device."""
+    if plan.offload is None:
+        return device, None
+    return torch_device(plan.device), device
+
+
+_LOADERS: dict[str, Callable[[LoadPlan, torch.device], SourceModel]] = {
     "builtin": from_builtin,
     "folder": from_folder,
     "hub": from_hub,
@@ -243,12 +274,20 @@ _LOADERS: dict[str, Callable[[LoadPlan, torch.device], Source]] = {
 }
 
 
-def _ready(model: Any) -> Any:
+def _for_inference(model: Any) -> Any:
     return model.eval().requires_grad_(requires_grad=False)
 
 
+def _wait_until_idle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _left_padded(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
-    """Decoders continue at the right end: padding goes to the left, with the end token where there is no pad token."""
+    """Pad on the left, since decoders continue at the right end.
+
+    A tokenizer without a pad token pads with its end token.
+    """
     if tokenizer is not None:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -257,25 +296,30 @@ def _left_padded(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokeniz
 
 
 def _neutral_generation(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Greedy, no penalties: a checkpoint's own sampling defaults would change what is measured.
+    """Decode greedily and without penalties, and keep the special tokens.
 
-    Special tokens stay.
+    A checkpoint's own sampling defaults would change what is measured.
     """
     config = model.config.get_text_config()
-    eos = config.eos_token_id
-    first = eos[0] if isinstance(eos, list) else eos
-    pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
-    # Transformers has no stubs for it.
+    # transformers has no stubs for GenerationConfig.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         bos_token_id=config.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=next(token for token in (pad, first, 0) if token is not None),
+        eos_token_id=config.eos_token_id,
+        pad_token_id=_pad_token_id(config, tokenizer),
     )
 
 
-def _quieten() -> None:
-    """Progress bars are for people at a terminal; a worker's output is a log."""
-    # Transformers has no stubs for it.
+def _pad_token_id(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the id that pads: the tokenizer's or the config's, else the end token's, else 0."""
+    eos = config.eos_token_id
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
+    return int(next(token for token in (pad, first_eos, 0) if token is not None))
+
+
+def _disable_progress_bars() -> None:
+    """Turn progress bars off: they are for people at a terminal, and a worker's output is a log."""
+    # transformers has no stubs for this function.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()

@@ -1,4 +1,4 @@
-"""How many positions went through a model, padding included: what its forward pass was given, counted by a hook."""
+"""How many positions went through a model, padding included, counted by a hook."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 @dataclass
 class Positions:
-    """Counted while the block of `counted_positions` runs."""
+    """The number of positions counted while the block of `counted_positions` runs."""
 
     n: int = 0
 
     def at_least(self, needed: int) -> int | None:
-        """The count, or None where the model was seen to be passed by (a recorded graph is replayed without it)."""
+        """Return the count, or None where it is less than `needed`.
+
+        Then something ran without the model's forward pass, as a recorded graph does.
+        """
         return self.n if self.n >= needed else None
 
 

@@ -1,7 +1,9 @@
-"""Greedy decoding over a static KV cache with a compiled one-token step: no host sync in the loop, CUDA graphs on a GPU.
+"""Greedy decoding over a static KV cache with a compiled one-token step.
 
-What `generate` costs per step (building masks and inputs, reading the stop flag) is gone: the step reads and writes
-its own buffers at fixed addresses, the next token is fed back on the device, and the host only queues replays.
+The loop has no host sync, and replays CUDA graphs on a GPU. What `generate` costs per step
+(building masks and inputs, reading the stop flag) is gone: the step reads and writes its own
+buffers at fixed addresses, the next token is fed back on the device, and the host only queues
+replays.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,8 +23,8 @@ from transformers.cache_utils import StaticLayer
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
-from pytest_llmperf.engines.transformers.compiling import CompileOptions
-from pytest_llmperf.engines.transformers.kv_cache import cache_seen
+from pytest_llmperf.engines.transformers.compiling import CompileOptions, option_choice
+from pytest_llmperf.engines.transformers.kv_cache import cache_seen, unusual_layers
 from pytest_llmperf.errors import UsageError
 
 CACHE_MULTIPLE = 16
@@ -51,43 +54,45 @@ class StepLayer(StaticLayer):  # type: ignore[no-untyped-call]  # transformers i
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         n = key_states.shape[-2]
-        where = self.position if n == 1 else torch.arange(n, device=self.device) + self.position
+        positions = self.position if n == 1 else torch.arange(n, device=self.device) + self.position
         keys, values = cast("Tensor", self.keys), cast("Tensor", self.values)
-        keys.index_copy_(2, where, key_states)
-        values.index_copy_(2, where, value_states)
+        keys.index_copy_(2, positions, key_states)
+        values.index_copy_(2, positions, value_states)
         return keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate.
+        """Allocate keys and values, each in its own dtype.
 
-        Values in their own dtype, which under autocast is not that of the (rotated) keys.
+        Under autocast the values have another dtype than the (rotated) keys.
         """
         super().lazy_initialization(key_states, value_states)
         if value_states.dtype != key_states.dtype:
             self.values = cast("Tensor", self.values).to(value_states.dtype)
-            # As transformers marks its static cache.
+            # transformers marks its own static cache in the same way.
             torch._dynamo.mark_static_address(self.values)  # noqa: SLF001
 
-    # A static layer's own length is a tensor too.
+    # The length of transformers' own static layer is a tensor too.
     def get_seq_length(self) -> Tensor:  # type: ignore[override]
-        """Positions filled: a zero-dimensional tensor on the device, so that asking costs no sync."""
+        """Return how many positions are filled.
+
+        The result is a zero-dimensional tensor on the device, so that asking costs no sync.
+        """
         return self.position[0]
 
 
 def step_cache(model: Any, max_len: int, position: Tensor) -> StaticCache:
-    """A static cache whose layers share `position` ([1] int64).
+    """Return a static cache whose layers share `position` ([1] int64).
 
-    Raises UsageError for layers of another kind.
+    Raises UsageError for a model that needs cache layers of another kind.
     """
     config = model.config.get_text_config()
     cache = StaticCache(config=config, max_cache_len=max_len)
-    other = sorted(
-        {type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer}
-    )
-    if other:
+    unusual = unusual_layers(cache, StaticLayer)
+    if unusual:
         raise UsageError(
-            f"static-cache+compile: {type(model).__name__} needs cache layers {', '.join(other)}, and the compiled loop drives "
-            "full attention only. Use 'static-cache' or 'compile' alone.",
+            f"static-cache+compile: {type(model).__name__} needs cache layers "
+            f"{unusual}, and the compiled loop drives full attention only. "
+            "Use 'static-cache' or 'compile' alone.",
         )
     cache.layers = [StepLayer(max_len, position) for _ in cache.layers]
     return cache
@@ -99,17 +104,17 @@ class Ticks(Protocol):
     clock: str
 
     def start(self) -> None:
-        """The clock starts."""
+        """Start the clock."""
 
     def token(self, index: int, token: Tensor) -> None:
         """Note token `index`, [batch, 1]."""
 
     def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
-        """Start, times of the tokens (ns) and the tokens [batch, n]."""
+        """Return the start, the times of the tokens (both in ns) and the tokens [batch, n]."""
 
 
 class HostTicks:
-    """A CPU has computed the token when the call returns."""
+    """Reads the host's clock: a CPU has computed the token when the call returns."""
 
     clock = "host"
 
@@ -119,39 +124,36 @@ class HostTicks:
         self._start = 0
 
     def start(self) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self._start = time.perf_counter_ns()
 
     def token(self, index: int, token: Tensor) -> None:
-        """Token `index` ([batch, 1]) is there."""
+        """Note token `index`, [batch, 1], which is on the host already."""
         self._tokens[index].copy_(token[:, 0])
         self._times.append(time.perf_counter_ns())
 
     def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
-        """Start, times of the tokens (ns) and the tokens [batch, n]."""
+        """Return the start, the times of the tokens (both in ns) and the tokens [batch, n]."""
         return self._start, tuple(self._times), self._tokens.T.contiguous()
 
 
 class CudaTicks:
     """Queues a copy to pinned host memory and an event behind each token.
 
-    Reads them after one sync at the end.
-
-    The device is idle at `start`, so its event and the host's clock mark the same moment (within
-    the launch, ~10 us).
+    They are read after one sync at the end. The device is idle at `start`, so its event and the
+    host's clock mark the same moment (within the launch, ~10 us).
     """
 
     clock = "cuda-events"
 
     def __init__(self, batch: int, new_tokens: int) -> None:
         self._tokens = torch.empty(new_tokens, batch, dtype=torch.long, pin_memory=True)
-        self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
-        # torch.
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]  # type: ignore[no-untyped-call]
+        self._begin = _timing_event()
+        self._events = [_timing_event() for _ in range(new_tokens)]
         self._start = 0
 
     def start(self) -> None:
-        """The clock starts, on the host and on the idle device."""
+        """Start the clock on the host and on the idle device."""
         self._start = time.perf_counter_ns()
         self._begin.record()
 
@@ -161,7 +163,10 @@ class CudaTicks:
         self._events[index].record()
 
     def finish(self) -> tuple[int, tuple[int, ...], Tensor]:
-        """Start, times of the tokens mapped to the host's clock (ns) and the tokens [batch, n]."""
+        """Return the start, the times of the tokens and the tokens [batch, n].
+
+        Times are in ns, those of the tokens mapped to the host's clock.
+        """
         self._events[-1].synchronize()
         times = tuple(
             self._start + round(self._begin.elapsed_time(event) * 1e6) for event in self._events
@@ -169,9 +174,13 @@ class CudaTicks:
         return self._start, times, self._tokens.T.contiguous()
 
 
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What a compiled state is for.
+    """The sizes that a state is compiled for.
 
     `length` is the capacity of the cache; a prefill alone (`steps` False) has its own state.
     """
@@ -184,29 +193,24 @@ class Shape:
 
 
 class LoopState:
-    """The buffers of one shape, and the step and prefill that run on them. Addresses never change."""
+    """The buffers of one shape, and the step and prefill that run on them.
+
+    The addresses of the buffers never change.
+    """
 
     def __init__(self, model: Any, shape: Shape, device: torch.device) -> None:
         self.model = model
         self.shape = shape
-        self.token = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
-        self.prompt = torch.zeros(shape.batch, shape.width, dtype=torch.long, device=device)
-        self.prompt_positions = torch.zeros(
-            shape.batch, shape.width, dtype=torch.long, device=device
-        )
-        self.positions = torch.zeros(shape.batch, 1, dtype=torch.long, device=device)
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.mask = (
-            torch.ones(shape.batch, shape.length, dtype=torch.long, device=device)
-            if shape.padded
-            else None
-        )
+        zeros = partial(torch.zeros, dtype=torch.long, device=device)
+        batch, width = shape.batch, shape.width
+        self.token = zeros(batch, 1)
+        self.prompt = zeros(batch, width)
+        self.prompt_positions = zeros(batch, width)
+        self.positions = zeros(batch, 1)
+        self.position = zeros(1)
+        self.mask = zeros(batch, shape.length).fill_(1) if shape.padded else None
         self.cache = step_cache(model, shape.length, self.position)
-        self._last_only = (
-            {"logits_to_keep": 1}
-            if "logits_to_keep" in inspect.signature(model.forward).parameters
-            else {}
-        )
+        self._last_logits_only = _last_logits_only(model)
         self._fix_addresses()
         self.step: Callable[[], None] = self.eager_step
         self.prefill: Callable[[], None] = self.eager_prefill
@@ -221,11 +225,11 @@ class LoopState:
             self.mask,
         ):
             if buffer is not None:
-                # As transformers marks its static cache.
+                # transformers marks its own static cache in the same way.
                 torch._dynamo.mark_static_address(buffer)  # noqa: SLF001
 
     def take(self, batch: TokenBatch) -> None:
-        """Put a batch in place.
+        """Put a batch into the buffers and go back to before the prefill.
 
         Old keys and values stay: they are masked until they are overwritten.
         """
@@ -238,17 +242,17 @@ class LoopState:
         self.rewind()
 
     def rewind(self) -> None:
-        """Back to before the prefill."""
+        """Go back to before the prefill."""
         self.position.zero_()
 
     def rewind_to_step(self) -> None:
-        """Back to just after the prefill."""
+        """Go back to just after the prefill."""
         self.position.fill_(self.shape.width)
 
     def eager_prefill(self) -> None:
-        """The prompt through the model.
+        """Run the prompt through the model.
 
-        Leaves the first token in `token` and everything set for the next step.
+        The first token is left in `token`, and everything is set for the next step.
         """
         logits = self._logits(self.prompt, self.prompt_positions)
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
@@ -256,27 +260,33 @@ class LoopState:
         self.position.add_(self.shape.width)
 
     def eager_step(self) -> None:
-        """One token: reads `token`, leaves the next one there."""
+        """Decode one token: read `token`, and leave the next one there."""
         logits = self._logits(self.token, self.positions)
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self.positions.add_(1)
         self.position.add_(1)
 
     def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """[batch, vocab] of the last position."""
+        """Return [batch, vocab] of the last position."""
         out = self.model(
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            **self._last_only,
+            **self._last_logits_only,
         )
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
+def _last_logits_only(model: Any) -> dict[str, int]:
+    """Return the argument by which a forward pass computes the logits of the last position only."""
+    can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if can_skip_logits else {}
+
+
 class StaticLoop:
-    """`static-cache+compile`. See DecodeLoop.
+    """The decode loop of `static-cache+compile`; see DecodeLoop.
 
     LoadPlan options: "prefill" (auto, eager, compile, graph), "cudagraphs" (trees, manual, off) and
     "compile_knobs" ("name=value,…" of torch._inductor.config).
@@ -289,12 +299,15 @@ class StaticLoop:
         self._device = device
         self._autocast_dtype = plan.autocast_dtype
         self._options = options
-        self._prefill = _choice(plan, "prefill", PREFILL)
+        self._prefill = option_choice(plan, "prefill", PREFILL, "auto")
         self._states: dict[Shape, LoopState] = {}
         self.name = f"static-cache loop ({self._options.text})"
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """See DecodeLoop. The clock starts before the prefill is queued; the device is idle then."""
+        """Decode as DecodeLoop says.
+
+        The clock starts before the prefill is queued, while the device is idle.
+        """
         with torch.no_grad(), autocast(self._device, self._autocast_dtype):
             state = self._state(batch, new_tokens)
             state.take(batch)
@@ -310,20 +323,16 @@ class StaticLoop:
         return Decoded(tokens, start, times, cache_seen(state.cache), ticks.clock)
 
     def _ticks(self, batch: int, new_tokens: int) -> Ticks:
-        return (
-            CudaTicks(batch, new_tokens)
-            if self._device.type == "cuda"
-            else HostTicks(batch, new_tokens)
-        )
+        ticks = CudaTicks if self._device.type == "cuda" else HostTicks
+        return ticks(batch, new_tokens)
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _state(self, batch: TokenBatch, new_tokens: int) -> LoopState:
-        rows, width = batch.ids.shape
-        length = -(-(width + new_tokens) // CACHE_MULTIPLE) * CACHE_MULTIPLE
-        shape = Shape(rows, width, length, padded=batch.mask is not None, steps=new_tokens > 1)
+        """Return the state compiled for the batch, at most MAX_STATES of which are kept."""
+        shape = _shape(batch, new_tokens)
         if shape not in self._states:
             if len(self._states) >= MAX_STATES:
                 self._states.clear()
@@ -332,7 +341,7 @@ class StaticLoop:
         return self._states[shape]
 
     def _prepare(self, shape: Shape, batch: TokenBatch) -> LoopState:
-        """Buffers of this shape with the step compiled.
+        """Make the buffers of a shape and compile its step, and its prefill where the plan says so.
 
         The first eager prefill allocates the cache at its final address.
         """
@@ -341,18 +350,24 @@ class StaticLoop:
         state.eager_prefill()
         if shape.steps:
             state.step = self._options.compile_step(state.eager_step, state.rewind_to_step)
-        prefill = (
-            self._prefill if self._prefill != "auto" else "eager" if shape.steps else "compile"
-        )
-        if prefill != "eager":
-            state.prefill = self._options.compile_prefill(
-                state.eager_prefill, prefill, state.rewind
-            )
+        self._compile_prefill(state)
         return state
 
+    def _compile_prefill(self, state: LoopState) -> None:
+        """Compile or capture the prefill where the plan says so, or where it runs alone."""
+        how = self._prefill
+        if how == "auto":
+            how = "eager" if state.shape.steps else "compile"
+        if how != "eager":
+            compile_prefill = self._options.compile_prefill
+            state.prefill = compile_prefill(state.eager_prefill, how, state.rewind)
 
-def _choice(plan: LoadPlan, option: str, choices: tuple[str, ...]) -> str:
-    value = plan.option(option, choices[0])
-    if value not in choices:
-        raise UsageError(f"option {option}={value!r} is not known. Choices: {', '.join(choices)}.")
-    return str(value)
+
+def _shape(batch: TokenBatch, new_tokens: int) -> Shape:
+    rows, width = batch.ids.shape
+    length = _rounded_up(width + new_tokens)
+    return Shape(rows, width, length, padded=batch.mask is not None, steps=new_tokens > 1)
+
+
+def _rounded_up(positions: int) -> int:
+    return -(-positions // CACHE_MULTIPLE) * CACHE_MULTIPLE

@@ -1,4 +1,4 @@
-"""A model that the test itself has loaded, as a session in the test's own process.
+"""A model that the test itself has loaded, measured in the test's own process.
 
 What is changed for measuring is put back.
 """
@@ -12,20 +12,22 @@ import msgspec
 import torch
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.transformers.load import Loaded
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.layers import dtype_name
 from pytest_llmperf.instruments.ranks import package_versions
 
 
 class WrappedEngine:
-    """Opens the model it was given. `device` is where its parameters are."""
+    """An engine that opens the model it was constructed with. `device` holds its parameters."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+        parameter = _first_parameter(model)
         if parameter is None or not hasattr(model, "generate"):
             raise UsageError(
-                f"llmperf.wrap({type(model).__name__}): a loaded transformers model with `generate` is needed. "
+                f"llmperf.wrap({type(model).__name__}): "
+                "a loaded transformers model with `generate` is needed. "
                 "llmperf.measure(callable, tokens=…) measures anything that can be called.",
             )
         self._model = model
@@ -33,12 +35,12 @@ class WrappedEngine:
         self.device = str(parameter.device.type)
 
     def open(self, plan: LoadPlan) -> WrappedModel:
-        """Take the model as it is, in evaluation mode while it is measured."""
+        """Take the model as it is, and put it in evaluation mode while it is measured."""
         return WrappedModel(self._model, self._tokenizer, plan)
 
 
 class WrappedModel(TransformersModel):
-    """See engines.base.Session.
+    """The model as the session measures it; see engines.base.LoadedModel.
 
     `close` restores the model's training flags and generation config, and frees nothing.
     """
@@ -47,21 +49,7 @@ class WrappedModel(TransformersModel):
         self._own = model
         self._was_training = {module: module.training for module in model.modules()}
         self._generation_config = model.generation_config
-        model.eval()
-        parameter = next(model.parameters())
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        super().__init__(
-            Loaded(
-                model=model,
-                tokenizer=tokenizer,
-                plan=msgspec.structs.replace(plan, weights_dtype=dtype),
-                device=parameter.device,
-                load_s=0.0,
-                content_hash=fingerprint(model),
-                checkpoint_dtype=dtype,
-                versions=package_versions(),
-            ),
-        )
+        super().__init__(_as_loaded(model.eval(), tokenizer, plan))
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -71,15 +59,42 @@ class WrappedModel(TransformersModel):
         vars(self).clear()
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of names, shapes, dtypes and three sums of each tensor: of its values, their squares, and by their places.
+def _first_parameter(model: Any) -> torch.nn.Parameter | None:
+    if not isinstance(model, torch.nn.Module):
+        return None
+    return next(model.parameters(), None)
 
-    Cheap on any device, and changed by an edit or a permutation.
+
+def _as_loaded(model: Any, tokenizer: Any, plan: LoadPlan) -> ModelOnDevice:
+    """Describe the model as if it had been loaded in the dtype and on the device that it has."""
+    parameter = next(model.parameters())
+    dtype = dtype_name(parameter)
+    return ModelOnDevice(
+        model=model,
+        tokenizer=tokenizer,
+        plan=msgspec.structs.replace(plan, weights_dtype=dtype),
+        device=parameter.device,
+        content_hash=fingerprint(model),
+        checkpoint_dtype=dtype,
+        versions=package_versions(),
+    )
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Return a hash of the names, shapes, dtypes and sums of all tensors.
+
+    It is cheap on any device, and an edit or a permutation changes it.
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        wide = tensor.detach().double().flatten()
-        place = torch.arange(1, wide.numel() + 1, device=wide.device, dtype=wide.dtype)
-        sums = wide.sum().item(), wide.square().sum().item(), (wide * place).sum().item()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums!r}\n".encode())
+        line = f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sums(tensor)!r}\n"
+        digest.update(line.encode())
     return digest.hexdigest()
+
+
+def _sums(tensor: torch.Tensor) -> tuple[float, float, float]:
+    """Return the sums of the values, of their squares, and of the values times their places."""
+    values = tensor.detach().double().flatten()
+    places = torch.arange(1, values.numel() + 1, device=values.device, dtype=values.dtype)
+    by_place = values * places
+    return values.sum().item(), values.square().sum().item(), by_place.sum().item()

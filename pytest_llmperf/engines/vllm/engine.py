@@ -21,7 +21,8 @@ from vllm.usage.usage_lib import UsageContext
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.loading.folder import ModelFolder, model_folder
 from pytest_llmperf.engines.vllm.adapters import adapter_arguments
-from pytest_llmperf.engines.vllm.loaded import LoadedEngine, VllmModel
+from pytest_llmperf.engines.vllm.loaded import VllmModel
+from pytest_llmperf.engines.vllm.requesting import LoadedEngine
 from pytest_llmperf.engines.vllm.shards import own_shared_memory
 from pytest_llmperf.instruments.ranks import package_versions, rank_device, torch_device
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmperf.wire.messages import BodyRan
+from pytest_llmperf.wire.results import BodyRan
 
 _NO_PROOF = {
     "never ran": "the body never ran: {who} reported a pass without the test function having been called. "

@@ -12,7 +12,7 @@ from pytest_llmperf.errors import OutOfMemory, WorkerError
 from pytest_llmperf.plugin.bodies.marks import Body
 from pytest_llmperf.plugin.bodies.merge import Outcome, merged, rank_outcome
 from pytest_llmperf.settings.options import ALREADY_IMPORTED, OPTIONS
-from pytest_llmperf.wire.messages import BodyRan, RunBody
+from pytest_llmperf.wire.commands import RunBody
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.pool import worker_logs
 
@@ -43,9 +43,7 @@ def run_body(item: pytest.Function, body: Body, session: LlmperfSession) -> Outc
     try:
         with _start(item, body, session) as group:
             results = group.call_all(command, deadline_s=deadline_s)
-            ranks = [
-                rank_outcome(rank, _ran(result), item.config) for rank, result in enumerate(results)
-            ]
+            ranks = [rank_outcome(rank, result, item.config) for rank, result in enumerate(results)]
     except (WorkerError, OutOfMemory) as error:
         return Outcome(outcome="failed", longrepr=f"{type(error).__name__}: {error}")
     return merged(ranks)
@@ -107,9 +105,3 @@ def _start(item: pytest.Function, body: Body, session: LlmperfSession) -> Worker
         program=_SIDE,
         cwd=item.config.invocation_params.dir,
     )
-
-
-def _ran(result: object) -> BodyRan:
-    if not isinstance(result, BodyRan):
-        raise WorkerError(f"the body's process answered with a {type(result).__name__}.")
-    return result

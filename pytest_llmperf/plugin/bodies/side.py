@@ -23,18 +23,11 @@ import pytest
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN, SIDE_PLUGIN
 from pytest_llmperf.processes import die_with_parent, lead_own_group
+from pytest_llmperf.wire.commands import AnyCommand, Close, RunBody
 from pytest_llmperf.wire.frames import Wire, worker_end
-from pytest_llmperf.wire.messages import (
-    BodyRan,
-    Close,
-    Closed,
-    Command,
-    Hello,
-    Reply,
-    Result,
-    RunBody,
-)
-from pytest_llmperf.worker.host import failure
+from pytest_llmperf.wire.messages import Hello, Reply
+from pytest_llmperf.wire.results import BodyRan, Closed, Result
+from pytest_llmperf.worker.failures import failure
 from pytest_llmperf.worker.loop import Pulse, read
 
 _STEERING = (
@@ -107,9 +100,9 @@ def run(command: RunBody) -> BodyRan:
     return BodyRan(reports=tuple(side.reports), called=side.called)
 
 
-def serve(wire: Wire[Command], rank: int) -> None:
+def serve(wire: Wire[AnyCommand], rank: int) -> None:
     """Answer commands until Close."""
-    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
     wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
     threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
     pulse = Pulse(wire, rank)
@@ -123,7 +116,7 @@ def serve(wire: Wire[Command], rank: int) -> None:
             return
 
 
-def _answer(command: Command, rank: int) -> Reply:
+def _answer(command: AnyCommand, rank: int) -> Reply:
     try:
         result: Result = Closed() if isinstance(command, Close) else run(_body(command))
     # The boundary of the process: all errors travel.
@@ -132,7 +125,7 @@ def _answer(command: Command, rank: int) -> Reply:
     return Reply(rank=rank, result=result)
 
 
-def _body(command: Command) -> RunBody:
+def _body(command: AnyCommand) -> RunBody:
     if not isinstance(command, RunBody):
         raise WorkerError(f"{type(command).__name__} is not a command of a test body's process.")
     return command

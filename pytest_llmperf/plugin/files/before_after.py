@@ -11,7 +11,7 @@ from pytest_llmperf.core.format import format_number, format_value
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record, speed_metric
 from pytest_llmperf.core.verdicts.against_history import (
     MIN_SESSIONS,
-    Baseline,
+    AcceptedValues,
     compare,
     compare_counted,
 )
@@ -118,7 +118,7 @@ def _of_history(
             record, metric.name, after=after, verdict=status(record.outcome), reason=metric.reason
         )
     found = held(store, reviewed, record, metric)
-    if not found.baseline.values or min(*found.baseline.values, metric.value) <= 0:
+    if not found.accepted.values or min(*found.accepted.values, metric.value) <= 0:
         return _row(
             record, metric.name, after=after, verdict=status(record.outcome), reason=found.reason
         )
@@ -126,25 +126,25 @@ def _of_history(
         record,
         metric,
         metric.value,
-        found.baseline,
+        found.accepted,
         limits.get(metric.name, DEFAULT_LIMITS["throughput"]),
     )
 
 
 def _of_baseline(
-    record: Record, metric: MetricValue, value: float, baseline: Baseline, limit: float
+    record: Record, metric: MetricValue, value: float, accepted: AcceptedValues, limit: float
 ) -> Compared:
     direction: Any = metric.direction
     counted = metric.name in COUNTED
     judge = compare_counted if counted else compare
-    outcome = judge(value, baseline, direction=direction, floor=limit).outcome
+    outcome = judge(value, accepted, direction=direction, floor=limit).outcome
     center = (
-        baseline.values[-1]
+        accepted.values[-1]
         if counted
-        else math.exp(math.fsum(map(math.log, baseline.values)) / len(baseline.values))
+        else math.exp(math.fsum(map(math.log, accepted.values)) / len(accepted.values))
     )
-    seen = None if counted else prediction(baseline.values, value)
-    n = len(baseline.values)
+    seen = None if counted else prediction(accepted.values, value)
+    n = len(accepted.values)
     few = (
         f"{n} session{'' if n == 1 else 's'} before; {MIN_SESSIONS} decide"
         if n < MIN_SESSIONS and not counted

@@ -16,7 +16,6 @@ from pytest_llmperf.plugin.files.before_after import compared
 from pytest_llmperf.report import github
 from pytest_llmperf.report.gitlab import document
 from pytest_llmperf.report.markdown import Compared, comment
-from pytest_llmperf.report.openmetrics import exposition
 from pytest_llmperf.report.problems import ERRORS, WARNINGS, Problem
 from pytest_llmperf.settings.against_target import OFF
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
@@ -65,6 +64,8 @@ class Pages:
 
     def openmetrics(self) -> str:
         """The runs as OpenMetrics text."""
+        from pytest_llmperf.report.openmetrics import exposition  # noqa: PLC0415
+
         return exposition(self._records)
 
     def markdown(self) -> str:

@@ -13,8 +13,8 @@ import pytest
 from msgspec.structs import replace
 from support.stubs import stub_command, write_model
 
+from pytest_llmperf.core.metrics.request_times import tpot_s
 from pytest_llmperf.core.metrics.serving import ServingTrace, reduce_serving
-from pytest_llmperf.core.metrics.slo import tpot_s
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.server.generators import (
     GENERATORS,
@@ -80,7 +80,7 @@ def test_what_a_generator_kept_is_reduced_by_our_definitions(start, program):
     The generator is named with what it measured.
     """
     served = start().serve(LINES, 0, str(program("aiperf", WRITES.format(keep=6, fails=1))))
-    run = reduce_serving([served.trace], slo=None, ramp_up_s=0, load_s=None, open_loop=False)
+    run = reduce_serving([served.trace], LINES)
     assert (run.n_requests, run.n_failed) == (6, 1)
     assert run.serving.failures == {"HTTP 500": 1}
     assert run.ttft.p50.value == pytest.approx(0.051)
@@ -147,9 +147,7 @@ def test_an_export_of_aiperf_becomes_traces(tmp_path):
     )
     found = sorted(((r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces)
     assert found == [pytest.approx(each, abs=1e-3) for each in said]
-    run = reduce_serving(
-        [ServingTrace(requests=traces)], slo=None, ramp_up_s=0, load_s=None, open_loop=True
-    )
+    run = reduce_serving([ServingTrace(requests=traces)], Serve(rate=1, requests=8))
     assert run.itl.p50.value == pytest.approx(0.005, rel=0.5)
     assert run.serving.lateness_p99_s < 0.005
 
@@ -258,13 +256,7 @@ def test_a_report_of_guidellm_becomes_traces(tmp_path):
         (r.t_sent_ns, (r.events[0].t_ns - r.t_sent_ns) / 1e6, 1e3 * tpot_s(r)) for r in traces
     )
     assert [f[1:] for f in found] == [pytest.approx(s[1:], abs=1e-3) for s in said]
-    run = reduce_serving(
-        [ServingTrace(requests=traces, gaps=False)],
-        slo=None,
-        ramp_up_s=0,
-        load_s=None,
-        open_loop=True,
-    )
+    run = reduce_serving([ServingTrace(requests=traces, gaps=False)], Serve(rate=1, requests=8))
     assert isinstance(run.itl, NotMeasurable)
     assert "first and last token alone" in run.itl.reason
     assert run.ttft.p50.value >= 0.05

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.engines.outputs.reference_file import FORMAT
 from pytest_llmperf.engines.server.agreement import Reference, compare
 from pytest_llmperf.errors import UsageError, WorkerError
+from pytest_llmperf.testing import scripted_plan
+from pytest_llmperf.wire.commands import MakeReference, Open
+from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workloads import PromptSet
 
 ROWS = ((3, 1), (2, 4, 1))
@@ -170,5 +174,8 @@ def test_a_session_asks_by_its_own_protocol_and_repeats_what_the_server_says_aga
         UsageError, match=r"refuses what agreement needs \(HTTP 503\): come back later"
     ):
         refusing.compare_reference(str(reference.path), 2)
+    host = Host(find_engine=lambda _plan: SimpleNamespace(open=lambda _plan: start()))
+    host.handle(Open(plan=scripted_plan()))
+    prompts = PromptSet.bundled("short-chat")
     with pytest.raises(UsageError, match="agreement needs logits"):
-        start().make_reference(PromptSet.bundled("short-chat"), 2, 2, "x")
+        host.handle(MakeReference(prompts=prompts, new_tokens=2, batch=2, path="x"))

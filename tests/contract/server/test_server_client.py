@@ -21,10 +21,14 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet, Serve, Traffic
 
 
-def reduced(served, *, open_loop=True, ramp_up_s=0.0):
-    return reduce_serving(
-        [served.trace], slo=None, ramp_up_s=ramp_up_s, load_s=None, open_loop=open_loop
+def reduced(served, *, open_loop=True, ramp_up=0.0):
+    work = Serve(
+        rate=1 if open_loop else None,
+        concurrency=None if open_loop else 1,
+        requests=1,
+        ramp_up=ramp_up,
     )
+    return reduce_serving([served.trace], work)
 
 
 def test_an_open_loop_sends_each_request_when_it_is_due_whatever_became_of_the_others(start):
@@ -119,7 +123,7 @@ def test_a_client_that_is_slowed_until_it_is_the_limit_is_marked(start):
         time.sleep(0.03)
         return parse_openai(data)
 
-    session._protocol = replace(session._protocol, parse=slow)
+    session._requests.protocol = replace(session._requests.protocol, parse=slow)
     served = session.serve(Serve(concurrency=2, requests=6, prompt_tokens=4, max_new_tokens=3), 0)
     mark = client_mark(
         ServingTrace(requests=served.trace.requests, loop_lag_s=served.trace.loop_lag_s), 0.0

@@ -7,6 +7,7 @@ from support.stubs import stub_plan
 
 from pytest_llmperf.engines.server import device
 from pytest_llmperf.engines.server.engine import ServerEngine
+from pytest_llmperf.instruments import nvml
 from pytest_llmperf.instruments.nvml import Unreadable
 
 
@@ -40,7 +41,7 @@ def test_a_gpu_is_the_one_that_was_leased(monkeypatch):
 def test_a_gpu_that_cannot_be_asked_leaves_its_kind(monkeypatch, visible):
     """The driver is not there, or does not know it."""
     monkeypatch.setattr(
-        device.pynvml, "nvmlInit", lambda: (_ for _ in ()).throw(device.pynvml.NVMLError(9))
+        nvml.pynvml, "nvmlInit", lambda: (_ for _ in ()).throw(nvml.pynvml.NVMLError(9))
     )
     assert isinstance(device._first_gpu(visible), Unreadable)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

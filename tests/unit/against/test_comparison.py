@@ -24,9 +24,10 @@ from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.settings.settings import read
 from pytest_llmperf.testing import scripted_plan
-from pytest_llmperf.wire.messages import BlockMeasured, MeasureBlock, Reached
+from pytest_llmperf.wire.commands import MeasureBlock
+from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
-from pytest_llmperf.workers import pool
+from pytest_llmperf.workers import this_host
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
@@ -100,7 +101,7 @@ def session_model(session: InProcess, script: str):
 @pytest.fixture(autouse=True)
 def no_leases(monkeypatch):
     """Nobody else's measuring is waited for: clocks are virtual."""
-    monkeypatch.setattr(pool, "exclusive", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(this_host, "exclusive", lambda *_, **__: nullcontext())
 
 
 @pytest.fixture

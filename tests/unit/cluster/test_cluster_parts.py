@@ -1,4 +1,7 @@
-"""A cluster without a cluster: addresses, what ranks reserve of hosts, what a rank is told, and files that go there and back."""
+"""A cluster without a cluster.
+
+Addresses, what ranks reserve of hosts, what a rank is told, and files that go there and back.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ from hypothesis import strategies as st
 from pytest_llmperf.cluster import files, node, placement
 from pytest_llmperf.cluster.cluster import Cluster, carried
 from pytest_llmperf.cluster.link import Link
-from pytest_llmperf.cluster.messages import Done, Launch, Look, Node, Place, Seen, Take, Taken
+from pytest_llmperf.cluster.messages import (
+    Done,
+    HostList,
+    Launch,
+    ListHosts,
+    Node,
+    Reserve,
+    Reserved,
+    Slot,
+)
 from pytest_llmperf.cluster.ranks import of_several_hosts
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import EnergyReading
@@ -22,7 +34,7 @@ from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import UsageError, WorkerDied
 from pytest_llmperf.settings import cluster_address, settings
 from pytest_llmperf.strategies import parse
-from pytest_llmperf.wire.messages import EnergyRead
+from pytest_llmperf.wire.results import EnergyRead
 
 MODEL = ModelRef(name="arch:tiny-llama", kind="arch", location="tiny-llama")
 
@@ -211,7 +223,7 @@ def test_a_file_goes_there_and_back_in_parts_and_once(tmp_path, monkeypatch, siz
 
 
 class Asked:
-    """A link that says what hosts there are, and lends what it is asked for; it notes its requests."""
+    """A link that says what hosts there are and lends what is requested; it notes its requests."""
 
     alive = True
 
@@ -222,7 +234,7 @@ class Asked:
 
     def ask(self, request, *_, **__):
         self.asked.append(type(request).__name__)
-        if isinstance(request, Take):
+        if isinstance(request, Reserve):
             facts = {
                 "node": "n",
                 "address": "10.0.0.1",
@@ -230,8 +242,8 @@ class Asked:
                 "pid": 1,
                 "version": self.version,
             }
-            return Taken(places=tuple(Place(**facts) for _ in request.bundles))
-        return Seen(nodes=self.nodes, ray="0") if isinstance(request, Look) else Done()
+            return Reserved(slots=tuple(Slot(**facts) for _ in request.bundles))
+        return HostList(nodes=self.nodes, ray="0") if isinstance(request, ListHosts) else Done()
 
 
 def cluster_of(monkeypatch, *nodes: Node, gpus: str = "all", link: Asked | None = None) -> Cluster:
@@ -264,12 +276,12 @@ def test_a_condition_that_only_some_gpus_meet_is_refused(monkeypatch):
         Gpu(index=0, uuid=f"GPU-{n}", name="H200", total_bytes=n) for n in (10**10, 10**11)
     )
     cluster = cluster_of(monkeypatch, host("a", 8, 1, (small,)), host("b", 8, 1, (large,)))
-    cluster.require_alike(Need(least=2, most=2, name="h200"))
+    cluster.require_any_gpu_meets(Need(least=2, most=2, name="h200"))
     with pytest.raises(
         UsageError,
         match=r"needs 1 GPU with memory >= 50 GB, which 1 of the 2 GPUs of .*'auto' meet",
     ):
-        cluster.require_alike(Need(memory=5 * 10**10))
+        cluster.require_any_gpu_meets(Need(memory=5 * 10**10))
 
 
 def test_another_version_cannot_be_compared_with_there():
@@ -304,15 +316,15 @@ def test_bundles_are_kept_while_they_will_do_and_taken_anew_when_not(monkeypatch
     """
     link, left = Asked(host("a", 8)), []
     cluster = cluster_of(monkeypatch, link=link)
-    cluster.before_release = lambda: left.append(len(link.asked))
+    cluster.call_before_release(lambda: left.append(len(link.asked)))
     for strategy in ("fp32+tp2", "fp32", "bf16+tp2"):
         cluster.hold(plan(strategy))
-    assert link.asked == ["Look", "Take"]
+    assert link.asked == ["ListHosts", "Reserve"]
     cluster.hold(plan("fp32+tp3"))
-    assert (link.asked[2:], left) == (["GiveBack", "Take"], [2])
+    assert (link.asked[2:], left) == (["ReturnBundles", "Reserve"], [2])
     cluster.release()
     cluster.release()
-    assert link.asked[4:] == ["GiveBack"]
+    assert link.asked[4:] == ["ReturnBundles"]
 
 
 def test_a_host_with_another_version_is_refused_and_given_back(monkeypatch):
@@ -323,7 +335,7 @@ def test_a_host_with_another_version_is_refused_and_given_back(monkeypatch):
         UsageError, match=r"pytest-llmperf is .* here and 0\.0\.0 on a \(10\.0\.0\.1\)"
     ):
         cluster_of(monkeypatch, link=link).hold(plan("fp32"))
-    assert link.asked == ["Look", "Take", "GiveBack"]
+    assert link.asked == ["ListHosts", "Reserve", "ReturnBundles"]
 
 
 def test_the_energy_of_cpus_on_several_hosts_is_not_that_of_one():

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from support.history_records import metric, record
 
 from pytest_llmperf.commands import cli, examination
-from pytest_llmperf.commands.examination import Gpu, Machine, device_works, examine
+from pytest_llmperf.commands.examination import DriverGpu, Machine, device_works, examine
 from pytest_llmperf.engines import TABLE as ENGINES
 from pytest_llmperf.history import accept
 from pytest_llmperf.history.store import open_store
@@ -174,7 +174,7 @@ def machine(**changes):
         "engines": tuple(ENGINES.values()),
         "broken_engines": {},
         "gpus": (
-            Gpu(
+            DriverGpu(
                 name="NVIDIA H200",
                 facts={"driver": "580", "power_limit_w": 700.0, "uuid_hash": "secret"},
             ),

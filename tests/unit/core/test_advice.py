@@ -1,4 +1,4 @@
-"""Advice: the Pareto front of any readings, the fastest that fits, and amounts as people write them."""
+"""Advice: the Pareto front of readings, the fastest that fits, and amounts as people write them."""
 
 from __future__ import annotations
 

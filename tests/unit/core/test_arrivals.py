@@ -28,7 +28,7 @@ def test_constant_gaps_are_equal():
 
 @pytest.mark.parametrize(("pattern", "shape"), [("poisson", 1.0), ("gamma", 0.25), ("gamma", 4.0)])
 def test_random_gaps_have_the_mean_and_spread_of_their_distribution(pattern, shape):
-    """Mean 1/rate and coefficient of variation 1/sqrt(shape), within 5 % over 20,000 gaps of a fixed seed."""
+    """Mean 1/rate and coefficient of variation 1/sqrt(shape), within 5 % over 20,000 gaps."""
     found = gaps(pattern, burstiness=shape)
     assert statistics.fmean(found) == pytest.approx(0.1, rel=0.05)
     assert statistics.stdev(found) / statistics.fmean(found) == pytest.approx(shape**-0.5, rel=0.05)
@@ -59,7 +59,8 @@ def test_a_trace_file_is_read_with_its_lengths(tmp_path):
     """Milliseconds, as in Mooncake's traces."""
     path = tmp_path / "trace.jsonl"
     path.write_text(
-        '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 250, "input_length": 6, "output_length": 3}\n',
+        '{"timestamp": 0, "input_length": 5, "output_length": 2}\n'
+        '{"timestamp": 250, "input_length": 6, "output_length": 3}\n',
     )
     traffic = Traffic.from_jsonl(path, unit_s=0.001)
     assert (traffic.timestamps_s, traffic.prompt_tokens, traffic.output_tokens) == (
@@ -133,7 +134,7 @@ def searched(limit, first=1.0, within=0.1):
             Probe(
                 rate=rate,
                 attainment=1.0,
-                kept=rate <= limit,
+                sustained=rate <= limit,
                 why="" if rate <= limit else "too slow",
             )
         )
@@ -141,7 +142,10 @@ def searched(limit, first=1.0, within=0.1):
 
 
 def test_the_search_doubles_then_takes_geometric_means():
-    """Limit 5: 1, 2, 4, 8, then sqrt(32) = 5.66, sqrt(4 x 5.66) = 4.76, and sqrt(4.76 x 5.66) = 5.19."""
+    """The limit is 5.
+
+    Tried are 1, 2, 4, 8, then sqrt(32) = 5.66, sqrt(4 x 5.66) = 4.76, and sqrt(4.76 x 5.66) = 5.19.
+    """
     found = searched(5.0)
     assert [p.rate for p in found.probes] == pytest.approx(
         [1, 2, 4, 8, 5.657, 4.757, 5.187], abs=0.001
@@ -168,9 +172,9 @@ def test_a_search_without_a_limit_and_one_without_a_rate_end():
 def test_a_rate_above_one_that_broke_is_not_believed():
     """Chance may let it pass."""
     probes = (
-        Probe(rate=2, attainment=1, kept=True),
-        Probe(rate=4, attainment=0, kept=False),
-        Probe(rate=8, attainment=1, kept=True),
+        Probe(rate=2, attainment=1, sustained=True),
+        Probe(rate=4, attainment=0, sustained=False),
+        Probe(rate=8, attainment=1, sustained=True),
     )
     assert RateSearch(probes=probes).highest == 2
 

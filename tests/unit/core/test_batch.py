@@ -1,4 +1,7 @@
-"""Many prompts at once: the workload's lengths, what static and continuous batches make of them, and the quantities."""
+"""Many prompts at once.
+
+The workload's lengths, what static and continuous batches make of them, and the quantities.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def fixed(*lengths: int, batch: int = 2, prompt_tokens: int = 10) -> Fixed:
 
 
 def reduced(trace: Trace, work: Batch):
-    return reduce([trace] * 4, work, None, None, None, None, None)
+    return reduce([trace] * 4, work)
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))

@@ -107,8 +107,10 @@ def test_this_host_is_described():
 def test_environment_loads_no_torch():
     """The pytest process collects it."""
     code = (
-        "import sys; from pathlib import Path; from pytest_llmperf.session.environment import collect_environment as c; "
-        "c({}, {}, Path('.')); print('torch' in sys.modules, 'sqlalchemy' in sys.modules, 'psutil' in sys.modules)"
+        "import sys; from pathlib import Path; "
+        "from pytest_llmperf.session.environment import collect_environment as c; "
+        "c({}, {}, Path('.')); "
+        "print(*(name in sys.modules for name in ('torch', 'sqlalchemy', 'psutil')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -15,7 +15,10 @@ from pytest_llmperf.core.record import SCHEMA_VERSION
 
 @given(RECORDS)
 def test_any_record_comes_back_as_it_was(made):
-    """Encoding, decoding and encoding again gives the same line, and the same value where NaN allows to say so."""
+    """Encoding, decoding and encoding again gives the same line.
+
+    It gives the same value too, where NaN allows to say so.
+    """
     line = record_json.encode(made)
     back = record_json.decode(line)
     assert b"\n" not in line

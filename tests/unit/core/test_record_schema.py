@@ -1,4 +1,4 @@
-"""The JSON Schema of a record: published, true of every record, and not changed without a new version."""
+"""The JSON Schema of a record: published, true of every record, and changed by versions alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_published_schema_is_that_of_the_code():
 
 
 def test_every_version_is_published_and_has_lines_that_are_still_read():
-    """Lines of each version lie in golden/: they validate against their own schema, and are read."""
+    """Lines of each version lie in golden/: they validate against their schema, and are read."""
     for version in range(1, SCHEMA_VERSION + 1):
         lines = (GOLDEN / f"records-v{version}.jsonl").read_bytes().splitlines()
         assert lines

@@ -16,7 +16,7 @@ from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.devices.leases import lease
 from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import DeviceBusy, UsageError
-from pytest_llmperf.workers.cores import share_of_cores, worker_environment
+from pytest_llmperf.workers.this_host import share_of_cores, worker_environment
 
 FOUR = simulated("4x80GB").gpus
 WHOLE = dict.fromkeys([gpu.uuid for gpu in FOUR], 1.0)
@@ -44,7 +44,10 @@ def names(held) -> list[str]:
 
 
 def test_what_is_held_is_kept_where_it_will_do_and_changed_where_it_will_not(hold):
-    """Changing gives everything back first, with what is loaded on it: nobody waits while he holds."""
+    """Changing gives everything back first, with what is loaded on it.
+
+    Nobody waits while holding something.
+    """
     ours, unloaded = hold(), []
     ours.before_release = lambda: unloaded.append(names(ours.held))
     assert names(ours.require(Need(least=2, most=2), measures=True)) == ["cuda:0", "cuda:1"]

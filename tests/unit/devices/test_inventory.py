@@ -55,7 +55,7 @@ def uuids(listed, variable) -> list[str]:
     ],
 )
 def test_the_variable_is_read_as_cuda_reads_it(variable, seen):
-    """By index and by the beginning of a UUID, in its order, up to the first entry that names nothing."""
+    """By index and by the beginning of a UUID, in its order, up to the first unknown entry."""
     assert uuids(WHOLE, variable) == seen
 
 

@@ -122,8 +122,8 @@ def test_more_than_there_is_on_a_machine_without_gpus():
 def test_a_shortfall_reads_the_same_everywhere():
     short = shortfall(need(2), pool("1", TWO))
     assert (
-        short.reason
-        == "llmperf-gpus: needs 2 GPUs, the pool has 1 (1 x NVIDIA H200, 141 GB; --llmperf-gpus=1, 2 seen)"
+        short.reason == "llmperf-gpus: needs 2 GPUs, the pool has 1 "
+        "(1 x NVIDIA H200, 141 GB; --llmperf-gpus=1, 2 seen)"
     )
     assert json.loads(short.as_json()) == {"needs": 2, "pool": 1, "eligible": 1}
 

@@ -1,4 +1,7 @@
-"""The scripted engine does exactly what its script says, so that others can be checked against hand-computed numbers."""
+"""The scripted engine does exactly what its script says.
+
+Others can be checked against numbers that are computed by hand.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def relative_ns(ran):
 
 
 def test_token_times_are_the_scripts_to_the_nanosecond():
-    """TTFT 50 ms, TPOT 10 ms: 50, 60, 70, 80 ms after the request, for every sequence of the batch."""
+    """TTFT 50 ms, TPOT 10 ms: 50, 60, 70, 80 ms after the request, for every sequence."""
     ran = session("ttft=50ms,tpot=10ms").run(WORK, 0)
     assert relative_ns(ran) == [50 * MS, 60 * MS, 70 * MS, 80 * MS]
     assert len(ran.trace.requests) == 2
@@ -94,12 +97,9 @@ def test_noise_has_the_scripts_spread_and_comes_again_with_its_seed():
     ("dtype", "weights"), [("float32", 100 * MB), ("bfloat16", 50 * MB), ("auto", 100 * MB)]
 )
 def test_memory_follows_the_dtype_in_effect(dtype, weights):
-    """Weights by dtype, 2 sequences of 12 positions of 1 KB, 10 MB of activations, reserved in steps of 2 MiB."""
-    memory = (
-        session("weights=100MB,kv=1KB,activations=10MB", weights_dtype=dtype)
-        .read_memory(WORK, 0)
-        .memory
-    )
+    """Weights by dtype, 2 sequences of 12 positions of 1 KB, 10 MB of activations; 2 MiB steps."""
+    script = "weights=100MB,kv=1KB,activations=10MB"
+    memory = session(script, weights_dtype=dtype).read_memory(WORK, 0)
     assert (memory.weights, memory.kv_cache, memory.peak) == (
         weights,
         24 * KB,
@@ -112,7 +112,7 @@ def test_memory_follows_the_dtype_in_effect(dtype, weights):
 
 
 def test_a_lie_loads_something_else_than_was_asked():
-    """It claims bf16 and loads float32: the weights take 4 bytes, and describe() tells the truth about them."""
+    """It claims bf16 and loads float32: weights take 4 bytes, and describe() tells the truth."""
     opened = session(
         "weights=100MB,lie=weights_dtype:float32", strategy="bf16", weights_dtype="bfloat16"
     )
@@ -190,7 +190,7 @@ def test_a_perfect_candidate_agrees_exactly(reference):
 
 
 def test_quality_is_the_share_of_positions_that_agree(reference):
-    """97 of 100 positions: KL 0.03, perplexity e^0.03, SQNR 15.2 dB, and three prompts that diverge."""
+    """97 of 100 positions: KL 0.03, perplexity e^0.03, SQNR 15.2 dB; three prompts diverge."""
     found = agreement("quality=0.97", reference)
     assert (found["top1"], len(found["diverged"])) == (0.97, 3)
     assert (found["kl"], found["ppl"], found["sqnr"]) == pytest.approx(
@@ -334,3 +334,11 @@ def test_a_model_of_another_kind_is_refused():
     plan = scripted_plan()
     with pytest.raises(UsageError, match="scripted:"):
         ScriptedEngine().open(replace(plan, model=replace(plan.model, kind="hub", name="gpt2")))
+
+
+def test_a_lie_about_a_run_holds_after_the_run():
+    """What runs alone show can be lied about, too."""
+    opened = session("lie=cache:static,lie=batching:continuous")
+    opened.run(WORK, 0)
+    effective = opened.describe().effective
+    assert (effective.cache, effective.batching) == ("static", "continuous")

@@ -235,9 +235,9 @@ def test_samples_give_the_largest_gauges_and_what_the_counters_grew_by():
     """Hits of 30 in 100 tokens, 2 preemptions, at most 7 running."""
     first = {"preemptions": 1.0, "running": 2.0, "prefix_queries": 100.0, "prefix_hits": 10.0}
     last = {"preemptions": 3.0, "running": 0.0, "prefix_queries": 200.0, "prefix_hits": 40.0}
-    found = server_metrics.summarised([first, {"running": 7.0}, last])
+    found = server_metrics.summarized([first, {"running": 7.0}, last])
     assert found == {"running_max": 7, "preemptions": 2, "prefix_hit_share": 0.3}
-    assert server_metrics.summarised([]) == {}
+    assert server_metrics.summarized([]) == {}
 
 
 def test_bytes_that_are_no_text_are_not_counted_again():

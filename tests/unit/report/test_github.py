@@ -13,10 +13,13 @@ from pytest_llmperf.report.problems import Problem
 
 
 def read(line):
-    """A workflow command, by the rules of the runner (github.com/actions/runner, Runner.Common/ActionCommand.cs).
+    """Return a workflow command, by the rules of the runner; None: it is no command.
 
-    The line, blanks before it apart, begins with '::'; up to the next '::' stand the command and its properties, which ','
-    separates from each other and the first '=' from their values. Then both are unescaped. None: it is no command.
+    (github.com/actions/runner, Runner.Common/ActionCommand.cs)
+
+    The line, blanks before it apart, begins with '::'; up to the next '::' stand the command and
+    its properties, which ',' separates from each other and the first '=' from their values. Then
+    both are unescaped.
     """
     if not line.lstrip().startswith("::"):
         return None

@@ -1,4 +1,4 @@
-"""Metrics as properties of JUnit XML: the values, and the file that pytest writes, read by junitparser."""
+"""Metrics as properties of JUnit XML, read by junitparser from the file that pytest writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live line: what it writes, and that a terminal looks afterwards as if it had never been there."""
+"""The live line: what it writes, and that it leaves no trace on a terminal."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_updates_of_one_phase_come_at_most_five_times_a_second():
 
 
 def test_a_new_phase_is_shown_at_once():
-    """A phase may block for minutes right after it began: its text must not be the one that was dropped."""
+    """A phase may block for minutes right after it began: its text must not be dropped."""
     live, stream = _live()
     live.update("test_x", "loading")
     live.update("test_x", "sampling")
@@ -155,7 +155,7 @@ def test_clearing_what_is_not_shown_writes_nothing():
 
 @pytest.mark.parametrize("used", [COLUMNS, -1])
 def test_it_stays_away_where_the_cursor_is_not_known(used):
-    """A full line leaves the cursor in doubt, and pytest's writer says -1 after control characters."""
+    """A full line leaves the cursor in doubt; pytest's writer says -1 after control characters."""
     live, stream = _live(used=used)
     live.update("test_x", "loading")
     assert stream.getvalue() == ""

@@ -1,4 +1,7 @@
-"""`lora:PATH`, assisted decoding and 8-bit caches as strategy parts: what they set, where folders are found, what breaks them."""
+"""`lora:PATH`, assisted decoding and 8-bit caches as strategy parts.
+
+What they set, where folders are found, and what breaks their promises.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning parts: their text, their promises, and the plans that are refused before anything is loaded."""
+"""Pruning parts: their text, their promises, and the plans that are refused before loading."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def effective(found: Pruned | None) -> Effective:
 
 @given(st.sampled_from(sorted(METHODS)), st.integers(1, 999))
 def test_a_share_means_the_same_however_it_is_written(method, thousandths):
-    """Digits after it and the zero before the point do not matter; its own text parses to itself."""
+    """Further digits and the zero before the point do not matter; its text parses to itself."""
     asked = parse_pruning(f"{method}:{thousandths / 1000}")
     assert asked == parse_pruning(f"{method}:.{thousandths:03d}00") == parse_pruning(str(asked))
     assert asked.sparsity == thousandths / 1000
@@ -185,7 +185,7 @@ def write_config(folder, **config):
 
 
 def test_heads_are_removed_from_families_that_are_known(tmp_path):
-    """Another family is refused before anything is loaded, with the ones that are known and what works instead."""
+    """Another family is refused before loading, with the known ones and what works instead."""
     other = write_config(tmp_path / "gpt2", model_type="gpt2")
     plan = parse("structured:0.25").apply(structs.replace(PLAN, model=model_ref(other)))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The conformance checks pass an engine that keeps the protocol, and catch one that breaks any part of it."""
+"""The conformance checks pass an engine that keeps the protocol, and catch one that breaks it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pytest_llmperf.testing import (
     check_engine,
     scripted_plan,
 )
-from pytest_llmperf.wire.messages import MemoryRead
 
 
 @pytest.mark.parametrize(
@@ -63,9 +62,7 @@ def trace_with(change):
 
 
 def memory_with(**changes):
-    return lambda _session, read, *arguments: MemoryRead(
-        memory=replace(read(*arguments).memory, **changes)
-    )
+    return lambda _session, read, *arguments: replace(read(*arguments), **changes)
 
 
 def top_with(**changes):
@@ -90,7 +87,7 @@ def always_the_same_time(session, run, *arguments):
 
 
 def weights_that_change(session, run, *arguments):
-    session._elements += 1
+    session._claims.elements += 1
     return run(*arguments)
 
 
@@ -160,7 +157,7 @@ BENT = {
         lambda s, run, *a: replace(run(*a), outputs_hash=f"{s._clock.now_ns}"),
         "different greedy tokens",
     ),
-    "no step": ("run", run_with(step=None), "Ran.step is None"),
+    "no step": ("run", run_with(step=None), "TimedRun.step is None"),
     "impossible step": (
         "run",
         lambda _s, run, *a: replace(run(*a), step=replace(run(*a).step, weight_bytes_read=10**12)),
@@ -234,7 +231,7 @@ BENT = {
         memory_with(weights=5),
         "memory.weights is 5 B, the tensors described hold 1000",
     ),
-    "no gauges": ("read_memory", lambda *_: MemoryRead(memory=None), "no memory gauges"),
+    "no gauges": ("read_memory", lambda *_: None, "no memory gauges"),
     "energy without reason": (
         "read_energy",
         lambda *_: EnergyReading(joules=None, seconds=1, n_output_tokens=1),
@@ -258,7 +255,10 @@ def test_an_engine_that_breaks_the_protocol_is_caught(method, change, finding, t
 
 
 def test_a_plan_that_loads_differently_the_second_time_is_caught(tmp_path):
-    """Opened again, the weights take more: something of the first was not given back, or the plan does not decide."""
+    """Opened again, the weights take more.
+
+    Something of the first model was not given back, or the plan does not decide.
+    """
     sizes = iter(range(50, 500))
 
     class Growing:

@@ -13,17 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.wire import frames, messages
+from pytest_llmperf.errors import WorkerError
+from pytest_llmperf.wire import commands, frames, messages, results
+from pytest_llmperf.wire.commands import AnyCommand, MakeReference, checked, result_type
 from pytest_llmperf.wire.frames import Wire, WireClosed, WireError, frame, parent_end, worker_end
-from pytest_llmperf.wire.messages import (
-    Command,
-    Failure,
-    FromWorker,
-    Heartbeat,
-    Hello,
-    Reply,
-    Result,
-)
+from pytest_llmperf.wire.messages import Failure, FromWorker, Heartbeat, Hello, Reply
+from pytest_llmperf.wire.results import Result
 from pytest_llmperf.workloads import (
     Batch,
     Decode,
@@ -138,7 +133,7 @@ def through(message: msgspec.Struct, sender: Wire, receiver: Wire) -> Any:
     return received
 
 
-@pytest.mark.parametrize("kind", typing.get_args(Command), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", typing.get_args(AnyCommand), ids=lambda kind: kind.__name__)
 def test_every_command_survives_the_way_to_the_worker(kind):
     """What the worker receives equals what was sent, of the same class."""
 
@@ -175,19 +170,40 @@ def test_every_answer_survives_the_way_to_the_session(kind):
 
 
 def test_the_round_trips_cover_every_message():
-    """A message that is added to the protocol is in one of the two unions, and so in the tests above."""
-    tagged = {
+    """A message that is added to the protocol is in one of the unions, and so in these tests."""
+    structs = {
         cls
-        for cls in vars(messages).values()
+        for module in (commands, results, messages)
+        for cls in vars(module).values()
         if isinstance(cls, type)
         and issubclass(cls, msgspec.Struct)
-        and cls.__module__ == messages.__name__
+        and cls.__module__ == module.__name__
     }
-    assert tagged - {Failure} == {
-        *typing.get_args(Command),
+    assert structs - {Failure, commands.Command} == {
+        *typing.get_args(AnyCommand),
         *typing.get_args(FromWorker),
         *typing.get_args(Result),
     }
+
+
+@pytest.mark.parametrize(
+    "command", typing.get_args(AnyCommand), ids=lambda command: command.__name__
+)
+def test_every_command_names_results_that_can_travel(command):
+    """One result, or two of which one comes."""
+    expected = result_type(command)
+    assert {*(typing.get_args(expected) or (expected,))} <= {*typing.get_args(Result)}
+
+
+def test_a_result_of_another_command_is_an_error_that_names_both():
+    """It comes from a worker of another version."""
+    close, run_test = commands.Close(), commands.RunTest(nodeid="t", next_nodeid=None)
+    assert checked(results.Closed(), close) == results.Closed()
+    assert checked(results.Ended(outcome="passed"), run_test) == results.Ended(outcome="passed")
+    with pytest.raises(WorkerError, match="Close was answered with Ended, not with Closed"):
+        checked(results.Ended(outcome="passed"), close)
+    with pytest.raises(WorkerError, match="with Closed, not with Reached or Ended"):
+        checked(results.Closed(), run_test)
 
 
 @settings(max_examples=40, deadline=None)
@@ -215,7 +231,7 @@ def test_frames_may_arrive_in_any_pieces(texts, sizes):
 def test_a_large_message_is_sent_whole(pair):
     """Far more than the socket's buffer holds."""
     parent, worker = pair
-    message = messages.MakeReference(
+    message = MakeReference(
         prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p"
     )
     assert through(message, parent, worker) == message
@@ -258,7 +274,7 @@ def test_nothing_to_receive_is_none_and_loses_nothing(pair):
 def test_a_receiver_that_takes_nothing_is_a_timeout(pair):
     """Sending is bounded: the buffer fills, and the rest is not waited for."""
     parent, _ = pair
-    large = messages.MakeReference(
+    large = MakeReference(
         prompts=PromptSet(name="long", texts=("x" * 5_000_000,)), new_tokens=1, batch=1, path="/p"
     )
     with pytest.raises(TimeoutError, match=r"bytes were not taken in 0\.05 s"):

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
-from pytest_llmperf.errors import LoadError, OutOfMemory, WorkerError
+from pytest_llmperf.core.loaded import ServingRun
+from pytest_llmperf.core.metrics.serving import ServingTrace
+from pytest_llmperf.engines.inprocess import CallableEngine
+from pytest_llmperf.errors import LoadError, OutOfMemory, UsageError, WorkerError
 from pytest_llmperf.testing import ScriptedEngine, scripted_plan
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.commands import (
+    AnswerTasks,
     Close,
-    Closed,
     CompareReference,
     Describe,
-    Described,
+    LeaveTest,
     MakeReference,
     MeasureCeilings,
     Open,
+    ReadCollectives,
     ReadEnergy,
     ReadMemory,
     ReadTopTokens,
-    Reply,
     Run,
+    RunServing,
+    UseAdapters,
 )
+from pytest_llmperf.wire.messages import Reply
+from pytest_llmperf.wire.results import Closed, Described
 from pytest_llmperf.worker import loop
-from pytest_llmperf.worker.host import Host, failure
-from pytest_llmperf.workloads import Decode, PromptSet
+from pytest_llmperf.worker.failures import failure
+from pytest_llmperf.worker.host import Host
+from pytest_llmperf.workloads import Decode, PromptSet, Serve, Task, TaskSet
 
 WORK = Decode(batch=1, prompt_tokens=4, new_tokens=2)
 
@@ -56,6 +65,71 @@ def test_every_command_has_its_own_result(tmp_path):
         "Closed",
     ]
     assert [type(host.handle(command)).__name__ for command in commands] == names
+
+
+OPTIONAL = {
+    "serve": RunServing(workload=Serve(concurrency=1, requests=1), repetition=0),
+    "make_reference": MakeReference(
+        prompts=PromptSet.synthetic(), new_tokens=2, batch=1, path="nowhere"
+    ),
+    "compare_reference": CompareReference(path="nowhere", batch=1),
+    "use_adapters": UseAdapters(names=("base",)),
+    "answer_tasks": AnswerTasks(
+        tasks=TaskSet(name="t", items=(Task(prompt="p", answer="a"),)), batch=1
+    ),
+    "top_tokens": ReadTopTokens(prompt="a text", k=2),
+}
+
+
+class Plain:
+    """A loaded model with what every one must have, and nothing else; it opens itself."""
+
+    def __init__(self):
+        self.model = ScriptedEngine().open(scripted_plan())
+
+    def open(self, _plan):
+        return self
+
+    def __getattr__(self, name):
+        if name in OPTIONAL or name in {"read_collectives", "refusals"}:
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("method", OPTIONAL)
+def test_what_a_model_cannot_do_is_refused_in_one_sentence(method):
+    """The worker's own sentence, or the model's where it has one."""
+    host = Host(find_engine=lambda _plan: Plain())
+    host.handle(Open(plan=scripted_plan()))
+    with pytest.raises(UsageError, match="this engine"):
+        host.handle(OPTIONAL[method])
+    callable_host = Host(find_engine=lambda _plan: CallableEngine(lambda: None, 1))
+    callable_host.handle(Open(plan=scripted_plan()))
+    reason = "this engine is none" if method == "serve" else "need.* a model: llmperf.measure sees"
+    with pytest.raises(UsageError, match=reason):
+        callable_host.handle(OPTIONAL[method])
+
+
+def test_a_model_that_does_not_tell_about_collectives_gives_the_reason():
+    """Nothing is refused: what ranks spend on communication is not measurable then."""
+    host = Host(find_engine=lambda _plan: Plain())
+    host.handle(Open(plan=scripted_plan()))
+    read = host.handle(ReadCollectives(workload=WORK, repetition=0))
+    assert (read.share, read.reason) == (
+        None,
+        "this engine does not tell what its ranks' time goes into",
+    )
+
+
+def test_a_command_of_another_side_is_none_of_a_workers():
+    """Those of a base side, or of a test's body."""
+    with pytest.raises(WorkerError, match="LeaveTest is not a command of this worker"):
+        Host().handle(LeaveTest())
+
+
+def test_a_command_before_open_says_what_is_missing():
+    with pytest.raises(WorkerError, match="Describe was sent to a worker that holds no model"):
+        Host().handle(Describe())
 
 
 def test_close_without_a_model_is_closed_and_frees_the_place():
@@ -104,7 +178,7 @@ class NarrowerError(LoadError):
     ],
 )
 def test_an_error_travels_under_the_name_the_session_knows(error, kind, message):
-    """Ours by their nearest class in `errors`, out of memory by any of its names, others by their own."""
+    """Ours by their nearest class in `errors`, out of memory by any name, others by their own."""
     found = failure(error)
     assert (found.kind, found.message) == (kind, message)
 
@@ -136,8 +210,30 @@ class Recorder:
 
 
 def test_a_result_that_cannot_be_encoded_is_answered_with_a_failure():
-    """An engine that returns something foreign gets an error in its test, not a worker that dies."""
+    """An engine that returns a foreign value gets an error in its test; its worker lives on."""
     wire = Recorder()
     loop._send(wire, Reply(rank=0, result=object()))
     assert b"cannot be sent" in wire.frames[0]
     assert WorkerError.__name__.encode() in wire.frames[0]
+
+
+def test_a_server_gets_the_program_of_its_generator():
+    """Where the workload has one."""
+    programs = []
+
+    class Serving(Plain):
+        def serve(self, _workload, _repetition, program=""):
+            programs.append(program)
+            return ServingRun(trace=ServingTrace(requests=()))
+
+    host = Host(find_engine=lambda _plan: Serving())
+    host.handle(Open(plan=scripted_plan()))
+    host.handle(structs.replace(OPTIONAL["serve"], program="bin/aiperf"))
+    assert programs == ["bin/aiperf"]
+
+
+def test_the_scripted_engine_serves_through_the_host():
+    """In virtual time: every request is answered."""
+    host = Host()
+    host.handle(Open(plan=scripted_plan()))
+    assert len(host.handle(OPTIONAL["serve"]).run.trace.requests) == 1

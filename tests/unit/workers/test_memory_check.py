@@ -1,4 +1,4 @@
-"""Memory that must come back: of a worker's process tree, of a device, and of a test's own process."""
+"""Memory that must come back: a worker's process tree's, a device's, and a test's own process's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.devices.inventory import simulated
 from pytest_llmperf.errors import MemoryNotReturned
+from pytest_llmperf.wire.results import Opened
 from pytest_llmperf.workers import memory_check
 from pytest_llmperf.workers.memory_check import (
     OwnProcess,
@@ -23,9 +26,14 @@ from pytest_llmperf.workers.memory_check import (
     used_bytes,
 )
 from pytest_llmperf.workers.pool import Pool
+from pytest_llmperf.workers.this_host import ThisHost
 
 (GPU,) = simulated("1x141GB").gpus
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+time.sleep(60)
+"""
 
 
 class Held:
@@ -53,7 +61,10 @@ def worker():
 
 
 def test_a_worker_that_is_gone_but_whose_child_lives_has_left_memory(worker):
-    """The child is found in the tree that was seen while the worker lived, named with its bytes, and ended."""
+    """The child is in the tree that was seen while the worker lived.
+
+    It is named with its bytes, and ended.
+    """
     tree = WorkerTree.of([worker.pid])
     child = tree.processes[1]
     worker.kill()
@@ -93,7 +104,10 @@ def test_a_device_that_is_fuller_than_before_is_named_unless_a_foreign_process_i
     assert more_than(before, [GPU]) == []
     in_use({4194305: 5 * 10**9})
     assert more_than(before, [GPU]) == [
-        "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used (5.00 GB (5000000000 bytes) in use)",
+        (
+            "cuda:0: 5.00 GB (5000000000 bytes) more than before it was used "
+            "(5.00 GB (5000000000 bytes) in use)"
+        ),
     ]
     in_use({1: 5 * 10**9})
     assert more_than(before, [GPU]) == []
@@ -109,7 +123,7 @@ class Leaky:
         self._process = process
 
     def call(self, *_, **__):
-        return None
+        return Opened(facts=None)
 
     def close(self) -> None:
         self._process.kill()
@@ -120,8 +134,8 @@ def test_a_pool_says_which_model_left_memory_and_goes_on(worker, monkeypatch):
     """The error comes once, after everything is closed; the next closing raises nothing."""
     monkeypatch.setattr(memory_check, "RETURN_LIMIT_S", 0.2)
     plan = LoadPlan(model=ModelRef(name="m", kind="arch", location="m"), strategy="bf16")
-    pool = Pool(lambda _: None, timeout_s=1, progress=lambda *_: None)
-    monkeypatch.setattr("pytest_llmperf.workers.pool.Opened", type(None))
+    host = ThisHost(Gpus("all", wait_s=1), wait_s=1, log_dir=Path())
+    pool = Pool(lambda _: None, place=host, host=host, timeout_s=1, progress=lambda *_: None)
     pool.adopt(plan, Leaky(worker))
     with pytest.raises(
         MemoryNotReturned,

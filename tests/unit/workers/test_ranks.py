@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LinearGroup, Shard, TensorGroup
+from pytest_llmperf.core.loaded import Description, TimedRun
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.trace import (
     Ceilings,
@@ -21,7 +22,7 @@ from pytest_llmperf.core.trace import (
 )
 from pytest_llmperf.errors import NotInEffect, RanksDisagree
 from pytest_llmperf.strategies import parse, require_in_effect
-from pytest_llmperf.wire.messages import (
+from pytest_llmperf.wire.results import (
     CeilingsRead,
     Closed,
     CollectivesRead,
@@ -86,10 +87,12 @@ def described(plan: LoadPlan, *changes: dict) -> Effective:
     each = [changes[rank] if rank < len(changes) else {} for rank in range(plan.ranks)]
     memory = MemoryGauges(weights=1)
     answers = [
-        Described(effective=effective(rank, plan, **each[rank]), memory=memory)
+        Described(
+            description=Description(effective=effective(rank, plan, **each[rank]), memory=memory)
+        )
         for rank in range(plan.ranks)
     ]
-    return merged(answers, plan).effective
+    return merged(answers, plan).description.effective
 
 
 def ran(outputs: str = "o", prompts: str = "p", **changes: object) -> Ran:
@@ -101,12 +104,13 @@ def ran(outputs: str = "o", prompts: str = "p", **changes: object) -> Ran:
         attention_flops_per_token_per_position=2.0,
         compute_dtype="float32",
     )
-    return Ran(
+    run = TimedRun(
         trace=Trace(repetition=0, requests=(request,), **changes),
         step=step,
         prompts_hash=prompts,
         outputs_hash=outputs,
     )
+    return Ran(run=run)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_ranks_that_generate_different_tokens_disagree():
         RanksDisagree, match=r"generated token ids.*'x' on rank 0, 2; 'y' on rank 1"
     ):
         merged([ran("x"), ran("y"), ran("x")], plan_of("tp3"))
-    both = merged([ran("x", "a"), ran("y", "b")], plan_of("dp2"))
+    both = merged([ran("x", "a"), ran("y", "b")], plan_of("dp2")).run
     assert len(both.trace.requests) == 2
     assert both.outputs_hash not in {"x", "y"}
     with pytest.raises(RanksDisagree, match="prompts' token ids"):
@@ -202,7 +206,7 @@ def test_ranks_that_generate_different_tokens_disagree():
 def test_marks_of_every_rank_count():
     """A GPU that is throttled makes the run doubtful whichever it is."""
     hot = ran(marks=(Mark(kind="throttled", detail="82 C"),))
-    assert merged([ran(), hot], plan_of("tp2")).trace.marks == (
+    assert merged([ran(), hot], plan_of("tp2")).run.trace.marks == (
         Mark(kind="throttled", detail="rank 1: 82 C"),
     )
 
@@ -215,7 +219,7 @@ def test_marks_of_every_rank_count():
 )
 def test_the_cost_of_a_step_does_not_depend_on_how_it_is_spread(tp, fsdp, pp, dp):
     """Costs a token are those of the whole model, weights are read once by each replica."""
-    alone = ran().step
+    alone = ran().run.step
     plan = structs.replace(
         plan_of("fp32"), tp=tp, fsdp=fsdp, pp=pp, dp=dp, ranks=tp * fsdp * pp * dp
     )
@@ -287,5 +291,5 @@ def test_the_share_in_collectives_is_the_mean_of_the_ranks():
 def test_other_answers_are_those_of_rank_0():
     """And one rank's answer is its own."""
     assert merged([Closed(), Closed()], plan_of("tp2")) == Closed()
-    assert merged([ran("x")], plan_of("fp32")).outputs_hash == "x"
+    assert merged([ran("x")], plan_of("fp32")).run.outputs_hash == "x"
     assert same("it", [1, 1]) == 1

@@ -1,1 +1,1 @@
-"""One model over several devices: the process group, the ways to cut a model, and what each rank holds afterwards."""
+"""One model over several devices: their process group, and the ways to cut a model for them."""

@@ -1,14 +1,16 @@
 """Where the parts of a decoder are: its embedding, its list of layers, its final norm, its head.
 
-By structure, not by name.
+They are found by structure, not by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_llmperf.errors import LoadError
 
@@ -27,39 +29,45 @@ class Anatomy:
     n_layers: int
 
     def layer(self, path: str) -> int | None:
-        """The number of the layer that a module is in."""
-        if not path.startswith(self.layers + "."):
+        """Return the number of the layer that a module is in; None where it is in none."""
+        prefix = f"{self.layers}."
+        if not path.startswith(prefix):
             return None
-        return int(path[len(self.layers) + 1 :].split(".", 1)[0])
+        return int(path.removeprefix(prefix).split(".")[0])
 
 
 def anatomy(model: Any) -> Anatomy:
-    """Raises LoadError for a model without one list of layers as long as its config says."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    base = model.base_model
+    """Find the parts of `model`.
+
+    Raises LoadError for a model without one list of layers as long as its config says.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    layers = _layer_list(model)
+    embedding = model.get_input_embeddings()
+    others = [child for child in model.base_model.children() if child not in (layers, embedding)]
+    return Anatomy(
+        embedding=paths[embedding],
+        layers=paths[layers],
+        norms=tuple(paths[child] for child in others if _has_weights(child)),
+        head=paths[model.get_output_embeddings()],
+        n_layers=len(layers),
+    )
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _layer_list(model: Any) -> nn.ModuleList:
     n_layers = int(model.config.get_text_config().num_hidden_layers)
-    stacks = [
-        child
-        for child in base.children()
-        if isinstance(child, nn.ModuleList) and len(child) == n_layers
-    ]
+    lists = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList)]
+    stacks = [modules for modules in lists if len(modules) == n_layers]
     if len(stacks) != 1:
         raise LoadError(
-            f"{type(model).__name__} has {len(stacks)} lists of {n_layers} layers; one is needed to cut it over devices.",
+            f"{type(model).__name__} has {len(stacks)} lists of {n_layers} layers; "
+            "one is needed to cut it over devices.",
         )
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    others = [
-        c
-        for c in base.children()
-        if c is not stacks[0] and c is not embedding and any(True for _ in c.parameters())
-    ]
-    return Anatomy(
-        embedding=paths[id(embedding)],
-        layers=paths[id(stacks[0])],
-        norms=tuple(paths[id(each)] for each in others),
-        head=paths[id(head)],
-        n_layers=n_layers,
-    )
+    return stacks[0]
 
 
 def is_tied(model: Any) -> bool:
@@ -68,13 +76,14 @@ def is_tied(model: Any) -> bool:
 
 
 def own_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers in a module, tied ones once.
+    """Return the bytes of all parameters and buffers in a module, tied ones once.
 
-    On the meta device those it would take.
+    Tensors on the meta device count by the bytes that they would take.
     """
-    tensors = {
-        id(tensor): tensor
-        for source in (module.parameters(), module.buffers())
-        for tensor in source
-    }
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return bytes_of(chain(module.parameters(), module.buffers()))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of all tensors, each object once."""
+    distinct = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.nbytes for tensor in distinct.values())

@@ -1,8 +1,12 @@
-"""Loading one model onto several ranks: every module is filled and cut at once, so that no rank ever holds the whole."""
+"""Loads one model onto several ranks.
+
+Every module is cut as soon as it is filled, so that no rank ever holds the whole model.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,10 +16,11 @@ from pytest_llmperf.core.effective import Shard
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.refusals.parallel import does_not_divide
-from pytest_llmperf.engines.transformers.checkpoint import Source
+from pytest_llmperf.engines.transformers.checkpoint import SourceModel
 from pytest_llmperf.engines.transformers.parallel.anatomy import (
     Anatomy,
     anatomy,
+    bytes_of,
     is_tied,
     own_bytes,
 )
@@ -31,7 +36,7 @@ from pytest_llmperf.instruments.torch_runtime import DeviceRuntime
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What the split of a model says each rank must hold; see core.effective.Shard.
+    """What this rank must hold of a model, by the way it is cut; see core.effective.Shard.
 
     `grid` is this rank's place.
     """
@@ -45,7 +50,7 @@ class Cut:
     holds: str
 
     def shard(self, held_bytes: int) -> Shard:
-        """The row of this rank, with the bytes that are there now."""
+        """Return the row of this rank, with the bytes that it holds now."""
         return Shard(
             rank=self.grid.rank,
             device=device_identity(self.grid.device),
@@ -61,28 +66,28 @@ class Cut:
 
 
 def is_cut(plan: LoadPlan) -> bool:
-    """Whether ranks hold parts of the model, and not each a whole one."""
+    """Whether ranks hold parts of the model, and not a whole one each."""
     return plan.tp * plan.fsdp * plan.pp > 1
 
 
-def read(plan: LoadPlan, device: torch.device, grid: Grid) -> tuple[Source, Cut]:
-    """The part of this rank. Raises LoadError where it cannot be cut so."""
+def read(plan: LoadPlan, device: torch.device, grid: Grid) -> tuple[SourceModel, Cut]:
+    """Read the part of this rank. Raises LoadError where the model cannot be cut so."""
     with DeviceRuntime(device).peak_memory() as region:
         bare = skeleton(plan, device)
         with load_errors(plan, f"its part on rank {grid.rank}"):
             _require_divisible(plan, bare.model)
-            cut = _Building(bare, plan, grid).build()
-    source = Source(
+            cut = _Builder(bare, plan, grid).build()
+    source = SourceModel(
         model=bare.model,
         tokenizer=bare.tokenizer,
         content_hash=bare.content_hash,
         checkpoint_dtype=bare.checkpoint_dtype,
     )
-    return source, Cut(**cut, load_peak_bytes=region.peak, grid=grid)
+    return source, replace(cut, load_peak_bytes=region.peak)
 
 
-def whole(plan: LoadPlan, model: nn.Module, grid: Grid) -> Cut:
-    """Of a rank that holds a whole model, one of several."""
+def replica_cut(plan: LoadPlan, model: nn.Module, grid: Grid) -> Cut:
+    """Describe a rank that holds a whole model, one of several."""
     size = own_bytes(model)
     return Cut(
         grid=grid,
@@ -101,8 +106,8 @@ def _require_divisible(plan: LoadPlan, model: Any) -> None:
         raise LoadError(reason)
 
 
-class _Building:
-    """One pass over the modules in the order that a single device fills them."""
+class _Builder:
+    """Goes once over the modules, in the order that a single device fills them."""
 
     def __init__(self, bare: Skeleton, plan: LoadPlan, grid: Grid) -> None:
         self._model: Any = bare.model
@@ -112,40 +117,51 @@ class _Building:
         self._stage: Stage | None = stage(bare.model, plan, grid, self._anatomy)
         self._tensor: TensorCut | None = tensor_cut(bare.model, plan, grid)
         self._sharder: LayerSharder | None = layer_sharder(plan, grid)
-        self._sizes = {
-            "whole_bytes": own_bytes(bare.model),
-            "stage_bytes": self._stage_tensors(),
-            "largest_layer_bytes": max(
-                own_bytes(layer)
-                for layer in bare.model.get_submodule(self._anatomy.layers).children()
-            ),
-        }
         self._tied = is_tied(bare.model)
 
-    def build(self) -> dict[str, Any]:
-        """Fill, cut, tie, shard the rest. Returns the fields of Cut that are known here."""
-        model = self._model
-        paths = list(model.named_modules())
-        ends = {
-            max(i for i, (path, _) in enumerate(paths) if self._anatomy.layer(path) == n): n
-            for n in self._own_layers()
-        }
-        with self._values.reading():
-            for i, (path, module) in enumerate(paths):
-                self._one(module, path)
-                if i in ends and self._sharder is not None:
-                    self._sharder.layer(model.get_submodule(f"{self._anatomy.layers}.{ends[i]}"))
+    def build(self) -> Cut:
+        """Fill, cut, tie, and shard the rest. The peak of memory is not known here."""
+        cut = self._planned_cut()
+        self._fill()
         if self._stage is not None:
             self._stage.finish()
         self._tie()
         if self._tensor is not None:
             self._tensor.finish()
+            cut = replace(cut, kept_bytes=self._tensor.kept_bytes)
         if self._sharder is not None:
-            self._sharder.rest(model)
-        kept = self._tensor.kept_bytes if self._tensor is not None else 0
-        return {**self._sizes, "kept_bytes": kept, "holds": self._holds()}
+            self._sharder.rest(self._model)
+        return cut
 
-    def _one(self, module: nn.Module, path: str) -> None:
+    def _planned_cut(self) -> Cut:
+        """Say what this rank must hold, from the model while it lies on the meta device."""
+        layers = self._model.get_submodule(self._anatomy.layers).children()
+        return Cut(
+            grid=self._grid,
+            whole_bytes=own_bytes(self._model),
+            stage_bytes=self._stage_bytes(),
+            kept_bytes=0,
+            largest_layer_bytes=max(map(own_bytes, layers)),
+            load_peak_bytes=None,
+            holds=self._holds(),
+        )
+
+    def _fill(self) -> None:
+        """Fill and cut every module, and shard each layer after its last module."""
+        modules = list(self._model.named_modules())
+        last_path_of = {self._anatomy.layer(path): path for path, _ in modules}
+        with self._values.reading():
+            for path, module in modules:
+                self._fill_module(module, path)
+                layer = self._anatomy.layer(path)
+                if layer in self._own_layers() and last_path_of[layer] == path:
+                    self._shard(f"{self._anatomy.layers}.{layer}")
+
+    def _shard(self, path: str) -> None:
+        if self._sharder is not None:
+            self._sharder.layer(self._model.get_submodule(path))
+
+    def _fill_module(self, module: nn.Module, path: str) -> None:
         if self._stage is not None and not self._stage.keeps(path):
             self._values.skip(module, path)
             return
@@ -156,22 +172,14 @@ class _Building:
     def _own_layers(self) -> range:
         return range(self._anatomy.n_layers) if self._stage is None else self._stage.layers
 
-    def _stage_tensors(self) -> int:
-        """Bytes of this stage on one device, from the model on the meta device.
-
-        Tied tensors are one there.
-        """
-        mine = [
-            module
+    def _stage_bytes(self) -> int:
+        """Return the bytes of this stage on one device, where tied tensors are one."""
+        return bytes_of(
+            tensor
             for path, module in self._model.named_modules()
             if self._stage is None or self._stage.keeps(path)
-        ]
-        tensors = {
-            id(t): t
-            for m in mine
-            for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))
-        }
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        )
 
     def _tie(self) -> None:
         model = self._model
@@ -181,12 +189,14 @@ class _Building:
             model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
     def _holds(self) -> str:
-        grid, plan, layers = self._grid, self._plan, self._own_layers()
+        """Return a text that names this rank's part."""
+        sizes = {axis: getattr(self._plan, axis) for axis in ("dp", "tp", "fsdp")}
         parts = [
-            f"{axis} {grid.place(axis) + 1} of {getattr(plan, axis)}"
-            for axis in ("dp", "tp", "fsdp")
-            if getattr(plan, axis) > 1
+            f"{axis} {self._grid.place(axis) + 1} of {size}"
+            for axis, size in sizes.items()
+            if size > 1
         ]
-        if plan.pp > 1:
+        if self._plan.pp > 1:
+            layers = self._own_layers()
             parts.append(f"layers {layers.start} to {layers.stop - 1} of {self._anatomy.n_layers}")
         return ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
@@ -13,33 +14,49 @@ Interval = tuple[float, float]
 
 
 def share_in_collectives(work: Callable[[], object], device: torch.device) -> float | str:
-    """Run `work` under the profiler. 0 to 1 of its wall time, or why that cannot be told."""
+    """Run `work` under the profiler.
+
+    Return the share (0 to 1) of its wall time, or why that cannot be told.
+    """
     if device.type != "cuda":
         return "gloo works in threads of its own, which torch's profiler does not see"
+    kernels, wall_us = _profiled(work, device)
+    communication = [_interval(kernel) for kernel in kernels if _is_nccl(kernel)]
+    if not communication:
+        return f"the profiler saw {len(kernels)} kernels of this device and none of NCCL's"
+    computation = [_interval(kernel) for kernel in kernels if not _is_nccl(kernel)]
+    return alone(communication, computation) / wall_us
+
+
+def _profiled(work: Callable[[], object], device: torch.device) -> tuple[list[Any], float]:
+    """Run `work`. Return the kernels that ran on the device, and the wall time in microseconds."""
     torch.cuda.synchronize(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         start_ns = time.perf_counter_ns()
         work()
         torch.cuda.synchronize(device)
         wall_us = (time.perf_counter_ns() - start_ns) / 1e3
-    kernels = [event for event in seen.events() or [] if event.device_type == DeviceType.CUDA]
-    talking = [(e.time_range.start, e.time_range.end) for e in kernels if "nccl" in e.name.lower()]
-    if not talking:
-        return f"the profiler saw {len(kernels)} kernels of this device and none of NCCL's"
-    working = [
-        (e.time_range.start, e.time_range.end) for e in kernels if "nccl" not in e.name.lower()
-    ]
-    return alone(talking, working) / wall_us
+    events = profiler.events() or []
+    return [event for event in events if event.device_type == DeviceType.CUDA], wall_us
+
+
+def _is_nccl(kernel: Any) -> bool:
+    return "nccl" in kernel.name.lower()
+
+
+def _interval(kernel: Any) -> Interval:
+    """Return the start and the end of a kernel in microseconds."""
+    return kernel.time_range.start, kernel.time_range.end
 
 
 def alone(first: Iterable[Interval], second: Iterable[Interval]) -> float:
-    """Length of the union of `first` outside of the union of `second`."""
-    ours, theirs = list(first), list(second)
-    return covered([*ours, *theirs]) - covered(theirs)
+    """Return the length of the union of `first` outside of the union of `second`."""
+    others = list(second)
+    return covered([*first, *others]) - covered(others)
 
 
 def covered(intervals: Iterable[Interval]) -> float:
-    """Length of the union of (start, end) intervals."""
+    """Return the length of the union of (start, end) intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))

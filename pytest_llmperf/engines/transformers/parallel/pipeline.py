@@ -1,7 +1,7 @@
-"""Pipeline parallelism: consecutive layers on each rank, hidden states sent on, logits given to all.
+"""Pipeline parallelism: consecutive layers on each rank, hidden states sent on, logits for all.
 
-Every rank goes through `generate` with the same inputs and the same logits, so that all choose the same tokens; each keeps
-the KV cache of its own layers, numbered from 0.
+Every rank goes through `generate` with the same inputs and the same logits, so that all choose the
+same tokens. Each rank has the KV cache of its own layers, numbered from 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_llmperf.errors import LoadError
 
 
 class Absent(nn.Module):
-    """Stands where another rank has the module. `weight` is empty, and no parameter."""
+    """Stands in for a module that another rank has. `weight` is empty, and no parameter."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -28,27 +28,23 @@ class Absent(nn.Module):
         self.weight = torch.empty(0)
 
     def forward(self, *_inputs: object) -> Tensor:
-        """Never: another rank has it."""
+        """Raise RuntimeError: only the rank that has the module calls it."""
         raise RuntimeError("a module of another pipeline stage was called")
 
 
 class Stage:
-    """One rank's consecutive layers, and what stands before and behind them."""
+    """One rank's consecutive layers, and the modules before and behind them."""
 
     def __init__(self, model: Any, grid: Grid, anatomy: Anatomy) -> None:
         self._model = model
         self._grid = grid
         self._anatomy = anatomy
-        self._n, self._i = grid.along("pp"), grid.place("pp")
-        self.first, self.last = self._i == 0, self._i == self._n - 1
-        self.layers = range(
-            anatomy.n_layers * self._i // self._n, anatomy.n_layers * (self._i + 1) // self._n
-        )
-        ends = [
-            (anatomy.embedding, self.first or (self.last and is_tied(model))),
-            (anatomy.head, self.last),
-        ]
-        self._ends = dict([*ends, *((path, self.last) for path in anatomy.norms)])
+        stages, place = grid.along("pp"), grid.place("pp")
+        self.first, self.last = place == 0, place == stages - 1
+        self.layers = _layers_of_stage(anatomy.n_layers, place, stages)
+        # Whether this rank has the module, by path; tied weights are on the first and last rank.
+        self._ends = {anatomy.embedding: self.first or (self.last and is_tied(model))}
+        self._ends |= dict.fromkeys((anatomy.head, *anatomy.norms), self.last)
 
     def keeps(self, path: str) -> bool:
         """Whether this rank has the module.
@@ -59,23 +55,33 @@ class Stage:
         if layer is not None:
             return layer in self.layers
         return all(
-            kept for end, kept in self._ends.items() if path == end or path.startswith(end + ".")
+            is_here
+            for end, is_here in self._ends.items()
+            if path == end or path.startswith(end + ".")
         )
 
     def finish(self) -> None:
-        """Drop what other ranks have, and send hidden states where they were."""
-        model, anatomy = self._model, self._anatomy
-        rows = int(model.config.get_text_config().vocab_size)
-        for path, kept in self._ends.items():
-            if not kept:
-                _replace(model, path, nn.Identity() if path in anatomy.norms else Absent(rows))
-        stack = model.get_submodule(anatomy.layers)
-        _replace(model, anatomy.layers, nn.ModuleList([stack[i] for i in self.layers]))
-        for module in model.get_submodule(anatomy.layers).modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx -= self.layers.start
-        _renumber(model.config.get_text_config(), self.layers)
+        """Drop the modules of other ranks, and exchange hidden states with those ranks."""
+        self._drop_absent_ends()
+        self._drop_absent_layers()
+        model = self._model
         model.forward = StageForward(model, self._grid, first=self.first, last=self.last).forward
+
+    def _drop_absent_ends(self) -> None:
+        rows = int(self._model.config.get_text_config().vocab_size)
+        for path, is_here in self._ends.items():
+            if not is_here:
+                is_norm = path in self._anatomy.norms
+                _replace(self._model, path, nn.Identity() if is_norm else Absent(rows))
+
+    def _drop_absent_layers(self) -> None:
+        """Leave this rank's layers in the model, and number them from 0."""
+        path = self._anatomy.layers
+        layers = self._model.get_submodule(path)
+        own_layers = nn.ModuleList([layers[i] for i in self.layers])
+        _replace(self._model, path, own_layers)
+        _number_from_zero(own_layers, self.layers.start)
+        _renumber(self._model.config.get_text_config(), self.layers)
 
 
 class StageForward:
@@ -104,7 +110,7 @@ class StageForward:
         logits_to_keep: int | Tensor = 0,
         **_other: object,
     ) -> CausalLMOutputWithPast:
-        """[batch, n] ids in, [batch, kept, vocab] logits out, on every rank."""
+        """Take ids [batch, n] and return logits [batch, kept, vocab], on every rank."""
         common: dict[str, Any] = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -128,7 +134,7 @@ class StageForward:
                 dst=self._ranks[self._place + 1],
                 group=self._group,
             )
-            logits, cache = self._room(input_ids, logits_to_keep), out.past_key_values
+            logits, cache = self._empty_logits(input_ids, logits_to_keep), out.past_key_values
         dist.broadcast(logits, src=self._ranks[-1], group=self._group)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
@@ -137,20 +143,21 @@ class StageForward:
         dist.recv(hidden, src=self._ranks[self._place - 1], group=self._group)
         return hidden
 
-    def _room(self, ids: Tensor, keep: int | Tensor) -> Tensor:
-        kept = keep.numel() if isinstance(keep, Tensor) else min(keep or ids.shape[1], ids.shape[1])
-        return torch.empty((ids.shape[0], kept, self._vocab), dtype=self._dtype, device=ids.device)
+    def _empty_logits(self, ids: Tensor, keep: int | Tensor) -> Tensor:
+        n = keep.numel() if isinstance(keep, Tensor) else min(keep or ids.shape[1], ids.shape[1])
+        return torch.empty((ids.shape[0], n, self._vocab), dtype=self._dtype, device=ids.device)
 
     def _unchanged(self, hidden: Tensor | None) -> _FirstInput:
+        """In the first call, check that `hidden` enters the first layer."""
         check = None if self._checked else hidden
         self._checked = True
         return _FirstInput(self._model, check)
 
 
 class _FirstInput:
-    """Once: what the stage received must be what its first layer gets.
+    """Checks that the first layer of a stage gets the tensor that the stage received.
 
-    A model that scales its embeddings would do so again.
+    A model that scales its embeddings would do so again in each stage.
     """
 
     def __init__(self, model: Any, hidden: Tensor | None) -> None:
@@ -160,43 +167,51 @@ class _FirstInput:
 
     def __enter__(self) -> None:
         if self._hidden is not None:
-            stack = next(
-                child
-                for child in self._model.base_model.children()
-                if isinstance(child, nn.ModuleList)
-            )
-            self._handle = stack[0].register_forward_pre_hook(self._look)
+            children = self._model.base_model.children()
+            stack = next(child for child in children if isinstance(child, nn.ModuleList))
+            self._handle = stack[0].register_forward_pre_hook(self._check)
 
     def __exit__(self, *_error: object) -> None:
         if self._handle is not None:
             self._handle.remove()
 
-    def _look(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _check(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert self._hidden is not None  # noqa: S101 - no hook without it
         if inputs[0].data_ptr() != self._hidden.data_ptr():
             raise LoadError(
-                f"{type(self._model).__name__} changes the embeddings before its first layer, which every stage of a pipeline "
-                "would do again. Take 'tpN' or 'fsdpN'.",
+                f"{type(self._model).__name__} changes the embeddings before its first layer, "
+                "which every stage of a pipeline would do again. Take 'tpN' or 'fsdpN'.",
             )
 
 
 def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | None:
-    """None for a plan without a pipeline.
+    """Return the stage of this rank; None for a plan without a pipeline.
 
-    Raises LoadError for a model with more than an embedding, layers and a norm.
+    Raises LoadError for a model with more than an embedding, layers and a norm, or with fewer
+    layers than stages.
     """
     if plan.pp == 1:
         return None
-    if len(anatomy.norms) != 1:
-        raise LoadError(
-            f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its embedding and layers "
-            f"({', '.join(anatomy.norms)}); a pipeline knows one, the final norm. Take 'tpN' or 'fsdpN'.",
-        )
+    _require_one_norm(model, anatomy)
     if anatomy.n_layers < plan.pp:
         raise LoadError(
-            f"pp{plan.pp} has more devices than {type(model).__name__} has layers: {anatomy.n_layers}."
+            f"pp{plan.pp} has more devices than {type(model).__name__} has layers: "
+            f"{anatomy.n_layers}."
         )
     return Stage(model, grid, anatomy)
+
+
+def _require_one_norm(model: Any, anatomy: Anatomy) -> None:
+    if len(anatomy.norms) != 1:
+        raise LoadError(
+            f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its "
+            f"embedding and layers ({', '.join(anatomy.norms)}); a pipeline knows one, the final "
+            "norm. Take 'tpN' or 'fsdpN'.",
+        )
+
+
+def _layers_of_stage(n_layers: int, place: int, stages: int) -> range:
+    return range(n_layers * place // stages, n_layers * (place + 1) // stages)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -204,8 +219,16 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent) if parent else model, name, module)
 
 
+def _number_from_zero(layers: nn.ModuleList, first: int) -> None:
+    """Take `first` off the layer numbers of all modules, which index the KV cache."""
+    module: Any
+    for module in layers.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx -= first
+
+
 def _renumber(config: Any, layers: range) -> None:
-    """The config of this stage: caches are made from it, a layer each."""
+    """Set the config to the layers of this stage: caches are made from it, a layer each."""
     config.num_hidden_layers = len(layers)
     kinds = getattr(config, "layer_types", None)
     if kinds:

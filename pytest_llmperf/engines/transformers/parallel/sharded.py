@@ -1,4 +1,4 @@
-"""FSDP2: each layer is cut over the ranks as soon as it has its values, and gathered while it is used."""
+"""FSDP2: a layer is cut over the ranks once it has its values, and gathered while it is used."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ class LayerSharder:
         self._mesh = grid.mesh["fsdp"]
 
     def layer(self, module: nn.Module) -> None:
-        """The layer has its whole values: keep this rank's part."""
+        """Keep this rank's part of a layer that has its whole values."""
         fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
 
     def rest(self, model: Any) -> None:
-        """Embedding, final norm and head, once tied weights are one: after each forward pass they are parts again, too."""
+        """Shard embedding, final norm and head, once tied weights are one.
+
+        After each forward pass they are parts again, like the layers.
+        """
         fully_shard(model, mesh=self._mesh, reshard_after_forward=True)
 
 
 def layer_sharder(plan: LoadPlan, grid: Grid) -> LayerSharder | None:
-    """None for a plan without FSDP."""
+    """Return what shards the layers; None for a plan without FSDP."""
     return LayerSharder(grid) if plan.fsdp > 1 else None

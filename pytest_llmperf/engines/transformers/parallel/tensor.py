@@ -1,13 +1,15 @@
-"""Tensor parallelism: the model's own plan, carried out on plain tensors with one collective where the plan joins ranks.
+"""Tensor parallelism: the model's own plan, with one collective where the plan joins ranks.
 
-transformers says which layers are cut and how (`tp_plan`: "colwise", "rowwise", …); falcon, for which it has no plan, is
-cut the same way. Why the plan is not carried out by transformers' own code: docs/decisions.
+transformers says which layers are cut and how (`tp_plan`: "colwise", "rowwise", …); falcon, for
+which it has no plan, is cut the same way. The plan is carried out on plain tensors; decision 0015
+says why transformers' own code does not carry it out.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,10 +29,13 @@ FALCON_PLAN = {
     "transformer.h.*.mlp.dense_4h_to_h": "rowwise",
     "lm_head": "colwise_gather_output",
 }
-"""The fused projection holds a KV head after its query heads, group by group, so that a cut between groups is one of rows."""
+"""The fused projection holds a KV head after its query heads, group by group.
+
+So a cut between groups is one of rows.
+"""
 
 HEAD_COUNTS = ("num_heads", "num_kv_heads")
-"""Attributes by which some attention modules (falcon's) shape what their own share of the projection gives."""
+"""Attributes by which some attention modules (falcon's) shape the output of their projection."""
 
 COLWISE, ROWWISE, GATHERED, EMBEDDED = (
     "colwise",
@@ -49,17 +54,15 @@ _KNOWN = (COLWISE, ROWWISE, GATHERED, EMBEDDED, "")
 
 @dataclass
 class TensorCut:
-    """Cuts modules as they are filled. `kept_bytes` counts what stays whole on every rank."""
+    """Cuts modules as they are filled. `kept_bytes` counts weights that every rank has whole."""
 
     model: Any
     grid: Grid
     plan: dict[str, str]
     kept_bytes: int = 0
-    cut_layers: int = 0
-    _counted: set[int] = field(default_factory=set)
 
     def after_fill(self, module: nn.Module, path: str) -> None:
-        """The module has its whole values: leave this rank's part of them."""
+        """Leave this rank's part of a module that has its whole values."""
         style = self.plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", path), "")
         if style == COLWISE:
             _keep_rows(module, self.grid)
@@ -70,56 +73,70 @@ class TensorCut:
             _keep_rows(module, self.grid)
             _join_rows(module, style, self.grid)
         else:
-            self.kept_bytes += sum(t.nbytes for source in _own(module) for t in source)
-            return
-        self.cut_layers += 1
+            self.kept_bytes += _bytes_of_own_tensors(module)
 
     def finish(self) -> None:
-        """Attention modules that count heads count their own."""
+        """Set the head counts of attention modules to this rank's own heads."""
+        ranks = self.grid.along("tp")
         for module in self.model.modules():
-            for name in HEAD_COUNTS:
-                if "Attention" in type(module).__name__ and isinstance(
-                    getattr(module, name, None), int
-                ):
-                    setattr(module, name, getattr(module, name) // self.grid.along("tp"))
+            if "Attention" in type(module).__name__:
+                _divide_head_counts(module, ranks)
+
+
+def _divide_head_counts(attention: nn.Module, ranks: int) -> None:
+    for name in HEAD_COUNTS:
+        heads = getattr(attention, name, None)
+        if isinstance(heads, int):
+            setattr(attention, name, heads // ranks)
 
 
 def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
-    """None for a plan without tensor parallelism.
+    """Return what cuts the modules; None for a plan without tensor parallelism.
 
     Raises LoadError for a model that has no plan, or one of unknown styles.
     """
     if plan.tp == 1:
         return None
-    is_falcon = model.config.get_text_config().model_type == "falcon"
-    given = dict(FALCON_PLAN) if is_falcon else dict(getattr(model, "tp_plan", None) or {})
-    if not given:
-        raise LoadError(
-            f"{type(model).__name__} has no tensor-parallel plan in this transformers. Take 'fsdpN' or 'ppN'."
-        )
-    rules = {path: _SAME.get(style, style) for path, style in given.items()}
-    unknown = sorted({style for style in rules.values() if style not in _KNOWN})
+    styles = {path: _SAME.get(style, style) for path, style in _plan_of(model).items()}
+    unknown = sorted(set(styles.values()) - set(_KNOWN))
     if unknown:
         raise LoadError(
-            f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried out here. Take 'fsdpN'.",
+            f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried "
+            "out here. Take 'fsdpN'.",
         )
-    _with_embedding(model, rules)
-    return TensorCut(model, grid, rules)
+    _cut_embedding(model, styles)
+    return TensorCut(model, grid, styles)
 
 
-def _with_embedding(model: Any, rules: dict[str, str]) -> None:
-    """The table is cut by rows, as newer plans do; one that is tied to an uncut head stays whole."""
+def _plan_of(model: Any) -> dict[str, str]:
+    """Return the style of each layer that the model's plan cuts, by path."""
+    if model.config.get_text_config().model_type == "falcon":
+        return FALCON_PLAN
+    plan = getattr(model, "tp_plan", None)
+    if not plan:
+        raise LoadError(
+            f"{type(model).__name__} has no tensor-parallel plan in this transformers. "
+            "Take 'fsdpN' or 'ppN'."
+        )
+    return dict(plan)
+
+
+def _cut_embedding(model: Any, styles: dict[str, str]) -> None:
+    """Cut the table by rows, as newer plans do. A table tied to an uncut head stays whole."""
     paths = {id(module): path for path, module in model.named_modules()}
-    table, head = paths[id(model.get_input_embeddings())], paths[id(model.get_output_embeddings())]
-    if is_tied(model) and rules.get(head) != GATHERED:
-        rules.pop(table, None)
-        rules.pop(head, None)
+    table = paths[id(model.get_input_embeddings())]
+    head = paths[id(model.get_output_embeddings())]
+    if is_tied(model) and styles.get(head) != GATHERED:
+        styles.pop(table, None)
+        styles.pop(head, None)
     else:
-        rules[table] = EMBEDDED
+        styles[table] = EMBEDDED
 
 
-def _own(module: nn.Module) -> tuple[Any, Any]:
-    return module.parameters(recurse=False), module.buffers(recurse=False)
+def _bytes_of_own_tensors(module: nn.Module) -> int:
+    """Return the bytes of a module's own parameters and buffers, without its children's."""
+    tensors = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _divides(module: Any, grid: Grid) -> bool:
@@ -127,18 +144,22 @@ def _divides(module: Any, grid: Grid) -> bool:
 
 
 def _part(tensor: Tensor, dim: int, grid: Grid) -> nn.Parameter:
-    """The part of this rank, in memory of its own, so that the whole can go."""
+    """Return the part of this rank, in memory of its own, so that the whole can be freed."""
     n = grid.along("tp")
-    if tensor.shape[dim] % n:
-        raise LoadError(
-            f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}."
-        )
+    _require_divisible(tensor, dim, n)
     part = tensor.chunk(n, dim)[grid.place("tp")].clone(memory_format=torch.contiguous_format)
     return nn.Parameter(part, requires_grad=False)
 
 
+def _require_divisible(tensor: Tensor, dim: int, n: int) -> None:
+    if tensor.shape[dim] % n:
+        raise LoadError(
+            f"a weight of {tuple(tensor.shape)} cannot be cut in {n} along dimension {dim}."
+        )
+
+
 def _keep_rows(module: Any, grid: Grid) -> None:
-    """Outputs of a linear layer, or entries of a table."""
+    """Keep this rank's outputs of a linear layer, or entries of a table."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         module.register_parameter(name, _part(parameter, 0, grid))
     if hasattr(module, "out_features"):
@@ -146,7 +167,7 @@ def _keep_rows(module: Any, grid: Grid) -> None:
 
 
 def _keep_columns(module: Any, grid: Grid) -> None:
-    """Inputs of a linear layer. The bias is added once: by the first rank."""
+    """Keep this rank's inputs of a linear layer. The first rank alone adds the bias."""
     module.weight = _part(module.weight, 1, grid)
     module.in_features = module.weight.shape[1]
     if getattr(module, "bias", None) is not None and grid.place("tp"):
@@ -189,7 +210,7 @@ class _Gather:
 
 
 class _Lookup:
-    """A rank looks up its own rows.
+    """Looks up this rank's own rows.
 
     Ids of other ranks give zeros, and the sum over the ranks has each row once.
     """
@@ -206,9 +227,9 @@ class _Lookup:
 
     def after(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         assert self._ids is not None  # noqa: S101 - set by `before`
-        mine = (self._ids >= 0) & (self._ids < self._rows)
+        is_own = (self._ids >= 0) & (self._ids < self._rows)
         self._ids = None
-        return _summed(output.masked_fill(~mine.unsqueeze(-1), 0), self._group)
+        return _summed(output.masked_fill(~is_own.unsqueeze(-1), 0), self._group)
 
 
 def _summed(value: Tensor, group: dist.ProcessGroup) -> Tensor:

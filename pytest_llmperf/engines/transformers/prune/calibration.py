@@ -1,4 +1,7 @@
-"""The text that pruning is calibrated on: the bundled prompts as rows of token ids, or random ids without a tokenizer."""
+"""The text that pruning is calibrated on.
+
+It is the bundled prompts as rows of token ids, or random ids where there is no tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ PROMPTS = "short-chat"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows of ids [rows, tokens], all of one length and without padding, and where they come from."""
+    """Rows of ids [rows, tokens], all of one length and without padding, and their source."""
 
     rows: Tensor
     source: str
 
     @property
     def facts(self) -> dict[str, str | int | float]:
-        """What is recorded with a run."""
+        """Return what is recorded with a run."""
         return {
             "calibration": self.source,
             "calibration_hash": ids_hash(self.rows),
@@ -35,31 +38,36 @@ class Calibration:
 
 
 def calibration(model: Any, tokenizer: Any | None, device: torch.device, seed: int) -> Calibration:
-    """The bundled prompts one after the other, in the model's chat template where it has one, cut into rows.
+    """Cut the bundled prompts, one after the other, into rows.
 
-    A model without a tokenizer has no text of its own: ids are drawn from `seed`, and the source says so.
+    They are in the model's chat template where it has one. A model without a tokenizer has no text
+    of its own: ids are drawn from `seed`, and the source says so.
     """
     if tokenizer is None:
         prompts = PromptSet.synthetic(seed)
         rows = synthetic_rows(seed, 0, SYNTHETIC_ROWS, ROW_TOKENS, Vocabulary.of(model, None))
     else:
         prompts = PromptSet.bundled(PROMPTS)
-        rows = in_rows(list(chain.from_iterable(tokenise(prompts, tokenizer))), _longest(model))
+        rows = _text_rows(prompts, tokenizer, _row_tokens(model))
     return Calibration(rows.to(device), prompts.name)
 
 
-def in_rows(ids: list[int], length: int) -> Tensor:
-    """[rows, length] of consecutive ids.
+def _text_rows(prompts: PromptSet, tokenizer: Any, length: int) -> Tensor:
+    return in_rows(list(chain.from_iterable(tokenise(prompts, tokenizer))), length)
 
-    What does not fill a row is left out, unless there is no other.
+
+def in_rows(ids: list[int], length: int) -> Tensor:
+    """Return consecutive ids as [rows, length].
+
+    Ids that do not fill a row are left out, unless that row is the only one.
     """
     length = min(length, len(ids))
     count = len(ids) // length
     return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
 
 
-def _longest(model: Any) -> int:
-    return min(
-        ROW_TOKENS,
-        int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS),
-    )
+def _row_tokens(model: Any) -> int:
+    """Return ROW_TOKENS, or less for a model with fewer positions."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    return min(ROW_TOKENS, int(positions or ROW_TOKENS))

@@ -1,6 +1,7 @@
-"""Which rows and columns of a block's matrices belong to one attention head or MLP channel, for the families that are known.
+"""Which rows and columns of a block's matrices belong to one attention head or MLP channel.
 
-Sizes of attention and MLP are in the config, once for all blocks: every block keeps as many heads and channels as the others.
+That is known for some families of models. Sizes of attention and MLP are in the config, once for
+all blocks: every block keeps as many heads and channels as the others.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from pytest_llmperf.strategies.pruned import STRUCTURED_FAMILIES
 class Coupled:
     """Structures of one kind in a block.
 
-    Unit u is rows[name][u] of each producer and columns[u] of the consumer.
-
-    `rows` and `columns` are [units, n] indices; rows that are in no unit stay.
+    Unit u is rows[name][u] of each producer and columns[u] of the consumer. `rows` and `columns`
+    are [units, n] indices; rows that are in no unit stay.
     """
 
     rows: dict[str, Tensor]
@@ -33,13 +33,13 @@ class Coupled:
 
     @property
     def units(self) -> int:
-        """How many there are in a block."""
+        """Return how many there are in a block."""
         return len(self.columns)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is left in every block: query heads, key-value heads, MLP channels."""
+    """The query heads, key-value heads and MLP channels that stay in every block."""
 
     heads: int
     kv_heads: int
@@ -48,10 +48,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of architectures: its structures, and what has to know of their number when some are gone.
+    """A family of architectures: its structures, and how their numbers are set when some go.
 
-    `sizes(config, attention units, channels)` that stay; `resize_block` and `resize_model` set what the modules and the
-    config keep of them.
+    `sizes(config, attention units, channels)` returns the sizes that stay; `resize_block` and
+    `resize_model` set them in the modules and in the config.
     """
 
     attention: Callable[[Any], Coupled]
@@ -62,63 +62,61 @@ class Family:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model.
+    """Return the family of a model.
 
-    Raises LoadError for another than those that are known, or for position biases by head.
+    Raises LoadError for a family that is not known, or for position biases by head.
     """
     kind = model.config.get_text_config().model_type
     if kind not in FAMILIES:
         raise LoadError(
-            f"pruning structured: {type(model).__name__} is of family {kind!r}, and which of its rows and columns belong to one "
-            f"head is known for {', '.join(STRUCTURED_FAMILIES)}. Use 'wanda:S', which works for any.",
+            f"pruning structured: {type(model).__name__} is of family {kind!r}, and which of its "
+            "rows and columns belong to one head is known for "
+            f"{', '.join(STRUCTURED_FAMILIES)}. Use 'wanda:S', which works for any.",
         )
     if getattr(model.config, "alibi", False):
         raise LoadError(
-            "pruning structured: ALiBi's slopes go by the number of heads, which would change. Use 'wanda:S'."
+            "pruning structured: ALiBi's slopes go by the number of heads, which would change. "
+            "Use 'wanda:S'."
         )
     return FAMILIES[kind]
 
 
-def _ranges(starts: Tensor, length: int) -> Tensor:
-    """[units, length]: `length` indices from each start."""
-    return starts[:, None] + torch.arange(length)
+def _consecutive(units: int, length: int) -> Tensor:
+    """Return indices [units, length]: unit u has the `length` indices from u * length on."""
+    return torch.arange(units * length).view(units, length)
 
 
 def _llama_attention(config: Any) -> Coupled:
-    """A key-value head with all its query heads.
+    """Couple a key-value head with all its query heads.
 
-    Where there is one key-value head for all, a query head.
+    Where all query heads share one key-value head, a query head is a unit.
     """
-    dim, heads, kv = config.head_dim, config.num_attention_heads, config.num_key_value_heads
-    names = {part: f"self_attn.{part}_proj" for part in "qkvo"}
-    if kv == 1:
-        alone = _ranges(torch.arange(heads) * dim, dim)
-        return Coupled({names["q"]: alone}, names["o"], alone)
-    queries = _ranges(torch.arange(kv) * (heads // kv * dim), heads // kv * dim)
-    shared = _ranges(torch.arange(kv) * dim, dim)
-    return Coupled(
-        {names["q"]: queries, names["k"]: shared, names["v"]: shared}, names["o"], queries
-    )
+    q, k, v, o = (f"self_attn.{part}_proj" for part in "qkvo")
+    dim, kv_heads = config.head_dim, config.num_key_value_heads
+    if kv_heads == 1:
+        query_heads = _consecutive(config.num_attention_heads, dim)
+        return Coupled({q: query_heads}, o, query_heads)
+    queries = _consecutive(kv_heads, config.num_attention_heads // kv_heads * dim)
+    shared = _consecutive(kv_heads, dim)
+    return Coupled({q: queries, k: shared, v: shared}, o, queries)
 
 
 def _llama_channels(config: Any) -> Coupled:
-    each = _ranges(torch.arange(config.intermediate_size), 1)
-    return Coupled({"mlp.gate_proj": each, "mlp.up_proj": each}, "mlp.down_proj", each)
+    channels = _consecutive(config.intermediate_size, 1)
+    return Coupled({"mlp.gate_proj": channels, "mlp.up_proj": channels}, "mlp.down_proj", channels)
 
 
 def _llama_sizes(config: Any, units: int, channels: int) -> Sizes:
-    kv = config.num_key_value_heads
-    return (
-        Sizes(units, 1, channels)
-        if kv == 1
-        else Sizes(units * (config.num_attention_heads // kv), units, channels)
-    )
+    kv_heads = config.num_key_value_heads
+    if kv_heads == 1:
+        return Sizes(units, 1, channels)
+    return Sizes(units * (config.num_attention_heads // kv_heads), units, channels)
 
 
 def _resize_llama_block(block: Block, sizes: Sizes) -> None:
-    attention, mlp = (_any(block.module.get_submodule(name)) for name in ("self_attn", "mlp"))
-    attention.num_key_value_groups = sizes.heads // sizes.kv_heads
-    mlp.intermediate_size = sizes.channels
+    layer: Any = block.module
+    layer.self_attn.num_key_value_groups = sizes.heads // sizes.kv_heads
+    layer.mlp.intermediate_size = sizes.channels
 
 
 def _resize_llama(model: Any, sizes: Sizes) -> None:
@@ -127,42 +125,44 @@ def _resize_llama(model: Any, sizes: Sizes) -> None:
     config.intermediate_size = sizes.channels
 
 
-# Transformers is partly typed.
-class SlimFalconConfig(FalconConfig):  # type: ignore[no-untyped-call]
-    """A Falcon config whose heads are fewer than hidden_size // head_dim: FalconConfig derives head_dim from their number."""
+class SlimFalconConfig(FalconConfig):  # type: ignore[no-untyped-call]  # no stubs
+    """A Falcon config whose heads are fewer than hidden_size // head_dim.
+
+    FalconConfig derives head_dim from the number of heads.
+    """
 
     @property
     def head_dim(self) -> int:
-        """Elements of a head."""
+        """Return the elements of a head."""
         return int(self.kept_head_dim)
 
 
 def _falcon_groups(config: Any) -> tuple[int, int]:
-    """Groups of query heads that share keys and values, and query heads in each."""
+    """Return groups of query heads that share keys and values, and the query heads in each."""
+    heads = config.num_attention_heads
     if config.new_decoder_architecture:
-        return config.num_kv_heads, config.num_attention_heads // config.num_kv_heads
-    return (
-        (1, config.num_attention_heads) if config.multi_query else (config.num_attention_heads, 1)
-    )
+        return config.num_kv_heads, heads // config.num_kv_heads
+    return (1, heads) if config.multi_query else (heads, 1)
 
 
 def _falcon_attention(config: Any) -> Coupled:
-    """The fused matrix holds, group by group, the query heads and then one key and one value head."""
+    """Couple a group of query heads, or a query head where there is one group.
+
+    The fused matrix has, group by group, the query heads and then one key and one value head.
+    """
     dim = config.head_dim
     groups, queries = _falcon_groups(config)
     fused, dense = "self_attention.query_key_value", "self_attention.dense"
     if groups == 1:
-        alone = _ranges(torch.arange(queries) * dim, dim)
-        return Coupled({fused: alone}, dense, alone)
-    rows = _ranges(torch.arange(groups) * ((queries + 2) * dim), (queries + 2) * dim)
-    return Coupled(
-        {fused: rows}, dense, _ranges(torch.arange(groups) * (queries * dim), queries * dim)
-    )
+        query_heads = _consecutive(queries, dim)
+        return Coupled({fused: query_heads}, dense, query_heads)
+    rows = _consecutive(groups, (queries + 2) * dim)
+    return Coupled({fused: rows}, dense, _consecutive(groups, queries * dim))
 
 
 def _falcon_channels(config: Any) -> Coupled:
-    each = _ranges(torch.arange(config.ffn_hidden_size), 1)
-    return Coupled({"mlp.dense_h_to_4h": each}, "mlp.dense_4h_to_h", each)
+    channels = _consecutive(config.ffn_hidden_size, 1)
+    return Coupled({"mlp.dense_h_to_4h": channels}, "mlp.dense_4h_to_h", channels)
 
 
 def _falcon_sizes(config: Any, units: int, channels: int) -> Sizes:
@@ -171,27 +171,21 @@ def _falcon_sizes(config: Any, units: int, channels: int) -> Sizes:
 
 
 def _resize_falcon_block(block: Block, sizes: Sizes) -> None:
-    attention = _any(block.module.get_submodule("self_attention"))
-    attention.num_heads, attention.num_kv_heads = sizes.heads, sizes.kv_heads
-    _any(block.module).num_heads = sizes.heads
+    layer: Any = block.module
+    layer.self_attention.num_heads = sizes.heads
+    layer.self_attention.num_kv_heads = sizes.kv_heads
+    layer.num_heads = sizes.heads
 
 
 def _resize_falcon(model: Any, sizes: Sizes) -> None:
     config = model.config
     config.kept_head_dim = config.head_dim
     config.__class__ = SlimFalconConfig
-    shared = config.multi_query and not config.new_decoder_architecture
-    config.num_attention_heads, config.num_kv_heads = (
-        sizes.heads,
-        sizes.heads if shared else sizes.kv_heads,
-    )
+    is_multi_query = config.multi_query and not config.new_decoder_architecture
+    config.num_attention_heads = sizes.heads
+    config.num_kv_heads = sizes.heads if is_multi_query else sizes.kv_heads
     config.ffn_hidden_size = sizes.channels
     model.base_model.num_heads = sizes.heads
-
-
-def _any(module: nn.Module) -> Any:
-    """For attributes that are plain numbers, which nn.Module's types do not know."""
-    return module
 
 
 FAMILIES = {
@@ -205,5 +199,5 @@ FAMILIES = {
 
 
 def submodule(block: Block, name: str) -> nn.Module:
-    """The block's matrix called `name`."""
+    """Return the block's matrix called `name`."""
     return block.module.get_submodule(name)

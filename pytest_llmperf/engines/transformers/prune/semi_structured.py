@@ -13,7 +13,7 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
-from pytest_llmperf.engines.transformers.prune.blocks import Block
+from pytest_llmperf.engines.transformers.prune.blocks import Block, linears
 
 Backend = type[SparseSemiStructuredTensor]
 
@@ -22,48 +22,61 @@ _CUTLASS_MAJOR = 8
 
 
 def backend(device: torch.device) -> Backend | str:
-    """What multiplies 2:4 weights on `device`, or why nothing does."""
+    """Return what multiplies 2:4 weights on `device`, or why nothing does."""
     if device.type != "cuda":
         return f"{device.type} has no sparse tensor cores"
-    capability = torch.cuda.get_device_capability(device)
-    if capability[0] < _CUTLASS_MAJOR:
-        return f"sparse tensor cores need CUDA compute capability 8.0, this device has {capability[0]}.{capability[1]}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < _CUTLASS_MAJOR:
+        return (
+            f"sparse tensor cores need CUDA compute capability 8.0, this device has {major}.{minor}"
+        )
     if torch.backends.cusparselt.is_available():
         return SparseSemiStructuredTensorCUSPARSELT
-    if capability[0] == _CUTLASS_MAJOR:
+    if major == _CUTLASS_MAJOR:
         return SparseSemiStructuredTensorCUTLASS
-    return f"this torch has no cuSPARSELt, and its CUTLASS kernels are not for compute capability {capability[0]}.{capability[1]}"
+    return (
+        "this torch has no cuSPARSELt, and its CUTLASS kernels are not for "
+        f"compute capability {major}.{minor}"
+    )
 
 
 def compress(blocks: list[Block], kind: Backend) -> tuple[int, tuple[str, ...]]:
     """Store the 2:4 weights of nn.Linear layers as `kind`, in place.
 
-    Returns how many, and the names of those it cannot take.
+    Returns how many layers are compressed, and the names of those that stay dense.
     """
-    done, refused = 0, []
-    for block in blocks:
-        for name, layer in block.linears.items():
-            if takes(kind, layer):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings(
-                        "ignore", message=".*SparseSemiStructuredTensor is in prototype stage"
-                    )
-                    sparse = kind.from_dense(layer.weight.data)  # type: ignore[arg-type]
-                    layer.weight = nn.Parameter(sparse, requires_grad=False)
-                done += 1
-            else:
-                refused.append(name)
-    return done, tuple(refused)
+    layers = linears(blocks)
+    dense: list[str] = []
+    for name, layer in layers.items():
+        if takes(kind, layer):
+            _compress_layer(layer, kind)
+        else:
+            dense.append(name)
+    return len(layers) - len(dense), tuple(dense)
+
+
+def _compress_layer(layer: Any, kind: Backend) -> None:
+    with warnings.catch_warnings():
+        prototype = ".*SparseSemiStructuredTensor is in prototype stage"
+        warnings.filterwarnings("ignore", message=prototype)
+        sparse: Any = kind.from_dense(layer.weight.data)
+        layer.weight = nn.Parameter(sparse, requires_grad=False)
 
 
 def takes(kind: Backend, layer: nn.Module) -> bool:
-    """Whether the layer multiplies through torch's linear, and its dtype and shape are among those of the kernels."""
+    """Whether the kernels take the layer.
+
+    It must multiply through torch's linear, and its dtype and shape must be among the kernels'.
+    """
     if type(layer).forward is not nn.Linear.forward:
         return False
     weight: Any = layer.weight
-    # The only place where torch says them.
+    # torch states the shapes in no public place.
     shapes = kind._DTYPE_SHAPE_CONSTRAINTS.get(weight.dtype)  # noqa: SLF001
-    if shapes is None or not weight.is_contiguous():
-        return False
+    return shapes is not None and weight.is_contiguous() and _divides(weight, shapes)
+
+
+def _divides(weight: Any, shapes: Any) -> bool:
+    """Whether [rows, columns] are multiples of the smallest shape that the kernels take."""
     rows, columns = weight.shape
     return bool(rows % shapes.sparse_min_rows == 0 and columns % shapes.sparse_min_cols == 0)

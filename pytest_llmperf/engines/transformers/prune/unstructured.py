@@ -1,8 +1,11 @@
-"""Weights set to zero where they are: magnitude, Wanda and SparseGPT, block by block with the inputs of what was pruned."""
+"""Weights set to zero where they are: magnitude, Wanda and SparseGPT.
+
+Blocks are pruned one after the other, with the inputs that come from the pruned ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,15 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, matrix
+from pytest_llmperf.engines.transformers.prune.blocks import Block, BlockInputs, linears, matrix
 from pytest_llmperf.engines.transformers.prune.calibration import Calibration
-from pytest_llmperf.engines.transformers.prune.masks import lowest, lowest_in_rows, n_of_m
+from pytest_llmperf.engines.transformers.prune.masks import lowest_in_rows, lowest_share, n_of_m
 from pytest_llmperf.engines.transformers.prune.sparsegpt import BLOCK_COLUMNS, DAMPENING, sparsegpt
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.strategies.pruned import Pruning
 
 
-class Seen(Protocol):
+class InputStatistic(Protocol):
     """A statistic of what enters a linear layer, in float32."""
 
     value: Tensor
@@ -53,9 +56,12 @@ class SecondMoments:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to prune one layer in place, from the statistic of its inputs; `seen` None: it looks at the weights alone."""
+    """A way to prune one layer in place.
 
-    seen: type[SquaredNorm | SecondMoments] | None
+    `statistic` is that of the layer's inputs; None where the method looks at the weights alone.
+    """
+
+    statistic: type[SquaredNorm | SecondMoments] | None
     parameters: dict[str, str | int | float]
 
 
@@ -75,94 +81,117 @@ METHODS = {
 
 
 def prune_weights(
-    model: Any, blocks: list[Block], asked: Pruning, calibrated: Calibration | None
+    model: Any, blocks: list[Block], pruning: Pruning, text: Calibration | None
 ) -> None:
     """Prune every linear layer of `blocks`.
 
     Raises LoadError for inputs that are not finite or columns that do not divide.
     """
-    _require_columns(blocks, asked)
-    if calibrated is None:
-        for layer in (layer for block in blocks for layer in block.linears.values()):
-            prune_layer(layer, asked, None)
+    _require_columns(blocks, pruning)
+    if text is not None:
+        _prune_with_statistics(model, blocks, pruning, text)
         return
-    inputs = BlockInputs(model, blocks, calibrated.rows)
+    for layer in linears(blocks).values():
+        prune_layer(layer, pruning, None)
+
+
+def _prune_with_statistics(
+    model: Any, blocks: list[Block], pruning: Pruning, text: Calibration
+) -> None:
+    """Prune block by block, each with the inputs that come through the pruned ones."""
+    statistic = METHODS[pruning.method].statistic or SquaredNorm
+    inputs = BlockInputs(model, blocks, text.rows)
     for index, block in enumerate(blocks):
-        with watched(block.linears, METHODS[asked.method].seen or SquaredNorm) as seen:
+        with watched(block.linears, statistic) as statistics:
             inputs.run(index, block)
         for name, layer in block.linears.items():
-            prune_layer(layer, asked, finite(seen[name].value, name, asked))
-        seen.clear()
+            prune_layer(layer, pruning, finite(statistics[name].value, name, pruning))
+        statistics.clear()
         inputs.advance(index, block)
 
 
 def needs_calibration(method: str) -> bool:
     """Whether the method looks at inputs."""
-    return method not in METHODS or METHODS[method].seen is not None
+    return method not in METHODS or METHODS[method].statistic is not None
 
 
-def prune_layer(layer: nn.Module, asked: Pruning, seen: Tensor | None) -> None:
+def prune_layer(layer: nn.Module, pruning: Pruning, statistic: Tensor | None) -> None:
     """Prune one layer in place, computing in float32."""
     weight = matrix(layer)
-    if asked.method == "sparsegpt" and seen is not None:
-        weight.copy_(sparsegpt(weight.float(), seen, asked.sparsity, asked.pattern))
+    if pruning.method == "sparsegpt" and statistic is not None:
+        weight.copy_(sparsegpt(weight.float(), statistic, pruning.sparsity, pruning.pattern))
         return
     scores = weight.float().abs()
-    if seen is not None:
-        scores.mul_(seen.sqrt())
-    weight.masked_fill_(choose(scores, asked), 0)
+    if statistic is not None:
+        scores.mul_(statistic.sqrt())
+    weight.masked_fill_(choose(scores, pruning), 0)
 
 
-def choose(scores: Tensor, asked: Pruning) -> Tensor:
-    """The mask of weights to drop, by scores of [rows, columns]: in groups, in each row, or over the whole layer."""
-    if asked.pattern is not None:
-        return n_of_m(scores, *asked.pattern)
-    if asked.method == "wanda":
-        return lowest_in_rows(scores, asked.sparsity)
-    return lowest(scores, round(scores.numel() * asked.sparsity))
+def choose(scores: Tensor, pruning: Pruning) -> Tensor:
+    """Return the mask of weights to drop, by scores of [rows, columns].
+
+    They are compared in groups, in each row, or over the whole layer.
+    """
+    if pruning.pattern is not None:
+        return n_of_m(scores, *pruning.pattern)
+    if pruning.method == "wanda":
+        return lowest_in_rows(scores, pruning.sparsity)
+    return lowest_share(scores, pruning.sparsity)
 
 
-def finite(value: Tensor, name: str, asked: Pruning) -> Tensor:
-    """`value`, or LoadError where a calibration input was not a finite number: its mask would be arbitrary."""
-    wrong = int((~value.isfinite()).sum())
-    if wrong:
+def finite(value: Tensor, name: str, pruning: Pruning) -> Tensor:
+    """Return `value`.
+
+    Raises LoadError where a calibration input was not a finite number: its mask would be arbitrary.
+    """
+    infinite = int((~value.isfinite()).sum())
+    if infinite:
         raise LoadError(
-            f"pruning {asked}: the calibration inputs of {name} are not finite ({wrong} of {value.numel()} statistics). "
-            "Load the model in a dtype that holds its activations (bf16, fp32), or check its weights.",
+            f"pruning {pruning}: the calibration inputs of {name} are not finite "
+            f"({infinite} of {value.numel()} statistics). Load the model in a dtype that holds "
+            "its activations (bf16, fp32), or check its weights.",
         )
     return value
 
 
 @contextmanager
-def watched(linears: Any, kind: type[SquaredNorm | SecondMoments]) -> Iterator[dict[str, Seen]]:
-    """A statistic of the inputs of every layer, by its name, while the context lasts."""
-    seen: dict[str, Seen] = {name: kind(layer) for name, layer in linears.items()}
+def watched(
+    layers: Mapping[str, nn.Module], kind: type[SquaredNorm | SecondMoments]
+) -> Iterator[dict[str, InputStatistic]]:
+    """Take a statistic of the inputs of every layer, by its name, while the context lasts."""
+    statistics: dict[str, InputStatistic] = {name: kind(layers[name]) for name in layers}
     handles = [
-        layer.register_forward_pre_hook(
-            lambda _layer, args, into=seen[name]: into.add(args[0].flatten(0, -2))
-        )
-        for name, layer in linears.items()
+        layer.register_forward_pre_hook(_adding_to(statistics[name]))
+        for name, layer in layers.items()
     ]
     try:
-        yield seen
+        yield statistics
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _require_columns(blocks: list[Block], asked: Pruning) -> None:
-    if asked.pattern is None:
+def _adding_to(statistic: InputStatistic) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def add_inputs(_layer: nn.Module, args: tuple[Any, ...]) -> None:
+        statistic.add(args[0].flatten(0, -2))
+
+    return add_inputs
+
+
+def _require_columns(blocks: list[Block], pruning: Pruning) -> None:
+    """Raise LoadError unless the columns of every layer divide into groups of the pattern."""
+    if pruning.pattern is None:
         return
-    group = asked.pattern[1]
-    odd = {
-        name: matrix(m).shape[1]
-        for b in blocks
-        for name, m in b.linears.items()
-        if matrix(m).shape[1] % group
-    }
+    group = pruning.pattern[1]
+    columns = _columns(blocks)
+    odd = [name for name, n in columns.items() if n % group]
     if odd:
-        name, columns = next(iter(odd.items()))
         raise LoadError(
-            f"pruning {asked}: {len(odd)} linear layers have columns that do not divide by {group}, the first is {name} with "
-            f"{columns}. Ask for a share instead: '{asked.method}:{asked.sparsity:g}'.",
+            f"pruning {pruning}: {len(odd)} linear layers have columns that do not divide by "
+            f"{group}, the first is {odd[0]} with {columns[odd[0]]}. "
+            f"Ask for a share instead: '{pruning.method}:{pruning.sparsity:g}'.",
         )
+
+
+def _columns(blocks: list[Block]) -> dict[str, int]:
+    return {name: matrix(layer).shape[1] for name, layer in linears(blocks).items()}

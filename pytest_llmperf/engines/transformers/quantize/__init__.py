@@ -1,6 +1,6 @@
-"""Quantizing the linear layers of a loaded model, one by one, with bitsandbytes and torchao.
+"""Quantizes the linear layers of a model one by one, with bitsandbytes and torchao.
 
-Reading quantized checkpoints.
+It also keeps the layers of quantized checkpoints as they are stored.
 """
 
 from pytest_llmperf.engines.transformers.quantize.convert import Conversion, Quantizer

@@ -1,12 +1,14 @@
-"""What a quantization did, counted from the layers that are there.
+"""What a quantization did, counted from the layers that the model holds.
 
 The conversion's notes give only the reasons.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,71 +27,91 @@ from pytest_llmperf.instruments.layers import dtype_name
 
 
 def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
-    """Every linear layer of the model, as quantized or as left out with the reason."""
-    # Inside an adapter.
-    named = ((path.removesuffix(".base_layer"), module) for path, module in model.named_modules())
-    linears = {path: module for path, module in named if is_linear(module)}
-    low = {path: layer for path, layer in linears.items() if is_quantized(layer)}
+    """Report every linear layer of the model, as quantized or as left out with the reason."""
+    linears = _linears(model)
+    quantized = [layer for layer in linears.values() if is_quantized(layer)]
+    others = {path: layer for path, layer in linears.items() if not is_quantized(layer)}
     return Quantized(
         part=conversion.part,
         bits=conversion.scheme.row.bits,
         layers=len(linears),
-        converted=len(low),
-        elements=sum(map(logical_weights, linears.values())),
-        converted_elements=sum(map(logical_weights, low.values())),
-        formats=tuple(sorted({format_of(layer) for layer in low.values()})),
-        held=dict(_held(list(low.values()))),
-        analytic=dict(_analytic(list(low.values()), conversion)),
-        left_out=_left_out(
-            {path: layer for path, layer in linears.items() if path not in low}, conversion
-        ),
+        converted=len(quantized),
+        elements=_elements(linears.values()),
+        converted_elements=_elements(quantized),
+        formats=_formats(quantized),
+        held=dict(_stored_bytes(quantized)),
+        analytic=dict(_analytic_bytes(quantized, conversion)),
+        left_out=_left_out(others, conversion),
         loaded_as_linear=dict(conversion.loaded_as_linear),
     )
 
 
-def _held(layers: list[nn.Module]) -> Counter[str]:
-    held: Counter[str] = Counter()
-    for layer in layers:
-        for tensor in weight_tensors(layer):
-            held[dtype_name(tensor)] += tensor.nbytes
-    return held
+def _elements(layers: Iterable[nn.Module]) -> int:
+    return sum(map(logical_weights, layers))
 
 
-def _analytic(layers: list[Any], conversion: Conversion) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for layer in layers:
-        shape = int(layer.out_features), int(layer.in_features)
-        if conversion.packed is None:
-            total += layer_bytes(
-                conversion.scheme,
-                *shape,
-                layout=layout_of(layer),
-                float_dtype=dtype_name(layer.weight),
-            )
-        else:
-            total += packed_layer_bytes(conversion.packed, *shape, dtype_name(layer.weight_scale))
+def _linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Return linear layers by path; one inside an adapter has the path of the adapter."""
+    modules = model.named_modules()
+    return {path.removesuffix(".base_layer"): layer for path, layer in modules if is_linear(layer)}
+
+
+def _formats(layers: list[nn.Module]) -> tuple[str, ...]:
+    return tuple(sorted(set(map(format_of, layers))))
+
+
+def _stored_bytes(layers: list[nn.Module]) -> Counter[str]:
+    """Return the bytes that the layers' weights occupy, by dtype."""
+    total = Counter[str]()
+    for tensor in chain.from_iterable(map(weight_tensors, layers)):
+        total[dtype_name(tensor)] += tensor.nbytes
     return total
 
 
+def _analytic_bytes(layers: list[nn.Module], conversion: Conversion) -> Counter[str]:
+    """Return the bytes that the scheme makes of the layers' shapes, by dtype."""
+    total: Counter[str] = Counter()
+    for layer in layers:
+        total += _analytic_bytes_of_layer(layer, conversion)
+    return total
+
+
+def _analytic_bytes_of_layer(layer: Any, conversion: Conversion) -> Counter[str]:
+    shape = int(layer.out_features), int(layer.in_features)
+    if conversion.packed is not None:
+        return packed_layer_bytes(conversion.packed, *shape, dtype_name(layer.weight_scale))
+    dtype = dtype_name(layer.weight)
+    return layer_bytes(conversion.scheme, *shape, layout=layout_of(layer), float_dtype=dtype)
+
+
+class _LeftOutKind(NamedTuple):
+    """What layers share that are one row of the report."""
+
+    cls: str
+    reason: str
+    declared: bool
+
+
 def _left_out(layers: dict[str, nn.Module], conversion: Conversion) -> tuple[LeftOut, ...]:
-    groups: dict[tuple[str, str, bool], list[str]] = {}
+    groups: dict[_LeftOutKind, list[str]] = defaultdict(list)
     for path, layer in layers.items():
-        declared = path in conversion.declared
-        reason = (
-            conversion.declared.get(path) or conversion.passed_over.get(path) or _stored_as(layer)
-        )
-        groups.setdefault((type(layer).__name__, reason, declared), []).append(path)
+        groups[_left_out_kind(path, layer, conversion)].append(path)
     return tuple(
         LeftOut(
-            cls=cls,
+            cls=kind.cls,
             layers=len(paths),
-            elements=sum(logical_weights(layers[path]) for path in paths),
-            reason=reason,
-            declared=declared,
+            elements=_elements(layers[path] for path in paths),
+            reason=kind.reason,
+            declared=kind.declared,
             example=paths[0],
         )
-        for (cls, reason, declared), paths in groups.items()
+        for kind, paths in groups.items()
     )
+
+
+def _left_out_kind(path: str, layer: nn.Module, conversion: Conversion) -> _LeftOutKind:
+    reason = conversion.reason(path) or _stored_as(layer)
+    return _LeftOutKind(type(layer).__name__, reason, path in conversion.declared)
 
 
 def _stored_as(layer: nn.Module) -> str:

@@ -1,8 +1,12 @@
-"""What quantized layers hold: tensors that are neither parameters nor buffers, and the format they are stored in."""
+"""What layers hold: their tensors, also those that are neither parameters nor buffers.
+
+For quantized layers it also says the format that they are stored in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,26 +19,33 @@ PACKED_FOR_CPU = "packed-for-cpu"
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear layer by class, or by shape: quantized replacements have in_features and out_features, and often no base class.
+    """Whether a module is a linear layer, by its class or by its shape.
 
-    An adapter's own small matrices, and what wraps a layer to add them, are not: the model's layer inside is.
+    Quantized replacements have in_features and out_features, and often no base class. An adapter's
+    own small matrices do not count, nor does what wraps a layer to add them: the model's layer
+    inside does.
     """
     if getattr(module, "belongs_to_adapter", False):
         return False
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
+    return isinstance(module, (nn.Linear, Conv1D)) or _has_shape_of_linear(module)
+
+
+def _has_shape_of_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def logical_weights(layer: Any) -> int:
-    """Weights that a linear layer stands for, whatever they are stored as."""
+    """Return the number of weights that a linear layer stands for, whatever stores them."""
     if hasattr(layer, "in_features"):
         return int(layer.in_features) * int(layer.out_features)
     return int(layer.weight.numel())
 
 
 def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The plain tensors that hold `tensor`'s storage: itself, or those inside a wrapper subclass, at any depth."""
+    """Yield the plain tensors that hold `tensor`'s storage.
+
+    That is the tensor itself, or those inside a wrapper subclass, at any depth.
+    """
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
@@ -44,79 +55,97 @@ def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield from inner_tensors(inner)
 
 
-def side_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Tensors of a bitsandbytes layer beside its parameters: row scales of LLM.int8(), blocks' absmax and tables of 4 bit.
+def plain_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the `inner_tensors` of all tensors."""
+    return chain.from_iterable(map(inner_tensors, tensors))
 
-    LLM.int8() moves its scales from the weight to the layer's state at the first forward pass, and names the weight again
-    there: a caller that counts bytes must count a tensor that lies in memory once only once.
+
+def side_tensors(layer: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a bitsandbytes layer beside its parameters.
+
+    They are the row scales of LLM.int8(), and blocks' absmax and tables of 4 bit. LLM.int8() moves
+    its scales from the weight to the layer's state at the first forward pass, and names the weight
+    again there: a caller that counts bytes must count a tensor that lies in memory once only once.
     """
-    # A packed layer's `weight` may be a method.
-    weight = layer._parameters.get("weight")  # noqa: SLF001
-    state = getattr(layer, "state", None)
-    candidates = [
-        getattr(owner, name, None)
-        for owner in (weight, state)
-        if owner is not None
-        for name in ("CB", "SCB")
-    ]
+    weight = parameter_of(layer, "weight")
+    for owner in (weight, getattr(layer, "state", None)):
+        yield from _tensor_attributes(owner, "CB", "SCB")
     quant_state = getattr(weight, "quant_state", None)
-    for nested in (quant_state, getattr(quant_state, "state2", None)):
-        candidates += (
-            [getattr(nested, name, None) for name in ("absmax", "code", "offset")]
-            if nested is not None
-            else []
-        )
-    yield from (tensor for tensor in candidates if isinstance(tensor, torch.Tensor))
+    for state in (quant_state, getattr(quant_state, "state2", None)):
+        yield from _tensor_attributes(state, "absmax", "code", "offset")
+
+
+def _tensor_attributes(owner: object, *names: str) -> Iterator[torch.Tensor]:
+    """Yield those of the attributes that there are, and that are tensors."""
+    for name in names:
+        attribute = getattr(owner, name, None)
+        if isinstance(attribute, torch.Tensor):
+            yield attribute
+
+
+def parameter_of(layer: Any, name: str) -> Any:
+    """Return the parameter or None, and never the method that a packed layer has in its place."""
+    return layer._parameters.get(name)  # noqa: SLF001
 
 
 def stored_tensors(layer: nn.Module) -> list[torch.Tensor]:
-    """The plain tensors that hold a layer's parameters and buffers, each once, its bias included."""
-    own = [
-        t
-        for source in (layer.parameters(), layer.buffers())
-        for tensor in source
-        for t in inner_tensors(tensor)
-    ]
-    seen: dict[tuple[object, ...], torch.Tensor] = {}
-    for tensor in (*own, *side_tensors(layer)):
-        seen.setdefault(identity(tensor), tensor)
-    if seen:
-        return list(seen.values())
+    """Return the plain tensors that hold a layer's parameters and buffers, its bias included.
+
+    Each tensor in memory is one.
+    """
+    own_tensors = chain(layer.parameters(), layer.buffers())
+    tensors = distinct(chain(plain_tensors(own_tensors), side_tensors(layer)))
+    if tensors:
+        return tensors
     packed: Any = getattr(layer, "weight", None)
     return [packed()] if callable(packed) else []
 
 
+def distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return each tensor in memory once."""
+    return list({identity(tensor): tensor for tensor in tensors}.values())
+
+
 def weight_tensors(layer: nn.Module) -> list[torch.Tensor]:
-    """`stored_tensors` without the bias."""
-    bias = layer._parameters.get("bias")  # noqa: SLF001  # as in side_tensors
-    skipped = {identity(bias)} if bias is not None else set()
-    return [tensor for tensor in stored_tensors(layer) if identity(tensor) not in skipped]
+    """Return `stored_tensors` without the bias."""
+    bias = parameter_of(layer, "bias")
+    skipped = None if bias is None else identity(bias)
+    return [tensor for tensor in stored_tensors(layer) if identity(tensor) != skipped]
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """The layer's largest tensor holds integers or 8-bit floats."""
-    largest = max(stored_tensors(layer), key=lambda t: t.nbytes, default=None)
-    return largest is not None and (not largest.is_floating_point() or largest.element_size() == 1)
+    """Whether the layer's largest tensor holds integers or 8-bit floats."""
+    largest = max(stored_tensors(layer), key=lambda tensor: tensor.nbytes, default=None)
+    return largest is not None and _is_low_precision(largest)
+
+
+def _is_low_precision(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or tensor.element_size() == 1
 
 
 def format_of(layer: nn.Module) -> str:
-    """The storage format of a quantized layer, as core.quantization.Method.formats names it."""
-    # A packed layer's `weight` may be a method.
-    weight = layer._parameters.get("weight")  # noqa: SLF001
+    """Return the storage format of a quantized layer, by core.quantization.Method.formats."""
     if getattr(layer, "stored_format", None):
         return str(layer.stored_format)
+    weight = parameter_of(layer, "weight")
     quant_state = getattr(weight, "quant_state", None)
     if quant_state is not None:
         return str(quant_state.quant_type)
-    return "llm.int8" if type(weight).__name__ == "Int8Params" else type(weight).__name__
+    name = type(weight).__name__
+    return "llm.int8" if name == "Int8Params" else name
 
 
 def layout_of(layer: nn.Module) -> str:
-    """What core.quantization.layer_bytes must know of a layer beside its scheme and shape."""
-    # As in side_tensors.
-    quant_state = getattr(layer._parameters.get("weight"), "quant_state", None)  # noqa: SLF001
-    return (
-        PACKED_FOR_CPU
-        if getattr(quant_state, "packing_format_for_cpu", False)
-        else format_of(layer)
-    )
+    """Return what core.quantization.layer_bytes must know beside a layer's scheme and shape."""
+    quant_state = getattr(parameter_of(layer, "weight"), "quant_state", None)
+    if getattr(quant_state, "packing_format_for_cpu", False):
+        return PACKED_FOR_CPU
+    return format_of(layer)
+
+
+def modules_kept_in_float32(model: nn.Module) -> set[str]:
+    """Return the names of modules that the architecture keeps in float32, as transformers says."""
+    names: set[str] = set()
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        names.update(getattr(model, attribute, None) or ())
+    return names

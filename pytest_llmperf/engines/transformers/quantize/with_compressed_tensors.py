@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from pytest_llmperf.engines.models.safetensors_header import weight_files
 from pytest_llmperf.errors import LoadError
 
+ZERO_POINT = "weight_zero_point"
+
 
 class PackedLinear(nn.Module):
     """A linear layer that unpacks its weight at each forward pass.
@@ -28,13 +30,15 @@ class PackedLinear(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.in_features, self.out_features = int(layer.in_features), int(layer.out_features)
+        self.in_features = int(layer.in_features)
+        self.out_features = int(layer.out_features)
         self.quantization_scheme = layer.quantization_scheme
         self.quantization_status = layer.quantization_status
-        self.stored_format = str(
-            getattr(layer.quantization_scheme.format, "value", layer.quantization_scheme.format)
-        )
+        self.stored_format = _format_name(layer.quantization_scheme)
         self._compressor: Any = BaseCompressor.get_value_from_registry(self.stored_format)
+        self._take_tensors(layer)
+
+    def _take_tensors(self, layer: Any) -> None:
         for name, tensor in layer.named_parameters(recurse=False):
             self.register_parameter(name, nn.Parameter(tensor.data, requires_grad=False))
         for name, tensor in layer.named_buffers(recurse=False):
@@ -43,33 +47,32 @@ class PackedLinear(nn.Module):
             self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, in_features] -> […, out_features]."""
+        """Multiply […, in_features] to […, out_features]."""
         scheme = self.quantization_scheme
-        own = {
+        packed = {
             name: tensor.data
             for name, tensor in (*self.named_parameters(), *self.named_buffers())
             if name != "bias"
         }
-        weight = self._compressor.decompress(own, scheme)["weight"]
+        weight = self._compressor.decompress(packed, scheme)["weight"]
         if scheme.input_activations is not None:
             x = forward_quantize(self, x, "input", scheme.input_activations)
         return nn.functional.linear(x, weight.to(x.dtype), self._parameters["bias"])
 
 
+def _format_name(scheme: Any) -> str:
+    """Return the format of a scheme, which says it as text or as an enumeration."""
+    return str(getattr(scheme.format, "value", scheme.format))
+
+
 def keep_packed(model: Any, folder: Path) -> list[str]:
     """Replace each compressed layer of a model that was just loaded by a PackedLinear.
 
-    Returns the paths of the others.
-
-    Packed zero points are read from `folder` again: transformers makes no room for them.
+    Returns the paths of the other linear layers. Packed zero points are read from `folder` again,
+    because transformers makes no room for them. Raises LoadError where compressed-tensors has
+    unpacked the model already.
     """
-    hook = getattr(model, "ct_decompress_hook", None)
-    if hook is None:
-        raise LoadError(
-            "compressed-tensors loaded the checkpoint unpacked: its config says that it is not compressed."
-        )
-    hook.remove()
-    del model.ct_decompress_hook
+    _remove_unpacking_hook(model)
     plain: list[str] = []
     for path, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear):
@@ -82,14 +85,27 @@ def keep_packed(model: Any, folder: Path) -> list[str]:
     return plain
 
 
+def _remove_unpacking_hook(model: Any) -> None:
+    """Keep compressed-tensors from unpacking the model at its first forward pass."""
+    hook = getattr(model, "ct_decompress_hook", None)
+    if hook is None:
+        raise LoadError(
+            "compressed-tensors loaded the checkpoint unpacked: "
+            "its config says that it is not compressed."
+        )
+    hook.remove()
+    del model.ct_decompress_hook
+
+
 def _read_zero_points(model: nn.Module, folder: Path) -> None:
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dictionary
-                layer, _, last = name.rpartition(".")
-                if last == "weight_zero_point":
-                    packed: Any = model.get_submodule(layer)
-                    device = packed.weight_scale.device
-                    packed.register_parameter(
-                        last, nn.Parameter(tensors.get_tensor(name).to(device), requires_grad=False)
-                    )
+            for name in tensors.keys():  # noqa: SIM118  # safe_open's object is no dictionary
+                path, _, attribute = name.rpartition(".")
+                if attribute == ZERO_POINT:
+                    _set_zero_point(model.get_submodule(path), tensors.get_tensor(name))
+
+
+def _set_zero_point(packed: Any, value: Tensor) -> None:
+    on_device = value.to(packed.weight_scale.device)
+    packed.register_parameter(ZERO_POINT, nn.Parameter(on_device, requires_grad=False))

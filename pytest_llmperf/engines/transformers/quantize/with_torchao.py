@@ -1,4 +1,7 @@
-"""Weight-only int8 and int4, and float8, by torchao: the weight becomes a tensor subclass, the layer stays an nn.Linear."""
+"""Weight-only int8 and int4, and float8, by torchao.
+
+The weight becomes a tensor subclass; the layer stays an nn.Linear.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,18 @@ _FLOAT8_MULTIPLE = 16
 
 
 def refusal(layer: nn.Linear, scheme: Scheme, _device: torch.device) -> str | None:
-    """Why torchao would pass over the layer, which it does without an error."""
-    if scheme.method == "int4wo" and layer.in_features % scheme.group:
-        return f"{layer.in_features} inputs are no multiple of the group size {scheme.group}"
-    if (
-        scheme.method == "fp8"
-        and not scheme.weight_only
-        and (layer.in_features | layer.out_features) % _FLOAT8_MULTIPLE
-    ):
-        return f"{layer.out_features} x {layer.in_features} is no multiple of {_FLOAT8_MULTIPLE} in both dimensions"
+    """Say why torchao would pass over the layer, which it does without an error."""
+    inputs, outputs = layer.in_features, layer.out_features
+    if scheme.method == "int4wo" and inputs % scheme.group:
+        return f"{inputs} inputs are no multiple of the group size {scheme.group}"
+    multiplies_float8 = scheme.method == "fp8" and not scheme.weight_only
+    if multiplies_float8 and (inputs | outputs) % _FLOAT8_MULTIPLE:
+        return f"{outputs} x {inputs} is no multiple of {_FLOAT8_MULTIPLE} in both dimensions"
     return None
 
 
 def converted(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Module:
-    """The layer quantized on `device`, in place."""
+    """Quantize the layer on `device`, in place."""
     layer.to(device)
     if scheme.method == "int4wo" and device.type == "cpu":
         _int4_for_cpu(layer, scheme)
@@ -45,13 +46,13 @@ def converted(layer: nn.Linear, scheme: Scheme, device: torch.device) -> nn.Modu
 
 
 def mark(_model: Any, _scheme: Scheme) -> None:
-    """Nothing looks for a flag."""
+    """Do nothing, since nothing looks for a flag."""
 
 
 def _config(scheme: Scheme) -> Any:
-    """The configuration in torchao's terms.
+    """Return the configuration in torchao's terms.
 
-    Settings of the compiler are the load plan's, never set on the side.
+    torchao would set options of the compiler on the side; those are the load plan's.
     """
     if scheme.method == "int8wo":
         return Int8WeightOnlyConfig(set_inductor_config=False)
@@ -68,8 +69,8 @@ def _config(scheme: Scheme) -> Any:
 
 
 def _int4_for_cpu(layer: nn.Linear, scheme: Scheme) -> None:
-    """The layout for a CPU, which torchao's stable configurations do not offer."""
-    # Only where it is needed: a prototype.
+    """Store the weight in the layout for a CPU, which torchao's stable configurations lack."""
+    # A prototype is imported only where it is needed.
     from torchao.prototype.quantization.int4 import Int4OpaqueTensor  # noqa: PLC0415
 
     weight = Int4OpaqueTensor.from_hp(layer.weight.data, [1, scheme.group])

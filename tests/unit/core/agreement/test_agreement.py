@@ -53,7 +53,10 @@ def prompt(index=0, **changes) -> PromptComparison:
 
 
 def alike(i: int) -> PromptComparison:
-    """As fp16 is to fp32: 45 dB, a near tie that flips late, the perplexity a little better or worse."""
+    """As fp16 is to fp32: 45 dB, and a near tie that flips late.
+
+    The perplexity is a little better or worse.
+    """
     flipped = (
         {"first_divergence": 20, "candidate_rank_in_reference": 1, "reference_rank_in_candidate": 1}
         if i % 4 == 0
@@ -73,7 +76,10 @@ def alike(i: int) -> PromptComparison:
 
 
 def broken(i: int) -> PromptComparison:
-    """As a model with 30 % of its weights zeroed: another text at once, half the perplexity lost, 5 dB."""
+    """As a model with 30 % of its weights zeroed.
+
+    Another text at once, half the perplexity lost, 5 dB.
+    """
     far = {
         "first_divergence": 1,
         "candidate_rank_in_reference": 40,
@@ -102,7 +108,7 @@ def agreement(rows, rule="exact", **more):
 
 
 def test_the_quantities_are_those_computed_by_hand():
-    """Two prompts of 2 and 6 positions: shares are over the 8 positions, not the mean of two means."""
+    """Two prompts have 2 and 6 positions: shares are over the 8, not the mean of two means."""
     short = prompt(
         0,
         top1=(True, False),
@@ -363,7 +369,10 @@ def test_rules_can_be_written_shorter(written, meant):
         ("exact+", r"criterion '' is not known"),
         (
             "perplexity",
-            r"limit of perplexity is missing, a positive number is needed\. It reads perplexity\(limit\)",
+            (
+                r"limit of perplexity is missing, a positive number is needed\. "
+                r"It reads perplexity\(limit\)"
+            ),
         ),
         ("perplexity(abc)", r"limit of perplexity is 'abc'"),
         ("perplexity(nan)", r"limit of perplexity is 'nan'"),

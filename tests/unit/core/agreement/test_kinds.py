@@ -1,4 +1,7 @@
-"""Kinds of variant: which rule a plan gets, and that each rule accepts what it is for and rejects what it is there to reject."""
+"""Kinds of variant: which rule a plan gets.
+
+Each rule accepts what it is for, and rejects what it is there to reject.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +154,8 @@ def test_a_kind_without_a_rule_says_what_to_give(kind):
     """Its name, and the claims that take the rule's place."""
     with pytest.raises(
         UsageError,
-        match=rf"kind '{kind}' has no default.*a budget of yours\..*recovery.*>= 0\.95.*accuracy_gate",
+        match=rf"kind '{kind}' has no default.*a budget of yours\."
+        r".*recovery.*>= 0\.95.*accuracy_gate",
     ):
         assert Agreement(GOOD, rule=Rule(kind=kind)).ok
 
@@ -175,7 +179,10 @@ def correlation(rows):
 
 
 def test_the_correlation_is_that_of_the_logits():
-    """Equal logits and scaled ones give 1, noise of the signal's own power 1 / sqrt(2), inverted ones -1."""
+    """Equal logits and scaled ones give 1, inverted ones -1.
+
+    Noise of the signal's own power gives 1 / sqrt(2).
+    """
     assert correlation(EXACT) == pytest.approx(1)
     assert correlation(prompts(scaled(1.3))) == pytest.approx(1)
     assert correlation(prompts(noisy(0))) == pytest.approx(math.sqrt(0.5), abs=0.01)

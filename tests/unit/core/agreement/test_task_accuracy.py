@@ -1,4 +1,7 @@
-"""Task accuracy: exact intervals, recovery, and gates whose false alarms and misses are what they say, by simulation."""
+"""Task accuracy: exact intervals, recovery, and gates.
+
+By simulation, a gate's false alarms and misses are what it says.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.core.agreement import task_accuracy
-from pytest_llmperf.core.agreement.task_accuracy import (
-    accuracy,
-    accuracy_gate,
-    answer_spread,
-    recovery,
+from pytest_llmperf.core.agreement import accuracy_power
+from pytest_llmperf.core.agreement.accuracy_gate import accuracy_gate
+from pytest_llmperf.core.agreement.accuracy_power import (
+    PairedItems,
+    least_failing_lost,
+    most_failing_won,
 )
+from pytest_llmperf.core.agreement.task_accuracy import accuracy, answer_spread, recovery
 from pytest_llmperf.core.verdicts.distributions import binomial_cdf
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import UsageError
@@ -33,7 +37,10 @@ def answers(*, both=0, lost=0, won=0, neither=0):
 
 
 def drawn(draw, n, rate, drop, spread):
-    """Answers of a pair that differ in a share `spread` of the items, `drop` of them net to the candidate's loss."""
+    """Draw answers of a pair that differ in a share `spread` of the items.
+
+    `drop` of them are net to the candidate's loss.
+    """
     lost, won = (spread + drop) / 2, (spread - drop) / 2
     sorts = draw.choices(
         ("lost", "won", "both", "neither"), (lost, won, rate - lost, 1 - rate - won), k=n
@@ -93,7 +100,10 @@ def test_the_interval_of_an_accuracy_covers_what_it_says():
 
 
 def test_recovery_is_the_ratio_of_the_two_accuracies():
-    """57 of 60 right answers are 95 % recovery, and the interval is narrower than that of unpaired sides."""
+    """57 of 60 right answers are 95 % recovery.
+
+    The interval is narrower than that of unpaired sides.
+    """
     ours, theirs = answers(both=55, lost=5, won=2, neither=38)
     found = recovery(ours, theirs, subject="nf4", against="fp32")
     assert float(found) == pytest.approx(57 / 60)
@@ -128,7 +138,10 @@ def test_the_interval_of_a_recovery_covers_what_it_says(n, rate, drop, spread):
 
 
 def test_equal_answers_still_have_an_interval():
-    """A bootstrap would say exactly 1 of any number of items, for there is nothing to draw that differs."""
+    """A bootstrap would say exactly 1 of any number of items.
+
+    There is nothing to draw that differs.
+    """
     few, many = (recovery(*answers(both=k, neither=k)) for k in (10, 1000))
     assert few.low < 0.9 < many.low < 1 < many.high < few.high
 
@@ -186,27 +199,30 @@ def test_a_gate_on_a_stored_number_alarms_and_misses_as_rarely_as_it_says():
 
 
 def test_power_is_that_of_the_exact_test():
-    """By hand, 5 items that all differ: only five losses (1/32) are below alpha = 0.05, and a sure loser is sure to fail."""
-    assert task_accuracy._paired_power(5, 1.0, 1e-9, 0.05) == pytest.approx(1 / 32)
-    assert task_accuracy._paired_power(5, 1.0, 1.0, 0.05) == pytest.approx(1)
-    assert task_accuracy._paired_power(4, 1.0, 1.0, 0.05) == 0
+    """By hand, of 5 items that all differ only five losses (1/32) are below alpha = 0.05.
+
+    A sure loser is sure to fail.
+    """
+    assert PairedItems(1.0, 0.05).power(5, 1e-9) == pytest.approx(1 / 32)
+    assert PairedItems(1.0, 0.05).power(5, 1.0) == pytest.approx(1)
+    assert PairedItems(1.0, 0.05).power(4, 1.0) == 0
 
 
 def test_power_over_every_few_items_is_that_over_all(monkeypatch):
     """The sum that leaves some out is within a thousandth of the whole one."""
-    short = task_accuracy._paired_power(20_000, 0.3, 0.012, 0.01)
-    monkeypatch.setattr(task_accuracy, "_MAX_TERMS", 10**6)
-    assert short == pytest.approx(task_accuracy._paired_power(20_000, 0.3, 0.012, 0.01), abs=1e-3)
+    short = PairedItems(0.3, 0.01).power(20_000, 0.012)
+    monkeypatch.setattr(accuracy_power, "_MAX_TERMS", 10**6)
+    assert short == pytest.approx(PairedItems(0.3, 0.01).power(20_000, 0.012), abs=1e-3)
     assert 0.3 < short < 0.99
 
 
 @given(st.integers(0, 300), st.floats(0.001, 0.2), st.integers(-1, 300))
 def test_the_critical_number_is_found_from_any_guess(m, alpha, guess):
     """The largest whose chance is at most alpha."""
-    won = task_accuracy._most_won(m, alpha, min(guess, m))
+    won = most_failing_won(m, alpha, min(guess, m))
     assert won == -1 or binomial_cdf(won, m, 0.5) <= alpha
     assert binomial_cdf(won + 1, m, 0.5) > alpha
-    assert m - won == task_accuracy._critical(m, alpha)
+    assert m - won == least_failing_lost(m, alpha)
 
 
 def test_a_gate_that_its_items_cannot_support_is_refused_with_the_number_it_needs():

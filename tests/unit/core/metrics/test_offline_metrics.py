@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from pytest_llmperf.core.metrics.offline import reduce
+from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin
 from pytest_llmperf.core.metrics.quantities import TABLE, leaves
+from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import Memory, RunResult
 from pytest_llmperf.core.trace import (
     Ceilings,
@@ -55,18 +57,12 @@ def trace(*requests, repetition=0, **more):
     return Trace(repetition=repetition, requests=requests, **more)
 
 
-def run(
-    *traces,
-    new_tokens=5,
-    step=STEP,
-    ceilings=CEILINGS,
-    memory=MEMORY,
-    energy=ENERGY,
-    load_s=2.5,
-    **more,
-):
+READINGS = Readings(step=STEP, ceilings=CEILINGS, memory=(MEMORY,), energy=ENERGY, load_s=2.5)
+
+
+def run(*traces, new_tokens=5, origin=NO_ORIGIN, **readings):
     workload = Decode(new_tokens=new_tokens) if new_tokens > 1 else Prefill()
-    return reduce(traces, workload, step, ceilings, memory, energy, load_s, **more)
+    return reduce(traces, workload, READINGS._replace(**readings), origin)
 
 
 # Prefill 40 ms, then gaps of 10, 10, 20, 20 ms: 100 ms for 5 tokens.
@@ -145,11 +141,10 @@ def test_a_prefill_has_no_time_per_output_token():
 
 
 def test_paired_runs_carry_their_pair_and_origin():
-    ours = run(*FOUR, pair="p", subject="bf16", context="decode b2 p8 n5 on scripted")
+    ours = run(*FOUR, origin=Origin("bf16", "decode b2 p8 n5 on scripted", pair="p"))
     ref = run(
         *[trace(request(80, 100, 120, 160, 200), request(80, 100, 120, 160, 200))] * 4,
-        pair="p",
-        subject="fp32",
+        origin=Origin("fp32", pair="p"),
     )
     finding = ours.throughput >= 2.5 * ref.throughput
     assert (
@@ -212,14 +207,14 @@ def test_end_to_end_is_ttft_and_the_other_tokens(gaps):
             ("mfu", "prefill_mfu"),
             "bfloat16",
         ),
-        ({"memory": None}, ("memory.weights", "memory.peak", "memory.imbalance"), "no memory"),
+        ({"memory": ()}, ("memory.weights", "memory.peak", "memory.imbalance"), "no memory"),
         (
-            {"memory": MEMORY},
+            {"memory": (MEMORY,)},
             ("memory.reserved", "memory.process", "memory.device"),
             "no allocator|no driver",
         ),
         (
-            {"memory": MemoryGauges(weights=0, reasons={"weights": "not seen"})},
+            {"memory": (MemoryGauges(weights=0, reasons={"weights": "not seen"}),)},
             ("memory.weights",),
             "not seen",
         ),
@@ -359,7 +354,10 @@ def test_the_acceptance_length_is_output_tokens_over_forward_passes():
 
 
 def test_a_step_that_gives_several_tokens_moves_its_bytes_once():
-    """Two passes in 40 ms read 1000 + 50 B of an assistant + 10 B a position each, whatever number of tokens they give."""
+    """Two passes in 40 ms read 1000 + 50 B of an assistant + 10 B a position each.
+
+    The number of tokens that they give changes nothing.
+    """
     step = structs.replace(STEP, assistant_bytes_read=50.0)
     found = run(*[assisted()] * 4, step=step)
     assert float(found.mbu) == pytest.approx((1000 + 50 + 10 * (8 + 2.5)) / 0.020 / 1e6)

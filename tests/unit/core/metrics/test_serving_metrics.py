@@ -1,4 +1,7 @@
-"""Quantities of a load, computed by hand from made-up requests: times, rates, goodput, failures, lateness, saturation."""
+"""Quantities of traffic, computed by hand from made-up requests.
+
+Times, rates, goodput, failures, lateness, saturation.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.metrics import saturation
-from pytest_llmperf.core.metrics.serving import (
-    BLOCKS,
-    ServingTrace,
-    block_rates,
-    client_mark,
-    gaps_s,
-    reduce_serving,
-)
+from pytest_llmperf.core.metrics.origin import Origin
+from pytest_llmperf.core.metrics.request_times import gaps_s
+from pytest_llmperf.core.metrics.serving import ServingTrace, client_mark, reduce_serving
+from pytest_llmperf.core.metrics.serving_rates import BLOCKS, Counted
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.workloads import Serve
 
 MS = 1_000_000
 
@@ -39,10 +39,10 @@ def request(due_ms, first_ms, gap_ms=10, n=3, *, late_ms=0, bundle=1, failure=No
     )
 
 
-def reduced(*requests, slo=None, ramp_up_s=0.0, **trace):
+def reduced(*requests, slo=None, ramp_up=0.0, **trace):
     """One run of these requests."""
     load = ServingTrace(requests=tuple(requests), **trace)
-    return reduce_serving([load], slo=slo, ramp_up_s=ramp_up_s, load_s=None, open_loop=True)
+    return reduce_serving([load], Serve(rate=1, requests=1, slo=slo, ramp_up=ramp_up))
 
 
 FOUR = [request(due, 50) for due in (0, 100, 200, 300)]
@@ -77,12 +77,12 @@ def test_times_count_from_due_and_lateness_from_sending():
 def test_a_bundle_of_k_tokens_is_k_gaps_of_one_kth():
     """Messages of 1, 4 and 4 tokens, 20 ms apart: eight gaps of 5 ms, TPOT 40 / 8 ms."""
     one = request(0, 50, gap_ms=20, n=3, bundle=4)
-    assert gaps_s(one) == pytest.approx([0.005] * 8)
+    assert gaps_s(one.events) == pytest.approx([0.005] * 8)
     assert reduced(one, *FOUR[1:]).tpot.samples[0] == pytest.approx(0.005)
 
 
 def test_goodput_counts_requests_that_keep_every_limit():
-    """Of four requests one has a slow first token, one slow tokens, one failed: one of four is good."""
+    """One has a slow first token, one slow tokens, one failed: one of four is good."""
     requests = [
         FOUR[0],
         request(100, 90),
@@ -106,7 +106,7 @@ def test_the_limit_itself_is_kept():
 
 def test_requests_of_the_ramp_up_are_in_nothing():
     """Those due in the first 150 ms, slow as they were, are cut."""
-    run = reduced(request(0, 900), request(100, 700), *FOUR[2:], ramp_up_s=0.15)
+    run = reduced(request(0, 900), request(100, 700), *FOUR[2:], ramp_up=0.15)
     assert run.ttft.max.value == pytest.approx(0.05)
     assert run.throughput.value == pytest.approx(6 / 0.17)
     assert (run.n_requests, run.serving.n_cut) == (2, 2)
@@ -127,7 +127,7 @@ def test_tokens_that_go_back_in_time_are_invalid():
 def test_the_mean_of_the_blocks_is_the_rate_of_the_whole():
     """10 equal blocks: 100 tokens in 1 s, half of them in the first tenth."""
     counted = [(0, 50.0), *((100 * MS * i, 50 / 9) for i in range(1, 10))]
-    rates = block_rates(counted, 0, 1000 * MS)
+    rates = Counted(counted, 0, 1000 * MS).block_rates()
     assert rates[0] == pytest.approx(500)
     assert sum(rates) / BLOCKS == pytest.approx(100)
 
@@ -135,7 +135,7 @@ def test_the_mean_of_the_blocks_is_the_rate_of_the_whole():
 def test_several_runs_are_samples_of_the_rates():
     """Of two servers in turn; the interval is that of the pairs."""
     runs = [ServingTrace(requests=tuple(FOUR)), ServingTrace(requests=tuple(FOUR[:2]))]
-    run = reduce_serving(runs, slo=None, ramp_up_s=0, load_s=1.0, open_loop=True, pair="p")
+    run = reduce_serving(runs, Serve(rate=1, requests=1), load_s=1.0, origin=Origin(pair="p"))
     assert run.throughput.samples == pytest.approx((12 / 0.37, 6 / 0.17))
     assert run.throughput.pair == "p"
 

@@ -18,11 +18,11 @@ from noise import NOISES
 from verdict_bars import UNCHANGED, wilson
 
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.against_history import Baseline, compare, confirm, p_limit
+from pytest_llmperf.core.verdicts.against_history import AcceptedValues, compare, confirm, p_limit
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.errors import UsageError
 
-TWELVE = Baseline(
+TWELVE = AcceptedValues(
     values=(100.0, 101.0, 99.0, 100.5, 99.5, 100.2, 99.8, 101.2, 98.8, 100.9, 99.1, 100.0)
 )
 positive = st.floats(0.1, 1e6)
@@ -44,7 +44,7 @@ def test_a_gain_of_the_same_size_passes():
 
 def test_a_significant_change_within_the_floor_passes():
     """2.8 % is many times the spread of these sessions, and less than anyone asked about."""
-    steady = Baseline(values=tuple(100 + 0.01 * i for i in range(12)))
+    steady = AcceptedValues(values=tuple(100 + 0.01 * i for i in range(12)))
     found = compare(97.3, steady, direction="higher")
     assert found.p < 0.001
     assert found.outcome is Outcome.PASS
@@ -52,8 +52,8 @@ def test_a_significant_change_within_the_floor_passes():
 
 
 def test_a_change_past_the_floor_that_sessions_differ_by_anyway_is_undecided():
-    """4 % less where sessions spread by 3 %: it says what it could have seen, and what would decide."""
-    noisy = Baseline(
+    """4 % less where sessions spread by 3 %: it says what it could have seen, and what decides."""
+    noisy = AcceptedValues(
         values=tuple(
             100 * math.exp(0.03 * x) for x in (-1.2, 0.4, 1.1, -0.3, 0.9, -1.4, 0.2, 0.7, -0.8, 0.4)
         )
@@ -73,7 +73,7 @@ def test_the_t_distance_is_that_of_a_prediction_not_of_a_mean():
     s, d = 0.02, 0.1
     found = compare(
         100 * math.exp(d),
-        Baseline(values=(100 * math.exp(-s), 100 * math.exp(s))),
+        AcceptedValues(values=(100 * math.exp(-s), 100 * math.exp(s))),
         direction="lower",
     )
     t = d / (s * math.sqrt(2) * math.sqrt(1.5))
@@ -84,15 +84,18 @@ def test_the_t_distance_is_that_of_a_prediction_not_of_a_mean():
 def test_below_eight_sessions_a_change_under_ten_percent_is_undecided(n):
     """Even where the few sessions are equal."""
     assert (
-        compare(91.0, Baseline(values=(100.0,) * n), direction="higher").outcome
+        compare(91.0, AcceptedValues(values=(100.0,) * n), direction="higher").outcome
         is Outcome.UNDECIDED
     )
 
 
 def test_below_eight_sessions_a_change_past_ten_percent_fails_only_when_it_is_significant():
     """Equal sessions and 15 %: it fails. Three noisy ones: suspicious, and undecided."""
-    assert compare(85.0, Baseline(values=(100.0,) * 3), direction="higher").outcome is Outcome.FAIL
-    noisy = compare(85.0, Baseline(values=(100.0, 103.0, 97.0)), direction="higher")
+    assert (
+        compare(85.0, AcceptedValues(values=(100.0,) * 3), direction="higher").outcome
+        is Outcome.FAIL
+    )
+    noisy = compare(85.0, AcceptedValues(values=(100.0, 103.0, 97.0)), direction="higher")
     assert noisy.outcome is Outcome.UNDECIDED
     assert noisy.suspicious
     assert noisy.more_sessions == 5
@@ -100,21 +103,32 @@ def test_below_eight_sessions_a_change_past_ten_percent_fails_only_when_it_is_si
 
 def test_no_session_is_not_comparable():
     """Nothing compared is never a pass."""
-    assert compare(85.0, Baseline(values=()), direction="higher").outcome is Outcome.NOT_COMPARABLE
+    assert (
+        compare(85.0, AcceptedValues(values=()), direction="higher").outcome
+        is Outcome.NOT_COMPARABLE
+    )
 
 
 def test_accepting_a_change_restarts_the_center_and_keeps_the_spread():
-    """One session at the accepted level and the twelve before it: the new level passes, a loss from it fails."""
-    accepted = Baseline(values=(80.0,), earlier=(TWELVE.values,))
+    """One session is at the accepted level, twelve are before it.
+
+    The new level passes, a loss from it fails.
+    """
+    accepted = AcceptedValues(values=(80.0,), earlier=(TWELVE.values,))
     assert compare(80.5, accepted, direction="higher").outcome is Outcome.PASS
     assert compare(72.0, accepted, direction="higher").outcome is Outcome.FAIL
-    assert compare(72.0, Baseline(values=(80.0,)), direction="higher").outcome is Outcome.UNDECIDED
+    assert (
+        compare(72.0, AcceptedValues(values=(80.0,)), direction="higher").outcome
+        is Outcome.UNDECIDED
+    )
 
 
 def test_only_the_latest_thirty_sessions_count():
     """Of 40, the ten oldest are left out; levels before an accepted change fill what is left."""
-    assert Baseline(values=(1.0,) * 10 + (100.0,) * 30).levels == ((100.0,) * 30,)
-    assert Baseline(values=(2.0,) * 10, earlier=((7.0,) * 5, (1.0,) * 15 + (3.0,) * 15)).levels == (
+    assert AcceptedValues(values=(1.0,) * 10 + (100.0,) * 30).levels == ((100.0,) * 30,)
+    assert AcceptedValues(
+        values=(2.0,) * 10, earlier=((7.0,) * 5, (1.0,) * 15 + (3.0,) * 15)
+    ).levels == (
         (2.0,) * 10,
         (1.0,) * 5 + (3.0,) * 15,
     )
@@ -148,7 +162,7 @@ def test_values_that_have_no_relative_change_are_errors(value, direction, messag
 def test_a_baseline_with_a_value_that_is_not_positive_is_an_error_that_names_it(bad):
     """And says what to do."""
     with pytest.raises(UsageError, match=rf"baseline holds {bad!r}.*Accept a new baseline"):
-        compare(1.0, Baseline(values=(1.0, bad)), direction="higher")
+        compare(1.0, AcceptedValues(values=(1.0, bad)), direction="higher")
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0, 3.0, -0.1])
@@ -162,9 +176,9 @@ def test_a_floor_that_is_no_share_is_an_error(floor):
 @settings(max_examples=100, deadline=None)
 def test_the_verdict_does_not_depend_on_the_unit(values, value, scale):
     """Seconds or milliseconds: the same."""
-    plain = compare(value, Baseline(values=tuple(values)), direction="lower")
+    plain = compare(value, AcceptedValues(values=tuple(values)), direction="lower")
     scaled = compare(
-        value * scale, Baseline(values=tuple(x * scale for x in values)), direction="lower"
+        value * scale, AcceptedValues(values=tuple(x * scale for x in values)), direction="lower"
     )
     assert scaled.worse == pytest.approx(plain.worse, rel=1e-6, abs=1e-9)
     assert scaled.p == pytest.approx(plain.p, rel=1e-4, abs=1e-9)
@@ -178,14 +192,17 @@ def test_the_verdict_does_not_depend_on_the_unit(values, value, scale):
 @settings(max_examples=100, deadline=None)
 def test_a_worse_value_never_gets_a_better_verdict(values, value, factor):
     """The p falls as the value falls."""
-    held = Baseline(values=tuple(values))
+    held = AcceptedValues(values=tuple(values))
     better, worse = (compare(x, held, direction="higher") for x in (value, value * factor))
     assert worse.p <= better.p
     assert not (better.outcome is Outcome.FAIL and worse.outcome is not Outcome.FAIL)
 
 
 def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
-    """Which hypotheses Holm's step-down procedure rejects, at a probability of `error` to reject any true one."""
+    """Tell which hypotheses Holm's step-down procedure rejects.
+
+    It rejects any true one with a probability of `error`.
+    """
     order = sorted(range(len(ps)), key=ps.__getitem__)
     limits = (error / (len(ps) - rank) for rank in range(len(ps)))
     n_rejected = next(
@@ -202,7 +219,10 @@ def holm(ps: Sequence[float], error: float = 0.01) -> tuple[bool, ...]:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_failing_series_one_by_one_never_exceeds_holm(ps):
-    """Judged in the order they come, each against the limit that is left, series fail that Holm's procedure rejects too."""
+    """Series that fail are among those that Holm's procedure rejects.
+
+    They are judged in the order they come, each against the limit that is left.
+    """
     failed: list[int] = []
     for at, p in enumerate(ps):
         if p <= p_limit(len(ps), len(failed)):
@@ -240,9 +260,10 @@ def test_simulated_power(spread, least):
 
 
 def test_pooled_iterations_would_give_false_alarms():
-    """Negative control: the same sessions, judged by their pooled iterations, fail in more than a tenth of unchanged runs.
+    """Negative control: judged by their pooled iterations, unchanged sessions fail.
 
-    Sessions spread by 2 % and iterations by 1 % about their session, 20 a session; Welch's interval on all of them.
+    They do in more than a tenth of the runs. Sessions spread by 2 % and iterations by 1 % about
+    their session, 20 a session; Welch's interval is on all of them.
     """
     draw = random.Random(1)
 

@@ -121,7 +121,10 @@ def test_ignoring_autocorrelation_would_give_false_points(monkeypatch):
 
 
 def test_simulated_power():
-    """-5 % with noise of 2 %, eight runs after it: found in more than 80 of 100, and in all with fifty runs after it."""
+    """-5 % with noise of 2 % and eight runs after it is found in more than 80 of 100.
+
+    With fifty runs after it, it is found in all.
+    """
     assert simulated.steps_found(-0.05, 0.02, 8, 100) > 80
     assert simulated.steps_found(-0.05, 0.02, 50, 50) >= 49
 
@@ -150,7 +153,10 @@ def test_tigerbeetle_as_its_maintainers_describe_it():
 
 @needs_series
 def test_well_log_as_people_label_it():
-    """Within 5 of a person's label: nearly all that it finds, and nearly all that three of five people agree on."""
+    """Nearly all that it finds lies within 5 runs of a person's label.
+
+    So does nearly all that three of five people agree on.
+    """
     people = [
         set(points)
         for points in labelled.labels("tcpd/labels.json")["series"]["well_log"][

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.core.metrics.latencies import Latencies
+from pytest_llmperf.core.verdicts import judge
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
-from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome, claims, decide, explain
+from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome, claim, claims, decide, explain
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 WHERE = "decode b1 p128 n128 on NVIDIA H200"
@@ -66,16 +67,25 @@ OURS = throughput([1.08 * b * w for b, w in zip(BASE, WIGGLE, strict=True)], "bf
 REF = throughput(BASE, "fp32", "p")
 
 
+def explained(op, left, right):
+    """The two lines of a comparison, made and then explained."""
+    claim(op, left, right)
+    return explain(op, left, right)
+
+
 def test_a_failed_ratio_is_told_in_two_lines():
-    """Half-width by hand: 2.787 (t of 25 degrees of freedom) x 0.02 x sqrt(26/25) / sqrt(26) = 0.01115, which is 1.1 %."""
-    assert explain(">=", OURS, 1.2 * REF) == [
+    """The half-width by hand is 1.1 %.
+
+    2.787 (t of 25 degrees of freedom) x 0.02 x sqrt(26/25) / sqrt(26) = 0.01115.
+    """
+    assert explained(">=", OURS, 1.2 * REF) == [
         "throughput of bf16 is 1.08x fp32 [1.07, 1.09], claimed >= 1.20x  (26 pairs, interleaved)",
         "decode b1 p128 n128 on NVIDIA H200; smallest visible difference 1.1 %",
     ]
 
 
 @pytest.mark.parametrize(
-    "claim",
+    "compare",
     [
         lambda: OURS >= 1.2 * REF,
         lambda: 1.2 * REF <= OURS,
@@ -84,9 +94,9 @@ def test_a_failed_ratio_is_told_in_two_lines():
     ],
     ids=["estimate", "mirrored", "ratio", "both scaled"],
 )
-def test_the_same_claim_written_otherwise_is_the_same_finding(claim):
-    assert claim().text == explain(">=", OURS, 1.2 * REF)[0]
-    assert claim().outcome is Outcome.FAIL
+def test_the_same_claim_written_otherwise_is_the_same_finding(compare):
+    assert compare().text == explained(">=", OURS, 1.2 * REF)[0]
+    assert compare().outcome is Outcome.FAIL
 
 
 def test_a_failed_limit_is_told_in_two_lines():
@@ -94,25 +104,25 @@ def test_a_failed_limit_is_told_in_two_lines():
 
     Log(108 / 95) / 2 is 6.6 %.
     """
-    assert explain(">=", REF, 150) == [
+    assert explained(">=", REF, 150) == [
         "throughput of fp32 is 102 tok/s [95.0, 108], claimed >= 150 tok/s  (26 samples)",
         "decode b1 p128 n128 on NVIDIA H200; smallest visible difference 6.6 %",
     ]
-    assert explain("<=", 150, REF) == explain(">=", REF, 150)
+    assert explained("<=", 150, REF) == explained(">=", REF, 150)
 
 
 def test_a_failed_memory_claim_is_told_in_two_lines():
-    assert explain("<=", weights(269e6), 0.5 * weights(513e6, "fp32")) == [
+    assert explained("<=", weights(269e6), 0.5 * weights(513e6, "fp32")) == [
         "memory.weights of bf16 is 0.524x fp32, claimed <= 0.500x  (exact)",
         "decode b1 p128 n128 on NVIDIA H200; compared exactly",
     ]
-    assert explain("==", weights(269_000_001), 269_000_000)[0].startswith(
+    assert explained("==", weights(269_000_001), 269_000_000)[0].startswith(
         "memory.weights of bf16 is 269.000001 MB, claimed == 269.000000 MB",
     )
 
 
 def test_a_failed_agreement_claim_is_told_in_two_lines():
-    assert explain(">=", share(0.9, 0.88, 0.92), 0.97) == [
+    assert explained(">=", share(0.9, 0.88, 0.92), 0.97) == [
         "agreement.top1 of bf16 is 90.0 % [88.0, 92.0], claimed >= 97.0 %  (24 prompts)",
         "smallest visible difference 2.0 %",
     ]
@@ -158,7 +168,10 @@ def test_a_pass_has_a_positive_margin_and_a_fail_misses_by_more_than_the_floor(b
 
 
 def test_true_claims_at_the_bound_rarely_fail():
-    """The flakiness that this exists to prevent: claimed exactly what is true, 2 % noise, 12 pairs."""
+    """The flakiness that this exists to prevent.
+
+    What is claimed is exactly what is true, with 2 % of noise and 12 pairs.
+    """
     rng, failed = random.Random(11), 0
     for _ in range(300):
         base = [100 * math.exp(0.05 * rng.gauss(0, 1)) for _ in range(12)]
@@ -186,7 +199,10 @@ def test_too_few_samples_decide_nothing():
 
 
 def test_what_would_decide_a_percentile_counts_neighbours_that_are_alike():
-    """153 requests of which neighbours wait for the same queue are worth fewer than the 104 that bound p95."""
+    """Neighbouring requests wait for the same queue.
+
+    153 of them are worth fewer than the 104 that bound p95.
+    """
     draw, waits = random.Random(3), [0.0]
     while len(waits) < 153:
         waits.append(0.6 * waits[-1] + draw.gauss(0, 1))
@@ -222,7 +238,7 @@ def test_exact_quantities_have_no_middle(op, value, bound, tolerance, outcome):
 
 
 def test_a_tolerance_is_stated():
-    first, second = explain("<=", weights(120, tolerance=0.01), 100)
+    first, second = explained("<=", weights(120, tolerance=0.01), 100)
     assert first.endswith("claimed <= 100 B  (one reading)")
     assert second.endswith("tolerance 1.0 %")
 
@@ -257,6 +273,40 @@ def test_each_claim_is_kept_once_however_often_it_is_asked():
         explain(">=", OURS, 50)
         decide(">=", OURS, 50)
     assert found == [finding]
+
+
+def test_a_claim_is_decided_once_and_explained_by_the_finding_that_was_made(monkeypatch):
+    """Pytest asks for the lines of a failed assert after the claim was judged."""
+    decisions = []
+
+    def counted(op, left, right):
+        decisions.append((op, left, right))
+        return decide(op, left, right)
+
+    monkeypatch.setattr(judge, "decide", counted)
+    bound = 1.2 * REF
+    with claims() as findings:
+        with pytest.raises(AssertionError, match=r"is 1\.08x fp32 .*claimed >= 1\.20x"):
+            assert bound <= OURS
+        assert explain(">=", OURS, bound) == [findings[0].text, findings[0].detail]
+    assert len(decisions) == len(findings) == 1
+
+
+def test_each_link_of_a_chain_is_explained_by_its_own_finding():
+    """All links are judged before the first failed one is explained."""
+    with claims() as findings:
+        assert not REF <= OURS <= REF
+        assert explain("<=", REF, OURS) == [findings[0].text, findings[0].detail]
+        assert explain("<=", OURS, REF) == [findings[1].text, findings[1].detail]
+    assert findings[0].text != findings[1].text
+
+
+def test_a_comparison_that_was_not_made_is_not_explained():
+    """Equal sides are not these very objects, and another test's claims are over."""
+    with claims():
+        assert OURS >= 50
+    with claims():
+        assert explain(">=", OURS, 50) == []
 
 
 def test_claims_outside_of_a_test_are_judged_and_not_kept():

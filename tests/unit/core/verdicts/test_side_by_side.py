@@ -25,7 +25,10 @@ def after(*log_ratios, **options):
 
 
 def test_e_is_the_published_formula():
-    """By hand on six pairs that are not alike to their neighbours: E = sqrt(1/(n+1)) ((n+1)V / ((n+1)V - S^2))^(n/2)."""
+    """By hand, on six pairs that are not alike to their neighbours.
+
+    E = sqrt(1/(n+1)) ((n+1)V / ((n+1)V - S^2))^(n/2).
+    """
     xs = (0.05, 0.01, 0.06, 0.02, 0.07, 0.0)
     n, s, v = 6, sum(xs), sum(x * x for x in xs)
     found = after(*xs)
@@ -154,7 +157,10 @@ def test_simulated_false_alarms(noise):
 
 
 def test_simulated_power():
-    """+5 % is found in more than 99 % (within the simulation's error), in at most 9 pairs on average."""
+    """+5 % is found in more than 99 %, in at most 9 pairs on average.
+
+    Both are within the simulation's error.
+    """
     found = simulated.side_by_side(NOISES["normal"], 0.02, 0.05, 2000)
     assert wilson(found.outcomes[Outcome.FAIL], 2000)[1] > 0.99
     assert found.outcomes[Outcome.FAIL] >= 0.99 * 2000
@@ -162,9 +168,10 @@ def test_simulated_power():
 
 
 def test_ignoring_autocorrelation_would_give_false_evidence():
-    """Negative control: E on equal versions whose pairs have an autocorrelation of 0.7, at any look up to 30 pairs.
+    """Negative control: E on equal versions whose pairs have an autocorrelation of 0.7.
 
-    Valid, it reaches 100 in at most 1 % of them (two-sided). Plain, it does in more than 4 %; widened, in less than half of that.
+    Valid, it reaches 100 at any look up to 30 pairs in at most 1 % of them (two-sided). Plain, it
+    does in more than 4 %; widened, in less than half of that.
     """
     draw, runs = random.Random(2), 400
     plain = widened = 0

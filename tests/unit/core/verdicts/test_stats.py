@@ -72,6 +72,8 @@ def test_quantiles_interpolate():
 
 def test_no_sample_has_no_median():
     with pytest.raises(ValueError, match=r"no samples"):
+        stats.quantile([], 0.5)
+    with pytest.raises(ValueError, match=r"empty"):
         stats.median([])
 
 

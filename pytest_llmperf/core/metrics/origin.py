@@ -1,0 +1,65 @@
+"""What a number is about, and quantities that carry it with the unit of their row. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pytest_llmperf.core.metrics.latencies import Latencies
+from pytest_llmperf.core.metrics.quantities import TABLE
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+
+
+class Origin(NamedTuple):
+    """The strategy that was measured (`subject`), and the workload and device (`context`).
+
+    `pair` is shared by the results of an interleaved comparison, whose repetitions are then pairs.
+    """
+
+    subject: str = ""
+    context: str = ""
+    pair: str | None = None
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """`subject` and `context`, as an Estimate takes them."""
+        return {"subject": self.subject, "context": self.context}
+
+
+NO_ORIGIN = Origin()
+
+
+def exact(name: str, value: float, origin: Origin = NO_ORIGIN) -> Estimate:
+    """Return an exact quantity with the unit, direction and tolerance of its row."""
+    row = TABLE[name]
+    return Estimate.exact(
+        name,
+        value,
+        row.unit,
+        direction=row.direction,
+        tolerance=row.tolerance,
+        **origin.texts,
+    )
+
+
+def sampled(name: str, samples: Iterable[float], origin: Origin) -> Estimate:
+    """Return the median of one sample a repetition, with the unit and direction of its row."""
+    row = TABLE[name]
+    return Estimate.of_samples(
+        name,
+        tuple(samples),
+        row.unit,
+        direction=row.direction,
+        pair=origin.pair,
+        **origin.texts,
+    )
+
+
+def distribution(name: str, samples_s: Sequence[float], origin: Origin) -> Latencies:
+    """Return the distribution of these times."""
+    return Latencies(name, tuple(samples_s), pair=origin.pair, **origin.texts)
+
+
+def not_measurable(names: Iterable[str], reason: str) -> dict[str, NotMeasurable]:
+    """Return these quantities by name, none of which could be measured for one reason."""
+    return {name: NotMeasurable(name, reason) for name in names}

@@ -1,0 +1,47 @@
+"""Times of one request that succeeded, in seconds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from pytest_llmperf.core.trace import RequestTrace, TokenEvent
+
+_NS = 1e9
+
+
+def succeeded(request: RequestTrace) -> bool:
+    """Whether tokens came and nothing failed."""
+    return bool(request.events) and request.failure is None
+
+
+def ttft_s(request: RequestTrace) -> float:
+    """Return the time from due to the first generated token."""
+    return (request.events[0].t_ns - request.t_due_ns) / _NS
+
+
+def latency_s(request: RequestTrace) -> float:
+    """Return the time from due to the last token."""
+    return (request.events[-1].t_ns - request.t_due_ns) / _NS
+
+
+def tpot_s(request: RequestTrace) -> float | None:
+    """Return (end-to-end - TTFT) / (output tokens - 1).
+
+    None for fewer than two tokens, and where all came in one message.
+    """
+    if request.n_output_tokens < 2 or len(request.events) < 2:  # noqa: PLR2004 - two ends
+        return None
+    return (request.events[-1].t_ns - request.events[0].t_ns) / (request.n_output_tokens - 1) / _NS
+
+
+def gaps_s(events: Iterable[TokenEvent]) -> list[float]:
+    """Return the gaps between consecutive tokens; a message of k tokens is k gaps of 1/k.
+
+    Tokens that came with the first message have no gap before them: their time is in the TTFT.
+    """
+    gaps: list[float] = []
+    for before, after in pairwise(events):
+        gap_s = (after.t_ns - before.t_ns) / after.n_tokens / _NS
+        gaps += [gap_s] * after.n_tokens
+    return gaps

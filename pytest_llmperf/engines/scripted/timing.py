@@ -1,0 +1,111 @@
+"""When a scripted model's tokens come, on its virtual clock."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
+from pytest_llmperf.engines.scripted import batches
+from pytest_llmperf.engines.scripted.options import ScriptedOptions
+from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
+from pytest_llmperf.workloads import Batch, Lockstep
+
+GAP_NS = 1_000_000
+"""Virtual time between two repetitions."""
+
+_WARMUP_FACTOR = 2.0
+_SLOW_FACTOR = 10.0
+
+
+class Timing:
+    """Gives the trace of a repetition, and lets its time pass on the clock."""
+
+    def __init__(self, options: ScriptedOptions, strategy: str, clock: VirtualClock) -> None:
+        self._options = options
+        self._strategy = strategy
+        self._clock = clock
+
+    def of_lockstep(
+        self, workload: Lockstep, plan: LoadPlan, repetition: int, factor: float, *, short: bool
+    ) -> Trace:
+        """Return a batch whose sequences all have their tokens at once.
+
+        With `short`, one token is missing.
+        """
+        due_ns = self._clock.advance_ns(GAP_NS)
+        n_tokens = workload.new_tokens - (1 if short else 0)
+        times_ns = [
+            _ns(self._options.ttft_s + index * self._options.tpot_s, factor)
+            for index in range(n_tokens)
+        ]
+        self._clock.advance_ns(times_ns[-1] if times_ns else 0)
+        request = _request(workload.prompt_tokens or 1, due_ns, times_ns)
+        rows = rows_of_a_replica(workload.batch, plan.dp)
+        return self._trace(repetition, (request,) * rows)
+
+    def of_batch(
+        self, workload: Batch, repetition: int, factor: float, *, continuous: bool
+    ) -> Trace:
+        """Return many requests of different lengths, in static batches or in continuous ones."""
+        due_ns = self._clock.advance_ns(GAP_NS)
+        schedule = batches.schedule(
+            workload, self._options.ttft_s, self._options.tpot_s, continuous=continuous
+        )
+        times_ns = [
+            [_ns(time_s, factor) for time_s in request_times_s]
+            for request_times_s in schedule.times_s
+        ]
+        self._clock.advance_ns(max(request_times_ns[-1] for request_times_ns in times_ns))
+        requests = tuple(
+            _request(length, due_ns, request_times_ns)
+            for length, request_times_ns in zip(
+                batches.prompt_lengths(workload), times_ns, strict=True
+            )
+        )
+        return self._trace(repetition, requests, computed=schedule.computed)
+
+    def factor(self, repetition: int, n_runs: int, faults: set[str]) -> float:
+        """Return how much slower than the script's times a run is.
+
+        That is by warm-up, by faults, and by log-normal noise of the given spread. `n_runs` counts
+        the runs of this model, this one included.
+        """
+        factor = _WARMUP_FACTOR if n_runs <= self._options.warmup else 1.0
+        if "unstable" in faults:
+            factor *= 1 + 0.1 * n_runs
+        if "slow" in faults:
+            factor *= _SLOW_FACTOR
+        if not self._options.noise:
+            return factor
+        seed = f"{self._options.seed}|{self._strategy}|{repetition}|{n_runs}"
+        draw = random.Random(seed)  # noqa: S311 - noise, not secrets
+        return factor * math.exp(draw.gauss(0, self._options.noise))
+
+    def _trace(
+        self, repetition: int, requests: tuple[RequestTrace, ...], computed: int | None = None
+    ) -> Trace:
+        return Trace(
+            repetition=repetition,
+            requests=requests,
+            marks=marks(self._options),
+            clock="virtual",
+            computed=computed,
+        )
+
+
+def marks(options: ScriptedOptions) -> tuple[Mark, ...]:
+    """Return the marks that the script puts on every run."""
+    return tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks)
+
+
+def _request(n_prompt_tokens: int, due_ns: int, times_ns: Sequence[int]) -> RequestTrace:
+    events = tuple(TokenEvent(due_ns + time_ns) for time_ns in times_ns)
+    return RequestTrace(n_prompt_tokens=n_prompt_tokens, t_due_ns=due_ns, events=events)
+
+
+def _ns(time_s: float, factor: float) -> int:
+    return round(time_s * factor * 1e9)

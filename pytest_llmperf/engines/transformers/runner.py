@@ -1,0 +1,135 @@
+"""Runs workloads on a loaded model: makes inputs, decodes with the plan's loop, keeps the last run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
+from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
+from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
+from pytest_llmperf.engines.transformers.assisted import AssistedLoop
+from pytest_llmperf.engines.transformers.batches import Answered, in_static_batches
+from pytest_llmperf.engines.transformers.compiling import compile_options
+from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
+from pytest_llmperf.engines.transformers.generate import GenerateLoop
+from pytest_llmperf.engines.transformers.load import ModelOnDevice
+from pytest_llmperf.engines.transformers.parallel.group import own_rows
+from pytest_llmperf.engines.transformers.static_loop import StaticLoop
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.torch_runtime import DeviceRuntime, out_of_memory_named
+from pytest_llmperf.workloads import Batch, Lockstep, Workload, describe
+
+
+class Runner:
+    """Runs workloads, and keeps what came of the last one.
+
+    Which decode loop runs follows from the plan: a static cache with compile gets its own.
+    `adapters_of_rows` are the adapters that the rows of a batch take in turn, where there are
+    several.
+    """
+
+    def __init__(
+        self, loaded: ModelOnDevice, runtime: DeviceRuntime, vocabulary: Vocabulary
+    ) -> None:
+        self.loop, self.compile_mode = _decode_loop(loaded, vocabulary.pad)
+        self.last: Decoded | Answered | None = None
+        self.adapters_of_rows: tuple[str, ...] = ()
+        self.grid = None if loaded.cut is None else loaded.cut.grid
+        self._loaded = loaded
+        self._runtime = runtime
+        self._vocabulary = vocabulary
+
+    def prepared(self, workload: Workload, repetition: int) -> Callable[[], Decoded | Answered]:
+        """Return one repetition as a call, with its inputs ready."""
+        if isinstance(workload, Batch):
+            requests = self.requests(workload, repetition)
+            return lambda: self.answer(requests, workload)
+        batch = self.inputs(workload, repetition)
+        return lambda: self.decode(batch, workload)
+
+    def inputs(self, workload: Lockstep, repetition: int) -> TokenBatch:
+        """Return the prompts of a repetition on the device; those of this replica alone."""
+        loaded = self._loaded
+        batch = token_batch(workload, repetition, self._vocabulary, loaded.tokenizer, loaded.device)
+        if self.grid is None or loaded.plan.dp == 1:
+            return batch
+        rows = own_rows(batch.ids, loaded.plan.dp, self.grid.place("dp"))
+        mask = None if batch.mask is None else batch.mask[rows]
+        return TokenBatch(batch.ids[rows], mask, batch.lengths[rows])
+
+    def requests(self, workload: Batch, repetition: int) -> BatchRequests:
+        """Return the requests of a repetition. Raises UsageError for what cannot divide them."""
+        if self._loaded.plan.dp > 1 or self.adapters_of_rows:
+            raise UsageError(
+                "a Batch is not divided among replicas or adapters. Take Decode, or one of them."
+            )
+        return batch_requests(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+
+    def meet(self) -> None:
+        """Wait until the device is idle and every rank is here: what is timed starts together."""
+        self._runtime.synchronise()
+        if self.grid is not None:
+            self.grid.barrier()
+
+    def decode(self, batch: TokenBatch, workload: Lockstep) -> Decoded:
+        """Decode one batch, in lockstep."""
+        with out_of_memory_named(f"running {describe(workload)}"), self._adapters(batch):
+            decoded = self.loop.decode(batch, workload.new_tokens)
+        self.last = decoded
+        return decoded
+
+    def answer(self, requests: BatchRequests, workload: Batch) -> Answered:
+        """Answer requests that are there together, continuously or in static batches."""
+        with out_of_memory_named(f"running {describe(workload)}"):
+            if isinstance(self.loop, ContinuousLoop):
+                answered = self.loop.answer(requests)
+            else:
+                answered = in_static_batches(
+                    self.loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device
+                )
+        self.last = answered
+        return answered
+
+    @property
+    def batching(self) -> str:
+        """How the last run's sequences were batched; empty before the first."""
+        if self.last is None:
+            return ""
+        return "continuous" if isinstance(self.loop, ContinuousLoop) else "static"
+
+    @property
+    def assistance(self) -> str:
+        """Who proposed tokens in the last run; empty for nobody."""
+        if not isinstance(self.last, Decoded) or self.last.assisted is None:
+            return ""
+        return self.last.assisted.source
+
+    def _adapters(self, batch: TokenBatch) -> AbstractContextManager[None]:
+        adapters = self._loaded.adapters
+        if adapters is None or not self.adapters_of_rows:
+            return nullcontext()
+        return adapters.rows(self.adapters_of_rows, batch.ids.shape[0])
+
+
+def _decode_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
+    """Return the loop that the plan asks for, and torch's mode of compiling, if it compiles."""
+    model, plan = loaded.model, loaded.plan
+    if plan.batching is not None:
+        return ContinuousLoop(model, pad), None
+    if plan.assist is not None:
+        assistant = None if loaded.assistant is None else loaded.assistant.model
+        return AssistedLoop(model, plan, pad, assistant), None
+    if plan.compile is not None:
+        return _compiled_loop(loaded, pad)
+    return GenerateLoop(model, plan, pad), None
+
+
+def _compiled_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
+    model, plan = loaded.model, loaded.plan
+    static = plan.cache == "static"
+    options = compile_options(plan, loaded.device, static=static)
+    if static:
+        return StaticLoop(model, plan, loaded.device, options), options.mode
+    options.compile_forward(model)
+    return GenerateLoop(model, plan, pad), options.mode

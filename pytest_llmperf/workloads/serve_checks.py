@@ -1,0 +1,118 @@
+"""What a Serve workload may not be: each check raises UsageError with the value. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.core.arrivals import PATTERNS
+from pytest_llmperf.core.metrics.slo import Slo
+from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.workloads.checks import is_count, is_number
+from pytest_llmperf.workloads.prompts import PromptSet
+from pytest_llmperf.workloads.traffic import Traffic
+
+if TYPE_CHECKING:
+    from pytest_llmperf.workloads.serve import Serve
+
+GENERATORS = ("aiperf", "guidellm")
+"""Load generators of other projects that may send the requests."""
+
+_KINDS = (
+    ("prompts", PromptSet, "PromptSet"),
+    ("slo", Slo | None, "Slo"),
+    ("traffic", Traffic | None, "Traffic"),
+)
+
+
+def check(work: Serve) -> None:
+    """Raise UsageError for a workload that cannot be sent."""
+    _check_counts(work)
+    _check_numbers(work)
+    _check_loop(work)
+    _check_arrivals(work)
+    _check_prompts(work)
+    if work.generator:
+        _check_generator(work)
+
+
+def _check_counts(work: Serve) -> None:
+    for name in ("max_new_tokens", "prompt_tokens", "concurrency", "requests"):
+        value = getattr(work, name)
+        is_unset = value is None and name != "max_new_tokens"
+        if not is_unset and not is_count(value):
+            raise UsageError(f"Serve({name}={value!r}): a whole number of at least 1 is needed.")
+
+
+def _check_numbers(work: Serve) -> None:
+    for name in ("rate", "duration", "burstiness", "timeout"):
+        value = getattr(work, name)
+        if value is not None and not (is_number(value) and value > 0):
+            raise UsageError(f"Serve({name}={value!r}): a number above 0 is needed.")
+    if not (is_number(work.ramp_up) and work.ramp_up >= 0):
+        raise UsageError(f"Serve(ramp_up={work.ramp_up!r}): seconds are needed, 0 or more.")
+    if work.duration is not None and work.ramp_up >= work.duration:
+        raise UsageError(
+            f"Serve(ramp_up={work.ramp_up:g}, duration={work.duration:g}): "
+            "nothing is left to be counted."
+        )
+
+
+def _check_loop(work: Serve) -> None:
+    is_closed = work.concurrency is not None
+    is_open = work.rate is not None or work.traffic is not None
+    if is_closed and is_open:
+        raise UsageError(
+            "Serve(): concurrency= is a closed loop, rate= and traffic= are open ones. Keep one."
+        )
+    if not is_closed and not is_open:
+        raise UsageError(
+            "Serve(): how is it loaded? Give rate= (requests a second), concurrency=, or traffic=."
+        )
+    if work.requests is None and work.duration is None and work.traffic is None:
+        raise UsageError("Serve(): when does it end? Give duration= (seconds) or requests=.")
+
+
+def _check_arrivals(work: Serve) -> None:
+    if work.arrivals not in PATTERNS:
+        near = did_you_mean(str(work.arrivals), PATTERNS)
+        raise UsageError(
+            f"Serve(arrivals={work.arrivals!r}) is not known.{near} "
+            f"Patterns: {', '.join(PATTERNS)}."
+        )
+    if work.burstiness != 1 and work.arrivals != "gamma":
+        raise UsageError(
+            f"Serve(burstiness={work.burstiness:g}) is of arrivals='gamma', "
+            f"not of {work.arrivals!r}."
+        )
+
+
+def _check_prompts(work: Serve) -> None:
+    for name, kind, title in _KINDS:
+        value = getattr(work, name)
+        if not isinstance(value, kind):
+            raise UsageError(f"Serve({name}={value!r}): a {title} is needed.")
+    if work.prompt_tokens is None and not work.prompts.texts:
+        raise UsageError(
+            "Serve(prompt_tokens=None): synthetic prompts have no length of their own; "
+            "give one, or texts."
+        )
+
+
+def _check_generator(work: Serve) -> None:
+    if work.generator not in GENERATORS:
+        near = did_you_mean(str(work.generator), GENERATORS)
+        raise UsageError(
+            f"Serve(generator={work.generator!r}) is not known.{near} "
+            f"Generators: {', '.join(GENERATORS)}."
+        )
+    needs_count = work.concurrency is not None or work.generator == "guidellm"
+    if needs_count and work.requests is None and work.traffic is None:
+        raise UsageError(
+            f"Serve(generator={work.generator!r}): give requests=, "
+            "so that what it did can be counted."
+        )
+    if work.generator == "guidellm" and (work.traffic is not None or work.arrivals == "gamma"):
+        raise UsageError(
+            "Serve(generator='guidellm'): it draws its own arrivals, 'poisson' or 'constant'. "
+            "aiperf plays others."
+        )
