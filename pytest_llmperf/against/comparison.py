@@ -288,7 +288,7 @@ class Comparison:
     def _finding(self, at: Measuring, each: Track, ended: str) -> Finding:
         settings = at.session.settings
         strict = (
-            settings.require_baseline if each.outcome is Outcome.NOT_COMPARABLE else settings.strict
+            settings.require_accepted if each.outcome is Outcome.NOT_COMPARABLE else settings.strict
         )
         return words.finding(each, self.base.target.name, strict=strict, ended=ended)
 

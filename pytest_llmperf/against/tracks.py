@@ -1,4 +1,4 @@
-"""One metric of one side through the pairs: its values, and what rule B says of them so far. Pure."""
+"""One metric of one side through the pairs: its values, and what rule B says of them. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import structs
+
+from pytest_llmperf.core.change import Change, stored_change
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.judge import Outcome
-from pytest_llmperf.core.verdicts.side_by_side import E_PASS, Decision, SideBySide
+from pytest_llmperf.core.verdicts.side_by_side import E_FAIL, E_PASS, Decision, SideBySide
 
 SEEN_AGAIN = E_PASS
 """Evidence that pairs from fresh workers must give for what was seen before them."""
+
+_NO_REASON = "no reason was given"
 
 
 @dataclass
@@ -21,7 +26,7 @@ class Track:
 
     `counted` metrics are compared once, exactly.
 
-    `again` holds the pairs from fresh workers, once it was suspected. `reason` says why nothing is
+    `second` holds the pairs from fresh workers, once it was suspected. `reason` says why nothing is
     compared (any more).
     """
 
@@ -31,74 +36,67 @@ class Track:
     limit: float
     counted: bool
     state: SideBySide
-    again: SideBySide | None = None
+    second: SideBySide | None = None
     reason: str = ""
     pairs: list[tuple[float, float]] = field(default_factory=list)
-    again_pairs: list[tuple[float, float]] = field(default_factory=list)
+    second_pairs: list[tuple[float, float]] = field(default_factory=list)
 
     @property
-    def seen(self) -> Decision | None:
+    def decision(self) -> Decision | None:
         """What the pairs so far say; those from fresh workers apart."""
         return self.state.look()
 
     @property
-    def seen_again(self) -> Decision | None:
+    def second_decision(self) -> Decision | None:
         """What those from fresh workers say."""
-        return None if self.again is None else self.again.look()
+        return None if self.second is None else self.second.look()
 
     @property
     def open(self) -> bool:
         """Whether another pair is needed."""
         if self.reason or (self.counted and self.pairs):
             return False
-        found = self.seen if self.again is None else self.seen_again
-        return found is None or found.outcome is None
+        decision = self.decision if self.second is None else self.second_decision
+        return decision is None or decision.outcome is None
 
     @property
     def suspected(self) -> bool:
         """Whether it looks worse, and was not measured in fresh workers yet."""
         return (
             not self.counted
-            and self.again is None
-            and self.seen is not None
-            and self.seen.outcome is Outcome.FAIL
+            and self.second is None
+            and self.decision is not None
+            and self.decision.outcome is Outcome.FAIL
         )
 
     @property
     def outcome(self) -> Outcome:
-        """The verdict; with pairs still wanted (the budget ended) it is UNDECIDED."""
+        """The verdict; while more pairs are needed (the budget ended) it is UNDECIDED."""
         if self.reason:
             return Outcome.NOT_COMPARABLE
         if self.counted:
             return Outcome.FAIL if self.worse > self.limit else Outcome.PASS
-        first = self.seen.outcome if self.seen is not None else None
-        if first is Outcome.FAIL and self.again is not None:
-            confirmed = self.seen_again is not None and self.seen_again.outcome is Outcome.FAIL
-            return Outcome.FAIL if confirmed else Outcome.UNDECIDED
+        first, second = _outcome(self.decision), _outcome(self.second_decision)
+        if first is Outcome.FAIL and self.second is not None:
+            return Outcome.FAIL if second is Outcome.FAIL else Outcome.UNDECIDED
         return first or Outcome.UNDECIDED
 
     @property
     def worse(self) -> float:
         """Share by which the mean pair is worse (positive) or better.
 
-        Of a counted metric, its one pair.
+        For a counted metric, that of its one pair.
         """
+        if not self.counted:
+            return self.decision.worse if self.decision is not None else 0.0
         base, new = self.pairs[0]
-        if self.counted:
-            return (
-                (new - base) / base * (1 if self.metric.direction == "lower" else -1)
-                if base
-                else 0.0
-            )
-        return self.seen.worse if self.seen is not None else 0.0
+        sign = 1 if self.metric.direction == "lower" else -1
+        return sign * (new - base) / base if base else 0.0
 
     @property
-    def ratio(self) -> stats.LogRatio:
-        """log(new / base) of the mean pair, with its 99 % interval."""
-        pairs = self.pairs
-        return stats.log_ratio_interval(
-            [new for _, new in pairs], [base for base, _ in pairs], paired=True
-        )
+    def change(self) -> Change:
+        """The metric at the base and here, as every report takes it."""
+        return stored_change(self.record, self.metric.name, self.summary())
 
     def add(self, base: float | None, new: float | None, reason: str) -> None:
         """Take in a pair.
@@ -106,46 +104,64 @@ class Track:
         A value that could not be measured, or has no ratio, ends the comparison of this metric.
         """
         if base is None or new is None:
-            self.reason = f"it could not be measured {'at the base' if base is None else 'here'}: {reason or 'no reason was given'}"
-        elif min(base, new) <= 0 and not self.counted:
-            self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
+            place = "at the base" if base is None else "here"
+            self.reason = f"it could not be measured {place}: {reason or _NO_REASON}"
         elif self.counted:
             self.pairs.append((base, new))
-        elif self.again is None:
+        elif min(base, new) <= 0:
+            self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
+        else:
+            self._add_measured(base, new)
+
+    def _add_measured(self, base: float, new: float) -> None:
+        if self.second is None:
             self.pairs.append((base, new))
             self.state = self.state.with_pair(base, new)
         else:
-            self.again_pairs.append((base, new))
-            self.again = self.again.with_pair(base, new)
+            self.second_pairs.append((base, new))
+            self.second = self.second.with_pair(base, new)
 
     def suspect(self) -> None:
         """From now on pairs are from fresh workers."""
-        self.again = SideBySide(
+        self.second = SideBySide(
             direction=self.state.direction, floor=self.state.floor, evidence=SEEN_AGAIN
         )
 
     def summary(self) -> dict[str, Any]:
-        """As the record of the comparison keeps it."""
-        kept: dict[str, Any] = {
+        """The comparison as the record keeps it; `stored_change` reads it."""
+        summary: dict[str, Any] = {
             "outcome": self.outcome.value,
             "limit": self.limit,
             "unit": self.metric.unit,
+            "direction": self.metric.direction,
+            "reason": self.reason,
         }
-        kept |= {"direction": self.metric.direction, "reason": self.reason}
         if self.pairs and not self.reason:
-            kept |= {
-                "worse": self.worse,
-                "ratio": [math.exp(each) for each in self.ratio[:3]] if not self.counted else None,
-            }
-        kept |= {
+            summary |= {"worse": self.worse, "ratio": None if self.counted else self._ratio()}
+        return summary | self._evidence()
+
+    def _evidence(self) -> dict[str, Any]:
+        """The pairs, and what rule B says of them."""
+        evidence: dict[str, Any] = {
             "pairs": self.pairs,
-            "again_pairs": self.again_pairs,
+            "again_pairs": self.second_pairs,
             "evidence": self.state.evidence,
         }
-        for name, found in (("decision", self.seen), ("again", self.seen_again)):
-            if found is not None:
-                kept[name] = {each: getattr(found, each) for each in found.__struct_fields__}
-        return kept
+        decisions = {"decision": self.decision, "again": self.second_decision}
+        for name, decision in decisions.items():
+            if decision is not None:
+                evidence[name] = structs.asdict(decision)
+        return evidence
+
+    def _ratio(self) -> list[float]:
+        """New / base of the mean pair, and the ends of its 99 % interval."""
+        bases, news = zip(*self.pairs, strict=True)
+        log_ratio = stats.log_ratio_interval(news, bases, paired=True)
+        return [math.exp(log_ratio.center), math.exp(log_ratio.low), math.exp(log_ratio.high)]
+
+
+def _outcome(decision: Decision | None) -> Outcome | None:
+    return None if decision is None else decision.outcome
 
 
 def track(
@@ -154,11 +170,16 @@ def track(
     """A metric of a record that shares the session's error with `family` series in all."""
     metric = next(metric for metric in record.metrics if metric.name == name)
     direction: Any = metric.direction
-    state = SideBySide(direction=direction, floor=limit)
-    state = SideBySide(direction=direction, floor=limit, evidence=state.evidence * max(1, family))
-    found = Track(
-        side=side, record=record, metric=metric, limit=limit, counted=counted, state=state
-    )
+    state = SideBySide(direction=direction, floor=limit, evidence=E_FAIL * max(1, family))
+    reason = ""
     if metric.value is None:
-        found.reason = f"it could not be measured here: {metric.reason or 'no reason was given'}"
-    return found
+        reason = f"it could not be measured here: {metric.reason or _NO_REASON}"
+    return Track(
+        side=side,
+        record=record,
+        metric=metric,
+        limit=limit,
+        counted=counted,
+        state=state,
+        reason=reason,
+    )

@@ -1,14 +1,15 @@
-"""What a comparison says: the two lines of its finding, and its line in the summary."""
+"""What a comparison side by side says: its finding, and its line in the summary. Pure."""
 
 from __future__ import annotations
 
-import math
-
 from pytest_llmperf.against.tracks import Track
-from pytest_llmperf.core.format import format_number, format_percent, format_value
+from pytest_llmperf.core.change import COUNTED, Change
+from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS, Decision
+from pytest_llmperf.gate.words import title, verdict, visible, where
+from pytest_llmperf.report.changes import interval_text
 
 
 def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
@@ -16,27 +17,16 @@ def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
 
     `base` names the other version, `ended` why no more pairs were measured.
     """
-    if track.reason:
-        return not_comparable(track.record, track.metric.name, base, track.reason, strict=strict)
-    left = f"{_title(track)} is {_ratio(track)} {base}{_interval(track)}"
-    right = f"allowed {format_percent(track.limit, 2)} worse"
-    return Finding(
-        outcome=track.outcome,
-        text=f"{left}, {right}  ({_count(track)}){_again(track)}",
-        detail="; ".join(
-            part
-            for part in (
-                where(track.record),
-                _values(track),
-                *_evidence(track),
-                _undecided(track, ended),
-            )
-            if part
-        ),
-        margin=None,
-        left=left,
-        right=right,
-        smallest_visible=track.seen.smallest_visible if track.seen else None,
+    change, decision = track.change, track.decision
+    if change.reason:
+        return not_comparable(track.record, change.metric, base, change.reason, strict=strict)
+    return verdict(
+        change,
+        track.record,
+        _statement(change, base),
+        remark=f"  ({change.how}){_second_measurement(track)}",
+        evidence=(_values(change), *_evidence(track), _undecided(track, ended)),
+        smallest_visible=decision.smallest_visible if decision else None,
         strict=strict,
     )
 
@@ -47,12 +37,12 @@ def not_comparable(record: Record, metric: str, base: str, reason: str, *, stric
     The first line of a long reason (a log) is the text, the rest the detail.
     """
     first, _, rest = reason.strip().partition("\n")
-    left = f"{metric} of {record.strategy}"
+    subject = title(metric, record)
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
-        text=f"{left} was not compared with {base}: {first}",
-        detail="\n".join(part for part in (where(record), rest) if part),
-        left=left,
+        text=f"{subject} was not compared with {base}: {first}",
+        detail="\n".join(filter(None, (where(record), rest))),
+        left=subject,
         right=base,
         strict=strict,
     )
@@ -60,99 +50,68 @@ def not_comparable(record: Record, metric: str, base: str, reason: str, *, stric
 
 def summary_line(track: Track, base: str) -> str:
     """One line for the terminal's summary."""
-    what = f"{track.record.test}: {_title(track)}"
-    if track.reason:
-        return f"{what} was not compared with {base}: {track.reason.splitlines()[0]}"
-    return f"{what} is {_ratio(track)} {base}{_interval(track)}, {_count(track)}: {track.outcome.value}"
+    change = track.change
+    subject = f"{change.test}: {title(change.metric, track.record)}"
+    if change.reason:
+        return f"{subject} was not compared with {base}: {change.reason.splitlines()[0]}"
+    return f"{subject} is {_statement(change, base)}, {change.how}: {change.outcome}"
 
 
-def where(record: Record) -> str:
-    """The work and the device."""
-    facts = record.environment.facts
-    return f"{record.workload_text} on {facts.get('device_name') or facts.get('device') or 'this machine'}"
+def _statement(change: Change, base: str) -> str:
+    return f"{_ratio(change)} {base} {interval_text(change.low, change.high)}".rstrip()
 
 
-def _title(track: Track) -> str:
-    return f"{track.metric.name} of {track.record.strategy}"
+def _ratio(change: Change) -> str:
+    if change.ratio is not None:
+        return format_value(change.ratio, "x")
+    return "not 0, as at" if change.how == COUNTED else "not measured against"
 
 
-def _ratio(track: Track) -> str:
-    if track.counted:
-        base, new = track.pairs[0]
-        return format_value(new / base, "x") if base else "not 0, as at"
-    return (
-        format_value(math.exp(track.ratio.center), "x") if track.pairs else "not measured against"
-    )
-
-
-def _interval(track: Track) -> str:
-    if track.counted or not track.pairs or not math.isfinite(track.ratio.high):
+def _second_measurement(track: Track) -> str:
+    decision = track.second_decision
+    if decision is None:
         return ""
-    return f" [{format_number(math.exp(track.ratio.low))}, {format_number(math.exp(track.ratio.high))}]"
+    ratio, n = format_value(1 + decision.change, "x"), len(track.second_pairs)
+    refuted = "" if decision.outcome is Outcome.FAIL else ", not seen again"
+    return f"  (again in fresh workers: {ratio}, {n} pairs{refuted})"
 
 
-def _count(track: Track) -> str:
-    n = len(track.pairs)
-    return "counted" if track.counted else f"{n} pair{'' if n == 1 else 's'}, interleaved"
-
-
-def _again(track: Track) -> str:
-    seen = track.seen_again
-    if seen is None:
+def _values(change: Change) -> str:
+    if change.before is None or change.after is None:
         return ""
-    n = len(track.again_pairs)
-    confirmed = "" if seen.outcome is Outcome.FAIL else ", not seen again"
-    return f"  (again in fresh workers: {format_value(1 + seen.change, 'x')}, {n} pairs{confirmed})"
-
-
-def _values(track: Track) -> str:
-    if not track.pairs:
-        return ""
-    bases, news = zip(*track.pairs, strict=True)
-    unit = track.metric.unit
-    return f"{format_value(_middle(news), unit)}, at the base {format_value(_middle(bases), unit)}"
-
-
-def _middle(values: tuple[float, ...]) -> float:
-    return sorted(values)[len(values) // 2]
+    before, after = (format_value(value, change.unit) for value in (change.before, change.after))
+    return f"{after}, at the base {before}"
 
 
 def _evidence(track: Track) -> list[str]:
-    seen = track.seen
-    if seen is None or track.counted:
+    decision = track.decision
+    if decision is None:
         return []
-    visible = (
-        f"smallest visible change {format_percent(seen.smallest_visible, 2)}"
-        if seen.smallest_visible < 1
-        else ""
-    )
+    smallest = visible(decision.smallest_visible if decision.smallest_visible < 1 else None)
+    return [_e_value(decision, track), smallest]
+
+
+def _e_value(decision: Decision, track: Track) -> str:
+    """The evidence for a PASS, or that against it and what a FAIL needs."""
     if track.outcome is Outcome.PASS:
-        return [
-            f"{format_percent(seen.refuted, 2)} worse is refuted (E = {_e(seen.e_not_worse)})",
-            visible,
-        ]
-    return [
-        f"E = {_e(seen.e_worse)} (limit {_e(track.state.evidence)}), autocorrelation {seen.autocorrelation:.2g}",
-        visible,
-    ]
-
-
-def _e(value: float) -> str:
-    return f"{value:.3g}"
+        refuted = format_percent(decision.refuted, 2)
+        return f"{refuted} worse is refuted (E = {decision.e_not_worse:.3g})"
+    evidence = f"E = {decision.e_worse:.3g} (limit {track.state.evidence:.3g})"
+    return f"{evidence}, autocorrelation {decision.autocorrelation:.2g}"
 
 
 def _undecided(track: Track, ended: str) -> str:
     if track.outcome is not Outcome.UNDECIDED:
         return ""
-    return f"undecided: {_why(track, track.seen, ended)}"
+    return f"undecided: {_why(track, ended)}"
 
 
-def _why(track: Track, seen: Decision | None, ended: str) -> str:
-    if track.again is not None:
+def _why(track: Track, ended: str) -> str:
+    if track.second is not None:
         return "it was not seen again in fresh workers"
-    if seen is not None and seen.held_back:
+    if track.decision is not None and track.decision.held_back:
         return "neighbouring pairs are alike (autocorrelation), which may be all there is"
-    if ended:
-        few = f", {MIN_PAIRS} are needed" if len(track.pairs) < MIN_PAIRS else ""
-        return f"{ended}{few}"
-    return f"{len(track.pairs)} pairs did not decide"
+    n = len(track.pairs)
+    if not ended:
+        return f"{n} pairs did not decide"
+    return f"{ended}, {MIN_PAIRS} are needed" if n < MIN_PAIRS else ended

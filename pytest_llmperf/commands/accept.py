@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "accept",
     short_help="Say that a change of level, a rename or a removal was meant.",
     epilog=example("llmperf accept test_speed --reason 'a larger model'"),
 )
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("--who", help="Who accepts it. Default: the user's name here.")
 @store_option
 @json_option
-def accept(
+def accept_command(
     series: str | None,
     reason: str,
     record_id: str | None,
@@ -63,20 +64,13 @@ def accept(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """A change was meant: later sessions are held against a series' new level, or a renamed test against its history.
+    """A change was meant: later sessions are held against the new level of a series.
 
-    SERIES is a series key (a failed gate names it), or a part of a test's node id. One line is added to
-    llmperf-accepted.jsonl in the project, to be reviewed and committed. The spread of the sessions before is kept.
+    A renamed test is held against its history under the new name. SERIES is a series key (a failed
+    gate names it), or a part of a test's node id. One line is added to llmperf-accepted.jsonl in
+    the project, to be reviewed and committed. The spread of the sessions before is kept.
     """
-    asked = [
-        name
-        for name, given in (("SERIES", series), ("--rename", rename), ("--removed", removed))
-        if given
-    ]
-    if len(asked) != 1:
-        raise UsageError(
-            f"one of SERIES, --rename OLD NEW and --removed OLD is needed, not {' and '.join(asked) or 'none'}."
-        )
+    _require_one({"SERIES": series, "--rename": rename, "--removed": removed})
     signature = {"who": user_name() if who is None else who, "why": reason, "when": now()}
     with open_history(store) as opened:
         if series is not None:
@@ -86,77 +80,88 @@ def accept(
             _write(*_rename(opened, old, new, signature), as_json=as_json)
 
 
-def _write(line: Acceptance | Rename, said: str, *, as_json: bool) -> None:
-    from pytest_llmperf.history import accept as accepted  # noqa: PLC0415
+def _require_one(subjects: Mapping[str, object]) -> None:
+    """Raise UsageError unless exactly one thing is accepted."""
+    names = [name for name, value in subjects.items() if value]
+    if len(names) != 1:
+        raise UsageError(
+            "one of SERIES, --rename OLD NEW and --removed OLD is needed, "
+            f"not {' and '.join(names) or 'none'}."
+        )
 
-    path = accepted.append(project_root(), line)
+
+def _write(line: Acceptance | Rename, message: str, *, as_json: bool) -> None:
+    from pytest_llmperf.history.accept import append  # noqa: PLC0415
+
+    path = append(project_root(), line)
     if as_json:
         print_json({"accepted": line, "file": str(path)})
         return
-    click.echo(encodable(said))
+    click.echo(encodable(message))
     click.echo(f"Added to {path}: review and commit it.")
 
 
 def _level(
-    opened: Store, series: str, record_id: str | None, signature: dict[str, str]
+    store: Store, name: str, record_id: str | None, signature: dict[str, str]
 ) -> tuple[Acceptance, str]:
     from pytest_llmperf.history.accept import Acceptance  # noqa: PLC0415
 
-    found = _one_series(opened.series(), series)
-    record = _record_of(opened, found, record_id)
+    series = _one_series(store.series(), name)
+    record = _record_of(store, series, record_id)
     line = Acceptance(
-        series=found.key, record=record.id, created=record.created, test=record.test, **signature
+        series=series.key, record=record.id, created=record.created, test=record.test, **signature
     )
-    return (
-        line,
-        f"{record.test} ({record.strategy}): from record {record.id} of {record.created} on, its level is accepted.",
-    )
+    start = f"from record {record.id} of {record.created} on"
+    return line, f"{record.test} ({record.strategy}): {start}, its level is accepted."
 
 
-def _rename(opened: Store, old: str, new: str, signature: dict[str, str]) -> tuple[Rename, str]:
+def _rename(store: Store, old: str, new: str, signature: dict[str, str]) -> tuple[Rename, str]:
     from pytest_llmperf.history.accept import Rename, Reviewed  # noqa: PLC0415
 
     line = Rename(old=old, new=new, **signature)
-    tests = opened.tests()
-    concerned = [test for test in tests if Reviewed(renames=(line,)).name_now(test) != test]
-    if not concerned:
-        raise UsageError(
-            f"no test in {opened.shown} is {old!r} or below it.{did_you_mean(old, tests)} 'llmperf history' lists all.",
-        )
-    n = f"the history of {len(concerned)} test{'' if len(concerned) == 1 else 's'}"
-    return (
-        line,
-        f"{old} was renamed to {new}: {n} goes on under it."
-        if new
-        else f"{old} was removed: {n} ends.",
+    renamed = Reviewed(renames=(line,))
+    n = sum(renamed.name_now(test) != test for test in store.tests())
+    if not n:
+        raise _unknown_test(store, old)
+    histories = f"the history of {n} test{'' if n == 1 else 's'}"
+    if new:
+        return line, f"{old} was renamed to {new}: {histories} goes on under it."
+    return line, f"{old} was removed: {histories} ends."
+
+
+def _unknown_test(store: Store, name: str) -> UsageError:
+    near = did_you_mean(name, store.tests())
+    return UsageError(
+        f"no test in {store.shown} is {name!r} or below it.{near} 'llmperf history' lists all."
     )
 
 
-def _one_series(all_series: Sequence[Series], wanted: str) -> Series:
-    found = [each for each in all_series if wanted == each.key] or [
-        each for each in all_series if wanted in each.test
-    ]
-    if len(found) == 1:
-        return found[0]
-    names = "".join(
-        f"\n  {each.key}  {each.test}  {each.workload_text}  {each.strategy}"
-        for each in found or all_series
-    )
-    how_many = f"{len(found)} series match {wanted!r}" if found else f"no series matches {wanted!r}"
-    raise UsageError(
-        f"{how_many}. Name one by its key:{names}"
-        if names
-        else f"{how_many}: the history is empty."
-    )
+def _one_series(series: Sequence[Series], name: str) -> Series:
+    """The series of this key, or the one with this in its test's name."""
+    matches = [candidate for candidate in series if candidate.key == name]
+    matches = matches or [candidate for candidate in series if name in candidate.test]
+    if len(matches) == 1:
+        return matches[0]
+    raise UsageError(_not_one_series(name, matches, series))
+
+
+def _not_one_series(name: str, matches: Sequence[Series], series: Sequence[Series]) -> str:
+    how_many = f"{len(matches)} series match" if matches else "no series matches"
+    if not series:
+        return f"{how_many} {name!r}: the history is empty."
+    listed = "".join(map(_series_line, matches or series))
+    return f"{how_many} {name!r}. Name one by its key:{listed}"
+
+
+def _series_line(series: Series) -> str:
+    return f"\n  {series.key}  {series.test}  {series.workload_text}  {series.strategy}"
 
 
 def _record_of(store: Store, series: Series, record_id: str | None) -> Record:
-    records = store.records(series=series.key)
-    found = next(
-        (record for record in records if record_id is None or record.id == record_id), None
+    for record in store.records(series=series.key):
+        if record_id is None or record.id == record_id:
+            return record
+    raise UsageError(
+        f"series {series.key} has no record {record_id!r}. "
+        "'llmperf history --json' shows its records."
     )
-    if found is None:
-        raise UsageError(
-            f"series {series.key} has no record {record_id!r}. 'llmperf history --json' shows its records."
-        )
-    return found

@@ -1,4 +1,4 @@
-"""`llmperf advise`: the fastest stored strategy that meets some limits, and what it was chosen among."""
+"""`llmperf advise`: the fastest stored strategy that meets some limits, and its rivals."""
 
 from __future__ import annotations
 
@@ -66,25 +66,26 @@ def advise_command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Which strategy to take: the fastest that meets the limits, and the front of speed, memory and quality.
+    """Which strategy to take: the fastest within the limits, and the front of the others.
 
-    From stored runs alone: what was not measured is named and not compared. Exit code 1 if no strategy meets the limits.
+    The front is that of speed, memory and quality. All is from stored runs: what was not measured
+    is named and not compared. Exit code 1 if no strategy meets the limits.
     """
     from pytest_llmperf.core.advice import advise  # noqa: PLC0415
     from pytest_llmperf.history.advice import Wanted, find  # noqa: PLC0415
 
     limits = _limits(memory=memory, top1=top1, perplexity=perplexity, ttft=ttft)
     with open_history(store) as opened:
-        found = find(
-            opened,
-            Wanted(model=model, environment=environment, workload=workload, agreement=agreement),
+        selection = Wanted(
+            model=model, environment=environment, workload=workload, agreement=agreement
         )
-        shown = opened.shown
-    advice = advise(found.choices, limits)
+        candidates = find(opened, selection)
+        store_name = opened.shown
+    advice = advise(candidates.choices, limits)
     if as_json:
-        _print_document(found, advice, limits, shown)
+        _print_document(candidates, advice, limits, store_name)
     else:
-        _print_advice(found, advice, limits)
+        _print_advice(candidates, advice, limits)
     if advice.fastest is None:
         raise SystemExit(1)
 
@@ -101,21 +102,28 @@ def _limits(**texts: str | None) -> dict[str, float]:
     return {axis: read[axis](text) for axis, text in texts.items() if text is not None}
 
 
-def _print_document(found: Found, advice: Advice, limits: dict[str, float], shown: str) -> None:
+def _print_document(
+    candidates: Found, advice: Advice, limits: dict[str, float], store_name: str
+) -> None:
     from msgspec import to_builtins  # noqa: PLC0415
 
-    print_json({"store": shown, "limits": limits, **to_builtins(found), **to_builtins(advice)})
+    head = {"store": store_name, "limits": limits}
+    print_json({**head, **to_builtins(candidates), **to_builtins(advice)})
 
 
-def _print_advice(found: Found, advice: Advice, limits: dict[str, float]) -> None:
+def _print_advice(candidates: Found, advice: Advice, limits: dict[str, float]) -> None:
     from pytest_llmperf.report.advice import sentences, table  # noqa: PLC0415
 
-    lines = sentences(advice, found.choices, limits)
-    click.echo(encodable(f"{found.model} on {found.environment}: {found.workload}"))
-    click.echo(
-        encodable(f"memory: {found.memory}; quality: {found.agreement or 'no agreement is stored'}")
-        + "\n"
-    )
-    header, rows = table(advice, found.choices)
+    _print_origin(candidates)
+    header, rows = table(advice, candidates.choices)
     print_table(rows, header)
+    lines = sentences(advice, candidates.choices, limits)
     click.echo("\n" + "\n".join(map(encodable, lines)))
+
+
+def _print_origin(candidates: Found) -> None:
+    """What was measured where, and what memory and quality mean."""
+    agreement = candidates.agreement or "no agreement is stored"
+    measured = f"{candidates.model} on {candidates.environment}: {candidates.workload}"
+    click.echo(encodable(measured))
+    click.echo(encodable(f"memory: {candidates.memory}; quality: {agreement}") + "\n")

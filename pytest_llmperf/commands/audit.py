@@ -33,26 +33,34 @@ def audit_command(as_json: bool) -> None:
 
     project = find_project(Path.cwd())
     lanes = lanes_of(project.ini.get(LANES))
-    found = audit(lanes, project.root)
+    result = audit(lanes, project.root)
     if as_json:
-        print_json({"lanes": lanes, "audit": found})
+        print_json({"lanes": lanes, "audit": result})
     else:
-        _print(lanes, found)
-    if found.orphans:
+        _print_lanes(lanes, result)
+        _print_orphans(result)
+    if result.orphans:
         raise SystemExit(1)
 
 
-def _print(lanes: tuple[Lane, ...], found: Audit) -> None:
-    gpus = {lane.name: "no GPU" if lane.gpus == "0" else lane.gpus for lane in lanes}
-    print_table(
-        [(name, gpus[name], f"{found.lanes[name]} of {found.tests}") for name in gpus],
-        ("lane", "GPUs", "tests that run"),
-    )
-    if not found.orphans:
+def _print_lanes(lanes: tuple[Lane, ...], result: Audit) -> None:
+    rows = [
+        (
+            lane.name,
+            "no GPU" if lane.gpus == "0" else lane.gpus,
+            f"{result.lanes[lane.name]} of {result.tests}",
+        )
+        for lane in lanes
+    ]
+    print_table(rows, ("lane", "GPUs", "tests that run"))
+
+
+def _print_orphans(result: Audit) -> None:
+    if not result.orphans:
         click.echo("Every test runs in at least one lane.")
         return
-    click.echo(f"\n{len(found.orphans)} of {found.tests} tests run in no lane:")
-    for orphan in found.orphans:
+    click.echo(f"\n{len(result.orphans)} of {result.tests} tests run in no lane:")
+    for orphan in result.orphans:
         click.echo(encodable(f"  {orphan.test}"))
         for name, reason in orphan.reasons.items():
             click.echo(encodable(f"    {name}: {reason}"))

@@ -1,4 +1,4 @@
-"""A pytest plugin for `llmperf audit` alone: writes down which collected tests would run, and why the others would not."""
+"""A pytest plugin for `llmperf audit`: which tests would run, and why others would not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _deselected: dict[str, str] = {}
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """By -m, -k, --llmperf-only or any other plugin."""
+    """Note what -m, -k, --llmperf-only or any other plugin deselected."""
     _deselected.update({item.nodeid: "deselected" for item in items})
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Everything is known now: what is left runs, unless a mark skips it or its declaration cannot be used."""
+    """Write the report: what was not deselected runs, unless it is skipped or cannot be used."""
     tests = _deselected | {item.nodeid: _why_not(item) for item in session.items}
     Path(os.environ[REPORT]).write_text(json.dumps(tests), encoding="utf-8")
 

@@ -1,4 +1,7 @@
-"""Which tests no lane ever runs: each lane is collected, as if on its own machine, and what it would run is put together."""
+"""Which tests no lane ever runs.
+
+Each lane is collected as if on its own machine, and what it would run is put together.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -21,12 +25,17 @@ from pytest_llmperf.plugin.gpu_tests import LANES
 
 NOT_COLLECTED = "not collected"
 _LANE = re.compile(r"([\w.-]+)\s*:\s*(?:\[([^\]]*)\]\s*)?(.*)")
+_COLLECT = ("-m", "pytest", "--collect-only", "-q", "-p", "pytest_llmperf.commands.audit_collector")
 _FINE = (0, 5)  # pytest's exit codes for a collection, and for an empty one
 _TIMEOUT_S = 600
+_TAIL_LINES = 10
 
 
 class Lane(Struct, frozen=True, kw_only=True):
-    """A set of arguments that tests are run with, and the GPUs of the machine that it runs on ("2x141GB:NVIDIA H200:9.0")."""
+    """Arguments that tests are run with, and the GPUs of the machine that they run on.
+
+    GPUs are written as "2x141GB:NVIDIA H200:9.0".
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -41,7 +50,10 @@ class Orphan(Struct, frozen=True, kw_only=True):
 
 
 class Audit(Struct, frozen=True, kw_only=True):
-    """What the lanes run: the number of tests of each, of all tests that any of them or the project itself has, the rest."""
+    """How many tests each lane runs, of how many that any lane or the project has.
+
+    `orphans` are those that none runs.
+    """
 
     lanes: dict[str, int]
     tests: int
@@ -53,17 +65,11 @@ def lanes_of(value: object) -> tuple[Lane, ...]:
 
     Raises UsageError for none, or for one that cannot be read.
     """
-    lines = (
-        value.splitlines()
-        if isinstance(value, str)
-        else list(value)
-        if isinstance(value, list | tuple)
-        else []
-    )
-    lanes = tuple(_lane(str(line).strip()) for line in lines if str(line).strip())
+    lanes = tuple(map(_lane, _lines(value)))
     if not lanes:
         raise UsageError(
-            f"no lane is configured. Name them in the ini file, one a line, for example:\n{LANES} =\n"
+            "no lane is configured. Name them in the ini file, one a line, for example:\n"
+            f"{LANES} =\n"
             "    laptop: -m 'not nightly'\n    nightly: [2x141GB:NVIDIA H200:9.0] --llmperf-gpus=2",
         )
     names = [lane.name for lane in lanes]
@@ -71,6 +77,16 @@ def lanes_of(value: object) -> tuple[Lane, ...]:
     if twice:
         raise UsageError(f"{LANES}: lane {twice[0]!r} is there twice. Give each a name of its own.")
     return lanes
+
+
+def _lines(value: object) -> list[str]:
+    """The lines of a list of the ini file, as text or as a list, without empty ones."""
+    lines: Sequence[object] = ()
+    if isinstance(value, str):
+        lines = value.splitlines()
+    elif isinstance(value, list | tuple):
+        lines = value
+    return [str(line).strip() for line in lines if str(line).strip()]
 
 
 def audit(lanes: Sequence[Lane], root: Path) -> Audit:
@@ -84,23 +100,22 @@ def audit(lanes: Sequence[Lane], root: Path) -> Audit:
 
 
 def compared(collected: Mapping[str, Mapping[str, str]], everything: Mapping[str, str]) -> Audit:
-    """What no lane runs, from what each says of each test: "" for one that it runs, else why it does not. Pure."""
-    tests = list(
-        dict.fromkeys([*everything, *(test for lane in collected.values() for test in lane)])
-    )
-    reasons = {
-        test: {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
-        for test in tests
-    }
-    return Audit(
-        lanes={
-            name: sum(reason == "" for reason in lane.values()) for name, lane in collected.items()
-        },
-        tests=len(tests),
-        orphans=tuple(
-            Orphan(test=test, reasons=why) for test, why in reasons.items() if all(why.values())
-        ),
-    )
+    """What no lane runs. Pure.
+
+    Each lane says of each test why it does not run it, "" where it does.
+    """
+    tests = dict.fromkeys(chain(everything, *collected.values()))
+    counts = {name: list(lane.values()).count("") for name, lane in collected.items()}
+    orphans = tuple(_orphans(tests, collected))
+    return Audit(lanes=counts, tests=len(tests), orphans=orphans)
+
+
+def _orphans(tests: Iterable[str], collected: Mapping[str, Mapping[str, str]]) -> Iterator[Orphan]:
+    """The tests that each lane has a reason not to run."""
+    for test in tests:
+        reasons = {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
+        if all(reasons.values()):
+            yield Orphan(test=test, reasons=reasons)
 
 
 def collect(lane: Lane, root: Path) -> dict[str, str]:
@@ -110,41 +125,44 @@ def collect(lane: Lane, root: Path) -> dict[str, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.json"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--collect-only",
-            "-q",
-            "-p",
-            "pytest_llmperf.commands.audit_collector",
-        ]
-        environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-        # pytest, with the arguments of the project's own ini file.
-        done = subprocess.run(  # noqa: S603
-            [*command, *lane.arguments],
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode not in _FINE:
-            said = "\n".join([*done.stdout.splitlines()[-10:], *done.stderr.splitlines()[-10:]])
+        finished = _run_collection(lane, root, report)
+        if finished.returncode not in _FINE:
             raise UsageError(
-                f"lane {lane.name!r} cannot be collected (exit code {done.returncode}):\n{said}"
+                f"lane {lane.name!r} cannot be collected (exit code {finished.returncode}):\n"
+                f"{_tails(finished)}"
             )
         return msgspec.json.decode(report.read_bytes(), type=dict[str, str])
+
+
+def _run_collection(lane: Lane, root: Path, report: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    # pytest, with the arguments of the project's own ini file.
+    return subprocess.run(  # noqa: S603
+        [sys.executable, *_COLLECT, *lane.arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _tails(finished: subprocess.CompletedProcess[str]) -> str:
+    """The last lines of both outputs."""
+    return "\n".join(
+        [*finished.stdout.splitlines()[-_TAIL_LINES:], *finished.stderr.splitlines()[-_TAIL_LINES:]]
+    )
 
 
 def _lane(line: str) -> Lane:
     match = _LANE.fullmatch(line)
     if match is None:
         raise UsageError(
-            f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', for example 'nightly: [2x141GB] --llmperf-gpus=2'."
+            f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', "
+            "for example 'nightly: [2x141GB] --llmperf-gpus=2'."
         )
     name, gpus, arguments = match.groups()
     simulated(gpus or "0")

@@ -10,7 +10,7 @@ import click
 from pytest_llmperf.commands.shared import encodable, example, json_option, print_json
 
 if TYPE_CHECKING:
-    from pytest_llmperf.commands.bisecting import Found, Step
+    from pytest_llmperf.commands.bisecting import Bisection, Search, Step
 
 EXIT_RANGE = 3
 EXIT_NOT_WORSE = 4
@@ -57,11 +57,11 @@ def bisect_command(
     Exit code 0 if a commit is named, 3 if only a range can be, 4 if BAD is not worse than GOOD, 1
     if it cannot be measured.
     """
-    from pytest_llmperf.commands.bisecting import Asked, bisect  # noqa: PLC0415
+    from pytest_llmperf.commands.bisecting import Search, bisect  # noqa: PLC0415
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     ((name, share),) = parse_limits(f"{metric}:{limit}", "llmperf bisect").items()
-    asked = Asked(
+    search = Search(
         metric=name,
         limit=share,
         good=good,
@@ -70,62 +70,60 @@ def bisect_command(
         first_parent=first_parent,
         build=build,
     )
-    found = bisect(
-        asked, Path.cwd(), lambda step: None if as_json else click.echo(encodable(_step_line(step)))
-    )
+    result = bisect(search, Path.cwd(), _ignore if as_json else _print_step)
     if as_json:
-        print_json({"metric": name, "good": good, "bad": bad, "found": found})
+        print_json({"metric": name, "good": good, "bad": bad, "found": result})
     else:
-        click.echo(encodable(_conclusion(found, name, good, bad)))
-    raise SystemExit(_exit_code(found))
+        click.echo(encodable(_conclusion(result, search)))
+    raise SystemExit(_exit_code(result))
 
 
-def _exit_code(found: Found) -> int:
-    if found.first_bad is not None:
+def _ignore(step: Step) -> None:
+    """Print nothing: the document has every step."""
+
+
+def _print_step(step: Step) -> None:
+    word = "skipped" if step.word == "skip" else step.word
+    click.echo(encodable(f"{step.commit[:10]} {word}: {_evidence(step)}  {step.subject}"))
+
+
+def _exit_code(result: Bisection) -> int:
+    if result.first_bad is not None:
         return 0
-    return EXIT_RANGE if found.suspects else EXIT_NOT_WORSE
-
-
-def _step_line(step: Step) -> str:
-    words = {"skip": "skipped"}
-    return (
-        f"{step.commit[:10]} {words.get(step.word, step.word)}: {_evidence(step)}  {step.subject}"
-    )
+    return EXIT_RANGE if result.suspects else EXIT_NOT_WORSE
 
 
 def _evidence(step: Step) -> str:
-    from pytest_llmperf.core.format import format_number, format_value  # noqa: PLC0415
+    from pytest_llmperf.core.format import format_value  # noqa: PLC0415
+    from pytest_llmperf.report.changes import interval_text  # noqa: PLC0415
 
     if step.ratio is None:
         return step.reason or step.outcome
-    bounded = step.low is not None and step.high is not None
-    interval = (
-        f" [{format_number(step.low or 0.0)}, {format_number(step.high or 0.0)}]" if bounded else ""
-    )
-    evidence = "" if step.evidence is None else f", E = {step.evidence:.3g}"
-    return (
-        f"{step.outcome}, {format_value(step.ratio, 'x')}{interval}, {step.pairs} pairs{evidence}"
-    )
+    ratio = f"{format_value(step.ratio, 'x')} {interval_text(step.low, step.high)}".rstrip()
+    parts = [step.outcome, ratio, f"{step.pairs} pairs"]
+    if step.evidence is not None:
+        parts.append(f"E = {step.evidence:.3g}")
+    return ", ".join(parts)
 
 
-def _conclusion(found: Found, metric: str, good: str, bad: str) -> str:
-    if found.first_bad is not None:
-        first = found.first_bad
+def _conclusion(result: Bisection, search: Search) -> str:
+    first = result.first_bad
+    if first is not None:
         return (
-            f"{first.commit} is the first commit that made {metric} worse than {good}'s: {first.subject}\n"
+            f"{first.commit} is the first commit that made {search.metric} worse "
+            f"than {search.good}'s: {first.subject}\n"
             f"{first.test}: {_evidence(first)}"
         )
-    if not found.suspects:
-        last = found.steps[-1]
-        return f"{bad} is not seen to be worse than {good} ({_evidence(last)}): there is nothing to look for."
-    skipped = {step.commit: step for step in found.steps if step.word == "skip"}
-    lines = [
-        f"  {commit}  {_evidence(skipped[commit]) if commit in skipped else 'bad'}"
-        for commit in found.suspects
-    ]
-    return "\n".join(
-        [
-            f"The first commit that made {metric} worse is one of these, which could not be told apart:",
-            *lines,
-        ]
-    )
+    if not result.suspects:
+        return (
+            f"{search.bad} is not seen to be worse than {search.good} "
+            f"({_evidence(result.steps[-1])}): there is nothing to look for."
+        )
+    head = f"The first commit that made {search.metric} worse is one of these"
+    return "\n".join([f"{head}, which could not be told apart:", *_suspect_lines(result)])
+
+
+def _suspect_lines(result: Bisection) -> list[str]:
+    """The commits that could be the first bad one, each with why it was skipped, or bad."""
+    skipped = {step.commit: _evidence(step) for step in result.steps if step.word == "skip"}
+    return [f"  {commit}  {skipped.get(commit, 'bad')}" for commit in result.suspects]

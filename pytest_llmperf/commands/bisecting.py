@@ -1,4 +1,7 @@
-"""The first commit that made a metric worse: git's own bisection in a work tree, each commit measured against GOOD (rule B)."""
+"""The first commit that made a metric worse, by git's own bisection.
+
+It walks in a work tree of its own, and each commit is measured against GOOD (rule B).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
 from pytest_llmperf.against.base import build
 from pytest_llmperf.against.trees import OTHERS, Trees, base_environment, drop_steering
 from pytest_llmperf.against.worktree import Worktree
+from pytest_llmperf.core.change import Change, stored_change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.json_lines import BadLine, read
@@ -29,9 +33,10 @@ _TAIL_LINES = 5
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One commit against GOOD: what git was told of it, and the evidence (of its worst test) or why there is none.
+    """One commit against GOOD: what git learns of it, and the evidence or why there is none.
 
-    `ratio` with its 99 % interval is commit / GOOD, `evidence` E of the verdict, `worse` the share it is worse by.
+    The evidence is that of its worst test: `ratio` with its 99 % interval is commit / GOOD,
+    `evidence` E of the verdict, `worse` the share it is worse by.
     """
 
     commit: str
@@ -48,8 +53,8 @@ class Step(Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Found(Struct, frozen=True, kw_only=True):
-    """What came of it.
+class Bisection(Struct, frozen=True, kw_only=True):
+    """How a search ended.
 
     `first_bad` is None where `suspects` could not be told apart, or nothing is worse (`suspects`
     empty).
@@ -60,8 +65,8 @@ class Found(Struct, frozen=True, kw_only=True):
     suspects: tuple[str, ...] = ()
 
 
-class Asked(Struct, frozen=True, kw_only=True):
-    """What to look for: a metric that is worse by more than `limit`, in what these pytest arguments run."""
+class Search(Struct, frozen=True, kw_only=True):
+    """What to look for: a metric of what these pytest arguments run, worse by more than `limit`."""
 
     metric: str
     limit: float
@@ -72,78 +77,119 @@ class Asked(Struct, frozen=True, kw_only=True):
     build: str = ""
 
 
-def bisect(asked: Asked, here: Path, show: Callable[[Step], None]) -> Found:
-    """Walk the commits between GOOD and BAD.
+def bisect(search: Search, folder: Path, show: Callable[[Step], None]) -> Bisection:
+    """Walk the commits between GOOD and BAD of the repository that `folder` is in.
 
-    The user's checkout is not touched; `show` is told each step.
+    The user's checkout is not touched; `show` is called with each step.
 
     Raises:
         UsageError: no repository, no such commits, GOOD is no ancestor of BAD, or GOOD or BAD
             cannot be built or measured.
     """
-    top, good, bad = _commits(asked, here)
-    with ExitStack() as stack:
-        base, walk = (_opened(stack, top, commit) for commit in (good, bad))
-        if asked.build:
-            build(asked.build, base.path)
-        walker = _Walker(asked, top, here, base.path, walk.path)
+    top, good, bad = _commits(search, folder)
+    with _worktree(top, good) as base, _worktree(top, bad) as tree:
+        if search.build:
+            build(search.build, base)
+        walker = _Walker(search, top, folder, base, tree)
         first = walker.measure()
         show(first)
-        if first.word != "bad":
-            if first.outcome not in ("PASS", "UNDECIDED"):
-                raise UsageError(
-                    f"BAD ({asked.bad}) cannot be measured against GOOD ({asked.good}): {first.reason}"
-                )
-            return Found(steps=(first,))
-        return _walk(walker, first, good, show)
+        if first.word == "bad":
+            return _walk(walker, first, good, show)
+    _require_measured(search, first)
+    return Bisection(steps=(first,))
 
 
-def _walk(walker: _Walker, first: Step, good: str, show: Callable[[Step], None]) -> Found:
+def _require_measured(search: Search, first: Step) -> None:
+    if first.outcome not in ("PASS", "UNDECIDED"):
+        raise UsageError(
+            f"BAD ({search.bad}) cannot be measured against GOOD ({search.good}): {first.reason}"
+        )
+
+
+@contextmanager
+def _worktree(top: Path, commit: str) -> Iterator[Path]:
+    """The files of a commit in a folder of their own."""
+    worktree = Worktree(top, commit)
+    try:
+        yield worktree.path
+    finally:
+        worktree.close()
+
+
+def _walk(walker: _Walker, first: Step, good: str, show: Callable[[Step], None]) -> Bisection:
+    """Let git choose commits until it names the first bad one, or those that could be it."""
     steps = {first.commit: first}
     walker.narrow(first)
-    flags = ["--first-parent"] if walker.asked.first_parent else []
-    said = git(walker.tree, "bisect", "start", *flags, first.commit, good)
-    while (end := _end(said)) is None:
+    output = walker.start(first.commit, good)
+    while (end := _end(output)) is None:
         step = walker.measure()
         steps[step.commit] = step
         show(step)
-        done = run_git(walker.tree, "bisect", step.word)
-        said = done.stdout
-        if done.returncode != 0 and _end(said) is None:
-            raise UsageError(f"git bisect {step.word}: {done.stderr.strip() or said.strip()}")
-    found, suspects = end
-    return Found(
-        steps=tuple(steps.values()), first_bad=steps[found] if found else None, suspects=suspects
+        output = walker.tell_git(step)
+    commit, suspects = end
+    return Bisection(
+        steps=tuple(steps.values()),
+        first_bad=steps[commit] if commit else None,
+        suspects=suspects,
     )
 
 
-def _end(said: str) -> tuple[str | None, tuple[str, ...]] | None:
+def _end(output: str) -> tuple[str | None, tuple[str, ...]] | None:
     """How git's bisection ended: the first bad commit, or those that could be it.
 
     None while it goes on.
     """
-    named = _FIRST_BAD.search(said)
-    if named:
-        return named[1], (named[1],)
-    if "only 'skip'ped commits left" in said:
-        return None, tuple(_HEX.findall(said))
+    match = _FIRST_BAD.search(output)
+    if match:
+        return match[1], (match[1],)
+    if "only 'skip'ped commits left" in output:
+        return None, tuple(_HEX.findall(output))
     return None
+
+
+class _Measured(NamedTuple):
+    """The metric of one test at a commit: its change since GOOD, and the stored summary."""
+
+    change: Change
+    summary: dict[str, Any]
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """The worst of several tests speaks for a commit: a failed one, else an undecided one."""
+        order = ("PASS", "NOT COMPARABLE", "UNDECIDED", "FAIL")
+        return order.index(self.change.outcome), float(self.summary.get("worse") or 0.0)
 
 
 class _Walker:
     """Measures whatever commit its work tree has checked out against GOOD's."""
 
-    def __init__(self, asked: Asked, top: Path, here: Path, base: Path, tree: Path) -> None:
-        self.asked = asked
+    def __init__(self, search: Search, top: Path, folder: Path, base: Path, tree: Path) -> None:
+        self.search = search
         self.tree = tree
         self._top = top
         self._base = base
-        self._inside = here.resolve().relative_to(top)
-        self._limit = asked.limit
+        self._inside = folder.resolve().relative_to(top)
+        self._limit = search.limit
         self._tests: frozenset[str] = frozenset()
 
+    def start(self, bad: str, good: str) -> str:
+        """Start git's bisection, which checks out the next commit, and return what git says."""
+        flags = ["--first-parent"] if self.search.first_parent else []
+        return git(self.tree, "bisect", "start", *flags, bad, good)
+
+    def tell_git(self, step: Step) -> str:
+        """Tell git whether the commit is good, and return what it says.
+
+        Its exit code is not 0 where only skipped commits are left, too.
+        """
+        finished = run_git(self.tree, "bisect", step.word)
+        if finished.returncode != 0 and _end(finished.stdout) is None:
+            message = finished.stderr.strip() or finished.stdout.strip()
+            raise UsageError(f"git bisect {step.word}: {message}")
+        return finished.stdout
+
     def narrow(self, bad: Step) -> None:
-        """Look for half of BAD's change in BAD's worst test: a commit has the change, or it has not."""
+        """Look for half of BAD's change in BAD's worst test: a commit has the change, or not."""
         self._limit = max(self._limit, (bad.worse or 0.0) / 2)
         self._tests = frozenset([bad.test])
 
@@ -154,70 +200,71 @@ class _Walker:
         """
         commit, subject = git(self.tree, "log", "-1", "--format=%H%n%s").partition("\n")[::2]
         git(self.tree, "clean", "-ffdxq")
-        reason = self._built()
-        records, said = ([], reason) if reason else self._ran()
-        compared = [(record, each) for record in records for each in self._compared(record)]
-        if not compared:
-            return Step(
-                commit=commit,
-                subject=subject,
-                word="skip",
-                outcome="NOT RUN",
-                reason=said or "no test measured it",
-            )
-        record, worst = max(compared, key=lambda pair: _rank(pair[1]))
-        return _step(commit, subject, record, worst)
+        measured, reason = self._measure()
+        if measured:
+            return _step(commit, subject, max(measured, key=lambda metric: metric.rank))
+        return Step(commit=commit, subject=subject, word="skip", outcome="NOT RUN", reason=reason)
 
-    def _built(self) -> str:
-        if not self.asked.build:
+    def _measure(self) -> tuple[list[_Measured], str]:
+        """The metric of each test that has it, and why there may be none."""
+        reason = self._build()
+        if reason:
+            return [], reason
+        records, reason = self._run()
+        return [metric for record in records for metric in self._metric_of(record)], reason
+
+    def _build(self) -> str:
+        """Why the commit cannot be built, "" where it can."""
+        if not self.search.build:
             return ""
         try:
-            build(self.asked.build, self.tree)
+            build(self.search.build, self.tree)
         except UsageError as error:
             return str(error)
         return ""
 
-    def _compared(self, record: Record) -> list[dict[str, Any]]:
+    def _metric_of(self, record: Record) -> Iterator[_Measured]:
+        """What was measured of the metric in one of the tests, if it was."""
+        name = self.search.metric
         metrics = record.extra.get("against", {}).get("metrics", {})
-        wanted = self.asked.metric in metrics and (not self._tests or record.test in self._tests)
-        return [metrics[self.asked.metric]] if wanted else []
+        if name in metrics and (not self._tests or record.test in self._tests):
+            yield _Measured(stored_change(record, name, metrics[name]), metrics[name])
 
-    def _ran(self) -> tuple[list[Record], str]:
-        """The records of one pytest session, and the end of what it said."""
+    def _run(self) -> tuple[list[Record], str]:
+        """The records of one pytest session, and how it ended."""
         with tempfile.TemporaryDirectory(prefix="llmperf-bisect-") as folder:
             file = Path(folder) / "records.jsonl"
-            done = subprocess.run(  # noqa: S603 - our own interpreter, the user's own arguments
-                self._command(file),
-                cwd=self.tree / self._inside,
-                env=self._environment(),
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
-            found = (
-                [each for each in read(file) if not isinstance(each, BadLine)]
-                if file.is_file()
-                else []
-            )
-        tail = " / ".join(
-            line.strip() for line in done.stdout.splitlines()[-_TAIL_LINES:] if line.strip()
+            finished = self._run_pytest(file)
+            records = _newest(file)
+        tail = filter(None, map(str.strip, finished.stdout.splitlines()[-_TAIL_LINES:]))
+        return records, f"pytest ended with exit code {finished.returncode}: {' / '.join(tail)}"
+
+    def _run_pytest(self, file: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - our own interpreter, the user's own arguments
+            self._command(file),
+            cwd=self.tree / self._inside,
+            env=self._environment(),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
-        return list(
-            {record.id: record for record in found}.values()
-        ), f"pytest ended with exit code {done.returncode}: {tail}"
 
     def _command(self, file: Path) -> list[str]:
-        against = self._base / _root_inside(self._top / self._inside, self._top)
+        base = self._base / _root_inside(self._top / self._inside, self._top)
         return [
-            *(sys.executable, "-P", "-m", "pytest", *self.asked.pytest_args),
-            *(
-                f"--llmperf-against={against}",
-                f"--llmperf-against-limits={self.asked.metric}:{self._limit!r}",
-            ),
-            *("--llmperf-store=none", "--llmperf-gate=off", f"--llmperf-json={file}"),
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            *self.search.pytest_args,
+            f"--llmperf-against={base}",
+            f"--llmperf-against-limits={self.search.metric}:{self._limit!r}",
+            "--llmperf-store=none",
+            "--llmperf-gate=off",
+            f"--llmperf-json={file}",
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -225,6 +272,14 @@ class _Walker:
         drop_steering(environ)
         trees = Trees(head=self._top, base=self.tree)
         return environ | base_environment(trees, environ, self.tree) | {OTHERS: str(self._top)}
+
+
+def _newest(file: Path) -> list[Record]:
+    """The newest line of each record of a file that may not be there."""
+    if not file.is_file():
+        return []
+    records = [line for line in read(file) if not isinstance(line, BadLine)]
+    return list({record.id: record for record in records}.values())
 
 
 def _root_inside(folder: Path, top: Path) -> Path:
@@ -235,55 +290,44 @@ def _root_inside(folder: Path, top: Path) -> Path:
     return root.relative_to(top) if root.is_relative_to(top) else Path()
 
 
-def _step(commit: str, subject: str, record: Record, metric: dict[str, Any]) -> Step:
-    decision = metric.get("decision") or {}
+def _step(commit: str, subject: str, measured: _Measured) -> Step:
+    change, summary = measured
+    decision = summary.get("decision") or {}
     words: dict[str, Word] = {"FAIL": "bad", "PASS": "good"}
-    outcome = str(metric["outcome"])
-    ratio, low, high = metric.get("ratio") or (None, None, None)
     return Step(
         commit=commit,
         subject=subject,
-        word=words.get(outcome, "skip"),
-        outcome=outcome,
-        test=record.test,
-        ratio=ratio,
-        low=low,
-        high=high,
-        pairs=len(metric.get("pairs", ())),
-        evidence=decision.get("e_not_worse" if outcome == "PASS" else "e_worse"),
-        worse=decision.get("worse", metric.get("worse")),
-        reason=str(metric.get("reason", "")),
+        word=words.get(change.outcome, "skip"),
+        outcome=change.outcome,
+        test=change.test,
+        ratio=change.ratio,
+        low=change.low,
+        high=change.high,
+        pairs=change.n_after,
+        evidence=decision.get("e_not_worse" if change.outcome == "PASS" else "e_worse"),
+        worse=decision.get("worse", summary.get("worse")),
+        reason=change.reason,
     )
 
 
-def _rank(metric: dict[str, Any]) -> tuple[int, float]:
-    """The worst of several tests speaks for a commit: one that failed, else one that did not decide."""
-    order = ("PASS", "NOT COMPARABLE", "UNDECIDED", "FAIL")
-    return order.index(metric["outcome"]), float(metric.get("worse") or 0.0)
-
-
-def _commits(asked: Asked, here: Path) -> tuple[Path, str, str]:
-    top = top_level(here)
+def _commits(search: Search, folder: Path) -> tuple[Path, str, str]:
+    """The root of the repository, and the commits of GOOD and BAD."""
+    top = top_level(folder)
     if top is None:
-        raise UsageError(f"{here} is in no git work tree: there are no commits to walk.")
-    good, bad = (_commit(top, name) for name in (asked.good, asked.bad))
+        raise UsageError(f"{folder} is in no git work tree: there are no commits to walk.")
+    good, bad = (_commit(top, name) for name in (search.good, search.bad))
     if good == bad or run_git(top, "merge-base", "--is-ancestor", good, bad).returncode != 0:
         raise UsageError(
-            f"GOOD ({asked.good}) is not an earlier commit than BAD ({asked.bad}), or not on its way: none is between.",
+            f"GOOD ({search.good}) is not an earlier commit than BAD ({search.bad}), "
+            "or not on its way: none is between."
         )
     return top.resolve(), good, bad
 
 
 def _commit(top: Path, name: str) -> str:
-    found = commit_of(top, name)
-    if found is None:
+    commit = commit_of(top, name)
+    if commit is None:
         raise UsageError(
             f"{name!r} is no commit of {top}. Name two that git knows: a tag, a branch, a hash."
         )
-    return found
-
-
-def _opened(stack: ExitStack, top: Path, commit: str) -> Worktree:
-    made = Worktree(top, commit)
-    stack.callback(made.close)
-    return made
+    return commit

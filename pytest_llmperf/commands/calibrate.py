@@ -13,7 +13,8 @@ from pytest_llmperf.commands.shared import encodable, example, json_option, prin
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.commands.calibrating import Found, Session
+    from pytest_llmperf.commands.calibrating import Floor, Session
+    from pytest_llmperf.core.verdicts.noise import Noise
 
 _HEADER = (
     "test",
@@ -99,60 +100,60 @@ def calibrate_command(
     project = find_project(Path.cwd())
     limits = _limits(gate if gate is not None else str(project.ini.get("llmperf_gate", "on")))
     with tempfile.TemporaryDirectory(prefix="llmperf-calibrate-") as folder:
-        selected = list(pytest_args)
+        arguments = list(pytest_args)
         if model is not None:
-            selected = [
-                str(test_file(Path(folder), model, strategy, engine, workload)),
-                f"--rootdir={project.root}",
-            ]
-        budgeted = (
-            [] if budget is None else [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
-        )
-        made = _measured(Path.cwd(), [*selected, *budgeted], sessions, pairs)
-    found = examine(made, limits)
-    path = None if dry_run else _write(project.root, found, any_test=model is not None)
+            file = test_file(Path(folder), model, strategy, engine, workload)
+            arguments = [str(file), f"--rootdir={project.root}"]
+        if budget is not None:
+            arguments += [f"--llmperf-budget={budget}", "--llmperf-precision=0.001"]
+        measured = _measured(Path.cwd(), arguments, sessions, pairs)
+    floors = examine(measured, limits)
+    path = None if dry_run else _write(project.root, floors, any_test=model is not None)
+    _report(floors, limits, path, as_json=as_json)
+
+
+def _report(
+    floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None, *, as_json: bool
+) -> None:
     if as_json:
-        print_json(
-            {"found": [_plain(each) for each in found], "file": None if path is None else str(path)}
-        )
+        file_name = None if path is None else str(path)
+        print_json({"found": list(map(_document, floors)), "file": file_name})
     else:
-        _print(found, limits, path)
+        _print(floors, limits, path)
 
 
-def _print(found: Sequence[Found], limits: Mapping[str, float], path: Path | None) -> None:
-    print_table([_cells(each) for each in found], _HEADER)
-    for line in _remarks(found, limits):
+def _print(floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None) -> None:
+    print_table(list(map(_cells, floors)), _HEADER)
+    for line in _remarks(floors, limits):
         click.echo(encodable(line))
     if path is not None:
-        click.echo(
-            f"{len(found)} floor{'' if len(found) == 1 else 's'} written to {path}: review and commit it."
-        )
+        n = f"{len(floors)} floor{'' if len(floors) == 1 else 's'}"
+        click.echo(f"{n} written to {path}: review and commit it.")
 
 
-def _plain(each: Found) -> dict[str, Any]:
+def _document(floor: Floor) -> dict[str, Any]:
     from msgspec import to_builtins  # noqa: PLC0415
 
-    record = each.record
+    record = floor.record
     names = {
         "test": record.test,
         "workload": record.workload_text,
         "strategy": record.strategy,
-        "metric": each.metric,
+        "metric": floor.metric,
     }
-    return {**names, **to_builtins(each.noise)}
+    return {**names, **to_builtins(floor.noise)}
 
 
 def _measured(root: Path, arguments: Sequence[str], n_sessions: int, n_pairs: int) -> list[Session]:
     from pytest_llmperf.commands.calibrating import enough, run_session  # noqa: PLC0415
 
-    made: list[Session] = []
-    while not enough(made, n_sessions, n_pairs):
-        made.append(run_session(root, arguments))
-        click.echo(
-            f"session {len(made)} of {n_sessions}: {sum(map(len, made[-1].values()))} runs",
-            err=True,
-        )
-    return made
+    sessions: list[Session] = []
+    while not enough(sessions, n_sessions, n_pairs):
+        session = run_session(root, arguments)
+        sessions.append(session)
+        n_runs = sum(map(len, session.values()))
+        click.echo(f"session {len(sessions)} of {n_sessions}: {n_runs} runs", err=True)
+    return sessions
 
 
 def _limits(text: str) -> Mapping[str, float]:
@@ -161,43 +162,53 @@ def _limits(text: str) -> Mapping[str, float]:
     return parse_gate(text) or DEFAULT_LIMITS
 
 
-def _cells(each: Found) -> tuple[str, ...]:
+def _cells(floor: Floor) -> tuple[str, ...]:
     from pytest_llmperf.core.format import format_percent, format_value  # noqa: PLC0415
 
-    noise, record = each.noise, each.record
-    unit = next(metric.unit for metric in record.metrics if metric.name == each.metric)
-    known = noise.autocorrelation is not None
+    noise, record = floor.noise, floor.record
+    unit = next(metric.unit for metric in record.metrics if metric.name == floor.metric)
+    limit = format_percent(noise.floor, 2)
     return (
         record.test,
         record.workload_text,
         record.strategy,
-        each.metric,
+        floor.metric,
         str(noise.sessions),
         f"{format_value(noise.low, unit)} to {format_value(noise.high, unit)}",
         format_percent(noise.spread, 2),
-        f"{noise.false_alarms:.2%} (< {noise.at_most:.2%}) at {format_percent(noise.floor, 2)}",
-        f"{noise.autocorrelation:+.2f} of {noise.pairs} pairs"
-        if known
-        else f"{noise.pairs} pairs are too few",
+        f"{noise.false_alarms:.2%} (< {noise.at_most:.2%}) at {limit}",
+        _autocorrelation(noise),
         format_percent(noise.proposed, 2),
     )
 
 
-def _remarks(found: Sequence[Found], limits: Mapping[str, float]) -> list[str]:
+def _autocorrelation(noise: Noise) -> str:
+    if noise.autocorrelation is None:
+        return f"{noise.pairs} pairs are too few"
+    return f"{noise.autocorrelation:+.2f} of {noise.pairs} pairs"
+
+
+def _remarks(floors: Sequence[Floor], limits: Mapping[str, float]) -> list[str]:
+    """A line for each limit that unchanged sessions exceed."""
     from pytest_llmperf.core.format import format_percent  # noqa: PLC0415
 
-    below = [each for each in found if limits[each.metric] < each.noise.proposed]
-    return [
-        f"{each.metric} of {each.record.strategy}: the limit of {format_percent(limits[each.metric], 2)} is below what sessions "
-        f"differ by without a change ({format_percent(each.noise.proposed, 2)}); a loss of that size stays undecided"
-        for each in below
-    ]
+    lines = []
+    for floor in floors:
+        limit, proposed = limits[floor.metric], floor.noise.proposed
+        if limit < proposed:
+            lines.append(
+                f"{floor.metric} of {floor.record.strategy}: the limit of "
+                f"{format_percent(limit, 2)} is below what sessions differ by without a change "
+                f"({format_percent(proposed, 2)}); a loss of that size stays undecided"
+            )
+    return lines
 
 
-def _write(root: Path, found: Sequence[Found], *, any_test: bool) -> Path:
+def _write(root: Path, floors: Sequence[Floor], *, any_test: bool) -> Path:
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from pytest_llmperf.gate.calibration import write_calibrations  # noqa: PLC0415
 
     today = datetime.now(UTC).date()
-    return write_calibrations(root, [each.calibrated(today, any_test=any_test) for each in found])
+    calibrated = [floor.calibrated(today, any_test=any_test) for floor in floors]
+    return write_calibrations(root, calibrated)

@@ -1,4 +1,7 @@
-"""Fresh sessions of unchanged tests, for `llmperf calibrate`: each a pytest process of its own, recorded nowhere but here."""
+"""Fresh sessions of unchanged tests, for `llmperf calibrate`.
+
+Each is a pytest process of its own, recorded nowhere but here.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import ast
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,17 @@ from pytest_llmperf.settings.limits import COUNTED
 
 _HOW = "Write Decode(batch=1, prompt_tokens=128, new_tokens=128) or Prefill(…)."
 MEASURED = frozenset({"PASS", "RECORDED", "UNDECIDED", "FAIL"})
+_PYTEST = (
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--llmperf-only",
+    "--llmperf-gate=off",
+    "--llmperf-store=none",
+)
+_TAIL_LINES = 5
 _TEST = """import pytest
 from pytest_llmperf import Decode, Prefill, PromptSet
 
@@ -36,7 +51,7 @@ Key = tuple[str, str, str, str]
 Session = dict[Key, list[Record]]
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Floor(Struct, frozen=True, kw_only=True):
     """The noise of one metric of one measurement, and what it was measured on."""
 
     record: Record
@@ -44,30 +59,33 @@ class Found(Struct, frozen=True, kw_only=True):
     noise: Noise
 
     def calibrated(self, today: date, *, any_test: bool) -> Calibrated:
-        """As the project's file keeps it."""
-        facts = self.record.environment.facts
+        """The floor as the project's file keeps it."""
+        record, noise = self.record, self.noise
+        correlation = noise.autocorrelation
         return Calibrated(
             metric=self.metric,
-            test="" if any_test else self.record.test,
-            model=self.record.model,
-            strategy=self.record.strategy,
-            workload=self.record.workload_text,
-            device=next(iter(device_names(self.record.environment)), "unknown"),
-            floor=self.noise.proposed,
-            spread=float(f"{self.noise.spread:.3g}"),
-            false_alarms=self.noise.false_alarms,
-            autocorrelation=None
-            if self.noise.autocorrelation is None
-            else round(self.noise.autocorrelation, 3),
-            sessions=self.noise.sessions,
-            pairs=self.noise.pairs,
+            test="" if any_test else record.test,
+            model=record.model,
+            strategy=record.strategy,
+            workload=record.workload_text,
+            device=next(iter(device_names(record.environment)), "unknown"),
+            floor=noise.proposed,
+            spread=float(f"{noise.spread:.3g}"),
+            false_alarms=noise.false_alarms,
+            autocorrelation=None if correlation is None else round(correlation, 3),
+            sessions=noise.sessions,
+            pairs=noise.pairs,
             date=today,
-            versions={
-                name.removeprefix("version_"): str(value)
-                for name, value in facts.items()
-                if name.startswith("version_")
-            },
+            versions=_versions(record),
         )
+
+
+def _versions(record: Record) -> dict[str, str]:
+    return {
+        name.removeprefix("version_"): str(value)
+        for name, value in record.environment.facts.items()
+        if name.startswith("version_")
+    }
 
 
 def test_file(folder: Path, model: str, strategy: str, engine: str, workload: str) -> Path:
@@ -92,48 +110,43 @@ def run_session(root: Path, arguments: Sequence[str]) -> Session:
 
     """
     with tempfile.TemporaryDirectory(prefix="llmperf-calibrate-") as folder:
-        lines = Path(folder) / "session.jsonl"
-        ours = [
-            "--llmperf-only",
-            "--llmperf-gate=off",
-            "--llmperf-store=none",
-            f"--llmperf-json={lines}",
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *ours,
-            *arguments,
-        ]
+        file = Path(folder) / "session.jsonl"
+        command = [sys.executable, *_PYTEST, f"--llmperf-json={file}", *arguments]
         # The user's own tests.
-        done = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
-        found = _records(lines)
-    if not found:
-        tail = "\n  ".join(
-            (done.stdout + done.stderr).decode("utf-8", "replace").strip().splitlines()[-5:]
-        )
-        raise InvalidRun(
-            f"a session recorded no valid run (pytest's exit code {done.returncode}):\n  {tail}"
-        )
-    return found
+        finished = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
+        session = _session(file)
+    if not session:
+        raise InvalidRun(_nothing_recorded(finished))
+    return session
+
+
+def _nothing_recorded(finished: subprocess.CompletedProcess[bytes]) -> str:
+    output = (finished.stdout + finished.stderr).decode("utf-8", "replace").strip()
+    tail = "\n  ".join(output.splitlines()[-_TAIL_LINES:])
+    exit_code = f"pytest's exit code {finished.returncode}"
+    return f"a session recorded no valid run ({exit_code}):\n  {tail}"
 
 
 def enough(sessions: Sequence[Session], n_sessions: int, n_pairs: int) -> bool:
-    """Whether there are as many sessions and pairs of repetitions of each measurement as were asked for; never past twice."""
+    """Whether each measurement has so many sessions and pairs of repetitions.
+
+    Twice the sessions are enough in any case.
+    """
     if len(sessions) < n_sessions:
         return False
+    return len(sessions) >= 2 * n_sessions or _fewest_pairs(sessions) >= n_pairs
+
+
+def _fewest_pairs(sessions: Sequence[Session]) -> int:
+    """The pairs of repetitions of the measurement that has the fewest."""
     pairs = [
         sum(len(_repetitions(session.get(key, ()))) // 2 for session in sessions)
         for key in sessions[0]
     ]
-    return min(pairs, default=0) >= n_pairs or len(sessions) >= 2 * n_sessions
+    return min(pairs, default=0)
 
 
-def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Found]:
+def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Floor]:
     """The noise of each limited metric of each measurement that every session made.
 
     Raises:
@@ -144,66 +157,76 @@ def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Fo
     common = [key for key in sessions[0] if all(key in session for session in sessions)]
     if not common:
         raise UsageError(
-            "no measurement is common to all sessions: calibrate tests that always measure the same."
+            "no measurement is common to all sessions: "
+            "calibrate tests that always measure the same."
         )
-    return [
-        found for key in common for found in _noise([session[key] for session in sessions], limits)
-    ]
+    floors: list[Floor] = []
+    for key in common:
+        runs = [session[key] for session in sessions]
+        _require_one_environment(runs)
+        floors += _floors(runs, limits)
+    return floors
 
 
-def _noise(runs: Sequence[Sequence[Record]], limits: Mapping[str, float]) -> Iterable[Found]:
+def _require_one_environment(runs: Sequence[Sequence[Record]]) -> None:
     first = runs[0][0]
-    for record in (record for session in runs for record in session):
-        if changed := differences(first.environment, record.environment):
+    for record in chain.from_iterable(runs):
+        changed = differences(first.environment, record.environment)
+        if changed:
+            name, before, after = changed[0]
             raise InvalidRun(
-                f"the sessions are not comparable: {changed[0][0]} was {changed[0][1]!r}, then {changed[0][2]!r}."
+                f"the sessions are not comparable: {name} was {before!r}, then {after!r}."
             )
-    for metric in first.metrics:
-        if metric.name not in limits or metric.name in COUNTED:
+
+
+def _floors(runs: Sequence[Sequence[Record]], limits: Mapping[str, float]) -> Iterator[Floor]:
+    """The floor of each limited metric that every session has a value of."""
+    repetitions = list(map(_repetitions, runs))
+    for metric in runs[0][0].metrics:
+        limit = limits.get(metric.name)
+        values = [value for run in runs if (value := _value(run, metric.name)) is not None]
+        if limit is None or metric.name in COUNTED or len(values) < len(runs):
             continue
-        values = [_value(session, metric.name) for session in runs]
-        if all(value is not None for value in values):
-            repeated = [_repetitions(session) for session in runs]
-            known = [value for value in values if value is not None]
-            direction: Any = metric.direction
-            seen = noise(known, repeated, direction=direction, floor=limits[metric.name])
-            yield Found(record=runs[-1][-1], metric=metric.name, noise=seen)
+        direction: Any = metric.direction
+        spread = noise(values, repetitions, direction=direction, floor=limit)
+        yield Floor(record=runs[-1][-1], metric=metric.name, noise=spread)
 
 
-def _value(session: Sequence[Record], name: str) -> float | None:
+def _value(run: Sequence[Record], name: str) -> float | None:
     values = [
-        metric.value for record in session for metric in record.metrics if metric.name == name
+        metric.value
+        for record in run
+        for metric in record.metrics
+        if metric.name == name and metric.value is not None
     ]
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    return median(values) if values else None
 
 
-def _repetitions(session: Sequence[Record]) -> tuple[float, ...]:
+def _repetitions(run: Sequence[Record]) -> tuple[float, ...]:
     """In order of time: rates where there are, else times."""
-    names = ("throughput", "prefill_throughput", "latency", "time")
-    return next(
-        (record.samples[name] for record in session for name in names if record.samples.get(name)),
-        (),
-    )
+    for record in run:
+        for name in ("throughput", "prefill_throughput", "latency", "time"):
+            if record.samples.get(name):
+                return record.samples[name]
+    return ()
 
 
-def _records(lines: Path) -> Session:
+def _session(file: Path) -> Session:
+    """The newest valid records of a session's file, by measurement."""
     from pytest_llmperf.report.json_lines import read  # noqa: PLC0415
 
-    newest = (
-        {line.id: line for line in read(lines) if isinstance(line, Record)}
-        if lines.is_file()
-        else {}
-    )
-    found: Session = {}
-    for record in newest.values():
-        if record.outcome in MEASURED and any(
-            metric.value is not None for metric in record.metrics
-        ):
-            found.setdefault(
-                (record.test, record.label, record.workload_key, record.strategy), []
-            ).append(record)
-    return found
+    lines = read(file) if file.is_file() else ()
+    newest = {line.id: line for line in lines if isinstance(line, Record)}
+    session: Session = {}
+    for record in filter(_is_valid, newest.values()):
+        key = (record.test, record.label, record.workload_key, record.strategy)
+        session.setdefault(key, []).append(record)
+    return session
+
+
+def _is_valid(record: Record) -> bool:
+    has_values = any(metric.value is not None for metric in record.metrics)
+    return record.outcome in MEASURED and has_values
 
 
 def _require_workload(text: str) -> None:

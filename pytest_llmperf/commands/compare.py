@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ from pytest_llmperf.commands.shared import (
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import Record
-    from pytest_llmperf.gate.contrast import Row
 
 BASE = "base"
 EXIT_COMPARED_NOTHING = 6
@@ -66,66 +66,70 @@ def compare_command(
 
     Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
     """
-    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
     limits = parse_limits(",".join(metric), "--metric")
-    newer = _records(after, store)
-    rows = (
-        side_by_side(newer, limits)
-        if before == BASE
-        else contrast(_records(before, store), newer, limits)
-    )
+    changes = _changes(before, _records(after, store), store, limits)
     if as_json:
-        print_json({"before": before, "after": after, "rows": rows})
-    elif rows:
-        print_table([_cells(row) for row in rows], _HEADER)
-        for row in rows:
-            if row.reason:
-                click.echo(encodable(f"{row.outcome} {row.test} {row.metric}: {row.reason}"))
+        print_json({"before": before, "after": after, "rows": changes})
+    elif changes:
+        _print(changes)
+    elif before == BASE:
+        click.echo(f"Nothing in {after!r} was measured side by side.")
     else:
-        click.echo(
-            f"Nothing in {after!r} was measured side by side."
-            if before == BASE
-            else "Neither side holds a run."
-        )
-    raise SystemExit(_exit_code(rows))
+        click.echo("Neither side holds a run.")
+    raise SystemExit(_exit_code(changes))
 
 
-def _exit_code(rows: Sequence[Row]) -> int:
-    if any(row.outcome == "FAIL" for row in rows):
+def _changes(
+    before: str, newer: Sequence[Record], store: str | None, limits: Mapping[str, float]
+) -> list[Change]:
+    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
+
+    if before == BASE:
+        return side_by_side(newer, limits)
+    return contrast(_records(before, store), newer, limits)
+
+
+def _exit_code(changes: Sequence[Change]) -> int:
+    outcomes = {change.outcome for change in changes}
+    if "FAIL" in outcomes:
         return 1
-    return 0 if any(row.outcome != "NOT COMPARABLE" for row in rows) else EXIT_COMPARED_NOTHING
+    return 0 if outcomes - {"NOT COMPARABLE"} else EXIT_COMPARED_NOTHING
+
+
+# Records
 
 
 def _records(selector: str, store: str | None) -> list[Record]:
     """The records that a selector names, oldest first. Raises UsageError where it names none."""
     if os.path.isfile(selector):  # noqa: PTH113  pathlib raises for a name that is too long
-        return _of_file(Path(selector))
+        return _file_records(Path(selector))
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
-            f"{selector!r} is no file, and too short for an id: at least {_MIN_PREFIX} letters are needed."
+            f"{selector!r} is no file, and too short for an id: "
+            f"at least {_MIN_PREFIX} letters are needed."
         )
     with open_history(store) as opened:
-        found = opened.find(selector) or opened.find_commit(_commit(selector))
-        shown = opened.shown
-    if not found:
+        records = opened.find(selector) or opened.find_commit(_commit(selector))
+        store_name = opened.shown
+    if not records:
         raise UsageError(
-            f"{selector!r} is no file, and in {shown} no record, session, series or commit begins with it. "
-            "'llmperf history --json' shows their ids.",
+            f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
+            "begins with it. 'llmperf history --json' shows their ids."
         )
-    return found
+    return records
 
 
-def _of_file(path: Path) -> list[Record]:
+def _file_records(path: Path) -> list[Record]:
     from pytest_llmperf.report.json_lines import BadLine, read  # noqa: PLC0415
 
     newest: dict[str, Record] = {}
-    for each in read(path):
-        if isinstance(each, BadLine):
-            click.echo(f"note: {each}", err=True)
+    for line in read(path):
+        if isinstance(line, BadLine):
+            click.echo(f"note: {line}", err=True)
         else:
-            newest[each.id] = each
+            newest[line.id] = line
     return list(newest.values())
 
 
@@ -139,18 +143,19 @@ def _commit(selector: str) -> str:
     return commit_of(Path.cwd(), selector) or selector
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    from pytest_llmperf.core.format import MISSING, format_number, format_value  # noqa: PLC0415
+# Text
 
-    values = (
-        MISSING if value is None else format_value(value, row.unit)
-        for value in (row.before, row.after)
-    )
-    ratio = MISSING if row.ratio is None else format_value(row.ratio, "x")
-    interval = (
-        ""
-        if row.low is None or row.high is None
-        else f"[{format_number(row.low)}, {format_number(row.high)}]"
-    )
-    test = f"{row.test} ({row.label})" if row.label else row.test
-    return (test, row.strategy, row.metric, *values, ratio, interval, row.how, row.outcome)
+
+def _print(changes: Sequence[Change]) -> None:
+    print_table(list(map(_cells, changes)), _HEADER)
+    for change in changes:
+        if change.reason:
+            subject = f"{change.outcome} {change.test} {change.metric}"
+            click.echo(encodable(f"{subject}: {change.reason}"))
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    from pytest_llmperf.report.changes import labelled_test, number_cells  # noqa: PLC0415
+
+    names = (labelled_test(change), change.strategy, change.metric)
+    return (*names, *number_cells(change), change.how, change.outcome)

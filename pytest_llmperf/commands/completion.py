@@ -1,4 +1,4 @@
-"""`llmperf --completion SHELL`: what a shell needs to complete the command, its options and their choices."""
+"""`llmperf --completion SHELL`: what a shell needs to complete commands, options and choices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def _print_script(ctx: click.Context, _parameter: click.Parameter, shell: str | 
 
     if shell is None or ctx.resilient_parsing:
         return
-    found = get_completion_class(shell)
-    assert found is not None  # noqa: S101 - click has the three of SHELLS
-    click.echo(found(ctx.command, {}, "llmperf", _VARIABLE).source())
+    completion = get_completion_class(shell)
+    assert completion is not None  # noqa: S101 - click has the three of SHELLS
+    click.echo(completion(ctx.command, {}, "llmperf", _VARIABLE).source())
     ctx.exit()
 
 

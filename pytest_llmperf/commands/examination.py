@@ -1,10 +1,11 @@
-"""What this machine can and cannot do, and why. Looking and judging are apart: `examine` is pure."""
+"""What this machine can and cannot do, and why. Looking is apart from judging, which is pure."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ _EXTRAS = {
 } | {
     "lora": ("peft", "peft"),
 }
-"""By strategy part: the distribution that the transformers engine needs for it, and our extra that has it."""
+"""Strategy part -> the distribution that the transformers engine needs for it, and our extra."""
 _ASIDE = ("flash-attn", "psycopg", "pytest-xdist", *(library for library, _ in _EXTRAS.values()))
 
 
@@ -54,7 +55,7 @@ class DriverGpu(Struct, frozen=True, kw_only=True):
 
 
 class Machine(Struct, frozen=True, kw_only=True):
-    """What was seen. `packages` are installed versions by distribution name, None: not installed."""
+    """What was seen. `packages` are installed versions by distribution, None: not installed."""
 
     host: dict[str, str | int | float | bool | None]
     engines: tuple[EngineRow, ...]
@@ -102,7 +103,8 @@ def device_works(machine: Machine, device: str) -> bool:
 def _devices(machine: Machine) -> list[Check]:
     host = machine.host
     memory = int(host["memory_limit_bytes"] or 0) / 1e9
-    cpu = f"{host['cpu_model'] or 'unknown model'}, {_cores(host['cpu_cores_limit'])} cores, {memory:.1f} GB"
+    model = host["cpu_model"] or "unknown model"
+    cpu = f"{model}, {_cores(host['cpu_cores_limit'])} cores, {memory:.1f} GB"
     return [
         Check(area="device", name="cpu", status="ok", detail=cpu),
         *_gpu_checks(machine),
@@ -112,22 +114,26 @@ def _devices(machine: Machine) -> list[Check]:
 
 def _gpu_checks(machine: Machine) -> list[Check]:
     if not machine.gpus:
-        detail = f"no NVIDIA GPU seen: {machine.no_gpu}"
-        affects = "--llmperf-device=cuda is an error, tests that need a GPU are skipped, 'auto' means the CPU; no 'flash'"
-        return [Check(area="device", name="cuda", status="missing", detail=detail, affects=affects)]
+        return [
+            Check(
+                area="device",
+                name="cuda",
+                status="missing",
+                detail=f"no NVIDIA GPU seen: {machine.no_gpu}",
+                affects="--llmperf-device=cuda is an error, tests that need a GPU are skipped, "
+                "'auto' means the CPU; no 'flash'",
+            )
+        ]
     if _torch_is_cpu_build(machine):
-        detail = (
-            f"{len(machine.gpus)} GPU seen, but torch {machine.packages['torch']} is a CPU build"
-        )
-        remedy = "install a CUDA build of torch (https://pytorch.org/get-started/locally)"
+        torch = machine.packages["torch"]
         return [
             Check(
                 area="device",
                 name="cuda",
                 status="broken",
-                detail=detail,
+                detail=f"{len(machine.gpus)} GPU seen, but torch {torch} is a CPU build",
                 affects="--llmperf-device=cuda",
-                remedy=remedy,
+                remedy="install a CUDA build of torch (https://pytorch.org/get-started/locally)",
             )
         ]
     return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
@@ -143,74 +149,80 @@ def _gpu(index: int, gpu: DriverGpu) -> Check:
 
 
 def _energy(machine: Machine) -> Check:
-    if machine.cpu_energy:
-        affects = "energy per token on the CPU is NotMeasurable"
-        return Check(
-            area="device",
-            name="cpu energy",
-            status="limited",
-            detail=machine.cpu_energy,
-            affects=affects,
-        )
-    return Check(area="device", name="cpu energy", status="ok", detail="RAPL counter readable")
+    if not machine.cpu_energy:
+        return Check(area="device", name="cpu energy", status="ok", detail="RAPL counter readable")
+    return Check(
+        area="device",
+        name="cpu energy",
+        status="limited",
+        detail=machine.cpu_energy,
+        affects="energy per token on the CPU is NotMeasurable",
+    )
 
 
 def _engine(row: EngineRow, machine: Machine) -> Check:
-    found = {name: machine.packages.get(name) for name in map(_name, row.requires)}
-    detail = (
-        ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
-        or "needs nothing"
-    )
+    names = list(map(_name, row.requires))
+    detail = ", ".join(_installed(name, machine) for name in names) or "needs nothing"
     unmet = [text for text in row.requires if not _met(Requirement(text), machine)]
     if not unmet:
         return Check(area="engine", name=row.name, status="ok", detail=detail)
-    status: Status = "missing" if None in found.values() else "broken"
-    remedy = (
-        f"pip install 'pytest-llmperf[{row.extra}]'"
-        if row.extra
-        else f"pip install {' '.join(map(repr, unmet))}"
-    )
-    needs = f"{detail}; needs {', '.join(unmet)}"
+    is_missing = any(machine.packages.get(name) is None for name in names)
     return Check(
         area="engine",
         name=row.name,
-        status=status,
-        detail=needs,
+        status="missing" if is_missing else "broken",
+        detail=f"{detail}; needs {', '.join(unmet)}",
         affects="tests with this engine",
-        remedy=remedy,
+        remedy=_installation(row, unmet),
     )
+
+
+def _installed(name: str, machine: Machine) -> str:
+    return f"{name} {machine.packages.get(name) or 'not installed'}"
+
+
+def _installation(row: EngineRow, unmet: Sequence[str]) -> str:
+    if row.extra:
+        return f"pip install 'pytest-llmperf[{row.extra}]'"
+    return f"pip install {' '.join(map(repr, unmet))}"
 
 
 def _strategy(name: str, machine: Machine) -> Check:
     detail = STRATEGIES[name].summary
-    if name == "compile" and machine.cxx is None:
-        where = "on a CPU" if machine.gpus else "here"
-        affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
-        return _limited(
-            name, detail, affects, "install g++ (Debian: apt-get install g++), or set CXX"
+    affects, remedy = _missing_tool(name, machine) or _missing_library(name, machine)
+    if affects:
+        return Check(
+            area="strategy",
+            name=name,
+            status="missing",
+            detail=detail,
+            affects=affects,
+            remedy=remedy,
         )
-    if name == "flash" and not machine.gpus:
-        return _limited(
-            name, detail, "'flash' will not work here: it needs a CUDA device", "use 'sdpa'"
-        )
-    if name == "flash" and machine.packages.get("flash-attn") is None:
-        return _limited(
-            name,
-            detail,
-            "'flash' will not work here: flash-attn is not installed",
-            "pip install flash-attn",
-        )
-    library, extra = _EXTRAS.get(name, ("", ""))
-    if library and machine.packages.get(library) is None:
-        affects = f"will not work on the engine 'transformers': {library} is not installed"
-        return _limited(name, detail, affects, f"pip install 'pytest-llmperf[{extra}]'")
     return Check(area="strategy", name=name, status="ok", detail=detail)
 
 
-def _limited(name: str, detail: str, affects: str, remedy: str) -> Check:
-    return Check(
-        area="strategy", name=name, status="missing", detail=detail, affects=affects, remedy=remedy
-    )
+def _missing_tool(name: str, machine: Machine) -> tuple[str, str] | None:
+    """What 'compile' or 'flash' lacks here and what to do; None where they lack nothing."""
+    if name == "compile" and machine.cxx is None:
+        where = "on a CPU" if machine.gpus else "here"
+        affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
+        return affects, "install g++ (Debian: apt-get install g++), or set CXX"
+    if name == "flash" and not machine.gpus:
+        return "'flash' will not work here: it needs a CUDA device", "use 'sdpa'"
+    if name == "flash" and machine.packages.get("flash-attn") is None:
+        affects = "'flash' will not work here: flash-attn is not installed"
+        return affects, "pip install flash-attn"
+    return None
+
+
+def _missing_library(name: str, machine: Machine) -> tuple[str, str]:
+    """Which library a strategy part lacks and what to do; both "" where it lacks none."""
+    library, extra = _EXTRAS.get(name, ("", ""))
+    if library and machine.packages.get(library) is None:
+        affects = f"will not work on the engine 'transformers': {library} is not installed"
+        return affects, f"pip install 'pytest-llmperf[{extra}]'"
+    return "", ""
 
 
 def _model(name: str, machine: Machine) -> Check:
@@ -259,7 +271,7 @@ def _broken_engines(machine: Machine) -> list[Check]:
 
 
 def _engines() -> tuple[tuple[EngineRow, ...], dict[str, str]]:
-    """Built-in engines and those of other packages; and why the rest of the latter cannot be had."""
+    """Built-in engines and those of other packages; and why some of the latter do not load."""
     rows, broken = list(ENGINES.values()), {}
     for entry in metadata.entry_points(group="pytest_llmperf.engines"):
         try:

@@ -6,7 +6,7 @@ The formats are a table: one row each.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,12 @@ from pytest_llmperf.commands.shared import (
     example,
     open_history,
     project_root,
+    require_known,
     require_metric,
     store_option,
 )
 from pytest_llmperf.core.format import format_value
-from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
@@ -33,7 +34,7 @@ _SPANS_H = {"h": 1, "d": 24, "w": 24 * 7}
 
 
 class Chosen(Struct, frozen=True, kw_only=True):
-    """What a format is given: the open store, its records that were asked for, and that choice in words."""
+    """What a format shows: records of the open store, and in words which these are."""
 
     store: Store
     records: tuple[Record, ...]
@@ -113,8 +114,8 @@ FORMATS = (
 
 
 def _format_options(command: Callable[..., None]) -> Callable[..., None]:
-    for each in reversed(FORMATS):
-        command = click.option(f"--{each.name}", is_flag=True, help=each.summary)(command)
+    for row in reversed(FORMATS):
+        command = click.option(f"--{row.name}", is_flag=True, help=row.summary)(command)
     return command
 
 
@@ -165,58 +166,66 @@ def report_command(
     Shown are the runs of each series' newest session, and the history of these series.
     """
     chosen_format = _format(formats)
+    names = ", ".join(tests)
+    filters = _filters(tests=names, since=since, session=session, model=model, strategy=strategy)
     with open_history(store) as opened:
         require_metric(opened, metric)
-        records = _records(opened, tests, _time(since), session)
-        kept = tuple(
-            r for r in records if (model or "") in r.model and strategy in (None, r.strategy)
-        )
-        scope = _scope(
-            kept, tests=tests, since=since, session=session, model=model, strategy=strategy
-        )
-        text = chosen_format.text(Chosen(store=opened, records=kept, scope=scope, metric=metric))
-    _write(text, out or Path(chosen_format.file), len(kept))
+        records = _matching(_records(opened, tests, _time(since), session), model, strategy)
+        scope = "; ".join([_extent(records), *filters])
+        text = chosen_format.text(Chosen(store=opened, records=records, scope=scope, metric=metric))
+    _write(text, out or Path(chosen_format.file), len(records))
 
 
-def _format(asked: Mapping[str, bool]) -> Format:
-    chosen = [each for each in FORMATS if asked[each.name]] or [FORMATS[0]]
+def _format(flags: Mapping[str, bool]) -> Format:
+    chosen = [row for row in FORMATS if flags[row.name]] or [FORMATS[0]]
     if len(chosen) > 1:
-        raise UsageError(
-            f"{' and '.join(f'--{each.name}' for each in chosen)} cannot both be made at once: take one."
-        )
+        names = " and ".join(f"--{row.name}" for row in chosen)
+        raise UsageError(f"{names} cannot both be made at once: take one.")
     return chosen[0]
 
 
+# Which records
+
+
 def _records(
-    store: Store, tests: tuple[str, ...], since: str | None, session: str | None
+    store: Store, parts: tuple[str, ...], since: str | None, session: str | None
 ) -> list[Record]:
+    """The records of tests that have one of the parts in their name; all without parts."""
     from pytest_llmperf.plugin.files.content import newest_of_each  # noqa: PLC0415
 
+    def matches(test: str) -> bool:
+        return not parts or any(part in test for part in parts)
+
     if session is not None:
-        found = _of_session(store, session)
-        return [each for each in found if not tests or any(test in each.test for test in tests)]
-    series = store.series()
-    for wanted in tests:
-        if not any(wanted in each.test for each in series):
-            near = did_you_mean(wanted, {each.test for each in series})
-            raise UsageError(f"no test in {store.shown} has {wanted!r} in its name.{near}")
-    return newest_of_each(
-        store, (s for s in series if not tests or any(test in s.test for test in tests)), since
+        return [record for record in _session_records(store, session) if matches(record.test)]
+    require_known(parts, store)
+    return newest_of_each(store, (row for row in store.series() if matches(row.test)), since)
+
+
+def _matching(
+    records: Sequence[Record], model: str | None, strategy: str | None
+) -> tuple[Record, ...]:
+    """The records of models with this in their name, and of this strategy."""
+    return tuple(
+        record
+        for record in records
+        if (model or "") in record.model and strategy in (None, record.strategy)
     )
 
 
-def _of_session(store: Store, start: str) -> list[Record]:
+def _session_records(store: Store, start: str) -> list[Record]:
     if start == "last":
         newest = next(iter(store.records(limit=1)), None)
         start = newest.session_id if newest is not None else ""
         if not start:
             return []
-    found = [record for record in store.find(start) if record.session_id.startswith(start)]
-    if not found:
+    records = [record for record in store.find(start) if record.session_id.startswith(start)]
+    if not records:
         raise UsageError(
-            f"no session in {store.shown} begins with {start!r}. 'llmperf export' shows the ids of all records."
+            f"no session in {store.shown} begins with {start!r}. "
+            "'llmperf export' shows the ids of all records."
         )
-    return found
+    return records
 
 
 def _time(text: str | None) -> str | None:
@@ -224,33 +233,37 @@ def _time(text: str | None) -> str | None:
     if text is None:
         return None
     if text[-1:] in _SPANS_H and text[:-1].isdigit():
-        return (
-            datetime.now(UTC) - timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])
-        ).isoformat()
+        span = timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])
+        return (datetime.now(UTC) - span).isoformat()
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError as error:
         raise UsageError(
-            f"--since {text!r} is neither a time such as 2026-11-23 nor a span such as 12h, 7d or 2w."
+            f"--since {text!r} is neither a time such as 2026-11-23 "
+            "nor a span such as 12h, 7d or 2w."
         ) from error
 
 
-def _scope(kept: tuple[Record, ...], **asked: object) -> str:
-    """For example: `12 runs of 2 sessions, 2026-11-20 to 2026-11-23; since 7d`."""
-    filters = [
-        f"{name} {', '.join(value) if isinstance(value, tuple) else value}"
-        for name, value in asked.items()
-        if value
-    ]
-    if not kept:
-        return "; ".join(["no stored run", *filters])
-    sessions, days = (
-        {record.session_id for record in kept},
-        sorted(record.created[:10] for record in kept),
-    )
-    between = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
-    runs = f"{len(kept)} record{'' if len(kept) == 1 else 's'} of {len(sessions)} session{'' if len(sessions) == 1 else 's'}"
-    return "; ".join([f"{runs}, {between}", *filters])
+# In words
+
+
+def _filters(**values: str | None) -> list[str]:
+    """For example: `since 7d`."""
+    return [f"{name} {value}" for name, value in values.items() if value]
+
+
+def _extent(records: Sequence[Record]) -> str:
+    """For example: `12 records of 2 sessions, 2026-11-20 to 2026-11-23`."""
+    if not records:
+        return "no stored run"
+    n_sessions = len({record.session_id for record in records})
+    days = sorted({record.created[:10] for record in records})
+    between = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"{_count(len(records), 'record')} of {_count(n_sessions, 'session')}, {between}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _write(text: str, out: Path, n: int) -> None:
@@ -265,4 +278,4 @@ def _write(text: str, out: Path, n: int) -> None:
         raise UsageError(
             f"{out} cannot be written: {error}. Name another file with --out."
         ) from error
-    click.echo(f"{n} record{'' if n == 1 else 's'} in {out} ({format_value(len(encoded), 'B')})")
+    click.echo(f"{_count(n, 'record')} in {out} ({format_value(len(encoded), 'B')})")

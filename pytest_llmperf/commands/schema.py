@@ -18,25 +18,26 @@ from pytest_llmperf.errors import StoreError, UsageError
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
 )
 def schema_command(out: Path | None) -> None:
-    """The JSON Schema of a record: a line of --llmperf-json and of 'llmperf export', and what the store keeps.
+    """The JSON Schema of a record, as the store keeps it.
 
-    A file that holds another schema of the same version is not overwritten where that would break what was written by it.
+    It is a line of --llmperf-json and of 'llmperf export'. A file that holds another schema of the
+    same version is not overwritten where that would break what was written by it.
     """
     from pytest_llmperf.core.record_schema import record_schema  # noqa: PLC0415
 
-    made = record_schema()
+    schema = record_schema()
     if out is None:
-        click.echo(as_text(made))
+        click.echo(as_text(schema))
         return
-    _require_same_version(out, made)
+    _require_same_version(out, schema)
     try:
-        out.write_text(as_text(made) + "\n", encoding="utf-8")
+        out.write_text(as_text(schema) + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{out} cannot be written: {error}. Give another --out.") from error
-    click.echo(f"{made['$id']} written to {out}")
+    click.echo(f"{schema['$id']} written to {out}")
 
 
-def _require_same_version(out: Path, made: dict[str, Any]) -> None:
+def _require_same_version(out: Path, schema: dict[str, Any]) -> None:
     from msgspec import DecodeError, json  # noqa: PLC0415
 
     from pytest_llmperf.core.record_schema import broken  # noqa: PLC0415
@@ -45,13 +46,14 @@ def _require_same_version(out: Path, made: dict[str, Any]) -> None:
         return
     try:
         old = json.decode(out.read_bytes())
-        changed = broken(old, made)
+        changed = broken(old, schema)
     except (DecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{out} is no schema of a record. Give another --out, or remove it first."
         ) from error
-    if old.get("$id") == made["$id"] and changed:
+    if old.get("$id") == schema["$id"] and changed:
         raise UsageError(
-            f"{out} holds another schema of the same version: {'; '.join(changed)}. Raise SCHEMA_VERSION in core/record.py, and "
-            "add to UPGRADES in core/record_json.py what reads the older one.",
+            f"{out} holds another schema of the same version: {'; '.join(changed)}. "
+            "Raise SCHEMA_VERSION in core/record.py, and add to UPGRADES in core/record_json.py "
+            "what reads the older one."
         )

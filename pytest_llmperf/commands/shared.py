@@ -14,30 +14,14 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
-_COLOURS = {
-    **dict.fromkeys(("ok", "PASS"), "green"),
-    **dict.fromkeys(("broken", "FAIL", "ERROR"), "red"),
-    **dict.fromkeys(
-        (
-            "missing",
-            "limited",
-            "UNDECIDED",
-            "INVALID",
-            "NOT COMPARABLE",
-            "WAIVED",
-            "XFAIL",
-            "XPASS",
-        ),
-        "yellow",
-    ),
-}
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on standard output."
 )
 store_option = click.option(
     "--store",
     metavar="URL",
-    help="History store. Default: the project's `llmperf_store`, else sqlite:///.llmperf/history.db.",
+    help="History store. Default: the project's `llmperf_store`, "
+    "else sqlite:///.llmperf/history.db.",
 )
 
 
@@ -50,34 +34,48 @@ def open_history(url: str | None) -> Store:
     """The store of --store, or the project's. Raises StoreMissing where there is none yet."""
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
-    found, root = store_url(url)
-    return open_store(found, create=False, folder=root)
+    address, folder = store_url(url)
+    return open_store(address, create=False, folder=folder)
 
 
 def require_metric(store: Store, metric: str | None) -> None:
-    """Raises UsageError for a metric that the newest records do not have.
+    """Raise UsageError for a metric that the newest records do not have.
 
     An empty store has nothing to say.
     """
     known = store.metric_names() if metric is not None else ()
-    if metric is not None and known and metric not in known:
-        raise UsageError(
-            f"metric {metric!r} is not in the newest records.{did_you_mean(metric, known)} Metrics: {', '.join(known)}.",
-        )
+    if metric is None or not known or metric in known:
+        return
+    near = did_you_mean(metric, known)
+    raise UsageError(
+        f"metric {metric!r} is not in the newest records.{near} Metrics: {', '.join(known)}."
+    )
+
+
+def require_known(parts: Sequence[str], store: Store) -> None:
+    """Raise UsageError for a part that is in no test's name."""
+    tests = store.tests() if parts else ()
+    for part in parts:
+        if not any(part in test for test in tests):
+            near = did_you_mean(part, tests)
+            raise UsageError(f"no test in {store.shown} has {part!r} in its name.{near}")
 
 
 def store_url(url: str | None) -> tuple[str, Path]:
-    """The store, and the folder that relative paths are meant from: the working directory for an option, else the root."""
+    """The store, and the folder that its relative path starts from.
+
+    That is the working directory for an option, else the project's root.
+    """
     from pytest_llmperf.settings.options import DEFAULT_STORE  # noqa: PLC0415
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
-    here = Path.cwd()
     if url is not None:
-        return url, here
-    project = find_project(here)
+        return url, Path.cwd()
+    project = find_project(Path.cwd())
     if project.store == "none":
         raise UsageError(
-            f"the project at {project.root} keeps no history (llmperf_store = none). Name a store with --store URL."
+            f"the project at {project.root} keeps no history (llmperf_store = none). "
+            "Name a store with --store URL."
         )
     return project.store or DEFAULT_STORE, project.root
 
@@ -104,40 +102,18 @@ def now() -> str:
 
 
 def print_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """A table whose long cells fold on a terminal; elsewhere plain text, one line a row.
-
-    Nothing is cut in either.
-    """
-    from rich.console import Console  # noqa: PLC0415
-
+    """Print a table as plain text, one line a row, its columns aligned. Nothing is cut."""
     from pytest_llmperf.report.table import display_width, pad  # noqa: PLC0415
 
-    shown = [tuple(map(encodable, cells)) for cells in rows]
-    console = Console()
-    if console.is_terminal:
-        console.print(_rich_table(shown, header))
-        return
-    widths = [max(map(display_width, column)) for column in zip(header, *shown, strict=True)]
-    for cells in (header, *shown):
-        click.echo(
-            "  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        )
-
-
-def _rich_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> Any:
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    return table
+    lines = [tuple(map(encodable, cells)) for cells in (header, *rows)]
+    widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        padded = (pad(cell, width) for cell, width in zip(cells, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
 
 
 def encodable(text: str) -> str:
-    """The text in signs that standard output can show."""
+    """The text in characters that standard output can show."""
     from pytest_llmperf.report.table import showable  # noqa: PLC0415
 
     return showable(text, sys.stdout.encoding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,15 @@ from pytest_llmperf.commands.shared import (
     open_history,
     print_json,
     project_root,
+    require_known,
     store_option,
     store_url,
 )
-from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.store import Store
+    from pytest_llmperf.history.transfer import Imported
 
 EXIT_SKIPPED = 3
 """Exit code of an import that left lines out. Everything else of its files was imported."""
@@ -71,6 +72,10 @@ def export_command(
             sys.stdout.buffer.writelines(lines)
             return
         n = transfer.append_new(out, lines)
+    _report_added(out, n, as_json=as_json)
+
+
+def _report_added(out: Path, n: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(out), "added": n})
     else:
@@ -94,51 +99,48 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
     all others are imported.
     """
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
-    from pytest_llmperf.history.transfer import Imported, import_file  # noqa: PLC0415
 
     url, folder = store_url(store)
-    root = project_root()
     with open_store(url, folder=folder) as opened:
-        done: list[Imported] = []
-        for path in files:
-            done.append(import_file(opened, root, path))
-            for line in (*opened.notices, *map(str, done[-1].skipped)):
-                click.echo(encodable(line), err=True)
-            opened.notices.clear()
-        n = {
-            name: sum(getattr(each, name) for each in done)
-            for name in ("new", "known", "finished", "accepted")
-        }
-        if as_json:
-            print_json(
-                {
-                    "store": opened.shown,
-                    **n,
-                    "skipped": [line for each in done for line in each.skipped],
-                }
-            )
-        else:
-            click.echo(
-                f"{n['new']} records imported to {opened.shown}; {n['known']} were there already, {n['finished']} got their "
-                f"outcome, {n['accepted']} accepted changes added",
-            )
-    if any(each.skipped for each in done):
+        imported = [_import(opened, path) for path in files]
+        _report_imported(opened.shown, imported, as_json=as_json)
+    if any(file.skipped for file in imported):
         raise SystemExit(EXIT_SKIPPED)
 
 
-def _selected(
-    opened: Store, tests: tuple[str, ...], series: str | None, since: str | None
-) -> Iterator[Record]:
-    if not tests:
-        return opened.records(series=series, since=since, oldest_first=True)
-    known = opened.tests()
-    for wanted in tests:
-        if not any(wanted in test for test in known):
-            raise UsageError(
-                f"no test in {opened.shown} has {wanted!r} in its name.{did_you_mean(wanted, known)}"
-            )
-    chosen = [test for test in known if any(wanted in test for wanted in tests)]
-    found = chain.from_iterable(
-        opened.records(test=test, series=series, since=since) for test in chosen
+def _import(store: Store, path: Path) -> Imported:
+    """Import a file, and name on standard error what the store notes and which lines it skipped."""
+    from pytest_llmperf.history.transfer import import_file  # noqa: PLC0415
+
+    imported = import_file(store, project_root(), path)
+    for line in (*store.notices, *map(str, imported.skipped)):
+        click.echo(encodable(line), err=True)
+    store.notices.clear()
+    return imported
+
+
+def _report_imported(store_name: str, imported: Sequence[Imported], *, as_json: bool) -> None:
+    names = ("new", "known", "finished", "accepted")
+    counts = {name: sum(getattr(file, name) for file in imported) for name in names}
+    if as_json:
+        skipped = [line for file in imported for line in file.skipped]
+        print_json({"store": store_name, **counts, "skipped": skipped})
+        return
+    click.echo(
+        f"{counts['new']} records imported to {store_name}; {counts['known']} were there already, "
+        f"{counts['finished']} got their outcome, {counts['accepted']} accepted changes added"
     )
-    return iter(sorted(found, key=lambda record: record.created))
+
+
+def _selected(
+    store: Store, parts: tuple[str, ...], series: str | None, since: str | None
+) -> Iterator[Record]:
+    """The records of the tests that have one of the parts in their name, oldest first."""
+    if not parts:
+        return store.records(series=series, since=since, oldest_first=True)
+    tests = [test for test in store.tests() if any(part in test for part in parts)]
+    require_known(parts, store)
+    records = chain.from_iterable(
+        store.records(test=test, series=series, since=since) for test in tests
+    )
+    return iter(sorted(records, key=lambda record: record.created))

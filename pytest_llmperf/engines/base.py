@@ -29,8 +29,8 @@ class Capabilities:
         refusal: gives the reason why a plan cannot be loaded although each of its fields is
             honoured by itself (a device that a library lacks, parts that exclude each other), or
             None.
-        missing_library: gives the library that a plan needs and that this interpreter has not installed. It
-            is not asked where the engine runs with an interpreter of its own.
+        missing_library: gives the library that a plan needs and that this interpreter has not
+            installed. It is not asked where the engine runs with an interpreter of its own.
         devices: kinds of devices that the engine runs on.
         logits: the engine shows logits, so that it can be the reference of an agreement.
         max_ranks: most ranks of one model; None sets no limit.
@@ -38,7 +38,8 @@ class Capabilities:
             and it waits for nobody.
         serves: the engine takes traffic: its loaded models are `Serves`.
         has_address: another program can send its own requests to the engine.
-
+        fits_in_process: whether a plan can be loaded inside of pytest's own process: nothing heavy
+            is imported for it, no real time passes, and nothing of it can end the process.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Capabilities:
     occupies_device: bool = True
     serves: bool = False
     has_address: bool = False
+    fits_in_process: Callable[[LoadPlan], bool] = lambda _plan: False
 
 
 class LoadedModel(Protocol):

@@ -1,4 +1,7 @@
-"""Calibrated floors: how much sessions of one measurement differ without a change, with where that is known from."""
+"""Calibrated floors: how much sessions of a measurement differ without a change.
+
+Each says where it is known from.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,10 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.gate.waivers import is_test
 
 FILE = "llmperf-calibration.toml"
+_HEAD = (
+    "# Written by 'llmperf calibrate', to be reviewed and committed. "
+    "Floors are shares: 0.03 is 3 %.\n"
+)
 
 
 class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +81,10 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
     path = folder / FILE
     if not path.is_file():
         return ()
+    return tuple(_checked(path, n, entry) for n, entry in enumerate(_entries(path), start=1))
+
+
+def _entries(path: Path) -> list[Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -82,50 +93,53 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
         ) from error
     entries = content.pop("calibrated", [])
     if content or not isinstance(entries, list):
+        unknown = ", ".join(content) or "calibrated"
         raise UsageError(
-            f"{path}: {', '.join(content) or 'calibrated'} is not known there. 'llmperf calibrate' writes [[calibrated]].",
+            f"{path}: {unknown} is not known there. 'llmperf calibrate' writes [[calibrated]]."
         )
-    return tuple(_checked(path, n, entry) for n, entry in enumerate(entries, start=1))
+    return entries
 
 
-def write_calibrations(folder: Path, found: Sequence[Calibrated]) -> Path:
+def write_calibrations(folder: Path, floors: Sequence[Calibrated]) -> Path:
     """Add floors to the project's file.
 
     Each takes the place of an older one of the same measurement.
     """
-    kept = [old for old in read_calibrations(folder) if not any(old.same_as(new) for new in found)]
+    unchanged = [
+        old for old in read_calibrations(folder) if not any(old.same_as(new) for new in floors)
+    ]
     path = folder / FILE
-    head = "# Written by 'llmperf calibrate', to be reviewed and committed. Floors are shares: 0.03 is 3 %.\n"
-    path.write_text(head + "".join(map(_entry, (*kept, *found))), encoding="utf-8")
+    path.write_text(_HEAD + "".join(map(_entry, (*unchanged, *floors))), encoding="utf-8")
     return path
 
 
 def _checked(path: Path, n: int, entry: Any) -> Calibrated:
     where = f"{path}, entry {n}"
     try:
-        found = msgspec.convert(entry, type=Calibrated)
+        floor = msgspec.convert(entry, type=Calibrated)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{where}: {error}. A floor that does not say where it is known from is refused; 'llmperf calibrate' measures one.",
+            f"{where}: {error}. A floor that does not say where it is known from is refused; "
+            "'llmperf calibrate' measures one."
         ) from error
-    if found.sessions < MIN_SESSIONS or not found.versions:
+    if floor.sessions < MIN_SESSIONS or not floor.versions:
         raise UsageError(
-            f"{where}: {found.sessions} sessions, {len(found.versions)} versions; a floor needs {MIN_SESSIONS} sessions and "
-            "the versions it was measured with. 'llmperf calibrate' measures one.",
+            f"{where}: {floor.sessions} sessions, {len(floor.versions)} versions; a floor needs "
+            f"{MIN_SESSIONS} sessions and the versions it was measured with. "
+            "'llmperf calibrate' measures one."
         )
-    if not 0 < found.floor < 1:
+    if not 0 < floor.floor < 1:
         raise UsageError(
-            f"{where}: the floor is {found.floor!r}. A share between 0 and 1 is needed: 0.05 is 5 %."
+            f"{where}: the floor is {floor.floor!r}. "
+            "A share between 0 and 1 is needed: 0.05 is 5 %."
         )
-    return found
+    return floor
 
 
-def _entry(each: Calibrated) -> str:
-    fields = {name: getattr(each, name) for name in each.__struct_fields__}
+def _entry(floor: Calibrated) -> str:
+    fields = {name: getattr(floor, name) for name in floor.__struct_fields__}
     lines = [
-        f"{name} = {_value(value)}"
-        for name, value in fields.items()
-        if value is not None and value != ""
+        f"{name} = {_value(value)}" for name, value in fields.items() if value not in (None, "")
     ]
     return "\n".join(["", "[[calibrated]]", *lines, ""])
 

@@ -1,4 +1,4 @@
-"""What pytest collected: which llmperf tests there are, and which files were looked into as a whole.
+"""What pytest collected: the llmperf tests, and the files that were looked into as a whole.
 
 A test that was not collected is gone only if nobody asked for less than its whole file.
 """
@@ -15,27 +15,29 @@ import pytest
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """The llmperf tests (before any was deselected), the files collected in full, and those that are no longer there."""
+    """The llmperf tests (before any was deselected) and the files that were collected in full.
+
+    `paths` are the files and folders that pytest was asked for as a whole.
+    """
 
     root: Path
     tests: frozenset[str]
     files: frozenset[str]
-    asked: tuple[str, ...]
+    paths: tuple[str, ...]
 
     def knows(self, file: str) -> bool:
-        """Whether every test of the file was collected: it was asked for as a whole, or it does not exist any more."""
+        """Whether every test of the file was collected.
+
+        It was asked for as a whole, or it does not exist any more.
+        """
         if file in self.files:
             return True
         path = self.root / file
-        return bool(file) and not path.exists() and self.asked_for(path)
+        return bool(file) and not path.exists() and _is_below(path, self.paths)
 
     def sendable(self) -> dict[str, list[str]]:
-        """As pytest-xdist can carry it from a worker to its controller."""
-        return {"tests": sorted(self.tests), "files": sorted(self.files), "asked": list(self.asked)}
-
-    def asked_for(self, path: Path) -> bool:
-        """Whether a path is below one that pytest was asked for as a whole."""
-        return any(Path(folder) in (path, *path.parents) for folder in self.asked)
+        """The same as pytest-xdist can carry it from a worker to its controller."""
+        return {"tests": sorted(self.tests), "files": sorted(self.files), "paths": list(self.paths)}
 
 
 def received(root: Path, sent: Iterable[dict[str, Any]]) -> Collected:
@@ -45,7 +47,7 @@ def received(root: Path, sent: Iterable[dict[str, Any]]) -> Collected:
         root=root,
         tests=frozenset(test for part in parts for test in part["tests"]),
         files=frozenset(file for part in parts for file in part["files"]),
-        asked=tuple(dict.fromkeys(folder for part in parts for folder in part["asked"])),
+        paths=tuple(dict.fromkeys(path for part in parts for path in part["paths"])),
     )
 
 
@@ -59,38 +61,42 @@ class Collecting:
     _broken: set[str] = field(default_factory=set)
 
     def item(self, item: pytest.Item) -> None:
-        """An llmperf test was found."""
+        """Note an llmperf test."""
         self._tests.add(item.nodeid)
 
     def report(self, report: pytest.CollectReport) -> None:
-        """A file or a class was looked into.
+        """Note a file or a class that was looked into.
 
         Where that failed or was skipped, its tests are unknown.
         """
         (self._visited if report.passed else self._broken).add(report.nodeid)
 
     def done(self) -> Collected:
-        """All of it."""
-        here = self.config.invocation_params.dir
-        # --lf leaves tests out while it collects.
-        partial = getattr(self.config.option, "lf", False)
-        asked = (
-            []
-            if partial
-            else [str((here / arg).resolve()) for arg in self.config.args if "::" not in arg]
-        )
-        found = Collected(
-            root=self.config.rootpath.resolve(),
-            tests=frozenset(self._tests),
-            files=frozenset(),
-            asked=tuple(asked),
-        )
-        broken = {nodeid.partition("::")[0] for nodeid in self._broken}
-        whole = {
-            nodeid
-            for nodeid in self._visited - broken
-            if "::" not in nodeid and found.asked_for(found.root / nodeid)
-        }
+        """Everything that was collected."""
+        root = self.config.rootpath.resolve()
+        paths = self._paths()
         return Collected(
-            root=found.root, tests=found.tests, files=frozenset(whole), asked=found.asked
+            root=root,
+            tests=frozenset(self._tests),
+            files=frozenset(file for file in self._files() if _is_below(root / file, paths)),
+            paths=paths,
         )
+
+    def _paths(self) -> tuple[str, ...]:
+        """The files and folders of the command line that are not parts of a file."""
+        # --lf leaves tests out while it collects.
+        if getattr(self.config.option, "lf", False):
+            return ()
+        folder = self.config.invocation_params.dir
+        whole = (argument for argument in self.config.args if "::" not in argument)
+        return tuple(str((folder / argument).resolve()) for argument in whole)
+
+    def _files(self) -> set[str]:
+        """The files that were looked into without an error in them."""
+        broken = {nodeid.partition("::")[0] for nodeid in self._broken}
+        return {nodeid for nodeid in self._visited - broken if "::" not in nodeid}
+
+
+def _is_below(path: Path, folders: Iterable[str]) -> bool:
+    """Whether a path is one of these or inside of one."""
+    return any(Path(folder) in (path, *path.parents) for folder in folders)

@@ -1,30 +1,23 @@
-"""The gate: each run is held against the accepted sessions before it, in the test that made it (rule A)."""
+"""The gate: each run is held against the accepted sessions before it, by rule A."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts.against_history import (
-    Comparison,
-    compare,
-    compare_counted,
-    confirm,
-    p_limit,
-)
+from pytest_llmperf.core.verdicts.against_history import P_SINGLE, Comparison, p_limit
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.gate import words
-from pytest_llmperf.gate.accepted import held, unmeasured
+from pytest_llmperf.gate.accepted import accepted_sessions, unmeasured
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
+from pytest_llmperf.gate.gated import GatedMetric
+from pytest_llmperf.gate.since import judge
 from pytest_llmperf.gate.waivers import Waivers, read_waivers
-from pytest_llmperf.gate.words import Gated
 from pytest_llmperf.settings.limits import COUNTED, DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -78,40 +71,41 @@ class Gate:
         Raises:
             Regression: one of them failed, or is not comparable or undecided where the session
                 forbids that.
-            UsageError: a baseline holds values that nothing can be compared with.
+            UsageError: accepted sessions hold values that nothing can be compared with.
         """
-        gated = [
-            each
-            for at, record in enumerate(records)
-            for each in self._gated(at, record, own_limits)
+        metrics = [
+            metric
+            for position, record in enumerate(records)
+            for metric in self._gated(position, record, own_limits)
         ]
-        if any(_failed(each) for each in gated):
-            gated = self._measured_again(gated, again)
-        self._n_failed += sum(map(_failed, gated))
-        self._n_compared += sum(each.found is not None for each in gated)
-        self.keep([self._finding(self._waived(each)) for each in gated])
+        if any(metric.failed for metric in metrics):
+            metrics = self._measured_again(metrics, again)
+        self._n_failed += sum(metric.failed for metric in metrics)
+        self._n_compared += sum(metric.comparison is not None for metric in metrics)
+        self.keep([self._finding(self._waived(metric)) for metric in metrics])
 
-    def missing(self, test: str, session_id: str, made: Sequence[Record]) -> None:
+    def missing(self, test: str, session_id: str, recorded: Sequence[Record]) -> None:
         """Say which runs of the test's last accepted session it has not made again.
 
         For a test that passed.
 
-        Raises Regression where the session requires a baseline for everything.
+        Raises Regression where the session requires accepted sessions for everything.
         """
         store = self._store()
         if store is None:
             return
         try:
-            gone = unmeasured(store, self._reviewed, test, session_id, made)
+            missing = unmeasured(store, self._reviewed, test, session_id, recorded)
         except StoreError as error:
             self._note(f"{test}: whether it still measures what it did was not looked at: {error}")
             return
-        self.keep([words.gone(record, strict=self._settings.require_baseline) for record in gone])
+        strict = self._settings.require_accepted
+        self.keep([words.gone(record, strict=strict) for record in missing])
 
     def take_compared(self) -> int:
-        """How many series were compared with a baseline since last asked."""
-        taken, self._n_compared = self._n_compared, 0
-        return taken
+        """How many series were compared with accepted sessions since the last call."""
+        n_compared, self._n_compared = self._n_compared, 0
+        return n_compared
 
     @cached_property
     def _reviewed(self) -> Reviewed:
@@ -129,7 +123,10 @@ class Gate:
         return read_calibrations(self._settings.root)
 
     def keep(self, findings: Sequence[Finding]) -> None:
-        """Add findings to those of the running test. Raises Regression if one of them is a failure."""
+        """Add findings to those of the running test.
+
+        Raises Regression if one of them is a failure.
+        """
         failed = [finding for finding in map(keep, findings) if not finding]
         if failed:
             raise Regression(
@@ -137,119 +134,97 @@ class Gate:
             )
 
     def _limits_of(self, record: Record, own: Mapping[str, float]) -> dict[str, float]:
-        """The limits of the metrics that the record has: the marker's, the session's, the calibrated ones, the defaults."""
-        floors = {each.metric: each for each in self._calibrated if each.covers(record)}
-        asked = {} if self._limits == DEFAULT_LIMITS else self._limits
-        default = (
-            {}
-            if asked
-            else DEFAULT_LIMITS
-            | {name: each.floor for name, each in floors.items() if name in DEFAULT_LIMITS}
-        )
-        limits = default | asked | dict(own)
-        for name, each in floors.items():
-            if limits.get(name, each.floor) < each.floor:
-                self._note(words.below_floor(record.test, name, limits[name], each))
+        """The limits of the record's metrics.
+
+        The marker's come first, then the session's, the calibrated ones, and the defaults.
+        """
+        floors = {floor.metric: floor for floor in self._calibrated if floor.covers(record)}
+        limits = self._session_limits(floors) | dict(own)
+        self._note_low_limits(record.test, limits, floors)
         known = {metric.name for metric in record.metrics}
         return {name: limit for name, limit in limits.items() if name in known}
 
-    def _gated(self, at: int, record: Record, own: Mapping[str, float]) -> list[Gated]:
+    def _note_low_limits(
+        self, test: str, limits: Mapping[str, float], floors: Mapping[str, Calibrated]
+    ) -> None:
+        for name, calibrated in floors.items():
+            if limits.get(name, calibrated.floor) < calibrated.floor:
+                self._note(words.below_floor(test, name, limits[name], calibrated))
+
+    def _session_limits(self, floors: Mapping[str, Calibrated]) -> dict[str, float]:
+        if self._limits and self._limits != DEFAULT_LIMITS:
+            return self._limits
+        calibrated = {name: floors[name].floor for name in floors.keys() & DEFAULT_LIMITS.keys()}
+        return DEFAULT_LIMITS | calibrated
+
+    def _gated(
+        self, position: int, record: Record, own: Mapping[str, float]
+    ) -> Iterator[GatedMetric]:
+        """Compare the record's gated metrics with their accepted sessions."""
         limits = self._limits_of(record, own)
+        n_noisy = len(limits.keys() - COUNTED)
         metrics = {metric.name: metric for metric in record.metrics}
-        found = []
         for name, limit in limits.items():
-            against = held(self._store(), self._reviewed, record, metrics[name])
-            each = Gated(
-                at=at, record=record, metric=metrics[name], limit=limit, held=against, found=None
+            gated = GatedMetric(
+                position=position,
+                record=record,
+                metric=metrics[name],
+                limit=limit,
+                sessions=accepted_sessions(self._store(), self._reviewed, record, metrics[name]),
             )
-            value = each.metric.value
-            if value is not None and against.accepted.values:
-                each = changed(
-                    each, found=self._compared(each, value, len(limits.keys() - COUNTED))
-                )
-            found.append(each)
-        return found
+            yield changed(gated, comparison=self._compared(gated, n_noisy))
 
-    def _compared(self, each: Gated, value: float, n_metrics: int) -> Comparison:
-        direction: Any = each.metric.direction
-        accepted = each.held.accepted
+    def _compared(self, gated: GatedMetric, n_noisy: int) -> Comparison | None:
+        metric, accepted = gated.metric, gated.sessions.accepted
+        if metric.value is None or not accepted.values:
+            return None
         try:
-            if each.metric.name in COUNTED:
-                return compare_counted(value, accepted, direction=direction, floor=each.limit)
-            self._n_judged += 1
-            family = max(self.planned_tests * n_metrics, self._n_judged)
-            limit = p_limit(family, min(self._n_failed, family - 1))
-            return compare(value, accepted, direction=direction, floor=each.limit, limit=limit)
+            limit = P_SINGLE if metric.name in COUNTED else self._next_p_limit(n_noisy)
+            return judge(metric, metric.value, accepted, limit=gated.limit, p_limit=limit)
         except UsageError as error:
-            raise UsageError(
-                f"{each.metric.name} of {each.record.strategy} cannot be gated: {error}"
-            ) from error
+            subject = words.title(metric.name, gated.record)
+            raise UsageError(f"{subject} cannot be gated: {error}") from error
 
-    def _measured_again(self, gated: Sequence[Gated], again: Again) -> list[Gated]:
+    def _next_p_limit(self, n_noisy: int) -> float:
+        """The p that the next series has to reach in a session of so many."""
+        self._n_judged += 1
+        family = max(self.planned_tests * n_noisy, self._n_judged)
+        return p_limit(family, min(self._n_failed, family - 1))
+
+    def _measured_again(self, metrics: Sequence[GatedMetric], again: Again) -> list[GatedMetric]:
         budget_s = self._settings.again_budget_s
         if self._again_s >= budget_s:
-            why = f"undecided: not measured again, the session has used its {budget_s:g} s for that (--llmperf-again-budget)"
-            return [_undecided(each, why) for each in gated]
+            why = (
+                f"undecided: not measured again, the session has used its {budget_s:g} s "
+                "for that (--llmperf-again-budget)"
+            )
+            return [metric.left_undecided(why) for metric in metrics]
         start = self._clock()
         try:
             records = again()
         finally:
             self._again_s += self._clock() - start
-        return [_again(each, records[each.at]) for each in gated]
+        return [metric.measured_again(records[metric.position]) for metric in metrics]
 
-    def _waived(self, each: Gated) -> Gated:
-        waiver = self._waivers.of(each.record, each.metric.name)
-        if waiver is None or each.found is None:
-            return each
-        if each.found.outcome is Outcome.PASS:
-            self._note(
-                f"{each.record.test}: {each.metric.name} passes again, so the waiver of {waiver.owner} (until {waiver.expires}) "
-                f"is needed no more: remove it from {self._waivers.path.name}",
-            )
-        return changed(each, waiver=waiver) if _failed(each) else each
+    def _waived(self, gated: GatedMetric) -> GatedMetric:
+        name, test = gated.metric.name, gated.record.test
+        waiver = self._waivers.of(gated.record, name)
+        if waiver is None or gated.comparison is None:
+            return gated
+        if gated.comparison.outcome is Outcome.PASS:
+            self._note(words.needless_waiver(test, name, waiver, self._waivers.path.name))
+        return changed(gated, waiver=waiver) if gated.failed else gated
 
-    def _finding(self, each: Gated) -> Finding:
-        if each.found is None:
-            return words.not_comparable(each, strict=self._settings.require_baseline)
-        finding = words.judged(each, each.found, strict=self._settings.strict)
+    def _finding(self, gated: GatedMetric) -> Finding:
+        comparison, test = gated.comparison, gated.record.test
+        if comparison is None:
+            return words.not_comparable(gated, strict=self._settings.require_accepted)
+        finding = words.judged(gated, comparison, strict=self._settings.strict)
         if finding.outcome is Outcome.FAIL:
-            self._note(
-                f"{each.record.test}: if that change was meant, 'llmperf accept {_key(each.record)} --reason …' makes it so",
-            )
-        elif each.found.again is not None and not _failed(each):
-            self._note(
-                f"{each.record.test}: not seen again on its second measurement: {finding.text}"
-            )
+            self._note(words.how_to_accept(test, _key(gated.record)))
+        elif comparison.again is not None and not gated.failed:
+            self._note(f"{test}: not seen again on its second measurement: {finding.text}")
         return finding
-
-
-def _failed(each: Gated) -> bool:
-    return each.found is not None and each.found.outcome is Outcome.FAIL
-
-
-def _undecided(each: Gated, why: str) -> Gated:
-    if each.found is None or not _failed(each):
-        return each
-    return changed(each, found=replace(each.found, outcome=Outcome.UNDECIDED), why=why)
-
-
-def _again(each: Gated, record: Record) -> Gated:
-    """A suspicion with its second measurement.
-
-    A value that cannot be measured again leaves it undecided.
-    """
-    if each.found is None or not _failed(each):
-        return each
-    value = next(
-        (metric.value for metric in record.metrics if metric.name == each.metric.name), None
-    )
-    if value is None:
-        return _undecided(each, "undecided: its second measurement had no value")
-    accepted = each.held.accepted
-    if each.metric.name in COUNTED:
-        second = compare_counted(value, accepted, direction=each.found.direction, floor=each.limit)
-        return changed(each, found=replace(each.found, outcome=second.outcome, again=second))
-    return changed(each, found=confirm(each.found, value, accepted))
 
 
 def _key(record: Record) -> str:

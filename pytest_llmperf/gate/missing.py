@@ -1,8 +1,8 @@
-"""Tests that had an accepted history and are not there any more: removed, or renamed without saying so."""
+"""Tests that had accepted sessions and are not there any more: removed, or renamed in silence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,28 +22,33 @@ _SAME = ("label", "workload_key", "strategy", "model_hash", "engine")
 
 
 class Gone(Struct, frozen=True, kw_only=True):
-    """A test that is missed, when it ran last, and the new tests of this session that measure the same."""
+    """A test that is missed, when it ran last, and the new tests that measure the same."""
 
     test: str
     last: str
     likely: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = f"not comparable: {self.test} is not there any more, its last accepted session is of {self.last[:19]}"
-        if self.likely:
-            return (
-                f"{head}. {' or '.join(self.likely)} measures the same and has no history: if that is its new name, "
-                f"'llmperf accept --rename {self.test} {self.likely[0]} --reason …' lets its history go on"
-            )
-        return f"{head}. If that was meant: 'llmperf accept --removed {self.test} --reason …'"
+        head = (
+            f"not comparable: {self.test} is not there any more, "
+            f"its last accepted session is of {self.last[:19]}"
+        )
+        if not self.likely:
+            accept = f"'llmperf accept --removed {self.test} --reason …'"
+            return f"{head}. If that was meant: {accept}"
+        accept = f"'llmperf accept --rename {self.test} {self.likely[0]} --reason …'"
+        return (
+            f"{head}. {' or '.join(self.likely)} measures the same and has no history: "
+            f"if that is its new name, {accept} lets its history go on"
+        )
 
 
 def look_for_gone(
-    store_url: str, root: Path, collected: Collected, made: Sequence[Record]
+    store_url: str, root: Path, collected: Collected, recorded: Sequence[Record]
 ) -> list[Gone]:
-    """The missed tests of a project. `made` is what this session recorded.
+    """The missed tests of a project. `recorded` is what this session measured.
 
-    Nothing where there is no history yet.
+    There are none where there is no history yet.
 
     Raises:
         StoreError: the history cannot be read.
@@ -57,41 +62,47 @@ def look_for_gone(
         return []
     try:
         with open_store(store_url, create=False, folder=root) as store:
-            return _gone(store, accept.reviewed(root), root, collected, made)
+            return list(_gone(store, accept.reviewed(root), collected, recorded))
     except StoreMissing:
         return []
 
 
 def _gone(
-    store: Store, reviewed: Reviewed, root: Path, collected: Collected, made: Sequence[Record]
-) -> list[Gone]:
-    environments = {record.environment_key for record in made}
-    sessions = {record.session_id for record in made}
-    stored = store.tests()
-    missed = [test for test in stored if _missed(test, reviewed, collected)]
-    found = []
-    for test in missed:
+    store: Store, reviewed: Reviewed, collected: Collected, recorded: Sequence[Record]
+) -> Iterator[Gone]:
+    sessions = {record.session_id for record in recorded}
+    environments = {record.environment_key for record in recorded}
+    projects = (None, project_name(collected.root))
+    for test in store.tests():
+        if not _is_missed(test, reviewed, collected):
+            continue
         last = last_session(store, reviewed, test, sessions, environments)
-        if last and last[0].environment.facts.get("project") in (None, project_name(root)):
-            likely = dict.fromkeys(
-                new.test
-                for new in made
-                if any(_same(new, old) for old in last) and _new(store, new, sessions)
-            )
-            found.append(Gone(test=test, last=last[0].created, likely=tuple(likely)))
-    return found
+        if last and last[0].environment.facts.get("project") in projects:
+            likely = _successors(store, last, recorded, sessions)
+            yield Gone(test=test, last=last[0].created, likely=likely)
 
 
-def _missed(test: str, reviewed: Reviewed, collected: Collected) -> bool:
-    now = reviewed.name_now(test)
-    return now not in collected.tests and collected.knows((now or test).partition("::")[0])
+def _is_missed(test: str, reviewed: Reviewed, collected: Collected) -> bool:
+    """Whether all of the file was collected that the test would be in, and it was not."""
+    present_name = reviewed.name_now(test)
+    file = (present_name or test).partition("::")[0]
+    return present_name not in collected.tests and collected.knows(file)
 
 
-def _same(new: Record, old: Record) -> bool:
+def _successors(
+    store: Store, last: Sequence[Record], recorded: Sequence[Record], sessions: set[str]
+) -> tuple[str, ...]:
+    """The tests of this session that measure the same, and that no earlier session had."""
+    tests = dict.fromkeys(
+        new.test for new in recorded if any(_measures_the_same(new, old) for old in last)
+    )
+    return tuple(test for test in tests if _is_new(store, test, sessions))
+
+
+def _measures_the_same(new: Record, old: Record) -> bool:
     return all(getattr(new, name) == getattr(old, name) for name in _SAME)
 
 
-def _new(store: Store, record: Record, sessions: set[str]) -> bool:
-    return all(
-        each.session_id in sessions for each in store.records(test=record.test, limit=_NEWEST)
-    )
+def _is_new(store: Store, test: str, sessions: set[str]) -> bool:
+    records = store.records(test=test, limit=_NEWEST)
+    return all(record.session_id in sessions for record in records)

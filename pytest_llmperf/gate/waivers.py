@@ -21,15 +21,16 @@ from pytest_llmperf.settings.limits import gateable
 from pytest_llmperf.settings.options import DEFAULT_WAIVERS
 
 _EXAMPLE = (
-    '[[waiver]] with test = "tests/test_it.py::test_speed", metric = "throughput", owner = "…", reason = "…", '
-    "expires = 2027-01-31 and, if it is for one device only, device"
+    '[[waiver]] with test = "tests/test_it.py::test_speed", metric = "throughput", owner = "…", '
+    'reason = "…", expires = 2027-01-31 and, if it is for one device only, device'
 )
 
 
 class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who answers for a metric of a test (with every parameter unless one is named) through the day it `expires`.
+    """Who answers for a metric of a test through the day it `expires`.
 
-    `device` is a device's name ("NVIDIA H200") or kind ("cuda"), or the CPU's model; empty for every device.
+    A `test` without parameters means every parameter. `device` is a device's name ("NVIDIA H200")
+    or kind ("cuda"), or the CPU's model; empty for every device.
     """
 
     test: str
@@ -46,7 +47,7 @@ class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Waivers(Struct, frozen=True, kw_only=True):
-    """What the file holds. Those that have expired waive nothing, and the session fails for them."""
+    """What the file holds. Those that have expired waive nothing; the session fails for them."""
 
     path: Path
     active: tuple[Waiver, ...] = ()
@@ -62,18 +63,17 @@ class Waivers(Struct, frozen=True, kw_only=True):
         Only files that `known_file` are judged, since others were not looked into.
         """
         tests = list(tests)
-        every = (*self.active, *self.expired)
         return [
-            w
-            for w in every
-            if known_file(w.test.partition("::")[0])
-            and not any(is_test(w.test, test) for test in tests)
+            waiver
+            for waiver in (*self.active, *self.expired)
+            if known_file(waiver.test.partition("::")[0])
+            and not any(is_test(waiver.test, test) for test in tests)
         ]
 
 
-def is_test(named: str, test: str) -> bool:
-    """Whether `named` is the node id `test`, or the same without its parameters."""
-    return named == test or (test.startswith(f"{named}[") and "[" not in named)
+def is_test(node_id: str, test: str) -> bool:
+    """Whether `node_id` is that of the test, or the same without its parameters."""
+    return node_id == test or (test.startswith(f"{node_id}[") and "[" not in node_id)
 
 
 def _today() -> date:
@@ -93,7 +93,8 @@ def read_waivers(path: Path, *, today: Callable[[], date] = _today) -> Waivers:
         if path.name == DEFAULT_WAIVERS:
             return Waivers(path=path)
         raise UsageError(
-            f"--llmperf-waivers={path}: there is no such file. Leave the option out, or write {_EXAMPLE}."
+            f"--llmperf-waivers={path}: there is no such file. "
+            f"Leave the option out, or write {_EXAMPLE}."
         )
     waivers = [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
     day = today()
@@ -121,25 +122,31 @@ def _waiver(path: Path, n: int, entry: Any) -> Waiver:
     if isinstance(entry, dict) and "test" in entry:
         where = f"{where} ({entry['test']})"
     try:
-        found = msgspec.convert(entry, type=Waiver)
+        waiver = msgspec.convert(entry, type=Waiver)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {error}. Write {_EXAMPLE}.") from error
+    _require_text(where, waiver)
+    _require_metric(where, waiver.metric)
+    return waiver
+
+
+def _require_text(where: str, waiver: Waiver) -> None:
     for field in ("test", "owner", "reason"):
-        if not getattr(found, field).strip():
+        if not getattr(waiver, field).strip():
             raise UsageError(
                 f"{where}: {field!r} is empty. A waiver needs somebody who answers for it, and why."
             )
-    _require_metric(where, found.metric)
-    return found
 
 
 def _require_metric(where: str, metric: str) -> None:
     known = gateable()
     if metric.startswith("agreement"):
         raise UsageError(
-            f"{where}: {metric!r} cannot be waived. Performance metrics can; answers that are wrong are wrong on every day.",
+            f"{where}: {metric!r} cannot be waived. "
+            "Performance metrics can; answers that are wrong are wrong on every day."
         )
     if metric not in known:
+        near = did_you_mean(metric, known)
         raise UsageError(
-            f"{where}: metric {metric!r} is not known.{did_you_mean(metric, known)} Metrics: {', '.join(known)}."
+            f"{where}: metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."
         )

@@ -1,55 +1,118 @@
-"""What the gate says: each judged metric in two lines."""
+"""The messages of gate and comparison: a verdict on a metric in two lines. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.format import format_percent, format_value
-from pytest_llmperf.core.record import MetricValue, Record
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS, Comparison
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.verdicts.against_history import Comparison
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
-from pytest_llmperf.gate.accepted import Held
+from pytest_llmperf.gate.gated import GatedMetric
+from pytest_llmperf.gate.since import too_few
 
 if TYPE_CHECKING:
     from pytest_llmperf.gate.calibration import Calibrated
     from pytest_llmperf.gate.waivers import Waiver
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gated:
-    """One metric of one record, its limit, what it is held against, and what came of it (None: nothing was compared).
+# What every verdict on a change says, whatever it was compared with
 
-    `why` says why a suspicion was left undecided, `waiver` who answers for a failure.
+
+def verdict(
+    change: Change,
+    record: Record,
+    statement: str,
+    *,
+    remark: str = "",
+    evidence: Iterable[str] = (),
+    smallest_visible: float | None = None,
+    more_samples: int | None = None,
+    strict: bool,
+) -> Finding:
+    """The finding of a compared metric.
+
+    Its first line is `statement`, what was allowed, and a `remark`; its second the work, the device
+    and the `evidence`, of which empty parts are left out.
     """
+    claim = f"{title(change.metric, record)} is {statement}"
+    allowance = f"allowed {format_percent(change.limit, 2)} worse"
+    return Finding(
+        outcome=Outcome(change.outcome),
+        text=f"{claim}, {allowance}{remark}",
+        detail="; ".join(filter(None, (where(record), *evidence))),
+        left=claim,
+        right=allowance,
+        smallest_visible=smallest_visible,
+        more_samples=more_samples,
+        strict=strict,
+    )
 
-    at: int
-    record: Record
-    metric: MetricValue
-    limit: float
-    held: Held
-    found: Comparison | None
-    why: str = ""
-    waiver: Waiver | None = None
+
+def title(metric: str, record: Record) -> str:
+    """The metric, and the strategy that it was measured under."""
+    return f"{metric} of {record.strategy}"
 
 
-def not_comparable(each: Gated, *, strict: bool) -> Finding:
+def where(record: Record) -> str:
+    """The work and the device."""
+    facts = record.environment.facts
+    device = facts.get("device_name") or facts.get("device") or "this machine"
+    return f"{record.workload_text} on {device}"
+
+
+def visible(smallest: float | None) -> str:
+    """The smallest change that would have been seen; "" where none would."""
+    if smallest is None:
+        return ""
+    return f"smallest visible change {format_percent(smallest, 2)}"
+
+
+# What the gate says
+
+
+def judged(gated: GatedMetric, comparison: Comparison, *, strict: bool) -> Finding:
+    """A compared metric: how it changed, what was allowed, what could have been seen."""
+    change = gated.change(comparison)
+    if gated.waiver is not None:
+        change = replace(change, outcome=Outcome.WAIVED.value)
+    value = format_value(comparison.value, change.unit)
+    accepted = _sessions(comparison.n, "accepted ")
+    return verdict(
+        change,
+        gated.record,
+        f"{value}, {_difference(comparison)} than in {accepted}",
+        remark=_second_measurement(comparison),
+        evidence=(
+            *_numbers(change, comparison),
+            gated.why or _undecided(comparison),
+            _answered_by(gated.waiver),
+        ),
+        smallest_visible=comparison.smallest_visible,
+        more_samples=comparison.more_sessions,
+        strict=strict,
+    )
+
+
+def not_comparable(gated: GatedMetric, *, strict: bool) -> Finding:
     """A metric that nothing was compared with, and why."""
-    metric = each.metric
+    metric = gated.metric
+    subject = title(metric.name, gated.record)
     if metric.value is None:
-        seen, n = f"{_title(each)} could not be measured", each.held.accepted.n
-        why = (
-            f"{metric.reason or 'no reason was given'}; {_sessions(n)} had it"
-            if n
-            else metric.reason
-        )
+        statement = f"{subject} could not be measured"
+        reason = _unmeasured(gated)
     else:
-        seen, why = f"{_title(each)} is {format_value(metric.value, metric.unit)}", each.held.reason
+        statement = f"{subject} is {format_value(metric.value, metric.unit)}"
+        reason = gated.sessions.reason
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
-        text=f"{seen}, not compared with history: {why}",
-        detail=f"{_where(each)}; recorded",
-        left=seen,
+        text=f"{statement}, not compared with history: {reason}",
+        detail=f"{where(gated.record)}; recorded",
+        left=statement,
         right="history",
         strict=strict,
     )
@@ -57,12 +120,18 @@ def not_comparable(each: Gated, *, strict: bool) -> Finding:
 
 def gone(record: Record, *, strict: bool) -> Finding:
     """A run that an earlier session made, and that this one has no counterpart of."""
-    seen = f"{record.workload_text} of {record.strategy}"
+    run = f"{record.workload_text} of {record.strategy}"
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
-        text=f"{seen} was not measured any more: the session of {record.created[:19]} had it, so nothing was compared",
-        detail=f"recorded nothing in its place; if that was meant: 'llmperf accept --removed {record.test} --reason …'",
-        left=seen,
+        text=(
+            f"{run} was not measured any more: the session of {record.created[:19]} had it, "
+            "so nothing was compared"
+        ),
+        detail=(
+            "recorded nothing in its place; if that was meant: "
+            f"'llmperf accept --removed {record.test} --reason …'"
+        ),
+        left=run,
         right="history",
         strict=strict,
     )
@@ -71,88 +140,80 @@ def gone(record: Record, *, strict: bool) -> Finding:
 def below_floor(test: str, metric: str, limit: float, calibrated: Calibrated) -> str:
     """A limit that unchanged sessions exceed."""
     return (
-        f"{test}: the limit of {metric}, {format_percent(limit, 2)}, is below the {format_percent(calibrated.floor, 2)} "
-        f"calibrated on {calibrated.device} on {calibrated.date}: sessions differ by as much without a change"
+        f"{test}: the limit of {metric}, {format_percent(limit, 2)}, is below the "
+        f"{format_percent(calibrated.floor, 2)} calibrated on {calibrated.device} "
+        f"on {calibrated.date}: sessions differ by as much without a change"
     )
 
 
-def judged(each: Gated, found: Comparison, *, strict: bool) -> Finding:
-    """A compared metric: how it changed, what was allowed, what could have been seen."""
-    unit = each.metric.unit
-    left = f"{_title(each)} is {format_value(found.value, unit)}, {_change(found)} than the baseline of {_sessions(found.n)}"
-    right = f"allowed {format_percent(each.limit, 2)} worse"
-    return Finding(
-        outcome=Outcome.WAIVED if each.waiver is not None else found.outcome,
-        text=f"{left}, {right}{_again_text(found)}",
-        detail="; ".join(
-            part
-            for part in (
-                _where(each),
-                *_numbers(found, unit),
-                each.why or _undecided(found),
-                _waived(each),
-            )
-            if part
-        ),
-        left=left,
-        right=right,
-        smallest_visible=found.smallest_visible,
-        more_samples=found.more_sessions,
-        strict=strict,
+def how_to_accept(test: str, series: str) -> str:
+    """What to do where a failure was no accident."""
+    return f"{test}: if that change was meant, 'llmperf accept {series} --reason …' makes it so"
+
+
+def needless_waiver(test: str, metric: str, waiver: Waiver, file: str) -> str:
+    """A waiver of a metric that passes."""
+    return (
+        f"{test}: {metric} passes again, so the waiver of {waiver.owner} "
+        f"(until {waiver.expires}) is needed no more: remove it from {file}"
     )
 
 
-def _title(each: Gated) -> str:
-    return f"{each.metric.name} of {each.record.strategy}"
+def _unmeasured(gated: GatedMetric) -> str:
+    n = gated.sessions.accepted.n
+    if not n:
+        return gated.metric.reason
+    return f"{gated.metric.reason or 'no reason was given'}; {_sessions(n)} had it"
 
 
-def _where(each: Gated) -> str:
-    facts = each.record.environment.facts
-    return f"{each.record.workload_text} on {facts.get('device_name') or facts.get('device') or 'this machine'}"
-
-
-def _change(found: Comparison) -> str:
-    change = found.change or 0.0
+def _difference(comparison: Comparison) -> str:
+    change = comparison.change or 0.0
     return f"{format_percent(abs(change), 3)} {'less' if change < 0 else 'more'}"
 
 
-def _sessions(n: int) -> str:
-    return f"{n} session{'' if n == 1 else 's'}"
+def _sessions(n: int, kind: str = "") -> str:
+    return f"{n} {kind}session{'' if n == 1 else 's'}"
 
 
-def _again_text(found: Comparison) -> str:
-    if found.again is None:
+def _second_measurement(comparison: Comparison) -> str:
+    second = comparison.again
+    if second is None:
         return ""
-    seen = "" if found.again.outcome is Outcome.FAIL else ", not seen again"
-    return f"  (measured again: {_change(found.again)}{seen})"
+    refuted = "" if second.outcome is Outcome.FAIL else ", not seen again"
+    return f"  (measured again: {_difference(second)}{refuted})"
 
 
-def _numbers(found: Comparison, unit: str) -> list[str]:
-    baseline = f"baseline {format_value(found.center or 0.0, unit)}"
-    if found.spread is None:
-        return [baseline]
-    numbers = [f"{baseline}, spread {format_percent(found.spread, 2)}"]
-    if found.smallest_visible is not None:
-        numbers.append(f"smallest visible change {format_percent(found.smallest_visible, 2)}")
-    if found.p is not None and found.p_limit is not None and found.outcome is not Outcome.PASS:
-        numbers.append(f"p = {found.p:.2g} (limit {found.p_limit:.2g})")
-    return numbers
+def _numbers(change: Change, comparison: Comparison) -> list[str]:
+    accepted = f"accepted {format_value(change.before or 0.0, change.unit)}"
+    if comparison.spread is None:
+        return [accepted]
+    return [
+        f"{accepted}, spread {format_percent(comparison.spread, 2)}",
+        visible(comparison.smallest_visible),
+        _p_value(comparison),
+    ]
 
 
-def _waived(each: Gated) -> str:
-    waiver = each.waiver
-    return (
-        ""
-        if waiver is None
-        else f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}"
-    )
-
-
-def _undecided(found: Comparison) -> str:
-    if found.outcome is not Outcome.UNDECIDED:
+def _p_value(comparison: Comparison) -> str:
+    if comparison.p is None or comparison.p_limit is None:
         return ""
-    if found.n < MIN_SESSIONS:
-        return f"undecided: {MIN_SESSIONS} sessions are needed, {found.n} are there"
-    if found.more_sessions is not None:
-        return f"undecided: with {_sessions(found.more_sessions)} more, such a change would be seen"
+    if comparison.outcome is Outcome.PASS:
+        return ""
+    return f"p = {comparison.p:.2g} (limit {comparison.p_limit:.2g})"
+
+
+def _answered_by(waiver: Waiver | None) -> str:
+    if waiver is None:
+        return ""
+    return f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}"
+
+
+def _undecided(comparison: Comparison) -> str:
+    if comparison.outcome is not Outcome.UNDECIDED:
+        return ""
+    if missing := too_few(comparison):
+        return f"undecided: {missing}"
+    if comparison.more_sessions is not None:
+        more = _sessions(comparison.more_sessions)
+        return f"undecided: with {more} more, such a change would be seen"
     return "undecided: sessions differ by more than this change"

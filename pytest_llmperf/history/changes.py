@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class LevelChange(Struct, frozen=True, kw_only=True):
     """A change of level between two sessions that follow each other."""
 
     point: ChangePoint
@@ -37,7 +37,7 @@ class SeriesChanges(Struct, frozen=True, kw_only=True):
     environment_key: str
     unit: str
     n_sessions: int
-    changes: tuple[Change, ...]
+    changes: tuple[LevelChange, ...]
     drift: Drift | None
 
     @property
@@ -93,11 +93,13 @@ def changes_of(
     )
 
 
-def _change(point: ChangePoint, sessions: Sequence[SessionValue], starts: Sequence[str]) -> Change:
+def _change(
+    point: ChangePoint, sessions: Sequence[SessionValue], starts: Sequence[str]
+) -> LevelChange:
     """Accepted if a level was accepted that starts after the last session before the change: that settles all before it."""
     before, after = sessions[point.index - 1], sessions[point.index]
     accepted = any(start > before.created for start in starts)
-    return Change(point=point, before=before, after=after, accepted=accepted)
+    return LevelChange(point=point, before=before, after=after, accepted=accepted)
 
 
 def _first_of_level(sessions: Sequence[SessionValue], starts: Sequence[str]) -> int:

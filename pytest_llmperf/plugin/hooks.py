@@ -23,7 +23,8 @@ from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.plugin.gpu_tests import LANES, LANES_HELP, GpuTests
 from pytest_llmperf.plugin.stash import LOST, SESSION
-from pytest_llmperf.settings.options import OPTIONS, Option
+from pytest_llmperf.settings.former_names import adopt_former_names
+from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS, Option
 from pytest_llmperf.settings.paths import absolute, resolve_command_line
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Each option on the command line, and its twin in the ini file."""
     group = parser.getgroup("llmperf", "performance tests of language models")
-    for option in OPTIONS:
+    for option in (*OPTIONS, *(former for _, former in FORMER_OPTIONS)):
         action: dict[str, Any] = (
             {"action": "store_true"} if option.flag else {"metavar": option.metavar}
         )
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and under --llmperf-gate what watches that something is judged."""
     for marker in (MARKER, GPUS_MARKER, ISOLATED_MARKER, RANKS_MARKER):
         config.addinivalue_line("markers", marker)
+    adopt_former_names(config)
     resolve_command_line(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
@@ -335,7 +337,7 @@ def _watch_gate(config: pytest.Config, text: str) -> None:
         config,
         waivers,
         store=_option(config, _named_option("store")),
-        require_baseline=_option(config, _named_option("require-baseline")),
+        require_accepted=_option(config, _named_option("require-accepted")),
         is_mine=is_llmperf,
     )
     config.pluginmanager.register(watch, "llmperf-gate-watch")

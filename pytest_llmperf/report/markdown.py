@@ -13,9 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
-
-from pytest_llmperf.core.format import MISSING
+from pytest_llmperf.core.change import Change
+from pytest_llmperf.report.changes import labelled_test, number_cells
+from pytest_llmperf.report.summary import status
 from pytest_llmperf.report.table import shorten, showable
 
 MARK = "<!-- llmperf -->"
@@ -54,34 +54,10 @@ _HEADER = (
 )
 
 
-class Compared(Struct, frozen=True, kw_only=True):
-    """One metric of one run as texts.
-
-    `before`, `ratio` and `interval` are empty where nothing was compared; `reason` says why.
-
-    `verdict` is an outcome; after "worse" stands the outcome of a test that does not fail for it.
-    """
-
-    test: str
-    strategy: str
-    workload: str
-    metric: str
-    before: str
-    after: str
-    ratio: str
-    interval: str
-    verdict: str
-    reason: str = ""
-
-
 def code(text: str, length: int = _NAME_LENGTH) -> str:
     """Any text as code in a Markdown table: one line, cut in its middle past `length` columns."""
-    shown = shorten(showable(text, "utf-8"), length)
-    return (
-        f"<code>{_SPECIAL.sub(lambda found: f'&#{ord(found[0])};', shown)}</code>"
-        if shown.strip()
-        else ""
-    )
+    line = shorten(showable(text, "utf-8"), length)
+    return f"<code>{_SPECIAL.sub(_reference, line)}</code>" if line.strip() else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -89,29 +65,52 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
 
 
-def comment(found: Sequence[Compared], *, title: str = "llmperf", notes: Sequence[str] = ()) -> str:
-    """The body: how many runs of each verdict, the rows with the worst first, why nothing was before, and what went wrong.
+def comment(changes: Sequence[Change], *, title: str = "llmperf", notes: Sequence[str] = ()) -> str:
+    """The body: counts of verdicts, the rows with the worst first, reasons, and what went wrong.
 
-    Rows that have no room are counted. `notes` are said last, each a paragraph: what is wrong with which test.
+    Runs are counted, each by its worst row. Reasons say why nothing was compared or decided. Rows
+    that have no room are counted. The `notes` come last, each a paragraph.
     """
-    rows = sorted(found, key=lambda each: _rank(each.verdict))
+    rows = sorted(changes, key=lambda change: _rank(_verdict(change)))
     head = [MARK, f"### {title}", "", _counts(rows) or "No run was recorded.", ""]
     room = MAX_LENGTH - sum(len(line) + 1 for line in head) - _SPARE
-    tail = _fitting([(f"- {code(note, _REASON_LENGTH)}",) for note in notes], room // 4)
-    reasons = _fitting([(line,) for line in _reasons(rows)], room // 8)
-    shown = _fitting([_cells(each) for each in rows], room * 5 // 8)
-    left_out = len(rows) - len(shown)
-    more = [f"{left_out} more rows had no room; the first are the worst.", ""] if left_out else []
-    lines = table(_HEADER, shown) if shown else []
-    below = [each[0] for each in (*reasons, *tail)]
-    return "\n".join([*head, *lines, *([""] if lines else []), *more, *below]).rstrip() + "\n"
+    fitting_rows = _fitting(map(_cells, rows), room * 5 // 8)
+    lines = [
+        *head,
+        *_shown_table(fitting_rows, len(rows)),
+        *_fitting_lines(_reasons(rows), room // 8),
+        *_fitting_lines((f"- {code(note, _REASON_LENGTH)}" for note in notes), room // 4),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _cells(each: Compared) -> tuple[str, ...]:
-    names = (code(each.test), code(each.strategy), code(each.workload), code(each.metric))
-    numbers = (each.before, each.after, each.ratio, each.interval)
-    verdict = f"**{each.verdict}**" if each.verdict == "FAIL" else each.verdict
-    return (*names, *(_plain(text) or MISSING for text in numbers), verdict)
+def _shown_table(rows: Sequence[tuple[str, ...]], n_all: int) -> list[str]:
+    """The table of the rows that have room, and how many have none."""
+    lines = [*table(_HEADER, rows), ""] if rows else []
+    if len(rows) < n_all:
+        n_left_out = n_all - len(rows)
+        lines += [f"{n_left_out} more rows had no room; the first are the worst.", ""]
+    return lines
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    names = (labelled_test(change), change.strategy, change.workload_text, change.metric)
+    verdict = _verdict(change)
+    return (
+        *map(code, names),
+        *map(_plain, number_cells(change)),
+        f"**{verdict}**" if verdict == "FAIL" else verdict,
+    )
+
+
+def _verdict(change: Change) -> str:
+    """The outcome, where FAIL is what a test's failure says.
+
+    What looks worse and failed nothing is called that, with its test's outcome.
+    """
+    if change.outcome == "FAIL" != change.test_outcome:
+        return f"worse, test: {status(change.test_outcome)}"
+    return change.outcome
 
 
 def _plain(text: str) -> str:
@@ -119,43 +118,61 @@ def _plain(text: str) -> str:
 
     Brackets and signs of Markdown that they may hold are character references.
     """
-    return re.sub(r"[\[\]*_|<>~`\\]", lambda found: f"&#{ord(found[0])};", showable(text, "utf-8"))
+    return re.sub(r"[\[\]*_|<>~`\\]", _reference, showable(text, "utf-8"))
 
 
-def _reasons(rows: Sequence[Compared]) -> list[str]:
+def _reference(sign: re.Match[str]) -> str:
+    return f"&#{ord(sign[0])};"
+
+
+def _reasons(rows: Sequence[Change]) -> list[str]:
     """Each reason once, with the row that it holds for, or how many they are."""
-    by_reason: dict[str, list[Compared]] = {}
-    for each in rows:
-        if each.reason:
-            by_reason.setdefault(each.reason, []).append(each)
+    by_reason: dict[str, list[Change]] = {}
+    for change in rows:
+        if change.reason:
+            by_reason.setdefault(change.reason, []).append(change)
     return [
-        f"- {_named(found)}: {code(reason, _REASON_LENGTH)}" for reason, found in by_reason.items()
+        f"- {_rows_text(changes)}: {code(reason, _REASON_LENGTH)}"
+        for reason, changes in by_reason.items()
     ]
 
 
-def _named(rows: Sequence[Compared]) -> str:
-    return f"{len(rows)} rows" if len(rows) > 1 else f"{code(rows[0].test)} {code(rows[0].metric)}"
+def _rows_text(rows: Sequence[Change]) -> str:
+    if len(rows) > 1:
+        return f"{len(rows)} rows"
+    return f"{code(labelled_test(rows[0]))} {code(rows[0].metric)}"
 
 
-def _counts(rows: Sequence[Compared]) -> str:
-    """Of runs, each by its worst row."""
+def _counts(rows: Sequence[Change]) -> str:
+    """How many runs have which verdict, each by its worst row, which is its first."""
     worst: dict[tuple[str, str, str], str] = {}
-    for each in rows:
-        worst.setdefault((each.test, each.strategy, each.workload), each.verdict.partition(",")[0])
+    for change in rows:
+        run = (labelled_test(change), change.strategy, change.workload_text)
+        worst.setdefault(run, _word(_verdict(change)))
     counts = Counter(worst.values())
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=_rank))
 
 
 def _rank(verdict: str) -> int:
-    word = verdict.partition(",")[0]
+    word = _word(verdict)
     return _WORST_FIRST.index(word) if word in _WORST_FIRST else len(_WORST_FIRST)
+
+
+def _word(verdict: str) -> str:
+    """The first word of a verdict, by which it is counted and ranked."""
+    return verdict.partition(",")[0]
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _fitting(rows: Sequence[tuple[str, ...]], room: int) -> list[tuple[str, ...]]:
+def _fitting_lines(lines: Iterable[str], room: int) -> list[str]:
+    """The first lines that fit in `room` characters."""
+    return [line for (line,) in _fitting(((line,) for line in lines), room)]
+
+
+def _fitting(rows: Iterable[tuple[str, ...]], room: int) -> list[tuple[str, ...]]:
     """The first rows that fit in `room` characters."""
     fitting = []
     for cells in rows:

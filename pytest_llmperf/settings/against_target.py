@@ -12,7 +12,10 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.settings.git import commit_of, top_level
 
 OFF = frozenset({"", "off", "no", "none", "false", "0"})
-_HOW = "A git revision (origin/main), a folder (../before) or an interpreter (.venv-old/bin/python) is needed."
+_HOW = (
+    "A git revision (origin/main), a folder (../before) "
+    "or an interpreter (.venv-old/bin/python) is needed."
+)
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -29,12 +32,10 @@ class Target(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """As messages name it: "origin/main (1a2b3c4d)"."""
-        return (
-            f"{self.text} ({self.commit[:8]})"
-            if self.commit and not self.commit.startswith(self.text)
-            else self.text
-        )
+        """The name that messages use: "origin/main (1a2b3c4d)"."""
+        if self.commit is None or self.commit.startswith(self.text):
+            return self.text
+        return f"{self.text} ({self.commit[:8]})"
 
 
 def find_target(text: str, root: Path) -> Target | None:
@@ -51,7 +52,7 @@ def find_target(text: str, root: Path) -> Target | None:
         return None
     path = _path(text, root)
     if _is_path_like(text) or (commit := _commit(text, root)) is None:
-        return _of_path(text, path, root)
+        return _path_target(text, path, root)
     top = top_level(root)
     assert top is not None  # noqa: S101 - it holds the commit
     return Target(kind="revision", text=text, path=top, commit=commit)
@@ -59,10 +60,12 @@ def find_target(text: str, root: Path) -> Target | None:
 
 def _path(text: str, root: Path) -> Path:
     # Pathlib's raises for a user that does not exist.
-    given = Path(os.path.expanduser(text))  # noqa: PTH111
-    here = given.absolute()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111
+    from_working_directory = path.absolute()
     # Pathlib's raises for a name that is too long.
-    return here if os.path.exists(here) else root / given  # noqa: PTH110
+    if os.path.exists(from_working_directory):  # noqa: PTH110
+        return from_working_directory
+    return root / path
 
 
 def _is_path_like(text: str) -> bool:
@@ -73,16 +76,14 @@ def _commit(text: str, root: Path) -> str | None:
     return None if text.startswith("-") else commit_of(root, text)
 
 
-def _of_path(text: str, path: Path, root: Path) -> Target:
+def _path_target(text: str, path: Path, root: Path) -> Target:
     if os.path.isdir(path):  # noqa: PTH112  as above
         return Target(kind="folder", text=text, path=path.resolve())
     if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113  as above
         # Not resolved: a virtual environment is known by its link.
         return Target(kind="interpreter", text=text, path=path)
-    where = (
-        "is no revision of this repository"
-        if top_level(root)
-        else "is no revision (this is no git work tree)"
-    )
-    file = " and a file that cannot be run" if os.path.exists(path) else ", no folder and no file"  # noqa: PTH110
-    raise UsageError(f"--llmperf-against={text!r} {where}{file}. {_HOW}")
+    place = "of this repository" if top_level(root) else "(this is no git work tree)"
+    # As above.
+    exists = os.path.exists(path)  # noqa: PTH110
+    file = " and a file that cannot be run" if exists else ", no folder and no file"
+    raise UsageError(f"--llmperf-against={text!r} is no revision {place}{file}. {_HOW}")

@@ -12,13 +12,18 @@ _CLIENT = re.compile(r"ray://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>
 
 
 def parse(text: str) -> str:
-    """The value as it is used: "" for no cluster, "auto", or "ray://HOST:PORT". Raises UsageError."""
+    """The address as it is used: "" for no cluster, "auto", or "ray://HOST:PORT".
+
+    Raises UsageError for anything else.
+    """
     value = text.strip()
     if value in ("", AUTO) or _port(value):
         return value
+    hints = f"{did_you_mean(value, [AUTO])}{_advice(value)}"
     raise UsageError(
-        f"--llmperf-cluster={text!r} is not an address of a Ray cluster.{did_you_mean(value, [AUTO])}{_advice(value)} Choices: "
-        "'auto' (this machine is one of the cluster's hosts) and 'ray://HOST:PORT' (Ray's client server, port 10001 by default).",
+        f"--llmperf-cluster={text!r} is not an address of a Ray cluster.{hints} Choices: "
+        "'auto' (this machine is one of the cluster's hosts) and "
+        "'ray://HOST:PORT' (Ray's client server, port 10001 by default)."
     )
 
 
@@ -29,22 +34,21 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def require_ray(address: str) -> None:
-    """Raise UsageError, with what to install, where this interpreter lacks Ray or what its client needs."""
-    lacking = [
-        name
-        for name in ("ray", *(("grpc",) if address != AUTO else ()))
-        if importlib.util.find_spec(name) is None
-    ]
-    if lacking:
-        what = (
-            "Ray is not installed here"
-            if "ray" in lacking
-            else "Ray's client needs grpcio, which is not installed here"
-        )
-        raise UsageError(
-            f"--llmperf-cluster={address!r}: {what}. Run pip install 'pytest-llmperf[ray]', with the version of Ray that "
-            "the cluster runs, or leave the option out: models are then loaded on this machine.",
-        )
+    """Raise UsageError where this interpreter lacks Ray or what its client needs.
+
+    The message says what to install.
+    """
+    if importlib.util.find_spec("ray") is None:
+        lack = "Ray is not installed here"
+    elif address != AUTO and importlib.util.find_spec("grpc") is None:
+        lack = "Ray's client needs grpcio, which is not installed here"
+    else:
+        return
+    raise UsageError(
+        f"--llmperf-cluster={address!r}: {lack}. Run pip install 'pytest-llmperf[ray]', with the "
+        "version of Ray that the cluster runs, or leave the option out: models are then loaded "
+        "on this machine."
+    )
 
 
 def _port(value: str) -> bool:

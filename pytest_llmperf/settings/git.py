@@ -27,12 +27,11 @@ def git(folder: Path, *arguments: str) -> str:
 
     Raises UsageError with git's own words.
     """
-    done = run_git(folder, *arguments)
-    if done.returncode != 0:
-        raise UsageError(
-            f"git {' '.join(arguments)} in {folder}: {done.stderr.strip() or f'exit code {done.returncode}'}"
-        )
-    return done.stdout.strip()
+    finished = run_git(folder, *arguments)
+    if finished.returncode != 0:
+        message = finished.stderr.strip() or f"exit code {finished.returncode}"
+        raise UsageError(f"git {' '.join(arguments)} in {folder}: {message}")
+    return finished.stdout.strip()
 
 
 def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,20 +67,20 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def top_level(folder: Path) -> Path | None:
     """The root of the work tree that `folder` is in; None outside of one."""
-    done = run_git(folder, "rev-parse", "--show-toplevel")
-    return Path(done.stdout.strip()) if done.returncode == 0 else None
+    finished = run_git(folder, "rev-parse", "--show-toplevel")
+    return Path(finished.stdout.strip()) if finished.returncode == 0 else None
 
 
 def commit_of(folder: Path, revision: str) -> str | None:
     """The commit that a revision names; None if it names none."""
-    done = run_git(
+    finished = run_git(
         folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
     )
-    return done.stdout.strip() if done.returncode == 0 else None
+    return finished.stdout.strip() if finished.returncode == 0 else None
 
 
 def _env(base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Inside a git hook the variables of the outer repository are set: they would mislead every command here."""
+    """The environment without the variables of an outer repository, which a git hook sets."""
     return {name: value for name, value in base.items() if name not in _LOCAL} | {
         "LC_ALL": "C",
         "GIT_TERMINAL_PROMPT": "0",

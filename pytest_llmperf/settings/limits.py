@@ -1,4 +1,4 @@
-"""Which metrics are gated, and how much worse each may become: from the option, the ini file and the marker."""
+"""Which metrics are gated, and how much worse each may become."""
 
 from __future__ import annotations
 
@@ -60,19 +60,24 @@ def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, flo
     Raises UsageError that names `where` they were written.
     """
     known = gateable()
-    found: dict[str, float] = {}
+    checked: dict[str, float] = {}
     for name, limit in limits.items():
         if not isinstance(name, str) or name not in known:
             near = did_you_mean(str(name), known)
             raise UsageError(
                 f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}."
             )
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
-            raise UsageError(
-                f"{where}: the limit of {name} is {limit!r}. A share between 0 and 1 is needed: 0.05, or 5%, is 5 %.",
-            )
-        found[name] = float(limit)
-    return found
+        checked[name] = _share(name, limit, where)
+    return checked
+
+
+def _share(name: str, limit: object, where: str) -> float:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+        raise UsageError(
+            f"{where}: the limit of {name} is {limit!r}. "
+            "A share between 0 and 1 is needed: 0.05, or 5%, is 5 %."
+        )
+    return float(limit)
 
 
 def _one(item: str, option: str) -> tuple[str, float]:

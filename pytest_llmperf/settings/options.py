@@ -19,7 +19,8 @@ class Option(NamedTuple):
 
     `bare` is the value of an option that may be given without one. `path` says what of the value is
     a path: all of it, what comes after ENGINE=, or the file of an SQLite URL. A `report` is a file
-    that the session writes at its end, of all tests: its side processes write none.
+    that the session writes at its end, of all tests: its side processes write none. `former` is the
+    name that it had in the version before, which still works and warns (`settings/former_names`).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Option(NamedTuple):
     bare: str = ""
     path: Literal["", "file", "engine", "store"] = ""
     report: bool = False
+    former: str = ""
 
     @property
     def flag_name(self) -> str:
@@ -78,6 +80,12 @@ OPTIONS = (
         name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"
     ),
     Option(
+        name="in-process",
+        flag=True,
+        help="load models of engines that need no process of their own (the scripted one) inside "
+        "of pytest: for projects that test their own tests",
+    ),
+    Option(
         name="device",
         metavar="DEVICE",
         default="auto",
@@ -92,7 +100,8 @@ OPTIONS = (
     Option(
         name="cluster",
         metavar="auto|ray://HOST:PORT",
-        help="load models on the hosts of this Ray cluster; auto: the one that this machine is a host of",
+        help="load models on the hosts of this Ray cluster; auto: the one that this machine is a "
+        "host of",
     ),
     Option(
         name="wait",
@@ -115,23 +124,26 @@ OPTIONS = (
         name="gate",
         metavar="METRIC:LIMIT,…",
         bare="on",
-        help="fail a test whose run is worse than its stored history allows: throughput:5%%,ttft.p50:10%%, or nothing for the "
-        "defaults. Write it with '=', or last",
+        help="fail a test whose run is worse than its stored history allows: "
+        "throughput:5%%,ttft.p50:10%%, or nothing for the defaults. Write it with '=', or last",
     ),
     Option(
-        name="require-baseline",
+        name="require-accepted",
         flag=True,
-        help="fail what --llmperf-gate cannot compare with a stored baseline",
+        former="require-baseline",
+        help="fail what --llmperf-gate cannot compare with an accepted session",
     ),
     Option(
         name="against",
         metavar="REV|DIR|PYTHON",
-        help="measure each test side by side with the same test at this git revision, in this folder, or under this interpreter",
+        help="measure each test side by side with the same test at this git revision, "
+        "in this folder, or under this interpreter",
     ),
     Option(
         name="against-limits",
         metavar="METRIC:LIMIT,…",
-        help="what --llmperf-against judges, and how much worse it may be (default: as --llmperf-gate, else throughput:3%%)",
+        help="what --llmperf-against judges, and how much worse it may be "
+        "(default: as --llmperf-gate, else throughput:3%%)",
     ),
     Option(
         name="against-budget",
@@ -232,5 +244,23 @@ OPTIONS = (
     ),
 )
 
-ALREADY_IMPORTED = "ignore:Module already imported so cannot be rewritten; pytest_llmperf:pytest.PytestAssertRewriteWarning"
-"""For -W of the side processes: each is a program of this package before it is pytest, and a project may make warnings errors."""
+FORMER_OPTIONS = tuple(
+    (
+        option,
+        option._replace(
+            name=option.former, former="", help=f"former name of {option.flag_name}, until 0.3"
+        ),
+    )
+    for option in OPTIONS
+    if option.former
+)
+"""Each option that had another name, and the same option under that name."""
+
+ALREADY_IMPORTED = (
+    "ignore:Module already imported so cannot be rewritten; "
+    "pytest_llmperf:pytest.PytestAssertRewriteWarning"
+)
+"""The value of -W for the side processes.
+
+Each is a program of this package before it is pytest, and a project may make warnings errors.
+"""

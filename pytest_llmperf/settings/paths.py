@@ -1,4 +1,4 @@
-"""Where relative paths of options are meant from: the working directory for the command line, the rootdir for the ini file."""
+"""Relative paths of options: from the working directory on the command line, else the rootdir."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 
 
 def resolve_command_line(config: pytest.Config) -> None:
-    """Make the paths that the command line gave absolute, once, so that every process of the session reads the same ones."""
+    """Make the paths of the command line absolute.
+
+    So every process of the session reads the same ones.
+    """
     for option in OPTIONS:
         value = getattr(config.option, option.dest)
         if option.path and value:
@@ -31,16 +34,16 @@ def absolute(option: Option, value: Any, folder: str) -> Any:
     Anything else is left as it is.
     """
     if isinstance(value, list):
-        return [absolute(option, each, folder) for each in value]
+        return [absolute(option, element, folder) for element in value]
     if option.path == "file":
         return _joined(folder, value)
     if option.path == "engine":
         engine, separator, path = value.partition("=")
         return f"{engine}={_joined(folder, path)}" if separator and path else value
-    return _of_url(value, folder) if option.path == "store" else value
+    return _absolute_url(value, folder) if option.path == "store" else value
 
 
-def _of_url(url: str, folder: str) -> str:
+def _absolute_url(url: str, folder: str) -> str:
     for start in _SQLITE:
         path = url.removeprefix(start)
         if path not in (url, "") and not path.startswith((":memory:", "file:", "?")):

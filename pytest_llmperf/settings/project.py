@@ -1,4 +1,4 @@
-"""The tested project as the command line finds it: its root and its `llmperf_*` settings, by pytest's own rules."""
+"""The tested project as the command line finds it: its root and settings, by pytest's own rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Project(Struct, frozen=True, kw_only=True):
 
 
 def find_project(start: Path) -> Project:
-    """The nearest ancestor of `start` with a pytest configuration, else with a setup.py or a pyproject.toml, else `start`.
+    """The project of a folder: the nearest ancestor that has a pytest configuration.
+
+    Without one it is the nearest with a setup.py or a pyproject.toml, else `start`.
 
     Raises:
         UsageError: the file that decides cannot be parsed.
@@ -61,16 +63,16 @@ def find_project(start: Path) -> Project:
 
 
 def _options(file: Path) -> Mapping[str, Any] | None:
-    """The options of pytest in a file; None if the file is not there or says nothing about pytest."""
+    """The options of pytest in a file; None if it is not there or does not mention pytest."""
     if not file.is_file():
         return None
     try:
-        found = _toml(file) if file.suffix == ".toml" else _ini(file)
+        options = _toml(file) if file.suffix == ".toml" else _ini(file)
     except (tomllib.TOMLDecodeError, configparser.Error, UnicodeDecodeError) as error:
         raise UsageError(
             f"{file} cannot be read: {error}. Mend it, or say which history with --store URL."
         ) from error
-    return {} if found is None and file.name in _ALWAYS else found
+    return {} if options is None and file.name in _ALWAYS else options
 
 
 def _toml(file: Path) -> Mapping[str, Any] | None:
@@ -82,8 +84,8 @@ def _toml(file: Path) -> Mapping[str, Any] | None:
 
 
 def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    found = content.get(name)
-    return found if isinstance(found, dict) else None
+    table = content.get(name)
+    return table if isinstance(table, dict) else None
 
 
 def _ini(file: Path) -> Mapping[str, Any] | None:

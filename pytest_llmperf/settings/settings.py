@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ class Settings:
     disable: bool
     plan: bool
     strict: bool
+    in_process: bool
     gate: dict[str, float] | None
-    require_baseline: bool
+    require_accepted: bool
     against: Target | None
     against_limits: dict[str, float] | None
     against_budget_s: float
@@ -52,47 +53,64 @@ class Settings:
     root: Path
 
 
+_AS_THEY_ARE = (
+    "only",
+    "skip",
+    "disable",
+    "plan",
+    "strict",
+    "in-process",
+    "require-accepted",
+    "against-build",
+    "gpus",
+    "store",
+)
+_SECONDS = ("against-budget", "wait", "again-budget", "budget", "timeout")
+_FILES = ("plan-json", "json", "benchmark-json", "html")
+
+
 def read(raw: Callable[[Option], Any], root: Path) -> Settings:
     """Settings from a function that gives each option's raw value.
 
     Raises UsageError for a value that cannot be used.
     """
-    value = {option.name: raw(option) for option in OPTIONS}
+    values = {option.name: raw(option) for option in OPTIONS}
     return Settings(
-        only=value["only"],
-        skip=value["skip"],
-        disable=value["disable"],
-        plan=value["plan"],
-        strict=value["strict"],
-        gate=_gate(value["gate"]),
-        require_baseline=value["require-baseline"],
-        against=against(value["against"], root),
-        against_limits=_against_limits(value["against-limits"]),
-        against_budget_s=_positive("against-budget", value["against-budget"]),
-        against_build=value["against-build"],
-        device=_choice("device", value["device"], DEVICES),
-        gpus=value["gpus"],
-        cluster=_cluster(value["cluster"], value["against"]),
-        wait_s=_positive("wait", value["wait"]),
-        plan_json=(root / value["plan-json"]) if value["plan-json"] else None,
-        strategies=tuple(s.strip() for s in value["strategy"].split(",") if s.strip()),
-        waivers=root / value["waivers"],
-        again_budget_s=_positive("again-budget", value["again-budget"]),
-        reference=_strategy("reference", value["reference"]),
-        store=value["store"],
-        json=(root / value["json"]) if value["json"] else None,
-        benchmark_json=(root / value["benchmark-json"]) if value["benchmark-json"] else None,
-        html=(root / value["html"]) if value["html"] else None,
-        budget_s=_positive("budget", value["budget"]),
-        precision=_positive("precision", value["precision"]) / 100,
-        timeout_s=_positive("timeout", value["timeout"]),
-        pythons=dict(_interpreter(text) for text in value["python"]),
+        **_plain_fields(values, root),
+        **_judged(values, root),
+        device=_choice("device", values["device"], DEVICES),
+        cluster=_cluster(values["cluster"], values["against"]),
+        strategies=tuple(filter(None, map(str.strip, values["strategy"].split(",")))),
+        reference=_strategy("reference", values["reference"]),
+        precision=_positive("precision", values["precision"]) / 100,
+        pythons=dict(map(_interpreter, values["python"])),
         root=root,
     )
 
 
+def _plain_fields(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Options that are taken as they are, times, and files of the project."""
+    fields = {name: values[name] for name in _AS_THEY_ARE}
+    fields |= {f"{name}-s": _positive(name, values[name]) for name in _SECONDS}
+    fields |= {name: root / values[name] if values[name] else None for name in _FILES}
+    return {name.replace("-", "_"): value for name, value in fields.items()}
+
+
+def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """What is judged, and against what."""
+    return {
+        "gate": _gate(values["gate"]),
+        "against": against(values["against"], root),
+        "against_limits": _against_limits(values["against-limits"]),
+        "waivers": root / values["waivers"],
+    }
+
+
 def cache_dir() -> Path:
-    """Where converted models, baselines and device ceilings are kept: $LLMPERF_CACHE, or the user's cache folder."""
+    """The folder of converted models, baselines and device ceilings.
+
+    That is $LLMPERF_CACHE, or in the user's cache folder.
+    """
     if configured := os.environ.get("LLMPERF_CACHE"):
         return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
@@ -100,8 +118,9 @@ def cache_dir() -> Path:
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
+        near = did_you_mean(value, choices)
         raise UsageError(
-            f"--llmperf-{name}={value!r} is not known.{did_you_mean(value, choices)} Choices: {', '.join(choices)}."
+            f"--llmperf-{name}={value!r} is not known.{near} Choices: {', '.join(choices)}."
         )
     return value
 
@@ -114,8 +133,9 @@ def _cluster(text: str, against: str) -> str:
 
     if against:
         raise UsageError(
-            f"--llmperf-cluster={text!r} and --llmperf-against={against!r}: the hosts of a cluster have one version of this "
-            "project, so there is nothing to compare it with there. Leave one of the two out.",
+            f"--llmperf-cluster={text!r} and --llmperf-against={against!r}: "
+            "the hosts of a cluster have one version of this project, so there is nothing to "
+            "compare it with there. Leave one of the two out."
         )
     return parse(text)
 
@@ -161,7 +181,8 @@ def _positive(name: str, value: str) -> float:
         number = 0.0
     if not 0 < number < float("inf"):
         raise UsageError(
-            f"--llmperf-{name}={value!r}: a number above 0 is needed, for example --llmperf-{name}={_default(name)}.",
+            f"--llmperf-{name}={value!r}: a number above 0 is needed, "
+            f"for example --llmperf-{name}={_default(name)}."
         )
     return number
 

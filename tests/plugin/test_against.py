@@ -125,7 +125,7 @@ def test_the_bases_strategy_and_workload_are_its_own(repo, run):
     )
     result.stdout.fnmatch_lines(["llmperf: --llmperf-against compared nothing with HEAD*"])
     assert result.ret == EXIT_JUDGED_NOTHING
-    run("--llmperf-against=HEAD", "--llmperf-require-baseline").assert_outcomes(failed=1)
+    run("--llmperf-against=HEAD", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
 BASES = {
@@ -374,7 +374,8 @@ def test_compare_shows_the_pairs_and_stored_runs(repo, run):
     assert plain.returncode == 0, plain.stderr
     assert "0.882x" in plain.stdout
     assert (
-        "UNDECIDED test_it.py::test_speed throughput: 8 sessions before are needed" in plain.stdout
+        "UNDECIDED test_it.py::test_speed throughput: 8 sessions are needed, 1 is there"
+        in plain.stdout
     )
     unknown = repo.llmperf("compare", "before.jsonl", "feedbeef")
     assert "no record, session, series or commit begins with it" in unknown.stderr

@@ -170,8 +170,8 @@ def test_before_is_the_accepted_history(project, run, elsewhere, pytester):
     run("--llmperf-markdown=second.md")
     second = (pytester.path / "second.md").read_text()
     assert "1.00x" in second
-    assert "| 1 session before; 8 decide" not in second
-    assert "1 session before" in second
+    assert "| 8 sessions are needed" not in second
+    assert "8 sessions are needed, 1 is there" in second
 
 
 def test_a_file_that_cannot_be_written_changes_no_outcome(project, run, elsewhere, pytester):

@@ -37,7 +37,10 @@ def the_first_worker_is_slow(monkeypatch):
 def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
     project, run_both, sessions
 ):
-    """Ten sessions, then one test of two 15 % slower: that one fails, in two lines that name metric, size, baseline and limit."""
+    """Ten sessions, then one test of two 15 % slower: that one fails.
+
+    Two lines name metric, size, accepted sessions and limit.
+    """
     sessions(11)
     project(
         TWO.replace(
@@ -50,11 +53,14 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
     result.stdout.fnmatch_lines(
         [
             "*def test_speed*",
-            "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less *of 11 sessions, *(measured again: 13.* % less)",
+            (
+                "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less than in 11 accepted "
+                "sessions, *(measured again: 13.* % less)"
+            ),
         ],
     )
     result.stdout.fnmatch_lines(
-        ["E*decode*on*; baseline 73.* tok/s, spread 0.*%; smallest visible change *; p = *"]
+        ["E*decode*on*; accepted 73.* tok/s, spread 0.*%; smallest visible change *; p = *"]
     )
     result.stdout.fnmatch_lines(["FAILED *test_speed* - Regression: throughput of auto is*"])
     result.stdout.no_fnmatch_line("*gate/gate.py*")
@@ -102,17 +108,20 @@ def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_bo
     result.assert_outcomes(passed=1, warnings=3)
     result.stdout.fnmatch_lines(
         [
-            "*not comparable: throughput of auto is *not compared with history: there is no earlier session of this test*"
+            (
+                "*not comparable: throughput of auto is *not compared with history: "
+                "there is no earlier session of this test*"
+            )
         ],
     )
     result.stdout.fnmatch_lines(["*judged nothing*"])
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
-def test_a_baseline_can_be_required(project, run):
-    """--llmperf-require-baseline makes it a failure of the test."""
+def test_accepted_sessions_can_be_required(project, run):
+    """--llmperf-require-accepted makes it a failure of the test."""
     project(ONE)
-    run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
+    run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
 def test_a_renamed_test_is_named_as_new(project, run, sessions):
@@ -133,9 +142,7 @@ def test_another_environment_is_named_by_the_fact_that_differs(project, run, ope
     rewritten(opened, on_another_cpu)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1, warnings=3)
-    result.stdout.fnmatch_lines(
-        ["*another environment: cpu_model is *, the baseline's 'Another CPU'*"]
-    )
+    result.stdout.fnmatch_lines(["*another environment: cpu_model is *, was 'Another CPU'*"])
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
@@ -144,7 +151,7 @@ def test_another_workload_is_named(project, run, sessions):
     sessions(10)
     project(ONE.replace("WORK", "Decode(batch=1, prompt_tokens=8, new_tokens=12)"))
     run("--llmperf-gate").stdout.fnmatch_lines(
-        ["*another measurement: workload_key is 'decode*', was 'decode*'*"]
+        ["*another measurement: workload_text is 'decode*', was 'decode*'*"]
     )
 
 
@@ -185,7 +192,7 @@ def test_the_marker_sets_a_limit_of_its_own(project, run, sessions):
     run("--llmperf-gate").assert_outcomes(passed=1)
 
 
-def test_a_failed_session_is_no_baseline_until_it_is_accepted(
+def test_a_failed_session_is_not_held_against_until_it_is_accepted(
     project, run, sessions, opened, pytester
 ):
     """It fails again and again.
@@ -228,7 +235,10 @@ def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*memory.weights of auto is 100 MB, 2.00 % more than the baseline of 1 session, allowed 1.0 % worse*"
+            (
+                "*memory.weights of auto is 100 MB, 2.00 % more than in 1 accepted session, "
+                "allowed 1.0 % worse*"
+            )
         ],
     )
 
@@ -242,7 +252,7 @@ def test_an_interleaved_comparison_is_gated_on_both_sides(project, run, sessions
     project(body, script="ttft=50ms,tpot=10ms,bf16/tpot=14ms")
     result = run("--llmperf-gate")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*throughput of bf16 is *less than the baseline*"])
+    result.stdout.fnmatch_lines(["*throughput of bf16 is *less than in * accepted session*"])
     result.stdout.no_fnmatch_line("E*throughput of fp32*")
 
 
@@ -285,7 +295,7 @@ def test_a_marker_that_cannot_be_read_is_that_tests_error(project, run):
     result.stdout.fnmatch_lines(["*thruput*Did you mean 'throughput'*"])
 
 
-def test_a_baseline_of_zero_is_an_error_that_says_so(project, run, opened):
+def test_an_accepted_value_of_zero_is_an_error_that_says_so(project, run, opened):
     """Nothing is relative to zero."""
     project(ONE)
     run()

@@ -1,4 +1,7 @@
-"""Under --llmperf-gate a test or a run that is not there any more is an outcome: renamed, removed, or measured no more."""
+"""Under --llmperf-gate a test or a run that is not there any more is an outcome.
+
+It was renamed, removed, or is measured no more.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 RENAMED = TWO.replace("test_speed", "test_velocity")
-GONE = "*not comparable: test_it.py::test_speed is not there any more, its last accepted session is of *"
+GONE = (
+    "*not comparable: test_it.py::test_speed is not there any more, "
+    "its last accepted session is of *"
+)
 STILL_THERE = "*is not there any more*"
 
 
@@ -27,7 +33,7 @@ def llmperf(pytester, *arguments):
 
 
 def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, sessions):
-    """The old id, the new one that measures the same, and the command that carries the history over."""
+    """The old id, the new one that measures the same, and the command that keeps the history."""
     sessions(10)
     project(RENAMED)
     result = run_both("--llmperf-gate")
@@ -38,18 +44,18 @@ def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, se
     assert result.ret == 0
 
 
-def test_a_missing_test_fails_where_a_baseline_is_required(project, run, sessions):
+def test_a_missing_test_fails_where_accepted_sessions_are_required(project, run, sessions):
     """Exit code 1 although each test that is there passes.
 
     The same session without the gone test is green.
     """
     sessions(10)
     project(TWO.replace("def test_speed(llm)", "def helper(llm)"))
-    result = run("--llmperf-gate", "--llmperf-require-baseline")
+    result = run("--llmperf-gate", "--llmperf-require-accepted")
     result.assert_outcomes(passed=1)
     assert result.ret == 1
     project(TWO)
-    assert run("--llmperf-gate", "--llmperf-require-baseline").ret == 0
+    assert run("--llmperf-gate", "--llmperf-require-accepted").ret == 0
 
 
 def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, pytester):
@@ -76,9 +82,7 @@ def test_after_accepting_the_rename_its_history_goes_on(project, run, sessions, 
     project(RENAMED, script="ttft=57.5ms,tpot=11.5ms")
     result = run("--llmperf-gate=throughput")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(
-        ["*throughput of auto *% less than the baseline of 1[0-9] sessions*"]
-    )
+    result.stdout.fnmatch_lines(["*throughput of auto *% less than in 1[0-9] accepted sessions*"])
 
 
 def test_a_renamed_file_keeps_its_history(project, run, sessions, pytester):
@@ -116,7 +120,10 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
 def test_a_partial_run_accuses_nobody_of_what_it_did_not_look_into(
     project, run, sessions, pytester, asked
 ):
-    """test_speed is there or was not asked for. (With -k and --deselect it is collected, and not gone.)"""
+    """test_speed is there or was not asked for.
+
+    (With -k and --deselect it is collected, and not gone.)
+    """
     sessions(10)
     gone = asked in (("test_it.py::test_other",), ("other/",))
     project(TWO.replace("def test_speed(llm)", "def helper(llm)") if gone else TWO)
@@ -192,12 +199,16 @@ def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessio
         ["*not comparable: decode b1 p8 n11 of auto was not measured any more: the session of*"]
     )
     assert result.ret == EXIT_JUDGED_NOTHING
-    run("--llmperf-gate", "--llmperf-require-baseline").assert_outcomes(failed=1)
+    run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
 def test_one_of_two_runs_that_is_gone_is_named(project, run):
     """The other is judged; a run that only changed is reported as what it is, once."""
-    both = "\ndef test_speed(llm):\n    llm.run(WORK)\n    llm.run(Prefill(batch=1, prompt_tokens=64))\n"
+    both = (
+        "\ndef test_speed(llm):\n"
+        "    llm.run(WORK)\n"
+        "    llm.run(Prefill(batch=1, prompt_tokens=64))\n"
+    )
     project(both)
     for _ in range(2):
         run()

@@ -72,7 +72,7 @@ class Life:
         result = self.session(GATE, code=1, failed=1)
         result.stdout.fnmatch_lines(
             [
-                "E *Regression: throughput of auto is 66.7 tok/s, 9.* % less than the baseline of 12 sessions*",
+                "E *Regression: throughput of auto is 66.7 tok/s, 9.* % less than in 12 accepted sessions*",
                 "FAILED test_it.py::test_speed*",
             ],
         )

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.plugin.files.before_after import compared
 from pytest_llmperf.report import github
 from pytest_llmperf.report.gitlab import document
-from pytest_llmperf.report.markdown import Compared, comment
+from pytest_llmperf.report.markdown import comment
 from pytest_llmperf.report.problems import ERRORS, WARNINGS, Problem
 from pytest_llmperf.settings.against_target import OFF
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
@@ -74,7 +75,7 @@ class Pages:
         return comment(self._compared, notes=[*notes, *_by_reason(self._skipped)])
 
     @cached_property
-    def _compared(self) -> list[Compared]:
+    def _compared(self) -> list[Change]:
         try:
             return beside_history(self._records, self._store, self._root, self._limits)
         except LlmperfError as error:
@@ -92,7 +93,7 @@ def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
 
 def beside_history(
     records: list[Record], store: str, root: Path, limits: Mapping[str, float]
-) -> list[Compared]:
+) -> list[Change]:
     """Each run beside its history in a store ("none": there is none).
 
     Raises as `open_store`, and UsageError as `reviewed`.

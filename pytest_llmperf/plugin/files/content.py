@@ -148,7 +148,7 @@ def _readings(
         )
 
 
-def _step(change: changes.Change) -> Step:
+def _step(change: changes.LevelChange) -> Step:
     point = change.point
     return Step(
         at=change.after.created, before=point.before, after=point.after, accepted=change.accepted

@@ -283,7 +283,7 @@ def test_a_base_that_dies_in_the_middle_is_not_comparable_with_its_message(compa
 def test_what_cannot_be_compared_fails_where_a_baseline_is_required(compared):
     """As with the gate."""
     _, _, _, raised = compared(
-        "seed=1", "seed=2", errors=[WorkerDied("gone")], require_baseline=True
+        "seed=1", "seed=2", errors=[WorkerDied("gone")], require_accepted=True
     )
     assert "was not compared with ../before" in str(raised)
 

@@ -42,7 +42,10 @@ def test_a_lane_that_cannot_be_read_is_named(value, says):
 
 
 def test_a_test_that_one_lane_runs_is_no_orphan():
-    """A test that a lane did not collect at all, and one that only the project without arguments has, count too."""
+    """A test that a lane did not collect at all counts too.
+
+    So does one that only the project without arguments has.
+    """
     lanes = {"a": {"t1": "", "t2": "skipped: no GPU"}, "b": {"t2": "deselected", "t3": ""}}
     found = compared(lanes, {"t1": "", "t2": "", "t4": ""})
     assert (found.lanes, found.tests) == ({"a": 1, "b": 1}, 4)

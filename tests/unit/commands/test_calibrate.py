@@ -1,4 +1,4 @@
-"""How much unchanged sessions differ: the statistics, the file of floors, and the command around fresh sessions."""
+"""How much unchanged sessions differ: the statistics, the file of floors, and the command."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def sessions(n, spread, seed=0):
 
 
 def test_the_spread_and_the_floor_of_known_noise():
-    """2 % between 2,000 sessions: the floor is where one normal session in a thousand lies, 3.09 standard deviations."""
+    """2 % between 2,000 sessions: one normal session in a thousand is past the floor.
+
+    That is at 3.09 standard deviations.
+    """
     found = noise(sessions(2000, 0.02), [], direction="lower", floor=0.03, draws=10)
     assert found.spread == pytest.approx(0.02, rel=0.05)
     assert found.proposed == 0.065
@@ -67,7 +70,7 @@ def test_few_sessions_take_a_wider_floor():
 def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels_are_not():
     """At 2 %, rule A fails next to none.
 
-    Sessions that jump between two levels under a baseline of one of them would.
+    Sessions that jump between two levels held against sessions of one of them would.
     """
     quiet = noise(sessions(20, 0.02), [], direction="higher", floor=0.03, draws=2000)
     assert quiet.false_alarms <= 0.001
@@ -128,7 +131,10 @@ def test_floors_come_back_from_the_file_and_take_the_place_of_older_ones(tmp_pat
         (("floor = 0.035", "floor = 3.5"), "the floor is 3.5. A share between 0 and 1 is needed"),
         (
             ("date = 2026-11-23\n", ""),
-            "missing required field `date`. A floor that does not say where it is known from is refused",
+            (
+                "missing required field `date`. "
+                "A floor that does not say where it is known from is refused"
+            ),
         ),
         (("[[calibrated]]", "[[calibration]]"), "calibration is not known there"),
         (("floor = ", "floor == "), "cannot be read"),
@@ -166,9 +172,12 @@ def measured(monkeypatch):
         value = next(values)
         facts = {"device": "cuda", "device_name": "NVIDIA H200", "version_torch": "2.13.0"}
         made = record(
-            f"r{len(asked)}", outcome="RECORDED", metrics=(metric(value=value),), environment=Environment(facts=facts),
+            f"r{len(asked)}",
+            outcome="RECORDED",
+            metrics=(metric(value=value),),
+            environment=Environment(facts=facts),
             samples={"throughput": tuple(sessions(10, 0.01, len(asked)))},
-        )  # fmt: skip
+        )
         return {(made.test, made.label, made.workload_key, made.strategy): [made]}
 
     monkeypatch.setattr(calibrating, "run_session", run)

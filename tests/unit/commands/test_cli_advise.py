@@ -1,4 +1,4 @@
-"""`llmperf advise`, from a store to a table: what is compared, what must be chosen, and what is never guessed."""
+"""`llmperf advise`, from a store to a table: what is compared, chosen, and never guessed."""
 
 from __future__ import annotations
 
@@ -117,9 +117,8 @@ def test_a_limit_inside_of_an_interval_is_said(measured):
     """0.985 is at least 0.983, its interval's end is not."""
     lines = advise("--top1", "98.3%").stdout.splitlines()
     assert lines[-2].startswith("Fastest with top-1 >= 98.3 %: bf16")
-    assert (
-        lines[-1]
-        == "Only by its values: an interval of bf16 crosses a limit. The fastest for certain is fp32."
+    assert lines[-1] == (
+        "Only by its values: an interval of bf16 crosses a limit. The fastest for certain is fp32."
     )
 
 

@@ -58,11 +58,11 @@ def test_sessions_are_judged_by_rule_a_one_or_by_welchs_interval_several(n, fact
 def test_few_sessions_are_undecided():
     """Three before, 20 % less now: rule A asks for eight."""
     row = only(contrast(sessions(3, 100.0), sessions(1, 95.0, prefix="b"), {}))
-    assert (row.outcome, row.reason) == ("UNDECIDED", "8 sessions before are needed")
+    assert (row.outcome, row.reason) == ("UNDECIDED", "8 sessions are needed, 3 are there")
 
 
 def test_repetitions_of_one_session_are_one_value():
-    """Nine records of one session before are no baseline of nine."""
+    """Nine records of one session before do not count as nine."""
     before = [replace(each, session_id="one") for each in sessions(9, 100.0)]
     assert only(contrast(before, sessions(1, 95.0, prefix="b"), {})).n_before == 1
 

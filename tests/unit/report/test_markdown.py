@@ -1,4 +1,4 @@
-"""The Markdown comment, read by a parser of CommonMark with tables: rows stay rows, names stay text."""
+"""The Markdown comment, read by a parser of CommonMark: rows stay rows, names stay text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from markdown_it import MarkdownIt
 from support.hostile import ANY, HOSTILE
 
-from pytest_llmperf.report.markdown import MARK, MAX_LENGTH, Compared, code, comment, table
+from pytest_llmperf.core.change import Change
+from pytest_llmperf.report.markdown import MARK, MAX_LENGTH, code, comment, table
 from pytest_llmperf.report.table import shorten, showable
 
 TABLE = {
@@ -21,16 +22,22 @@ PARSER = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
 def row(**changes):
     values = {
         "test": "tests/test_it.py::test_pays[bf16]",
+        "label": "",
         "strategy": "bf16",
-        "workload": "decode b1 p128 n128",
+        "workload_text": "decode b1 p128 n128",
+        "test_outcome": "FAIL",
         "metric": "throughput",
-        "before": "14.2 tok/s",
-        "after": "13.1 tok/s",
-        "ratio": "0.923x",
-        "interval": "0.901 to 0.945",
-        "verdict": "FAIL",
+        "unit": "tok/s",
+        "direction": "higher",
+        "before": 14.2,
+        "after": 13.1,
+        "ratio": 0.923,
+        "low": 0.901,
+        "high": 0.945,
+        "outcome": "FAIL",
+        "limit": 0.03,
     }
-    return Compared(**{**values, **changes})
+    return Change(**{**values, **changes})
 
 
 def cells(text):
@@ -74,7 +81,7 @@ def as_shown(text, length=160):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_is_one_cell_and_nothing_but_text(name):
     """No row more, no cell more, no tag but our own; the text is what the name is, in one line."""
-    rows, kinds = cells(comment([row(test=name, strategy=name, verdict="PASS", reason=name)]))
+    rows, kinds = cells(comment([row(test=name, strategy=name, outcome="PASS", reason=name)]))
     assert [len(each) for each in rows] == [9, 9]
     assert rows[1][0].strip() == as_shown(name).strip()
     assert kinds.isdisjoint(
@@ -121,9 +128,10 @@ def test_the_same_name_as_it_is_breaks_the_table(name):
 
 def test_the_worst_come_first_and_each_verdict_is_counted():
     """The counts are the first line that is read."""
-    verdicts = ("PASS", "UNDECIDED", "FAIL", "worse, test: PASS")
-    found = [row(verdict=verdict, test=f"test_{i}") for i, verdict in enumerate(verdicts)]
-    found += [row(verdict="PASS", test="test_2", metric="ttft.p50", reason="3 sessions before")]
+    outcomes = ("PASS", "UNDECIDED", "FAIL")
+    found = [row(outcome=outcome, test=f"test_{i}") for i, outcome in enumerate(outcomes)]
+    found += [row(outcome="FAIL", test_outcome="PASS", test="test_3")]
+    found += [row(outcome="PASS", test="test_2", metric="ttft.p50", reason="3 sessions before")]
     body = comment(found)
     rows, _ = cells(body)
     assert [each[-1] for each in rows[1:]] == [
@@ -141,14 +149,23 @@ def test_the_worst_come_first_and_each_verdict_is_counted():
             "test&#95;2",
         )
     )
-    assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "0.923x", "0.901 to 0.945"]
+    assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "0.923x", "[0.901, 0.945]"]
 
 
 def test_what_was_not_compared_has_a_dash_and_its_reason():
     """Never a ratio of 1, and never an empty cell."""
     rows, _ = cells(
         comment(
-            [row(before="", ratio="", interval="", verdict="recorded", reason="no earlier session")]
+            [
+                row(
+                    before=None,
+                    ratio=None,
+                    low=None,
+                    high=None,
+                    outcome="recorded",
+                    reason="no earlier session",
+                )
+            ]
         )
     )
     assert rows[1][4] == rows[1][6] == rows[1][7] == "–"  # noqa: RUF001
@@ -164,7 +181,7 @@ def test_without_runs_the_page_says_so():
 def test_a_body_never_exceeds_what_github_takes():
     """2,000 rows of long names: as many as fit, the worst first, and the rest is counted."""
     found = [
-        row(test=f"test_{i}" + "é|" * 80, verdict="PASS" if i else "FAIL", reason="r|" * 200)
+        row(test=f"test_{i}" + "é|" * 80, outcome="PASS" if i else "FAIL", reason="r|" * 200)
         for i in range(2000)
     ]
     body = comment(found)

@@ -1,4 +1,4 @@
-"""Relative paths of options: from the working directory on the command line, from the rootdir in the ini file."""
+"""Relative paths of options: from the working directory on the command line, else the rootdir."""
 
 from __future__ import annotations
 

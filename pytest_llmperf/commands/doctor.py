@@ -1,0 +1,128 @@
+"""`llmperf doctor`: what works on this machine, what will not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_llmperf.commands.shared import (
+    example,
+    json_option,
+    open_history,
+    print_json,
+    print_table,
+    store_option,
+)
+from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pytest_llmperf.commands.examination import Check, Status
+    from pytest_llmperf.history.store import Store
+
+
+@click.command(
+    "doctor",
+    short_help="What works on this machine, what will not, and why.",
+    epilog=example("llmperf doctor --engine scripted"),
+)
+@store_option
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Exit with 1 unless tests can run on it."
+)
+@click.option(
+    "--engine",
+    "engines",
+    metavar="NAME",
+    multiple=True,
+    help="Exit with 1 unless this engine is usable. May be given again.",
+)
+@json_option
+def doctor_command(
+    store: str | None, device: str | None, engines: tuple[str, ...], as_json: bool
+) -> None:
+    """Devices, engines, strategies, models and the store: what works here, what will not, and why.
+
+    Exit code 1 if something that was asked for (--store, --device, --engine) does not work, else 0.
+    """
+    from pytest_llmperf.commands.examination import device_works, examine, look  # noqa: PLC0415
+
+    machine, store_check = look(), _store_check(store)
+    checks = [*examine(machine), store_check]
+    failed = _failed_engines(engines, checks)
+    if device is not None and not device_works(machine, device):
+        failed.append(f"device {device!r}")
+    if store is not None and store_check.status == "broken":
+        failed.append(f"store {store!r}")
+    if as_json:
+        print_json({"checks": checks, "failed": failed})
+    else:
+        _print(checks, failed)
+    if failed:
+        raise SystemExit(1)
+
+
+def _store_check(url: str | None) -> Check:
+    from pytest_llmperf.history.problems import StoreMissing  # noqa: PLC0415
+
+    try:
+        with open_history(url) as store:
+            return _history_check("ok", _contents(store))
+    except StoreMissing as error:
+        return _history_check("missing", str(error), "no earlier runs to compare with")
+    except LlmperfError as error:
+        return _history_check("broken", str(error), "records go to the spool, if at all")
+
+
+def _history_check(status: Status, detail: str, affects: str = "") -> Check:
+    from pytest_llmperf.commands.examination import Check  # noqa: PLC0415
+
+    return Check(area="store", name="history", status=status, detail=detail, affects=affects)
+
+
+def _contents(store: Store) -> str:
+    series = store.series()
+    n_records = sum(one_series.n for one_series in series)
+    detail = f"{store.shown}: {len(series)} series, {n_records} records"
+    return " ".join([detail, *store.notices])
+
+
+def _failed_engines(names: Sequence[str], checks: Sequence[Check]) -> list[str]:
+    known = {check.name: check.status for check in checks if check.area == "engine"}
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"engine {name!r} is not known.{near} Engines: {', '.join(known)}.")
+    return [f"engine {name!r}" for name in names if known[name] != "ok"]
+
+
+def _print(checks: Sequence[Check], failed: Sequence[str]) -> None:
+    rows = [(check.area, check.name, check.status, check.detail) for check in checks]
+    print_table(rows, ("area", "name", "status", "detail"))
+    affected = _affected(checks)
+    if affected:
+        click.echo("\nWill not work here:")
+    for line in affected:
+        click.echo(line)
+    if failed:
+        click.echo(f"\nAsked for and not working: {', '.join(failed)}")
+
+
+def _affected(checks: Sequence[Check]) -> list[str]:
+    """What will not work and what to do; checks of one area with the same remedy share a line."""
+    lines = []
+    for (area, affects, remedy), names in _alike(checks).items():
+        lines.append(f"  {area} {', '.join(names)}: {affects}")
+        if remedy:
+            lines.append(f"    -> {remedy}")
+    return lines
+
+
+def _alike(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[str]]:
+    """Area, what is affected and the remedy -> the names of the checks."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for check in checks:
+        if check.affects:
+            names.setdefault((check.area, check.affects, check.remedy), []).append(check.name)
+    return names
