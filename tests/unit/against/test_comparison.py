@@ -20,7 +20,6 @@ from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import InvalidRun, WorkerDied
 from pytest_llmperf.gate.gate import Regression
-from pytest_llmperf.session.handle import HostChannel
 from pytest_llmperf.session.judges import Measurement
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.session import LlmperfSession
@@ -32,6 +31,7 @@ from pytest_llmperf.wire.commands import MeasureBlock
 from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workers import this_host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
@@ -43,8 +43,8 @@ NOISE = "noise=0.03"
 class InProcess(LlmperfSession):
     """A session whose workers are hosts in this process."""
 
-    def _start_worker(self, plan: LoadPlan) -> HostChannel:  # noqa: ARG002
-        return HostChannel(Host())
+    def _start_worker(self, plan: LoadPlan) -> InProcess:  # noqa: ARG002
+        return InProcess(Host())
 
 
 class ScriptedBase:
@@ -211,7 +211,7 @@ def _slower_once(plan, scripts):
         if plan.model.location == "seed=1"
         else plan.model.location
     )
-    return HostChannel(
+    return InProcess(
         Host(
             find_engine=lambda asked: _Renamed(
                 engine("scripted").load(), replace(asked.model, location=script)
@@ -241,7 +241,7 @@ def test_versions_that_do_not_fit_together_are_loaded_in_turn(compared, monkeypa
     monkeypatch.setattr(
         InProcess,
         "_start_worker",
-        lambda _, plan: opened.append(plan.model.location) or HostChannel(Host()),
+        lambda _, plan: opened.append(plan.model.location) or InProcess(Host()),
     )
     _, (finding,), base, _ = compared("seed=1", "seed=2")
     assert finding.outcome is Outcome.PASS

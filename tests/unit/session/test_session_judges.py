@@ -8,7 +8,6 @@ import pytest
 
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
-from pytest_llmperf.session.handle import HostChannel
 from pytest_llmperf.session.model import Model
 from pytest_llmperf.session.rate_search import search
 from pytest_llmperf.session.session import LlmperfSession
@@ -19,6 +18,7 @@ from pytest_llmperf.wire.messages import Failure
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workers import pool
 from pytest_llmperf.workers.exchange import is_answer
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workloads import Decode, Serve, Slo
 
 WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
@@ -28,8 +28,8 @@ TRAFFIC = Serve(concurrency=2, requests=4, prompt_tokens=4, max_new_tokens=3)
 class InProcessSession(LlmperfSession):
     """A session whose workers are hosts in this process."""
 
-    def _start_worker(self, plan) -> HostChannel:  # noqa: ARG002
-        return HostChannel(Host())
+    def _start_worker(self, plan) -> InProcess:  # noqa: ARG002
+        return InProcess(Host())
 
 
 class Remembering:
