@@ -9,12 +9,12 @@ import pytest
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.selection import GpuPool, Need, Shortfall, need_of, shortfall
-from pytest_llmperf.plugin.gpu_tests import MARK
+from pytest_llmperf.names import GPUS_MARK
 
 
 def need_of_test(item: pytest.Item, plans: Sequence[LoadPlan]) -> Need | None:
     """Return None for a test that needs no GPU. Raises UsageError for the marker's arguments."""
-    marked = need_of([(mark.args, mark.kwargs) for mark in item.iter_markers(MARK)])
+    marked = need_of([(mark.args, mark.kwargs) for mark in item.iter_markers(GPUS_MARK)])
     ranks = max((plan.ranks for plan in plans if _is_on_gpu(plan)), default=0)
     if marked is None:
         return Need(least=ranks, most=ranks) if ranks else None

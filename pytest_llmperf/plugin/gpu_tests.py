@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmperf.names import GPUS_MARK
 from pytest_llmperf.plugin.stash import FAILED, NEED, UNUSABLE
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.devices.selection import Shortfall
     from pytest_llmperf.plugin.items import PytestSession
 
-MARK = "llmperf_gpus"
 LANES = "llmperf_lanes"
 LANES_HELP = (
     "the sets of arguments that tests are run with, one a line as 'NAME: [GPUS] ARGUMENTS'; "
@@ -123,7 +123,7 @@ class GpuTests:
         return self._session().core.gpus.held
 
     def _concerns(self, item: pytest.Item) -> bool:
-        return item.get_closest_marker(MARK) is not None or self._is_llmperf(item)
+        return item.get_closest_marker(GPUS_MARK) is not None or self._is_llmperf(item)
 
     def _select(self, item: pytest.Item) -> None:
         """Skip a test whose need the pool cannot meet, and note what is wrong with its marker."""

@@ -336,7 +336,8 @@ def _session(config: pytest.Config) -> PytestSession:
         from pytest_llmperf.plugin.items import PytestSession  # noqa: PLC0415
 
         config.stash[SESSION] = PytestSession(config, lambda option: _option(config, option))
-    return config.stash[SESSION]
+    session: PytestSession = config.stash[SESSION]
+    return session
 
 
 def _option(config: pytest.Config, option: Option) -> Any:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.errors import LlmperfError
     from pytest_llmperf.plugin.bodies.marks import Body
     from pytest_llmperf.plugin.bodies.merge import Outcome
-    from pytest_llmperf.plugin.items import PytestSession
     from pytest_llmperf.session.declare import Declaration
 
 
@@ -34,8 +33,8 @@ class Declared:
     error: LlmperfError | None = None
 
 
-SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
-"""On the config: the llmperf session, once the first llmperf test is collected."""
+SESSION: pytest.StashKey[Any] = pytest.StashKey()
+"""On the config: the `items.PytestSession`, once the first llmperf test is collected."""
 
 LOST: pytest.StashKey[list[str]] = pytest.StashKey()
 """On the config: what could be stored nowhere, in words."""

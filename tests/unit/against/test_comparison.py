@@ -40,7 +40,7 @@ WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
 NOISE = "noise=0.03"
 
 
-class InProcess(LlmperfSession):
+class LocalSession(LlmperfSession):
     """A session whose workers are hosts in this process."""
 
     def _start_worker(self, plan: LoadPlan) -> InProcess:  # noqa: ARG002
@@ -52,7 +52,7 @@ class ScriptedBase:
 
     def __init__(
         self,
-        session: InProcess,
+        session: LocalSession,
         script: str,
         *,
         folder: Path,
@@ -96,7 +96,7 @@ class ScriptedBase:
         )
 
 
-def session_model(session: InProcess, script: str):
+def session_model(session: LocalSession, script: str):
     from pytest_llmperf.session.model import Model
 
     return Model(session, scripted_plan(script))
@@ -112,7 +112,7 @@ def no_leases(monkeypatch):
 def session(tmp_path):
     """`session(**options)` is a session with these options that keeps no history."""
 
-    def make(**options: str) -> InProcess:
+    def make(**options: str) -> LocalSession:
         values = {
             "store": "none",
             "budget": "2",
@@ -122,7 +122,7 @@ def session(tmp_path):
             o.name: values.get(o.name, [] if o.many else False if o.flag else o.default)
             for o in OPTIONS
         }
-        return InProcess(read(lambda option: raw[option.name], tmp_path), lambda *_: None)
+        return LocalSession(read(lambda option: raw[option.name], tmp_path), lambda *_: None)
 
     return make
 
@@ -195,7 +195,7 @@ def test_a_faster_version_passes(compared):
 def test_a_suspicion_that_fresh_workers_do_not_confirm_is_undecided(compared, monkeypatch):
     """What one process was slower by is gone with it: it is said, and the test does not fail."""
     scripts = iter(["ttft=55ms,tpot=11ms", "ttft=50ms,tpot=10ms"])
-    monkeypatch.setattr(InProcess, "_start_worker", lambda _, plan: _slower_once(plan, scripts))
+    monkeypatch.setattr(LocalSession, "_start_worker", lambda _, plan: _slower_once(plan, scripts))
     _, (finding,), _, raised = compared("seed=1", "ttft=50ms,tpot=10ms")
     assert (finding.outcome, raised) == (Outcome.UNDECIDED, None)
     assert "not seen again" in finding.text
@@ -239,7 +239,7 @@ def test_versions_that_do_not_fit_together_are_loaded_in_turn(compared, monkeypa
         Pool, "fits_together", lambda self, *plans: len(plans) < 2 and fits(self, *plans)
     )
     monkeypatch.setattr(
-        InProcess,
+        LocalSession,
         "_start_worker",
         lambda _, plan: opened.append(plan.model.location) or InProcess(Host()),
     )
