@@ -25,6 +25,10 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.history.store import Store, open_store
 
 Run = Callable[..., pytest.RunResult]
+PLAIN = ("-p", "no:cacheprovider")
+IN_PROCESS = ("--llmperf-in-process",)
+OTHERS = ("-p", "no:hypothesispytest", "-p", "no:anyio")
+"""Plugins of others that take longer to import than a session of ours takes."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +49,22 @@ def project(pytester: pytest.Pytester) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> Run:
-    """Run pytest in the project, in a process of its own."""
+def run(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Run:
+    """Run pytest in the project: inside of this process, or under xdist in processes of its own.
+
+    Scripted models are loaded where the session runs. A test marked `own_process` runs its sessions
+    in processes of their own, with the plugins of others; one marked `workers` has its models in
+    workers too, as users have theirs.
+    """
 
     def call(*args: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+        if request.node.get_closest_marker("workers"):
+            return pytester.runpytest_subprocess(*PLAIN, *args)
+        if request.node.get_closest_marker("own_process"):
+            return pytester.runpytest_subprocess(*PLAIN, *IN_PROCESS, *args)
+        if "-n" in args:
+            return pytester.runpytest_subprocess(*PLAIN, *OTHERS, *IN_PROCESS, *args)
+        return pytester.runpytest_inprocess(*PLAIN, *OTHERS, *IN_PROCESS, *args)
 
     return call
 

@@ -15,6 +15,8 @@ from support.repository import TESTS, Repository, worktrees
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
+pytestmark = pytest.mark.own_process
+
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
 )

@@ -13,6 +13,8 @@ from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 TIMER = """
 import itertools, os, pytest
+
+pytestmark = pytest.mark.own_process
 ticks = itertools.count()
 
 def clock():

@@ -116,6 +116,7 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(
     )
 
 
+@pytest.mark.own_process
 def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(
     project, run, on_github, pytester
 ):
@@ -213,6 +214,7 @@ def test_a_session_inside_of_a_session_writes_nothing(
     assert commands(run()) == []
 
 
+@pytest.mark.own_process
 def test_a_ci_job_without_llmperf_tests_loads_and_writes_nothing(run, on_github, pytester):
     """The plugin is only there."""
     pytester.makepyfile(

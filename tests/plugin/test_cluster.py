@@ -21,6 +21,8 @@ from pytest_llmperf.errors import DeviceBusy, UsageError
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.testing import scripted_plan
 
+pytestmark = pytest.mark.own_process
+
 FAKE = Path(__file__).parents[1] / "support" / "fake_ray"
 
 

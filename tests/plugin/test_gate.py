@@ -101,6 +101,7 @@ def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(
     assert [record["extra"].get("attempt", 1) for record in lines()] == [1, 2]
 
 
+@pytest.mark.own_process
 def test_a_new_test_is_not_comparable_and_alone_is_exit_code_six(project, run_both):
     """Nothing compared is never a pass: the test passes with a warning, the session does not."""
     project(ONE)
@@ -124,6 +125,7 @@ def test_accepted_sessions_can_be_required(project, run):
     run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
+@pytest.mark.own_process
 def test_a_renamed_test_is_named_as_new(project, run, sessions):
     """Its history stays with the old name; the session says that nothing was compared for it."""
     sessions(10)
@@ -135,6 +137,7 @@ def test_a_renamed_test_is_named_as_new(project, run, sessions):
     )
 
 
+@pytest.mark.own_process
 def test_another_environment_is_named_by_the_fact_that_differs(project, run, opened):
     """The same series on another CPU."""
     project(ONE)
@@ -155,6 +158,7 @@ def test_another_workload_is_named(project, run, sessions):
     )
 
 
+@pytest.mark.own_process
 def test_a_metric_that_is_not_reported_any_more_is_not_green(project, run, sessions):
     """Earlier sessions had a goodput, this one has none: an outcome, which says how many had it."""
     sessions(10, change=with_goodput)

@@ -32,6 +32,7 @@ def llmperf(pytester, *arguments):
     ).stdout
 
 
+@pytest.mark.own_process
 def test_a_renamed_test_is_missed_with_its_likely_new_name(project, run_both, sessions):
     """The old id, the new one that measures the same, and the command that keeps the history."""
     sessions(10)
@@ -108,6 +109,7 @@ def test_a_test_removed_on_purpose_is_missed_until_that_is_said(project, run, se
     run("--llmperf-gate").stdout.fnmatch_lines([GONE + "*"])
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize(
     "asked",
     [
@@ -186,6 +188,7 @@ def fields(record):
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
+@pytest.mark.own_process
 def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessions):
     """It is there and passes, and its run is gone: NOT COMPARABLE in that very test.
 
@@ -202,6 +205,7 @@ def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessio
     run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
+@pytest.mark.own_process
 def test_one_of_two_runs_that_is_gone_is_named(project, run):
     """The other is judged; a run that only changed is reported as what it is, once."""
     both = (

@@ -37,6 +37,7 @@ def waive(pytester):
     return add
 
 
+@pytest.mark.own_process
 def test_a_waived_regression_passes_with_its_owner_and_fails_without(
     project, run_both, sessions, waive, pytester
 ):
@@ -71,6 +72,7 @@ def test_a_waived_level_is_not_accepted(project, run, sessions, waive):
         result.stdout.fnmatch_lines(["*less than in 10 accepted sessions*"])
 
 
+@pytest.mark.own_process
 def test_a_waiver_is_for_its_metric_and_its_test_alone(project, run, sessions, waive):
     """The other test and the other metric fail as ever."""
     project(TWO)
@@ -153,6 +155,7 @@ def test_a_file_that_cannot_be_read_stops_the_session(project, run, waive):
     assert run().ret == 0
 
 
+@pytest.mark.own_process
 def test_the_ini_file_names_another_file(project, run, sessions, waive, pytester):
     """`llmperf_waivers`."""
     project(ONE)

@@ -197,6 +197,8 @@ from pathlib import Path
 from pytest_llmperf.devices.leases import lease
 from pytest_llmperf.units import GB
 
+pytestmark = pytest.mark.workers
+
 @pytest.mark.llmperf_gpus(1, memory=100 * GB)
 def test_share(llmperf_devices):
     key = llmperf_devices[0].uuid

@@ -13,6 +13,8 @@ import pytest
 from support.repository import TESTS, Repository
 from support.stored_sessions import earlier
 
+pytestmark = pytest.mark.own_process
+
 GATE = "--llmperf-gate=throughput"
 SPREAD = 0.005
 WAIVER = """

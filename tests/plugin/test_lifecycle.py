@@ -41,6 +41,8 @@ def test_a_worker_is_released_before_the_next_loads(project, run):
     project("""
 import psutil
 
+pytestmark = pytest.mark.workers
+
 def workers():
     me = psutil.Process()
     return [p for p in me.children(recursive=True) if "--rank" in p.cmdline()]

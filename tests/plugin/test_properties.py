@@ -114,6 +114,8 @@ def test_what_cannot_be_asked_is_a_usage_error(project, run):
         + """
 from pytest_llmperf.errors import UsageError
 
+pytestmark = pytest.mark.own_process
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

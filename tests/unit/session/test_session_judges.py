@@ -16,7 +16,7 @@ from pytest_llmperf.settings.settings import read
 from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.wire.messages import Failure
 from pytest_llmperf.worker.host import Host
-from pytest_llmperf.workers import pool
+from pytest_llmperf.workers import this_host
 from pytest_llmperf.workers.exchange import is_answer
 from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workloads import Decode, Serve, Slo
@@ -48,7 +48,7 @@ class Remembering:
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     """Gives a session that keeps no history, while a test of it runs."""
-    monkeypatch.setattr(pool, "exclusive", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(this_host, "exclusive", lambda *_, **__: nullcontext())
     values = {option.name: _default(option) for option in OPTIONS}
     values |= {"store": "none", "budget": "1"}
     settings = read(lambda option: values[option.name], tmp_path)
