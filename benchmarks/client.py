@@ -35,7 +35,12 @@ LINES = 8
 TEST = """
 import pytest
 
-@pytest.mark.llmperf(model={model!r}, engine="server", options={{"command": {command!r}, "name": "tiny"}}, device="cpu")
+@pytest.mark.llmperf(
+    model={model!r},
+    engine="server",
+    options={{"command": {command!r}, "name": "tiny"}},
+    device="cpu",
+)
 def test_it(llm):
     assert llm.effective
 """
@@ -45,7 +50,10 @@ COMMAND = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 20 --
 
 
 def fixture_s(folder: Path) -> float:
-    """How long pytest takes to set up a test whose `llm` is the stub: a worker, the server, and what it is asked of itself."""
+    """Return the seconds that pytest takes to set up a test whose `llm` is the stub.
+
+    They hold a worker, the start of the server, and what the engine asks it.
+    """
     (folder / "config.json").write_text("{}", encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (folder / "test_it.py").write_text(
@@ -90,8 +98,8 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
     """The same closed loop, streamed by httpx, each piece of bytes with its time."""
     httpx = __import__("httpx" if find_spec("httpx") else "httpx2")
     body = (
-        b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,"stream_options":{"include_usage":true}}'
-        % TOKENS
+        b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,'
+        b'"stream_options":{"include_usage":true}}' % TOKENS
     )
 
     async def one(client: object) -> None:
@@ -142,7 +150,8 @@ def main() -> None:
             session.close()
         alone = median(own_start_s() for _ in range(5))
         print(
-            f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s"
+            f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: "
+            f"{median(starts) - alone:+.3f} s"
         )
         fixture = median(fixture_s(Path(name)) for _ in range(5))
         print(
@@ -157,13 +166,11 @@ def main() -> None:
             max_new_tokens=TOKENS,
             prefix_cache=True,
         )
-        print(
-            f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms"
-        )
+        ours_ms = cpu_ms(lambda: session.serve(work, 0), 200)
+        print(f"CPU time of a request of {TOKENS} tokens: {ours_ms:.2f} ms")
         if find_spec("httpx") or find_spec("httpx2"):
-            print(
-                f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms"  # noqa: SLF001
-            )
+            base = session._server.base  # noqa: SLF001 - its address
+            print(f"the same with httpx: {cpu_ms(with_httpx(base, 200), 200):.2f} ms")
         session.close()
 
 

@@ -1,11 +1,13 @@
-"""The highest rate that each load generator can drive, seen from the server: a stub that streams 64 tokens a request.
+"""The highest rate that each load generator can drive, seen from the server.
 
-python benchmarks/client_rates.py [--seconds 5] [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf]
-    [--guidellm guidellm-env/bin/guidellm]
+python benchmarks/client_rates.py [--seconds 5] [--vllm vllm-env/bin/vllm]
+    [--aiperf aiperf-env/bin/aiperf] [--guidellm guidellm-env/bin/guidellm]
 
-Every generator sends requests at a constant rate. The stub notes when each came; how late they are, after a schedule of equal
-gaps laid through the earliest, says whether the generator kept its rate, whatever it says of itself. A rate is kept with a 99th
-percentile below 5 ms. Rates are doubled until one is not kept, then halved in between. Stub and generator share the machine.
+The server is a stub that streams 64 tokens a request. Every generator sends requests at a constant
+rate, and the stub notes when each came. How late they are, after a schedule of equal gaps laid
+through the earliest, says whether the generator kept its rate, whatever it says of itself. A rate
+is kept with a 99th percentile below 5 ms. Rates are doubled until one is not kept, then halved in
+between. Stub and generator share the machine.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def highest(name: str, send: Send, session: ServedModel, options: argparse.Names
             )
         )
         print(
-            f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late{'' if kept else ', not kept'}",
+            f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late"
+            f"{'' if kept else ', not kept'}",
             flush=True,
         )
     print(f"{name}: {max((p.rate for p in probes if p.sustained), default=0):.0f}/s", flush=True)

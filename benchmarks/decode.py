@@ -1,4 +1,7 @@
-"""Decoding through the plugin against a hand-written loop, and what token timestamps and telemetry cost."""
+"""Decoding through the plugin against a hand-written loop, and the cost of what it observes.
+
+What it observes is token timestamps and telemetry.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,10 @@ def handwritten(plan: LoadPlan, workload: Decode) -> Iterator[Callable[[str], fl
 def decode(
     model: str, device: str, workload: Decode, n: int, *, timestamps: bool = True
 ) -> list[Finding]:
-    """The plugin against a hand-written loop and, unless told otherwise, timestamps against none: pairs in turn, one workload."""
+    """Measure the plugin against a hand-written loop on one workload, in pairs.
+
+    Unless told otherwise, measure timestamps against none as well.
+    """
     plan = load_plan(model, device)
     with plugin_worker() as pool, handwritten(plan, workload) as child:
         opened = pool.open(plan)
@@ -137,4 +143,7 @@ def _timestamps(pairs: list[tuple[float, float]], model: str, workload: Decode) 
 def _detail(model: str, workload: Decode, pairs: list[tuple[float, float]]) -> str:
     bare_s = sorted(bare for _, bare in pairs)[len(pairs) // 2]
     rate = workload.batch * workload.new_tokens / bare_s
-    return f"{model}, batch {workload.batch}, {workload.prompt_tokens} in, {workload.new_tokens} out, {rate:.1f} tok/s by hand"
+    return (
+        f"{model}, batch {workload.batch}, {workload.prompt_tokens} in, "
+        f"{workload.new_tokens} out, {rate:.1f} tok/s by hand"
+    )

@@ -1,9 +1,10 @@
-"""Eight tests of one GPU each, on two GPUs by two processes against one GPU by one: how much sooner, and with equal results.
+"""Eight tests of one GPU each: two GPUs and two processes against one GPU and one process.
 
     python benchmarks/gpus.py [--model arch:small-llama] [--tests 8] [--budget 4]
 
-Needs two GPUs and about four minutes. Each test loads a model of its own. The two sessions have the same tests; that with two
-GPUs comes first, so that the device ceilings that are measured once are not to its favour.
+Says how much sooner two GPUs are done, and whether the results are equal. Needs two GPUs and about
+four minutes. Each test loads a model of its own. The two sessions have the same tests; that with
+two GPUs comes first, so that the device ceilings that are measured once are not to its favour.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from pathlib import Path
 
 BAR = 1.8
 SAME_WITHIN = 0.03
-"""Two sessions of the same test may differ by this much where their intervals do not meet: clocks and neighbours differ."""
+"""Rates of one test may differ by this much between sessions whose intervals do not meet.
+
+Clocks and neighbours differ.
+"""
 
 TESTS = """
 import pytest
@@ -30,7 +34,10 @@ WORK = (Decode(batch=4, prompt_tokens=128, new_tokens=64), Prefill(batch=32, pro
 
 @pytest.mark.llmperf(model="{model}", engine="{engine}", strategy="bf16", device="cuda")
 @pytest.mark.llmperf_gpus(1)
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.llmperf(seed=i)) for i in range({tests})])
+SEEDS = [pytest.param(i, marks=pytest.mark.llmperf(seed=i)) for i in range({tests})]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_speed(llm, seed):
     run = llm.run(WORK[seed % 2])
     assert (run.throughput if seed % 2 == 0 else run.prefill_throughput) >= 1
@@ -81,7 +88,10 @@ def session(folder: Path, name: str, *options: str) -> Session:
 
 
 def same(ours: dict, theirs: dict) -> bool:
-    """Whether two estimates of one rate agree: their intervals meet, or they are within `SAME_WITHIN`."""
+    """Whether two estimates of one rate agree.
+
+    Their intervals meet, or they are within `SAME_WITHIN` of each other.
+    """
     meet = ours["low"] <= theirs["high"] and theirs["low"] <= ours["high"]
     return meet or abs(ours["value"] / theirs["value"] - 1) <= SAME_WITHIN
 
@@ -97,15 +107,18 @@ def report(two: Session, one: Session) -> bool:
         agree = same(a, b) and outcomes[0] == outcomes[1]
         equal &= agree
         print(
-            f"{test:<32} {device} {cores} cores  {a['value']:>12.1f} against {b['value']:>12.1f} {a['unit']} "
-            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  {'same' if agree else 'DIFFERENT'}",
+            f"{test:<32} {device} {cores} cores  "
+            f"{a['value']:>12.1f} against {b['value']:>12.1f} {a['unit']} "
+            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  "
+            f"{'same' if agree else 'DIFFERENT'}",
         )
     ratio = one.took_s / two.took_s
     used = sorted(
         {record["environment"]["facts"].get("leased_gpus") for record in two.records.values()}
     )
     print(
-        f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; -n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}"
+        f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; "
+        f"-n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}"
     )
     print(f"{ratio:.2f} times sooner (bar: {BAR:g}), results {'equal' if equal else 'NOT EQUAL'}")
     return ratio >= BAR and equal and one.exit_code == two.exit_code == 0

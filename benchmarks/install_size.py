@@ -1,9 +1,11 @@
-"""Build the sdist and the wheel, install each into an empty environment, and try what must work without an engine.
+"""Install the built wheel into an empty environment, and try what must work without an engine.
 
     python benchmarks/install_size.py [--json FILE] [--sdist]
 
-Prints the size of what `pip install pytest-llmperf` puts there (without pip itself), how many distributions, and whether a
-project can be collected, planned, measured with the scripted engine, and its records read. Exit code 1 past a bar or where
+With --sdist the sdist is built, installed and tried too. Prints the size of what
+`pip install pytest-llmperf` puts there (without pip itself), how many distributions, and whether a
+project can be collected, planned, measured with the scripted engine, and its records read. Exit
+code 1 past a bar or where
 something does not work. Needs a package index; nothing is written outside of a temporary folder.
 """
 
@@ -178,7 +180,8 @@ def describe(archive: str, found: Mapping[str, Any]) -> str:
     broken = [name for name, code in dict(found["works"]).items() if code]
     works = f"does not work: {', '.join(broken)}" if broken else f"works: {', '.join(TRIES)}"
     return (
-        f"{archive}, Python {found['python']}: {found['bytes'] / 1e6:.1f} MB (at most {MAX_BYTES / 1e6:.0f}), "
+        f"{archive}, Python {found['python']}: "
+        f"{found['bytes'] / 1e6:.1f} MB (at most {MAX_BYTES / 1e6:.0f}), "
         f"{len(names)} distributions (at most {MAX_DISTRIBUTIONS}): {', '.join(names)}\n  {works}"
     )
 

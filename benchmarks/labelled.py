@@ -1,4 +1,7 @@
-"""The labelled series, where they are: in the folder that LLMPERF_SERIES names, or shared/data/series beside the checkout."""
+"""The labelled series, in the folder that LLMPERF_SERIES names.
+
+Without a name they are looked for in shared/data/series beside the checkout.
+"""
 
 from __future__ import annotations
 

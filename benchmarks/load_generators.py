@@ -1,12 +1,13 @@
-"""One server, one load, and the load generators in turn: this package's client, `vllm bench serve`, aiperf, guidellm.
+"""One server, one load, and the load generators in turn.
 
-python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5 --requests 16
-    [--concurrency 4 | --arrivals constant] [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf]
-    [--guidellm guidellm-env/bin/guidellm]
+python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5
+    --requests 16 [--concurrency 4 | --arrivals constant] [--vllm vllm-env/bin/vllm]
+    [--aiperf aiperf-env/bin/aiperf] [--guidellm guidellm-env/bin/guidellm]
 
-With `--engine stub` the server is the scripted one of the tests. Every generator sends as many requests of the same lengths; the
-order is drawn anew each round. Prints medians over the rounds of output throughput, TTFT p50 and TPOT p50, and each ratio to
-ours.
+They are this package's client, `vllm bench serve`, aiperf and guidellm. With `--engine stub` the
+server is the scripted one of the tests. Every generator sends as many requests of the same lengths;
+the order is drawn anew each round. Prints medians over the rounds of output throughput, TTFT p50
+and TPOT p50, and each ratio to this package's.
 """
 
 from __future__ import annotations
@@ -66,9 +67,8 @@ def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") 
         print(f"    {work.generator or 'this package'}: {late.detail}")
     found = reduce_serving([served.trace], work)
     if found.n_failed:
-        print(
-            f"    {found.n_failed} requests failed: {found.serving.failures if found.serving else ''}"
-        )
+        failures = found.serving.failures if found.serving else ""
+        print(f"    {found.n_failed} requests failed: {failures}")
     return found.throughput.value, found.ttft.p50.value, found.tpot.p50.value
 
 

@@ -1,17 +1,22 @@
-"""The gate of pytest-llmperf and those of other tools on the same runs, of which it is known whether anything changed.
+"""The gate of pytest-llmperf and those of other tools on the same runs.
 
-    python benchmarks/other_tools.py [--runs 1000] [--inference-doctor VENV/bin/python] [--out FOLDER]
+    python benchmarks/other_tools.py [--runs 1000] [--inference-doctor VENV/bin/python]
+        [--out FOLDER]
 
-Each case is a history of 12 sessions, five new sessions, and 30 pairs; each tool takes what its documentation asks for, and
-all see the same values. A change multiplies the new ones. Simulated cases are seeded; real ones slide along stretches of the
-labelled series in which nothing changed (left out where the series are not: LLMPERF_SERIES names their folder). Values are
-times: lower is better.
+It is known of each run whether anything changed. A case is a history of 12 sessions, five new
+sessions, and 30 pairs; each tool takes what its documentation asks for, and all see the same
+values. A change multiplies the new ones. Simulated cases are seeded; real ones slide along
+stretches of the labelled series in which nothing changed (left out where the series are not:
+LLMPERF_SERIES names their folder). Values are times: lower is better.
 
-* pytest-benchmark: the newest session against the last stored one, by its own check of `--benchmark-compare-fail=mean:5%`.
+* pytest-benchmark: the newest session against the last stored one, by its own check of
+  `--benchmark-compare-fail=mean:5%`.
 * fixed floor: 5 % above the median of the first 12 sessions, written down once.
-* inference-doctor: five sessions against the last five, by its own `decide_regression` in the interpreter given, at its
-  default of 10 % and at 5 %; the first cases also by its command line, which must agree. Left out without the option.
-* rule A, rule B: as `--llmperf-gate` and `--llmperf-against` call them, with the second measurement that a FAIL needs.
+* inference-doctor: five sessions against the last five, by its own `decide_regression` in the
+  interpreter given, at its default of 10 % and at 5 %; the first cases also by its command line,
+  which must agree. Left out without the option.
+* rule A, rule B: as `--llmperf-gate` and `--llmperf-against` call them, with the second
+  measurement that a FAIL needs.
 
 Writes other_tools.md to the folder (default build/benchmarks).
 """
@@ -50,7 +55,10 @@ _MEAN_5 = parse_compare_fail("mean:5%")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sessions before, the first of all, new sessions, and pairs (base, new) of values, with the change in the new ones."""
+    """The values of one case: stored sessions, new sessions, and pairs (base, new).
+
+    `first` holds the first sessions of all. The change is in the new values.
+    """
 
     history: Sequence[float]
     first: Sequence[float]
@@ -60,7 +68,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What one tool said of the cases of one kind: how many it failed, decided neither way, and how much it measured."""
+    """The verdicts of one tool on the cases of one kind, and how much it measures for each."""
 
     tool: str
     needs: str
@@ -82,7 +90,7 @@ Tool = Callable[[Sequence[Case]], list[str]]
 
 
 def pytest_benchmark(cases: Sequence[Case]) -> list[str]:
-    """The check object that its option makes, given the statistics of the new and of the stored session."""
+    """Ask the check object of its option about the new and the stored session's mean."""
     failed = [_MEAN_5.fails({"mean": case.new[0]}, {"mean": case.history[-1]}) for case in cases]
     return ["FAIL" if each else "PASS" for each in failed]
 
@@ -126,7 +134,8 @@ def inference_doctor(python: str, percent: float) -> Tool:
         for case, said in list(zip(asked, found, strict=True))[:COMMAND_LINE_CASES]:
             by_command = _by_command_line(python, percent, *case)
             assert by_command == said, (
-                f"inference-doctor compare-runs says {by_command}, its decide_regression {said}: {case}"
+                f"inference-doctor compare-runs says {by_command}, "
+                f"its decide_regression {said}: {case}"
             )
         return ["UNDECIDED" if each == "INCONCLUSIVE" else each for each in found]
 
@@ -137,7 +146,11 @@ _DECIDE = """
 import json, sys
 from inference_doctor.quality import QualityThresholds, decide_regression
 thresholds = QualityThresholds(regression_percent=float(sys.argv[1]))
-print(json.dumps([decide_regression(a, b, lower_is_better=True, thresholds=thresholds).status for a, b in json.load(sys.stdin)]))
+statuses = [
+    decide_regression(before, after, lower_is_better=True, thresholds=thresholds).status
+    for before, after in json.load(sys.stdin)
+]
+print(json.dumps(statuses))
 """
 
 
@@ -223,7 +236,10 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"pytest-benchmark {version('pytest-benchmark')}; inference-doctor {_doctor_version(options.inference_doctor)}",
+        (
+            f"pytest-benchmark {version('pytest-benchmark')}; "
+            f"inference-doctor {_doctor_version(options.inference_doctor)}"
+        ),
         "",
     ]
     for line in tables(options.runs, options.inference_doctor):
@@ -256,7 +272,10 @@ def _labelled(known: dict[str, tuple[str, Tool]]) -> Iterator[str]:
         for at in LABELLED_DROPS
     ]
     yield from (
-        f"**{TIGERBEETLE}: its labelled losses, at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**",
+        (
+            f"**{TIGERBEETLE}: its labelled losses, "
+            f"at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**"
+        ),
         "",
     )
     yield from ("| gate | 12 % slower | 5 % slower |", "| --- " * 3 + "|")

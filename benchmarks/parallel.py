@@ -1,9 +1,9 @@
-"""Architectures of 30 and 40 billion weights over two GPUs: speed, peak memory of each rank, and what loading takes.
+"""Architectures of 30 and 40 billion weights over two GPUs: speed, memory of each rank, loading.
 
     python benchmarks/parallel.py [--out parallel.json] [--only fsdp2] [--device cpu]
 
-Each step starts workers of its own and has its own time limit; what is done is in the JSON file when a later step fails.
-On a CPU the same steps run with a small model, to try the script.
+Each step starts workers of its own and has its own time limit; what is done is in the JSON file
+when a later step fails. On a CPU the same steps run with a small model, to try the script.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
 
 
 def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
-    """One rank's bytes, and the peak while loading against LOADING_BAR x (bytes / N + largest layer)."""
+    """Return one rank's bytes, and its peak while loading against the limit.
+
+    The limit is LOADING_BAR x (bytes / N + largest layer).
+    """
     limit = LOADING_BAR * (
         shard.whole_bytes / (plan.tp * plan.fsdp * plan.pp) + shard.largest_layer_bytes
     )
@@ -188,16 +191,25 @@ def _holds(row: dict[str, Any]) -> bool:
 def _line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['step']}: {row['error']}"
-    runs = "; ".join(
-        f"batch {run['batch']}: {run['tok_per_s']:.2f} tok/s, peak {', '.join(f'{p:.1f}' for p in run['peak_gb'] if p)} GB"
-        f", collectives {run['collectives'] if isinstance(run['collectives'], str) else format(run['collectives'], '.0%')}"
-        for run in row["runs"]
-    )
+    runs = "; ".join(_run_text(run) for run in row["runs"])
     loading = ", ".join(
         f"{each['load_peak_gb'] or 0:.1f} of {each['load_peak_limit_gb']:.1f}"
         for each in row["ranks"]
     )
-    return f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, loading peak {loading} GB): {runs}"
+    return (
+        f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, "
+        f"loading peak {loading} GB): {runs}"
+    )
+
+
+def _run_text(run: dict[str, Any]) -> str:
+    peaks_gb = ", ".join(f"{peak_gb:.1f}" for peak_gb in run["peak_gb"] if peak_gb)
+    collectives = run["collectives"]
+    share = collectives if isinstance(collectives, str) else f"{collectives:.0%}"
+    return (
+        f"batch {run['batch']}: {run['tok_per_s']:.2f} tok/s, peak {peaks_gb} GB, "
+        f"collectives {share}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ ASKED = ("magnitude:0.5", "wanda:0.5", "wanda:2:4", "sparsegpt:0.5", "structured
 
 
 def pruning(device: str, model: str = "smollm2-135m") -> list[Finding]:
-    """One row a method: seconds from the loaded model to the pruned one, the calibration included."""
+    """Return a row a method: the seconds of pruning a loaded model, with the calibration."""
     return [_row(asked, device, model) for asked in ASKED]
 
 

@@ -14,7 +14,7 @@ ASKED = {
 
 
 def quantizing(device: str, model: str = "smollm2-135m") -> list[Finding]:
-    """One row a part: seconds from the model read in bfloat16 to the quantized one on the device."""
+    """Return a row a part: the seconds from the bfloat16 model to the quantized one."""
     return [_row(asked, device, model) for asked in ASKED[device]]
 
 
@@ -24,8 +24,7 @@ def _row(asked: str, device: str, model: str) -> Finding:
     from pytest_llmperf.core.plan import LoadPlan  # noqa: PLC0415
     from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
     from pytest_llmperf.engines.transformers.load import load  # noqa: PLC0415
-    from pytest_llmperf.engines.transformers.quantize import Quantizer  # noqa: PLC0415
-    from pytest_llmperf.engines.transformers.quantize.report import quantized_layers  # noqa: PLC0415
+    from pytest_llmperf.engines.transformers.quantize import Quantizer, report  # noqa: PLC0415
     from pytest_llmperf.instruments.ranks import torch_device  # noqa: PLC0415
     from pytest_llmperf.strategies import parse  # noqa: PLC0415
 
@@ -34,7 +33,7 @@ def _row(asked: str, device: str, model: str) -> Finding:
     start_s = time.perf_counter()
     conversion = Quantizer(plan, torch_device(device)).whole(loaded)
     took_s = time.perf_counter() - start_s
-    found = quantized_layers(loaded, conversion)
+    found = report.quantized_layers(loaded, conversion)
     assert found.converted == found.layers - 1
     return Finding(
         name=f"quantize {model} by {asked}",

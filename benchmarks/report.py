@@ -39,7 +39,9 @@ BARS = {"suite": (2.0, 1.0), "history": (12.0, 10.0)}
 PAINT_S = 2.0
 PAINTED = """
 const done = arguments[0];
-const look = entries => entries.filter(each => each.name === 'first-contentful-paint').forEach(each => done(each.startTime));
+const look = entries => entries
+    .filter(each => each.name === 'first-contentful-paint')
+    .forEach(each => done(each.startTime));
 new PerformanceObserver(list => look(list.getEntries())).observe({type: 'paint', buffered: true});
 """
 KEPT = ("throughput", "ttft.p50", "memory.peak")

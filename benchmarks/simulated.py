@@ -27,7 +27,10 @@ from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
 def sessions(
     noise: Noise, spread: float, change: float, n: int, runs: int, seed: int = 0
 ) -> Counter[Outcome]:
-    """Rule A: verdicts on a session after `n` others, all with this spread, that changes by `change` (time, lower is better)."""
+    """Rule A: verdicts on a session after `n` others, all with this spread.
+
+    The session changes by `change`. Values are times: lower is better.
+    """
     draw = _seeded(seed)
     return Counter(_session(noise, spread, change, n, draw).outcome for _ in range(runs))
 
@@ -86,7 +89,10 @@ def false_points(
 def steps_found(
     step: float, spread: float, after: int, series: int, seed: int = 0, r: float = 0.0
 ) -> int:
-    """Rule C: histories of 100 runs and `after` more, changed by `step`, in which it is found within 8 runs of its place."""
+    """Rule C: in how many histories a change by `step` is found within 8 runs of its place.
+
+    Each history has 100 runs before the change and `after` runs behind it.
+    """
     draw, found = _seeded(seed), 0
     for _ in range(series):
         values = _history(autocorrelated(r) if r else normal, spread, 100 + after, draw)

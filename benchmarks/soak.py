@@ -1,16 +1,18 @@
-"""Many sessions in a row: how often the gate fails where nothing changed, and how often a slowdown is found.
+"""Many sessions in a row: false alarms of the gate, and slowdowns that are found.
 
-    python benchmarks/soak.py same [--sessions 200]      # the gate (rule A), the same code in every session: false alarms
-    python benchmarks/soak.py slower [--sessions 100]    # side by side (rule B) with the code before a 10 % slowdown
+    python benchmarks/soak.py same [--sessions 200]      # the gate (rule A) on the same code
+    python benchmarks/soak.py slower [--sessions 100]    # side by side (rule B), 10 % slower
 
-Each session is a pytest process of its own, as in CI: `same` with --llmperf-gate against the store that its earlier sessions
-filled, on smollm2-135m on the CPU; `slower` with --llmperf-against=HEAD in a git repository whose working tree waits
-after each forward pass for a share of what the pass took, on a small Llama of random weights. `--engine scripted` takes a
-model without any work, with noise of 1 % between sessions and 2 % between repetitions.
+Each session is a pytest process of its own, as in CI: `same` with --llmperf-gate against the store
+that its earlier sessions filled, on smollm2-135m on the CPU; `slower` with --llmperf-against=HEAD
+in a git repository whose working tree waits after each forward pass for a share of what the pass
+took, on a small Llama of random weights. `--engine scripted` takes a model without any work, with
+noise of 1 % between sessions and 2 % between repetitions.
 
-What a session found is one line of sessions.jsonl in the folder (default build/soak-same, build/soak-slower). The next call
-goes on from there until there are as many verdicts as asked for: interrupt it at will. INVALID sessions are no verdicts.
-Exit code 1 unless the bar is met: no FAIL in `same`, 95 of 100 found in `slower`.
+What a session found is one line of sessions.jsonl in the folder (default build/soak-same,
+build/soak-slower). The next call goes on from there until there are as many verdicts as asked for:
+interrupt it at will. INVALID sessions are no verdicts. Exit code 1 unless the bar is met: no FAIL
+in `same`, 95 of 100 found in `slower`.
 """
 
 from __future__ import annotations
@@ -89,11 +91,15 @@ def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
     head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
     took_s = sum(each.took_s for each in found) / max(1, len(found))
     lines = [
-        f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"
+        (
+            f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; "
+            f"{took_s:.0f} s a session"
+        )
     ]
     if what == "same":
         lines.append(
-            f"false alarms: {failed} of {n}, at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
+            f"false alarms: {failed} of {n}, "
+            f"at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
         )
         lines += [f"  FAIL: {each.said}" for each in verdicts if each.outcome == "FAIL"]
         return lines, n > 0 and failed == 0
@@ -104,7 +110,8 @@ def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
     )
     if pairs and ratios:
         lines.append(
-            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x",
+            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; "
+            f"mean {sum(ratios) / len(ratios):.3f}x",
         )
     return lines, n > 0 and failed >= FOUND_BAR * n
 
@@ -134,7 +141,8 @@ def _next(found: Sequence[Session], options: argparse.Namespace) -> bool | None:
         > _MOST_WITHOUT_VERDICT + options.sessions // 5
     ):
         raise SystemExit(
-            f"too many sessions without a verdict: the last said {found[-1].said!r}. Is the machine busy?"
+            f"too many sessions without a verdict: the last said {found[-1].said!r}. "
+            "Is the machine busy?"
         )
     return options.what == "slower" or accepted >= MIN_SESSIONS
 

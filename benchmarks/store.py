@@ -181,7 +181,7 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
 
 
 def body(marked: str, record: Record) -> str:
-    """The document of a copy: that of the model, with the copy's own texts in the places of the marks."""
+    """Return the document of a copy: the model's, with the copy's own texts at the marks."""
     text = marked
     for name in CHANGED:
         text = text.replace(f'"@{name}@"', f'"{getattr(record, name)}"')
@@ -214,7 +214,10 @@ def together(url: str, folder: Path, model: Record, processes: int, each: int) -
     with open_store(url, folder=folder) as store:
         outcomes = [record.outcome for record in store.records()]
     wanted = processes * each
-    found = f"{len(outcomes)} of {wanted} runs, {outcomes.count('PASS')} with their outcome, {took:.0f} s"
+    found = (
+        f"{len(outcomes)} of {wanted} runs, {outcomes.count('PASS')} with their outcome, "
+        f"{took:.0f} s"
+    )
     print(found, flush=True)
     met = not failed and len(outcomes) == outcomes.count("PASS") == wanted
     return {

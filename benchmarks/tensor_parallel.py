@@ -1,6 +1,6 @@
 """Decode one architecture by transformers' own tensor parallel, and on one device: plain scripts.
 
-    python benchmarks/tensor_parallel.py [--arch llama-7b] [--devices 2] [--out tensor_parallel.json]
+    python benchmarks/tensor_parallel.py [--arch llama-7b] [--devices 2] [--out FILE.json]
 
 The model is written once as a checkpoint with random weights, because `tp_plan="auto"` starts from
 `from_pretrained`. Each way is a process of its own for each rank, started by torch.distributed.run:

@@ -1,9 +1,10 @@
-"""The bars of the verdicts, by simulation with fixed seeds and on the labelled series where this machine has them.
+"""The bars of the verdicts, by simulation and on the labelled series where this machine has them.
 
 python benchmarks/verdict_bars.py [--full] [--out FOLDER]
 
-Writes verdict_bars.json and verdict_bars.md to the folder (default build/benchmarks) and exits 1 unless every bar is met
-by the whole 99 % interval. Without --full it takes a fifth of the runs, and some bars stay undecided.
+Seeds are fixed. Writes verdict_bars.json and verdict_bars.md to the folder (default
+build/benchmarks) and exits 1 unless every bar is met by the whole 99 % interval. Without --full it
+takes a fifth of the runs, and some bars stay undecided.
 """
 
 from __future__ import annotations
@@ -63,7 +64,14 @@ def _row(found: Finding) -> str:
     interval = (
         "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
     )
-    return f"| {found.name} | {found.value:.4g} {found.unit}{interval} | {found.bar} | {found.met} | {found.n} |"
+    cells = (
+        found.name,
+        f"{found.value:.4g} {found.unit}{interval}",
+        found.bar,
+        found.met,
+        str(found.n),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _all(size: int) -> Iterator[Finding]:
@@ -89,10 +97,15 @@ def _rule_a(size: int) -> Iterator[Finding]:
 
 
 def _real_sessions() -> Iterator[Finding]:
-    """Rule A on real series: each run of an unchanged stretch after the 12 before it, the next run as the second measurement."""
+    """Try rule A on real series.
+
+    Each run of an unchanged stretch is held against the 12 before it; the next run is its second
+    measurement.
+    """
     if labelled.folder() is None:
         print(
-            f"no labelled series here ({labelled.NAME} names their folder): rule A on real data is not run"
+            f"no labelled series here ({labelled.NAME} names their folder): "
+            "rule A on real data is not run"
         )
         return
     for path, stretches in UNCHANGED.items():
@@ -175,7 +188,10 @@ def _share(
 
 
 def _per_thousand(name: str, points: int, series: int, at_most: float | None) -> Finding:
-    """A rate of rare events, with the interval of a Poisson count by its square root (Anscombe 1948)."""
+    """Return a rate of rare events with the interval of a Poisson count.
+
+    The interval comes from the count's square root (Anscombe 1948).
+    """
     low = max(0.0, math.sqrt(points) - _Z99 / 2) ** 2 / series
     high = (math.sqrt(points + 0.75) + _Z99 / 2) ** 2 / series
     met = "" if at_most is None else verdict(low, high, (0.0, at_most))

@@ -1,7 +1,9 @@
-"""What this package's step loop costs over vLLM's own benchmark, on one engine in one process, in pairs of random order.
+"""What this package's step loop costs over vLLM's own benchmark, on one engine in one process.
 
-The other side is what `vllm bench latency` and `vllm bench throughput` time: `LLM.generate` of prompts that are there at once.
-Run it with an interpreter that has vLLM and this package: `vllm-env/bin/python benchmarks/vllm_overhead.py [--pairs N]`.
+Both sides are measured in pairs of random order. The other side is what `vllm bench latency` and
+`vllm bench throughput` time: `LLM.generate` of prompts that are there at once. Run it with an
+interpreter that has vLLM and this package:
+`vllm-env/bin/python benchmarks/vllm_overhead.py [--pairs N]`.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """Print a row for each workload: the ratio of seconds, ours over vLLM's, with its 99 % interval."""
+    """Print a row for each workload: the ratio of seconds, this package over vLLM, at 99 %."""
     options = parser().parse_args()
     llm, session = both(options)
     print(
-        f"{options.model} {options.strategy} on {session.opened().device_name}: seconds of this package over vLLM's own"
+        f"{options.model} {options.strategy} on {session.opened().device_name}: "
+        "seconds of this package over vLLM's own"
     )
     for work in (
         Decode(batch=1, prompt_tokens=32, new_tokens=options.new_tokens),
@@ -105,12 +108,16 @@ def row(work: Workload, llm, session, pairs: int) -> None:
         low, center, high = (math.exp(x) for x in (ratio.low, ratio.center, ratio.high))
         medians = f"medians {statistics.median(ours_s):.3f} and {statistics.median(theirs_s):.3f} s"
         print(
-            f"  {type(work).__name__}, {clock}: {center:.4f} [{low:.4f}, {high:.4f}], {pairs} pairs, {medians}; bar {1 + LIMIT:g}",
+            f"  {type(work).__name__}, {clock}: {center:.4f} [{low:.4f}, {high:.4f}], "
+            f"{pairs} pairs, {medians}; bar {1 + LIMIT:g}",
         )
 
 
 def seconds(side: Callable[[int], None], repetition: int) -> tuple[float, float]:
-    """Wall time of one call, and CPU time of all threads: on a busy machine only the second is worth something."""
+    """Return the wall time of one call, and the CPU time of all threads.
+
+    On a busy machine only the second is worth something.
+    """
     start, cpu = time.perf_counter(), time.process_time()
     side(repetition)
     return time.perf_counter() - start, time.process_time() - cpu

@@ -1,9 +1,10 @@
-"""Takes the screenshots of docs/report.md in Debian's Chromium, from runs of a real model: docs/results/raw.
+"""Takes the screenshots of docs/report.md in Debian's Chromium.
 
-python tools/screenshots.py              # from reports of those records, made now
+python tools/screenshots.py              # from reports that are made now of docs/results/raw
 python tools/screenshots.py REPORT.html  # all of them from a report that is there
 
-The strategies are those of an H200; prompts that disagree, and the roofline, of a CPU, whose records are newer and have them.
+The records are of a real model. The strategies are those of an H200. Prompts that disagree and the
+roofline are of a CPU, whose records are newer and have them.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def take(
         driver.get(report.as_uri())
         if at:
             driver.execute_script(
-                "document.querySelectorAll(`${arguments[0]} details`).forEach(each => each.open = true)",
+                "document.querySelectorAll(`${arguments[0]} details`)"
+                ".forEach(each => each.open = true)",
                 at,
             )
         draw_all(driver)
