@@ -66,7 +66,7 @@ def model_folder(name: str) -> str:
 
 
 def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
-    """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantization."""
+    """Return the model as it is trained: with adapters, on 4-bit weights or fake-quantized."""
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
@@ -85,7 +85,10 @@ def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
 
 
 def fake_quantize(model: nn.Module, step: str) -> None:
-    """Every linear layer but the head computes with weights rounded to 4 bit, and learns to live with it; or back again."""
+    """Make every linear layer but the head compute with weights rounded to 4 bit, or undo it.
+
+    Trained like that, the layers learn to live with the rounding.
+    """
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
@@ -105,7 +108,10 @@ def fake_quantize(model: nn.Module, step: str) -> None:
 
 
 def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: int) -> None:
-    """Cross-entropy of the one answer token after each prompt; AdamW, a rate that falls linearly."""
+    """Train on the cross-entropy of the one answer token after each prompt.
+
+    The optimizer is AdamW, and the learning rate falls linearly.
+    """
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -154,7 +160,10 @@ def answer_token(tokenizer: Any, row: dict[str, Any]) -> int:
 
 
 def save(kind: str, model: Any, tokenizer: Any, out: Path, base: str) -> None:
-    """An adapter names its base model by the name that was asked for: the cache's path means nothing on another machine."""
+    """Save the model, or an adapter that names its base model by the requested name.
+
+    The cache's path of the base model would mean nothing on another machine.
+    """
     if kind in ("lora", "qlora"):
         model.peft_config["default"].base_model_name_or_path = base
         model.save_pretrained(out, save_embedding_layers=False)

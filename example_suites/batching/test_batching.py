@@ -1,4 +1,7 @@
-"""Static against continuous batches on the real model, in transformers and in vLLM, and the two engines on equal work."""
+"""Static against continuous batches on the real model, and two engines on equal work.
+
+The engines are transformers and vLLM.
+"""
 
 import pytest
 

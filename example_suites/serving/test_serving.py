@@ -1,6 +1,7 @@
-"""A chat server under load: what one line gets, what several get, and how many requests a second it can promise.
+"""A chat server under load: what one line gets, what several get, and which rate it can promise.
 
-Runs on whatever server is here: `vllm serve`, `transformers serve`, or llama.cpp in the wheel `xllamacpp`.
+Runs on whatever server is here: `vllm serve`, `transformers serve`, or llama.cpp in the wheel
+`xllamacpp`.
 """
 
 import os
@@ -24,13 +25,16 @@ SERVERS = {
     "transformers": ("transformers", ""),
     "xllamacpp": (
         "",
-        f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} cpuparams_batch.n_threads={THREADS}",
+        (
+            f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} "
+            f"cpuparams_batch.n_threads={THREADS}"
+        ),
     ),
 }
 
 
 def server(name):
-    """The marks of one server: how it is started, and that it is skipped where it is not installed."""
+    """Return the parameter of one server: how it is started, and a skip where it is missing."""
     program, arguments = SERVERS[name]
     here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
         name == "vllm" and shutil.which(program)
@@ -70,7 +74,7 @@ def test_one_line_is_answered(llm):
 @pytest.mark.usefixtures("name")
 @every_server
 def test_more_lines_get_more_tokens_from_the_server(llm):
-    """Four lines together get at least the tokens a second of one, and each waits longer for its answer."""
+    """Four lines together get at least the tokens a second of one, and each waits longer."""
     longer = replace(LINE, requests=32)
     one, four = llm.run(longer), llm.run(longer.at(concurrency=4))
     assert four.throughput >= one.throughput
@@ -80,7 +84,7 @@ def test_more_lines_get_more_tokens_from_the_server(llm):
 @pytest.mark.usefixtures("name")
 @every_server
 def test_the_rate_that_can_be_promised(llm):
-    """The highest rate at which nine requests in ten have their first token within three seconds."""
+    """At the highest rate, nine requests in ten have their first token within three seconds."""
     load = Serve(
         rate=1,
         requests=16,
@@ -98,7 +102,10 @@ def test_the_rate_that_can_be_promised(llm):
 @pytest.mark.usefixtures("name")
 @pytest.mark.llmperf(strategy="fp32")
 def test_the_server_answers_as_the_model_does(llm, baseline):
-    """Its protocol gives log-probabilities of token ids: top-1, perplexity and containment, against transformers in fp32."""
+    """The server gives log-probabilities of token ids: they agree with transformers in fp32.
+
+    Compared are top-1, perplexity and containment.
+    """
     found = llm.agreement(
         baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)"
     )

@@ -1,6 +1,8 @@
-"""The tutorial, followed word for word: its files, its commands, what they print and their exit codes are those of the page.
+"""The tutorial, followed word for word.
 
-Every run does it with scripted models and this environment. The nightly run does it as it stands, in a fresh environment.
+Its files, its commands, what they print and their exit codes are those of the page. Every run does
+it with scripted models and this environment. The nightly run does it as it stands, in a fresh
+environment.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def test_the_tutorial_does_what_it_says(tmp_path, environ):
 
 
 def test_a_step_that_is_missing_is_seen(tmp_path, environ):
-    """Without its file a test cannot be run: the command ends with another code than the page says."""
+    """Without its file a test cannot be run: the command ends with another code than the page's."""
     wanted = [scripted(step) for step in steps(PAGE)]
     first = next(
         n

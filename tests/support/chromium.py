@@ -60,7 +60,10 @@ def resize(driver: Any, width: int, height: int = 900) -> None:
 
 
 def requested(driver: Any) -> list[str]:
-    """Addresses that the page asked for since the last call, but files, data and what was made in the page."""
+    """Return the addresses that the page requested since the last call.
+
+    Files, data and what was made in the page are left out.
+    """
     found = []
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -72,7 +75,7 @@ def requested(driver: Any) -> list[str]:
 
 
 def errors(driver: Any) -> list[str]:
-    """What the page said in its console since the last call: errors, and what its policy refused."""
+    """Return what the page wrote to its console since the last call: errors, and refusals."""
     return [
         entry["message"]
         for entry in driver.get_log("browser")
@@ -89,7 +92,10 @@ def serious_faults(driver: Any) -> list[str]:
     """What axe-core finds that is serious or critical, with the first element of each."""
     driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
     driver.execute_script(AXE)
-    ask = "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
+    ask = (
+        "const done = arguments[0]; "
+        "axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
+    )
     found = driver.execute_async_script(ask)
     return [
         f"{v['id']}: {v['nodes'][0]['html'][:150]}"

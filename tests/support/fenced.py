@@ -81,6 +81,9 @@ def all_blocks() -> list[Block]:
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """Every command line of a console block that calls pytest or llmperf: the program, and its words as one text."""
+    """Return every command line of a console block that calls pytest or llmperf.
+
+    Each is the program, and its words as one text.
+    """
     lines = [line[2:].split("  #")[0] for line in block.text.splitlines() if line.startswith("$ ")]
     return [(found[2], found[3].strip()) for line in lines for found in _COMMAND.finditer(line)]

@@ -1,6 +1,7 @@
-"""Eight processes that lease and are killed at random: `python lease_swarm.py FOLDER CYCLES SEED [no-leases]`.
+"""Eight processes that lease and are killed at random.
 
-Prints one JSON line for each lease that was held: who, which devices, when it was asked for, waited for and given. What the
+Run `python lease_swarm.py FOLDER CYCLES SEED [no-leases]`. Prints one JSON line for each lease that
+was held: who, which devices, when it was asked for, waited for and given. What the
 leases promise is checked with locks of its own (`inside-DEVICE`), which die with their process too.
 """
 

@@ -1,4 +1,7 @@
-"""A page that is followed word for word: its files and commands in their order, and what each command is said to print."""
+"""A page that is followed word for word.
+
+Its files and commands come in their order, with what each command prints by the page.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,8 @@ def _in_shell(step: Step, place: Path) -> str:
         return f"cp '{place}' '{step.name}' || exit 1\n"
     begin, end = f"date +%s.%N > '{place}.begin'\n", f"date +%s.%N > '{place}.end'\n"
     judge = f"[ $code = {step.code} ] || exit $code\n"
-    return f"{begin}{{\n{step.line}\n}} > '{place}' 2>&1; code=$?; echo $code > '{place}.code'\n{end}{judge}"
+    run = f"{{\n{step.line}\n}} > '{place}' 2>&1; code=$?; echo $code > '{place}.code'\n"
+    return f"{begin}{run}{end}{judge}"
 
 
 def _result(command: Command, place: Path) -> Ran:

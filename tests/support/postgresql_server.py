@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OPTIONS = "-c listen_addresses='' -c fsync=off -c full_page_writes=off -c max_connections=40 -c shared_buffers=16MB"
+_OPTIONS = (
+    "-c listen_addresses='' -c fsync=off -c full_page_writes=off "
+    "-c max_connections=40 -c shared_buffers=16MB"
+)
 
 
 def binaries() -> Path | None:

@@ -1,4 +1,7 @@
-"""A project of scripted models whose report has every section, and names and texts that want to be more than text."""
+"""A project of scripted models whose report has every section.
+
+Its names and texts try to be more than text.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,19 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import Content, build
 from pytest_llmperf.report.html.content import History, Level, Reading, Step, Unmeasured
 
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>\u202e\x1b[31m"
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></script>"
+    "<script>document.title='owned'</script>\u202e\x1b[31m"
+)
 TESTS = """
 import pytest
 from pytest_llmperf import Decode, PromptSet
 
 HOSTILE = {hostile!r}
 WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
-pytestmark = pytest.mark.llmperf(model="scripted:ttft=50ms,tpot=10ms,noise=0.02,bf16/tpot=7ms", engine="scripted")
+pytestmark = pytest.mark.llmperf(
+    model="scripted:ttft=50ms,tpot=10ms,noise=0.02,bf16/tpot=7ms", engine="scripted"
+)
 
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_pays(llm, baseline):
@@ -64,7 +72,10 @@ def records(folder: Path) -> list[Record]:
 
 
 def everything(made: list[Record]) -> Content:
-    """A report with every kind of figure: the session's records, one of two ranks, one side by side, and a history."""
+    """Return a report with every kind of figure.
+
+    It has the session's records, one of two ranks, one side by side, and a history.
+    """
     ours = next(
         record
         for record in made

@@ -1,4 +1,4 @@
-"""A scripted server: OpenAI's and TGI's streams on plain asyncio, with every fault that a server can have. Run as a program.
+"""A scripted server: OpenAI's and TGI's streams on plain asyncio, with every fault of a server.
 
 python stub_server.py --port 8000 --model tiny --token-ms 1 --fault stall
 """
@@ -77,8 +77,10 @@ def page(path: str) -> tuple[int, str]:
     if path == "/metrics":
         return 200, (
             f'vllm:num_preemptions_total{{engine="0"}} {COUNTED["preemptions"]}\n'
-            f"vllm:num_requests_running {COUNTED['running']}\n# TYPE x gauge\nvllm:kv_cache_usage_perc 0.25\n"
-            f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\nvllm:prefix_cache_hits_total {COUNTED['hits']}\n"
+            f"vllm:num_requests_running {COUNTED['running']}\n"
+            "# TYPE x gauge\nvllm:kv_cache_usage_perc 0.25\n"
+            f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\n"
+            f"vllm:prefix_cache_hits_total {COUNTED['hits']}\n"
         )
     return 404, "{}"
 
@@ -97,7 +99,8 @@ def taken() -> tuple[int, str]:
 def answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:
     data = text.encode()
     writer.write(
-        f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
         + data
     )
 
@@ -251,7 +254,8 @@ async def main() -> None:
     pids = [os.getpid()]
     if ARGS.fault == "grandchild":
         # Before it serves.
-        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: ASYNC220
+        sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: ASYNC220
+        pids.append(sleeper.pid)
     if ARGS.pid_file:
         Path(ARGS.pid_file).write_text(json.dumps(pids))  # noqa: ASYNC240 - before it serves
     server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)

@@ -1,4 +1,7 @@
-"""The scripted server as a load plan: its command, and a model folder whose tokenizer has one token a word."""
+"""The scripted server as a load plan.
+
+That is its command, and a model folder whose tokenizer has one token a word.
+"""
 
 from __future__ import annotations
 
