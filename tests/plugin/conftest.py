@@ -1,7 +1,4 @@
-"""Projects that use the plugin with a scripted engine.
-
-There is no torch, the clock is virtual, and the answers are known by hand.
-"""
+"""Projects that use the plugin with a scripted engine: no torch, a virtual clock, answers known by hand."""
 
 from __future__ import annotations
 
@@ -110,9 +107,7 @@ def opened(pytester) -> Callable[[], Store]:
 
 @pytest.fixture
 def sessions(opened, template, pytester) -> Callable[..., None]:
-    """Return a function: `sessions(n, spread=…, change=…)` stores n sessions of both tests.
-
-    They are an hour apart, and their speeds spread by that share.
+    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart, whose speeds spread by that share.
 
     What is in the store already is copied as well.
     """
@@ -140,7 +135,7 @@ def sessions(opened, template, pytester) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def every_record_is_of_the_schema(pytester: pytest.Pytester) -> Iterator[None]:
-    """What a test leaves in JSON lines and in its SQLite store is valid by the published schema."""
+    """What a test leaves in JSON-lines files and in its SQLite store validates against the published schema."""
     yield
     for line in written(pytester.path):
         VALIDATOR.validate(json.loads(line))

@@ -56,17 +56,13 @@ def stored(repo: Repository) -> list[dict]:
 
 
 def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_both, own_cache):
-    """Uncommitted 20 % more time in one of two tests fails it in two lines.
-
-    They say the ratio and the pairs, which are stored raw.
-    """
+    """Uncommitted 20 % more time in one of two tests: it fails in two lines, by ratio and pairs, which are stored raw."""
     repo.commit(
         "two",
         **{
             "pytest.ini": "[pytest]\nfilterwarnings = error\n",
             "test_it.py": TESTS
-            + "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\n"
-            + "def test_other(llm):\n    llm.run(WORK)\n",
+            + "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\ndef test_other(llm):\n    llm.run(WORK)\n",
         },
     )
     repo.speed("12ms")
@@ -76,14 +72,8 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
     result.stdout.fnmatch_lines(
         [
             "*def test_speed*",
-            (
-                "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], "
-                "allowed 3.0 % worse  (* pairs, interleaved)*"
-            ),
-            (
-                "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; "
-                "E = * (limit 200), autocorrelation 0*"
-            ),
+            "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], allowed 3.0 % worse  (* pairs, interleaved)*",
+            "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; E = * (limit 200), autocorrelation 0*",
         ],
     )
     flat = " ".join(result.stdout.str().split())
@@ -112,11 +102,7 @@ def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
     What its test asserts is not judged.
     """
     body = "import time\n\ndef work():\n    time.sleep({})\n"
-    tests = (
-        "from work import work\n\n"
-        "def test_own(llmperf):\n"
-        "    assert llmperf.measure(work, tokens=1).throughput > {}\n"
-    )
+    tests = "from work import work\n\ndef test_own(llmperf):\n    assert llmperf.measure(work, tokens=1).throughput > {}\n"
     repo.commit("quick", **{"work.py": body.format(0.01), "test_it.py": tests.format(1e9)})
     repo.write(**{"work.py": body.format(0.02), "test_it.py": tests.format(1)})
     result = run("--llmperf-against=HEAD", "--llmperf-budget=1")
@@ -134,10 +120,7 @@ def test_the_bases_strategy_and_workload_are_its_own(repo, run):
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(
         [
-            (
-                "*another measurement: workload_text is 'decode b1 p8 n12', "
-                "at the base 'decode b1 p8 n11'*"
-            )
+            "*another measurement: workload_text is 'decode b1 p8 n12', at the base 'decode b1 p8 n11'*"
         ]
     )
     result.stdout.fnmatch_lines(["llmperf: --llmperf-against compared nothing with HEAD*"])
@@ -191,10 +174,7 @@ def test_a_base_that_cannot_be_measured_is_not_comparable_with_the_reason(repo, 
     for name, (_, said) in BASES.items():
         result.stdout.fnmatch_lines(
             [
-                (
-                    f"  test_{name}.py:*not comparable: "
-                    f"throughput of auto was not compared with HEAD*{said}*"
-                )
+                f"  test_{name}.py:*not comparable: throughput of auto was not compared with HEAD*{said}*"
             ]
         )
     assert result.ret == 0
@@ -204,8 +184,7 @@ def test_parametrised_tests_and_several_runs_of_one_test_are_compared_each_with_
     """Two strategies, two workloads each; the base is slower in bf16 and longer outputs alone."""
     tests = TESTS.partition("def test_speed")[0] + (
         "@pytest.mark.parametrize('llm', ['fp32', 'bf16'], indirect=True)\n"
-        "def test_two(llm):\n    llm.run(WORK)\n"
-        "    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=21))\n"
+        "def test_two(llm):\n    llm.run(WORK)\n    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=21))\n"
     )
     repo.write(**{"speed.py": 'TPOT = "10ms"\n', "test_it.py": tests})
     repo.commit("two")
@@ -257,7 +236,7 @@ def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypat
 
 
 def test_an_editable_install_that_wins_is_noticed(repo, run):
-    """The base's conftest puts the head's folder first: those modules are not compared."""
+    """The base's conftest puts the head's folder first: its modules are not the base's, and nothing is compared."""
     repo.commit(
         "stray",
         **{"conftest.py": f"import sys\nsys.path.insert(0, {str(repo.path)!r})\nimport speed\n"},
@@ -308,10 +287,7 @@ def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
     [
         (
             "no-such-branch",
-            (
-                "*--llmperf-against='no-such-branch' is no revision of this repository, "
-                "no folder and no file*"
-            ),
+            "*--llmperf-against='no-such-branch' is no revision of this repository, no folder and no file*",
         ),
         ("./pytest.ini", "*is no revision of this repository and a file that cannot be run*"),
     ],

@@ -1,7 +1,4 @@
-"""What asserts on estimates do.
-
-Failures have two lines, UNDECIDED comes with a warning, and NotMeasurable is an error.
-"""
+"""What asserts on estimates do: two-line failures, UNDECIDED with a warning, NotMeasurable as an error."""
 
 from __future__ import annotations
 
@@ -59,13 +56,12 @@ def test_both(llm_factory):
 
 
 def test_the_record_of_a_run_says_what_the_run_used(project, run, lines):
-    """Cache, graphs and batching show in runs alone: as warm-up left them, not as loaded."""
+    """Cache, graphs and batching show in runs alone: as warm-up left them, not as they were when the model was loaded."""
     project(
         """
 def test_each(llm_factory):
     llm_factory("fp32+static-cache+compile").run(WORK)
-    batch = Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2)
-    llm_factory("fp32+continuous").run(batch)
+    llm_factory("fp32+continuous").run(Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2))
 """,
     )
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)

@@ -1,7 +1,4 @@
-"""A disk that is full for the store and its spool.
-
-The session ends with one clear line and no traceback, and what can be kept is kept.
-"""
+"""A disk that is full for the store and its spool: one clear line at the end, no traceback, and what can be kept is kept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""--llmperf-html and `llmperf report`.
-
-The file of a session is the same from the store; a failure to write it is said.
-"""
+"""--llmperf-html and `llmperf report`: the file of a session, the same from the store, and what is said when it fails."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def llmperf(*arguments):
 
 
 def test_the_report_has_what_the_session_measured_and_skipped(project, run_both, report):
-    """It has verdicts, the skipped test's reason, raw samples and history; the same under xdist."""
+    """The same under xdist: verdicts, the skipped test with its reason as text, raw samples, the store's history."""
     project(TESTS)
     done = run_both("--llmperf-html=report.html")
     done.assert_outcomes(failed=1, passed=1, skipped=1)
@@ -72,10 +69,7 @@ def test_a_path_that_cannot_be_written_is_said_and_changes_no_outcome(project, r
     assert done.ret == 0
     done.stdout.fnmatch_lines(
         [
-            (
-                "llmperf: the HTML report /proc/no/report.html cannot be written:"
-                "*'llmperf report' makes it*"
-            )
+            "llmperf: the HTML report /proc/no/report.html cannot be written:*'llmperf report' makes it*"
         ]
     )
 

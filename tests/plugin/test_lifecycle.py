@@ -183,10 +183,7 @@ def test_two(llm):
 
 
 def test_an_agreement_is_recorded_whatever_comes_first(project, run, lines):
-    """Its numbers are kept before the run, after it, or without one.
-
-    A test that only compares outputs has its line.
-    """
+    """Before the run, after it, or without one: its numbers are kept, and a test that only compares outputs has its line."""
     project("""
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_before(llm, baseline):

@@ -1,4 +1,4 @@
-"""A strategy over several ranks, through pytest: one worker each, one record, the speed-up."""
+"""A strategy over several ranks, through pytest: workers for each, one record, speed-up against one device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Side by side without a process, through the real comparison.
-
-A session and a base of scripted models run on virtual clocks.
-"""
+"""Side by side without a process: a session and a base of scripted models, on virtual clocks, through the real comparison."""
 
 from __future__ import annotations
 
@@ -128,10 +125,7 @@ def session(tmp_path):
 
 @pytest.fixture
 def compared(session, tmp_path):
-    """Return a function: `compared(here, there)` makes one comparison.
-
-    It gives the record, the findings, the base, and the error that ended the comparison.
-    """
+    """`compared(here, there)` is the record, the findings and the base of one comparison, and the error that it ended with."""
 
     def run(
         here: str,
@@ -161,10 +155,7 @@ def compared(session, tmp_path):
 
 
 def test_a_slower_version_fails_with_its_ratio_and_is_measured_again_in_fresh_workers(compared):
-    """Ten per cent more time with 3 % noise is a FAIL after few pairs.
-
-    It is seen again after new workers were started on both sides.
-    """
+    """Ten per cent more time, 3 % noise: FAIL after few pairs, seen again after new workers were started on both sides."""
     record, (finding,), base, raised = compared(
         f"ttft=55ms,tpot=11ms,{NOISE},seed=1", f"ttft=50ms,tpot=10ms,{NOISE},seed=2"
     )

@@ -194,7 +194,7 @@ def test_pairs_of_both_kinds_of_comparison_are_shown():
 
 
 def test_a_history_shows_changes_acceptances_and_moves():
-    """The figure's data and the table have a step, who accepted it, and the environment's changes."""
+    """The figure's data and the table have a step, who accepted, and what moved the environment."""
     readings = tuple(
         Reading(
             at=f"2026-11-{day:02}T00:00:00+00:00",
