@@ -31,7 +31,7 @@ def _row(asked: str, device: str, model: str) -> Finding:
     plan = parse(f"bf16+{asked}").apply(LoadPlan(model=model_ref(model), device=device))
     loaded = load(structs.replace(plan, quantization=None, device="cpu")).model
     start_s = time.perf_counter()
-    conversion = Quantizer(plan, torch_device(device)).whole(loaded)
+    conversion = Quantizer(plan, torch_device(device)).quantize(loaded)
     took_s = time.perf_counter() - start_s
     found = report.quantized_layers(loaded, conversion)
     assert found.converted == found.layers - 1

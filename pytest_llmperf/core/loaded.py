@@ -1,4 +1,4 @@
-"""What an engine says of a loaded model, and what it gives for each run: plain values, which any process can read."""
+"""What an engine says of a loaded model, and what it gives for each run: plain values."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ class Capabilities:
             and it waits for nobody.
         serves: the engine takes traffic: its loaded models are `Serves`.
         has_address: another program can send its own requests to the engine.
-
+        fits_in_process: whether a plan can be loaded inside of pytest's own process: nothing heavy
+            is imported for it, no real time passes, and nothing of it can end the process.
     """
 
     plan_fields: dict[str, frozenset[object]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Capabilities:
     occupies_device: bool = True
     serves: bool = False
     has_address: bool = False
+    fits_in_process: Callable[[LoadPlan], bool] = lambda _plan: False
 
 
 class LoadedModel(Protocol):

@@ -12,6 +12,7 @@ from pytest_llmperf.engines.refusals import (
     pruning,
     quantized,
 )
+from pytest_llmperf.engines.scripted.options import parse
 
 REFUSALS: tuple[Refusal, ...] = (
     *decode.ALL,
@@ -48,6 +49,12 @@ TRANSFORMERS = Capabilities(
     max_ranks=None,
 )
 
+
+def _scripted_fits_in_process(plan: LoadPlan) -> bool:
+    """Say whether no fault is scripted, which may end the process, and no ranks have to meet."""
+    return plan.ranks == 1 and not parse(plan.model.location, plan.strategy).faults
+
+
 SCRIPTED = Capabilities(
     plan_fields={
         field: values
@@ -57,4 +64,5 @@ SCRIPTED = Capabilities(
     max_ranks=None,
     occupies_device=False,
     serves=True,
+    fits_in_process=_scripted_fits_in_process,
 )

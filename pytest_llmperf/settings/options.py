@@ -80,6 +80,12 @@ OPTIONS = (
         name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"
     ),
     Option(
+        name="in-process",
+        flag=True,
+        help="load models of engines that need no process of their own (the scripted one) inside "
+        "of pytest: for projects that test their own tests",
+    ),
+    Option(
         name="device",
         metavar="DEVICE",
         default="auto",

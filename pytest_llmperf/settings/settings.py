@@ -26,6 +26,7 @@ class Settings:
     disable: bool
     plan: bool
     strict: bool
+    in_process: bool
     gate: dict[str, float] | None
     require_accepted: bool
     against: Target | None
@@ -58,6 +59,7 @@ _AS_THEY_ARE = (
     "disable",
     "plan",
     "strict",
+    "in-process",
     "require-accepted",
     "against-build",
     "gpus",

@@ -25,7 +25,7 @@ Incoming = TypeVar("Incoming")
 
 
 class WireError(WorkerError):
-    """What came over the socket is not a message, or what was to be sent cannot be one."""
+    """The bytes that came are no message, or a message cannot be sent."""
 
 
 class WireClosed(WireError):
@@ -56,7 +56,7 @@ class Wire(Generic[Incoming]):
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
-        """The socket's file descriptor, for a selector."""
+        """Return the socket's file descriptor, for a selector."""
         return self._socket.fileno()
 
     def send(self, message: msgspec.Struct, *, timeout_s: float | None) -> None:
@@ -95,7 +95,7 @@ class Wire(Generic[Incoming]):
 
         """
         end_s = _end(timeout_s)
-        while (payload := self._take()) is None:
+        while (payload := self._next_payload()) is None:
             if not _wait(self._socket, select.POLLIN, end_s):
                 return None
             self._fill()
@@ -105,7 +105,7 @@ class Wire(Generic[Incoming]):
         """Close the socket; the other side sees the end of the stream."""
         self._socket.close()
 
-    def _take(self) -> bytes | None:
+    def _next_payload(self) -> bytes | None:
         if len(self._buffer) < _HEADER_BYTES:
             return None
         size = int.from_bytes(self._buffer[:_HEADER_BYTES], "big")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pytest_llmperf.core.arrivals import PATTERNS
 from pytest_llmperf.core.metrics.slo import Slo
@@ -11,11 +11,11 @@ from pytest_llmperf.workloads.checks import is_count, is_number
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.traffic import Traffic
 
-if TYPE_CHECKING:
-    from pytest_llmperf.workloads.serve import Serve
-
 GENERATORS = ("aiperf", "guidellm")
 """Load generators of other projects that may send the requests."""
+
+Work = Any
+"""A Serve. It checks itself when it is made, so that its type cannot be imported here."""
 
 _KINDS = (
     ("prompts", PromptSet, "PromptSet"),
@@ -24,7 +24,7 @@ _KINDS = (
 )
 
 
-def check(work: Serve) -> None:
+def check(work: Work) -> None:
     """Raise UsageError for a workload that cannot be sent."""
     _check_counts(work)
     _check_numbers(work)
@@ -35,7 +35,7 @@ def check(work: Serve) -> None:
         _check_generator(work)
 
 
-def _check_counts(work: Serve) -> None:
+def _check_counts(work: Work) -> None:
     for name in ("max_new_tokens", "prompt_tokens", "concurrency", "requests"):
         value = getattr(work, name)
         is_unset = value is None and name != "max_new_tokens"
@@ -43,7 +43,7 @@ def _check_counts(work: Serve) -> None:
             raise UsageError(f"Serve({name}={value!r}): a whole number of at least 1 is needed.")
 
 
-def _check_numbers(work: Serve) -> None:
+def _check_numbers(work: Work) -> None:
     for name in ("rate", "duration", "burstiness", "timeout"):
         value = getattr(work, name)
         if value is not None and not (is_number(value) and value > 0):
@@ -57,7 +57,7 @@ def _check_numbers(work: Serve) -> None:
         )
 
 
-def _check_loop(work: Serve) -> None:
+def _check_loop(work: Work) -> None:
     is_closed = work.concurrency is not None
     is_open = work.rate is not None or work.traffic is not None
     if is_closed and is_open:
@@ -72,7 +72,7 @@ def _check_loop(work: Serve) -> None:
         raise UsageError("Serve(): when does it end? Give duration= (seconds) or requests=.")
 
 
-def _check_arrivals(work: Serve) -> None:
+def _check_arrivals(work: Work) -> None:
     if work.arrivals not in PATTERNS:
         near = did_you_mean(str(work.arrivals), PATTERNS)
         raise UsageError(
@@ -86,7 +86,7 @@ def _check_arrivals(work: Serve) -> None:
         )
 
 
-def _check_prompts(work: Serve) -> None:
+def _check_prompts(work: Work) -> None:
     for name, kind, title in _KINDS:
         value = getattr(work, name)
         if not isinstance(value, kind):
@@ -98,7 +98,7 @@ def _check_prompts(work: Serve) -> None:
         )
 
 
-def _check_generator(work: Serve) -> None:
+def _check_generator(work: Work) -> None:
     if work.generator not in GENERATORS:
         near = did_you_mean(str(work.generator), GENERATORS)
         raise UsageError(

@@ -35,16 +35,16 @@ def load_everything() -> None:
 
 def disturb_run(disturbance) -> None:
     """Rank 1 does `disturbance` when it is to decode; the others wait for it in a collective."""
-    from pytest_llmperf.engines.transformers.loaded import TransformersModel
+    from pytest_llmperf.engines.transformers.runner import Runner
 
-    decode = TransformersModel._decode
+    decode = Runner.decode
 
     def disturbed(self, *arguments):
         if RANK == 1:
             disturbance()
         return decode(self, *arguments)
 
-    TransformersModel._decode = disturbed
+    Runner.decode = disturbed
 
 
 def fail() -> None:

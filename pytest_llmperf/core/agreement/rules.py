@@ -8,22 +8,60 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, SupportsFloat
 
 from msgspec import Struct
 
+from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES, KINDS, kind_of
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from pytest_llmperf.core.agreement.agreement import Agreement
 
 KL_RESOLUTION_NATS = 1e-9
 """The rounding of fp32 logits alone gives as much."""
 SQNR_RESOLUTION_DB = 120.0
 """Logits in fp32 are not closer to each other than that."""
+
+
+class Compared(Protocol):
+    """What a rule reads of an agreement; see `core.agreement.agreement.Agreement`."""
+
+    @property
+    def prompts(self) -> Sequence[PromptComparison]:
+        """One comparison a prompt."""
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts compared."""
+
+    @property
+    def not_finite(self) -> Sequence[int]:
+        """Prompts in which a logit is NaN or infinite."""
+
+    @property
+    def partial(self) -> str:
+        """Why the logits of all tokens are missing; empty where they are there."""
+
+    @property
+    def kl(self) -> SupportsFloat:
+        """Kullback-Leibler divergence in nats a token."""
+
+    @property
+    def sqnr_db(self) -> SupportsFloat:
+        """Signal to noise of the logits in dB."""
+
+    @property
+    def logit_correlation(self) -> SupportsFloat:
+        """Correlation of the logits."""
+
+    @property
+    def perplexity_ratio(self) -> SupportsFloat:
+        """Perplexity over that of the reference."""
+
+    @property
+    def noise_floor(self) -> Compared | None:
+        """The reference compared with itself, where that was asked for."""
 
 
 class Criterion(Struct, frozen=True):
@@ -40,7 +78,7 @@ class Criterion(Struct, frozen=True):
         parameters = zip(_CRITERIA[self.name].parameters, self.values, strict=True)
         return f"{self.name}({', '.join(f'{key}={value:g}' for key, value in parameters)})"
 
-    def broken(self, agreement: Agreement) -> str | None:
+    def broken(self, agreement: Compared) -> str | None:
         """Say why the criterion does not hold; None where it does."""
         return _CRITERIA[self.name].broken(agreement, *self.values)
 
@@ -59,7 +97,7 @@ class Rule(Struct, frozen=True):
         """Whether the reference has to be compared with itself."""
         return any(criterion.name == "noise_floor" for criterion in self.criteria)
 
-    def reasons(self, agreement: Agreement) -> tuple[str, ...]:
+    def reasons(self, agreement: Compared) -> tuple[str, ...]:
         """Say why the rule does not hold; empty when it does.
 
         Logits that are not finite never hold.
@@ -131,7 +169,7 @@ def default_rule(candidate: LoadPlan, reference: LoadPlan) -> Rule:
 # Criteria
 
 
-def _exact(agreement: Agreement) -> str | None:
+def _exact(agreement: Compared) -> str | None:
     different = [row for row in agreement.prompts if row.first_divergence is not None]
     if not different:
         return None
@@ -142,7 +180,7 @@ def _exact(agreement: Agreement) -> str | None:
     )
 
 
-def _containment(agreement: Agreement, k: float, horizon: float) -> str | None:
+def _containment(agreement: Compared, k: float, horizon: float) -> str | None:
     outside = [row for row in agreement.prompts if not row.contained(int(k), int(horizon))]
     if not outside:
         return None
@@ -154,27 +192,27 @@ def _containment(agreement: Agreement, k: float, horizon: float) -> str | None:
     )
 
 
-def _perplexity(agreement: Agreement, limit: float) -> str | None:
+def _perplexity(agreement: Compared, limit: float) -> str | None:
     ratio = float(agreement.perplexity_ratio)
     return None if ratio <= limit else f"perplexity({limit:g}): {ratio:.4g}x that of the reference"
 
 
-def _sqnr(agreement: Agreement, db: float) -> str | None:
+def _sqnr(agreement: Compared, db: float) -> str | None:
     measured = float(agreement.sqnr_db)
     return None if measured >= db else f"sqnr({db:g}): {measured:.1f} dB"
 
 
-def _correlation(agreement: Agreement, least: float) -> str | None:
+def _correlation(agreement: Compared, least: float) -> str | None:
     measured = float(agreement.logit_correlation)
     return None if measured >= least else f"correlation({least:g}): {measured:.5g}"
 
 
-def _logits(agreement: Agreement, largest: float) -> str | None:
+def _logits(agreement: Compared, largest: float) -> str | None:
     error = max(row.max_abs_logit_error for row in agreement.prompts)
     return None if error <= largest else f"logits({largest:g}): the largest error is {error:.3g}"
 
 
-def _noise_floor(agreement: Agreement, margin: float) -> str | None:
+def _noise_floor(agreement: Compared, margin: float) -> str | None:
     """Hold the noise power, as KL and as SQNR, against that of the reference with itself.
 
     It may be `margin` times as large.
@@ -192,7 +230,7 @@ def _noise_floor(agreement: Agreement, margin: float) -> str | None:
     )
 
 
-def _required_noise_floor(agreement: Agreement) -> Agreement:
+def _required_noise_floor(agreement: Compared) -> Compared:
     if agreement.noise_floor is None:
         raise UsageError(
             "agreement rule noise_floor needs the reference compared with itself, "

@@ -20,7 +20,7 @@ _HOG_BYTES = 2**30
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's own, which is a RuntimeError too."""
+    """Has the name of torch's own error, which is a RuntimeError too."""
 
 
 class Faults:
@@ -34,10 +34,10 @@ class Faults:
     def at(self, place: str) -> set[str]:
         """Count a call; act on its faults, and return the kinds that change what it answers."""
         self.calls[place] += 1
-        due = [f.kind for f in self._faults if self._is_due(f, place)]
-        for kind in due:
+        kinds = [fault.kind for fault in self._faults if self._is_due(fault, place)]
+        for kind in kinds:
             _ACTIONS.get(kind, _nothing)()
-        return set(due)
+        return set(kinds)
 
     def _is_due(self, fault: Fault, place: str) -> bool:
         return (

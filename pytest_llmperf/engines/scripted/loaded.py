@@ -160,7 +160,7 @@ class ScriptedModel:
         return reference.compare(self._options, reference.read_reference(path), batch)
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Use those asked for, if the plan has them; without names, the first."""
+        """Use these adapters, if the plan has them; without names, the first."""
         self._require_open()
         loaded = self._claims.plan.adapter_names
         known = (*loaded, "base")

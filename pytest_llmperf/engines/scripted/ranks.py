@@ -11,23 +11,24 @@ _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def cut(plan: LoadPlan) -> int:
-    """Ranks that a script's weights are divided over."""
+    """Return the number of ranks that a script's weights are divided over."""
     return plan.tp * plan.fsdp * plan.pp
 
 
-def shards(plan: LoadPlan, held_bytes: int) -> tuple[Shard, ...]:
-    """The row of this rank; none for a plan without parallel parts."""
+def shards(plan: LoadPlan, shard_bytes: int) -> tuple[Shard, ...]:
+    """Return the row of this rank; none for a plan without parallel parts."""
     if plan.spread == 1:
         return ()
-    rank, kind = int(os.environ.get("RANK", "0")), plan.device.partition(":")[0]
+    rank = int(os.environ.get("RANK", "0"))
+    kind = plan.device.partition(":")[0]
     return (
         Shard(
             rank=rank,
             device=f"scripted {kind} {rank}",
             backend=_BACKENDS.get(kind, "gloo"),
-            bytes=held_bytes,
-            whole_bytes=held_bytes * cut(plan),
-            stage_bytes=held_bytes * plan.tp * plan.fsdp,
+            bytes=shard_bytes,
+            whole_bytes=shard_bytes * cut(plan),
+            stage_bytes=shard_bytes * plan.tp * plan.fsdp,
             kept_bytes=0,
             holds=f"part {rank + 1} of {plan.ranks}",
         ),

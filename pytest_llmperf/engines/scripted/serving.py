@@ -22,12 +22,7 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
     over.
     """
     start_ns = clock.advance_ns(0)
-    service_s = _service_s(options, work) * factor
-    times_s = _open if work.concurrency is None else _closed
-    requests = tuple(
-        _request(options, work, start_ns / 1e9 + due_s, start_ns / 1e9 + begun_s, factor)
-        for due_s, begun_s in times_s(work, options.slots, service_s)
-    )
+    requests = _requests(options, work, start_ns / 1e9, factor)
     last_ns = max((request.t_end_ns for request in requests), default=0)
     clock.advance_ns(max(0, last_ns - start_ns))
     trace = ServingTrace(
@@ -37,6 +32,17 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
         server={"preemptions": float(options.preemptions), "prefix_hit_share": 0.0},
     )
     return ServingRun(trace=trace, marks=marks(options), counted="ids")
+
+
+def _requests(
+    options: ScriptedOptions, work: Serve, start_s: float, factor: float
+) -> tuple[RequestTrace, ...]:
+    service_s = _service_s(options, work) * factor
+    times_s = _open if work.concurrency is None else _closed
+    return tuple(
+        _request(options, work, start_s + due_s, start_s + begun_s, factor)
+        for due_s, begun_s in times_s(work, options.slots, service_s)
+    )
 
 
 def _open(work: Serve, slots: int, service_s: float) -> Iterable[tuple[float, float]]:

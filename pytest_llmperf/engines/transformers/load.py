@@ -219,7 +219,7 @@ def _assistant(measured: ModelOnDevice) -> ModelOnDevice | None:
 
 def _quantized(model: Any, quantizer: Quantizer, plan: LoadPlan) -> Conversion:
     with load_errors(plan, f"its quantization by {plan.quantization!r}"):
-        return quantizer.whole(model)
+        return quantizer.quantize(model)
 
 
 def _known_kind(plan: LoadPlan) -> str:

@@ -1,4 +1,4 @@
-"""Runs workloads on a loaded model: makes inputs, decodes with the plan's loop, keeps the last run."""
+"""Runs workloads on a loaded model: makes inputs, decodes with the plan's loop, keeps what ran."""
 
 from __future__ import annotations
 

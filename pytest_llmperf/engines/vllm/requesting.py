@@ -1,4 +1,4 @@
-"""The requests of a loaded vLLM engine: made of a workload, handed over, and stepped to their end."""
+"""The requests of a loaded vLLM engine: made of a workload, handed over, stepped to their end."""
 
 from __future__ import annotations
 

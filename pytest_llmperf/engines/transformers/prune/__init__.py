@@ -11,6 +11,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import nn
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.prune.blocks import (
@@ -62,7 +63,7 @@ def prune(
     seconds = round((time.perf_counter_ns() - start_ns) / 1e9, 3)
     return PrunedLayers(
         pruning=pruning,
-        layers={name: weakref.ref(layer) for name, layer in linears(blocks).items()},
+        layers=_weak_references(blocks),
         counts=counts,
         places=_places(blocks, pruning),
         left_out=unpruned,
@@ -94,6 +95,10 @@ def _counts(
         name: count(matrix(layer), weights_before[name], pruning)
         for name, layer in linears(blocks).items()
     }
+
+
+def _weak_references(blocks: list[Block]) -> dict[str, weakref.ref[nn.Module]]:
+    return {name: weakref.ref(layer) for name, layer in linears(blocks).items()}
 
 
 def _places(blocks: list[Block], pruning: Pruning) -> dict[str, str]:

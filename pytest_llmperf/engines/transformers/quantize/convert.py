@@ -108,7 +108,7 @@ class Quantizer:
         self._backend.mark(model, self._scheme)
         return self.conversion
 
-    def whole(self, model: Any) -> Conversion:
+    def quantize(self, model: Any) -> Conversion:
         """Quantize a loaded model, layer by layer."""
         self.prepare(model)
         for path in dict(model.named_modules()):

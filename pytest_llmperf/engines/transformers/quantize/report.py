@@ -85,7 +85,7 @@ def _analytic_bytes_of_layer(layer: Any, conversion: Conversion) -> Counter[str]
 
 
 class _LeftOutKind(NamedTuple):
-    """What layers share that are one row of the report."""
+    """What layers share that are in one row of the report."""
 
     cls: str
     reason: str
