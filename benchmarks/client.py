@@ -70,10 +70,10 @@ def fixture_s(folder: Path) -> float:
         "--durations=0",
         "-vv",
     ]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"the fixture's test failed:\n{done.stdout[-2000:]}")
-    (took_s,) = re.findall(r"([\d.]+)s setup", done.stdout)
+    session = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    if session.returncode:
+        sys.exit(f"the fixture's test failed:\n{session.stdout[-2000:]}")
+    (took_s,) = re.findall(r"([\d.]+)s setup", session.stdout)
     return float(took_s)
 
 
@@ -102,10 +102,10 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
         b'"stream_options":{"include_usage":true}}' % TOKENS
     )
 
-    async def one(client: object) -> None:
+    async def stream(client: object) -> None:
         async with client.stream("POST", f"{base}/v1/completions", content=body) as response:
-            seen = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
-        assert seen
+            pieces = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
+        assert pieces
 
     async def load() -> None:
         async with httpx.AsyncClient(
@@ -115,7 +115,7 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
 
             async def line() -> None:
                 for _ in todo:
-                    await one(client)
+                    await stream(client)
 
             await asyncio.gather(*(line() for _ in range(LINES)))
 

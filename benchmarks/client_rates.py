@@ -43,8 +43,8 @@ def arrivals(session: ServedModel) -> list[int]:
     base = session._server.base  # noqa: SLF001 - its address
     # The stub, on this host.
     with urllib.request.urlopen(f"{base}/arrivals", timeout=10) as response:  # noqa: S310
-        came: list[int] = json.load(response)
-    return came
+        arrivals_ns: list[int] = json.load(response)
+    return arrivals_ns
 
 
 def highest(name: str, send: Send, session: ServedModel, options: argparse.Namespace) -> None:
@@ -62,20 +62,20 @@ def highest(name: str, send: Send, session: ServedModel, options: argparse.Names
         )
         arrivals(session)
         send(session, work, len(probes))
-        came = arrivals(session)[-n:]  # a generator may ask once beforehand
-        late_s = lateness_p99_s(came, rate)
-        kept = len(came) == n and late_s < LIMIT_S
+        arrivals_ns = arrivals(session)[-n:]  # a generator may ask once beforehand
+        late_s = lateness_p99_s(arrivals_ns, rate)
+        is_sustained = len(arrivals_ns) == n and late_s < LIMIT_S
         probes.append(
             Probe(
                 rate=rate,
                 attainment=1.0,
-                sustained=kept,
-                why="" if kept else f"{1e3 * late_s:.1f} ms late",
+                sustained=is_sustained,
+                why="" if is_sustained else f"{1e3 * late_s:.1f} ms late",
             )
         )
         print(
-            f"  {name} {rate:.0f}/s: {len(came)} requests, p99 {1e3 * late_s:.2f} ms late"
-            f"{'' if kept else ', not kept'}",
+            f"  {name} {rate:.0f}/s: {len(arrivals_ns)} requests, p99 {1e3 * late_s:.2f} ms late"
+            f"{'' if is_sustained else ', not kept'}",
             flush=True,
         )
     print(f"{name}: {max((p.rate for p in probes if p.sustained), default=0):.0f}/s", flush=True)
@@ -94,14 +94,14 @@ def by(generator: str, program: str) -> Send:
 def main() -> None:
     """Each generator in turn."""
     options = parser().parse_args()
-    found: dict[str, Send] = {"this package": ours}
-    found |= {
+    senders: dict[str, Send] = {"this package": ours}
+    senders |= {
         name: by(name, program)
         for name in ("aiperf", "guidellm")
         if (program := getattr(options, name))
     }
     if options.vllm:
-        found["vllm bench serve"] = lambda session, work, n: bench_serve(
+        senders["vllm bench serve"] = lambda session, work, n: bench_serve(
             session, work, n, options.vllm
         )
     stub = argparse.Namespace(
@@ -111,20 +111,22 @@ def main() -> None:
         ours(
             session, Serve(concurrency=2, requests=4, prompt_tokens=8, max_new_tokens=TOKENS), 10**6
         )
-        for name, send in found.items():
+        for name, send in senders.items():
             highest(name, send, session, options)
 
 
 def parser() -> argparse.ArgumentParser:
     """How long each rate is held, and where the other generators are."""
-    made = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default="smollm2-135m", help="whose tokenizer makes the prompts")
-    made.add_argument("--seconds", type=float, default=5.0)
-    made.add_argument("--first", type=float, default=50.0)
-    made.add_argument("--within", type=float, default=0.3)
-    return with_generators(made)
+    arguments.add_argument(
+        "--model", default="smollm2-135m", help="whose tokenizer makes the prompts"
+    )
+    arguments.add_argument("--seconds", type=float, default=5.0)
+    arguments.add_argument("--first", type=float, default=50.0)
+    arguments.add_argument("--within", type=float, default=0.3)
+    return with_generators(arguments)
 
 
 if __name__ == "__main__":

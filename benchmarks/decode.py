@@ -101,7 +101,7 @@ def decode(
             ran = opened.call(Run(workload=workload, repetition=next(repetitions))).run
             return duration_s(ran.trace)
 
-        found = [
+        findings = [
             _speed(
                 interleave(through_plugin, lambda: child("bare"), n, warm_up=3),
                 device,
@@ -111,8 +111,8 @@ def decode(
         ]
         if timestamps:
             inside = interleave(lambda: child("plugin"), lambda: child("bare"), n, warm_up=3)
-            found.append(_timestamps(inside, model, workload))
-    return found
+            findings.append(_timestamps(inside, model, workload))
+    return findings
 
 
 def _speed(pairs: list[tuple[float, float]], device: str, model: str, workload: Decode) -> Finding:

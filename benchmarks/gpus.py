@@ -74,36 +74,38 @@ def session(folder: Path, name: str, *options: str) -> Session:
         *options,
     ]
     start_s = time.monotonic()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     took_s = time.monotonic() - start_s
     if not out.exists():
-        raise SystemExit(f"{name} recorded nothing:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{name} recorded nothing:\n{process.stdout[-4000:]}\n{process.stderr[-2000:]}"
+        )
     newest = {}
     for line in out.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         newest[record["test"]] = record
-    if done.returncode:
-        print(done.stdout[-4000:])
-    return Session(took_s, done.returncode, newest)
+    if process.returncode:
+        print(process.stdout[-4000:])
+    return Session(took_s, process.returncode, newest)
 
 
-def same(ours: dict, theirs: dict) -> bool:
+def same(rate: dict, other: dict) -> bool:
     """Whether two estimates of one rate agree.
 
     Their intervals meet, or they are within `SAME_WITHIN` of each other.
     """
-    meet = ours["low"] <= theirs["high"] and theirs["low"] <= ours["high"]
-    return meet or abs(ours["value"] / theirs["value"] - 1) <= SAME_WITHIN
+    meet = rate["low"] <= other["high"] and other["low"] <= rate["high"]
+    return meet or abs(rate["value"] / other["value"] - 1) <= SAME_WITHIN
 
 
-def report(two: Session, one: Session) -> bool:
+def report(two_gpus: Session, one_gpu: Session) -> bool:
     """Print every test and the verdict. Whether the bar is met, with equal outcomes and rates."""
-    equal = set(two.records) == set(one.records)
-    for test in sorted(set(two.records) & set(one.records)):
-        a, b = two.rate(test), one.rate(test)
-        outcomes = (two.records[test]["outcome"], one.records[test]["outcome"])
-        device = two.records[test]["environment"]["facts"].get("leased_gpus")
-        cores = two.records[test]["environment"]["facts"].get("cpu_cores_usable")
+    equal = set(two_gpus.records) == set(one_gpu.records)
+    for test in sorted(set(two_gpus.records) & set(one_gpu.records)):
+        a, b = two_gpus.rate(test), one_gpu.rate(test)
+        outcomes = (two_gpus.records[test]["outcome"], one_gpu.records[test]["outcome"])
+        device = two_gpus.records[test]["environment"]["facts"].get("leased_gpus")
+        cores = two_gpus.records[test]["environment"]["facts"].get("cpu_cores_usable")
         agree = same(a, b) and outcomes[0] == outcomes[1]
         equal &= agree
         print(
@@ -112,16 +114,16 @@ def report(two: Session, one: Session) -> bool:
             f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  "
             f"{'same' if agree else 'DIFFERENT'}",
         )
-    ratio = one.took_s / two.took_s
+    ratio = one_gpu.took_s / two_gpus.took_s
     used = sorted(
-        {record["environment"]["facts"].get("leased_gpus") for record in two.records.values()}
+        {record["environment"]["facts"].get("leased_gpus") for record in two_gpus.records.values()}
     )
     print(
-        f"-n 0 --llmperf-gpus=1: {one.took_s:.1f} s; "
-        f"-n 2 --llmperf-gpus=2: {two.took_s:.1f} s on {', '.join(map(str, used))}"
+        f"-n 0 --llmperf-gpus=1: {one_gpu.took_s:.1f} s; "
+        f"-n 2 --llmperf-gpus=2: {two_gpus.took_s:.1f} s on {', '.join(map(str, used))}"
     )
     print(f"{ratio:.2f} times sooner (bar: {BAR:g}), results {'equal' if equal else 'NOT EQUAL'}")
-    return ratio >= BAR and equal and one.exit_code == two.exit_code == 0
+    return ratio >= BAR and equal and one_gpu.exit_code == two_gpus.exit_code == 0
 
 
 def main() -> None:
@@ -142,9 +144,9 @@ def main() -> None:
             encoding="utf-8",
         )
         budget = f"--llmperf-budget={options.budget}"
-        two = session(folder, "two", "-n", "2", "--llmperf-gpus=2", budget)
-        one = session(folder, "one", "-n", "0", "--llmperf-gpus=1", budget)
-        met = report(two, one)
+        two_gpus = session(folder, "two", "-n", "2", "--llmperf-gpus=2", budget)
+        one_gpu = session(folder, "one", "-n", "0", "--llmperf-gpus=1", budget)
+        met = report(two_gpus, one_gpu)
     raise SystemExit(0 if met else 1)
 
 

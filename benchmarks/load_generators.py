@@ -41,16 +41,16 @@ Figures = tuple[float, float, float]
 def opened(options: argparse.Namespace) -> Iterator[ServedModel]:
     """The server, ended afterwards, also where this program is ended by SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))
-    given: dict[str, str | float] = {"args": options.args} if options.args else {}
+    engine_options: dict[str, str | float] = {"args": options.args} if options.args else {}
     engine = options.engine
     if engine == "stub":
         command = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 50 --token-ms 5"
-        engine, given = "server", {"command": command, "name": "tiny", "stop_timeout": 1.0}
+        engine, engine_options = "server", {"command": command, "name": "tiny", "stop_timeout": 1.0}
     base = LoadPlan(
         model=model_ref(options.model),
         engine=engine,
         device=options.device,
-        options=tuple(given.items()),
+        options=tuple(engine_options.items()),
     )
     session = ServerEngine().open(parse(options.strategy).apply(base))
     try:
@@ -65,11 +65,11 @@ def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") 
     late = client_mark(served.trace, 0.0)
     if late is not None:
         print(f"    {work.generator or 'this package'}: {late.detail}")
-    found = reduce_serving([served.trace], work)
-    if found.n_failed:
-        failures = found.serving.failures if found.serving else ""
-        print(f"    {found.n_failed} requests failed: {failures}")
-    return found.throughput.value, found.ttft.p50.value, found.tpot.p50.value
+    metrics = reduce_serving([served.trace], work)
+    if metrics.n_failed:
+        failures = metrics.serving.failures if metrics.serving else ""
+        print(f"    {metrics.n_failed} requests failed: {failures}")
+    return metrics.throughput.value, metrics.ttft.p50.value, metrics.tpot.p50.value
 
 
 def bench_serve(session: ServedModel, work: Serve, repetition: int, program: str) -> Figures:
@@ -121,11 +121,15 @@ def bench_serve(session: ServedModel, work: Serve, repetition: int, program: str
             ),
             *("--disable-tqdm", "--temperature", "0", *load),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        said = json.loads((Path(folder) / "r.json").read_text(encoding="utf-8"))
-    return said["output_throughput"], said["median_ttft_ms"] / 1e3, said["median_tpot_ms"] / 1e3
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(f"vllm bench serve failed:\n{process.stdout[-2000:]}{process.stderr[-2000:]}")
+        result = json.loads((Path(folder) / "r.json").read_text(encoding="utf-8"))
+    return (
+        result["output_throughput"],
+        result["median_ttft_ms"] / 1e3,
+        result["median_tpot_ms"] / 1e3,
+    )
 
 
 def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, int], Figures]]:
@@ -139,19 +143,19 @@ def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, 
         max_new_tokens=options.new_tokens,
         prefix_cache=True,
     )
-    found: dict[str, Callable[[ServedModel, int], Figures]] = {}
-    found["this package"] = lambda session, n: ours(session, seeded(work, n), n)
+    by_name: dict[str, Callable[[ServedModel, int], Figures]] = {}
+    by_name["this package"] = lambda session, n: ours(session, seeded(work, n), n)
     for name in ("aiperf", "guidellm"):
         if program := getattr(options, name):
-            found[name] = lambda session, n, name=name, program=program: ours(
+            by_name[name] = lambda session, n, name=name, program=program: ours(
                 session,
                 seeded(work, n, name),
                 n,
                 str(Path(program).absolute()),
             )
     if options.vllm:
-        found["vllm bench serve"] = lambda session, n: bench_serve(session, work, n, options.vllm)
-    return found
+        by_name["vllm bench serve"] = lambda session, n: bench_serve(session, work, n, options.vllm)
+    return by_name
 
 
 def seeded(work: Serve, n: int, generator: str = "") -> Serve:
@@ -164,8 +168,8 @@ def main() -> None:
     """Measure and print."""
     options = parser().parse_args()
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
-    found = generators(options)
-    taken: dict[str, list[Figures]] = {name: [] for name in found}
+    measure = generators(options)
+    figures: dict[str, list[Figures]] = {name: [] for name in measure}
     with opened(options) as session:
         ours(
             session,
@@ -173,46 +177,46 @@ def main() -> None:
             10**6,
         )
         for n in range(options.rounds):
-            for name in draw.sample(list(found), len(found)):
-                taken[name].append(found[name](session, n))
+            for name in draw.sample(list(measure), len(measure)):
+                figures[name].append(measure[name](session, n))
                 print(
-                    f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in taken[name][-1]),
+                    f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in figures[name][-1]),
                     flush=True,
                 )
-    for name, rows in taken.items():
-        for i, what in enumerate(NAMES):
+    for name, rows in figures.items():
+        for i, figure in enumerate(NAMES):
             mine, theirs = (
-                median(row[i] for row in taken["this package"]),
+                median(row[i] for row in figures["this package"]),
                 median(row[i] for row in rows),
             )
-            print(f"{name:18} {what:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
+            print(f"{name:18} {figure:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
 
 
-def with_generators(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def with_generators(arguments: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The parser, with an option for the command of each other generator."""
     for name in ("vllm", "aiperf", "guidellm"):
-        made.add_argument(f"--{name}", default="", help=f"the command {name}")
-    return made
+        arguments.add_argument(f"--{name}", default="", help=f"the command {name}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
     """The server, the load, and where the other generators are."""
-    made = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default="smollm2-135m")
-    made.add_argument("--engine", default="server:vllm")
-    made.add_argument("--strategy", default="auto")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--args", default="", help="more arguments of the server's command")
-    made.add_argument("--rate", type=float, default=1.0)
-    made.add_argument("--concurrency", type=int)
-    made.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
-    made.add_argument("--requests", type=int, default=32)
-    made.add_argument("--prompt-tokens", type=int, default=32)
-    made.add_argument("--new-tokens", type=int, default=32)
-    made.add_argument("--rounds", type=int, default=3)
-    return with_generators(made)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--engine", default="server:vllm")
+    arguments.add_argument("--strategy", default="auto")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--args", default="", help="more arguments of the server's command")
+    arguments.add_argument("--rate", type=float, default=1.0)
+    arguments.add_argument("--concurrency", type=int)
+    arguments.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
+    arguments.add_argument("--requests", type=int, default=32)
+    arguments.add_argument("--prompt-tokens", type=int, default=32)
+    arguments.add_argument("--new-tokens", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=3)
+    return with_generators(arguments)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ class Row:
     @property
     def cells(self) -> str:
         """What the tool's row says of this case."""
-        n = len(self.outcomes)
-        if not n:
+        n_cases = len(self.outcomes)
+        if not n_cases:
             return "-"
-        undecided = 100 * self.outcomes.count("UNDECIDED") / n
-        return f"{100 * self.outcomes.count('FAIL') / n:.3g} %" + (
+        undecided = 100 * self.outcomes.count("UNDECIDED") / n_cases
+        return f"{100 * self.outcomes.count('FAIL') / n_cases:.3g} %" + (
             f" ({undecided:.3g} % undecided)" if undecided else ""
         )
 
@@ -92,7 +92,7 @@ Tool = Callable[[Sequence[Case]], list[str]]
 def pytest_benchmark(cases: Sequence[Case]) -> list[str]:
     """Ask the check object of its option about the new and the stored session's mean."""
     failed = [_MEAN_5.fails({"mean": case.new[0]}, {"mean": case.history[-1]}) for case in cases]
-    return ["FAIL" if each else "PASS" for each in failed]
+    return ["FAIL" if is_slower else "PASS" for is_slower in failed]
 
 
 def fixed_floor(cases: Sequence[Case]) -> list[str]:

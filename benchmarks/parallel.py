@@ -87,12 +87,16 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
 
         opened = ask(Open(plan=plan)).facts
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
-        found = {"load_s": opened.load_s, "device": opened.device_name, "versions": opened.versions}
-        found["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
-        found["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
+        results = {
+            "load_s": opened.load_s,
+            "device": opened.device_name,
+            "versions": opened.versions,
+        }
+        results["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
+        results["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
         effective = ask(Describe()).description.effective
         require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
-        return found | {
+        return results | {
             "decode_loop": effective.decode_loop,
             "cache": effective.cache,
             "notes": list(effective.notes),
@@ -171,19 +175,21 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             start_s = time.monotonic()
             try:
-                found: dict[str, Any] = run_step(
+                result: dict[str, Any] = run_step(
                     step, options.device, Path(logs), options.repetitions
                 )
             except LlmperfError as error:
-                found = {"error": f"{type(error).__name__}: {error}"}
-            results.append({"step": name, "seconds": round(time.monotonic() - start_s, 1), **found})
+                result = {"error": f"{type(error).__name__}: {error}"}
+            results.append(
+                {"step": name, "seconds": round(time.monotonic() - start_s, 1), **result}
+            )
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(_line(results[-1]), flush=True)
     return int(any("error" in row or not _holds(row) for row in results) or not results)
 
 
 def _holds(row: dict[str, Any]) -> bool:
-    checks = [each["holds_loading_bar"] for each in row["ranks"]]
+    checks = [rank["holds_loading_bar"] for rank in row["ranks"]]
     checks += [run[name] for run in row["runs"] for name in ("holds_bar", "holds_peak")]
     return all(check is not False for check in checks)
 
@@ -193,8 +199,8 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['step']}: {row['error']}"
     runs = "; ".join(_run_text(run) for run in row["runs"])
     loading = ", ".join(
-        f"{each['load_peak_gb'] or 0:.1f} of {each['load_peak_limit_gb']:.1f}"
-        for each in row["ranks"]
+        f"{rank['load_peak_gb'] or 0:.1f} of {rank['load_peak_limit_gb']:.1f}"
+        for rank in row["ranks"]
     )
     return (
         f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, "

@@ -90,57 +90,57 @@ def measure(
     with open_store(url, folder=folder) as opened:
         took, busy = min(made(opened, page) for _ in range(3))
     size = page.stat().st_size / 1e6
-    what = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
+    histories = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
     rows: list[dict[str, object]] = [
         {
-            "what": f"size, {what}",
+            "what": f"size, {histories}",
             "seen": f"{size:.2f} MB",
             "bar": f"<= {megabytes:g} MB",
             "met": size <= megabytes,
         },
         {
-            "what": f"reading and building, {what}",
+            "what": f"reading and building, {histories}",
             "seen": f"{took:.2f} s ({busy:.2f} s of CPU)",
             "bar": f"<= {seconds:g} s",
             "met": took <= seconds,
         },
     ]
-    painted = first_paint_s(page)
-    if painted is None:
+    paint_s = first_paint_s(page)
+    if paint_s is None:
         print("no Chromium: the first paint is left out", flush=True)
         return rows
-    seen = f"{painted:.2f} s"
+    seen = f"{paint_s:.2f} s"
     return [
         *rows,
         {
-            "what": f"first paint, {what}",
+            "what": f"first paint, {histories}",
             "seen": seen,
             "bar": f"<= {PAINT_S:g} s",
-            "met": painted <= PAINT_S,
+            "met": paint_s <= PAINT_S,
         },
     ]
 
 
-def made(opened: Store, page: Path) -> tuple[float, float]:
+def made(store: Store, page: Path) -> tuple[float, float]:
     """Seconds from the open store to the file: on the clock, and of the CPU."""
     began, busy = time.perf_counter(), time.process_time()
-    records = newest_of_each(opened, opened.series())
-    found = content(records, scope="benchmark", store=opened, root=page.parent)
-    page.write_text(build(found), encoding="utf-8")
+    records = newest_of_each(store, store.series())
+    page_content = content(records, scope="benchmark", store=store, root=page.parent)
+    page.write_text(build(page_content), encoding="utf-8")
     return time.perf_counter() - began, time.process_time() - busy
 
 
 def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
     """Copies of the record, an hour apart, each series by its own level and noise."""
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
-    with open_store(url, folder=folder) as opened:
+    with open_store(url, folder=folder) as store:
         for at in range(series):
             first = at * runs
             numbered = [
                 (first + n + 1, copy(model, at, n, draw, last=n == runs - 1)) for n in range(runs)
             ]
             # Single transactions would take minutes.
-            with opened._database.writing() as connection:  # noqa: SLF001
+            with store._database.writing() as connection:  # noqa: SLF001
                 connection.execute(
                     insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
                 )

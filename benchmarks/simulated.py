@@ -59,12 +59,12 @@ class Pairs(NamedTuple):
 def side_by_side(noise: Noise, spread: float, change: float, runs: int, seed: int = 0) -> Pairs:
     """Rule B: verdicts on two versions of which the new one takes `change` more time."""
     draw = _seeded(seed)
-    found = [_decided(noise, spread, change, draw) for _ in range(runs)]
-    failed = [each.n for each in found if each.outcome is Outcome.FAIL]
+    decisions = [_decided(noise, spread, change, draw) for _ in range(runs)]
+    failed = [decision.n for decision in decisions if decision.outcome is Outcome.FAIL]
     return Pairs(
-        Counter(each.outcome for each in found),
+        Counter(decision.outcome for decision in decisions),
         sum(failed) / len(failed) if failed else math.nan,
-        sum(each.n for each in found) / runs,
+        sum(decision.n for decision in decisions) / runs,
     )
 
 
@@ -93,12 +93,12 @@ def steps_found(
 
     Each history has 100 runs before the change and `after` runs behind it.
     """
-    draw, found = _seeded(seed), 0
+    draw, n_found = _seeded(seed), 0
     for _ in range(series):
         values = _history(autocorrelated(r) if r else normal, spread, 100 + after, draw)
         values[100:] = [value * (1 + step) for value in values[100:]]
-        found += any(abs(point.index - 100) <= 8 for point in change_points(values))
-    return found
+        n_found += any(abs(point.index - 100) <= 8 for point in change_points(values))
+    return n_found
 
 
 def seconds_for(n: int, seed: int = 0) -> float:

@@ -63,11 +63,11 @@ def main() -> int:
     folder = (options.folder or Path("build") / f"soak-{options.what}").resolve()
     prepare(folder, options.what, options.engine)
     while (gated := _next(sessions(folder), options)) is not None:
-        done = run_one(folder, options, gated=gated)
+        session = run_one(folder, options, gated=gated)
         with (folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(asdict(done)) + "\n")
+            log.write(json.dumps(asdict(session)) + "\n")
         print(
-            f"{time.strftime('%H:%M:%S')} {done.outcome} {done.took_s:.0f} s {done.said[:150]}",
+            f"{time.strftime('%H:%M:%S')} {session.outcome} {session.took_s:.0f} s {session.said[:150]}",
             flush=True,
         )
     lines, met = report(options.what, sessions(folder))
@@ -78,18 +78,18 @@ def main() -> int:
 def sessions(folder: Path) -> list[Session]:
     """Those that the folder's log holds; a half-written last line is no session."""
     path = folder / LOG
-    whole = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [Session(**json.loads(line)) for line in whole if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [Session(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
-def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
+def report(what: str, history: Sequence[Session]) -> tuple[list[str], bool]:
     """The figures in words, and whether the bar is met."""
-    gated = [each for each in found if each.gated]
-    verdicts = [each for each in gated if each.outcome in VERDICTS]
-    counts = Counter(each.outcome for each in verdicts)
+    gated = [session for session in history if session.gated]
+    verdicts = [session for session in gated if session.outcome in VERDICTS]
+    counts = Counter(session.outcome for session in verdicts)
     n, failed = len(verdicts), counts["FAIL"]
     head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
-    took_s = sum(each.took_s for each in found) / max(1, len(found))
+    took_s = sum(session.took_s for session in history) / max(1, len(history))
     lines = [
         (
             f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; "
@@ -101,10 +101,10 @@ def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
             f"false alarms: {failed} of {n}, "
             f"at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
         )
-        lines += [f"  FAIL: {each.said}" for each in verdicts if each.outcome == "FAIL"]
+        lines += [f"  FAIL: {session.said}" for session in verdicts if session.outcome == "FAIL"]
         return lines, n > 0 and failed == 0
-    pairs = [each.pairs for each in verdicts if each.outcome == "FAIL" and each.pairs]
-    ratios = [each.ratio for each in verdicts if each.ratio]
+    pairs = [session.pairs for session in verdicts if session.outcome == "FAIL" and session.pairs]
+    ratios = [session.ratio for session in verdicts if session.ratio]
     lines.append(
         f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)"
     )
@@ -127,21 +127,21 @@ def upper_bound(hits: int, n: int) -> float:
     return high
 
 
-def _next(found: Sequence[Session], options: argparse.Namespace) -> bool | None:
+def _next(history: Sequence[Session], options: argparse.Namespace) -> bool | None:
     """Whether the next session is gated; None if there is none.
 
     Ends the program where too many gave no verdict.
     """
-    verdicts = sum(each.gated and each.outcome in VERDICTS for each in found)
-    accepted = sum(each.outcome in {"PASS", "RECORDED", "UNDECIDED"} for each in found)
+    verdicts = sum(session.gated and session.outcome in VERDICTS for session in history)
+    accepted = sum(session.outcome in {"PASS", "RECORDED", "UNDECIDED"} for session in history)
     if verdicts >= options.sessions:
         return None
     if (
-        sum(each.outcome not in VERDICTS for each in found)
+        sum(session.outcome not in VERDICTS for session in history)
         > _MOST_WITHOUT_VERDICT + options.sessions // 5
     ):
         raise SystemExit(
-            f"too many sessions without a verdict: the last said {found[-1].said!r}. "
+            f"too many sessions without a verdict: the last said {history[-1].said!r}. "
             "Is the machine busy?"
         )
     return options.what == "slower" or accepted >= MIN_SESSIONS
@@ -153,8 +153,8 @@ def prepare(folder: Path, what: str, engine: str) -> None:
     After an interruption leave out a line of the log that is half written.
     """
     if (folder / "pytest.ini").is_file():
-        whole = "".join(json.dumps(asdict(each)) + "\n" for each in sessions(folder))
-        (folder / LOG).write_text(whole, encoding="utf-8")
+        complete_lines = "".join(json.dumps(asdict(session)) + "\n" for session in sessions(folder))
+        (folder / LOG).write_text(complete_lines, encoding="utf-8")
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in PROJECTS[what, engine].items():
@@ -192,35 +192,35 @@ def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Sessio
         "SOAK_SESSION": str(len(sessions(folder))),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=folder, check=False, capture_output=True, text=True, env=environ
     )
-    (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-    return _session(out, done, gated=gated, took_s=time.monotonic() - start)
+    (folder / "last.txt").write_text(process.stdout + process.stderr, encoding="utf-8")
+    return _session(out, process, gated=gated, took_s=time.monotonic() - start)
 
 
 def _session(
-    out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
+    out: Path, process: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
 ) -> Session:
     records = (
         [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         if out.is_file()
         else []
     )
-    tail = " ".join(done.stdout.split())[-300:]
+    tail = " ".join(process.stdout.split())[-300:]
     if not records:
         return Session(
-            gated=gated, outcome="INVALID", exit_code=done.returncode, took_s=took_s, said=tail
+            gated=gated, outcome="INVALID", exit_code=process.returncode, took_s=took_s, said=tail
         )
     last = records[-1]
-    said = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
+    claims = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
     against = last["extra"].get("against", {}).get("metrics", {}).get("throughput", {})
     return Session(
         gated=gated,
         outcome=against.get("outcome") or last["outcome"],
-        exit_code=done.returncode,
+        exit_code=process.returncode,
         took_s=took_s,
-        said=said,
+        said=claims,
         pairs=len(against["pairs"]) if against else None,
         ratio=against["ratio"][0] if against.get("ratio") else None,
     )

@@ -135,22 +135,24 @@ def timings(
     began = time.perf_counter()
     fill(large, folder, model, runs)
     print(f"filled {runs} runs in {time.perf_counter() - began:.0f} s", flush=True)
-    gate = _ms(lambda store: _decide(store, model), large, folder)
-    yield _row(f"one gate decision at {runs:,} runs", gate, f"<= {GATE_MS} ms", met=gate <= GATE_MS)
-    shown = _command_ms(large, folder, f"test_{SERIES // 2}")
+    gate_ms = _ms(lambda store: _decide(store, model), large, folder)
+    yield _row(
+        f"one gate decision at {runs:,} runs", gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS
+    )
+    history_ms = _command_ms(large, folder, f"test_{SERIES // 2}")
     yield _row(
         f"`llmperf history` of one series at {runs:,} runs, past its start",
-        shown,
+        history_ms,
         f"<= {HISTORY_MS} ms",
-        met=shown <= HISTORY_MS,
+        met=history_ms <= HISTORY_MS,
     )
-    first, now = (_open_ms(each, folder) for each in (small, large))
-    said = f"{now:.1f} ms ({first:.1f} ms at {SERIES:,})"
+    small_ms, large_ms = (_open_ms(url_of_store, folder) for url_of_store in (small, large))
+    opening = f"{large_ms:.1f} ms ({small_ms:.1f} ms at {SERIES:,})"
     yield {
         "what": f"opening a session's store at {runs:,} runs",
-        "seen": said,
+        "seen": opening,
         "bar": "no growth (25 %)",
-        "met": now <= 1.25 * first + 2,
+        "met": large_ms <= 1.25 * small_ms + 2,
     }
 
 
@@ -168,7 +170,7 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
             # A million single transactions would take hours.
             with store._database.writing() as connection:  # noqa: SLF001
                 connection.execute(
-                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
+                    insert(RECORDS), [record_row(record) | {"seq": seq} for seq, record in numbered]
                 )
                 connection.execute(
                     insert(METRICS),
@@ -176,7 +178,7 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
                 )
                 connection.execute(
                     insert(DOCUMENTS),
-                    [{"record_seq": seq, "body": body(marked, each)} for seq, each in numbered],
+                    [{"record_seq": seq, "body": body(marked, record)} for seq, record in numbered],
                 )
 
 
@@ -213,16 +215,16 @@ def together(url: str, folder: Path, model: Record, processes: int, each: int) -
     took = time.perf_counter() - began
     with open_store(url, folder=folder) as store:
         outcomes = [record.outcome for record in store.records()]
-    wanted = processes * each
-    found = (
-        f"{len(outcomes)} of {wanted} runs, {outcomes.count('PASS')} with their outcome, "
+    n_expected = processes * each
+    summary = (
+        f"{len(outcomes)} of {n_expected} runs, {outcomes.count('PASS')} with their outcome, "
         f"{took:.0f} s"
     )
-    print(found, flush=True)
-    met = not failed and len(outcomes) == outcomes.count("PASS") == wanted
+    print(summary, flush=True)
+    met = not failed and len(outcomes) == outcomes.count("PASS") == n_expected
     return {
         "what": f"{processes} processes, {each} runs each, one store",
-        "seen": found,
+        "seen": summary,
         "bar": "nothing lost or doubled",
         "met": met,
     }
@@ -261,8 +263,8 @@ def _command_ms(url: str, folder: Path, test: str) -> float:
         )
 
     empty, full = (
-        statistics.median(run(*each) for _ in range(7))
-        for each in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
+        statistics.median(run(*arguments) for _ in range(7))
+        for arguments in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
     )
     return full - empty
 
@@ -286,10 +288,10 @@ def _urls(folder: Path, postgresql: bool) -> Iterator[Callable[[str], str]]:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
     from postgresql_server import binaries, running  # noqa: PLC0415 - only for this
 
-    found = binaries()
-    if found is None:
+    programs = binaries()
+    if programs is None:
         raise SystemExit("PostgreSQL's server programs (initdb, pg_ctl) are not installed here")
-    with running(found) as server:
+    with running(programs) as server:
         known = {name: server.database() for name in ("small", "large", "together")}
         yield known.__getitem__
 

@@ -82,7 +82,7 @@ def run_way(checkpoint: Path, n_devices: int, way: str, options: Any) -> dict[st
     counts = ["--new-tokens", str(options.new_tokens), "--repetitions", str(options.repetitions)]
     start_s = time.monotonic()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *launcher, *own, *counts],
             capture_output=True,
             text=True,
@@ -91,9 +91,9 @@ def run_way(checkpoint: Path, n_devices: int, way: str, options: Any) -> dict[st
         )
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {options.limit_s} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return {"error": (done.stderr or done.stdout)[-1500:]}
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        return {"error": (process.stderr or process.stdout)[-1500:]}
     return {**json.loads(lines[-1]), "seconds": round(time.monotonic() - start_s, 1)}
 
 
@@ -128,13 +128,13 @@ def decode(checkpoint: Path, options: Any) -> None:
         )
         tokens.cpu()
         rates.append(options.new_tokens / (time.perf_counter() - start_s))
-    held = sum(_local_bytes(tensor) for tensor in model.parameters())
+    rank_bytes = sum(_local_bytes(tensor) for tensor in model.parameters())
     if rank == 0:
         row = {
             "tok_per_s": statistics.median(rates[2:]),
             "all": [round(rate, 2) for rate in rates],
             "load_s": round(load_s, 2),
-            "rank_0_gb": round(held / 1e9, 3),
+            "rank_0_gb": round(rank_bytes / 1e9, 3),
             "n_tokens": int(tokens.shape[1]) - PROMPT_TOKENS,
             "parameter_types": sorted({type(tensor).__name__ for tensor in model.parameters()}),
         }

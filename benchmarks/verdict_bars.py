@@ -60,25 +60,27 @@ def markdown(findings: list[Finding]) -> str:
     return "\n".join([*head, *map(_row, findings), ""])
 
 
-def _row(found: Finding) -> str:
+def _row(finding: Finding) -> str:
     interval = (
-        "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
+        ""
+        if finding.low is None or finding.high is None
+        else f" [{finding.low:.3g}, {finding.high:.3g}]"
     )
     cells = (
-        found.name,
-        f"{found.value:.4g} {found.unit}{interval}",
-        found.bar,
-        found.met,
-        str(found.n),
+        finding.name,
+        f"{finding.value:.4g} {finding.unit}{interval}",
+        finding.bar,
+        finding.met,
+        str(finding.n),
     )
     return f"| {' | '.join(cells)} |"
 
 
 def _all(size: int) -> Iterator[Finding]:
     for part in (_rule_a(size), _real_sessions(), _rule_b(size), _rule_c(size)):
-        for found in part:
-            print(_row(found), flush=True)
-            yield found
+        for finding in part:
+            print(_row(finding), flush=True)
+            yield finding
 
 
 def _rule_a(size: int) -> Iterator[Finding]:
@@ -92,8 +94,10 @@ def _rule_a(size: int) -> Iterator[Finding]:
             )
     for spread, bar in ((0.02, 65), (0.01, 99)):
         runs = 2000 * size
-        found = simulated.sessions(NOISES["normal"], spread, 0.10, 12, runs)[Outcome.FAIL]
-        yield _share(f"A, +10 % found, spread {spread:.0%}, 12 sessions", found, runs, at_least=bar)
+        n_found = simulated.sessions(NOISES["normal"], spread, 0.10, 12, runs)[Outcome.FAIL]
+        yield _share(
+            f"A, +10 % found, spread {spread:.0%}, 12 sessions", n_found, runs, at_least=bar
+        )
 
 
 def _real_sessions() -> Iterator[Finding]:
@@ -156,10 +160,10 @@ def _rule_c(size: int) -> Iterator[Finding]:
                 f"C, false points per 1,000 runs, {name}, noise {spread:.0%}", points, series, bar
             )
     for r, bar in ((0.0, 85), (0.3, None), (0.5, None)):
-        found = simulated.steps_found(-0.05, 0.02, 8, 400 * size, r=r)
+        n_found = simulated.steps_found(-0.05, 0.02, 8, 400 * size, r=r)
         yield _share(
             f"C, -5 % found 8 runs after it, noise 2 %, autocorrelation {r:g}",
-            found,
+            n_found,
             400 * size,
             at_least=bar,
         )

@@ -125,14 +125,14 @@ def seconds(side: Callable[[int], None], repetition: int) -> tuple[float, float]
 
 def parser() -> argparse.ArgumentParser:
     """The model, where it runs, and how often."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--model", default="smollm2-135m")
-    made.add_argument("--strategy", default="fp32")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--pairs", type=int, default=12)
-    made.add_argument("--new-tokens", type=int, default=32)
-    made.add_argument("--kv-cache-gib", type=float, default=0.5)
-    return made
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--strategy", default="fp32")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--pairs", type=int, default=12)
+    arguments.add_argument("--new-tokens", type=int, default=32)
+    arguments.add_argument("--kv-cache-gib", type=float, default=0.5)
+    return arguments
 
 
 if __name__ == "__main__":

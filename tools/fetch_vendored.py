@@ -39,12 +39,12 @@ def fetch(folder: Path, *, note: bool) -> list[str]:
     wrong = []
     for name, row in noted.items():
         content = from_npm(name, row["version"], row["in_package"])
-        found = hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(content).hexdigest()
         if note:
-            row["sha256"] = found
-        if found != row["sha256"]:
+            row["sha256"] = sha256
+        if sha256 != row["sha256"]:
             wrong.append(
-                f"{name} {row['version']}: {row['in_package']} has SHA-256 {found}, "
+                f"{name} {row['version']}: {row['in_package']} has SHA-256 {sha256}, "
                 f"noted is {row['sha256']}; not written",
             )
             continue

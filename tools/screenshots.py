@@ -33,10 +33,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("report", type=Path, nargs="?")
-    given = parser.parse_args().report
+    report = parser.parse_args().report
     with tempfile.TemporaryDirectory() as folder:
         h200, cpu = (
-            given.resolve() if given is not None else made(Path(folder), records)
+            report.resolve() if report is not None else made(Path(folder), records)
             for records in (H200, CPU)
         )
         IMAGES.mkdir(exist_ok=True)
