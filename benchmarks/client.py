@@ -28,7 +28,7 @@ from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.workloads import PromptSet, Serve
 
-STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_server.py"
 PROMPTS = PromptSet(name="short", texts=("one two three four",))
 TOKENS = 64
 LINES = 8

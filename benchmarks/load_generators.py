@@ -32,7 +32,7 @@ from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Serve
 
-STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_server.py"
 NAMES = ("output tok/s", "TTFT p50 s", "TPOT p50 s")
 Figures = tuple[float, float, float]
 
@@ -73,63 +73,43 @@ def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") 
 
 
 def bench_serve(session: ServedModel, work: Serve, repetition: int, program: str) -> Figures:
-    """By `vllm bench serve`, with its own random prompts of the same lengths."""
-    # Its address and its tokenizer.
-    server, source = session._server, session._source  # noqa: SLF001
-    load = (
-        ["--request-rate", str(work.rate)]
-        if work.rate is not None
-        else ["--max-concurrency", str(work.concurrency)]
-    )
-    load += ["--burstiness", "1e9"] if work.arrivals == "constant" else []
+    """Measure by `vllm bench serve`, with its own random prompts of the same lengths."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(
-                program,
-                "bench",
-                "serve",
-                "--backend",
-                "openai",
-                "--base-url",
-                server.base,
-                "--model",
-                server.name,
-            ),
-            *(
-                "--tokenizer",
-                str(source.tokenizer_folder),
-                "--dataset-name",
-                "random",
-                "--num-prompts",
-                str(work.requests),
-            ),
-            *(
-                "--random-input-len",
-                str(work.prompt_tokens),
-                "--random-output-len",
-                str(work.max_new_tokens),
-            ),
-            *(
-                "--seed",
-                str(repetition),
-                "--ignore-eos",
-                "--save-result",
-                "--result-dir",
-                folder,
-                "--result-filename",
-                "r.json",
-            ),
-            *("--disable-tqdm", "--temperature", "0", *load),
-        ]
+        command = [program, "bench", "serve", *_bench_arguments(session, work)]
+        command += [f"--seed={repetition}", f"--result-dir={folder}", "--result-filename=r.json"]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode:
             sys.exit(f"vllm bench serve failed:\n{process.stdout[-2000:]}{process.stderr[-2000:]}")
         result = json.loads((Path(folder) / "r.json").read_text(encoding="utf-8"))
-    return (
-        result["output_throughput"],
-        result["median_ttft_ms"] / 1e3,
-        result["median_tpot_ms"] / 1e3,
+    ttft_s, tpot_s = result["median_ttft_ms"] / 1e3, result["median_tpot_ms"] / 1e3
+    return result["output_throughput"], ttft_s, tpot_s
+
+
+def _bench_arguments(session: ServedModel, work: Serve) -> list[str]:
+    """Return the server and the load as `vllm bench serve` takes them."""
+    # Its address and its tokenizer.
+    server, source = session._server, session._source  # noqa: SLF001
+    load = (
+        f"--max-concurrency={work.concurrency}"
+        if work.rate is None
+        else f"--request-rate={work.rate}"
     )
+    return [
+        "--backend=openai",
+        f"--base-url={server.base}",
+        f"--model={server.name}",
+        f"--tokenizer={source.tokenizer_folder}",
+        "--dataset-name=random",
+        f"--num-prompts={work.requests}",
+        f"--random-input-len={work.prompt_tokens}",
+        f"--random-output-len={work.max_new_tokens}",
+        "--ignore-eos",
+        "--save-result",
+        "--disable-tqdm",
+        "--temperature=0",
+        load,
+        *(["--burstiness=1e9"] if work.arrivals == "constant" else []),
+    ]
 
 
 def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, int], Figures]]:
@@ -167,29 +147,31 @@ def seeded(work: Serve, n: int, generator: str = "") -> Serve:
 def main() -> None:
     """Measure and print."""
     options = parser().parse_args()
-    draw = random.Random(0)  # noqa: S311 - an order, not a secret
-    measure = generators(options)
-    figures: dict[str, list[Figures]] = {name: [] for name in measure}
     with opened(options) as session:
-        ours(
-            session,
-            Serve(concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8),
-            10**6,
+        warm_up = Serve(
+            concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8
         )
-        for n in range(options.rounds):
-            for name in draw.sample(list(measure), len(measure)):
-                figures[name].append(measure[name](session, n))
-                print(
-                    f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in figures[name][-1]),
-                    flush=True,
-                )
+        ours(session, warm_up, 10**6)
+        figures = rounds(session, generators(options), options.rounds)
     for name, rows in figures.items():
         for i, figure in enumerate(NAMES):
-            mine, theirs = (
-                median(row[i] for row in figures["this package"]),
-                median(row[i] for row in rows),
-            )
-            print(f"{name:18} {figure:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
+            own = median(row[i] for row in figures["this package"])
+            other = median(row[i] for row in rows)
+            print(f"{name:18} {figure:13} {other:.5g}  ratio to ours {other / own:.4f}")
+
+
+def rounds(
+    session: ServedModel, measure: dict[str, Callable[[ServedModel, int], Figures]], n_rounds: int
+) -> dict[str, list[Figures]]:
+    """Return the figures of every generator in each round; the order is drawn anew each time."""
+    draw = random.Random(0)  # noqa: S311 - an order, not a secret
+    figures: dict[str, list[Figures]] = {name: [] for name in measure}
+    for n in range(n_rounds):
+        for name in draw.sample(list(measure), len(measure)):
+            figures[name].append(measure[name](session, n))
+            texts = ", ".join(f"{value:.5g}" for value in figures[name][-1])
+            print(f"  round {n + 1}, {name}: {texts}", flush=True)
+    return figures
 
 
 def with_generators(arguments: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ const look = entries => entries
     .forEach(each => done(each.startTime));
 new PerformanceObserver(list => look(list.getEntries())).observe({type: 'paint', buffered: true});
 """
-KEPT = ("throughput", "ttft.p50", "memory.peak")
+OLDER_METRICS = ("throughput", "ttft.p50", "memory.peak")
 STRATEGIES = (
     "fp32",
     "bf16",
@@ -88,7 +88,7 @@ def measure(
     fill(url, folder, model, series, runs)
     page = folder / f"{name}.html"
     with open_store(url, folder=folder) as opened:
-        took, busy = min(made(opened, page) for _ in range(3))
+        took, busy = min(write_page(opened, page) for _ in range(3))
     size = page.stat().st_size / 1e6
     histories = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
     rows: list[dict[str, object]] = [
@@ -105,23 +105,26 @@ def measure(
             "met": took <= seconds,
         },
     ]
+    return rows + _paint_rows(page, histories)
+
+
+def _paint_rows(page: Path, histories: str) -> list[dict[str, object]]:
+    """Return the row of the first paint; none without a browser."""
     paint_s = first_paint_s(page)
     if paint_s is None:
         print("no Chromium: the first paint is left out", flush=True)
-        return rows
-    seen = f"{paint_s:.2f} s"
+        return []
     return [
-        *rows,
         {
             "what": f"first paint, {histories}",
-            "seen": seen,
+            "seen": f"{paint_s:.2f} s",
             "bar": f"<= {PAINT_S:g} s",
             "met": paint_s <= PAINT_S,
-        },
+        }
     ]
 
 
-def made(store: Store, page: Path) -> tuple[float, float]:
+def write_page(store: Store, page: Path) -> tuple[float, float]:
     """Seconds from the open store to the file: on the clock, and of the CPU."""
     began, busy = time.perf_counter(), time.process_time()
     records = newest_of_each(store, store.series())
@@ -139,19 +142,18 @@ def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
             numbered = [
                 (first + n + 1, copy(model, at, n, draw, last=n == runs - 1)) for n in range(runs)
             ]
-            # Single transactions would take minutes.
-            with store._database.writing() as connection:  # noqa: SLF001
-                connection.execute(
-                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
-                )
-                connection.execute(
-                    insert(METRICS),
-                    [row for seq, each in numbered for row in metric_rows(each, seq)],
-                )
-                connection.execute(
-                    insert(DOCUMENTS),
-                    [{"record_seq": s, "body": document(each)} for s, each in numbered],
-                )
+            _store(store, numbered)
+
+
+def _store(store: Store, numbered: list[tuple[int, Record]]) -> None:
+    """Write records by their numbers at once: single transactions would take minutes."""
+    records = [record_row(record) | {"seq": seq} for seq, record in numbered]
+    metrics = [row for seq, record in numbered for row in metric_rows(record, seq)]
+    documents = [{"record_seq": seq, "body": document(record)} for seq, record in numbered]
+    with store._database.writing() as connection:  # noqa: SLF001
+        connection.execute(insert(RECORDS), records)
+        connection.execute(insert(METRICS), metrics)
+        connection.execute(insert(DOCUMENTS), documents)
 
 
 def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool) -> Record:
@@ -163,7 +165,7 @@ def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool)
         if m.name == "throughput" and m.value
         else m
         for m in model.metrics
-        if last or m.name in KEPT
+        if last or m.name in OLDER_METRICS
     )
     return msgspec.structs.replace(
         model,

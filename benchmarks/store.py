@@ -72,35 +72,32 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="llmperf-store-") as text,
-        _urls(Path(text), options.postgresql) as url,
-    ):
-        folder = Path(text)
-        model = measured(folder)
-        rows = [
-            *timings(url, folder, model, options.runs),
-            together(url("together"), folder, model, options.processes, options.each),
-        ]
+    rows = rows_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "store.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (options.out / "store.md").write_text(markdown(rows), encoding="utf-8")
     return 0 if all(row["met"] for row in rows) else 1
 
 
-def markdown(rows: list[dict[str, object]]) -> str:
-    """A table of everything."""
-    head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
-    return "\n".join(
-        [
-            *head,
-            *(
-                f"| {r['what']} | {r['seen']} | {r['bar']} | {'yes' if r['met'] else 'no'} |"
-                for r in rows
-            ),
-            "",
+def rows_of(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Fill stores in a temporary folder and measure them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="llmperf-store-") as name,
+        _urls(Path(name), options.postgresql) as url,
+    ):
+        folder = Path(name)
+        model = measured(folder)
+        return [
+            *timings(url, folder, model, options.runs),
+            together(url("together"), folder, model, options.processes, options.each),
         ]
-    )
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """Return a table of all rows."""
+    head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
+    cells = [(row["what"], row["seen"], row["bar"], "yes" if row["met"] else "no") for row in rows]
+    return "\n".join([*head, *(f"| {' | '.join(map(str, texts))} |" for texts in cells), ""])
 
 
 def measured(folder: Path) -> Record:
@@ -135,22 +132,28 @@ def timings(
     began = time.perf_counter()
     fill(large, folder, model, runs)
     print(f"filled {runs} runs in {time.perf_counter() - began:.0f} s", flush=True)
-    gate_ms = _ms(lambda store: _decide(store, model), large, folder)
-    yield _row(
-        f"one gate decision at {runs:,} runs", gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS
-    )
-    history_ms = _command_ms(large, folder, f"test_{SERIES // 2}")
-    yield _row(
-        f"`llmperf history` of one series at {runs:,} runs, past its start",
-        history_ms,
-        f"<= {HISTORY_MS} ms",
-        met=history_ms <= HISTORY_MS,
-    )
-    small_ms, large_ms = (_open_ms(url_of_store, folder) for url_of_store in (small, large))
-    opening = f"{large_ms:.1f} ms ({small_ms:.1f} ms at {SERIES:,})"
-    yield {
+    yield _gate_row(large, folder, model, runs)
+    yield _history_row(large, folder, runs)
+    yield _opening_row(small, large, folder, runs)
+
+
+def _gate_row(url: str, folder: Path, model: Record, runs: int) -> dict[str, object]:
+    gate_ms = _ms(lambda store: _decide(store, model), url, folder)
+    what = f"one gate decision at {runs:,} runs"
+    return _row(what, gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS)
+
+
+def _history_row(url: str, folder: Path, runs: int) -> dict[str, object]:
+    history_ms = _command_ms(url, folder, f"test_{SERIES // 2}")
+    what = f"`llmperf history` of one series at {runs:,} runs, past its start"
+    return _row(what, history_ms, f"<= {HISTORY_MS} ms", met=history_ms <= HISTORY_MS)
+
+
+def _opening_row(small: str, large: str, folder: Path, runs: int) -> dict[str, object]:
+    small_ms, large_ms = _open_ms(small, folder), _open_ms(large, folder)
+    return {
         "what": f"opening a session's store at {runs:,} runs",
-        "seen": opening,
+        "seen": f"{large_ms:.1f} ms ({small_ms:.1f} ms at {SERIES:,})",
         "bar": "no growth (25 %)",
         "met": large_ms <= 1.25 * small_ms + 2,
     }
@@ -170,7 +173,8 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
             # A million single transactions would take hours.
             with store._database.writing() as connection:  # noqa: SLF001
                 connection.execute(
-                    insert(RECORDS), [record_row(record) | {"seq": seq} for seq, record in numbered]
+                    insert(RECORDS),
+                    [record_row(record) | {"seq": seq} for seq, record in numbered],
                 )
                 connection.execute(
                     insert(METRICS),
@@ -285,8 +289,8 @@ def _urls(folder: Path, postgresql: bool) -> Iterator[Callable[[str], str]]:
     if not postgresql:
         yield lambda name: f"sqlite:///{folder}/{name}.db"
         return
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
-    from postgresql_server import binaries, running  # noqa: PLC0415 - only for this
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from support.postgresql_server import binaries, running  # noqa: PLC0415 - only for this
 
     programs = binaries()
     if programs is None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from chromium import browser, draw_all  # noqa: E402 - of the tests
+from support.chromium import browser, draw_all  # noqa: E402 - of the tests
 
 H200 = "*-h200-smollm2*.jsonl"
 CPU = "2026-11-23-cpu-int8.jsonl"
