@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 
 from soak_projects import PROJECTS
 
@@ -51,7 +52,7 @@ class Session:
     outcome: str
     exit_code: int
     took_s: float
-    said: str = ""
+    text: str = ""
     pairs: int | None = None
     ratio: float | None = None
 
@@ -66,10 +67,8 @@ def main() -> int:
         session = run_one(folder, options, gated=gated)
         with (folder / LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(asdict(session)) + "\n")
-        print(
-            f"{time.strftime('%H:%M:%S')} {session.outcome} {session.took_s:.0f} s {session.said[:150]}",
-            flush=True,
-        )
+        clock = time.strftime("%H:%M:%S")
+        print(clock, session.outcome, f"{session.took_s:.0f} s", session.text[:150], flush=True)
     lines, met = report(options.what, sessions(folder))
     print("\n".join(lines))
     return 0 if met else 1
@@ -83,37 +82,40 @@ def sessions(folder: Path) -> list[Session]:
 
 
 def report(what: str, history: Sequence[Session]) -> tuple[list[str], bool]:
-    """The figures in words, and whether the bar is met."""
+    """Return the figures in words, and whether the bar is met."""
     gated = [session for session in history if session.gated]
     verdicts = [session for session in gated if session.outcome in VERDICTS]
-    counts = Counter(session.outcome for session in verdicts)
-    n, failed = len(verdicts), counts["FAIL"]
-    head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
+    n, counts = len(verdicts), Counter(session.outcome for session in verdicts)
     took_s = sum(session.took_s for session in history) / max(1, len(history))
-    lines = [
-        (
-            f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; "
-            f"{took_s:.0f} s a session"
-        )
-    ]
-    if what == "same":
-        lines.append(
-            f"false alarms: {failed} of {n}, "
-            f"at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
-        )
-        lines += [f"  FAIL: {session.said}" for session in verdicts if session.outcome == "FAIL"]
-        return lines, n > 0 and failed == 0
-    pairs = [session.pairs for session in verdicts if session.outcome == "FAIL" and session.pairs]
-    ratios = [session.ratio for session in verdicts if session.ratio]
-    lines.append(
-        f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)"
+    head = (
+        f"{what}: {n} verdicts: {', '.join(f'{counts[name]} {name}' for name in VERDICTS)}; "
+        f"{len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"
     )
+    if what == "same":
+        return [head, *_false_alarms(verdicts)], n > 0 and counts["FAIL"] == 0
+    return [head, *_detections(verdicts)], n > 0 and counts["FAIL"] >= FOUND_BAR * n
+
+
+def _false_alarms(verdicts: Sequence[Session]) -> list[str]:
+    """Say how often the gate failed where nothing changed, and where."""
+    n, failed = len(verdicts), [session for session in verdicts if session.outcome == "FAIL"]
+    limit = 100 * upper_bound(len(failed), n)
+    share = f"false alarms: {len(failed)} of {n}, at most {limit:.2f} % of sessions (95 %)"
+    return [share, *(f"  FAIL: {session.text}" for session in failed)]
+
+
+def _detections(verdicts: Sequence[Session]) -> list[str]:
+    """Say how many slowdowns were found, after how many pairs, and how large they looked."""
+    n, failed = len(verdicts), [session for session in verdicts if session.outcome == "FAIL"]
+    limit = 100 * (1 - upper_bound(n - len(failed), n))
+    lines = [f"found: {len(failed)} of {n}, at least {limit:.1f} % (95 %)"]
+    pairs = [session.pairs for session in failed if session.pairs]
+    ratios = [session.ratio for session in verdicts if session.ratio]
     if pairs and ratios:
         lines.append(
-            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; "
-            f"mean {sum(ratios) / len(ratios):.3f}x",
+            f"pairs until FAIL: mean {mean(pairs):.1f}, most {max(pairs)}; mean {mean(ratios):.3f}x"
         )
-    return lines, n > 0 and failed >= FOUND_BAR * n
+    return lines
 
 
 def upper_bound(hits: int, n: int) -> float:
@@ -136,12 +138,10 @@ def _next(history: Sequence[Session], options: argparse.Namespace) -> bool | Non
     accepted = sum(session.outcome in {"PASS", "RECORDED", "UNDECIDED"} for session in history)
     if verdicts >= options.sessions:
         return None
-    if (
-        sum(session.outcome not in VERDICTS for session in history)
-        > _MOST_WITHOUT_VERDICT + options.sessions // 5
-    ):
+    n_without_verdict = sum(session.outcome not in VERDICTS for session in history)
+    if n_without_verdict > _MOST_WITHOUT_VERDICT + options.sessions // 5:
         raise SystemExit(
-            f"too many sessions without a verdict: the last said {history[-1].said!r}. "
+            f"too many sessions without a verdict: the last said {history[-1].text!r}. "
             "Is the machine busy?"
         )
     return options.what == "slower" or accepted >= MIN_SESSIONS
@@ -161,30 +161,24 @@ def prepare(folder: Path, what: str, engine: str) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     (folder / ".gitignore").write_text("*\n!*.py\n!pytest.ini\n", encoding="utf-8")
     if what == "slower":
-        for words in (
-            ("init", "-q"),
-            ("add", "-A"),
-            ("-c", "user.name=soak", "-c", "user.email=soak@localhost", "commit", "-qm", "base"),
-        ):
-            subprocess.run(["git", *words], cwd=folder, check=True)
+        _commit(folder)
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+
+
+def _commit(folder: Path) -> None:
+    author = ("-c", "user.name=soak", "-c", "user.email=soak@localhost")
+    for arguments in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "base")):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
 def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Session:
     """One session. `slower`: the working tree is made slower than the commit."""
     out = folder / "last.jsonl"
     out.unlink(missing_ok=True)
-    how = "--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--llmperf-json={out}",
-    ]
-    command += [f"--llmperf-budget={options.budget:g}", *([how] if gated else [])]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [f"--llmperf-json={out}", f"--llmperf-budget={options.budget:g}"]
+    if gated:
+        command.append("--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD")
     if options.what == "slower":
         (folder / "slowdown.py").write_text(f"SHARE = {options.slower / 100}\n", encoding="utf-8")
     start = time.monotonic()
@@ -202,25 +196,20 @@ def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Sessio
 def _session(
     out: Path, process: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
 ) -> Session:
-    records = (
-        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        if out.is_file()
-        else []
-    )
-    tail = " ".join(process.stdout.split())[-300:]
-    if not records:
-        return Session(
-            gated=gated, outcome="INVALID", exit_code=process.returncode, took_s=took_s, said=tail
-        )
-    last = records[-1]
+    code = process.returncode
+    lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+    if not lines:
+        tail = " ".join(process.stdout.split())[-300:]
+        return Session(gated=gated, outcome="INVALID", exit_code=code, took_s=took_s, text=tail)
+    last = json.loads(lines[-1])
     claims = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
     against = last["extra"].get("against", {}).get("metrics", {}).get("throughput", {})
     return Session(
         gated=gated,
         outcome=against.get("outcome") or last["outcome"],
-        exit_code=process.returncode,
+        exit_code=code,
         took_s=took_s,
-        said=claims,
+        text=claims,
         pairs=len(against["pairs"]) if against else None,
         ratio=against["ratio"][0] if against.get("ratio") else None,
     )
