@@ -76,14 +76,13 @@ class Row:
 
     @property
     def cells(self) -> str:
-        """What the tool's row says of this case."""
+        """Return the shares of failed and of undecided cases, in words."""
         n_cases = len(self.outcomes)
         if not n_cases:
             return "-"
+        failed = 100 * self.outcomes.count("FAIL") / n_cases
         undecided = 100 * self.outcomes.count("UNDECIDED") / n_cases
-        return f"{100 * self.outcomes.count('FAIL') / n_cases:.3g} %" + (
-            f" ({undecided:.3g} % undecided)" if undecided else ""
-        )
+        return f"{failed:.3g} %" + (f" ({undecided:.3g} % undecided)" if undecided else "")
 
 
 Tool = Callable[[Sequence[Case]], list[str]]
@@ -119,25 +118,25 @@ def rule_b(cases: Sequence[Case]) -> list[str]:
 
 
 def inference_doctor(python: str, percent: float) -> Tool:
-    """Its decision in its own interpreter, in bulk."""
+    """Return inference-doctor's decision, made in bulk in its own interpreter."""
 
     def decide(cases: Sequence[Case]) -> list[str]:
-        asked = [(list(case.history[-NEW:]), list(case.new)) for case in cases]
-        done = subprocess.run(
+        sides = [(list(case.history[-NEW:]), list(case.new)) for case in cases]
+        process = subprocess.run(
             [python, "-c", _DECIDE, str(percent)],
-            input=json.dumps(asked),
+            input=json.dumps(sides),
             capture_output=True,
             text=True,
             check=True,
         )
-        found: list[str] = json.loads(done.stdout)
-        for case, said in list(zip(asked, found, strict=True))[:COMMAND_LINE_CASES]:
-            by_command = _by_command_line(python, percent, *case)
-            assert by_command == said, (
+        statuses: list[str] = json.loads(process.stdout)
+        for (baseline, new), status in list(zip(sides, statuses, strict=True))[:COMMAND_LINE_CASES]:
+            by_command = _by_command_line(python, percent, baseline, new)
+            assert by_command == status, (
                 f"inference-doctor compare-runs says {by_command}, "
-                f"its decide_regression {said}: {case}"
+                f"its decide_regression {status}: {(baseline, new)}"
             )
-        return ["UNDECIDED" if each == "INCONCLUSIVE" else each for each in found]
+        return ["UNDECIDED" if status == "INCONCLUSIVE" else status for status in statuses]
 
     return decide
 
@@ -195,32 +194,30 @@ def tools(python: str | None) -> dict[str, tuple[str, Tool]]:
     }
 
 
+SIMULATIONS = (
+    ("normal", 0.01),
+    ("normal", 0.02),
+    ("t3", 0.02),
+    ("5 % wild", 0.02),
+    ("autocorrelated 0.5", 0.02),
+    ("normal", 0.04),
+)
+"""Noise, and the spread between sessions."""
+
+
 def tables(n: int, python: str | None) -> Iterator[str]:
-    """Markdown, a table a kind of case."""
-    kinds: list[tuple[str, Callable[[float], list[Case]]]] = [
-        (
-            f"Simulated: {name}, {spread:.0%} between sessions, {n} cases",
-            lambda change, a=name, b=spread: simulated_cases(NOISES[a], b, change, n),
-        )
-        for name, spread in (
-            ("normal", 0.01),
-            ("normal", 0.02),
-            ("t3", 0.02),
-            ("5 % wild", 0.02),
-            ("autocorrelated 0.5", 0.02),
-            ("normal", 0.04),
-        )
-    ]
-    if labelled.folder() is not None:
-        kinds += [
-            (f"Real: {path}, unchanged stretches", lambda change, a=path: real_cases(a, change))
-            for path in UNCHANGED
-        ]
+    """Write a Markdown table for each kind of case."""
     known = tools(python)
-    for title, make in kinds:
-        yield from _table(title, known, [make(change) for change in CHANGES])
-    if labelled.folder() is not None:
-        yield from _labelled(known)
+    for name, spread in SIMULATIONS:
+        by_change = [simulated_cases(NOISES[name], spread, change, n) for change in CHANGES]
+        title = f"Simulated: {name}, {spread:.0%} between sessions, {n} cases"
+        yield from _table(title, known, by_change)
+    if labelled.folder() is None:
+        return
+    for path in UNCHANGED:
+        by_change = [real_cases(path, change) for change in CHANGES]
+        yield from _table(f"Real: {path}, unchanged stretches", known, by_change)
+    yield from _labelled(known)
 
 
 def main() -> int:
@@ -280,8 +277,8 @@ def _labelled(known: dict[str, tuple[str, Tool]]) -> Iterator[str]:
     )
     yield from ("| gate | 12 % slower | 5 % slower |", "| --- " * 3 + "|")
     for name, (_, decide) in known.items():
-        found = decide(cases) or ["-", "-"]
-        yield f"| {name} | {found[0]} | {found[1]} |"
+        first, second = decide(cases) or ["-", "-"]
+        yield f"| {name} | {first} | {second} |"
     yield ""
 
 
@@ -331,23 +328,21 @@ def _by_command_line(
     python: str, percent: float, baseline: Sequence[float], new: Sequence[float]
 ) -> str:
     with tempfile.TemporaryDirectory() as name:
-        for side, values in (("baseline", baseline), ("candidate", new)):
-            (Path(name) / side).mkdir()
-            for n, value in enumerate(values):
-                (Path(name) / side / f"repetition-{n}.json").write_text(
-                    json.dumps(_normalized(value)), encoding="utf-8"
-                )
-        command = [
-            python,
-            "-m",
-            "inference_doctor",
-            "compare-runs",
-            "--metric=e2el_mean_ms",
-            f"--regression-percent={percent:g}",
-        ]
-        command += ["--json", "--baseline", f"{name}/baseline", "--candidate", f"{name}/candidate"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return str(json.loads(done.stdout)["result"])
+        folder = Path(name)
+        _write_repetitions(folder / "baseline", baseline)
+        _write_repetitions(folder / "candidate", new)
+        command = [python, "-m", "inference_doctor", "compare-runs", "--metric=e2el_mean_ms"]
+        command += [f"--regression-percent={percent:g}", "--json"]
+        command += ["--baseline", f"{folder}/baseline", "--candidate", f"{folder}/candidate"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        return str(json.loads(process.stdout)["result"])
+
+
+def _write_repetitions(folder: Path, values: Sequence[float]) -> None:
+    folder.mkdir()
+    for n, value in enumerate(values):
+        text = json.dumps(_normalized(value))
+        (folder / f"repetition-{n}.json").write_text(text, encoding="utf-8")
 
 
 def _normalized(value: float) -> dict[str, object]:
@@ -365,11 +360,8 @@ def _normalized(value: float) -> dict[str, object]:
 def _doctor_version(python: str | None) -> str:
     if python is None:
         return "not run"
-    command = [
-        python,
-        "-c",
-        "from importlib.metadata import version; print(version('inference-doctor'))",
-    ]
+    program = "from importlib.metadata import version; print(version('inference-doctor'))"
+    command = [python, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

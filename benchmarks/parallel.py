@@ -49,6 +49,11 @@ class Step:
     bars: dict[int, float] = field(default_factory=dict)
     peak_gb: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The model and the strategy."""
+        return f"{self.model} {self.strategy}"
+
 
 STEPS = (
     Step(
@@ -70,9 +75,9 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
 
     Raises LlmperfError, within the step's limit.
     """
-    end_s = time.monotonic() + step.limit_s
     model = f"arch:{step.model}" if device == "cuda" else "arch:small-llama"
     plan = parse(step.strategy).apply(LoadPlan(model=model_ref(model), device=device))
+    end_s = time.monotonic() + step.limit_s
 
     def left_s() -> float:
         return max(1.0, end_s - time.monotonic())
@@ -81,26 +86,29 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
         ranks=plan.ranks, log_dir=logs, name=step.strategy, start_deadline_s=left_s()
     ) as group:
         ranks = Ranks(group, plan)
+        return _results(
+            lambda command: ranks.call(command, deadline_s=left_s()), plan, step, repetitions
+        )
 
-        def ask(command: Any) -> Any:
-            return ranks.call(command, deadline_s=left_s())
 
-        opened = ask(Open(plan=plan)).facts
-        require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
-        results = {
-            "load_s": opened.load_s,
-            "device": opened.device_name,
-            "versions": opened.versions,
-        }
-        results["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
-        results["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
-        effective = ask(Describe()).description.effective
-        require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
-        return results | {
-            "decode_loop": effective.decode_loop,
-            "cache": effective.cache,
-            "notes": list(effective.notes),
-        }
+def _results(
+    ask: Callable[[Any], Any], plan: LoadPlan, step: Step, repetitions: int
+) -> dict[str, Any]:
+    opened = ask(Open(plan=plan)).facts
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    runs = [_measured(ask, work, step, repetitions) for work in step.works]
+    effective = ask(Describe()).description.effective
+    require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
+    return {
+        "load_s": opened.load_s,
+        "device": opened.device_name,
+        "versions": opened.versions,
+        "ranks": [_loading(shard, plan) for shard in opened.effective.shards],
+        "runs": runs,
+        "decode_loop": effective.decode_loop,
+        "cache": effective.cache,
+        "notes": list(effective.notes),
+    }
 
 
 def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
@@ -129,8 +137,8 @@ def _measured(
     runs = [ask(Run(workload=work, repetition=i)).run for i in range(repetitions + 2)][2:]
     rates = [work.batch * work.new_tokens / duration_s(ran.trace) for ran in runs]
     memory = ask(ReadMemory(workload=work, repetition=90))
-    talk = ask(ReadCollectives(workload=work, repetition=91))
-    peaks = [None if gauges.peak is None else gauges.peak / 1e9 for gauges in memory.ranks]
+    collectives = ask(ReadCollectives(workload=work, repetition=91))
+    peaks_gb = [None if gauges.peak is None else gauges.peak / 1e9 for gauges in memory.ranks]
     bar = step.bars.get(work.batch)
     rate = statistics.median(rates)
     return {
@@ -141,12 +149,18 @@ def _measured(
         "tok_per_s_all": rates,
         "bar_tok_per_s": bar,
         "holds_bar": None if bar is None else rate >= bar,
-        "peak_gb": peaks,
-        "holds_peak": None
-        if step.peak_gb is None or None in peaks
-        else max(p for p in peaks if p is not None) <= step.peak_gb,
-        "collectives": talk.share if talk.share is not None else talk.reason,
+        "peak_gb": peaks_gb,
+        "holds_peak": _holds_peak(peaks_gb, step.peak_gb),
+        "collectives": collectives.reason if collectives.share is None else collectives.share,
     }
+
+
+def _holds_peak(peaks_gb: list[float | None], limit_gb: float | None) -> bool | None:
+    """Whether no rank exceeds the limit; None without one, or where a rank's peak is not known."""
+    known = [peak_gb for peak_gb in peaks_gb if peak_gb is not None]
+    if limit_gb is None or len(known) < len(peaks_gb):
+        return None
+    return max(known) <= limit_gb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,6 +168,29 @@ def main(argv: list[str] | None = None) -> int:
 
     1 when a step failed or missed a bar.
     """
+    options = _parser().parse_args(argv)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as logs:
+        for step in STEPS:
+            if options.only not in step.name:
+                continue
+            results.append(_row(step, options.device, Path(logs), options.repetitions))
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(_line(results[-1]), flush=True)
+    return int(any("error" in row or not _holds(row) for row in results) or not results)
+
+
+def _row(step: Step, device: str, logs: Path, repetitions: int) -> dict[str, Any]:
+    """Run one step; its error is a row too."""
+    start_s = time.monotonic()
+    try:
+        result = run_step(step, device, logs, repetitions)
+    except LlmperfError as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    return {"step": step.name, "seconds": round(time.monotonic() - start_s, 1), **result}
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,26 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         help="of each workload, after two to warm up",
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    options = parser.parse_args(argv)
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as logs:
-        for step in STEPS:
-            name = f"{step.model} {step.strategy}"
-            if options.only not in name:
-                continue
-            start_s = time.monotonic()
-            try:
-                result: dict[str, Any] = run_step(
-                    step, options.device, Path(logs), options.repetitions
-                )
-            except LlmperfError as error:
-                result = {"error": f"{type(error).__name__}: {error}"}
-            results.append(
-                {"step": name, "seconds": round(time.monotonic() - start_s, 1), **result}
-            )
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            print(_line(results[-1]), flush=True)
-    return int(any("error" in row or not _holds(row) for row in results) or not results)
+    return parser
 
 
 def _holds(row: dict[str, Any]) -> bool:
