@@ -60,6 +60,10 @@ class InvalidRun(LlmperfError):
     """
 
 
+class NoRequestSucceeded(InvalidRun):
+    """Not one request of a run gave an output, so that nothing can be derived from it."""
+
+
 class NotMeasured(LlmperfError):
     """A test used a quantity that could not be measured here. The message carries the reason."""
 

@@ -67,6 +67,8 @@ MARKER = (
     "wins, argument by argument."
 )
 
+GPUS_MARK = "llmperf_gpus"
+
 GPUS_MARKER = (
     "llmperf_gpus(n=1 | min=, max=, memory=, total_memory=, capability=, name=): the test, "
     "llmperf or not, needs so many GPUs of the pool (--llmperf-gpus) and holds them while it "

@@ -1,4 +1,7 @@
-"""The base side as this session holds it: its tree made when first needed, its process started, asked, and ended."""
+"""The base side, as this session holds it.
+
+Its tree is made when it is first needed; its process is started, asked, and ended.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 from pytest_llmperf.against.invocation import encode, invocation
 from pytest_llmperf.against.trees import Trees, base_environment, other_trees
 from pytest_llmperf.against.worktree import Worktree
-from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.errors import InvalidRun, LlmperfError, UsageError
 from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.wire.commands import (
@@ -66,22 +69,21 @@ class Base:
         if self._test != test:
             self.leave()
             self._test = test
-            return self._arrived(
-                self._ask(RunTest(nodeid=test, next_nodeid=following, release=release, gpus=gpus))
-            )
+            command = RunTest(nodeid=test, next_nodeid=following, release=release, gpus=gpus)
+            return self._arrived(self._ask(command))
         if not self._waits:
             return Ended(outcome="passed", message="it measures less often")
         return self._arrived(self._ask(GoOn(gpus=gpus)))
 
     def block(self, command: MeasureBlock) -> BlockMeasured:
-        """What the base's test waits to measure, measured once.
+        """Measure once what the base's test waits to measure.
 
         Raises InvalidRun, and whatever fails in its test or worker.
         """
         try:
             result = self._ask(command)
         except LlmperfError as error:
-            self._waits = type(error).__name__ == "InvalidRun"
+            self._waits = isinstance(error, InvalidRun)
             raise
         return result
 
@@ -114,12 +116,12 @@ class Base:
         return result
 
     def _ask(self, command: Command[R]) -> R:
-        side = self._started()
+        side = self._running()
         # A test may load a model, run another part of itself, or measure a whole block before it
         # answers.
         return side.call(command, deadline_s=2 * self._settings.timeout_s)
 
-    def _started(self) -> WorkerGroup:
+    def _running(self) -> WorkerGroup:
         if self._side is None or not self._side.alive:
             self._waits = False
             self._side = self._start()
@@ -127,13 +129,12 @@ class Base:
 
     def _start(self) -> WorkerGroup:
         trees = self.trees()
-        revision = self.target.kind != "interpreter"
-        spec = invocation(
-            self._config, trees, self.node_ids, self._settings.pythons if revision else {}
-        )
-        cwd = trees.there(spec.cwd)
+        is_interpreter = self.target.kind == "interpreter"
+        pythons = {} if is_interpreter else self._settings.pythons
+        spec = invocation(self._config, trees, self.node_ids, pythons)
+        cwd = trees.in_base(spec.cwd)
         return WorkerGroup.start(
-            python=sys.executable if revision else str(self.target.path),
+            python=str(self.target.path) if is_interpreter else sys.executable,
             log_dir=self._log_dir,
             env=base_environment(trees, os.environ, spec.cwd),
             name="base",
@@ -143,31 +144,34 @@ class Base:
         )
 
     def trees(self) -> Trees:
-        """Our tree and the base's, which is made when it is a commit's. Raises UsageError."""
+        """Return our tree and the base's, which is made for a commit. Raises UsageError."""
         root, others = self._settings.root.resolve(), other_trees(os.environ)
         if self.target.kind == "interpreter":
             return Trees(head=root, base=root, others=others)
         if self.target.kind == "folder":
             return Trees(head=root, base=self.target.path, others=others)
         if self._worktree is None:
-            self._worktree = self._made()
+            self._worktree = self._new_worktree()
         return Trees(head=self.target.path.resolve(), base=self._worktree.path, others=others)
 
-    def _made(self) -> Worktree:
+    def _new_worktree(self) -> Worktree:
         assert self.target.commit is not None  # noqa: S101 - a revision is a commit
-        made = Worktree(self.target.path, self.target.commit)
+        worktree = Worktree(self.target.path, self.target.commit)
         if self._settings.against_build:
             try:
-                build(self._settings.against_build, made.path)
+                build(self._settings.against_build, worktree.path)
             except BaseException:
-                made.close()
+                worktree.close()
                 raise
-        return made
+        return worktree
 
 
 def build(command: str, tree: Path) -> None:
-    """Run the user's shell command in a fresh tree. Raises UsageError with the end of its output."""
-    done = subprocess.run(  # noqa: S602 - the user's own command
+    """Run the user's shell command in a fresh tree.
+
+    Raises UsageError with the end of its output.
+    """
+    process = subprocess.run(  # noqa: S602 - the user's own command
         command,
         cwd=tree,
         shell=True,
@@ -177,8 +181,9 @@ def build(command: str, tree: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
+    if process.returncode != 0:
+        tail = "\n".join(process.stdout.splitlines()[-_TAIL_LINES:])
         raise UsageError(
-            f"--llmperf-against-build={command!r} ended with exit code {done.returncode} at the base:\n{tail}"
+            f"--llmperf-against-build={command!r} ended with exit code {process.returncode} "
+            f"at the base:\n{tail}"
         )

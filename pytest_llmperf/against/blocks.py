@@ -1,4 +1,7 @@
-"""One block of a pair: its own warm-up and samples of one model, or of two in turn, reduced to one number a metric."""
+"""One block of a pair: one model, or two in turn, reduced to one number a metric.
+
+A block has its own warm-up and samples.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
-from pytest_llmperf.session import ceilings
-from pytest_llmperf.session.run import ENERGY_SECONDS, Acquire, Repeater
+from pytest_llmperf.session.ceilings import ceilings_of
+from pytest_llmperf.session.measured import Acquire
+from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
     Goal,
     Progress,
@@ -24,6 +28,8 @@ from pytest_llmperf.session.sampling import (
 from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
 from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
+
+_CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 
 
 def measure_block(
@@ -42,22 +48,18 @@ def measure_block(
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
-    repeaters = [Repeater(each, workload) for each in acquire]
-    sides = [
-        Side(name=each.current().plan.strategy, repeat=each, next_repetition=first_repetition)
-        for each in repeaters
-    ]
+    repeaters = [Repeater(load, workload) for load in acquire]
+    sides = [repeater.side(first_repetition) for repeater in repeaters]
     warmed = [warm_up(side, goal, progress) for side in sides]
     sample(sides, goal, progress)
     valid = valid_indices(sides)
     results = [
-        _reduced(each, side, valid, metrics) for each, side in zip(repeaters, sides, strict=True)
+        _reduced(repeater, side, valid, metrics)
+        for repeater, side in zip(repeaters, sides, strict=True)
     ]
     return BlockMeasured(
-        values=tuple({name: _value(result, name) for name in metrics} for result in results),
-        reasons={
-            name: why for result in results for name in metrics if (why := _reason(result, name))
-        },
+        values=tuple(_values(result, metrics) for result in results),
+        reasons=_reasons(results, metrics),
         spent_s=sum(map(_spent_s, warmed, sides)),
     )
 
@@ -65,30 +67,24 @@ def measure_block(
 def _reduced(
     repeater: Repeater, side: Side, valid: Sequence[int], metrics: Sequence[str]
 ) -> RunResult:
+    """Reduce the valid repetitions, and read only what these metrics need."""
     model = repeater.current()
-    of_device = (
-        ceilings.of(model)
-        if any(name in ("mbu", "mfu", "prefill_mfu") for name in metrics)
-        else None
-    )
+    uses_ceilings = not _CEILING_METRICS.isdisjoint(metrics)
+    uses_memory = any(name.startswith("memory.") for name in metrics)
+    uses_energy = any(name.startswith("energy.") for name in metrics)
     around = Readings(
-        step=side.taken[-1].step,
-        ceilings=of_device,
-        memory=_memory(repeater, side)
-        if any(name.startswith("memory.") for name in metrics)
-        else (),
-        energy=_energy(repeater, side)
-        if any(name.startswith("energy.") for name in metrics)
-        else None,
+        step=side.runs[-1].step,
+        ceilings=ceilings_of(model) if uses_ceilings else None,
+        memory=_memory(repeater, side) if uses_memory else (),
+        energy=_energy(repeater, side) if uses_energy else None,
         load_s=model.opened.load_s,
     )
-    return reduce([side.taken[i].trace for i in valid], repeater.workload, around)
+    return reduce([side.runs[index].trace for index in valid], repeater.workload, around)
 
 
 def _memory(repeater: Repeater, side: Side) -> tuple[MemoryGauges, ...]:
-    read = repeater.current().call(
-        ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
-    )
+    command = ReadMemory(workload=repeater.workload, repetition=side.next_repetition)
+    read = repeater.current().call(command)
     return () if read.memory is None else (read.memory,)
 
 
@@ -100,15 +96,25 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
     return read.energy
 
 
-def _value(result: RunResult, name: str) -> float | None:
-    quantity = result.metric(name)
-    return None if isinstance(quantity, NotMeasurable) else float(quantity.value)
+def _values(result: RunResult, metrics: Sequence[str]) -> dict[str, float | None]:
+    """Return each metric's value, None where it is not measurable."""
+    quantities = {name: result.metric(name) for name in metrics}
+    return {
+        name: None if isinstance(quantity, NotMeasurable) else float(quantity.value)
+        for name, quantity in quantities.items()
+    }
 
 
-def _reason(result: RunResult, name: str) -> str:
-    quantity = result.metric(name)
-    return quantity.reason if isinstance(quantity, NotMeasurable) else ""
+def _reasons(results: Sequence[RunResult], metrics: Sequence[str]) -> dict[str, str]:
+    """Return why metrics are not measurable, by name; the last side's reason counts."""
+    reasons = {}
+    for result in results:
+        for name in metrics:
+            quantity = result.metric(name)
+            if isinstance(quantity, NotMeasurable) and quantity.reason:
+                reasons[name] = quantity.reason
+    return reasons
 
 
 def _spent_s(warm: WarmUp, side: Side) -> float:
-    return sum(warm.durations_s) + sum(duration_s(ran.trace) for ran in side.taken)
+    return sum(warm.durations_s) + sum(duration_s(ran.trace) for ran in side.runs)

@@ -1,4 +1,7 @@
-"""How the base's pytest is started: the head's own invocation, moved to the base, without what judges, stores or reports."""
+"""How the base's pytest is started.
+
+It is the head's own invocation, moved to the base, without what judges, stores or reports.
+"""
 
 from __future__ import annotations
 
@@ -49,60 +52,72 @@ class Invocation(Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
     def arguments(self, *, xdist: bool) -> list[str]:
-        """The command line of pytest at the base, without the files that it lacks.
+        """Return the command line of pytest at the base, without the files that it lacks.
 
         `xdist`: pytest-xdist is installed there.
         """
-        rootdir = self.trees.there(self.rootdir)
-        inifile = self.trees.there(self.inifile) if self.inifile else None
+        rootdir = self.trees.in_base(self.rootdir)
         words = ["-q", "--color=no", f"--rootdir={rootdir}", f"--import-mode={self.import_mode}"]
-        words += ["-c", str(inifile)] if inifile and inifile.is_file() else []
-        words += [word for each in self.plugins for word in ("-p", each)]
-        words += [word for each in self.override_ini for word in ("-o", each)]
+        words += self._ini_file()
+        words += _each_after("-p", self.plugins)
+        words += _each_after("-o", self.override_ini)
         words += ["-W", ALREADY_IMPORTED]
         words += ["-n0"] if xdist else []
-        files = [str(path) for each in self.files if (path := self.trees.there(each)).exists()]
-        return [*words, *self.llmperf, *OFF, *files]
+        return [*words, *self.llmperf, *OFF, *self._existing_files()]
+
+    def _ini_file(self) -> list[str]:
+        if self.inifile is None:
+            return []
+        base_file = self.trees.in_base(self.inifile)
+        return ["-c", str(base_file)] if base_file.is_file() else []
+
+    def _existing_files(self) -> list[str]:
+        base_files = [self.trees.in_base(file) for file in self.files]
+        return [str(file) for file in base_files if file.exists()]
 
 
 def encode(spec: Invocation) -> str:
-    """One line of JSON, for a command line."""
+    """Return one line of JSON, for a command line."""
     return msgspec.json.encode(spec, enc_hook=str).decode("utf-8")
 
 
 def decode(text: str) -> Invocation:
-    """The reverse of `encode`."""
+    """Read what `encode` wrote."""
     return msgspec.json.decode(text, type=Invocation, dec_hook=lambda kind, value: kind(value))
 
 
 def invocation(
     config: pytest.Config, trees: Trees, node_ids: Iterable[str], pythons: Mapping[str, str]
 ) -> Invocation:
-    """From the running session.
+    """Describe the running session.
 
     `pythons` are the interpreters of engines' workers that hold at the base too.
     """
     option = config.option
-    files = dict.fromkeys(config.rootpath / node_id.partition("::")[0] for node_id in node_ids)
+    names = dict.fromkeys(node_id.partition("::")[0] for node_id in node_ids)
+    interpreters = [f"--llmperf-python={engine}={path}" for engine, path in pythons.items()]
     return Invocation(
         trees=trees,
         rootdir=config.rootpath,
         cwd=config.invocation_params.dir,
-        files=tuple(files),
+        files=tuple(config.rootpath / name for name in names),
         inifile=config.inipath,
         override_ini=tuple(option.override_ini or ()),
-        plugins=tuple(
-            name
-            for name in option.plugins
-            if not name.removeprefix("no:").startswith(("terminal", "xdist"))
-        ),
+        plugins=tuple(name for name in option.plugins if not _stays_at_head(name)),
         import_mode=option.importmode,
-        llmperf=(
-            *_shared(config),
-            *(f"--llmperf-python={engine}={path}" for engine, path in pythons.items()),
-        ),
+        llmperf=(*_shared(config), *interpreters),
         options={name: value for name, value in vars(option).items() if _plain(value)},
     )
+
+
+def _each_after(flag: str, values: Iterable[str]) -> list[str]:
+    """Return the flag before each value."""
+    return [word for value in values for word in (flag, value)]
+
+
+def _stays_at_head(plugin: str) -> bool:
+    """Whether a plugin of the command line is about the head's terminal or its distribution."""
+    return plugin.removeprefix("no:").startswith(("terminal", "xdist"))
 
 
 def _shared(config: pytest.Config) -> list[str]:
@@ -115,6 +130,7 @@ def _shared(config: pytest.Config) -> list[str]:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, _PLAIN) or (
-        isinstance(value, Sequence) and all(isinstance(each, _PLAIN) for each in value)
-    )
+    """Whether a value is one of JSON's plain ones, or a list of them."""
+    if isinstance(value, _PLAIN):
+        return True
+    return isinstance(value, Sequence) and all(isinstance(entry, _PLAIN) for entry in value)

@@ -1,7 +1,9 @@
-"""`python -P -m pytest_llmperf.against.side --spec JSON --fd N`: a base side, a pytest process that measures when told.
+"""`python -P -m pytest_llmperf.against.side --spec JSON --fd N`: a base side.
 
-It answers the commands of `wire.messages` as a worker does. `RunTest` runs a test of the base; when the test measures, the
-answer is `Reached`, and the test waits there until `GoOn` or `LeaveTest`. Its claims on speed are not judged here.
+It is a pytest process that measures when it is told to, and answers the commands of `wire.messages`
+as a worker does. `RunTest` runs a test of the base; when the test measures, the answer is
+`Reached`, and the test waits there until `GoOn` or `LeaveTest`. Its claims on speed are not judged
+here.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ import argparse
 import faulthandler
 import importlib.util
 import os
-import queue
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
 import pytest
 
 from pytest_llmperf.against import SIDE_PLUGIN
 from pytest_llmperf.against.blocks import measure_block
+from pytest_llmperf.against.desk import Desk
 from pytest_llmperf.against.invocation import Invocation, decode
 from pytest_llmperf.against.trees import drop_steering, strays
 from pytest_llmperf.core.metrics.results import RunResult
@@ -29,6 +31,8 @@ from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
+from pytest_llmperf.session.judges import MeasuringSession
+from pytest_llmperf.session.measured import Loadable, Work
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import (
     AnyCommand,
@@ -39,64 +43,59 @@ from pytest_llmperf.wire.commands import (
     MeasureBlock,
     RunTest,
 )
-from pytest_llmperf.wire.frames import Wire, worker_end
-from pytest_llmperf.wire.messages import Hello, Reply
-from pytest_llmperf.wire.results import Closed, Ended, Reached, Result
-from pytest_llmperf.worker.failures import failure
-from pytest_llmperf.worker.loop import Pulse, read
-from pytest_llmperf.workloads import Workload
-
-if TYPE_CHECKING:
-    from pytest_llmperf.session.model import Model
-    from pytest_llmperf.session.session import LlmperfSession
+from pytest_llmperf.wire.frames import worker_end
+from pytest_llmperf.wire.results import BlockMeasured, Closed, Ended, Reached
+from pytest_llmperf.workloads import Serve, Workload
 
 _UNMEASURED = "the base side gives its numbers to the session that compares"
 
 
-class Desk:
-    """Where commands arrive and answers leave.
+@dataclass(frozen=True, kw_only=True)
+class PendingMeasurement:
+    """What the running test waits to measure."""
 
-    Each command has one answer, given by whoever finishes what it asked.
-    """
+    session: MeasuringSession
+    models: Sequence[Loadable]
+    workload: Workload
 
-    def __init__(self, wire: Wire[AnyCommand]) -> None:
-        self._wire = wire
-        self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
-        wire.send(Hello(rank=0, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-        threading.Thread(
-            target=read, args=(wire, self._commands), name="llmperf-reader", daemon=True
-        ).start()
-        self._pulse = Pulse(wire, 0)
-        self.owes = False
+    def facts(self, model: Loadable) -> SideFacts:
+        """Return what the record of this model would say of its work and its environment."""
+        record = self.session.recorder.describe(model.load(), self.workload)
+        return SideFacts(
+            workload_key=record.workload_key,
+            workload_text=record.workload_text,
+            strategy=record.strategy,
+            engine=record.engine,
+            model=record.model,
+            model_hash=record.model_hash,
+            environment_key=record.environment_key,
+            facts=record.environment.facts,
+        )
 
-    def next(self) -> AnyCommand:
-        """Wait for a command. It is answered by the next `answer` or `fail`."""
-        command = self._commands.get()
-        self.owes = True
-        self._pulse.start(_describe(command))
-        return command
-
-    def answer(self, result: Result) -> None:
-        """Answer the open command."""
-        self._send(Reply(rank=0, result=result))
-
-    def fail(self, error: BaseException) -> None:
-        """Answer the open command with an error."""
-        self._send(Reply(rank=0, failure=failure(error)))
-
-    def _send(self, reply: Reply) -> None:
-        self._pulse.stop()
-        self.owes = False
-        self._wire.send(reply, timeout_s=None)
+    def block(self, command: MeasureBlock) -> BlockMeasured:
+        """Measure one block. Raises as `measure_block`."""
+        if command.fresh:
+            self.session.renew(self.models)
+        return measure_block(
+            [model.load for model in self.models],
+            self.workload,
+            command.metrics,
+            Goal(precision=command.precision, budget_s=command.budget_s),
+            self.session.progress,
+            first_repetition=command.first_repetition,
+        )
 
 
 class BaseSide:
-    """The pytest plugin of a base side: collects as ever, then runs the tests that it is told to."""
+    """The pytest plugin of a base side.
+
+    It collects as ever, then runs the tests that it is told to.
+    """
 
     def __init__(self, desk: Desk, spec: Invocation) -> None:
         self.__name__ = SIDE_PLUGIN  # the plugin manager knows it by this
         self.closed = False
-        self.session: LlmperfSession | None = None
+        self._session: MeasuringSession | None = None
         self._desk = desk
         self._spec = spec
         self._items: dict[str, pytest.Item] = {}
@@ -104,7 +103,7 @@ class BaseSide:
         self._declared: set[str] = set()
         self._test: RunTest | None = None
         self._ended = Ended(outcome="passed")
-        self._left = False
+        self._test_was_left = False
 
     # pytest's hooks
 
@@ -140,84 +139,63 @@ class BaseSide:
             if isinstance(command, RunTest):
                 self._run(session, command)
             else:
-                self._desk.fail(
-                    WorkerError(
-                        f"{type(command).__name__} was sent to a base side whose test has ended."
-                    )
-                )
+                self._desk.fail(_out_of_place(command, "whose test has ended"))
         self.closed = True
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how the test ends; the first thing that went wrong counts."""
-        if self._ended.outcome == "passed" and not report.passed and not self._left:
-            reason = (
-                report.longrepr[2]
-                if isinstance(report.longrepr, tuple)
-                else _last_line(report.longreprtext)
-            )
-            self._ended = Ended(outcome=report.outcome, message=reason)
+        if self._ended.outcome == "passed" and not report.passed and not self._test_was_left:
+            self._ended = Ended(outcome=report.outcome, message=_reason(report))
 
     # Measuring
 
-    def measure(
-        self, session: LlmperfSession, models: Sequence[Model], workload: Workload
-    ) -> list[RunResult]:
-        """In place of measuring: say where the test is, measure blocks when told, and go on when told."""
-        if not self._desk.owes:
+    def join(self, session: MeasuringSession) -> None:
+        """Measure in the place of this session from now on."""
+        self._session = session
+
+    def measure(self, models: Sequence[Loadable], workload: Work) -> list[RunResult]:
+        """Say where the test is, measure blocks when told, and go on when told."""
+        # Set before a test runs; and a session with a base side measures no traffic.
+        assert self._session is not None  # noqa: S101
+        assert not isinstance(workload, Serve)  # noqa: S101
+        if not self._desk.has_open_command:
             self._leave()
-        self._answer_reached(session, models, workload)
-        while isinstance(command := self._desk.next(), MeasureBlock | GiveBack):
-            if isinstance(command, MeasureBlock):
-                self._block(session, models, workload, command)
-            else:
-                session.release_except(())
-                self._desk.answer(Closed())
+        pending = PendingMeasurement(session=self._session, models=models, workload=workload)
+        self._answer_reached(pending)
+        command = self._measure_blocks(pending)
         if isinstance(command, LeaveTest):
             self._leave()
         if not isinstance(command, GoOn):
-            self._desk.fail(
-                WorkerError(
-                    f"{type(command).__name__} was sent to a base side that waits in a test."
-                )
-            )
+            self._desk.fail(_out_of_place(command, "that waits in a test"))
             self._leave()
-        session.gpus.borrow(command.gpus)
+        self._session.gpus.borrow(command.gpus)
         return [RunResult.unmeasured(_UNMEASURED, UnjudgedQuantity) for _ in models]
 
-    def _answer_reached(
-        self, session: LlmperfSession, models: Sequence[Model], workload: Workload
-    ) -> None:
-        facts = tuple(_facts(session, model, workload) for model in models)
-        found = strays(self._spec.trees, self._spec.trees.base, sys.modules)
-        self._release(session, models)
-        self._desk.answer(Reached(sides=facts, strays=found))
+    def _measure_blocks(self, pending: PendingMeasurement) -> AnyCommand:
+        """Measure blocks, and give memory back, until another command comes; return that one."""
+        while isinstance(command := self._desk.next(), MeasureBlock | GiveBack):
+            if isinstance(command, MeasureBlock):
+                self._answer_block(pending, command)
+            else:
+                pending.session.release_except(())
+                self._desk.answer(Closed())
+        return command
 
-    def _block(
-        self,
-        session: LlmperfSession,
-        models: Sequence[Model],
-        workload: Workload,
-        command: MeasureBlock,
-    ) -> None:
+    def _answer_reached(self, pending: PendingMeasurement) -> None:
+        facts = tuple(pending.facts(model) for model in pending.models)
+        stray_modules = strays(self._spec.trees, self._spec.trees.base, sys.modules)
+        self._release(pending)
+        self._desk.answer(Reached(sides=facts, strays=stray_modules))
+
+    def _answer_block(self, pending: PendingMeasurement, command: MeasureBlock) -> None:
         """Measure and answer. An invalid block is an answer: another may follow.
 
         Any other error ends the test.
         """
-        goal = Goal(precision=command.precision, budget_s=command.budget_s)
-        load = [model.load for model in models]
         try:
-            if command.fresh:
-                session.renew(models)
-            block = measure_block(
-                load,
-                workload,
-                command.metrics,
-                goal,
-                session.progress,
-                first_repetition=command.first_repetition,
-            )
-            self._release(session, models)
+            block = pending.block(command)
+            self._release(pending)
         except InvalidRun as error:
             self._desk.fail(error)
         except LlmperfError as error:
@@ -226,12 +204,12 @@ class BaseSide:
         else:
             self._desk.answer(block)
 
-    def _release(self, session: LlmperfSession, models: Sequence[Model]) -> None:
+    def _release(self, pending: PendingMeasurement) -> None:
         if self._test is not None and self._test.release:
-            session.renew(models)
+            pending.session.renew(pending.models)
 
     def _leave(self) -> NoReturn:
-        self._left = True
+        self._test_was_left = True
         pytest.skip("the comparison is over")
 
     # Tests
@@ -241,38 +219,37 @@ class BaseSide:
         if item is None:
             self._desk.answer(self._missing(command.nodeid))
             return
-        self._test, self._ended, self._left = command, Ended(outcome="passed"), False
-        if self.session is not None:
-            self.session.gpus.borrow(command.gpus)
-        following = self._items.get(command.next_nodeid or "")
+        self._test, self._ended, self._test_was_left = command, Ended(outcome="passed"), False
+        if self._session is not None:
+            self._session.gpus.borrow(command.gpus)
         # The test before it may have expected another to follow.
         session._setupstate.teardown_exact(item)  # noqa: SLF001
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        if command.gpus and self.session is not None:
-            self.session.release_except(())
-        if self._desk.owes:
+        self._run_item(item, command)
+        if self._desk.has_open_command:
             self._desk.answer(self._ended)
+
+    def _run_item(self, item: pytest.Item, command: RunTest) -> None:
+        following = self._items.get(command.next_nodeid or "")
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if command.gpus and self._session is not None:
+            self._session.release_except(())
 
     def _missing(self, nodeid: str) -> Ended:
         file = nodeid.partition("::")[0]
         if file in self._broken:
             return Ended(outcome="broken", message=self._broken[file])
-        return Ended(
-            outcome="missing",
-            message="it has the file, not the test" if self._has(file) else "it has no such file",
-        )
+        has_file = self._has(file)
+        message = "it has the file, not the test" if has_file else "it has no such file"
+        return Ended(outcome="missing", message=message)
 
     def _has(self, file: str) -> bool:
-        return self._spec.trees.there(self._spec.rootdir / file).exists()
+        return self._spec.trees.in_base(self._spec.rootdir / file).exists()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve on the inherited socket until Close, or until the session ends."""
     options = _parser().parse_args(argv)
-    # pytest captures file descriptor 2, and the stacks of a hang belong in the log.
-    log = os.dup(sys.stderr.fileno())
-    faulthandler.enable(file=log)
-    faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+    _show_stacks()
     lead_own_group()
     if options.die_with_parent:
         die_with_parent()
@@ -290,31 +267,21 @@ def serve(desk: Desk, spec: Invocation) -> int:
     side = BaseSide(desk, spec)
     arguments = spec.arguments(xdist=importlib.util.find_spec("xdist") is not None)
     code = int(pytest.main(arguments, plugins=[side]))
-    if not desk.owes:
+    if not desk.has_open_command:
         desk.next()
     if side.closed:
         desk.answer(Closed())
     else:
-        desk.fail(
-            WorkerError(
-                f"pytest at the base ended with exit code {code}: pytest {' '.join(arguments)}"
-            )
-        )
+        command_line = f"pytest {' '.join(arguments)}"
+        desk.fail(WorkerError(f"pytest at the base ended with exit code {code}: {command_line}"))
     return code
 
 
-def _facts(session: LlmperfSession, model: Model, workload: Workload) -> SideFacts:
-    record = session.recorder.describe(model.load(), workload)
-    return SideFacts(
-        workload_key=record.workload_key,
-        workload_text=record.workload_text,
-        strategy=record.strategy,
-        engine=record.engine,
-        model=record.model,
-        model_hash=record.model_hash,
-        environment_key=record.environment_key,
-        facts=record.environment.facts,
-    )
+def _show_stacks() -> None:
+    """Have the stacks of a hang written into the log: pytest captures file descriptor 2."""
+    log = os.dup(sys.stderr.fileno())
+    faulthandler.enable(file=log)
+    faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
 
 
 def _without_group(nodeid: str) -> str:
@@ -322,15 +289,24 @@ def _without_group(nodeid: str) -> str:
     return nodeid.rpartition("@")[0]
 
 
-def _describe(command: AnyCommand) -> str:
-    return f"RunTest {command.nodeid}" if isinstance(command, RunTest) else type(command).__name__
+def _out_of_place(command: AnyCommand, where: str) -> WorkerError:
+    return WorkerError(f"{type(command).__name__} was sent to a base side {where}.")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped or failed, in one line."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2]
+    return _last_line(report.longreprtext)
 
 
 def _last_line(text: str) -> str:
-    """What went wrong, of a report: the first of the lines that pytest marks with E, else the last line."""
+    """Return what went wrong: the first line that pytest marks with E, else the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     marked = [line[1:].strip() for line in lines if line.startswith("E ")]
-    return next(iter(marked), lines[-1].strip() if lines else "no reason was given")
+    if marked:
+        return marked[0]
+    return lines[-1].strip() if lines else "no reason was given"
 
 
 def _parser() -> argparse.ArgumentParser:

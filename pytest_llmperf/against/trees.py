@@ -1,10 +1,13 @@
-"""From this tree to the base's: where a path lies there, what goes on the base's module path, and which modules strayed."""
+"""From this tree to the base's.
+
+It says where a path lies there, what goes on the base's module path, and which modules strayed.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -35,75 +38,79 @@ class Trees(Struct, frozen=True, kw_only=True):
         """Whether the base has files of its own."""
         return self.head != self.base
 
-    def there(self, path: Path) -> Path:
-        """The same place in the base; a path outside of the project is the same for both."""
+    def in_base(self, path: Path) -> Path:
+        """Return the same place in the base; a path outside of the project is the same for both."""
         return self.base / path.relative_to(self.head) if self.holds(path) else path
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is one of this tree's own files: not the base's, and not those of an environment inside the tree."""
-        inside_base = (
-            self.differ
-            and path.is_relative_to(self.base)
-            and not self.head.is_relative_to(self.base)
-        )
-        return path.is_relative_to(self.head) and not inside_base and not _installed(path)
+        """Whether a path is one of this tree's own files.
+
+        Neither the base's files are, nor those of an environment inside the tree.
+        """
+        if not path.is_relative_to(self.head) or _installed(path):
+            return False
+        base_is_inside = self.differ and not self.head.is_relative_to(self.base)
+        return not (base_is_inside and path.is_relative_to(self.base))
 
     def module_path(self, search: Sequence[str], inherited: str) -> str:
-        """PYTHONPATH of the base: its folders that `search` (this process's sys.path) has here, then the tree and its src/.
+        """Return PYTHONPATH of the base.
 
-        With the tree first, its packages win over the same ones installed in editable mode from this tree.
+        It has the base's folders that `search` (this process's sys.path) has here, then the tree
+        and its src/, then `inherited`. With the tree first, its packages win over the same ones
+        installed in editable mode from this tree.
         """
-        own = (
-            [
-                self.there(Path(entry))
-                for entry in search
-                if entry and self.holds(Path(entry).absolute())
-            ]
-            if self.differ
-            else []
-        )
-        trees = [self.base, self.base / "src"] if self.differ else []
-        kept = [str(self.there(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
-        found = [str(path) for path in (*own, *trees) if path.is_dir()]
-        return os.pathsep.join(dict.fromkeys([*found, *kept]))
+        folders = [*self._own_folders(search), self.base, self.base / "src"] if self.differ else []
+        existing = [str(folder) for folder in folders if folder.is_dir()]
+        moved = [str(self.in_base(Path(entry))) for entry in inherited.split(os.pathsep) if entry]
+        return os.pathsep.join(dict.fromkeys([*existing, *moved]))
+
+    def _own_folders(self, search: Sequence[str]) -> list[Path]:
+        entries = [Path(entry) for entry in search if entry]
+        return [self.in_base(entry) for entry in entries if self.holds(entry.absolute())]
 
 
 def strays(trees: Trees, own: Path, modules: Mapping[str, ModuleType]) -> tuple[str, ...]:
-    """Modules that a process of the tree `own` loaded from another copy of the project.
+    """Return the modules that a process of the tree `own` loaded from another copy of the project.
 
-    The first few by name.
+    They are the first few by name.
     """
     copies = {trees.head, trees.base, *trees.others} - {own}
-    files = ((name, getattr(module, "__file__", None)) for name, module in sorted(modules.items()))
-    near = tuple(map(str, copies))
-    found = [
+    prefixes = tuple(map(str, copies))
+    stray_modules = [
         f"{name} ({file})"
-        for name, file in files
-        if isinstance(file, str) and file.startswith(near) and _strayed(Path(file), own, copies)
+        for name, file in _files_of(modules)
+        # Texts are compared first: there are thousands of modules.
+        if file.startswith(prefixes) and _strayed(Path(file), own, copies)
     ]
-    return tuple(found[:_MAX_STRAYS])
+    return tuple(stray_modules[:_MAX_STRAYS])
+
+
+def _files_of(modules: Mapping[str, ModuleType]) -> Iterator[tuple[str, str]]:
+    """Give the modules that come from files, by name, each with its file."""
+    for name, module in sorted(modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            yield name, file
 
 
 def other_trees(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Copies that whoever started this session forbids."""
+    """Return the copies that whoever started this session forbids."""
     return tuple(Path(entry) for entry in environ.get(OTHERS, "").split(os.pathsep) if entry)
 
 
 def _strayed(path: Path, own: Path, copies: Iterable[Path]) -> bool:
-    """Whether a file is one of `copies`' own: of trees inside each other, the innermost holds it."""
-    inside = [tree for tree in (own, *copies) if path.is_relative_to(tree)]
-    return (
-        bool(inside)
-        and max(inside, key=lambda tree: len(tree.parts)) != own
-        and not _installed(path)
-    )
+    """Whether a file is one of `copies`' own: the innermost of trees inside each other has it."""
+    trees_around = [tree for tree in (own, *copies) if path.is_relative_to(tree)]
+    if not trees_around or _installed(path):
+        return False
+    return max(trees_around, key=lambda tree: len(tree.parts)) != own
 
 
 def base_environment(trees: Trees, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
-    """What is set on top of this process's environment for the base's process: its module path.
+    """Return what is set on top of this process's environment for the base's process.
 
-    Byte code is not written: two commits' files may have equal sizes and times, and the cached code
-    of one would be the other's.
+    That is its module path. Byte code is not written: two commits' files may have equal sizes and
+    times, and the cached code of one would be the other's.
     """
     path = trees.module_path(sys.path, environ.get("PYTHONPATH", ""))
     if not trees.differ and _started_with_m():
@@ -118,7 +125,7 @@ def drop_steering(environ: MutableMapping[str, str]) -> None:
 
 
 def _started_with_m() -> bool:
-    """Whether this is `python -m pytest`, which has the working directory on its path, and not `pytest`."""
+    """Whether this is `python -m pytest`, which has the working directory on its path."""
     return "-m" in sys.orig_argv and not sys.flags.safe_path
 
 

@@ -1,4 +1,7 @@
-"""A commit's files in a folder of their own (git worktree), removed when it is closed, or at the next start after a kill."""
+"""A commit's files in a folder of their own (git worktree).
+
+It is removed when it is closed, or at the next start after a kill.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,9 @@ class Worktree:
     """
 
     def __init__(self, top: Path, commit: str, *, parent: Path | None = None) -> None:
-        places = parent or default_parent()
-        remove_abandoned(places)
         self.top = top
         self._owner_pid = os.getpid()
-        self._place = places / uuid.uuid4().hex[:12]
-        self._place.mkdir(parents=True)
+        self._place = _new_place(parent or default_parent())
         self._lock = FileLock(self._place / _LOCK)
         self._lock.acquire()
         (self._place / _REPOSITORY).write_text(str(top), encoding="utf-8")
@@ -56,8 +56,16 @@ class Worktree:
         atexit.unregister(self.close)
 
 
+def _new_place(parent: Path) -> Path:
+    """Make an empty folder, after removing those whose owner is gone."""
+    remove_abandoned(parent)
+    place = parent / uuid.uuid4().hex[:12]
+    place.mkdir(parents=True)
+    return place
+
+
 def default_parent() -> Path:
-    """Where work trees are made: in the user's cache folder, which has room for a checkout."""
+    """Return where work trees are made: the user's cache folder, which has room for a checkout."""
     return cache_dir() / "worktrees"
 
 
@@ -79,7 +87,10 @@ def remove_abandoned(parent: Path) -> int:
 
 
 def _remove(place: Path) -> None:
-    """The note in git first: `git worktree prune` would drop the user's own notes of folders that are not mounted now."""
+    """Remove git's note of the tree first, then the folder.
+
+    `git worktree prune` would drop the user's own notes of folders that are not mounted now.
+    """
     note = place / _REPOSITORY
     if note.is_file():
         top = Path(note.read_text(encoding="utf-8"))

@@ -29,8 +29,8 @@ class Capabilities:
         refusal: gives the reason why a plan cannot be loaded although each of its fields is
             honoured by itself (a device that a library lacks, parts that exclude each other), or
             None.
-        missing_library: gives the library that a plan needs and that this interpreter has not installed. It
-            is not asked where the engine runs with an interpreter of its own.
+        missing_library: gives the library that a plan needs and that this interpreter has not
+            installed. It is not asked where the engine runs with an interpreter of its own.
         devices: kinds of devices that the engine runs on.
         logits: the engine shows logits, so that it can be the reference of an agreement.
         max_ranks: most ranks of one model; None sets no limit.

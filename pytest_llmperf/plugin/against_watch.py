@@ -1,4 +1,7 @@
-"""A session that was asked to compare and compared nothing is not green: pytest's hooks that see to it."""
+"""A session that was asked to compare and compared nothing is not green.
+
+pytest's hooks see to it.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ class AgainstWatch:
 
     def __init__(self, config: pytest.Config, base: str) -> None:
         self._worker = hasattr(config, "workerinput")
-        self._said = (
+        self._problem = (
             f"--llmperf-against compared nothing with {base}: no run here had a counterpart there."
         )
         self._compared = 0
-        self._nothing = False
+        self._compared_nothing = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add what a test's report carries."""
@@ -31,15 +34,15 @@ class AgainstWatch:
         """Give a session that only looks green another exit code."""
         option = session.config.option
         ran = not (self._worker or option.collectonly or option.llmperf_plan)
-        self._nothing = ran and self._compared == 0
-        if not self._nothing:
+        self._compared_nothing = ran and self._compared == 0
+        if not self._compared_nothing:
             return
-        say_of_session(session.config, "FAIL", [self._said])
+        say_of_session(session.config, "FAIL", [self._problem])
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = EXIT_JUDGED_NOTHING
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say so."""
-        if self._nothing:
-            terminalreporter.write_line(f"llmperf: {self._said}", red=True)
+        if self._compared_nothing:
+            terminalreporter.write_line(f"llmperf: {self._problem}", red=True)

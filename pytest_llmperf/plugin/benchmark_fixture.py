@@ -1,4 +1,6 @@
-"""Tests that use pytest-benchmark's fixture under the llmperf marker: its rounds go into our history, and are gated there.
+"""Tests that use pytest-benchmark's fixture under the llmperf marker.
+
+Its rounds go into our history, and are gated there.
 
 The fixture is looked at, never imported: without pytest-benchmark nothing here does anything.
 """
@@ -22,8 +24,8 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.engines.inprocess import CallableEngine
-from pytest_llmperf.session.handle import HostChannel
 from pytest_llmperf.worker.host import Host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workers.pool import OpenModel
 
 if TYPE_CHECKING:
@@ -45,39 +47,34 @@ _PASSED_ON = (
 def judge_benchmark(core: LlmperfSession, item: pytest.Item, declared: Declaration) -> bool:
     """Record what the test's `benchmark` fixture measured, and gate it.
 
-    Returns whether the test has that fixture.
-
-    A fixture that measured nothing (pytest-benchmark switches itself off under pytest-xdist) is not
-    comparable.
+    Returns whether the test has that fixture. A fixture that measured nothing (pytest-benchmark
+    switches itself off under pytest-xdist) is not comparable.
 
     Raises Regression as `Gate.judge`.
     """
-    fixture = getattr(item, "funcargs", {}).get("benchmark")
-    if (
-        fixture is None
-        or not type(fixture).__module__.startswith("pytest_benchmark")
-        or core.settings.disable
-    ):
+    fixture: Any = getattr(item, "funcargs", {}).get("benchmark")
+    if core.settings.disable or not _is_benchmark(fixture):
         return False
     rounds_s = tuple(fixture.stats.stats.data) if fixture.stats is not None else ()
     if not rounds_s:
         if core.gate is not None:
             core.gate.keep([_not_measured(fixture, strict=core.settings.require_accepted)])
         return True
-    record = core.recorder.timed(
-        _opened(core, declared), rounds_s, iterations=fixture.stats.iterations
-    )
+    model = _own_process(core, declared)
+    record = core.recorder.timed(model, rounds_s, iterations=fixture.stats.iterations)
     if core.gate is not None:
-        core.gate.judge([record], declared.gate, lambda: [_again(core, item, record)])
+        core.gate.judge([record], declared.gate, lambda: [_measured_again(core, item, record)])
     return True
 
 
+def _is_benchmark(fixture: object) -> bool:
+    return fixture is not None and type(fixture).__module__.startswith("pytest_benchmark")
+
+
 def _not_measured(fixture: Any, *, strict: bool) -> Finding:
-    why = (
-        "pytest-benchmark is off here (pytest-xdist, or --benchmark-disable)"
-        if fixture.disabled
-        else "the fixture was not called"
-    )
+    why = "the fixture was not called"
+    if fixture.disabled:
+        why = "pytest-benchmark is off here (pytest-xdist, or --benchmark-disable)"
     return Finding(
         outcome=Outcome.NOT_COMPARABLE,
         text=f"the time of the benchmark was not measured: {why}",
@@ -88,23 +85,26 @@ def _not_measured(fixture: Any, *, strict: bool) -> Finding:
     )
 
 
-def _opened(core: LlmperfSession, declared: Declaration) -> OpenModel:
-    """The test's own process, as if it were a loaded model."""
+def _own_process(core: LlmperfSession, declared: Declaration) -> OpenModel:
+    """Return the test's own process, as if it were a loaded model."""
     name = declared.model or ""
     facts = _device_facts()
-    ref = ModelRef(name=name, kind="factory", location=f"benchmark:{name}")
     plan = LoadPlan(
-        model=ref, engine="pytest-benchmark", device=str(facts["device"]), strategy="as-is"
+        model=ModelRef(name=name, kind="factory", location=f"benchmark:{name}"),
+        engine="pytest-benchmark",
+        device=str(facts["device"]),
+        strategy="as-is",
     )
     engine = CallableEngine(lambda: None, 1)
-    seen = engine.open(plan).opened()
-    versions = {"python": platform.python_version()}
     opened = msgspec.structs.replace(
-        seen, device_facts=facts, content_hash=f"benchmark:{name}", versions=versions
+        engine.open(plan).opened(),
+        device_facts=facts,
+        content_hash=f"benchmark:{name}",
+        versions={"python": platform.python_version()},
     )
     return OpenModel(
         plan,
-        HostChannel(Host(find_engine=lambda _plan: engine)),
+        InProcess(Host(find_engine=lambda _plan: engine)),
         opened,
         (),
         core.settings.timeout_s,
@@ -113,7 +113,7 @@ def _opened(core: LlmperfSession, declared: Declaration) -> OpenModel:
 
 
 def _device_facts() -> dict[str, Any]:
-    """The device that the test's own code uses: CUDA where torch has started it.
+    """Return the device that the test's own code uses: CUDA where torch has started it.
 
     torch is looked up, never imported.
     """
@@ -127,15 +127,32 @@ def _device_facts() -> dict[str, Any]:
     }
 
 
-def _again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
-    """The same test in a fresh process; what it measured goes into this session.
+def _measured_again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
+    """Run the same test in a fresh process; what it measured goes into this session.
 
-    Without a value where it did not.
+    Where it measured nothing, return the first record without a value.
     """
+    core.progress("measuring again", item.name, None)
+    records, output = _run_alone(core, item)
+    if not records:
+        last_line = output.strip().splitlines()[-1:]
+        core.note(
+            f"{item.nodeid}: could not be measured again in a process of its own: "
+            f"{''.join(last_line)}"
+        )
+        return msgspec.structs.replace(first, metrics=())
+    newest = records[-1]
+    record = msgspec.structs.replace(
+        newest, session_id=first.session_id, extra=newest.extra | {"attempt": 2}
+    )
+    return core.recorder.keep(record)
+
+
+def _run_alone(core: LlmperfSession, item: pytest.Item) -> tuple[list[Record], str]:
+    """Run the test in a process of its own. Returns its records with a time, and its output."""
     with tempfile.TemporaryDirectory(prefix="llmperf-again-") as folder:
         lines = Path(folder) / "again.jsonl"
-        core.progress("measuring again", item.name, None)
-        done = subprocess.run(  # noqa: S603 - this interpreter, this test
+        process = subprocess.run(  # noqa: S603 - this interpreter, this test
             _command(item, lines),
             cwd=item.config.rootpath,
             env=_environment(os.environ),
@@ -143,47 +160,35 @@ def _again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
             timeout=core.settings.timeout_s,
             check=False,
         )
-        found = [
-            record for record in _records(lines) if record.test == item.nodeid and _has_time(record)
-        ]
-    if not found:
-        tail = done.stdout.decode("utf-8", "replace").strip().splitlines()[-1:]
-        core.note(
-            f"{item.nodeid}: could not be measured again in a process of its own: {''.join(tail)}"
-        )
-        return msgspec.structs.replace(first, metrics=())
-    again = msgspec.structs.replace(
-        found[-1], session_id=first.session_id, extra=found[-1].extra | {"attempt": 2}
-    )
-    return core.recorder.keep(again)
+        records = _records(lines)
+    timed = [record for record in records if record.test == item.nodeid and _has_time(record)]
+    return timed, process.stdout.decode("utf-8", "replace")
 
 
 def _command(item: pytest.Item, lines: Path) -> list[str]:
+    """Return the command that runs this one test, ungated, into a file of JSON lines."""
     config = item.config
-    kept = [
-        arg
-        for arg in config.invocation_params.args
-        if str(arg).startswith(tuple(f"--benchmark-{name}" for name in _PASSED_ON))
-    ]
-    ini = ["-c", str(config.inipath)] if config.inipath is not None else []
-    plain = ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
-    ours = ["--llmperf-gate=off", "--llmperf-store=none", f"--llmperf-json={lines}"]
-    head = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--rootdir={config.rootpath}",
-    ]
-    return [*head, *ini, *plain, *ours, *map(str, kept), item.nodeid]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    words += [f"--rootdir={config.rootpath}"]
+    words += ["-c", str(config.inipath)] if config.inipath is not None else []
+    words += ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
+    words += ["--llmperf-gate=off", "--llmperf-store=none", f"--llmperf-json={lines}"]
+    words += _benchmark_options(config)
+    return [*words, item.nodeid]
 
 
-def _environment(here: Mapping[str, str]) -> dict[str, str]:
+def _benchmark_options(config: pytest.Config) -> list[str]:
+    """Return pytest-benchmark's own options that were given on the command line."""
+    prefixes = tuple(f"--benchmark-{name}" for name in _PASSED_ON)
+    arguments = map(str, config.invocation_params.args)
+    return [argument for argument in arguments if argument.startswith(prefixes)]
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what tells pytest where it runs."""
     return {
         name: value
-        for name, value in here.items()
+        for name, value in environ.items()
         if not name.startswith(("PYTEST_XDIST", "PYTEST_CURRENT"))
     }
 

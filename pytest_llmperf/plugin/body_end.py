@@ -1,4 +1,7 @@
-"""What is judged when a test's body is over: a benchmark's rounds, and what it did not measure any more."""
+"""What is judged when a test's body is over.
+
+That is a benchmark's rounds, and whether it still measures what it did.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def judge_end(core: LlmperfSession, item: pytest.Item, declared: Declaration) -> None:
-    """For a test that passed so far.
+    """Judge a test that passed so far.
 
     Raises:
         Regression: a benchmark is slower than its history allows, or a run is missing and the
@@ -28,15 +31,18 @@ def judge_end(core: LlmperfSession, item: pytest.Item, declared: Declaration) ->
         judge_benchmark(core, item, declared)
         or core.gate is None
         or core.settings.disable
-        or _elsewhere(item)
+        or _is_judged_elsewhere(item)
     ):
         return
     core.gate.missing(item.nodeid, core.id, list(core.recorder.records.values()))
 
 
-def _elsewhere(item: pytest.Item) -> bool:
-    """Whether the body ran in another process, which judges it, or is that of a rank that need not measure anything."""
-    further_rank = (
-        item.config.pluginmanager.has_plugin(SIDE_PLUGIN) and os.environ.get("RANK", "0") != "0"
-    )
-    return further_rank or item.stash.get(BODY, None) is not None
+def _is_judged_elsewhere(item: pytest.Item) -> bool:
+    """Whether what the body measured is not judged here.
+
+    Another process that ran the body judges it, and a rank after the first need not measure
+    anything.
+    """
+    is_body_side = item.config.pluginmanager.has_plugin(SIDE_PLUGIN)
+    is_further_rank = is_body_side and os.environ.get("RANK", "0") != "0"
+    return is_further_rank or item.stash.get(BODY, None) is not None

@@ -1,6 +1,7 @@
-"""Tests that need GPUs, llmperf or not: which run with this pool, and the devices that each holds while it runs.
+"""Tests that need GPUs, llmperf or not.
 
-pytest loads this file in every session, so it imports nothing but pytest; the rest when a test asks for a GPU.
+They are selected by what this pool has, and each holds its devices while it runs. pytest loads this
+file in every session, so it imports nothing but pytest; the rest when a test asks for a GPU.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmperf.names import GPUS_MARK
 from pytest_llmperf.plugin.stash import FAILED, NEED, UNUSABLE
 
 if TYPE_CHECKING:
     from pytest_llmperf.devices.inventory import Gpu
+    from pytest_llmperf.devices.selection import Shortfall
     from pytest_llmperf.plugin.items import PytestSession
 
-MARK = "llmperf_gpus"
 LANES = "llmperf_lanes"
-LANES_HELP = "the sets of arguments that tests are run with, one a line as 'NAME: [GPUS] ARGUMENTS'; read by 'llmperf audit'"
+LANES_HELP = (
+    "the sets of arguments that tests are run with, one a line as 'NAME: [GPUS] ARGUMENTS'; "
+    "read by 'llmperf audit'"
+)
 
 PROPERTY = "llmperf_gpus"
-"""User property of a report that is skipped for want of GPUs: JSON with `needs`, `pool` and `eligible`."""
+"""User property of a report that is skipped for want of GPUs.
+
+It is JSON with `needs`, `pool` and `eligible`.
+"""
 
 
 class GpuTests:
@@ -35,13 +43,11 @@ class GpuTests:
         self._is_llmperf = is_llmperf
 
     def pytest_report_header(self) -> str | None:
-        """A simulated inventory is said before anything else."""
+        """Name a simulated inventory before anything else."""
         simulated = os.environ.get("LLMPERF_SIMULATED_GPUS")
-        return (
-            None
-            if simulated is None
-            else f"llmperf: SIMULATED GPUs ({simulated}); no model can be loaded on them"
-        )
+        if simulated is None:
+            return None
+        return f"llmperf: SIMULATED GPUs ({simulated}); no model can be loaded on them"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -66,26 +72,29 @@ class GpuTests:
             return
         need = item.stash.get(NEED, None)
         if need is not None:
-            self._session().lease(item, need, measures=self._is_llmperf(item))
+            self._session().runner.lease(item, need, measures=self._is_llmperf(item))
         if self._is_llmperf(item):
-            self._session().begin_watching(item)
+            self._session().runner.begin_watching(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        """After the fixtures: unload what the next test does not use, see that its memory is back, give devices back."""
+        """Unload what the next test does not use, after this one's fixtures.
+
+        See that its memory is back, and give devices back.
+        """
         try:
             return (yield)
         finally:
             if self._concerns(item):
-                self._session().give_back(item, nextitem)
+                self._session().runner.give_back(item, nextitem)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """--llmperf-strict, for tests that are not llmperf tests: selected but skipped is a failure."""
+        """Fail other tests that were selected and skipped, too, under --llmperf-strict."""
         report = yield
         if report.failed:
             item.stash[FAILED] = True
@@ -95,7 +104,7 @@ class GpuTests:
             and self._concerns(item)
             and not self._is_llmperf(item)
         ):
-            self._session().judge_skip(report)
+            self._session().reporter.judge_skip(report)
         return report
 
     @pytest.fixture
@@ -114,29 +123,35 @@ class GpuTests:
         return self._session().core.gpus.held
 
     def _concerns(self, item: pytest.Item) -> bool:
-        return item.get_closest_marker(MARK) is not None or self._is_llmperf(item)
+        return item.get_closest_marker(GPUS_MARK) is not None or self._is_llmperf(item)
 
     def _select(self, item: pytest.Item) -> None:
+        """Skip a test whose need the pool cannot meet, and note what is wrong with its marker."""
         from pytest_llmperf.errors import LlmperfError  # noqa: PLC0415
-        from pytest_llmperf.plugin.gpu_needs import need_of_test, shortfall_of  # noqa: PLC0415
 
-        session = self._session()
         try:
-            plans = session.plans(item) if self._is_llmperf(item) else ()
-            item.stash[NEED] = need = need_of_test(item, plans)
-            core = session.core
-            short = (
-                None
-                if need is None
-                else shortfall_of(need, core.place.gpus if plans else core.gpus.pool, plans)
-            )
-            if need is not None and short is None and plans:
-                core.place.require_any_gpu_meets(need)
+            short = self._shortfall(item)
         except LlmperfError as error:
             item.stash[UNUSABLE] = error
             if self._is_llmperf(item):
-                session.refuse(item, error)
+                self._session().declarations.refuse(item, error)
             return
         if short is not None:
             item.add_marker(pytest.mark.skip(reason=short.reason))
             item.user_properties.append((PROPERTY, short.as_json()))
+
+    def _shortfall(self, item: pytest.Item) -> Shortfall | None:
+        """Return why the pool cannot meet the test's need; None where it can. Raises UsageError."""
+        from pytest_llmperf.plugin.gpu_needs import need_of_test, shortfall_of  # noqa: PLC0415
+
+        session = self._session()
+        plans = session.declarations.of(item).plans if self._is_llmperf(item) else ()
+        need = need_of_test(item, plans)
+        item.stash[NEED] = need
+        core = session.core
+        if need is None:
+            return None
+        short = shortfall_of(need, core.place.gpus if plans else core.gpus.pool, plans)
+        if short is None and plans:
+            core.place.require_any_gpu_meets(need)
+        return short

@@ -1,9 +1,13 @@
-"""--llmperf-plan: what would run and where, its predicted memory and minutes, and what cannot run and why. Nothing is loaded."""
+"""--llmperf-plan: what would run and where, its predicted memory and minutes.
+
+It also says what cannot run, and why. Nothing is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,17 +45,21 @@ def write(
     with _history(core) as expected:
         rows = [_row(core, item, declared, expected) for item, declared in items]
     write_plan(reporter, rows)
-    if (file := core.settings.plan_json) is not None:
-        try:
-            file.write_bytes(as_json(rows))
-        except OSError as error:
-            raise pytest.UsageError(
-                f"--llmperf-plan-json: {file} cannot be written: {error}. Give a writable place."
-            ) from error
+    if core.settings.plan_json is not None:
+        _write_json(core.settings.plan_json, rows)
+
+
+def _write_json(file: Path, rows: Sequence[PlanRow]) -> None:
+    try:
+        file.write_bytes(as_json(rows))
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--llmperf-plan-json: {file} cannot be written: {error}. Give a writable place."
+        ) from error
 
 
 def as_json(rows: Sequence[PlanRow]) -> bytes:
-    """The rows, their totals in one sentence, and the device seconds of those that would run."""
+    """Return the rows, their totals in one sentence, and the device seconds of those that run."""
     running = [row for row in rows if row.status == "run"]
     device_s = sum(row.device_s or 0.0 for row in running)
     tests = [
@@ -62,7 +70,10 @@ def as_json(rows: Sequence[PlanRow]) -> bytes:
 
 
 def skip_reason(item: pytest.Item) -> str | None:
-    """Why a test is skipped whatever happens: its marks `skip`, and `skipif` where the condition is a plain value."""
+    """Return why a test is skipped whatever happens.
+
+    Its marks `skip` count, and `skipif` where the condition is a plain value.
+    """
     for mark in item.iter_markers("skip"):
         return str(mark.kwargs.get("reason", mark.args[0] if mark.args else "unconditional skip"))
     for mark in item.iter_markers("skipif"):
@@ -74,35 +85,41 @@ def skip_reason(item: pytest.Item) -> str | None:
 def _row(
     core: LlmperfSession, item: pytest.Item, declared: Declared | None, expected: Expected
 ) -> PlanRow:
-    error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
+    """Return the row of one test: what it would load, or why it cannot run."""
     skipped = skip_reason(item)
-    if skipped is not None or error is not None:
-        return PlanRow(
-            test=item.nodeid,
-            status="error" if skipped is None else "skip",
-            reason=skipped or str(error),
-        )
+    if skipped is not None:
+        return PlanRow(test=item.nodeid, status="skip", reason=skipped)
+    error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
+    if error is not None:
+        return PlanRow(test=item.nodeid, status="error", reason=str(error))
     row = PlanRow(test=item.nodeid, n_gpus=_n_gpus(core, item), expected_s=expected(item.nodeid))
     if declared is None or not declared.plans:
         return msgspec.structs.replace(row, device="cuda" if row.n_gpus else "")
-    first = declared.plans[0]
+    return _with_plans(row, core, item, declared)
+
+
+def _with_plans(
+    row: PlanRow, core: LlmperfSession, item: pytest.Item, declared: Declared
+) -> PlanRow:
+    """Add what the test loads; the first of its plans stands for all."""
+    plan = declared.plans[0]
     return msgspec.structs.replace(
         row,
-        model=first.model.name,
-        engine=first.engine,
-        device=core.place.device_text(first),
-        strategy=first.strategy,
-        ranks=max(plan.ranks for plan in declared.plans),
+        model=plan.model.name,
+        engine=plan.engine,
+        device=core.place.device_text(plan),
+        strategy=plan.strategy,
+        ranks=max(other.ranks for other in declared.plans),
         weights_bytes=_weights_bytes(declared.plans),
-        available_bytes=core.place.free_bytes(first, item.stash.get(NEED, None)),
+        available_bytes=core.place.free_bytes(plan, item.stash.get(NEED, None)),
         planned_s=float(declared.declaration.budget or core.settings.budget_s),
-        load_key=str(hash(first)),
+        load_key=str(hash(plan)),
     )
 
 
 def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
     needed = [placement.needed_bytes(plan) for plan in plans]
-    return None if None in needed else sum(n or 0 for n in needed)
+    return None if None in needed else sum(n_bytes or 0 for n_bytes in needed)
 
 
 def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
@@ -112,9 +129,9 @@ def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
 
 @contextmanager
 def _history(core: LlmperfSession) -> Iterator[Expected]:
-    """How long a test took when it last ran, in s, by the history.
+    """Give how long a test took when it last ran, in s, by the history.
 
-    None for all where there is none. Creates nothing.
+    It is None for all tests where there is no history. Creates nothing.
     """
     # SQLAlchemy, only for a plan.
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
@@ -131,7 +148,10 @@ def _history(core: LlmperfSession) -> Iterator[Expected]:
 
 
 def _took_s(newest_first: Sequence[Record]) -> float | None:
-    """Seconds into the test at which its last record was written, in the newest session that says so."""
+    """Return the seconds into the test at which its last record was written.
+
+    The newest session that says so counts.
+    """
     known = [
         (record.session_id, float(record.extra["test_s"]))
         for record in newest_first

@@ -16,24 +16,29 @@ from pytest_llmperf.errors import LlmperfError
 def show(
     report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], path: str
 ) -> None:
-    """Without a line of the test's file (an error of its declaration) only the message is left, and of a chain our error alone.
+    """Leave only the message where the traceback has no line of the test's file.
 
-    The error is named without its module: pytest cuts the line of its short summary at the terminal's width.
+    That is so for an error of its declaration. Of a chain only our error is left. The error is
+    named without its module: pytest cuts the line of its short summary at the terminal's width.
     """
     error = excinfo.value
     if not isinstance(error, LlmperfError) or getattr(report.longrepr, "reprcrash", None) is None:
         return
-    whole: Any = report.longrepr
-    if len(getattr(whole, "chain", ())) > 1:
-        report.longrepr = type(whole)(whole.chain[-1:])
-    message = f"{type(error).__name__}: {error}"
+    longrepr: Any = report.longrepr
+    if len(getattr(longrepr, "chain", ())) > 1:
+        report.longrepr = type(longrepr)(longrepr.chain[-1:])
     if all(str(entry.path) != path for entry in excinfo.traceback):
-        shown = excinfo.getrepr(style="value", chain=False)
-        # A note is what the worker said.
-        with_notes = excinfo.exconly().removeprefix(f"{type(error).__module__}.")
-        lines = [f"E   {line}" for line in with_notes.splitlines()]
-        shown.reprtraceback.reprentries = [
-            replace(shown.reprtraceback.reprentries[-1], lines=lines)
-        ]
-        report.longrepr = shown
+        report.longrepr = _message_alone(excinfo)
+    message = f"{type(error).__name__}: {error}"
     report.longrepr.reprcrash.message = message  # type: ignore[union-attr]
+
+
+def _message_alone(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    """Return a report of the error without any line of code."""
+    longrepr: Any = excinfo.getrepr(style="value", chain=False)
+    # A note is what the worker said.
+    with_notes = excinfo.exconly().removeprefix(f"{excinfo.type.__module__}.")
+    lines = [f"E   {line}" for line in with_notes.splitlines()]
+    last_entry = longrepr.reprtraceback.reprentries[-1]
+    longrepr.reprtraceback.reprentries = [replace(last_entry, lines=lines)]
+    return longrepr

@@ -1,12 +1,13 @@
-"""The keys under which hooks keep things on pytest's items and config.
+"""What hooks keep on pytest's items, config and reports.
 
 Imported at start-up: nothing heavy stands here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,21 +18,23 @@ if TYPE_CHECKING:
     from pytest_llmperf.errors import LlmperfError
     from pytest_llmperf.plugin.bodies.marks import Body
     from pytest_llmperf.plugin.bodies.merge import Outcome
-    from pytest_llmperf.plugin.items import PytestSession
     from pytest_llmperf.session.declare import Declaration
 
 
 @dataclass
 class Declared:
-    """What is known of a test before it runs: its declaration and load plans, or why it cannot run."""
+    """What is known of a test before it runs.
+
+    That is its declaration and load plans, or the `error` for which it cannot run.
+    """
 
     declaration: Declaration
     plans: tuple[LoadPlan, ...] = ()
     error: LlmperfError | None = None
 
 
-SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
-"""On the config: the llmperf session, once the first llmperf test is collected."""
+SESSION: pytest.StashKey[Any] = pytest.StashKey()
+"""On the config: the `items.PytestSession`, once the first llmperf test is collected."""
 
 LOST: pytest.StashKey[list[str]] = pytest.StashKey()
 """On the config: what could be stored nowhere, in words."""
@@ -54,3 +57,13 @@ BODY: pytest.StashKey[Body | None] = pytest.StashKey()
 
 RAN: pytest.StashKey[Outcome] = pytest.StashKey()
 """On such an item: what came of it."""
+
+
+def stated_reason(carried: Mapping[str, Any]) -> str:
+    """Return why a test ended as it did, in words; empty where nothing went wrong.
+
+    `carried` is what its report carries: `kind` is the name of the error's class, `reason` what the
+    error says.
+    """
+    kind, reason = carried["kind"], carried["reason"]
+    return f"{kind}: {reason}" if kind else str(reason)

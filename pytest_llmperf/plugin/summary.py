@@ -1,4 +1,7 @@
-"""From pytest's reports to the terminal summary; what is printed is decided in `report.terminal`."""
+"""From pytest's reports to the terminal summary.
+
+What is printed is decided in `report.terminal`.
+"""
 
 from __future__ import annotations
 
@@ -9,66 +12,77 @@ import msgspec
 import pytest
 
 from pytest_llmperf.core.record import NOT_RUNS, Record
+from pytest_llmperf.plugin.stash import stated_reason
 from pytest_llmperf.report.terminal import write_summary
+
+Carried = Sequence[tuple[str, dict[str, Any]]]
+"""Ids of tests, and what their reports carry."""
 
 
 def write(
-    tr: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]
+    terminal: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]
 ) -> None:
-    """Collect records, skips, errors and notes that reports carried, from this process or from xdist workers."""
-    carried: list[tuple[str, dict[str, Any]]] = [(r.nodeid, r.llmperf) for r in reports]
-    records = {
-        row["id"]: msgspec.convert(row, Record) for _, each in carried for row in each["records"]
-    }
-    notes = dict.fromkeys(note for _, each in carried for note in each["notes"])
-    notes |= dict.fromkeys(note for record in records.values() for note in _of_pruning(record))
-    stored = next((each["store"] for _, each in carried if each.get("store") and records), None)
-    if stored:
-        notes[f"stored in {stored}; 'llmperf history' shows earlier runs"] = None
+    """Print what reports carried, from this process or from xdist workers."""
+    carried: Carried = [(report.nodeid, report.llmperf) for report in reports]
+    records = _records(carried)
     write_summary(
-        tr,
-        # As plain, so under xdist.
-        sorted(_shown(list(records.values())), key=lambda record: (record.test, record.created)),
-        _named(carried, {"SKIPPED"}),
-        _named(carried, {"INVALID"}),
-        list(notes),
+        terminal,
+        # Sorted, so that it is the same under xdist.
+        sorted(_printed(records), key=lambda record: (record.test, record.created)),
+        _reasons(carried, "SKIPPED"),
+        _reasons(carried, "INVALID"),
+        _notes(carried, records),
         config.get_verbosity(),
-        errors=_named(carried, {"ERROR"}),
-        expected={word: _named(carried, {word}) for word in ("XFAIL", "XPASS")},
+        errors=_reasons(carried, "ERROR"),
+        expected={outcome: _reasons(carried, outcome) for outcome in ("XFAIL", "XPASS")},
     )
 
 
-def _named(
-    carried: Sequence[tuple[str, dict[str, Any]]], outcomes: set[str]
-) -> list[tuple[str, str]]:
+def _records(carried: Carried) -> list[Record]:
+    """Return each record once, in its newest state."""
+    rows = {row["id"]: row for _, contents in carried for row in contents["records"]}
+    return [msgspec.convert(row, Record) for row in rows.values()]
+
+
+def _notes(carried: Carried, records: Sequence[Record]) -> list[str]:
+    """Return the notes, each once."""
+    notes = [note for _, contents in carried for note in contents["notes"]]
+    notes += [note for record in records for note in _notes_on_pruning(record)]
+    stores = [contents["store"] for _, contents in carried if contents.get("store")]
+    if records and stores:
+        notes.append(f"stored in {stores[0]}; 'llmperf history' shows earlier runs")
+    return list(dict.fromkeys(notes))
+
+
+def _reasons(carried: Carried, outcome: str) -> list[tuple[str, str]]:
+    """Return the tests that ended so, each with its reason."""
     return [
-        (nodeid, each["reason"])
-        for nodeid, each in carried
-        if each["outcome"] in outcomes and each["reason"]
+        (nodeid, stated_reason(contents))
+        for nodeid, contents in carried
+        if contents["outcome"] == outcome and contents["reason"]
     ]
 
 
-def _of_pruning(record: Record) -> tuple[str, ...]:
-    """What a pruned model says of its zeros: that they buy nothing, or what runs on sparse tensor cores."""
-    return (
-        ()
-        if record.effective is None or record.effective.pruned is None
-        else record.effective.notes
-    )
+def _notes_on_pruning(record: Record) -> tuple[str, ...]:
+    """Return what a pruned model says of its zeros.
+
+    They buy nothing, or run on sparse tensor cores.
+    """
+    effective = record.effective
+    return () if effective is None or effective.pruned is None else effective.notes
 
 
-def _shown(records: list[Record]) -> list[Record]:
-    """The runs, with the agreement of their strategy in their line.
+def _printed(records: Sequence[Record]) -> list[Record]:
+    """Return the runs, which have the agreement of their strategy in their line.
 
     An agreement has a line of its own where there is no run.
     """
-    ran = {
-        (record.test, record.strategy)
-        for record in records
-        if record.workload.get("type") not in NOT_RUNS
-    }
+    runs = [record for record in records if _is_run(record)]
+    ran = {(record.test, record.strategy) for record in runs}
     return [
-        r
-        for r in records
-        if r.workload.get("type") not in NOT_RUNS or (r.test, r.strategy) not in ran
+        record for record in records if _is_run(record) or (record.test, record.strategy) not in ran
     ]
+
+
+def _is_run(record: Record) -> bool:
+    return record.workload.get("type") not in NOT_RUNS

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from msgspec import structs
 
+from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.strategies.adapters import BASE, switched
 from pytest_llmperf.wire.commands import Command, R, UseAdapters
@@ -26,7 +27,10 @@ class UsingAdapters(OpenModel):
     adapters: tuple[str, ...] = ()
 
     def call(self, command: Command[R]) -> R:
-        """Switch, do the command, and switch back to the default, whatever became of it, while the device is held once."""
+        """Switch, do the command, and switch back to the default, while the device is held once.
+
+        It switches back whatever became of the command.
+        """
         with self.alone():
             self._send(UseAdapters(names=self.adapters))
             try:
@@ -39,29 +43,34 @@ class UsingAdapters(OpenModel):
 
 
 def using(model: OpenModel, names: tuple[str, ...]) -> UsingAdapters:
-    """`model` going through `names`.
+    """Return `model` going through `names`.
 
     Its strategy says so, in records too; what is in force is asked of the worker.
     """
-    kept = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
-    view = UsingAdapters(**kept, adapters=names)
-    used = OpenModel.call(view, UseAdapters(names=names))
+    parts = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
+    used_names = _names_in_use(UsingAdapters(**parts, adapters=names))
+    parts["plan"] = view_of(model.plan, names)
+    parts["promises"] = switched(model.promises, names)
+    parts["opened"] = _opened_with(model.opened, used_names)
+    return UsingAdapters(**parts, adapters=names)
+
+
+def _names_in_use(view: UsingAdapters) -> tuple[str, ...]:
+    """Switch once and back, and return the adapters that the worker says it used."""
+    used = OpenModel.call(view, UseAdapters(names=view.adapters))
     OpenModel.call(view, UseAdapters(names=()))
-    kept["plan"] = view_of(model.plan, names)
-    kept["promises"] = switched(model.promises, names)
-    kept["opened"] = structs.replace(
-        model.opened,
-        effective=structs.replace(
-            model.opened.effective, adapters=tuple(n for n in used.names if n != BASE)
-        ),
-    )
-    return UsingAdapters(**kept, adapters=names)
+    return tuple(name for name in used.names if name != BASE)
+
+
+def _opened_with(opened: ModelFacts, adapters: tuple[str, ...]) -> ModelFacts:
+    effective = structs.replace(opened.effective, adapters=adapters)
+    return structs.replace(opened, effective=effective)
 
 
 def view_of(plan: LoadPlan, names: tuple[str, ...]) -> LoadPlan:
-    """`plan` with only the adapters of `names`, and a strategy text that names them.
+    """Return `plan` with only the adapters of `names`, and a strategy text that names them.
 
-    The plan itself without names.
+    Without names it is the plan itself.
     """
     if not names:
         return plan
@@ -76,18 +85,29 @@ def require_usable(plan: LoadPlan, names: tuple[str, ...]) -> None:
     """Raise UsageError unless `plan` loads these adapters and can switch them."""
     known = (*plan.adapter_names, BASE)
     if not plan.adapters or not names:
-        raise UsageError(
-            f"llm.using({', '.join(map(repr, names))}): names of adapters that {plan.strategy!r} loads are needed; it loads "
-            f"{', '.join(plan.adapter_names) or 'none'}. Add 'lora:PATH' to the strategy, once for each.",
-        )
+        _refuse_all(plan, names)
     for name in names:
         if name not in known:
             raise UsageError(
-                f"llm.using({name!r}): adapter {name!r} is not loaded.{did_you_mean(str(name), known)} "
-                f"There are: {', '.join(known)}.",
+                f"llm.using({name!r}): adapter {name!r} is not loaded."
+                f"{did_you_mean(str(name), known)} There are: {', '.join(known)}.",
             )
-    for field, why in (("merge_adapters", "':merged'"), ("compile", "'compile'")):
+    _require_switchable(plan, names[0])
+
+
+def _refuse_all(plan: LoadPlan, names: tuple[str, ...]) -> NoReturn:
+    call = f"llm.using({', '.join(map(repr, names))})"
+    raise UsageError(
+        f"{call}: names of adapters that {plan.strategy!r} loads are needed; it loads "
+        f"{', '.join(plan.adapter_names) or 'none'}. "
+        "Add 'lora:PATH' to the strategy, once for each.",
+    )
+
+
+def _require_switchable(plan: LoadPlan, name: str) -> None:
+    for field, part in (("merge_adapters", "':merged'"), ("compile", "'compile'")):
         if getattr(plan, field):
             raise UsageError(
-                f"llm.using({names[0]!r}): under {plan.strategy!r} it cannot be switched. Leave out {why}."
+                f"llm.using({name!r}): under {plan.strategy!r} it cannot be switched. "
+                f"Leave out {part}."
             )

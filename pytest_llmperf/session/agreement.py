@@ -1,4 +1,7 @@
-"""Agreement with a reference: its greedy continuations and logits are made once, cached by content hash, and compared with."""
+"""Agreement with a reference.
+
+Its greedy continuations and logits are made once, cached by content hash, and compared with.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ FORMAT = 1
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What both models are asked: prompts, continuation length, and how many prompts go in one batch."""
+    """What both models are asked: prompts, continuation length, and prompts in one batch."""
 
     prompts: PromptSet
     new_tokens: int = 32
@@ -44,7 +47,10 @@ def compare(
     question: Question,
     rule: Rule,
 ) -> Agreement:
-    """Score `candidate` against the reference's outputs, which are taken from the cache when they are there."""
+    """Score `candidate` against the reference's outputs.
+
+    They are taken from the cache when they are there.
+    """
     path = reference_file(candidate, reference, open_reference, question)
     rows = _scored(candidate, path, question.batch)
     floor = (
@@ -64,9 +70,13 @@ def compare(
 
 
 def metric_values(agreement: Agreement) -> tuple[MetricValue, ...]:
-    """The quantities of an agreement as a record keeps them."""
-    names = [(f"agreement.{name}", getattr(agreement, name)) for name in QUANTITIES]
-    return tuple(metric_value(name, TABLE[name], quantity) for name, quantity in names)
+    """Return the quantities of an agreement as a record keeps them."""
+    return tuple(_metric_value(agreement, name) for name in QUANTITIES)
+
+
+def _metric_value(agreement: Agreement, name: str) -> MetricValue:
+    full_name = f"agreement.{name}"
+    return metric_value(full_name, TABLE[full_name], getattr(agreement, name))
 
 
 def _context(candidate: OpenModel, reference: LoadPlan, question: Question) -> str:
@@ -80,7 +90,7 @@ def reference_file(
     open_reference: Callable[[], OpenModel],
     question: Question,
 ) -> Path:
-    """The cached reference, made now when it is missing.
+    """Return the cached reference, which is made now when it is missing.
 
     The candidate's content hash stands for the reference's when both name the same model, so that a
     cached reference needs no second model in memory. Raises UsageError where the cache cannot be
@@ -111,21 +121,22 @@ def _make_folder(folder: Path) -> None:
 
 
 def _standing_for(reference: LoadPlan, candidate: OpenModel) -> OpenModel | None:
-    """`candidate`, with the content hash that the reference's weights have.
+    """Return `candidate` with the content hash that the reference's weights have.
 
-    None where they are not known from it.
+    Return None where it is not known from the candidate.
     """
-    plain = msgspec.structs.replace(candidate.plan, adapters=())
-    if _made_from(candidate.plan) == _made_from(reference):
+    source = _weights_source(reference)
+    if _weights_source(candidate.plan) == source:
         return candidate
-    if candidate.opened.base_hash and _made_from(plain) == _made_from(reference):
+    plain = msgspec.structs.replace(candidate.plan, adapters=())
+    if candidate.opened.base_hash and _weights_source(plain) == source:
         opened = msgspec.structs.replace(candidate.opened, content_hash=candidate.opened.base_hash)
         return dataclasses.replace(candidate, opened=opened)
     return None
 
 
-def _made_from(plan: LoadPlan) -> tuple[object, ...]:
-    """What a plan's weights come from.
+def _weights_source(plan: LoadPlan) -> tuple[object, ...]:
+    """Return what a plan's weights come from.
 
     Models that a test holds itself differ in their options alone.
     """
@@ -139,7 +150,7 @@ def _noise_floor(
     open_reference: Callable[[], OpenModel],
     question: Question,
 ) -> tuple[PromptComparison, ...]:
-    """The reference alone in a batch of one, against itself at the candidate's batch size."""
+    """Compare the reference alone in a batch of one with itself at the candidate's batch size."""
     single = msgspec.structs.replace(question, batch=1)
     path = reference_file(candidate, reference, open_reference, single)
     return _scored(open_reference(), path, question.batch)

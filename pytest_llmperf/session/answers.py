@@ -29,14 +29,14 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
         return task_accuracy.accuracy(self.correct, subject=self.subject, context=self.context)
 
     def recovery(self, reference: Answers) -> Estimate:
-        """Its accuracy over that of `reference` on the same items.
+        """Return its accuracy over that of `reference` on the same items.
 
         Raises UsageError for other items.
         """
         if self.tasks.content_hash != reference.tasks.content_hash:
             raise UsageError(
-                f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or are put in another way; "
-                "both sides must answer the same task set.",
+                f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or "
+                "are put in another way; both sides must answer the same task set.",
             )
         return task_accuracy.recovery(
             self.correct,
@@ -47,8 +47,7 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def wrong(self, n: int = 5) -> tuple[tuple[str, str, str], ...]:
-        """The first `n` items answered wrongly: prompt, answer given, answer expected."""
+        """Return the first `n` items answered wrongly: prompt, answer given, answer expected."""
         rows = zip(self.tasks.items, self.given, self.correct, strict=True)
-        return tuple((item.prompt, given, item.answer) for item, given, right in rows if not right)[
-            :n
-        ]
+        wrong = [(item.prompt, answer, item.answer) for item, answer, right in rows if not right]
+        return tuple(wrong[:n])

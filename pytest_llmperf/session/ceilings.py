@@ -1,4 +1,7 @@
-"""The device's measured copy bandwidth and matmul rate, measured once per device and kept in the cache folder."""
+"""The device's measured copy bandwidth and matmul rate.
+
+They are measured once per device and kept in the cache folder.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,15 @@ from pytest_llmperf.workers.pool import OpenModel
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_AGE_DAYS = 30
+VOLATILE = frozenset({"sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w"})
+"""Facts of a device that change from one moment to the next."""
 
 
-def of(model: OpenModel) -> Ceilings | None:
-    """Ceilings of the model's device: from the cache when they are younger than 30 days, else measured now."""
+def ceilings_of(model: OpenModel) -> Ceilings | None:
+    """Return the ceilings of the model's device.
+
+    They come from the cache when they are younger than 30 days, else they are measured now.
+    """
     path = _path(model)
     cached = _read(path)
     if cached is not None:
@@ -41,25 +49,22 @@ def _path(model: OpenModel) -> Path:
         "engine": model.plan.engine,
         "torch": model.opened.versions.get("torch", ""),
     }
-    stable = {k: v for k, v in facts.items() if k not in VOLATILE}
+    stable = {name: fact for name, fact in facts.items() if name not in VOLATILE}
     key = hashlib.sha256(msgspec.json.encode(stable, order="sorted")).hexdigest()[:16]
     return cache_dir() / "ceilings" / f"{model.plan.device}-{key}.json"
 
 
-VOLATILE = frozenset({"sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w"})
-
-
 def _read(path: Path) -> Ceilings | None:
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Ceilings)
-        age = datetime.now(UTC) - datetime.fromisoformat(found.measured_at)
+        cached = msgspec.json.decode(path.read_bytes(), type=Ceilings)
+        age = datetime.now(UTC) - datetime.fromisoformat(cached.measured_at)
     except (OSError, msgspec.DecodeError, ValueError):
         return None
-    return found if 0 <= age.days < MAX_AGE_DAYS else None
+    return cached if 0 <= age.days < MAX_AGE_DAYS else None
 
 
 def _write(path: Path, value: Ceilings) -> None:
-    """What cannot be kept is measured again by the next session.
+    """Write what the next sessions read; where that fails, the next one measures again.
 
     `llmperf doctor` names a folder that cannot be written.
     """

@@ -73,7 +73,8 @@ def declaration(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> D
     for args, kwargs in marks:
         if args:
             raise UsageError(
-                f"@pytest.mark.llmperf({args[0]!r}): arguments are given by name, for example model={args[0]!r}."
+                f"@pytest.mark.llmperf({args[0]!r}): arguments are given by name, "
+                f"for example model={args[0]!r}."
             )
         for name, value in kwargs.items():
             merged.setdefault(name, _checked(name, value))
@@ -88,21 +89,18 @@ def load_plan(
     place: Place,
     engine: str | None = None,
 ) -> LoadPlan:
-    """The load plan of a declaration under a strategy, on one of the GPUs of `place` where it can.
+    """Return the load plan of a declaration under a strategy, on one of the GPUs of `place` where it can.
 
-    Raises UsageError, nothing is loaded.
+    Raises UsageError. Nothing is loaded.
     """
-    if declared.model is None:
-        raise UsageError(
-            "no model is named. Give one on the test, its module or class: @pytest.mark.llmperf(model='smollm2-135m') "
-            "(a Hugging Face id, a local folder, a GGUF file, an alias, or 'pkg.mod:build').",
-        )
+    name = _model_name(declared)
     row = engines.engine(engine or declared.engine)
     parsed = parse(strategy)
-    base = LoadPlan(
-        model=model_ref(
-            declared.model, trust_remote_code=declared.trust_remote_code, revision=declared.revision
-        ),
+    model = model_ref(
+        name, trust_remote_code=declared.trust_remote_code, revision=declared.revision
+    )
+    bare = LoadPlan(
+        model=model,
         engine=row.name,
         device=resolve_device(
             declared.device or settings.device, row.load_capabilities(), lambda: place.gpus
@@ -110,45 +108,79 @@ def load_plan(
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
-    plan = checkpoint_located(located(parsed.apply(base), settings.root), settings.root)
-    if plan.assist not in (None, LOOKUP):
-        model_ref(str(plan.assist))  # raises for a name that means nothing
-    check_engine_can(plan, row.load_capabilities(), row.name)
-    # Another interpreter, or host, has its own packages.
-    our_packages = place.has_our_packages and row.name not in settings.pythons
-    lacking = row.load_capabilities().missing_library(plan) if our_packages else None
-    if lacking is not None:
-        raise UsageError(lacking)
+    plan = checkpoint_located(located(parsed.apply(bare), settings.root), settings.root)
+    _require_loadable(plan, row, settings, place)
     return plan
 
 
+def _require_loadable(
+    plan: LoadPlan, row: engines.EngineRow, settings: Settings, place: Place
+) -> None:
+    """Raise UsageError for a plan that the engine cannot load here."""
+    if plan.assist not in (None, LOOKUP):
+        model_ref(str(plan.assist))  # raises for a name that means nothing
+    capabilities = row.load_capabilities()
+    check_engine_can(plan, capabilities, row.name)
+    # Another interpreter, or host, has its own packages.
+    uses_our_packages = place.has_our_packages and row.name not in settings.pythons
+    lacking = capabilities.missing_library(plan) if uses_our_packages else None
+    if lacking is not None:
+        raise UsageError(lacking)
+
+
+def _model_name(declared: Declaration) -> str:
+    if declared.model is None:
+        raise UsageError(
+            "no model is named. Give one on the test, its module or class: "
+            "@pytest.mark.llmperf(model='smollm2-135m') "
+            "(a Hugging Face id, a local folder, a GGUF file, an alias, or 'pkg.mod:build').",
+        )
+    return declared.model
+
+
 def _checked(name: str, value: Any) -> Any:
-    known = [f.name for f in fields(Declaration)]
-    if name not in known:
-        raise UsageError(
-            f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{did_you_mean(name, known)} "
-            f"Arguments: {', '.join(known)}.",
-        )
-    wanted = _TYPES[name]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise UsageError(
-            f"@pytest.mark.llmperf({name}={value!r}): {_type_text(wanted)} is needed, not {type(value).__name__}."
-        )
-    if (
-        name == "strategies"
-        and isinstance(value, list | tuple)
-        and not (value and all(isinstance(each, str) for each in value))
-    ):
-        raise UsageError(
-            f"@pytest.mark.llmperf(strategies={value!r}): at least one strategy is needed, each a text such as 'bf16'. "
-            "For marks and ids of single ones: @pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True).",
-        )
-    if name in {"budget", "precision"} and isinstance(value, int | float) and value <= 0:
+    """Return the value of a marker's argument. Raises UsageError for one that cannot be used."""
+    _require_known(name)
+    _require_type(name, value)
+    if name == "strategies":
+        _require_strategies(value)
+    if name in {"budget", "precision"} and value <= 0:
         raise UsageError(f"@pytest.mark.llmperf({name}={value!r}): a number above 0 is needed.")
-    if name == "gate" and isinstance(value, Mapping):
+    if name == "gate":
         return checked_limits(value, "@pytest.mark.llmperf(gate=…)")
     return value
 
 
-def _type_text(wanted: type | tuple[type, ...]) -> str:
-    return " or ".join(t.__name__ for t in wanted) if isinstance(wanted, tuple) else wanted.__name__
+def _require_known(name: str) -> None:
+    known = [argument.name for argument in fields(Declaration)]
+    if name not in known:
+        raise UsageError(
+            f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
+            f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
+        )
+
+
+def _require_type(name: str, value: object) -> None:
+    needed = _TYPES[name]
+    is_stray_bool = isinstance(value, bool) and needed is not bool
+    if is_stray_bool or not isinstance(value, needed):
+        raise UsageError(
+            f"@pytest.mark.llmperf({name}={value!r}): "
+            f"{_type_text(needed)} is needed, not {type(value).__name__}."
+        )
+
+
+def _require_strategies(strategies: Sequence[object]) -> None:
+    if strategies and all(isinstance(strategy, str) for strategy in strategies):
+        return
+    raise UsageError(
+        f"@pytest.mark.llmperf(strategies={strategies!r}): at least one strategy is needed, each a "
+        "text such as 'bf16'. For marks and ids of single ones: "
+        "@pytest.mark.parametrize('llm', [pytest.param('bf16', …)], indirect=True).",
+    )
+
+
+def _type_text(needed: type | tuple[type, ...]) -> str:
+    if isinstance(needed, tuple):
+        return " or ".join(kind.__name__ for kind in needed)
+    return needed.__name__

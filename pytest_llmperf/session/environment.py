@@ -1,4 +1,4 @@
-"""Where a run was made: one set of facts, the table of those that must match, and what differs between two."""
+"""Where a run was made: the facts of its device, host, project and packages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pytest_llmperf.devices.inventory import SIMULATED
 def collect_environment(
     device_facts: Mapping[str, Any], versions: Mapping[str, str], root: Path
 ) -> Environment:
-    """Facts of the worker's device (they win), this host, the tested project at `root`, and the packages that matter.
+    """Return the facts of this host, the worker's device, the packages, and the project at `root`.
 
-    The host is asked once a process, the project once a folder.
+    The device's facts win over the host's. The host is asked once a process, the project once a
+    folder.
     """
     worker = {name: _fact(value) for name, value in device_facts.items()}
     packages: dict[str, Fact] = {f"version_{name}": version for name, version in versions.items()}
@@ -39,7 +40,7 @@ def _project(root: Path) -> dict[str, Fact]:
 
 
 def _fact(value: Any) -> Fact:
-    """A fact is one plain value; lists and tables from a worker become their JSON."""
+    """Return one plain value; lists and tables from a worker become their JSON."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return json.dumps(value, sort_keys=True, default=str)

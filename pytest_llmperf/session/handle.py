@@ -1,4 +1,7 @@
-"""`llmperf`, as a test sees it: a project's own callable, or its own loaded model, under the same measuring and recording."""
+"""`llmperf`, as a test sees it.
+
+It measures and records a project's own callable, or its own loaded model, like any other.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +15,12 @@ from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.declare import Declaration
 from pytest_llmperf.session.model import Model
-from pytest_llmperf.wire.commands import Command, R
-from pytest_llmperf.wire.messages import Heartbeat
 from pytest_llmperf.worker.host import Host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workloads import Decode
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
-
-
-class HostChannel:
-    """A host in this process, spoken to as if it were a worker.
-
-    It has no deadline: the test's own process would have to die.
-    """
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.alive = True
-
-    def call(
-        self,
-        command: Command[R],
-        *,
-        deadline_s: float,  # noqa: ARG002
-        on_beat: Callable[[Heartbeat], None] | None = None,  # noqa: ARG002
-    ) -> R:
-        """Do the command here and now; what it raises goes through."""
-        return self._host.handle(command)
-
-    def close(self) -> None:
-        """The model stays the test's own."""
-        self.alive = False
 
 
 class Handle:
@@ -67,11 +44,13 @@ class Handle:
         """
         if not callable(function):
             raise UsageError(
-                f"llmperf.measure({function!r}): something that can be called without arguments is needed."
+                f"llmperf.measure({function!r}): "
+                "something that can be called without arguments is needed."
             )
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise UsageError(
-                f"llmperf.measure(tokens={tokens!r}): the number of output tokens of one call is needed, at least 1.",
+                f"llmperf.measure(tokens={tokens!r}): "
+                "the number of output tokens of one call is needed, at least 1.",
             )
         # Only for tests that use it.
         from pytest_llmperf.engines.inprocess import CallableEngine  # noqa: PLC0415
@@ -81,7 +60,7 @@ class Handle:
         return model.run(Decode(batch=1, prompt_tokens=1, new_tokens=max(2, tokens)))
 
     def wrap(self, model: Any, tokenizer: Any = None, *, name: str = "") -> Model:
-        """A transformers model that the test has loaded, as an `llm`.
+        """Return a transformers model that the test has loaded, as an `llm`.
 
         After the test it is put back as it was.
         """
@@ -100,5 +79,5 @@ class Handle:
             strategy="as-is",
             options=(("adopted", self._adopted),),
         )
-        self._session.pool.adopt(plan, HostChannel(Host(find_engine=lambda _plan: engine)))
+        self._session.pool.adopt(plan, InProcess(Host(find_engine=lambda _plan: engine)))
         return Model(self._session, plan)

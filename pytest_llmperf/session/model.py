@@ -1,4 +1,7 @@
-"""`llm`, as a test sees it: a model under a strategy that can be run, compared and checked against another."""
+"""`llm`, as a test sees it.
+
+It is a model under a strategy that can be run, compared and checked against another.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,28 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
-from pytest_llmperf.core.agreement.rules import default_rule, parse_rule
+from pytest_llmperf.core.agreement.rules import Rule, default_rule, parse_rule
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement
 from pytest_llmperf.session.adapter_view import require_usable, using, view_of
+from pytest_llmperf.session.agreement import Question
 from pytest_llmperf.session.answers import Answers
-from pytest_llmperf.session.run import run_once
-from pytest_llmperf.session.serving import require_serves, search
+from pytest_llmperf.session.arguments import (
+    next_prompt,
+    require_counts,
+    require_prompt_set,
+    require_task_set,
+    require_workload,
+)
+from pytest_llmperf.session.rate_search import search
+from pytest_llmperf.session.serving import require_serves
 from pytest_llmperf.wire.commands import AnswerTasks, ReadTopTokens
 from pytest_llmperf.workers.pool import OpenModel
-from pytest_llmperf.workloads import Batch, Decode, Prefill, PromptSet, Serve, TaskSet, Workload
+from pytest_llmperf.workloads import PromptSet, Serve, TaskSet, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
@@ -45,7 +55,8 @@ class Model:
 
     def __repr__(self) -> str:
         rows = f" using {', '.join(self._adapters)}" if self._adapters else ""
-        return f"<llm {self.plan.model.name} {self.plan.strategy}{rows} on {self.plan.device}, {self.plan.engine}>"
+        plan = self.plan
+        return f"<llm {plan.model.name} {plan.strategy}{rows} on {plan.device}, {plan.engine}>"
 
     @property
     def strategy(self) -> str:
@@ -64,29 +75,28 @@ class Model:
 
     @property
     def seen(self) -> LoadPlan:
-        """The plan with those of its adapters that are used, and a strategy text that says so: what outputs come from."""
+        """The plan that outputs come from.
+
+        It has only those of its adapters that are used, and a strategy text that says so.
+        """
         return view_of(self.plan, self._adapters)
 
     def load(self) -> OpenModel:
         """Load the model now and check that its strategy is in effect.
 
-        Raises the errors of `session.pool.Pool.open`.
+        Raises the errors of `workers.pool.Pool.open`.
         """
-        opened = self._session.pool.open(self.plan)
-        if opened.opened.effective.quantized is not None:
-            self._session.note(
-                f"{self.plan.model.name} {self.strategy}: {opened.opened.effective.quantized}"
-            )
-        if not self._adapters:
-            return opened
-        if self._switched is None or self._switched[0] is not opened:
-            self._switched = opened, using(opened, self._adapters)
-        return self._switched[1]
+        model = self._session.pool.open(self.plan)
+        quantized = model.opened.effective.quantized
+        if quantized is not None:
+            self._session.note(f"{self.plan.model.name} {self.strategy}: {quantized}")
+        return self._switched_to_adapters(model) if self._adapters else model
 
     def using(self, *names: str) -> Model:
-        """The same loaded model going through other adapters of its strategy: one for all, or several for a batch's rows in turn.
+        """Return the same loaded model going through other adapters of its strategy.
 
-        "base" is the model without an adapter. Switching is outside the timed path; records say which were used.
+        One name is for all requests; several are for a batch's rows in turn. "base" is the model
+        without an adapter. Switching is outside the timed path; records say which were used.
 
         Raises:
             UsageError: the strategy does not load them, or merges or compiles them.
@@ -96,29 +106,22 @@ class Model:
         return Model(self._session, self.plan, names)
 
     def accuracy(self, tasks: TaskSet, *, batch: int = 16) -> Answers:
-        """Answer a task set, `batch` items at a time: `.accuracy` with its interval, `.correct` item by item.
+        """Answer a task set, `batch` items at a time.
+
+        Returns:
+            `.accuracy` with its interval, and `.correct` item by item.
 
         Raises:
-            UsageError: no task set, or a model without a tokenizer. NotInEffect, WorkerError: see `load`.
+            UsageError: no task set, or a model without a tokenizer. NotInEffect, WorkerError: see
+                `load`.
 
         """
-        if not isinstance(tasks, TaskSet):
-            raise UsageError(
-                f"accuracy({tasks!r}): a task set is needed, for example TaskSet.from_jsonl(path)."
-            )
-        _check_counts("accuracy", batch=batch)
-        self._session.progress(
-            "answering", f"{self.strategy}: {len(tasks.items)} items of {tasks.name}", None
-        )
+        require_task_set(tasks)
+        require_counts("accuracy", batch=batch)
+        work = f"{self.strategy}: {len(tasks.items)} items of {tasks.name}"
+        self._session.progress("answering", work, None)
         model = self.load()
-        answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
-        answers = Answers(
-            tasks=tasks,
-            given=tuple(a.text for a in answered.answers),
-            correct=tuple(a.correct for a in answered.answers),
-            subject=model.plan.strategy,
-            context=f"{tasks.name} on {model.opened.device_name}",
-        )
+        answers = _answers(model, tasks, batch)
         self._session.recorder.answered(model, answers)
         return answers
 
@@ -134,35 +137,30 @@ class Model:
             InvalidRun: too few repetitions were valid. NotInEffect, WorkerError: see `load`.
             Regression: the session gates, and this run is worse than its history allows.
         """
-        _check_workload(workload)
-        if isinstance(workload, Serve):
-            require_serves(self.plan.engine)
-            return self._session.serve([self], workload)[0]
-        if self._session.settings.disable:
-            run_once(self.load, workload)
-            return RunResult.unmeasured(
-                "measuring is disabled (--llmperf-disable)", UnjudgedQuantity
-            )
+        self._require_runs(workload)
         (result,) = self._session.measure([self], workload)
         return result
 
     def highest_rate(
         self, workload: Serve, *, start: float = 1.0, attainment: float = 0.99, within: float = 0.1
     ) -> RateSearch:
-        """The highest rate (requests a second) at which a server keeps the workload's SLO, by loads at other rates.
+        """Search the highest rate (requests a second) at which a server keeps the workload's SLO.
+
+        It is found by loads at other rates.
 
         Args:
             workload: an open loop with an SLO; its rate is not used.
             start: the rate to try first.
             attainment: the share of all requests that must meet every SLO.
-            within: how close the highest rate that is kept and the lowest that is not come, as a share.
+            within: how close the highest rate that is kept and the lowest that is not come, as a
+                share.
 
         """
-        _check_workload(workload)
+        self._require_runs(workload)
         require_serves(self.plan.engine)
-        found = search(self.run, workload, start=start, attainment=attainment, within=within)
-        self._session.note(f"{self.plan.model.name} on {self.plan.engine}: {found}")
-        return found
+        outcome = search(self.run, workload, start=start, attainment=attainment, within=within)
+        self._session.note(f"{self.plan.model.name} on {self.plan.engine}: {outcome}")
+        return outcome
 
     def compare(self, other: Model, workload: Workload | Serve) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
@@ -170,25 +168,18 @@ class Model:
         Both stay loaded while they fit together; else they are loaded in turn, which is slow and is
         said in the summary.
         """
-        _check_workload(workload)
+        require_workload(workload)
         if not isinstance(other, Model):
             raise UsageError(
-                f"compare({other!r}, …): another model is needed, for example the `baseline` fixture."
+                f"compare({other!r}, …): another model is needed, "
+                "for example the `baseline` fixture."
             )
-        if isinstance(workload, Serve):
-            require_serves(self.plan.engine)
-            require_serves(other.plan.engine)
-            ours, theirs = self._session.serve([self, other], workload)
-            return ours, theirs
-        if self._session.settings.disable:
-            return self.run(workload), other.run(workload)
-        if not self._session.pool.fits_together(*dict.fromkeys((self.plan, other.plan))):
-            self._session.note(
-                f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on {self.device} together: "
-                "they were loaded in turn",
-            )
-        ours, theirs = self._session.measure([self, other], workload)
-        return ours, theirs
+        for model in (self, other):
+            model._require_runs(workload)  # noqa: SLF001 - of this class
+        if not isinstance(workload, Serve):
+            self._note_loaded_in_turn(other)
+        own_result, other_result = self._session.measure([self, other], workload)
+        return own_result, other_result
 
     def agreement(
         self,
@@ -199,33 +190,40 @@ class Model:
         batch: int = 8,
         rule: str | None = None,
     ) -> Agreement:
-        """How well this model's outputs agree with those of `reference`, teacher-forced and free-running.
+        """Measure how well this model's outputs agree with those of `reference`.
+
+        They are compared teacher-forced and free-running.
 
         Args:
             reference: usually `baseline`; its outputs are cached on disk by content hash.
             prompts: real text (default: the bundled 'short-chat').
             new_tokens: greedy tokens continued from each prompt.
             batch: prompts in one forward, the same on both sides.
-            rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)'; by default that of
-                the strategy's kind (docs/measurement.md).
+            rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)';
+                by default that of the strategy's kind (docs/measurement.md).
 
         """
-        _check_question(reference, prompts, new_tokens=new_tokens, batch=batch)
-        _check_one_adapter(self, reference)
-        chosen = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
-        question = agreement.Question(
+        _require_model(reference)
+        require_prompt_set(prompts)
+        require_counts("agreement", new_tokens=new_tokens, batch=batch)
+        _require_one_adapter(self, reference)
+        rule_applied = parse_rule(rule) if rule else default_rule(self.seen, reference.seen)
+        question = Question(
             prompts=prompts or self._default_prompts(), new_tokens=new_tokens, batch=batch
         )
-        self._session.progress(
-            "comparing outputs", f"{self.strategy} with {reference.strategy}", None
-        )
+        return self._compared_with(reference, question, rule_applied)
+
+    def _compared_with(self, reference: Model, question: Question, rule: Rule) -> Agreement:
+        """Compare outputs with those of the reference, and record how well they agree."""
+        sides = f"{self.strategy} with {reference.strategy}"
+        self._session.progress("comparing outputs", sides, None)
         candidate = self.load()
-        result = agreement.compare(candidate, reference.seen, reference.load, question, chosen)
+        result = agreement.compare(candidate, reference.seen, reference.load, question, rule)
         self._session.recorder.agree(candidate, question, result)
         return result
 
     def top_tokens(self, prompt: str | Sequence[int], k: int = 5) -> TopTokens:
-        """The k likeliest next tokens after a text, or after token ids. Nothing is recorded.
+        """Return the k likeliest next tokens after a text, or after token ids. Records nothing.
 
         A text is tokenised once, with the tokenizer's own special tokens: ask another model with
         `.prompt_ids`.
@@ -234,63 +232,66 @@ class Model:
             UsageError: the prompt is empty, or holds ids that the model lacks. InvalidRun: a logit
                 is NaN.
         """
-        return self.load().call(ReadTopTokens(prompt=_next_prompt(prompt, k), k=k)).top
+        require_counts("top_tokens", k=k)
+        answer = self.load().call(ReadTopTokens(prompt=next_prompt(prompt), k=k))
+        return answer.top
+
+    def _switched_to_adapters(self, model: OpenModel) -> OpenModel:
+        """Return the view of `model` that goes through this one's adapters, made once a load."""
+        if self._switched is None or self._switched[0] is not model:
+            self._switched = model, using(model, self._adapters)
+        return self._switched[1]
+
+    def _require_runs(self, workload: object) -> None:
+        """Raise UsageError for no workload, or for traffic on an engine that is no server."""
+        require_workload(workload)
+        if isinstance(workload, Serve):
+            require_serves(self.plan.engine)
+
+    def _note_loaded_in_turn(self, other: Model) -> None:
+        """Note that the two do not fit together, where they do not."""
+        if self._session.settings.disable:
+            return
+        plans = dict.fromkeys((self.plan, other.plan))
+        if not self._session.pool.fits_together(*plans):
+            self._session.note(
+                f"{self.strategy} and {other.strategy} of {self.plan.model.name} do not fit on "
+                f"{self.device} together: they were loaded in turn",
+            )
 
     def _default_prompts(self) -> PromptSet:
         if self.plan.model.kind == "arch":
             raise UsageError(
-                f"{self.plan.model.name} has random weights: its outputs mean nothing, so agreement says nothing about quality. "
-                "Use a real model, or pass prompts=PromptSet.synthetic() to compare the arithmetic alone.",
+                f"{self.plan.model.name} has random weights: its outputs mean nothing, so "
+                "agreement says nothing about quality. Use a real model, or pass "
+                "prompts=PromptSet.synthetic() to compare the arithmetic alone.",
             )
         return PromptSet.bundled(AGREEMENT_PROMPTS)
 
 
-def _check_question(reference: object, prompts: object, **counts: object) -> None:
+def _answers(model: OpenModel, tasks: TaskSet, batch: int) -> Answers:
+    answered = model.call(AnswerTasks(tasks=tasks, batch=batch))
+    return Answers(
+        tasks=tasks,
+        given=tuple(answer.text for answer in answered.answers),
+        correct=tuple(answer.correct for answer in answered.answers),
+        subject=model.plan.strategy,
+        context=f"{tasks.name} on {model.opened.device_name}",
+    )
+
+
+def _require_model(reference: object) -> None:
     if not isinstance(reference, Model):
         raise UsageError(
-            f"agreement({reference!r}): another model is needed, for example the `baseline` fixture."
+            f"agreement({reference!r}): another model is needed, "
+            "for example the `baseline` fixture."
         )
-    if not isinstance(prompts, PromptSet | None):
-        raise UsageError(
-            f"agreement(prompts={prompts!r}): a PromptSet is needed, for example PromptSet.bundled('short-chat')."
-        )
-    _check_counts("agreement", **counts)
 
 
-def _check_counts(method: str, **counts: object) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise UsageError(f"{method}({name}={count!r}): a whole number of at least 1 is needed.")
-
-
-def _check_one_adapter(*models: Model) -> None:
+def _require_one_adapter(*models: Model) -> None:
     for model in models:
         if len(set(model._adapters)) > 1:  # noqa: SLF001 - of this class
             raise UsageError(
-                f"agreement of {model!r}: rows under different adapters are different models. Compare one at a time.",
+                f"agreement of {model!r}: rows under different adapters are different models. "
+                "Compare one at a time.",
             )
-
-
-def _next_prompt(prompt: str | Sequence[int], k: int) -> str | tuple[int, ...]:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise UsageError(f"top_tokens(k={k!r}): a whole number of at least 1 is needed.")
-    if isinstance(prompt, str) and prompt:
-        return prompt
-    ids = (
-        tuple(prompt)
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
-        else ()
-    )
-    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise UsageError(
-            f"top_tokens({prompt!r}): a text or a sequence of token ids is needed, neither empty."
-        )
-    return ids
-
-
-def _check_workload(workload: object) -> None:
-    if not isinstance(workload, Decode | Prefill | Batch | Serve):
-        raise UsageError(
-            f"{workload!r} is not a workload. Pass Decode(batch=1, prompt_tokens=128, new_tokens=128), Prefill(…), Batch(…) "
-            "or Serve(…).",
-        )

@@ -1,11 +1,14 @@
-"""Turns what was measured into records and puts them away at once: into the store, and as JSON lines when asked."""
+"""Turns what was measured into records and puts them away at once.
+
+They go into the store, and into a file of JSON lines where one is named.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -16,25 +19,30 @@ import msgspec
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.environment import environment_key
-from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.metrics.serving import NO_SUCH
-from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Environment, Record
+from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Record
 from pytest_llmperf.core.verdicts.judge import Finding
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.session.agreement import Question, metric_values
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.environment import collect_environment
+from pytest_llmperf.session.measured import Measured
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.pool import OpenModel
-from pytest_llmperf.workloads import Workload, describe, describe_serve, recorded_serve
+from pytest_llmperf.workloads import Workload, describe
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.report.json_lines import JsonLines
-    from pytest_llmperf.session.run import Measured
-    from pytest_llmperf.session.serving import Loaded
+
+
+_UNMEASURED: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "marks": ()}
+"""What a record holds of what was not measured."""
+
+Attempt = Callable[[Callable[[], object]], None]
+"""Calls an action, and puts its StoreError off."""
 
 
 class Recorder:
@@ -67,7 +75,7 @@ class Recorder:
             self._lines = JsonLines(self._settings.json)
 
     def begin(self, test: str, label: str) -> None:
-        """A test starts: what was kept belongs to the one before."""
+        """Start a test: the records so far belong to the one before."""
         self.test, self.label = test, label
         self._began_s = time.monotonic()
         self.records = {}
@@ -83,14 +91,7 @@ class Recorder:
 
         Attempts after the first measured again what looked like a regression.
         """
-        records = [self._record_of_run(side, attempt) for side in measured]
-        for record in records:
-            self._write(record)
-        return records
-
-    def add_served(self, loaded: Sequence[Loaded], *, attempt: int = 1) -> list[Record]:
-        """Write one record for each side of a load on servers."""
-        records = [self._record_of_served(side, attempt) for side in loaded]
+        records = [self._record_of(side, attempt) for side in measured]
         for record in records:
             self._write(record)
         return records
@@ -128,68 +129,68 @@ class Recorder:
         self._write(record)
 
     def describe(self, model: OpenModel, workload: Workload) -> Record:
-        """The record that a run would have, without what is measured. Nothing is written."""
+        """Return the record that a run would have, without what is measured. Writes nothing."""
         return self._record(model, msgspec.to_builtins(workload), describe(workload))
 
     def annotate(self, record_id: str, **extra: Any) -> None:
-        """Add to what a record of the running test keeps beside its metrics, in the store and in the file as well."""
+        """Add to what a record of the running test keeps beside its metrics, wherever it went."""
         record = self.records[record_id]
-        done = self._replace(record, extra=record.extra | extra)
+        annotated = self._replace(record, extra=record.extra | extra)
         if self._store is not None:
-            self._store.update_outcome(done.id, done.outcome, done.claims, None, extra)
+            self._store.update_outcome(
+                annotated.id, annotated.outcome, annotated.claims, None, extra
+            )
         if self._lines is not None:
-            self._lines.append(done)
+            self._lines.append(annotated)
 
     def answered(self, model: OpenModel, answers: Answers) -> None:
         """Write a record of a task set's answers: how many were right."""
         tasks = answers.tasks
-        self._write(
-            self._record(
-                model,
-                {
-                    "type": TASKS,
-                    "name": tasks.name,
-                    "content": tasks.content_hash,
-                    "items": len(tasks.items),
-                },
-                f"{len(tasks.items)} items of {tasks.name}",
-                metrics=(metric_value("task.accuracy", TABLE["task.accuracy"], answers.accuracy),),
-                samples={"correct": tuple(map(float, answers.correct))},
-            ),
+        n_items = len(tasks.items)
+        workload = {
+            "type": TASKS,
+            "name": tasks.name,
+            "content": tasks.content_hash,
+            "items": n_items,
+        }
+        accuracy = metric_value("task.accuracy", TABLE["task.accuracy"], answers.accuracy)
+        record = self._record(
+            model,
+            workload,
+            f"{n_items} items of {tasks.name}",
+            metrics=(accuracy,),
+            samples={"correct": tuple(map(float, answers.correct))},
         )
+        self._write(record)
 
     def finish(self, outcome: str, findings: Sequence[Finding]) -> None:
-        """The test is over: its outcome and claims go to every record it made."""
+        """End the test: its outcome and claims go to every record it made."""
         claims = tuple(_claim(finding) for finding in findings)
-        agreements = {
-            r.strategy: r.agreement
-            for r in self.records.values()
-            if r.workload.get("type") == AGREEMENT
-        }
+        agreements = self._agreements()
         with _all_tried() as attempt:
             for record in list(self.records.values()):
-                agreement = record.agreement or agreements.get(record.strategy)
-                done = self._replace(record, outcome=outcome, claims=claims, agreement=agreement)
-                if self._store is not None:
-                    attempt(
-                        partial(
-                            self._store.update_outcome, done.id, outcome, claims, done.agreement
-                        )
-                    )
-                if self._lines is not None:
-                    attempt(partial(self._lines.append, done))
+                finished = self._replace(
+                    record,
+                    outcome=outcome,
+                    claims=claims,
+                    agreement=record.agreement or agreements.get(record.strategy),
+                )
+                self._write_outcome(finished, attempt)
 
     @property
     def place(self) -> str:
-        """Where records go, without passwords; empty for nowhere."""
+        """Where records go, without passwords; empty where they are not stored."""
         return self._store.shown if self._store is not None else ""
 
     def take_notices(self) -> list[str]:
-        """What the store has to say since last asked: a damaged file put aside, records in the spool."""
+        """Return what the store has to say since the last call.
+
+        For example that a damaged file was put aside, or that records are in the spool.
+        """
         if self._store is None:
             return []
-        taken, self._store.notices = self._store.notices, []
-        return taken
+        notices, self._store.notices = self._store.notices, []
+        return notices
 
     def close(self) -> None:
         """Close the store and the file.
@@ -216,114 +217,106 @@ class Recorder:
             if self._lines is not None:
                 attempt(partial(self._lines.append, record))
 
-    def _record_of_run(self, side: Measured, attempt: int) -> Record:
-        return self._record(
-            side.model,
-            msgspec.to_builtins(side.workload),
-            describe(side.workload),
-            effective=side.effective,
-            metrics=side.result.metric_values(),
-            samples=side.result.samples(),
-            warm_up={"durations_s": side.warm_up.durations_s, "stable": side.warm_up.stable},
-            marks=side.marks,
-            paired_with=side.pair,
-            extra={
-                "repetitions": len(side.taken),
-                "valid": len(side.valid),
-                **_ranks(side),
-                **record_extras.ceilings(side.ceilings, side.taken[-1].step),
-                **record_extras.itl_by_position([side.taken[at].trace for at in side.valid]),
-                **({"attempt": attempt} if attempt > 1 else {}),
-                **({"phase": "teardown"} if self.test_is_over else {}),
-            },
-        )
+    def _agreements(self) -> dict[str, Any]:
+        """Return the agreements of the running test, by strategy."""
+        return {
+            record.strategy: record.agreement
+            for record in self.records.values()
+            if record.workload.get("type") == AGREEMENT
+        }
 
-    def _record_of_served(self, side: Loaded, attempt: int) -> Record:
+    def _write_outcome(self, record: Record, attempt: Attempt) -> None:
+        if self._store is not None:
+            update = partial(
+                self._store.update_outcome,
+                record.id,
+                record.outcome,
+                record.claims,
+                record.agreement,
+            )
+            attempt(update)
+        if self._lines is not None:
+            attempt(partial(self._lines.append, record))
+
+    def _record_of(self, side: Measured, attempt: int) -> Record:
+        extra = dict(side.extra)
+        if attempt > 1:
+            extra["attempt"] = attempt
+        if self.test_is_over:
+            extra["phase"] = "teardown"
+        values = side.result.metric_values()
         return self._record(
             side.model,
-            recorded_serve(side.workload),
-            describe_serve(side.workload),
-            metrics=tuple(
-                value for value in side.result.metric_values() if value.reason != NO_SUCH
-            ),
+            side.workload,
+            side.workload_text,
+            effective=side.effective,
+            metrics=tuple(value for value in values if value.reason != NO_SUCH),
             samples=side.result.samples(),
+            warm_up=side.warm_up,
             marks=side.marks,
             paired_with=side.pair,
-            extra={
-                "repetitions": len(side.runs),
-                "valid": len(side.valid),
-                "serving": msgspec.to_builtins(side.result.serving),
-                "server_metrics": [side.runs[i].samples for i in side.valid],
-                "tokens_counted": side.runs[side.valid[0]].counted,
-                **({"attempt": attempt} if attempt > 1 else {}),
-                **({"phase": "teardown"} if self.test_is_over else {}),
-            },
+            extra=extra,
         )
 
     def _record(
-        self, model: OpenModel, workload: dict[str, Any], workload_text: str, **more: Any
+        self,
+        model: OpenModel,
+        workload: Mapping[str, Any],
+        workload_text: str,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        **measured: Any,
     ) -> Record:
+        """Return a record of the running test; what was not measured stays empty."""
         opened, plan = model.opened, model.plan
-        environment: Environment = collect_environment(
-            opened.device_facts, opened.versions, self._settings.root
-        )
-        fields: dict[str, Any] = {
-            "metrics": (),
-            "samples": {},
-            "warm_up": {},
-            "marks": (),
-            "effective": opened.effective,
-            **more,
-        }
-        fields["extra"] = {
-            **fields.get("extra", {}),
-            "test_s": round(time.monotonic() - self._began_s, 3),
-        }
+        environment = collect_environment(opened.device_facts, opened.versions, self._settings.root)
+        values = {**_UNMEASURED, "effective": opened.effective, **measured}
         return Record(
             id=uuid.uuid4().hex,
             session_id=self._session_id,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             test=self.test,
             label=self.label,
-            workload=workload,
+            workload=dict(workload),
             workload_text=workload_text,
-            workload_key=hashlib.sha256(msgspec.json.encode(workload, order="sorted")).hexdigest()[
-                :16
-            ],
+            workload_key=_workload_key(workload),
             strategy=plan.strategy,
             engine=plan.engine,
             model=plan.model.name,
             model_hash=opened.content_hash,
             environment_key=environment_key(environment),
             environment=environment,
-            **fields,
+            extra={**(extra or {}), "test_s": self._seconds_into_test()},
+            **values,
         )
+
+    def _seconds_into_test(self) -> float:
+        return round(time.monotonic() - self._began_s, 3)
+
+
+def _workload_key(workload: Mapping[str, Any]) -> str:
+    text = msgspec.json.encode(workload, order="sorted")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 @contextmanager
-def _all_tried() -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Gives a function that calls another and keeps its StoreError until the block ends, so that what can be kept is kept."""
-    failed: list[StoreError] = []
+def _all_tried() -> Iterator[Attempt]:
+    """Give a function that calls an action and puts off its StoreError until the block ends.
+
+    So whatever can be stored is stored.
+    """
+    failures: list[StoreError] = []
 
     def attempt(action: Callable[[], object]) -> None:
         try:
             action()
         except StoreError as error:
-            failed.append(error)
+            failures.append(error)
 
     yield attempt
-    if failed:
-        raise StoreError(" ".join(dict.fromkeys(map(str, failed)))) from failed[0]
-
-
-def _ranks(side: Measured) -> dict[str, Any]:
-    """Each rank's own memory, where there are several."""
-    ranks = side.result.memory.ranks
-    return (
-        {"memory_ranks": [msgspec.to_builtins(gauges) for gauges in ranks]}
-        if len(ranks) > 1
-        else {}
-    )
+    if failures:
+        messages = dict.fromkeys(map(str, failures))
+        raise StoreError(" ".join(messages)) from failures[0]
 
 
 def _claim(finding: Finding) -> ClaimRecord:

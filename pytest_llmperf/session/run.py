@@ -1,22 +1,26 @@
 """The main path: one workload on one model, or on two in turn.
 
-Warm up, sample, read what is around, reduce, record.
+Warm up, sample, read what is around, reduce. It never judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import msgspec
 
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import TimedRun
+from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Ceilings, Mark
 from pytest_llmperf.session import ceilings as device_ceilings
+from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import (
     MIN_WARM_UP,
     Goal,
@@ -33,27 +37,6 @@ from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
-
-Acquire = Callable[[], OpenModel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One side of a measurement: the reduced result, and everything it was made from.
-
-    `effective` is as warm-up left it.
-    """
-
-    model: OpenModel
-    effective: Effective
-    workload: Workload
-    result: RunResult
-    warm_up: WarmUp
-    taken: tuple[TimedRun, ...]
-    valid: tuple[int, ...]
-    marks: tuple[Mark, ...]
-    pair: str | None
-    ceilings: Ceilings | None = None
 
 
 def measure(
@@ -74,22 +57,20 @@ def measure(
         InvalidRun: too few valid repetitions.
         WorkerError: a worker died, hung or ran out of memory.
     """
-    repeaters = [Repeater(each, workload) for each in acquire]
-    sides = [Side(name=each.current().plan.strategy, repeat=each) for each in repeaters]
-    warmed = [
-        _warm(each, side, goal, progress) for each, side in zip(repeaters, sides, strict=True)
+    repeaters = [Repeater(load, workload) for load in acquire]
+    sides = [repeater.side() for repeater in repeaters]
+    models = [
+        _warmed_up(repeater, side, goal, progress)
+        for repeater, side in zip(repeaters, sides, strict=True)
     ]
     sample(sides, goal, progress)
     valid = tuple(valid_indices(sides))
-    measured = [
-        _reduced(each, side, warm, valid, pair, progress)
-        for each, side, warm in zip(repeaters, sides, warmed, strict=True)
-    ]
-    return [_scaled(each, measured) for each in measured]
+    measured = [model.reduced(valid, pair) for model in models]
+    return [_scaled(side, measured) for side in measured]
 
 
 def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
-    """One repetition, for sessions that measure nothing."""
+    """Run one repetition, for sessions that measure nothing."""
     return Repeater(acquire, workload)(0)
 
 
@@ -99,85 +80,120 @@ class Repeater:
 
     acquire: Acquire
     workload: Workload
-    _last: OpenModel | None = field(default=None, repr=False)
+    _last_model: OpenModel | None = field(default=None, repr=False)
 
     def __call__(self, repetition: int) -> TimedRun:
-        """One repetition.
+        """Run one repetition.
 
         Two unmeasured ones come first when the model was loaded anew since the last.
         """
         model = self.current()
-        if self._last is not None and model is not self._last:
+        if self._last_model is not None and model is not self._last_model:
             for _ in range(MIN_WARM_UP):
                 _once(model, self.workload, repetition)
-        self._last = model
+        self._last_model = model
         return _once(model, self.workload, repetition)
 
     def current(self) -> OpenModel:
-        """The loaded model, loading it when it is not."""
+        """Return the loaded model, and load it when it is not loaded."""
         return self.acquire()
+
+    def side(self, first_repetition: int = 0) -> Side:
+        """Load the model, and return a side of its own, named after the model's strategy."""
+        name = self.current().plan.strategy
+        return Side(name=name, repeat=self, next_repetition=first_repetition)
 
 
 def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
     return model.call(Run(workload=workload, repetition=repetition)).run
 
 
-def _warm(
-    repeater: Repeater, side: Side, goal: Goal, progress: Progress
-) -> tuple[WarmUp, Effective]:
-    """What warm-up saw, and what is in effect after it: compilation, the cache and the batching show in runs alone."""
-    warm = warm_up(side, goal, progress)
+def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -> WarmModel:
+    """Warm up, and check what is in effect then.
+
+    Compilation, the cache and the batching show in runs alone. Raises NotInEffect.
+    """
+    warmed = warm_up(side, goal, progress)
     model = repeater.current()
     effective = model.call(Describe()).description.effective
     require_in_effect(effective, model.promises, when="warm")
-    return warm, effective
+    return WarmModel(
+        repeater=repeater,
+        side=side,
+        progress=progress,
+        warmed=warmed,
+        effective=effective,
+    )
 
 
-def _reduced(
-    repeater: Repeater,
-    side: Side,
-    warmed: tuple[WarmUp, Effective],
-    valid: tuple[int, ...],
-    pair: str | None,
-    progress: Progress,
-) -> Measured:
-    progress("reading memory", side.name, None)
-    model, workload = repeater.current(), repeater.workload
-    around = read_around(model, workload, side)
-    origin = Origin(
-        subject=model.plan.strategy,
-        context=f"{describe(workload)} on {model.opened.device_name}",
-        pair=pair,
-    )
-    result = reduce([side.taken[i].trace for i in valid], workload, around, origin)
-    marks = tuple(mark for ran in side.taken for mark in ran.trace.marks)
-    return Measured(
-        model=model,
-        effective=warmed[1],
-        workload=workload,
-        result=result,
-        warm_up=warmed[0],
-        taken=tuple(side.taken),
-        valid=valid,
-        marks=marks,
-        pair=pair,
-        ceilings=around.ceilings,
-    )
+@dataclass(frozen=True, kw_only=True)
+class WarmModel:
+    """A model after its warm-up, which is sampled and then reduced.
+
+    `effective` is what was in effect after warm-up.
+    """
+
+    repeater: Repeater
+    side: Side
+    progress: Progress
+    warmed: WarmUp
+    effective: Effective
+
+    def reduced(self, valid: tuple[int, ...], pair: str | None) -> Measured:
+        """Read what is around, and reduce the valid repetitions."""
+        self.progress("reading memory", self.side.name, None)
+        model, workload = self.repeater.current(), self.repeater.workload
+        around = read_around(model, workload, self.side)
+        result = self._result(model, around, valid, pair)
+        return Measured(
+            model=model,
+            effective=self.effective,
+            workload=msgspec.to_builtins(workload),
+            workload_text=describe(workload),
+            result=result,
+            marks=self.side.marks,
+            pair=pair,
+            warm_up=asdict(self.warmed),
+            extra=self._extra(result, around, valid),
+        )
+
+    def _result(
+        self, model: OpenModel, around: Readings, valid: tuple[int, ...], pair: str | None
+    ) -> RunResult:
+        workload = self.repeater.workload
+        origin = Origin(
+            subject=model.plan.strategy,
+            context=f"{describe(workload)} on {model.opened.device_name}",
+            pair=pair,
+        )
+        traces = [self.side.runs[index].trace for index in valid]
+        return reduce(traces, workload, around, origin)
+
+    def _extra(self, result: RunResult, around: Readings, valid: tuple[int, ...]) -> dict[str, Any]:
+        runs = self.side.runs
+        return {
+            "repetitions": len(runs),
+            "valid": len(valid),
+            **_memory_of_ranks(result),
+            **record_extras.ceilings(around.ceilings, runs[-1].step),
+            **record_extras.itl_by_position([runs[index].trace for index in valid]),
+        }
 
 
 def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
-    """Memory in a pass of its own, energy over at least three seconds, and the device's ceilings (cached per device)."""
-    memory = model.call(ReadMemory(workload=workload, repetition=side.next_repetition))
+    """Read memory in a pass of its own, energy over at least three seconds, and the ceilings."""
+    repetition = side.next_repetition
+    memory = model.call(ReadMemory(workload=workload, repetition=repetition))
     energy = model.call(
-        ReadEnergy(workload=workload, repetition=side.next_repetition + 1, seconds=ENERGY_SECONDS)
+        ReadEnergy(workload=workload, repetition=repetition + 1, seconds=ENERGY_SECONDS)
     )
     return Readings(
-        step=side.taken[-1].step,
-        ceilings=device_ceilings.of(model),
+        step=side.runs[-1].step,
+        ceilings=device_ceilings.ceilings_of(model),
         memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
         energy=energy.energy,
         load_s=model.opened.load_s,
-        collectives=_collectives(model, workload, side.next_repetition + 2),
+        collectives=_collectives(model, workload, repetition + 2),
     )
 
 
@@ -188,12 +204,21 @@ def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float
     return read.reason if read.share is None else read.share
 
 
-def _scaled(side: Measured, both: Sequence[Measured]) -> Measured:
-    """A model on several devices, with what it gains over the other side where that is the same model on fewer."""
-    for other in both:
-        ours, theirs = ((each.model.plan, each.model.opened.effective) for each in (side, other))
-        if scales(ours, theirs):
-            return replace(
-                side, result=scaled(side.result, other.result, ours[0].ranks / theirs[0].ranks)
-            )
+def _memory_of_ranks(result: RunResult) -> dict[str, Any]:
+    """Return each rank's own memory, where there are several."""
+    ranks = result.memory.ranks
+    if len(ranks) <= 1:
+        return {}
+    return {"memory_ranks": [msgspec.to_builtins(gauges) for gauges in ranks]}
+
+
+def _scaled(side: Measured, sides: Sequence[Measured]) -> Measured:
+    """Add what a model on several devices gains over the same model on fewer, the other side."""
+    plan = side.model.plan
+    for other in sides:
+        other_plan = other.model.plan
+        placed = (plan, side.model.opened.effective)
+        if scales(placed, (other_plan, other.model.opened.effective)):
+            result = scaled(side.result, other.result, plan.ranks / other_plan.ranks)
+            return replace(side, result=result)
     return side

@@ -12,7 +12,7 @@ from math import inf
 from statistics import median
 
 from pytest_llmperf.core.loaded import TimedRun
-from pytest_llmperf.core.trace import Trace
+from pytest_llmperf.core.trace import Mark, Trace
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun
 
@@ -28,7 +28,11 @@ Repeat = Callable[[int], TimedRun]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """When to stop sampling: half-width of the 99 % interval relative to the median, or seconds of sampled time."""
+    """When to stop sampling.
+
+    `precision` is the half-width of the 99 % interval relative to the median, `budget_s` seconds of
+    sampled time.
+    """
 
     precision: float
     budget_s: float
@@ -36,7 +40,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """What was seen before sampling: seconds of each repetition, and whether they became stable."""
+    """The warm-up: seconds of each repetition, and whether they became stable."""
 
     durations_s: tuple[float, ...]
     stable: bool
@@ -49,10 +53,15 @@ class Side:
     name: str
     repeat: Repeat
     next_repetition: int = 0
-    taken: list[TimedRun] = field(default_factory=list)
+    runs: list[TimedRun] = field(default_factory=list)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What is wrong with any of its repetitions."""
+        return tuple(mark for ran in self.runs for mark in ran.trace.marks)
 
     def once(self) -> TimedRun:
-        """One repetition with prompts of its own."""
+        """Run one repetition with prompts of its own."""
         ran = self.repeat(self.next_repetition)
         self.next_repetition += 1
         return ran
@@ -62,110 +71,151 @@ Progress = Callable[[str, str, float | None], None]
 
 
 def duration_s(trace: Trace) -> float:
-    """From the first request due to the last token of the repetition."""
-    start = min(r.t_due_ns for r in trace.requests)
-    end = max((r.events[-1].t_ns for r in trace.requests if r.events), default=start)
-    return (end - start) / 1e9
+    """Return the seconds from the first request due to the last token of the repetition."""
+    start_ns = min(request.t_due_ns for request in trace.requests)
+    ends_ns = [request.events[-1].t_ns for request in trace.requests if request.events]
+    return (max(ends_ns, default=start_ns) - start_ns) / 1e9
 
 
 def output_tok_per_s(trace: Trace) -> float:
-    """Output tokens of the repetition over its duration."""
-    return sum(r.n_output_tokens for r in trace.requests) / duration_s(trace)
+    """Return the output tokens of the repetition over its duration."""
+    return sum(request.n_output_tokens for request in trace.requests) / duration_s(trace)
 
 
 def warm_up(side: Side, goal: Goal, progress: Progress) -> WarmUp:
-    """Repeat until the last five are stable within 2 % or the warm-up share of the budget is used."""
-    seen: list[float] = []
-    while not _warm(seen) and sum(seen[1:]) < goal.budget_s * WARM_UP_SHARE:
-        progress("warming up", f"{side.name} {len(seen) + 1}", None)
-        seen.append(duration_s(side.once().trace))
-    return WarmUp(durations_s=tuple(seen), stable=_warm(seen))
+    """Repeat until the last five are stable within 2 %, or the warm-up's share of the budget ends.
+
+    The first repetition, in which compilation happens, takes nothing of that share.
+    """
+    durations_s: list[float] = []
+    share_s = goal.budget_s * WARM_UP_SHARE
+    while not _stable(durations_s) and sum(durations_s[1:]) < share_s:
+        progress("warming up", f"{side.name} {len(durations_s) + 1}", None)
+        durations_s.append(duration_s(side.once().trace))
+    return WarmUp(durations_s=tuple(durations_s), stable=_stable(durations_s))
 
 
 def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
-    """Fill `taken` of one side, or of two in A B B A order, until the goal is met.
+    """Fill `runs` of one side, or of two in A B B A order, until the goal is met.
 
     Raises:
         InvalidRun: fewer than four repetitions, or fewer than half of those taken, are valid.
 
     """
-    spent_s, n = 0.0, 0
-    while n < MAX_REPETITIONS:
-        order = sides if n % 2 == 0 else sides[::-1]
-        for side in order:
-            ran = side.once()
-            side.taken.append(ran)
-            spent_s += duration_s(ran.trace)
-        n += 1
-        reached = half_width(sides)
-        if _enough(reached, len(valid_indices(sides)), n, goal, spent_s):
+    spent_s, n_taken = 0.0, 0
+    while n_taken < MAX_REPETITIONS:
+        spent_s += _run_each_once(sides, reverse=n_taken % 2 == 1)
+        n_taken += 1
+        state = _SamplingState(
+            n_taken=n_taken,
+            n_valid=len(valid_indices(sides)),
+            spent_s=spent_s,
+            half_width=half_width(sides),
+        )
+        if state.is_enough(goal):
             break
-        progress("sampling", _progress_text(n, reached, goal), _eta_s(n, reached, goal, spent_s))
-    _require_valid(sides, n)
+        progress("sampling", state.text(goal), state.eta_s(goal))
+    _require_valid(sides, n_taken)
+
+
+def _run_each_once(sides: Sequence[Side], *, reverse: bool) -> float:
+    """Run one repetition of each side, and return the seconds that they took."""
+    spent_s = 0.0
+    for side in reversed(sides) if reverse else sides:
+        ran = side.once()
+        side.runs.append(ran)
+        spent_s += duration_s(ran.trace)
+    return spent_s
 
 
 def valid_indices(sides: Sequence[Side]) -> list[int]:
-    """Repetitions (pairs, for two sides) in which no side is marked."""
-    n = min(len(side.taken) for side in sides)
-    return [i for i in range(n) if not any(side.taken[i].trace.marks for side in sides)]
+    """Return the repetitions (pairs, for two sides) in which no side is marked."""
+    n_taken = min(len(side.runs) for side in sides)
+    return [
+        index for index in range(n_taken) if not any(side.runs[index].trace.marks for side in sides)
+    ]
 
 
 def half_width(sides: Sequence[Side]) -> float | None:
-    """Relative half-width of the 99 % interval of the rate (one side) or of the paired ratio (two).
+    """Return the relative half-width of the 99 % interval of the rate, or of the paired ratio.
 
-    None when unknown.
+    The ratio is that of two sides. None where it is unknown.
     """
+    values = _rates(sides)
+    if len(values) < MIN_VALID:
+        return None
+    low, high = stats.center_interval(values)
+    return None if high == inf else (high - low) / 2 / median(values)
+
+
+def _rates(sides: Sequence[Side]) -> list[float]:
+    """Return the output tokens a second of each valid repetition, or the ratios of two sides."""
     valid = valid_indices(sides)
-    rates = [[output_tok_per_s(side.taken[i].trace) for i in valid] for side in sides]
-    values = rates[0] if len(sides) == 1 else [a / b for a, b in zip(*rates, strict=True)]
-    interval = stats.center_interval(values) if len(values) >= MIN_VALID else (0.0, inf)
-    return None if interval[1] == inf else (interval[1] - interval[0]) / 2 / median(values)
+    rates = [[output_tok_per_s(side.runs[index].trace) for index in valid] for side in sides]
+    if len(rates) == 1:
+        return rates[0]
+    return [first / second for first, second in zip(*rates, strict=True)]
 
 
-def _warm(seen: Sequence[float]) -> bool:
-    last = list(seen[-WARM_UP_WINDOW:])
-    if len(last) < MIN_WARM_UP:
+def _stable(durations_s: Sequence[float]) -> bool:
+    window_s = list(durations_s[-WARM_UP_WINDOW:])
+    if len(window_s) < MIN_WARM_UP:
         return False
-    older, newer = last[: len(last) // 2], last[len(last) // 2 :]
-    return abs(median(newer) / median(older) - 1) < STABLE_WITHIN
+    middle = len(window_s) // 2
+    older_s, newer_s = window_s[:middle], window_s[middle:]
+    return abs(median(newer_s) / median(older_s) - 1) < STABLE_WITHIN
 
 
-def _enough(reached: float | None, n_valid: int, n: int, goal: Goal, spent_s: float) -> bool:
-    """The goal is met, or the budget ended.
+@dataclass(frozen=True, kw_only=True)
+class _SamplingState:
+    """How far sampling has come, and how sure the rate is."""
 
-    A device that is busy now and then is given twice the budget and eight tries.
-    """
-    if n_valid >= MIN_VALID:
-        return (reached is not None and reached <= goal.precision) or spent_s >= goal.budget_s
-    return n >= 2 * MIN_VALID and spent_s >= 2 * goal.budget_s
+    n_taken: int
+    n_valid: int
+    spent_s: float
+    half_width: float | None
+
+    def is_enough(self, goal: Goal) -> bool:
+        """Whether the goal is met, or the budget ended.
+
+        A device that is busy now and then is given twice the budget and eight tries.
+        """
+        if self.n_valid < MIN_VALID:
+            return self.n_taken >= 2 * MIN_VALID and self.spent_s >= 2 * goal.budget_s
+        is_precise = self.half_width is not None and self.half_width <= goal.precision
+        return is_precise or self.spent_s >= goal.budget_s
+
+    def eta_s(self, goal: Goal) -> float:
+        """Seconds until the goal is met, if the interval narrows as the root of the repetitions."""
+        rest_s = max(0.0, goal.budget_s - self.spent_s)
+        if self.half_width is None:
+            return rest_s
+        n_more = self.n_taken * ((self.half_width / goal.precision) ** 2 - 1)
+        return min(rest_s, n_more * self.spent_s / self.n_taken)
+
+    def text(self, goal: Goal) -> str:
+        """The repetitions, and how wide the interval is and should be."""
+        if self.half_width is None:
+            return str(self.n_taken)
+        return f"{self.n_taken}, ±{self.half_width:.1%} → ±{goal.precision:.0%}"
 
 
-def _eta_s(n: int, reached: float | None, goal: Goal, spent_s: float) -> float:
-    left_s = max(0.0, goal.budget_s - spent_s)
-    if reached is None:
-        return left_s
-    needed = n * ((reached / goal.precision) ** 2 - 1)
-    return min(left_s, needed * spent_s / n)
-
-
-def _progress_text(n: int, reached: float | None, goal: Goal) -> str:
-    width = "" if reached is None else f", ±{reached:.1%} → ±{goal.precision:.0%}"
-    return f"{n}{width}"
-
-
-def _require_valid(sides: Sequence[Side], n: int) -> None:
-    valid = valid_indices(sides)
-    if len(valid) >= MIN_VALID and len(valid) * 2 >= n:
+def _require_valid(sides: Sequence[Side], n_taken: int) -> None:
+    n_valid = len(valid_indices(sides))
+    if n_valid >= MIN_VALID and n_valid * 2 >= n_taken:
         return
-    seen: dict[str, list[str]] = {}
-    for side in sides:
-        for ran in side.taken:
-            for mark in ran.trace.marks:
-                seen.setdefault(mark.kind, []).append(mark.detail)
-    reasons = "; ".join(
-        f"{kind} in {len(details)} (e.g. {details[0]})" for kind, details in seen.items()
-    )
     raise InvalidRun(
-        f"{len(valid)} of {n} repetitions are valid, {MIN_VALID} and half of all are needed: {reasons or 'the budget ended'}. "
+        f"{n_valid} of {n_taken} repetitions are valid, {MIN_VALID} and half of all are needed: "
+        f"{_reasons(sides) or 'the budget ended'}. "
         "Free the device of other work, or give a larger --llmperf-budget.",
+    )
+
+
+def _reasons(sides: Sequence[Side]) -> str:
+    """Say how often each kind of mark came, with an example."""
+    details: dict[str, list[str]] = {}
+    for mark in (mark for side in sides for mark in side.marks):
+        details.setdefault(mark.kind, []).append(mark.detail)
+    return "; ".join(
+        f"{kind} in {len(examples)} (e.g. {examples[0]})" for kind, examples in details.items()
     )

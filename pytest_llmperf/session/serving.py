@@ -1,30 +1,28 @@
-"""A load on one server, or on two in turn: warm up, run, reduce.
-
-And the search for the highest rate that keeps an SLO.
-"""
+"""Traffic on one server, or on two in turn: warm up, run, reduce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
-from pytest_llmperf.core.metrics.rate_search import Probe, RateSearch, check, next_rate
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
 from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workers.pool import OpenModel
-from pytest_llmperf.workloads import Serve, describe_serve
+from pytest_llmperf.workloads import Serve, describe_serve, recorded_serve
 
 WARM_UP = 1_000_000
-"""Repetitions from here on are warm-ups: their prompts are no others'."""
+"""Repetitions from here on are warm-ups: no other repetition has their prompts."""
 
 WARM_UP_REQUESTS = 4
 MAX_TRIES = 3
@@ -32,33 +30,49 @@ MAX_TRIES = 3
 
 MAX_PAIRS = 2 * MIN_VALID
 
-Acquire = Callable[[], OpenModel]
 
+@dataclass
+class ServerRuns:
+    """One server under one load, and every run that was made so far."""
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """One side of a measurement: what came of it, and every run that was made."""
-
-    model: OpenModel
+    acquire: Acquire
     workload: Serve
-    result: RunResult
-    runs: tuple[ServingRun, ...]
-    valid: tuple[int, ...]
-    marks: tuple[Mark, ...]
-    pair: str | None
+    program: str
+    runs: list[ServingRun] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What the progress line calls it."""
+        return f"{_subject(self.acquire())}: {describe_serve(self.workload)}"
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What is wrong with any of its runs."""
+        return tuple(mark for run in self.runs for mark in run.marks)
+
+    def warm_up(self) -> None:
+        """Send a few requests that no run repeats."""
+        _call(self.acquire(), _warm_up(self.workload), WARM_UP)
+
+    def once(self) -> None:
+        """Run the load once more, with prompts of its own."""
+        repetition = len(self.runs)
+        self.runs.append(_call(self.acquire(), self.workload, repetition, self.program))
 
 
 def require_serves(engine: str) -> None:
     """Raise UsageError for an engine that is no server, before anything is loaded."""
-    if engine not in engines.TABLE or not engines.engine(engine).load_capabilities().serves:
-        raise UsageError(
-            f"Serve() is a load on a server, and engine {engine!r} is none. Servers: engine='server' with options, or "
-            f"{', '.join(f'server:{name}' for name in engines.SERVERS)}.",
-        )
+    if engine in engines.TABLE and engines.engine(engine).load_capabilities().serves:
+        return
+    servers = ", ".join(f"server:{name}" for name in engines.SERVERS)
+    raise UsageError(
+        f"Serve() is a load on a server, and engine {engine!r} is none. "
+        f"Servers: engine='server' with options, or {servers}.",
+    )
 
 
 def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) -> str:
-    """The command of the workload's generator, empty where it has none.
+    """Return the command of the workload's generator, empty where it has none.
 
     Raises UsageError where it is not installed.
     """
@@ -66,9 +80,10 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
         return ""
     if not engines.engine(engine).load_capabilities().has_address:
         raise UsageError(
-            f"Serve(generator={workload.generator!r}): it needs a server's address, and engine {engine!r} has none."
+            f"Serve(generator={workload.generator!r}): it needs a server's address, "
+            f"and engine {engine!r} has none."
         )
-    # For these loads alone.
+    # Only loads with a generator need it.
     from pytest_llmperf.engines.server.generators import find_generator  # noqa: PLC0415
 
     return str(find_generator(workload.generator, pythons.get(workload.generator)))
@@ -81,7 +96,7 @@ def measure_serving(
     *,
     pair: str | None = None,
     program: str = "",
-) -> list[Loaded]:
+) -> list[Measured]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
     A run with a mark (foreign load, token counts that cannot be right) is made again, as often as
@@ -91,82 +106,38 @@ def measure_serving(
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
         WorkerError: a server died. NotInEffect: another model answered.
     """
-    for side in acquire:
-        progress("warming up", _shown(side(), workload), None)
-        _call(side(), _warm_up(workload), WARM_UP)
-    taken: list[list[ServingRun]] = [[] for _ in acquire]
-    while not _enough(taken):
-        n = len(taken[0])
-        for at in range(len(acquire)) if n % 2 == 0 else reversed(range(len(acquire))):
-            progress(
-                "loading the server",
-                f"{_shown(acquire[at](), workload)}{f', {n + 1}' if n else ''}",
-                workload.duration,
-            )
-            taken[at].append(_call(acquire[at](), workload, n, program))
-    valid = _valid(taken)
-    _require(valid, taken)
-    return [
-        _reduced(side(), workload, runs, valid, pair)
-        for side, runs in zip(acquire, taken, strict=True)
-    ]
+    servers = [ServerRuns(acquire=load, workload=workload, program=program) for load in acquire]
+    for server in servers:
+        progress("warming up", server.title, None)
+        server.warm_up()
+    while not _enough(servers):
+        _run_each_once(servers, workload, progress)
+    valid = _valid_indices(servers)
+    _require_valid(valid, servers)
+    return [_measured(server, valid, pair) for server in servers]
 
 
-def search(
-    run: Callable[[Serve], RunResult],
-    workload: Serve,
-    *,
-    start: float,
-    attainment: float,
-    within: float,
-) -> RateSearch:
-    """Try loads until the highest rate that keeps the SLO is known to a factor of 1 + `within`.
-
-    Raises:
-        UsageError: the workload has no SLO or is no open loop, or a number cannot be used.
-
-    """
-    check(start, attainment, within)
-    if workload.slo is None or workload.concurrency is not None:
-        raise UsageError(
-            "highest_rate(Serve(…)): an open loop (rate=) with an SLO is needed, for example slo=Slo(ttft=0.2)."
-        )
-    probes: list[Probe] = []
-    while (rate := next_rate(probes, first=start, within=within)) is not None:
-        probes.append(_probe(run, workload.at(rate=rate), attainment))
-    return RateSearch(probes=tuple(probes))
-
-
-def _probe(run: Callable[[Serve], RunResult], workload: Serve, attainment: float) -> Probe:
-    rate = workload.rate or 0.0
-    try:
-        summary = run(workload).serving
-    except InvalidRun as error:
-        if "no request of" in str(error):
-            return Probe(rate=rate, attainment=0.0, sustained=False, why=str(error))
-        raise
-    assert summary is not None  # noqa: S101 - a load has one
-    reached = summary.attainment or 0.0
-    why = (
-        f"{reached:.1%} of the requests met it, {attainment:.1%} are asked for"
-        if reached < attainment
-        else summary.saturated
-    )
-    return Probe(rate=rate, attainment=reached, sustained=not why, why=why)
+def _run_each_once(servers: Sequence[ServerRuns], workload: Serve, progress: Progress) -> None:
+    """Run the load on each server once, every second time in reverse order."""
+    n_runs = len(servers[0].runs)
+    counter = f", {n_runs + 1}" if n_runs else ""
+    for server in servers if n_runs % 2 == 0 else reversed(servers):
+        progress("loading the server", f"{server.title}{counter}", workload.duration)
+        server.once()
 
 
 def _call(model: OpenModel, workload: Serve, repetition: int, program: str = "") -> ServingRun:
     served = model.call(RunServing(workload=workload, repetition=repetition, program=program)).run
-    limited = client_mark(served.trace, workload.ramp_up) if repetition < WARM_UP else None
-    return (
-        served
-        if limited is None
-        else msgspec.structs.replace(served, marks=(*served.marks, limited))
-    )
+    if repetition >= WARM_UP:
+        return served
+    limited = client_mark(served.trace, workload.ramp_up)
+    if limited is None:
+        return served
+    return msgspec.structs.replace(served, marks=(*served.marks, limited))
 
 
 def _warm_up(workload: Serve) -> Serve:
-    """A few requests of the same shape, on as many lines as the load has."""
+    """Return a few requests of the same shape, on as many lines as the load has."""
     lines = workload.concurrency or WARM_UP_REQUESTS
     return msgspec.structs.replace(
         workload,
@@ -183,54 +154,70 @@ def _warm_up(workload: Serve) -> Serve:
     )
 
 
-def _enough(taken: Sequence[Sequence[ServingRun]]) -> bool:
-    wanted, most = (1, MAX_TRIES) if len(taken) == 1 else (MIN_VALID, MAX_PAIRS)
-    return len(_valid(taken)) >= wanted or len(taken[0]) >= most
+def _min_valid(servers: Sequence[ServerRuns]) -> int:
+    return 1 if len(servers) == 1 else MIN_VALID
 
 
-def _valid(taken: Sequence[Sequence[ServingRun]]) -> tuple[int, ...]:
-    """Runs (pairs, for two sides) without a mark."""
-    return tuple(i for i in range(len(taken[0])) if not any(runs[i].marks for runs in taken))
+def _enough(servers: Sequence[ServerRuns]) -> bool:
+    most = MAX_TRIES if len(servers) == 1 else MAX_PAIRS
+    n_valid = len(_valid_indices(servers))
+    return n_valid >= _min_valid(servers) or len(servers[0].runs) >= most
 
 
-def _require(valid: Sequence[int], taken: Sequence[Sequence[ServingRun]]) -> None:
-    if len(valid) >= (1 if len(taken) == 1 else MIN_VALID):
+def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
+    """Return the runs (pairs, for two servers) without a mark."""
+    n_runs = len(servers[0].runs)
+    return tuple(
+        index for index in range(n_runs) if not any(server.runs[index].marks for server in servers)
+    )
+
+
+def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
+    if len(valid) >= _min_valid(servers):
         return
-    marks = [mark for runs in taken for served in runs for mark in served.marks]
-    said = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
-    raise InvalidRun(f"{len(valid)} of {len(taken[0])} runs of the load are valid: {said}.")
+    marks = [mark for server in servers for mark in server.marks]
+    reasons = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
+    n_runs = len(servers[0].runs)
+    raise InvalidRun(f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}.")
+
+
+def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> Measured:
+    model, workload = server.acquire(), server.workload
+    used = valid if pair is not None else valid[:1]
+    result = _reduced(model, workload, [server.runs[index] for index in used], pair)
+    return Measured(
+        model=model,
+        effective=model.opened.effective,
+        workload=recorded_serve(workload),
+        workload_text=describe_serve(workload),
+        result=result,
+        marks=server.marks,
+        pair=pair,
+        extra=_extra(server.runs, used, result),
+    )
 
 
 def _reduced(
-    model: OpenModel,
-    workload: Serve,
-    runs: Sequence[ServingRun],
-    valid: tuple[int, ...],
-    pair: str | None,
-) -> Loaded:
-    used = valid if pair is not None else valid[:1]
-    load_s = None if model.plan.option("url") else model.opened.load_s
+    model: OpenModel, workload: Serve, runs: Sequence[ServingRun], pair: str | None
+) -> RunResult:
     origin = Origin(
         subject=_subject(model),
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
         pair=pair,
     )
-    result = reduce_serving([runs[i].trace for i in used], workload, load_s, origin)
-    marks = tuple(mark for served in runs for mark in served.marks)
-    return Loaded(
-        model=model,
-        workload=workload,
-        result=result,
-        runs=tuple(runs),
-        valid=used,
-        marks=marks,
-        pair=pair,
-    )
+    load_s = None if model.plan.option("url") else model.opened.load_s
+    return reduce_serving([run.trace for run in runs], workload, load_s, origin)
+
+
+def _extra(runs: Sequence[ServingRun], used: Sequence[int], result: RunResult) -> dict[str, Any]:
+    return {
+        "repetitions": len(runs),
+        "valid": len(used),
+        "serving": msgspec.to_builtins(result.serving),
+        "server_metrics": [runs[index].samples for index in used],
+        "tokens_counted": runs[used[0]].counted,
+    }
 
 
 def _subject(model: OpenModel) -> str:
     return f"{model.plan.engine} {model.plan.strategy}"
-
-
-def _shown(model: OpenModel, workload: Serve) -> str:
-    return f"{_subject(model)}: {describe_serve(workload)}"

@@ -237,8 +237,8 @@ class Exchange:
 
 
 def is_answer(failure: Failure) -> bool:
-    """Whether the failure is the engine's answer to the command: the worker stays usable then."""
-    return failure.kind in {cls.__name__ for cls in ANSWERS}
+    """Whether the failure is the engine's answer to the command, after which the worker stays usable."""
+    return issubclass(error_class(failure.kind), ANSWERS)
 
 
 def blames_a_peer(failure: Failure) -> bool:

@@ -149,7 +149,7 @@ def test_a_prefix_cache_that_was_to_be_off_is_an_error(vllm_python, tmp_path):
         ")\n"
         "try:\n    e.VllmEngine().open(plan)\n"
         "except NotInEffect as error:\n    print('SEEN', error)\n"
-        "loaded.require_prefix_cache_as_asked = lambda _: None\n"
+        "loaded._require_prefix_cache = lambda _: None\n"
         "opened = e.VllmEngine().open(plan)\n"
         "work = Decode(batch=1, prompt_tokens=256, new_tokens=2)\n"
         "opened.run(work, 0)\n"

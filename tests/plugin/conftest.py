@@ -1,4 +1,7 @@
-"""Projects that use the plugin with a scripted engine: no torch, a virtual clock, answers known by hand."""
+"""Projects that use the plugin with a scripted engine.
+
+There is no torch, the clock is virtual, and answers are known by hand.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.repository import TESTS, Repository
 from support.scripted_project import HEADER
 from support.stored_sessions import TWO, earlier, of_project
 from support.written_records import VALIDATOR, written
@@ -107,7 +111,9 @@ def opened(pytester) -> Callable[[], Store]:
 
 @pytest.fixture
 def sessions(opened, template, pytester) -> Callable[..., None]:
-    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart, whose speeds spread by that share.
+    """`sessions(n, spread=…, change=…)` stores n sessions of both tests, an hour apart.
+
+    Their speeds spread by that share.
 
     What is in the store already is copied as well.
     """
@@ -135,7 +141,17 @@ def sessions(opened, template, pytester) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def every_record_is_of_the_schema(pytester: pytest.Pytester) -> Iterator[None]:
-    """What a test leaves in JSON-lines files and in its SQLite store validates against the published schema."""
+    """What a test leaves in files and in its store validates against the published schema."""
     yield
     for line in written(pytester.path):
         VALIDATOR.validate(json.loads(line))
+
+
+@pytest.fixture
+def repo(pytester, monkeypatch) -> Repository:
+    """The project at 10 ms a token, committed; its worker's leases are its own."""
+    monkeypatch.setenv("TMPDIR", str(pytester.path.parent))
+    repository = Repository(pytester.path)
+    repository.speed("10ms")
+    repository.commit("fast", **{"test_it.py": TESTS})
+    return repository

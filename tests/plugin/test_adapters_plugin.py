@@ -1,4 +1,4 @@
-"""`lora:PATH`, `llm.using` and `llm.accuracy` as a project's tests see them, on the scripted engine."""
+"""`lora:PATH`, `llm.using` and `llm.accuracy` as tests see them, on the scripted engine."""
 
 from __future__ import annotations
 

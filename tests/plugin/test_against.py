@@ -7,47 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
-from support.repository import TESTS, Repository
+from support.repository import TESTS, Repository, worktrees
 
-from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.history.store import open_store
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
 )
-WAITS = """
-import os, pathlib, pytest, time
-
-@pytest.fixture(autouse=True)
-def wait_at_the_base(request):
-    if "worktrees" in str(request.config.rootpath):
-        pathlib.Path({file!r}).write_text(str(os.getpid()))
-        time.sleep(600)
-"""
-
-
-@pytest.fixture
-def repo(pytester, monkeypatch) -> Repository:
-    """The project at 10 ms a token, committed; its worker's leases are its own."""
-    monkeypatch.setenv("TMPDIR", str(pytester.path.parent))
-    made = Repository(pytester.path)
-    made.speed("10ms")
-    made.commit("fast", **{"test_it.py": TESTS})
-    return made
-
-
-def worktrees(cache: Path) -> list[Path]:
-    folder = cache / "worktrees"
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def stored(repo: Repository) -> list[dict]:
@@ -56,13 +26,19 @@ def stored(repo: Repository) -> list[dict]:
 
 
 def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_both, own_cache):
-    """Uncommitted 20 % more time in one of two tests: it fails in two lines, by ratio and pairs, which are stored raw."""
+    """Uncommitted 20 % more time in one of two tests: it fails in two lines, by ratio and pairs.
+
+    The pairs are stored raw.
+    """
     repo.commit(
         "two",
         **{
             "pytest.ini": "[pytest]\nfilterwarnings = error\n",
             "test_it.py": TESTS
-            + "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\ndef test_other(llm):\n    llm.run(WORK)\n",
+            + (
+                "\n\n@pytest.mark.llmperf(model='scripted:tpot=5ms')\n"
+                "def test_other(llm):\n    llm.run(WORK)\n"
+            ),
         },
     )
     repo.speed("12ms")
@@ -72,8 +48,14 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
     result.stdout.fnmatch_lines(
         [
             "*def test_speed*",
-            "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], allowed 3.0 % worse  (* pairs, interleaved)*",
-            "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; E = * (limit 200), autocorrelation 0*",
+            (
+                "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], "
+                "allowed 3.0 % worse  (* pairs, interleaved)*"
+            ),
+            (
+                "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; "
+                "E = * (limit 200), autocorrelation 0*"
+            ),
         ],
     )
     flat = " ".join(result.stdout.str().split())
@@ -102,7 +84,10 @@ def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
     What its test asserts is not judged.
     """
     body = "import time\n\ndef work():\n    time.sleep({})\n"
-    tests = "from work import work\n\ndef test_own(llmperf):\n    assert llmperf.measure(work, tokens=1).throughput > {}\n"
+    tests = (
+        "from work import work\n\ndef test_own(llmperf):\n"
+        "    assert llmperf.measure(work, tokens=1).throughput > {}\n"
+    )
     repo.commit("quick", **{"work.py": body.format(0.01), "test_it.py": tests.format(1e9)})
     repo.write(**{"work.py": body.format(0.02), "test_it.py": tests.format(1)})
     result = run("--llmperf-against=HEAD", "--llmperf-budget=1")
@@ -120,7 +105,10 @@ def test_the_bases_strategy_and_workload_are_its_own(repo, run):
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(
         [
-            "*another measurement: workload_text is 'decode b1 p8 n12', at the base 'decode b1 p8 n11'*"
+            (
+                "*another measurement: workload_text is 'decode b1 p8 "
+                "n12', at the base 'decode b1 p8 n11'*"
+            )
         ]
     )
     result.stdout.fnmatch_lines(["llmperf: --llmperf-against compared nothing with HEAD*"])
@@ -174,7 +162,10 @@ def test_a_base_that_cannot_be_measured_is_not_comparable_with_the_reason(repo, 
     for name, (_, said) in BASES.items():
         result.stdout.fnmatch_lines(
             [
-                f"  test_{name}.py:*not comparable: throughput of auto was not compared with HEAD*{said}*"
+                (
+                    f"  test_{name}.py:*not comparable: throughput of auto "
+                    f"was not compared with HEAD*{said}*"
+                )
             ]
         )
     assert result.ret == 0
@@ -184,7 +175,8 @@ def test_parametrised_tests_and_several_runs_of_one_test_are_compared_each_with_
     """Two strategies, two workloads each; the base is slower in bf16 and longer outputs alone."""
     tests = TESTS.partition("def test_speed")[0] + (
         "@pytest.mark.parametrize('llm', ['fp32', 'bf16'], indirect=True)\n"
-        "def test_two(llm):\n    llm.run(WORK)\n    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=21))\n"
+        "def test_two(llm):\n    llm.run(WORK)\n    llm.run(Decode(batch=1, "
+        "prompt_tokens=8, new_tokens=21))\n"
     )
     repo.write(**{"speed.py": 'TPOT = "10ms"\n', "test_it.py": tests})
     repo.commit("two")
@@ -236,7 +228,10 @@ def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypat
 
 
 def test_an_editable_install_that_wins_is_noticed(repo, run):
-    """The base's conftest puts the head's folder first: its modules are not the base's, and nothing is compared."""
+    """The base's conftest puts the head's folder first, so that nothing is compared.
+
+    Its modules are not the base's.
+    """
     repo.commit(
         "stray",
         **{"conftest.py": f"import sys\nsys.path.insert(0, {str(repo.path)!r})\nimport speed\n"},
@@ -287,7 +282,10 @@ def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
     [
         (
             "no-such-branch",
-            "*--llmperf-against='no-such-branch' is no revision of this repository, no folder and no file*",
+            (
+                "*--llmperf-against='no-such-branch' is no revision of "
+                "this repository, no folder and no file*"
+            ),
         ),
         ("./pytest.ini", "*is no revision of this repository and a file that cannot be run*"),
     ],
@@ -309,53 +307,6 @@ def test_limits_of_the_option_and_the_marker(repo, run):
     run("--llmperf-against=HEAD", "--llmperf-against-limits=throughputs").stdout.fnmatch_lines(
         ["*--llmperf-against-limits*'throughput'*"],
     )
-
-
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_a_session_that_is_ended_leaves_no_worktree_after_the_next_start(repo, own_cache, ending):
-    """In the middle of a base's test.
-
-    After Ctrl-C nothing is left at once; after kill -9, once another worktree is made.
-    """
-    repo.commit("slow set-up", **{"conftest.py": WAITS.format(file=str(repo.path / "waits.jsonl"))})
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llmperf-against=HEAD"]
-    process = subprocess.Popen(
-        command,
-        cwd=repo.path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    side = _wait_for(repo.path / "waits.jsonl")
-    assert len(worktrees(own_cache)) == 1
-    process.send_signal(ending)
-    process.wait(timeout=60)
-    if ending is signal.SIGKILL:
-        assert len(worktrees(own_cache)) == 1
-        Worktree(repo.path, "HEAD", parent=own_cache / "worktrees").close()
-    assert worktrees(own_cache) == []
-    assert repo.git("worktree", "list").count("\n") == 0
-    assert _soon(lambda: gone(side))
-
-
-def gone(pid: int) -> bool:
-    """Whether no process of that id runs."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _wait_for(path: Path) -> int:
-    assert _soon(lambda: path.is_file() and path.read_text())
-    return int(path.read_text())
-
-
-def _soon(condition) -> bool:
-    end_s = time.monotonic() + 60
-    while not (holds := condition()) and time.monotonic() < end_s:
-        time.sleep(0.05)
-    return bool(holds)
 
 
 def test_compare_shows_the_pairs_and_stored_runs(repo, run):

@@ -83,7 +83,10 @@ def test_a_project_whose_lanes_run_everything_says_so(pytester, audit):
     done = audit()
     assert (done.returncode, done.stdout) == (
         0,
-        "lane  GPUs    tests that run\nbig   4x80GB  5 of 5\nEvery test runs in at least one lane.\n",
+        (
+            "lane  GPUs    tests that run\nbig   4x80GB  5 of 5\n"
+            "Every test runs in at least one lane.\n"
+        ),
     )
 
 

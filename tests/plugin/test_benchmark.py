@@ -1,4 +1,4 @@
-"""pytest-benchmark's fixture under the llmperf marker: recorded, gated, and never silently green."""
+"""pytest-benchmark's fixture under the marker: recorded, gated, and never silently green."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ BENCH = TIMER.format(name="benchmark")
 
 @pytest.fixture
 def bench(pytester, run, opened):
-    """`bench(sessions=n)` is a project with a benchmark, and n earlier sessions of it (copies that spread by 0.5 %)."""
+    """`bench(sessions=n)` is a project with a benchmark, and n earlier sessions of it.
+
+    They are copies that spread by 0.5 %.
+    """
 
     def make(sessions: int = 0) -> None:
         pytester.makepyfile(test_bench=BENCH)
@@ -90,7 +93,10 @@ def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(
 def test_a_slow_moment_is_measured_again_and_passes(bench, run, pytester):
     """The first process of this session is slow, the fresh one is not."""
     bench(10)
-    slow_here = 'import os\nos.environ["TICK"] = "0.010" if "--llmperf-gate=off" in __import__("sys").argv else "0.020"\n'
+    slow_here = (
+        'import os\nos.environ["TICK"] = "0.010" if "--llmperf-gate=off" '
+        'in __import__("sys").argv else "0.020"\n'
+    )
     pytester.makepyfile(test_bench=slow_here + BENCH)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1)
@@ -118,7 +124,10 @@ def test_a_new_test_is_green_for_pytest_benchmark_and_not_for_us(bench, run, pyt
     result = run("--llmperf-gate")
     result.stdout.fnmatch_lines(
         [
-            "*not comparable: time of as-is is * not compared with history: there is no earlier session*"
+            (
+                "*not comparable: time of as-is is * not compared with "
+                "history: there is no earlier session*"
+            )
         ]
     )
     assert result.ret == EXIT_JUDGED_NOTHING

@@ -80,7 +80,10 @@ def test_every_outcome_of_an_isolated_body_is_the_tests_own(body, workers):
 LEAVING = """
 @pytest.mark.llmperf_isolated
 @pytest.mark.parametrize("leave", [
-    lambda: os._exit(0), lambda: os._exit(3), lambda: os.kill(os.getpid(), 11), lambda: pytest.exit("enough"),
+    lambda: os._exit(0),
+    lambda: os._exit(3),
+    lambda: os.kill(os.getpid(), 11),
+    lambda: pytest.exit("enough"),
 ], ids=["exit0", "exit3", "segfault", "pytest-exit"])
 def test_leaves(leave):
     sys.modules["leaked"] = sys
@@ -109,7 +112,8 @@ def test_a_body_that_never_ran_fails(pytester, body):
     """A plugin that takes the call's place in the body's process would make every test green."""
     pytester.makeconftest(
         "import pytest, sys\n@pytest.hookimpl(tryfirst=True)\ndef pytest_pyfunc_call(pyfuncitem):\n"
-        "    return True if pyfuncitem.config.pluginmanager.has_plugin('llmperf-body-side') else None\n",
+        "    return True if pyfuncitem.config.pluginmanager.has_plugin('llmperf-body-side') "
+        "else None\n",
     )
     result = body("@pytest.mark.llmperf_isolated\ndef test_it():\n    assert False\n")
     result.assert_outcomes(failed=1)
@@ -161,7 +165,8 @@ def test_a_body_runs_once_in_each_rank_and_a_rank_that_does_otherwise_is_named(b
 
 def test_records_of_a_measured_body_are_this_sessions(pytester, project):
     project(
-        "\n@pytest.mark.llmperf_isolated\ndef test_it(llm):\n    assert llm.run(WORK).ttft.p50 <= 60 * ms\n"
+        "\n@pytest.mark.llmperf_isolated\ndef test_it(llm):\n"
+        "    assert llm.run(WORK).ttft.p50 <= 60 * ms\n"
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=1)

@@ -1,4 +1,7 @@
-"""What a session writes for CI systems: where it was asked for, of all processes, and never from inside of another one."""
+"""What a session writes for CI systems: where it was asked for, and of all processes.
+
+A session inside of another one writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,17 @@ def line_of(pytester, text):
 def test_github_gets_annotations_on_the_failing_lines_and_a_page(
     several, run_both, on_github, pytester
 ):
-    """Errors for what failed, a warning for what was not decided, nothing for a skip or another test; names are text."""
+    """Errors for what failed, a warning for what was not decided, nothing for a skip.
+
+    Nothing is written for a test that is not an llmperf test, either. Names are text.
+    """
     result = run_both()
     found = commands(result)
     file = f"file={pytester.path.name}/test_it.py"
-    failing = f"::error {file},line={line_of(pytester, '<= 1 * ms')},title=FAIL test_it.py%3A%3Atest_slow["
+    failing = (
+        f"::error {file},line={line_of(pytester, '<= 1 * ms')},title=FAIL "
+        f"test_it.py%3A%3Atest_slow["
+    )
     assert [line.startswith(failing) for line in found] == [True, True, True, False, False]
     assert found[3].startswith(f"::error {file},line=")
     assert "title=ERROR test_it.py%3A%3Atest_wrong::UsageError: strategy part 'bf17'" in found[3]
@@ -110,7 +119,10 @@ def test_github_gets_annotations_on_the_failing_lines_and_a_page(
 def test_what_is_wrong_with_the_session_is_an_annotation_without_a_place(
     project, run, on_github, pytester
 ):
-    """A gate that judged nothing fails no test: without this, the red job would show no reason beside the code."""
+    """A gate that judged nothing fails no test, and the red job shows why.
+
+    Without this it would show no reason beside the code.
+    """
     project("def test_speed(llm):\n    llm.run(WORK)\n")
     result = run("--llmperf-gate", "--llmperf-gitlab=quality.json", "--llmperf-html=report.html")
     assert result.ret == EXIT_JUDGED_NOTHING
@@ -133,7 +145,10 @@ def test_a_gate_that_could_measure_nothing_says_that(project, run, on_github):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "::error title=FAIL the session::--llmperf-gate judged nothing: no run could be measured.*"
+            (
+                "::error title=FAIL the session::--llmperf-gate judged "
+                "nothing: no run could be measured.*"
+            )
         ]
     )
     result.stdout.no_fnmatch_line("*Record some*")
@@ -189,7 +204,8 @@ def test_a_session_inside_of_a_session_writes_nothing(
 ):
     """Its body's own process, and what a test of a plugin starts, would write a second page."""
     project(
-        "@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n    assert llm.run(WORK).tpot.p50 <= 1 * ms\n"
+        "@pytest.mark.llmperf_isolated\ndef test_speed(llm):\n"
+        "    assert llm.run(WORK).tpot.p50 <= 1 * ms\n"
     )
     assert len(commands(run())) == 1
     assert (pytester.path / "page.md").read_text().count("### llmperf") == 1

@@ -1,4 +1,7 @@
-"""What asserts on estimates do: two-line failures, UNDECIDED with a warning, NotMeasurable as an error."""
+"""What asserts on estimates do: failures of two lines, warnings and errors.
+
+UNDECIDED is a warning, NotMeasurable an error.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +59,13 @@ def test_both(llm_factory):
 
 
 def test_the_record_of_a_run_says_what_the_run_used(project, run, lines):
-    """Cache, graphs and batching show in runs alone: as warm-up left them, not as they were when the model was loaded."""
+    """Cache, graphs and batching show in runs alone, and are recorded as warm-up left them."""
     project(
         """
 def test_each(llm_factory):
     llm_factory("fp32+static-cache+compile").run(WORK)
-    llm_factory("fp32+continuous").run(Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2))
+    work = Batch(requests=4, prompt_tokens=8, max_new_tokens=4, batch=2)
+    llm_factory("fp32+continuous").run(work)
 """,
     )
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)

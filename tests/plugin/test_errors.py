@@ -1,4 +1,7 @@
-"""Bad input is an error on the test that has it, never an internal error, and the rest of the session goes on."""
+"""Bad input is an error on the test that has it, never an internal error.
+
+The rest of the session goes on.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def test_other(llm):
             "*UsageError*model='smollm2-135m'*",
         ),
         (
-            "@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\ndef test_bad(llm): pass",
+            (
+                "@pytest.mark.llmperf(model='arch:falcon-8b', engine='transformers')\n"
+                "def test_bad(llm): pass"
+            ),
             "*UsageError*falcon-8b*falcon-7b*",
         ),
         (
@@ -99,7 +105,8 @@ def test_an_error_is_shown_without_our_inside(project, run_both):
 def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
     """Its traceback is a note of the error."""
     project(
-        "@pytest.mark.llmperf(model='scripted:fault=refuse@open')\ndef test_bad(llm):\n    llm.run(WORK)\n"
+        "@pytest.mark.llmperf(model='scripted:fault=refuse@open')\n"
+        "def test_bad(llm):\n    llm.run(WORK)\n"
     )
     result = run()
     result.assert_outcomes(errors=1)

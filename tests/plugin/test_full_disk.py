@@ -1,4 +1,7 @@
-"""A disk that is full for the store and its spool: one clear line at the end, no traceback, and what can be kept is kept."""
+"""A disk that is full for the store and its spool: one clear line at the end, no traceback.
+
+What can be stored is stored.
+"""
 
 from __future__ import annotations
 

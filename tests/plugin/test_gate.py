@@ -23,14 +23,14 @@ from pytest_llmperf.session.session import LlmperfSession
 
 @pytest.fixture(autouse=True)
 def the_first_worker_is_slow(monkeypatch):
-    measure, speeds = LlmperfSession._measure, iter(["ttft=70ms,tpot=14ms", "ttft=50ms,tpot=10ms"])
+    sample, speeds = LlmperfSession._sample, iter(["ttft=70ms,tpot=14ms", "ttft=50ms,tpot=10ms"])
 
     def of_this_worker(session, models, workload):
         for model in models:
             model.plan = replace(model.plan, model=model_ref(f"scripted:{next(speeds)}"))
-        return measure(session, models, workload)
+        return sample(session, models, workload)
 
-    monkeypatch.setattr(LlmperfSession, "_measure", of_this_worker)
+    monkeypatch.setattr(LlmperfSession, "_sample", of_this_worker)
 """
 
 

@@ -1,4 +1,7 @@
-"""--llmperf-html and `llmperf report`: the file of a session, the same from the store, and what is said when it fails."""
+"""--llmperf-html and `llmperf report`: the file of a session, and the same from the store.
+
+A file that cannot be written is named.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def llmperf(*arguments):
 
 
 def test_the_report_has_what_the_session_measured_and_skipped(project, run_both, report):
-    """The same under xdist: verdicts, the skipped test with its reason as text, raw samples, the store's history."""
+    """The same under xdist: verdicts, the skipped test with its reason, samples, the history."""
     project(TESTS)
     done = run_both("--llmperf-html=report.html")
     done.assert_outcomes(failed=1, passed=1, skipped=1)
@@ -69,7 +72,10 @@ def test_a_path_that_cannot_be_written_is_said_and_changes_no_outcome(project, r
     assert done.ret == 0
     done.stdout.fnmatch_lines(
         [
-            "llmperf: the HTML report /proc/no/report.html cannot be written:*'llmperf report' makes it*"
+            (
+                "llmperf: the HTML report /proc/no/report.html cannot be "
+                "written:*'llmperf report' makes it*"
+            )
         ]
     )
 

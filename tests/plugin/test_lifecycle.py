@@ -183,7 +183,10 @@ def test_two(llm):
 
 
 def test_an_agreement_is_recorded_whatever_comes_first(project, run, lines):
-    """Before the run, after it, or without one: its numbers are kept, and a test that only compares outputs has its line."""
+    """Before the run, after it, or without one: an agreement's numbers are stored.
+
+    A test that only compares outputs has its line.
+    """
     project("""
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_before(llm, baseline):

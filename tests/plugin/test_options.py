@@ -113,7 +113,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
 
 
 def test_named_fixtures_are_the_registered_strategies(project, run, lines):
-    """Each named fixture gives its strategy, or its test the error of an engine that cannot honour it."""
+    """Each named fixture gives its strategy, or its test the error of an engine that refuses it."""
     project(
         "\n".join(
             f"def test_{name}({name}): {name}.run(Decode(batch=2, prompt_tokens=8))"
@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_written_costs_time_and_no_speed(
 
 
 def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):
-    """Also where no test uses the baseline: each test says so, with the option's name and the nearest part."""
+    """Also where no test uses the baseline: each names the option and the nearest part."""
     project(BOTH)
     result = run("--llmperf-reference=pf32")
     result.assert_outcomes(errors=1)

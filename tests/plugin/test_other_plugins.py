@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 def test_a_test_that_another_plugin_adds_late_is_declared_when_it_runs(project, pytester, run):
-    """Items that appear after everybody's collection hooks (as rerun and repeat plugins make them) are measured too."""
+    """Items that appear after everybody's collection hooks are measured too.
+
+    Rerun and repeat plugins make such items.
+    """
     project("def test_speed(llm):\n    llm.run(WORK)\n")
     pytester.makeconftest("""
         import pytest
@@ -13,7 +16,9 @@ def test_a_test_that_another_plugin_adds_late_is_declared_when_it_runs(project, 
         def pytest_collection(session):
             result = yield
             item = session.items[0]
-            session.items.append(type(item).from_parent(item.parent, name=item.name + "-again", callobj=item.obj))
+            name = item.name + "-again"
+            again = type(item).from_parent(item.parent, name=name, callobj=item.obj)
+            session.items.append(again)
             return result
     """)
     run("-v").assert_outcomes(passed=2)

@@ -1,4 +1,7 @@
-"""Warnings as errors, marks that skip or expect failure, records that cannot be kept, and strategies that are no texts."""
+"""Warnings as errors, marks that skip or expect failure, and strategies that are no texts.
+
+Records that cannot be stored, too.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def test_wrong(llm): pass
 
 
 def test_an_expected_failure_may_be_an_error(project, run_both):
-    """xfail without raises= expects any exception, and neither the counts nor the exit code say otherwise."""
+    """xfail without raises= expects any exception; counts and exit code do not say otherwise."""
     project("""
 @pytest.mark.xfail(reason="units")
 def test_units(llm):
@@ -66,7 +69,8 @@ import os
 
 def test_speed(llm):
     assert llm.run(WORK).tpot.p50 <= 50 * ms
-    opened = {os.path.realpath(f"/proc/self/fd/{fd}"): int(fd) for fd in os.listdir("/proc/self/fd")}
+    descriptors = os.listdir("/proc/self/fd")
+    opened = {os.path.realpath(f"/proc/self/fd/{fd}"): int(fd) for fd in descriptors}
     os.dup2(os.open("out.jsonl", os.O_RDONLY), opened[os.path.realpath("out.jsonl")])
 
 def test_plain():

@@ -1,4 +1,4 @@
-"""A strategy over several ranks, through pytest: workers for each, one record, speed-up against one device."""
+"""A strategy over several ranks: workers for each, one record, speed-up against one device."""
 
 from __future__ import annotations
 

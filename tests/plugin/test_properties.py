@@ -1,4 +1,7 @@
-"""Properties that hold for any prompt: a true one passes, a false one fails with the smallest prompt that breaks it."""
+"""Properties that hold for any prompt.
+
+A true one passes, a false one fails with the smallest prompt that breaks it.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,9 @@ def test_hypothesis_own_given_works_with_its_own_settings(project, run):
         + """
 from hypothesis import HealthCheck, given, settings
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=5)
+FIXTURES = [HealthCheck.function_scoped_fixture]
+
+@settings(suppress_health_check=FIXTURES, deadline=None, max_examples=5)
 @given(prompt=prompts(), ids=token_ids(50))
 def test_given(llm, prompt, ids):
     assert llm.top_tokens(prompt, 3).ids != llm.top_tokens(ids, 4).ids
@@ -116,7 +121,8 @@ from pytest_llmperf.errors import UsageError
         (lambda llm: llm.top_tokens([]), "a text or a sequence of token ids is needed"),
         (lambda llm: llm.top_tokens([1.5]), "a text or a sequence of token ids is needed"),
         (lambda llm: llm.top_tokens("a", k=0), r"top_tokens\\(k=0\\)"),
-        (lambda llm: llm.top_tokens([5000]), "token id 5000 is not in the vocabulary: ids are 0 to 999"),
+        (lambda llm: llm.top_tokens([5000]), "token id 5000 is not in the "
+        "vocabulary: ids are 0 to 999"),
         (lambda llm: for_any(), r"for_any\\(\\) draws nothing"),
         (lambda llm: token_ids("smollm2-135m"), r"a model \\(inside of the test\\)"),
     ],
@@ -141,7 +147,6 @@ def test_hypothesis_is_imported_for_properties_alone():
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert (
-        done.stdout
-        == "pytest_llmperf.testing.prompts needs hypothesis: pip install 'pytest-llmperf[property]'.\n"
+    assert done.stdout == (
+        "pytest_llmperf.testing.prompts needs hypothesis: pip install 'pytest-llmperf[property]'.\n"
     )

@@ -1,4 +1,7 @@
-"""A pruned model in a test session: what is said of its zeros, and the ERROR of one that is not as sparse as it claims."""
+"""A pruned model in a test session: what is said of its zeros.
+
+One that is not as sparse as it claims is an ERROR.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ def test_the_summary_says_that_zeros_buy_nothing(project, run):
     """Once, however many runs there are; not of a model that is not pruned."""
     project(
         BODY
-        + "\ndef test_again(llm_factory):\n    llm_factory('fp32+wanda:0.5').run(WORK)\n\ndef test_plain(llm): llm.run(WORK)",
+        + (
+            "\ndef test_again(llm_factory):\n    llm_factory('fp32+wanda:0.5').run(WORK)\n"
+            "\ndef test_plain(llm): llm.run(WORK)"
+        ),
     )
     result = run()
     result.assert_outcomes(passed=3)

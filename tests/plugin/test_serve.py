@@ -1,4 +1,7 @@
-"""Loads in a project: claims, records and notes on a scripted model in virtual time, the search, and what is refused."""
+"""Traffic in a project's tests, on a scripted model in virtual time.
+
+Claims, records, notes, the search for the highest rate, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ FAST, FULL = "ttft=50ms,tpot=10ms", "ttft=50ms,tpot=10ms,slots=1,preemptions=3"
 
 
 def test_a_load_is_measured_recorded_and_judged(project, run_both, lines):
-    """Ten requests a second of 11 tokens, each 150 ms: all within the limit, in the record with the server's metrics."""
+    """Ten requests a second of 11 tokens, each 150 ms: all are within the limit.
+
+    The record has them with the server's metrics.
+    """
     project(
         LOADS
         + """
@@ -44,7 +50,7 @@ def test_too_much(llm):
 
 
 def test_what_a_reader_must_know_is_in_the_summary(project, run):
-    """One slot serves 6.7 requests a second of the ten: the queue grows, and the server preempted."""
+    """One slot serves 6.7 requests a second of the ten: the queue grows, the server preempts."""
     project(
         LOADS
         + "\ndef test_full(llm):\n    run = llm.run(LOAD)\n    assert run.serving.saturated\n",
@@ -62,13 +68,16 @@ def test_a_client_that_is_the_limit_makes_the_run_invalid(project, run):
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            "*InvalidRun: 0 of 3 runs of the load are valid: client-limited: the client sent its requests 20*"
+            (
+                "*InvalidRun: 0 of 3 runs of the load are valid: client-limited: "
+                "the client sent its requests 20*"
+            )
         ],
     )
 
 
 def test_a_slower_server_is_found_side_by_side(project, run):
-    """60 ms a token against 10, four pairs in turn; the negative control is the same server twice."""
+    """60 ms a token against 10, four pairs in turn; the control is the same server twice."""
     project(
         LOADS
         + """
@@ -139,7 +148,9 @@ from pytest_llmperf import Serve
 def test_wrong(llm):
     llm.run(Serve(rate=1, requests=5))
 
-@pytest.mark.llmperf(model="arch:tiny-llama", engine="server", options={"url": "http://127.0.0.1:9"}, strategy="int8")
+ELSEWHERE = {"url": "http://127.0.0.1:9"}
+
+@pytest.mark.llmperf(model="arch:tiny-llama", engine="server", options=ELSEWHERE, strategy="int8")
 def test_int8(llm):
     pass
 
@@ -169,9 +180,9 @@ def test_a_gate_judges_loads_by_their_history(project, run, opened, pytester):
 
     The same again, and one a tenth slower.
     """
-    body = (
-        LOADS
-        + "\ndef test_speed(llm):\n    llm.run(Serve(concurrency=2, requests=40, max_new_tokens=11))\n"
+    body = LOADS + (
+        "\ndef test_speed(llm):\n    llm.run(Serve(concurrency=2, "
+        "requests=40, max_new_tokens=11))\n"
     )
     project(body, script=f"{FAST},noise=0.004")
     run("--llmperf-store=none", "--llmperf-json=one.jsonl").assert_outcomes(passed=1)

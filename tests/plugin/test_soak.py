@@ -41,7 +41,10 @@ def folder(tmp_path, own_cache, monkeypatch) -> Path:
 
 
 def eight_sessions(folder: Path) -> None:
-    """One session as the soak makes it and seven copies of it, and a line that is half written: an interrupted soak."""
+    """One session as the soak makes it, seven copies of it, and a line that is half written.
+
+    So an interrupted soak looks.
+    """
     prepare(folder, "same", "scripted")
     first = run_one(folder, Namespace(what="same", budget=1), gated=False)
     with open_store("sqlite:///.llmperf/history.db", folder=folder) as store:
@@ -52,7 +55,10 @@ def eight_sessions(folder: Path) -> None:
 
 
 def test_an_interrupted_soak_goes_on_from_its_store_and_a_slower_session_misses_the_bar(folder):
-    """Two gated verdicts without a FAIL, none again when asked again; then 30 % more time: one FAIL, its text, exit code 1."""
+    """Two gated verdicts without a FAIL, and none when asked again.
+
+    Then 30 % more time: one FAIL, its text, and exit code 1.
+    """
     eight_sessions(folder)
     done = soak(folder, "same", 2)
     assert (done.returncode, len(sessions(folder))) == (0, 10), done.stdout + done.stderr
@@ -68,7 +74,7 @@ def test_an_interrupted_soak_goes_on_from_its_store_and_a_slower_session_misses_
 
 
 def test_ten_percent_are_found_side_by_side(folder):
-    """By rule B, with the pairs that it took and the ratio that it saw, which is another in each session."""
+    """By rule B, with its pairs and its ratio, which is another in each session."""
     done = soak(folder, "slower", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     found = sessions(folder)

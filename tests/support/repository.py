@@ -83,3 +83,9 @@ class Repository:
             env={**os.environ, **environ},
             timeout=300,
         )
+
+
+def worktrees(cache: Path) -> list[Path]:
+    """The work trees that are left in this cache folder."""
+    folder = cache / "worktrees"
+    return list(folder.iterdir()) if folder.is_dir() else []

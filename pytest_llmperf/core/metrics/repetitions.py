@@ -10,7 +10,7 @@ from pytest_llmperf.core.metrics import batching
 from pytest_llmperf.core.metrics.request_times import latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.trace import RequestTrace, Trace
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
 
@@ -82,7 +82,7 @@ def _nothing_succeeded(traces: Sequence[Trace]) -> InvalidRun:
     requests = [request for trace in traces for request in trace.requests]
     failures = dict.fromkeys(request.failure or "no token came" for request in requests)
     reasons = "; ".join(failures) or "no requests"
-    return InvalidRun(f"no request of {len(traces)} repetitions succeeded: {reasons}.")
+    return NoRequestSucceeded(f"no request of {len(traces)} repetitions succeeded: {reasons}.")
 
 
 def _require_lengths(trace: Trace, workload: OfflineWork) -> None:

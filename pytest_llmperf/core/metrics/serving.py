@@ -25,7 +25,7 @@ from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.trace import Mark, RequestTrace
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
 
@@ -154,7 +154,7 @@ def _after_ramp_up(requests: Sequence[RequestTrace], ramp_up_s: float) -> tuple[
 def _nothing_succeeded(requests: Sequence[RequestTrace]) -> InvalidRun:
     failures = _failures(requests).most_common(5)
     reasons = "; ".join(f"{reason} ({n} times)" for reason, n in failures)
-    return InvalidRun(
+    return NoRequestSucceeded(
         f"no request of {len(requests)} succeeded: {reasons or 'none was due after the ramp-up'}."
     )
 

@@ -139,7 +139,7 @@ _CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (
 
 @cache
 def compute_capability() -> tuple[int, int] | None:
-    """The lowest compute capability of the GPUs that the driver shows, or None where it shows none."""
+    """Return the lowest compute capability of the GPUs that the driver shows; None without one."""
     # It costs milliseconds, and only some plans depend on it.
     from pytest_llmperf.instruments.nvml import Nvml, Unreadable  # noqa: PLC0415
 

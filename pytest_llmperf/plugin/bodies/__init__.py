@@ -1,7 +1,8 @@
-"""Test bodies in processes of their own: `@pytest.mark.llmperf_isolated` and `@pytest.mark.llmperf_ranks(n)`.
+"""Test bodies in processes of their own: `llmperf_isolated` and `llmperf_ranks(n)`.
 
-A *body side* is a pytest process (`side`) that runs one test once and answers with its reports. This process (`hooks`)
-starts one for an isolated test and one a rank for a test with ranks, waits with a deadline, and puts together what they say.
+A *body side* is a pytest process (`side`) that runs one test once and answers with its reports.
+This process (`hooks`) starts one for an isolated test and one a rank for a test with ranks, waits
+with a deadline, and puts together what they say.
 """
 
 SIDE_PLUGIN = "llmperf-body-side"

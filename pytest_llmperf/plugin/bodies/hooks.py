@@ -1,6 +1,7 @@
-"""Where pytest meets tests whose body runs elsewhere: no fixture is made here, and the body's own report takes the call's place.
+"""Where pytest meets tests whose body runs elsewhere.
 
-pytest loads this file in every session, so it imports nothing but pytest; the rest when such a test is set up.
+No fixture is made here, and the body's own report takes the call's place. pytest loads this file in
+every session, so it imports nothing but pytest; the rest when such a test is set up.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Bodies:
         except UsageError as error:
             pytest.fail(str(error), pytrace=False)
         item.fixturenames = []  # type: ignore[attr-defined]  # a Function has them
-        self.session().make_room()
+        self.session().runner.make_room()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -61,7 +62,7 @@ class Bodies:
         item: pytest.Item,
         call: pytest.CallInfo[None],
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """The call's report says what the body's process said."""
+        """Have the call's report say what the body's process said."""
         report = yield
         ran = item.stash.get(RAN, None)
         if call.when == "call" and call.excinfo is None and ran is not None:
@@ -70,7 +71,10 @@ class Bodies:
 
     @pytest.fixture
     def llmperf_rank(self, request: pytest.FixtureRequest) -> Rank:
-        """A process of `@pytest.mark.llmperf_ranks(n)`: `.rank`, `.world_size`, and `.init()`, which starts torch.distributed."""
+        """A process of `@pytest.mark.llmperf_ranks(n)`.
+
+        It has `.rank`, `.world_size`, and `.init()`, which starts torch.distributed.
+        """
         from pytest_llmperf.plugin.bodies.rank import Rank  # noqa: PLC0415
 
         if request.node.get_closest_marker("llmperf_ranks") is None:
@@ -87,12 +91,12 @@ def _elsewhere(item: pytest.Item) -> bool:
 
 
 def _replace(report: pytest.TestReport, ran: Any) -> None:
+    """Say of the call what the body's process reported."""
     report.outcome, report.longrepr = ran.outcome, ran.longrepr
     report.sections = [*ran.sections]
-    report.user_properties = [
-        *report.user_properties,
-        *(p for p in ran.user_properties if p not in report.user_properties),
-    ]
+    known = report.user_properties
+    new_properties = [entry for entry in ran.user_properties if entry not in known]
+    report.user_properties = [*known, *new_properties]
     report.llmperf_error = ran.error  # type: ignore[attr-defined]
     if hasattr(report, "wasxfail"):
         del report.wasxfail

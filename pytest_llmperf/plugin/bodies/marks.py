@@ -19,10 +19,8 @@ RANKS = "llmperf_ranks"
 class Body:
     """How a test's body runs: in `ranks` processes.
 
-    `distributed` tells `llmperf_ranks(1)` from `llmperf_isolated`.
-
-    `timeout_s` is the deadline from the start of the body to the last rank's report; None takes
-    --llmperf-timeout.
+    `distributed` tells `llmperf_ranks(1)` from `llmperf_isolated`. `timeout_s` is the deadline from
+    the start of the body to the last rank's report; None takes --llmperf-timeout.
     """
 
     ranks: int = 1
@@ -31,7 +29,7 @@ class Body:
 
 
 def body_of(item: pytest.Item) -> Body | None:
-    """What the closest of the two markers asks for; None without one.
+    """Return what the closest of the two markers asks for; None without one.
 
     Raises UsageError for arguments that cannot be used.
     """
@@ -45,31 +43,41 @@ def body_of(item: pytest.Item) -> Body | None:
 def _require_function(item: pytest.Item) -> None:
     if type(item) is not pytest.Function:
         raise UsageError(
-            f"{item.nodeid} is a {type(item).__name__}: only pytest's own test functions run in a process of their own. "
+            f"{item.nodeid} is a {type(item).__name__}: "
+            "only pytest's own test functions run in a process of their own. "
             "Move the body out of the unittest.TestCase or doctest.",
         )
 
 
 def _ranked(mark: pytest.Mark) -> Body:
-    n = mark.args[0] if mark.args else mark.kwargs.get("n")
+    _require_known_arguments(mark)
+    ranks = mark.args[0] if mark.args else mark.kwargs.get("n")
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+        raise UsageError(
+            f"@pytest.mark.{RANKS}({ranks!r}): a number of ranks of at least 1 is needed, "
+            "for example llmperf_ranks(2)."
+        )
+    return Body(ranks=ranks, distributed=True, timeout_s=_timeout(mark, RANKS))
+
+
+def _require_known_arguments(mark: pytest.Mark) -> None:
     unknown = sorted(set(mark.kwargs) - {"n", "timeout"})
     if unknown or len(mark.args) > 1:
         raise UsageError(
-            f"@pytest.mark.{RANKS}: {unknown or mark.args[1:]} is not known. It reads llmperf_ranks(n, timeout=None).",
+            f"@pytest.mark.{RANKS}: {unknown or mark.args[1:]} is not known. "
+            "It reads llmperf_ranks(n, timeout=None).",
         )
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise UsageError(
-            f"@pytest.mark.{RANKS}({n!r}): a number of ranks of at least 1 is needed, for example llmperf_ranks(2)."
-        )
-    return Body(ranks=n, distributed=True, timeout_s=_timeout(mark, RANKS))
 
 
 def _isolated(mark: pytest.Mark | None) -> Body:
-    if mark is not None and (mark.args or set(mark.kwargs) - {"timeout"}):
+    if mark is None:
+        return Body()
+    if mark.args or set(mark.kwargs) - {"timeout"}:
         raise UsageError(
-            f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, not {mark.args or mark.kwargs}."
+            f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, "
+            f"not {mark.args or mark.kwargs}."
         )
-    return Body(timeout_s=_timeout(mark, ISOLATED) if mark is not None else None)
+    return Body(timeout_s=_timeout(mark, ISOLATED))
 
 
 def _timeout(mark: pytest.Mark, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""From what the process of each rank reported of one test to the one outcome that this session reports."""
+"""Merges what the process of each rank reported of one test into one outcome."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import pytest
 from pytest_llmperf.wire.results import BodyRan
 
 _NO_PROOF = {
-    "never ran": "the body never ran: {who} reported a pass without the test function having been called. "
-    "A hook or plugin (pytest_pyfunc_call, pytest_runtest_protocol) took its place.",
-    "never ended": "the body began and never ended: pytest was left in {who} (pytest.exit, or a plugin) before it could report.",
+    "never ran": (
+        "the body never ran: {who} reported a pass without the test function having been called. "
+        "A hook or plugin (pytest_pyfunc_call, pytest_runtest_protocol) took its place."
+    ),
+    "never ended": (
+        "the body began and never ended: pytest was left in {who} (pytest.exit, or a plugin) "
+        "before it could report."
+    ),
 }
 
 
@@ -57,21 +62,17 @@ class RankOutcome:
 
 def rank_outcome(rank: int, ran: BodyRan, config: pytest.Config) -> RankOutcome:
     """Read back the reports of one rank. Raises ValueError when it sent none."""
-    reports = tuple(
-        _read(config.hook.pytest_report_from_serializable(config=config, data=data))
-        for data in ran.reports
-    )
+    read_back = config.hook.pytest_report_from_serializable
+    reports = tuple(_with_tuples(read_back(config=config, data=data)) for data in ran.reports)
     if not reports:
         raise ValueError(f"rank {rank} sent no report")
-    calls = [r for r in reports if r.when == "call"]
-    deciding = next(
-        (r for r in reports if not r.passed or hasattr(r, "wasxfail")), (calls or list(reports))[0]
+    return RankOutcome(
+        rank=rank, deciding=_deciding_report(reports), reports=reports, called=ran.called
     )
-    return RankOutcome(rank=rank, deciding=deciding, reports=reports, called=ran.called)
 
 
-def _read(report: pytest.TestReport) -> pytest.TestReport:
-    """JSON has lists where pytest has tuples."""
+def _with_tuples(report: pytest.TestReport) -> pytest.TestReport:
+    """Restore pytest's tuples: JSON has lists in their place."""
     if isinstance(report.longrepr, list):
         path, line, reason = report.longrepr
         report.longrepr = (path, line, reason)
@@ -80,79 +81,104 @@ def _read(report: pytest.TestReport) -> pytest.TestReport:
     return report
 
 
+def _deciding_report(reports: Sequence[pytest.TestReport]) -> pytest.TestReport:
+    """Return the first report that is no plain pass, else the call's, else the first."""
+    for report in reports:
+        if not report.passed or hasattr(report, "wasxfail"):
+            return report
+    calls = [report for report in reports if report.when == "call"]
+    return calls[0] if calls else reports[0]
+
+
 def merged(ranks: Sequence[RankOutcome]) -> Outcome:
-    """One outcome: a failure of any rank is the test's; skips and expected failures must agree."""
-    words = {each.word for each in ranks}
-    bad = next(
-        (r for word in ("failed", "error", *_NO_PROOF) for r in ranks if r.word == word), None
-    )
-    if bad is not None:
-        return _failed(bad, ranks)
-    if len(words) > 1:
+    """Return one outcome: a failure of any rank is the test's.
+
+    Skips and expected failures must agree.
+    """
+    worst = _worst(ranks)
+    if worst is not None:
+        return _failed(worst, ranks)
+    if len({rank.word for rank in ranks}) > 1:
         return Outcome(
             outcome="failed",
-            longrepr=f"the ranks disagree: {_all(ranks)}",
+            longrepr=f"the ranks disagree: {_summary(ranks)}",
             sections=_sections(ranks),
         )
-    first = ranks[0]
+    report = ranks[0].deciding
     return Outcome(
-        outcome=str(first.deciding.outcome),
-        longrepr=first.deciding.longrepr,
+        outcome=str(report.outcome),
+        longrepr=report.longrepr,
         sections=_sections(ranks),
-        wasxfail=getattr(first.deciding, "wasxfail", None),
+        wasxfail=getattr(report, "wasxfail", None),
         carried=_carried(ranks),
-        user_properties=list(first.deciding.user_properties),
+        user_properties=list(report.user_properties),
     )
 
 
-def _failed(bad: RankOutcome, ranks: Sequence[RankOutcome]) -> Outcome:
-    who = f"rank {bad.rank} of {len(ranks)}"
-    longrepr = (
-        _NO_PROOF[bad.word].format(who=who) if bad.word in _NO_PROOF else bad.deciding.longrepr
-    )
-    if len(ranks) > 1:
-        text = f"{who}: {bad.word} in {bad.deciding.when}; {_all(ranks)}"
-        # A plain text has none.
-        add_section: Callable[[str, str], None] | None = getattr(longrepr, "addsection", None)
-        if add_section is not None:
-            add_section("ranks", text)
-        else:
-            longrepr = f"{text}\n{longrepr}"
-    others = [r for r in ranks if r is not bad and r.word in ("failed", "error")]
-    sections = [(f"failure of rank {r.rank}", r.deciding.longreprtext) for r in others]
-    error = bad.word == "error" or bool(getattr(bad.deciding, "llmperf_error", False))
+def _worst(ranks: Sequence[RankOutcome]) -> RankOutcome | None:
+    """Return the rank whose failure is shown: the first with the worst word."""
+    for word in ("failed", "error", *_NO_PROOF):
+        for rank in ranks:
+            if rank.word == word:
+                return rank
+    return None
+
+
+def _failed(worst: RankOutcome, ranks: Sequence[RankOutcome]) -> Outcome:
+    others = [rank for rank in ranks if rank is not worst and rank.word in ("failed", "error")]
+    texts = [(f"failure of rank {rank.rank}", rank.deciding.longreprtext) for rank in others]
+    is_error = worst.word == "error" or bool(getattr(worst.deciding, "llmperf_error", False))
     return Outcome(
         outcome="failed",
-        longrepr=longrepr,
-        sections=[*sections, *_sections(ranks)],
-        error=error,
+        longrepr=_failure_text(worst, ranks),
+        sections=[*texts, *_sections(ranks)],
+        error=is_error,
         carried=_carried(ranks),
     )
 
 
-def _all(ranks: Sequence[RankOutcome]) -> str:
-    return ", ".join(f"rank {each.rank} {each.word}{_reason(each)}" for each in ranks)
+def _failure_text(worst: RankOutcome, ranks: Sequence[RankOutcome]) -> Any:
+    """Return the worst rank's own report; among several ranks with a word on each."""
+    rank_name = f"rank {worst.rank} of {len(ranks)}"
+    longrepr = worst.deciding.longrepr
+    if worst.word in _NO_PROOF:
+        longrepr = _NO_PROOF[worst.word].format(who=rank_name)
+    if len(ranks) == 1:
+        return longrepr
+    text = f"{rank_name}: {worst.word} in {worst.deciding.when}; {_summary(ranks)}"
+    # A plain text has none.
+    add_section: Callable[[str, str], None] | None = getattr(longrepr, "addsection", None)
+    if add_section is None:
+        return f"{text}\n{longrepr}"
+    add_section("ranks", text)
+    return longrepr
 
 
-def _reason(rank: RankOutcome) -> str:
+def _summary(ranks: Sequence[RankOutcome]) -> str:
+    """Say how each rank ended."""
+    return ", ".join(f"rank {rank.rank} {rank.word}{_skip_reason(rank)}" for rank in ranks)
+
+
+def _skip_reason(rank: RankOutcome) -> str:
     longrepr = rank.deciding.longrepr
-    return (
-        f" ({longrepr[2].removeprefix('Skipped: ')})"
-        if rank.word == "skipped" and isinstance(longrepr, tuple)
-        else ""
-    )
+    if rank.word == "skipped" and isinstance(longrepr, tuple):
+        return f" ({longrepr[2].removeprefix('Skipped: ')})"
+    return ""
 
 
 def _sections(ranks: Sequence[RankOutcome]) -> list[tuple[str, str]]:
-    """Captured output, once for each rank: a report carries the sections of the phases before it."""
-    found: list[tuple[str, str]] = []
-    for each in ranks:
-        where = f" (rank {each.rank})" if len(ranks) > 1 else ""
-        found += [(f"{name}{where}", text) for name, text in each.reports[-1].sections]
-    return found
+    """Return captured output, once for each rank.
+
+    A report carries the sections of the phases before it.
+    """
+    sections: list[tuple[str, str]] = []
+    for rank in ranks:
+        suffix = f" (rank {rank.rank})" if len(ranks) > 1 else ""
+        sections += [(f"{name}{suffix}", text) for name, text in rank.reports[-1].sections]
+    return sections
 
 
 def _carried(ranks: Sequence[RankOutcome]) -> dict[str, Any] | None:
-    """The records and findings of the lowest rank that measured something."""
-    found = (getattr(report, "llmperf", None) for each in ranks for report in each.reports)
-    return next((carried for carried in found if carried), None)
+    """Return the records and findings of the lowest rank that measured something."""
+    reports = [report for rank in ranks for report in rank.reports]
+    return next(filter(None, (getattr(report, "llmperf", None) for report in reports)), None)

@@ -1,4 +1,4 @@
-"""What a test body with ranks is given: its place among them, and torch.distributed's start."""
+"""The fixture of a test body with ranks: its place among them, and torch.distributed's start."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class Rank:
 
     @classmethod
     def of_environment(cls) -> Rank:
-        """From RANK and WORLD_SIZE; a single rank has none of them."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1"))
-        )
+        """Read RANK and WORLD_SIZE; a single rank has none of them."""
+        rank = int(os.environ.get("RANK", "0"))
+        return cls(rank=rank, world_size=int(os.environ.get("WORLD_SIZE", "1")))
 
     def init(self, backend: str | None = None, *, timeout_s: float = 600) -> Any:
         """Start torch.distributed's default process group, and return the device of this rank.
@@ -33,8 +32,8 @@ class Rank:
             backend: "gloo", "nccl" or another of torch's; None takes nccl where there is a GPU for
                 each rank, else gloo.
             timeout_s: of a collective. torch raises when it is over, which names the rank that
-                waited; the test's own
-                deadline (`llmperf_ranks(n, timeout=…)`) shows the stacks of all ranks.
+                waited; the test's own deadline (`llmperf_ranks(n, timeout=…)`) shows the stacks of
+                all ranks.
 
         Raises:
             RuntimeError, ValueError: as torch.distributed.init_process_group.
@@ -42,12 +41,17 @@ class Rank:
         # By name: only a body's process has torch.
         torch, dist = import_module("torch"), import_module("torch.distributed")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        chosen = backend or ("nccl" if gpus >= self.world_size else "gloo")
-        device = torch.device("cuda", self.rank % gpus) if chosen == "nccl" else torch.device("cpu")
-        if device.type == "cuda":
+        backend_name = backend or ("nccl" if gpus >= self.world_size else "gloo")
+        device = torch.device("cpu")
+        if backend_name == "nccl":
+            device = torch.device("cuda", self.rank % gpus)
             torch.cuda.set_device(device)
-        alone = (
-            {} if self.world_size > 1 else {"rank": 0, "world_size": 1, "store": dist.HashStore()}
-        )
-        dist.init_process_group(chosen, timeout=timedelta(seconds=timeout_s), **alone)
+        store = self._own_store(dist)
+        dist.init_process_group(backend_name, timeout=timedelta(seconds=timeout_s), **store)
         return device
+
+    def _own_store(self, dist: Any) -> dict[str, Any]:
+        """Return what a single rank needs, which has no launcher and nobody to meet."""
+        if self.world_size > 1:
+            return {}
+        return {"rank": 0, "world_size": 1, "store": dist.HashStore()}

@@ -39,7 +39,7 @@ _STEERING = (
 
 
 class BodySide:
-    """The pytest plugin of a body side: runs the test as ever and keeps its reports."""
+    """The pytest plugin of a body side, which runs the test as ever and keeps its reports."""
 
     def __init__(self, command: RunBody) -> None:
         self.__name__ = SIDE_PLUGIN  # the plugin manager knows it by this
@@ -59,7 +59,7 @@ class BodySide:
         items[:] = [item for item in items if item.nodeid == self._command.nodeid][:1]
         for item in items:
             if isinstance(item, pytest.Function):
-                item.obj = self._noted(item.obj)
+                item.obj = self._noting_its_call(item.obj)
         if self._command.gpus:
             hooks: Any = config.pluginmanager.get_plugin(HOOKS_PLUGIN)
             hooks.session().core.gpus.borrow(self._command.gpus)
@@ -75,16 +75,16 @@ class BodySide:
         self.reports.append(data)
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Reports are put into words by the session's own hooks."""
+        """Keep the configuration, whose hooks put reports into a form that travels."""
         self._config = config
 
-    def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting_its_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noting(*args: Any, **kwargs: Any) -> Any:
             self.called = True
             return function(*args, **kwargs)
 
-        return noted
+        return noting
 
 
 def run(command: RunBody) -> BodyRan:
@@ -102,9 +102,7 @@ def run(command: RunBody) -> BodyRan:
 
 def serve(wire: Wire[AnyCommand], rank: int) -> None:
     """Answer commands until Close."""
-    commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
-    wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
-    threading.Thread(target=read, args=(wire, commands), name="llmperf-reader", daemon=True).start()
+    commands = _received(wire, rank)
     pulse = Pulse(wire, rank)
     while True:
         command = commands.get()
@@ -114,6 +112,17 @@ def serve(wire: Wire[AnyCommand], rank: int) -> None:
         wire.send(reply, timeout_s=None)
         if isinstance(command, Close):
             return
+
+
+def _received(wire: Wire[AnyCommand], rank: int) -> queue.SimpleQueue[AnyCommand]:
+    """Say hello, and return the queue that a thread puts commands into."""
+    commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
+    wire.send(Hello(rank=rank, pid=os.getpid(), python=sys.version.split()[0]), timeout_s=None)
+    reader = threading.Thread(
+        target=read, args=(wire, commands), name="llmperf-reader", daemon=True
+    )
+    reader.start()
+    return commands
 
 
 def _answer(command: AnyCommand, rank: int) -> Reply:
@@ -131,8 +140,7 @@ def _body(command: AnyCommand) -> RunBody:
     return command
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Serve on the inherited socket until Close, or until the session ends."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_llmperf.plugin.bodies.side", description=__doc__
     )
@@ -142,11 +150,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world-size", type=int, default=1)
     parser.add_argument("--die-with-parent", action="store_true")
-    options = parser.parse_args(argv)
-    # pytest captures file descriptor 2, and the stacks of a hang belong in the log.
+    return parser
+
+
+def _show_stacks() -> None:
+    """Have the stacks of a hang written into the log: pytest captures file descriptor 2."""
     log = os.dup(sys.stderr.fileno())
     faulthandler.enable(file=log)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve on the inherited socket until Close, or until the session ends."""
+    options = _parser().parse_args(argv)
+    _show_stacks()
     lead_own_group()
     if options.die_with_parent:
         die_with_parent()

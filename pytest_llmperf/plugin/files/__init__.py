@@ -1,1 +1,4 @@
-"""The files that a session writes at its end: HTML, Markdown, GitLab, OpenMetrics, pytest-benchmark."""
+"""The files that a session writes at its end.
+
+They are HTML, Markdown, GitLab, OpenMetrics and pytest-benchmark's format.
+"""

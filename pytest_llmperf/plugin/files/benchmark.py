@@ -1,10 +1,14 @@
-"""--llmperf-benchmark-json: collects the runs of all processes and writes them when the session ends."""
+"""--llmperf-benchmark-json: the runs of all processes, in pytest-benchmark's format.
+
+They are collected from reports and written when the session ends.
+"""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,7 +26,7 @@ class BenchmarkFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records: dict[str, Record] = {}
-        self._said = ""
+        self._message = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the runs of a test; the report of its end has the newest state of each."""
@@ -34,20 +38,22 @@ class BenchmarkFile:
         """Write the file. That it cannot be written makes the session red."""
         if session.config.option.collectonly:
             return
-        found = document(list(self._records.values()), datetime.now(UTC).isoformat())
+        runs = document(list(self._records.values()), datetime.now(UTC).isoformat())
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(found, indent=4), encoding="utf-8")
+            self._write(runs)
         except OSError as error:
-            self._said = f"{self._path} cannot be written: {error}"
+            self._message = f"{self._path} cannot be written: {error}"
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
             return
-        n = len(found["benchmarks"])
-        self._said = (
-            f"{n} run{'' if n == 1 else 's'} written to {self._path} in pytest-benchmark's format"
-        )
+        n_runs = len(runs["benchmarks"])
+        count = "1 run" if n_runs == 1 else f"{n_runs} runs"
+        self._message = f"{count} written to {self._path} in pytest-benchmark's format"
+
+    def _write(self, runs: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(runs, indent=4), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say where it is."""
-        if self._said:
-            terminalreporter.write_line(f"llmperf: {self._said}")
+        """Print where it is."""
+        if self._message:
+            terminalreporter.write_line(f"llmperf: {self._message}")

@@ -1,8 +1,11 @@
-"""What CI systems read: GitHub's annotations and job page, GitLab's code quality, a Markdown comment, OpenMetrics.
+"""What CI systems read.
 
-Registered in the main process where one of them is asked for: by an option, or by GitHub's own variables. Sessions inside of
-that session (the bodies and base sides that it starts, a project's tests of pytest plugins) write none of it. In a CI job
-every pytest session imports this file: what makes the texts is imported once there is something to say.
+That is GitHub's annotations and job page, GitLab's code quality, a Markdown comment, OpenMetrics.
+
+Registered in the main process where one of them is asked for: by an option, or by GitHub's own
+variables. Sessions inside of that session (the bodies and base sides that it starts, a project's
+tests of pytest plugins) write none of it. In a CI job every pytest session imports this file: what
+makes the texts is imported once there is something to say.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.plugin.stash import stated_reason
+
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.files.ci_pages import Pages
 
@@ -22,7 +27,7 @@ INSIDE = "LLMPERF_CI_SESSION"
 
 FILES = ("markdown", "gitlab", "openmetrics")
 SESSION_PROBLEMS = pytest.StashKey[list[tuple[str, str]]]()
-"""Of the main process: outcome and text of what is wrong with no test, but with the session."""
+"""Outcome and text of what is wrong with the session and not with a test, in the main process."""
 
 _WORKSPACES = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
 _TEXT_LINES = 12
@@ -42,9 +47,9 @@ class CiOutput:
         self._make = make
         self._page = os.environ.get("GITHUB_STEP_SUMMARY", "")
         self._rows: dict[str, dict[str, Any]] = {}
-        self._problems: dict[str, dict[str, Any]] = {}
+        self._endings: dict[str, dict[str, Any]] = {}
         self._lines: list[str] = []
-        self._said: list[str] = []
+        self._notes: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the runs of a test, and where and why it ended as it did."""
@@ -53,43 +58,52 @@ class CiOutput:
             return
         self._rows |= {row["id"]: row for row in carried["records"]}
         path, line = self._place(report)
-        found = {
+        ending = {
+            "test": report.nodeid,
             "outcome": carried["outcome"],
             "path": path,
             "line": line,
             "text": _text(report, carried),
         }
-        self._problems.setdefault(report.nodeid, {"test": report.nodeid, **found})
+        self._endings.setdefault(report.nodeid, ending)
 
     @pytest.hookimpl(trylast=True)  # after those that say what is wrong with the session
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what was asked for; annotations are printed with the summary."""
         option = session.config.option
-        of_session = [
-            {"test": "the session", "outcome": o, "text": t}
-            for o, t in self._config.stash.get(SESSION_PROBLEMS, [])
-        ]
-        ended = [*of_session, *self._problems.values()]
-        if option.collectonly or option.llmperf_plan or not (ended or self._files):
+        endings = self._all_endings()
+        if option.collectonly or option.llmperf_plan or not (endings or self._files):
             return
-        pages = self._make(self._rows.values(), ended)
-        if self._page and ended:
-            self._write(Path(self._page), pages.job_page(), mode="a")
+        pages = self._make(self._rows.values(), endings)
+        if endings:
+            self._append_job_page(pages)
         for name, path in self._files.items():
             self._write(path, getattr(pages, name)(), mode="w")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
+        if _on_github():
             self._lines = pages.annotations()
-        self._said += pages.said
+        self._notes += pages.notes
+
+    def _append_job_page(self, pages: Pages) -> None:
+        if self._page:
+            self._write(Path(self._page), pages.job_page(), mode="a")
+
+    def _all_endings(self) -> list[dict[str, Any]]:
+        """Return what is wrong with the session, and how each test ended."""
+        problems = self._config.stash.get(SESSION_PROBLEMS, [])
+        of_session = [
+            {"test": "the session", "outcome": outcome, "text": text} for outcome, text in problems
+        ]
+        return [*of_session, *self._endings.values()]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Annotations are lines of the job's log; a file that could not be written is said."""
+        """Print annotations, which are lines of the job's log, and files that were not written."""
         for line in self._lines:
             terminalreporter.write_line(line)
-        for line in self._said:
+        for line in self._notes:
             terminalreporter.write_line(f"llmperf: {line}", yellow=True)
 
     def pytest_unconfigure(self) -> None:
-        """Later sessions of this process write again."""
+        """Let later sessions of this process write again."""
         os.environ.pop(INSIDE, None)
 
     def _write(self, path: Path, text: str, *, mode: str) -> None:
@@ -98,15 +112,20 @@ class CiOutput:
             with path.open(mode, encoding="utf-8", errors="replace") as file:
                 file.write(text)
         except OSError as error:
-            self._said.append(f"{path} cannot be written: {error}. Give a writable place.")
+            self._notes.append(f"{path} cannot be written: {error}. Give a writable place.")
 
     def _place(self, report: pytest.TestReport) -> tuple[str, int]:
-        """The test's file from the repository's root, and the line that failed there, else the test's own."""
+        """Return the test's file from the repository's root, and a line of it.
+
+        It is the line that failed there, else the test's own.
+        """
         name, line, _ = report.location
         file = Path(os.path.normpath(self._config.rootpath / name))
+        path = _from_repository(file, self._config.rootpath)
         crash = getattr(report.longrepr, "reprcrash", None)
-        failed = crash.lineno if crash is not None and Path(crash.path) == file else (line or 0) + 1
-        return _from_repository(file, self._config.rootpath), failed
+        if crash is not None and Path(crash.path) == file:
+            return path, crash.lineno
+        return path, (line or 0) + 1
 
 
 def say_of_session(config: pytest.Config, outcome: str, texts: Iterable[str]) -> None:
@@ -117,44 +136,53 @@ def say_of_session(config: pytest.Config, outcome: str, texts: Iterable[str]) ->
 def open_ci(
     config: pytest.Config, files: Mapping[str, Path], make: Callable[..., Pages]
 ) -> CiOutput | None:
-    """The plugin where something is to be written; None inside of another session.
+    """Return the plugin where something is to be written; None inside of another session.
 
     `make` is called at the end, if at all.
     """
-    asked = (
-        files or os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("GITHUB_STEP_SUMMARY")
-    )
-    if not asked or INSIDE in os.environ:
+    is_read = files or _on_github() or os.environ.get("GITHUB_STEP_SUMMARY")
+    if not is_read or INSIDE in os.environ:
         return None
     os.environ[INSIDE] = str(os.getpid())
     return CiOutput(config, files, make)
 
 
+def _on_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
 def _from_repository(file: Path, root: Path) -> str:
     workspaces = [Path(os.environ[name]) for name in _WORKSPACES if os.environ.get(name)]
-    return next(
-        (
-            file.relative_to(top).as_posix()
-            for top in (*workspaces, root)
-            if file.is_relative_to(top)
-        ),
-        file.as_posix(),
-    )
+    for top in (*workspaces, root):
+        if file.is_relative_to(top):
+            return file.relative_to(top).as_posix()
+    return file.as_posix()
 
 
 def _text(report: pytest.TestReport, carried: Mapping[str, Any]) -> str:
-    """Why: the reason of an error, the message of a failed assertion, or the claims that were not decided."""
+    """Return why a test ended as it did, cut to a few lines.
+
+    It is the reason of an error, the message of a failed assertion, or the claims that were not
+    decided.
+    """
+    text = stated_reason(carried) or _crash_message(report) or _claims_text(carried)
+    lines = (text or str(report.longrepr or carried["outcome"])).strip().splitlines()
+    if len(lines) <= _TEXT_LINES:
+        return "\n".join(lines)
+    return "\n".join([*lines[:_TEXT_LINES], "…"])
+
+
+def _crash_message(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
-    claims = [
+    return crash.message if crash is not None else ""
+
+
+def _claims_text(carried: Mapping[str, Any]) -> str:
+    """Return the claims that ended as the test did, each once."""
+    claims = [claim for row in carried["records"] for claim in row["claims"]]
+    texts = [
         f"{claim['text']}\n{claim['detail']}"
-        for row in carried["records"]
-        for claim in row["claims"]
+        for claim in claims
         if claim["outcome"] == carried["outcome"]
     ]
-    found = (
-        carried["reason"]
-        or (crash.message if crash is not None else "")
-        or "\n".join(dict.fromkeys(claims))
-    )
-    lines = (found or str(report.longrepr or carried["outcome"])).strip().splitlines()
-    return "\n".join([*lines[:_TEXT_LINES], *(["…"] if len(lines) > _TEXT_LINES else [])])
+    return "\n".join(dict.fromkeys(texts))

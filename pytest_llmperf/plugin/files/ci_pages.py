@@ -23,9 +23,9 @@ from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
 
 
 class Pages:
-    """Each method is one output. `said` are notes for the terminal.
+    """Each method is one output. `notes` are for the terminal.
 
-    What was not compared is a problem where it was asked for.
+    What was not compared is a problem where a comparison was asked for.
     """
 
     def __init__(
@@ -38,14 +38,13 @@ class Pages:
         gate: str,
         against: str,
     ) -> None:
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self._records = [msgspec.convert(row, Record) for row in rows]
-        judges = parse_gate(gate) is not None or against.strip().lower() not in OFF
-        shown = ERRORS | (WARNINGS if judges else WARNINGS - {"NOT COMPARABLE"})
-        ended = list(ended)
-        self._problems = [Problem(**each) for each in ended if each["outcome"] in shown]
+        endings = list(ended)
+        outcomes = _problem_outcomes(gate, against)
+        self._problems = [Problem(**ending) for ending in endings if ending["outcome"] in outcomes]
         self._skipped = [
-            (each["test"], each["text"]) for each in ended if each["outcome"] == "SKIPPED"
+            (ending["test"], ending["text"]) for ending in endings if ending["outcome"] == "SKIPPED"
         ]
         self._store = store
         self._root = root
@@ -70,8 +69,15 @@ class Pages:
         return exposition(self._records)
 
     def markdown(self) -> str:
-        """The body of a comment: runs beside what was before them, what is wrong with which test, and what was skipped."""
-        notes = [f"{p.outcome} {p.test}: {' '.join(p.text.split())}" for p in self._problems]
+        """The body of a comment.
+
+        It has runs beside what was before them, what is wrong with which test, and what was
+        skipped.
+        """
+        notes = [
+            f"{problem.outcome} {problem.test}: {' '.join(problem.text.split())}"
+            for problem in self._problems
+        ]
         return comment(self._compared, notes=[*notes, *_by_reason(self._skipped)])
 
     @cached_property
@@ -79,30 +85,35 @@ class Pages:
         try:
             return beside_history(self._records, self._store, self._root, self._limits)
         except LlmperfError as error:
-            self.said.append(f"the history was not looked at for the comment: {error}")
+            self.notes.append(f"the history was not looked at for the comment: {error}")
             return compared(self._records, None, None, self._limits)
 
 
+def _problem_outcomes(gate: str, against: str) -> frozenset[str] | set[str]:
+    """Return the outcomes that are a problem here."""
+    compares = parse_gate(gate) is not None or against.strip().lower() not in OFF
+    return ERRORS | (WARNINGS if compares else WARNINGS - {"NOT COMPARABLE"})
+
+
 def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
-    """What was skipped for one reason is one note."""
-    tests: dict[str, list[str]] = {}
+    """Return one note for all that was skipped for one reason."""
+    tests_by_reason: dict[str, list[str]] = {}
     for test, reason in skipped:
-        tests.setdefault(" ".join(reason.split()), []).append(test)
-    return [f"SKIPPED {', '.join(found)}: {reason}" for reason, found in tests.items()]
+        tests_by_reason.setdefault(" ".join(reason.split()), []).append(test)
+    return [f"SKIPPED {', '.join(tests)}: {reason}" for reason, tests in tests_by_reason.items()]
 
 
 def beside_history(
     records: list[Record], store: str, root: Path, limits: Mapping[str, float]
 ) -> list[Change]:
-    """Each run beside its history in a store ("none": there is none).
+    """Return each run beside its history in a store ("none": there is none).
 
     Raises as `open_store`, and UsageError as `reviewed`.
     """
     if store == "none" or not records:
         return compared(records, None, None, limits)
-    from pytest_llmperf.history import accept  # noqa: PLC0415
-
     # SQLAlchemy, only where there is something to show.
+    from pytest_llmperf.history import accept  # noqa: PLC0415
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
     with open_store(store, create=False, folder=root) as opened:

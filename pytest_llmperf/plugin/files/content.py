@@ -1,4 +1,7 @@
-"""What a report is made of, from an open store: the records that were asked for, and the history of their series."""
+"""What a report is made of, from an open store.
+
+That is the records that were asked for, and the history of their series.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.environment import MUST_MATCH
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import Fact, Record
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.history import accept, changes
 from pytest_llmperf.history.identity import series_key
@@ -23,23 +26,29 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 
-def newest_of_each(store: Store, found: Iterable[Series], since: str | None = None) -> list[Record]:
-    """The records of each series' newest session, by test and time.
+def newest_of_each(
+    store: Store, series: Iterable[Series], since: str | None = None
+) -> list[Record]:
+    """Return the records of each series' newest session, by test and time.
 
-    None older than `since` (UTC ISO 8601).
+    None is older than `since` (UTC ISO 8601).
     """
-    kept = [record for series in found for record in _newest_session(store, series.key, since)]
-    return sorted(kept, key=lambda record: (record.test, record.created))
+    records = [record for row in series for record in _newest_session(store, row.key, since)]
+    return sorted(records, key=lambda record: (record.test, record.created))
 
 
 def _newest_session(store: Store, key: str, since: str | None) -> list[Record]:
-    """A session has few records of one series: a page of them is read, and all only where they fill it."""
+    """Return the records of a series' newest session.
+
+    A session has few records of one series: a page of them is read, and all only where they fill
+    it.
+    """
     for limit in (_PAGE, None):
-        found = list(store.records(series=key, since=since, limit=limit))
-        kept = [record for record in found if record.session_id == found[0].session_id]
-        if len(kept) < _PAGE:
+        newest = list(store.records(series=key, since=since, limit=limit))
+        of_session = [record for record in newest if record.session_id == newest[0].session_id]
+        if len(of_session) < _PAGE:
             break
-    return kept
+    return of_session
 
 
 def content(
@@ -52,20 +61,11 @@ def content(
     metric: str | None = None,
     notes: Sequence[str] = (),
 ) -> Content:
-    """A report on these records. Without a store there is no history.
+    """Return the content of a report on these records. Without a store there is no history.
 
     `metric` replaces the headline of each series.
     """
     histories = tuple(_histories(store, records, root, metric)) if store is not None else ()
-    places = {record.environment_key: record.environment.facts for record in records}
-    strange = {
-        reading.environment for history in histories for reading in history.readings
-    } - places.keys()
-    if store is not None:
-        places |= {
-            key: next(store.records(environment=key, limit=1)).environment.facts
-            for key in sorted(strange)
-        }
     return Content(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         scope=scope,
@@ -73,10 +73,24 @@ def content(
         records=tuple(records),
         unmeasured=None if unmeasured is None else tuple(unmeasured),
         histories=histories,
-        places=places,
+        places=_places(store, records, histories),
         comparable=MUST_MATCH,
         notes=tuple(notes),
     )
+
+
+def _places(
+    store: Store | None, records: Sequence[Record], histories: Sequence[History]
+) -> dict[str, dict[str, Fact]]:
+    """Return the facts of every environment that a record or a reading was made in, by its key."""
+    places = {record.environment_key: record.environment.facts for record in records}
+    if store is None:
+        return places
+    readings = [reading for history in histories for reading in history.readings]
+    for key in sorted({reading.environment for reading in readings} - places.keys()):
+        record = next(store.records(environment=key, limit=1))
+        places[key] = record.environment.facts
+    return places
 
 
 def _histories(
@@ -97,10 +111,11 @@ def _history(
     accepted: tuple[accept.Acceptance, ...],
     earlier: Sequence[str],
 ) -> History:
+    """Return the history of one metric of a series; `earlier` are keys that it had before."""
     keys = (key, *earlier)
-    points = [point for each in keys for point in store.points(each, metric)]
+    points = [point for series in keys for point in store.points(series, metric)]
     sessions = changes.sessions_of(points)
-    found = _changes(sessions, accept.levels(accepted, *keys))
+    series_changes = _changes(sessions, accept.levels(accepted, *keys))
     return History(
         key=key,
         test=record.test,
@@ -111,25 +126,19 @@ def _history(
         metric=metric,
         unit=points[0].unit if points else "",
         readings=tuple(_readings(sessions, points)),
-        steps=tuple(
-            sorted(
-                (_step(change) for each in found for change in each.changes),
-                key=lambda step: step.at,
-            )
-        ),
-        levels=tuple(
-            Level(at=each.created, who=each.who, why=each.why)
-            for each in accepted
-            if each.series in keys
-        ),
-        drift=_drift(found, record.environment_key),
+        steps=_steps(series_changes),
+        levels=_levels(accepted, keys),
+        drift=_drift(series_changes, record.environment_key),
     )
 
 
 def _changes(
     sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[str]
 ) -> list[changes.SeriesChanges]:
-    """Rule C by environment; a series whose values have no ratios has no changes of level."""
+    """Return what rule C finds in each environment.
+
+    A series whose values have no ratios has no changes of level.
+    """
     try:
         return [changes.changes_of(key, values, starts) for key, values in sessions.items()]
     except UsageError:
@@ -138,14 +147,26 @@ def _changes(
 
 def _readings(
     sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]
-) -> Iterator[Reading]:
-    """One value a session and environment, oldest first."""
+) -> list[Reading]:
+    """Return one value a session and environment, oldest first."""
     outcomes = {point.record_id: point.outcome for point in points}
-    values = [(value, key) for key, found in sessions.items() for value in found]
-    for value, key in sorted(values, key=lambda each: each[0].created):
-        yield Reading(
-            at=value.created, value=value.value, outcome=outcomes[value.record_id], environment=key
+    readings = [
+        Reading(
+            at=value.created,
+            value=value.value,
+            outcome=outcomes[value.record_id],
+            environment=key,
         )
+        for key, values in sessions.items()
+        for value in values
+    ]
+    return sorted(readings, key=lambda reading: reading.at)
+
+
+def _steps(series_changes: Sequence[changes.SeriesChanges]) -> tuple[Step, ...]:
+    """Return the changes of level in all environments, oldest first."""
+    steps = [_step(change) for series in series_changes for change in series.changes]
+    return tuple(sorted(steps, key=lambda step: step.at))
 
 
 def _step(change: changes.LevelChange) -> Step:
@@ -155,10 +176,19 @@ def _step(change: changes.LevelChange) -> Step:
     )
 
 
-def _drift(found: Sequence[changes.SeriesChanges], environment_key: str) -> float | None:
-    here = next((each for each in found if each.environment_key == environment_key), None)
-    return (
-        here.drift.change
-        if here is not None and here.drift is not None and here.drift.significant
-        else None
+def _levels(accepted: Sequence[accept.Acceptance], keys: Sequence[str]) -> tuple[Level, ...]:
+    """Return the levels of these series that somebody accepted."""
+    return tuple(
+        Level(at=acceptance.created, who=acceptance.who, why=acceptance.why)
+        for acceptance in accepted
+        if acceptance.series in keys
     )
+
+
+def _drift(series_changes: Sequence[changes.SeriesChanges], environment_key: str) -> float | None:
+    """Return the drift in this environment, where there is a significant one."""
+    for series in series_changes:
+        if series.environment_key == environment_key:
+            drift = series.drift
+            return drift.change if drift is not None and drift.significant else None
+    return None

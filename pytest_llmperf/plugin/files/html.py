@@ -1,4 +1,7 @@
-"""--llmperf-html: collects what the reports of all processes carry, and writes the HTML report when the session ends."""
+"""--llmperf-html: the HTML report of a session.
+
+What the reports of all processes carry is collected, and written when the session ends.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.plugin.files.ci import SESSION_PROBLEMS
 
 if TYPE_CHECKING:
-    from pytest_llmperf.report.html.content import Content
+    from pytest_llmperf.report.html.content import Content, Unmeasured
 
-_TOLD = frozenset({"SKIPPED", "INVALID", "ERROR", "FAIL"})
+_WITHOUT_NUMBERS = frozenset({"SKIPPED", "INVALID", "ERROR", "FAIL"})
 
 
 class HtmlFile:
@@ -30,7 +33,7 @@ class HtmlFile:
         self._root = root
         self._records: dict[str, Record] = {}
         self._tests: dict[str, dict[str, Any]] = {}
-        self._said = self._failed = ""
+        self._message = self._failure = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a test left; the report of its end has the newest state of each record."""
@@ -53,26 +56,32 @@ class HtmlFile:
         # Jinja, where a report is made.
         from pytest_llmperf.report.html import build  # noqa: PLC0415
 
-        of_session = tuple(text for _, text in session.config.stash.get(SESSION_PROBLEMS, []))
-        text = build(self._content(of_session)).encode("utf-8", "replace")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_bytes(text)
-        except OSError as error:
-            self._failed = f"the HTML report {self._path} cannot be written: {error}. 'llmperf report' makes it from the store."
-            return
-        n = len(self._records)
-        self._said = f"HTML report of {n} record{'' if n == 1 else 's'} in {self._path} ({len(text) / 1e6:.1f} MB)"
+        problems = tuple(text for _, text in session.config.stash.get(SESSION_PROBLEMS, []))
+        self._write(build(self._content(problems)).encode("utf-8", "replace"))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say where it is."""
-        if self._said or self._failed:
-            terminalreporter.write_line(
-                f"llmperf: {self._said or self._failed}", red=bool(self._failed)
+        """Print where it is."""
+        if self._message or self._failure:
+            text = f"llmperf: {self._message or self._failure}"
+            terminalreporter.write_line(text, red=bool(self._failure))
+
+    def _write(self, page: bytes) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_bytes(page)
+        except OSError as error:
+            self._failure = (
+                f"the HTML report {self._path} cannot be written: {error}. "
+                "'llmperf report' makes it from the store."
             )
+            return
+        n_records = len(self._records)
+        count = "1 record" if n_records == 1 else f"{n_records} records"
+        megabytes = len(page) / 1e6
+        self._message = f"HTML report of {count} in {self._path} ({megabytes:.1f} MB)"
 
     def _content(self, notes: tuple[str, ...]) -> Content:
-        """What was measured here, with the history where the store can be read.
+        """Return what was measured here, with the history where the store can be read.
 
         `notes` are about the session as a whole.
         """
@@ -80,33 +89,42 @@ class HtmlFile:
         from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
         if self._store == "none" or not self._records:
-            return self._of(None, notes)
+            return self._content_with(None, notes)
         try:
             with open_store(self._store, create=False, folder=self._root) as store:
-                return self._of(store, notes)
+                return self._content_with(store, notes)
         except LlmperfError as error:
-            return self._of(None, (*notes, f"There is no history in this report: {error}"))
+            return self._content_with(
+                None, (*notes, f"There is no history in this report: {error}")
+            )
 
-    def _of(self, store: Any, notes: tuple[str, ...]) -> Content:
+    def _content_with(self, store: Any, notes: tuple[str, ...]) -> Content:
         from pytest_llmperf.plugin.files.content import content  # noqa: PLC0415
+
+        n_tests = len(self._tests)
+        tests = "1 llmperf test" if n_tests == 1 else f"{n_tests} llmperf tests"
+        return content(
+            sorted(self._records.values(), key=lambda record: (record.test, record.created)),
+            scope=f"One session of {tests}",
+            store=store,
+            root=self._root,
+            unmeasured=self._unmeasured(),
+            notes=notes,
+        )
+
+    def _unmeasured(self) -> list[Unmeasured]:
+        """Return the tests that left no number, each with its reason."""
         from pytest_llmperf.report.html.content import Unmeasured  # noqa: PLC0415
 
         measured = {record.test for record in self._records.values()}
-        unmeasured = [
+        return [
             Unmeasured(
                 test=test,
-                outcome=each["outcome"],
-                reason=each["reason"] or "it failed before anything was measured",
+                outcome=carried["outcome"],
+                kind=carried["kind"],
+                reason=carried["reason"] or "it failed before anything was measured",
             )
-            for test, each in self._tests.items()
-            if each["outcome"] in _TOLD and (each["reason"] or test not in measured)
+            for test, carried in self._tests.items()
+            if carried["outcome"] in _WITHOUT_NUMBERS
+            and (carried["reason"] or test not in measured)
         ]
-        n = len(self._tests)
-        return content(
-            sorted(self._records.values(), key=lambda record: (record.test, record.created)),
-            scope=f"One session of {n} llmperf test{'' if n == 1 else 's'}",
-            store=store,
-            root=self._root,
-            unmeasured=unmeasured,
-            notes=notes,
-        )

@@ -10,12 +10,19 @@ from pytest_llmperf.core.record import Record
 class Unmeasured(Struct, frozen=True, kw_only=True):
     """A test that left no number: SKIPPED, INVALID, ERROR, or FAIL without a record.
 
-    Sessions know them, stores do not.
+    Sessions know them, stores do not. `kind` is the name of the error's class, empty where the
+    reason is no error of ours.
     """
 
     test: str
     outcome: str
     reason: str
+    kind: str = ""
+
+    @property
+    def stated_reason(self) -> str:
+        """The reason after the name of its error."""
+        return f"{self.kind}: {self.reason}" if self.kind else self.reason
 
 
 class Reading(Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.errors import NotInEffect
 from pytest_llmperf.report.html import effect, history
 from pytest_llmperf.report.html.answers import holds
 from pytest_llmperf.report.html.content import Content
@@ -29,7 +30,7 @@ ORDER = (
 )
 """Outcomes, what wants attention first."""
 _UNMEASURED = ("ERROR", "INVALID", "FAIL")
-_NOT_IN_EFFECT = "NotInEffect"
+_NOT_IN_EFFECT = NotInEffect.__name__
 _UNCLAIMED = "failed, and none of its claims did: the reason is in pytest's own output"
 _NOT_STORED = "Tests that were skipped or could not be measured are not in the store; a report of their own session names them."
 
@@ -108,11 +109,12 @@ def _failed(content: Content) -> Panel:
     unmeasured = [
         each
         for each in content.unmeasured or ()
-        if each.outcome in _UNMEASURED and _NOT_IN_EFFECT not in each.reason
+        if each.outcome in _UNMEASURED and each.kind != _NOT_IN_EFFECT
     ]
     for each in unmeasured:
         items.setdefault(
-            (each.test, each.reason), Item(title=each.test, text=each.reason, outcome=each.outcome)
+            (each.test, each.stated_reason),
+            Item(title=each.test, text=each.stated_reason, outcome=each.outcome),
         )
     failed = {item.title for item in items.values() if item.outcome == "FAIL"}
     unmeasured_too = {item.title for item in items.values()} - failed
@@ -193,11 +195,11 @@ def _not_in_effect(content: Content) -> Panel:
     items = [
         Item(
             title=each.test,
-            text=each.reason.removeprefix(f"{_NOT_IN_EFFECT}: "),
+            text=each.reason,
             outcome=each.outcome,
         )
         for each in content.unmeasured or ()
-        if _NOT_IN_EFFECT in each.reason
+        if each.kind == _NOT_IN_EFFECT
     ]
     seen = {
         (record.strategy, text): record

@@ -1,4 +1,7 @@
-"""Side by side without a process: a session and a base of scripted models, on virtual clocks, through the real comparison."""
+"""Side by side without a process, through the real comparison.
+
+A session and a base of scripted models are on virtual clocks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import InvalidRun, WorkerDied
 from pytest_llmperf.gate.gate import Regression
-from pytest_llmperf.session.handle import HostChannel
+from pytest_llmperf.session.judges import Measurement
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.session import LlmperfSession
 from pytest_llmperf.settings.against_target import Target
@@ -28,6 +31,7 @@ from pytest_llmperf.wire.commands import MeasureBlock
 from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workers import this_host
+from pytest_llmperf.workers.in_process import InProcess
 from pytest_llmperf.workers.pool import Pool
 from pytest_llmperf.workloads import Decode
 
@@ -36,11 +40,11 @@ WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
 NOISE = "noise=0.03"
 
 
-class InProcess(LlmperfSession):
+class LocalSession(LlmperfSession):
     """A session whose workers are hosts in this process."""
 
-    def _start_worker(self, plan: LoadPlan) -> HostChannel:  # noqa: ARG002
-        return HostChannel(Host())
+    def _start_worker(self, plan: LoadPlan) -> InProcess:  # noqa: ARG002
+        return InProcess(Host())
 
 
 class ScriptedBase:
@@ -48,7 +52,7 @@ class ScriptedBase:
 
     def __init__(
         self,
-        session: InProcess,
+        session: LocalSession,
         script: str,
         *,
         folder: Path,
@@ -92,7 +96,7 @@ class ScriptedBase:
         )
 
 
-def session_model(session: InProcess, script: str):
+def session_model(session: LocalSession, script: str):
     from pytest_llmperf.session.model import Model
 
     return Model(session, scripted_plan(script))
@@ -108,7 +112,7 @@ def no_leases(monkeypatch):
 def session(tmp_path):
     """`session(**options)` is a session with these options that keeps no history."""
 
-    def make(**options: str) -> InProcess:
+    def make(**options: str) -> LocalSession:
         values = {
             "store": "none",
             "budget": "2",
@@ -118,14 +122,17 @@ def session(tmp_path):
             o.name: values.get(o.name, [] if o.many else False if o.flag else o.default)
             for o in OPTIONS
         }
-        return InProcess(read(lambda option: raw[option.name], tmp_path), lambda *_: None)
+        return LocalSession(read(lambda option: raw[option.name], tmp_path), lambda *_: None)
 
     return make
 
 
 @pytest.fixture
 def compared(session, tmp_path):
-    """`compared(here, there)` is the record, the findings and the base of one comparison, and the error that it ended with."""
+    """`compared(here, there)` makes one comparison.
+
+    It gives its record, findings and base, and the error that it ended with.
+    """
 
     def run(
         here: str,
@@ -138,15 +145,16 @@ def compared(session, tmp_path):
     ):
         ours = session(**options)
         base = ScriptedBase(session(), there, folder=tmp_path, errors=errors)
-        comparison = Comparison(base)
+        comparison = Comparison(base, ours)
         comparison.planned_tests = planned
         comparison.begin(TEST, None)
         model, raised = session_model(ours, here), None
         ours.recorder.begin(TEST, "")
-        (record,) = ours.recorder.add(ours._measure([model], WORK))
+        (record,) = ours.recorder.add(ours._sample([model], WORK))
+        measurement = Measurement(models=[model], workload=WORK, again=list)
         with claims() as findings:
             try:
-                comparison.judge(ours, [model], WORK, [record], limits or {})
+                comparison.judge([record], limits or {}, measurement)
             except Regression as error:
                 raised = error
         return ours.recorder.records[record.id], findings, base, raised
@@ -155,7 +163,10 @@ def compared(session, tmp_path):
 
 
 def test_a_slower_version_fails_with_its_ratio_and_is_measured_again_in_fresh_workers(compared):
-    """Ten per cent more time, 3 % noise: FAIL after few pairs, seen again after new workers were started on both sides."""
+    """Ten per cent more time, 3 % noise: FAIL after few pairs.
+
+    It is seen again after new workers were started on both sides.
+    """
     record, (finding,), base, raised = compared(
         f"ttft=55ms,tpot=11ms,{NOISE},seed=1", f"ttft=50ms,tpot=10ms,{NOISE},seed=2"
     )
@@ -184,7 +195,7 @@ def test_a_faster_version_passes(compared):
 def test_a_suspicion_that_fresh_workers_do_not_confirm_is_undecided(compared, monkeypatch):
     """What one process was slower by is gone with it: it is said, and the test does not fail."""
     scripts = iter(["ttft=55ms,tpot=11ms", "ttft=50ms,tpot=10ms"])
-    monkeypatch.setattr(InProcess, "_start_worker", lambda _, plan: _slower_once(plan, scripts))
+    monkeypatch.setattr(LocalSession, "_start_worker", lambda _, plan: _slower_once(plan, scripts))
     _, (finding,), _, raised = compared("seed=1", "ttft=50ms,tpot=10ms")
     assert (finding.outcome, raised) == (Outcome.UNDECIDED, None)
     assert "not seen again" in finding.text
@@ -200,7 +211,7 @@ def _slower_once(plan, scripts):
         if plan.model.location == "seed=1"
         else plan.model.location
     )
-    return HostChannel(
+    return InProcess(
         Host(
             find_engine=lambda asked: _Renamed(
                 engine("scripted").load(), replace(asked.model, location=script)
@@ -228,9 +239,9 @@ def test_versions_that_do_not_fit_together_are_loaded_in_turn(compared, monkeypa
         Pool, "fits_together", lambda self, *plans: len(plans) < 2 and fits(self, *plans)
     )
     monkeypatch.setattr(
-        InProcess,
+        LocalSession,
         "_start_worker",
-        lambda _, plan: opened.append(plan.model.location) or HostChannel(Host()),
+        lambda _, plan: opened.append(plan.model.location) or InProcess(Host()),
     )
     _, (finding,), base, _ = compared("seed=1", "seed=2")
     assert finding.outcome is Outcome.PASS
