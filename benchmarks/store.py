@@ -139,14 +139,14 @@ def timings(
 
 def _gate_row(url: str, folder: Path, model: Record, runs: int) -> dict[str, object]:
     gate_ms = _ms(lambda store: _decide(store, model), url, folder)
-    what = f"one gate decision at {runs:,} runs"
-    return _row(what, gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS)
+    title = f"one gate decision at {runs:,} runs"
+    return _row(title, gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS)
 
 
 def _history_row(url: str, folder: Path, runs: int) -> dict[str, object]:
     history_ms = _command_ms(url, folder, f"test_{SERIES // 2}")
-    what = f"`llmperf history` of one series at {runs:,} runs, past its start"
-    return _row(what, history_ms, f"<= {HISTORY_MS} ms", met=history_ms <= HISTORY_MS)
+    title = f"`llmperf history` of one series at {runs:,} runs, past its start"
+    return _row(title, history_ms, f"<= {HISTORY_MS} ms", met=history_ms <= HISTORY_MS)
 
 
 def _opening_row(small: str, large: str, folder: Path, runs: int) -> dict[str, object]:

@@ -62,6 +62,6 @@ def test_merged_gives_what_unmerged_gives(llm_factory, trained):
 def test_what_an_adapter_costs_beside_the_weights(llm_factory, trained):
     """The ratio is recorded: two small products a layer. Merged, it costs nothing."""
     unmerged = llm_factory(f"fp32+lora:{trained('lora')}")
-    ours, base = unmerged.compare(unmerged.using("base"), WORK)
-    assert ours.throughput >= 0.4 * base.throughput
-    assert ours.memory.weights <= 1.01 * base.memory.weights
+    candidate, base = unmerged.compare(unmerged.using("base"), WORK)
+    assert candidate.throughput >= 0.4 * base.throughput
+    assert candidate.memory.weights <= 1.01 * base.memory.weights

@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
-    folder = model_folder(asked.model)
+    folder = model_folder(options.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = prepared(asked.kind, folder, asked.rank, asked.device)
-    train(model, tokenizer, LEARNING_RATE[asked.kind], asked.epochs, asked.batch)
-    save(asked.kind, model, tokenizer, asked.out, asked.model)
+    model = prepared(options.kind, folder, options.rank, options.device)
+    train(model, tokenizer, LEARNING_RATE[options.kind], options.epochs, options.batch)
+    save(options.kind, model, tokenizer, options.out, options.model)
 
 
 def model_folder(name: str) -> str:

@@ -29,18 +29,18 @@ def test_half_precision_halves_the_memory(llm, baseline):
 
     The ratio is recorded, and MBU shows why.
     """
-    ours, ref = llm.compare(baseline, SHORT)
-    assert ours.memory.weights <= 0.505 * ref.memory.weights
-    assert ours.memory.peak <= 14.5 * GB
-    assert ours.memory.peak <= 0.52 * ref.memory.peak
+    candidate, ref = llm.compare(baseline, SHORT)
+    assert candidate.memory.weights <= 0.505 * ref.memory.weights
+    assert candidate.memory.peak <= 14.5 * GB
+    assert candidate.memory.peak <= 0.52 * ref.memory.peak
 
 
 @pytest.mark.llmperf(strategy="bf16-mixed")
 def test_mixed_precision_saves_no_memory(llm, baseline):
     """The weights stay in fp32, and autocast keeps 16-bit copies beside them."""
-    ours, ref = llm.compare(baseline, SHORT)
-    assert ours.memory.weights >= 0.99 * ref.memory.weights
-    assert ours.memory.peak >= 0.99 * ref.memory.peak
+    candidate, ref = llm.compare(baseline, SHORT)
+    assert candidate.memory.weights >= 0.99 * ref.memory.weights
+    assert candidate.memory.peak >= 0.99 * ref.memory.peak
 
 
 @pytest.mark.llmperf(strategy="bf16+static-cache+compile")
@@ -49,6 +49,6 @@ def test_compiled_decoding_uses_the_memory_bandwidth(llm, baseline):
 
     It reaches at least two thirds of the copy bandwidth.
     """
-    ours, ref = llm.compare(baseline, SHORT)
-    assert ours.throughput >= 3 * ref.throughput
-    assert ours.mbu >= 0.66
+    candidate, ref = llm.compare(baseline, SHORT)
+    assert candidate.throughput >= 3 * ref.throughput
+    assert candidate.mbu >= 0.66

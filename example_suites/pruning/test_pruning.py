@@ -32,10 +32,10 @@ def test_half_of_the_weights_as_zeros_buy_nothing_without_kernels_for_them(llm, 
 
     Zeros are multiplied as fast as other numbers, and stored as well.
     """
-    ours, ref = llm.compare(baseline, DECODE)
+    candidate, ref = llm.compare(baseline, DECODE)
     assert llm.effective.sparsity == pytest.approx(0.5, abs=0.005)
     if llm.effective.pruned.stored == "dense":
-        assert ours.memory.weights >= 0.99 * ref.memory.weights
+        assert candidate.memory.weights >= 0.99 * ref.memory.weights
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio >= 1.0
 
 
@@ -45,8 +45,8 @@ def test_removed_heads_and_channels_save_memory(llm, baseline):
 
     Without fine-tuning the answers are, too: use it to train from.
     """
-    ours, ref = llm.compare(baseline, DECODE)
-    assert ours.memory.weights <= 0.85 * ref.memory.weights
+    candidate, ref = llm.compare(baseline, DECODE)
+    assert candidate.memory.weights <= 0.85 * ref.memory.weights
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio >= 1.0
 
 

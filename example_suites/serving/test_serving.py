@@ -36,7 +36,7 @@ SERVERS = {
 def server(name):
     """Return the parameter of one server: how it is started, and a skip where it is missing."""
     program, arguments = SERVERS[name]
-    here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
+    is_installed = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
         name == "vllm" and shutil.which(program)
     )
     return pytest.param(
@@ -46,7 +46,7 @@ def server(name):
                 model="smollm2-135m", engine=f"server:{name}", options={"args": arguments}
             ),
             pytest.mark.skipif(
-                not here, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"
+                not is_installed, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"
             ),
         ],
     )
@@ -76,9 +76,9 @@ def test_one_line_is_answered(llm):
 def test_more_lines_get_more_tokens_from_the_server(llm):
     """Four lines together get at least the tokens a second of one, and each waits longer."""
     longer = replace(LINE, requests=32)
-    one, four = llm.run(longer), llm.run(longer.at(concurrency=4))
-    assert four.throughput >= one.throughput
-    assert four.latency.p50 >= one.latency.p50
+    one_line, four_lines = llm.run(longer), llm.run(longer.at(concurrency=4))
+    assert four_lines.throughput >= one_line.throughput
+    assert four_lines.latency.p50 >= one_line.latency.p50
 
 
 @pytest.mark.usefixtures("name")
@@ -94,8 +94,8 @@ def test_the_rate_that_can_be_promised(llm):
         slo=Slo(ttft=3),
         prefix_cache=True,
     )
-    found = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
-    assert found.highest is not None
+    search = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
+    assert search.highest is not None
 
 
 @pytest.mark.parametrize("name", [server("vllm")], indirect=True)
@@ -106,8 +106,8 @@ def test_the_server_answers_as_the_model_does(llm, baseline):
 
     Compared are top-1, perplexity and containment.
     """
-    found = llm.agreement(
+    agreement = llm.agreement(
         baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)"
     )
-    assert found.ok
-    assert found.top1 >= 0.99
+    assert agreement.ok
+    assert agreement.top1 >= 0.99
