@@ -64,13 +64,13 @@ def requested(driver: Any) -> list[str]:
 
     Files, data and what was made in the page are left out.
     """
-    found = []
+    urls = []
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
-            found.append(message["params"]["request"]["url"])
+            urls.append(message["params"]["request"]["url"])
     return [
-        url for url in found if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))
+        url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))
     ]
 
 
@@ -96,9 +96,9 @@ def serious_faults(driver: Any) -> list[str]:
         "const done = arguments[0]; "
         "axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
     )
-    found = driver.execute_async_script(ask)
+    violations = driver.execute_async_script(ask)
     return [
         f"{v['id']}: {v['nodes'][0]['html'][:150]}"
-        for v in found
+        for v in violations
         if v["impact"] in ("serious", "critical")
     ]

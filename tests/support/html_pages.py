@@ -32,20 +32,20 @@ def run(name, tok_per_s, weights, **changes):
 
 
 def agreement(ok=True, top1=0.99, **more):
-    kept = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
+    estimate = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
     return {
         "reference": "fp32",
         "ok": ok,
         "rule": "containment",
         "n_prompts": 4,
         "n_tokens": 128,
-        "top1": kept,
+        "top1": estimate,
         **more,
     }
 
 
 def content(*records, **more):
-    places = {each.environment_key: each.environment.facts for each in records}
+    places = {record.environment_key: record.environment.facts for record in records}
     fields = {
         "made": "2026-11-23T12:00:00+00:00",
         "scope": "a test",
@@ -94,10 +94,10 @@ class Parsed(HTMLParser):
 
     def addresses(self):
         """Everything that a browser would fetch or follow, but anchors in the page and data."""
-        found = [
+        addresses = [
             a[name]
             for _, a in self.elements
             for name in ("src", "href", "action", "data", "poster")
             if a.get(name)
         ]
-        return [each for each in found if not each.startswith(("#", "data:"))]
+        return [address for address in addresses if not address.startswith(("#", "data:"))]

@@ -42,7 +42,7 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
     n, share = rng.choice((1, 1, 1, 2, 3, 4)), rng.choice((1.0, 1.0, 0.5))
     asked_ns, waits_ns = time.monotonic_ns(), []
     if ask:
-        held = lease(
+        leased = lease(
             dict.fromkeys(DEVICES, share),
             n,
             timeout_s=WAIT_S,
@@ -50,18 +50,18 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
             on_wait=lambda _: waits_ns.append(time.monotonic_ns()),
         )
     else:
-        held = NoLease(rng.sample(DEVICES, n))
+        leased = NoLease(rng.sample(DEVICES, n))
     row = {
         "n": n,
         "share": share,
-        "devices": held.devices,
+        "devices": leased.devices,
         "asked": asked_ns,
         "waits": waits_ns,
         "got": time.monotonic_ns(),
         "met": "",
     }
     with contextlib.ExitStack() as stack:
-        for device in held.devices:
+        for device in leased.devices:
             file = stack.enter_context((folder / f"inside-{device}").open("w"))
             try:
                 fcntl.flock(
@@ -71,10 +71,10 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
                 row["met"] = device
         time.sleep(rng.uniform(0, 0.004))
         os.write(1, json.dumps(row).encode() + b"\n")
-    held.release()
+    leased.release()
 
 
-def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> int:
+def child(folder: Path, seed: int, n_cycles: mmap.mmap, slot: int, *, ask: bool) -> int:
     """Fork one that cycles, and counts its cycles in its slot, until it is killed."""
     pid = os.fork()
     if pid:
@@ -82,27 +82,27 @@ def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> 
     rng = random.Random(seed)
     while True:
         cycle(folder, rng, ask=ask)
-        done[slot * 4 : slot * 4 + 4] = (
-            int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1
+        n_cycles[slot * 4 : slot * 4 + 4] = (
+            int.from_bytes(n_cycles[slot * 4 : slot * 4 + 4]) + 1
         ).to_bytes(4)
 
 
 def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
     """Kill one at random and start another until so many cycles are done; then end them all."""
     rng = random.Random(seed)
-    done = mmap.mmap(-1, 4 * PROCESSES)
-    pids = [child(folder, seed * 1000 + i, done, i, ask=ask) for i in range(PROCESSES)]
+    n_cycles = mmap.mmap(-1, 4 * PROCESSES)
+    pids = [child(folder, seed * 1000 + i, n_cycles, i, ask=ask) for i in range(PROCESSES)]
     kills = killed_at = total = 0
     while total < cycles or kills < MIN_KILLS:
         time.sleep(rng.uniform(0.005, 0.03))
-        total = sum(int.from_bytes(done[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
+        total = sum(int.from_bytes(n_cycles[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
         # On a slow machine too they get somewhere between two kills.
         if total - killed_at < CYCLES_A_KILL:
             continue
         victim = rng.randrange(PROCESSES)
         end(pids[victim])
         kills, killed_at = kills + 1, total
-        pids[victim] = child(folder, seed * 1000 + PROCESSES + kills, done, victim, ask=ask)
+        pids[victim] = child(folder, seed * 1000 + PROCESSES + kills, n_cycles, victim, ask=ask)
     for pid in pids:
         end(pid)
 

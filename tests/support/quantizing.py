@@ -119,10 +119,12 @@ def _smooth(model, ids):
 
     A norm's output scales move into the layers after it.
     """
-    seen = {}
+    largest_outputs = {}
     pairs = [pair for block in model.model.layers for pair in _norms(block)]
     hooks = [
-        norm.register_forward_hook(lambda norm, _, out: seen.update({norm: out.abs().amax((0, 1))}))
+        norm.register_forward_hook(
+            lambda norm, _, out: largest_outputs.update({norm: out.abs().amax((0, 1))})
+        )
         for norm, _ in pairs
     ]
     with torch.no_grad():
@@ -131,7 +133,7 @@ def _smooth(model, ids):
         hook.remove()
     for norm, layers in pairs:
         weights = torch.stack([layer.weight.abs().amax(0) for layer in layers]).amax(0)
-        scale = (seen[norm] / weights).sqrt().clamp(min=1e-5)
+        scale = (largest_outputs[norm] / weights).sqrt().clamp(min=1e-5)
         norm.weight.data /= scale
         for layer in layers:
             layer.weight.data *= scale
@@ -160,8 +162,8 @@ def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
     for key, value in loaded.model.state_dict().items():
         if value.dim() == 2 and not key.startswith(("lm_head", "model.embed_tokens")):
             tensors |= {
-                key.replace(".weight", f".{part}"): made
-                for part, made in awq_tensors(value, group).items()
+                key.replace(".weight", f".{part}"): tensor
+                for part, tensor in awq_tensors(value, group).items()
             }
         elif key != "lm_head.weight" or not loaded.model.config.tie_word_embeddings:
             tensors[key] = value.contiguous()

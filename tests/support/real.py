@@ -66,9 +66,9 @@ def agreement(session, strategy, reference):
     return Agreement(rows, rule=default_rule(plan_of(strategy), plan_of("fp32")))
 
 
-def say(capsys, name, found, about):
+def say(capsys, name, result, about):
     """Print the figures of an agreement, with their intervals, for the results pages."""
-    shown = ("perplexity_ratio", "top1", "top5", "kl", "sqnr_db")
+    fields = ("perplexity_ratio", "top1", "top5", "kl", "sqnr_db")
     with capsys.disabled():
-        figures = "; ".join(f"{field} {getattr(found, field)}" for field in shown)
+        figures = "; ".join(f"{field} {getattr(result, field)}" for field in fields)
         sys.stdout.write(f"\n{name}: {about}; {figures}\n")

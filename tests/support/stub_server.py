@@ -170,8 +170,8 @@ async def stream(writer: asyncio.StreamWriter, asked: dict, wrong: str) -> None:
         )
         if i % 16 == 0:
             await writer.drain()
-    said = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
-    send(writer, usage(asked, n_prompt, said))
+    n_counted = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
+    send(writer, usage(asked, n_prompt, n_counted))
     send(writer, "[DONE]" if ARGS.protocol == "openai" else None)
     writer.write(b"0\r\n\r\n")
     return None
@@ -212,9 +212,9 @@ def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
                 "details": details,
             }
         )
-    what = {"delta": {"content": text}} if "messages" in asked else {"text": text}
+    content = {"delta": {"content": text}} if "messages" in asked else {"text": text}
     kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
-    choice = {"index": 0, **what, "finish_reason": "length" if last else None}
+    choice = {"index": 0, **content, "finish_reason": "length" if last else None}
     return as_json({"object": kind, "model": served(), "choices": [choice]})
 
 
