@@ -1,6 +1,7 @@
 """Every Python, and the oldest and newest of what the package stands on.
 
-`nox` runs the sessions that need no torch.
+`make` runs the tests of one environment, and CI runs make; nox is only for other Pythons and other
+versions. Without a session's name `nox` runs those that need no torch.
 
 Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index
 that has it for this machine in TORCH_INDEX (as the Makefile does). What neither it nor a folder of

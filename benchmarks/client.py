@@ -143,35 +143,48 @@ def own_start_s() -> float:
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
-        starts = []
-        for _ in range(5):
-            session = opened(Path(name))
-            starts.append(session.load_s)
-            session.close()
-        alone = median(own_start_s() for _ in range(5))
-        print(
-            f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: "
-            f"{median(starts) - alone:+.3f} s"
-        )
-        fixture = median(fixture_s(Path(name)) for _ in range(5))
-        print(
-            f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)"
-        )
-        session = opened(Path(name))
-        work = Serve(
-            concurrency=LINES,
-            requests=200,
-            prompts=PROMPTS,
-            prompt_tokens=None,
-            max_new_tokens=TOKENS,
-            prefix_cache=True,
-        )
-        ours_ms = cpu_ms(lambda: session.serve(work, 0), 200)
-        print(f"CPU time of a request of {TOKENS} tokens: {ours_ms:.2f} ms")
-        if find_spec("httpx") or find_spec("httpx2"):
-            base = session._server.base  # noqa: SLF001 - its address
-            print(f"the same with httpx: {cpu_ms(with_httpx(base, 200), 200):.2f} ms")
-        session.close()
+        print_starts(Path(name))
+        print_requests(Path(name))
+
+
+def print_starts(folder: Path) -> None:
+    """Print what the engine and the fixture add to the server's own start."""
+    start_s = median(engine_start_s(folder) for _ in range(5))
+    alone_s = median(own_start_s() for _ in range(5))
+    print(
+        f"start through the engine {start_s:.3f} s, alone {alone_s:.3f} s: "
+        f"{start_s - alone_s:+.3f} s"
+    )
+    set_up_s = median(fixture_s(folder) for _ in range(5))
+    print(
+        f"set-up of a test with the server {set_up_s:.2f} s: {set_up_s - alone_s:+.2f} s (bar 1 s)"
+    )
+
+
+def engine_start_s(folder: Path) -> float:
+    """Start the stub through the engine once."""
+    session = opened(folder)
+    session.close()
+    return session.load_s
+
+
+def print_requests(folder: Path) -> None:
+    """Print the CPU time of a request, by this package's client and by httpx."""
+    session = opened(folder)
+    work = Serve(
+        concurrency=LINES,
+        requests=200,
+        prompts=PROMPTS,
+        prompt_tokens=None,
+        max_new_tokens=TOKENS,
+        prefix_cache=True,
+    )
+    own_ms = cpu_ms(lambda: session.serve(work, 0), 200)
+    print(f"CPU time of a request of {TOKENS} tokens: {own_ms:.2f} ms")
+    if find_spec("httpx") or find_spec("httpx2"):
+        base = session._server.base  # noqa: SLF001 - its address
+        print(f"the same with httpx: {cpu_ms(with_httpx(base, 200), 200):.2f} ms")
+    session.close()
 
 
 if __name__ == "__main__":

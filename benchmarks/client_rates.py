@@ -48,37 +48,39 @@ def arrivals(session: ServedModel) -> list[int]:
 
 
 def highest(name: str, send: Send, session: ServedModel, options: argparse.Namespace) -> None:
-    """Print every rate that was tried."""
+    """Print every rate that was tried, and the highest that was kept."""
     probes: list[Probe] = []
     while (rate := next_rate(probes, first=options.first, within=options.within)) is not None:
         n = max(20, round(rate * options.seconds))
-        work = Serve(
-            rate=rate,
-            arrivals="constant",
-            requests=n,
-            prompt_tokens=8,
-            max_new_tokens=TOKENS,
-            prefix_cache=True,
-        )
-        arrivals(session)
-        send(session, work, len(probes))
-        arrivals_ns = arrivals(session)[-n:]  # a generator may ask once beforehand
+        arrivals_ns = arrivals_at(rate, n, lambda work: send(session, work, len(probes)), session)
         late_s = lateness_p99_s(arrivals_ns, rate)
-        is_sustained = len(arrivals_ns) == n and late_s < LIMIT_S
-        probes.append(
-            Probe(
-                rate=rate,
-                attainment=1.0,
-                sustained=is_sustained,
-                why="" if is_sustained else f"{1e3 * late_s:.1f} ms late",
-            )
-        )
+        is_kept = len(arrivals_ns) == n and late_s < LIMIT_S
+        why = "" if is_kept else f"{1e3 * late_s:.1f} ms late"
+        probes.append(Probe(rate=rate, attainment=1.0, sustained=is_kept, why=why))
         print(
             f"  {name} {rate:.0f}/s: {len(arrivals_ns)} requests, p99 {1e3 * late_s:.2f} ms late"
-            f"{'' if is_sustained else ', not kept'}",
+            f"{'' if is_kept else ', not kept'}",
             flush=True,
         )
-    print(f"{name}: {max((p.rate for p in probes if p.sustained), default=0):.0f}/s", flush=True)
+    kept_rates = [probe.rate for probe in probes if probe.sustained]
+    print(f"{name}: {max(kept_rates, default=0):.0f}/s", flush=True)
+
+
+def arrivals_at(
+    rate: float, n: int, send: Callable[[Serve], object], session: ServedModel
+) -> list[int]:
+    """Send `n` requests at a constant rate, and return when the stub saw them."""
+    work = Serve(
+        rate=rate,
+        arrivals="constant",
+        requests=n,
+        prompt_tokens=8,
+        max_new_tokens=TOKENS,
+        prefix_cache=True,
+    )
+    arrivals(session)
+    send(work)
+    return arrivals(session)[-n:]  # a generator may ask once beforehand
 
 
 def by(generator: str, program: str) -> Send:

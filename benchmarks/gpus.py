@@ -102,28 +102,35 @@ def report(two_gpus: Session, one_gpu: Session) -> bool:
     """Print every test and the verdict. Whether the bar is met, with equal outcomes and rates."""
     equal = set(two_gpus.records) == set(one_gpu.records)
     for test in sorted(set(two_gpus.records) & set(one_gpu.records)):
-        a, b = two_gpus.rate(test), one_gpu.rate(test)
-        outcomes = (two_gpus.records[test]["outcome"], one_gpu.records[test]["outcome"])
-        device = two_gpus.records[test]["environment"]["facts"].get("leased_gpus")
-        cores = two_gpus.records[test]["environment"]["facts"].get("cpu_cores_usable")
-        agree = same(a, b) and outcomes[0] == outcomes[1]
-        equal &= agree
-        print(
-            f"{test:<32} {device} {cores} cores  "
-            f"{a['value']:>12.1f} against {b['value']:>12.1f} {a['unit']} "
-            f"({a['value'] / b['value'] - 1:+.1%})  {outcomes[0]}/{outcomes[1]}  "
-            f"{'same' if agree else 'DIFFERENT'}",
-        )
+        equal &= agrees(test, two_gpus, one_gpu)
     ratio = one_gpu.took_s / two_gpus.took_s
-    used = sorted(
-        {record["environment"]["facts"].get("leased_gpus") for record in two_gpus.records.values()}
-    )
+    devices = {facts(record).get("leased_gpus") for record in two_gpus.records.values()}
     print(
         f"-n 0 --llmperf-gpus=1: {one_gpu.took_s:.1f} s; "
-        f"-n 2 --llmperf-gpus=2: {two_gpus.took_s:.1f} s on {', '.join(map(str, used))}"
+        f"-n 2 --llmperf-gpus=2: {two_gpus.took_s:.1f} s on {', '.join(map(str, sorted(devices)))}"
     )
     print(f"{ratio:.2f} times sooner (bar: {BAR:g}), results {'equal' if equal else 'NOT EQUAL'}")
     return ratio >= BAR and equal and one_gpu.exit_code == two_gpus.exit_code == 0
+
+
+def agrees(test: str, two_gpus: Session, one_gpu: Session) -> bool:
+    """Print one test, and return whether both sessions say the same of it."""
+    on_two, on_one = two_gpus.records[test], one_gpu.records[test]
+    rate, other = two_gpus.rate(test), one_gpu.rate(test)
+    agree = same(rate, other) and on_two["outcome"] == on_one["outcome"]
+    device, cores = facts(on_two).get("leased_gpus"), facts(on_two).get("cpu_cores_usable")
+    print(
+        f"{test:<32} {device} {cores} cores  "
+        f"{rate['value']:>12.1f} against {other['value']:>12.1f} {rate['unit']} "
+        f"({rate['value'] / other['value'] - 1:+.1%})  {on_two['outcome']}/{on_one['outcome']}  "
+        f"{'same' if agree else 'DIFFERENT'}",
+    )
+    return agree
+
+
+def facts(record: dict) -> dict:
+    """Return what is known of the environment that a test ran in."""
+    return record["environment"]["facts"]
 
 
 def main() -> None:
