@@ -126,19 +126,7 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
         order.shuffle(rows)
         losses = []
         for first in range(0, len(rows), batch):
-            chosen = rows[first : first + batch]
-            encoded = tokenizer(
-                [row["prompt"] for row in chosen],
-                return_tensors="pt",
-                padding=True,
-                return_attention_mask=True,
-                return_token_type_ids=False,
-            )
-            answers = torch.tensor(
-                [answer_token(tokenizer, row) for row in chosen], device=model.device
-            )
-            logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
-            loss = nn.functional.cross_entropy(logits.float(), answers)
+            loss = batch_loss(model, tokenizer, rows[first : first + batch])
             loss.backward()
             optimiser.step()
             schedule.step()
@@ -150,6 +138,20 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
             file=sys.stderr,
         )
     model.eval()
+
+
+def batch_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """Return the cross-entropy of the answers of one batch."""
+    encoded = tokenizer(
+        [row["prompt"] for row in rows],
+        return_tensors="pt",
+        padding=True,
+        return_attention_mask=True,
+        return_token_type_ids=False,
+    )
+    answers = torch.tensor([answer_token(tokenizer, row) for row in rows], device=model.device)
+    logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
+    return nn.functional.cross_entropy(logits.float(), answers)
 
 
 def answer_token(tokenizer: Any, row: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from pytest_llmperf.devices.leases import lease
 
@@ -41,16 +42,17 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
     """Lease 1 to 4 devices, alone or half of one; be inside; say so; leave."""
     n, share = rng.choice((1, 1, 1, 2, 3, 4)), rng.choice((1.0, 1.0, 0.5))
     asked_ns, waits_ns = time.monotonic_ns(), []
-    if ask:
-        leased = lease(
+    leased = (
+        lease(
             dict.fromkeys(DEVICES, share),
             n,
             timeout_s=WAIT_S,
             directory=folder,
             on_wait=lambda _: waits_ns.append(time.monotonic_ns()),
         )
-    else:
-        leased = NoLease(rng.sample(DEVICES, n))
+        if ask
+        else NoLease(rng.sample(DEVICES, n))
+    )
     row = {
         "n": n,
         "share": share,
@@ -63,15 +65,20 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
     with contextlib.ExitStack() as stack:
         for device in leased.devices:
             file = stack.enter_context((folder / f"inside-{device}").open("w"))
-            try:
-                fcntl.flock(
-                    file, (fcntl.LOCK_EX if share == 1.0 else fcntl.LOCK_SH) | fcntl.LOCK_NB
-                )
-            except BlockingIOError:
+            if not entered(file, alone=share == 1.0):
                 row["met"] = device
         time.sleep(rng.uniform(0, 0.004))
         os.write(1, json.dumps(row).encode() + b"\n")
     leased.release()
+
+
+def entered(file: TextIO, *, alone: bool) -> bool:
+    """Whether the lock of a device's file was free: nobody inside, or others who share it."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def child(folder: Path, seed: int, n_cycles: mmap.mmap, slot: int, *, ask: bool) -> int:

@@ -80,7 +80,6 @@ def save_quantized(
         QuantizationScheme,
         apply_quantization_config,
     )
-    from compressed_tensors.quantization.utils import calculate_qparams
 
     loaded = load(plan_of("fp32", name))
     model = loaded.model
@@ -99,19 +98,25 @@ def save_quantized(
     )
     apply_quantization_config(model, config)
     for module in model.modules():
-        if getattr(module, "quantization_scheme", None) is None:
-            continue
-        rows = module.weight.reshape(module.weight.shape[0], -1, group or module.weight.shape[1])
-        scale, zero = calculate_qparams(rows.amin(-1), rows.amax(-1), weights)
-        module.weight_scale.data.copy_(scale)
-        if getattr(module, "weight_zero_point", None) is not None:
-            module.weight_zero_point.data.copy_(zero)
+        if getattr(module, "quantization_scheme", None) is not None:
+            _round_to_nearest(module, weights, group)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder)
     compressor.update_config(folder)
     _save_tokenizer(loaded, folder)
     return folder
+
+
+def _round_to_nearest(module, arguments, group):
+    """Write the scales and zero points of a layer's groups, or of its rows."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    rows = module.weight.reshape(module.weight.shape[0], -1, group or module.weight.shape[1])
+    scale, zero = calculate_qparams(rows.amin(-1), rows.amax(-1), arguments)
+    module.weight_scale.data.copy_(scale)
+    if getattr(module, "weight_zero_point", None) is not None:
+        module.weight_zero_point.data.copy_(zero)
 
 
 def _smooth(model, ids):
