@@ -39,7 +39,7 @@ def lateness_p99_s(arrivals_ns: list[int], rate: float) -> float:
 
 
 def arrivals(session: ServedModel) -> list[int]:
-    """Those since this was last asked."""
+    """Return when the stub saw requests (ns) since the last call."""
     base = session._server.base  # noqa: SLF001 - its address
     # The stub, on this host.
     with urllib.request.urlopen(f"{base}/arrivals", timeout=10) as response:  # noqa: S310

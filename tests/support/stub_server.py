@@ -65,7 +65,7 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 def page(path: str) -> tuple[int, str]:
     """A GET."""
     if path in {"/health", "/arrivals"}:
-        return health() if path == "/health" else taken()
+        return health() if path == "/health" else arrivals()
     if path == "/v1/models":
         return 200, json.dumps({"data": [{"id": ARGS.model}]})
     if path == "/info" and ARGS.protocol == "tgi":
@@ -89,7 +89,7 @@ def health() -> tuple[int, str]:
     return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
 
 
-def taken() -> tuple[int, str]:
+def arrivals() -> tuple[int, str]:
     """Return when requests came (ns) since the last call."""
     came = json.dumps(ARRIVALS)
     ARRIVALS.clear()

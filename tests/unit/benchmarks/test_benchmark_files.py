@@ -7,7 +7,7 @@ import load_generators
 import pytest
 
 
-@pytest.mark.parametrize("benchmark", [client, load_generators], ids=lambda module: module.__name__)
-def test_the_scripted_server_is_there(benchmark):
+@pytest.mark.parametrize("program", [client, load_generators], ids=lambda module: module.__name__)
+def test_the_scripted_server_is_there(program):
     """Both start the server of the tests."""
-    assert benchmark.STUB.is_file()
+    assert program.STUB.is_file()
