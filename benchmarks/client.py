@@ -28,14 +28,19 @@ from pytest_llmperf.engines.server.engine import ServerEngine
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.workloads import PromptSet, Serve
 
-STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_server.py"
 PROMPTS = PromptSet(name="short", texts=("one two three four",))
 TOKENS = 64
 LINES = 8
 TEST = """
 import pytest
 
-@pytest.mark.llmperf(model={model!r}, engine="server", options={{"command": {command!r}, "name": "tiny"}}, device="cpu")
+@pytest.mark.llmperf(
+    model={model!r},
+    engine="server",
+    options={{"command": {command!r}, "name": "tiny"}},
+    device="cpu",
+)
 def test_it(llm):
     assert llm.effective
 """
@@ -45,7 +50,10 @@ COMMAND = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 20 --
 
 
 def fixture_s(folder: Path) -> float:
-    """How long pytest takes to set up a test whose `llm` is the stub: a worker, the server, and what it is asked of itself."""
+    """Return the seconds that pytest takes to set up a test whose `llm` is the stub.
+
+    They hold a worker, the start of the server, and what the engine asks it.
+    """
     (folder / "config.json").write_text("{}", encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (folder / "test_it.py").write_text(
@@ -62,10 +70,10 @@ def fixture_s(folder: Path) -> float:
         "--durations=0",
         "-vv",
     ]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"the fixture's test failed:\n{done.stdout[-2000:]}")
-    (took_s,) = re.findall(r"([\d.]+)s setup", done.stdout)
+    session = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    if session.returncode:
+        sys.exit(f"the fixture's test failed:\n{session.stdout[-2000:]}")
+    (took_s,) = re.findall(r"([\d.]+)s setup", session.stdout)
     return float(took_s)
 
 
@@ -90,14 +98,14 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
     """The same closed loop, streamed by httpx, each piece of bytes with its time."""
     httpx = __import__("httpx" if find_spec("httpx") else "httpx2")
     body = (
-        b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,"stream_options":{"include_usage":true}}'
-        % TOKENS
+        b'{"model":"tiny","stream":true,"prompt":"one two","max_tokens":%d,'
+        b'"stream_options":{"include_usage":true}}' % TOKENS
     )
 
-    async def one(client: object) -> None:
+    async def stream(client: object) -> None:
         async with client.stream("POST", f"{base}/v1/completions", content=body) as response:
-            seen = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
-        assert seen
+            pieces = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
+        assert pieces
 
     async def load() -> None:
         async with httpx.AsyncClient(
@@ -107,7 +115,7 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
 
             async def line() -> None:
                 for _ in todo:
-                    await one(client)
+                    await stream(client)
 
             await asyncio.gather(*(line() for _ in range(LINES)))
 
@@ -135,36 +143,48 @@ def own_start_s() -> float:
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
-        starts = []
-        for _ in range(5):
-            session = opened(Path(name))
-            starts.append(session.load_s)
-            session.close()
-        alone = median(own_start_s() for _ in range(5))
-        print(
-            f"start through the engine {median(starts):.3f} s, alone {alone:.3f} s: {median(starts) - alone:+.3f} s"
-        )
-        fixture = median(fixture_s(Path(name)) for _ in range(5))
-        print(
-            f"set-up of a test with the server {fixture:.2f} s: {fixture - alone:+.2f} s (bar 1 s)"
-        )
-        session = opened(Path(name))
-        work = Serve(
-            concurrency=LINES,
-            requests=200,
-            prompts=PROMPTS,
-            prompt_tokens=None,
-            max_new_tokens=TOKENS,
-            prefix_cache=True,
-        )
-        print(
-            f"CPU time of a request of {TOKENS} tokens: {cpu_ms(lambda: session.serve(work, 0), 200):.2f} ms"
-        )
-        if find_spec("httpx") or find_spec("httpx2"):
-            print(
-                f"the same with httpx: {cpu_ms(with_httpx(session._server.base, 200), 200):.2f} ms"  # noqa: SLF001
-            )
-        session.close()
+        print_starts(Path(name))
+        print_requests(Path(name))
+
+
+def print_starts(folder: Path) -> None:
+    """Print what the engine and the fixture add to the server's own start."""
+    start_s = median(engine_start_s(folder) for _ in range(5))
+    alone_s = median(own_start_s() for _ in range(5))
+    print(
+        f"start through the engine {start_s:.3f} s, alone {alone_s:.3f} s: "
+        f"{start_s - alone_s:+.3f} s"
+    )
+    set_up_s = median(fixture_s(folder) for _ in range(5))
+    print(
+        f"set-up of a test with the server {set_up_s:.2f} s: {set_up_s - alone_s:+.2f} s (bar 1 s)"
+    )
+
+
+def engine_start_s(folder: Path) -> float:
+    """Start the stub through the engine once."""
+    session = opened(folder)
+    session.close()
+    return session.load_s
+
+
+def print_requests(folder: Path) -> None:
+    """Print the CPU time of a request, by this package's client and by httpx."""
+    session = opened(folder)
+    work = Serve(
+        concurrency=LINES,
+        requests=200,
+        prompts=PROMPTS,
+        prompt_tokens=None,
+        max_new_tokens=TOKENS,
+        prefix_cache=True,
+    )
+    own_ms = cpu_ms(lambda: session.serve(work, 0), 200)
+    print(f"CPU time of a request of {TOKENS} tokens: {own_ms:.2f} ms")
+    if find_spec("httpx") or find_spec("httpx2"):
+        base = session._server.base  # noqa: SLF001 - its address
+        print(f"the same with httpx: {cpu_ms(with_httpx(base, 200), 200):.2f} ms")
+    session.close()
 
 
 if __name__ == "__main__":

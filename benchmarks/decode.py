@@ -1,4 +1,7 @@
-"""Decoding through the plugin against a hand-written loop, and what token timestamps and telemetry cost."""
+"""Decoding through the plugin against a hand-written loop, and the cost of what it observes.
+
+What it observes is token timestamps and telemetry.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,10 @@ def handwritten(plan: LoadPlan, workload: Decode) -> Iterator[Callable[[str], fl
 def decode(
     model: str, device: str, workload: Decode, n: int, *, timestamps: bool = True
 ) -> list[Finding]:
-    """The plugin against a hand-written loop and, unless told otherwise, timestamps against none: pairs in turn, one workload."""
+    """Measure the plugin against a hand-written loop on one workload, in pairs.
+
+    Unless told otherwise, measure timestamps against none as well.
+    """
     plan = load_plan(model, device)
     with plugin_worker() as pool, handwritten(plan, workload) as child:
         opened = pool.open(plan)
@@ -95,7 +101,7 @@ def decode(
             ran = opened.call(Run(workload=workload, repetition=next(repetitions))).run
             return duration_s(ran.trace)
 
-        found = [
+        findings = [
             _speed(
                 interleave(through_plugin, lambda: child("bare"), n, warm_up=3),
                 device,
@@ -105,8 +111,8 @@ def decode(
         ]
         if timestamps:
             inside = interleave(lambda: child("plugin"), lambda: child("bare"), n, warm_up=3)
-            found.append(_timestamps(inside, model, workload))
-    return found
+            findings.append(_timestamps(inside, model, workload))
+    return findings
 
 
 def _speed(pairs: list[tuple[float, float]], device: str, model: str, workload: Decode) -> Finding:
@@ -137,4 +143,7 @@ def _timestamps(pairs: list[tuple[float, float]], model: str, workload: Decode) 
 def _detail(model: str, workload: Decode, pairs: list[tuple[float, float]]) -> str:
     bare_s = sorted(bare for _, bare in pairs)[len(pairs) // 2]
     rate = workload.batch * workload.new_tokens / bare_s
-    return f"{model}, batch {workload.batch}, {workload.prompt_tokens} in, {workload.new_tokens} out, {rate:.1f} tok/s by hand"
+    return (
+        f"{model}, batch {workload.batch}, {workload.prompt_tokens} in, "
+        f"{workload.new_tokens} out, {rate:.1f} tok/s by hand"
+    )

@@ -22,7 +22,11 @@ from pytest_llmperf.workloads import Decode
 
 
 def bare_loop(model: torch.nn.Module, device: str, workload: Decode) -> Callable[[int], float]:
-    """What one would write by hand: greedy, fixed length, fresh random prompts, idle device at both ends of the clock."""
+    """Return the loop that one would write by hand.
+
+    It decodes greedily to a fixed length from fresh random prompts, and the device is idle at both
+    ends of the clock.
+    """
 
     def wait() -> None:
         if device == "cuda":

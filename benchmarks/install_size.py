@@ -1,9 +1,11 @@
-"""Build the sdist and the wheel, install each into an empty environment, and try what must work without an engine.
+"""Install the built wheel into an empty environment, and try what must work without an engine.
 
     python benchmarks/install_size.py [--json FILE] [--sdist]
 
-Prints the size of what `pip install pytest-llmperf` puts there (without pip itself), how many distributions, and whether a
-project can be collected, planned, measured with the scripted engine, and its records read. Exit code 1 past a bar or where
+With --sdist the sdist is built, installed and tried too. Prints the size of what
+`pip install pytest-llmperf` puts there (without pip itself), how many distributions, and whether a
+project can be collected, planned, measured with the scripted engine, and its records read. Exit
+code 1 past a bar or where
 something does not work. Needs a package index; nothing is written outside of a temporary folder.
 """
 
@@ -67,15 +69,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llmperf-install-") as name:
         folder = Path(name)
         built = build(folder, sdist=options.sdist)
-        found = {
+        installations = {
             archive.suffix.lstrip("."): tried(archive, folder / f"on-{archive.suffix[1:]}")
             for archive in built
         }
-    for archive, each in found.items():
-        print(describe(archive, each))
+    for archive, installation in installations.items():
+        print(describe(archive, installation))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(each["ok"] for each in found.values()) else 1
+        options.json.write_text(json.dumps(installations, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(installation["ok"] for installation in installations.values()) else 1
 
 
 def build(folder: Path, *, sdist: bool) -> list[Path]:
@@ -115,24 +117,28 @@ def tried(archive: Path, folder: Path) -> dict[str, Any]:
     run(str(bin_folder / "python"), "-m", "pip", "install", "-q", str(archive))
     listed = json.loads(run(str(bin_folder / "python"), "-m", "pip", "list", "--format=json"))
     names = sorted(
-        each["name"] for each in listed if each["name"] not in {"pip", "setuptools", "wheel"}
+        distribution["name"]
+        for distribution in listed
+        if distribution["name"] not in {"pip", "setuptools", "wheel"}
     )
-    found = {
+    installation = {
         "python": sys.version.split()[0],
         "bytes": size_bytes(folder / "env") - before,
         "distributions": names,
     }
     works = use(folder / "project", bin_folder)
-    return {**found, "works": works, "ok": holds({**found, "works": works})}
+    return {**installation, "works": works, "ok": holds({**installation, "works": works})}
 
 
-def holds(found: Mapping[str, Any]) -> bool:
+def holds(installation: Mapping[str, Any]) -> bool:
     """Whether an installation is small enough, without an engine, and works."""
-    names = found["distributions"]
+    names = installation["distributions"]
     within = (
-        found["bytes"] <= MAX_BYTES and len(names) <= MAX_DISTRIBUTIONS and not ENGINES & set(names)
+        installation["bytes"] <= MAX_BYTES
+        and len(names) <= MAX_DISTRIBUTIONS
+        and not ENGINES & set(names)
     )
-    return within and all(code == 0 for code in found["works"].values())
+    return within and all(code == 0 for code in installation["works"].values())
 
 
 def use(project: Path, bin_folder: Path) -> dict[str, int]:
@@ -140,21 +146,21 @@ def use(project: Path, bin_folder: Path) -> dict[str, int]:
     project.mkdir()
     (project / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (project / "test_it.py").write_text(TESTS, encoding="utf-8")
-    kept = {
+    environ = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("LLMPERF", "GITHUB_", "PYTEST_"))
     }
     codes = {}
     for name, (program, *arguments) in TRIES.items():
-        environment = kept | {"LLMPERF_CACHE": str(project / "cache")}
+        environment = environ | {"LLMPERF_CACHE": str(project / "cache")}
         command = [str(bin_folder / program), *arguments]
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=project, env=environment, capture_output=True, text=True, check=False
         )
-        codes[name] = done.returncode
-        if done.returncode:
-            print(f"{name}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        codes[name] = process.returncode
+        if process.returncode:
+            print(f"{name}: exit code {process.returncode}\n{process.stdout}{process.stderr}")
     return codes
 
 
@@ -165,20 +171,21 @@ def size_bytes(folder: Path) -> int:
 
 def run(*command: str) -> str:
     """Standard output. Raises CalledProcessError after showing what the program said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stdout + done.stderr, file=sys.stderr)
-        done.check_returncode()
-    return done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        print(process.stdout + process.stderr, file=sys.stderr)
+        process.check_returncode()
+    return process.stdout
 
 
-def describe(archive: str, found: Mapping[str, Any]) -> str:
+def describe(archive: str, installation: Mapping[str, Any]) -> str:
     """One paragraph."""
-    names = list(found["distributions"])
-    broken = [name for name, code in dict(found["works"]).items() if code]
+    names = list(installation["distributions"])
+    broken = [name for name, code in dict(installation["works"]).items() if code]
     works = f"does not work: {', '.join(broken)}" if broken else f"works: {', '.join(TRIES)}"
     return (
-        f"{archive}, Python {found['python']}: {found['bytes'] / 1e6:.1f} MB (at most {MAX_BYTES / 1e6:.0f}), "
+        f"{archive}, Python {installation['python']}: "
+        f"{installation['bytes'] / 1e6:.1f} MB (at most {MAX_BYTES / 1e6:.0f}), "
         f"{len(names)} distributions (at most {MAX_DISTRIBUTIONS}): {', '.join(names)}\n  {works}"
     )
 

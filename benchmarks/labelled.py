@@ -1,4 +1,7 @@
-"""The labelled series, where they are: in the folder that LLMPERF_SERIES names, or shared/data/series beside the checkout."""
+"""The labelled series, in the folder that LLMPERF_SERIES names.
+
+Without a name they are looked for in shared/data/series beside the checkout.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ NAME = "LLMPERF_SERIES"
 
 def folder() -> Path | None:
     """Where the series lie, or None."""
-    named = os.environ.get(NAME)
-    at = (
-        Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data" / "series"
+    path = os.environ.get(NAME)
+    series = (
+        Path(path) if path else Path(__file__).resolve().parents[2] / "shared" / "data" / "series"
     )
-    return at if at.is_dir() else None
+    return series if series.is_dir() else None
 
 
 def column(path: str, at: int = 1) -> list[float]:
@@ -27,8 +30,8 @@ def column(path: str, at: int = 1) -> list[float]:
 
 def labels(path: str) -> dict[str, object]:
     """A file of labels in the folder."""
-    found: dict[str, object] = json.loads(_inside(path).read_text(encoding="utf-8"))
-    return found
+    labels_by_series: dict[str, object] = json.loads(_inside(path).read_text(encoding="utf-8"))
+    return labels_by_series
 
 
 def _inside(path: str) -> Path:

@@ -1,12 +1,13 @@
-"""One server, one load, and the load generators in turn: this package's client, `vllm bench serve`, aiperf, guidellm.
+"""One server, one load, and the load generators in turn.
 
-python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5 --requests 16
-    [--concurrency 4 | --arrivals constant] [--vllm vllm-env/bin/vllm] [--aiperf aiperf-env/bin/aiperf]
-    [--guidellm guidellm-env/bin/guidellm]
+python benchmarks/load_generators.py --model smollm2-135m --engine server:vllm --rate 0.5
+    --requests 16 [--concurrency 4 | --arrivals constant] [--vllm vllm-env/bin/vllm]
+    [--aiperf aiperf-env/bin/aiperf] [--guidellm guidellm-env/bin/guidellm]
 
-With `--engine stub` the server is the scripted one of the tests. Every generator sends as many requests of the same lengths; the
-order is drawn anew each round. Prints medians over the rounds of output throughput, TTFT p50 and TPOT p50, and each ratio to
-ours.
+They are this package's client, `vllm bench serve`, aiperf and guidellm. With `--engine stub` the
+server is the scripted one of the tests. Every generator sends as many requests of the same lengths;
+the order is drawn anew each round. Prints medians over the rounds of output throughput, TTFT p50
+and TPOT p50, and each ratio to this package's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Serve
 
-STUB = Path(__file__).parents[1] / "tests" / "server" / "stub_server.py"
+STUB = Path(__file__).parents[1] / "tests" / "support" / "stub_server.py"
 NAMES = ("output tok/s", "TTFT p50 s", "TPOT p50 s")
 Figures = tuple[float, float, float]
 
@@ -40,16 +41,16 @@ Figures = tuple[float, float, float]
 def opened(options: argparse.Namespace) -> Iterator[ServedModel]:
     """The server, ended afterwards, also where this program is ended by SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("ended by SIGTERM"))
-    given: dict[str, str | float] = {"args": options.args} if options.args else {}
+    engine_options: dict[str, str | float] = {"args": options.args} if options.args else {}
     engine = options.engine
     if engine == "stub":
         command = f"{sys.executable} {STUB} --port {{port}} --model tiny --ttft-ms 50 --token-ms 5"
-        engine, given = "server", {"command": command, "name": "tiny", "stop_timeout": 1.0}
+        engine, engine_options = "server", {"command": command, "name": "tiny", "stop_timeout": 1.0}
     base = LoadPlan(
         model=model_ref(options.model),
         engine=engine,
         device=options.device,
-        options=tuple(given.items()),
+        options=tuple(engine_options.items()),
     )
     session = ServerEngine().open(parse(options.strategy).apply(base))
     try:
@@ -64,68 +65,51 @@ def ours(session: ServedModel, work: Serve, repetition: int, program: str = "") 
     late = client_mark(served.trace, 0.0)
     if late is not None:
         print(f"    {work.generator or 'this package'}: {late.detail}")
-    found = reduce_serving([served.trace], work)
-    if found.n_failed:
-        print(
-            f"    {found.n_failed} requests failed: {found.serving.failures if found.serving else ''}"
-        )
-    return found.throughput.value, found.ttft.p50.value, found.tpot.p50.value
+    metrics = reduce_serving([served.trace], work)
+    if metrics.n_failed:
+        failures = metrics.serving.failures if metrics.serving else ""
+        print(f"    {metrics.n_failed} requests failed: {failures}")
+    return metrics.throughput.value, metrics.ttft.p50.value, metrics.tpot.p50.value
 
 
 def bench_serve(session: ServedModel, work: Serve, repetition: int, program: str) -> Figures:
-    """By `vllm bench serve`, with its own random prompts of the same lengths."""
+    """Measure by `vllm bench serve`, with its own random prompts of the same lengths."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, "bench", "serve", *_bench_arguments(session, work)]
+        command += [f"--seed={repetition}", f"--result-dir={folder}", "--result-filename=r.json"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(f"vllm bench serve failed:\n{process.stdout[-2000:]}{process.stderr[-2000:]}")
+        result = json.loads((Path(folder) / "r.json").read_text(encoding="utf-8"))
+    ttft_s, tpot_s = result["median_ttft_ms"] / 1e3, result["median_tpot_ms"] / 1e3
+    return result["output_throughput"], ttft_s, tpot_s
+
+
+def _bench_arguments(session: ServedModel, work: Serve) -> list[str]:
+    """Return the server and the load as `vllm bench serve` takes them."""
     # Its address and its tokenizer.
     server, source = session._server, session._source  # noqa: SLF001
     load = (
-        ["--request-rate", str(work.rate)]
-        if work.rate is not None
-        else ["--max-concurrency", str(work.concurrency)]
+        f"--max-concurrency={work.concurrency}"
+        if work.rate is None
+        else f"--request-rate={work.rate}"
     )
-    load += ["--burstiness", "1e9"] if work.arrivals == "constant" else []
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(
-                program,
-                "bench",
-                "serve",
-                "--backend",
-                "openai",
-                "--base-url",
-                server.base,
-                "--model",
-                server.name,
-            ),
-            *(
-                "--tokenizer",
-                str(source.tokenizer_folder),
-                "--dataset-name",
-                "random",
-                "--num-prompts",
-                str(work.requests),
-            ),
-            *(
-                "--random-input-len",
-                str(work.prompt_tokens),
-                "--random-output-len",
-                str(work.max_new_tokens),
-            ),
-            *(
-                "--seed",
-                str(repetition),
-                "--ignore-eos",
-                "--save-result",
-                "--result-dir",
-                folder,
-                "--result-filename",
-                "r.json",
-            ),
-            *("--disable-tqdm", "--temperature", "0", *load),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        said = json.loads((Path(folder) / "r.json").read_text(encoding="utf-8"))
-    return said["output_throughput"], said["median_ttft_ms"] / 1e3, said["median_tpot_ms"] / 1e3
+    return [
+        "--backend=openai",
+        f"--base-url={server.base}",
+        f"--model={server.name}",
+        f"--tokenizer={source.tokenizer_folder}",
+        "--dataset-name=random",
+        f"--num-prompts={work.requests}",
+        f"--random-input-len={work.prompt_tokens}",
+        f"--random-output-len={work.max_new_tokens}",
+        "--ignore-eos",
+        "--save-result",
+        "--disable-tqdm",
+        "--temperature=0",
+        load,
+        *(["--burstiness=1e9"] if work.arrivals == "constant" else []),
+    ]
 
 
 def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, int], Figures]]:
@@ -139,19 +123,19 @@ def generators(options: argparse.Namespace) -> dict[str, Callable[[ServedModel, 
         max_new_tokens=options.new_tokens,
         prefix_cache=True,
     )
-    found: dict[str, Callable[[ServedModel, int], Figures]] = {}
-    found["this package"] = lambda session, n: ours(session, seeded(work, n), n)
+    by_name: dict[str, Callable[[ServedModel, int], Figures]] = {}
+    by_name["this package"] = lambda session, n: ours(session, seeded(work, n), n)
     for name in ("aiperf", "guidellm"):
         if program := getattr(options, name):
-            found[name] = lambda session, n, name=name, program=program: ours(
+            by_name[name] = lambda session, n, name=name, program=program: ours(
                 session,
                 seeded(work, n, name),
                 n,
                 str(Path(program).absolute()),
             )
     if options.vllm:
-        found["vllm bench serve"] = lambda session, n: bench_serve(session, work, n, options.vllm)
-    return found
+        by_name["vllm bench serve"] = lambda session, n: bench_serve(session, work, n, options.vllm)
+    return by_name
 
 
 def seeded(work: Serve, n: int, generator: str = "") -> Serve:
@@ -163,56 +147,58 @@ def seeded(work: Serve, n: int, generator: str = "") -> Serve:
 def main() -> None:
     """Measure and print."""
     options = parser().parse_args()
-    draw = random.Random(0)  # noqa: S311 - an order, not a secret
-    found = generators(options)
-    taken: dict[str, list[Figures]] = {name: [] for name in found}
     with opened(options) as session:
-        ours(
-            session,
-            Serve(concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8),
-            10**6,
+        warm_up = Serve(
+            concurrency=2, requests=4, prompt_tokens=options.prompt_tokens, max_new_tokens=8
         )
-        for n in range(options.rounds):
-            for name in draw.sample(list(found), len(found)):
-                taken[name].append(found[name](session, n))
-                print(
-                    f"  round {n + 1}, {name}: " + ", ".join(f"{v:.5g}" for v in taken[name][-1]),
-                    flush=True,
-                )
-    for name, rows in taken.items():
-        for i, what in enumerate(NAMES):
-            mine, theirs = (
-                median(row[i] for row in taken["this package"]),
-                median(row[i] for row in rows),
-            )
-            print(f"{name:18} {what:13} {theirs:.5g}  ratio to ours {theirs / mine:.4f}")
+        ours(session, warm_up, 10**6)
+        figures = rounds(session, generators(options), options.rounds)
+    for name, rows in figures.items():
+        for i, figure in enumerate(NAMES):
+            own = median(row[i] for row in figures["this package"])
+            other = median(row[i] for row in rows)
+            print(f"{name:18} {figure:13} {other:.5g}  ratio to ours {other / own:.4f}")
 
 
-def with_generators(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def rounds(
+    session: ServedModel, measure: dict[str, Callable[[ServedModel, int], Figures]], n_rounds: int
+) -> dict[str, list[Figures]]:
+    """Return the figures of every generator in each round; the order is drawn anew each time."""
+    draw = random.Random(0)  # noqa: S311 - an order, not a secret
+    figures: dict[str, list[Figures]] = {name: [] for name in measure}
+    for n in range(n_rounds):
+        for name in draw.sample(list(measure), len(measure)):
+            figures[name].append(measure[name](session, n))
+            texts = ", ".join(f"{value:.5g}" for value in figures[name][-1])
+            print(f"  round {n + 1}, {name}: {texts}", flush=True)
+    return figures
+
+
+def with_generators(arguments: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The parser, with an option for the command of each other generator."""
     for name in ("vllm", "aiperf", "guidellm"):
-        made.add_argument(f"--{name}", default="", help=f"the command {name}")
-    return made
+        arguments.add_argument(f"--{name}", default="", help=f"the command {name}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
     """The server, the load, and where the other generators are."""
-    made = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default="smollm2-135m")
-    made.add_argument("--engine", default="server:vllm")
-    made.add_argument("--strategy", default="auto")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--args", default="", help="more arguments of the server's command")
-    made.add_argument("--rate", type=float, default=1.0)
-    made.add_argument("--concurrency", type=int)
-    made.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
-    made.add_argument("--requests", type=int, default=32)
-    made.add_argument("--prompt-tokens", type=int, default=32)
-    made.add_argument("--new-tokens", type=int, default=32)
-    made.add_argument("--rounds", type=int, default=3)
-    return with_generators(made)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--engine", default="server:vllm")
+    arguments.add_argument("--strategy", default="auto")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--args", default="", help="more arguments of the server's command")
+    arguments.add_argument("--rate", type=float, default=1.0)
+    arguments.add_argument("--concurrency", type=int)
+    arguments.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
+    arguments.add_argument("--requests", type=int, default=32)
+    arguments.add_argument("--prompt-tokens", type=int, default=32)
+    arguments.add_argument("--new-tokens", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=3)
+    return with_generators(arguments)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""The gate of pytest-llmperf and those of other tools on the same runs, of which it is known whether anything changed.
+"""The gate of pytest-llmperf and those of other tools on the same runs.
 
-    python benchmarks/other_tools.py [--runs 1000] [--inference-doctor VENV/bin/python] [--out FOLDER]
+    python benchmarks/other_tools.py [--runs 1000] [--inference-doctor VENV/bin/python]
+        [--out FOLDER]
 
-Each case is a history of 12 sessions, five new sessions, and 30 pairs; each tool takes what its documentation asks for, and
-all see the same values. A change multiplies the new ones. Simulated cases are seeded; real ones slide along stretches of the
-labelled series in which nothing changed (left out where the series are not: LLMPERF_SERIES names their folder). Values are
-times: lower is better.
+It is known of each run whether anything changed. A case is a history of 12 sessions, five new
+sessions, and 30 pairs; each tool takes what its documentation asks for, and all see the same
+values. A change multiplies the new ones. Simulated cases are seeded; real ones slide along
+stretches of the labelled series in which nothing changed (left out where the series are not:
+LLMPERF_SERIES names their folder). Values are times: lower is better.
 
-* pytest-benchmark: the newest session against the last stored one, by its own check of `--benchmark-compare-fail=mean:5%`.
+* pytest-benchmark: the newest session against the last stored one, by its own check of
+  `--benchmark-compare-fail=mean:5%`.
 * fixed floor: 5 % above the median of the first 12 sessions, written down once.
-* inference-doctor: five sessions against the last five, by its own `decide_regression` in the interpreter given, at its
-  default of 10 % and at 5 %; the first cases also by its command line, which must agree. Left out without the option.
-* rule A, rule B: as `--llmperf-gate` and `--llmperf-against` call them, with the second measurement that a FAIL needs.
+* inference-doctor: five sessions against the last five, by its own `decide_regression` in the
+  interpreter given, at its default of 10 % and at 5 %; the first cases also by its command line,
+  which must agree. Left out without the option.
+* rule A, rule B: as `--llmperf-gate` and `--llmperf-against` call them, with the second
+  measurement that a FAIL needs.
 
 Writes other_tools.md to the folder (default build/benchmarks).
 """
@@ -50,7 +55,10 @@ _MEAN_5 = parse_compare_fail("mean:5%")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sessions before, the first of all, new sessions, and pairs (base, new) of values, with the change in the new ones."""
+    """The values of one case: stored sessions, new sessions, and pairs (base, new).
+
+    `first` holds the first sessions of all. The change is in the new values.
+    """
 
     history: Sequence[float]
     first: Sequence[float]
@@ -60,7 +68,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What one tool said of the cases of one kind: how many it failed, decided neither way, and how much it measured."""
+    """The verdicts of one tool on the cases of one kind, and how much it measures for each."""
 
     tool: str
     needs: str
@@ -68,23 +76,22 @@ class Row:
 
     @property
     def cells(self) -> str:
-        """What the tool's row says of this case."""
-        n = len(self.outcomes)
-        if not n:
+        """Return the shares of failed and of undecided cases, in words."""
+        n_cases = len(self.outcomes)
+        if not n_cases:
             return "-"
-        undecided = 100 * self.outcomes.count("UNDECIDED") / n
-        return f"{100 * self.outcomes.count('FAIL') / n:.3g} %" + (
-            f" ({undecided:.3g} % undecided)" if undecided else ""
-        )
+        failed = 100 * self.outcomes.count("FAIL") / n_cases
+        undecided = 100 * self.outcomes.count("UNDECIDED") / n_cases
+        return f"{failed:.3g} %" + (f" ({undecided:.3g} % undecided)" if undecided else "")
 
 
 Tool = Callable[[Sequence[Case]], list[str]]
 
 
 def pytest_benchmark(cases: Sequence[Case]) -> list[str]:
-    """The check object that its option makes, given the statistics of the new and of the stored session."""
+    """Ask the check object of its option about the new and the stored session's mean."""
     failed = [_MEAN_5.fails({"mean": case.new[0]}, {"mean": case.history[-1]}) for case in cases]
-    return ["FAIL" if each else "PASS" for each in failed]
+    return ["FAIL" if is_slower else "PASS" for is_slower in failed]
 
 
 def fixed_floor(cases: Sequence[Case]) -> list[str]:
@@ -111,24 +118,25 @@ def rule_b(cases: Sequence[Case]) -> list[str]:
 
 
 def inference_doctor(python: str, percent: float) -> Tool:
-    """Its decision in its own interpreter, in bulk."""
+    """Return inference-doctor's decision, made in bulk in its own interpreter."""
 
     def decide(cases: Sequence[Case]) -> list[str]:
-        asked = [(list(case.history[-NEW:]), list(case.new)) for case in cases]
-        done = subprocess.run(
+        sides = [(list(case.history[-NEW:]), list(case.new)) for case in cases]
+        process = subprocess.run(
             [python, "-c", _DECIDE, str(percent)],
-            input=json.dumps(asked),
+            input=json.dumps(sides),
             capture_output=True,
             text=True,
             check=True,
         )
-        found: list[str] = json.loads(done.stdout)
-        for case, said in list(zip(asked, found, strict=True))[:COMMAND_LINE_CASES]:
-            by_command = _by_command_line(python, percent, *case)
-            assert by_command == said, (
-                f"inference-doctor compare-runs says {by_command}, its decide_regression {said}: {case}"
+        statuses: list[str] = json.loads(process.stdout)
+        for (baseline, new), status in list(zip(sides, statuses, strict=True))[:COMMAND_LINE_CASES]:
+            by_command = _by_command_line(python, percent, baseline, new)
+            assert by_command == status, (
+                f"inference-doctor compare-runs says {by_command}, "
+                f"its decide_regression {status}: {(baseline, new)}"
             )
-        return ["UNDECIDED" if each == "INCONCLUSIVE" else each for each in found]
+        return ["UNDECIDED" if status == "INCONCLUSIVE" else status for status in statuses]
 
     return decide
 
@@ -137,7 +145,11 @@ _DECIDE = """
 import json, sys
 from inference_doctor.quality import QualityThresholds, decide_regression
 thresholds = QualityThresholds(regression_percent=float(sys.argv[1]))
-print(json.dumps([decide_regression(a, b, lower_is_better=True, thresholds=thresholds).status for a, b in json.load(sys.stdin)]))
+statuses = [
+    decide_regression(before, after, lower_is_better=True, thresholds=thresholds).status
+    for before, after in json.load(sys.stdin)
+]
+print(json.dumps(statuses))
 """
 
 
@@ -182,32 +194,30 @@ def tools(python: str | None) -> dict[str, tuple[str, Tool]]:
     }
 
 
+SIMULATIONS = (
+    ("normal", 0.01),
+    ("normal", 0.02),
+    ("t3", 0.02),
+    ("5 % wild", 0.02),
+    ("autocorrelated 0.5", 0.02),
+    ("normal", 0.04),
+)
+"""Noise, and the spread between sessions."""
+
+
 def tables(n: int, python: str | None) -> Iterator[str]:
-    """Markdown, a table a kind of case."""
-    kinds: list[tuple[str, Callable[[float], list[Case]]]] = [
-        (
-            f"Simulated: {name}, {spread:.0%} between sessions, {n} cases",
-            lambda change, a=name, b=spread: simulated_cases(NOISES[a], b, change, n),
-        )
-        for name, spread in (
-            ("normal", 0.01),
-            ("normal", 0.02),
-            ("t3", 0.02),
-            ("5 % wild", 0.02),
-            ("autocorrelated 0.5", 0.02),
-            ("normal", 0.04),
-        )
-    ]
-    if labelled.folder() is not None:
-        kinds += [
-            (f"Real: {path}, unchanged stretches", lambda change, a=path: real_cases(a, change))
-            for path in UNCHANGED
-        ]
+    """Write a Markdown table for each kind of case."""
     known = tools(python)
-    for title, make in kinds:
-        yield from _table(title, known, [make(change) for change in CHANGES])
-    if labelled.folder() is not None:
-        yield from _labelled(known)
+    for name, spread in SIMULATIONS:
+        by_change = [simulated_cases(NOISES[name], spread, change, n) for change in CHANGES]
+        title = f"Simulated: {name}, {spread:.0%} between sessions, {n} cases"
+        yield from _table(title, known, by_change)
+    if labelled.folder() is None:
+        return
+    for path in UNCHANGED:
+        by_change = [real_cases(path, change) for change in CHANGES]
+        yield from _table(f"Real: {path}, unchanged stretches", known, by_change)
+    yield from _labelled(known)
 
 
 def main() -> int:
@@ -223,7 +233,10 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"pytest-benchmark {version('pytest-benchmark')}; inference-doctor {_doctor_version(options.inference_doctor)}",
+        (
+            f"pytest-benchmark {version('pytest-benchmark')}; "
+            f"inference-doctor {_doctor_version(options.inference_doctor)}"
+        ),
         "",
     ]
     for line in tables(options.runs, options.inference_doctor):
@@ -256,13 +269,16 @@ def _labelled(known: dict[str, tuple[str, Tool]]) -> Iterator[str]:
         for at in LABELLED_DROPS
     ]
     yield from (
-        f"**{TIGERBEETLE}: its labelled losses, at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**",
+        (
+            f"**{TIGERBEETLE}: its labelled losses, "
+            f"at runs {LABELLED_DROPS[0]} and {LABELLED_DROPS[1]}**"
+        ),
         "",
     )
     yield from ("| gate | 12 % slower | 5 % slower |", "| --- " * 3 + "|")
     for name, (_, decide) in known.items():
-        found = decide(cases) or ["-", "-"]
-        yield f"| {name} | {found[0]} | {found[1]} |"
+        first, second = decide(cases) or ["-", "-"]
+        yield f"| {name} | {first} | {second} |"
     yield ""
 
 
@@ -312,23 +328,21 @@ def _by_command_line(
     python: str, percent: float, baseline: Sequence[float], new: Sequence[float]
 ) -> str:
     with tempfile.TemporaryDirectory() as name:
-        for side, values in (("baseline", baseline), ("candidate", new)):
-            (Path(name) / side).mkdir()
-            for n, value in enumerate(values):
-                (Path(name) / side / f"repetition-{n}.json").write_text(
-                    json.dumps(_normalized(value)), encoding="utf-8"
-                )
-        command = [
-            python,
-            "-m",
-            "inference_doctor",
-            "compare-runs",
-            "--metric=e2el_mean_ms",
-            f"--regression-percent={percent:g}",
-        ]
-        command += ["--json", "--baseline", f"{name}/baseline", "--candidate", f"{name}/candidate"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return str(json.loads(done.stdout)["result"])
+        folder = Path(name)
+        _write_repetitions(folder / "baseline", baseline)
+        _write_repetitions(folder / "candidate", new)
+        command = [python, "-m", "inference_doctor", "compare-runs", "--metric=e2el_mean_ms"]
+        command += [f"--regression-percent={percent:g}", "--json"]
+        command += ["--baseline", f"{folder}/baseline", "--candidate", f"{folder}/candidate"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        return str(json.loads(process.stdout)["result"])
+
+
+def _write_repetitions(folder: Path, values: Sequence[float]) -> None:
+    folder.mkdir()
+    for n, value in enumerate(values):
+        text = json.dumps(_normalized(value))
+        (folder / f"repetition-{n}.json").write_text(text, encoding="utf-8")
 
 
 def _normalized(value: float) -> dict[str, object]:
@@ -346,11 +360,8 @@ def _normalized(value: float) -> dict[str, object]:
 def _doctor_version(python: str | None) -> str:
     if python is None:
         return "not run"
-    command = [
-        python,
-        "-c",
-        "from importlib.metadata import version; print(version('inference-doctor'))",
-    ]
+    program = "from importlib.metadata import version; print(version('inference-doctor'))"
+    command = [python, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -15,9 +15,10 @@ from pytest_llmperf.core.verdicts.stats import mean_interval, median_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the result: a quantity, its median with a 99 % interval, the bar, and whether it is met.
+    """One line of the result: the median of a quantity with its 99 % interval, and its bar.
 
-    "yes": the whole interval is within the bar. "no": none of it is. "undecided": this run cannot tell.
+    `met` is "yes" when the whole interval is within the bar, "no" when none of it is, and
+    "undecided" when this run cannot tell.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Architectures of 30 and 40 billion weights over two GPUs: speed, peak memory of each rank, and what loading takes.
+"""Architectures of 30 and 40 billion weights over two GPUs: speed, memory of each rank, loading.
 
     python benchmarks/parallel.py [--out parallel.json] [--only fsdp2] [--device cpu]
 
-Each step starts workers of its own and has its own time limit; what is done is in the JSON file when a later step fails.
-On a CPU the same steps run with a small model, to try the script.
+Each step starts workers of its own and has its own time limit; what is done is in the JSON file
+when a later step fails. On a CPU the same steps run with a small model, to try the script.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Step:
     bars: dict[int, float] = field(default_factory=dict)
     peak_gb: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The model and the strategy."""
+        return f"{self.model} {self.strategy}"
+
 
 STEPS = (
     Step(
@@ -70,9 +75,9 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
 
     Raises LlmperfError, within the step's limit.
     """
-    end_s = time.monotonic() + step.limit_s
     model = f"arch:{step.model}" if device == "cuda" else "arch:small-llama"
     plan = parse(step.strategy).apply(LoadPlan(model=model_ref(model), device=device))
+    end_s = time.monotonic() + step.limit_s
 
     def left_s() -> float:
         return max(1.0, end_s - time.monotonic())
@@ -81,26 +86,36 @@ def run_step(step: Step, device: str, logs: Path, repetitions: int) -> dict[str,
         ranks=plan.ranks, log_dir=logs, name=step.strategy, start_deadline_s=left_s()
     ) as group:
         ranks = Ranks(group, plan)
+        return _results(
+            lambda command: ranks.call(command, deadline_s=left_s()), plan, step, repetitions
+        )
 
-        def ask(command: Any) -> Any:
-            return ranks.call(command, deadline_s=left_s())
 
-        opened = ask(Open(plan=plan)).facts
-        require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
-        found = {"load_s": opened.load_s, "device": opened.device_name, "versions": opened.versions}
-        found["ranks"] = [_loading(shard, plan) for shard in opened.effective.shards]
-        found["runs"] = [_measured(ask, work, step, repetitions) for work in step.works]
-        effective = ask(Describe()).description.effective
-        require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
-        return found | {
-            "decode_loop": effective.decode_loop,
-            "cache": effective.cache,
-            "notes": list(effective.notes),
-        }
+def _results(
+    ask: Callable[[Any], Any], plan: LoadPlan, step: Step, repetitions: int
+) -> dict[str, Any]:
+    opened = ask(Open(plan=plan)).facts
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    runs = [_measured(ask, work, step, repetitions) for work in step.works]
+    effective = ask(Describe()).description.effective
+    require_in_effect(effective, parse(plan.strategy).promises(plan), when="warm")
+    return {
+        "load_s": opened.load_s,
+        "device": opened.device_name,
+        "versions": opened.versions,
+        "ranks": [_loading(shard, plan) for shard in opened.effective.shards],
+        "runs": runs,
+        "decode_loop": effective.decode_loop,
+        "cache": effective.cache,
+        "notes": list(effective.notes),
+    }
 
 
 def _loading(shard: Any, plan: LoadPlan) -> dict[str, Any]:
-    """One rank's bytes, and the peak while loading against LOADING_BAR x (bytes / N + largest layer)."""
+    """Return one rank's bytes, and its peak while loading against the limit.
+
+    The limit is LOADING_BAR x (bytes / N + largest layer).
+    """
     limit = LOADING_BAR * (
         shard.whole_bytes / (plan.tp * plan.fsdp * plan.pp) + shard.largest_layer_bytes
     )
@@ -122,8 +137,8 @@ def _measured(
     runs = [ask(Run(workload=work, repetition=i)).run for i in range(repetitions + 2)][2:]
     rates = [work.batch * work.new_tokens / duration_s(ran.trace) for ran in runs]
     memory = ask(ReadMemory(workload=work, repetition=90))
-    talk = ask(ReadCollectives(workload=work, repetition=91))
-    peaks = [None if gauges.peak is None else gauges.peak / 1e9 for gauges in memory.ranks]
+    collectives = ask(ReadCollectives(workload=work, repetition=91))
+    peaks_gb = [None if gauges.peak is None else gauges.peak / 1e9 for gauges in memory.ranks]
     bar = step.bars.get(work.batch)
     rate = statistics.median(rates)
     return {
@@ -134,12 +149,18 @@ def _measured(
         "tok_per_s_all": rates,
         "bar_tok_per_s": bar,
         "holds_bar": None if bar is None else rate >= bar,
-        "peak_gb": peaks,
-        "holds_peak": None
-        if step.peak_gb is None or None in peaks
-        else max(p for p in peaks if p is not None) <= step.peak_gb,
-        "collectives": talk.share if talk.share is not None else talk.reason,
+        "peak_gb": peaks_gb,
+        "holds_peak": _holds_peak(peaks_gb, step.peak_gb),
+        "collectives": collectives.reason if collectives.share is None else collectives.share,
     }
+
+
+def _holds_peak(peaks_gb: list[float | None], limit_gb: float | None) -> bool | None:
+    """Whether no rank exceeds the limit; None without one, or where a rank's peak is not known."""
+    known = [peak_gb for peak_gb in peaks_gb if peak_gb is not None]
+    if limit_gb is None or len(known) < len(peaks_gb):
+        return None
+    return max(known) <= limit_gb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,6 +168,29 @@ def main(argv: list[str] | None = None) -> int:
 
     1 when a step failed or missed a bar.
     """
+    options = _parser().parse_args(argv)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as logs:
+        for step in STEPS:
+            if options.only not in step.name:
+                continue
+            results.append(_row(step, options.device, Path(logs), options.repetitions))
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(_line(results[-1]), flush=True)
+    return int(any("error" in row or not _holds(row) for row in results) or not results)
+
+
+def _row(step: Step, device: str, logs: Path, repetitions: int) -> dict[str, Any]:
+    """Run one step; its error is a row too."""
+    start_s = time.monotonic()
+    try:
+        result = run_step(step, device, logs, repetitions)
+    except LlmperfError as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    return {"step": step.name, "seconds": round(time.monotonic() - start_s, 1), **result}
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,28 +203,11 @@ def main(argv: list[str] | None = None) -> int:
         help="of each workload, after two to warm up",
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    options = parser.parse_args(argv)
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as logs:
-        for step in STEPS:
-            name = f"{step.model} {step.strategy}"
-            if options.only not in name:
-                continue
-            start_s = time.monotonic()
-            try:
-                found: dict[str, Any] = run_step(
-                    step, options.device, Path(logs), options.repetitions
-                )
-            except LlmperfError as error:
-                found = {"error": f"{type(error).__name__}: {error}"}
-            results.append({"step": name, "seconds": round(time.monotonic() - start_s, 1), **found})
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            print(_line(results[-1]), flush=True)
-    return int(any("error" in row or not _holds(row) for row in results) or not results)
+    return parser
 
 
 def _holds(row: dict[str, Any]) -> bool:
-    checks = [each["holds_loading_bar"] for each in row["ranks"]]
+    checks = [rank["holds_loading_bar"] for rank in row["ranks"]]
     checks += [run[name] for run in row["runs"] for name in ("holds_bar", "holds_peak")]
     return all(check is not False for check in checks)
 
@@ -188,16 +215,25 @@ def _holds(row: dict[str, Any]) -> bool:
 def _line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['step']}: {row['error']}"
-    runs = "; ".join(
-        f"batch {run['batch']}: {run['tok_per_s']:.2f} tok/s, peak {', '.join(f'{p:.1f}' for p in run['peak_gb'] if p)} GB"
-        f", collectives {run['collectives'] if isinstance(run['collectives'], str) else format(run['collectives'], '.0%')}"
-        for run in row["runs"]
-    )
+    runs = "; ".join(_run_text(run) for run in row["runs"])
     loading = ", ".join(
-        f"{each['load_peak_gb'] or 0:.1f} of {each['load_peak_limit_gb']:.1f}"
-        for each in row["ranks"]
+        f"{rank['load_peak_gb'] or 0:.1f} of {rank['load_peak_limit_gb']:.1f}"
+        for rank in row["ranks"]
     )
-    return f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, loading peak {loading} GB): {runs}"
+    return (
+        f"{row['step']} ({row['seconds']} s, loaded in {row['load_s']:.1f} s, "
+        f"loading peak {loading} GB): {runs}"
+    )
+
+
+def _run_text(run: dict[str, Any]) -> str:
+    peaks_gb = ", ".join(f"{peak_gb:.1f}" for peak_gb in run["peak_gb"] if peak_gb)
+    collectives = run["collectives"]
+    share = collectives if isinstance(collectives, str) else f"{collectives:.0%}"
+    return (
+        f"batch {run['batch']}: {run['tok_per_s']:.2f} tok/s, peak {peaks_gb} GB, "
+        f"collectives {share}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,30 +14,29 @@ ASKED = {
 
 
 def quantizing(device: str, model: str = "smollm2-135m") -> list[Finding]:
-    """One row a part: seconds from the model read in bfloat16 to the quantized one on the device."""
-    return [_row(asked, device, model) for asked in ASKED[device]]
+    """Return a row a part: the seconds from the bfloat16 model to the quantized one."""
+    return [_row(part, device, model) for part in ASKED[device]]
 
 
-def _row(asked: str, device: str, model: str) -> Finding:
+def _row(part: str, device: str, model: str) -> Finding:
     from msgspec import structs  # noqa: PLC0415  # as torch, which the other benchmarks do not need
 
     from pytest_llmperf.core.plan import LoadPlan  # noqa: PLC0415
     from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
     from pytest_llmperf.engines.transformers.load import load  # noqa: PLC0415
-    from pytest_llmperf.engines.transformers.quantize import Quantizer  # noqa: PLC0415
-    from pytest_llmperf.engines.transformers.quantize.report import quantized_layers  # noqa: PLC0415
+    from pytest_llmperf.engines.transformers.quantize import Quantizer, report  # noqa: PLC0415
     from pytest_llmperf.instruments.ranks import torch_device  # noqa: PLC0415
     from pytest_llmperf.strategies import parse  # noqa: PLC0415
 
-    plan = parse(f"bf16+{asked}").apply(LoadPlan(model=model_ref(model), device=device))
+    plan = parse(f"bf16+{part}").apply(LoadPlan(model=model_ref(model), device=device))
     loaded = load(structs.replace(plan, quantization=None, device="cpu")).model
     start_s = time.perf_counter()
     conversion = Quantizer(plan, torch_device(device)).quantize(loaded)
     took_s = time.perf_counter() - start_s
-    found = quantized_layers(loaded, conversion)
-    assert found.converted == found.layers - 1
+    quantized = report.quantized_layers(loaded, conversion)
+    assert quantized.converted == quantized.layers - 1
     return Finding(
-        name=f"quantize {model} by {asked}",
+        name=f"quantize {model} by {part}",
         value=took_s,
         low=None,
         high=None,
@@ -45,5 +44,5 @@ def _row(asked: str, device: str, model: str) -> Finding:
         bar=f"<= {BAR_S:g} s on 2 cores",
         met="yes" if took_s <= BAR_S else "no",
         n=1,
-        detail=f"{found}; {sum(found.held.values())} B",
+        detail=f"{quantized}; {sum(quantized.held.values())} B",
     )

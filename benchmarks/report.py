@@ -39,10 +39,12 @@ BARS = {"suite": (2.0, 1.0), "history": (12.0, 10.0)}
 PAINT_S = 2.0
 PAINTED = """
 const done = arguments[0];
-const look = entries => entries.filter(each => each.name === 'first-contentful-paint').forEach(each => done(each.startTime));
+const look = entries => entries
+    .filter(each => each.name === 'first-contentful-paint')
+    .forEach(each => done(each.startTime));
 new PerformanceObserver(list => look(list.getEntries())).observe({type: 'paint', buffered: true});
 """
-KEPT = ("throughput", "ttft.p50", "memory.peak")
+OLDER_METRICS = ("throughput", "ttft.p50", "memory.peak")
 STRATEGIES = (
     "fp32",
     "bf16",
@@ -86,70 +88,72 @@ def measure(
     fill(url, folder, model, series, runs)
     page = folder / f"{name}.html"
     with open_store(url, folder=folder) as opened:
-        took, busy = min(made(opened, page) for _ in range(3))
+        took, busy = min(write_page(opened, page) for _ in range(3))
     size = page.stat().st_size / 1e6
-    what = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
+    histories = f"{series} series of {runs} run{'s' if runs > 1 else ''}"
     rows: list[dict[str, object]] = [
         {
-            "what": f"size, {what}",
+            "what": f"size, {histories}",
             "seen": f"{size:.2f} MB",
             "bar": f"<= {megabytes:g} MB",
             "met": size <= megabytes,
         },
         {
-            "what": f"reading and building, {what}",
+            "what": f"reading and building, {histories}",
             "seen": f"{took:.2f} s ({busy:.2f} s of CPU)",
             "bar": f"<= {seconds:g} s",
             "met": took <= seconds,
         },
     ]
-    painted = first_paint_s(page)
-    if painted is None:
+    return rows + _paint_rows(page, histories)
+
+
+def _paint_rows(page: Path, histories: str) -> list[dict[str, object]]:
+    """Return the row of the first paint; none without a browser."""
+    paint_s = first_paint_s(page)
+    if paint_s is None:
         print("no Chromium: the first paint is left out", flush=True)
-        return rows
-    seen = f"{painted:.2f} s"
+        return []
     return [
-        *rows,
         {
-            "what": f"first paint, {what}",
-            "seen": seen,
+            "what": f"first paint, {histories}",
+            "seen": f"{paint_s:.2f} s",
             "bar": f"<= {PAINT_S:g} s",
-            "met": painted <= PAINT_S,
-        },
+            "met": paint_s <= PAINT_S,
+        }
     ]
 
 
-def made(opened: Store, page: Path) -> tuple[float, float]:
+def write_page(store: Store, page: Path) -> tuple[float, float]:
     """Seconds from the open store to the file: on the clock, and of the CPU."""
     began, busy = time.perf_counter(), time.process_time()
-    records = newest_of_each(opened, opened.series())
-    found = content(records, scope="benchmark", store=opened, root=page.parent)
-    page.write_text(build(found), encoding="utf-8")
+    records = newest_of_each(store, store.series())
+    page_content = content(records, scope="benchmark", store=store, root=page.parent)
+    page.write_text(build(page_content), encoding="utf-8")
     return time.perf_counter() - began, time.process_time() - busy
 
 
 def fill(url: str, folder: Path, model: Record, series: int, runs: int) -> None:
     """Copies of the record, an hour apart, each series by its own level and noise."""
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
-    with open_store(url, folder=folder) as opened:
+    with open_store(url, folder=folder) as store:
         for at in range(series):
             first = at * runs
             numbered = [
                 (first + n + 1, copy(model, at, n, draw, last=n == runs - 1)) for n in range(runs)
             ]
-            # Single transactions would take minutes.
-            with opened._database.writing() as connection:  # noqa: SLF001
-                connection.execute(
-                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
-                )
-                connection.execute(
-                    insert(METRICS),
-                    [row for seq, each in numbered for row in metric_rows(each, seq)],
-                )
-                connection.execute(
-                    insert(DOCUMENTS),
-                    [{"record_seq": s, "body": document(each)} for s, each in numbered],
-                )
+            _store(store, numbered)
+
+
+def _store(store: Store, numbered: list[tuple[int, Record]]) -> None:
+    """Write records by their numbers at once: single transactions would take minutes."""
+    records = [record_row(record) | {"seq": seq} for seq, record in numbered]
+    metrics = [row for seq, record in numbered for row in metric_rows(record, seq)]
+    documents = [{"record_seq": seq, "body": document(record)} for seq, record in numbered]
+    with store._database.writing() as connection:  # noqa: SLF001
+        connection.execute(insert(RECORDS), records)
+        connection.execute(insert(METRICS), metrics)
+        connection.execute(insert(DOCUMENTS), documents)
 
 
 def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool) -> Record:
@@ -161,7 +165,7 @@ def copy(model: Record, series: int, n: int, draw: random.Random, *, last: bool)
         if m.name == "throughput" and m.value
         else m
         for m in model.metrics
-        if last or m.name in KEPT
+        if last or m.name in OLDER_METRICS
     )
     return msgspec.structs.replace(
         model,

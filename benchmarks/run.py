@@ -110,9 +110,9 @@ def _decode(options: argparse.Namespace, *, timestamps: bool = True) -> list[Fin
     )
 
 
-def _value(found: Finding) -> str:
-    interval = "" if found.low is None else f" [{found.low:.4g}, {found.high:.4g}]"
-    return f"{found.value:.4g} {found.unit}{interval}"
+def _value(finding: Finding) -> str:
+    interval = "" if finding.low is None else f" [{finding.low:.4g}, {finding.high:.4g}]"
+    return f"{finding.value:.4g} {finding.unit}{interval}"
 
 
 def _where(device: str) -> dict[str, object]:
@@ -120,9 +120,9 @@ def _where(device: str) -> dict[str, object]:
         name: metadata.version(name)
         for name in ("pytest", "torch", "transformers", "pytest-llmperf")
     }
-    made = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    now_utc = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     return {
-        "date": made,
+        "date": now_utc,
         "device": device,
         "cores": os.cpu_count(),
         "python": platform.python_version(),

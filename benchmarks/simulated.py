@@ -27,7 +27,10 @@ from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
 def sessions(
     noise: Noise, spread: float, change: float, n: int, runs: int, seed: int = 0
 ) -> Counter[Outcome]:
-    """Rule A: verdicts on a session after `n` others, all with this spread, that changes by `change` (time, lower is better)."""
+    """Rule A: verdicts on a session after `n` others, all with this spread.
+
+    The session changes by `change`. Values are times: lower is better.
+    """
     draw = _seeded(seed)
     return Counter(_session(noise, spread, change, n, draw).outcome for _ in range(runs))
 
@@ -56,12 +59,12 @@ class Pairs(NamedTuple):
 def side_by_side(noise: Noise, spread: float, change: float, runs: int, seed: int = 0) -> Pairs:
     """Rule B: verdicts on two versions of which the new one takes `change` more time."""
     draw = _seeded(seed)
-    found = [_decided(noise, spread, change, draw) for _ in range(runs)]
-    failed = [each.n for each in found if each.outcome is Outcome.FAIL]
+    decisions = [_decided(noise, spread, change, draw) for _ in range(runs)]
+    failed = [decision.n for decision in decisions if decision.outcome is Outcome.FAIL]
     return Pairs(
-        Counter(each.outcome for each in found),
+        Counter(decision.outcome for decision in decisions),
         sum(failed) / len(failed) if failed else math.nan,
-        sum(each.n for each in found) / runs,
+        sum(decision.n for decision in decisions) / runs,
     )
 
 
@@ -86,13 +89,16 @@ def false_points(
 def steps_found(
     step: float, spread: float, after: int, series: int, seed: int = 0, r: float = 0.0
 ) -> int:
-    """Rule C: histories of 100 runs and `after` more, changed by `step`, in which it is found within 8 runs of its place."""
-    draw, found = _seeded(seed), 0
+    """Rule C: in how many histories a change by `step` is found within 8 runs of its place.
+
+    Each history has 100 runs before the change and `after` runs behind it.
+    """
+    draw, n_found = _seeded(seed), 0
     for _ in range(series):
         values = _history(autocorrelated(r) if r else normal, spread, 100 + after, draw)
         values[100:] = [value * (1 + step) for value in values[100:]]
-        found += any(abs(point.index - 100) <= 8 for point in change_points(values))
-    return found
+        n_found += any(abs(point.index - 100) <= 8 for point in change_points(values))
+    return n_found
 
 
 def seconds_for(n: int, seed: int = 0) -> float:

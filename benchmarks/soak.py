@@ -1,16 +1,18 @@
-"""Many sessions in a row: how often the gate fails where nothing changed, and how often a slowdown is found.
+"""Many sessions in a row: false alarms of the gate, and slowdowns that are found.
 
-    python benchmarks/soak.py same [--sessions 200]      # the gate (rule A), the same code in every session: false alarms
-    python benchmarks/soak.py slower [--sessions 100]    # side by side (rule B) with the code before a 10 % slowdown
+    python benchmarks/soak.py same [--sessions 200]      # the gate (rule A) on the same code
+    python benchmarks/soak.py slower [--sessions 100]    # side by side (rule B), 10 % slower
 
-Each session is a pytest process of its own, as in CI: `same` with --llmperf-gate against the store that its earlier sessions
-filled, on smollm2-135m on the CPU; `slower` with --llmperf-against=HEAD in a git repository whose working tree waits
-after each forward pass for a share of what the pass took, on a small Llama of random weights. `--engine scripted` takes a
-model without any work, with noise of 1 % between sessions and 2 % between repetitions.
+Each session is a pytest process of its own, as in CI: `same` with --llmperf-gate against the store
+that its earlier sessions filled, on smollm2-135m on the CPU; `slower` with --llmperf-against=HEAD
+in a git repository whose working tree waits after each forward pass for a share of what the pass
+took, on a small Llama of random weights. `--engine scripted` takes a model without any work, with
+noise of 1 % between sessions and 2 % between repetitions.
 
-What a session found is one line of sessions.jsonl in the folder (default build/soak-same, build/soak-slower). The next call
-goes on from there until there are as many verdicts as asked for: interrupt it at will. INVALID sessions are no verdicts.
-Exit code 1 unless the bar is met: no FAIL in `same`, 95 of 100 found in `slower`.
+What a session found is one line of sessions.jsonl in the folder (default build/soak-same,
+build/soak-slower). The next call goes on from there until there are as many verdicts as asked for:
+interrupt it at will. INVALID sessions are no verdicts. Exit code 1 unless the bar is met: no FAIL
+in `same`, 95 of 100 found in `slower`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 
 from soak_projects import PROJECTS
 
@@ -49,7 +52,7 @@ class Session:
     outcome: str
     exit_code: int
     took_s: float
-    said: str = ""
+    text: str = ""
     pairs: int | None = None
     ratio: float | None = None
 
@@ -61,13 +64,11 @@ def main() -> int:
     folder = (options.folder or Path("build") / f"soak-{options.what}").resolve()
     prepare(folder, options.what, options.engine)
     while (gated := _next(sessions(folder), options)) is not None:
-        done = run_one(folder, options, gated=gated)
+        session = run_one(folder, options, gated=gated)
         with (folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(asdict(done)) + "\n")
-        print(
-            f"{time.strftime('%H:%M:%S')} {done.outcome} {done.took_s:.0f} s {done.said[:150]}",
-            flush=True,
-        )
+            log.write(json.dumps(asdict(session)) + "\n")
+        clock = time.strftime("%H:%M:%S")
+        print(clock, session.outcome, f"{session.took_s:.0f} s", session.text[:150], flush=True)
     lines, met = report(options.what, sessions(folder))
     print("\n".join(lines))
     return 0 if met else 1
@@ -76,37 +77,45 @@ def main() -> int:
 def sessions(folder: Path) -> list[Session]:
     """Those that the folder's log holds; a half-written last line is no session."""
     path = folder / LOG
-    whole = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [Session(**json.loads(line)) for line in whole if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [Session(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
-def report(what: str, found: Sequence[Session]) -> tuple[list[str], bool]:
-    """The figures in words, and whether the bar is met."""
-    gated = [each for each in found if each.gated]
-    verdicts = [each for each in gated if each.outcome in VERDICTS]
-    counts = Counter(each.outcome for each in verdicts)
-    n, failed = len(verdicts), counts["FAIL"]
-    head = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
-    took_s = sum(each.took_s for each in found) / max(1, len(found))
-    lines = [
-        f"{what}: {n} verdicts: {head}; {len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"
-    ]
-    if what == "same":
-        lines.append(
-            f"false alarms: {failed} of {n}, at most {100 * upper_bound(failed, n):.2f} % of sessions (95 %)"
-        )
-        lines += [f"  FAIL: {each.said}" for each in verdicts if each.outcome == "FAIL"]
-        return lines, n > 0 and failed == 0
-    pairs = [each.pairs for each in verdicts if each.outcome == "FAIL" and each.pairs]
-    ratios = [each.ratio for each in verdicts if each.ratio]
-    lines.append(
-        f"found: {failed} of {n}, at least {100 * (1 - upper_bound(n - failed, n)):.1f} % (95 %)"
+def report(what: str, history: Sequence[Session]) -> tuple[list[str], bool]:
+    """Return the figures in words, and whether the bar is met."""
+    gated = [session for session in history if session.gated]
+    verdicts = [session for session in gated if session.outcome in VERDICTS]
+    n, counts = len(verdicts), Counter(session.outcome for session in verdicts)
+    took_s = sum(session.took_s for session in history) / max(1, len(history))
+    head = (
+        f"{what}: {n} verdicts: {', '.join(f'{counts[name]} {name}' for name in VERDICTS)}; "
+        f"{len(gated) - n} sessions without a verdict; {took_s:.0f} s a session"
     )
+    if what == "same":
+        return [head, *_false_alarms(verdicts)], n > 0 and counts["FAIL"] == 0
+    return [head, *_detections(verdicts)], n > 0 and counts["FAIL"] >= FOUND_BAR * n
+
+
+def _false_alarms(verdicts: Sequence[Session]) -> list[str]:
+    """Say how often the gate failed where nothing changed, and where."""
+    n, failed = len(verdicts), [session for session in verdicts if session.outcome == "FAIL"]
+    limit = 100 * upper_bound(len(failed), n)
+    share = f"false alarms: {len(failed)} of {n}, at most {limit:.2f} % of sessions (95 %)"
+    return [share, *(f"  FAIL: {session.text}" for session in failed)]
+
+
+def _detections(verdicts: Sequence[Session]) -> list[str]:
+    """Say how many slowdowns were found, after how many pairs, and how large they looked."""
+    n, failed = len(verdicts), [session for session in verdicts if session.outcome == "FAIL"]
+    limit = 100 * (1 - upper_bound(n - len(failed), n))
+    lines = [f"found: {len(failed)} of {n}, at least {limit:.1f} % (95 %)"]
+    pairs = [session.pairs for session in failed if session.pairs]
+    ratios = [session.ratio for session in verdicts if session.ratio]
     if pairs and ratios:
         lines.append(
-            f"pairs until FAIL: mean {sum(pairs) / len(pairs):.1f}, most {max(pairs)}; mean {sum(ratios) / len(ratios):.3f}x",
+            f"pairs until FAIL: mean {mean(pairs):.1f}, most {max(pairs)}; mean {mean(ratios):.3f}x"
         )
-    return lines, n > 0 and failed >= FOUND_BAR * n
+    return lines
 
 
 def upper_bound(hits: int, n: int) -> float:
@@ -120,21 +129,20 @@ def upper_bound(hits: int, n: int) -> float:
     return high
 
 
-def _next(found: Sequence[Session], options: argparse.Namespace) -> bool | None:
+def _next(history: Sequence[Session], options: argparse.Namespace) -> bool | None:
     """Whether the next session is gated; None if there is none.
 
     Ends the program where too many gave no verdict.
     """
-    verdicts = sum(each.gated and each.outcome in VERDICTS for each in found)
-    accepted = sum(each.outcome in {"PASS", "RECORDED", "UNDECIDED"} for each in found)
+    verdicts = sum(session.gated and session.outcome in VERDICTS for session in history)
+    accepted = sum(session.outcome in {"PASS", "RECORDED", "UNDECIDED"} for session in history)
     if verdicts >= options.sessions:
         return None
-    if (
-        sum(each.outcome not in VERDICTS for each in found)
-        > _MOST_WITHOUT_VERDICT + options.sessions // 5
-    ):
+    n_without_verdict = sum(session.outcome not in VERDICTS for session in history)
+    if n_without_verdict > _MOST_WITHOUT_VERDICT + options.sessions // 5:
         raise SystemExit(
-            f"too many sessions without a verdict: the last said {found[-1].said!r}. Is the machine busy?"
+            f"too many sessions without a verdict: the last said {history[-1].text!r}. "
+            "Is the machine busy?"
         )
     return options.what == "slower" or accepted >= MIN_SESSIONS
 
@@ -145,38 +153,32 @@ def prepare(folder: Path, what: str, engine: str) -> None:
     After an interruption leave out a line of the log that is half written.
     """
     if (folder / "pytest.ini").is_file():
-        whole = "".join(json.dumps(asdict(each)) + "\n" for each in sessions(folder))
-        (folder / LOG).write_text(whole, encoding="utf-8")
+        complete_lines = "".join(json.dumps(asdict(session)) + "\n" for session in sessions(folder))
+        (folder / LOG).write_text(complete_lines, encoding="utf-8")
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in PROJECTS[what, engine].items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / ".gitignore").write_text("*\n!*.py\n!pytest.ini\n", encoding="utf-8")
     if what == "slower":
-        for words in (
-            ("init", "-q"),
-            ("add", "-A"),
-            ("-c", "user.name=soak", "-c", "user.email=soak@localhost", "commit", "-qm", "base"),
-        ):
-            subprocess.run(["git", *words], cwd=folder, check=True)
+        _commit(folder)
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+
+
+def _commit(folder: Path) -> None:
+    author = ("-c", "user.name=soak", "-c", "user.email=soak@localhost")
+    for arguments in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "base")):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
 def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Session:
     """One session. `slower`: the working tree is made slower than the commit."""
     out = folder / "last.jsonl"
     out.unlink(missing_ok=True)
-    how = "--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--llmperf-json={out}",
-    ]
-    command += [f"--llmperf-budget={options.budget:g}", *([how] if gated else [])]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [f"--llmperf-json={out}", f"--llmperf-budget={options.budget:g}"]
+    if gated:
+        command.append("--llmperf-gate" if options.what == "same" else "--llmperf-against=HEAD")
     if options.what == "slower":
         (folder / "slowdown.py").write_text(f"SHARE = {options.slower / 100}\n", encoding="utf-8")
     start = time.monotonic()
@@ -184,35 +186,30 @@ def run_one(folder: Path, options: argparse.Namespace, *, gated: bool) -> Sessio
         "SOAK_SESSION": str(len(sessions(folder))),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=folder, check=False, capture_output=True, text=True, env=environ
     )
-    (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-    return _session(out, done, gated=gated, took_s=time.monotonic() - start)
+    (folder / "last.txt").write_text(process.stdout + process.stderr, encoding="utf-8")
+    return _session(out, process, gated=gated, took_s=time.monotonic() - start)
 
 
 def _session(
-    out: Path, done: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
+    out: Path, process: subprocess.CompletedProcess[str], *, gated: bool, took_s: float
 ) -> Session:
-    records = (
-        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        if out.is_file()
-        else []
-    )
-    tail = " ".join(done.stdout.split())[-300:]
-    if not records:
-        return Session(
-            gated=gated, outcome="INVALID", exit_code=done.returncode, took_s=took_s, said=tail
-        )
-    last = records[-1]
-    said = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
+    code = process.returncode
+    lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+    if not lines:
+        tail = " ".join(process.stdout.split())[-300:]
+        return Session(gated=gated, outcome="INVALID", exit_code=code, took_s=took_s, text=tail)
+    last = json.loads(lines[-1])
+    claims = "; ".join(claim["text"] for claim in last["claims"] if claim["outcome"] != "PASS")
     against = last["extra"].get("against", {}).get("metrics", {}).get("throughput", {})
     return Session(
         gated=gated,
         outcome=against.get("outcome") or last["outcome"],
-        exit_code=done.returncode,
+        exit_code=code,
         took_s=took_s,
-        said=said,
+        text=claims,
         pairs=len(against["pairs"]) if against else None,
         ratio=against["ratio"][0] if against.get("ratio") else None,
     )

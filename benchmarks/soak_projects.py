@@ -19,7 +19,9 @@ between = math.exp(0.01 * random.Random(session).gauss(0, 1))
 """
 
 _SCRIPTED = """
-@pytest.mark.llmperf(model=f"scripted:ttft={50 * between}ms,tpot={10 * between}ms,noise=0.02", engine="scripted")
+@pytest.mark.llmperf(
+    model=f"scripted:ttft={50 * between}ms,tpot={10 * between}ms,noise=0.02", engine="scripted"
+)
 def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
 """
@@ -41,7 +43,7 @@ def test_decode(llm):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens=11))
 """
 
-SLOW_MODEL = '''"""A small Llama that waits after each forward pass for a share of the time that the pass took."""
+SLOW_MODEL = '''"""A small Llama that waits after each forward pass for a share of its time."""
 
 import time
 
@@ -52,8 +54,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def build():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, num_key_value_heads=8, tie_word_embeddings=True, **sizes))
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
     started = []
 
     def before(module, args, kwargs):

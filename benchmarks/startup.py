@@ -56,7 +56,10 @@ def collect(folder: Path, cpu_ms: list[float], *arguments: str) -> float:
 
 
 def startup(n: int) -> list[Finding]:
-    """Pairs of collections with and without the plugin: wall time, and CPU time, which other work on the machine blurs less."""
+    """Collect in pairs with and without the plugin, by wall time and by CPU time.
+
+    Other work on the machine blurs CPU time less.
+    """
     with_ms: list[float] = []
     without_ms: list[float] = []
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +72,8 @@ def startup(n: int) -> list[Finding]:
             partial(collect, folder, without_ms, "-p", EMPTY),
         )
         pairs = interleave(*sides, n, warm_up=2)
-    detail = f"pytest --collect-only with an empty plugin: {median(without for _, without in pairs):.0f} ms"
+    empty_ms = median(without for _, without in pairs)
+    detail = f"pytest --collect-only with an empty plugin: {empty_ms:.0f} ms"
     wall = [with_plugin - without for with_plugin, without in pairs]
     cpu = [
         with_plugin - without

@@ -72,35 +72,32 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="llmperf-store-") as text,
-        _urls(Path(text), options.postgresql) as url,
-    ):
-        folder = Path(text)
-        model = measured(folder)
-        rows = [
-            *timings(url, folder, model, options.runs),
-            together(url("together"), folder, model, options.processes, options.each),
-        ]
+    rows = rows_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "store.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (options.out / "store.md").write_text(markdown(rows), encoding="utf-8")
     return 0 if all(row["met"] for row in rows) else 1
 
 
-def markdown(rows: list[dict[str, object]]) -> str:
-    """A table of everything."""
-    head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
-    return "\n".join(
-        [
-            *head,
-            *(
-                f"| {r['what']} | {r['seen']} | {r['bar']} | {'yes' if r['met'] else 'no'} |"
-                for r in rows
-            ),
-            "",
+def rows_of(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Fill stores in a temporary folder and measure them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="llmperf-store-") as name,
+        _urls(Path(name), options.postgresql) as url,
+    ):
+        folder = Path(name)
+        model = measured(folder)
+        return [
+            *timings(url, folder, model, options.runs),
+            together(url("together"), folder, model, options.processes, options.each),
         ]
-    )
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """Return a table of all rows."""
+    head = ["| what | seen | bar | met |", "| --- | --- | --- | --- |"]
+    cells = [(row["what"], row["seen"], row["bar"], "yes" if row["met"] else "no") for row in rows]
+    return "\n".join([*head, *(f"| {' | '.join(map(str, texts))} |" for texts in cells), ""])
 
 
 def measured(folder: Path) -> Record:
@@ -135,22 +132,30 @@ def timings(
     began = time.perf_counter()
     fill(large, folder, model, runs)
     print(f"filled {runs} runs in {time.perf_counter() - began:.0f} s", flush=True)
-    gate = _ms(lambda store: _decide(store, model), large, folder)
-    yield _row(f"one gate decision at {runs:,} runs", gate, f"<= {GATE_MS} ms", met=gate <= GATE_MS)
-    shown = _command_ms(large, folder, f"test_{SERIES // 2}")
-    yield _row(
-        f"`llmperf history` of one series at {runs:,} runs, past its start",
-        shown,
-        f"<= {HISTORY_MS} ms",
-        met=shown <= HISTORY_MS,
-    )
-    first, now = (_open_ms(each, folder) for each in (small, large))
-    said = f"{now:.1f} ms ({first:.1f} ms at {SERIES:,})"
-    yield {
+    yield _gate_row(large, folder, model, runs)
+    yield _history_row(large, folder, runs)
+    yield _opening_row(small, large, folder, runs)
+
+
+def _gate_row(url: str, folder: Path, model: Record, runs: int) -> dict[str, object]:
+    gate_ms = _ms(lambda store: _decide(store, model), url, folder)
+    title = f"one gate decision at {runs:,} runs"
+    return _row(title, gate_ms, f"<= {GATE_MS} ms", met=gate_ms <= GATE_MS)
+
+
+def _history_row(url: str, folder: Path, runs: int) -> dict[str, object]:
+    history_ms = _command_ms(url, folder, f"test_{SERIES // 2}")
+    title = f"`llmperf history` of one series at {runs:,} runs, past its start"
+    return _row(title, history_ms, f"<= {HISTORY_MS} ms", met=history_ms <= HISTORY_MS)
+
+
+def _opening_row(small: str, large: str, folder: Path, runs: int) -> dict[str, object]:
+    small_ms, large_ms = _open_ms(small, folder), _open_ms(large, folder)
+    return {
         "what": f"opening a session's store at {runs:,} runs",
-        "seen": said,
+        "seen": f"{large_ms:.1f} ms ({small_ms:.1f} ms at {SERIES:,})",
         "bar": "no growth (25 %)",
-        "met": now <= 1.25 * first + 2,
+        "met": large_ms <= 1.25 * small_ms + 2,
     }
 
 
@@ -168,7 +173,8 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
             # A million single transactions would take hours.
             with store._database.writing() as connection:  # noqa: SLF001
                 connection.execute(
-                    insert(RECORDS), [record_row(each) | {"seq": seq} for seq, each in numbered]
+                    insert(RECORDS),
+                    [record_row(record) | {"seq": seq} for seq, record in numbered],
                 )
                 connection.execute(
                     insert(METRICS),
@@ -176,12 +182,12 @@ def fill(url: str, folder: Path, model: Record, runs: int) -> None:
                 )
                 connection.execute(
                     insert(DOCUMENTS),
-                    [{"record_seq": seq, "body": body(marked, each)} for seq, each in numbered],
+                    [{"record_seq": seq, "body": body(marked, record)} for seq, record in numbered],
                 )
 
 
 def body(marked: str, record: Record) -> str:
-    """The document of a copy: that of the model, with the copy's own texts in the places of the marks."""
+    """Return the document of a copy: the model's, with the copy's own texts at the marks."""
     text = marked
     for name in CHANGED:
         text = text.replace(f'"@{name}@"', f'"{getattr(record, name)}"')
@@ -213,13 +219,16 @@ def together(url: str, folder: Path, model: Record, processes: int, each: int) -
     took = time.perf_counter() - began
     with open_store(url, folder=folder) as store:
         outcomes = [record.outcome for record in store.records()]
-    wanted = processes * each
-    found = f"{len(outcomes)} of {wanted} runs, {outcomes.count('PASS')} with their outcome, {took:.0f} s"
-    print(found, flush=True)
-    met = not failed and len(outcomes) == outcomes.count("PASS") == wanted
+    n_expected = processes * each
+    summary = (
+        f"{len(outcomes)} of {n_expected} runs, {outcomes.count('PASS')} with their outcome, "
+        f"{took:.0f} s"
+    )
+    print(summary, flush=True)
+    met = not failed and len(outcomes) == outcomes.count("PASS") == n_expected
     return {
         "what": f"{processes} processes, {each} runs each, one store",
-        "seen": found,
+        "seen": summary,
         "bar": "nothing lost or doubled",
         "met": met,
     }
@@ -258,8 +267,8 @@ def _command_ms(url: str, folder: Path, test: str) -> float:
         )
 
     empty, full = (
-        statistics.median(run(*each) for _ in range(7))
-        for each in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
+        statistics.median(run(*arguments) for _ in range(7))
+        for arguments in (("sqlite:///empty.db",), (url, f"test_it.py::{test}"))
     )
     return full - empty
 
@@ -280,13 +289,13 @@ def _urls(folder: Path, postgresql: bool) -> Iterator[Callable[[str], str]]:
     if not postgresql:
         yield lambda name: f"sqlite:///{folder}/{name}.db"
         return
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
-    from postgresql_server import binaries, running  # noqa: PLC0415 - only for this
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from support.postgresql_server import binaries, running  # noqa: PLC0415 - only for this
 
-    found = binaries()
-    if found is None:
+    programs = binaries()
+    if programs is None:
         raise SystemExit("PostgreSQL's server programs (initdb, pg_ctl) are not installed here")
-    with running(found) as server:
+    with running(programs) as server:
         known = {name: server.database() for name in ("small", "large", "together")}
         yield known.__getitem__
 

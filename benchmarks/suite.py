@@ -25,11 +25,13 @@ def suite(device: str) -> list[Finding]:
         "-q",
     ]
     start_s = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     took_s = time.monotonic() - start_s
-    if done.returncode:
-        raise SystemExit(f"the example suite failed:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
-    closing = done.stdout.strip().splitlines()[-1].strip("= ")
+    if process.returncode:
+        raise SystemExit(
+            f"the example suite failed:\n{process.stdout[-4000:]}\n{process.stderr[-2000:]}"
+        )
+    closing = process.stdout.strip().splitlines()[-1].strip("= ")
     return [
         Finding(
             name="precision example suite",

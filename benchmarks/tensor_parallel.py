@@ -1,6 +1,6 @@
 """Decode one architecture by transformers' own tensor parallel, and on one device: plain scripts.
 
-    python benchmarks/tensor_parallel.py [--arch llama-7b] [--devices 2] [--out tensor_parallel.json]
+    python benchmarks/tensor_parallel.py [--arch llama-7b] [--devices 2] [--out FILE.json]
 
 The model is written once as a checkpoint with random weights, because `tp_plan="auto"` starts from
 `from_pretrained`. Each way is a process of its own for each rank, started by torch.distributed.run:
@@ -11,6 +11,7 @@ package decodes here: these are the figures that its own strategies are held aga
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,6 +28,22 @@ PROMPT_TOKENS = 8
 
 def main() -> int:
     """Write the checkpoint, run each way on one device and on several, write the file."""
+    options = _parser().parse_args()
+    if options.child:
+        decode(Path(options.child), options)
+        return 0
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write_checkpoint(options.arch, options.device, Path(folder) / "model")
+        for n_devices, way in itertools.product((1, options.devices), options.ways.split(",")):
+            row = run_way(checkpoint, n_devices, way, options)
+            rows.append({"devices": n_devices, "way": way, **row})
+            options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(json.dumps(rows[-1]), flush=True)
+    return int(any("error" in row for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,20 +56,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("tensor_parallel.json"))
     parser.add_argument("--limit-s", type=float, default=240)
     parser.add_argument("--child", help="the checkpoint; set for the processes that decode")
-    options = parser.parse_args()
-    if options.child:
-        decode(Path(options.child), options)
-        return 0
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_checkpoint(options.arch, options.device, Path(folder) / "model")
-        for n_devices in (1, options.devices):
-            for way in options.ways.split(","):
-                row = run_way(checkpoint, n_devices, way, options)
-                rows.append({"devices": n_devices, "way": way, **row})
-                options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-                print(json.dumps(rows[-1]), flush=True)
-    return int(any("error" in row for row in rows))
+    return parser
 
 
 def write_checkpoint(arch: str, device: str, folder: Path) -> Path:
@@ -82,7 +86,7 @@ def run_way(checkpoint: Path, n_devices: int, way: str, options: Any) -> dict[st
     counts = ["--new-tokens", str(options.new_tokens), "--repetitions", str(options.repetitions)]
     start_s = time.monotonic()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *launcher, *own, *counts],
             capture_output=True,
             text=True,
@@ -91,25 +95,56 @@ def run_way(checkpoint: Path, n_devices: int, way: str, options: Any) -> dict[st
         )
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {options.limit_s} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return {"error": (done.stderr or done.stdout)[-1500:]}
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        return {"error": (process.stderr or process.stdout)[-1500:]}
     return {**json.loads(lines[-1]), "seconds": round(time.monotonic() - start_s, 1)}
 
 
 def decode(checkpoint: Path, options: Any) -> None:
     """Load on this rank, decode some times, and print the rates on rank 0."""
     import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: PLC0415
 
-    n_devices, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    rank = int(os.environ["RANK"])
     device = torch.device(options.device, rank) if options.device == "cuda" else torch.device("cpu")
     if options.device == "cuda":
         torch.cuda.set_device(device)
-    placed: dict[str, Any] = {"tp_plan": "auto"} if n_devices > 1 else {"device_map": {"": device}}
+    model, load_s = _loaded(checkpoint, device)
+    rates, n_tokens = _rates(model, device, options)
+    rank_bytes = sum(_local_bytes(tensor) for tensor in model.parameters())
+    if rank == 0:
+        row = {
+            "tok_per_s": statistics.median(rates[2:]),
+            "all": [round(rate, 2) for rate in rates],
+            "load_s": round(load_s, 2),
+            "rank_0_gb": round(rank_bytes / 1e9, 3),
+            "n_tokens": n_tokens,
+            "parameter_types": sorted({type(tensor).__name__ for tensor in model.parameters()}),
+        }
+        print(json.dumps(row), flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _loaded(checkpoint: Path, device: Any) -> tuple[Any, float]:
+    """Load the model over all ranks by transformers' plan, or on the one device, and time it."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    n_devices = int(os.environ["WORLD_SIZE"])
+    placement: dict[str, Any] = (
+        {"tp_plan": "auto"} if n_devices > 1 else {"device_map": {"": device}}
+    )
     start_s = time.perf_counter()
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, **placed)
-    load_s = time.perf_counter() - start_s
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, **placement)
+    return model, time.perf_counter() - start_s
+
+
+def _rates(model: Any, device: Any, options: Any) -> tuple[list[float], int]:
+    """Return tok/s of each repetition, two of warm-up first, and the tokens of the last."""
+    import torch  # noqa: PLC0415
+    from transformers import GenerationConfig  # noqa: PLC0415
+
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=options.new_tokens,
@@ -128,19 +163,7 @@ def decode(checkpoint: Path, options: Any) -> None:
         )
         tokens.cpu()
         rates.append(options.new_tokens / (time.perf_counter() - start_s))
-    held = sum(_local_bytes(tensor) for tensor in model.parameters())
-    if rank == 0:
-        row = {
-            "tok_per_s": statistics.median(rates[2:]),
-            "all": [round(rate, 2) for rate in rates],
-            "load_s": round(load_s, 2),
-            "rank_0_gb": round(held / 1e9, 3),
-            "n_tokens": int(tokens.shape[1]) - PROMPT_TOKENS,
-            "parameter_types": sorted({type(tensor).__name__ for tensor in model.parameters()}),
-        }
-        print(json.dumps(row), flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return rates, int(tokens.shape[1]) - PROMPT_TOKENS
 
 
 def _local_bytes(tensor: Any) -> int:

@@ -1,9 +1,10 @@
-"""The bars of the verdicts, by simulation with fixed seeds and on the labelled series where this machine has them.
+"""The bars of the verdicts, by simulation and on the labelled series where this machine has them.
 
 python benchmarks/verdict_bars.py [--full] [--out FOLDER]
 
-Writes verdict_bars.json and verdict_bars.md to the folder (default build/benchmarks) and exits 1 unless every bar is met
-by the whole 99 % interval. Without --full it takes a fifth of the runs, and some bars stay undecided.
+Seeds are fixed. Writes verdict_bars.json and verdict_bars.md to the folder (default
+build/benchmarks) and exits 1 unless every bar is met by the whole 99 % interval. Without --full it
+takes a fifth of the runs, and some bars stay undecided.
 """
 
 from __future__ import annotations
@@ -59,18 +60,27 @@ def markdown(findings: list[Finding]) -> str:
     return "\n".join([*head, *map(_row, findings), ""])
 
 
-def _row(found: Finding) -> str:
+def _row(finding: Finding) -> str:
     interval = (
-        "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
+        ""
+        if finding.low is None or finding.high is None
+        else f" [{finding.low:.3g}, {finding.high:.3g}]"
     )
-    return f"| {found.name} | {found.value:.4g} {found.unit}{interval} | {found.bar} | {found.met} | {found.n} |"
+    cells = (
+        finding.name,
+        f"{finding.value:.4g} {finding.unit}{interval}",
+        finding.bar,
+        finding.met,
+        str(finding.n),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _all(size: int) -> Iterator[Finding]:
     for part in (_rule_a(size), _real_sessions(), _rule_b(size), _rule_c(size)):
-        for found in part:
-            print(_row(found), flush=True)
-            yield found
+        for finding in part:
+            print(_row(finding), flush=True)
+            yield finding
 
 
 def _rule_a(size: int) -> Iterator[Finding]:
@@ -84,15 +94,22 @@ def _rule_a(size: int) -> Iterator[Finding]:
             )
     for spread, bar in ((0.02, 65), (0.01, 99)):
         runs = 2000 * size
-        found = simulated.sessions(NOISES["normal"], spread, 0.10, 12, runs)[Outcome.FAIL]
-        yield _share(f"A, +10 % found, spread {spread:.0%}, 12 sessions", found, runs, at_least=bar)
+        n_found = simulated.sessions(NOISES["normal"], spread, 0.10, 12, runs)[Outcome.FAIL]
+        yield _share(
+            f"A, +10 % found, spread {spread:.0%}, 12 sessions", n_found, runs, at_least=bar
+        )
 
 
 def _real_sessions() -> Iterator[Finding]:
-    """Rule A on real series: each run of an unchanged stretch after the 12 before it, the next run as the second measurement."""
+    """Try rule A on real series.
+
+    Each run of an unchanged stretch is held against the 12 before it; the next run is its second
+    measurement.
+    """
     if labelled.folder() is None:
         print(
-            f"no labelled series here ({labelled.NAME} names their folder): rule A on real data is not run"
+            f"no labelled series here ({labelled.NAME} names their folder): "
+            "rule A on real data is not run"
         )
         return
     for path, stretches in UNCHANGED.items():
@@ -143,10 +160,10 @@ def _rule_c(size: int) -> Iterator[Finding]:
                 f"C, false points per 1,000 runs, {name}, noise {spread:.0%}", points, series, bar
             )
     for r, bar in ((0.0, 85), (0.3, None), (0.5, None)):
-        found = simulated.steps_found(-0.05, 0.02, 8, 400 * size, r=r)
+        n_found = simulated.steps_found(-0.05, 0.02, 8, 400 * size, r=r)
         yield _share(
             f"C, -5 % found 8 runs after it, noise 2 %, autocorrelation {r:g}",
-            found,
+            n_found,
             400 * size,
             at_least=bar,
         )
@@ -175,7 +192,10 @@ def _share(
 
 
 def _per_thousand(name: str, points: int, series: int, at_most: float | None) -> Finding:
-    """A rate of rare events, with the interval of a Poisson count by its square root (Anscombe 1948)."""
+    """Return a rate of rare events with the interval of a Poisson count.
+
+    The interval comes from the count's square root (Anscombe 1948).
+    """
     low = max(0.0, math.sqrt(points) - _Z99 / 2) ** 2 / series
     high = (math.sqrt(points + 0.75) + _Z99 / 2) ** 2 / series
     met = "" if at_most is None else verdict(low, high, (0.0, at_most))

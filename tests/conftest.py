@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def vllm_python() -> str:
-    """An interpreter that has vLLM and this package: the one LLMPERF_VLLM_PYTHON names, or this one."""
+    """Return an interpreter that has vLLM and this package: LLMPERF_VLLM_PYTHON, or this one."""
     named = os.environ.get("LLMPERF_VLLM_PYTHON")
     if named is None and importlib.util.find_spec("vllm") is None:
         pytest.skip("no vLLM here, and LLMPERF_VLLM_PYTHON names no interpreter that has it")
@@ -50,7 +50,10 @@ def vllm_python() -> str:
 
 @pytest.fixture
 def open_worker(request, tmp_path):
-    """`with open_worker(plan) as (channel, opened)`: the plan's model in workers of its engine's interpreter."""
+    """Return a function: `with open_worker(plan) as (channel, opened)`.
+
+    It opens the plan's model in workers of its engine's interpreter.
+    """
 
     @contextlib.contextmanager
     def opened(plan: LoadPlan, deadline_s: float = 300):

@@ -191,10 +191,12 @@ def test_most_functions_of_the_package_are_short():
     assert lengths[int(len(lengths) * 0.9)] < 30
 
 
-@pytest.mark.parametrize("row", shape.table(), ids=lambda row: row.what)
+@pytest.mark.parametrize("row", shape.table(), ids=lambda row: row.measure)
 def test_the_shape_of_the_package_is_within_its_bars(row):
     """`python tools/shape.py` prints the same table."""
-    assert row.holds, f"{row.what}: {row.value:g}, at most {row.bar}; python tools/shape.py --rooms"
+    assert row.holds, (
+        f"{row.measure}: {row.value:g}, at most {row.bar}; python tools/shape.py --rooms"
+    )
 
 
 def test_the_one_circle_of_files_is_the_inherent_one():
@@ -250,7 +252,7 @@ def test_each_guard_of_the_shape_sees_what_breaks_it(tmp_path, files, broken):
         path.write_text(text, encoding="utf-8")
     if files is DENSE:
         (tmp_path / "pytest_llmperf" / "tiny.py").unlink()
-    assert {row.what for row in shape.table(tmp_path) if not row.holds} == broken
+    assert {row.measure for row in shape.table(tmp_path) if not row.holds} == broken
 
 
 def test_the_typed_marker_ships():

@@ -75,6 +75,6 @@ def test_each_bar_of_the_base_install_can_be_missed(change, good):
     reason="builds and installs for a minute: make nightly runs it",
 )
 def test_the_wheel_and_the_sdist_hold_the_bars_in_an_empty_environment(tmp_path, monkeypatch):
-    """Built, installed and used as a newcomer would; the archive has what the tests need as well."""
+    """It is built, installed and used as by a newcomer; the archive has what the tests need too."""
     monkeypatch.setattr(sys, "argv", ["install_size.py", "--sdist"])
     assert install_size.main() == 0

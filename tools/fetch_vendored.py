@@ -2,9 +2,9 @@
 
 Each folder of vendored files has a vendored.json.
 
-python tools/fetch_vendored.py           # write every file anew, and refuse one whose hash is not
-the noted one python tools/fetch_vendored.py --note    # after a version was changed in a
-vendored.json: fetch, and note the new hashes
+    python tools/fetch_vendored.py           # write every file anew; refuse one of another hash
+    python tools/fetch_vendored.py --note    # after a version was changed in a vendored.json: fetch
+                                             # it and note the new hashes
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def fetch(folder: Path, *, note: bool) -> list[str]:
     wrong = []
     for name, row in noted.items():
         content = from_npm(name, row["version"], row["in_package"])
-        found = hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(content).hexdigest()
         if note:
-            row["sha256"] = found
-        if found != row["sha256"]:
+            row["sha256"] = sha256
+        if sha256 != row["sha256"]:
             wrong.append(
-                f"{name} {row['version']}: {row['in_package']} has SHA-256 {found}, noted is {row['sha256']}; not written",
+                f"{name} {row['version']}: {row['in_package']} has SHA-256 {sha256}, "
+                f"noted is {row['sha256']}; not written",
             )
             continue
         (folder / row["file"]).write_bytes(content)

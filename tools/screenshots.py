@@ -1,9 +1,10 @@
-"""Takes the screenshots of docs/report.md in Debian's Chromium, from runs of a real model: docs/results/raw.
+"""Takes the screenshots of docs/report.md in Debian's Chromium.
 
-python tools/screenshots.py              # from reports of those records, made now
+python tools/screenshots.py              # from reports that are made now of docs/results/raw
 python tools/screenshots.py REPORT.html  # all of them from a report that is there
 
-The strategies are those of an H200; prompts that disagree, and the roofline, of a CPU, whose records are newer and have them.
+The records are of a real model. The strategies are those of an H200. Prompts that disagree and the
+roofline are of a CPU, whose records are newer and have them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from chromium import browser, draw_all  # noqa: E402 - of the tests
+from support.chromium import browser, draw_all  # noqa: E402 - of the tests
 
 H200 = "*-h200-smollm2*.jsonl"
 CPU = "2026-11-23-cpu-int8.jsonl"
@@ -32,10 +33,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("report", type=Path, nargs="?")
-    given = parser.parse_args().report
+    report = parser.parse_args().report
     with tempfile.TemporaryDirectory() as folder:
         h200, cpu = (
-            given.resolve() if given is not None else made(Path(folder), records)
+            report.resolve() if report is not None else made(Path(folder), records)
             for records in (H200, CPU)
         )
         IMAGES.mkdir(exist_ok=True)
@@ -71,7 +72,8 @@ def take(
         driver.get(report.as_uri())
         if at:
             driver.execute_script(
-                "document.querySelectorAll(`${arguments[0]} details`).forEach(each => each.open = true)",
+                "document.querySelectorAll(`${arguments[0]} details`)"
+                ".forEach(each => each.open = true)",
                 at,
             )
         draw_all(driver)

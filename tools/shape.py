@@ -232,7 +232,7 @@ def _names_of_others(path: Path, engine: str, root: Path) -> list[str]:
 class Row:
     """One line of the table. `bar` is the largest value that is allowed; None where nothing is."""
 
-    what: str
+    measure: str
     value: float
     bar: float | None
     before: str
@@ -249,22 +249,26 @@ def table(root: Path = ROOT) -> list[Row]:
     whole = total(counted.values())
     fullest = max(shape.files for shape in counted.values())
     return [
-        Row(what="files in the fullest folder", value=fullest, bar=20, before="65"),
-        Row(what="circles of files", value=len(circles(module_imports(root))), bar=1, before="5"),
+        Row(measure="files in the fullest folder", value=fullest, bar=20, before="65"),
         Row(
-            what="names that engines take from inside another engine",
+            measure="circles of files", value=len(circles(module_imports(root))), bar=1, before="5"
+        ),
+        Row(
+            measure="names that engines take from inside another engine",
             value=len(names_across_engines(root)),
             bar=0,
             before="34",
         ),
-        Row(what="AST nodes a function, median", value=whole.nodes_median, bar=40, before="53"),
-        Row(what="AST nodes a function, 9 in 10", value=whole.nodes_p90, bar=120, before="156"),
-        Row(what="AST nodes, largest function", value=max(whole.nodes), bar=250, before="368"),
-        Row(what="vague local names, %", value=whole.vague_percent, bar=3, before="10.5"),
-        Row(what="lines over 100 columns", value=whole.long_lines, bar=0, before="4410"),
-        Row(what="functions", value=len(whole.nodes), bar=None, before="3279"),
-        Row(what="AST nodes of all functions", value=sum(whole.nodes), bar=None, before="230867"),
-        Row(what="lines of the package", value=whole.lines, bar=None, before="43016"),
+        Row(measure="AST nodes a function, median", value=whole.nodes_median, bar=40, before="53"),
+        Row(measure="AST nodes a function, 9 in 10", value=whole.nodes_p90, bar=120, before="156"),
+        Row(measure="AST nodes, largest function", value=max(whole.nodes), bar=250, before="368"),
+        Row(measure="vague local names, %", value=whole.vague_percent, bar=3, before="10.5"),
+        Row(measure="lines over 100 columns", value=whole.long_lines, bar=0, before="4410"),
+        Row(measure="functions", value=len(whole.nodes), bar=None, before="3279"),
+        Row(
+            measure="AST nodes of all functions", value=sum(whole.nodes), bar=None, before="230867"
+        ),
+        Row(measure="lines of the package", value=whole.lines, bar=None, before="43016"),
     ]
 
 
@@ -281,7 +285,7 @@ def main() -> int:
     for row in rows:
         bar = "" if row.bar is None else f"{row.bar:g}"
         past = "" if row.holds else "  <- past its bar"
-        print(f"{row.what:52}{row.value:>10.4g}{bar:>8}{row.before:>10}{past}")
+        print(f"{row.measure:52}{row.value:>10.4g}{bar:>8}{row.before:>10}{past}")
     if options.rooms:
         for folder, shape in rooms(options.root).items():
             print(

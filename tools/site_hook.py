@@ -1,4 +1,7 @@
-"""A hook of mkdocs: a pipe in a code span of a table is escaped for GitHub, and must not be for Python-Markdown."""
+"""A hook of mkdocs for pipes in code spans of tables.
+
+They are escaped for GitHub, and must not be for Python-Markdown.
+"""
 
 from __future__ import annotations
 

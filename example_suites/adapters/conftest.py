@@ -1,4 +1,7 @@
-"""Trained adapters and models of this suite: made once by `training.py`, kept in the cache under the hash of what made them."""
+"""The trained adapters and models of this suite.
+
+`training.py` makes each of them once; the cache keeps it under the hash of what made it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ EPOCHS = {"lora": 3, "qlora": 3, "full": 2, "qat": 2}
 
 @pytest.fixture(scope="session")
 def trained():
-    """`trained("lora")` is the folder that `training.py lora` wrote: minutes the first time, so only if asked for; then kept."""
+    """Return a function: `trained("lora")` is the folder that `training.py lora` wrote.
+
+    Training takes minutes the first time, so it happens only on demand.
+    """
     return _trained
 
 
@@ -36,7 +42,8 @@ def _trained(kind: str) -> str:
         if not folder.is_dir():
             if not os.environ.get("LLMPERF_TRAIN"):
                 pytest.skip(
-                    f"{FOLDERS[kind]} is not trained yet: LLMPERF_TRAIN=1 trains it once, in some minutes"
+                    f"{FOLDERS[kind]} is not trained yet: "
+                    "LLMPERF_TRAIN=1 trains it once, in some minutes"
                 )
             partial = folder.with_suffix(".partial")
             command = [

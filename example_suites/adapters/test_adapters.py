@@ -1,4 +1,4 @@
-"""What an adapter costs, and what it brings: speed beside the base model, and a task before and after."""
+"""The cost of an adapter and its gain: speed beside the base model, a task before and after."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ WORK = Decode(batch=1, prompt_tokens=32, new_tokens=16)
 
 
 def test_an_adapter_teaches_the_task(llm_factory, trained):
-    """Of five departments the base model names the right one little more often than chance would."""
+    """The base model names the right one of five departments little more often than chance."""
     base = llm_factory("fp32").accuracy(TASKS)
     tuned = llm_factory(f"fp32+lora:{trained('lora')}").accuracy(TASKS)
     assert tuned.accuracy >= 0.6
@@ -40,7 +40,10 @@ def test_an_adapter_trained_in_full_precision_keeps_its_task_on_quantized_weight
 def test_training_under_fake_quantization_is_no_worse_than_quantizing_afterwards(
     llm_factory, trained
 ):
-    """All weights fine-tuned, then int4 in groups of 64: once after plain training, once trained for it (QAT)."""
+    """All weights are fine-tuned, then rounded to int4 in groups of 64.
+
+    One model was trained plainly, the other for the rounding (QAT).
+    """
     if llm_factory("fp32").device != "cuda":
         pytest.skip(
             "torchao's int4 product takes a second a token on a CPU: run with --llmperf-device cuda"
@@ -59,6 +62,6 @@ def test_merged_gives_what_unmerged_gives(llm_factory, trained):
 def test_what_an_adapter_costs_beside_the_weights(llm_factory, trained):
     """The ratio is recorded: two small products a layer. Merged, it costs nothing."""
     unmerged = llm_factory(f"fp32+lora:{trained('lora')}")
-    ours, base = unmerged.compare(unmerged.using("base"), WORK)
-    assert ours.throughput >= 0.4 * base.throughput
-    assert ours.memory.weights <= 1.01 * base.memory.weights
+    candidate, base = unmerged.compare(unmerged.using("base"), WORK)
+    assert candidate.throughput >= 0.4 * base.throughput
+    assert candidate.memory.weights <= 1.01 * base.memory.weights

@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
-    folder = model_folder(asked.model)
+    folder = model_folder(options.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = prepared(asked.kind, folder, asked.rank, asked.device)
-    train(model, tokenizer, LEARNING_RATE[asked.kind], asked.epochs, asked.batch)
-    save(asked.kind, model, tokenizer, asked.out, asked.model)
+    model = prepared(options.kind, folder, options.rank, options.device)
+    train(model, tokenizer, LEARNING_RATE[options.kind], options.epochs, options.batch)
+    save(options.kind, model, tokenizer, options.out, options.model)
 
 
 def model_folder(name: str) -> str:
@@ -66,7 +66,7 @@ def model_folder(name: str) -> str:
 
 
 def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
-    """The model as it is trained: with adapters on it, on 4-bit weights, or under fake quantization."""
+    """Return the model as it is trained: with adapters, on 4-bit weights or fake-quantized."""
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
@@ -85,7 +85,10 @@ def prepared(kind: str, folder: str, rank: int, device: str) -> Any:
 
 
 def fake_quantize(model: nn.Module, step: str) -> None:
-    """Every linear layer but the head computes with weights rounded to 4 bit, and learns to live with it; or back again."""
+    """Make every linear layer but the head compute with weights rounded to 4 bit, or undo it.
+
+    Trained like that, the layers learn to live with the rounding.
+    """
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
@@ -105,7 +108,10 @@ def fake_quantize(model: nn.Module, step: str) -> None:
 
 
 def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: int) -> None:
-    """Cross-entropy of the one answer token after each prompt; AdamW, a rate that falls linearly."""
+    """Train on the cross-entropy of the one answer token after each prompt.
+
+    The optimizer is AdamW, and the learning rate falls linearly.
+    """
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -120,19 +126,7 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
         order.shuffle(rows)
         losses = []
         for first in range(0, len(rows), batch):
-            chosen = rows[first : first + batch]
-            encoded = tokenizer(
-                [row["prompt"] for row in chosen],
-                return_tensors="pt",
-                padding=True,
-                return_attention_mask=True,
-                return_token_type_ids=False,
-            )
-            answers = torch.tensor(
-                [answer_token(tokenizer, row) for row in chosen], device=model.device
-            )
-            logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
-            loss = nn.functional.cross_entropy(logits.float(), answers)
+            loss = batch_loss(model, tokenizer, rows[first : first + batch])
             loss.backward()
             optimiser.step()
             schedule.step()
@@ -146,6 +140,20 @@ def train(model: Any, tokenizer: Any, learning_rate: float, epochs: int, batch: 
     model.eval()
 
 
+def batch_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+    """Return the cross-entropy of the answers of one batch."""
+    encoded = tokenizer(
+        [row["prompt"] for row in rows],
+        return_tensors="pt",
+        padding=True,
+        return_attention_mask=True,
+        return_token_type_ids=False,
+    )
+    answers = torch.tensor([answer_token(tokenizer, row) for row in rows], device=model.device)
+    logits = model(**encoded.to(model.device), logits_to_keep=1).logits[:, -1]
+    return nn.functional.cross_entropy(logits.float(), answers)
+
+
 def answer_token(tokenizer: Any, row: dict[str, Any]) -> int:
     """The id of the answer, which is one token after the prompt."""
     prompt = tokenizer(row["prompt"])["input_ids"]
@@ -154,7 +162,10 @@ def answer_token(tokenizer: Any, row: dict[str, Any]) -> int:
 
 
 def save(kind: str, model: Any, tokenizer: Any, out: Path, base: str) -> None:
-    """An adapter names its base model by the name that was asked for: the cache's path means nothing on another machine."""
+    """Save the model, or an adapter that names its base model by the requested name.
+
+    The cache's path of the base model would mean nothing on another machine.
+    """
     if kind in ("lora", "qlora"):
         model.peft_config["default"].base_model_name_or_path = base
         model.save_pretrained(out, save_embedding_layers=False)

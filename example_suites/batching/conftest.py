@@ -10,10 +10,10 @@ import pytest
 @pytest.fixture
 def vllm(pytestconfig):
     """The name of the engine; skips where no interpreter has it."""
-    named = any(
+    has_own_python = any(
         text.startswith("vllm=") for text in pytestconfig.getoption("--llmperf-python") or ()
     )
-    if not named and importlib.util.find_spec("vllm") is None:
+    if not has_own_python and importlib.util.find_spec("vllm") is None:
         pytest.skip("no interpreter with vLLM: --llmperf-python vllm=PATH")
     return "vllm"
 

@@ -1,4 +1,7 @@
-"""Static against continuous batches on the real model, in transformers and in vLLM, and the two engines on equal work."""
+"""Static against continuous batches on the real model, and two engines on equal work.
+
+The engines are transformers and vLLM.
+"""
 
 import pytest
 
@@ -34,8 +37,8 @@ def test_transformers_continuous_against_static(llm, llm_factory):
 
 def test_vllm_against_static_batches(llm, llm_factory, vllm):
     """The same prompts, lengths and token counts; equal answers."""
-    ours, static = llm_factory("fp32", engine=vllm).compare(llm, MIXED)
-    assert ours.throughput >= 1.0 * static.throughput
+    candidate, static = llm_factory("fp32", engine=vllm).compare(llm, MIXED)
+    assert candidate.throughput >= 1.0 * static.throughput
 
 
 SERVER = pytest.mark.llmperf(
@@ -56,8 +59,8 @@ def test_engines_on_equal_work(request, llm_factory, baseline, engine):
     llm = llm_factory("fp32", engine=engine)
     run = llm.run(Decode(batch=4, prompt_tokens=32, new_tokens=16))
     assert run.throughput >= 1
-    found = llm.agreement(
+    agreement = llm.agreement(
         baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)"
     )
-    assert found.ok
-    assert found.top1 >= 0.99
+    assert agreement.ok
+    assert agreement.top1 >= 0.99

@@ -30,6 +30,6 @@ def test_vllm_on_many_prompts(llm_factory, vllm):
 
 def test_continuous_over_static_batches(llm_factory, vllm):
     """VLLM's published factor over static Hugging Face batches is 14 to 24."""
-    ours, static = llm_factory("bf16", engine=vllm).compare(llm_factory("bf16"), MANY)
-    assert ours.throughput >= 14 * static.throughput
-    assert ours.throughput <= 24 * static.throughput
+    candidate, static = llm_factory("bf16", engine=vllm).compare(llm_factory("bf16"), MANY)
+    assert candidate.throughput >= 14 * static.throughput
+    assert candidate.throughput <= 24 * static.throughput

@@ -1,4 +1,4 @@
-"""Bodies that run once a rank, over gloo on a CPU and over NCCL where there is a GPU for each rank."""
+"""Bodies that run once a rank: over gloo on a CPU, and over NCCL where each rank has a GPU."""
 
 import os
 
@@ -20,7 +20,7 @@ def test_the_sum_over_ranks_is_the_same_on_each(llmperf_rank):
 
 @pytest.mark.llmperf_ranks(2, timeout=120)
 def test_a_column_split_product_is_the_whole_product(llmperf_rank):
-    """Tensor parallelism in four lines: each rank multiplies by its columns, and the parts are gathered."""
+    """Tensor parallelism in four lines: each rank multiplies its columns and gathers the parts."""
     import torch
     import torch.distributed as dist
 

@@ -38,16 +38,16 @@ def test_what_two_devices_gain(llm, baseline):
 
     On a CPU, where the ranks share the cores, there is none to claim.
     """
-    ours, _one = llm.compare(baseline, Decode(batch=4, prompt_tokens=32, new_tokens=16))
-    assert ours.speed_up.value == pytest.approx(2 * ours.efficiency.value)
+    candidate, _single = llm.compare(baseline, Decode(batch=4, prompt_tokens=32, new_tokens=16))
+    assert candidate.speed_up.value == pytest.approx(2 * candidate.efficiency.value)
     if llm.device == "cuda" and llm.effective.shards[0].holds.startswith("replica"):
-        assert ours.efficiency >= 0.8
+        assert candidate.efficiency >= 0.8
 
 
 @SMALL
 @pytest.mark.llmperf(strategy="fp32+offload-disk")
 def test_weights_on_disk_leave_the_device_empty(llm, baseline):
     """For models that do not fit: every step reads all of them again."""
-    ours, ref = llm.compare(baseline, SHORT)
-    assert ours.memory.weights <= 0.01 * ref.memory.weights
-    assert ours.throughput < ref.throughput
+    candidate, ref = llm.compare(baseline, SHORT)
+    assert candidate.memory.weights <= 0.01 * ref.memory.weights
+    assert candidate.throughput < ref.throughput

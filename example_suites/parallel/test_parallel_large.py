@@ -28,22 +28,22 @@ def test_fsdp_fits_each_device_with_half_of_the_model(llm):
 @pytest.mark.llmperf(strategy="bf16+tp2")
 def test_tensor_parallel_decodes_well_beyond_fsdp(llm, llm_factory):
     """Each device reads its half of the weights, and sends a few kilobytes a layer."""
-    ours, sharded = llm.compare(llm_factory("bf16+fsdp2"), SHORT)
-    assert ours.throughput >= 2 * sharded.throughput
+    candidate, sharded = llm.compare(llm_factory("bf16+fsdp2"), SHORT)
+    assert candidate.throughput >= 2 * sharded.throughput
 
 
 @LLAMA
 @pytest.mark.llmperf(strategy="bf16+tp2")
 def test_two_devices_against_one(llm, llm_factory):
     """Eager decoding waits for the host on one device as on two; the gain is in memory."""
-    ours, one = llm.compare(llm_factory("bf16"), SHORT)
-    assert ours.throughput >= 13.7
-    assert max(gauges.weights for gauges in ours.memory.ranks) <= 0.51 * one.memory.weights
+    candidate, single = llm.compare(llm_factory("bf16"), SHORT)
+    assert candidate.throughput >= 13.7
+    assert max(gauges.weights for gauges in candidate.memory.ranks) <= 0.51 * single.memory.weights
 
 
 @LLAMA
 @pytest.mark.llmperf(strategy="bf16+tp2+static-cache+compile")
 def test_compiled_tensor_parallel_is_faster_than_one_device(llm, llm_factory):
     """With the host out of the way two devices read the weights in about half the time."""
-    ours, _one = llm.compare(llm_factory("bf16+static-cache+compile"), SHORT)
-    assert ours.speed_up >= 1.4
+    candidate, _single = llm.compare(llm_factory("bf16+static-cache+compile"), SHORT)
+    assert candidate.speed_up >= 1.4

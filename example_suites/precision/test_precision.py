@@ -24,8 +24,8 @@ def test_half_precision_halves_the_weights_and_keeps_the_answers(llm, baseline, 
 
     How fast each one is gets recorded; nothing is claimed.
     """
-    ours, ref = llm.compare(baseline, decode)
-    assert ours.memory.weights <= 0.55 * ref.memory.weights
+    candidate, ref = llm.compare(baseline, decode)
+    assert candidate.memory.weights <= 0.55 * ref.memory.weights
 
     agreement = llm.agreement(baseline)
     assert agreement.ok
@@ -58,6 +58,6 @@ def test_compiled_decoding_is_faster(llm, baseline, decode):
     """On a GPU eager decoding waits for the host, and compiling takes the host out of the way."""
     if llm.device != "cuda":
         pytest.skip("the claim is about GPUs: run with --llmperf-device cuda")
-    ours, ref = llm.compare(baseline, decode)
-    assert ours.throughput >= 2 * ref.throughput
+    candidate, ref = llm.compare(baseline, decode)
+    assert candidate.throughput >= 2 * ref.throughput
     assert llm.agreement(baseline).ok

@@ -20,7 +20,7 @@ EIGHT_BIT = "containment(k=8, horizon=4)+perplexity(1.03)+sqnr(20)"
     "llm", ["fp32+magnitude:0.1", "fp32+wanda:0.1", "fp32+sparsegpt:0.1"], indirect=True
 )
 def test_a_tenth_of_the_weights_can_go(llm, baseline):
-    """A small model has few weights to spare: a tenth costs little, half costs a lot (the next test)."""
+    """A small model has few weights to spare: a tenth costs little, half a lot (the next test)."""
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio <= 1.2
 
 
@@ -28,11 +28,14 @@ def test_a_tenth_of_the_weights_can_go(llm, baseline):
     "llm", ["fp32+wanda:0.5", "fp32+wanda:2:4", "fp32+sparsegpt:0.5"], indirect=True
 )
 def test_half_of_the_weights_as_zeros_buy_nothing_without_kernels_for_them(llm, baseline):
-    """The perplexity is recorded, and the speed compared: zeros are multiplied as fast as other numbers, and stored as well."""
-    ours, ref = llm.compare(baseline, DECODE)
+    """The perplexity is recorded, and the speed compared.
+
+    Zeros are multiplied as fast as other numbers, and stored as well.
+    """
+    candidate, ref = llm.compare(baseline, DECODE)
     assert llm.effective.sparsity == pytest.approx(0.5, abs=0.005)
     if llm.effective.pruned.stored == "dense":
-        assert ours.memory.weights >= 0.99 * ref.memory.weights
+        assert candidate.memory.weights >= 0.99 * ref.memory.weights
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio >= 1.0
 
 
@@ -42,12 +45,15 @@ def test_removed_heads_and_channels_save_memory(llm, baseline):
 
     Without fine-tuning the answers are, too: use it to train from.
     """
-    ours, ref = llm.compare(baseline, DECODE)
-    assert ours.memory.weights <= 0.85 * ref.memory.weights
+    candidate, ref = llm.compare(baseline, DECODE)
+    assert candidate.memory.weights <= 0.85 * ref.memory.weights
     assert llm.agreement(baseline, prompts=OTHERS).perplexity_ratio >= 1.0
 
 
 @pytest.mark.llmperf(strategy="fp32+magnitude:0.3")
 def test_pruning_by_magnitude_fails_the_rule_of_8_bit_weights(llm, baseline):
-    """The negative control: 30 % of the smallest weights gone is a larger change than rounding all of them to 8 bits."""
+    """The negative control: the smallest 30 % of the weights become zeros.
+
+    This is a larger change than rounding all of them to 8 bits.
+    """
     assert not llm.agreement(baseline, prompts=OTHERS, rule=EIGHT_BIT).ok

@@ -23,8 +23,8 @@ def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
 
     Its linear layers hold 79 % of the weights; the embedding stays in fp32 here.
     """
-    ours, ref = llm.compare(baseline, decode)
-    assert ours.memory.weights <= 0.42 * ref.memory.weights
+    candidate, ref = llm.compare(baseline, decode)
+    assert candidate.memory.weights <= 0.42 * ref.memory.weights
 
     agreement = llm.agreement(baseline)
     assert agreement.perplexity_ratio <= 1.10
@@ -39,15 +39,15 @@ def test_four_bits_save_more_and_cost_more(llm, budget, baseline, decode):
 
     There is no default rule for 4 bit: the budgets are the test's own.
     """
-    ours, ref = llm.compare(baseline, decode)
-    assert ours.memory.weights <= 0.23 * ref.memory.weights
+    candidate, ref = llm.compare(baseline, decode)
+    assert candidate.memory.weights <= 0.23 * ref.memory.weights
     assert llm.agreement(baseline).perplexity_ratio <= budget
 
 
 @pytest.mark.llmperf(strategy="bf16+nf4")
 def test_what_was_quantized_can_be_asked_for(llm):
     """Every linear layer but the output head, in the bytes that follow from the shapes."""
-    found = llm.effective.quantized
-    assert found.converted == found.layers - 1
-    assert [left.example for left in found.left_out] == ["lm_head"]
-    assert sum(found.held.values()) == sum(found.analytic.values())
+    quantized = llm.effective.quantized
+    assert quantized.converted == quantized.layers - 1
+    assert [group.example for group in quantized.left_out] == ["lm_head"]
+    assert sum(quantized.held.values()) == sum(quantized.analytic.values())

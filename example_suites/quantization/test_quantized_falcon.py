@@ -34,8 +34,8 @@ def test_quantized_weights_shrink_to_what_follows_from_the_shapes(llm, share, ll
 
     Eager decoding gains no speed from it, because it waits for the host.
     """
-    ours, ref = llm.compare(llm_factory("bf16"), SHORT)
-    assert ours.memory.weights <= share * ref.memory.weights
+    candidate, ref = llm.compare(llm_factory("bf16"), SHORT)
+    assert candidate.memory.weights <= share * ref.memory.weights
     assert llm.effective.quantized.converted == 128
 
 
@@ -55,9 +55,10 @@ def test_compiled_decoding_of_quantized_weights_against_bf16(llm, llm_factory):
     indirect=["llm"],
 )
 def test_fewer_bytes_decode_faster_once_the_host_is_out_of_the_way(llm, times, llm_factory):
-    """One 8-bit and one 4-bit strategy, at batch 1, against compiled bf16, by the time between tokens.
+    """One 8-bit and one 4-bit strategy beat compiled bf16 at batch 1, by the time between tokens.
 
-    Output throughput counts the first token too, whose prefill unpacks the weights: it may gain nothing in a short run.
+    Output throughput counts the first token too, whose prefill unpacks the weights: it may gain
+    nothing in a short run.
     """
-    ours, ref = llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
-    assert ours.decode_throughput >= times * ref.decode_throughput
+    candidate, ref = llm.compare(llm_factory(f"bf16+{COMPILED}"), SHORT)
+    assert candidate.decode_throughput >= times * ref.decode_throughput

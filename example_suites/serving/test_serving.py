@@ -1,6 +1,7 @@
-"""A chat server under load: what one line gets, what several get, and how many requests a second it can promise.
+"""A chat server under load: what one line gets, what several get, and which rate it can promise.
 
-Runs on whatever server is here: `vllm serve`, `transformers serve`, or llama.cpp in the wheel `xllamacpp`.
+Runs on whatever server is here: `vllm serve`, `transformers serve`, or llama.cpp in the wheel
+`xllamacpp`.
 """
 
 import os
@@ -24,15 +25,18 @@ SERVERS = {
     "transformers": ("transformers", ""),
     "xllamacpp": (
         "",
-        f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} cpuparams_batch.n_threads={THREADS}",
+        (
+            f"n_parallel=4 n_ctx=2048 cpuparams.n_threads={THREADS} "
+            f"cpuparams_batch.n_threads={THREADS}"
+        ),
     ),
 }
 
 
 def server(name):
-    """The marks of one server: how it is started, and that it is skipped where it is not installed."""
+    """Return the parameter of one server: how it is started, and a skip where it is missing."""
     program, arguments = SERVERS[name]
-    here = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
+    is_installed = f"LLMPERF_SERVER_{name.upper()}" in os.environ or (
         name == "vllm" and shutil.which(program)
     )
     return pytest.param(
@@ -42,7 +46,7 @@ def server(name):
                 model="smollm2-135m", engine=f"server:{name}", options={"args": arguments}
             ),
             pytest.mark.skipif(
-                not here, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"
+                not is_installed, reason=f"no server program: set LLMPERF_SERVER_{name.upper()}"
             ),
         ],
     )
@@ -70,17 +74,17 @@ def test_one_line_is_answered(llm):
 @pytest.mark.usefixtures("name")
 @every_server
 def test_more_lines_get_more_tokens_from_the_server(llm):
-    """Four lines together get at least the tokens a second of one, and each waits longer for its answer."""
+    """Four lines together get at least the tokens a second of one, and each waits longer."""
     longer = replace(LINE, requests=32)
-    one, four = llm.run(longer), llm.run(longer.at(concurrency=4))
-    assert four.throughput >= one.throughput
-    assert four.latency.p50 >= one.latency.p50
+    one_line, four_lines = llm.run(longer), llm.run(longer.at(concurrency=4))
+    assert four_lines.throughput >= one_line.throughput
+    assert four_lines.latency.p50 >= one_line.latency.p50
 
 
 @pytest.mark.usefixtures("name")
 @every_server
 def test_the_rate_that_can_be_promised(llm):
-    """The highest rate at which nine requests in ten have their first token within three seconds."""
+    """At the highest rate, nine requests in ten have their first token within three seconds."""
     load = Serve(
         rate=1,
         requests=16,
@@ -90,17 +94,20 @@ def test_the_rate_that_can_be_promised(llm):
         slo=Slo(ttft=3),
         prefix_cache=True,
     )
-    found = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
-    assert found.highest is not None
+    search = llm.highest_rate(load, start=0.5, attainment=0.9, within=0.5)
+    assert search.highest is not None
 
 
 @pytest.mark.parametrize("name", [server("vllm")], indirect=True)
 @pytest.mark.usefixtures("name")
 @pytest.mark.llmperf(strategy="fp32")
 def test_the_server_answers_as_the_model_does(llm, baseline):
-    """Its protocol gives log-probabilities of token ids: top-1, perplexity and containment, against transformers in fp32."""
-    found = llm.agreement(
+    """The server gives log-probabilities of token ids: they agree with transformers in fp32.
+
+    Compared are top-1, perplexity and containment.
+    """
+    agreement = llm.agreement(
         baseline, new_tokens=16, rule="containment(k=5, horizon=32)+perplexity(1.01)"
     )
-    assert found.ok
-    assert found.top1 >= 0.99
+    assert agreement.ok
+    assert agreement.top1 >= 0.99

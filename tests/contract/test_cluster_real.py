@@ -1,6 +1,7 @@
-"""Ray itself, two of its nodes on this machine: gloo ranks on both are one model, and nothing outlives the session.
+"""Ray itself, with two of its nodes on this machine.
 
-The interpreter is LLMPERF_RAY_PYTHON, or this one where it has Ray, or a new environment on top of this one.
+The gloo ranks on both are one model, and nothing outlives the session. The interpreter is
+LLMPERF_RAY_PYTHON, or this one where it has Ray, or a new environment on top of this one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ pytestmark = pytest.mark.llmperf(model="scripted:ttft=50ms", engine="scripted")
 
 @pytest.mark.parametrize("kind", ["crash", "exit"])
 def test_speed(llm_factory, kind):
-    llm_factory("fp32+tp2", model=f"scripted:ttft=50ms,fault={kind}@run:rank1").run(Decode(new_tokens=4))
+    llm = llm_factory("fp32+tp2", model=f"scripted:ttft=50ms,fault={kind}@run:rank1")
+    llm.run(Decode(new_tokens=4))
 
 def test_too_many(llm_factory):
     llm_factory("fp32+tp3").run(Decode(new_tokens=4))
@@ -145,7 +147,7 @@ def finished(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("client", [False, True], ids=["auto", "ray"])
 def test_ranks_on_two_nodes_agree_with_one_device(command, hosts, tmp_path, client):
-    """On a host of the cluster, and through its client server: outputs agree, records name each rank's host."""
+    """Outputs agree and records name each rank's host, on a host of the cluster and by client."""
     address = hosts[1] if client else "auto"
     ran = finished(command(AGREES, address, "--llmperf-json=out.jsonl"), tmp_path)
     assert "2 passed" in ran.stdout, ran.stdout[-6000:]

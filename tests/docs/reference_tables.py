@@ -1,4 +1,7 @@
-"""The tables of the reference pages that are made from the code: `python tests/docs/reference_tables.py` writes them anew."""
+"""The tables of the reference pages that are made from the code.
+
+`python tests/docs/reference_tables.py` writes them anew.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def _marker(text: str) -> str:
     shown = textwrap.fill(
         f"@pytest.mark.{signature})", 88, subsequent_indent="    ", break_long_words=False
     )
-    return f"### {signature.partition('(')[0]}\n\n```text\n{shown}\n```\n\n{meaning[0].upper()}{meaning[1:]}"
+    name = signature.partition("(")[0]
+    return f"### {name}\n\n```text\n{shown}\n```\n\n{meaning[0].upper()}{meaning[1:]}"
 
 
 def _fixtures() -> str:

@@ -1,4 +1,7 @@
-"""Every fenced block of the pages is run or read: Python as tests, commands by the real parsers, data by the real readers."""
+"""Every fenced block of the pages is run or read.
+
+Python runs as tests, commands go through the real parsers, and data through the real readers.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ SHOWN = {"", "text", "console", "python"}
 
 
 def scripted(text: str) -> str:
-    """The block with a model that computes nothing, and so cannot be quantized, in place of the real one."""
+    """Return the block with a model that computes nothing in place of the real one.
+
+    Such a model cannot be quantized.
+    """
     text = text.replace("bf16+int8wo", "fp16")
     return REAL.sub(
         lambda found: ("llmperf(" if found[0].startswith("llmperf") else "") + SCRIPTED, text
@@ -170,7 +176,8 @@ def test_a_command_that_the_program_does_not_know_is_seen(program, words, pytest
 def test_commands_are_found_in_a_line():
     """After a variable, in a loop, and between others; a comment is none."""
     (block,) = blocks_of(
-        "```console\n$ A=1 pytest -q 'a b' && llmperf history  # pytest\n$ for n in 1; do pytest x || break; done\n```\n",
+        "```console\n$ A=1 pytest -q 'a b' && llmperf history  # pytest\n"
+        "$ for n in 1; do pytest x || break; done\n```\n",
         "page",
     )
     assert commands(block) == [("pytest", "-q 'a b'"), ("llmperf", "history"), ("pytest", "x")]

@@ -1,4 +1,7 @@
-"""The recipes of docs/ci.md: valid for their forge, and run step by step in a project that got slower and in one that did not."""
+"""The recipes of docs/ci.md: valid for their forge, and run step by step.
+
+They run in a project that got slower and in one that did not.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,15 @@ STAND_INS = {
 esac""",
     "curl": """while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
 case "$1" in
-https://forge/api/projects/3/jobs/artifacts/main/raw/llmperf-history.jsonl?job=performance) cp "$ARTIFACT" "$out";;
+https://forge/api/projects/3/jobs/artifacts/main/raw/llmperf-history.jsonl?job=performance)
+  cp "$ARTIFACT" "$out";;
 *) exit 22;;
 esac""",
 }
 
 
 class Forge:
-    """A checkout, an artifact that earlier jobs left, and programs that stand in for those that talk to a forge."""
+    """A checkout, an artifact of earlier jobs, and stand-ins for programs that talk to a forge."""
 
     def __init__(self, folder: Path) -> None:
         self.artifact, self._programs = folder / HISTORY, folder / "bin"
@@ -91,7 +95,7 @@ class Forge:
         return 0, said
 
     def keep(self, *, sessions: int = 0) -> None:
-        """The artifact that the job uploads, here with sessions that went before added to the store first."""
+        """Write the artifact that the job uploads, with earlier sessions in the store."""
         draw = random.Random(0)
         with open_store("sqlite:///.llmperf/history.db", folder=self.repo.path) as store:
             newest = next(iter(store.records()))

@@ -1,4 +1,7 @@
-"""The pages say what the code does: every option, strategy part, metric and rule is on its page, and no link is dead."""
+"""The pages say what the code does: every option, strategy part, metric and rule is on its page.
+
+No link is dead.
+"""
 
 from __future__ import annotations
 

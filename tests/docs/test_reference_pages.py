@@ -1,4 +1,7 @@
-"""The reference pages hold what the code has: options, markers, fixtures, public names, outcomes and exit codes."""
+"""The reference pages hold what the code has.
+
+That is options, markers, fixtures, public names, outcomes and exit codes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The tutorial, followed word for word: its files, its commands, what they print and their exit codes are those of the page.
+"""The tutorial, followed word for word.
 
-Every run does it with scripted models and this environment. The nightly run does it as it stands, in a fresh environment.
+Its files, its commands, what they print and their exit codes are those of the page. Every run does
+it with scripted models and this environment. The nightly run does it as it stands, in a fresh
+environment.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.page_script import Command, File, Ran, Step, elapsed, follow, not_shown, steps
+from support.page_script import (
+    Command,
+    Execution,
+    File,
+    Step,
+    elapsed,
+    follow,
+    missing_lines,
+    steps,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -41,7 +52,7 @@ def scripted(step: Step) -> Step:
     )
 
 
-def walked(wanted: list[Step], tmp_path: Path, **environ: str) -> list[Ran]:
+def walked(script_steps: list[Step], tmp_path: Path, **environ: str) -> list[Execution]:
     """The steps, beginning in a folder that stands for the checkout."""
     checkout = tmp_path / "checkout"
     checkout.mkdir(exist_ok=True)
@@ -52,17 +63,22 @@ def walked(wanted: list[Step], tmp_path: Path, **environ: str) -> list[Ran]:
         if not name.startswith(("PYTEST_", "LLMPERF_", "GITHUB_"))
     }
     return follow(
-        wanted,
+        script_steps,
         checkout,
         plain | {"PATH": programs, "COLUMNS": "80"} | environ,
         deadline_s=3 * LIMIT_S,
     )
 
 
-def as_the_page_says(ran: list[Ran]) -> None:
-    wrong = [each for each in ran if each.code != each.command.code or not_shown(each)]
+def as_the_page_says(executions: list[Execution]) -> None:
+    wrong = [
+        execution
+        for execution in executions
+        if execution.code != execution.command.code or missing_lines(execution)
+    ]
     assert not wrong, "\n".join(
-        f"$ {each.command.line}\n{each.said}\nnot printed: {not_shown(each)}" for each in wrong
+        f"$ {execution.command.line}\n{execution.output}\nnot printed: {missing_lines(execution)}"
+        for execution in wrong
     )
 
 
@@ -79,16 +95,16 @@ def test_the_tutorial_does_what_it_says(tmp_path, environ):
 
 
 def test_a_step_that_is_missing_is_seen(tmp_path, environ):
-    """Without its file a test cannot be run: the command ends with another code than the page says."""
-    wanted = [scripted(step) for step in steps(PAGE)]
+    """Without its file a test cannot be run: the command ends with another code than the page's."""
+    script_steps = [scripted(step) for step in steps(PAGE)]
     first = next(
         n
-        for n, step in enumerate(wanted)
+        for n, step in enumerate(script_steps)
         if isinstance(step, Command) and step.line.startswith("pytest")
     )
     lacking = [
         step
-        for step in wanted[: first + 1]
+        for step in script_steps[: first + 1]
         if not (isinstance(step, File) and step.name == "test_model.py")
     ]
     with pytest.raises(AssertionError, match=r"file or directory not found: test_model\.py"):
@@ -98,17 +114,17 @@ def test_a_step_that_is_missing_is_seen(tmp_path, environ):
 def test_a_line_that_is_not_printed_is_seen():
     """Other numbers are none; another word, and another order, are."""
     command = Command(
-        line="pytest", shown=("2 passed in 3.01s", "…", "tok/s 20.9 ±14 %   58 MB  PASS")
+        line="pytest", page_lines=("2 passed in 3.01s", "…", "tok/s 20.9 ±14 %   58 MB  PASS")
     )
-    said = "2 passed in 12.5s (0:00:12)\nmore\ntok/s 310 ±2 %  1.2 GB  {}\n"
-    assert not_shown(Ran(command=command, code=0, said=said.format("PASS"), seconds=0)) == [
-        "2 passed in 3.01s"
-    ]
-    said = said.replace(" (0:00:12)", "")
-    assert not_shown(Ran(command=command, code=0, said=said.format("PASS"), seconds=0)) == []
-    assert not_shown(Ran(command=command, code=0, said=said.format("FAIL"), seconds=0)) == [
-        command.shown[2]
-    ]
+    output = "2 passed in 12.5s (0:00:12)\nmore\ntok/s 310 ±2 %  1.2 GB  {}\n"
+
+    def missing(output: str) -> list[str]:
+        return missing_lines(Execution(command=command, code=0, output=output, seconds=0))
+
+    assert missing(output.format("PASS")) == ["2 passed in 3.01s"]
+    output = output.replace(" (0:00:12)", "")
+    assert missing(output.format("PASS")) == []
+    assert missing(output.format("FAIL")) == [command.page_lines[2]]
 
 
 @pytest.mark.skipif(
@@ -122,7 +138,9 @@ def test_the_tutorial_as_it_stands_takes_ten_minutes(tmp_path):
         tmp_path / "checkout",
         ignore=shutil.ignore_patterns(".*", "build", "dist", "raw", "__pycache__"),
     )
-    ran = walked(steps(PAGE), tmp_path)
-    sys.stdout.writelines(f"{each.seconds:6.1f} s  {each.command.line}\n" for each in ran)
-    as_the_page_says(ran)
-    assert elapsed(ran) <= LIMIT_S
+    executions = walked(steps(PAGE), tmp_path)
+    sys.stdout.writelines(
+        f"{execution.seconds:6.1f} s  {execution.command.line}\n" for execution in executions
+    )
+    as_the_page_says(executions)
+    assert elapsed(executions) <= LIMIT_S

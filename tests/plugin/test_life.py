@@ -74,19 +74,26 @@ class Life:
         result = self.session(GATE, code=1, failed=1)
         result.stdout.fnmatch_lines(
             [
-                "E *Regression: throughput of auto is 66.7 tok/s, 9.* % less than in 12 accepted sessions*",
+                (
+                    "E *Regression: throughput of auto is 66.7 tok/s, "
+                    "9.* % less than in 12 accepted sessions*"
+                ),
                 "FAILED test_it.py::test_speed*",
             ],
         )
         return re.search(r"llmperf accept ([0-9a-f]{16})", " ".join(result.stdout.str().split()))[1]
 
     def drift(self) -> None:
-        """Sixty sessions that nobody gated, 15 of each commit, none of which loses 6 %: they are 6 % apart in the end."""
+        """Sixty sessions that nobody gated, 15 of each commit, none of which loses 6 %.
+
+        They are 6 % apart in the end.
+        """
         assert "no change of level" in self.llmperf("history", "--fail-on-change")
         self.store_sessions(*[0.165] * 15, *[0.166] * 15, *[0.175] * 15, *[0.176] * 15, hours=-1e-6)
         said = self.llmperf("history", "--fail-on-change", code=1)
         assert re.search(
-            r"throughput 66\.\d tok/s -> 62\.\d tok/s \(\d\.\d+ % less\) from its first to its latest 30",
+            r"throughput 66\.\d tok/s -> 62\.\d tok/s \(\d\.\d+ % less\) "
+            r"from its first to its latest 30",
             said,
         )
 
@@ -99,7 +106,10 @@ class Life:
         result = self.session(GATE, code=6, passed=1, warnings=1)
         result.stdout.fnmatch_lines(
             [
-                "*test_it.py::test_speed is not there any more*test_it.py::test_decode measures the same*"
+                (
+                    "*test_it.py::test_speed is not there any more*"
+                    "test_it.py::test_decode measures the same*"
+                )
             ]
         )
         self.llmperf(
@@ -154,6 +164,9 @@ def test_the_whole_life_of_a_project(life):
     result = life.session(GATE, code=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "llmperf: the waiver of ada for throughput of test_it.py::test_decode expired on 2020-01-31*"
+            (
+                "llmperf: the waiver of ada for throughput of test_it.py::test_decode "
+                "expired on 2020-01-31*"
+            )
         ]
     )

@@ -60,19 +60,22 @@ def resize(driver: Any, width: int, height: int = 900) -> None:
 
 
 def requested(driver: Any) -> list[str]:
-    """Addresses that the page asked for since the last call, but files, data and what was made in the page."""
-    found = []
+    """Return the addresses that the page requested since the last call.
+
+    Files, data and what was made in the page are left out.
+    """
+    urls = []
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
-            found.append(message["params"]["request"]["url"])
+            urls.append(message["params"]["request"]["url"])
     return [
-        url for url in found if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))
+        url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome:", "about:"))
     ]
 
 
 def errors(driver: Any) -> list[str]:
-    """What the page said in its console since the last call: errors, and what its policy refused."""
+    """Return what the page wrote to its console since the last call: errors, and refusals."""
     return [
         entry["message"]
         for entry in driver.get_log("browser")
@@ -89,10 +92,13 @@ def serious_faults(driver: Any) -> list[str]:
     """What axe-core finds that is serious or critical, with the first element of each."""
     driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
     driver.execute_script(AXE)
-    ask = "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
-    found = driver.execute_async_script(ask)
+    ask = (
+        "const done = arguments[0]; "
+        "axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations))"
+    )
+    violations = driver.execute_async_script(ask)
     return [
         f"{v['id']}: {v['nodes'][0]['html'][:150]}"
-        for v in found
+        for v in violations
         if v["impact"] in ("serious", "critical")
     ]

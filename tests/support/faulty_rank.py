@@ -1,4 +1,7 @@
-"""A worker whose rank 1 does something wrong, as the environment says (`FAULT`): the program of the tests of broken ranks."""
+"""A worker whose rank 1 does something wrong, as the environment says (`FAULT`).
+
+It is the program of the tests of broken ranks.
+"""
 
 from __future__ import annotations
 

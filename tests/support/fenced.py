@@ -52,13 +52,13 @@ def blocks_of(text: str, page: str) -> list[Block]:
     return [
         Block(
             page=page,
-            line=text[: found.start()].count("\n") + 1,
-            comment=found[1] or "",
-            language=found[3],
-            info=found[4],
-            text=found[5],
+            line=text[: fence.start()].count("\n") + 1,
+            comment=fence[1] or "",
+            language=fence[3],
+            info=fence[4],
+            text=fence[5],
         )
-        for found in _FENCE.finditer(text)
+        for fence in _FENCE.finditer(text)
     ]
 
 
@@ -72,15 +72,20 @@ def all_blocks() -> list[Block]:
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "example_suites").rglob("*.md")),
     ]
-    kept = [page for page in pages if "results" not in page.relative_to(ROOT).parts]
+    how_to_pages = [page for page in pages if "results" not in page.relative_to(ROOT).parts]
     return [
         block
-        for page in kept
+        for page in how_to_pages
         for block in blocks_of(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))
     ]
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """Every command line of a console block that calls pytest or llmperf: the program, and its words as one text."""
+    """Return every command line of a console block that calls pytest or llmperf.
+
+    Each is the program, and its words as one text.
+    """
     lines = [line[2:].split("  #")[0] for line in block.text.splitlines() if line.startswith("$ ")]
-    return [(found[2], found[3].strip()) for line in lines for found in _COMMAND.finditer(line)]
+    return [
+        (command[2], command[3].strip()) for line in lines for command in _COMMAND.finditer(line)
+    ]

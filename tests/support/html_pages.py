@@ -1,4 +1,4 @@
-"""Pages of the HTML report for its tests: records to make them of, and a parser to read them with."""
+"""Pages of the HTML report for its tests: records to make them of, and a parser to read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pytest_llmperf.report.html import Content, page
 FP32 = {"strategy": "fp32", "samples": {"throughput": (10.0, 10.2, 9.8, 10.1, 10.0, 9.9)}}
 BF16 = {"strategy": "bf16", "samples": {"throughput": (15.0, 15.3, 14.7, 15.1, 15.0, 14.9)}}
 WORST = {
-    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1, "text": "Why?", "reference_text": "Because so.",
+    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1,
+    "text": "Why?", "reference_text": "Because so.",
     "candidate_text": "Because no.", "top1": "101", "kls": [0.0, 0.4, "nan"],
     "reference_top5": [[" so", 9.0]], "candidate_top5": [[" no", 8.0], [" so", 7.5]],
 }  # fmt: skip
@@ -31,20 +32,20 @@ def run(name, tok_per_s, weights, **changes):
 
 
 def agreement(ok=True, top1=0.99, **more):
-    kept = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
+    estimate = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
     return {
         "reference": "fp32",
         "ok": ok,
         "rule": "containment",
         "n_prompts": 4,
         "n_tokens": 128,
-        "top1": kept,
+        "top1": estimate,
         **more,
     }
 
 
 def content(*records, **more):
-    places = {each.environment_key: each.environment.facts for each in records}
+    places = {record.environment_key: record.environment.facts for record in records}
     fields = {
         "made": "2026-11-23T12:00:00+00:00",
         "scope": "a test",
@@ -93,10 +94,10 @@ class Parsed(HTMLParser):
 
     def addresses(self):
         """Everything that a browser would fetch or follow, but anchors in the page and data."""
-        found = [
+        addresses = [
             a[name]
             for _, a in self.elements
             for name in ("src", "href", "action", "data", "poster")
             if a.get(name)
         ]
-        return [each for each in found if not each.startswith(("#", "data:"))]
+        return [address for address in addresses if not address.startswith(("#", "data:"))]

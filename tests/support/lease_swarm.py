@@ -1,6 +1,7 @@
-"""Eight processes that lease and are killed at random: `python lease_swarm.py FOLDER CYCLES SEED [no-leases]`.
+"""Eight processes that lease and are killed at random.
 
-Prints one JSON line for each lease that was held: who, which devices, when it was asked for, waited for and given. What the
+Run `python lease_swarm.py FOLDER CYCLES SEED [no-leases]`. Prints one JSON line for each lease that
+was held: who, which devices, when it was asked for, waited for and given. What the
 leases promise is checked with locks of its own (`inside-DEVICE`), which die with their process too.
 """
 
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from pytest_llmperf.devices.leases import lease
 
@@ -40,40 +42,46 @@ def cycle(folder: Path, rng: random.Random, *, ask: bool) -> None:
     """Lease 1 to 4 devices, alone or half of one; be inside; say so; leave."""
     n, share = rng.choice((1, 1, 1, 2, 3, 4)), rng.choice((1.0, 1.0, 0.5))
     asked_ns, waits_ns = time.monotonic_ns(), []
-    if ask:
-        held = lease(
+    leased = (
+        lease(
             dict.fromkeys(DEVICES, share),
             n,
             timeout_s=WAIT_S,
             directory=folder,
             on_wait=lambda _: waits_ns.append(time.monotonic_ns()),
         )
-    else:
-        held = NoLease(rng.sample(DEVICES, n))
+        if ask
+        else NoLease(rng.sample(DEVICES, n))
+    )
     row = {
         "n": n,
         "share": share,
-        "devices": held.devices,
+        "devices": leased.devices,
         "asked": asked_ns,
         "waits": waits_ns,
         "got": time.monotonic_ns(),
         "met": "",
     }
     with contextlib.ExitStack() as stack:
-        for device in held.devices:
+        for device in leased.devices:
             file = stack.enter_context((folder / f"inside-{device}").open("w"))
-            try:
-                fcntl.flock(
-                    file, (fcntl.LOCK_EX if share == 1.0 else fcntl.LOCK_SH) | fcntl.LOCK_NB
-                )
-            except BlockingIOError:
+            if not entered(file, alone=share == 1.0):
                 row["met"] = device
         time.sleep(rng.uniform(0, 0.004))
         os.write(1, json.dumps(row).encode() + b"\n")
-    held.release()
+    leased.release()
 
 
-def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> int:
+def entered(file: TextIO, *, alone: bool) -> bool:
+    """Whether the lock of a device's file was free: nobody inside, or others who share it."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def child(folder: Path, seed: int, n_cycles: mmap.mmap, slot: int, *, ask: bool) -> int:
     """Fork one that cycles, and counts its cycles in its slot, until it is killed."""
     pid = os.fork()
     if pid:
@@ -81,27 +89,27 @@ def child(folder: Path, seed: int, done: mmap.mmap, slot: int, *, ask: bool) -> 
     rng = random.Random(seed)
     while True:
         cycle(folder, rng, ask=ask)
-        done[slot * 4 : slot * 4 + 4] = (
-            int.from_bytes(done[slot * 4 : slot * 4 + 4]) + 1
+        n_cycles[slot * 4 : slot * 4 + 4] = (
+            int.from_bytes(n_cycles[slot * 4 : slot * 4 + 4]) + 1
         ).to_bytes(4)
 
 
 def main(folder: Path, cycles: int, seed: int, *, ask: bool) -> None:
     """Kill one at random and start another until so many cycles are done; then end them all."""
     rng = random.Random(seed)
-    done = mmap.mmap(-1, 4 * PROCESSES)
-    pids = [child(folder, seed * 1000 + i, done, i, ask=ask) for i in range(PROCESSES)]
+    n_cycles = mmap.mmap(-1, 4 * PROCESSES)
+    pids = [child(folder, seed * 1000 + i, n_cycles, i, ask=ask) for i in range(PROCESSES)]
     kills = killed_at = total = 0
     while total < cycles or kills < MIN_KILLS:
         time.sleep(rng.uniform(0.005, 0.03))
-        total = sum(int.from_bytes(done[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
+        total = sum(int.from_bytes(n_cycles[i * 4 : i * 4 + 4]) for i in range(PROCESSES))
         # On a slow machine too they get somewhere between two kills.
         if total - killed_at < CYCLES_A_KILL:
             continue
         victim = rng.randrange(PROCESSES)
         end(pids[victim])
         kills, killed_at = kills + 1, total
-        pids[victim] = child(folder, seed * 1000 + PROCESSES + kills, done, victim, ask=ask)
+        pids[victim] = child(folder, seed * 1000 + PROCESSES + kills, n_cycles, victim, ask=ask)
     for pid in pids:
         end(pid)
 

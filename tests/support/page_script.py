@@ -1,4 +1,7 @@
-"""A page that is followed word for word: its files and commands in their order, and what each command is said to print."""
+"""A page that is followed word for word.
+
+Its files and commands come in their order, with what each command prints by the page.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,17 @@ class Command:
     """A command, the lines that the page shows below it, and the exit code it is said to have."""
 
     line: str
-    shown: tuple[str, ...] = ()
+    page_lines: tuple[str, ...] = ()
     code: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What a command did."""
+class Execution:
+    """The exit code of a command, what it printed, and how long it took."""
 
     command: Command
     code: int | None
-    said: str
+    output: str
     seconds: float = field(compare=False)
 
 
@@ -48,14 +51,14 @@ Step = File | Command
 
 def steps(page: str) -> list[Step]:
     """Everything that the page tells its reader to do, in order."""
-    found: list[Step] = []
+    script_steps: list[Step] = []
     for code, language, rest, body in _BLOCK.findall(page):
         title = _TITLE.search(rest)
         if title:
-            found.append(File(name=title[1], text=body))
+            script_steps.append(File(name=title[1], text=body))
         elif language == "console":
-            found += _commands(body, int(code or 0))
-    return found
+            script_steps += _commands(body, int(code or 0))
+    return script_steps
 
 
 def _commands(body: str, code: int) -> list[Command]:
@@ -65,22 +68,22 @@ def _commands(body: str, code: int) -> list[Command]:
             commands.append(Command(line=line[2:]))
         else:
             last = commands.pop()
-            commands.append(Command(line=last.line, shown=(*last.shown, line)))
+            commands.append(Command(line=last.line, page_lines=(*last.page_lines, line)))
     last = commands.pop()
-    return [*commands, Command(line=last.line, shown=last.shown, code=code)]
+    return [*commands, Command(line=last.line, page_lines=last.page_lines, code=code)]
 
 
 def follow(
-    wanted: list[Step], folder: Path, environ: dict[str, str], *, deadline_s: float
-) -> list[Ran]:
+    script_steps: list[Step], folder: Path, environ: dict[str, str], *, deadline_s: float
+) -> list[Execution]:
     """Do the steps in one shell that begins in `folder`.
 
     It stops at the first command with another exit code.
     """
-    kept = folder.parent / f"{folder.name}-steps"
-    kept.mkdir()
+    notes = folder.parent / f"{folder.name}-steps"
+    notes.mkdir()
     script = "".join(
-        _in_shell(step, kept / str(n)) for n, step in zip(count(), wanted, strict=False)
+        _in_shell(step, notes / str(n)) for n, step in zip(count(), script_steps, strict=False)
     )
     subprocess.run(
         ["bash", "-c", script],
@@ -91,7 +94,9 @@ def follow(
         stdin=subprocess.DEVNULL,
     )
     return [
-        _result(step, kept / str(n)) for n, step in enumerate(wanted) if isinstance(step, Command)
+        _result(step, notes / str(n))
+        for n, step in enumerate(script_steps)
+        if isinstance(step, Command)
     ]
 
 
@@ -101,45 +106,46 @@ def _in_shell(step: Step, place: Path) -> str:
         return f"cp '{place}' '{step.name}' || exit 1\n"
     begin, end = f"date +%s.%N > '{place}.begin'\n", f"date +%s.%N > '{place}.end'\n"
     judge = f"[ $code = {step.code} ] || exit $code\n"
-    return f"{begin}{{\n{step.line}\n}} > '{place}' 2>&1; code=$?; echo $code > '{place}.code'\n{end}{judge}"
+    run = f"{{\n{step.line}\n}} > '{place}' 2>&1; code=$?; echo $code > '{place}.code'\n"
+    return f"{begin}{run}{end}{judge}"
 
 
-def _result(command: Command, place: Path) -> Ran:
+def _result(command: Command, place: Path) -> Execution:
     ended = Path(f"{place}.end")
     if not ended.exists():
-        return Ran(command=command, code=None, said="", seconds=0.0)
+        return Execution(command=command, code=None, output="", seconds=0.0)
     times = [
         float(Path(f"{place}.{name}").read_text(encoding="ascii")) for name in ("begin", "end")
     ]
     code = int(Path(f"{place}.code").read_text(encoding="ascii"))
-    return Ran(
+    return Execution(
         command=command,
         code=code,
-        said=place.read_text(encoding="utf-8"),
+        output=place.read_text(encoding="utf-8"),
         seconds=times[1] - times[0],
     )
 
 
-def not_shown(ran: Ran) -> list[str]:
+def missing_lines(result: Execution) -> list[str]:
     """Lines of the page that the command did not print, in their order.
 
     Numbers with their units, and spaces, may differ.
     """
-    printed = [_plain(line) for line in ran.said.splitlines()]
+    printed = [_plain(line) for line in result.output.splitlines()]
     missing, begin = [], 0
-    for line in ran.command.shown:
+    for line in result.command.page_lines:
         if line.strip() in {"", _ANYTHING}:
             continue
-        at = _found(line, printed, begin)
-        if at is None:
+        place = _line_with(line, printed, begin)
+        if place is None:
             missing.append(line)
         else:
-            begin = at + 1
+            begin = place + 1
     return missing
 
 
-def _found(shown: str, printed: list[str], begin: int) -> int | None:
-    pattern = re.compile(".*".join(re.escape(_plain(part)) for part in shown.split(_ANYTHING)))
+def _line_with(expected: str, printed: list[str], begin: int) -> int | None:
+    pattern = re.compile(".*".join(re.escape(_plain(part)) for part in expected.split(_ANYTHING)))
     return next((n for n in range(begin, len(printed)) if pattern.fullmatch(printed[n])), None)
 
 
@@ -147,6 +153,6 @@ def _plain(line: str) -> str:
     return re.sub(r"[=\s]+", " ", _NUMBER.sub("#", line)).strip()
 
 
-def elapsed(ran: list[Ran]) -> float:
+def elapsed(results: list[Execution]) -> float:
     """Seconds of all commands."""
-    return sum(each.seconds for each in ran)
+    return sum(result.seconds for result in results)

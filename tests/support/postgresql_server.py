@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OPTIONS = "-c listen_addresses='' -c fsync=off -c full_page_writes=off -c max_connections=40 -c shared_buffers=16MB"
+_OPTIONS = (
+    "-c listen_addresses='' -c fsync=off -c full_page_writes=off "
+    "-c max_connections=40 -c shared_buffers=16MB"
+)
 
 
 def binaries() -> Path | None:
     """The folder with initdb and pg_ctl: on the path, or Debian's newest."""
-    found = shutil.which("pg_ctl")
+    pg_ctl = shutil.which("pg_ctl")
     folders = (
-        [Path(found).resolve().parent]
-        if found
+        [Path(pg_ctl).resolve().parent]
+        if pg_ctl
         else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     )
     return next((folder for folder in folders if (folder / "initdb").is_file()), None)

@@ -1,4 +1,7 @@
-"""A project of scripted models whose report has every section, and names and texts that want to be more than text."""
+"""A project of scripted models whose report has every section.
+
+Its names and texts try to be more than text.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,19 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import Content, build
 from pytest_llmperf.report.html.content import History, Level, Reading, Step, Unmeasured
 
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>\u202e\x1b[31m"
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></script>"
+    "<script>document.title='owned'</script>\u202e\x1b[31m"
+)
 TESTS = """
 import pytest
 from pytest_llmperf import Decode, PromptSet
 
 HOSTILE = {hostile!r}
 WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
-pytestmark = pytest.mark.llmperf(model="scripted:ttft=50ms,tpot=10ms,noise=0.02,bf16/tpot=7ms", engine="scripted")
+pytestmark = pytest.mark.llmperf(
+    model="scripted:ttft=50ms,tpot=10ms,noise=0.02,bf16/tpot=7ms", engine="scripted"
+)
 
 @pytest.mark.parametrize("llm", ["bf16"], indirect=True)
 def test_pays(llm, baseline):
@@ -49,7 +57,7 @@ def records(folder: Path) -> list[Record]:
         "--rootdir=.",
         "--llmperf-json=out.jsonl",
     ]
-    done = subprocess.run(
+    session = subprocess.run(
         [*command, "--llmperf-html=report.html"],
         cwd=folder,
         env=os.environ | {"LLMPERF_CACHE": str(folder / "cache")},
@@ -58,20 +66,25 @@ def records(folder: Path) -> list[Record]:
         check=False,
         timeout=120,
     )
-    assert "1 failed, 1 skipped" in done.stdout, done.stdout
-    found = map(record_json.decode, (folder / "out.jsonl").read_text(encoding="utf-8").splitlines())
-    return list({record.id: record for record in found}.values())
+    assert "1 failed, 1 skipped" in session.stdout, session.stdout
+    session_records = map(
+        record_json.decode, (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    return list({record.id: record for record in session_records}.values())
 
 
-def everything(made: list[Record]) -> Content:
-    """A report with every kind of figure: the session's records, one of two ranks, one side by side, and a history."""
-    ours = next(
+def everything(session_records: list[Record]) -> Content:
+    """Return a report with every kind of figure.
+
+    It has the session's records, one of two ranks, one side by side, and a history.
+    """
+    bf16 = next(
         record
-        for record in made
+        for record in session_records
         if record.strategy == "bf16" and record.workload["type"] != "agreement"
     )
     pairs = [[80.0, 90.0 + at] for at in range(8)]
-    kept = {
+    comparison = {
         "outcome": "PASS",
         "limit": 0.03,
         "unit": "tok/s",
@@ -79,26 +92,26 @@ def everything(made: list[Record]) -> Content:
         "pairs": pairs,
     }
     against = msgspec.structs.replace(
-        ours,
+        bf16,
         id="against",
         test=HOSTILE,
         strategy="fp16",
-        extra={"against": {"base": HOSTILE, "metrics": {"throughput": kept}}},
+        extra={"against": {"base": HOSTILE, "metrics": {"throughput": comparison}}},
     )
     ranks = [
         {"weights": 4 * 10**9, "kv_cache": 10**8, "peak": (5 + rank) * 10**9} for rank in range(2)
     ]
     split = msgspec.structs.replace(
-        ours, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS"
+        bf16, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS"
     )
     return Content(
         made="2026-11-23T12:00:00+00:00",
         scope="Everything at once",
         store="sqlite:///history.db",
-        records=(*made, against, split),
+        records=(*session_records, against, split),
         unmeasured=(Unmeasured(test=HOSTILE, outcome="SKIPPED", reason=HOSTILE),),
-        histories=(history(ours, 60),),
-        places={each.environment_key: each.environment.facts for each in made}
+        histories=(history(bf16, 60),),
+        places={record.environment_key: record.environment.facts for record in session_records}
         | {"before": {"device": HOSTILE}},
         comparable=("device",),
     )

@@ -80,7 +80,6 @@ def save_quantized(
         QuantizationScheme,
         apply_quantization_config,
     )
-    from compressed_tensors.quantization.utils import calculate_qparams
 
     loaded = load(plan_of("fp32", name))
     model = loaded.model
@@ -99,13 +98,8 @@ def save_quantized(
     )
     apply_quantization_config(model, config)
     for module in model.modules():
-        if getattr(module, "quantization_scheme", None) is None:
-            continue
-        rows = module.weight.reshape(module.weight.shape[0], -1, group or module.weight.shape[1])
-        scale, zero = calculate_qparams(rows.amin(-1), rows.amax(-1), weights)
-        module.weight_scale.data.copy_(scale)
-        if getattr(module, "weight_zero_point", None) is not None:
-            module.weight_zero_point.data.copy_(zero)
+        if getattr(module, "quantization_scheme", None) is not None:
+            _round_to_nearest(module, weights, group)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder)
@@ -114,15 +108,28 @@ def save_quantized(
     return folder
 
 
+def _round_to_nearest(module, arguments, group):
+    """Write the scales and zero points of a layer's groups, or of its rows."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    rows = module.weight.reshape(module.weight.shape[0], -1, group or module.weight.shape[1])
+    scale, zero = calculate_qparams(rows.amin(-1), rows.amax(-1), arguments)
+    module.weight_scale.data.copy_(scale)
+    if getattr(module, "weight_zero_point", None) is not None:
+        module.weight_zero_point.data.copy_(zero)
+
+
 def _smooth(model, ids):
     """SmoothQuant at strength 0.5 (https://arxiv.org/abs/2211.10438).
 
     A norm's output scales move into the layers after it.
     """
-    seen = {}
+    largest_outputs = {}
     pairs = [pair for block in model.model.layers for pair in _norms(block)]
     hooks = [
-        norm.register_forward_hook(lambda norm, _, out: seen.update({norm: out.abs().amax((0, 1))}))
+        norm.register_forward_hook(
+            lambda norm, _, out: largest_outputs.update({norm: out.abs().amax((0, 1))})
+        )
         for norm, _ in pairs
     ]
     with torch.no_grad():
@@ -131,7 +138,7 @@ def _smooth(model, ids):
         hook.remove()
     for norm, layers in pairs:
         weights = torch.stack([layer.weight.abs().amax(0) for layer in layers]).amax(0)
-        scale = (seen[norm] / weights).sqrt().clamp(min=1e-5)
+        scale = (largest_outputs[norm] / weights).sqrt().clamp(min=1e-5)
         norm.weight.data /= scale
         for layer in layers:
             layer.weight.data *= scale
@@ -160,8 +167,8 @@ def save_awq(folder, name="arch:tiny-llama", *, group=GROUP):
     for key, value in loaded.model.state_dict().items():
         if value.dim() == 2 and not key.startswith(("lm_head", "model.embed_tokens")):
             tensors |= {
-                key.replace(".weight", f".{part}"): made
-                for part, made in awq_tensors(value, group).items()
+                key.replace(".weight", f".{part}"): tensor
+                for part, tensor in awq_tensors(value, group).items()
             }
         elif key != "lm_head.weight" or not loaded.model.config.tie_word_embeddings:
             tensors[key] = value.contiguous()

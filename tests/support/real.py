@@ -1,4 +1,7 @@
-"""What the tests of strategy parts on the real model share: its fp32 continuations, and a candidate's agreement with them."""
+"""What the tests of strategy parts on the real model share.
+
+That is its fp32 continuations, and a candidate's agreement with them.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +66,9 @@ def agreement(session, strategy, reference):
     return Agreement(rows, rule=default_rule(plan_of(strategy), plan_of("fp32")))
 
 
-def say(capsys, name, found, about):
-    """Print the figures of an agreement, with their intervals: the results pages are made from this."""
-    shown = ("perplexity_ratio", "top1", "top5", "kl", "sqnr_db")
+def say(capsys, name, result, about):
+    """Print the figures of an agreement, with their intervals, for the results pages."""
+    fields = ("perplexity_ratio", "top1", "top5", "kl", "sqnr_db")
     with capsys.disabled():
-        sys.stdout.write(
-            f"\n{name}: {about}; {'; '.join(f'{field} {getattr(found, field)}' for field in shown)}\n"
-        )
+        figures = "; ".join(f"{field} {getattr(result, field)}" for field in fields)
+        sys.stdout.write(f"\n{name}: {about}; {figures}\n")

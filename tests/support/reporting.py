@@ -53,7 +53,7 @@ METRICS = (
 
 def record(number: int = 0, **changes: Any) -> Record:
     """One finished run of a bf16 model; `changes` replace fields."""
-    shown: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "created": "2026-11-23T05:00:00.000+00:00",
         "test": "tests/test_precision.py::test_reduced_precision_pays[bf16]",
         "environment": Environment(facts={}),
@@ -61,7 +61,7 @@ def record(number: int = 0, **changes: Any) -> Record:
         "samples": {},
         "warm_up": {},
     }
-    return history_records.record(f"r{number}", **{**shown, **changes})
+    return history_records.record(f"r{number}", **{**fields, **changes})
 
 
 class Terminal:

@@ -62,14 +62,14 @@ class Repository:
     def state(self) -> tuple[str, ...]:
         """Everything of the checkout that a comparison must leave alone."""
         inside = [p.relative_to(self.path) for p in self.path.glob(".git/**/*")]
-        kept = sorted(str(p) for p in inside if not {"objects", "packed-refs"} & set(p.parts))
+        files = sorted(str(p) for p in inside if not {"objects", "packed-refs"} & set(p.parts))
         refs = self.git("for-each-ref", "--format=%(refname) %(objectname)")
         return (
             self.git("status", "--porcelain"),
             self.git("rev-parse", "HEAD"),
             refs,
             self.git("worktree", "list"),
-            *kept,
+            *files,
         )
 
     def llmperf(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -28,11 +28,11 @@ def rewritten(opened, change):
     """The store anew, with every record changed."""
     file = Path(".llmperf/history.db")
     with opened() as store:
-        kept = [change(record) for record in store.records()]
+        records = [change(record) for record in store.records()]
     for path in file.parent.glob(f"{file.name}*"):
         path.unlink()
     with opened() as store:
-        for record in kept:
+        for record in records:
             store.add(record)
 
 

@@ -1,4 +1,4 @@
-"""A scripted server: OpenAI's and TGI's streams on plain asyncio, with every fault that a server can have. Run as a program.
+"""A scripted server: OpenAI's and TGI's streams on plain asyncio, with every fault of a server.
 
 python stub_server.py --port 8000 --model tiny --token-ms 1 --fault stall
 """
@@ -65,7 +65,7 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 def page(path: str) -> tuple[int, str]:
     """A GET."""
     if path in {"/health", "/arrivals"}:
-        return health() if path == "/health" else taken()
+        return health() if path == "/health" else arrivals()
     if path == "/v1/models":
         return 200, json.dumps({"data": [{"id": ARGS.model}]})
     if path == "/info" and ARGS.protocol == "tgi":
@@ -77,8 +77,10 @@ def page(path: str) -> tuple[int, str]:
     if path == "/metrics":
         return 200, (
             f'vllm:num_preemptions_total{{engine="0"}} {COUNTED["preemptions"]}\n'
-            f"vllm:num_requests_running {COUNTED['running']}\n# TYPE x gauge\nvllm:kv_cache_usage_perc 0.25\n"
-            f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\nvllm:prefix_cache_hits_total {COUNTED['hits']}\n"
+            f"vllm:num_requests_running {COUNTED['running']}\n"
+            "# TYPE x gauge\nvllm:kv_cache_usage_perc 0.25\n"
+            f"vllm:prefix_cache_queries_total {COUNTED['prompt']}\n"
+            f"vllm:prefix_cache_hits_total {COUNTED['hits']}\n"
         )
     return 404, "{}"
 
@@ -87,8 +89,8 @@ def health() -> tuple[int, str]:
     return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
 
 
-def taken() -> tuple[int, str]:
-    """When requests came (ns), since this was last asked."""
+def arrivals() -> tuple[int, str]:
+    """Return when requests came (ns) since the last call."""
     came = json.dumps(ARRIVALS)
     ARRIVALS.clear()
     return 200, came
@@ -97,7 +99,8 @@ def taken() -> tuple[int, str]:
 def answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:
     data = text.encode()
     writer.write(
-        f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
         + data
     )
 
@@ -107,7 +110,7 @@ def fault() -> str:
     return ARGS.fault if COUNTED["requests"] >= ARGS.first else ""
 
 
-async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], asked: dict) -> None:
+async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], request: dict) -> None:
     COUNTED["requests"] += 1
     wrong = fault()
     if ARGS.fault == "needs-key" and headers.get("authorization") != "bearer secret":
@@ -131,24 +134,28 @@ async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], asked:
     COUNTED["running"] += 1
     COUNTED["preemptions"] += wrong == "preempt"
     async with SLOTS:
-        await stream(writer, asked, wrong)
+        await stream(writer, request, wrong)
     COUNTED["running"] -= 1
     return None
 
 
-def count_prompt(asked: dict) -> int:
-    text = asked.get("prompt", asked.get("inputs", asked.get("messages")))
-    n = len(text) if isinstance(text, list) and "messages" not in asked else len(str(text).split())
+def count_prompt(request: dict) -> int:
+    text = request.get("prompt", request.get("inputs", request.get("messages")))
+    n = (
+        len(text)
+        if isinstance(text, list) and "messages" not in request
+        else len(str(text).split())
+    )
     COUNTED["prompt"] += n
     COUNTED["hits"] += n if str(text) in SEEN else 0
     SEEN.add(str(text))
     return n
 
 
-async def stream(writer: asyncio.StreamWriter, asked: dict, wrong: str) -> None:
-    n_prompt = count_prompt(asked)
-    n = asked.get("max_tokens") or asked["parameters"]["max_new_tokens"]
-    send(writer, role(asked))
+async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> None:
+    n_prompt = count_prompt(request)
+    n = request.get("max_tokens") or request["parameters"]["max_new_tokens"]
+    send(writer, role(request))
     due = time.perf_counter() + ARGS.ttft_ms / 1e3
     for i in range(0, n, ARGS.bundle):
         due += ARGS.token_ms / 1e3 * (ARGS.bundle if i else 0)
@@ -156,19 +163,12 @@ async def stream(writer: asyncio.StreamWriter, asked: dict, wrong: str) -> None:
             await asyncio.sleep(wait)
         if wrong in {"break", "stall", "bad-json", "error"} and i >= 2:
             return await go_wrong(writer, wrong)
-        send(
-            writer,
-            message(
-                asked,
-                [f"w{(i + j) % 50}" for j in range(min(ARGS.bundle, n - i))],
-                n,
-                last=i + ARGS.bundle >= n,
-            ),
-        )
+        words = [f"w{at % 50}" for at in range(i, min(i + ARGS.bundle, n))]
+        send(writer, message(request, words, n, last=i + ARGS.bundle >= n))
         if i % 16 == 0:
             await writer.drain()
-    said = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
-    send(writer, usage(asked, n_prompt, said))
+    n_counted = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
+    send(writer, usage(request, n_prompt, n_counted))
     send(writer, "[DONE]" if ARGS.protocol == "openai" else None)
     writer.write(b"0\r\n\r\n")
     return None
@@ -188,15 +188,15 @@ async def go_wrong(writer: asyncio.StreamWriter, wrong: str) -> None:
     writer.transport.abort()
 
 
-def role(asked: dict) -> str | None:
+def role(request: dict) -> str | None:
     return (
         as_json({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        if "messages" in asked
+        if "messages" in request
         else None
     )
 
 
-def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
+def message(request: dict, words: list[str], n: int, *, last: bool) -> str:
     text = " ".join(words) + " "
     if ARGS.protocol == "tgi":
         details = (
@@ -209,16 +209,16 @@ def message(asked: dict, words: list[str], n: int, *, last: bool) -> str:
                 "details": details,
             }
         )
-    what = {"delta": {"content": text}} if "messages" in asked else {"text": text}
-    kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
-    choice = {"index": 0, **what, "finish_reason": "length" if last else None}
+    content = {"delta": {"content": text}} if "messages" in request else {"text": text}
+    kind = "chat.completion.chunk" if "messages" in request else "text_completion"
+    choice = {"index": 0, **content, "finish_reason": "length" if last else None}
     return as_json({"object": kind, "model": served(), "choices": [choice]})
 
 
-def usage(asked: dict, n_prompt: int, n: int) -> str | None:
-    if ARGS.protocol == "tgi" or "stream_options" not in asked:
+def usage(request: dict, n_prompt: int, n: int) -> str | None:
+    if ARGS.protocol == "tgi" or "stream_options" not in request:
         return None
-    kind = "chat.completion.chunk" if "messages" in asked else "text_completion"
+    kind = "chat.completion.chunk" if "messages" in request else "text_completion"
     counts = {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n}
     return as_json({"object": kind, "model": served(), "choices": [], "usage": counts})
 
@@ -251,7 +251,8 @@ async def main() -> None:
     pids = [os.getpid()]
     if ARGS.fault == "grandchild":
         # Before it serves.
-        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: ASYNC220
+        sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: ASYNC220
+        pids.append(sleeper.pid)
     if ARGS.pid_file:
         Path(ARGS.pid_file).write_text(json.dumps(pids))  # noqa: ASYNC240 - before it serves
     server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)

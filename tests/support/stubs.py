@@ -1,4 +1,7 @@
-"""The scripted server as a load plan: its command, and a model folder whose tokenizer has one token a word."""
+"""The scripted server as a load plan.
+
+That is its command, and a model folder whose tokenizer has one token a word.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ def stub_plan(
     model: Path, *args: str, engine: str = "server", **options: str | float | bool
 ) -> LoadPlan:
     """The load plan of a stub."""
-    given = {
+    stub_options = {
         "command": stub_command(*args),
         "name": "tiny",
         "stop_timeout": 0.5,
         "start_timeout": 20,
         **options,
     }
-    return LoadPlan(model=model_ref(str(model)), engine=engine, options=tuple(given.items()))
+    return LoadPlan(model=model_ref(str(model)), engine=engine, options=tuple(stub_options.items()))

@@ -21,7 +21,10 @@ def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> 
         [max(range(len(row)), key=row.__getitem__) for row in side]
         for side in (reference, candidate)
     )
-    ours, theirs = [_logp(row) for row in candidate], [_logp(row) for row in reference]
+    candidate_logp, reference_logp = (
+        [_logp(row) for row in candidate],
+        [_logp(row) for row in reference],
+    )
     at = next((i for i, (r, c) in enumerate(zip(tokens, own, strict=True)) if r != c), None)
     pairs = list(zip(reference, candidate, strict=True))
     return PromptComparison(
@@ -32,10 +35,14 @@ def compared(index: int, reference: Sequence[Row], candidate: Sequence[Row]) -> 
         top5=tuple(_rank(row, token) < 5 for row, token in zip(candidate, tokens, strict=True)),
         kl=tuple(
             max(0.0, sum(math.exp(r) * (r - c) for r, c in zip(*rows, strict=True)))
-            for rows in zip(theirs, ours, strict=True)
+            for rows in zip(reference_logp, candidate_logp, strict=True)
         ),
-        reference_logprob=tuple(row[token] for row, token in zip(theirs, tokens, strict=True)),
-        candidate_logprob=tuple(row[token] for row, token in zip(ours, tokens, strict=True)),
+        reference_logprob=tuple(
+            row[token] for row, token in zip(reference_logp, tokens, strict=True)
+        ),
+        candidate_logprob=tuple(
+            row[token] for row, token in zip(candidate_logp, tokens, strict=True)
+        ),
         signal=sum(_power(row) for row in reference),
         noise=sum(_power([c - r for r, c in zip(*rows, strict=True)]) for rows in pairs),
         max_abs_logit_error=max(abs(c - r) for rows in pairs for r, c in zip(*rows, strict=True)),

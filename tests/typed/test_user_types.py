@@ -1,4 +1,7 @@
-"""The annotations as a user sees them: a strict suite has no fault and no Any, a wrong one has a fault in each wrong line."""
+"""The annotations as a user sees them.
+
+A strict suite has no fault and no Any; a wrong one has a fault in each wrong line.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def user(tmp_path):
 
 
 def test_mypy_strict_sees_no_fault_in_a_users_suite_and_every_wrong_line(user):
-    """--disallow-any-expr: nothing that a test touches is an Any, so that nothing goes unchecked."""
+    """With --disallow-any-expr nothing that a test touches is an Any, so nothing goes unchecked."""
     command = [
         "-m",
         "mypy",

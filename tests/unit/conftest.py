@@ -14,7 +14,8 @@ def server() -> Iterator[Server]:
     folder = binaries()
     if folder is None:
         pytest.skip(
-            "PostgreSQL's server programs (initdb, pg_ctl) are not installed: the store was not tried on PostgreSQL"
+            "PostgreSQL's server programs (initdb, pg_ctl) are not installed: "
+            "the store was not tried on PostgreSQL"
         )
     with running(folder) as started:
         yield started

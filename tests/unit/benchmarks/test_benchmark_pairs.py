@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: pairs in drawn order, and a bar that is met, missed or undecided."""
+"""The benchmarks' own arithmetic: pairs in drawn order, and a bar met, missed or undecided."""
 
 from __future__ import annotations
 

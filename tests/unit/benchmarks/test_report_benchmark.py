@@ -1,4 +1,7 @@
-"""The small form of benchmarks/report.py: what it fills is histories with changes, and its bars can be missed."""
+"""The small form of benchmarks/report.py: it fills histories with changes.
+
+Its bars can be missed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ MODEL = record(
 
 
 def test_it_measures_a_report_of_its_histories(tmp_path, monkeypatch):
-    """Two series of 30 sessions: the newest run of each is whole, and the page has both histories."""
+    """Of two series of 30 sessions the newest run is whole, and the page has both histories."""
     monkeypatch.setattr(benchmark, "first_paint_s", lambda _page: None)
     rows = benchmark.measure("history", tmp_path, MODEL, 2, 30)
     assert [row["what"] for row in rows] == [

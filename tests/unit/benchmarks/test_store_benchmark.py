@@ -1,4 +1,7 @@
-"""The small form of benchmarks/store.py: what it fills is a history, and writers at the same time lose and double nothing."""
+"""The small form of benchmarks/store.py: what it fills is a history.
+
+Writers at the same time lose and double nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rule C over a store: changes of level by environment, what was accepted, drift, and what `llmperf history` says of it."""
+"""Rule C over a store: changes of level by environment, what was accepted, and drift.
+
+`llmperf history` says each of them.
+"""
 
 from __future__ import annotations
 

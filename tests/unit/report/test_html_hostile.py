@@ -1,4 +1,4 @@
-"""What people write stays text in the HTML report: names, prompts, outputs and reasons, whatever they contain."""
+"""What people write stays text in the HTML report: names, prompts, outputs and reasons."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def hostile(text):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_is_shown_and_adds_no_element(text):
-    """The page has the elements of the same page with a harmless text, and its text has the hostile one, made visible."""
+    """The page has the elements of the same page with a harmless text.
+
+    Its text has the hostile one, made visible.
+    """
     found, plain = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
     assert page.clean(text)[:60].split("\n")[0] in found.text
@@ -89,7 +92,7 @@ def test_control_characters_and_lone_surrogates_become_visible():
 
 
 def test_data_cannot_end_its_element():
-    """Of JSON in a page, `<`, `>`, `&` and the line separators are escaped, and it reads back as it was."""
+    """JSON in a page has `<`, `>`, `&` and the line separators escaped, and reads back the same."""
     text = str(page.embedded({"a": "</script><!--\u2028&"}))
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028&"}

@@ -1,4 +1,4 @@
-"""The HTML report as text: what is in it, from which record, and that what people wrote stays text."""
+"""The HTML report as text: what is in it, and from which record. What people wrote stays text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from pytest_llmperf.report.html.content import History, Level, Reading, Step, Un
 
 
 def test_a_failed_claim_the_fastest_strategy_and_its_ratio_stand_at_the_top():
-    """In the three panels: the claim with its test, the fastest of those whose rule holds, with its ratio to the reference."""
+    """The three panels have the claim with its test, and the fastest of those whose rule holds.
+
+    The fastest has its ratio to the reference.
+    """
     claim = ClaimRecord(
         text="throughput of bf16 is 0.9x", outcome="FAIL", margin=-0.1, detail="on this machine"
     )
@@ -93,8 +96,10 @@ def test_a_strategy_that_was_not_in_effect_is_named():
         kind="parameter", dtype="float32", device="cpu", tensors=1, elements=4, bytes=16
     )
     seen = Effective(
-        engine="transformers", model_class="M", tensors=(floats,), linears=(), compute_dtype="float32", autocast_dtype=None,
-        checkpoint_dtype=None, attention="sdpa", cache="dynamic", compile_mode=None, compiled_graphs=0, decode_loop="generate",
+        engine="transformers", model_class="M", tensors=(floats,), linears=(),
+        compute_dtype="float32", autocast_dtype=None, checkpoint_dtype=None,
+        attention="sdpa", cache="dynamic", compile_mode=None, compiled_graphs=0,
+        decode_loop="generate",
         padding_side="left", device="cpu",
     )  # fmt: skip
     ended = Unmeasured(
@@ -190,7 +195,7 @@ def test_pairs_of_both_kinds_of_comparison_are_shown():
 
 
 def test_a_history_shows_changes_acceptances_and_moves():
-    """The figure's data and the table: a step, who accepted, and in what the environment differs."""
+    """The figure's data and the table have a step, who accepted, and what moved the environment."""
     readings = tuple(
         Reading(
             at=f"2026-11-{day:02}T00:00:00+00:00",
@@ -201,7 +206,8 @@ def test_a_history_shows_changes_acceptances_and_moves():
         for day in range(1, 9)
     )
     series = History(
-        key="k", test="f.py::t", label="", workload="w", strategy="s", model="m", metric="throughput", unit="tok/s",
+        key="k", test="f.py::t", label="", workload="w", strategy="s", model="m",
+        metric="throughput", unit="tok/s",
         readings=readings, steps=(Step(at=readings[4].at, before=10.0, after=8.0, accepted=False),),
         levels=(Level(at=readings[6].at, who="ann", why="on purpose"),), drift=-0.2,
     )  # fmt: skip
@@ -218,7 +224,10 @@ def test_a_history_shows_changes_acceptances_and_moves():
     ((test, said),) = history.changed([series])
     assert (test, said.replace("\u2212", "-")) == (
         "f.py::t",
-        "s: throughput 10.0 tok/s → 8.00 tok/s (-20 %) on 2026-11-05; drifted by -20 % from its first level",
+        (
+            "s: throughput 10.0 tok/s → 8.00 tok/s (-20 %) on 2026-11-05; "
+            "drifted by -20 % from its first level"
+        ),
     )
 
 
@@ -249,9 +258,15 @@ def test_ranks_and_ceilings_are_shown_where_they_were_recorded():
     ("found", "said"),
     [
         (content(), "There are no runs: a test"),
-        (content(unmeasured=(Unmeasured(test="t", outcome="SKIPPED", reason="no GPU"),)), "No test was measured"),
+        (
+            content(unmeasured=(Unmeasured(test="t", outcome="SKIPPED", reason="no GPU"),)),
+            "No test was measured",
+        ),
         (content(record("a", outcome="FAIL")), "Every run in this report failed or is not valid."),
-        (content(record("a"), record("b", environment_key="g", environment=ELSEWHERE)), "Runs of 2 environments"),
+        (
+            content(record("a"), record("b", environment_key="g", environment=ELSEWHERE)),
+            "Runs of 2 environments",
+        ),
     ],
     ids=["empty", "skipped", "failed", "mixed"],
 )  # fmt: skip

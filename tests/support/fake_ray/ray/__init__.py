@@ -1,6 +1,8 @@
-"""What the cluster's driver uses of Ray, without a cluster: each actor is an object in the driver's own process.
+"""What the cluster's driver uses of Ray, without a cluster.
 
-`FAKE_RAY` is JSON: `{"nodes": [[CPUs, GPUs], …]}`, and "busy" where somebody else holds everything. Not set: no cluster runs.
+Each actor is an object in the driver's own process. `FAKE_RAY` is JSON:
+`{"nodes": [[CPUs, GPUs], …]}`, and "busy" where somebody else holds everything. Without it, no
+cluster runs.
 It names itself in versions, so that nothing measured with it can be taken for a run on Ray.
 """
 
@@ -22,7 +24,8 @@ _state: dict[str, Any] = {}
 def init(*, address: str, **_options: object) -> None:
     if "FAKE_RAY" not in os.environ:
         raise ConnectionError(
-            f"Could not find any running Ray instance at {address}. Please specify the one to connect to."
+            f"Could not find any running Ray instance at {address}. "
+            "Please specify the one to connect to."
         )
     _state.update(json.loads(os.environ["FAKE_RAY"]))
 
