@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.advice import Choice, Reading
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.history.queries import MeasuredMetric
+from pytest_llmperf.history.results import MeasuredMetric
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store

@@ -18,7 +18,7 @@ from pytest_llmperf.history import queries
 from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
-from pytest_llmperf.history.queries import MeasuredMetric, Point, Series
+from pytest_llmperf.history.results import MeasuredMetric, Point, Series
 from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0

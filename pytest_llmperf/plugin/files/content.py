@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,13 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.history import accept, changes
 from pytest_llmperf.history.identity import series_key
 from pytest_llmperf.history.sessions import SessionValue
-from pytest_llmperf.report.html.content import Content, History, Level, Reading, Step, Unmeasured
+from pytest_llmperf.report.html.content import Content, History, Level, Step, Unmeasured
 from pytest_llmperf.report.html.runs import headline
 
 _PAGE = 8
 
 if TYPE_CHECKING:
-    from pytest_llmperf.history.queries import Point, Series
+    from pytest_llmperf.history.results import Series
     from pytest_llmperf.history.store import Store
 
 
@@ -59,7 +60,7 @@ def content(
     histories = tuple(_histories(store, records, root, metric)) if store is not None else ()
     places = {record.environment_key: record.environment.facts for record in records}
     strange = {
-        reading.environment for history in histories for reading in history.readings
+        session.environment_key for history in histories for session in history.sessions
     } - places.keys()
     if store is not None:
         places |= {
@@ -110,7 +111,9 @@ def _history(
         model=record.model,
         metric=metric,
         unit=points[0].unit if points else "",
-        readings=tuple(_readings(sessions, points)),
+        sessions=tuple(
+            sorted(chain.from_iterable(sessions.values()), key=lambda session: session.created)
+        ),
         steps=tuple(
             sorted(
                 (_step(change) for each in found for change in each.changes),
@@ -134,18 +137,6 @@ def _changes(
         return [changes.changes_of(key, values, starts) for key, values in sessions.items()]
     except UsageError:
         return []
-
-
-def _readings(
-    sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]
-) -> Iterator[Reading]:
-    """One value a session and environment, oldest first."""
-    outcomes = {point.record_id: point.outcome for point in points}
-    values = [(value, key) for key, found in sessions.items() for value in found]
-    for value, key in sorted(values, key=lambda each: each[0].created):
-        yield Reading(
-            at=value.created, value=value.value, outcome=outcomes[value.record_id], environment=key
-        )
 
 
 def _step(change: changes.LevelChange) -> Step:

@@ -1,10 +1,11 @@
-"""What a report is made of: stored records, what a session could not measure, and the histories of the series. Values only."""
+"""What a report is made of: records, tests that were not measured, histories. Values only."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.history.sessions import SessionValue
 
 
 class Unmeasured(Struct, frozen=True, kw_only=True):
@@ -16,18 +17,6 @@ class Unmeasured(Struct, frozen=True, kw_only=True):
     test: str
     outcome: str
     reason: str
-
-
-class Reading(Struct, frozen=True, kw_only=True):
-    """One session's value of a series, in the series' unit.
-
-    `at` is UTC, ISO 8601; `environment` an environment key.
-    """
-
-    at: str
-    value: float
-    outcome: str
-    environment: str
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -48,7 +37,7 @@ class Level(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """One metric of a series, oldest first.
+    """One metric of a series: a value a session, oldest first, and what happened to its level.
 
     `drift` is the latest level over the anchor's where that is significant.
     """
@@ -61,7 +50,7 @@ class History(Struct, frozen=True, kw_only=True):
     model: str
     metric: str
     unit: str
-    readings: tuple[Reading, ...]
+    sessions: tuple[SessionValue, ...]
     steps: tuple[Step, ...] = ()
     levels: tuple[Level, ...] = ()
     drift: float | None = None
