@@ -18,11 +18,11 @@ _VERSION_TABLE = "llmperf_alembic_version"
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision of the store's schema; None for an empty database."""
+    """Return the revision of the store's schema; None for an empty database."""
     if not inspect(connection).has_table(_VERSION_TABLE):
         return None
-    # A constant.
-    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608
+    query = f"SELECT version_num FROM {_VERSION_TABLE}"  # noqa: S608 - a constant
+    return connection.execute(text(query)).scalar()
 
 
 def upgrade(connection: Connection, shown: str) -> None:
@@ -47,12 +47,13 @@ def downgrade(connection: Connection, to: str) -> None:
     command.downgrade(_config(connection), to)
 
 
-def require_known(found: str | None, shown: str) -> None:
-    """Raise StoreError unless this program knows the revision."""
-    if found is None or found in _known():
+def require_known(stored: str | None, shown: str) -> None:
+    """Raise StoreError unless this program knows the stored revision."""
+    if stored is None or stored in _known():
         return
     raise StoreError(
-        f"store {shown} has schema revision {found!r}, this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
+        f"store {shown} has schema revision {stored!r}, "
+        f"this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
         "Upgrade pytest-llmperf, or give another store with --llmperf-store.",
     )
 

@@ -30,22 +30,39 @@ class StoreCorrupt(StoreUnavailable):
     """The SQLite file is damaged."""
 
 
-_BUSY = "is locked: another process kept it for longer than the busy timeout. End that process, or give another store."
+_BUSY = (
+    "is locked: another process kept it for longer than the busy timeout. "
+    "End that process, or give another store."
+)
 _SQLITE = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
-    sqlite3.SQLITE_READONLY: "cannot be written: file or folder is read-only. Give a writable place with --llmperf-store.",
-    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error (full, or a limit on the size of files?).",
-    sqlite3.SQLITE_FULL: "cannot be written: the disk is full. Free some space, or give another place with --llmperf-store.",
+    sqlite3.SQLITE_READONLY: (
+        "cannot be written: file or folder is read-only. "
+        "Give a writable place with --llmperf-store."
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "cannot be read or written: "
+        "the disk reports an error (full, or a limit on the size of files?)."
+    ),
+    sqlite3.SQLITE_FULL: (
+        "cannot be written: the disk is full. "
+        "Free some space, or give another place with --llmperf-store."
+    ),
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: is its folder there, readable and writable?",
-    sqlite3.SQLITE_PROTOCOL: "cannot be locked: SQLite needs a local file system, network drives will not do.",
+    sqlite3.SQLITE_PROTOCOL: (
+        "cannot be locked: SQLite needs a local file system, network drives will not do."
+    ),
 }
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @contextmanager
 def explained(shown: str) -> Iterator[None]:
-    """Turn the drivers' errors into StoreErrors. `shown` is the store's URL without its password."""
+    """Turn the drivers' errors into StoreErrors.
+
+    `shown` is the store's URL without its password.
+    """
     try:
         yield
     except DBAPIError as error:
@@ -72,7 +89,7 @@ def _explain_sqlite(error: sqlite3.Error, shown: str) -> StoreError:
         return StoreCorrupt(
             f"store {shown} is damaged: {error}. `sqlite3 FILE .recover` may save what it holds."
         )
-    known = _SQLITE.get(primary) if primary is not None else None
-    return StoreUnavailable(
-        f"store {shown} {known} ({error})" if known else f"store {shown}: {error}"
-    )
+    sentence = _SQLITE.get(primary) if primary is not None else None
+    if sentence is None:
+        return StoreUnavailable(f"store {shown}: {error}")
+    return StoreUnavailable(f"store {shown} {sentence} ({error})")

@@ -81,9 +81,10 @@ def outcomes(database: Database, record_ids: Sequence[str]) -> dict[str, str]:
 
 def tests(database: Database) -> list[str]:
     """Return every test, by one step through the index a test: no record is read."""
-    first = select(func.min(RECORDS.c.test).label("test")).cte("tests", recursive=True)
-    later = select(func.min(RECORDS.c.test)).where(RECORDS.c.test > first.c.test).scalar_subquery()
-    every = first.union_all(select(later).where(first.c.test.is_not(None)))
+    smallest = func.min(RECORDS.c.test)
+    first = select(smallest.label("test")).cte("tests", recursive=True)
+    following = select(smallest).where(RECORDS.c.test > first.c.test).scalar_subquery()
+    every = first.union_all(select(following).where(first.c.test.is_not(None)))
     with database.reading() as connection:
         names = connection.execute(select(every.c.test)).scalars()
         return sorted(test for test in names if test is not None)
@@ -277,12 +278,13 @@ def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
 
 def _update(connection: Connection, change: Outcome) -> None:
     seq = _seq(connection, change.id)
-    query = select(DOCUMENTS.c.body).where(DOCUMENTS.c.record_seq == seq).with_for_update()
+    is_its_document = DOCUMENTS.c.record_seq == seq
+    query = select(DOCUMENTS.c.body).where(is_its_document).with_for_update()
     record = _with_outcome(_decode(connection.execute(query).scalar_one()), change)
-    new_outcome = update(RECORDS).where(RECORDS.c.seq == seq)
-    connection.execute(new_outcome.values(outcome=storable(change.outcome)))
-    new_document = update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq)
-    connection.execute(new_document.values(body=document(record)))
+    outcome = storable(change.outcome)
+    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=outcome))
+    body = document(record)
+    connection.execute(update(DOCUMENTS).where(is_its_document).values(body=body))
 
 
 def _with_outcome(record: Record, change: Outcome) -> Record:

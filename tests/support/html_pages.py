@@ -50,7 +50,7 @@ def content(*records, **more):
     """What a report on these records is made of."""
     places = {record.environment_key: record.environment.facts for record in records}
     fields = {
-        "made": "2026-11-23T12:00:00+00:00",
+        "created": "2026-11-23T12:00:00+00:00",
         "scope": "a test",
         "store": "sqlite:///h.db",
         "places": places,

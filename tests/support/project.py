@@ -93,7 +93,7 @@ def everything(made: list[Record]) -> Content:
         ours, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS"
     )
     return Content(
-        made="2026-11-23T12:00:00+00:00",
+        created="2026-11-23T12:00:00+00:00",
         scope="Everything at once",
         store="sqlite:///history.db",
         records=(*made, against, split),

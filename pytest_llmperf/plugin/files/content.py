@@ -68,7 +68,7 @@ def content(
             for key in sorted(strange)
         }
     return Content(
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         scope=scope,
         store=store.shown if store is not None else "this session alone",
         records=tuple(records),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING, format_number, format_value
@@ -130,15 +131,20 @@ def _rule_cell(agreement: Mapping[str, Any]) -> Cell:
 
 
 def _quantity_cell(agreement: Mapping[str, Any], name: str, unit: str) -> Cell:
-    value, low, high = (number(agreement, name, field) for field in ("value", "low", "high"))
+    value = number(agreement, name)
     if value is None:
         quantity = agreement.get(name)
         reason = str(quantity.get("reason", "")) if isinstance(quantity, Mapping) else ""
         return Cell(MISSING, reason, "quiet")
     text = format_value(value, "" if unit == "nats" else unit)
+    return Cell(text, _interval_text(agreement, name, unit))
+
+
+def _interval_text(agreement: Mapping[str, Any], name: str, unit: str) -> str:
+    low, high = number(agreement, name, "low"), number(agreement, name, "high")
     if low is None or high is None or low == high:
-        return Cell(text)
-    return Cell(text, f"{_end_text(low, unit)} to {_end_text(high, unit)}")
+        return ""
+    return f"{_end_text(low, unit)} to {_end_text(high, unit)}"
 
 
 def _end_text(end: float, unit: str) -> str:
@@ -207,20 +213,13 @@ def _worst_text(stored: Mapping[str, Any], record: Record) -> str:
 
 def _top5(stored: Mapping[str, Any]) -> tuple[tuple[str, str, str, str], ...]:
     """Return rows of both sides' token and logit; a side that has fewer is left empty."""
-    sides = [list(stored.get(name) or ()) for name in ("reference_top5", "candidate_top5")]
-    rows = []
-    for rank in range(max(map(len, sides))):
-        cells = [side[rank] if rank < len(side) else ("", None) for side in sides]
-        (reference, reference_logit), (candidate, candidate_logit) = cells
-        rows.append(
-            (
-                str(reference),
-                _logit_text(reference_logit),
-                str(candidate),
-                _logit_text(candidate_logit),
-            )
-        )
-    return tuple(rows)
+    reference, candidate = (stored.get(name) or () for name in ("reference_top5", "candidate_top5"))
+    rows = zip_longest(reference, candidate, fillvalue=("", None))
+    return tuple((*_token_texts(*left), *_token_texts(*right)) for left, right in rows)
+
+
+def _token_texts(token: object, logit: object) -> tuple[str, str]:
+    return str(token), _logit_text(logit)
 
 
 def _logit_text(logit: object) -> str:

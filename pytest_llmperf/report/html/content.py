@@ -59,14 +59,14 @@ class History(Struct, frozen=True, kw_only=True):
 class Content(Struct, frozen=True, kw_only=True):
     """Everything that one report shows.
 
-    `scope` says in words what was chosen; `made` is UTC, ISO 8601.
+    `scope` says in words what was chosen; `created` is UTC, ISO 8601.
 
     `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows:
     the report is made from a store, and tests that were skipped or could not be measured leave no
     record there.
     """
 
-    made: str
+    created: str
     scope: str
     store: str
     records: tuple[Record, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_llmperf.core.effective import Effective, Promise
@@ -182,11 +182,7 @@ def _device(effective: Effective) -> str:
 
 
 def _more(effective: Effective) -> str:
-    facts = []
-    if effective.quantized is not None:
-        facts.append(str(effective.quantized))
-    if effective.sparsity:
-        facts.append(f"{effective.sparsity:.1%} of the weights are zero")
+    facts = [*_weight_facts(effective)]
     if effective.adapters:
         facts.append(f"adapters {', '.join(effective.adapters)}")
     if effective.assistance:
@@ -198,3 +194,10 @@ def _more(effective: Effective) -> str:
         for place, n_bytes in effective.offloaded_bytes.items()
     ]
     return "; ".join([*facts, *effective.notes]) or MISSING
+
+
+def _weight_facts(effective: Effective) -> Iterator[str]:
+    if effective.quantized is not None:
+        yield str(effective.quantized)
+    if effective.sparsity:
+        yield f"{effective.sparsity:.1%} of the weights are zero"

@@ -116,7 +116,11 @@ def group_views(records: Sequence[Record]) -> list[GroupView]:
             key = _Key(record.model, record.workload_text, record.environment_key)
             runs_by_key.setdefault(key, []).append(record)
     views = [_group_view(key, runs, records) for key, runs in runs_by_key.items()]
-    return sorted(views, key=lambda view: (-len(view.standings), view.model, view.workload))
+    return sorted(views, key=_largest_first)
+
+
+def _largest_first(view: GroupView) -> tuple[int, str, str]:
+    return -len(view.standings), view.model, view.workload
 
 
 def front(standings: Sequence[Standing], axis: str) -> set[str]:
@@ -229,14 +233,9 @@ def _ratio(run: Record, group_runs: Sequence[Record], reference: str) -> Ratio |
         return None
     partner = _partner(run, references)
     reference_run = partner or newest(references)
-    name = headline(run)
-    samples = run.samples.get(name, ())
-    reference_samples = reference_run.samples.get(name, ())
-    if not samples or not reference_samples or min(*samples, *reference_samples) <= 0:
-        return _plain_ratio(value(run, name), value(reference_run, name))
-    paired = partner is not None and len(samples) == len(reference_samples)
-    log_ratio = stats.log_ratio_interval(samples, reference_samples, paired=paired)
-    return Ratio(**ratio_fields(log_ratio), paired=paired)
+    return _sampled_ratio(run, reference_run, in_turn=partner is not None) or _plain_ratio(
+        run, reference_run
+    )
 
 
 def _partner(run: Record, references: Sequence[Record]) -> Record | None:
@@ -246,7 +245,20 @@ def _partner(run: Record, references: Sequence[Record]) -> Record | None:
     return next((other for other in references if other.paired_with == run.paired_with), None)
 
 
-def _plain_ratio(speed: float | None, reference_speed: float | None) -> Ratio | None:
+def _sampled_ratio(run: Record, reference: Record, *, in_turn: bool) -> Ratio | None:
+    """Return the ratio with its interval, None where the samples are too few or not positive."""
+    name = headline(run)
+    samples, reference_samples = run.samples.get(name, ()), reference.samples.get(name, ())
+    if not samples or not reference_samples or min(*samples, *reference_samples) <= 0:
+        return None
+    paired = in_turn and len(samples) == len(reference_samples)
+    log_ratio = stats.log_ratio_interval(samples, reference_samples, paired=paired)
+    return Ratio(**ratio_fields(log_ratio), paired=paired)
+
+
+def _plain_ratio(run: Record, reference: Record) -> Ratio | None:
+    name = headline(run)
+    speed, reference_speed = value(run, name), value(reference, name)
     if not speed or not reference_speed or reference_speed <= 0:
         return None
     return Ratio(ratio=speed / reference_speed, paired=False)

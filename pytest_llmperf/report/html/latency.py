@@ -97,20 +97,21 @@ def _along_output(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block
     profiles = {
         strategy_name(run): profile for run in runs if (profile := _profile(run)) is not None
     }
-    if not profiles:
-        return [Note(_NO_PROFILE, "quiet")]
+    return [_profiles_figure(profiles)] if profiles else [Note(_NO_PROFILE, "quiet")]
+
+
+def _profiles_figure(profiles: Mapping[str, tuple[list[int], list[float]]]) -> Figure:
     size, unit = _scale(itls for _, itls in profiles.values())
     rows = [
         {**_values(name, itls, size), "at": tokens} for name, (tokens, itls) in profiles.items()
     ]
     names = ", ".join(profiles)
-    figure = Figure(
+    return Figure(
         chart="lines",
         title="ITL along the output",
         alt=f"Median gap before each output token, one line a strategy: {names}.",
         data={"rows": rows, "x": "output token", "y": f"ITL ({unit})"},
     )
-    return [figure]
 
 
 def _profile(run: Record) -> tuple[list[int], list[float]] | None:

@@ -75,7 +75,7 @@ def _against_comparison(
     change = stored_change(record, name, summary)
     return Comparison(
         record=record,
-        title=f"{split_test(record.test)[0]}, {strategy_name(record)} against {base}",
+        title=_title(record, base),
         change=change,
         pairs=tuple((float(before), float(after)) for before, after in summary.get("pairs", ())),
         note=change.reason or f"limit {format_percent(change.limit)}",
@@ -101,8 +101,20 @@ def _run_comparison(run: Record, reference: Record) -> Comparison:
     name = headline(run)
     samples, reference_samples = run.samples.get(name, ()), reference.samples.get(name, ())
     pairs = tuple(zip(reference_samples, samples, strict=False))
+    return Comparison(
+        record=run,
+        title=_title(run, strategy_name(reference)),
+        change=_run_change(run, reference, pairs),
+        pairs=pairs,
+        note="compared in the test",
+    )
+
+
+def _run_change(run: Record, reference: Record, pairs: _Pairs) -> Change:
+    """Return the change from the reference to the run. There is no limit: a test may have any."""
+    name = headline(run)
     measured = metric(run, name)
-    change = Change(
+    return Change(
         **run_fields(run),
         **_ratio_fields(pairs),
         metric=name,
@@ -113,8 +125,10 @@ def _run_comparison(run: Record, reference: Record) -> Comparison:
         outcome=run.outcome,
         limit=0.0,
     )
-    title = f"{split_test(run.test)[0]}, {strategy_name(run)} against {strategy_name(reference)}"
-    return Comparison(run, title, change, pairs, "compared in the test")
+
+
+def _title(record: Record, base: str) -> str:
+    return f"{split_test(record.test)[0]}, {strategy_name(record)} against {base}"
 
 
 def _ratio_fields(pairs: _Pairs) -> dict[str, Any]:

@@ -82,15 +82,21 @@ def _table(group: GroupView) -> Table:
     columns = _columns(group)
     filled = [column for column in columns if not column.is_empty]
     empty_titles = [column.title for column in columns if column.is_empty]
-    rows_of_cells = zip(*(column.cells for column in filled), strict=True)
-    rows = zip(group.standings, rows_of_cells, strict=True)
-    is_contest = len(group.standings) > 1
     return Table(
         caption=f"Strategies of {group.model}, {group.workload}",
         header=("strategy", "its test", *(column.title for column in filled)),
-        rows=tuple(_row(standing, cells, is_contest=is_contest) for standing, cells in rows),
+        rows=_rows(group, filled),
         first_number=2,
         note=_note(group, empty_titles),
+    )
+
+
+def _rows(group: GroupView, columns: Sequence[_Column]) -> tuple[Row, ...]:
+    rows_of_cells = zip(*(column.cells for column in columns), strict=True)
+    is_contest = len(group.standings) > 1
+    return tuple(
+        _row(standing, cells, is_contest=is_contest)
+        for standing, cells in zip(group.standings, rows_of_cells, strict=True)
     )
 
 

@@ -39,13 +39,18 @@ def _figure(group: GroupView, axis: _Axis) -> Figure | Note:
     if len(placed) < 2:  # noqa: PLR2004 - one point trades nothing
         needs = f"Speed against {axis.noun} needs two strategies with both"
         return Note(f"{needs}; {len(placed)} of {len(group.standings)} have them.", "quiet")
+    speed_unit = "prompt tok/s" if group.is_prefill else "tok/s"
+    return _drawn(placed, axis, speed_unit)
+
+
+def _drawn(placed: Sequence[Standing], axis: _Axis, speed_unit: str) -> Figure:
     best = ", ".join(standing.name for standing in placed if axis.name in standing.fronts)
-    counted = f"{len(placed)} strategies by speed and {axis.noun}."
+    count = f"{len(placed)} strategies by speed and {axis.noun}."
     return Figure(
         chart="pareto",
         title=f"Speed against {axis.noun}",
-        alt=f"{counted} On the front, beaten by none in both: {best}.",
-        data=_data(placed, axis, speed_unit="prompt tok/s" if group.is_prefill else "tok/s"),
+        alt=f"{count} On the front, beaten by none in both: {best}.",
+        data=_data(placed, axis, speed_unit),
         note=f"On the front: {best}.",
     )
 

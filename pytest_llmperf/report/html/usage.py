@@ -65,16 +65,18 @@ def _use(runs: Sequence[Record]) -> list[Block]:
     ]
     if not rows:
         return [Note(f"Neither MBU nor MFU could be measured: {_reason(runs)}.", "quiet")]
-    alt = f"Shares of the measured copy bandwidth and matmul rate: {_shares_text(runs)}."
-    is_over = any((value(run, name) or 0) > 1 for run in runs for name in _SHARES)
     bars = Figure(
         chart="shares",
         title="MBU and MFU",
-        alt=alt,
+        alt=f"Shares of the measured copy bandwidth and matmul rate: {_shares_text(runs)}.",
         data={"rows": rows},
-        note=_OVER if is_over else "",
+        note=_OVER if _is_over_ceiling(runs) else "",
     )
     return [bars, *_roofline(runs)]
+
+
+def _is_over_ceiling(runs: Sequence[Record]) -> bool:
+    return any((value(run, name) or 0) > 1 for run in runs for name in _SHARES)
 
 
 def _shares_text(runs: Sequence[Record]) -> str:
