@@ -115,11 +115,9 @@ def append(folder: Path, line: Acceptance | Rename) -> Path:
         if not getattr(line, field).strip():
             raise UsageError(f"an accepted change needs {field!r}: say it with {option}.")
     path = folder / FILE
-    content = path.read_bytes() if path.is_file() else b""
-    is_cut_off = bool(content) and not content.endswith(b"\n")
+    start = b"\n" if _is_cut_off(path) else b""
     with path.open("ab") as file:
-        file.write(b"\n" if is_cut_off else b"")
-        file.write(msgspec.json.encode(line) + b"\n")
+        file.write(start + msgspec.json.encode(line) + b"\n")
     return path
 
 
@@ -147,6 +145,12 @@ def _line(path: Path, number: int, row: str) -> Acceptance | Rename:
     except ValueError as error:
         problem = f"{path}, line {number} is no accepted change: {error}."
         raise UsageError(f"{problem} 'llmperf accept' writes such lines.") from error
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the file's last line has no end."""
+    content = path.read_bytes() if path.is_file() else b""
+    return bool(content) and not content.endswith(b"\n")
 
 
 def _renamed(test: str, old: str, new: str) -> str | None:

@@ -31,11 +31,11 @@ _DRIVERS = {
 class Address:
     """A checked store URL.
 
-    `shown` hides the password; `file` is None for a server; `spool` is always a local file.
+    `public_url` hides the password; `file` is None for a server; `spool` is always a local file.
     """
 
     url: URL
-    shown: str
+    public_url: str
     file: Path | None
     spool: Path
 
@@ -87,18 +87,18 @@ def _file_address(url: URL, folder: Path) -> Address:
     file = folder.absolute() / name
     return Address(
         url=url.set(database=str(file)),
-        shown=f"sqlite:///{file}",
+        public_url=f"sqlite:///{file}",
         file=file,
         spool=file.with_name(f"{file.name}.spool.jsonl"),
     )
 
 
 def _server_address(url: URL, folder: Path) -> Address:
-    without_password = url.render_as_string(hide_password=True)
-    name = hashlib.sha256(without_password.encode()).hexdigest()[:8]
+    public_url = url.render_as_string(hide_password=True)
+    name = hashlib.sha256(public_url.encode()).hexdigest()[:8]
     return Address(
         url=url,
-        shown=without_password,
+        public_url=public_url,
         file=None,
         spool=folder.absolute() / ".llmperf" / f"spool-{name}.jsonl",
     )

@@ -6,7 +6,7 @@ Where several could be meant, the user chooses.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -77,23 +77,17 @@ def find(store: Store, selection: Selection) -> Candidates:
         UsageError: nothing is stored, nothing is what was selected, or several are and none was
             named: all are listed.
     """
-    rows = store.measured(_NAMES)
-    if not any(map(_is_speed, rows)):
-        raise UsageError(
-            f"{store.shown} holds no run that was measured. "
-            "A pytest run with llmperf tests fills it."
-        )
-    rows, model = _of_one_model(rows, selection.model)
-    rows, place = _of_one_place(store, rows, selection.environment)
-    workload = _one_workload(rows, selection.workload)
-    comparison = _comparison(store, rows, selection.agreement)
+    rows = _measured(store)
+    rows, model = _select_model(rows, selection.model)
+    rows, place = _select_environment(store, rows, selection.environment)
+    workload = _select_workload(rows, selection.workload)
+    comparison = _select_agreement(store, rows, selection.agreement)
+    references = comparison.references
     chosen = [
-        row
-        for row in rows
-        if row.workload_key == workload.key or row.series_key in comparison.references
+        row for row in rows if row.workload_key == workload.key or row.series_key in references
     ]
     return Candidates(
-        choices=_choices(chosen, set(comparison.references.values()), on_cpu=place.on_cpu),
+        choices=_choices(chosen, set(references.values()), on_cpu=place.on_cpu),
         model=model,
         environment_key=place.key,
         environment=place.text,
@@ -103,34 +97,47 @@ def find(store: Store, selection: Selection) -> Candidates:
     )
 
 
+def _measured(store: Store) -> list[MeasuredMetric]:
+    """Return every metric that advice may rest on. Raises UsageError where no run has a speed."""
+    rows = store.measured(_NAMES)
+    if not any(map(_is_speed, rows)):
+        raise UsageError(
+            f"{store.shown} holds no run that was measured. "
+            "A pytest run with llmperf tests fills it."
+        )
+    return rows
+
+
 def _is_speed(row: MeasuredMetric) -> bool:
     return row.name in _SPEEDS and row.value is not None
 
 
-def _of_one_model(
+def _select_model(
     rows: Sequence[MeasuredMetric], text: str | None
 ) -> tuple[list[MeasuredMetric], str]:
     models = {row.model: row.model for row in rows if _is_speed(row)}
-    model = _one("model", models, text)
+    model = _select("model", models, text)
     return [row for row in rows if row.model == model], model
 
 
-def _of_one_place(
+def _select_environment(
     store: Store, rows: Sequence[MeasuredMetric], text: str | None
 ) -> tuple[list[MeasuredMetric], _Place]:
     keys = dict.fromkeys(row.environment_key for row in rows if _is_speed(row))
     places = {key: _place(store, key) for key in keys}
-    key = _one("environment", {key: place.text for key, place in places.items()}, text)
+    key = _select("environment", {key: place.text for key, place in places.items()}, text)
     return [row for row in rows if row.environment_key == key], places[key]
 
 
-def _one_workload(rows: Sequence[MeasuredMetric], text: str | None) -> _Workload:
+def _select_workload(rows: Sequence[MeasuredMetric], text: str | None) -> _Workload:
     runs = [row for row in rows if _is_speed(row)]
-    key = _one("workload", {row.workload_key: row.workload_text for row in runs}, text)
+    key = _select("workload", {row.workload_key: row.workload_text for row in runs}, text)
     return _Workload(key, next(row.workload_text for row in runs if row.workload_key == key))
 
 
-def _comparison(store: Store, rows: Sequence[MeasuredMetric], text: str | None) -> _Comparison:
+def _select_agreement(
+    store: Store, rows: Sequence[MeasuredMetric], text: str | None
+) -> _Comparison:
     """Return the agreement by which strategies are compared, an empty one without any."""
     references_by_text: dict[str, dict[str, str]] = {}
     for row in _newest_top1_of_each_series(rows):
@@ -139,7 +146,7 @@ def _comparison(store: Store, rows: Sequence[MeasuredMetric], text: str | None) 
         references_by_text.setdefault(comparison, {})[row.series_key] = reference
     if not references_by_text:
         return _Comparison("", {})
-    chosen = _one("agreement", {name: name for name in references_by_text}, text)
+    chosen = _select("agreement", {name: name for name in references_by_text}, text)
     return _Comparison(chosen, references_by_text[chosen])
 
 
@@ -165,29 +172,30 @@ def _comparison_text(row: MeasuredMetric, reference: str) -> str:
 def _choices(
     rows: Sequence[MeasuredMetric], references: set[str], *, on_cpu: bool
 ) -> tuple[Choice, ...]:
+    rows_by_strategy = _by_strategy(rows)
+    several_engines = len({engine for _, engine in rows_by_strategy}) > 1
+    choices = []
+    for strategy, engine in sorted(rows_by_strategy):
+        name = f"{strategy} [{engine}]" if several_engines else strategy
+        same_strategy = rows_by_strategy[strategy, engine]
+        is_reference = strategy in references
+        choices.append(_choice(name, same_strategy, is_reference=is_reference, on_cpu=on_cpu))
+    return tuple(choices)
+
+
+def _by_strategy(rows: Iterable[MeasuredMetric]) -> dict[tuple[str, str], list[MeasuredMetric]]:
+    """Return the rows by strategy and engine."""
     rows_by_strategy: dict[tuple[str, str], list[MeasuredMetric]] = {}
     for row in rows:
         rows_by_strategy.setdefault((row.strategy, row.engine), []).append(row)
-    several_engines = len({engine for _, engine in rows_by_strategy}) > 1
-    return tuple(
-        _choice(
-            f"{strategy} [{engine}]" if several_engines else strategy,
-            same_strategy,
-            is_reference=strategy in references,
-            on_cpu=on_cpu,
-        )
-        for (strategy, engine), same_strategy in sorted(
-            rows_by_strategy.items(), key=lambda entry: entry[0]
-        )
-    )
+    return rows_by_strategy
 
 
 def _choice(
-    name: str, rows: Iterable[MeasuredMetric], *, is_reference: bool, on_cpu: bool
+    name: str, rows: Sequence[MeasuredMetric], *, is_reference: bool, on_cpu: bool
 ) -> Choice:
-    newest: dict[str, MeasuredMetric] = {}
-    for row in rows:
-        newest.setdefault(row.name, row)
+    # Rows come newest first: read backwards, the newest of each metric is the one that stays.
+    newest = {row.name: row for row in reversed(rows)}
     readings = _readings(newest, on_cpu=on_cpu)
     # A reference agrees with itself in every position, whether or not a test says so.
     if is_reference:
@@ -234,27 +242,35 @@ def _reading(row: MeasuredMetric) -> Reading | None:
 def _place(store: Store, key: str) -> _Place:
     facts = next(store.records(environment=key, limit=1)).environment.facts
     device = str(facts.get("device") or "")
+    return _Place(key, _place_text(device, facts), on_cpu=device.startswith("cpu"))
+
+
+def _place_text(device: str, facts: Mapping[str, Any]) -> str:
     names = [str(facts[name]) for name in ("device_name", "cpu_model") if facts.get(name)]
     words = [device, *dict.fromkeys(names)]
     if facts.get("cpu_cores_limit"):
         words.append(f"{facts['cpu_cores_limit']:g} cores")
-    text = ", ".join(word for word in words if word)
-    return _Place(key, text, on_cpu=device.startswith("cpu"))
+    return ", ".join(word for word in words if word)
 
 
-def _one(kind: str, known: Mapping[str, str], text: str | None) -> str:
+def _select(kind: str, known: Mapping[str, str], text: str | None) -> str:
     """Return the key that is meant. Raises UsageError with all of them unless it is exactly one."""
     matches = list(known) if text is None else _matches(known, text)
     if len(matches) == 1:
         return matches[0]
-    lines = [key if key == name else f"{key}  {name}" for key, name in known.items()]
-    listed = "".join(f"\n  {line}" for line in lines)
+    listed = _listed(known)
     if text is None:
         raise UsageError(
             f"the history holds several {kind}s: choose one with --{kind} TEXT.{listed}"
         )
     problem = "several match." if matches else f"none is.{did_you_mean(text, known.values())}"
     raise UsageError(f"--{kind} {text!r}: {problem} There are:{listed}")
+
+
+def _listed(known: Mapping[str, str]) -> str:
+    """Return all keys with their texts, one a line."""
+    lines = [key if key == name else f"{key}  {name}" for key, name in known.items()]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _matches(known: Mapping[str, str], text: str) -> list[str]:

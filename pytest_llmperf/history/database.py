@@ -34,7 +34,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A read transaction."""
-        with explained(self.address.shown), self._engine.begin() as connection:
+        with explained(self.address.public_url), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -43,7 +43,7 @@ class Database:
 
         Waits at most `busy_s` for other writers.
         """
-        with explained(self.address.shown), self._writer.begin() as connection:
+        with explained(self.address.public_url), self._writer.begin() as connection:
             yield connection
 
     def prepare(self, *, create: bool) -> list[str]:
@@ -82,10 +82,10 @@ class Database:
 
     def _prepare_server(self, create: bool) -> list[str]:
         with self.writing() as connection:
-            if _ready(connection, self.address.shown, create=create):
+            if _ready(connection, self.address.public_url, create=create):
                 return []
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-            migrate.upgrade(connection, self.address.shown)
+            migrate.upgrade(connection, self.address.public_url)
         return []
 
     def _prepare_file(self, file: Path, create: bool) -> list[str]:
@@ -97,7 +97,7 @@ class Database:
         _make_folder(file.parent)
         try:
             with self.reading() as connection:
-                if _ready(connection, self.address.shown, create=create):
+                if _ready(connection, self.address.public_url, create=create):
                     return []
         except StoreCorrupt:
             pass  # looked at again under the lock: another process may be mending it
@@ -114,11 +114,14 @@ class Database:
         return []
 
     def _migrate_file(self) -> None:
-        with explained(self.address.shown), closing(self._engine.raw_connection()) as connection:
+        with (
+            explained(self.address.public_url),
+            closing(self._engine.raw_connection()) as connection,
+        ):
             connection.cursor().execute("PRAGMA journal_mode=WAL")
         with self.writing() as connection:
-            if not _ready(connection, self.address.shown, create=True):
-                migrate.upgrade(connection, self.address.shown)
+            if not _ready(connection, self.address.public_url, create=True):
+                migrate.upgrade(connection, self.address.public_url)
 
     def _put_aside(self, file: Path, damage: StoreCorrupt) -> str:
         self.dispose()
@@ -144,13 +147,13 @@ class Database:
             raise StoreUnavailable(_unwritable(file.parent, error)) from error
 
 
-def _ready(connection: Connection, shown: str, *, create: bool) -> bool:
+def _ready(connection: Connection, public_url: str, *, create: bool) -> bool:
     revision = migrate.revision(connection)
     if revision is None and not create:
         raise StoreMissing(
-            f"store {shown} holds no history yet. A pytest run with llmperf tests fills it."
+            f"store {public_url} holds no history yet. A pytest run with llmperf tests fills it."
         )
-    migrate.require_known(revision, shown)
+    migrate.require_known(revision, public_url)
     if revision != HEAD:
         return False
     _require_readable(connection)
@@ -200,7 +203,7 @@ def _server_engine(address: Address, busy_s: float) -> Engine:
         return create_engine(address.url, pool_pre_ping=True, connect_args=arguments)
     except ImportError as error:
         raise StoreError(
-            f"store {address.shown} needs the package psycopg, "
+            f"store {address.public_url} needs the package psycopg, "
             f"which is not installed here ({error}). "
             "Install it with: pip install 'pytest-llmperf[postgresql]'",
         ) from error

@@ -109,7 +109,7 @@ def matching(
     return query
 
 
-def named(
+def beginning_with(
     *, record: str | None = None, session: str | None = None, series: str | None = None
 ) -> Select[Any]:
     """Return the query for records whose id, session id or series key begins with a text."""
@@ -146,9 +146,8 @@ def _newest_of_each_series(test: str | None) -> Select[Any]:
     if test is not None:
         counts = counts.where(RECORDS.c.test == storable(test))
     group = counts.group_by(RECORDS.c.series_key).subquery()
-    is_newest = and_(
-        RECORDS.c.series_key == group.c.series_key, RECORDS.c.created == group.c.created
-    )
+    in_group = RECORDS.c.series_key == group.c.series_key
+    is_newest = and_(in_group, RECORDS.c.created == group.c.created)
     return select(RECORDS, group.c.n).join(group, is_newest).order_by(*_NEWEST_FIRST)
 
 

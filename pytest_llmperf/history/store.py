@@ -89,7 +89,7 @@ class Store:
     @property
     def shown(self) -> str:
         """The store's URL, without a password."""
-        return self._database.address.shown
+        return self._database.address.public_url
 
     def add(self, record: Record) -> bool:
         """Write a record, durable when this returns.
@@ -172,9 +172,9 @@ class Store:
         Oldest first.
         """
         for query in (
-            queries.named(record=start),
-            queries.named(session=start),
-            queries.named(series=start),
+            queries.beginning_with(record=start),
+            queries.beginning_with(session=start),
+            queries.beginning_with(series=start),
         ):
             matches = list(queries.records(self._database, query, None, oldest_first=True))
             if matches:

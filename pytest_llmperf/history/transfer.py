@@ -32,6 +32,7 @@ _NEWER = (
     "This file was written by a newer version; nothing of it was imported, "
     "since a history with gaps misleads."
 )
+_IMPORTABLE = "'llmperf export' and --llmperf-json write files that can be imported."
 
 
 class Skipped(Struct, frozen=True, kw_only=True):
@@ -178,8 +179,7 @@ def _unimportable(path: Path) -> list[Skipped]:
             half = "" if line.endswith(b"\n") else "half-written: "
             skipped.append(Skipped(path=str(path), number=number, reason=f"{half}{error}"))
     if skipped and not n_sound:
-        hint = "'llmperf export' and --llmperf-json write files that can be imported."
-        raise UsageError(f"{path} is no history: {skipped[0]}. {hint}")
+        raise UsageError(f"{path} is no history: {skipped[0]}. {_IMPORTABLE}")
     return skipped
 
 
@@ -251,12 +251,13 @@ def _write(store: Store, path: Path, batch: Sequence[_NumberedRecord], imported:
     stored_outcomes = store.known([record.id for _, record in unique])
     fresh = [numbered for numbered in unique if numbered.record.id not in stored_outcomes]
     imported.new += _add(store, path, fresh, imported)
-    for _, record in unique:
-        if stored_outcomes.get(record.id) == UNFINISHED != record.outcome:
+    present = [record for _, record in unique if record.id in stored_outcomes]
+    for record in present:
+        if stored_outcomes[record.id] == UNFINISHED != record.outcome:
             store.update_outcome(record.id, record.outcome, record.claims, record.agreement)
             imported.finished += 1
         else:
-            imported.known += record.id in stored_outcomes
+            imported.known += 1
 
 
 def _unique(batch: Sequence[_NumberedRecord]) -> list[_NumberedRecord]:

@@ -1,4 +1,4 @@
-"""Pages of the HTML report for its tests: records to make them of, and a parser to read them with."""
+"""Pages of the HTML report for its tests: records to make them of, and a parser for them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from pytest_llmperf.report.html.groups import group_views
 FP32 = {"strategy": "fp32", "samples": {"throughput": (10.0, 10.2, 9.8, 10.1, 10.0, 9.9)}}
 BF16 = {"strategy": "bf16", "samples": {"throughput": (15.0, 15.3, 14.7, 15.1, 15.0, 14.9)}}
 WORST = {
-    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1, "text": "Why?", "reference_text": "Because so.",
-    "candidate_text": "Because no.", "top1": "101", "kls": [0.0, 0.4, "nan"],
-    "reference_top5": [[" so", 9.0]], "candidate_top5": [[" no", 8.0], [" so", 7.5]],
-}  # fmt: skip
+    "prompt": 3,
+    "position": 1,
+    "kl": 0.4,
+    "first_divergence": 1,
+    "text": "Why?",
+    "reference_text": "Because so.",
+    "candidate_text": "Because no.",
+    "top1": "101",
+    "kls": [0.0, 0.4, "nan"],
+    "reference_top5": [[" so", 9.0]],
+    "candidate_top5": [[" no", 8.0], [" so", 7.5]],
+}
 
 
 def run(name, tok_per_s, weights, **changes):

@@ -20,7 +20,7 @@ from pytest_llmperf.report.html.blocks import (
     Table,
     Token,
 )
-from pytest_llmperf.report.html.runs import newest, search_words
+from pytest_llmperf.report.html.runs import newest, record_row, search_words
 
 _QUANTITIES = (
     ("top1", "top-1", "1"),
@@ -106,11 +106,7 @@ def _row(record: Record) -> Row:
     agreement = record.agreement or {}
     quantities = [_quantity_cell(agreement, name, unit) for name, _, unit in _QUANTITIES]
     strategy = Cell(record.strategy, _comparison_text(record, agreement))
-    return Row(
-        cells=(strategy, _rule_cell(agreement), *quantities),
-        words=search_words(record),
-        outcome=record.outcome,
-    )
+    return record_row(record, strategy, _rule_cell(agreement), *quantities)
 
 
 def _comparison_text(record: Record, agreement: Mapping[str, Any]) -> str:
@@ -215,7 +211,7 @@ def _top5(stored: Mapping[str, Any]) -> tuple[tuple[str, str, str, str], ...]:
     """Return rows of both sides' token and logit; a side that has fewer is left empty."""
     reference, candidate = (stored.get(name) or () for name in ("reference_top5", "candidate_top5"))
     rows = zip_longest(reference, candidate, fillvalue=("", None))
-    return tuple((*_token_texts(*left), *_token_texts(*right)) for left, right in rows)
+    return tuple((*_token_texts(*first), *_token_texts(*second)) for first, second in rows)
 
 
 def _token_texts(token: object, logit: object) -> tuple[str, str]:

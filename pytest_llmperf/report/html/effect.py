@@ -11,7 +11,7 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.report.html.blocks import Cell, Fold, Part, Row, Section, Table
-from pytest_llmperf.report.html.runs import newest, search_words, strategy_name
+from pytest_llmperf.report.html.runs import newest, record_row, strategy_name
 from pytest_llmperf.strategies import parse
 
 _LEAD = (
@@ -110,13 +110,13 @@ def _row(record: Record) -> Row:
     promises = checked_promises(record)
     promised = "; ".join(promise.text for promise in promises or ())
     weights = MISSING if record.effective is None else _weights(record.effective)
-    cells = (
+    return record_row(
+        record,
         Cell(strategy_name(record), record.model),
         Cell(promised or record.strategy),
         _state(promises),
         Cell(weights),
     )
-    return Row(cells=cells, words=search_words(record), outcome=record.outcome)
 
 
 def _state(promises: Sequence[CheckedPromise] | None) -> Cell:
@@ -156,11 +156,8 @@ def _loaded_row(record: Record, effective: Effective) -> Row:
         _device(effective),
         _more(effective),
     )
-    return Row(
-        cells=(Cell(strategy_name(record), effective.model_class), *map(Cell, texts)),
-        words=search_words(record),
-        outcome=record.outcome,
-    )
+    strategy = Cell(strategy_name(record), effective.model_class)
+    return record_row(record, strategy, *map(Cell, texts))
 
 
 def _compute(effective: Effective) -> str:
@@ -182,17 +179,7 @@ def _device(effective: Effective) -> str:
 
 
 def _more(effective: Effective) -> str:
-    facts = [*_weight_facts(effective)]
-    if effective.adapters:
-        facts.append(f"adapters {', '.join(effective.adapters)}")
-    if effective.assistance:
-        facts.append(f"assisted by {effective.assistance}")
-    if effective.batching:
-        facts.append(f"{effective.batching} batches")
-    facts += [
-        f"{format_value(n_bytes, 'B')} on {place}"
-        for place, n_bytes in effective.offloaded_bytes.items()
-    ]
+    facts = [*_weight_facts(effective), *_run_facts(effective), *_offloaded(effective)]
     return "; ".join([*facts, *effective.notes]) or MISSING
 
 
@@ -201,3 +188,17 @@ def _weight_facts(effective: Effective) -> Iterator[str]:
         yield str(effective.quantized)
     if effective.sparsity:
         yield f"{effective.sparsity:.1%} of the weights are zero"
+
+
+def _run_facts(effective: Effective) -> Iterator[str]:
+    if effective.adapters:
+        yield f"adapters {', '.join(effective.adapters)}"
+    if effective.assistance:
+        yield f"assisted by {effective.assistance}"
+    if effective.batching:
+        yield f"{effective.batching} batches"
+
+
+def _offloaded(effective: Effective) -> Iterator[str]:
+    for place, n_bytes in effective.offloaded_bytes.items():
+        yield f"{format_value(n_bytes, 'B')} on {place}"

@@ -211,14 +211,12 @@ def _standing(
 
 
 def _with_fronts(standings: Sequence[Standing]) -> list[Standing]:
-    fronts = {axis: front(standings, axis) for axis in AXES}
-    return [
-        replace(
-            standing,
-            fronts=frozenset(axis for axis in AXES if standing.name in fronts[axis]),
-        )
-        for standing in standings
-    ]
+    names = {axis: front(standings, axis) for axis in AXES}
+    placed = []
+    for standing in standings:
+        fronts = frozenset(axis for axis in AXES if standing.name in names[axis])
+        placed.append(replace(standing, fronts=fronts))
+    return placed
 
 
 def _ratio(run: Record, group_runs: Sequence[Record], reference: str) -> Ratio | None:
@@ -233,9 +231,9 @@ def _ratio(run: Record, group_runs: Sequence[Record], reference: str) -> Ratio |
         return None
     partner = _partner(run, references)
     reference_run = partner or newest(references)
-    return _sampled_ratio(run, reference_run, in_turn=partner is not None) or _plain_ratio(
-        run, reference_run
-    )
+    in_turn = partner is not None
+    ratio = _sampled_ratio(run, reference_run, in_turn=in_turn)
+    return ratio or _plain_ratio(run, reference_run)
 
 
 def _partner(run: Record, references: Sequence[Record]) -> Record | None:

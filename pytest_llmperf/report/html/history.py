@@ -107,10 +107,8 @@ def _table(histories: Sequence[History]) -> Table:
 
 def _row(history: History) -> Row:
     last = history.sessions[-1] if history.sessions else None
-    name, file = split_test(history.test)
-    where = ", ".join(filter(None, (file, history.label, history.workload)))
     cells = (
-        Cell(name, where),
+        _test_cell(history),
         Cell(history.strategy),
         Cell(history.metric),
         _changes_cell(history),
@@ -119,6 +117,11 @@ def _row(history: History) -> Row:
     )
     outcome = last.outcome if last is not None else ""
     return Row(cells=cells, words=_search_words(history), outcome=outcome)
+
+
+def _test_cell(history: History) -> Cell:
+    name, file = split_test(history.test)
+    return Cell(name, ", ".join(filter(None, (file, history.label, history.workload))))
 
 
 def _changes_cell(history: History) -> Cell:
@@ -135,21 +138,22 @@ def _latest_cell(last: SessionValue | None, unit: str) -> Cell:
 def _part(history: History, content: Content) -> Part:
     name, file = split_test(history.test)
     label = f" ({history.label})" if history.label else ""
-    moves = list(_moves(history, content))
-    tables = _tables(history, moves)
     return Part(
         title=f"{name}{label}, {history.strategy}",
         lead=", ".join(filter(None, (file, history.model, history.workload))),
-        blocks=(
-            _figure(history, moves),
-            Fold(summary="Changes and latest sessions as a table", blocks=tables),
-        ),
+        blocks=_blocks(history, list(_moves(history, content))),
         words=_search_words(history),
     )
 
 
+def _blocks(history: History, moves: Sequence[tuple[int, str]]) -> tuple[Figure, Fold]:
+    tables = _tables(history, moves)
+    fold = Fold(summary="Changes and latest sessions as a table", blocks=tables)
+    return _figure(history, moves), fold
+
+
 def _moves(history: History, content: Content) -> Iterator[tuple[int, str]]:
-    """The sessions that ran in another environment than the one before, and what differs."""
+    """Yield each session that ran in another environment than the one before, and what differs."""
     for index, (before, after) in enumerate(pairwise(history.sessions), start=1):
         if before.environment_key != after.environment_key:
             facts_before = content.places.get(before.environment_key, {})
@@ -179,7 +183,7 @@ def _alt(history: History) -> str:
 def _values_data(history: History) -> dict[str, Any]:
     """Return when the sessions were (seconds), and their values in the figure's unit."""
     sessions = history.sessions
-    seconds = [round(datetime.fromisoformat(session.created).timestamp()) for session in sessions]
+    seconds = [_seconds(session) for session in sessions]
     size, unit = scale_of(sessions[-1].value, history.unit)
     return {
         "start": seconds[0],
@@ -188,6 +192,10 @@ def _values_data(history: History) -> dict[str, Any]:
         "bad": [index for index, session in enumerate(sessions) if session.outcome == "FAIL"],
         "unit": unit,
     }
+
+
+def _seconds(session: SessionValue) -> int:
+    return round(datetime.fromisoformat(session.created).timestamp())
 
 
 def _events_data(history: History, moves: Sequence[tuple[int, str]]) -> dict[str, Any]:

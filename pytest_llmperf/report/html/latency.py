@@ -10,7 +10,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
 from pytest_llmperf.report.html.groups import GroupView
-from pytest_llmperf.report.html.runs import search_words, strategy_name, value_text
+from pytest_llmperf.report.html.runs import record_row, strategy_name, value_text
 
 _TITLES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "End to end"}
 _TABLE_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "latency": "End to end"}
@@ -33,14 +33,15 @@ def parts(group: GroupView) -> list[Part]:
     timed = [run for run in group.runs if any(run.samples.get(kind) for kind in _TITLES)]
     if not timed:
         return [Part(title="Latency", blocks=(Note(_NO_TIMES, "quiet"),))]
-    blocks = [
-        *_distributions(timed),
-        *_along_output(timed, group.runs),
-        *_over_repetitions(timed),
-    ]
-    blocks.sort(key=lambda block: isinstance(block, Note))
     table = Fold(summary="Percentiles as a table", blocks=(_table(group),))
-    return [Part(title="Latency", blocks=(*blocks, table), lead=_LEAD)]
+    blocks = (*_blocks(timed, group.runs), table)
+    return [Part(title="Latency", blocks=blocks, lead=_LEAD)]
+
+
+def _blocks(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block]:
+    """Return the figures, then the notes in place of others."""
+    blocks = [*_distributions(timed), *_along_output(timed, runs), *_over_repetitions(timed)]
+    return sorted(blocks, key=lambda block: isinstance(block, Note))
 
 
 def _distributions(timed: Sequence[Record]) -> Iterable[Block]:
@@ -166,8 +167,4 @@ def _row(run: Record, kind: str, title: str) -> Row | None:
     cells = [Cell(value_text(run, f"{kind}.{percentile}")) for percentile in _PERCENTILES]
     if all(cell.text == MISSING for cell in cells):
         return None
-    return Row(
-        cells=(Cell(strategy_name(run)), Cell(title), *cells),
-        words=search_words(run),
-        outcome=run.outcome,
-    )
+    return record_row(run, Cell(strategy_name(run)), Cell(title), *cells)

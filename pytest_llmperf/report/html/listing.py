@@ -13,7 +13,7 @@ from pytest_llmperf.report.html.history import difference
 from pytest_llmperf.report.html.runs import (
     headline,
     interval_text,
-    search_words,
+    record_row,
     split_test,
     strategy_name,
     value_text,
@@ -66,7 +66,8 @@ def runs(records: Sequence[Record]) -> Section | None:
 
 
 def _row(record: Record) -> Row:
-    cells = (
+    return record_row(
+        record,
         _test_cell(record),
         Cell(strategy_name(record)),
         _workload_cell(record),
@@ -75,11 +76,6 @@ def _row(record: Record) -> Row:
         Cell(value_text(record, headline(record)), interval_text(record, headline(record))),
         Cell(value_text(record, "ttft.p50")),
         Cell(value_text(record, "memory.peak")),
-    )
-    return Row(
-        cells=cells,
-        words=search_words(record),
-        outcome=record.outcome,
         run=record.id if record.samples else "",
     )
 

@@ -86,12 +86,12 @@ def panels(content: Content, groups: Sequence[GroupView]) -> list[Panel]:
 
 def _worst_outcomes(content: Content) -> dict[str, str]:
     """Return each test's outcome that wants most attention."""
-    tests: list[Record | Unmeasured] = [*content.records, *(content.unmeasured or ())]
+    results: list[Record | Unmeasured] = [*content.records, *(content.unmeasured or ())]
     worst: dict[str, str] = {}
-    for test in tests:
-        upper = test.outcome.upper()
-        outcome = upper if upper in ORDER else test.outcome
-        worst[test.test] = min(worst.get(test.test, outcome), outcome, key=_urgency)
+    for result in results:
+        upper = result.outcome.upper()
+        outcome = upper if upper in ORDER else result.outcome
+        worst[result.test] = min(worst.get(result.test, outcome), outcome, key=_urgency)
     return worst
 
 
@@ -102,13 +102,9 @@ def _urgency(outcome: str) -> int:
 def _failed(content: Content) -> Panel:
     items = _failed_claims(content.records)
     items |= _unclaimed_failures(content.records, {test for test, _ in items})
-    unmeasured = [
-        test
-        for test in content.unmeasured or ()
-        if test.outcome in _UNMEASURED and _NOT_IN_EFFECT not in test.reason
-    ]
-    for test in unmeasured:
-        items.setdefault((test.test, test.reason), _unmeasured_item(test))
+    for test in content.unmeasured or ():
+        if test.outcome in _UNMEASURED and _NOT_IN_EFFECT not in test.reason:
+            items.setdefault((test.test, test.reason), _unmeasured_item(test))
     calm = "Nothing failed." if content.records or content.unmeasured else "Nothing was measured."
     return Panel(
         title=_failed_title(items.values()),
@@ -162,15 +158,20 @@ def _fastest(groups: Sequence[GroupView]) -> Panel:
 
 
 def _fastest_item(group: GroupView) -> Item:
-    standings = group.standings
-    accepted = [standing for standing in standings if _is_accepted(standing, group)]
-    unproven = [standing for standing in standings if holds(standing.agreement) is None]
-    best = (accepted or unproven or standings)[0]
+    accepted = [standing for standing in group.standings if _is_accepted(standing, group)]
+    best = accepted[0] if accepted else _best_unaccepted(group.standings)
+    caveats = _caveats(best, group.standings, accepted)
     return Item(
         title=f"{group.model}, {group.workload}",
-        text=f"{best.name}: {best.speed_with_interval}".strip(),
-        more="; ".join([*_facts(best, group), *_caveats(best, standings, accepted)]),
+        text=f"{best.name}: {best.speed_with_interval}",
+        more="; ".join([*_facts(best, group), *caveats]),
     )
+
+
+def _best_unaccepted(standings: Sequence[Standing]) -> Standing:
+    """Return the fastest that has no rule, else the fastest of all."""
+    unproven = [standing for standing in standings if holds(standing.agreement) is None]
+    return unproven[0] if unproven else standings[0]
 
 
 def _is_accepted(standing: Standing, group: GroupView) -> bool:

@@ -1,4 +1,4 @@
-"""What the report's sections read from a record: its metrics as text, its names, its memory."""
+"""What the report's sections read from a record: its metrics as text, its names, its rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
 from pytest_llmperf.core.record import AGREEMENT, NOT_RUNS, TASKS, MetricValue, Record
+from pytest_llmperf.report.html.blocks import Cell, Row
 
 _HEADLINES = {
     "prefill": "prefill_throughput",
@@ -80,6 +81,15 @@ def search_words(record: Record) -> str:
     """Return the text that a filter searches for a record."""
     run = f"{record.test} {record.label} {record.model} {record.strategy}"
     return f"{run} {record.engine} {record.workload_text}"
+
+
+def record_row(record: Record, *cells: Cell, run: str = "") -> Row:
+    """Return a table's row about a record, as filters look for it.
+
+    `run` is the id of the record whose samples the row offers to download.
+    """
+    words = search_words(record)
+    return Row(cells=cells, words=words, outcome=record.outcome, run=run)
 
 
 def newest(records: Iterable[Record]) -> Record:

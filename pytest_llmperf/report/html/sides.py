@@ -9,7 +9,7 @@ from pytest_llmperf.core.change import COUNTED, Change, ratio_fields, run_fields
 from pytest_llmperf.core.format import MISSING, format_interval, format_percent, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Part, Row, Section, Table
+from pytest_llmperf.report.html.blocks import Cell, Figure, Fold, Part, Row, Section, Table
 from pytest_llmperf.report.html.runs import (
     headline,
     is_run,
@@ -60,7 +60,7 @@ def section(records: Sequence[Record]) -> Section | None:
 
 
 def _against(records: Sequence[Record]) -> Iterator[Comparison]:
-    """Each metric that --llmperf-against compared."""
+    """Yield each metric that --llmperf-against compared."""
     for record in records:
         against = record.extra.get("against")
         if isinstance(against, Mapping):
@@ -83,7 +83,7 @@ def _against_comparison(
 
 
 def _compared(records: Sequence[Record]) -> Iterator[Comparison]:
-    """Each comparison of `llm.compare`.
+    """Yield each comparison of `llm.compare`.
 
     Its two records share `paired_with`; the second was the reference's.
     """
@@ -111,7 +111,7 @@ def _run_comparison(run: Record, reference: Record) -> Comparison:
 
 
 def _run_change(run: Record, reference: Record, pairs: _Pairs) -> Change:
-    """Return the change from the reference to the run. There is no limit: a test may have any."""
+    """Return the change from the reference to the run; limits are those of the test itself."""
     name = headline(run)
     measured = metric(run, name)
     return Change(
@@ -172,12 +172,10 @@ def _ratio_cell(comparison: Comparison) -> Cell:
 
 def _part(comparison: Comparison) -> Part:
     """Return the pairs as a picture and a table."""
-    n_pairs = len(comparison.pairs)
-    table = Fold(summary=f"{n_pairs} pairs as a table", blocks=(_pairs_table(comparison),))
+    summary = f"{len(comparison.pairs)} pairs as a table"
+    table = Fold(summary=summary, blocks=(_pairs_table(comparison),))
     ratios = [after / before for before, after in comparison.pairs if before > 0 and after > 0]
-    blocks: tuple[Block, ...] = (table,)
-    if ratios:
-        blocks = (_figure(comparison, ratios), table)
+    blocks = (_figure(comparison, ratios), table) if ratios else (table,)
     words = search_words(comparison.record)
     return Part(title=comparison.title, blocks=blocks, words=words)
 

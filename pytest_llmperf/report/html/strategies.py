@@ -10,7 +10,7 @@ from pytest_llmperf.report.html import latency, tradeoffs, usage
 from pytest_llmperf.report.html.answers import holds, number
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Note, Part, Row, Section, Table
 from pytest_llmperf.report.html.groups import MEMORY, TOP1, GroupView, Ratio, Standing
-from pytest_llmperf.report.html.runs import plural, search_words, value_text
+from pytest_llmperf.report.html.runs import plural, record_row, value_text
 
 _TIMES = (
     ("ttft.p50", "TTFT p50"),
@@ -102,20 +102,28 @@ def _rows(group: GroupView, columns: Sequence[_Column]) -> tuple[Row, ...]:
 
 def _columns(group: GroupView) -> list[_Column]:
     """Return every column of numbers that there could be."""
-    standings = group.standings
-    speeds = [Cell(standing.speed_text, standing.interval_text) for standing in standings]
-    ratios = [_ratio_cell(standing, group.reference) for standing in standings]
-    times = [_metric_column(group, title, name) for name, title in _TIMES]
     return [
-        _Column("prompt speed" if group.is_prefill else "speed", speeds),
-        _Column(f"over {group.reference}" if group.reference else "ratio", ratios),
-        *times,
-        _Column("memory", [_memory_cell(standing) for standing in standings]),
+        _speed_column(group),
+        _ratio_column(group),
+        *(_metric_column(group, title, name) for name, title in _TIMES),
+        _Column("memory", [_memory_cell(standing) for standing in group.standings]),
         _metric_column(group, "weights", "memory.weights"),
         _metric_column(group, "MBU", "mbu", digits=2),
         _metric_column(group, "J/token", "energy.per_token"),
-        _Column("top-1", [_top1_cell(standing) for standing in standings]),
+        _Column("top-1", [_top1_cell(standing) for standing in group.standings]),
     ]
+
+
+def _speed_column(group: GroupView) -> _Column:
+    title = "prompt speed" if group.is_prefill else "speed"
+    return _Column(
+        title, [Cell(standing.speed_text, standing.interval_text) for standing in group.standings]
+    )
+
+
+def _ratio_column(group: GroupView) -> _Column:
+    title = f"over {group.reference}" if group.reference else "ratio"
+    return _Column(title, [_ratio_cell(standing, group.reference) for standing in group.standings])
 
 
 def _metric_column(group: GroupView, title: str, name: str, digits: int = 3) -> _Column:
@@ -138,12 +146,7 @@ def _row(standing: Standing, cells: Sequence[Cell], *, is_contest: bool) -> Row:
     run = standing.run
     fronts = _fronts_text(standing) if is_contest else ""
     name = Cell(f"● {standing.name}", fronts, "accent") if fronts else Cell(standing.name)
-    return Row(
-        cells=(name, verdict(run.outcome), *cells),
-        words=search_words(run),
-        outcome=run.outcome,
-        run=run.id,
-    )
+    return record_row(run, name, verdict(run.outcome), *cells, run=run.id)
 
 
 def _fronts_text(standing: Standing) -> str:

@@ -9,7 +9,7 @@ from pytest_llmperf.core.format import MISSING, format_number, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
 from pytest_llmperf.report.html.groups import GroupView
-from pytest_llmperf.report.html.runs import metric, search_words, strategy_name, value, value_text
+from pytest_llmperf.report.html.runs import metric, record_row, strategy_name, value, value_text
 
 _GAUGES = (
     ("weights", "weights"),
@@ -44,7 +44,7 @@ class _Place(NamedTuple):
 
 
 def parts(group: GroupView) -> list[Part]:
-    """Use of bandwidth and arithmetic, and of memory by rank where there are several."""
+    """Return the use of bandwidth and arithmetic, and of memory by rank where there are several."""
     use = Part(
         title="Use of the hardware",
         blocks=tuple(_use(group.runs)),
@@ -58,21 +58,21 @@ def parts(group: GroupView) -> list[Part]:
 
 
 def _use(runs: Sequence[Record]) -> list[Block]:
-    rows = [
-        {"name": strategy_name(run), "mbu": _percent(run, "mbu"), "mfu": _percent(run, "mfu")}
-        for run in runs
-        if any(value(run, name) is not None for name in _SHARES)
-    ]
-    if not rows:
+    measured = [run for run in runs if any(value(run, name) is not None for name in _SHARES)]
+    if not measured:
         return [Note(f"Neither MBU nor MFU could be measured: {_reason(runs)}.", "quiet")]
     bars = Figure(
         chart="shares",
         title="MBU and MFU",
         alt=f"Shares of the measured copy bandwidth and matmul rate: {_shares_text(runs)}.",
-        data={"rows": rows},
+        data={"rows": list(map(_shares_data, measured))},
         note=_OVER if _is_over_ceiling(runs) else "",
     )
     return [bars, *_roofline(runs)]
+
+
+def _shares_data(run: Record) -> dict[str, Any]:
+    return {"name": strategy_name(run), "mbu": _percent(run, "mbu"), "mfu": _percent(run, "mfu")}
 
 
 def _is_over_ceiling(runs: Sequence[Record]) -> bool:
@@ -108,29 +108,34 @@ def _roofline(runs: Sequence[Record]) -> list[Block]:
     places = [place for run in runs if (place := _place(run)) is not None]
     if not places:
         return [Note(_NO_ROOFLINE, "quiet")]
+    table = Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))
+    return [_roofline_figure(places), table]
+
+
+def _roofline_figure(places: Sequence[_Place]) -> Figure:
     texts = [f"{place.name} at {format_number(place.intensity)} FLOP/B" for place in places]
-    figure = Figure(
+    return Figure(
         chart="roofline",
         title="Roofline of a step",
         alt=f"Arithmetic against bytes moved, below the roof of this device: {', '.join(texts)}.",
         data={"points": [_point(place) for place in places], "roofs": _roofs(places)},
         note=_ROOFLINE_NOTE,
     )
-    return [figure, Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))]
 
 
 def _place(run: Record) -> _Place | None:
-    ceilings, mbu, mfu = run.extra.get("ceilings"), value(run, "mbu"), value(run, "mfu")
+    mbu, mfu = value(run, "mbu"), value(run, "mfu")
+    ceilings = run.extra.get("ceilings")
     if not isinstance(ceilings, dict) or not mbu or not mfu:
         return None
-    bytes_per_s = mbu * ceilings["copy_bytes_per_s"]
-    flop_per_s = mfu * ceilings["flop_per_s"]
+    roof_flop_per_s, roof_bytes_per_s = ceilings["flop_per_s"], ceilings["copy_bytes_per_s"]
+    flop_per_s, bytes_per_s = mfu * roof_flop_per_s, mbu * roof_bytes_per_s
     return _Place(
         name=strategy_name(run),
         intensity=flop_per_s / bytes_per_s,
         flop_per_s=flop_per_s,
-        roof_flop_per_s=ceilings["flop_per_s"],
-        roof_bytes_per_s=ceilings["copy_bytes_per_s"],
+        roof_flop_per_s=roof_flop_per_s,
+        roof_bytes_per_s=roof_bytes_per_s,
         dtype=str(ceilings["dtype"]),
     )
 
@@ -188,7 +193,7 @@ def _roofline_row(place: _Place) -> Row:
 
 
 def _ranks(runs: Sequence[Record]) -> Iterator[tuple[Record, int, dict[str, Any]]]:
-    """Each rank of each run, with what its gauges read."""
+    """Yield each rank of each run, with what its gauges read."""
     for run in runs:
         for rank, gauges in enumerate(run.extra["memory_ranks"]):
             yield run, rank, gauges
@@ -222,11 +227,7 @@ def _ranks_table(runs: Sequence[Record]) -> Table:
 
 def _rank_row(run: Record, rank: int, gauges: dict[str, Any]) -> Row:
     gauge_cells = [_gauge_cell(gauges, name) for name, _ in _GAUGES]
-    return Row(
-        cells=(Cell(strategy_name(run)), Cell(str(rank)), *gauge_cells),
-        words=search_words(run),
-        outcome=run.outcome,
-    )
+    return record_row(run, Cell(strategy_name(run)), Cell(str(rank)), *gauge_cells)
 
 
 def _gauge_cell(gauges: dict[str, Any], name: str) -> Cell:

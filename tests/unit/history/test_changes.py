@@ -1,4 +1,4 @@
-"""Rule C over a store: changes of level by environment, what was accepted, drift, and what `llmperf history` says of it."""
+"""Change points over a store: changes of level by environment, acceptances and drift."""
 
 from __future__ import annotations
 

@@ -225,7 +225,10 @@ def test_two_branches_merge_without_conflict_and_import_right(project, attribute
 
 
 def test_bad_lines_are_named_by_number_and_everything_else_is_imported(project):
-    """A half-written last line, one in the middle, one that is something else: exit code 3, each with its reason."""
+    """The exit code is 3, and each skipped line has its reason.
+
+    Lines are half-written at the end or in the middle, or are something else.
+    """
     whole = (
         lines(at(1, "a"))
         + b"{broken\n"
@@ -312,7 +315,10 @@ def test_a_foreign_file_is_refused(project):
         ),
         (
             {"unit": "ms"},
-            "throughput is in 'ms', higher is better; other runs of the same series in this file are in 'tok/s'",
+            (
+                "throughput is in 'ms', higher is better; "
+                "other runs of the same series in this file are in 'tok/s'"
+            ),
         ),
     ],
 )

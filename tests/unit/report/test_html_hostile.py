@@ -1,4 +1,4 @@
-"""What people write stays text in the HTML report: names, prompts, outputs and reasons, whatever they contain."""
+"""What people write stays text in the HTML report, whatever it contains."""
 
 from __future__ import annotations
 

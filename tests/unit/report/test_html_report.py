@@ -1,4 +1,4 @@
-"""The HTML report as text: what is in it, from which record, and that what people wrote stays text."""
+"""The HTML report as text: what is in it, and from which record."""
 
 from __future__ import annotations
 
