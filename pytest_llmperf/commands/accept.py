@@ -23,7 +23,7 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.accept import Acceptance, Rename
-    from pytest_llmperf.history.queries import Series
+    from pytest_llmperf.history.results import Series
     from pytest_llmperf.history.store import Store
 
 

@@ -18,7 +18,7 @@ from pytest_llmperf.commands.shared import (
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.advice import Advice
-    from pytest_llmperf.history.advice import Found
+    from pytest_llmperf.history.advice import Candidates
 
 
 @click.command(
@@ -72,11 +72,11 @@ def advise_command(
     is named and not compared. Exit code 1 if no strategy meets the limits.
     """
     from pytest_llmperf.core.advice import advise  # noqa: PLC0415
-    from pytest_llmperf.history.advice import Wanted, find  # noqa: PLC0415
+    from pytest_llmperf.history.advice import Selection, find  # noqa: PLC0415
 
     limits = _limits(memory=memory, top1=top1, perplexity=perplexity, ttft=ttft)
     with open_history(store) as opened:
-        selection = Wanted(
+        selection = Selection(
             model=model, environment=environment, workload=workload, agreement=agreement
         )
         candidates = find(opened, selection)
@@ -103,7 +103,7 @@ def _limits(**texts: str | None) -> dict[str, float]:
 
 
 def _print_document(
-    candidates: Found, advice: Advice, limits: dict[str, float], store_name: str
+    candidates: Candidates, advice: Advice, limits: dict[str, float], store_name: str
 ) -> None:
     from msgspec import to_builtins  # noqa: PLC0415
 
@@ -111,7 +111,7 @@ def _print_document(
     print_json({**head, **to_builtins(candidates), **to_builtins(advice)})
 
 
-def _print_advice(candidates: Found, advice: Advice, limits: dict[str, float]) -> None:
+def _print_advice(candidates: Candidates, advice: Advice, limits: dict[str, float]) -> None:
     from pytest_llmperf.report.advice import sentences, table  # noqa: PLC0415
 
     _print_origin(candidates)
@@ -121,7 +121,7 @@ def _print_advice(candidates: Found, advice: Advice, limits: dict[str, float]) -
     click.echo("\n" + "\n".join(map(encodable, lines)))
 
 
-def _print_origin(candidates: Found) -> None:
+def _print_origin(candidates: Candidates) -> None:
     """What was measured where, and what memory and quality mean."""
     agreement = candidates.agreement or "no agreement is stored"
     measured = f"{candidates.model} on {candidates.environment}: {candidates.workload}"

@@ -22,7 +22,7 @@ from pytest_llmperf.commands.shared import (
 if TYPE_CHECKING:
     from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.changes import LevelChange, SeriesChanges
-    from pytest_llmperf.history.queries import Point, Series
+    from pytest_llmperf.history.results import Point, Series
     from pytest_llmperf.history.store import Store
 
 _DEFAULT_METRIC = "throughput"

@@ -16,7 +16,7 @@ from pytest_llmperf.history.sessions import session_values
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.accept import Reviewed
-    from pytest_llmperf.history.queries import Point
+    from pytest_llmperf.history.results import Point
     from pytest_llmperf.history.store import Store
 
 ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})

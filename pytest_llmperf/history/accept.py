@@ -1,4 +1,7 @@
-"""Accepted changes: a file of JSON lines in the tested project, reviewed and committed as its code is. No number is edited."""
+"""Accepted changes: a file of JSON lines in the tested project.
+
+It is reviewed and committed as the project's code is. No number is edited.
+"""
 
 from __future__ import annotations
 
@@ -51,34 +54,32 @@ class Reviewed(Struct, frozen=True, kw_only=True):
     renames: tuple[Rename, ...] = ()
 
     def keys(self, record: Record) -> list[str]:
-        """The series key of the record, then those that its series had under the test's earlier names, latest first."""
+        """Return the record's series key, then those of its test's earlier names, latest first."""
         return [
             series_key(msgspec.structs.replace(record, test=name))
             for name in self.names(record.test)
         ]
 
     def names(self, test: str) -> list[str]:
-        """The test's node id, then its earlier ones, latest first."""
-        found = [test]
+        """Return the test's node id, then its earlier ones, latest first."""
+        names = [test]
         for rename in reversed(self.renames):
-            earlier = _renamed(found[-1], rename.new, rename.old) if rename.new else None
-            if earlier is not None and earlier not in found:
-                found.append(earlier)
-        return found
+            earlier = _renamed(names[-1], rename.new, rename.old) if rename.new else None
+            if earlier is not None and earlier not in names:
+                names.append(earlier)
+        return names
 
     def removed_at(self, test: str) -> str:
-        """When the test was last said to be removed (UTC); empty if it never was."""
-        return max(
-            (
-                utc(each.when)
-                for each in self.renames
-                if not each.new and _renamed(test, each.old, "") is not None
-            ),
-            default="",
-        )
+        """Return when the test was last said to be removed (UTC); empty if it never was."""
+        removals = [
+            utc(rename.when)
+            for rename in self.renames
+            if not rename.new and _renamed(test, rename.old, "") is not None
+        ]
+        return max(removals, default="")
 
     def name_now(self, test: str) -> str:
-        """What became of an earlier node id: the latest one, itself where it was not renamed, "" where it was removed."""
+        """Return the present node id of a test that had this one: "" where it was removed."""
         name = test
         for rename in self.renames:
             later = _renamed(name, rename.old, rename.new)
@@ -88,70 +89,73 @@ class Reviewed(Struct, frozen=True, kw_only=True):
 
 
 def read(folder: Path) -> tuple[Acceptance, ...]:
-    """Every accepted change of level of a project. Raises UsageError as `reviewed`."""
+    """Return every accepted change of level of a project. Raises UsageError as `reviewed` does."""
     return reviewed(folder).accepted
 
 
 def reviewed(folder: Path) -> Reviewed:
-    """Everything that was accepted in a project, in the order of the file.
+    """Return everything that was accepted in a project, in the order of the file.
 
-    Raises UsageError for a line that is none of it.
+    Raises UsageError for a line that is no accepted change.
     """
     path = folder / FILE
     if not path.is_file():
         return Reviewed()
     rows = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    found = [_line(path, n, row) for n, row in rows if row.strip()]
+    lines = [_line(path, number, row) for number, row in rows if row.strip()]
     return Reviewed(
-        accepted=tuple(each for each in found if isinstance(each, Acceptance)),
-        renames=tuple(each for each in found if isinstance(each, Rename)),
+        accepted=tuple(line for line in lines if isinstance(line, Acceptance)),
+        renames=tuple(line for line in lines if isinstance(line, Rename)),
     )
 
 
 def append(folder: Path, line: Acceptance | Rename) -> Path:
     """Add one line. Raises UsageError for a change without a reason or a name."""
-    for field in ("who", "why"):
+    for field, option in (("who", "--who"), ("why", "--reason")):
         if not getattr(line, field).strip():
-            raise UsageError(
-                f"an accepted change needs {field!r}: say it with --{'reason' if field == 'why' else 'who'}."
-            )
+            raise UsageError(f"an accepted change needs {field!r}: say it with {option}.")
     path = folder / FILE
-    whole = path.read_bytes() if path.is_file() else b""
+    start = b"\n" if _is_cut_off(path) else b""
     with path.open("ab") as file:
-        file.write(b"" if whole.endswith(b"\n") or not whole else b"\n")
-        file.write(msgspec.json.encode(line) + b"\n")
+        file.write(start + msgspec.json.encode(line) + b"\n")
     return path
 
 
 def levels(accepted: Sequence[Acceptance], *series: str) -> list[str]:
-    """The times (UTC) from which the levels of a series (under all its keys) after its first hold, in order."""
-    return sorted(utc(each.created) for each in accepted if each.series in series)
+    """Return when (UTC) each accepted level of a series, under any of these keys, began."""
+    return sorted(utc(change.created) for change in accepted if change.series in series)
 
 
 def parsed(row: bytes | str) -> Acceptance | Rename:
-    """The accepted change of one line. Raises ValueError for anything else."""
+    """Return the accepted change of one line. Raises ValueError for anything else."""
     fields = msgspec.json.decode(row)
-    kind: type[Acceptance | Rename] = (
-        Rename if isinstance(fields, dict) and "old" in fields else Acceptance
-    )
-    found = msgspec.convert(fields, type=kind)
+    is_rename = isinstance(fields, dict) and "old" in fields
+    kind: type[Acceptance | Rename] = Rename if is_rename else Acceptance
+    line = msgspec.convert(fields, type=kind)
     try:
-        utc(found.created if isinstance(found, Acceptance) else found.when)
+        utc(line.created if isinstance(line, Acceptance) else line.when)
     except StoreError as error:
         raise ValueError(str(error)) from error
-    return found
+    return line
 
 
-def _line(path: Path, n: int, row: str) -> Acceptance | Rename:
+def _line(path: Path, number: int, row: str) -> Acceptance | Rename:
     try:
         return parsed(row)
     except ValueError as error:
-        raise UsageError(
-            f"{path}, line {n} is no accepted change: {error}. 'llmperf accept' writes such lines."
-        ) from error
+        problem = f"{path}, line {number} is no accepted change: {error}."
+        raise UsageError(f"{problem} 'llmperf accept' writes such lines.") from error
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the file's last line has no end."""
+    content = path.read_bytes() if path.is_file() else b""
+    return bool(content) and not content.endswith(b"\n")
 
 
 def _renamed(test: str, old: str, new: str) -> str | None:
-    """`test` with `old` at its start replaced; None where it is another test."""
+    """Return `test` with `old` at its start replaced; None where it is another test."""
+    if not old or not test.startswith(old):
+        return None
     rest = test.removeprefix(old)
-    return new + rest if old and test.startswith(old) and rest[:1] in _BOUNDARY else None
+    return new + rest if rest[:1] in _BOUNDARY else None

@@ -13,7 +13,10 @@ from sqlalchemy.exc import ArgumentError
 from pytest_llmperf.errors import StoreError, did_you_mean
 
 DEFAULT_URL = "sqlite:///.llmperf/history.db"
-CHOICES = "Stores: sqlite:///folder/history.db (relative), sqlite:////abs/history.db, postgresql+psycopg://user@host/database."
+CHOICES = (
+    "Stores: sqlite:///folder/history.db (relative), sqlite:////abs/history.db, "
+    "postgresql+psycopg://user@host/database."
+)
 
 _DRIVERS = {
     "sqlite": "sqlite",
@@ -28,11 +31,11 @@ _DRIVERS = {
 class Address:
     """A checked store URL.
 
-    `shown` hides the password; `file` is None for a server; `spool` is always a local file.
+    `public_url` hides the password; `file` is None for a server; `spool` is always a local file.
     """
 
     url: URL
-    shown: str
+    public_url: str
     file: Path | None
     spool: Path
 
@@ -44,59 +47,58 @@ def parse(url: str, folder: Path) -> Address:
         StoreError: it is not a URL, of no known dialect, or names no file or database.
 
     """
-    made = _make(url)
-    return (
-        _file_address(made, folder)
-        if made.drivername == "sqlite"
-        else _server_address(made, folder)
-    )
+    checked = _checked(url)
+    if checked.drivername == "sqlite":
+        return _file_address(checked, folder)
+    return _server_address(checked, folder)
 
 
-def _make(url: str) -> URL:
-    shown = re.sub(r"://[^@/]*@", "://***@", url)
+def _checked(url: str) -> URL:
+    """Return the URL with the driver that is used for its dialect. Raises StoreError as `parse`."""
+    without_password = re.sub(r"://[^@/]*@", "://***@", url)
+    prefix = f"store URL {without_password!r}"
+    parsed = _parsed(url, prefix)
+    dialect = parsed.drivername
+    if dialect not in _DRIVERS:
+        hint = did_you_mean(dialect, _DRIVERS)
+        raise StoreError(f"{prefix}: dialect {dialect!r} is not supported.{hint} {CHOICES}")
+    if not parsed.database:
+        missing = "file" if "sqlite" in dialect else "database"
+        raise StoreError(f"{prefix} names no {missing}. {CHOICES}")
+    return parsed.set(drivername=_DRIVERS[dialect])
+
+
+def _parsed(url: str, prefix: str) -> URL:
     try:
-        made = make_url(url)
+        return make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise StoreError(
-            f"store URL {shown!r} is not a URL.{_maybe_path(url)} {CHOICES}"
-        ) from error
-    if made.drivername not in _DRIVERS:
-        hint = did_you_mean(made.drivername, _DRIVERS)
-        raise StoreError(
-            f"store URL {shown!r}: dialect {made.drivername!r} is not supported.{hint} {CHOICES}"
-        )
-    if not made.database:
-        raise StoreError(
-            f"store URL {shown!r} names no {'file' if 'sqlite' in made.drivername else 'database'}. {CHOICES}"
-        )
-    return made.set(drivername=_DRIVERS[made.drivername])
+        raise StoreError(f"{prefix} is not a URL.{_path_hint(url)} {CHOICES}") from error
 
 
-def _maybe_path(url: str) -> str:
+def _path_hint(url: str) -> str:
     return "" if "://" in url or not url.strip() else f" Did you mean 'sqlite:///{url}'?"
 
 
 def _file_address(url: URL, folder: Path) -> Address:
     name = url.database or ""
     if name == ":memory:" or name.startswith("file:"):
-        raise StoreError(
-            f"store URL {str(url)!r} names no plain file; a history must outlive the session. {CHOICES}"
-        )
+        problem = f"store URL {str(url)!r} names no plain file"
+        raise StoreError(f"{problem}; a history must outlive the session. {CHOICES}")
     file = folder.absolute() / name
     return Address(
         url=url.set(database=str(file)),
-        shown=f"sqlite:///{file}",
+        public_url=f"sqlite:///{file}",
         file=file,
         spool=file.with_name(f"{file.name}.spool.jsonl"),
     )
 
 
 def _server_address(url: URL, folder: Path) -> Address:
-    shown = url.render_as_string(hide_password=True)
-    name = hashlib.sha256(shown.encode()).hexdigest()[:8]
+    public_url = url.render_as_string(hide_password=True)
+    name = hashlib.sha256(public_url.encode()).hexdigest()[:8]
     return Address(
         url=url,
-        shown=shown,
+        public_url=public_url,
         file=None,
         spool=folder.absolute() / ".llmperf" / f"spool-{name}.jsonl",
     )

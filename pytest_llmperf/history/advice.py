@@ -6,13 +6,13 @@ Where several could be meant, the user chooses.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
 from pytest_llmperf.core.advice import Choice, Reading
 from pytest_llmperf.errors import UsageError, did_you_mean
-from pytest_llmperf.history.queries import MeasuredMetric
+from pytest_llmperf.history.results import MeasuredMetric
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -24,7 +24,7 @@ _NAMES = (*_SPEEDS, *_PARTS, *_DIRECT)
 _NULL = "not measurable when it was last measured"
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+class Selection(Struct, frozen=True, kw_only=True):
     """What the user chose, by key or by a part of its text. None: the only one there is."""
 
     model: str | None = None
@@ -33,7 +33,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     agreement: str | None = None
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Candidates(Struct, frozen=True, kw_only=True):
     """The choices, and in words what they are choices for.
 
     `agreement` is "" where none was measured.
@@ -48,169 +48,232 @@ class Found(Struct, frozen=True, kw_only=True):
     memory: str
 
 
-def find(store: Store, wanted: Wanted) -> Found:
-    """The strategies of one model, environment, workload and agreement, each by its newest values.
+class _Place(NamedTuple):
+    """An environment, in words too, and whether it computes on a CPU."""
+
+    key: str
+    text: str
+    on_cpu: bool
+
+
+class _Workload(NamedTuple):
+    key: str
+    text: str
+
+
+class _Comparison(NamedTuple):
+    """An agreement in words, and its series with the strategy that each was compared with."""
+
+    text: str
+    references: dict[str, str]
+
+
+def find(store: Store, selection: Selection) -> Candidates:
+    """Return the strategies of one model, environment, workload and agreement.
+
+    Each is judged by its newest values.
 
     Raises:
-        UsageError: nothing is stored, nothing is what was wanted, or several are and none was
+        UsageError: nothing is stored, nothing is what was selected, or several are and none was
             named: all are listed.
     """
-    rows = store.measured(_NAMES)
-    runs = [row for row in rows if row.name in _SPEEDS and row.value is not None]
-    if not runs:
-        raise UsageError(
-            f"{store.shown} holds no run that was measured. A pytest run with llmperf tests fills it."
-        )
-    model = _one("model", {row.model: row.model for row in runs}, wanted.model)
-    rows, runs = (
-        [row for row in rows if row.model == model],
-        [row for row in runs if row.model == model],
-    )
-    places = {key: _place(store, key) for key in dict.fromkeys(row.environment_key for row in runs)}
-    place = _one(
-        "environment", {key: text for key, (text, _) in places.items()}, wanted.environment
-    )
-    rows, runs = (
-        [row for row in rows if row.environment_key == place],
-        [row for row in runs if row.environment_key == place],
-    )
-    workload = _one(
-        "workload", {row.workload_key: row.workload_text for row in runs}, wanted.workload
-    )
-    question, references = _question(store, rows, wanted.agreement)
-    text, on_cpu = places[place]
-    chosen = [row for row in rows if row.workload_key == workload or row.series_key in references]
-    return Found(
-        choices=_choices(chosen, set(references.values()), on_cpu=on_cpu),
+    rows = _measured(store)
+    rows, model = _select_model(rows, selection.model)
+    rows, place = _select_environment(store, rows, selection.environment)
+    workload = _select_workload(rows, selection.workload)
+    comparison = _select_agreement(store, rows, selection.agreement)
+    references = comparison.references
+    chosen = [
+        row for row in rows if row.workload_key == workload.key or row.series_key in references
+    ]
+    return Candidates(
+        choices=_choices(chosen, set(references.values()), on_cpu=place.on_cpu),
         model=model,
-        environment_key=place,
-        environment=text,
-        workload=next(row.workload_text for row in runs if row.workload_key == workload),
-        agreement=question,
-        memory="weights + peak growth of a run" if on_cpu else "peak of a run",
+        environment_key=place.key,
+        environment=place.text,
+        workload=workload.text,
+        agreement=comparison.text,
+        memory="weights + peak growth of a run" if place.on_cpu else "peak of a run",
     )
+
+
+def _measured(store: Store) -> list[MeasuredMetric]:
+    """Return every metric that advice may rest on. Raises UsageError where no run has a speed."""
+    rows = store.measured(_NAMES)
+    if not any(map(_is_speed, rows)):
+        raise UsageError(
+            f"{store.shown} holds no run that was measured. "
+            "A pytest run with llmperf tests fills it."
+        )
+    return rows
+
+
+def _is_speed(row: MeasuredMetric) -> bool:
+    return row.name in _SPEEDS and row.value is not None
+
+
+def _select_model(
+    rows: Sequence[MeasuredMetric], text: str | None
+) -> tuple[list[MeasuredMetric], str]:
+    models = {row.model: row.model for row in rows if _is_speed(row)}
+    model = _select("model", models, text)
+    return [row for row in rows if row.model == model], model
+
+
+def _select_environment(
+    store: Store, rows: Sequence[MeasuredMetric], text: str | None
+) -> tuple[list[MeasuredMetric], _Place]:
+    keys = dict.fromkeys(row.environment_key for row in rows if _is_speed(row))
+    places = {key: _place(store, key) for key in keys}
+    key = _select("environment", {key: place.text for key, place in places.items()}, text)
+    return [row for row in rows if row.environment_key == key], places[key]
+
+
+def _select_workload(rows: Sequence[MeasuredMetric], text: str | None) -> _Workload:
+    runs = [row for row in rows if _is_speed(row)]
+    key = _select("workload", {row.workload_key: row.workload_text for row in runs}, text)
+    return _Workload(key, next(row.workload_text for row in runs if row.workload_key == key))
+
+
+def _select_agreement(
+    store: Store, rows: Sequence[MeasuredMetric], text: str | None
+) -> _Comparison:
+    """Return the agreement by which strategies are compared, an empty one without any."""
+    references_by_text: dict[str, dict[str, str]] = {}
+    for row in _newest_top1_of_each_series(rows):
+        reference = _reference(store, row)
+        comparison = _comparison_text(row, reference)
+        references_by_text.setdefault(comparison, {})[row.series_key] = reference
+    if not references_by_text:
+        return _Comparison("", {})
+    chosen = _select("agreement", {name: name for name in references_by_text}, text)
+    return _Comparison(chosen, references_by_text[chosen])
+
+
+def _newest_top1_of_each_series(rows: Sequence[MeasuredMetric]) -> list[MeasuredMetric]:
+    newest: dict[str, MeasuredMetric] = {}
+    for row in rows:
+        if row.name == "agreement.top1":
+            newest.setdefault(row.series_key, row)
+    return list(newest.values())
+
+
+def _reference(store: Store, row: MeasuredMetric) -> str:
+    """Return the strategy that an agreement was measured against, "" where it is not known."""
+    record = next(store.records(series=row.series_key, environment=row.environment_key, limit=1))
+    return str((record.agreement or {}).get("reference") or "")
+
+
+def _comparison_text(row: MeasuredMetric, reference: str) -> str:
+    against = reference or "an unnamed reference"
+    return f"{row.workload_text} {row.workload_key[:6]} against {against}"
 
 
 def _choices(
     rows: Sequence[MeasuredMetric], references: set[str], *, on_cpu: bool
 ) -> tuple[Choice, ...]:
-    engines = {row.engine for row in rows}
-    names = {
-        (row.strategy, row.engine): f"{row.strategy} [{row.engine}]"
-        if len(engines) > 1
-        else row.strategy
-        for row in rows
-    }
-    return tuple(
-        _choice(
-            name,
-            [row for row in rows if (row.strategy, row.engine) == key],
-            key[0] in references,
-            on_cpu=on_cpu,
-        )
-        for key, name in sorted(names.items())
-    )
+    rows_by_strategy = _by_strategy(rows)
+    several_engines = len({engine for _, engine in rows_by_strategy}) > 1
+    choices = []
+    for strategy, engine in sorted(rows_by_strategy):
+        name = f"{strategy} [{engine}]" if several_engines else strategy
+        same_strategy = rows_by_strategy[strategy, engine]
+        is_reference = strategy in references
+        choices.append(_choice(name, same_strategy, is_reference=is_reference, on_cpu=on_cpu))
+    return tuple(choices)
+
+
+def _by_strategy(rows: Iterable[MeasuredMetric]) -> dict[tuple[str, str], list[MeasuredMetric]]:
+    """Return the rows by strategy and engine."""
+    rows_by_strategy: dict[tuple[str, str], list[MeasuredMetric]] = {}
+    for row in rows:
+        rows_by_strategy.setdefault((row.strategy, row.engine), []).append(row)
+    return rows_by_strategy
 
 
 def _choice(
-    name: str, rows: Iterable[MeasuredMetric], is_reference: bool, *, on_cpu: bool
+    name: str, rows: Sequence[MeasuredMetric], *, is_reference: bool, on_cpu: bool
 ) -> Choice:
-    newest: dict[str, MeasuredMetric] = {}
-    for row in rows:
-        newest.setdefault(row.name, row)
-    speed = (
-        "prefill_throughput"
-        if any(row.workload_text.startswith("prefill") for row in newest.values())
-        else "throughput"
-    )
-    readings = {
-        axis: _reading(newest[metric])
-        for metric, axis in {**_DIRECT, speed: "speed"}.items()
-        if metric in newest
-    }
+    # Rows come newest first: read backwards, the newest of each metric is the one that stays.
+    newest = {row.name: row for row in reversed(rows)}
+    readings = _readings(newest, on_cpu=on_cpu)
+    # A reference agrees with itself in every position, whether or not a test says so.
+    if is_reference:
+        for axis in ("top1", "perplexity"):
+            readings[axis] = readings.get(axis) or Reading(value=1.0)
+    known = {axis: reading for axis, reading in readings.items() if reading is not None}
+    reasons = {axis: _NULL for axis in readings if axis not in known}
+    return Choice(name=name, readings=known, reasons=reasons)
+
+
+def _readings(newest: Mapping[str, MeasuredMetric], *, on_cpu: bool) -> dict[str, Reading | None]:
+    """Return a reading of each axis that was ever measured, None where the newest has no value."""
+    axes = {**_DIRECT, _speed_name(newest.values()): "speed"}
+    readings = {axis: _reading(newest[name]) for name, axis in axes.items() if name in newest}
     if not newest.keys().isdisjoint(_PARTS):
         readings["memory"] = _memory(newest, on_cpu=on_cpu)
-    if is_reference:  # it agrees with itself in every position, whether or not a test says so
-        readings |= {
-            axis: readings.get(axis) or Reading(value=1.0) for axis in ("top1", "perplexity")
-        }
-    known = {axis: reading for axis, reading in readings.items() if reading is not None}
-    return Choice(
-        name=name, readings=known, reasons={axis: _NULL for axis in readings if axis not in known}
-    )
+    return readings
+
+
+def _speed_name(rows: Iterable[MeasuredMetric]) -> str:
+    is_prefill = any(row.workload_text.startswith("prefill") for row in rows)
+    return "prefill_throughput" if is_prefill else "throughput"
 
 
 def _memory(newest: Mapping[str, MeasuredMetric], *, on_cpu: bool) -> Reading | None:
-    """A GPU's peak holds the weights.
+    """Return the memory of a run.
 
-    That of a CPU is the growth over a run, to which they are added.
+    A GPU's peak holds the weights. That of a CPU is the growth over a run, to which they are added.
     """
-    parts = [newest[name] for name in (_PARTS if on_cpu else _PARTS[1:]) if name in newest]
+    names = _PARTS if on_cpu else ("memory.peak",)
+    parts = [newest[name] for name in names if name in newest]
     values = [part.value for part in parts if part.value is not None]
-    if len(values) < (2 if on_cpu else 1):
+    if len(values) < len(names):
         return None
     return Reading(value=sum(values), created=parts[0].created)
 
 
 def _reading(row: MeasuredMetric) -> Reading | None:
-    return (
-        None
-        if row.value is None
-        else Reading(value=row.value, low=row.low, high=row.high, created=row.created)
-    )
+    if row.value is None:
+        return None
+    return Reading(value=row.value, low=row.low, high=row.high, created=row.created)
 
 
-def _question(
-    store: Store, rows: Sequence[MeasuredMetric], wanted: str | None
-) -> tuple[str, dict[str, str]]:
-    """The agreement that is compared, in words, and its series with the strategy that each was compared with."""
-    asked: dict[str, dict[str, str]] = {}
-    for row in rows:
-        if row.name == "agreement.top1" and not any(
-            row.series_key in series for series in asked.values()
-        ):
-            record = next(
-                store.records(series=row.series_key, environment=row.environment_key, limit=1)
-            )
-            reference = str((record.agreement or {}).get("reference") or "")
-            text = f"{row.workload_text} {row.workload_key[:6]} against {reference or 'an unnamed reference'}"
-            asked.setdefault(text, {})[row.series_key] = reference
-    if not asked:
-        return "", {}
-    chosen = _one("agreement", {text: text for text in asked}, wanted)
-    return chosen, asked[chosen]
-
-
-def _place(store: Store, key: str) -> tuple[str, bool]:
-    """An environment in words, and whether it computes on a CPU."""
+def _place(store: Store, key: str) -> _Place:
     facts = next(store.records(environment=key, limit=1)).environment.facts
     device = str(facts.get("device") or "")
-    named = [str(facts[name]) for name in ("device_name", "cpu_model") if facts.get(name)]
-    words = [
-        device,
-        *dict.fromkeys(named),
-        *([f"{facts['cpu_cores_limit']:g} cores"] if facts.get("cpu_cores_limit") else []),
-    ]
-    return ", ".join(word for word in words if word), device.startswith("cpu")
+    return _Place(key, _place_text(device, facts), on_cpu=device.startswith("cpu"))
 
 
-def _one(what: str, known: Mapping[str, str], wanted: str | None) -> str:
-    """The key that is meant. Raises UsageError with all of them unless it is exactly one."""
-    if wanted is None:
-        found = list(known)
-    else:
-        found = [key for key, text in known.items() if wanted in (key, text)] or [
-            key for key, text in known.items() if wanted in key or wanted in text
-        ]
-    if len(found) == 1:
-        return found[0]
-    listed = "".join(
-        f"\n  {key}" if key == text else f"\n  {key}  {text}" for key, text in known.items()
-    )
-    if wanted is None:
+def _place_text(device: str, facts: Mapping[str, Any]) -> str:
+    names = [str(facts[name]) for name in ("device_name", "cpu_model") if facts.get(name)]
+    words = [device, *dict.fromkeys(names)]
+    if facts.get("cpu_cores_limit"):
+        words.append(f"{facts['cpu_cores_limit']:g} cores")
+    return ", ".join(word for word in words if word)
+
+
+def _select(kind: str, known: Mapping[str, str], text: str | None) -> str:
+    """Return the key that is meant. Raises UsageError with all of them unless it is exactly one."""
+    matches = list(known) if text is None else _matches(known, text)
+    if len(matches) == 1:
+        return matches[0]
+    listed = _listed(known)
+    if text is None:
         raise UsageError(
-            f"the history holds several {what}s: choose one with --{what} TEXT.{listed}"
+            f"the history holds several {kind}s: choose one with --{kind} TEXT.{listed}"
         )
-    how = "several match" if found else "none is"
-    near = "" if found else did_you_mean(wanted, known.values())
-    raise UsageError(f"--{what} {wanted!r}: {how}.{near} There are:{listed}")
+    problem = "several match." if matches else f"none is.{did_you_mean(text, known.values())}"
+    raise UsageError(f"--{kind} {text!r}: {problem} There are:{listed}")
+
+
+def _listed(known: Mapping[str, str]) -> str:
+    """Return all keys with their texts, one a line."""
+    lines = [key if key == name else f"{key}  {name}" for key, name in known.items()]
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _matches(known: Mapping[str, str], text: str) -> list[str]:
+    """Return the keys that are this text, else those that it is a part of."""
+    exact = [key for key, name in known.items() if text in (key, name)]
+    return exact or [key for key, name in known.items() if text in key or text in name]

@@ -1,6 +1,6 @@
-"""Rule C over a stored series: changes of level, and the drift from its anchor.
+"""Changes of level in a stored series, and the drift from its anchor.
 
-It informs; it accuses no commit.
+Change points inform; they accuse no commit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from pytest_llmperf.core.verdicts.change_points import ChangePoint, Drift, change_points, drift
 from pytest_llmperf.history.accept import Acceptance, levels
-from pytest_llmperf.history.sessions import MEASURED, SessionValue, session_values
+from pytest_llmperf.history.results import MEASURED, Point
+from pytest_llmperf.history.sessions import SessionValue, session_values
 
 if TYPE_CHECKING:
-    from pytest_llmperf.history.queries import Point
     from pytest_llmperf.history.store import Store
 
 
@@ -43,9 +43,8 @@ class SeriesChanges(Struct, frozen=True, kw_only=True):
     @property
     def unaccepted(self) -> bool:
         """Whether something changed that nobody accepted."""
-        return any(not change.accepted for change in self.changes) or (
-            self.drift is not None and self.drift.significant
-        )
+        drifted = self.drift is not None and self.drift.significant
+        return drifted or any(not change.accepted for change in self.changes)
 
 
 def series_changes(
@@ -55,7 +54,7 @@ def series_changes(
     accepted: tuple[Acceptance, ...],
     earlier: Sequence[str] = (),
 ) -> list[SeriesChanges]:
-    """The changes of a metric, by environment.
+    """Return the changes of a metric, by environment.
 
     `earlier` are the keys that the series had before its test was renamed.
 
@@ -63,22 +62,23 @@ def series_changes(
     """
     keys = (series, *earlier)
     sessions = sessions_of(point for key in keys for point in store.points(key, metric))
-    return [changes_of(key, values, levels(accepted, *keys)) for key, values in sessions.items()]
+    starts = levels(accepted, *keys)
+    return [changes_of(key, values, starts) for key, values in sessions.items()]
 
 
 def sessions_of(points: Iterable[Point]) -> dict[str, list[SessionValue]]:
-    """The validly measured sessions of a series, oldest first, by environment key."""
-    groups: dict[str, list[Point]] = {}
+    """Return the validly measured sessions of a series, oldest first, by environment key."""
+    by_environment: dict[str, list[Point]] = {}
     for point in points:
         if point.outcome in MEASURED and point.value is not None:
-            groups.setdefault(point.environment_key, []).append(point)
-    return {key: session_values(found) for key, found in groups.items()}
+            by_environment.setdefault(point.environment_key, []).append(point)
+    return {key: session_values(same_place) for key, same_place in by_environment.items()}
 
 
 def changes_of(
     environment_key: str, sessions: Sequence[SessionValue], starts: Sequence[str]
 ) -> SeriesChanges:
-    """As `series_changes`, of sessions of one environment that were read already.
+    """Return what `series_changes` does for sessions of one environment that were read already.
 
     `starts` are those of accepted levels.
     """
@@ -96,7 +96,11 @@ def changes_of(
 def _change(
     point: ChangePoint, sessions: Sequence[SessionValue], starts: Sequence[str]
 ) -> LevelChange:
-    """Accepted if a level was accepted that starts after the last session before the change: that settles all before it."""
+    """Return a change of level, and whether it was accepted.
+
+    It was if an accepted level starts after the last session before the change: that settles
+    everything before it.
+    """
     before, after = sessions[point.index - 1], sessions[point.index]
     accepted = any(start > before.created for start in starts)
     return LevelChange(point=point, before=before, after=after, accepted=accepted)
@@ -104,4 +108,7 @@ def _change(
 
 def _first_of_level(sessions: Sequence[SessionValue], starts: Sequence[str]) -> int:
     latest = max(starts, default="")
-    return next((at for at, session in enumerate(sessions) if session.created >= latest), 0)
+    return next(
+        (index for index, session in enumerate(sessions) if session.created >= latest),
+        0,
+    )

@@ -1,4 +1,4 @@
-"""One open database: connections, transactions, the schema brought up to date, a damaged file put aside."""
+"""One open database: its connections and transactions, its schema, and what to do if damaged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A read transaction."""
-        with explained(self.address.shown), self._engine.begin() as connection:
+        with explained(self.address.public_url), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -43,7 +43,7 @@ class Database:
 
         Waits at most `busy_s` for other writers.
         """
-        with explained(self.address.shown), self._writer.begin() as connection:
+        with explained(self.address.public_url), self._writer.begin() as connection:
             yield connection
 
     def prepare(self, *, create: bool) -> list[str]:
@@ -82,21 +82,22 @@ class Database:
 
     def _prepare_server(self, create: bool) -> list[str]:
         with self.writing() as connection:
-            if _ready(connection, self.address.shown, create=create):
+            if _ready(connection, self.address.public_url, create=create):
                 return []
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-            migrate.upgrade(connection, self.address.shown)
+            migrate.upgrade(connection, self.address.public_url)
         return []
 
     def _prepare_file(self, file: Path, create: bool) -> list[str]:
         if not create and not file.is_file():
             raise StoreMissing(
-                f"no store at {file} yet. A pytest run with llmperf tests makes it; --store names another."
+                f"no store at {file} yet. "
+                "A pytest run with llmperf tests makes it; --store names another."
             )
         _make_folder(file.parent)
         try:
             with self.reading() as connection:
-                if _ready(connection, self.address.shown, create=create):
+                if _ready(connection, self.address.public_url, create=create):
                     return []
         except StoreCorrupt:
             pass  # looked at again under the lock: another process may be mending it
@@ -113,22 +114,25 @@ class Database:
         return []
 
     def _migrate_file(self) -> None:
-        with explained(self.address.shown), closing(self._engine.raw_connection()) as connection:
+        with (
+            explained(self.address.public_url),
+            closing(self._engine.raw_connection()) as connection,
+        ):
             connection.cursor().execute("PRAGMA journal_mode=WAL")
         with self.writing() as connection:
-            if not _ready(connection, self.address.shown, create=True):
-                migrate.upgrade(connection, self.address.shown)
+            if not _ready(connection, self.address.public_url, create=True):
+                migrate.upgrade(connection, self.address.public_url)
 
     def _put_aside(self, file: Path, damage: StoreCorrupt) -> str:
         self.dispose()
-        kept = _free_name(file)
+        copy = _free_name(file)
         # The log first: SQLite must never find it beside a new file.
         for suffix in ("-wal", "-shm", ""):
             part = file.with_name(file.name + suffix)
             if part.exists():
-                part.rename(kept.with_name(kept.name + suffix))
+                part.rename(copy.with_name(copy.name + suffix))
         self._migrate_file()
-        return f"{damage} It was kept as {kept}; a new, empty store was started at {file}."
+        return f"{damage} It was kept as {copy}; a new, empty store was started at {file}."
 
     @contextmanager
     def _lock(self, file: Path) -> Iterator[None]:
@@ -143,28 +147,29 @@ class Database:
             raise StoreUnavailable(_unwritable(file.parent, error)) from error
 
 
-def _ready(connection: Connection, shown: str, *, create: bool) -> bool:
-    found = migrate.revision(connection)
-    if found is None and not create:
+def _ready(connection: Connection, public_url: str, *, create: bool) -> bool:
+    revision = migrate.revision(connection)
+    if revision is None and not create:
         raise StoreMissing(
-            f"store {shown} holds no history yet. A pytest run with llmperf tests fills it."
+            f"store {public_url} holds no history yet. A pytest run with llmperf tests fills it."
         )
-    migrate.require_known(found, shown)
-    if found != HEAD:
+    migrate.require_known(revision, public_url)
+    if revision != HEAD:
         return False
-    # Is it readable?
-    connection.execute(
-        select(DOCUMENTS.c.body).order_by(DOCUMENTS.c.record_seq.desc()).limit(1)
-    ).first()
+    _require_readable(connection)
     return True
 
 
+def _require_readable(connection: Connection) -> None:
+    """Read the newest document: a damaged file may have a schema all the same."""
+    newest = select(DOCUMENTS.c.body).order_by(DOCUMENTS.c.record_seq.desc()).limit(1)
+    connection.execute(newest).first()
+
+
 def _engine(address: Address, busy_s: float) -> Engine:
-    return (
-        _file_engine(address, busy_s)
-        if address.file is not None
-        else _server_engine(address, busy_s)
-    )
+    if address.file is not None:
+        return _file_engine(address, busy_s)
+    return _server_engine(address, busy_s)
 
 
 def _file_engine(address: Address, busy_s: float) -> Engine:
@@ -175,7 +180,7 @@ def _file_engine(address: Address, busy_s: float) -> Engine:
 
 
 def _configure(connection: Any, _record: object) -> None:
-    # Sqlite3 would begin too late, and never for reads; `_begin` does it.
+    # The driver would begin too late, and never for reads; `_begin` does it.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA synchronous=FULL")
@@ -189,21 +194,17 @@ def _begin(connection: Connection) -> None:
 
 
 def _server_engine(address: Address, busy_s: float) -> Engine:
-    wait = {
+    waits = {
         "connect_timeout": max(2, round(busy_s)),
         "options": f"-c lock_timeout={round(busy_s * 1000)}",
     }
+    arguments = {name: value for name, value in waits.items() if name not in address.url.query}
     try:
-        return create_engine(
-            address.url,
-            pool_pre_ping=True,
-            connect_args={
-                name: value for name, value in wait.items() if name not in address.url.query
-            },
-        )
+        return create_engine(address.url, pool_pre_ping=True, connect_args=arguments)
     except ImportError as error:
         raise StoreError(
-            f"store {address.shown} needs the package psycopg, which is not installed here ({error}). "
+            f"store {address.public_url} needs the package psycopg, "
+            f"which is not installed here ({error}). "
             "Install it with: pip install 'pytest-llmperf[postgresql]'",
         ) from error
 
@@ -221,7 +222,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"store folder {folder} cannot be written: {error}. Give a writable place with --llmperf-store sqlite:////path/history.db."
+    return (
+        f"store folder {folder} cannot be written: {error}. "
+        "Give a writable place with --llmperf-store sqlite:////path/history.db."
+    )
 
 
 def _free_name(file: Path) -> Path:

@@ -18,13 +18,13 @@ The environment is not one: it decides what is comparable inside it.
 
 
 def series_key(record: Record) -> str:
-    """SHA-256 (16 hex digits) of the fields that identify the record's series."""
+    """Return the SHA-256 (16 hex digits) of the fields that identify the record's series."""
     content = msgspec.json.encode([storable(getattr(record, field)) for field in SERIES_FIELDS])
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def utc(created: str) -> str:
-    """An ISO 8601 time as UTC with microseconds, so that text order is time order.
+    """Return an ISO 8601 time as UTC with microseconds, so that text order is time order.
 
     Without an offset it is read as UTC.
 
@@ -42,5 +42,5 @@ def utc(created: str) -> str:
 
 
 def storable(text: str) -> str:
-    """The text as both databases can hold it: no lone surrogates, no NUL (PostgreSQL)."""
+    """Return the text as both databases can hold it: no lone surrogates, no NUL (PostgreSQL)."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

@@ -18,17 +18,17 @@ _VERSION_TABLE = "llmperf_alembic_version"
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision of the store's schema; None for an empty database."""
+    """Return the revision of the store's schema; None for an empty database."""
     if not inspect(connection).has_table(_VERSION_TABLE):
         return None
-    # A constant.
-    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608
+    query = f"SELECT version_num FROM {_VERSION_TABLE}"  # noqa: S608 - a constant
+    return connection.execute(text(query)).scalar()
 
 
-def upgrade(connection: Connection, shown: str) -> None:
+def upgrade(connection: Connection, public_url: str) -> None:
     """Bring the schema to `HEAD` inside the caller's transaction.
 
-    `shown` is the store's URL for messages.
+    `public_url` is the store's URL for messages.
 
     Raises:
         StoreError: the store is of a newer version than this program.
@@ -36,7 +36,7 @@ def upgrade(connection: Connection, shown: str) -> None:
     from alembic import command  # noqa: PLC0415
 
     config = _config(connection)
-    require_known(revision(connection), shown)
+    require_known(revision(connection), public_url)
     command.upgrade(config, HEAD)
 
 
@@ -47,12 +47,13 @@ def downgrade(connection: Connection, to: str) -> None:
     command.downgrade(_config(connection), to)
 
 
-def require_known(found: str | None, shown: str) -> None:
-    """Raise StoreError unless this program knows the revision."""
-    if found is None or found in _known():
+def require_known(stored: str | None, public_url: str) -> None:
+    """Raise StoreError unless this program knows the stored revision."""
+    if stored is None or stored in _known():
         return
     raise StoreError(
-        f"store {shown} has schema revision {found!r}, this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
+        f"store {public_url} has schema revision {stored!r}, "
+        f"this pytest-llmperf knows up to {HEAD!r}: a newer version wrote it. "
         "Upgrade pytest-llmperf, or give another store with --llmperf-store.",
     )
 

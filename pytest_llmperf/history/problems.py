@@ -30,49 +30,67 @@ class StoreCorrupt(StoreUnavailable):
     """The SQLite file is damaged."""
 
 
-_BUSY = "is locked: another process kept it for longer than the busy timeout. End that process, or give another store."
+_BUSY = (
+    "is locked: another process kept it for longer than the busy timeout. "
+    "End that process, or give another store."
+)
 _SQLITE = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
-    sqlite3.SQLITE_READONLY: "cannot be written: file or folder is read-only. Give a writable place with --llmperf-store.",
-    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error (full, or a limit on the size of files?).",
-    sqlite3.SQLITE_FULL: "cannot be written: the disk is full. Free some space, or give another place with --llmperf-store.",
+    sqlite3.SQLITE_READONLY: (
+        "cannot be written: file or folder is read-only. "
+        "Give a writable place with --llmperf-store."
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "cannot be read or written: "
+        "the disk reports an error (full, or a limit on the size of files?)."
+    ),
+    sqlite3.SQLITE_FULL: (
+        "cannot be written: the disk is full. "
+        "Free some space, or give another place with --llmperf-store."
+    ),
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: is its folder there, readable and writable?",
-    sqlite3.SQLITE_PROTOCOL: "cannot be locked: SQLite needs a local file system, network drives will not do.",
+    sqlite3.SQLITE_PROTOCOL: (
+        "cannot be locked: SQLite needs a local file system, network drives will not do."
+    ),
 }
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @contextmanager
-def explained(shown: str) -> Iterator[None]:
-    """Turn the drivers' errors into StoreErrors. `shown` is the store's URL without its password."""
+def explained(public_url: str) -> Iterator[None]:
+    """Turn the drivers' errors into StoreErrors.
+
+    `public_url` is the store's URL without its password.
+    """
     try:
         yield
     except DBAPIError as error:
-        raise _explain(error, shown) from error
+        raise _explain(error, public_url) from error
     except sqlite3.Error as error:
-        raise _explain_sqlite(error, shown) from error
+        raise _explain_sqlite(error, public_url) from error
     except SQLAlchemyError as error:
-        raise StoreError(f"store {shown}: {error}") from error
+        raise StoreError(f"store {public_url}: {error}") from error
 
 
-def _explain(error: DBAPIError, shown: str) -> StoreError:
+def _explain(error: DBAPIError, public_url: str) -> StoreError:
     reason = " ".join(str(error.orig).split())
     if isinstance(error, DataError | IntegrityError):
-        return StoreRefused(f"store {shown} refused a value: {reason}")
+        return StoreRefused(f"store {public_url} refused a value: {reason}")
     if isinstance(error.orig, sqlite3.Error):
-        return _explain_sqlite(error.orig, shown)
-    return StoreUnavailable(f"store {shown} cannot be reached, read or written: {reason}")
+        return _explain_sqlite(error.orig, public_url)
+    return StoreUnavailable(f"store {public_url} cannot be reached, read or written: {reason}")
 
 
-def _explain_sqlite(error: sqlite3.Error, shown: str) -> StoreError:
+def _explain_sqlite(error: sqlite3.Error, public_url: str) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF  # the higher bits tell details apart
     if primary in _DAMAGED:
         return StoreCorrupt(
-            f"store {shown} is damaged: {error}. `sqlite3 FILE .recover` may save what it holds."
+            f"store {public_url} is damaged: {error}. "
+            "`sqlite3 FILE .recover` may save what it holds."
         )
-    known = _SQLITE.get(primary) if primary is not None else None
-    return StoreUnavailable(
-        f"store {shown} {known} ({error})" if known else f"store {shown}: {error}"
-    )
+    sentence = _SQLITE.get(primary) if primary is not None else None
+    if sentence is None:
+        return StoreUnavailable(f"store {public_url}: {error}")
+    return StoreUnavailable(f"store {public_url} {sentence} ({error})")

@@ -7,8 +7,19 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from msgspec import Struct
-from sqlalchemy import Connection, Row, Select, Table, and_, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_llmperf.core import record_json
@@ -17,49 +28,18 @@ from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.identity import storable, utc
 from pytest_llmperf.history.problems import StoreUnavailable
+from pytest_llmperf.history.results import MEASURED, MeasuredMetric, Point, Series
 from pytest_llmperf.history.rows import document, metric_rows, record_row
-from pytest_llmperf.history.sessions import MEASURED
 from pytest_llmperf.history.spool import Entry, Outcome
 from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
 
 _PAGE = 100
+_OLDEST_FIRST = (RECORDS.c.created.asc(), RECORDS.c.seq.asc())
+_NEWEST_FIRST = (RECORDS.c.created.desc(), RECORDS.c.seq.desc())
 _INSERT: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
 }
-
-
-class Point(Struct, frozen=True, kw_only=True):
-    """One metric of one record. `value` None: not measurable then. `created` is UTC ISO 8601."""
-
-    record_id: str
-    session_id: str
-    created: str
-    environment_key: str
-    outcome: str
-    unit: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    formula: str
-
-
-class Series(Struct, frozen=True, kw_only=True):
-    """A series, how many records it has, and its newest one."""
-
-    key: str
-    test: str
-    label: str
-    workload_text: str
-    strategy: str
-    engine: str
-    model: str
-    n: int
-    last_id: str
-    last_created: str
-    last_outcome: str
-    last_environment_key: str
 
 
 def write(database: Database, entry: Entry) -> None:
@@ -72,10 +52,10 @@ def write(database: Database, entry: Entry) -> None:
 
 
 def write_spooled(database: Database, entry: Entry) -> None:
-    """As `write`.
+    """Write a record, or the outcome of one, that waited in the spool.
 
-    What the store will never take (a time that is none, an outcome without a record) is a
-    ValueError.
+    Raises ValueError for what the store will never take: a time that is none, an outcome without a
+    record.
     """
     try:
         write(database, entry)
@@ -92,28 +72,28 @@ def write_many(database: Database, records: Sequence[Record]) -> int:
 
 
 def outcomes(database: Database, record_ids: Sequence[str]) -> dict[str, str]:
-    """The outcome of each of these records that is there."""
-    by_stored = {storable(each): each for each in record_ids}
+    """Return the outcome of each of these records that is there."""
+    by_stored = {storable(record_id): record_id for record_id in record_ids}
     query = select(RECORDS.c.id, RECORDS.c.outcome).where(RECORDS.c.id.in_(list(by_stored)))
     with database.reading() as connection:
         return {by_stored[row.id]: row.outcome for row in connection.execute(query)}
 
 
 def tests(database: Database) -> list[str]:
-    """Every test, by one step through the index a test: the records of each are not read."""
-    first = select(func.min(RECORDS.c.test).label("test")).cte("tests", recursive=True)
-    later = select(func.min(RECORDS.c.test)).where(RECORDS.c.test > first.c.test).scalar_subquery()
-    found = first.union_all(select(later).where(first.c.test.is_not(None)))
+    """Return every test, by one step through the index a test: no record is read."""
+    smallest = func.min(RECORDS.c.test)
+    first = select(smallest.label("test")).cte("tests", recursive=True)
+    following = select(smallest).where(RECORDS.c.test > first.c.test).scalar_subquery()
+    every = first.union_all(select(following).where(first.c.test.is_not(None)))
     with database.reading() as connection:
-        return sorted(
-            test for test in connection.execute(select(found.c.test)).scalars() if test is not None
-        )
+        names = connection.execute(select(every.c.test)).scalars()
+        return sorted(test for test in names if test is not None)
 
 
 def matching(
     *, test: str | None, series: str | None, environment: str | None, since: str | None
 ) -> Select[Any]:
-    """The query for records that pass every filter that is not None.
+    """Return the query for records that pass every filter that is not None.
 
     Raises StoreError for a time that is none.
     """
@@ -121,18 +101,18 @@ def matching(
         DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq
     )
     equal = {"test": test and storable(test), "series_key": series, "environment_key": environment}
-    for name, wanted in equal.items():
-        if wanted is not None:
-            query = query.where(RECORDS.c[name] == wanted)
+    for name, value in equal.items():
+        if value is not None:
+            query = query.where(RECORDS.c[name] == value)
     if since is not None:
         query = query.where(RECORDS.c.created >= utc(since))
     return query
 
 
-def named(
+def beginning_with(
     *, record: str | None = None, session: str | None = None, series: str | None = None
 ) -> Select[Any]:
-    """The query for records whose id, session id or series key begins with a text."""
+    """Return the query for records whose id, session id or series key begins with a text."""
     query = matching(test=None, series=None, environment=None, since=None)
     for name, start in (("id", record), ("session_id", session), ("series_key", series)):
         if start is not None:
@@ -143,29 +123,32 @@ def named(
 def records(
     database: Database, query: Select[Any], limit: int | None, *, oldest_first: bool = False
 ) -> Iterator[Record]:
-    """The records of `matching`, newest first unless `oldest_first`, a page a transaction."""
+    """Return the records of `matching`, newest first unless `oldest_first`.
+
+    Each page is read in a transaction of its own.
+    """
     return islice(_pages(database, query, limit, oldest_first), limit)
 
 
 def all_series(database: Database, *, test: str | None) -> list[Series]:
-    """One row a series, most recent first."""
-    groups = select(
-        RECORDS.c.series_key, func.count().label("n"), func.max(RECORDS.c.created).label("created")
-    )
-    if test is not None:
-        groups = groups.where(RECORDS.c.test == storable(test))
-    group = groups.group_by(RECORDS.c.series_key).subquery()
-    newest = and_(RECORDS.c.series_key == group.c.series_key, RECORDS.c.created == group.c.created)
-    query = (
-        select(RECORDS, group.c.n)
-        .join(group, newest)
-        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
-    )
+    """Return one row a series, most recent first."""
     with database.reading() as connection:
-        rows = connection.execute(query).all()
-    # Of records made at the same moment, the last added.
-    first = {row.series_key: row for row in reversed(rows)}
-    return [_series(row) for row in reversed(first.values())]
+        rows = connection.execute(_newest_of_each_series(test)).all()
+    # Of records made at the same moment, the one that was added last.
+    last_added = {row.series_key: row for row in reversed(rows)}
+    return [_series(row) for row in reversed(last_added.values())]
+
+
+def _newest_of_each_series(test: str | None) -> Select[Any]:
+    """Return the query for the newest records of each series, with its number of records."""
+    newest = func.max(RECORDS.c.created).label("created")
+    counts = select(RECORDS.c.series_key, func.count().label("n"), newest)
+    if test is not None:
+        counts = counts.where(RECORDS.c.test == storable(test))
+    group = counts.group_by(RECORDS.c.series_key).subquery()
+    in_group = RECORDS.c.series_key == group.c.series_key
+    is_newest = and_(in_group, RECORDS.c.created == group.c.created)
+    return select(RECORDS, group.c.n).join(group, is_newest).order_by(*_NEWEST_FIRST)
 
 
 def points(
@@ -176,16 +159,12 @@ def points(
     *,
     environment: str | None = None,
 ) -> list[Point]:
-    """A metric over a series (in one environment unless None), newest first."""
-    columns = [RECORDS.c[name] for name in ("session_id", "created", "environment_key", "outcome")]
-    values = [METRICS.c[name] for name in ("unit", "value", "low", "high", "n", "formula")]
+    """Return a metric over a series (in one environment unless None), newest first."""
     query = (
-        select(RECORDS.c.id.label("record_id"), *columns, *values)
-        .join(
-            METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name == storable(metric))
-        )
+        select(*_point_columns())
+        .join(METRICS, _has_metric(METRICS.c.name == storable(metric)))
         .where(RECORDS.c.series_key == series)
-        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
+        .order_by(*_NEWEST_FIRST)
         .limit(limit)
     )
     if environment is not None:
@@ -194,14 +173,25 @@ def points(
         return [_point(*row) for row in connection.execute(query)]
 
 
+def _point_columns() -> list[ColumnElement[Any]]:
+    """Return the columns in the order of `_point`."""
+    facts = ("session_id", "created", "environment_key", "outcome")
+    numbers = ("unit", "value", "low", "high", "n", "formula")
+    return [
+        RECORDS.c.id.label("record_id"),
+        *(RECORDS.c[name] for name in facts),
+        *(METRICS.c[name] for name in numbers),
+    ]
+
+
+def _has_metric(is_wanted: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return the condition that joins a record with its metrics."""
+    return and_(METRICS.c.record_seq == RECORDS.c.seq, is_wanted)
+
+
 def metric_names(database: Database) -> list[str]:
-    """Names in the newest records: all of a large store would have to be read for more."""
-    newest = (
-        select(RECORDS.c.seq)
-        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
-        .limit(_PAGE)
-        .subquery()
-    )
+    """Return names in the newest records: more would mean to read all of a large store."""
+    newest = select(RECORDS.c.seq).order_by(*_NEWEST_FIRST).limit(_PAGE).subquery()
     query = (
         select(METRICS.c.name)
         .distinct()
@@ -210,6 +200,24 @@ def metric_names(database: Database) -> list[str]:
     )
     with database.reading() as connection:
         return list(connection.execute(query).scalars())
+
+
+def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
+    """Return these metrics of every validly measured record, newest first."""
+    query = (
+        select(*_measured_columns())
+        .join(METRICS, _has_metric(METRICS.c.name.in_(names)))
+        .where(RECORDS.c.outcome.in_(sorted(MEASURED)))
+        .order_by(*_NEWEST_FIRST)
+    )
+    with database.reading() as connection:
+        return [MeasuredMetric(**row) for row in connection.execute(query).mappings()]
+
+
+def _measured_columns() -> list[ColumnElement[Any]]:
+    facts = [name for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c]
+    numbers = ("name", "value", "low", "high")
+    return [*(RECORDS.c[name] for name in facts), *(METRICS.c[name] for name in numbers)]
 
 
 def _point(
@@ -225,7 +233,7 @@ def _point(
     n: int,
     formula: str,
 ) -> Point:
-    """The columns in the order of the query.
+    """Return a point of the columns in the order of `_point_columns`.
 
     Mappings of long histories would take three times as long to read.
     """
@@ -245,21 +253,21 @@ def _point(
 
 
 def _add(connection: Connection, record: Record) -> bool:
-    """Whether it was new."""
-    put = (
-        _INSERT[connection.dialect.name](RECORDS)
-        .values(record_row(record))
-        .on_conflict_do_nothing(index_elements=["id"])
-    )
-    if (
-        connection.execute(put.inline(), execution_options={"preserve_rowcount": True}).rowcount
-        == 0
-    ):
+    """Add a record unless it is there. Returns whether it was new."""
+    if not _add_row(connection, record):
         return False
     seq = _seq(connection, record.id)
     connection.execute(insert(DOCUMENTS), {"record_seq": seq, "body": document(record)})
     _add_metrics(connection, record, seq)
     return True
+
+
+def _add_row(connection: Connection, record: Record) -> bool:
+    insert_into = _INSERT[connection.dialect.name]
+    statement = insert_into(RECORDS).values(record_row(record))
+    unless_known = statement.on_conflict_do_nothing(index_elements=["id"]).inline()
+    options = {"preserve_rowcount": True}
+    return connection.execute(unless_known, execution_options=options).rowcount != 0
 
 
 def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
@@ -269,29 +277,29 @@ def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
 
 def _update(connection: Connection, change: Outcome) -> None:
     seq = _seq(connection, change.id)
-    body = connection.execute(
-        select(DOCUMENTS.c.body).where(DOCUMENTS.c.record_seq == seq).with_for_update()
-    ).scalar_one()
-    old = _decode(body)
-    new = msgspec.structs.replace(
-        old,
+    is_its_document = DOCUMENTS.c.record_seq == seq
+    query = select(DOCUMENTS.c.body).where(is_its_document).with_for_update()
+    record = _with_outcome(_decode(connection.execute(query).scalar_one()), change)
+    outcome = storable(change.outcome)
+    connection.execute(update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=outcome))
+    body = document(record)
+    connection.execute(update(DOCUMENTS).where(is_its_document).values(body=body))
+
+
+def _with_outcome(record: Record, change: Outcome) -> Record:
+    agreement = record.agreement if change.agreement is None else change.agreement
+    return msgspec.structs.replace(
+        record,
         outcome=change.outcome,
         claims=change.claims,
-        agreement=old.agreement if change.agreement is None else change.agreement,
-        extra=old.extra | change.extra,
-    )
-    connection.execute(
-        update(RECORDS).where(RECORDS.c.seq == seq).values(outcome=storable(change.outcome))
-    )
-    connection.execute(
-        update(DOCUMENTS).where(DOCUMENTS.c.record_seq == seq).values(body=document(new))
+        agreement=agreement,
+        extra=record.extra | change.extra,
     )
 
 
 def _seq(connection: Connection, record_id: str) -> int:
-    seq = connection.execute(
-        select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))
-    ).scalar()
+    query = select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))
+    seq = connection.execute(query).scalar()
     if seq is None:
         raise StoreError(f"record {record_id!r} is not in the store; add it before its outcome.")
     return int(seq)
@@ -301,14 +309,14 @@ def _pages(
     database: Database, query: Select[Any], limit: int | None, oldest_first: bool
 ) -> Iterator[Record]:
     size = _PAGE if limit is None else min(_PAGE, limit)
-    place = (RECORDS.c.created, RECORDS.c.seq)
-    ordered = query.order_by(*(column.asc() if oldest_first else column.desc() for column in place))
+    position = tuple_(RECORDS.c.created, RECORDS.c.seq)
+    ordered = query.order_by(*(_OLDEST_FIRST if oldest_first else _NEWEST_FIRST))
     rows = _page(database, ordered, size)
     while rows:
         yield from (_decode(row.body) for row in rows)
         last = (rows[-1].created, rows[-1].seq)
-        after = tuple_(*place) > last if oldest_first else tuple_(*place) < last
-        rows = _page(database, ordered.where(after), size)
+        is_next = position > last if oldest_first else position < last
+        rows = _page(database, ordered.where(is_next), size)
 
 
 def _page(database: Database, query: Select[Any], size: int) -> list[Row[Any]]:
@@ -324,44 +332,8 @@ def _decode(body: str) -> Record:
 
 
 def _series(row: Row[Any]) -> Series:
-    kept = ("test", "label", "workload_text", "strategy", "engine", "model", "n")
-    last = {
-        f"last_{name}": getattr(row, name)
-        for name in ("id", "created", "outcome", "environment_key")
-    }
-    return Series(key=row.series_key, **{name: getattr(row, name) for name in kept}, **last)
-
-
-class MeasuredMetric(Struct, frozen=True, kw_only=True):
-    """One metric of one record, with what tells apart what may be compared."""
-
-    series_key: str
-    created: str
-    workload_key: str
-    workload_text: str
-    strategy: str
-    engine: str
-    model: str
-    environment_key: str
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
-    """These metrics of every validly measured record, newest first."""
-    kept = [
-        RECORDS.c[name]
-        for name in MeasuredMetric.__struct_fields__
-        if name in RECORDS.c and name != "name"
-    ]
-    values = [METRICS.c[name] for name in ("name", "value", "low", "high")]
-    query = (
-        select(*kept, *values)
-        .join(METRICS, and_(METRICS.c.record_seq == RECORDS.c.seq, METRICS.c.name.in_(names)))
-        .where(RECORDS.c.outcome.in_(sorted(MEASURED)))
-        .order_by(RECORDS.c.created.desc(), RECORDS.c.seq.desc())
-    )
-    with database.reading() as connection:
-        return [MeasuredMetric(**row) for row in connection.execute(query).mappings()]
+    names = ("test", "label", "workload_text", "strategy", "engine", "model", "n")
+    names_of_last = ("id", "created", "outcome", "environment_key")
+    common = {name: getattr(row, name) for name in names}
+    last = {f"last_{name}": getattr(row, name) for name in names_of_last}
+    return Series(key=row.series_key, **common, **last)

@@ -10,13 +10,23 @@ from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.history.identity import series_key, storable, utc
 
 _COPIED = (
-    "id", "session_id", "test", "label", "workload_key", "workload_text", "strategy", "engine", "model", "model_hash",
-    "environment_key", "outcome",
-)  # fmt: skip
+    "id",
+    "session_id",
+    "test",
+    "label",
+    "workload_key",
+    "workload_text",
+    "strategy",
+    "engine",
+    "model",
+    "model_hash",
+    "environment_key",
+    "outcome",
+)
 
 
 def record_row(record: Record) -> dict[str, Any]:
-    """The columns of `records`. Raises StoreError if `created` is not an ISO 8601 time."""
+    """Return the columns of `records`. Raises StoreError if `created` is not an ISO 8601 time."""
     return {
         **{name: storable(getattr(record, name)) for name in _COPIED},
         "created": utc(record.created),
@@ -26,15 +36,13 @@ def record_row(record: Record) -> dict[str, Any]:
 
 
 def metric_rows(record: Record, seq: int) -> list[dict[str, Any]]:
-    """The rows of `metrics`, one a name."""
-    return [
-        _metric_row(metric, seq)
-        for metric in {metric.name: metric for metric in record.metrics}.values()
-    ]
+    """Return the rows of `metrics`, one a name."""
+    by_name = {metric.name: metric for metric in record.metrics}
+    return [_metric_row(metric, seq) for metric in by_name.values()]
 
 
 def document(record: Record) -> str:
-    """The column `body` of `documents`."""
+    """Return the column `body` of `documents`."""
     return record_json.encode(record).decode("utf-8")
 
 

@@ -99,9 +99,8 @@ class Spool:
         for line, _ in refused:
             _append(self.refused_path, line)
         self.path.unlink(missing_ok=True)
-        return len(lines) - len(refused), [
-            f"{reason} (kept in {self.refused_path})" for _, reason in refused
-        ]
+        notices = [f"{reason} (kept in {self.refused_path})" for _, reason in refused]
+        return len(lines) - len(refused), notices
 
     def _read(self) -> list[bytes]:
         if not self.path.is_file():
@@ -122,7 +121,8 @@ class Spool:
 
     def _failed(self, error: OSError) -> StoreError:
         return StoreError(
-            f"spool {self.path} cannot be used: {error}. Free some space or give another --llmperf-store."
+            f"spool {self.path} cannot be used: {error}. "
+            "Free some space or give another --llmperf-store."
         )
 
 
@@ -151,14 +151,14 @@ def _decode(line: bytes) -> Entry:
 def _append(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        start = b"\n" if _torn(descriptor) else b""
+        start = b"\n" if _is_torn(descriptor) else b""
         _write_all(descriptor, start + line + b"\n")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _torn(descriptor: int) -> bool:
+def _is_torn(descriptor: int) -> bool:
     """Whether the last line was cut off (a killed writer, a full disk)."""
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"

@@ -18,7 +18,7 @@ from pytest_llmperf.history import queries
 from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
-from pytest_llmperf.history.queries import MeasuredMetric, Point, Series
+from pytest_llmperf.history.results import MeasuredMetric, Point, Series
 from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0
@@ -48,7 +48,9 @@ def open_store(
 
 
 def open_for_session(url: str, *, folder: Path | None = None, busy_s: float = BUSY_S) -> Store:
-    """As `open_store`, but a store that is unavailable now is no error: what is measured goes to the spool, with a notice.
+    """Open a store as `open_store` does, even if it is unavailable now.
+
+    What is measured then goes to the spool, with a notice.
 
     Raises:
         StoreError: as `open_store`, or neither the store nor its spool can be written.
@@ -87,7 +89,7 @@ class Store:
     @property
     def shown(self) -> str:
         """The store's URL, without a password."""
-        return self._database.address.shown
+        return self._database.address.public_url
 
     def add(self, record: Record) -> bool:
         """Write a record, durable when this returns.
@@ -123,7 +125,9 @@ class Store:
         agreement: dict[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Note what became of a record: its outcome and claims, its agreement unless None, and more `extra`. Returns as `add`.
+        """Note what became of a record: its outcome and claims, its agreement unless None.
+
+        `extra` is added to the record's. Returns what `add` does.
 
         Raises:
             StoreError: no such record, or as `add`.
@@ -168,13 +172,13 @@ class Store:
         Oldest first.
         """
         for query in (
-            queries.named(record=start),
-            queries.named(session=start),
-            queries.named(series=start),
+            queries.beginning_with(record=start),
+            queries.beginning_with(session=start),
+            queries.beginning_with(series=start),
         ):
-            found = list(queries.records(self._database, query, None, oldest_first=True))
-            if found:
-                return found
+            matches = list(queries.records(self._database, query, None, oldest_first=True))
+            if matches:
+                return matches
         return []
 
     def find_commit(self, start: str) -> list[Record]:
@@ -183,7 +187,7 @@ class Store:
         Oldest first. Reads all.
         """
         every = self.records(oldest_first=True)
-        return [each for each in every if _is_of(each.environment.facts, start)]
+        return [record for record in every if _is_of_commit(record.environment.facts, start)]
 
     def tests(self) -> list[str]:
         """The node ids of all tests that have a record, sorted. Quick also in a large store."""
@@ -241,11 +245,11 @@ class Store:
         self._set_unavailable(error)
 
     def _save(self, entry: Entry) -> bool:
-        if self._unavailable or not self._written(entry):
-            self._keep(entry)
+        if self._unavailable or not self._try_to_write(entry):
+            self._spool_unsaved(entry)
         return not self._unavailable
 
-    def _written(self, entry: Entry) -> bool:
+    def _try_to_write(self, entry: Entry) -> bool:
         try:
             queries.write(self._database, entry)
         except StoreUnavailable as error:
@@ -259,7 +263,7 @@ class Store:
             f"{error} What is measured goes to {self._spool.path}; the next session sends it."
         )
 
-    def _keep(self, entry: Entry) -> None:
+    def _spool_unsaved(self, entry: Entry) -> None:
         self._unsaved.append(entry)
         while self._unsaved:
             self._spool.append(self._unsaved[0])
@@ -291,9 +295,8 @@ class Store:
                 f"{waiting} entries wait in {self._spool.path} for the next session."
             )
         if self._unsaved:
-            raise StoreError(
-                f"{len(self._unsaved)} measured results could be kept neither in the store nor beside it. {error}"
-            )
+            n_lost = f"{len(self._unsaved)} measured results"
+            raise StoreError(f"{n_lost} could be kept neither in the store nor beside it. {error}")
 
     def __enter__(self) -> Self:
         return self
@@ -307,7 +310,7 @@ class Store:
         self.close()
 
 
-def _is_of(facts: Mapping[str, Any], commit: str) -> bool:
+def _is_of_commit(facts: Mapping[str, Any], commit: str) -> bool:
     return str(facts.get("git_commit") or "").startswith(commit) and not facts.get("git_dirty")
 
 

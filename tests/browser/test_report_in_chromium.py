@@ -101,16 +101,15 @@ def test_every_figure_is_drawn_without_an_error_and_nothing_goes_to_the_network(
 
 
 OVERLAPS = """
-const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1
-  || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
-const charts = 'figure[data-chart=pareto], figure[data-chart=roofline]';
-return [...document.querySelectorAll(charts)].flatMap(figure => {
+const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
+const above = (a, b) => a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+const apart = (a, b) => beside(a, b) || above(a, b);
+const drawn = 'figure[data-chart=pareto], figure[data-chart=roofline]';
+return [...document.querySelectorAll(drawn)].flatMap(figure => {
   const texts = [...figure.querySelectorAll('[data-mark=text] text')];
   const names = texts.map(each => [each.textContent, each.getBoundingClientRect()]);
-  return names.flatMap(([a, x], i) => names
-    .slice(i + 1)
-    .filter(([, y]) => !apart(x, y))
-    .map(([b]) => `${a} on ${b}`));
+  return names.flatMap(([a, x], i) =>
+    names.slice(i + 1).filter(([, y]) => !apart(x, y)).map(([b]) => `${a} on ${b}`));
 });
 """
 
@@ -125,7 +124,7 @@ def test_names_in_a_picture_do_not_cover_each_other(opened):
     )
     opened.execute_script(
         f"document.querySelectorAll('{marks} text')"
-        ".forEach(each => each.setAttribute('transform', ''))"
+        ".forEach(label => label.setAttribute('transform', ''))"
     )
     assert opened.execute_script(OVERLAPS)
 
@@ -326,7 +325,7 @@ def test_a_keyboard_reaches_the_filter_and_opens_what_is_folded(opened):
 
 
 def test_without_javascript_everything_is_in_tables(opened):
-    """With scripts off, the texts in place of charts and the tables are shown.
+    """With scripts off, texts in place of charts and tables are shown.
 
     What needs a script is not.
     """

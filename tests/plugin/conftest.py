@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def run(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Run:
             return pytester.runpytest_subprocess(*PLAIN, *IN_PROCESS, *args)
         if "-n" in args:
             return pytester.runpytest_subprocess(*PLAIN, *OTHERS, *IN_PROCESS, *args)
-        return pytester.runpytest_inprocess(*PLAIN, *OTHERS, *IN_PROCESS, *args)
+        with warnings.catch_warnings():
+            warnings.resetwarnings()  # those of our own tests are errors
+            return pytester.runpytest_inprocess(*PLAIN, *OTHERS, *IN_PROCESS, *args)
 
     return call
 

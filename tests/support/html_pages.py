@@ -1,4 +1,4 @@
-"""Pages of the HTML report for its tests: records to make them of, and a parser to read them."""
+"""Pages of the HTML report for its tests: records to make them of, and a parser for them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from html.parser import HTMLParser
 from support.history_records import metric, record
 
 from pytest_llmperf.core.record import Environment
-from pytest_llmperf.report.html import Content, page
+from pytest_llmperf.history.sessions import SessionValue
+from pytest_llmperf.report.html import Content, overview, page
+from pytest_llmperf.report.html.groups import group_views
 
 FP32 = {"strategy": "fp32", "samples": {"throughput": (10.0, 10.2, 9.8, 10.1, 10.0, 9.9)}}
 BF16 = {"strategy": "bf16", "samples": {"throughput": (15.0, 15.3, 14.7, 15.1, 15.0, 14.9)}}
 WORST = {
-    "prompt": 3, "position": 1, "kl": 0.4, "first_divergence": 1,
-    "text": "Why?", "reference_text": "Because so.",
-    "candidate_text": "Because no.", "top1": "101", "kls": [0.0, 0.4, "nan"],
-    "reference_top5": [[" so", 9.0]], "candidate_top5": [[" no", 8.0], [" so", 7.5]],
-}  # fmt: skip
+    "prompt": 3,
+    "position": 1,
+    "kl": 0.4,
+    "first_divergence": 1,
+    "text": "Why?",
+    "reference_text": "Because so.",
+    "candidate_text": "Because no.",
+    "top1": "101",
+    "kls": [0.0, 0.4, "nan"],
+    "reference_top5": [[" so", 9.0]],
+    "candidate_top5": [[" no", 8.0], [" so", 7.5]],
+}
 
 
 def run(name, tok_per_s, weights, **changes):
@@ -32,28 +41,48 @@ def run(name, tok_per_s, weights, **changes):
 
 
 def agreement(ok=True, top1=0.99, **more):
-    estimate = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
+    """An agreement with fp32, as a record has it."""
+    quantity = {"value": top1, "low": top1 - 0.01, "high": 1.0, "unit": "1"}
     return {
         "reference": "fp32",
         "ok": ok,
         "rule": "containment",
         "n_prompts": 4,
         "n_tokens": 128,
-        "top1": estimate,
+        "top1": quantity,
         **more,
     }
 
 
 def content(*records, **more):
+    """What a report on these records is made of."""
     places = {record.environment_key: record.environment.facts for record in records}
     fields = {
-        "made": "2026-11-23T12:00:00+00:00",
+        "created": "2026-11-23T12:00:00+00:00",
         "scope": "a test",
         "store": "sqlite:///h.db",
         "places": places,
         **more,
     }
     return Content(records=records, **fields)
+
+
+def panels(content):
+    """The panels at the top of the page."""
+    return overview.panels(content, group_views(content.records))
+
+
+def session_value(at, value, outcome="PASS", environment_key="e"):
+    """A session's value of a throughput, which began at this time."""
+    return SessionValue(
+        session_id=at,
+        record_id=at,
+        created=at,
+        outcome=outcome,
+        environment_key=environment_key,
+        value=value,
+        unit="tok/s",
+    )
 
 
 LIBRARIES = [page._asset(name) for name in page.SCRIPTS[:2]]
@@ -95,9 +124,9 @@ class Parsed(HTMLParser):
     def addresses(self):
         """Everything that a browser would fetch or follow, but anchors in the page and data."""
         addresses = [
-            a[name]
-            for _, a in self.elements
+            attributes[name]
+            for _, attributes in self.elements
             for name in ("src", "href", "action", "data", "poster")
-            if a.get(name)
+            if attributes.get(name)
         ]
         return [address for address in addresses if not address.startswith(("#", "data:"))]

@@ -12,11 +12,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
+from support.html_pages import session_value
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import Content, build
-from pytest_llmperf.report.html.content import History, Level, Reading, Step, Unmeasured
+from pytest_llmperf.report.html.content import History, Level, Step, Unmeasured
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"></script>"
@@ -105,7 +106,7 @@ def everything(session_records: list[Record]) -> Content:
         bf16, id="split", strategy="bf16+tp2", extra={"memory_ranks": ranks}, outcome="PASS"
     )
     return Content(
-        made="2026-11-23T12:00:00+00:00",
+        created="2026-11-23T12:00:00+00:00",
         scope="Everything at once",
         store="sqlite:///history.db",
         records=(*session_records, against, split),
@@ -120,14 +121,14 @@ def everything(session_records: list[Record]) -> Content:
 def history(record: Record, n: int) -> History:
     """A series that lost a tenth half-way, in two environments, with an accepted change."""
     first = datetime.fromisoformat("2026-09-01T00:00:00+00:00")
-    readings = tuple(
-        Reading(
-            at=(first + timedelta(days=at)).isoformat(),
-            value=100.0 if at < n // 2 else 90.0,
-            outcome="FAIL" if at == n // 2 else "PASS",
-            environment="before" if at < 5 else record.environment_key,
+    sessions = tuple(
+        session_value(
+            (first + timedelta(days=day)).isoformat(),
+            value=100.0 if day < n // 2 else 90.0,
+            outcome="FAIL" if day == n // 2 else "PASS",
+            environment_key="before" if day < 5 else record.environment_key,
         )
-        for at in range(n)
+        for day in range(n)
     )
     return History(
         key="k",
@@ -138,9 +139,9 @@ def history(record: Record, n: int) -> History:
         model=record.model,
         metric="throughput",
         unit="tok/s",
-        readings=readings,
-        steps=(Step(at=readings[n // 2].at, before=100.0, after=90.0, accepted=False),),
-        levels=(Level(at=readings[10].at, who="ann", why=HOSTILE),),
+        sessions=sessions,
+        steps=(Step(at=sessions[n // 2].created, before=100.0, after=90.0, accepted=False),),
+        levels=(Level(at=sessions[10].created, who="ann", why=HOSTILE),),
     )
 
 

@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the migrations on the connection that `history.migrate` hands over."""
+"""Alembic's environment: it runs the migrations on the connection of `history.migrate`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,13 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.history import accept, changes
 from pytest_llmperf.history.identity import series_key
 from pytest_llmperf.history.sessions import SessionValue
-from pytest_llmperf.report.html.content import Content, History, Level, Reading, Step, Unmeasured
+from pytest_llmperf.report.html.content import Content, History, Level, Step, Unmeasured
 from pytest_llmperf.report.html.runs import headline
 
 _PAGE = 8
 
 if TYPE_CHECKING:
-    from pytest_llmperf.history.queries import Point, Series
+    from pytest_llmperf.history.results import Series
     from pytest_llmperf.history.store import Store
 
 
@@ -67,7 +68,7 @@ def content(
     """
     histories = tuple(_histories(store, records, root, metric)) if store is not None else ()
     return Content(
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         scope=scope,
         store=store.shown if store is not None else "this session alone",
         records=tuple(records),
@@ -82,12 +83,12 @@ def content(
 def _places(
     store: Store | None, records: Sequence[Record], histories: Sequence[History]
 ) -> dict[str, dict[str, Fact]]:
-    """Return the facts of every environment that a record or a reading was made in, by its key."""
+    """Return the facts of every environment that a record or a session was made in, by its key."""
     places = {record.environment_key: record.environment.facts for record in records}
     if store is None:
         return places
-    readings = [reading for history in histories for reading in history.readings]
-    for key in sorted({reading.environment for reading in readings} - places.keys()):
+    sessions = [session for history in histories for session in history.sessions]
+    for key in sorted({session.environment_key for session in sessions} - places.keys()):
         record = next(store.records(environment=key, limit=1))
         places[key] = record.environment.facts
     return places
@@ -125,7 +126,7 @@ def _history(
         model=record.model,
         metric=metric,
         unit=points[0].unit if points else "",
-        readings=tuple(_readings(sessions, points)),
+        sessions=_oldest_first(sessions),
         steps=_steps(series_changes),
         levels=_levels(accepted, keys),
         drift=_drift(series_changes, record.environment_key),
@@ -145,22 +146,10 @@ def _changes(
         return []
 
 
-def _readings(
-    sessions: Mapping[str, Sequence[SessionValue]], points: Sequence[Point]
-) -> list[Reading]:
-    """Return one value a session and environment, oldest first."""
-    outcomes = {point.record_id: point.outcome for point in points}
-    readings = [
-        Reading(
-            at=value.created,
-            value=value.value,
-            outcome=outcomes[value.record_id],
-            environment=key,
-        )
-        for key, values in sessions.items()
-        for value in values
-    ]
-    return sorted(readings, key=lambda reading: reading.at)
+def _oldest_first(sessions: Mapping[str, Sequence[SessionValue]]) -> tuple[SessionValue, ...]:
+    """Return the sessions of all environments in the order of their time."""
+    values = chain.from_iterable(sessions.values())
+    return tuple(sorted(values, key=lambda session: session.created))
 
 
 def _steps(series_changes: Sequence[changes.SeriesChanges]) -> tuple[Step, ...]:

@@ -1,6 +1,7 @@
 """The HTML report.
 
-A record's way: `runs` groups it, a section's builder makes blocks of it, the template shows them.
+A record's way: `groups` puts runs together that may be compared, a section's builder makes blocks
+of them, the template shows the blocks.
 
 The blocks of a section are plain values (`blocks`), made by one file each: `overview`, `strategies`
 (with `tradeoffs`, `latency`, `usage`), `answers`, `effect`, `sides`, `history`, `listing`.

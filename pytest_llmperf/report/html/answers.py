@@ -1,9 +1,10 @@
-"""Agreement with the reference: a table of each comparison, and its worst prompts position by position."""
+"""Agreement with the reference: a table of each comparison, and its worst prompts in detail."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING, format_number, format_value
@@ -19,192 +20,203 @@ from pytest_llmperf.report.html.blocks import (
     Table,
     Token,
 )
-from pytest_llmperf.report.html.runs import newest, words
+from pytest_llmperf.report.html.runs import newest, record_row, search_words
 
-_COLUMNS = (
+_QUANTITIES = (
     ("top1", "top-1", "1"),
     ("top5", "top-5", "1"),
     ("kl", "KL", "nats"),
     ("perplexity_ratio", "perplexity", "x"),
+    ("prefix_match", "equal prefix", "1"),
+    ("sqnr_db", "SQNR", "dB"),
 )
-_MORE = (("prefix_match", "equal prefix", "1"), ("sqnr_db", "SQNR", "dB"))
-_HEAT = (1e-3, 1e-2, 1e-1, 1.0)
+"""The columns: name in the agreement, header, unit."""
+_HEAT_LIMITS = (1e-3, 1e-2, 1e-1, 1.0)
 """Limits of the colours of a position, nats."""
+_SAME = ("model", "strategy", "engine", "environment_key")
+_LEAD = (
+    "How often each strategy gives the reference's answer, "
+    "teacher-forced on the reference's own continuations."
+)
+_TABLE_NOTE = (
+    "KL in nats. Perplexity is the candidate's over the reference's. "
+    "Intervals are bootstrapped over prompts."
+)
+_NO_TEXTS = "The texts of the worst prompts were not recorded: an older version made this record."
 
 
-def of_run(record: Record, records: Sequence[Record]) -> Mapping[str, Any] | None:
-    """The agreement of a run's strategy: of its own test, else the newest of the same model, strategy, engine and environment."""
+def agreement_of(record: Record, records: Sequence[Record]) -> Mapping[str, Any] | None:
+    """Return the agreement of a run's strategy.
+
+    It is that of its own test, else the newest one of the same model, strategy, engine and
+    environment.
+    """
     if record.agreement is not None:
         return record.agreement
-    same = ("model", "strategy", "engine", "environment_key")
-    found = [
-        each
-        for each in records
-        if each.agreement and all(getattr(each, name) == getattr(record, name) for name in same)
+    similar = [
+        other
+        for other in records
+        if other.agreement and all(getattr(other, name) == getattr(record, name) for name in _SAME)
     ]
-    return newest(found).agreement if found else None
+    return newest(similar).agreement if similar else None
 
 
 def number(agreement: Mapping[str, Any] | None, name: str, field: str = "value") -> float | None:
-    """A quantity of an agreement, or an end of its interval.
+    """Return a quantity of an agreement, or an end of its interval.
 
     None where it is not there or not finite.
     """
-    kept = (agreement or {}).get(name)
-    found = kept.get(field) if isinstance(kept, Mapping) else None
-    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+    quantity = (agreement or {}).get(name)
+    value = quantity.get(field) if isinstance(quantity, Mapping) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def holds(agreement: Mapping[str, Any] | None) -> bool | None:
-    """Whether the rule of the strategy's kind holds; None where there is no agreement or no rule."""
-    found = (agreement or {}).get("ok")
-    return found if isinstance(found, bool) else None
+    """Whether the rule of the strategy's kind holds; None without an agreement or a rule."""
+    ok = (agreement or {}).get("ok")
+    return ok if isinstance(ok, bool) else None
 
 
 def section(records: Sequence[Record]) -> Section | None:
-    """Each agreement that was measured. None where there is none."""
-    found = [
+    """Return each agreement that was measured. None where there is none."""
+    measured = [
         record
         for record in records
         if record.workload.get("type") == AGREEMENT and record.agreement
     ]
-    if not found:
+    if not measured:
         return None
+    table = Part(title="Against the reference", blocks=(_table(measured),))
     return Section(
-        id="agreement",
-        title="Agreement",
-        lead="How often each strategy gives the reference's answer, teacher-forced on the reference's own continuations.",
-        parts=(Part(title="Against the reference", blocks=(_table(found),)), *_worst_parts(found)),
+        id="agreement", title="Agreement", lead=_LEAD, parts=(table, *_worst_parts(measured))
     )
 
 
-def _table(found: Sequence[Record]) -> Table:
-    names = [header for _, header, _ in (*_COLUMNS, *_MORE)]
+def _table(records: Sequence[Record]) -> Table:
     return Table(
         caption="Agreement of each strategy with its reference",
-        header=("strategy", "rule", *names),
-        rows=tuple(map(_row, found)),
+        header=("strategy", "rule", *(header for _, header, _ in _QUANTITIES)),
+        rows=tuple(map(_row, records)),
         first_number=2,
-        note="KL in nats. Perplexity is the candidate's over the reference's. Intervals are bootstrapped over prompts.",
+        note=_TABLE_NOTE,
     )
 
 
 def _row(record: Record) -> Row:
     agreement = record.agreement or {}
-    held = holds(agreement)
-    verdict = {
-        True: Cell("holds", str(agreement.get("rule", "")), "good"),
-        None: Cell("no rule", "", "quiet"),
-    }
+    quantities = [_quantity_cell(agreement, name, unit) for name, _, unit in _QUANTITIES]
+    strategy = Cell(record.strategy, _comparison_text(record, agreement))
+    return record_row(record, strategy, _rule_cell(agreement), *quantities)
+
+
+def _comparison_text(record: Record, agreement: Mapping[str, Any]) -> str:
+    n_tokens, n_prompts = agreement.get("n_tokens", "?"), agreement.get("n_prompts", "?")
+    reference = agreement.get("reference") or "its reference"
+    return f"{record.model}, against {reference}: {n_tokens} tokens of {n_prompts} prompts"
+
+
+def _rule_cell(agreement: Mapping[str, Any]) -> Cell:
+    rule = str(agreement.get("rule", ""))
+    rule_holds = holds(agreement)
+    if rule_holds is None:
+        return Cell("no rule", "", "quiet")
+    if rule_holds:
+        return Cell("holds", rule, "good")
     reasons = "; ".join(map(str, agreement.get("reasons") or ()))
-    rule = verdict.get(held) or Cell(
-        "does not hold", f"{agreement.get('rule', '')}: {reasons}", "bad"
-    )
-    counted = (
-        f"{agreement.get('n_tokens', '?')} tokens of {agreement.get('n_prompts', '?')} prompts"
-    )
-    against = f"{record.model}, against {agreement.get('reference') or 'its reference'}: {counted}"
-    return Row(
-        cells=(
-            Cell(record.strategy, against),
-            rule,
-            *(_cell(agreement, name, unit) for name, _, unit in (*_COLUMNS, *_MORE)),
-        ),
-        words=words(record),
-        outcome=record.outcome,
-    )
+    return Cell("does not hold", f"{rule}: {reasons}", "bad")
 
 
-def _cell(agreement: Mapping[str, Any], name: str, unit: str) -> Cell:
-    found, low, high = (number(agreement, name, field) for field in ("value", "low", "high"))
-    if found is None:
-        kept = agreement.get(name)
-        return Cell(
-            MISSING, str(kept.get("reason", "")) if isinstance(kept, Mapping) else "", "quiet"
-        )
-    text = format_value(found, "" if unit == "nats" else unit)
-    return Cell(
-        text,
-        ""
-        if low is None or high is None or low == high
-        else f"{_short(low, unit)} to {_short(high, unit)}",
-    )
+def _quantity_cell(agreement: Mapping[str, Any], name: str, unit: str) -> Cell:
+    value = number(agreement, name)
+    if value is None:
+        quantity = agreement.get(name)
+        reason = str(quantity.get("reason", "")) if isinstance(quantity, Mapping) else ""
+        return Cell(MISSING, reason, "quiet")
+    text = format_value(value, "" if unit == "nats" else unit)
+    return Cell(text, _interval_text(agreement, name, unit))
 
 
-def _short(end: float, unit: str) -> str:
+def _interval_text(agreement: Mapping[str, Any], name: str, unit: str) -> str:
+    low, high = number(agreement, name, "low"), number(agreement, name, "high")
+    if low is None or high is None or low == high:
+        return ""
+    return f"{_end_text(low, unit)} to {_end_text(high, unit)}"
+
+
+def _end_text(end: float, unit: str) -> str:
     return format_number(100 * end) if unit == "1" else format_number(end)
 
 
-def _worst_parts(found: Sequence[Record]) -> list[Part]:
+def _worst_parts(records: Sequence[Record]) -> list[Part]:
     parts = []
-    for record in found:
-        kept = (record.agreement or {}).get("worst") or ()
-        prompts = [each for each in kept if isinstance(each, Mapping)]
-        if not prompts:
-            continue
-        blocks = [_prompt(each, record) for each in prompts if "text" in each]
-        old = Note(
-            "The texts of the worst prompts were not recorded: an older version made this record.",
-            "quiet",
-        )
-        folded = Fold(
-            summary=f"{len(prompts)} prompts that disagree most", blocks=tuple(blocks) or (old,)
-        )
-        parts.append(
-            Part(title=f"{record.strategy}: worst prompts", blocks=(folded,), words=words(record))
-        )
+    for record in records:
+        worst = (record.agreement or {}).get("worst") or ()
+        prompts = [prompt for prompt in worst if isinstance(prompt, Mapping)]
+        if prompts:
+            parts.append(_worst_part(record, prompts))
     return parts
 
 
-def _prompt(kept: Mapping[str, Any], record: Record) -> Prompt:
-    parted = kept.get("first_divergence")
-    apart = f"texts part at token {parted + 1}" if isinstance(parted, int) else "equal texts"
+def _worst_part(record: Record, prompts: Sequence[Mapping[str, Any]]) -> Part:
+    blocks = tuple(_prompt(prompt, record) for prompt in prompts if "text" in prompt)
+    fold = Fold(
+        summary=f"{len(prompts)} prompts that disagree most",
+        blocks=blocks or (Note(_NO_TEXTS, "quiet"),),
+    )
+    title = f"{record.strategy}: worst prompts"
+    return Part(title=title, blocks=(fold,), words=search_words(record))
+
+
+def _prompt(stored: Mapping[str, Any], record: Record) -> Prompt:
+    divergence = stored.get("first_divergence")
+    if isinstance(divergence, int):
+        summary = f"texts part at token {divergence + 1}"
+    else:
+        summary = "equal texts"
     return Prompt(
-        title=f"Prompt {kept.get('prompt')}: {apart}",
-        text=str(kept.get("text", "")),
-        reference=str(kept.get("reference_text", "")),
-        candidate=str(kept.get("candidate_text", "")),
-        tokens=_tokens(kept, parted),
-        worst=_worst(kept, record),
-        top5=_top5(kept),
+        title=f"Prompt {stored.get('prompt')}: {summary}",
+        text=str(stored.get("text", "")),
+        reference=str(stored.get("reference_text", "")),
+        candidate=str(stored.get("candidate_text", "")),
+        tokens=_tokens(stored, divergence),
+        worst=_worst_text(stored, record),
+        top5=_top5(stored),
     )
 
 
-def _tokens(kept: Mapping[str, Any], parted: object) -> tuple[Token, ...]:
-    same, kls = str(kept.get("top1", "")), list(kept.get("kls") or ())
+def _tokens(stored: Mapping[str, Any], divergence: object) -> tuple[Token, ...]:
+    equal_flags, kls = str(stored.get("top1", "")), list(stored.get("kls") or ())
     return tuple(
-        _token(kl, same=equal == "1", parts=at == parted)
-        for at, (equal, kl) in enumerate(zip(same, kls, strict=False))
+        _token(kl, same=flag == "1", parts=position == divergence)
+        for position, (flag, kl) in enumerate(zip(equal_flags, kls, strict=False))
     )
 
 
 def _token(kl: object, *, same: bool, parts: bool) -> Token:
-    finite = isinstance(kl, int | float) and math.isfinite(kl)
-    heat = (
-        sum(kl > limit for limit in _HEAT) if isinstance(kl, int | float) and finite else len(_HEAT)
-    )
-    return Token(
-        kl=kl if isinstance(kl, int | float) and finite else None, same=same, heat=heat, parts=parts
-    )
+    if not isinstance(kl, int | float) or not math.isfinite(kl):
+        return Token(kl=None, same=same, heat=len(_HEAT_LIMITS), parts=parts)
+    heat = sum(kl > limit for limit in _HEAT_LIMITS)
+    return Token(kl=kl, same=same, heat=heat, parts=parts)
 
 
-def _worst(kept: Mapping[str, Any], record: Record) -> str:
-    position, kl = kept.get("position"), kept.get("kl")
+def _worst_text(stored: Mapping[str, Any], record: Record) -> str:
+    position, kl = stored.get("position"), stored.get("kl")
     if not isinstance(position, int) or not isinstance(kl, int | float):
         return ""
-    return f"Both top 5 at token {position + 1}, where {record.strategy} differs most (KL {format_value(kl, 'nats')})"
+    where = f"where {record.strategy} differs most (KL {format_value(kl, 'nats')})"
+    return f"Both top 5 at token {position + 1}, {where}"
 
 
-def _top5(kept: Mapping[str, Any]) -> tuple[tuple[str, str, str, str], ...]:
-    """Rows of both sides' token and logit; a side that has fewer is left empty."""
-    sides = [list(kept.get(name) or ()) for name in ("reference_top5", "candidate_top5")]
-    rows = []
-    for at in range(max(map(len, sides))):
-        cells = [side[at] if at < len(side) else ("", None) for side in sides]
-        (theirs, their_logit), (ours, our_logit) = cells
-        rows.append((str(theirs), _logit(their_logit), str(ours), _logit(our_logit)))
-    return tuple(rows)
+def _top5(stored: Mapping[str, Any]) -> tuple[tuple[str, str, str, str], ...]:
+    """Return rows of both sides' token and logit; a side that has fewer is left empty."""
+    reference, candidate = (stored.get(name) or () for name in ("reference_top5", "candidate_top5"))
+    rows = zip_longest(reference, candidate, fillvalue=("", None))
+    return tuple((*_token_texts(*first), *_token_texts(*second)) for first, second in rows)
 
 
-def _logit(logit: object) -> str:
+def _token_texts(token: object, logit: object) -> tuple[str, str]:
+    return str(token), _logit_text(logit)
+
+
+def _logit_text(logit: object) -> str:
     return f"{logit:.2f}" if isinstance(logit, int | float) else MISSING

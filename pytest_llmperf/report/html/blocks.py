@@ -68,7 +68,11 @@ class Note(Struct, frozen=True):
 
 
 class Token(Struct, frozen=True):
-    """One position of a continuation: KL in nats (None: not finite), whether both argmax are equal, and where texts part."""
+    """One position of a continuation.
+
+    `kl` is in nats (None: not finite), `same` says whether both argmax are equal, `parts` whether
+    the texts part here.
+    """
 
     kl: float | None
     same: bool
@@ -77,7 +81,7 @@ class Token(Struct, frozen=True):
 
 
 class Prompt(Struct, frozen=True, kw_only=True):
-    """A prompt that disagrees: its texts, the strip of its positions, both top-5 at the worst one."""
+    """A prompt that disagrees: its texts, its positions, both top-5 at the worst one."""
 
     kind: ClassVar[str] = "prompt"
     title: str

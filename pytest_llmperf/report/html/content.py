@@ -1,10 +1,11 @@
-"""What a report is made of: stored records, what a session could not measure, and the histories of the series. Values only."""
+"""What a report is made of: records, tests that were not measured, histories. Values only."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.history.sessions import SessionValue
 
 
 class Unmeasured(Struct, frozen=True, kw_only=True):
@@ -25,18 +26,6 @@ class Unmeasured(Struct, frozen=True, kw_only=True):
         return f"{self.kind}: {self.reason}" if self.kind else self.reason
 
 
-class Reading(Struct, frozen=True, kw_only=True):
-    """One session's value of a series, in the series' unit.
-
-    `at` is UTC, ISO 8601; `environment` an environment key.
-    """
-
-    at: str
-    value: float
-    outcome: str
-    environment: str
-
-
 class Step(Struct, frozen=True, kw_only=True):
     """A change of level. `at` is the first session of the new one."""
 
@@ -55,7 +44,7 @@ class Level(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """One metric of a series, oldest first.
+    """One metric of a series: a value a session, oldest first, and what happened to its level.
 
     `drift` is the latest level over the anchor's where that is significant.
     """
@@ -68,7 +57,7 @@ class History(Struct, frozen=True, kw_only=True):
     model: str
     metric: str
     unit: str
-    readings: tuple[Reading, ...]
+    sessions: tuple[SessionValue, ...]
     steps: tuple[Step, ...] = ()
     levels: tuple[Level, ...] = ()
     drift: float | None = None
@@ -77,14 +66,14 @@ class History(Struct, frozen=True, kw_only=True):
 class Content(Struct, frozen=True, kw_only=True):
     """Everything that one report shows.
 
-    `scope` says in words what was chosen; `made` is UTC, ISO 8601.
+    `scope` says in words what was chosen; `created` is UTC, ISO 8601.
 
     `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows:
     the report is made from a store, and tests that were skipped or could not be measured leave no
     record there.
     """
 
-    made: str
+    created: str
     scope: str
     store: str
     records: tuple[Record, ...]

@@ -1,8 +1,8 @@
-"""What was asked against what was in effect: each strategy's promises, held against what the worker described."""
+"""What each strategy promised, and what the worker found to be in effect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_llmperf.core.effective import Effective, Promise
@@ -11,68 +11,78 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.report.html.blocks import Cell, Fold, Part, Row, Section, Table
-from pytest_llmperf.report.html.runs import named, newest, words
+from pytest_llmperf.report.html.runs import newest, record_row, strategy_name
 from pytest_llmperf.strategies import parse
 
+_LEAD = (
+    "Each strategy's promises, and what the worker found to be loaded. "
+    "A promise that is broken ends the test in ERROR."
+)
 _WARM = "compilation and cache: seen after the warm-up, before anything was measured"
+_LOADED = (
+    "strategy",
+    "weights",
+    "compute",
+    "attention",
+    "KV cache",
+    "compiled",
+    "device",
+    "more",
+)
 
 
-class Kept(NamedTuple):
-    """A promise of a strategy: its text, and why it is not kept ("" where it is)."""
+class CheckedPromise(NamedTuple):
+    """A promise of a strategy. `broken` says why it is not kept, "" where it is."""
 
     text: str
     broken: str
     when: str
 
 
-def promises(record: Record) -> list[Kept] | None:
-    """What the strategy promises and whether the record's description bears it out.
+def checked_promises(record: Record) -> list[CheckedPromise] | None:
+    """Return what the strategy promises, checked against the record's description.
 
-    None where that cannot be said.
-
-    Promises that show only once a model is warm were checked then: a run that breaks one leaves no
-    record.
+    None where that cannot be said. Promises that show only once a model is warm were checked then:
+    a run that breaks one leaves no record.
     """
-    asked = _asked(record)
-    if record.effective is None or asked is None:
+    promises = _promises(record)
+    effective = record.effective
+    if effective is None or promises is None:
         return None
-    return [Kept(each.text, _broken(each, record.effective), each.when) for each in asked]
+    return [
+        CheckedPromise(promise.text, _why_broken(promise, effective), promise.when)
+        for promise in promises
+    ]
 
 
 def broken(record: Record) -> list[str]:
-    """What was asked of the record's strategy and was not in effect."""
-    return [f"{kept.text}: {kept.broken}" for kept in promises(record) or () if kept.broken]
+    """Return what the record's strategy promised and was not in effect."""
+    return _broken_texts(checked_promises(record) or ())
 
 
 def section(records: Sequence[Record]) -> Section | None:
-    """One table of all strategies, by model. None where no record describes what was loaded."""
+    """Return one table of all strategies. None where no record describes what was loaded."""
+    described = _newest_described(records)
+    if not described:
+        return None
+    fold = Fold(summary="What was loaded", blocks=(_loaded(described),))
+    part = Part(title="By strategy", blocks=(_table(described), fold))
+    return Section(id="in-effect", title="Asked and in effect", lead=_LEAD, parts=(part,))
+
+
+def _newest_described(records: Sequence[Record]) -> list[Record]:
+    """Return the newest description of each strategy, by model and environment."""
     described: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record.effective is not None:
-            described.setdefault((record.model, named(record), record.environment_key), []).append(
-                record
-            )
-    found = [newest(same) for same in described.values()]
-    if not found:
-        return None
-    lead = "Each strategy's promises, and what the worker found to be loaded. A promise that is broken ends the test in ERROR."
-    return Section(
-        id="in-effect",
-        title="Asked and in effect",
-        lead=lead,
-        parts=(
-            Part(
-                title="By strategy",
-                blocks=(_table(found), Fold(summary="What was loaded", blocks=(_loaded(found),))),
-            ),
-        ),
-    )
+            key = (record.model, strategy_name(record), record.environment_key)
+            described.setdefault(key, []).append(record)
+    return [newest(similar) for similar in described.values()]
 
 
-def _asked(record: Record) -> tuple[Promise, ...] | None:
-    plan = LoadPlan(
-        model=ModelRef(name=record.model, kind="hub", location=record.model), engine=record.engine
-    )
+def _promises(record: Record) -> tuple[Promise, ...] | None:
+    model = ModelRef(name=record.model, kind="hub", location=record.model)
+    plan = LoadPlan(model=model, engine=record.engine)
     try:
         strategy = parse(record.strategy)
         return strategy.promises(strategy.apply(plan))
@@ -80,76 +90,115 @@ def _asked(record: Record) -> tuple[Promise, ...] | None:
         return None
 
 
-def _broken(promise: Promise, effective: Effective) -> str:
+def _why_broken(promise: Promise, effective: Effective) -> str:
     return "" if promise.when == "warm" else promise.broken(effective) or ""
 
 
-def _table(found: Sequence[Record]) -> Table:
+def _broken_texts(promises: Sequence[CheckedPromise]) -> list[str]:
+    return [f"{promise.text}: {promise.broken}" for promise in promises if promise.broken]
+
+
+def _table(records: Sequence[Record]) -> Table:
     return Table(
         caption="What was asked for and what was in effect",
         header=("strategy", "asked for", "in effect", "weights as loaded"),
-        rows=tuple(map(_row, found)),
+        rows=tuple(map(_row, records)),
     )
 
 
 def _row(record: Record) -> Row:
-    kept = promises(record)
-    asked = Cell("; ".join(each.text for each in kept or ()) or record.strategy)
-    weights = Cell(_weights(record.effective) if record.effective is not None else MISSING)
-    cells = (Cell(named(record), record.model), asked, _state(kept), weights)
-    return Row(cells=cells, words=words(record), outcome=record.outcome)
+    promises = checked_promises(record)
+    promised = "; ".join(promise.text for promise in promises or ())
+    weights = MISSING if record.effective is None else _weights(record.effective)
+    return record_row(
+        record,
+        Cell(strategy_name(record), record.model),
+        Cell(promised or record.strategy),
+        _state(promises),
+        Cell(weights),
+    )
 
 
-def _state(kept: Sequence[Kept] | None) -> Cell:
-    if kept is None:
+def _state(promises: Sequence[CheckedPromise] | None) -> Cell:
+    if promises is None:
         return Cell("not known", "this version cannot read the strategy's parts here", "warn")
-    missing = [f"{each.text}: {each.broken}" for each in kept if each.broken]
+    if not promises:
+        return Cell("nothing was promised", "", "quiet")
+    missing = _broken_texts(promises)
     if missing:
-        return Cell(f"{len(missing)} of {len(kept)} not in effect", "; ".join(missing), "bad")
-    warm = _WARM if any(each.when == "warm" for each in kept) else ""
-    return Cell(f"all {len(kept)}", warm) if kept else Cell("nothing was promised", "", "quiet")
+        count = f"{len(missing)} of {len(promises)} not in effect"
+        return Cell(count, "; ".join(missing), "bad")
+    is_warm = any(promise.when == "warm" for promise in promises)
+    return Cell(f"all {len(promises)}", _WARM if is_warm else "")
 
 
-def _weights(seen: Effective) -> str:
+def _weights(effective: Effective) -> str:
     return ", ".join(
-        f"{format_value(n, 'B')} {dtype}" for dtype, n in seen.parameter_bytes_by_dtype.items()
+        f"{format_value(n_bytes, 'B')} {dtype}"
+        for dtype, n_bytes in effective.parameter_bytes_by_dtype.items()
     )
 
 
-def _loaded(found: Sequence[Record]) -> Table:
-    header = (
-        "strategy",
-        "weights",
-        "compute",
-        "attention",
-        "KV cache",
-        "compiled",
-        "device",
-        "more",
-    )
+def _loaded(records: Sequence[Record]) -> Table:
     rows = [
-        _loaded_row(record, record.effective) for record in found if record.effective is not None
+        _loaded_row(record, record.effective) for record in records if record.effective is not None
     ]
-    return Table(caption="What the worker found to be loaded", header=header, rows=tuple(rows))
+    return Table(caption="What the worker found to be loaded", header=_LOADED, rows=tuple(rows))
 
 
-def _loaded_row(record: Record, seen: Effective) -> Row:
-    compute = f"{seen.compute_dtype}{f' under {seen.autocast_dtype} autocast' if seen.autocast_dtype else ''}"
-    compiled = f"{seen.compile_mode}, {seen.compiled_graphs} graphs" if seen.compile_mode else "no"
-    device = seen.device if seen.ranks == 1 else f"{seen.device}, {seen.ranks} ranks"
-    texts = (_weights(seen), compute, seen.attention, seen.cache, compiled, device)
-    return Row(
-        cells=(Cell(named(record), seen.model_class), *map(Cell, texts), Cell(_more(seen))),
-        words=words(record),
-        outcome=record.outcome,
+def _loaded_row(record: Record, effective: Effective) -> Row:
+    texts = (
+        _weights(effective),
+        _compute(effective),
+        effective.attention,
+        effective.cache,
+        _compiled(effective),
+        _device(effective),
+        _more(effective),
     )
+    strategy = Cell(strategy_name(record), effective.model_class)
+    return record_row(record, strategy, *map(Cell, texts))
 
 
-def _more(seen: Effective) -> str:
-    said = [str(seen.quantized)] if seen.quantized is not None else []
-    said += [f"{seen.sparsity:.1%} of the weights are zero"] if seen.sparsity else []
-    said += [f"adapters {', '.join(seen.adapters)}"] if seen.adapters else []
-    said += [f"assisted by {seen.assistance}"] if seen.assistance else []
-    said += [f"{seen.batching} batches"] if seen.batching else []
-    said += [f"{format_value(n, 'B')} on {place}" for place, n in seen.offloaded_bytes.items()]
-    return "; ".join([*said, *seen.notes]) or MISSING
+def _compute(effective: Effective) -> str:
+    if not effective.autocast_dtype:
+        return effective.compute_dtype
+    return f"{effective.compute_dtype} under {effective.autocast_dtype} autocast"
+
+
+def _compiled(effective: Effective) -> str:
+    if not effective.compile_mode:
+        return "no"
+    return f"{effective.compile_mode}, {effective.compiled_graphs} graphs"
+
+
+def _device(effective: Effective) -> str:
+    if effective.ranks == 1:
+        return effective.device
+    return f"{effective.device}, {effective.ranks} ranks"
+
+
+def _more(effective: Effective) -> str:
+    facts = [*_weight_facts(effective), *_run_facts(effective), *_offloaded(effective)]
+    return "; ".join([*facts, *effective.notes]) or MISSING
+
+
+def _weight_facts(effective: Effective) -> Iterator[str]:
+    if effective.quantized is not None:
+        yield str(effective.quantized)
+    if effective.sparsity:
+        yield f"{effective.sparsity:.1%} of the weights are zero"
+
+
+def _run_facts(effective: Effective) -> Iterator[str]:
+    if effective.adapters:
+        yield f"adapters {', '.join(effective.adapters)}"
+    if effective.assistance:
+        yield f"assisted by {effective.assistance}"
+    if effective.batching:
+        yield f"{effective.batching} batches"
+
+
+def _offloaded(effective: Effective) -> Iterator[str]:
+    for place, n_bytes in effective.offloaded_bytes.items():
+        yield f"{format_value(n_bytes, 'B')} on {place}"

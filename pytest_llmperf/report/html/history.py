@@ -1,82 +1,98 @@
-"""The history of each series: its sessions, changes of level, what was accepted, and where the environment changed."""
+"""The history of each series: its sessions, changes of level, and moves between environments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_percent, format_value, scale_of
+from pytest_llmperf.history.sessions import SessionValue
 from pytest_llmperf.report.html.blocks import Cell, Figure, Fold, Part, Row, Section, Table
 from pytest_llmperf.report.html.content import Content, History, Step
 from pytest_llmperf.report.html.runs import split_test
 
-_LAST = 10
-_SHARED = " and others"
+_N_LATEST = 10
 Facts = Mapping[str, str | int | float | bool | None]
 
 
+class _Event(NamedTuple):
+    """Something that happened to a series. `at` is UTC, ISO 8601."""
+
+    at: str
+    kind: Cell
+    detail: str
+
+
 def section(content: Content) -> Section | None:
-    """One part a series, those with an unaccepted change first.
+    """Return one part a series, those with an unaccepted change first.
 
     None where nothing was asked of a store.
     """
     if not content.histories:
         return None
     ordered = sorted(
-        content.histories, key=lambda each: (not _noteworthy(each), each.test, each.strategy)
+        content.histories,
+        key=lambda history: (not _is_noteworthy(history), history.test, history.strategy),
     )
-    changed = sum(map(_noteworthy, ordered))
-    drawn = sum(map(_drawn, ordered))
-    lead = f"{len(ordered)} series, one value a session; {drawn} have two sessions or more and are drawn. "
-    lead += (
-        f"{changed} changed their level, and nobody accepted it."
-        if changed
-        else "No level changed unaccepted."
-    )
-    return Section(
-        id="history",
-        title="History",
-        lead=lead,
-        parts=(
-            Part(title="All series", blocks=(_table(ordered),)),
-            *(_part(each, content) for each in ordered if _drawn(each)),
-        ),
-    )
+    table = Part(title="All series", blocks=(_table(ordered),))
+    drawn = [_part(history, content) for history in ordered if _is_drawn(history)]
+    return Section(id="history", title="History", lead=_lead(ordered), parts=(table, *drawn))
 
 
 def changed(histories: Sequence[History]) -> list[tuple[str, str]]:
-    """Series whose level changed and was not accepted, with what changed."""
-    return [(each.test, _said(each)) for each in histories if _noteworthy(each)]
+    """Return the test and the change of each series whose level changed and was not accepted."""
+    return [
+        (history.test, _change_text(history)) for history in histories if _is_noteworthy(history)
+    ]
 
 
-def _noteworthy(history: History) -> bool:
+def difference(before: Facts, after: Facts, names: Sequence[str]) -> str:
+    """Return the facts of these names that differ, as text."""
+    return ", ".join(
+        f"{name} {before.get(name)} → {after.get(name)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    )
+
+
+def _is_noteworthy(history: History) -> bool:
     return any(not step.accepted for step in history.steps) or history.drift is not None
 
 
-def _drawn(history: History) -> bool:
-    return len(history.readings) > 1
+def _is_drawn(history: History) -> bool:
+    return len(history.sessions) > 1
 
 
-def _said(history: History) -> str:
-    said = [_step_text(step, history) for step in history.steps if not step.accepted]
+def _lead(histories: Sequence[History]) -> str:
+    n_changed = sum(map(_is_noteworthy, histories))
+    n_drawn = sum(map(_is_drawn, histories))
+    lead = f"{len(histories)} series, one value a session; "
+    lead += f"{n_drawn} have two sessions or more and are drawn. "
+    if n_changed:
+        return f"{lead}{n_changed} changed their level, and nobody accepted it."
+    return f"{lead}No level changed unaccepted."
+
+
+def _change_text(history: History) -> str:
+    texts = [_step_text(step, history) for step in history.steps if not step.accepted]
     if history.drift is not None:
-        said.append(f"drifted by {_signed(history.drift)} from its first level")
-    return f"{history.strategy}: {history.metric} {'; '.join(said)}"
+        texts.append(f"drifted by {_signed(history.drift)} from its first level")
+    return f"{history.strategy}: {history.metric} {'; '.join(texts)}"
 
 
 def _step_text(step: Step, history: History) -> str:
-    levels = f"{format_value(step.before, history.unit)} → {format_value(step.after, history.unit)}"
-    return f"{levels} ({_signed(step.after / step.before - 1)}) on {step.at[:10]}"
+    before, after = (format_value(level, history.unit) for level in (step.before, step.after))
+    return f"{before} → {after} ({_signed(step.after / step.before - 1)}) on {step.at[:10]}"
 
 
 def _signed(share: float) -> str:
-    # A minus sign.
-    return f"{'−' if share < 0 else '+'}{format_percent(abs(share), 2)}"  # noqa: RUF001
+    sign = "−" if share < 0 else "+"  # noqa: RUF001 - a minus sign
+    return f"{sign}{format_percent(abs(share), 2)}"
 
 
-def _words(history: History) -> str:
+def _search_words(history: History) -> str:
     return f"{history.test} {history.label} {history.model} {history.strategy} {history.workload}"
 
 
@@ -90,135 +106,169 @@ def _table(histories: Sequence[History]) -> Table:
 
 
 def _row(history: History) -> Row:
-    last = history.readings[-1] if history.readings else None
-    name, file = split_test(history.test)
-    changes = f"{len(history.steps)}" if history.steps else "none"
-    return Row(
-        cells=(
-            Cell(name, ", ".join(filter(None, (file, history.label, history.workload)))),
-            Cell(history.strategy),
-            Cell(history.metric),
-            Cell(
-                changes,
-                _said(history) if _noteworthy(history) else "",
-                "warn" if _noteworthy(history) else "",
-            ),
-            Cell(str(len(history.readings))),
-            Cell(
-                MISSING if last is None else format_value(last.value, history.unit),
-                "" if last is None else last.at[:10],
-            ),
-        ),
-        words=_words(history),
-        outcome=last.outcome if last is not None else "",
+    last = history.sessions[-1] if history.sessions else None
+    cells = (
+        _test_cell(history),
+        Cell(history.strategy),
+        Cell(history.metric),
+        _changes_cell(history),
+        Cell(str(len(history.sessions))),
+        _latest_cell(last, history.unit),
     )
+    outcome = last.outcome if last is not None else ""
+    return Row(cells=cells, words=_search_words(history), outcome=outcome)
+
+
+def _test_cell(history: History) -> Cell:
+    name, file = split_test(history.test)
+    return Cell(name, ", ".join(filter(None, (file, history.label, history.workload))))
+
+
+def _changes_cell(history: History) -> Cell:
+    count = str(len(history.steps)) if history.steps else "none"
+    return Cell(count, _change_text(history), "warn") if _is_noteworthy(history) else Cell(count)
+
+
+def _latest_cell(last: SessionValue | None, unit: str) -> Cell:
+    if last is None:
+        return Cell(MISSING)
+    return Cell(format_value(last.value, unit), last.created[:10])
 
 
 def _part(history: History, content: Content) -> Part:
     name, file = split_test(history.test)
-    title = f"{name}{f' ({history.label})' if history.label else ''}, {history.strategy}"
-    lead = ", ".join(filter(None, (file, history.model, history.workload)))
-    blocks = (
-        _figure(history, content),
-        Fold(summary="Changes and latest sessions as a table", blocks=_tables(history, content)),
+    label = f" ({history.label})" if history.label else ""
+    return Part(
+        title=f"{name}{label}, {history.strategy}",
+        lead=", ".join(filter(None, (file, history.model, history.workload))),
+        blocks=_blocks(history, list(_moves(history, content))),
+        words=_search_words(history),
     )
-    return Part(title=title, lead=lead, blocks=blocks, words=_words(history))
 
 
-def _figure(history: History, content: Content) -> Figure:
-    readings = history.readings
-    seconds = [round(datetime.fromisoformat(each.at).timestamp()) for each in readings]
-    index = {at: n for n, at in reversed(list(enumerate(each.at for each in readings)))}
-    size, unit = scale_of(readings[-1].value, history.unit)
-    alt = f"{len(readings)} sessions of {history.metric} from {readings[0].at[:10]} to {readings[-1].at[:10]}. "
+def _blocks(history: History, moves: Sequence[tuple[int, str]]) -> tuple[Figure, Fold]:
+    tables = _tables(history, moves)
+    fold = Fold(summary="Changes and latest sessions as a table", blocks=tables)
+    return _figure(history, moves), fold
+
+
+def _moves(history: History, content: Content) -> Iterator[tuple[int, str]]:
+    """Yield each session that ran in another environment than the one before, and what differs."""
+    for index, (before, after) in enumerate(pairwise(history.sessions), start=1):
+        if before.environment_key != after.environment_key:
+            facts_before = content.places.get(before.environment_key, {})
+            facts_after = content.places.get(after.environment_key, {})
+            text = difference(facts_before, facts_after, content.comparable)
+            yield index, text or "another environment"
+
+
+def _figure(history: History, moves: Sequence[tuple[int, str]]) -> Figure:
     return Figure(
         chart="history",
         title=history.metric,
-        alt=alt
-        + (
-            _said(history)
-            if _noteworthy(history)
-            else f"{len(history.steps)} changes of level, all accepted."
-        ),
-        data={
-            "start": seconds[0],
-            "gaps": [b - a for a, b in pairwise(seconds)],
-            "values": [float(f"{each.value / size:.5g}") for each in readings],
-            "bad": [at for at, each in enumerate(readings) if each.outcome == "FAIL"],
-            "unit": unit,
-            "steps": [
-                [index.get(s.at, 0), s.before / size, s.after / size, s.accepted]
-                for s in history.steps
-            ],
-            "levels": [
-                [_first_at(readings, each.at), f"accepted by {each.who}: {each.why}"]
-                for each in history.levels
-            ],
-            "places": [[at, text] for at, text in _moves(history, content)],
-        },
+        alt=_alt(history),
+        data={**_values_data(history), **_events_data(history, moves)},
     )
 
 
-def _first_at(readings: Sequence[Any], at: str) -> int:
-    return next((n for n, each in enumerate(readings) if each.at >= at), len(readings) - 1)
+def _alt(history: History) -> str:
+    sessions = history.sessions
+    first, last = sessions[0].created[:10], sessions[-1].created[:10]
+    alt = f"{len(sessions)} sessions of {history.metric} from {first} to {last}. "
+    if _is_noteworthy(history):
+        return alt + _change_text(history)
+    return f"{alt}{len(history.steps)} changes of level, all accepted."
 
 
-def _moves(history: History, content: Content) -> list[tuple[int, str]]:
-    """Where the environment changed from one session to the next, and in what."""
-    found = []
-    for at, (before, after) in enumerate(pairwise(history.readings), start=1):
-        if before.environment != after.environment:
-            here, there = (
-                content.places.get(after.environment, {}),
-                content.places.get(before.environment, {}),
-            )
-            found.append((at, difference(there, here, content.comparable) or "another environment"))
-    return found
+def _values_data(history: History) -> dict[str, Any]:
+    """Return when the sessions were (seconds), and their values in the figure's unit."""
+    sessions = history.sessions
+    seconds = [_seconds(session) for session in sessions]
+    size, unit = scale_of(sessions[-1].value, history.unit)
+    return {
+        "start": seconds[0],
+        "gaps": [after - before for before, after in pairwise(seconds)],
+        "values": [float(f"{session.value / size:.5g}") for session in sessions],
+        "bad": [index for index, session in enumerate(sessions) if session.outcome == "FAIL"],
+        "unit": unit,
+    }
 
 
-def difference(before: Facts, after: Facts, names: Sequence[str]) -> str:
-    """The facts of these names that differ, as text."""
-    changes = [
-        (name, before.get(name), after.get(name))
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
-    return ", ".join(f"{name} {old} → {new}" for name, old, new in changes)
+def _seconds(session: SessionValue) -> int:
+    return round(datetime.fromisoformat(session.created).timestamp())
 
 
-def _step_cell(step: Step) -> Cell:
-    return Cell("accepted change") if step.accepted else Cell("change", "", "warn")
+def _events_data(history: History, moves: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    """Return what happened, each at the index of a session."""
+    sessions = history.sessions
+    size, _ = scale_of(sessions[-1].value, history.unit)
+    return {
+        "steps": [_step_data(step, sessions, size) for step in history.steps],
+        "levels": [
+            [_first_since(sessions, level.at), f"accepted by {level.who}: {level.why}"]
+            for level in history.levels
+        ],
+        "places": [[index, text] for index, text in moves],
+    }
 
 
-def _tables(history: History, content: Content) -> tuple[Table, ...]:
-    events = [(step.at, _step_cell(step), _step_text(step, history)) for step in history.steps]
-    events += [(each.at, Cell("accepted"), f"{each.who}: {each.why}") for each in history.levels]
-    events += [
-        (history.readings[at].at, Cell("environment"), text)
-        for at, text in _moves(history, content)
-    ]
-    latest = [
-        Row(
-            cells=(
-                Cell(each.at[:16].replace("T", " ")),
-                Cell(each.outcome),
-                Cell(format_value(each.value, history.unit, 4)),
-            )
-        )
-        for each in reversed(history.readings[-_LAST:])
-    ]
-    sessions = Table(
+def _step_data(step: Step, sessions: Sequence[SessionValue], size: float) -> list[Any]:
+    moments = [session.created for session in sessions]
+    index = moments.index(step.at) if step.at in moments else 0
+    return [index, step.before / size, step.after / size, step.accepted]
+
+
+def _first_since(sessions: Sequence[SessionValue], at: str) -> int:
+    """Return the index of the first session at this time or later, else that of the last."""
+    return next(
+        (index for index, session in enumerate(sessions) if session.created >= at),
+        len(sessions) - 1,
+    )
+
+
+def _tables(history: History, moves: Sequence[tuple[int, str]]) -> tuple[Table, ...]:
+    events = [*_step_events(history), *_level_events(history), *_move_events(history, moves)]
+    sessions = _sessions_table(history)
+    return (_events_table(history, events), sessions) if events else (sessions,)
+
+
+def _step_events(history: History) -> Iterator[_Event]:
+    for step in history.steps:
+        kind = Cell("accepted change") if step.accepted else Cell("change", "", "warn")
+        yield _Event(step.at, kind, _step_text(step, history))
+
+
+def _level_events(history: History) -> Iterator[_Event]:
+    for level in history.levels:
+        yield _Event(level.at, Cell("accepted"), f"{level.who}: {level.why}")
+
+
+def _move_events(history: History, moves: Sequence[tuple[int, str]]) -> Iterator[_Event]:
+    for index, text in moves:
+        yield _Event(history.sessions[index].created, Cell("environment"), text)
+
+
+def _events_table(history: History, events: Sequence[_Event]) -> Table:
+    ordered = sorted(events, key=lambda event: event.at)
+    rows = [Row(cells=(Cell(event.at[:10]), event.kind, Cell(event.detail))) for event in ordered]
+    return Table(
+        caption=f"What happened to {history.test}",
+        header=("when", "what", "detail"),
+        rows=tuple(rows),
+    )
+
+
+def _sessions_table(history: History) -> Table:
+    latest = reversed(history.sessions[-_N_LATEST:])
+    return Table(
         caption=f"Latest sessions of {history.test}",
         header=("when (UTC)", "outcome", "value"),
-        rows=tuple(latest),
+        rows=tuple(_session_row(session, history.unit) for session in latest),
         first_number=2,
     )
-    if not events:
-        return (sessions,)
-    rows = tuple(
-        Row(cells=(Cell(at[:10]), what, Cell(text)))
-        for at, what, text in sorted(events, key=lambda event: event[0])
-    )
-    return Table(
-        caption=f"What happened to {history.test}", header=("when", "what", "detail"), rows=rows
-    ), sessions
+
+
+def _session_row(session: SessionValue, unit: str) -> Row:
+    when = session.created[:16].replace("T", " ")
+    value = format_value(session.value, unit, 4)
+    return Row(cells=(Cell(when), Cell(session.outcome), Cell(value)))

@@ -2,152 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING, format_value, scale_of
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
-from pytest_llmperf.report.html.runs import Group, named, shown, words
+from pytest_llmperf.report.html.groups import GroupView
+from pytest_llmperf.report.html.runs import record_row, strategy_name, value_text
 
-_KINDS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("latency", "End to end"))
-_DRAWN = 400
+_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "End to end"}
+_TABLE_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "latency": "End to end"}
+_OVER_TIME = {
+    "ttft": "TTFT over the repetitions",
+    "tpot": "TPOT (the mean ITL of a repetition) over the repetitions",
+}
+_MAX_POINTS = 400
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
+_LEAD = "One dot is one repetition (under load one request); the bar is the median."
+_NO_TIMES = "The repetitions' times of these runs were not recorded."
+_NO_PROFILE = "ITL along the output was not recorded; the percentiles of ITL are in the table."
+
+_Series = Mapping[str, Sequence[float]]
+"""Times in seconds, by the name of the strategy."""
 
 
-def parts(group: Group) -> list[Part]:
-    """One part; empty where no run has times."""
-    timed = [run for run in group.runs if any(run.samples.get(kind) for kind, _ in _KINDS)]
+def parts(group: GroupView) -> list[Part]:
+    """Return one part: figures and a table; a note where no run has times."""
+    timed = [run for run in group.runs if any(run.samples.get(kind) for kind in _TITLES)]
     if not timed:
-        return [
-            Part(
-                title="Latency",
-                blocks=(Note("The repetitions' times of these runs were not recorded.", "quiet"),),
-            )
-        ]
-    blocks: list[Block] = [
-        figure
-        for kind, title in _KINDS
-        if (figure := _distribution(timed, kind, title)) is not None
-    ]
-    blocks += _along_output(group) if any(run.samples.get("tpot") for run in timed) else []
-    blocks += [
-        figure
-        for kind, title in _KINDS[:2]
-        if (figure := _over_time(timed, kind, title)) is not None
-    ]
-    blocks.sort(key=lambda block: isinstance(block, Note))
+        return [Part(title="Latency", blocks=(Note(_NO_TIMES, "quiet"),))]
     table = Fold(summary="Percentiles as a table", blocks=(_table(group),))
-    return [
-        Part(
-            title="Latency",
-            blocks=(*blocks, table),
-            lead="One dot is one repetition (under load one request); the bar is the median.",
-        ),
-    ]
+    blocks = (*_blocks(timed, group.runs), table)
+    return [Part(title="Latency", blocks=blocks, lead=_LEAD)]
 
 
-def _distribution(timed: Sequence[Record], kind: str, title: str) -> Figure | None:
-    rows = [(named(run), run.samples[kind]) for run in timed if run.samples.get(kind)]
-    if not rows:
-        return None
-    size, unit = scale_of(stats.median([s for _, samples in rows for s in samples]), "s")
+def _blocks(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block]:
+    """Return the figures, then the notes in place of others."""
+    blocks = [*_distributions(timed), *_along_output(timed, runs), *_over_repetitions(timed)]
+    return sorted(blocks, key=lambda block: isinstance(block, Note))
+
+
+def _distributions(timed: Sequence[Record]) -> Iterable[Block]:
+    for kind, title in _TITLES.items():
+        series = _series(timed, kind, at_least=1)
+        if series:
+            yield _distribution(series, title)
+
+
+def _over_repetitions(timed: Sequence[Record]) -> Iterable[Block]:
+    for kind, title in _OVER_TIME.items():
+        series = _series(timed, kind, at_least=2)
+        if series:
+            yield _over_time(series, title, time=_TITLES[kind])
+
+
+def _series(timed: Sequence[Record], kind: str, *, at_least: int) -> _Series:
+    return {
+        strategy_name(run): run.samples[kind]
+        for run in timed
+        if len(run.samples.get(kind, ())) >= at_least
+    }
+
+
+def _distribution(series: _Series, title: str) -> Figure:
+    size, unit = _scale(series.values())
     medians = ", ".join(
-        f"{name} {format_value(stats.median(samples), 's')}" for name, samples in rows
+        f"{name} {format_value(stats.median(samples), 's')}" for name, samples in series.items()
     )
+    rows = [_values(name, samples, size) for name, samples in series.items()]
     return Figure(
         chart="strips",
         title=title,
         alt=f"{title} of each repetition, by strategy. Medians: {medians}.",
-        data={
-            "rows": [_values(name, samples, size) for name, samples in rows],
-            "x": f"{title} ({unit})",
-        },
+        data={"rows": rows, "x": f"{title} ({unit})"},
     )
 
 
-def _over_time(timed: Sequence[Record], kind: str, title: str) -> Figure | None:
-    rows = [(named(run), run.samples[kind]) for run in timed if len(run.samples.get(kind, ())) > 1]
-    if not rows:
-        return None
-    size, unit = scale_of(stats.median([s for _, samples in rows for s in samples]), "s")
-    what = f"{title} over the repetitions"
-    if kind == "tpot":
-        what = "TPOT (the mean ITL of a repetition) over the repetitions"
+def _over_time(series: _Series, title: str, time: str) -> Figure:
+    size, unit = _scale(series.values())
+    rows = [_values(name, samples, size) for name, samples in series.items()]
     return Figure(
         chart="lines",
-        title=what,
-        alt=f"{what}, one line a strategy: {', '.join(name for name, _ in rows)}.",
-        data={
-            "rows": [_values(name, samples, size) for name, samples in rows],
-            "x": "repetition",
-            "y": f"{title} ({unit})",
-        },
+        title=title,
+        alt=f"{title}, one line a strategy: {', '.join(series)}.",
+        data={"rows": rows, "x": "repetition", "y": f"{time} ({unit})"},
     )
 
 
-def _along_output(group: Group) -> list[Block]:
-    """Median ITL at each stretch of the output, where records have it."""
-    kept = [(named(run), found) for run in group.runs if (found := _profile(run)) is not None]
-    if not kept:
-        return [
-            Note(
-                "ITL along the output was not recorded; the percentiles of ITL are in the table.",
-                "quiet",
-            )
-        ]
-    size, unit = scale_of(stats.median([s for _, (_, values) in kept for s in values]), "s")
-    rows = [{**_values(name, values, size), "at": tokens} for name, (tokens, values) in kept]
-    return [
-        Figure(
-            chart="lines",
-            title="ITL along the output",
-            alt=f"Median gap before each output token, one line a strategy: {', '.join(name for name, _ in kept)}.",
-            data={"rows": rows, "x": "output token", "y": f"ITL ({unit})"},
-        ),
+def _along_output(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block]:
+    """Return the median ITL at each stretch of the output, where records have it."""
+    if not any(run.samples.get("tpot") for run in timed):
+        return []
+    profiles = {
+        strategy_name(run): profile for run in runs if (profile := _profile(run)) is not None
+    }
+    return [_profiles_figure(profiles)] if profiles else [Note(_NO_PROFILE, "quiet")]
+
+
+def _profiles_figure(profiles: Mapping[str, tuple[list[int], list[float]]]) -> Figure:
+    size, unit = _scale(itls for _, itls in profiles.values())
+    rows = [
+        {**_values(name, itls, size), "at": tokens} for name, (tokens, itls) in profiles.items()
     ]
+    names = ", ".join(profiles)
+    return Figure(
+        chart="lines",
+        title="ITL along the output",
+        alt=f"Median gap before each output token, one line a strategy: {names}.",
+        data={"rows": rows, "x": "output token", "y": f"ITL ({unit})"},
+    )
 
 
 def _profile(run: Record) -> tuple[list[int], list[float]] | None:
-    kept = run.extra.get("itl_by_position")
-    if (
-        not isinstance(kept, dict)
-        or not kept.get("s")
-        or len(kept["s"]) != len(kept.get("token", ()))
-    ):
+    """Return positions of output tokens, and the median ITL (s) at each."""
+    profile = run.extra.get("itl_by_position")
+    if not isinstance(profile, dict) or not profile.get("s"):
         return None
-    return list(kept["token"]), list(kept["s"])
+    tokens, itls = list(profile.get("token", ())), list(profile["s"])
+    return (tokens, itls) if len(tokens) == len(itls) else None
+
+
+def _scale(series: Iterable[Sequence[float]]) -> tuple[float, str]:
+    """Return the unit in which the median of all the times reads best."""
+    every_time = [seconds for samples in series for seconds in samples]
+    return scale_of(stats.median(every_time), "s")
 
 
 def _values(name: str, samples: Sequence[float], size: float) -> dict[str, Any]:
-    """The samples in a figure's unit.
+    """Return the samples in a figure's unit.
 
     Of many, evenly spaced ones with their numbers: a picture has no room for more.
     """
     n = len(samples)
-    kept = range(n) if n <= _DRAWN else [at * n // _DRAWN for at in range(_DRAWN)]
-    row: dict[str, Any] = {
-        "name": name,
-        "values": [float(f"{samples[at] / size:.5g}") for at in kept],
-    }
-    return row if n <= _DRAWN else row | {"at": [at + 1 for at in kept]}
+    if n <= _MAX_POINTS:
+        return {"name": name, "values": [_rounded(sample / size) for sample in samples]}
+    drawn = [point * n // _MAX_POINTS for point in range(_MAX_POINTS)]
+    values = [_rounded(samples[index] / size) for index in drawn]
+    return {"name": name, "values": values, "at": [index + 1 for index in drawn]}
 
 
-def _table(group: Group) -> Table:
-    kinds = (*_KINDS[:2], ("itl", "ITL"), _KINDS[2])
-    rows = []
-    for run in group.runs:
-        for kind, title in kinds:
-            cells = [Cell(shown(run, f"{kind}.{each}")) for each in _PERCENTILES]
-            if any(cell.text != MISSING for cell in cells):
-                rows.append(
-                    Row(
-                        cells=(Cell(named(run)), Cell(title), *cells),
-                        words=words(run),
-                        outcome=run.outcome,
-                    )
-                )
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _table(group: GroupView) -> Table:
+    rows = [
+        row
+        for run in group.runs
+        for kind, title in _TABLE_TITLES.items()
+        if (row := _row(run, kind, title)) is not None
+    ]
     return Table(
         caption=f"Percentiles of {group.model}, {group.workload}",
         header=("strategy", "time", *_PERCENTILES),
@@ -155,3 +161,10 @@ def _table(group: Group) -> Table:
         first_number=2,
         note=f"{MISSING}: a percentile q is refused below 2/(1 - q) samples.",
     )
+
+
+def _row(run: Record, kind: str, title: str) -> Row | None:
+    cells = [Cell(value_text(run, f"{kind}.{percentile}")) for percentile in _PERCENTILES]
+    if all(cell.text == MISSING for cell in cells):
+        return None
+    return record_row(run, Cell(strategy_name(run)), Cell(title), *cells)

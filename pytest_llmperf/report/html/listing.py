@@ -1,4 +1,4 @@
-"""The list of all runs with their claims, the environments they were made in, and the samples to download."""
+"""The list of all runs with their claims, their environments, and the samples to download."""
 
 from __future__ import annotations
 
@@ -10,106 +10,130 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html.blocks import Cell, Fold, Note, Part, Row, Section, Table
 from pytest_llmperf.report.html.content import Content
 from pytest_llmperf.report.html.history import difference
-from pytest_llmperf.report.html.runs import headline, interval, named, shown, split_test, words
+from pytest_llmperf.report.html.runs import (
+    headline,
+    interval_text,
+    record_row,
+    split_test,
+    strategy_name,
+    value_text,
+)
 from pytest_llmperf.report.html.strategies import verdict
 
 _MAX_SAMPLES = 200_000
 """Numbers that a report carries for download, about 2 MB; the newest runs come first."""
+_SAMPLE_FACTS = (
+    "id",
+    "session_id",
+    "created",
+    "test",
+    "label",
+    "model",
+    "strategy",
+    "engine",
+    "workload_text",
+    "outcome",
+)
+_RUNS_HEADER = (
+    "test",
+    "strategy",
+    "work",
+    "verdict",
+    "claims",
+    "value",
+    "TTFT p50",
+    "memory peak",
+)
+_RUNS_NOTE = (
+    "Value: tokens a second of a run, top-1 of an agreement, accuracy of a task, "
+    "seconds of a benchmark's round."
+)
 
 
 def runs(records: Sequence[Record]) -> Section | None:
-    """Every record of the report. None where there is none."""
+    """Return every record of the report. None where there is none."""
     if not records:
         return None
     table = Table(
         caption="Every run of this report",
-        header=(
-            "test",
-            "strategy",
-            "work",
-            "verdict",
-            "claims",
-            "value",
-            "TTFT p50",
-            "memory peak",
-        ),
+        header=_RUNS_HEADER,
         rows=tuple(map(_row, records)),
         first_number=5,
-        note="Value: tokens a second of a run, top-1 of an agreement, accuracy of a task, seconds of a benchmark's round.",
+        note=_RUNS_NOTE,
     )
-    return Section(
-        id="runs", title="All runs", parts=(Part(title="Runs and claims", blocks=(table,)),)
-    )
+    part = Part(title="Runs and claims", blocks=(table,))
+    return Section(id="runs", title="All runs", parts=(part,))
 
 
 def _row(record: Record) -> Row:
-    name, file = split_test(record.test)
-    where = ", ".join(
-        filter(None, (file, record.label, record.model, record.created[:16].replace("T", " ")))
-    )
-    doubts = sorted({mark.kind for mark in record.marks})
-    claims = "; ".join(f"{claim.outcome}: {claim.text}" for claim in record.claims)
-    return Row(
-        cells=(
-            Cell(name, where),
-            Cell(named(record)),
-            Cell(record.workload_text, f"marked {', '.join(doubts)}" if doubts else ""),
-            verdict(record.outcome),
-            Cell(claims or MISSING),
-            Cell(shown(record, headline(record)), interval(record, headline(record))),
-            Cell(shown(record, "ttft.p50")),
-            Cell(shown(record, "memory.peak")),
-        ),
-        words=words(record),
-        outcome=record.outcome,
+    return record_row(
+        record,
+        _test_cell(record),
+        Cell(strategy_name(record)),
+        _workload_cell(record),
+        verdict(record.outcome),
+        _claims_cell(record),
+        Cell(value_text(record, headline(record)), interval_text(record, headline(record))),
+        Cell(value_text(record, "ttft.p50")),
+        Cell(value_text(record, "memory.peak")),
         run=record.id if record.samples else "",
     )
 
 
+def _test_cell(record: Record) -> Cell:
+    name, file = split_test(record.test)
+    when = record.created[:16].replace("T", " ")
+    return Cell(name, ", ".join(filter(None, (file, record.label, record.model, when))))
+
+
+def _workload_cell(record: Record) -> Cell:
+    doubts = sorted({mark.kind for mark in record.marks})
+    return Cell(record.workload_text, f"marked {', '.join(doubts)}" if doubts else "")
+
+
+def _claims_cell(record: Record) -> Cell:
+    claims = "; ".join(f"{claim.outcome}: {claim.text}" for claim in record.claims)
+    return Cell(claims or MISSING)
+
+
 def samples(records: Sequence[Record]) -> tuple[list[dict[str, Any]], int]:
-    """Raw samples by run, newest first, as far as they fit; and how many runs were left out."""
-    kept: list[dict[str, Any]] = []
-    n_numbers = left_out = 0
-    for record in sorted(
-        (each for each in records if each.samples), key=lambda each: each.created, reverse=True
-    ):
+    """Return raw samples by run, newest first, as far as they fit; and how many were left out."""
+    carried: list[dict[str, Any]] = []
+    n_numbers = n_left_out = 0
+    sampled = [record for record in records if record.samples]
+    for record in sorted(sampled, key=lambda record: record.created, reverse=True):
         n_numbers += sum(map(len, record.samples.values()))
         if n_numbers > _MAX_SAMPLES:
-            left_out += 1
-            continue
-        facts = (
-            "id",
-            "session_id",
-            "created",
-            "test",
-            "label",
-            "model",
-            "strategy",
-            "engine",
-            "workload_text",
-            "outcome",
-        )
-        units = {
-            m.name.partition(".")[0]: m.unit
-            for m in record.metrics
-            if m.name.partition(".")[0] in record.samples
-        }
-        numbers = {
-            name: [float(f"{x:.9g}") for x in values] for name, values in record.samples.items()
-        }
-        kept.append(
-            {**{name: getattr(record, name) for name in facts}, "units": units, "samples": numbers}
-        )
-    return kept, left_out
+            n_left_out += 1
+        else:
+            carried.append(_download(record))
+    return carried, n_left_out
+
+
+def _download(record: Record) -> dict[str, Any]:
+    units = {metric.name.partition(".")[0]: metric.unit for metric in record.metrics}
+    numbers = {
+        name: [float(f"{sample:.9g}") for sample in values]
+        for name, values in record.samples.items()
+    }
+    return {
+        **{name: getattr(record, name) for name in _SAMPLE_FACTS},
+        "units": {name: unit for name, unit in units.items() if name in record.samples},
+        "samples": numbers,
+    }
 
 
 def environments(content: Content) -> Section | None:
-    """The facts of each environment; which ones differ where there are several."""
+    """Return the facts of each environment; which ones differ where there are several."""
     keys = list(dict.fromkeys(record.environment_key for record in content.records))
     if not keys:
         return None
     parts = [
-        Part(title=place(content, key), blocks=(_facts(content, key),), lead=f"Environment {key}")
+        Part(
+            title=place_name(content, key),
+            blocks=(_facts(content, key),),
+            lead=f"Environment {key}",
+        )
         for key in keys
     ]
     if len(keys) > 1:
@@ -117,53 +141,47 @@ def environments(content: Content) -> Section | None:
     return Section(id="environment", title="Environment", parts=tuple(parts))
 
 
-def place(content: Content, key: str) -> str:
-    """An environment in words."""
+def place_name(content: Content, key: str) -> str:
+    """Return an environment in words."""
     facts = content.places.get(key, {})
-    named = [str(facts[name]) for name in ("device_name", "cpu_model") if facts.get(name)]
-    cores = facts.get("cpu_cores_limit")
-    words = [
-        str(facts.get("device") or ""),
-        *dict.fromkeys(named),
-        f"{cores:g} cores" if isinstance(cores, int | float) else "",
-    ]
-    return ", ".join(dict.fromkeys(word for word in words if word)) or f"environment {key}"
+    names = [facts.get(name) for name in ("device", "device_name", "cpu_model")]
+    words = [str(name) for name in names if name]
+    n_cores = facts.get("cpu_cores_limit")
+    if isinstance(n_cores, int | float):
+        words.append(f"{n_cores:g} cores")
+    return ", ".join(dict.fromkeys(words)) or f"environment {key}"
 
 
-def _differences(content: Content, keys: Sequence[str]) -> tuple[Any, ...]:
-    said = f"Runs of {len(keys)} environments are in this report. Only those of one environment are compared with each other."
-    first = content.places.get(keys[0], {})
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(place(content, key)),
-                Cell(difference(first, content.places.get(key, {}), content.comparable) or MISSING),
-            ),
-        )
-        for key in keys
+def _differences(content: Content, keys: Sequence[str]) -> tuple[Note, Table]:
+    warning = (
+        f"Runs of {len(keys)} environments are in this report. "
+        "Only those of one environment are compared with each other."
     )
     table = Table(
         caption="Facts that differ from the first",
         header=("environment", "differs from the first in"),
-        rows=rows,
+        rows=tuple(_difference_row(content, keys[0], key) for key in keys),
     )
-    return Note(said, "warn"), table
+    return Note(warning, "warn"), table
+
+
+def _difference_row(content: Content, first_key: str, key: str) -> Row:
+    first, facts = content.places.get(first_key, {}), content.places.get(key, {})
+    text = difference(first, facts, content.comparable)
+    return Row(cells=(Cell(place_name(content, key)), Cell(text or MISSING)))
 
 
 def _facts(content: Content, key: str) -> Fold:
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(name),
-                Cell(MISSING if fact is None else str(fact)),
-                Cell("must match" if name in content.comparable else ""),
-            ),
-        )
-        for name, fact in sorted(content.places.get(key, {}).items())
-    )
+    facts = sorted(content.places.get(key, {}).items())
     table = Table(
         caption=f"Facts of environment {key}",
         header=("fact", "value", "for a comparison"),
-        rows=rows,
+        rows=tuple(_fact_row(name, fact, content.comparable) for name, fact in facts),
     )
-    return Fold(summary=f"{len(rows)} facts", blocks=(table,))
+    return Fold(summary=f"{len(facts)} facts", blocks=(table,))
+
+
+def _fact_row(name: str, fact: str | float | bool | None, comparable: Sequence[str]) -> Row:
+    text = MISSING if fact is None else str(fact)
+    rule = "must match" if name in comparable else ""
+    return Row(cells=(Cell(name), Cell(text), Cell(rule)))

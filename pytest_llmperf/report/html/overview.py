@@ -1,8 +1,8 @@
-"""What a person sees in the first five seconds: what failed, what is fastest at acceptable agreement, what was not in effect."""
+"""What a reader sees first: what failed, what is fastest, what was not in effect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -11,9 +11,9 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import NotInEffect
 from pytest_llmperf.report.html import effect, history
 from pytest_llmperf.report.html.answers import holds
-from pytest_llmperf.report.html.content import Content
-from pytest_llmperf.report.html.runs import Group, groups, headline, interval, ratio, shown
-from pytest_llmperf.report.html.tradeoffs import Standing, standings
+from pytest_llmperf.report.html.content import Content, Unmeasured
+from pytest_llmperf.report.html.groups import GroupView, Standing
+from pytest_llmperf.report.html.runs import plural
 
 ORDER = (
     "FAIL",
@@ -32,7 +32,11 @@ ORDER = (
 _UNMEASURED = ("ERROR", "INVALID", "FAIL")
 _NOT_IN_EFFECT = NotInEffect.__name__
 _UNCLAIMED = "failed, and none of its claims did: the reason is in pytest's own output"
-_NOT_STORED = "Tests that were skipped or could not be measured are not in the store; a report of their own session names them."
+_NOT_STORED = (
+    "Tests that were skipped or could not be measured are not in the store; "
+    "a report of their own session names them."
+)
+_NO_RULE = "faster, but without an agreement rule that holds"
 
 
 class Item(Struct, frozen=True, kw_only=True):
@@ -65,28 +69,31 @@ class Count(Struct, frozen=True, kw_only=True):
 
 
 def counts(content: Content) -> list[Count]:
-    """Tests by outcome; a test with several is counted by the one that wants most attention."""
+    """Return tests by outcome.
+
+    A test with several outcomes is counted by the one that wants most attention.
+    """
+    outcomes = list(_worst_outcomes(content).values())
+    distinct = sorted(dict.fromkeys(outcomes), key=_urgency)
+    return [Count(outcome=outcome, n=outcomes.count(outcome)) for outcome in distinct]
+
+
+def panels(content: Content, groups: Sequence[GroupView]) -> list[Panel]:
+    """Return the three answers, and what else wants a look."""
+    answers = [_failed(content), _fastest(groups), _not_in_effect(content)]
+    notable = [_changed(content), _skipped(content)]
+    return [*answers, *(panel for panel in notable if panel is not None)]
+
+
+def _worst_outcomes(content: Content) -> dict[str, str]:
+    """Return each test's outcome that wants most attention."""
+    results: list[Record | Unmeasured] = [*content.records, *(content.unmeasured or ())]
     worst: dict[str, str] = {}
-    seen = [(each.test, each.outcome) for each in content.records] + [
-        (u.test, u.outcome) for u in content.unmeasured or ()
-    ]
-    for test, outcome in seen:
-        named = outcome.upper() if outcome.upper() in ORDER else outcome
-        worst[test] = min(worst.get(test, named), named, key=_urgency)
-    found = {
-        outcome: list(worst.values()).count(outcome) for outcome in dict.fromkeys(worst.values())
-    }
-    return [
-        Count(outcome=outcome, n=n)
-        for outcome, n in sorted(found.items(), key=lambda item: _urgency(item[0]))
-    ]
-
-
-def panels(content: Content) -> list[Panel]:
-    """The three answers, and what else wants a look."""
-    found = [_failed(content), _fastest(content), _not_in_effect(content)]
-    noted = [_changed(content), _skipped(content)]
-    return [*found, *(panel for panel in noted if panel is not None)]
+    for result in results:
+        upper = result.outcome.upper()
+        outcome = upper if upper in ORDER else result.outcome
+        worst[result.test] = min(worst.get(result.test, outcome), outcome, key=_urgency)
+    return worst
 
 
 def _urgency(outcome: str) -> int:
@@ -94,136 +101,145 @@ def _urgency(outcome: str) -> int:
 
 
 def _failed(content: Content) -> Panel:
-    items: dict[tuple[str, str], Item] = {}
-    for record in content.records:
-        for claim in (each for each in record.claims if each.outcome == "FAIL"):
-            items[record.test, claim.text] = Item(
-                title=record.test, text=claim.text, more=claim.detail, outcome="FAIL"
-            )
-    claimed = {test for test, _ in items}
-    for test in dict.fromkeys(
-        record.test for record in content.records if record.outcome == "FAIL"
-    ):
-        if test not in claimed:
-            items[test, ""] = Item(title=test, text=_UNCLAIMED, outcome="FAIL")
-    unmeasured = [
-        each
-        for each in content.unmeasured or ()
-        if each.outcome in _UNMEASURED and each.kind != _NOT_IN_EFFECT
-    ]
-    for each in unmeasured:
-        items.setdefault(
-            (each.test, each.stated_reason),
-            Item(title=each.test, text=each.stated_reason, outcome=each.outcome),
-        )
-    failed = {item.title for item in items.values() if item.outcome == "FAIL"}
-    unmeasured_too = {item.title for item in items.values()} - failed
+    items = _failed_claims(content.records)
+    items |= _unclaimed_failures(content.records, {test for test, _ in items})
+    for test in content.unmeasured or ():
+        if test.outcome in _UNMEASURED and test.kind != _NOT_IN_EFFECT:
+            items.setdefault((test.test, test.stated_reason), _unmeasured_item(test))
     calm = "Nothing failed." if content.records or content.unmeasured else "Nothing was measured."
-    title = ", ".join(
-        f"{len(tests)} test{'' if len(tests) == 1 else 's'} {what}"
-        for tests, what in ((failed, "failed"), (unmeasured_too, "could not be measured"))
-        if tests
-    )
     return Panel(
-        title=title or "What failed",
+        title=_failed_title(items.values()),
         tone="bad" if items else "good",
         items=tuple(items.values()),
         calm=calm,
     )
 
 
-def _fastest(content: Content) -> Panel:
-    items = tuple(
-        item
-        for group in groups(content.records)
-        if (item := _best(group, content.records)) is not None
-    )
+def _failed_claims(records: Sequence[Record]) -> dict[tuple[str, str], Item]:
+    """Return the claims that failed, by test and claim."""
+    return {
+        (record.test, claim.text): Item(
+            title=record.test, text=claim.text, more=claim.detail, outcome="FAIL"
+        )
+        for record in records
+        for claim in record.claims
+        if claim.outcome == "FAIL"
+    }
+
+
+def _unclaimed_failures(
+    records: Sequence[Record], claimed: set[str]
+) -> dict[tuple[str, str], Item]:
+    """Return the tests that failed although none of their claims did."""
+    return {
+        (record.test, ""): Item(title=record.test, text=_UNCLAIMED, outcome="FAIL")
+        for record in records
+        if record.outcome == "FAIL" and record.test not in claimed
+    }
+
+
+def _failed_title(items: Iterable[Item]) -> str:
+    failed = {item.title for item in items if item.outcome == "FAIL"}
+    unmeasured = {item.title for item in items} - failed
+    texts = []
+    if failed:
+        texts.append(f"{plural(len(failed), 'test')} failed")
+    if unmeasured:
+        texts.append(f"{plural(len(unmeasured), 'test')} could not be measured")
+    return ", ".join(texts) or "What failed"
+
+
+def _fastest(groups: Sequence[GroupView]) -> Panel:
     return Panel(
         title="Fastest at acceptable agreement",
         tone="accent",
-        items=items,
+        items=tuple(map(_fastest_item, groups)),
         calm="There is no run to choose from.",
     )
 
 
-def _best(group: Group, records: Sequence[Record]) -> Item | None:
-    standing = standings(group, records)
-    accepted = [
-        each
-        for each in standing
-        if holds(each.agreement) or each.record.strategy == group.reference
-    ]
-    best = next(
-        iter(accepted or [each for each in standing if holds(each.agreement) is None] or standing),
-        None,
-    )
-    if best is None:
-        return None
-    run = best.record
-    speed = f"{best.name}: {shown(run, headline(run))} {interval(run, headline(run))}".strip()
-    over = ratio(run, group)
-    facts = [f"{format_value(over.value, 'x')} of {group.reference}"] if over is not None else []
-    facts += (
-        [f"{format_value(best.memory_bytes, 'B')} memory"] if best.memory_bytes is not None else []
-    )
-    facts += [f"top-1 {format_value(best.top1, '1')}"] if best.top1 is not None else []
+def _fastest_item(group: GroupView) -> Item:
+    accepted = [standing for standing in group.standings if _is_accepted(standing, group)]
+    best = accepted[0] if accepted else _best_unaccepted(group.standings)
+    caveats = _caveats(best, group.standings, accepted)
     return Item(
         title=f"{group.model}, {group.workload}",
-        text=speed,
-        more="; ".join([*facts, *_caveat(best, standing, accepted)]),
+        text=f"{best.name}: {best.speed_with_interval}",
+        more="; ".join([*_facts(best, group), *caveats]),
     )
 
 
-def _caveat(
-    best: Standing, standing: Sequence[Standing], accepted: Sequence[Standing]
+def _best_unaccepted(standings: Sequence[Standing]) -> Standing:
+    """Return the fastest that has no rule, else the fastest of all."""
+    unproven = [standing for standing in standings if holds(standing.agreement) is None]
+    return unproven[0] if unproven else standings[0]
+
+
+def _is_accepted(standing: Standing, group: GroupView) -> bool:
+    """Whether its agreement is good enough; that of the reference always is."""
+    return holds(standing.agreement) is True or standing.run.strategy == group.reference
+
+
+def _facts(standing: Standing, group: GroupView) -> list[str]:
+    facts = []
+    if standing.ratio is not None:
+        facts.append(f"{format_value(standing.ratio.ratio, 'x')} of {group.reference}")
+    if standing.memory_bytes is not None:
+        facts.append(f"{format_value(standing.memory_bytes, 'B')} memory")
+    if standing.top1 is not None:
+        facts.append(f"top-1 {format_value(standing.top1, '1')}")
+    return facts
+
+
+def _caveats(
+    best: Standing, standings: Sequence[Standing], accepted: Sequence[Standing]
 ) -> list[str]:
     if holds(best.agreement) is False and not accepted:
         return ["no agreement is acceptable: its rule does not hold"]
     if not accepted:
         return ["agreement was not measured or has no rule"]
-    faster = [each for each in standing if each.speed > best.speed]
-    return (
-        [
-            f"faster, but without an agreement rule that holds: {', '.join(each.name for each in faster)}"
-        ]
-        if faster
-        else []
-    )
+    faster = [standing.name for standing in standings if standing.speed > best.speed]
+    return [f"{_NO_RULE}: {', '.join(faster)}"] if faster else []
 
 
 def _not_in_effect(content: Content) -> Panel:
-    items = [
+    ended = [
         Item(
-            title=each.test,
-            text=each.reason,
-            outcome=each.outcome,
+            title=test.test,
+            text=test.reason,
+            outcome=test.outcome,
         )
-        for each in content.unmeasured or ()
-        if each.kind == _NOT_IN_EFFECT
+        for test in content.unmeasured or ()
+        if test.kind == _NOT_IN_EFFECT
     ]
-    seen = {
-        (record.strategy, text): record
-        for record in content.records
-        for text in effect.broken(record)
-    }
-    items += [
-        Item(title=f"{strategy} in {record.test}", text=text)
-        for (strategy, text), record in seen.items()
-    ]
-    n = len({record.strategy for record in content.records if effect.promises(record) is not None})
-    calm = (
-        f"All that {n} strateg{'y' if n == 1 else 'ies'} promised was in effect."
-        if n
-        else "Nothing says what was loaded."
-    )
-    more = "" if content.unmeasured is not None else _NOT_STORED
+    items = (*ended, *_broken_items(content.records))
     return Panel(
         title="What was not in effect",
         tone="bad" if items else "good",
-        items=tuple(items),
-        calm=calm,
-        more=more,
+        items=items,
+        calm=_calm_text(content.records),
+        more="" if content.unmeasured is not None else _NOT_STORED,
     )
+
+
+def _broken_items(records: Sequence[Record]) -> list[Item]:
+    """Return the promises that the records' descriptions break, each once a strategy."""
+    last_record = {
+        (record.strategy, text): record for record in records for text in effect.broken(record)
+    }
+    return [
+        Item(title=f"{strategy} in {record.test}", text=text)
+        for (strategy, text), record in last_record.items()
+    ]
+
+
+def _calm_text(records: Sequence[Record]) -> str:
+    strategies = {
+        record.strategy for record in records if effect.checked_promises(record) is not None
+    }
+    if not strategies:
+        return "Nothing says what was loaded."
+    return f"All that {plural(len(strategies), 'strategy')} promised was in effect."
 
 
 def _changed(content: Content) -> Panel | None:
@@ -232,9 +248,10 @@ def _changed(content: Content) -> Panel | None:
 
 
 def _skipped(content: Content) -> Panel | None:
-    items = tuple(
-        Item(title=each.test, text=each.reason, outcome=each.outcome)
-        for each in content.unmeasured or ()
-        if each.outcome == "SKIPPED"
-    )
+    skipped = [test for test in content.unmeasured or () if test.outcome == "SKIPPED"]
+    items = tuple(map(_unmeasured_item, skipped))
     return Panel(title=f"{len(items)} skipped", tone="warn", items=items) if items else None
+
+
+def _unmeasured_item(test: Unmeasured) -> Item:
+    return Item(title=test.test, text=test.stated_reason, outcome=test.outcome)

@@ -1,10 +1,14 @@
-"""The page: sections into one self-contained file, whose policy lets nothing reach the network and runs no other script."""
+"""The page: sections into one self-contained file.
+
+Its policy lets nothing reach the network and runs no other script.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata, resources
 from typing import Any
@@ -25,7 +29,7 @@ from pytest_llmperf.report.html import (
 )
 from pytest_llmperf.report.html.blocks import Section
 from pytest_llmperf.report.html.content import Content
-from pytest_llmperf.report.html.runs import groups
+from pytest_llmperf.report.html.groups import GroupView, group_views
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "report.js")
 """In the order in which they run."""
@@ -40,36 +44,32 @@ _ASSETS = resources.files("pytest_llmperf.report.html") / "assets"
 
 
 def build(content: Content) -> str:
-    """The report as the text of one HTML file.
+    """Return the report as the text of one HTML file.
 
     Whatever people named, asked or got is shown as text and never executed.
     """
-    raw, left_out = listing.samples(content.records)
-    texts = [_asset(name) for name in SCRIPTS]
+    samples, n_left_out = listing.samples(content.records)
+    groups = group_views(content.records)
     return _template().render(
         content=content,
         title=_title(content),
         empty=_empty(content),
-        panels=overview.panels(content),
+        panels=overview.panels(content, groups),
         counts=overview.counts(content),
-        sections=sections(content),
-        samples=raw,
-        left_out=left_out,
+        sections=sections(content, groups),
+        samples=samples,
+        left_out=n_left_out,
         shown_items=_SHOWN_ITEMS,
-        style=Markup(_asset("report.css")),  # noqa: S704 - our own files
-        scripts=[Markup(text) for text in texts],  # noqa: S704
-        policy=policy(texts),
-        libraries={name: row["version"] for name, row in libraries().items()},
-        version=metadata.version("pytest-llmperf"),
+        **_shell(),
     )
 
 
-def sections(content: Content) -> list[Section]:
-    """Every section that has something to show, in the order of the page."""
+def sections(content: Content, groups: Sequence[GroupView]) -> list[Section]:
+    """Return every section that has something to show, in the order of the page."""
     records = content.records
-    groups_ = [
-        strategies.section(group, records, listing.place(content, group.environment_key), at)
-        for at, group in enumerate(groups(records), start=1)
+    of_groups = [
+        strategies.section(group, listing.place_name(content, group.environment_key), position)
+        for position, group in enumerate(groups, start=1)
     ]
     others = (
         answers.section(records),
@@ -79,30 +79,48 @@ def sections(content: Content) -> list[Section]:
         listing.runs(records),
         listing.environments(content),
     )
-    return [*groups_, *(section for section in others if section is not None)]
+    return [*of_groups, *(section for section in others if section is not None)]
+
+
+def _shell() -> dict[str, Any]:
+    """Return what every page has, whatever it shows: style, scripts, policy, versions."""
+    scripts = [_asset(name) for name in SCRIPTS]
+    return {
+        "style": Markup(_asset("report.css")),  # noqa: S704 - our own files
+        "scripts": [Markup(script) for script in scripts],  # noqa: S704
+        "policy": policy(scripts),
+        "libraries": {name: row["version"] for name, row in libraries().items()},
+        "version": metadata.version("pytest-llmperf"),
+    }
 
 
 def policy(scripts: list[str]) -> str:
-    """A content security policy: no network at all, these scripts (by their hash) and no others."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'"
-        for each in scripts
-    )
+    """Return a content security policy: no network at all, and no scripts but these."""
+    hashes = " ".join(map(_script_source, scripts))
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
 
 
+def _script_source(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
 def libraries() -> dict[str, dict[str, str]]:
-    """Version, licence, file and hash of each vendored library, by its name on npm."""
+    """Return version, licence, file and hash of each vendored library, by its name on npm."""
     return msgspec.json.decode(_asset("vendor/vendored.json"), type=dict[str, dict[str, str]])
 
 
 def clean(text: str) -> str:
-    """Text as it can be shown: control characters (of ANSI codes, too) as escapes, lone surrogates as "?", not too long."""
-    kept = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
-    return kept.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
+    """Return text as it can be shown.
+
+    Control characters (of ANSI codes, too) become escapes, lone surrogates "?"; a long text is cut.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}… ({len(text):,} characters)"
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
 
 @cache
@@ -119,10 +137,13 @@ def _finalized(value: Any) -> Any:
 
 
 def embedded(data: Any) -> Markup:
-    """JSON for a script element: nothing in it can end the element, and no text has a control character."""
+    """Return JSON for a script element.
+
+    Nothing in it can end the element, and no text has a control character.
+    """
     text = record_json.encode(_cleaned(data)).decode("utf-8")
-    # Escaped one by one.
-    return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))  # noqa: S704
+    escaped = re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return Markup(escaped)  # noqa: S704 - what could end the element is escaped
 
 
 def _cleaned(data: Any) -> Any:
@@ -130,9 +151,13 @@ def _cleaned(data: Any) -> Any:
         return clean(data)
     if isinstance(data, dict):
         return {name: _cleaned(value) for name, value in data.items()}
-    if isinstance(data, list | tuple) and not all(isinstance(each, int | float) for each in data):
-        return [_cleaned(each) for each in data]
+    if isinstance(data, list | tuple) and not _is_all_numbers(data):
+        return [_cleaned(element) for element in data]
     return data
+
+
+def _is_all_numbers(data: Sequence[Any]) -> bool:
+    return all(isinstance(element, int | float) for element in data)
 
 
 def _title(content: Content) -> str:
@@ -143,7 +168,7 @@ def _title(content: Content) -> str:
 
 
 def _empty(content: Content) -> str:
-    """What is to be said of a report that has little to show."""
+    """Return the sentence for a report that has little to show, "" for others."""
     if not content.records and not content.unmeasured:
         return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
     if not content.records:

@@ -1,169 +1,220 @@
-"""Runs that were measured side by side, pair by pair: of `llm.compare`, and of --llmperf-against."""
+"""Runs that were measured in turn: by `llm.compare`, and with --llmperf-against."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pytest_llmperf.core.change import COUNTED, Change, ratio_fields, run_fields, stored_change
 from pytest_llmperf.core.format import MISSING, format_interval, format_percent, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Part, Row, Section, Table
-from pytest_llmperf.report.html.runs import headline, is_run, metric, named, split_test, words
+from pytest_llmperf.report.html.blocks import Cell, Figure, Fold, Part, Row, Section, Table
+from pytest_llmperf.report.html.runs import (
+    headline,
+    is_run,
+    metric,
+    search_words,
+    split_test,
+    strategy_name,
+    value,
+)
 from pytest_llmperf.report.html.strategies import verdict
 
+_LEAD = "Measured in turn, in random order inside each pair, so that what drifts hits both."
 
-class Side(NamedTuple):
-    """A comparison: what it is of, its pairs (other, this), the ratio this / other with its interval, and the verdict."""
+_Pairs = tuple[tuple[float, float], ...]
+"""Values of each pair: before (the other side), after (this one)."""
+
+
+class Comparison(NamedTuple):
+    """A metric that was measured side by side: its change from the other side to this, by pair.
+
+    `note` says what the verdict was held against, or why there is none.
+    """
 
     record: Record
     title: str
-    metric: str
-    unit: str
-    pairs: tuple[tuple[float, float], ...]
-    ratio: tuple[float | None, float | None, float | None]
-    outcome: str
-    said: str
+    change: Change
+    pairs: _Pairs
+    note: str
+
+    @property
+    def ratio(self) -> float | None:
+        """The ratio this / other; None for a counted metric, whose pairs say it exactly."""
+        return None if self.change.how == COUNTED else self.change.ratio
 
 
 def section(records: Sequence[Record]) -> Section | None:
-    """Each comparison with its pairs. None where nothing was measured side by side."""
-    found = [*_against(records), *_compared(records)]
-    if not found:
+    """Return each comparison with its pairs. None where nothing was measured side by side."""
+    comparisons = [*_against(records), *_compared(records)]
+    if not comparisons:
         return None
+    overview = Part(title="Comparisons", blocks=(_table(comparisons),))
     return Section(
         id="side-by-side",
         title="Side by side",
-        lead="Measured in turn, in random order inside each pair, so that what drifts hits both.",
-        parts=(Part(title="Comparisons", blocks=(_table(found),)), *map(_part, found)),
+        lead=_LEAD,
+        parts=(overview, *map(_part, comparisons)),
     )
 
 
-def _against(records: Sequence[Record]) -> list[Side]:
-    found = []
+def _against(records: Sequence[Record]) -> Iterator[Comparison]:
+    """Yield each metric that --llmperf-against compared."""
     for record in records:
-        kept = record.extra.get("against")
-        if not isinstance(kept, Mapping):
-            continue
-        for name, each in kept.get("metrics", {}).items():
-            ratio = each.get("ratio") or (None, None, None)
-            title = f"{split_test(record.test)[0]}, {named(record)} against {kept.get('base', 'the base')}"
-            outcome, said = str(each.get("outcome", "")), _said(each)
-            pairs = tuple((float(a), float(b)) for a, b in each.get("pairs", ()))
-            found.append(
-                Side(
-                    record,
-                    title,
-                    name,
-                    str(each.get("unit", "")),
-                    pairs,
-                    tuple(ratio[:3]),
-                    outcome,
-                    said,
-                )
-            )
-    return found
+        against = record.extra.get("against")
+        if isinstance(against, Mapping):
+            base = str(against.get("base", "the base"))
+            for name, summary in against.get("metrics", {}).items():
+                yield _against_comparison(record, base, name, summary)
 
 
-def _said(kept: Mapping[str, Any]) -> str:
-    limit = kept.get("limit")
-    return str(kept.get("reason") or "") or (
-        f"limit {format_percent(limit)}" if isinstance(limit, float) else ""
+def _against_comparison(
+    record: Record, base: str, name: str, summary: Mapping[str, Any]
+) -> Comparison:
+    change = stored_change(record, name, summary)
+    return Comparison(
+        record=record,
+        title=_title(record, base),
+        change=change,
+        pairs=tuple((float(before), float(after)) for before, after in summary.get("pairs", ())),
+        note=change.reason or f"limit {format_percent(change.limit)}",
     )
 
 
-def _compared(records: Sequence[Record]) -> list[Side]:
-    """Both records of a comparison share `paired_with`; the second was the reference's."""
+def _compared(records: Sequence[Record]) -> Iterator[Comparison]:
+    """Yield each comparison of `llm.compare`.
+
+    Its two records share `paired_with`; the second was the reference's.
+    """
     shared: dict[str, list[Record]] = {}
     for record in records:
         if record.paired_with and is_run(record):
             shared.setdefault(record.paired_with, []).append(record)
-    found = []
-    for ours, theirs in (
-        sorted(two, key=lambda r: r.created)
-        for two in shared.values()
-        if len(two) == 2  # noqa: PLR2004
-    ):
-        name = headline(ours)
-        pairs = tuple(zip(theirs.samples.get(name, ()), ours.samples.get(name, ()), strict=False))
-        unit = getattr(metric(ours, name), "unit", "")
-        title = f"{split_test(ours.test)[0]}, {named(ours)} against {named(theirs)}"
-        found.append(
-            Side(
-                ours, title, name, unit, pairs, _ratio(pairs), ours.outcome, "compared in the test"
-            )
-        )
-    return found
+    for pair in shared.values():
+        if len(pair) == 2:  # noqa: PLR2004 - the compared one and the reference
+            run, reference = sorted(pair, key=lambda record: record.created)
+            yield _run_comparison(run, reference)
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None, float | None]:
+def _run_comparison(run: Record, reference: Record) -> Comparison:
+    name = headline(run)
+    samples, reference_samples = run.samples.get(name, ()), reference.samples.get(name, ())
+    pairs = tuple(zip(reference_samples, samples, strict=False))
+    return Comparison(
+        record=run,
+        title=_title(run, strategy_name(reference)),
+        change=_run_change(run, reference, pairs),
+        pairs=pairs,
+        note="compared in the test",
+    )
+
+
+def _run_change(run: Record, reference: Record, pairs: _Pairs) -> Change:
+    """Return the change from the reference to the run; limits are those of the test itself."""
+    name = headline(run)
+    measured = metric(run, name)
+    return Change(
+        **run_fields(run),
+        **_ratio_fields(pairs),
+        metric=name,
+        unit=measured.unit if measured is not None else "",
+        direction=measured.direction if measured is not None else "",
+        before=value(reference, name),
+        after=value(run, name),
+        outcome=run.outcome,
+        limit=0.0,
+    )
+
+
+def _title(record: Record, base: str) -> str:
+    return f"{split_test(record.test)[0]}, {strategy_name(record)} against {base}"
+
+
+def _ratio_fields(pairs: _Pairs) -> dict[str, Any]:
     if not pairs or min(map(min, pairs)) <= 0:
-        return None, None, None
-    found = stats.log_ratio_interval([b for _, b in pairs], [a for a, _ in pairs], paired=True)
-    ends = (math.exp(end) if math.isfinite(end) else None for end in (found.low, found.high))
-    return (math.exp(found.center), *ends)  # type: ignore[return-value]  # three of them
+        return {}
+    before, after = zip(*pairs, strict=True)
+    return ratio_fields(stats.log_ratio_interval(after, before, paired=True))
 
 
-def _table(found: Sequence[Side]) -> Table:
+def _table(comparisons: Iterable[Comparison]) -> Table:
     return Table(
         caption="Comparisons side by side",
         header=("comparison", "metric", "verdict", "ratio", "pairs"),
-        rows=tuple(
-            Row(
-                cells=(
-                    Cell(side.title, f"{split_test(side.record.test)[1]}: {side.said}"),
-                    Cell(side.metric),
-                    verdict(side.outcome),
-                    _ratio_cell(side),
-                    Cell(str(len(side.pairs))),
-                ),
-                words=words(side.record),
-                outcome=side.outcome,
-            )
-            for side in found
-        ),
+        rows=tuple(map(_row, comparisons)),
         first_number=3,
     )
 
 
-def _ratio_cell(side: Side) -> Cell:
-    value, low, high = side.ratio
-    return (
-        Cell(MISSING)
-        if value is None
-        else Cell(format_value(value, "x"), format_interval(value, low, high, "x"))
+def _row(comparison: Comparison) -> Row:
+    record, change = comparison.record, comparison.change
+    file = split_test(record.test)[1]
+    return Row(
+        cells=(
+            Cell(comparison.title, f"{file}: {comparison.note}"),
+            Cell(change.metric),
+            verdict(change.outcome),
+            _ratio_cell(comparison),
+            Cell(str(len(comparison.pairs))),
+        ),
+        words=search_words(record),
+        outcome=change.outcome,
     )
 
 
-def _part(side: Side) -> Part:
-    """The pairs as a picture and a table."""
-    ratios = [b / a for a, b in side.pairs if a > 0 and b > 0]
-    blocks: list[Block] = [
-        Fold(summary=f"{len(side.pairs)} pairs as a table", blocks=(_pairs(side),))
-    ]
-    if ratios:
-        value, low, high = side.ratio
-        data = {"ratios": [float(f"{r:.5g}") for r in ratios], "v": value, "low": low, "high": high}
-        alt = f"{len(ratios)} pairs of {side.metric}; ratio {_ratio_cell(side).text} {_ratio_cell(side).sub}."
-        blocks.insert(
-            0, Figure(chart="pairs", title=f"{side.metric}, pair by pair", alt=alt, data=data)
-        )
-    return Part(title=side.title, blocks=tuple(blocks), words=words(side.record))
+def _ratio_cell(comparison: Comparison) -> Cell:
+    ratio, change = comparison.ratio, comparison.change
+    if ratio is None:
+        return Cell(MISSING)
+    return Cell(format_value(ratio, "x"), format_interval(ratio, change.low, change.high, "x"))
 
 
-def _pairs(side: Side) -> Table:
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(str(at)),
-                Cell(format_value(a, side.unit)),
-                Cell(format_value(b, side.unit)),
-                Cell(format_value(b / a, "x") if a else MISSING),
-            ),
-        )
-        for at, (a, b) in enumerate(side.pairs, start=1)
+def _part(comparison: Comparison) -> Part:
+    """Return the pairs as a picture and a table."""
+    summary = f"{len(comparison.pairs)} pairs as a table"
+    table = Fold(summary=summary, blocks=(_pairs_table(comparison),))
+    ratios = [after / before for before, after in comparison.pairs if before > 0 and after > 0]
+    blocks = (_figure(comparison, ratios), table) if ratios else (table,)
+    words = search_words(comparison.record)
+    return Part(title=comparison.title, blocks=blocks, words=words)
+
+
+def _figure(comparison: Comparison, ratios: Sequence[float]) -> Figure:
+    change, cell = comparison.change, _ratio_cell(comparison)
+    data = {
+        "ratios": [float(f"{ratio:.5g}") for ratio in ratios],
+        "v": comparison.ratio,
+        "low": change.low,
+        "high": change.high,
+    }
+    return Figure(
+        chart="pairs",
+        title=f"{change.metric}, pair by pair",
+        alt=f"{len(ratios)} pairs of {change.metric}; ratio {cell.text} {cell.sub}.",
+        data=data,
     )
+
+
+def _pairs_table(comparison: Comparison) -> Table:
+    unit = comparison.change.unit
     return Table(
-        caption=side.title, header=("pair", "other", "this", "ratio"), rows=rows, first_number=0
+        caption=comparison.title,
+        header=("pair", "other", "this", "ratio"),
+        rows=tuple(
+            _pair_row(position, before, after, unit)
+            for position, (before, after) in enumerate(comparison.pairs, start=1)
+        ),
+        first_number=0,
     )
+
+
+def _pair_row(position: int, before: float, after: float, unit: str) -> Row:
+    ratio = format_value(after / before, "x") if before else MISSING
+    cells = (
+        Cell(str(position)),
+        Cell(format_value(before, unit)),
+        Cell(format_value(after, unit)),
+        Cell(ratio),
+    )
+    return Row(cells=cells)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
-from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import latency, tradeoffs, usage
 from pytest_llmperf.report.html.answers import holds, number
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Note, Part, Row, Section, Table
-from pytest_llmperf.report.html.runs import (
-    Group,
-    Ratio,
-    headline,
-    interval,
-    named,
-    plural,
-    ratio,
-    shown,
-    words,
-)
-from pytest_llmperf.report.html.tradeoffs import Standing, standings
+from pytest_llmperf.report.html.groups import MEMORY, TOP1, GroupView, Ratio, Standing
+from pytest_llmperf.report.html.runs import plural, record_row, value_text
 
 _TIMES = (
     ("ttft.p50", "TTFT p50"),
@@ -28,160 +18,195 @@ _TIMES = (
     ("tpot.p50", "TPOT p50"),
     ("itl.p99", "ITL p99"),
 )
+_TONES = {
+    "FAIL": "bad",
+    "ERROR": "bad",
+    "INVALID": "bad",
+    "PASS": "good",
+    "RECORDED": "quiet",
+    "recorded": "quiet",
+}
 
 
-def section(group: Group, records: Sequence[Record], place: str, at: int) -> Section:
-    """Everything of one model, workload and environment."""
-    several = len(group.runs) > 1
-    blocks = (*tradeoffs.figures(group, records), *_ratios(group)) if several else ()
-    trade = (Part(title="What each strategy buys", blocks=blocks),) if several else ()
+class _Column(NamedTuple):
+    """A column of numbers, its cells in the order of the strategies."""
+
+    title: str
+    cells: list[Cell]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no number at all."""
+        return all(cell.text == MISSING for cell in self.cells)
+
+
+def section(group: GroupView, place: str, position: int) -> Section:
+    """Return everything of one model, workload and environment.
+
+    `place` names the environment, `position` numbers the group on the page.
+    """
     return Section(
-        id=f"group-{at}",
+        id=f"group-{position}",
         title=f"{group.model}, {group.workload}",
-        lead=f"On {place}. {_counted(group)}",
+        lead=f"On {place}. {_count_text(group)}",
         parts=(
-            Part(title="Strategies", blocks=(_table(group, records),)),
-            *trade,
+            Part(title="Strategies", blocks=(_table(group),)),
+            *_trade_parts(group),
             *latency.parts(group),
             *usage.parts(group),
         ),
     )
 
 
-def _counted(group: Group) -> str:
-    many = len(group.every) - len(group.runs)
-    older = f" {plural(many, 'other run')} of the same strategies: see all runs." if many else ""
-    return f"{plural(len(group.runs), 'strategy')}, each by its newest run.{older}"
+def verdict(outcome: str) -> Cell:
+    """Return an outcome as a cell."""
+    text = outcome.lower() if outcome.upper() == "RECORDED" else outcome
+    return Cell(text, "", _TONES.get(outcome, "warn"))
 
 
-def _table(group: Group, records: Sequence[Record]) -> Table:
-    standing = standings(group, records)
-    titled = _columns(group, standing)
-    kept = [
-        (title, cells) for title, cells in titled if any(cell.text != MISSING for cell in cells)
-    ]
-    rows = zip(standing, zip(*(cells for _, cells in kept), strict=True), strict=True)
+def _count_text(group: GroupView) -> str:
+    text = f"{plural(len(group.standings), 'strategy')}, each by its newest run."
+    if not group.n_other_runs:
+        return text
+    return f"{text} {plural(group.n_other_runs, 'other run')} of the same strategies: see all runs."
+
+
+def _trade_parts(group: GroupView) -> list[Part]:
+    if len(group.standings) == 1:
+        return []
+    blocks = (*tradeoffs.figures(group), *_ratio_blocks(group))
+    return [Part(title="What each strategy buys", blocks=blocks)]
+
+
+def _table(group: GroupView) -> Table:
+    columns = _columns(group)
+    filled = [column for column in columns if not column.is_empty]
+    empty_titles = [column.title for column in columns if column.is_empty]
     return Table(
         caption=f"Strategies of {group.model}, {group.workload}",
-        header=("strategy", "its test", *(title for title, _ in kept)),
-        rows=tuple(_row(each, cells, _fronts(standing, each)) for each, cells in rows),
+        header=("strategy", "its test", *(column.title for column in filled)),
+        rows=_rows(group, filled),
         first_number=2,
-        note=_note(group, [title for title, cells in titled if (title, cells) not in kept]),
+        note=_note(group, empty_titles),
     )
 
 
-def _columns(group: Group, standing: Sequence[Standing]) -> list[tuple[str, list[Cell]]]:
-    """Every column of numbers that there could be, with its cells in the order of the strategies."""
-    runs = [each.record for each in standing]
-    speed = "prompt speed" if headline(runs[0]).startswith("prefill") else "speed"
-    over = [
-        _ratio_cell(ratio(run, group), is_reference=run.strategy == group.reference) for run in runs
-    ]
+def _rows(group: GroupView, columns: Sequence[_Column]) -> tuple[Row, ...]:
+    rows_of_cells = zip(*(column.cells for column in columns), strict=True)
+    is_contest = len(group.standings) > 1
+    return tuple(
+        _row(standing, cells, is_contest=is_contest)
+        for standing, cells in zip(group.standings, rows_of_cells, strict=True)
+    )
+
+
+def _columns(group: GroupView) -> list[_Column]:
+    """Return every column of numbers that there could be."""
     return [
-        (speed, [Cell(shown(run, headline(run)), interval(run, headline(run))) for run in runs]),
-        (f"over {group.reference}" if group.reference else "ratio", over),
-        *((title, [Cell(shown(run, name)) for run in runs]) for name, title in _TIMES),
-        (
-            "memory",
-            [
-                Cell(MISSING if each.memory_bytes is None else format_value(each.memory_bytes, "B"))
-                for each in standing
-            ],
-        ),
-        ("weights", [Cell(shown(run, "memory.weights")) for run in runs]),
-        ("MBU", [Cell(shown(run, "mbu", 2)) for run in runs]),
-        ("J/token", [Cell(shown(run, "energy.per_token")) for run in runs]),
-        ("top-1", [_top1(each) for each in standing]),
+        _speed_column(group),
+        _ratio_column(group),
+        *(_metric_column(group, title, name) for name, title in _TIMES),
+        _Column("memory", [_memory_cell(standing) for standing in group.standings]),
+        _metric_column(group, "weights", "memory.weights"),
+        _metric_column(group, "MBU", "mbu", digits=2),
+        _metric_column(group, "J/token", "energy.per_token"),
+        _Column("top-1", [_top1_cell(standing) for standing in group.standings]),
     ]
 
 
-def _note(group: Group, dropped: Sequence[str]) -> str:
-    paired = any(found.paired for run in group.runs if (found := ratio(run, group)) is not None)
-    said = ["Intervals are 99 %."]
-    said += ["● is on a front of the pictures below."] if len(group.runs) > 1 else []
-    said += ["⇄: in pairs that were measured in turn."] if paired else []
-    said += (
-        [f"No figures for {', '.join(dropped)}: not measurable here, or too few samples."]
-        if dropped
-        else []
-    )
-    return " ".join(said)
-
-
-def _fronts(standing: Sequence[Standing], each: Standing) -> str:
-    if len(standing) < 2:  # noqa: PLR2004 - one is on every front
-        return ""
-    names = {"memory": "memory", "top1": "agreement"}
-    found = [name for axis, name in names.items() if each.name in tradeoffs.front(standing, axis)]
-    return f"best trade for {' and '.join(found)}" if found else ""
-
-
-def _row(each: Standing, cells: Sequence[Cell], fronts: str) -> Row:
-    run = each.record
-    first = Cell(f"● {each.name}", fronts, "accent") if fronts else Cell(each.name)
-    return Row(
-        cells=(first, verdict(run.outcome), *cells),
-        words=words(run),
-        outcome=run.outcome,
-        run=run.id,
+def _speed_column(group: GroupView) -> _Column:
+    title = "prompt speed" if group.is_prefill else "speed"
+    return _Column(
+        title, [Cell(standing.speed_text, standing.interval_text) for standing in group.standings]
     )
 
 
-def verdict(outcome: str) -> Cell:
-    """An outcome as a cell."""
-    tones = {
-        "FAIL": "bad",
-        "ERROR": "bad",
-        "INVALID": "bad",
-        "PASS": "good",
-        "RECORDED": "quiet",
-        "recorded": "quiet",
-    }
-    return Cell(
-        outcome.lower() if outcome.upper() == "RECORDED" else outcome,
-        "",
-        tones.get(outcome, "warn"),
-    )
+def _ratio_column(group: GroupView) -> _Column:
+    title = f"over {group.reference}" if group.reference else "ratio"
+    return _Column(title, [_ratio_cell(standing, group.reference) for standing in group.standings])
 
 
-def _ratio_cell(found: Ratio | None, *, is_reference: bool) -> Cell:
-    if found is None:
+def _metric_column(group: GroupView, title: str, name: str, digits: int = 3) -> _Column:
+    return _Column(title, [Cell(value_text(run, name, digits)) for run in group.runs])
+
+
+def _note(group: GroupView, empty_titles: Sequence[str]) -> str:
+    sentences = ["Intervals are 99 %."]
+    if len(group.standings) > 1:
+        sentences.append("● is on a front of the pictures below.")
+    if any(standing.ratio is not None and standing.ratio.paired for standing in group.standings):
+        sentences.append("⇄: in pairs that were measured in turn.")
+    if empty_titles:
+        titles = ", ".join(empty_titles)
+        sentences.append(f"No figures for {titles}: not measurable here, or too few samples.")
+    return " ".join(sentences)
+
+
+def _row(standing: Standing, cells: Sequence[Cell], *, is_contest: bool) -> Row:
+    run = standing.run
+    fronts = _fronts_text(standing) if is_contest else ""
+    name = Cell(f"● {standing.name}", fronts, "accent") if fronts else Cell(standing.name)
+    return record_row(run, name, verdict(run.outcome), *cells, run=run.id)
+
+
+def _fronts_text(standing: Standing) -> str:
+    names = {MEMORY: "memory", TOP1: "agreement"}
+    fronts = [name for axis, name in names.items() if axis in standing.fronts]
+    return f"best trade for {' and '.join(fronts)}" if fronts else ""
+
+
+def _ratio_cell(standing: Standing, reference: str) -> Cell:
+    ratio = standing.ratio
+    if ratio is None:
+        is_reference = standing.run.strategy == reference
         return Cell("reference", "", "quiet") if is_reference else Cell(MISSING)
-    text = f"{format_value(found.value, 'x')}{' ⇄' if found.paired else ''}"
-    return Cell(text, format_interval(found.value, found.low, found.high, "x"))
+    text = f"{format_value(ratio.ratio, 'x')}{' ⇄' if ratio.paired else ''}"
+    return Cell(text, format_interval(ratio.ratio, ratio.low, ratio.high, "x"))
 
 
-def _top1(each: Standing) -> Cell:
-    if each.top1 is None:
+def _memory_cell(standing: Standing) -> Cell:
+    if standing.memory_bytes is None:
         return Cell(MISSING)
-    low, high = (number(each.agreement, "top1", end) for end in ("low", "high"))
-    held = holds(each.agreement)
-    said = {True: "rule holds", False: "rule does not hold", None: ""}[held]
-    between = (
-        "" if low is None or high is None or low == high else f"{100 * low:.3g} to {100 * high:.3g}"
-    )
-    return Cell(
-        format_value(each.top1, "1"),
-        ", ".join(filter(None, (between, said))),
-        "bad" if held is False else "",
-    )
+    return Cell(format_value(standing.memory_bytes, "B"))
 
 
-def _ratios(group: Group) -> list[Block]:
-    """The ratios with their intervals, as a picture."""
-    found = [(named(run), each) for run in group.runs if (each := ratio(run, group)) is not None]
-    if not found:
-        said = f"There is no run of {group.reference or 'a reference'} to hold the others against."
-        return [] if group.reference else [Note(said, "quiet")]
+def _top1_cell(standing: Standing) -> Cell:
+    if standing.top1 is None:
+        return Cell(MISSING)
+    rule_holds = holds(standing.agreement)
+    rule_text = {True: "rule holds", False: "rule does not hold", None: ""}[rule_holds]
+    sub = ", ".join(filter(None, (_top1_interval(standing), rule_text)))
+    return Cell(format_value(standing.top1, "1"), sub, "bad" if rule_holds is False else "")
+
+
+def _top1_interval(standing: Standing) -> str:
+    low, high = (number(standing.agreement, "top1", end) for end in ("low", "high"))
+    if low is None or high is None or low == high:
+        return ""
+    return f"{100 * low:.3g} to {100 * high:.3g}"
+
+
+def _ratio_blocks(group: GroupView) -> list[Block]:
+    """Return the ratios with their intervals, as a picture."""
+    ratios = {
+        standing.name: standing.ratio for standing in group.standings if standing.ratio is not None
+    }
+    if ratios:
+        return [_ratio_figure(group.reference, ratios)]
+    if group.reference:
+        return []
+    return [Note("There is no run of a reference to hold the others against.", "quiet")]
+
+
+def _ratio_figure(reference: str, ratios: dict[str, Ratio]) -> Figure:
     rows = [
-        {"name": name, "v": each.value, "low": each.low, "high": each.high} for name, each in found
+        {"name": name, "v": ratio.ratio, "low": ratio.low, "high": ratio.high}
+        for name, ratio in ratios.items()
     ]
-    seen = ", ".join(f"{name} {format_value(each.value, 'x')}" for name, each in found)
-    return [
-        Figure(
-            chart="ratios",
-            title=f"Speed over {group.reference}",
-            alt=f"Speed of each strategy over that of {group.reference}: {seen}.",
-            data={"rows": rows, "x": f"speed over {group.reference} (more is better →)"},
-        ),
-    ]
+    texts = [f"{name} {format_value(ratio.ratio, 'x')}" for name, ratio in ratios.items()]
+    return Figure(
+        chart="ratios",
+        title=f"Speed over {reference}",
+        alt=f"Speed of each strategy over that of {reference}: {', '.join(texts)}.",
+        data={"rows": rows, "x": f"speed over {reference} (more is better →)"},
+    )

@@ -1,14 +1,15 @@
-"""How much of the hardware a group's runs use: MBU and MFU against the measured ceilings, the roofline, memory of each rank."""
+"""How much of the hardware a group's runs use: MBU and MFU, the roofline, memory of each rank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_number, format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
-from pytest_llmperf.report.html.runs import Group, metric, named, shown, value, words
+from pytest_llmperf.report.html.groups import GroupView
+from pytest_llmperf.report.html.runs import metric, record_row, strategy_name, value, value_text
 
 _GAUGES = (
     ("weights", "weights"),
@@ -17,12 +18,22 @@ _GAUGES = (
     ("reserved", "reserved"),
     ("process", "process"),
 )
+_DRAWN_GAUGES = _GAUGES[:3]
+_SHARES = ("mbu", "mfu")
 _GB = 1e9
-_OVER = "Above 100 %: the model was faster than the micro-benchmark that measured this device's ceiling."
+_OVER = (
+    "Above 100 %: the model was faster than "
+    "the micro-benchmark that measured this device's ceiling."
+)
+_NO_ROOFLINE = "There is no roofline: the device's ceilings were not recorded with these runs."
+_ROOFLINE_NOTE = (
+    "Left of the corner the memory bandwidth is the limit, right of it the arithmetic. "
+    "Both were measured here."
+)
 
 
 class _Place(NamedTuple):
-    """Where a run stands under its roof: FLOP/byte, FLOP/s, and the two ceilings."""
+    """Where a run is placed under its roof: FLOP/byte, FLOP/s, and the two ceilings."""
 
     name: str
     intensity: float
@@ -32,168 +43,196 @@ class _Place(NamedTuple):
     dtype: str
 
 
-def parts(group: Group) -> list[Part]:
-    """Use of bandwidth and arithmetic, and of memory by rank where there are several."""
-    found = [
-        Part(
-            title="Use of the hardware",
-            blocks=tuple(_use(group)),
-            lead="Shares of what this device itself reached.",
-        )
-    ]
+def parts(group: GroupView) -> list[Part]:
+    """Return the use of bandwidth and arithmetic, and of memory by rank where there are several."""
+    use = Part(
+        title="Use of the hardware",
+        blocks=tuple(_use(group.runs)),
+        lead="Shares of what this device itself reached.",
+    )
     ranked = [run for run in group.runs if isinstance(run.extra.get("memory_ranks"), list)]
-    return (
-        [*found, Part(title="Memory of each rank", blocks=tuple(_ranks(ranked)))]
-        if ranked
-        else found
-    )
+    if not ranked:
+        return [use]
+    blocks = (_ranks_figure(ranked), _ranks_table(ranked))
+    return [use, Part(title="Memory of each rank", blocks=blocks)]
 
 
-def _use(group: Group) -> list[Block]:
-    rows = [
-        {"name": named(run), "mbu": _percent(run, "mbu"), "mfu": _percent(run, "mfu")}
-        for run in group.runs
-        if value(run, "mbu") is not None or value(run, "mfu") is not None
-    ]
-    if not rows:
-        return [Note(f"Neither MBU nor MFU could be measured: {_why(group.runs)}", "quiet")]
-    seen = ", ".join(
-        f"{named(run)} MBU {shown(run, 'mbu', 2)} MFU {shown(run, 'mfu', 2)}" for run in group.runs
-    )
+def _use(runs: Sequence[Record]) -> list[Block]:
+    measured = [run for run in runs if any(value(run, name) is not None for name in _SHARES)]
+    if not measured:
+        return [Note(f"Neither MBU nor MFU could be measured: {_reason(runs)}.", "quiet")]
     bars = Figure(
         chart="shares",
         title="MBU and MFU",
-        alt=f"Shares of the measured copy bandwidth and matmul rate: {seen}.",
-        data={"rows": rows},
-        note=_OVER
-        if any((value(run, name) or 0) > 1 for run in group.runs for name in ("mbu", "mfu"))
-        else "",
+        alt=f"Shares of the measured copy bandwidth and matmul rate: {_shares_text(runs)}.",
+        data={"rows": list(map(_shares_data, measured))},
+        note=_OVER if _is_over_ceiling(runs) else "",
     )
-    return [bars, *_roofline(group)]
+    return [bars, *_roofline(runs)]
+
+
+def _shares_data(run: Record) -> dict[str, Any]:
+    return {"name": strategy_name(run), "mbu": _percent(run, "mbu"), "mfu": _percent(run, "mfu")}
+
+
+def _is_over_ceiling(runs: Sequence[Record]) -> bool:
+    return any((value(run, name) or 0) > 1 for run in runs for name in _SHARES)
+
+
+def _shares_text(runs: Sequence[Record]) -> str:
+    return ", ".join(
+        f"{strategy_name(run)} MBU {value_text(run, 'mbu', 2)} MFU {value_text(run, 'mfu', 2)}"
+        for run in runs
+    )
 
 
 def _percent(run: Record, name: str) -> float | None:
-    found = value(run, name)
-    return None if found is None else 100 * found
+    share = value(run, name)
+    return None if share is None else 100 * share
 
 
-def _why(runs: Sequence[Record]) -> str:
-    found = (metric(run, "mbu") for run in runs)
-    return (
-        next(
-            (each.reason for each in found if each is not None and each.reason),
-            "no reason was recorded",
-        )
-        + "."
-    )
+def _reason(runs: Sequence[Record]) -> str:
+    """Return why the first run that says so has no MBU."""
+    for run in runs:
+        mbu = metric(run, "mbu")
+        if mbu is not None and mbu.reason:
+            return mbu.reason
+    return "no reason was recorded"
 
 
-def _roofline(group: Group) -> list[Block]:
-    """From shares and ceilings: attained = share x ceiling, intensity = attained FLOP/s over attained bytes/s."""
-    places = [place for run in group.runs if (place := _place(run)) is not None]
+def _roofline(runs: Sequence[Record]) -> list[Block]:
+    """Return the roofline, drawn from shares and ceilings.
+
+    Attained = share x ceiling, intensity = attained FLOP/s over attained bytes/s.
+    """
+    places = [place for run in runs if (place := _place(run)) is not None]
     if not places:
-        return [
-            Note(
-                "There is no roofline: the device's ceilings were not recorded with these runs.",
-                "quiet",
-            )
-        ]
-    roofs: dict[tuple[float, float], list[str]] = {}
-    for place in places:
-        dtypes = roofs.setdefault((place.roof_flop_per_s, place.roof_bytes_per_s), [])
-        dtypes += [place.dtype] if place.dtype not in dtypes else []
-    seen = ", ".join(f"{p.name} at {format_number(p.intensity)} FLOP/B" for p in places)
-    figure = Figure(
+        return [Note(_NO_ROOFLINE, "quiet")]
+    table = Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))
+    return [_roofline_figure(places), table]
+
+
+def _roofline_figure(places: Sequence[_Place]) -> Figure:
+    texts = [f"{place.name} at {format_number(place.intensity)} FLOP/B" for place in places]
+    return Figure(
         chart="roofline",
         title="Roofline of a step",
-        alt=f"Arithmetic against bytes moved, below the roof of this device: {seen}.",
-        data={
-            "points": [
-                {"name": p.name, "x": p.intensity, "y": p.flop_per_s / 1e9, "tip": _tip(p)}
-                for p in places
-            ],
-            "roofs": [
-                {"flops": f / 1e9, "bytes": b / 1e9, "dtype": ", ".join(dtypes)}
-                for (f, b), dtypes in sorted(roofs.items())
-            ],
-        },
-        note="Left of the corner the memory bandwidth is the limit, right of it the arithmetic. Both were measured here.",
+        alt=f"Arithmetic against bytes moved, below the roof of this device: {', '.join(texts)}.",
+        data={"points": [_point(place) for place in places], "roofs": _roofs(places)},
+        note=_ROOFLINE_NOTE,
     )
-    return [figure, Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))]
 
 
 def _place(run: Record) -> _Place | None:
-    kept, mbu, mfu = run.extra.get("ceilings"), value(run, "mbu"), value(run, "mfu")
-    if not isinstance(kept, dict) or not mbu or not mfu:
+    mbu, mfu = value(run, "mbu"), value(run, "mfu")
+    ceilings = run.extra.get("ceilings")
+    if not isinstance(ceilings, dict) or not mbu or not mfu:
         return None
-    bytes_per_s, flop_per_s = mbu * kept["copy_bytes_per_s"], mfu * kept["flop_per_s"]
+    roof_flop_per_s, roof_bytes_per_s = ceilings["flop_per_s"], ceilings["copy_bytes_per_s"]
+    flop_per_s, bytes_per_s = mfu * roof_flop_per_s, mbu * roof_bytes_per_s
     return _Place(
-        named(run),
-        flop_per_s / bytes_per_s,
-        flop_per_s,
-        kept["flop_per_s"],
-        kept["copy_bytes_per_s"],
-        str(kept["dtype"]),
+        name=strategy_name(run),
+        intensity=flop_per_s / bytes_per_s,
+        flop_per_s=flop_per_s,
+        roof_flop_per_s=roof_flop_per_s,
+        roof_bytes_per_s=roof_bytes_per_s,
+        dtype=str(ceilings["dtype"]),
     )
+
+
+def _point(place: _Place) -> dict[str, Any]:
+    return {
+        "name": place.name,
+        "x": place.intensity,
+        "y": place.flop_per_s / 1e9,
+        "tip": _tip(place),
+    }
 
 
 def _tip(place: _Place) -> str:
-    attained = f"{format_number(place.flop_per_s / 1e9)} of {format_number(place.roof_flop_per_s / 1e9)} GFLOP/s"
-    return f"{place.name}\n{attained}\n{format_number(place.intensity)} FLOP per byte"
+    attained = format_number(place.flop_per_s / 1e9)
+    roof = format_number(place.roof_flop_per_s / 1e9)
+    intensity = format_number(place.intensity)
+    return f"{place.name}\n{attained} of {roof} GFLOP/s\n{intensity} FLOP per byte"
+
+
+def _roofs(places: Sequence[_Place]) -> list[dict[str, Any]]:
+    """Return each roof once, with the dtypes that were measured under it."""
+    dtypes_by_roof: dict[tuple[float, float], list[str]] = {}
+    for place in places:
+        roof = (place.roof_flop_per_s, place.roof_bytes_per_s)
+        dtypes = dtypes_by_roof.setdefault(roof, [])
+        if place.dtype not in dtypes:
+            dtypes.append(place.dtype)
+    return [
+        {"flops": flop_per_s / 1e9, "bytes": bytes_per_s / 1e9, "dtype": ", ".join(dtypes)}
+        for (flop_per_s, bytes_per_s), dtypes in sorted(dtypes_by_roof.items())
+    ]
 
 
 def _roofline_table(places: Sequence[_Place]) -> Table:
-    rows = [
-        Row(
-            cells=(
-                Cell(p.name),
-                Cell(f"{format_number(p.intensity)} FLOP/B"),
-                Cell(f"{format_number(p.flop_per_s / 1e9)} GFLOP/s"),
-                Cell(f"{format_number(p.roof_flop_per_s / 1e9)} GFLOP/s", p.dtype),
-                Cell(f"{format_value(p.roof_bytes_per_s, 'B')}/s"),
-            ),
-        )
-        for p in places
-    ]
-    header = ("strategy", "intensity", "attained", "matmul ceiling", "copy ceiling")
-    return Table(caption="Roofline of a step", header=header, rows=tuple(rows), first_number=1)
+    return Table(
+        caption="Roofline of a step",
+        header=("strategy", "intensity", "attained", "matmul ceiling", "copy ceiling"),
+        rows=tuple(map(_roofline_row, places)),
+        first_number=1,
+    )
 
 
-def _ranks(runs: Sequence[Record]) -> list[Block]:
+def _roofline_row(place: _Place) -> Row:
+    attained = f"{format_number(place.flop_per_s / 1e9)} GFLOP/s"
+    roof = f"{format_number(place.roof_flop_per_s / 1e9)} GFLOP/s"
+    cells = (
+        Cell(place.name),
+        Cell(f"{format_number(place.intensity)} FLOP/B"),
+        Cell(attained),
+        Cell(roof, place.dtype),
+        Cell(f"{format_value(place.roof_bytes_per_s, 'B')}/s"),
+    )
+    return Row(cells=cells)
+
+
+def _ranks(runs: Sequence[Record]) -> Iterator[tuple[Record, int, dict[str, Any]]]:
+    """Yield each rank of each run, with what its gauges read."""
+    for run in runs:
+        for rank, gauges in enumerate(run.extra["memory_ranks"]):
+            yield run, rank, gauges
+
+
+def _ranks_figure(runs: Sequence[Record]) -> Figure:
     bars = [
-        {"name": named(run), "rank": f"rank {rank}", "gauge": title, "gb": gauges[gauge] / _GB}
-        for run in runs
-        for rank, gauges in enumerate(run.extra["memory_ranks"])
-        for gauge, title in _GAUGES[:3]
+        {
+            "name": strategy_name(run),
+            "rank": f"rank {rank}",
+            "gauge": title,
+            "gb": gauges[gauge] / _GB,
+        }
+        for run, rank, gauges in _ranks(runs)
+        for gauge, title in _DRAWN_GAUGES
         if isinstance(gauges.get(gauge), int)
     ]
-    rows = [
-        Row(
-            cells=(
-                Cell(named(run)),
-                Cell(str(rank)),
-                *(_bytes(gauges, gauge) for gauge, _ in _GAUGES),
-            ),
-            words=words(run),
-            outcome=run.outcome,
-        )
-        for run in runs
-        for rank, gauges in enumerate(run.extra["memory_ranks"])
-    ]
-    alt = f"Weights, KV cache and peak of each rank, for {', '.join(named(run) for run in runs)}. The same as a table below."
-    figure = Figure(chart="ranks", title="Memory of each rank", alt=alt, data={"rows": bars})
-    header = ("strategy", "rank", *(title for _, title in _GAUGES))
-    return [
-        figure,
-        Table(caption="Memory of each rank", header=header, rows=tuple(rows), first_number=2),
-    ]
+    names = ", ".join(map(strategy_name, runs))
+    alt = f"Weights, KV cache and peak of each rank, for {names}. The same as a table below."
+    return Figure(chart="ranks", title="Memory of each rank", alt=alt, data={"rows": bars})
 
 
-def _bytes(gauges: dict[str, Any], name: str) -> Cell:
-    found = gauges.get(name)
-    reason = (gauges.get("reasons") or {}).get(name, "")
-    return (
-        Cell(format_value(found, "B"))
-        if isinstance(found, int)
-        else Cell(MISSING, str(reason), "quiet")
+def _ranks_table(runs: Sequence[Record]) -> Table:
+    return Table(
+        caption="Memory of each rank",
+        header=("strategy", "rank", *(title for _, title in _GAUGES)),
+        rows=tuple(_rank_row(run, rank, gauges) for run, rank, gauges in _ranks(runs)),
+        first_number=2,
     )
+
+
+def _rank_row(run: Record, rank: int, gauges: dict[str, Any]) -> Row:
+    gauge_cells = [_gauge_cell(gauges, name) for name, _ in _GAUGES]
+    return record_row(run, Cell(strategy_name(run)), Cell(str(rank)), *gauge_cells)
+
+
+def _gauge_cell(gauges: dict[str, Any], name: str) -> Cell:
+    n_bytes = gauges.get(name)
+    if isinstance(n_bytes, int):
+        return Cell(format_value(n_bytes, "B"))
+    reason = (gauges.get("reasons") or {}).get(name, "")
+    return Cell(MISSING, str(reason), "quiet")

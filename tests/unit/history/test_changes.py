@@ -1,7 +1,4 @@
-"""Rule C over a store: changes of level by environment, what was accepted, and drift.
-
-`llmperf history` says each of them.
-"""
+"""Change points over a store: changes of level by environment, acceptances and drift."""
 
 from __future__ import annotations
 

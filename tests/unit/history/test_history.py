@@ -191,7 +191,7 @@ def test_times_are_compared_in_utc():
 def test_four_processes_lose_and_double_nothing(url, tmp_path):
     """Four processes that find no store yet add 50 records each and note their outcomes.
 
-    They fight for one shared record as well.
+    All of them try to add one record that they share.
     """
     command = [sys.executable, "-c", WRITER, str(HERE), url, str(tmp_path)]
     writers = [subprocess.Popen([*command, str(i)]) for i in range(4)]

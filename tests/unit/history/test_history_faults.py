@@ -218,7 +218,10 @@ def full_disk(tmp_path, limit_bytes, end):
 
 
 def test_a_disk_that_fills_up_in_mid_session_loses_nothing(tmp_path):
-    """The system refuses the store's write: the spool takes the records, the next session sends."""
+    """The spool takes the records when the operating system refuses the store's write.
+
+    The next session sends them.
+    """
     assert full_disk(tmp_path, 90_000, "stay full") == [False, False, False]
     with open_store(URL, folder=tmp_path) as later:
         assert ids(later) == ["first", "r0", "r1", "r2"]

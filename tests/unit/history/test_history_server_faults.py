@@ -44,7 +44,7 @@ def test_a_server_that_is_not_there_costs_no_record(server, tmp_path):
 
 
 def test_a_connection_cut_in_mid_session_is_made_anew(server, tmp_path):
-    """The server restarts or a proxy drops the connection: the next record is stored anyway."""
+    """The next record is stored also after a server restarts or a proxy drops the connection."""
     url = server.database()
     with open_store(url, folder=tmp_path) as store:
         store.add(record("a"))

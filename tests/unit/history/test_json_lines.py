@@ -57,7 +57,7 @@ def test_four_processes_lose_and_mix_nothing(tmp_path):
 
 
 def test_a_half_written_line_is_skipped_and_said(tmp_path):
-    """A writer that died in the middle of a line costs that line only, whatever comes after it."""
+    """A writer that died in the middle of a line costs that line only, not those after it."""
     path = tmp_path / "r.jsonl"
     with JsonLines(path) as lines:
         lines.append(record("a"))

@@ -225,9 +225,9 @@ def test_two_branches_merge_without_conflict_and_import_right(project, attribute
 
 
 def test_bad_lines_are_named_by_number_and_everything_else_is_imported(project):
-    """A half-written last line, one in the middle and one that is something else are named.
+    """The exit code is 3, and each skipped line has its reason.
 
-    The exit code is 3, and each has its reason.
+    Lines are half-written at the end or in the middle, or are something else.
     """
     whole = (
         lines(at(1, "a"))

@@ -1,4 +1,4 @@
-"""What people write stays text in the HTML report: names, prompts, outputs and reasons."""
+"""What people write stays text in the HTML report, whatever it contains."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def hostile(text):
         "candidate_text": text,
         "reference_top5": [[text, 1.0]],
     }
-    kept = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
-    named = {
+    disagreement = agreement(ok=False, worst=[worst], reasons=[text], rule=text)
+    names = {
         "test": text,
         "label": text,
         "model": text,
@@ -47,11 +47,15 @@ def hostile(text):
         "outcome": "FAIL",
     }
     environment = Environment(facts={"device": text, text: text, "project": text})
-    some = record("a", claims=(claim,), environment=environment, **named)
+    run = record("a", claims=(claim,), environment=environment, **names)
     return content(
-        some,
+        run,
         record(
-            "b", workload={"type": "agreement"}, agreement=kept, environment=environment, **named
+            "b",
+            workload={"type": "agreement"},
+            agreement=disagreement,
+            environment=environment,
+            **names,
         ),
         unmeasured=(
             Unmeasured(test=text, outcome="SKIPPED", reason=text),
@@ -69,19 +73,20 @@ def test_hostile_text_is_shown_and_adds_no_element(text):
 
     Its text has the hostile one, made visible.
     """
-    found, plain = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
-    assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
-    assert page.clean(text)[:60].split("\n")[0] in found.text
-    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
-    assert found.addresses() == []
+    parsed, harmless = Parsed(build(hostile(text))), Parsed(build(hostile("harmless")))
+    assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in harmless.elements]
+    assert page.clean(text)[:60].split("\n")[0] in parsed.text
+    names = [name for _, attributes in parsed.elements for name in attributes]
+    assert not any(name.startswith("on") for name in names)
+    assert parsed.addresses() == []
 
 
 def test_a_name_that_is_not_escaped_is_seen_by_the_test_above():
     """Its control: the same name put into the page as it is adds elements."""
     text = build(hostile("harmless")).replace("<bdi>harmless</bdi>", f"<bdi>{HOSTILE[1]}</bdi>")
-    found = Parsed(text)
-    assert any("onerror" in attributes for _, attributes in found.elements)
-    assert found.addresses() != []
+    parsed = Parsed(text)
+    assert any("onerror" in attributes for _, attributes in parsed.elements)
+    assert parsed.addresses() != []
 
 
 def test_control_characters_and_lone_surrogates_become_visible():
@@ -92,7 +97,10 @@ def test_control_characters_and_lone_surrogates_become_visible():
 
 
 def test_data_cannot_end_its_element():
-    """JSON in a page has `<`, `>`, `&` and the line separators escaped, and reads back the same."""
+    """In JSON of a page, `<`, `>`, `&` and the line separators are escaped.
+
+    It reads back as it was.
+    """
     text = str(page.embedded({"a": "</script><!--\u2028&"}))
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028&"}
@@ -100,19 +108,17 @@ def test_data_cannot_end_its_element():
 
 def test_the_policy_allows_our_scripts_and_nothing_else():
     """Each script without a type has its hash in the policy; no source of anything is a host."""
-    found = Parsed(build(content(record("a"))), without=[])
+    parsed = Parsed(build(content(record("a"))), without=[])
     policy = next(
-        a["content"]
-        for tag, a in found.elements
-        if a.get("http-equiv") == "Content-Security-Policy"
+        attributes["content"]
+        for _, attributes in parsed.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
     )
-    hashes = [
-        base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
-        for a, body in found.scripts
-        if not a
-    ]
-    assert len(hashes) == len(page.SCRIPTS)
-    assert all(f"'sha256-{each}'" in policy for each in hashes)
+    scripts = [body for attributes, body in parsed.scripts if not attributes]
+    assert len(scripts) == len(page.SCRIPTS)
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
     assert "'unsafe-eval'" not in policy

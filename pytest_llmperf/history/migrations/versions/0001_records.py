@@ -12,9 +12,20 @@ depends_on = None
 
 _SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _TEXT_COLUMNS = (
-    "session_id", "created", "test", "label", "workload_key", "workload_text", "strategy", "engine", "model", "model_hash",
-    "environment_key", "series_key", "outcome",
-)  # fmt: skip
+    "session_id",
+    "created",
+    "test",
+    "label",
+    "workload_key",
+    "workload_text",
+    "strategy",
+    "engine",
+    "model",
+    "model_hash",
+    "environment_key",
+    "series_key",
+    "outcome",
+)
 _INDEXES = {
     "llmperf_records_by_series": ["series_key", "created", "seq"],
     "llmperf_records_by_series_environment": ["series_key", "environment_key", "created", "seq"],
@@ -25,6 +36,12 @@ _INDEXES = {
 
 def upgrade() -> None:
     """Go to this revision."""
+    _create_records()
+    _create_metrics()
+    op.create_table("llmperf_documents", _record_seq(), sa.Column("body", sa.Text, nullable=False))
+
+
+def _create_records() -> None:
     op.create_table(
         "llmperf_records",
         sa.Column("seq", _SEQ, primary_key=True, autoincrement=True),
@@ -34,6 +51,9 @@ def upgrade() -> None:
     )
     for name, columns in _INDEXES.items():
         op.create_index(name, "llmperf_records", columns)
+
+
+def _create_metrics() -> None:
     op.create_table(
         "llmperf_metrics",
         _record_seq(),
@@ -44,7 +64,6 @@ def upgrade() -> None:
         sa.Column("formula", sa.String, nullable=False),
         sqlite_with_rowid=False,
     )
-    op.create_table("llmperf_documents", _record_seq(), sa.Column("body", sa.Text, nullable=False))
 
 
 def downgrade() -> None:
