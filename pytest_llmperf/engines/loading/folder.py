@@ -25,17 +25,14 @@ from pytest_llmperf.engines.loading.checkpoint import (
     tokenizer_of,
 )
 from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES, predicted_weights_bytes
+from pytest_llmperf.engines.models.names import (
+    ARCHITECTURES,
+    WRITTEN_BYTES,
+    predicted_weights_bytes,
+)
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.errors import LoadError
-
-WRITTEN_BYTES = 2**30
-"""Architectures up to this size are written out with the weights that every engine gives them.
-
-Larger ones get vLLM's own random weights, made on the device: nothing but speed and memory is asked
-of them.
-"""
 
 _CPU = torch.device("cpu")
 

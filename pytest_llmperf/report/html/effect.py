@@ -151,5 +151,6 @@ def _more(seen: Effective) -> str:
     said += [f"adapters {', '.join(seen.adapters)}"] if seen.adapters else []
     said += [f"assisted by {seen.assistance}"] if seen.assistance else []
     said += [f"{seen.batching} batches"] if seen.batching else []
+    said += [f"tensor parallel by {seen.tensor_parallel}"] if seen.tensor_parallel else []
     said += [f"{format_value(n, 'B')} on {place}" for place, n in seen.offloaded_bytes.items()]
     return "; ".join([*said, *seen.notes]) or MISSING
