@@ -65,7 +65,7 @@ def most_bytes(shard: Shard, plan: LoadPlan) -> float:
 
 
 def _carrier(plan: LoadPlan) -> str:
-    return OWN_TENSOR_PARALLEL if plan.tp_by == "own" else f"{plan.engine}'s library"
+    return OWN_TENSOR_PARALLEL if plan.tp_by == "own" else f"the library of engine {plan.engine!r}"
 
 
 def _wrong_carrier(effective: Effective, plan: LoadPlan) -> str | None:

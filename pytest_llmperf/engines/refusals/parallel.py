@@ -84,8 +84,8 @@ def is_not_written(plan: LoadPlan) -> str | None:
     if size <= WRITTEN_BYTES:
         return None
     return (
-        f"transformers' tensor parallelism reads a checkpoint. {plan.model.name!r} has none, and its "
-        f"{size / 1e9:.1f} GB are too many to be written out (at most {WRITTEN_BYTES / 1e9:.1f} GB). "
+        f"transformers' tensor parallelism reads a checkpoint. {plan.model.name!r} has none, and "
+        f"its {size / 1e9:.1f} GB are not written out (at most {WRITTEN_BYTES / 1e9:.1f} GB are). "
         f"Take 'own-tp{plan.tp}', which measures its shape, or name a folder."
     )
 

@@ -77,7 +77,7 @@ def _checkpoint(plan: LoadPlan) -> tuple[Path, str]:
     if reason is not None:
         raise LoadError(reason)
     with load_errors(plan, f"architecture {plan.model.location!r}"):
-        written = architecture_folder(plan)
+        written = architecture_folder(plan, torch.device(plan.device_kind))
     return written.folder, written.content_hash
 
 

@@ -2,8 +2,8 @@
 
 transformers says which layers are cut and how (`tp_plan`: "colwise", "rowwise", …); falcon, for
 which it has no plan, is cut the same way. The plan is carried out on plain tensors. That is the
-strategy part `own-tpN`, which measures models that transformers' own code (`tpN`, library.py) cannot
-load; see decision 0015.
+strategy part `own-tpN`, which measures models that transformers' own code (`tpN`, library.py)
+cannot load; see decision 0015.
 """
 
 from __future__ import annotations
