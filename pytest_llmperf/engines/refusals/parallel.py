@@ -26,10 +26,10 @@ Config = Mapping[str, Any]
 SPLIT_KINDS = ("arch", "builtin", "folder", "hub")
 """Kinds of model whose weights are read, or made, a part at a time."""
 
-WITHOUT_PLAN = frozenset({"falcon"})
-"""Types of model with a name here for which transformers 5.17 to 5.23 has no tensor-parallel plan.
+OWN_PLANS = frozenset({"falcon"})
+"""Types of model that 'own-tpN' cuts by a plan of ours: transformers 5.17 to 5.23 has none.
 
-What it lacks beside them shows in the worker, before weights are read.
+Which other models it has none for shows in the worker, before weights are read.
 """
 
 MOST_DEVICES = 1024
@@ -68,11 +68,12 @@ def is_by_library(plan: LoadPlan) -> bool:
     return plan.tp > 1 and plan.tp_by == "library"
 
 
-def has_no_plan(plan: LoadPlan, model: str) -> str:
+def has_no_plan(plan: LoadPlan, model: str, model_type: object) -> str:
     """Say that transformers cannot cut a model, and what can."""
+    own = f"'own-tp{plan.tp}', which measures its shape, or " if model_type in OWN_PLANS else ""
     return (
         f"transformers has no tensor-parallel plan for {model}, which 'tp{plan.tp}' carries out. "
-        f"Take 'own-tp{plan.tp}', which measures its shape, or 'fsdp{plan.tp}'."
+        f"Take {own}'fsdp{plan.tp}'."
     )
 
 
@@ -226,8 +227,9 @@ def _model(plan: LoadPlan) -> str | None:
             f"Cut over devices are: {kinds}; 'dpN' takes any."
         )
     config = known_config(plan) or {}
-    if is_by_library(plan) and config.get("model_type") in WITHOUT_PLAN:
-        return has_no_plan(plan, plan.model.name)
+    model_type = config.get("model_type")
+    if is_by_library(plan) and model_type in OWN_PLANS:
+        return has_no_plan(plan, plan.model.name, model_type)
     return does_not_divide(plan, config) or (is_not_written(plan) if is_by_library(plan) else None)
 
 

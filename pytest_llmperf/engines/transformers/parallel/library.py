@@ -90,7 +90,7 @@ def _without_weights(plan: LoadPlan, folder: Path) -> Any:
 
 def _require_plan(plan: LoadPlan, bare: Any) -> None:
     if not bare.supports_tp_plan or not bare.tp_plan:
-        raise LoadError(has_no_plan(plan, type(bare).__name__))
+        raise LoadError(has_no_plan(plan, type(bare).__name__, bare.config.model_type))
     reason = does_not_divide(plan, bare.config.get_text_config().to_dict())
     if reason is not None:
         raise LoadError(reason)
