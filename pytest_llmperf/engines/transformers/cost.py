@@ -70,5 +70,5 @@ def _tables_by_address(model: Any) -> dict[int, Tensor]:
 
 
 def _address(weight: Tensor) -> int:
-    """Return where the storage of a weight begins; a wrapper's is that of its first inner tensor."""
+    """Return where the storage of a weight begins, or that of a wrapper's first inner tensor."""
     return next(inner_tensors(weight)).data_ptr()

@@ -41,11 +41,19 @@ def logical_weights(layer: Any) -> int:
     Of a layer that transformers divides among tensor-parallel ranks, this rank's weights count.
     """
     weight = parameter_of(layer, "weight")
-    if isinstance(weight, DTensor) and "tp" in (weight.device_mesh.mesh_dim_names or ()):
+    if isinstance(weight, DTensor) and not _is_by_fsdp(weight):
         return int(weight.to_local().numel())
     if hasattr(layer, "in_features"):
         return int(layer.in_features) * int(layer.out_features)
     return int(layer.weight.numel())
+
+
+def _is_by_fsdp(weight: DTensor) -> bool:
+    """Whether a weight is divided by our FSDP, and computed whole on each rank.
+
+    transformers' mesh has no names of dimensions in 5.17, and "tp" in 5.23.
+    """
+    return "fsdp" in (weight.device_mesh.mesh_dim_names or ())
 
 
 def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
