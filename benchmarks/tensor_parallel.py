@@ -5,7 +5,7 @@
 The model is written once as a checkpoint with random weights, because `tp_plan="auto"` starts from
 `from_pretrained`. Each way is a process of its own for each rank, started by torch.distributed.run:
 eager `generate`, and `generate` with a static cache, which transformers compiles. Nothing of this
-package decodes here: these are the figures that its own strategies are held against.
+package decodes here: these are the figures that the strategy part `tpN` is held against.
 """
 
 from __future__ import annotations

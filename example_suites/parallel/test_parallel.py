@@ -25,7 +25,7 @@ def test_a_real_model_in_parts_answers_as_on_one_device(llm, baseline):
 
 
 @SMALL
-@pytest.mark.parametrize("llm", ["fp32+tp2", "fp32+pp2"], indirect=True)
+@pytest.mark.parametrize("llm", ["fp32+tp2", "fp32+own-tp2", "fp32+own-pp2"], indirect=True)
 def test_random_weights_compute_the_same_in_parts(llm, baseline):
     """A model without meaning shows the arithmetic; tokens are drawn, not written."""
     assert llm.agreement(baseline, prompts=PromptSet.synthetic(), new_tokens=16).ok

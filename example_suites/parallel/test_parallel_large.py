@@ -1,6 +1,7 @@
 """Architectures of 30 and 40 billion weights over two GPUs.
 
-Their weights are random, so nothing is asked of their answers.
+Their weights are random and in no file, so nothing is asked of their answers, and what cuts them is
+this package's code (`own-tp2`): with a checkpoint of your own take `tp2`, which is transformers'.
 """
 
 import pytest
@@ -25,7 +26,7 @@ def test_fsdp_fits_each_device_with_half_of_the_model(llm):
     assert run.throughput >= 0.6
 
 
-@pytest.mark.llmperf(strategy="bf16+tp2")
+@pytest.mark.llmperf(strategy="bf16+own-tp2")
 def test_tensor_parallel_decodes_well_beyond_fsdp(llm, llm_factory):
     """Each device reads its half of the weights, and sends a few kilobytes a layer."""
     candidate, sharded = llm.compare(llm_factory("bf16+fsdp2"), SHORT)
@@ -33,7 +34,7 @@ def test_tensor_parallel_decodes_well_beyond_fsdp(llm, llm_factory):
 
 
 @LLAMA
-@pytest.mark.llmperf(strategy="bf16+tp2")
+@pytest.mark.llmperf(strategy="bf16+own-tp2")
 def test_two_devices_against_one(llm, llm_factory):
     """Eager decoding waits for the host on one device as on two; the gain is in memory."""
     candidate, single = llm.compare(llm_factory("bf16"), SHORT)
@@ -42,7 +43,7 @@ def test_two_devices_against_one(llm, llm_factory):
 
 
 @LLAMA
-@pytest.mark.llmperf(strategy="bf16+tp2+static-cache+compile")
+@pytest.mark.llmperf(strategy="bf16+own-tp2+static-cache+compile")
 def test_compiled_tensor_parallel_is_faster_than_one_device(llm, llm_factory):
     """With the host out of the way two devices read the weights in about half the time."""
     candidate, _single = llm.compare(llm_factory("bf16+static-cache+compile"), SHORT)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from msgspec import Struct, field
 
+OWN_TENSOR_PARALLEL = "pytest-llmperf"
+"""Name of this project's tensor parallelism, as `Effective.tensor_parallel` has it."""
+
 
 class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device.
@@ -202,6 +205,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     and `linears` are then those of all ranks together. `offloaded_bytes` are the weights that wait
     elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
     no tensors, a server: the dtype that it says it runs in, "" where it says none.
+    `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
+    "pytest-llmperf"), and is "" where none does.
     """
 
     engine: str
@@ -230,6 +235,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     # As records of 0.1.0 spell it.
     quantized: Quantized | None = field(default=None, name="quantised")
     reported_dtype: str | None = None
+    tensor_parallel: str = ""
     notes: tuple[str, ...] = ()
 
     @property

@@ -38,8 +38,9 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     "wanda:0.5"), or None. `adapters` are absolute folders as they were named, the first in force;
     `merge_adapters` folds it into the weights. `assist` is "prompt-lookup" or the name of a smaller
     model that proposes tokens, or None. `batching` is "continuous", or None for the engine's own
-    way. `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `offload` is
-    "cpu" or "disk", where weights wait, or None.
+    way. `tp`, `fsdp`, `pp` and `dp` are numbers of devices, whose product `ranks` is; `tp_by` says
+    who carries out tensor parallelism: the engine's "library", or this project's "own" code.
+    `offload` is "cpu" or "disk", where weights wait, or None.
     """
 
     model: ModelRef
@@ -59,6 +60,7 @@ class LoadPlan(Struct, frozen=True, kw_only=True):
     assist: str | None = None
     batching: Literal["continuous"] | None = None
     tp: int = 1
+    tp_by: Literal["library", "own"] = "library"
     fsdp: int = 1
     pp: int = 1
     dp: int = 1

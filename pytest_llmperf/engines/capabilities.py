@@ -42,6 +42,7 @@ TRANSFORMERS = Capabilities(
         "assist": ANY,
         "batching": frozenset({None, "continuous"}),
         **dict.fromkeys(("tp", "fsdp", "pp", "dp"), ANY),
+        "tp_by": frozenset({"library", "own"}),
         "offload": frozenset({None, "cpu", "disk"}),
     },
     refusal=_transformers_refusal,

@@ -13,6 +13,7 @@ from pytest_llmperf.core.effective import Effective, Promise
 from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
 from pytest_llmperf.strategies.base import Part
+from pytest_llmperf.strategies.parallel import RENAMED
 from pytest_llmperf.strategies.table import AUTO, KINDS, TABLE
 
 
@@ -266,7 +267,12 @@ def _check_argument(part: Part, argument: str) -> None:
 
 def _unknown(name: str, text: str) -> str:
     whole_text = "" if name == text else f" in {text!r}"
-    near = did_you_mean(name.lower(), TABLE)
+    bare = name.rstrip("0123456789")
+    own = RENAMED.get(bare)
+    if own is not None:
+        near = f" No engine has it in its library; pytest-llmperf's is {own + name[len(bare) :]!r}."
+    else:
+        near = did_you_mean(name.lower(), TABLE)
     return f"strategy part {name!r}{whole_text} is not known.{near} {_by_kind()}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pytest_llmperf.core.effective import Effective, Promise, Shard
+from pytest_llmperf.core.effective import OWN_TENSOR_PARALLEL, Effective, Promise, Shard
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies.base import Part
@@ -16,13 +16,19 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Backend of the collectives by kind of device."""
 
 
-def _number_of_devices(name: str, argument: str) -> dict[str, object]:
+RENAMED = {"pp": "own-pp"}
+"""Parts that no engine has in its library, and this project's own in their place."""
+
+
+def _number_of_devices(
+    name: str, field: str, fixed: dict[str, object], argument: str
+) -> dict[str, object]:
     if not _is_plain_number(argument) or int(argument) < 2:  # noqa: PLR2004 - several
         raise UsageError(
             f"strategy part {name + argument!r}: the number of devices is a whole number of at "
             f"least 2, for example {name + '2'!r}. On one device leave the part out.",
         )
-    return {name: int(argument)}
+    return {field: int(argument), **fixed}
 
 
 def _is_plain_number(text: str) -> bool:
@@ -30,14 +36,19 @@ def _is_plain_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and text == str(int(text))
 
 
-def spread(name: str, plan: LoadPlan) -> tuple[Promise, ...]:
-    """Promise that every rank is there, on a device of its own, and holds its share of the plan."""
-    part = f"{name}{getattr(plan, name)}"
+def spread(name: str, field: str, plan: LoadPlan) -> tuple[Promise, ...]:
+    """Promise that every rank is there, on a device of its own, and holds its share of the plan.
+
+    Of tensor parallelism also promise who carries it out.
+    """
+    part = f"{name}{getattr(plan, field)}"
     checks = {
         f"{plan.ranks} ranks take part": _missing_ranks,
         "each rank has a device of its own": _shared_devices,
         "each rank holds its share of the weights": _wrong_bytes,
     }
+    if field == "tp":
+        checks[f"tensor parallelism is carried out by {_carrier(plan)}"] = _wrong_carrier
     return tuple(
         Promise(text, partial(check, plan=plan), part=part) for text, check in checks.items()
     )
@@ -51,6 +62,18 @@ def most_bytes(shard: Shard, plan: LoadPlan) -> float:
     n_shards = plan.tp * plan.fsdp
     split_bytes = shard.stage_bytes / n_shards
     return (1 + TOLERANCE) * (split_bytes + shard.kept_bytes * (1 - 1 / n_shards))
+
+
+def _carrier(plan: LoadPlan) -> str:
+    return OWN_TENSOR_PARALLEL if plan.tp_by == "own" else f"the library of engine {plan.engine!r}"
+
+
+def _wrong_carrier(effective: Effective, plan: LoadPlan) -> str | None:
+    """Return who carries out tensor parallelism, where it is not the one that was asked for."""
+    carrier = effective.tensor_parallel
+    if carrier and (carrier == OWN_TENSOR_PARALLEL) == (plan.tp_by == "own"):
+        return None
+    return f"tensor parallelism is carried out by {carrier or 'nobody'}, not by {_carrier(plan)}"
 
 
 def _missing_ranks(effective: Effective, plan: LoadPlan) -> str | None:
@@ -112,14 +135,16 @@ def _not_offloaded(effective: Effective, place: str) -> str | None:
     return f"{waiting / 1e6:.3f} MB of weights wait in {place}; on devices: {on_devices}"
 
 
-def _numbered(name: str, summary: str) -> Part:
+def _numbered(name: str, summary: str, *, field: str = "", **fixed: object) -> Part:
+    """Return a part whose number sets `field` (its name, where none is named), beside `fixed`."""
+    field = field or name
     return Part(
         name=name,
         kind="parallel",
         summary=summary,
         fields={},
-        promises=partial(spread, name),
-        argument=partial(_number_of_devices, name),
+        promises=partial(spread, name, field),
+        argument=partial(_number_of_devices, name, field, fixed),
         example="2",
         numbered=True,
     )
@@ -140,12 +165,26 @@ def _offload(place: str, summary: str) -> Part:
 PARTS = (
     _numbered(
         "tp",
-        "tensor parallel: each layer's matrices are cut over N devices, by the model's own plan",
+        "tensor parallel, carried out by the engine's library: each layer's matrices are cut over "
+        "N devices, by the model's own plan",
+        tp_by="library",
+    ),
+    _numbered(
+        "own-tp",
+        "tensor parallel, carried out by pytest-llmperf, which nobody deploys: for models that "
+        "have no plan or no checkpoint",
+        field="tp",
+        tp_by="own",
     ),
     _numbered(
         "fsdp", "FSDP2: N devices hold a part of each layer, and gather a layer while it is used"
     ),
-    _numbered("pp", "pipeline parallel: N devices hold consecutive layers"),
+    _numbered(
+        "own-pp",
+        "pipeline parallel, carried out by pytest-llmperf, which nobody deploys: N devices hold "
+        "consecutive layers",
+        field="pp",
+    ),
     _numbered("dp", "data parallel: N devices hold the whole model and divide the batch"),
     _offload("cpu", "weights wait in the host's memory and go to the device layer by layer"),
     _offload("disk", "weights wait on disk and are read layer by layer"),

@@ -48,6 +48,7 @@ _SAME = (
     "decode_loop",
     "padding_side",
     "adapters",
+    "tensor_parallel",
 )
 """Fields of Effective that every rank must have alike."""
 

@@ -11,14 +11,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForCausalLM
+import transformers
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.rules import default_rule
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.transformers import TransformersEngine
-from pytest_llmperf.errors import NotInEffect, UsageError, WorkerDied, WorkerError, WorkerHung
+from pytest_llmperf.errors import (
+    LoadError,
+    NotInEffect,
+    UsageError,
+    WorkerDied,
+    WorkerError,
+    WorkerHung,
+)
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.wire.commands import (
     CompareReference,
@@ -111,7 +126,7 @@ def test_ranks_know_those_of_their_own_host(tmp_path, where):
     assert (its, others) == (([other], [one]) if where == "here" else ([], []))
 
 
-@pytest.mark.parametrize("strategy", ["tp2", "fsdp2", "pp2", "dp2"])
+@pytest.mark.parametrize("strategy", ["tp2", "own-tp2", "fsdp2", "own-pp2", "dp2"])
 def test_two_ranks_hold_their_parts_and_answer_as_one_device(start: Start, alone, strategy):
     """Promises hold, bytes are the split's, tokens and agreement are those of the single device."""
     ran, whole_bytes, reference = alone
@@ -160,7 +175,7 @@ def compared(ranks: Ranks, plan: LoadPlan, reference: str) -> Agreement:
 def test_tensor_and_pipeline_parallel_together_are_four_ranks(start: Start, alone):
     """The grid's axes are independent: each of two stages is cut in two."""
     ran, whole_bytes, _ = alone
-    plan = plan_of("fp32+tp2+pp2")
+    plan = plan_of("fp32+own-tp2+own-pp2")
     ranks = start(plan)
     opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
@@ -176,7 +191,7 @@ def test_a_zeroed_shard_is_seen_by_the_agreement_and_a_hang_shows_every_rank(sta
 
     Later it hangs, and rank 0 waits for it in a collective.
     """
-    plan = plan_of("fp32+tp2")
+    plan = plan_of("fp32+own-tp2")
     ranks = start(plan, "zero+hang")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     assert not compared(ranks, plan, alone[2]).ok
@@ -188,12 +203,12 @@ def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named
 
     Later rank 1 raises, and its traceback is shown.
     """
-    plan = plan_of("fp32+tp2")
+    plan = plan_of("fp32+own-tp2")
     ranks = start(plan, "whole+raise")
     opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
     with pytest.raises(
         NotInEffect,
-        match=r"'tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB",
+        match=r"'own-tp2' is not in effect.*rank 0 0\.608 MB \(at most 0\.310\), rank 1 0\.608 MB",
     ):
         require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     fails(
@@ -201,9 +216,105 @@ def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named
     )
 
 
+@pytest.mark.parametrize(
+    ("strategy", "fault", "reason"),
+    [
+        (
+            "tp2",
+            "swap",
+            r"carried out by pytest-llmperf, not by the library of engine 'transformers'",
+        ),
+        ("own-tp2", "swap", r"carried out by transformers 5[.\d]+, not by pytest-llmperf"),
+        ("tp2", "unplanned", r"rank 1 0\.608 MB \(at most 0\.311\).*carried out by nobody"),
+    ],
+)
+def test_tensor_parallelism_by_other_code_is_not_in_effect(start: Start, strategy, fault, reason):
+    """The promise names who carries it out, as the loaded modules show it."""
+    plan = plan_of(f"fp32+{strategy}")
+    ranks = start(plan, fault)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
+    with pytest.raises(NotInEffect, match=f"'{strategy}' is not in effect.*{reason}"):
+        require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+
+
+@pytest.mark.parametrize(
+    ("tied", "decoding"), [(False, ""), (True, ""), (False, "+static-cache+compile")]
+)
+def test_transformers_reads_a_checkpoint_by_its_own_plan(start: Start, tmp_path, tied, decoding):
+    """Two ranks give the tokens of the whole model, with half of its bytes each."""
+    folder = llama(tmp_path / "llama", tied=tied)
+    alone, plan = (
+        parse(text).apply(LoadPlan(model=folder)) for text in ("fp32", f"fp32+tp2{decoding}")
+    )
+    session = TransformersEngine().open(alone)
+    expected, whole = session.run(WORK, 0), session.opened()
+    session.close()
+    ranks = start(plan)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
+    assert opened.content_hash == whole.content_hash
+    assert opened.effective.tensor_parallel == f"transformers {transformers.__version__}"
+    assert opened.effective.linears == whole.effective.linears
+    held_bytes = max(shard.bytes for shard in opened.effective.shards)
+    assert held_bytes < 0.51 * whole.effective.weights_bytes
+    ran = ranks.call(Run(workload=WORK, repetition=0), deadline_s=DEADLINE_S).run
+    assert ran.outputs_hash == expected.outputs_hash
+    described = ranks.call(Describe(), deadline_s=DEADLINE_S).description.effective
+    require_in_effect(described, parse(plan.strategy).promises(plan), when="warm")
+
+
+def llama(folder: Path, *, tied: bool) -> ModelRef:
+    """A small llama in a folder; its output head may be tied to the embedding."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    return model_ref(str(folder))
+
+
+def test_a_model_without_a_plan_is_refused_before_its_weights_are_read(start: Start, tmp_path):
+    """GPT-2 has none, which only transformers knows."""
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    plan = parse("fp32+tp2").apply(LoadPlan(model=model_ref(str(tmp_path / "gpt2"))))
+    with pytest.raises(
+        LoadError, match=r"no tensor-parallel plan for GPT2LMHeadModel, .* Take 'fsdp2'"
+    ):
+        start(plan).call(Open(plan=plan), deadline_s=DEADLINE_S)
+
+
+@pytest.mark.real_model
+def test_a_real_model_in_three_parts_answers_as_on_one_device(start: Start, tmp_path):
+    """SmolLM2 has 9 heads and 3 KV heads, and its head is tied."""
+    alone, plan = (
+        parse(text).apply(LoadPlan(model=model_ref("smollm2-135m")))
+        for text in ("fp32", "fp32+tp3")
+    )
+    session = TransformersEngine().open(alone)
+    path = str(tmp_path / "reference.safetensors")
+    session.make_reference(PromptSet.synthetic(), 8, 4, path)
+    session.close()
+    ranks = start(plan)
+    opened = ranks.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
+    require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
+    agreement = compared(ranks, plan, path)
+    assert agreement.ok, agreement.reasons
+
+
 def test_a_rank_that_exits_is_named_and_not_the_one_that_lost_it(start: Start):
     """Rank 0's connection breaks at once; the reason is rank 1."""
-    plan = plan_of("fp32+tp2")
+    plan = plan_of("fp32+own-tp2")
     ranks = start(plan, "exit")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     fails(ranks, WorkerDied, r"rank 1 of 2 .*ended by exit code 7 in Run")
@@ -217,7 +328,7 @@ def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
     assert not ranks.alive
 
 
-@pytest.mark.parametrize("strategy", ["tp2", "pp2"])
+@pytest.mark.parametrize("strategy", ["own-tp2", "own-pp2"])
 def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     """Falcon's fused heads and tied head, from safetensors.
 
@@ -235,7 +346,7 @@ def test_a_checkpoint_is_read_part_by_part(start: Start, tmp_path, strategy):
     require_in_effect(opened.effective, parse(plan.strategy).promises(plan), when="loaded")
     held = [shard.bytes for shard in opened.effective.shards]
     # A pipeline's last stage has the embedding again, as its head.
-    both = 1.2 if strategy == "pp2" else 1.01
+    both = 1.2 if strategy == "own-pp2" else 1.01
     assert max(held) < 0.6 * whole_bytes
     assert sum(held) <= both * whole_bytes
     assert (

@@ -68,7 +68,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 @two_gpus
 @pytest.mark.parametrize(
     "strategy",
-    ["tp2", "fsdp2", "pp2", "dp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"],
+    [
+        "fsdp2",
+        "own-pp2",
+        "dp2",
+        *("tp2", "tp2+static-cache", "tp2+static-cache+compile", "tp2+compile"),
+        *("own-tp2", "own-tp2+static-cache", "own-tp2+static-cache+compile", "own-tp2+compile"),
+    ],
 )
 def test_two_gpus_answer_as_one(strategy, reference, tmp_path):
     """Each rank has a GPU of its own, with its share of the bytes; promises hold after a run."""

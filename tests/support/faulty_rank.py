@@ -33,6 +33,21 @@ def load_everything() -> None:
     tensor.TensorCut.finish = lambda *_arguments: None
 
 
+def swap_codes() -> None:
+    """Each way of tensor parallelism is carried out by the other's code."""
+    from pytest_llmperf.engines.transformers.parallel import library
+
+    library.is_by_library = lambda plan: plan.tp_by == "own"
+
+
+def load_without_plan() -> None:
+    """transformers reads the whole model on each rank."""
+    from pytest_llmperf.engines.transformers.parallel import library
+
+    read = library.read_folder
+    library.read_folder = lambda *arguments, **_options: read(*arguments)
+
+
 def disturb_run(disturbance) -> None:
     """Rank 1 does `disturbance` when it is to decode; the others wait for it in a collective."""
     from pytest_llmperf.engines.transformers.runner import Runner
@@ -55,6 +70,8 @@ def fail() -> None:
 FAULTS = {
     "zero": zero_a_shard,
     "whole": load_everything,
+    "swap": swap_codes,
+    "unplanned": load_without_plan,
     "raise": lambda: disturb_run(fail),
     "hang": lambda: disturb_run(lambda: time.sleep(600)),
     "exit": lambda: disturb_run(lambda: os._exit(7)),

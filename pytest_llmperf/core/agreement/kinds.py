@@ -130,7 +130,7 @@ One that is not here (a checkpoint's own scheme) counts as the coarsest, 4-bit.
 _DTYPE_KINDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _COARSEST_LAST = tuple(KINDS)
 _EIGHT_BIT_CACHES = frozenset({"int8", "fp8"})
-_PLACEMENT = ("ranks", "tp", "fsdp", "pp", "dp", "offload")
+_PLACEMENT = ("ranks", "tp", "tp_by", "fsdp", "pp", "dp", "offload")
 
 
 def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:

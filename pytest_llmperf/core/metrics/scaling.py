@@ -10,7 +10,7 @@ from pytest_llmperf.core.metrics.results import Quantity, RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 
-SPREAD = ("ranks", "tp", "fsdp", "pp", "dp", "weights_dtype")
+SPREAD = ("ranks", "tp", "tp_by", "fsdp", "pp", "dp", "weights_dtype")
 """Fields of a load plan that say over how many devices it is spread, and the dtype.
 
 What "auto" means as a dtype shows only when the model is loaded.

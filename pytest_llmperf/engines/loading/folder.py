@@ -25,17 +25,14 @@ from pytest_llmperf.engines.loading.checkpoint import (
     tokenizer_of,
 )
 from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES, predicted_weights_bytes
+from pytest_llmperf.engines.models.names import (
+    ARCHITECTURES,
+    WRITTEN_BYTES,
+    predicted_weights_bytes,
+)
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.errors import LoadError
-
-WRITTEN_BYTES = 2**30
-"""Architectures up to this size are written out with the weights that every engine gives them.
-
-Larger ones get vLLM's own random weights, made on the device: nothing but speed and memory is asked
-of them.
-"""
 
 _CPU = torch.device("cpu")
 
@@ -101,19 +98,20 @@ def _packed(plan: LoadPlan, folder: Path) -> Packed:
     return packed
 
 
-def architecture_folder(plan: LoadPlan) -> ModelFolder:
+def architecture_folder(plan: LoadPlan, device: torch.device = _CPU) -> ModelFolder:
     """Return the folder of an `arch:` model with the weights that every engine gives it.
 
-    A large one has its config alone.
+    They are those that are drawn on `device`. A large model has its config alone.
     """
     name, seed = plan.model.location, plan.seed
     dtype = ARCHITECTURES[name].dtype
     size = predicted_weights_bytes(plan.model, dtype) or 0
     if size > WRITTEN_BYTES:
         return _config_folder(name, seed, dtype)
-    folder = cache_dir() / "models" / f"arch-{name}-{seed}"
-    _write_once(folder, lambda scratch: _save_weights(scratch, name, seed))
-    return ModelFolder(folder, arch.content_hash(name, _CPU, seed), dtype, None)
+    drawn_on = "" if device == _CPU else f"-{device.type}"
+    folder = cache_dir() / "models" / f"arch-{name}-{seed}{drawn_on}"
+    _write_once(folder, lambda scratch: _save_weights(scratch, name, seed, device))
+    return ModelFolder(folder, arch.content_hash(name, device, seed), dtype, None)
 
 
 def _config_folder(name: str, seed: int, dtype: str) -> ModelFolder:
@@ -152,9 +150,9 @@ def _write(folder: Path, save: Callable[[Path], None]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _save_weights(folder: Path, name: str, seed: int) -> None:
+def _save_weights(folder: Path, name: str, seed: int, device: torch.device) -> None:
     dtype = getattr(torch, ARCHITECTURES[name].dtype)
-    model = arch.build(name, dtype=dtype, device=_CPU, seed=seed, attention=None)
+    model = arch.build(name, dtype=dtype, device=device, seed=seed, attention=None)
     model.save_pretrained(folder)
 
 

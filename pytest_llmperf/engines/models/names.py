@@ -32,6 +32,13 @@ DTYPE_BYTES = {
     "float8_e5m2": 1,
 }
 
+WRITTEN_BYTES = 2**30
+"""Architectures up to this size are written out with the weights that every engine gives them.
+
+Larger ones get vLLM's own random weights, made on the device: nothing but speed and memory is asked
+of them. transformers' tensor parallelism, which reads files, refuses them.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:

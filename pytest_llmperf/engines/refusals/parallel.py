@@ -6,12 +6,17 @@ The reasons follow from configs and tables. Nothing is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
-from pytest_llmperf.engines.models.names import Architecture, published_architecture
+from pytest_llmperf.engines.models.names import (
+    WRITTEN_BYTES,
+    Architecture,
+    predicted_weights_bytes,
+    published_architecture,
+)
 from pytest_llmperf.engines.models.safetensors_header import read_json
 from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.errors import UsageError
@@ -20,6 +25,12 @@ Config = Mapping[str, Any]
 
 SPLIT_KINDS = ("arch", "builtin", "folder", "hub")
 """Kinds of model whose weights are read, or made, a part at a time."""
+
+OWN_PLANS = frozenset({"falcon"})
+"""Types of model that 'own-tpN' cuts by a plan of ours: transformers 5.17 to 5.23 has none.
+
+Which other models it has none for shows in the worker, before weights are read.
+"""
 
 MOST_DEVICES = 1024
 """Largest number of devices that is proposed."""
@@ -52,6 +63,34 @@ def does_not_divide(plan: LoadPlan, config: Config) -> str | None:
     return _tensor_cut(plan, config) or _pipeline_cut(plan, config)
 
 
+def is_by_library(plan: LoadPlan) -> bool:
+    """Whether transformers itself carries out the plan's tensor parallelism."""
+    return plan.tp > 1 and plan.tp_by == "library"
+
+
+def has_no_plan(plan: LoadPlan, model: str, model_type: object) -> str:
+    """Say that transformers cannot cut a model, and what can."""
+    own = f"'own-tp{plan.tp}', which measures its shape, or " if model_type in OWN_PLANS else ""
+    return (
+        f"transformers has no tensor-parallel plan for {model}, which 'tp{plan.tp}' carries out. "
+        f"Take {own}'fsdp{plan.tp}'."
+    )
+
+
+def is_not_written(plan: LoadPlan) -> str | None:
+    """Return why transformers finds no checkpoint of a plan's architecture, or None."""
+    if plan.model.kind != "arch":
+        return None
+    size = predicted_weights_bytes(plan.model, "auto") or 0
+    if size <= WRITTEN_BYTES:
+        return None
+    return (
+        f"transformers' tensor parallelism reads a checkpoint. {plan.model.name!r} has none, and "
+        f"its {size / 1e9:.1f} GB are not written out (at most {WRITTEN_BYTES / 1e9:.1f} GB are). "
+        f"Take 'own-tp{plan.tp}', which measures its shape, or name a folder."
+    )
+
+
 def known_config(plan: LoadPlan) -> Config | None:
     """Return the model's config as far as names and files tell.
 
@@ -80,7 +119,7 @@ def _tensor_cut(plan: LoadPlan, config: Config) -> str | None:
     if not undivided:
         return None
     return (
-        f"tp{plan.tp} does not divide {' and '.join(undivided)} of {plan.model.name!r}. "
+        f"{_tensor_part(plan)} does not divide {' and '.join(undivided)} of {plan.model.name!r}. "
         f"{_possible(counts.values())}"
     )
 
@@ -90,8 +129,8 @@ def _pipeline_cut(plan: LoadPlan, config: Config) -> str | None:
     if not layers or plan.pp <= layers:
         return None
     return (
-        f"pp{plan.pp} has more devices than {plan.model.name!r} has layers: {layers}. "
-        f"Take at most pp{layers}."
+        f"own-pp{plan.pp} has more devices than {plan.model.name!r} has layers: {layers}. "
+        f"Take at most own-pp{layers}."
     )
 
 
@@ -116,7 +155,7 @@ def _offload(plan: LoadPlan) -> str | None:
 
 def _together(plan: LoadPlan) -> str | None:
     """Refuse what a cut model is not combined with."""
-    cut = "+".join(f"{name}{n}" for name in ("tp", "fsdp", "pp") if (n := getattr(plan, name)) > 1)
+    cut = "+".join(_cutting_parts(plan))
     if not cut:
         return None
     change = _changed_by(plan)
@@ -125,7 +164,26 @@ def _together(plan: LoadPlan) -> str | None:
             f"{change} works on whole layers, and {cut} leaves parts of them on each device. "
             "'dpN' keeps whole models."
         )
+    if is_by_library(plan) and plan.tp < plan.spread:
+        return (
+            f"transformers' tensor parallelism takes all the ranks of a model here. "
+            f"Take 'own-tp{plan.tp}', which goes with other parallel parts."
+        )
     return _cut_decoding(plan, cut)
+
+
+def _tensor_part(plan: LoadPlan) -> str:
+    return f"{'own-' if plan.tp_by == 'own' else ''}tp{plan.tp}"
+
+
+def _cutting_parts(plan: LoadPlan) -> Iterator[str]:
+    """Yield the parts of a plan that leave parts of a model on each device."""
+    if plan.tp > 1:
+        yield _tensor_part(plan)
+    if plan.fsdp > 1:
+        yield f"fsdp{plan.fsdp}"
+    if plan.pp > 1:
+        yield f"own-pp{plan.pp}"
 
 
 def _cut_decoding(plan: LoadPlan, cut: str) -> str | None:
@@ -137,7 +195,8 @@ def _cut_decoding(plan: LoadPlan, cut: str) -> str | None:
         )
     if plan.compile is not None and plan.fsdp * plan.pp > 1:
         return (
-            f"{cut} gathers or sends between layers in Python, which is not compiled. 'tpN' can be."
+            f"{cut} gathers or sends between layers in Python, which is not compiled. "
+            "'tpN' and 'own-tpN' can be."
         )
     if plan.autocast_dtype is not None and plan.pp > 1:
         return (
@@ -167,8 +226,11 @@ def _model(plan: LoadPlan) -> str | None:
             f"a model of kind {plan.model.kind!r} is loaded whole. "
             f"Cut over devices are: {kinds}; 'dpN' takes any."
         )
-    config = known_config(plan)
-    return None if config is None else does_not_divide(plan, config)
+    config = known_config(plan) or {}
+    model_type = config.get("model_type")
+    if is_by_library(plan) and model_type in OWN_PLANS:
+        return has_no_plan(plan, plan.model.name, model_type)
+    return does_not_divide(plan, config) or (is_not_written(plan) if is_by_library(plan) else None)
 
 
 def _divided_by_tensor(config: Config) -> dict[str, int]:
@@ -197,7 +259,7 @@ def _possible(counts: Iterable[int]) -> str:
     common = math.gcd(*counts)
     divisors = [n for n in range(2, min(common, MOST_DEVICES) + 1) if common % n == 0]
     if not divisors:
-        return "No N does; 'fsdpN' and 'ppN' cut it otherwise."
+        return "No N does; 'fsdpN' and 'own-ppN' cut it otherwise."
     return f"N that do: {', '.join(map(str, divisors))}."
 
 

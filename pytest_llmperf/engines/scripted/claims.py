@@ -117,6 +117,7 @@ class Claims:
         plan, weights_bytes = self.plan, self.weights_bytes
         return {
             "ranks": plan.ranks,
+            "tensor_parallel": ranks.carrier(plan),
             "shards": ranks.shards(plan, weights_bytes),
             "offloaded_bytes": {} if plan.offload is None else {plan.offload: weights_bytes},
             "adapters": tuple(name for name in self.using if name != "base"),

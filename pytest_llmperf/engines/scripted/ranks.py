@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pytest_llmperf.core.effective import Shard
+from pytest_llmperf.core.effective import OWN_TENSOR_PARALLEL, Shard
 from pytest_llmperf.core.plan import LoadPlan
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -13,6 +13,13 @@ _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 def cut(plan: LoadPlan) -> int:
     """Return the number of ranks that a script's weights are divided over."""
     return plan.tp * plan.fsdp * plan.pp
+
+
+def carrier(plan: LoadPlan) -> str:
+    """Return who carries out tensor parallelism, as asked; empty for a plan without it."""
+    if plan.tp == 1:
+        return ""
+    return OWN_TENSOR_PARALLEL if plan.tp_by == "own" else "scripted"
 
 
 def shards(plan: LoadPlan, shard_bytes: int) -> tuple[Shard, ...]:

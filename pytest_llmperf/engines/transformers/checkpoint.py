@@ -44,14 +44,14 @@ class SourceModel:
 
 def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:
     """Read a folder with config.json and weights."""
-    return _read_folder(plan, device, Path(plan.model.location))
+    return read_folder(plan, device, Path(plan.model.location))
 
 
 def from_builtin(plan: LoadPlan, device: torch.device) -> SourceModel:
     """Read a built-in model from its converted folder."""
     with load_errors(plan, f"the conversion of {plan.model.name}"):
         folder = converted_folder(plan.model.location)
-    return _read_folder(plan, device, folder)
+    return read_folder(plan, device, folder)
 
 
 def from_quantized(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -64,7 +64,7 @@ def from_quantized(plan: LoadPlan, device: torch.device) -> SourceModel:
     # transformers 5.23 with compressed-tensors 0.20 makes room for unpacked zero points and rejects
     # the packed ones.
     size_options = {} if packed.symmetric else {"ignore_mismatched_sizes": True}
-    source = _read_folder(plan, device, folder, **size_options)
+    source = read_folder(plan, device, folder, **size_options)
     with load_errors(plan, str(folder)):
         return replace(source, conversion=checkpoint_conversion(plan, source.model, packed, folder))
 
@@ -79,7 +79,7 @@ def _packed_as(plan: LoadPlan, folder: Path) -> Packed:
 
 def from_hub(plan: LoadPlan, device: torch.device) -> SourceModel:
     """Read a Hugging Face id from the local cache, downloaded first where the network allows it."""
-    return _read_folder(plan, device, _snapshot(plan))
+    return read_folder(plan, device, _snapshot(plan))
 
 
 def from_gguf(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -100,9 +100,10 @@ def from_gguf(plan: LoadPlan, device: torch.device) -> SourceModel:
     )
 
 
-def _read_folder(
-    plan: LoadPlan, device: torch.device, folder: Path, **options: bool
+def read_folder(
+    plan: LoadPlan, device: torch.device, folder: Path, **options: str | bool
 ) -> SourceModel:
+    """Read a folder; `options` are arguments of from_pretrained."""
     checkpoint_dtype = stored_dtype(folder, read_json(folder / "config.json"))
     dtype = weights_dtype(plan, checkpoint_dtype)
     with load_errors(plan, str(folder)):
@@ -137,7 +138,8 @@ def _from_pretrained(
     A tensor that the checkpoint lacks is an error, never a random weight.
     """
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
-    placement = {} if device.type == "cpu" else {"device_map": {"": device}}
+    is_placed = device.type == "cpu" or "tp_plan" in options  # a plan places its ranks' parts
+    placement = {} if is_placed else {"device_map": {"": device}}
     auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
     model, loading_info = auto.from_pretrained(
         folder,

@@ -60,10 +60,15 @@ def _lookup_tables(model: Any) -> list[Tensor]:
     tables = _tables_by_address(model)
     head = model.get_output_embeddings()
     if head is not None:
-        tables.pop(head.weight.data_ptr(), None)
+        tables.pop(_address(head.weight), None)
     return list(tables.values())
 
 
 def _tables_by_address(model: Any) -> dict[int, Tensor]:
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
-    return {weight.data_ptr(): weight for weight in weights}
+    return {_address(weight): weight for weight in weights}
+
+
+def _address(weight: Tensor) -> int:
+    """Return where the storage of a weight begins, or that of a wrapper's first inner tensor."""
+    return next(inner_tensors(weight)).data_ptr()

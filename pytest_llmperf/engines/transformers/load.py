@@ -33,6 +33,7 @@ from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
 from pytest_llmperf.engines.transformers.parallel import build as parallel
+from pytest_llmperf.engines.transformers.parallel import library
 from pytest_llmperf.engines.transformers.parallel.group import Grid, join
 from pytest_llmperf.engines.transformers.parallel.offload import offload, require_accelerate
 from pytest_llmperf.engines.transformers.prune import PrunedLayers, prune
@@ -146,6 +147,8 @@ def _read_on_rank(
     """
     if grid is None:
         return _read(plan, device if plan.offload is None else torch.device("cpu")), None
+    if library.is_by_library(plan):
+        return library.read(plan, device, grid)
     if parallel.is_cut(plan):
         return parallel.read(plan, device, grid)
     source = _read(plan, device)

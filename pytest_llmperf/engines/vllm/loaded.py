@@ -31,7 +31,7 @@ from pytest_llmperf.engines.outputs.requests import matrix
 from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.quantized import quantized_layers
 from pytest_llmperf.engines.vllm.requesting import LOOP, LoadedEngine, Requester, VllmScorer
-from pytest_llmperf.engines.vllm.shards import leave_shared_memory, shards
+from pytest_llmperf.engines.vllm.shards import carrier, leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
@@ -224,6 +224,7 @@ class VllmModel:
             device=str(loaded.device),
             ranks=loaded.plan.ranks,
             shards=shards(model, loaded.plan, loaded.device),
+            tensor_parallel=carrier(),
             quantized=quantized_layers(model, loaded.plan, loaded.source.packed),
             notes=self._notes(),
         )

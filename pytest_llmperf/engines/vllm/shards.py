@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from vllm import __version__
 from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
-from vllm.distributed.parallel_state import get_world_group
+from vllm.distributed.parallel_state import get_tensor_model_parallel_world_size, get_world_group
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from pytest_llmperf.core.effective import Shard
@@ -47,6 +48,12 @@ def shards(model: nn.Module, plan: LoadPlan, device: torch.device) -> tuple[Shar
         holds=f"part {world.rank + 1} of {plan.tp} of each layer",
     )
     return (shard,)
+
+
+def carrier() -> str:
+    """Return who carries out tensor parallelism in this process: vLLM; empty on one device."""
+    ranks = get_tensor_model_parallel_world_size()
+    return f"vllm {__version__}" if ranks > 1 else ""
 
 
 def own_shared_memory() -> None:

@@ -197,6 +197,8 @@ def _run_facts(effective: Effective) -> Iterator[str]:
         yield f"assisted by {effective.assistance}"
     if effective.batching:
         yield f"{effective.batching} batches"
+    if effective.tensor_parallel:
+        yield f"tensor parallel by {effective.tensor_parallel}"
 
 
 def _offloaded(effective: Effective) -> Iterator[str]:

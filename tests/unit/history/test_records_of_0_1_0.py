@@ -63,6 +63,8 @@ def test_a_record_that_is_read_and_written_again_says_the_same():
     """No field of a line of 0.1.0 is lost or changed on the way through this version."""
     for line in LINES.read_bytes().splitlines():
         old, new = json.loads(line), json.loads(record_json.encode(record_json.decode(line)))
+        if new["effective"] is not None:
+            assert new["effective"].pop("tensor_parallel") == ""  # a field of 0.2.0
         assert {name: new[name] for name in old} == old
 
 

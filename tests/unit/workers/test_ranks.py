@@ -58,6 +58,12 @@ def shard(rank: int, plan: LoadPlan, **changes: object) -> Shard:
     return Shard(**facts | changes)
 
 
+def carrier(plan: LoadPlan) -> str:
+    if plan.tp == 1:
+        return ""
+    return "pytest-llmperf" if plan.tp_by == "own" else "transformers 5.23.0"
+
+
 def effective(rank: int, plan: LoadPlan, **changes: object) -> Effective:
     cut = plan.tp * plan.fsdp * plan.pp
     group = {"dtype": "float32", "elements": WHOLE // 4 // cut, "bytes": WHOLE // cut}
@@ -78,6 +84,7 @@ def effective(rank: int, plan: LoadPlan, **changes: object) -> Effective:
         "device": "cpu",
         "ranks": plan.ranks,
         "shards": (shard(rank, plan),),
+        "tensor_parallel": carrier(plan),
     }
     return Effective(**facts | changes)
 
@@ -114,7 +121,16 @@ def ran(outputs: str = "o", prompts: str = "p", **changes: object) -> Ran:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["fp32+tp2", "fp32+fsdp2", "fp32+pp2", "fp32+dp2", "fp32+tp2+pp2", "fp32+tp3"]
+    "strategy",
+    [
+        "fp32+tp2",
+        "fp32+own-tp2",
+        "fp32+fsdp2",
+        "fp32+own-pp2",
+        "fp32+dp2",
+        "fp32+own-tp2+own-pp2",
+        "fp32+tp3",
+    ],
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_ranks_that_hold_their_parts_keep_the_promises(strategy, device):
@@ -133,7 +149,7 @@ def test_ranks_that_hold_their_parts_keep_the_promises(strategy, device):
             "rank 0 1.000 MB .at most 0.510., rank 1 1.000 MB",
         ),
         ("tp2", ({}, {"bytes": 100}), "do not hold their shares of the 1.000 MB model"),
-        ("pp2", ({"bytes": 900_000},), "rank 0 0.900 MB .at most 0.510."),
+        ("own-pp2", ({"bytes": 900_000},), "rank 0 0.900 MB .at most 0.510."),
         ("dp2", ({}, {"bytes": WHOLE // 2}), "do not hold their shares"),
         ("tp2", ({"device": "cuda:0 a"}, {"device": "cuda:1 a"}), None),
         ("tp2", ({"device": "cuda:0 a"}, {"device": "cuda:0 a"}), "2 ranks share 1 devices"),
@@ -155,6 +171,26 @@ def test_a_broken_split_is_told_with_the_counts_of_each_rank(strategy, changes, 
         require_in_effect(found, parse(plan.strategy).promises(plan), when="loaded")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "carrier", "reason"),
+    [
+        (
+            "tp2",
+            "pytest-llmperf",
+            "carried out by pytest-llmperf, not by the library of engine 'transformers'",
+        ),
+        ("own-tp2", "transformers 5.23.0", "by transformers 5.23.0, not by pytest-llmperf"),
+        ("tp2", "", "carried out by nobody, not by"),
+    ],
+)
+def test_tensor_parallelism_of_somebody_else_is_not_in_effect(strategy, carrier, reason):
+    """The ranks and their bytes are right, the code that joins them is not what was asked for."""
+    plan = plan_of(f"fp32+{strategy}")
+    together = described(plan, *[{"tensor_parallel": carrier}] * 2)
+    with pytest.raises(NotInEffect, match=f"'{strategy}' is not in effect.*{reason}"):
+        require_in_effect(together, parse(plan.strategy).promises(plan), when="loaded")
+
+
 def test_what_every_rank_keeps_whole_is_allowed_for():
     """Half of a model that every rank keeps leaves the other half to be shared."""
     plan = plan_of("fp32+tp2")
@@ -167,7 +203,7 @@ def test_what_every_rank_keeps_whole_is_allowed_for():
 
 def test_tensors_of_all_ranks_are_added_and_a_cut_layer_is_one():
     """14 layers in two halves are 14 layers; in two stages of 7 they are 14, too."""
-    for strategy in ("tp2", "fsdp2", "pp2"):
+    for strategy in ("own-tp2", "fsdp2", "own-pp2"):
         found = described(plan_of(f"fp32+{strategy}"))
         assert found.weights_bytes == WHOLE
         assert found.linears[0].layers == 14

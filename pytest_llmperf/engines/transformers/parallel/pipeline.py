@@ -180,7 +180,7 @@ class _FirstInput:
         if inputs[0].data_ptr() != self._hidden.data_ptr():
             raise LoadError(
                 f"{type(self._model).__name__} changes the embeddings before its first layer, "
-                "which every stage of a pipeline would do again. Take 'tpN' or 'fsdpN'.",
+                "which every stage of a pipeline would do again. Take 'own-tpN' or 'fsdpN'.",
             )
 
 
@@ -195,7 +195,7 @@ def stage(model: Any, plan: LoadPlan, grid: Grid, anatomy: Anatomy) -> Stage | N
     _require_one_norm(model, anatomy)
     if anatomy.n_layers < plan.pp:
         raise LoadError(
-            f"pp{plan.pp} has more devices than {type(model).__name__} has layers: "
+            f"own-pp{plan.pp} has more devices than {type(model).__name__} has layers: "
             f"{anatomy.n_layers}."
         )
     return Stage(model, grid, anatomy)
@@ -206,7 +206,7 @@ def _require_one_norm(model: Any, anatomy: Anatomy) -> None:
         raise LoadError(
             f"{type(model).__name__} has {len(anatomy.norms)} modules with weights beside its "
             f"embedding and layers ({', '.join(anatomy.norms)}); a pipeline knows one, the final "
-            "norm. Take 'tpN' or 'fsdpN'.",
+            "norm. Take 'own-tpN' or 'fsdpN'.",
         )
 
 

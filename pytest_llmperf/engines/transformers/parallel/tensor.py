@@ -1,8 +1,9 @@
 """Tensor parallelism: the model's own plan, with one collective where the plan joins ranks.
 
 transformers says which layers are cut and how (`tp_plan`: "colwise", "rowwise", …); falcon, for
-which it has no plan, is cut the same way. The plan is carried out on plain tensors; decision 0015
-says why transformers' own code does not carry it out.
+which it has no plan, is cut the same way. The plan is carried out on plain tensors. That is the
+strategy part `own-tpN`, which measures models that transformers' own code (`tpN`, library.py)
+cannot load; see decision 0015.
 """
 
 from __future__ import annotations
@@ -83,6 +84,15 @@ class TensorCut:
                 _divide_head_counts(module, ranks)
 
 
+def joins_ranks(model: nn.Module) -> bool:
+    """Whether hooks of this module are in a model: ranks compute it together by our code."""
+    hooks = chain.from_iterable(
+        module._forward_hooks.values()  # noqa: SLF001 - torch has no public list
+        for module in model.modules()
+    )
+    return any(isinstance(hook, (_Sum, _Gather)) for hook in hooks)
+
+
 def _divide_head_counts(attention: nn.Module, ranks: int) -> None:
     for name in HEAD_COUNTS:
         heads = getattr(attention, name, None)
@@ -116,7 +126,7 @@ def _plan_of(model: Any) -> dict[str, str]:
     if not plan:
         raise LoadError(
             f"{type(model).__name__} has no tensor-parallel plan in this transformers. "
-            "Take 'fsdpN' or 'ppN'."
+            "Take 'fsdpN' or 'own-ppN'."
         )
     return dict(plan)
 

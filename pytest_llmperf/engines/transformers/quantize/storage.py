@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from pytest_llmperf.instruments.layers import identity
@@ -35,10 +36,24 @@ def _has_shape_of_linear(module: nn.Module) -> bool:
 
 
 def logical_weights(layer: Any) -> int:
-    """Return the number of weights that a linear layer stands for, whatever stores them."""
+    """Return the number of weights that a linear layer stands for, whatever stores them.
+
+    Of a layer that transformers divides among tensor-parallel ranks, this rank's weights count.
+    """
+    weight = parameter_of(layer, "weight")
+    if isinstance(weight, DTensor) and not _is_by_fsdp(weight):
+        return int(weight.to_local().numel())
     if hasattr(layer, "in_features"):
         return int(layer.in_features) * int(layer.out_features)
     return int(layer.weight.numel())
+
+
+def _is_by_fsdp(weight: DTensor) -> bool:
+    """Whether a weight is divided by our FSDP, and computed whole on each rank.
+
+    transformers' mesh has no names of dimensions in 5.17, and "tp" in 5.23.
+    """
+    return "fsdp" in (weight.device_mesh.mesh_dim_names or ())
 
 
 def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
