@@ -18,13 +18,18 @@ WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured, checked against fp32, judged
 	$(VENV)/bin/pytest $(SUITES)
 
+# Tests that load no engine take both cores, one after another; those with an engine have the machine to themselves.
+LIGHT = tests/unit tests/plugin tests/docs tests/typed tests/test_architecture.py tests/test_packaging.py
+WITH_ENGINE = tests/contract tests/faults tests/browser tests/gpu
+PROCESSES ?= 2
+
 test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/python tests/support/write_compiled.py
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -q -n $(PROCESSES) --dist worksteal --durations=50 $(LIGHT)
+	$(VENV)/bin/pytest -q --durations=50 $(WITH_ENGINE)
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
-	$(VENV)/bin/python tests/support/write_compiled.py
-	LLMPERF_NIGHTLY=1 $(VENV)/bin/pytest
+	LLMPERF_NIGHTLY=1 $(MAKE) test
 
 lint: $(VENV)/.dev  ## style, types, import contracts
 	$(VENV)/bin/ruff check .

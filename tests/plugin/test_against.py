@@ -17,6 +17,7 @@ from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
 pytestmark = pytest.mark.own_process
 
+
 nightly = pytest.mark.skipif(
     "LLMPERF_NIGHTLY" not in os.environ, reason="ten seconds more of the same: make nightly runs it"
 )

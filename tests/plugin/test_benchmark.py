@@ -11,10 +11,11 @@ from support.stored_sessions import earlier, on_another_cpu, rewritten, with_met
 
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
+pytestmark = pytest.mark.own_process
+
 TIMER = """
 import itertools, os, pytest
 
-pytestmark = pytest.mark.own_process
 ticks = itertools.count()
 
 def clock():

@@ -23,6 +23,7 @@ from pytest_llmperf.testing import scripted_plan
 
 pytestmark = pytest.mark.own_process
 
+
 FAKE = Path(__file__).parents[1] / "support" / "fake_ray"
 
 

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.workers
+
 H200 = "2x141GB:NVIDIA H200:9.0"
 
 PLAIN = """
@@ -197,7 +199,6 @@ from pathlib import Path
 from pytest_llmperf.devices.leases import lease
 from pytest_llmperf.units import GB
 
-pytestmark = pytest.mark.workers
 
 @pytest.mark.llmperf_gpus(1, memory=100 * GB)
 def test_share(llmperf_devices):

@@ -15,6 +15,7 @@ from support.stored_sessions import earlier
 
 pytestmark = pytest.mark.own_process
 
+
 GATE = "--llmperf-gate=throughput"
 SPREAD = 0.005
 WAIVER = """

@@ -9,6 +9,9 @@ import sys
 import time
 
 import psutil
+import pytest
+
+pytestmark = pytest.mark.workers
 
 SPEED = """
 @pytest.mark.parametrize("llm", ["fp32", "bf16"], indirect=True)
@@ -41,7 +44,6 @@ def test_a_worker_is_released_before_the_next_loads(project, run):
     project("""
 import psutil
 
-pytestmark = pytest.mark.workers
 
 def workers():
     me = psutil.Process()

@@ -8,6 +8,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.own_process
+
 IMPORTS = """
 from hypothesis import strategies as st
 from pytest_llmperf.testing import for_any, prompts, token_ids
@@ -114,7 +118,6 @@ def test_what_cannot_be_asked_is_a_usage_error(project, run):
         + """
 from pytest_llmperf.errors import UsageError
 
-pytestmark = pytest.mark.own_process
 
 @pytest.mark.parametrize(
     ("ask", "message"),
