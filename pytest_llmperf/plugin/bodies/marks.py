@@ -72,12 +72,16 @@ def _require_known_arguments(mark: pytest.Mark) -> None:
 def _isolated(mark: pytest.Mark | None) -> Body:
     if mark is None:
         return Body()
+    _require_timeout_alone(mark)
+    return Body(timeout_s=_timeout(mark, ISOLATED))
+
+
+def _require_timeout_alone(mark: pytest.Mark) -> None:
     if mark.args or set(mark.kwargs) - {"timeout"}:
         raise UsageError(
             f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, "
             f"not {mark.args or mark.kwargs}."
         )
-    return Body(timeout_s=_timeout(mark, ISOLATED))
 
 
 def _timeout(mark: pytest.Mark, name: str) -> float | None:
