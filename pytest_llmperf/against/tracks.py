@@ -90,8 +90,11 @@ class Track:
 
         For a counted metric, that of its one pair.
         """
-        if not self.counted:
-            return self.decision.worse if self.decision is not None else 0.0
+        if self.counted:
+            return self._counted_worse()
+        return self.decision.worse if self.decision is not None else 0.0
+
+    def _counted_worse(self) -> float:
         base, new = self.pairs[0]
         return self._sign() * (new - base) / base if base else 0.0
 

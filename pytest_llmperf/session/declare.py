@@ -154,10 +154,14 @@ def _checked(name: str, value: Any) -> Any:
 def _require_known(name: str) -> None:
     known = [argument.name for argument in fields(Declaration)]
     if name not in known:
-        raise UsageError(
-            f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
-            f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
-        )
+        raise _unknown_argument(name, known)
+
+
+def _unknown_argument(name: str, known: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
+        f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
+    )
 
 
 def _require_type(name: str, value: object) -> None:

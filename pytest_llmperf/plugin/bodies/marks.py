@@ -6,6 +6,7 @@ Imported when such a test is set up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import pytest
 
@@ -88,8 +89,15 @@ def _timeout(mark: pytest.Mark, name: str) -> float | None:
     seconds = mark.kwargs.get("timeout")
     if seconds is None:
         return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+    if not _is_duration(seconds):
         raise UsageError(
             f"@pytest.mark.{name}(timeout={seconds!r}): a number of seconds above 0 is needed."
         )
     return float(seconds)
+
+
+def _is_duration(seconds: object) -> TypeGuard[float]:
+    """Whether a value is a number above 0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return seconds > 0
