@@ -158,12 +158,17 @@ class Base:
         assert self.target.commit is not None  # noqa: S101 - a revision is a commit
         worktree = Worktree(self.target.path, self.target.commit)
         if self._settings.against_build:
-            try:
-                build(self._settings.against_build, worktree.path)
-            except BaseException:
-                worktree.close()
-                raise
+            _build_or_close(worktree, self._settings.against_build)
         return worktree
+
+
+def _build_or_close(worktree: Worktree, command: str) -> None:
+    """Build the project in a new tree, and remove the tree where that fails."""
+    try:
+        build(command, worktree.path)
+    except BaseException:
+        worktree.close()
+        raise
 
 
 def build(command: str, tree: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
-from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.metrics.results import Quantity, RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.session.ceilings import ceilings_of
@@ -98,11 +98,11 @@ def _energy(repeater: Repeater, side: Side) -> EnergyReading:
 
 def _values(result: RunResult, metrics: Sequence[str]) -> dict[str, float | None]:
     """Return each metric's value, None where it is not measurable."""
-    quantities = {name: result.metric(name) for name in metrics}
-    return {
-        name: None if isinstance(quantity, NotMeasurable) else float(quantity.value)
-        for name, quantity in quantities.items()
-    }
+    return {name: _value(result.metric(name)) for name in metrics}
+
+
+def _value(quantity: Quantity) -> float | None:
+    return None if isinstance(quantity, NotMeasurable) else float(quantity.value)
 
 
 def _reasons(results: Sequence[RunResult], metrics: Sequence[str]) -> dict[str, str]:

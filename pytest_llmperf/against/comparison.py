@@ -190,7 +190,11 @@ class Comparison:
             raise Regression("\n".join(lines))
 
     def _finding(self, tracked: Track, ended: str) -> Finding:
+        strict = self._is_strict(tracked)
+        return words.finding(tracked, self.base.target.name, strict=strict, ended=ended)
+
+    def _is_strict(self, tracked: Track) -> bool:
+        """Whether an outcome that is no PASS fails the test."""
         settings = self._session.settings
         not_comparable = tracked.outcome is Outcome.NOT_COMPARABLE
-        strict = settings.require_accepted if not_comparable else settings.strict
-        return words.finding(tracked, self.base.target.name, strict=strict, ended=ended)
+        return settings.require_accepted if not_comparable else settings.strict

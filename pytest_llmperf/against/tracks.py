@@ -56,8 +56,11 @@ class Track:
         """Whether another pair is needed."""
         if self.reason or (self.counted and self.pairs):
             return False
-        decision = self.decision if self.second is None else self.second_decision
-        return decision is None or decision.outcome is None
+        return _outcome(self._latest_decision()) is None
+
+    def _latest_decision(self) -> Decision | None:
+        """Return what the last measurement says: the second one, once it has begun."""
+        return self.decision if self.second is None else self.second_decision
 
     @property
     def suspected(self) -> bool:
@@ -87,11 +90,17 @@ class Track:
 
         For a counted metric, that of its one pair.
         """
-        if not self.counted:
-            return self.decision.worse if self.decision is not None else 0.0
+        if self.counted:
+            return self._counted_worse()
+        return self.decision.worse if self.decision is not None else 0.0
+
+    def _counted_worse(self) -> float:
         base, new = self.pairs[0]
-        sign = 1 if self.metric.direction == "lower" else -1
-        return sign * (new - base) / base if base else 0.0
+        return self._sign() * (new - base) / base if base else 0.0
+
+    def _sign(self) -> int:
+        """Return 1 for a metric that is worse when it grows, else -1."""
+        return 1 if self.metric.direction == "lower" else -1
 
     @property
     def change(self) -> Change:

@@ -49,8 +49,11 @@ class Trees(Struct, frozen=True, kw_only=True):
         """
         if not path.is_relative_to(self.head) or _installed(path):
             return False
-        base_is_inside = self.differ and not self.head.is_relative_to(self.base)
-        return not (base_is_inside and path.is_relative_to(self.base))
+        return not (self._base_is_inside() and path.is_relative_to(self.base))
+
+    def _base_is_inside(self) -> bool:
+        """Whether the base may lie inside this tree, and not this tree inside the base."""
+        return self.differ and not self.head.is_relative_to(self.base)
 
     def module_path(self, search: Sequence[str], inherited: str) -> str:
         """Return PYTHONPATH of the base.

@@ -87,17 +87,30 @@ def _evidence(track: Track) -> list[str]:
     decision = track.decision
     if decision is None:
         return []
-    smallest = visible(decision.smallest_visible if decision.smallest_visible < 1 else None)
-    return [_e_value(decision, track), smallest]
+    return [_e_value(decision, track), _smallest_visible(decision)]
+
+
+def _smallest_visible(decision: Decision) -> str:
+    """Say how small a change can be seen, unless it is as large as the value itself."""
+    smallest = decision.smallest_visible
+    return visible(smallest if smallest < 1 else None)
 
 
 def _e_value(decision: Decision, track: Track) -> str:
     """The evidence for a PASS, or that against it and what a FAIL needs."""
     if track.outcome is Outcome.PASS:
-        refuted = format_percent(decision.refuted, 2)
-        return f"{refuted} worse is refuted (E = {decision.e_not_worse:.3g})"
-    evidence = f"E = {decision.e_worse:.3g} (limit {track.state.evidence:.3g})"
+        return _evidence_of_pass(decision)
+    return _evidence_against(decision, track.state.evidence)
+
+
+def _evidence_against(decision: Decision, limit: float) -> str:
+    evidence = f"E = {decision.e_worse:.3g} (limit {limit:.3g})"
     return f"{evidence}, autocorrelation {decision.autocorrelation:.2g}"
+
+
+def _evidence_of_pass(decision: Decision) -> str:
+    refuted = format_percent(decision.refuted, 2)
+    return f"{refuted} worse is refuted (E = {decision.e_not_worse:.3g})"
 
 
 def _undecided(track: Track, ended: str) -> str:
@@ -109,9 +122,14 @@ def _undecided(track: Track, ended: str) -> str:
 def _why(track: Track, ended: str) -> str:
     if track.second is not None:
         return "it was not seen again in fresh workers"
-    if track.decision is not None and track.decision.held_back:
+    decision = track.decision
+    if decision is not None and decision.held_back:
         return "neighbouring pairs are alike (autocorrelation), which may be all there is"
-    n = len(track.pairs)
+    return _why_no_decision(len(track.pairs), ended)
+
+
+def _why_no_decision(n: int, ended: str) -> str:
+    """Say that `n` pairs did not decide, or why no more of them were measured."""
     if not ended:
         return f"{n} pairs did not decide"
     return f"{ended}, {MIN_PAIRS} are needed" if n < MIN_PAIRS else ended

@@ -50,10 +50,14 @@ class Worktree:
 
         May be called again; does nothing in a forked child.
         """
-        if self._lock.is_locked and os.getpid() == self._owner_pid:
+        if self._is_owned_here():
             _remove(self._place)
             self._lock.release()
         atexit.unregister(self.close)
+
+    def _is_owned_here(self) -> bool:
+        """Whether it is not closed yet, and this is the process that made it."""
+        return self._lock.is_locked and os.getpid() == self._owner_pid
 
 
 def _new_place(parent: Path) -> Path:
@@ -93,8 +97,12 @@ def _remove(place: Path) -> None:
     """
     note = place / _REPOSITORY
     if note.is_file():
-        top = Path(note.read_text(encoding="utf-8"))
-        tree = str((place / _TREE).resolve())
-        if top.is_dir():
-            run_git(top, "worktree", "remove", "--force", "--force", tree)
+        _forget_in_git(note.read_text(encoding="utf-8"), place)
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _forget_in_git(repository: str, place: Path) -> None:
+    """Remove git's note of the tree, unless the repository itself is gone."""
+    tree = str((place / _TREE).resolve())
+    if Path(repository).is_dir():
+        run_git(Path(repository), "worktree", "remove", "--force", "--force", tree)

@@ -75,31 +75,56 @@ def own_pids() -> set[int]:
 
     Under pytest-xdist these are the processes of every worker of the session.
     """
-    root = psutil.Process(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+    root = _root_process()
     with contextlib.suppress(psutil.Error):
-        return {root.pid, *(child.pid for child in root.children(recursive=True))}
+        return _with_descendants(root)
     return {os.getpid()}
+
+
+def _root_process() -> psutil.Process:
+    """Return the process that started the session: under pytest-xdist, a worker's parent."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return psutil.Process(os.getppid() if is_worker else os.getpid())
+
+
+def _with_descendants(root: psutil.Process) -> set[int]:
+    """Return the ids of a process and of all that it started."""
+    return {root.pid, *(child.pid for child in root.children(recursive=True))}
 
 
 def _amd_inventory(environ: Mapping[str, str], nvidia_notes: tuple[str, ...]) -> Inventory:
     gpus, note = amd.listed()
     if not gpus:
         return Inventory(notes=(*nvidia_notes, note))
-    only_cuda_set = "HIP_VISIBLE_DEVICES" not in environ and "CUDA_VISIBLE_DEVICES" in environ
-    variable = "CUDA_VISIBLE_DEVICES" if only_cuda_set else "HIP_VISIBLE_DEVICES"
+    variable = _amd_variable(environ)
     return visible(gpus, environ.get(variable), variable)
+
+
+def _amd_variable(environ: Mapping[str, str]) -> str:
+    """Return the name of the variable that says which AMD GPUs a process sees."""
+    only_cuda_set = "HIP_VISIBLE_DEVICES" not in environ and "CUDA_VISIBLE_DEVICES" in environ
+    return "CUDA_VISIBLE_DEVICES" if only_cuda_set else "HIP_VISIBLE_DEVICES"
 
 
 def _process_text(pid: int, used_bytes: int | None) -> str:
     """Return a process in words; an empty text for one that is not there."""
     try:
-        command = " ".join(psutil.Process(pid).cmdline())[:_COMMAND_CHARACTERS]
+        command = _command(pid)
     except psutil.NoSuchProcess:
         return ""
+    return f"process {pid} ({command!r}{_memory_text(used_bytes)})"
+
+
+def _memory_text(used_bytes: int | None) -> str:
+    return "" if used_bytes is None else f", {used_bytes / 1e9:.1f} GB"
+
+
+def _command(pid: int) -> str:
+    """Return the start of a process's command line. Raises psutil.NoSuchProcess."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())[:_COMMAND_CHARACTERS]
     except psutil.AccessDenied:
-        command = "of another user"
-    memory = "" if used_bytes is None else f", {used_bytes / 1e9:.1f} GB"
-    return f"process {pid} ({command!r}{memory})"
+        return "of another user"
 
 
 def _simulated_usage(gpu: Gpu) -> Usage:

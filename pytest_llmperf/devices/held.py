@@ -102,9 +102,13 @@ class Gpus:
 
         That session holds them all along.
         """
-        by_uuid = {gpu.uuid: gpu for gpu in self.pool.gpus} if uuids else {}
-        self.held = tuple(by_uuid[uuid] for uuid in uuids if uuid in by_uuid)
+        self.held = self._in_pool(uuids) if uuids else ()
         self._borrowed = True
+
+    def _in_pool(self, uuids: Sequence[str]) -> tuple[Gpu, ...]:
+        """Return the devices of these ids; ids that the pool does not have are left out."""
+        by_uuid = _by_uuid(self.pool.gpus)
+        return tuple(by_uuid[uuid] for uuid in uuids if uuid in by_uuid)
 
     def claim(self, torch_name: str) -> None:
         """Hold the device of this name, on which the test's own process has put a model.
@@ -165,7 +169,7 @@ class Gpus:
         return self.held
 
     def _lease_out_of(self, shares: Mapping[Gpu, float], n: int) -> None:
-        by_uuid = {gpu.uuid: gpu for gpu in shares}
+        by_uuid = _by_uuid(shares)
         self._lease = lease(
             {gpu.uuid: share for gpu, share in shares.items()},
             n,
@@ -205,6 +209,10 @@ def _used_by_others(gpu: Gpu, processes: Iterable[str], limit_s: float) -> Inval
         f"{gpu.torch_name} is used by {'; '.join(processes)}: not of this session, and not gone "
         f"within {limit_s:g} s. End it, or leave the device out with --llmperf-gpus.",
     )
+
+
+def _by_uuid(gpus: Iterable[Gpu]) -> dict[str, Gpu]:
+    return {gpu.uuid: gpu for gpu in gpus}
 
 
 def _share(gpu: Gpu, shared_bytes: int | None) -> float:

@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf.core.record import Fact
 
@@ -42,9 +44,15 @@ def host_facts(
 
 def cpu_model(proc: Path = Path("/proc")) -> str | None:
     """Return the CPU's model name."""
-    lines = (_read(proc / "cpuinfo") or "").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = _model_names(_read(proc / "cpuinfo") or "")
     return next(names, None) or platform.processor() or None
+
+
+def _model_names(cpuinfo: str) -> Iterator[str]:
+    """Give the model name of each core that /proc/cpuinfo lists."""
+    for line in cpuinfo.splitlines():
+        if line.startswith("model name"):
+            yield line.partition(":")[2].strip()
 
 
 def cpu_quota(proc: Path, cgroups: Path) -> float | None:
@@ -52,11 +60,14 @@ def cpu_quota(proc: Path, cgroups: Path) -> float | None:
 
     None without a quota.
     """
-    quotas = [
-        *(_quota_v2(folder) for folder in _groups(proc, cgroups, "")),
-        *(_quota_v1(folder) for folder in _groups(proc, cgroups, "cpu")),
-    ]
+    quotas = _quotas(proc, cgroups)
     return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quotas(proc: Path, cgroups: Path) -> Iterator[float | None]:
+    """Give the quota of each control group of this process, of both versions."""
+    yield from map(_quota_v2, _groups(proc, cgroups, ""))
+    yield from map(_quota_v1, _groups(proc, cgroups, "cpu"))
 
 
 def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
@@ -74,12 +85,23 @@ def memory_limit_bytes(proc: Path, cgroups: Path) -> int | None:
 
 def project_name(folder: Path) -> str:
     """Return the project's name from the folder's pyproject.toml, else the folder's name."""
+    table = _pyproject(folder).get("project")
+    name = _declared_name(table)
+    return name or folder.resolve().name
+
+
+def _declared_name(project_table: object) -> str:
+    """Return the name that pyproject.toml's [project] table declares, empty without one."""
+    name = project_table.get("name") if isinstance(project_table, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _pyproject(folder: Path) -> dict[str, Any]:
+    """Return the content of the folder's pyproject.toml, nothing where it cannot be parsed."""
     try:
-        table = tomllib.loads(_read(folder / "pyproject.toml") or "").get("project")
+        return tomllib.loads(_read(folder / "pyproject.toml") or "")
     except tomllib.TOMLDecodeError:
-        table = None
-    name = table.get("name") if isinstance(table, dict) else None
-    return name if isinstance(name, str) and name else folder.resolve().name
+        return {}
 
 
 def project_facts(folder: Path) -> dict[str, Fact]:
@@ -88,11 +110,14 @@ def project_facts(folder: Path) -> dict[str, Fact]:
     Both are None outside of a work tree.
     """
     commit = _git(folder, "rev-parse", "HEAD")
+    dirty = None if commit is None else _has_changes(folder)
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _has_changes(folder: Path) -> bool | None:
+    """Whether a tracked file is changed; None where git cannot say."""
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "git_commit": commit,
-        "git_dirty": None if commit is None or changes is None else bool(changes),
-    }
+    return None if changes is None else bool(changes)
 
 
 def _usable_cores() -> int | None:

@@ -128,9 +128,13 @@ def simulated(text: str) -> Inventory:
 
 def environment_of(gpus: Sequence[Gpu]) -> Mapping[str, str]:
     """Return the variable that shows a process these GPUs alone, in this order."""
+    return {_visibility_variable(gpus): ",".join(gpu.selector for gpu in gpus)}
+
+
+def _visibility_variable(gpus: Sequence[Gpu]) -> str:
+    """Return the name of the variable that the GPUs' vendor reads."""
     amd = any(gpu.vendor == "amd" for gpu in gpus)
-    variable = "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES"
-    return {variable: ",".join(gpu.selector for gpu in gpus)}
+    return "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES"
 
 
 def _simulated_match(word: str, text: str) -> re.Match[str]:

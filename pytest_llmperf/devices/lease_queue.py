@@ -66,13 +66,13 @@ def in_the_way(tickets: Iterable[Ticket], number: int) -> list[Ticket]:
 
 def longest_wait_s(tickets: Iterable[Ticket], devices: Iterable[str], now_unix_s: float) -> float:
     """Return how long anybody has waited for one of `devices`; 0 when nobody waits."""
-    in_question = set(devices)
-    waits_s = [
-        now_unix_s - ticket.since_unix_s
-        for ticket in _waiting(tickets)
-        if in_question & set(ticket.wants)
-    ]
-    return max(waits_s, default=0.0)
+    waiting = _waiting_for(tickets, set(devices))
+    return max((now_unix_s - ticket.since_unix_s for ticket in waiting), default=0.0)
+
+
+def _waiting_for(tickets: Iterable[Ticket], devices: set[str]) -> list[Ticket]:
+    """Return the tickets that wait and want one of `devices`."""
+    return [ticket for ticket in _waiting(tickets) if devices & set(ticket.wants)]
 
 
 def _chosen(ticket: Ticket, free: Mapping[str, float], blocked: Collection[str]) -> tuple[str, ...]:

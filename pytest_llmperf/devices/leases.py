@@ -33,6 +33,7 @@ _POLL_S = (0.002, 0.05)
 _POLL_GROWTH = 1.5
 _SUFFIX = ".ticket"
 _COMMAND_CHARACTERS = 200
+_OPEN_OR_CREATE = os.O_RDWR | os.O_CREAT
 _open_fds: set[int] = set()
 _exclusive: dict[tuple[Path, str], _Entered] = {}
 _entering: defaultdict[tuple[Path, str], threading.Lock] = defaultdict(threading.Lock)
@@ -56,12 +57,18 @@ class Lease:
 
     def release(self) -> None:
         """Give all devices back. May be called again; in a forked child it does nothing."""
-        if self._fd < 0 or self._owner_pid != os.getpid():
-            return
+        if self._is_held_here():
+            self._remove_ticket()
+            self._fd = -1
+
+    def _is_held_here(self) -> bool:
+        """Whether it is not given back yet, and this is the process that took it."""
+        return self._fd >= 0 and self._owner_pid == os.getpid()
+
+    def _remove_ticket(self) -> None:
         with _queue(self._directory):
             _path(self._directory, self._ticket.number).unlink(missing_ok=True)
             _close(self._fd)
-        self._fd = -1
 
     def wanted_since_s(self) -> float:
         """Return how long others have been waiting for one of the devices; 0 when nobody does."""
@@ -162,7 +169,7 @@ def _join(folder: Path, wants: Mapping[str, float], n: int) -> tuple[Ticket, int
     with _queue(folder):
         last = max((ticket.number for ticket in _tickets(folder, None)), default=0)
         ticket = _new_ticket(last + 1, wants, n)
-        fd = _open(_path(folder, ticket.number), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        fd = _open(_path(folder, ticket.number), _OPEN_OR_CREATE | os.O_TRUNC)
         fcntl.flock(fd, fcntl.LOCK_EX)
         _write(fd, ticket)
     return ticket, fd
@@ -174,9 +181,14 @@ def _new_ticket(number: int, wants: Mapping[str, float], n: int) -> Ticket:
         wants=dict(wants),
         n=n,
         pid=os.getpid(),
-        command=" ".join(sys.argv)[:_COMMAND_CHARACTERS],
+        command=_own_command(),
         since_unix_s=time.time(),
     )
+
+
+def _own_command() -> str:
+    """Return the start of this process's command line, as others read it in a ticket."""
+    return " ".join(sys.argv)[:_COMMAND_CHARACTERS]
 
 
 def _wait(
@@ -214,9 +226,14 @@ def _served(tickets: list[Ticket], ticket: Ticket, fd: int) -> Ticket | None:
     devices = granted(tickets, ticket.number)
     if not devices:
         return None
-    served = msgspec.structs.replace(ticket, holds=devices, since_unix_s=time.time())
+    served = _holding(ticket, devices)
     _write(fd, served)
     return served
+
+
+def _holding(ticket: Ticket, devices: tuple[str, ...]) -> Ticket:
+    """Return the ticket as one that holds these devices from now on."""
+    return msgspec.structs.replace(ticket, holds=devices, since_unix_s=time.time())
 
 
 def _busy_text(
@@ -259,7 +276,7 @@ def _process_text(ticket: Ticket) -> str:
 @contextlib.contextmanager
 def _queue(folder: Path) -> Iterator[None]:
     """Be alone with the tickets, for well under a millisecond."""
-    fd = _open(folder / "queue.lock", os.O_RDWR | os.O_CREAT)
+    fd = _open(folder / "queue.lock", _OPEN_OR_CREATE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -270,21 +287,36 @@ def _queue(folder: Path) -> Iterator[None]:
 def _tickets(folder: Path, own: Ticket | None) -> list[Ticket]:
     """Return every living ticket but our own. Those of dead processes are removed."""
     own_path = _path(folder, own.number) if own is not None else None
-    tickets = [_read(path) for path in folder.glob(f"*{_SUFFIX}") if path != own_path]
+    tickets = map(_read, _ticket_paths_except(own_path, folder))
     return [ticket for ticket in tickets if ticket is not None]
+
+
+def _ticket_paths_except(own_path: Path | None, folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"*{_SUFFIX}") if path != own_path]
 
 
 def _read(path: Path) -> Ticket | None:
     fd = _open(path, os.O_RDWR)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return msgspec.json.decode(os.pread(fd, 2**20, 0), type=Ticket)
-    else:
+        if _is_locked_by_its_owner(fd):
+            return _content(fd)
         path.unlink()  # its process is gone
         return None
     finally:
         _close(fd)
+
+
+def _is_locked_by_its_owner(fd: int) -> bool:
+    """Whether a living process locks the ticket; where none does, it is locked here."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _content(fd: int) -> Ticket:
+    return msgspec.json.decode(os.pread(fd, 2**20, 0), type=Ticket)
 
 
 def _write(fd: int, ticket: Ticket) -> None:

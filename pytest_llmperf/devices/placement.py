@@ -71,11 +71,16 @@ def free_bytes(device: str, gpus: Sequence[Gpu] = ()) -> int:
     For no GPUs it is that of the first visible one. Where the driver does not say what is free it
     is the GPU's total.
     """
+    if not device.startswith("cuda"):
+        return _free_host_bytes()
+    return min(map(_free_gpu_bytes, gpus or inventory().gpus[:1]), default=0)
+
+
+def _free_host_bytes() -> int:
+    """Return the host's available memory, within its container's limit."""
     import psutil  # noqa: PLC0415
 
-    if not device.startswith("cuda"):
-        return min(int(psutil.virtual_memory().available), host_limit_bytes())
-    return min(map(_free_gpu_bytes, gpus or inventory().gpus[:1]), default=0)
+    return min(int(psutil.virtual_memory().available), host_limit_bytes())
 
 
 def needed_bytes(plan: LoadPlan) -> int | None:

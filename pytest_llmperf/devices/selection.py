@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from msgspec import Struct
 
@@ -77,13 +77,20 @@ class GpuPool(Struct, frozen=True, kw_only=True):
         if not self.inventory.gpus:
             return f"no GPU is seen: {self.inventory.why_none}"
         devices = _by_kind(self.gpus)
-        source = f"--llmperf-gpus={self.option}, {len(self.inventory.gpus)} seen"
-        return f"{devices}; {source}" if devices else source
+        return f"{devices}; {self._source()}" if devices else self._source()
+
+    def _source(self) -> str:
+        """Return the option that names the pool, and how many GPUs there were to choose from."""
+        return f"--llmperf-gpus={self.option}, {len(self.inventory.gpus)} seen"
 
 
 def _by_kind(gpus: Sequence[Gpu]) -> str:
-    kinds = Counter(f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in gpus)
+    kinds = Counter(map(_kind, gpus))
     return ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
+
+
+def _kind(gpu: Gpu) -> str:
+    return f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB"
 
 
 def need_of(marks: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Need | None:
@@ -119,8 +126,16 @@ def eligible(need: Need, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
 
     Slices of a GPU (MIG) cannot be combined with anything.
     """
-    fitting = tuple(gpu for gpu in gpus if all(test(need, gpu) for test in _CONDITIONS.values()))
-    return fitting if need.least == 1 else tuple(gpu for gpu in fitting if not gpu.mig)
+    fitting = tuple(gpu for gpu in gpus if _meets_conditions(need, gpu))
+    return fitting if need.least == 1 else _undivided(fitting)
+
+
+def _undivided(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    return tuple(gpu for gpu in gpus if not gpu.mig)
+
+
+def _meets_conditions(need: Need, gpu: Gpu) -> bool:
+    return all(is_met(need, gpu) for is_met in _CONDITIONS.values())
 
 
 def shortfall(need: Need, pool: GpuPool) -> Shortfall | None:
@@ -210,11 +225,16 @@ def _range(arguments: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _whole(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_count(value):
         raise UsageError(
             f"@pytest.mark.llmperf_gpus({name}={value!r}): a whole number of at least 1 is needed."
         )
     return value
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _size(arguments: Mapping[str, Any], name: str) -> int | None:
@@ -283,11 +303,15 @@ def _is_called(gpu: Gpu, word: str) -> bool:
 
 
 def _too_many(option: str, inventory: Inventory) -> UsageError:
-    listing = "; ".join(map(str, inventory.gpus)) or f"no GPU ({inventory.why_none})"
     return UsageError(
         f"--llmperf-gpus={option}: {_count(int(option))} asked for, {len(inventory.gpus)} seen "
-        f"here: {listing}. Ask for fewer, or for 'all'.",
+        f"here: {_listing(inventory)}. Ask for fewer, or for 'all'.",
     )
+
+
+def _listing(inventory: Inventory) -> str:
+    """Return all GPUs of an inventory in words, or why there are none."""
+    return "; ".join(map(str, inventory.gpus)) or f"no GPU ({inventory.why_none})"
 
 
 def _count(n: int) -> str:

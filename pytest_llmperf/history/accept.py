@@ -71,20 +71,14 @@ class Reviewed(Struct, frozen=True, kw_only=True):
 
     def removed_at(self, test: str) -> str:
         """Return when the test was last said to be removed (UTC); empty if it never was."""
-        removals = [
-            utc(rename.when)
-            for rename in self.renames
-            if not rename.new and _renamed(test, rename.old, "") is not None
-        ]
+        removals = [utc(rename.when) for rename in self.renames if _removes(rename, test)]
         return max(removals, default="")
 
     def name_now(self, test: str) -> str:
         """Return the present node id of a test that had this one: "" where it was removed."""
         name = test
         for rename in self.renames:
-            later = _renamed(name, rename.old, rename.new)
-            if later is not None:
-                name = later if rename.new else ""
+            name = _name_after(rename, name)
         return name
 
 
@@ -151,6 +145,19 @@ def _is_cut_off(path: Path) -> bool:
     """Whether the file's last line has no end."""
     content = path.read_bytes() if path.is_file() else b""
     return bool(content) and not content.endswith(b"\n")
+
+
+def _removes(rename: Rename, test: str) -> bool:
+    """Whether a change of names says that this test was removed."""
+    return not rename.new and _renamed(test, rename.old, "") is not None
+
+
+def _name_after(rename: Rename, test: str) -> str:
+    """Return the name that a test has after a change of names: "" where it was removed."""
+    later = _renamed(test, rename.old, rename.new)
+    if later is None:
+        return test
+    return later if rename.new else ""
 
 
 def _renamed(test: str, old: str, new: str) -> str | None:

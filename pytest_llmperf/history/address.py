@@ -95,10 +95,15 @@ def _file_address(url: URL, folder: Path) -> Address:
 
 def _server_address(url: URL, folder: Path) -> Address:
     public_url = url.render_as_string(hide_password=True)
-    name = hashlib.sha256(public_url.encode()).hexdigest()[:8]
     return Address(
         url=url,
         public_url=public_url,
         file=None,
-        spool=folder.absolute() / ".llmperf" / f"spool-{name}.jsonl",
+        spool=folder.absolute() / ".llmperf" / _spool_name(public_url),
     )
+
+
+def _spool_name(public_url: str) -> str:
+    """Return the name of the file in which what a server has not got yet waits."""
+    digest = hashlib.sha256(public_url.encode()).hexdigest()[:8]
+    return f"spool-{digest}.jsonl"

@@ -23,6 +23,9 @@ _DIRECT = {"agreement.top1": "top1", "agreement.perplexity_ratio": "perplexity",
 _NAMES = (*_SPEEDS, *_PARTS, *_DIRECT)
 _NULL = "not measurable when it was last measured"
 
+_RowsByStrategy = dict[tuple[str, str], list[MeasuredMetric]]
+"""Rows by strategy and engine."""
+
 
 class Selection(Struct, frozen=True, kw_only=True):
     """What the user chose, by key or by a part of its text. None: the only one there is."""
@@ -183,9 +186,8 @@ def _choices(
     return tuple(choices)
 
 
-def _by_strategy(rows: Iterable[MeasuredMetric]) -> dict[tuple[str, str], list[MeasuredMetric]]:
-    """Return the rows by strategy and engine."""
-    rows_by_strategy: dict[tuple[str, str], list[MeasuredMetric]] = {}
+def _by_strategy(rows: Iterable[MeasuredMetric]) -> _RowsByStrategy:
+    rows_by_strategy: _RowsByStrategy = {}
     for row in rows:
         rows_by_strategy.setdefault((row.strategy, row.engine), []).append(row)
     return rows_by_strategy
@@ -269,11 +271,21 @@ def _select(kind: str, known: Mapping[str, str], text: str | None) -> str:
 
 def _listed(known: Mapping[str, str]) -> str:
     """Return all keys with their texts, one a line."""
-    lines = [key if key == name else f"{key}  {name}" for key, name in known.items()]
-    return "".join(f"\n  {line}" for line in lines)
+    return "".join(f"\n  {_key_and_text(key, name)}" for key, name in known.items())
+
+
+def _key_and_text(key: str, name: str) -> str:
+    return key if key == name else f"{key}  {name}"
 
 
 def _matches(known: Mapping[str, str], text: str) -> list[str]:
     """Return the keys that are this text, else those that it is a part of."""
-    exact = [key for key, name in known.items() if text in (key, name)]
-    return exact or [key for key, name in known.items() if text in key or text in name]
+    return _exact_matches(known, text) or _partial_matches(known, text)
+
+
+def _exact_matches(known: Mapping[str, str], text: str) -> list[str]:
+    return [key for key, name in known.items() if text in (key, name)]
+
+
+def _partial_matches(known: Mapping[str, str], text: str) -> list[str]:
+    return [key for key, name in known.items() if text in key or text in name]

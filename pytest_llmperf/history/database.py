@@ -108,17 +108,20 @@ class Database:
         # A connection made before the lock may belong to a file that was put aside since.
         self.dispose()
         try:
+            self._use_write_ahead_log()
             self._migrate_file()
         except StoreCorrupt as damage:
             return [self._put_aside(file, damage)]
         return []
 
-    def _migrate_file(self) -> None:
+    def _use_write_ahead_log(self) -> None:
         with (
             explained(self.address.public_url),
             closing(self._engine.raw_connection()) as connection,
         ):
             connection.cursor().execute("PRAGMA journal_mode=WAL")
+
+    def _migrate_file(self) -> None:
         with self.writing() as connection:
             if not _ready(connection, self.address.public_url, create=True):
                 migrate.upgrade(connection, self.address.public_url)
@@ -131,6 +134,7 @@ class Database:
             part = file.with_name(file.name + suffix)
             if part.exists():
                 part.rename(copy.with_name(copy.name + suffix))
+        self._use_write_ahead_log()
         self._migrate_file()
         return f"{damage} It was kept as {copy}; a new, empty store was started at {file}."
 
@@ -214,11 +218,15 @@ def _make_folder(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Our own folder, so keep it out of the project's commits, as pytest does with its cache.
         if folder.name == ".llmperf":
-            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+            _keep_out_of_commits(folder)
     except OSError as error:
         raise StoreUnavailable(_unwritable(folder, error)) from error
+
+
+def _keep_out_of_commits(folder: Path) -> None:
+    """Have git ignore our own folder, as pytest does with its cache."""
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
@@ -229,6 +237,16 @@ def _unwritable(folder: Path, error: OSError) -> str:
 
 
 def _free_name(file: Path) -> Path:
-    stem = f"{file.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    names = (file.with_name(f"{stem}{f'-{i}' if i else ''}") for i in range(10_000))
+    names = _numbered_names(file, _stem_of_copy(file))
     return next(name for name in names if not name.exists())
+
+
+def _stem_of_copy(file: Path) -> str:
+    return f"{file.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
+def _numbered_names(file: Path, stem: str) -> Iterator[Path]:
+    """Give the names that a file beside `file` may have: the stem, then the stem with a number."""
+    yield file.with_name(stem)
+    for number in range(1, 10_000):
+        yield file.with_name(f"{stem}-{number}")

@@ -31,14 +31,18 @@ def utc(created: str) -> str:
     Raises:
         StoreError: it is not an ISO 8601 time.
     """
+    time = _parsed_time(created)
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _parsed_time(created: str) -> datetime:
     try:
-        time = datetime.fromisoformat(created)
+        return datetime.fromisoformat(created)
     except ValueError as error:
         raise StoreError(
             f"{created!r} is not an ISO 8601 time, for example '2026-11-23T05:07:00+00:00'."
         ) from error
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def storable(text: str) -> str:

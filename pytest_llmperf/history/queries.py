@@ -36,7 +36,10 @@ from pytest_llmperf.history.tables import DOCUMENTS, METRICS, RECORDS
 _PAGE = 100
 _OLDEST_FIRST = (RECORDS.c.created.asc(), RECORDS.c.seq.asc())
 _NEWEST_FIRST = (RECORDS.c.created.desc(), RECORDS.c.seq.desc())
-_INSERT: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
+_NUMBERS = ("value", "low", "high")
+_InsertOrIgnore = sqlite.Insert | postgresql.Insert
+
+_INSERT: dict[str, Callable[[Table], _InsertOrIgnore]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
 }
@@ -175,13 +178,15 @@ def points(
 
 def _point_columns() -> list[ColumnElement[Any]]:
     """Return the columns in the order of `_point`."""
-    facts = ("session_id", "created", "environment_key", "outcome")
-    numbers = ("unit", "value", "low", "high", "n", "formula")
     return [
         RECORDS.c.id.label("record_id"),
-        *(RECORDS.c[name] for name in facts),
-        *(METRICS.c[name] for name in numbers),
+        *_columns(RECORDS, ("session_id", "created", "environment_key", "outcome")),
+        *_columns(METRICS, ("unit", *_NUMBERS, "n", "formula")),
     ]
+
+
+def _columns(table: Table, names: Sequence[str]) -> list[ColumnElement[Any]]:
+    return [table.c[name] for name in names]
 
 
 def _has_metric(is_wanted: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -216,8 +221,7 @@ def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
 
 def _measured_columns() -> list[ColumnElement[Any]]:
     facts = [name for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c]
-    numbers = ("name", "value", "low", "high")
-    return [*(RECORDS.c[name] for name in facts), *(METRICS.c[name] for name in numbers)]
+    return _columns(RECORDS, facts) + _columns(METRICS, ("name", *_NUMBERS))
 
 
 def _point(
@@ -263,11 +267,15 @@ def _add(connection: Connection, record: Record) -> bool:
 
 
 def _add_row(connection: Connection, record: Record) -> bool:
-    insert_into = _INSERT[connection.dialect.name]
-    statement = insert_into(RECORDS).values(record_row(record))
-    unless_known = statement.on_conflict_do_nothing(index_elements=["id"]).inline()
+    statement = _insert_unless_known(connection.dialect.name, record)
     options = {"preserve_rowcount": True}
-    return connection.execute(unless_known, execution_options=options).rowcount != 0
+    return connection.execute(statement, execution_options=options).rowcount != 0
+
+
+def _insert_unless_known(dialect: str, record: Record) -> _InsertOrIgnore:
+    """Return the statement that adds a record's row where there is none of its id."""
+    statement = _INSERT[dialect](RECORDS).values(record_row(record))
+    return statement.on_conflict_do_nothing(index_elements=["id"]).inline()
 
 
 def _add_metrics(connection: Connection, record: Record, seq: int) -> None:
@@ -287,19 +295,26 @@ def _update(connection: Connection, change: Outcome) -> None:
 
 
 def _with_outcome(record: Record, change: Outcome) -> Record:
-    agreement = record.agreement if change.agreement is None else change.agreement
     return msgspec.structs.replace(
         record,
         outcome=change.outcome,
         claims=change.claims,
-        agreement=agreement,
+        agreement=_latest_agreement(record, change),
         extra=record.extra | change.extra,
     )
 
 
+def _latest_agreement(record: Record, change: Outcome) -> dict[str, Any] | None:
+    return record.agreement if change.agreement is None else change.agreement
+
+
+def _select_seq(record_id: str) -> Select[Any]:
+    """Return the query for the row number of a record."""
+    return select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))
+
+
 def _seq(connection: Connection, record_id: str) -> int:
-    query = select(RECORDS.c.seq).where(RECORDS.c.id == storable(record_id))
-    seq = connection.execute(query).scalar()
+    seq = connection.execute(_select_seq(record_id)).scalar()
     if seq is None:
         raise StoreError(f"record {record_id!r} is not in the store; add it before its outcome.")
     return int(seq)

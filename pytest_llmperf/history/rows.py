@@ -51,10 +51,15 @@ def _metric_row(metric: MetricValue, seq: int) -> dict[str, Any]:
         "record_seq": seq,
         "name": storable(metric.name),
         "unit": storable(metric.unit),
-        **{name: _number(getattr(metric, name)) for name in ("value", "low", "high")},
+        **_numbers(metric),
         "n": metric.n,
         "formula": storable(metric.formula),
     }
+
+
+def _numbers(metric: MetricValue) -> dict[str, Any]:
+    """Return a metric's value and the ends of its interval, as columns hold them."""
+    return {name: _number(getattr(metric, name)) for name in ("value", "low", "high")}
 
 
 def _number(value: float | None) -> float | None:

@@ -37,6 +37,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 Entry = Record | Outcome
 
 
+_APPEND_OR_CREATE = os.O_RDWR | os.O_CREAT | os.O_APPEND
 _ABSENT = msgspec.Raw(b"")
 
 
@@ -149,13 +150,18 @@ def _decode(line: bytes) -> Entry:
 
 
 def _append(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, _APPEND_OR_CREATE, 0o644)
     try:
-        start = b"\n" if _is_torn(descriptor) else b""
-        _write_all(descriptor, start + line + b"\n")
-        os.fsync(descriptor)
+        _write_line(descriptor, line)
     finally:
         os.close(descriptor)
+
+
+def _write_line(descriptor: int, line: bytes) -> None:
+    """Write a line of its own to the end of the file, and wait until it is on the disk."""
+    start = b"\n" if _is_torn(descriptor) else b""
+    _write_all(descriptor, start + line + b"\n")
+    os.fsync(descriptor)
 
 
 def _is_torn(descriptor: int) -> bool:

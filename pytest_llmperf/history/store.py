@@ -282,21 +282,27 @@ class Store:
             return
         try:
             self.reconnect(create=True)
-            while self._unsaved:
-                queries.write(self._database, self._unsaved[0])
-                self._unsaved.pop(0)
+            self._write_unsaved()
         except StoreError as error:
             self._flush_failed(error)
 
+    def _write_unsaved(self) -> None:
+        while self._unsaved:
+            queries.write(self._database, self._unsaved[0])
+            self._unsaved.pop(0)
+
     def _flush_failed(self, error: StoreError) -> None:
+        self._note_waiting_entries()
+        if self._unsaved:
+            n_lost = f"{len(self._unsaved)} measured results"
+            raise StoreError(f"{n_lost} could be kept neither in the store nor beside it. {error}")
+
+    def _note_waiting_entries(self) -> None:
         waiting = self._spool.pending()
         if waiting:
             self.notices.append(
                 f"{waiting} entries wait in {self._spool.path} for the next session."
             )
-        if self._unsaved:
-            n_lost = f"{len(self._unsaved)} measured results"
-            raise StoreError(f"{n_lost} could be kept neither in the store nor beside it. {error}")
 
     def __enter__(self) -> Self:
         return self

@@ -186,9 +186,16 @@ def _unimportable(path: Path) -> list[Skipped]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            yield from _numbered(file)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Give the lines that are not blank, each with its number."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line
 
 
 def _parsed(line: bytes) -> _Line:

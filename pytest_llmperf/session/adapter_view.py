@@ -96,9 +96,8 @@ def require_usable(plan: LoadPlan, names: tuple[str, ...]) -> None:
 
 
 def _refuse_all(plan: LoadPlan, names: tuple[str, ...]) -> NoReturn:
-    call = f"llm.using({', '.join(map(repr, names))})"
     raise UsageError(
-        f"{call}: names of adapters that {plan.strategy!r} loads are needed; it loads "
+        f"{_call_text(names)}: names of adapters that {plan.strategy!r} loads are needed; it loads "
         f"{', '.join(plan.adapter_names) or 'none'}. "
         "Add 'lora:PATH' to the strategy, once for each.",
     )
@@ -107,7 +106,15 @@ def _refuse_all(plan: LoadPlan, names: tuple[str, ...]) -> NoReturn:
 def _require_switchable(plan: LoadPlan, name: str) -> None:
     for field, part in (("merge_adapters", "':merged'"), ("compile", "'compile'")):
         if getattr(plan, field):
-            raise UsageError(
-                f"llm.using({name!r}): under {plan.strategy!r} it cannot be switched. "
-                f"Leave out {part}."
-            )
+            raise _not_switchable(name, plan.strategy, part)
+
+
+def _not_switchable(name: str, strategy: str, part: str) -> UsageError:
+    return UsageError(
+        f"llm.using({name!r}): under {strategy!r} it cannot be switched. Leave out {part}."
+    )
+
+
+def _call_text(names: tuple[str, ...]) -> str:
+    """Return the call as the test wrote it."""
+    return f"llm.using({', '.join(map(repr, names))})"

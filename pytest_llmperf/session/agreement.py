@@ -140,8 +140,12 @@ def _weights_source(plan: LoadPlan) -> tuple[object, ...]:
 
     Models that a test holds itself differ in their options alone.
     """
-    checkpoint = scheme_of(plan.quantization).path if plan.quantization is not None else ""
-    return plan.model, plan.seed, plan.options, checkpoint, plan.adapters
+    return plan.model, plan.seed, plan.options, _quantized_checkpoint(plan), plan.adapters
+
+
+def _quantized_checkpoint(plan: LoadPlan) -> str:
+    """Return the path of the checkpoint of quantized weights, empty where none is loaded."""
+    return scheme_of(plan.quantization).path if plan.quantization is not None else ""
 
 
 def _noise_floor(

@@ -33,11 +33,7 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
 
         Raises UsageError for other items.
         """
-        if self.tasks.content_hash != reference.tasks.content_hash:
-            raise UsageError(
-                f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or "
-                "are put in another way; both sides must answer the same task set.",
-            )
+        self._require_same_items(reference)
         return task_accuracy.recovery(
             self.correct,
             reference.correct,
@@ -45,6 +41,13 @@ class Answers(Struct, frozen=True, kw_only=True, eq=False):
             context=self.context,
             against=reference.subject,
         )
+
+    def _require_same_items(self, reference: Answers) -> None:
+        if self.tasks.content_hash != reference.tasks.content_hash:
+            raise UsageError(
+                f"recovery: {self.tasks.name!r} and {reference.tasks.name!r} are other items or "
+                "are put in another way; both sides must answer the same task set.",
+            )
 
     def wrong(self, n: int = 5) -> tuple[tuple[str, str, str], ...]:
         """Return the first `n` items answered wrongly: prompt, answer given, answer expected."""

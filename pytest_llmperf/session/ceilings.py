@@ -55,12 +55,18 @@ def _path(model: OpenModel) -> Path:
 
 
 def _read(path: Path) -> Ceilings | None:
+    # What cannot be decoded is a ValueError, and so is a time that cannot be read.
     try:
         cached = msgspec.json.decode(path.read_bytes(), type=Ceilings)
-        age = datetime.now(UTC) - datetime.fromisoformat(cached.measured_at)
-    except (OSError, msgspec.DecodeError, ValueError):
+        return cached if _is_recent(cached) else None
+    except (OSError, ValueError):
         return None
-    return cached if 0 <= age.days < MAX_AGE_DAYS else None
+
+
+def _is_recent(cached: Ceilings) -> bool:
+    """Whether ceilings were measured lately. Raises ValueError for a time that is none."""
+    age = datetime.now(UTC) - datetime.fromisoformat(cached.measured_at)
+    return 0 <= age.days < MAX_AGE_DAYS
 
 
 def _write(path: Path, value: Ceilings) -> None:

@@ -89,9 +89,9 @@ def load_plan(
     place: Place,
     engine: str | None = None,
 ) -> LoadPlan:
-    """Return the load plan of a declaration under a strategy, on one of the GPUs of `place` where it can.
+    """Return the load plan of a declaration under a strategy. Nothing is loaded.
 
-    Raises UsageError. Nothing is loaded.
+    It is on one of the GPUs of `place` where it can be. Raises UsageError.
     """
     name = _model_name(declared)
     row = engines.engine(engine or declared.engine)
@@ -154,20 +154,34 @@ def _checked(name: str, value: Any) -> Any:
 def _require_known(name: str) -> None:
     known = [argument.name for argument in fields(Declaration)]
     if name not in known:
-        raise UsageError(
-            f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
-            f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
-        )
+        raise _unknown_argument(name, known)
+
+
+def _unknown_argument(name: str, known: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
+        f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
+    )
 
 
 def _require_type(name: str, value: object) -> None:
+    if not _has_needed_type(name, value):
+        raise _wrong_type(name, value)
+
+
+def _wrong_type(name: str, value: object) -> UsageError:
+    return UsageError(
+        f"@pytest.mark.llmperf({name}={value!r}): "
+        f"{_type_text(_TYPES[name])} is needed, not {type(value).__name__}."
+    )
+
+
+def _has_needed_type(name: str, value: object) -> bool:
+    """Whether a value is of its argument's type: a bool is no number."""
     needed = _TYPES[name]
-    is_stray_bool = isinstance(value, bool) and needed is not bool
-    if is_stray_bool or not isinstance(value, needed):
-        raise UsageError(
-            f"@pytest.mark.llmperf({name}={value!r}): "
-            f"{_type_text(needed)} is needed, not {type(value).__name__}."
-        )
+    if isinstance(value, bool):
+        return needed is bool
+    return isinstance(value, needed)
 
 
 def _require_strategies(strategies: Sequence[object]) -> None:

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_llmperf.core.record import Environment, Fact
 from pytest_llmperf.devices.host import host_facts, project_facts, project_name
@@ -41,6 +41,10 @@ def _project(root: Path) -> dict[str, Fact]:
 
 def _fact(value: Any) -> Fact:
     """Return one plain value; lists and tables from a worker become their JSON."""
-    if value is None or isinstance(value, str | int | float | bool):
+    if _is_plain(value):
         return value
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _is_plain(value: object) -> TypeGuard[Fact]:
+    return value is None or isinstance(value, str | int | float | bool)

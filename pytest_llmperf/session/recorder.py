@@ -121,7 +121,7 @@ class Recorder:
         """
         record = self._record(
             model,
-            {"type": AGREEMENT, **msgspec.to_builtins(question)},
+            _agreement_workload(question),
             str(question),
             metrics=metric_values(agreement),
             agreement=agreement.summary(),
@@ -326,3 +326,8 @@ def _claim(finding: Finding) -> ClaimRecord:
         margin=finding.margin,
         detail=finding.detail,
     )
+
+
+def _agreement_workload(question: Question) -> dict[str, Any]:
+    """Return what was compared, as a record holds a workload."""
+    return {"type": AGREEMENT, **msgspec.to_builtins(question)}

@@ -19,6 +19,7 @@ from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
+from pytest_llmperf.core.trace import Trace
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import (
@@ -88,11 +89,18 @@ class Repeater:
         Two unmeasured ones come first when the model was loaded anew since the last.
         """
         model = self.current()
-        if self._last_model is not None and model is not self._last_model:
-            for _ in range(MIN_WARM_UP):
-                _once(model, self.workload, repetition)
+        self._warm_up_after_load(model, repetition)
         self._last_model = model
         return _once(model, self.workload, repetition)
+
+    def _is_loaded_anew(self, model: OpenModel) -> bool:
+        """Whether repetitions were run, and another load of the model is open now."""
+        return self._last_model is not None and model is not self._last_model
+
+    def _warm_up_after_load(self, model: OpenModel, repetition: int) -> None:
+        if self._is_loaded_anew(model):
+            for _ in range(MIN_WARM_UP):
+                _once(model, self.workload, repetition)
 
     def current(self) -> OpenModel:
         """Return the loaded model, and load it when it is not loaded."""
@@ -114,16 +122,20 @@ def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -
     Compilation, the cache and the batching show in runs alone. Raises NotInEffect.
     """
     warmed = warm_up(side, goal, progress)
-    model = repeater.current()
-    effective = model.call(Describe()).description.effective
-    require_in_effect(effective, model.promises, when="warm")
     return WarmModel(
         repeater=repeater,
         side=side,
         progress=progress,
         warmed=warmed,
-        effective=effective,
+        effective=_required_effective(repeater.current()),
     )
+
+
+def _required_effective(model: OpenModel) -> Effective:
+    """Return what is in effect on a warm model. Raises NotInEffect where a promise is not kept."""
+    effective = model.call(Describe()).description.effective
+    require_in_effect(effective, model.promises, when="warm")
+    return effective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +172,11 @@ class WarmModel:
     def _result(
         self, model: OpenModel, around: Readings, valid: tuple[int, ...], pair: str | None
     ) -> RunResult:
-        workload = self.repeater.workload
-        origin = Origin(
-            subject=model.plan.strategy,
-            context=f"{describe(workload)} on {model.opened.device_name}",
-            pair=pair,
-        )
-        traces = [self.side.runs[index].trace for index in valid]
-        return reduce(traces, workload, around, origin)
+        origin = _origin(model, self.repeater.workload, pair)
+        return reduce(self._traces(valid), self.repeater.workload, around, origin)
+
+    def _traces(self, valid: tuple[int, ...]) -> list[Trace]:
+        return [self.side.runs[index].trace for index in valid]
 
     def _extra(self, result: RunResult, around: Readings, valid: tuple[int, ...]) -> dict[str, Any]:
         runs = self.side.runs
@@ -176,7 +185,7 @@ class WarmModel:
             "valid": len(valid),
             **_memory_of_ranks(result),
             **record_extras.ceilings(around.ceilings, runs[-1].step),
-            **record_extras.itl_by_position([runs[index].trace for index in valid]),
+            **record_extras.itl_by_position(self._traces(valid)),
         }
 
 
@@ -194,6 +203,14 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
         energy=energy.energy,
         load_s=model.opened.load_s,
         collectives=_collectives(model, workload, repetition + 2),
+    )
+
+
+def _origin(model: OpenModel, workload: Workload, pair: str | None) -> Origin:
+    return Origin(
+        subject=model.plan.strategy,
+        context=f"{describe(workload)} on {model.opened.device_name}",
+        pair=pair,
     )
 
 

@@ -131,9 +131,12 @@ def _run_each_once(sides: Sequence[Side], *, reverse: bool) -> float:
 def valid_indices(sides: Sequence[Side]) -> list[int]:
     """Return the repetitions (pairs, for two sides) in which no side is marked."""
     n_taken = min(len(side.runs) for side in sides)
-    return [
-        index for index in range(n_taken) if not any(side.runs[index].trace.marks for side in sides)
-    ]
+    return [index for index in range(n_taken) if _is_unmarked(sides, index)]
+
+
+def _is_unmarked(sides: Sequence[Side], index: int) -> bool:
+    """Whether no side is marked in a repetition."""
+    return not any(side.runs[index].trace.marks for side in sides)
 
 
 def half_width(sides: Sequence[Side]) -> float | None:
@@ -142,8 +145,11 @@ def half_width(sides: Sequence[Side]) -> float | None:
     The ratio is that of two sides. None where it is unknown.
     """
     values = _rates(sides)
-    if len(values) < MIN_VALID:
-        return None
+    return _relative_half_width(values) if len(values) >= MIN_VALID else None
+
+
+def _relative_half_width(values: Sequence[float]) -> float | None:
+    """Return the half-width over the median. None where the interval has no upper end."""
     low, high = stats.center_interval(values)
     return None if high == inf else (high - low) / 2 / median(values)
 
@@ -181,9 +187,15 @@ class _SamplingState:
         A device that is busy now and then is given twice the budget and eight tries.
         """
         if self.n_valid < MIN_VALID:
-            return self.n_taken >= 2 * MIN_VALID and self.spent_s >= 2 * goal.budget_s
-        is_precise = self.half_width is not None and self.half_width <= goal.precision
-        return is_precise or self.spent_s >= goal.budget_s
+            return self._was_tried_twice_over(goal)
+        return self._is_precise(goal) or self.spent_s >= goal.budget_s
+
+    def _was_tried_twice_over(self, goal: Goal) -> bool:
+        """Whether twice the needed repetitions and twice the budget are used up."""
+        return self.n_taken >= 2 * MIN_VALID and self.spent_s >= 2 * goal.budget_s
+
+    def _is_precise(self, goal: Goal) -> bool:
+        return self.half_width is not None and self.half_width <= goal.precision
 
     def eta_s(self, goal: Goal) -> float:
         """Seconds until the goal is met, if the interval narrows as the root of the repetitions."""
@@ -202,9 +214,12 @@ class _SamplingState:
 
 def _require_valid(sides: Sequence[Side], n_taken: int) -> None:
     n_valid = len(valid_indices(sides))
-    if n_valid >= MIN_VALID and n_valid * 2 >= n_taken:
-        return
-    raise InvalidRun(
+    if n_valid < MIN_VALID or n_valid * 2 < n_taken:
+        raise _too_few_valid(n_valid, n_taken, sides)
+
+
+def _too_few_valid(n_valid: int, n_taken: int, sides: Sequence[Side]) -> InvalidRun:
+    return InvalidRun(
         f"{n_valid} of {n_taken} repetitions are valid, {MIN_VALID} and half of all are needed: "
         f"{_reasons(sides) or 'the budget ended'}. "
         "Free the device of other work, or give a larger --llmperf-budget.",

@@ -62,13 +62,20 @@ class ServerRuns:
 
 def require_serves(engine: str) -> None:
     """Raise UsageError for an engine that is no server, before anything is loaded."""
-    if engine in engines.TABLE and engines.engine(engine).load_capabilities().serves:
+    if _serves(engine):
         return
-    servers = ", ".join(f"server:{name}" for name in engines.SERVERS)
     raise UsageError(
         f"Serve() is a load on a server, and engine {engine!r} is none. "
-        f"Servers: engine='server' with options, or {servers}.",
+        f"Servers: engine='server' with options, or {_server_engines()}.",
     )
+
+
+def _server_engines() -> str:
+    return ", ".join(f"server:{name}" for name in engines.SERVERS)
+
+
+def _serves(engine: str) -> bool:
+    return engine in engines.TABLE and engines.engine(engine).load_capabilities().serves
 
 
 def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) -> str:
@@ -76,17 +83,22 @@ def generator_program(engine: str, workload: Serve, pythons: Mapping[str, str]) 
 
     Raises UsageError where it is not installed.
     """
-    if not workload.generator:
+    generator = workload.generator
+    if not generator:
         return ""
-    if not engines.engine(engine).load_capabilities().has_address:
-        raise UsageError(
-            f"Serve(generator={workload.generator!r}): it needs a server's address, "
-            f"and engine {engine!r} has none."
-        )
+    _require_address(engine, generator)
     # Only loads with a generator need it.
     from pytest_llmperf.engines.server.generators import find_generator  # noqa: PLC0415
 
-    return str(find_generator(workload.generator, pythons.get(workload.generator)))
+    return str(find_generator(generator, pythons.get(generator)))
+
+
+def _require_address(engine: str, generator: str) -> None:
+    if not engines.engine(engine).load_capabilities().has_address:
+        raise UsageError(
+            f"Serve(generator={generator!r}): it needs a server's address, "
+            f"and engine {engine!r} has none."
+        )
 
 
 def measure_serving(
@@ -159,17 +171,23 @@ def _min_valid(servers: Sequence[ServerRuns]) -> int:
 
 
 def _enough(servers: Sequence[ServerRuns]) -> bool:
-    most = MAX_TRIES if len(servers) == 1 else MAX_PAIRS
     n_valid = len(_valid_indices(servers))
-    return n_valid >= _min_valid(servers) or len(servers[0].runs) >= most
+    return n_valid >= _min_valid(servers) or len(servers[0].runs) >= _most_runs(servers)
+
+
+def _most_runs(servers: Sequence[ServerRuns]) -> int:
+    """Return how often a load is run at most, whatever the runs are marked with."""
+    return MAX_TRIES if len(servers) == 1 else MAX_PAIRS
 
 
 def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
     """Return the runs (pairs, for two servers) without a mark."""
     n_runs = len(servers[0].runs)
-    return tuple(
-        index for index in range(n_runs) if not any(server.runs[index].marks for server in servers)
-    )
+    return tuple(index for index in range(n_runs) if _is_unmarked(servers, index))
+
+
+def _is_unmarked(servers: Sequence[ServerRuns], index: int) -> bool:
+    return not any(server.runs[index].marks for server in servers)
 
 
 def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
@@ -200,13 +218,21 @@ def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> M
 def _reduced(
     model: OpenModel, workload: Serve, runs: Sequence[ServingRun], pair: str | None
 ) -> RunResult:
-    origin = Origin(
+    traces = [run.trace for run in runs]
+    return reduce_serving(traces, workload, _load_s(model), _origin(model, workload, pair))
+
+
+def _load_s(model: OpenModel) -> float | None:
+    """Return how long the server took to start. None for one that ran before at a URL."""
+    return None if model.plan.option("url") else model.opened.load_s
+
+
+def _origin(model: OpenModel, workload: Serve, pair: str | None) -> Origin:
+    return Origin(
         subject=_subject(model),
         context=f"{describe_serve(workload)} on {model.opened.device_name}",
         pair=pair,
     )
-    load_s = None if model.plan.option("url") else model.opened.load_s
-    return reduce_serving([run.trace for run in runs], workload, load_s, origin)
 
 
 def _extra(runs: Sequence[ServingRun], used: Sequence[int], result: RunResult) -> dict[str, Any]:

@@ -104,8 +104,7 @@ class LlmperfSession:
 
         It is on the test's engine, and on transformers for a server, which shows no logits.
         """
-        shows_logits = engines.engine(declared.engine).load_capabilities().logits
-        engine = None if shows_logits else "transformers"
+        engine = None if _shows_logits(declared.engine) else "transformers"
         return self.plan(declared, self.settings.reference, engine=engine)
 
     @contextmanager
@@ -251,3 +250,7 @@ def _unmeasured(model: Loadable, workload: Work) -> RunResult:
     if not isinstance(workload, Serve):
         run_once(model.load, workload)
     return RunResult.unmeasured(DISABLED, UnjudgedQuantity)
+
+
+def _shows_logits(engine: str) -> bool:
+    return engines.engine(engine).load_capabilities().logits

@@ -28,8 +28,12 @@ def describes_itself(model: LoadedModel, bench: Bench) -> Findings:
 
 
 def _complete(facts: ModelFacts) -> Findings:
-    if not facts.content_hash or facts.vocab_size < 1 or facts.load_s < 0:
+    if not _has_all_facts(facts):
         yield f"opened() lacks facts: {facts.content_hash=}, {facts.vocab_size=}, {facts.load_s=}"
+
+
+def _has_all_facts(facts: ModelFacts) -> bool:
+    return bool(facts.content_hash) and facts.vocab_size >= 1 and facts.load_s >= 0
 
 
 def _same_after_a_run(before: Effective, after: Effective) -> Findings:
@@ -51,9 +55,14 @@ def _follows_plan(effective: Effective, plan: LoadPlan) -> Findings:
 
 
 def _stored_as_asked(effective: Effective, dtype: str) -> Findings:
-    stored = {group.dtype for group in effective.linears if not group.quantized}
+    stored = _stored_dtypes(effective)
     if dtype != "auto" and stored != {dtype}:
         yield f"linear layers are stored in {sorted(stored)}, the plan says {dtype}"
+
+
+def _stored_dtypes(effective: Effective) -> set[str]:
+    """Return the dtypes of the linear layers that are not quantized."""
+    return {group.dtype for group in effective.linears if not group.quantized}
 
 
 def _kind(device: str) -> str:

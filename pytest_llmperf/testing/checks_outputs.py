@@ -59,8 +59,12 @@ def _exact_row(row: PromptComparison) -> Findings:
     yield from _exact_logits(row)
 
 
+def _agrees_everywhere(row: PromptComparison) -> bool:
+    return all(row.top1) and all(row.top5) and row.first_divergence is None
+
+
 def _exact_tokens(row: PromptComparison) -> Findings:
-    if not all(row.top1) or not all(row.top5) or row.first_divergence is not None:
+    if not _agrees_everywhere(row):
         yield (
             f"prompt {row.index}: a model disagrees with itself: top1 {row.top1}, "
             f"first divergence {row.first_divergence}"

@@ -77,10 +77,14 @@ def prompts(*, max_size: int = 80) -> SearchStrategy[str]:
     anything = st.text(
         st.characters(exclude_categories=("Cc", "Cn", "Co", "Cs")), min_size=1, max_size=max_size
     )
-    sentences = st.lists(st.sampled_from(_words()), min_size=1, max_size=12).map(
+    return anything | _sentences(max_size)
+
+
+def _sentences(max_size: int) -> SearchStrategy[str]:
+    """Draw up to twelve words of real prompts, cut off at `max_size` characters."""
+    return st.lists(st.sampled_from(_words()), min_size=1, max_size=12).map(
         lambda words: " ".join(words)[:max_size]
     )
-    return anything | sentences
 
 
 def token_ids(
@@ -112,9 +116,13 @@ def _plain(size: int, special: tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.cache
 def _words() -> tuple[str, ...]:
+    """Return the words of real prompts, short ones first: what is drawn shrinks to them."""
+    return tuple(sorted(_bundled_words(), key=lambda word: (len(word), word)))
+
+
+def _bundled_words() -> set[str]:
     texts = PromptSet.bundled("short-chat").texts
-    words = {word for text in texts for word in text.split()}
-    return tuple(sorted(words, key=lambda word: (len(word), word)))
+    return {word for text in texts for word in text.split()}
 
 
 def _stopping(test: Test) -> Test:

@@ -35,13 +35,7 @@ class Bodies:
         """
         if not _elsewhere(item):
             return
-        from pytest_llmperf.errors import UsageError  # noqa: PLC0415
-        from pytest_llmperf.plugin.bodies.marks import body_of  # noqa: PLC0415
-
-        try:
-            item.stash[BODY] = body_of(item)
-        except UsageError as error:
-            pytest.fail(str(error), pytrace=False)
+        _stash_body(item)
         item.fixturenames = []  # type: ignore[attr-defined]  # a Function has them
         self.session().runner.make_room()
 
@@ -106,3 +100,14 @@ def _replace(report: pytest.TestReport, ran: Any) -> None:
         report.llmperf = ran.carried  # type: ignore[attr-defined]
     elif hasattr(report, "llmperf"):
         del report.llmperf
+
+
+def _stash_body(item: pytest.Item) -> None:
+    """Note what the test's marker asks for. A marker that cannot be used fails the test."""
+    from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+    from pytest_llmperf.plugin.bodies.marks import body_of  # noqa: PLC0415
+
+    try:
+        item.stash[BODY] = body_of(item)
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -6,6 +6,7 @@ Imported when such a test is set up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import pytest
 
@@ -72,20 +73,31 @@ def _require_known_arguments(mark: pytest.Mark) -> None:
 def _isolated(mark: pytest.Mark | None) -> Body:
     if mark is None:
         return Body()
+    _require_timeout_alone(mark)
+    return Body(timeout_s=_timeout(mark, ISOLATED))
+
+
+def _require_timeout_alone(mark: pytest.Mark) -> None:
     if mark.args or set(mark.kwargs) - {"timeout"}:
         raise UsageError(
             f"@pytest.mark.{ISOLATED}: it takes nothing but timeout=SECONDS, "
             f"not {mark.args or mark.kwargs}."
         )
-    return Body(timeout_s=_timeout(mark, ISOLATED))
 
 
 def _timeout(mark: pytest.Mark, name: str) -> float | None:
     seconds = mark.kwargs.get("timeout")
     if seconds is None:
         return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+    if not _is_duration(seconds):
         raise UsageError(
             f"@pytest.mark.{name}(timeout={seconds!r}): a number of seconds above 0 is needed."
         )
     return float(seconds)
+
+
+def _is_duration(seconds: object) -> TypeGuard[float]:
+    """Whether a value is a number above 0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return seconds > 0

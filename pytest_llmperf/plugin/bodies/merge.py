@@ -62,8 +62,7 @@ class RankOutcome:
 
 def rank_outcome(rank: int, ran: BodyRan, config: pytest.Config) -> RankOutcome:
     """Read back the reports of one rank. Raises ValueError when it sent none."""
-    read_back = config.hook.pytest_report_from_serializable
-    reports = tuple(_with_tuples(read_back(config=config, data=data)) for data in ran.reports)
+    reports = _reports_of(ran, config)
     if not reports:
         raise ValueError(f"rank {rank} sent no report")
     return RankOutcome(
@@ -81,13 +80,22 @@ def _with_tuples(report: pytest.TestReport) -> pytest.TestReport:
     return report
 
 
+def _reports_of(ran: BodyRan, config: pytest.Config) -> tuple[pytest.TestReport, ...]:
+    """Return the reports of a rank, which came as plain data."""
+    read_back = config.hook.pytest_report_from_serializable
+    return tuple(_with_tuples(read_back(config=config, data=data)) for data in ran.reports)
+
+
 def _deciding_report(reports: Sequence[pytest.TestReport]) -> pytest.TestReport:
     """Return the first report that is no plain pass, else the call's, else the first."""
     for report in reports:
-        if not report.passed or hasattr(report, "wasxfail"):
+        if not _is_plain_pass(report):
             return report
-    calls = [report for report in reports if report.when == "call"]
-    return calls[0] if calls else reports[0]
+    return next((report for report in reports if report.when == "call"), reports[0])
+
+
+def _is_plain_pass(report: pytest.TestReport) -> bool:
+    return report.passed and not hasattr(report, "wasxfail")
 
 
 def merged(ranks: Sequence[RankOutcome]) -> Outcome:

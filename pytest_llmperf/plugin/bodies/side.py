@@ -127,11 +127,15 @@ def _received(wire: Wire[AnyCommand], rank: int) -> queue.SimpleQueue[AnyCommand
 
 def _answer(command: AnyCommand, rank: int) -> Reply:
     try:
-        result: Result = Closed() if isinstance(command, Close) else run(_body(command))
+        return Reply(rank=rank, result=_result(command))
     # The boundary of the process: all errors travel.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         return Reply(rank=rank, failure=failure(error))
-    return Reply(rank=rank, result=result)
+
+
+def _result(command: AnyCommand) -> Result:
+    """Carry out a command."""
+    return Closed() if isinstance(command, Close) else run(_body(command))
 
 
 def _body(command: AnyCommand) -> RunBody:
