@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
 
 
+@pytest.fixture(autouse=True)
+def _no_xdist_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that a test starts are no workers of the pytest-xdist that runs the test."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def vllm_python() -> str:
     """Return an interpreter that has vLLM and this package: LLMPERF_VLLM_PYTHON, or this one."""
