@@ -61,9 +61,9 @@ class HtmlFile:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print where it is."""
-        if self._message or self._failure:
-            text = f"llmperf: {self._message or self._failure}"
-            terminalreporter.write_line(text, red=bool(self._failure))
+        message = self._message or self._failure
+        if message:
+            terminalreporter.write_line(f"llmperf: {message}", red=bool(self._failure))
 
     def _write(self, page: bytes) -> None:
         try:

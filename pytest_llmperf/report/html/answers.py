@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from pytest_llmperf.core.format import MISSING, format_number, format_value
 from pytest_llmperf.core.record import AGREEMENT, Record
 from pytest_llmperf.report.html.blocks import (
+    Block,
     Cell,
     Fold,
     Note,
@@ -25,12 +26,12 @@ from pytest_llmperf.report.html.runs import newest, record_row, search_words
 _QUANTITIES = (
     ("top1", "top-1", "1"),
     ("top5", "top-5", "1"),
-    ("kl", "KL", "nats"),
+    ("kl", "KL", ""),
     ("perplexity_ratio", "perplexity", "x"),
     ("prefix_match", "equal prefix", "1"),
     ("sqnr_db", "SQNR", "dB"),
 )
-"""The columns: name in the agreement, header, unit."""
+"""The columns: name in the agreement, header, unit ("" where the table's note names it)."""
 _HEADER = ("strategy", "rule", *(header for _, header, _ in _QUANTITIES))
 _HEAT_LIMITS = (1e-3, 1e-2, 1e-1, 1.0)
 """Limits of the colours of a position, nats."""
@@ -77,7 +78,10 @@ def number(agreement: Mapping[str, Any] | None, name: str, field: str = "value")
 
 def interval(agreement: Mapping[str, Any] | None, name: str) -> tuple[float, float] | None:
     """Return the ends of a quantity's interval, None where there is none or it has no width."""
-    low, high = (number(agreement, name, end) for end in ("low", "high"))
+    return _ends_apart(number(agreement, name, "low"), number(agreement, name, "high"))
+
+
+def _ends_apart(low: float | None, high: float | None) -> tuple[float, float] | None:
     if low is None or high is None or low == high:
         return None
     return low, high
@@ -103,9 +107,12 @@ def section(records: Sequence[Record]) -> Section | None:
     measured = [record for record in records if _is_measured_agreement(record)]
     if not measured:
         return None
+    return Section(id="agreement", title="Agreement", lead=_LEAD, parts=_parts(measured))
+
+
+def _parts(measured: Sequence[Record]) -> tuple[Part, ...]:
     table = Part(title="Against the reference", blocks=(_table(measured),))
-    parts = (table, *_worst_parts(measured))
-    return Section(id="agreement", title="Agreement", lead=_LEAD, parts=parts)
+    return table, *_worst_parts(measured)
 
 
 def _is_measured_agreement(record: Record) -> bool:
@@ -124,8 +131,12 @@ def _table(records: Sequence[Record]) -> Table:
 
 def _row(record: Record) -> Row:
     agreement = record.agreement or {}
-    strategy = Cell(record.strategy, _comparison_text(record, agreement))
+    strategy = _strategy_cell(record, agreement)
     return record_row(record, strategy, _rule_cell(agreement), *_quantity_cells(agreement))
+
+
+def _strategy_cell(record: Record, agreement: Mapping[str, Any]) -> Cell:
+    return Cell(record.strategy, _comparison_text(record, agreement))
 
 
 def _quantity_cells(agreement: Mapping[str, Any]) -> list[Cell]:
@@ -160,8 +171,11 @@ def _quantity_cell(agreement: Mapping[str, Any], name: str, unit: str) -> Cell:
     value = number(agreement, name)
     if value is None:
         return _unmeasured_cell(agreement, name)
-    text = format_value(value, "" if unit == "nats" else unit)
-    return Cell(text, _interval_text(agreement, name, unit))
+    return _measured_cell(value, interval(agreement, name), unit)
+
+
+def _measured_cell(value: float, ends: tuple[float, float] | None, unit: str) -> Cell:
+    return Cell(format_value(value, unit), _interval_text(ends, unit))
 
 
 def _unmeasured_cell(agreement: Mapping[str, Any], name: str) -> Cell:
@@ -169,8 +183,7 @@ def _unmeasured_cell(agreement: Mapping[str, Any], name: str) -> Cell:
     return Cell(MISSING, reason, "quiet")
 
 
-def _interval_text(agreement: Mapping[str, Any], name: str, unit: str) -> str:
-    ends = interval(agreement, name)
+def _interval_text(ends: tuple[float, float] | None, unit: str) -> str:
     return " to ".join(_end_text(end, unit) for end in ends or ())
 
 
@@ -196,11 +209,16 @@ def _worst_part(record: Record, prompts: Sequence[Mapping[str, Any]]) -> Part:
 
 
 def _prompts_fold(record: Record, prompts: Sequence[Mapping[str, Any]]) -> Fold:
-    blocks = tuple(_prompt(prompt, record) for prompt in prompts if "text" in prompt)
     return Fold(
         summary=f"{len(prompts)} prompts that disagree most",
-        blocks=blocks or (Note(_NO_TEXTS, "quiet"),),
+        blocks=_prompt_blocks(record, prompts),
     )
+
+
+def _prompt_blocks(record: Record, prompts: Sequence[Mapping[str, Any]]) -> tuple[Block, ...]:
+    """Return the prompts whose texts were recorded; a note where there are none."""
+    blocks = tuple(_prompt(prompt, record) for prompt in prompts if "text" in prompt)
+    return blocks or (Note(_NO_TEXTS, "quiet"),)
 
 
 def _prompt(stored: Mapping[str, Any], record: Record) -> Prompt:
@@ -222,23 +240,28 @@ def _prompt(stored: Mapping[str, Any], record: Record) -> Prompt:
 
 def _tokens(stored: Mapping[str, Any], divergence: object) -> tuple[Token, ...]:
     return tuple(
-        _token(kl, same=flag == "1", parts=position == divergence)
-        for position, (flag, kl) in enumerate(_flags_and_kls(stored))
+        _token(kl, same=is_same, parts=position == divergence)
+        for position, (is_same, kl) in enumerate(_flags_and_kls(stored))
     )
 
 
-def _flags_and_kls(stored: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield of each position "1" where both argmax are equal, and its KL."""
-    return zip(str(stored.get("top1", "")), list(stored.get("kls") or ()), strict=False)
+def _flags_and_kls(stored: Mapping[str, Any]) -> Iterator[tuple[bool, object]]:
+    """Yield of each position whether both argmax are equal, and its KL."""
+    return zip(_equal_flags(stored), stored.get("kls") or (), strict=False)
+
+
+def _equal_flags(stored: Mapping[str, Any]) -> list[bool]:
+    return [flag == "1" for flag in str(stored.get("top1", ""))]
 
 
 def _token(kl: object, *, same: bool, parts: bool) -> Token:
-    if _is_finite(kl):
-        return Token(kl=kl, same=same, heat=_heat(kl), parts=parts)
-    return Token(kl=None, same=same, heat=len(_HEAT_LIMITS), parts=parts)
+    finite_kl = kl if _is_finite(kl) else None
+    return Token(kl=finite_kl, same=same, heat=_heat(finite_kl), parts=parts)
 
 
-def _heat(kl: float) -> int:
+def _heat(kl: float | None) -> int:
+    if kl is None:
+        return len(_HEAT_LIMITS)
     return sum(kl > limit for limit in _HEAT_LIMITS)
 
 

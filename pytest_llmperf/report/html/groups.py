@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core import advice
 from pytest_llmperf.core.change import ratio_fields
+from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.answers import agreement_of, number
@@ -42,6 +43,11 @@ class Ratio(Struct, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     paired: bool
+
+    @property
+    def text(self) -> str:
+        """The ratio in words, without its interval."""
+        return format_value(self.ratio, "x")
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -93,6 +99,16 @@ class GroupView(Struct, frozen=True, kw_only=True):
     def runs(self) -> tuple[Record, ...]:
         """The newest run of each strategy, fastest first."""
         return tuple(standing.run for standing in self.standings)
+
+    @property
+    def title(self) -> str:
+        """Its model and workload in words."""
+        return f"{self.model}, {self.workload}"
+
+    @property
+    def is_contest(self) -> bool:
+        """Whether there are several strategies."""
+        return len(self.standings) > 1
 
     @property
     def is_prefill(self) -> bool:
@@ -212,11 +228,11 @@ def _standing(
 
 def _with_fronts(standings: Sequence[Standing]) -> list[Standing]:
     names = {axis: front(standings, axis) for axis in AXES}
-    placed = []
-    for standing in standings:
-        fronts = frozenset(axis for axis in AXES if standing.name in names[axis])
-        placed.append(replace(standing, fronts=fronts))
-    return placed
+    return [replace(standing, fronts=_fronts(standing, names)) for standing in standings]
+
+
+def _fronts(standing: Standing, names_by_axis: Mapping[str, set[str]]) -> frozenset[str]:
+    return frozenset(axis for axis, names in names_by_axis.items() if standing.name in names)
 
 
 def _ratio(run: Record, group_runs: Sequence[Record], reference: str) -> Ratio | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
@@ -51,7 +51,7 @@ def section(group: GroupView, place: str, position: int) -> Section:
     """
     return Section(
         id=f"group-{position}",
-        title=f"{group.model}, {group.workload}",
+        title=group.title,
         lead=f"On {place}. {_count_text(group)}",
         parts=_parts(group),
     )
@@ -59,7 +59,11 @@ def section(group: GroupView, place: str, position: int) -> Section:
 
 def _parts(group: GroupView) -> tuple[Part, ...]:
     table = Part(title="Strategies", blocks=(_table(group),))
-    return table, *_trade_parts(group), *latency.parts(group), *usage.parts(group)
+    return table, *_trade_parts(group), *_hardware_parts(group)
+
+
+def _hardware_parts(group: GroupView) -> list[Part]:
+    return [*latency.parts(group), *usage.parts(group)]
 
 
 def verdict(outcome: str) -> Cell:
@@ -69,18 +73,22 @@ def verdict(outcome: str) -> Cell:
 
 
 def _count_text(group: GroupView) -> str:
-    text = f"{plural(len(group.standings), 'strategy')}, each by its newest run."
+    count = plural(len(group.standings), "strategy")
+    return f"{count}, each by its newest run.{_older_runs_text(group)}"
+
+
+def _older_runs_text(group: GroupView) -> str:
     if not group.n_other_runs:
-        return text
+        return ""
     others = plural(group.n_other_runs, "other run")
-    return f"{text} {others} of the same strategies: see all runs."
+    return f" {others} of the same strategies: see all runs."
 
 
 def _trade_parts(group: GroupView) -> list[Part]:
-    if len(group.standings) == 1:
-        return []
-    blocks = (*tradeoffs.figures(group), *_ratio_blocks(group))
-    return [Part(title="What each strategy buys", blocks=blocks)]
+    if group.is_contest:
+        blocks = (*tradeoffs.figures(group), *_ratio_blocks(group))
+        return [Part(title="What each strategy buys", blocks=blocks)]
+    return []
 
 
 def _table(group: GroupView) -> Table:
@@ -97,9 +105,12 @@ def _table(group: GroupView) -> Table:
 
 
 def _rows(group: GroupView, columns: Sequence[_Column]) -> tuple[Row, ...]:
-    rows_of_cells = zip(*(column.cells for column in columns), strict=True)
-    row = _contest_row if len(group.standings) > 1 else _plain_row
-    return tuple(map(row, group.standings, rows_of_cells))
+    row = _contest_row if group.is_contest else _plain_row
+    return tuple(map(row, group.standings, _cells_by_strategy(columns)))
+
+
+def _cells_by_strategy(columns: Sequence[_Column]) -> Iterable[tuple[Cell, ...]]:
+    return zip(*(column.cells for column in columns), strict=True)
 
 
 def _columns(group: GroupView) -> list[_Column]:
@@ -154,10 +165,12 @@ def _missing_text(titles: Sequence[str]) -> str:
 
 def _contest_row(standing: Standing, cells: Sequence[Cell]) -> Row:
     """Return the row of a strategy that has others to beat."""
+    return _standing_row(standing, _contestant_cell(standing), cells)
+
+
+def _contestant_cell(standing: Standing) -> Cell:
     fronts = _fronts_text(standing)
-    if not fronts:
-        return _plain_row(standing, cells)
-    return _standing_row(standing, Cell(f"● {standing.name}", fronts, "accent"), cells)
+    return Cell(f"● {standing.name}", fronts, "accent") if fronts else Cell(standing.name)
 
 
 def _plain_row(standing: Standing, cells: Sequence[Cell]) -> Row:
@@ -183,7 +196,7 @@ def _ratio_cell(standing: Standing, reference: str) -> Cell:
 
 
 def _measured_ratio_cell(ratio: Ratio) -> Cell:
-    text = f"{format_value(ratio.ratio, 'x')}{' ⇄' if ratio.paired else ''}"
+    text = f"{ratio.text}{' ⇄' if ratio.paired else ''}"
     return Cell(text, format_interval(ratio.ratio, ratio.low, ratio.high, "x"))
 
 
@@ -235,4 +248,4 @@ def _ratio_data(name: str, ratio: Ratio) -> dict[str, Any]:
 
 
 def _ratios_text(ratios: dict[str, Ratio]) -> str:
-    return ", ".join(f"{name} {format_value(ratio.ratio, 'x')}" for name, ratio in ratios.items())
+    return ", ".join(f"{name} {ratio.text}" for name, ratio in ratios.items())
