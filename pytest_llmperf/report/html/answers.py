@@ -246,7 +246,7 @@ def _tokens(stored: Mapping[str, Any], divergence: object) -> tuple[Token, ...]:
 
 
 def _flags_and_kls(stored: Mapping[str, Any]) -> Iterator[tuple[bool, object]]:
-    """Yield of each position whether both argmax are equal, and its KL."""
+    """Return whether both argmax are equal, and the KL, position by position."""
     return zip(_equal_flags(stored), stored.get("kls") or (), strict=False)
 
 

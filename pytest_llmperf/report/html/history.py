@@ -71,10 +71,13 @@ def _is_drawn(history: History) -> bool:
 
 
 def _lead(histories: Sequence[History]) -> str:
-    n_drawn = sum(map(_is_drawn, histories))
     count = f"{len(histories)} series, one value a session"
-    drawn = f"{n_drawn} have two sessions or more and are drawn"
-    return f"{count}; {drawn}. {_alarm_text(histories)}"
+    return f"{count}; {_drawn_text(histories)} {_alarm_text(histories)}"
+
+
+def _drawn_text(histories: Sequence[History]) -> str:
+    n_drawn = sum(map(_is_drawn, histories))
+    return f"{n_drawn} have two sessions or more and are drawn."
 
 
 def _alarm_text(histories: Sequence[History]) -> str:
@@ -92,8 +95,12 @@ def _change_text(history: History) -> str:
 
 
 def _step_text(step: Step, history: History) -> str:
-    share = _signed(step.after / step.before - 1)
-    return f"{_levels_text(step, history.unit)} ({share}) on {step.at[:10]}"
+    levels = _levels_text(step, history.unit)
+    return f"{levels} ({_share_text(step)}) on {step.at[:10]}"
+
+
+def _share_text(step: Step) -> str:
+    return _signed(step.after / step.before - 1)
 
 
 def _levels_text(step: Step, unit: str) -> str:

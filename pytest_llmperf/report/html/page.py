@@ -18,6 +18,7 @@ import msgspec
 from markupsafe import Markup
 
 from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import (
     answers,
     effect,
@@ -181,13 +182,21 @@ def _projects(content: Content) -> Iterator[str]:
 
 def _empty(content: Content) -> str:
     """Return the sentence for a report that has little to show, "" for others."""
-    if not content.records and not content.unmeasured:
-        return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
     if not content.records:
-        return "No test was measured: there are no numbers in this report."
-    if all(record.outcome in ("FAIL", "INVALID", "ERROR") for record in content.records):
+        return _unmeasured_text(content)
+    if not any(map(_is_usable, content.records)):
         return "Every run in this report failed or is not valid."
     return ""
+
+
+def _unmeasured_text(content: Content) -> str:
+    if content.unmeasured:
+        return "No test was measured: there are no numbers in this report."
+    return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
+
+
+def _is_usable(record: Record) -> bool:
+    return record.outcome not in ("FAIL", "INVALID", "ERROR")
 
 
 @cache

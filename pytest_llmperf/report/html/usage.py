@@ -159,8 +159,13 @@ def _point(place: _Place) -> dict[str, Any]:
 
 
 def _tip(place: _Place) -> str:
-    rate = f"{_giga_text(place.flop_per_s)} of {_giga_text(place.roof_flop_per_s)} GFLOP/s"
-    return f"{place.name}\n{rate}\n{format_number(place.intensity)} FLOP per byte"
+    intensity = f"{format_number(place.intensity)} FLOP per byte"
+    return f"{place.name}\n{_attained_text(place)}\n{intensity}"
+
+
+def _attained_text(place: _Place) -> str:
+    attained, roof = _giga_text(place.flop_per_s), _giga_text(place.roof_flop_per_s)
+    return f"{attained} of {roof} GFLOP/s"
 
 
 def _giga_text(flop_per_s: float) -> str:
