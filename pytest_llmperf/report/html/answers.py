@@ -157,10 +157,18 @@ def _rule_cell(agreement: Mapping[str, Any]) -> Cell:
     rule_holds = holds(agreement)
     if rule_holds is None:
         return Cell("no rule", "", "quiet")
-    rule = str(agreement.get("rule", ""))
     if rule_holds:
-        return Cell("holds", rule, "good")
-    return Cell("does not hold", f"{rule}: {_reasons_text(agreement)}", "bad")
+        return Cell("holds", _rule_text(agreement), "good")
+    return _broken_rule_cell(agreement)
+
+
+def _broken_rule_cell(agreement: Mapping[str, Any]) -> Cell:
+    detail = f"{_rule_text(agreement)}: {_reasons_text(agreement)}"
+    return Cell("does not hold", detail, "bad")
+
+
+def _rule_text(agreement: Mapping[str, Any]) -> str:
+    return str(agreement.get("rule", ""))
 
 
 def _reasons_text(agreement: Mapping[str, Any]) -> str:

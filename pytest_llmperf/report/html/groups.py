@@ -193,9 +193,17 @@ def _newest_of_each_strategy(runs: Sequence[Record]) -> list[Record]:
 
 def _reference(model: str, runs: Sequence[Record], records: Sequence[Record]) -> str:
     """Return what agreements of this model were measured against, else fp32."""
-    of_model = [*runs, *(record for record in records if record.model == model)]
-    references = (str((record.agreement or {}).get("reference") or "") for record in of_model)
+    of_model = [*runs, *_records_of_model(model, records)]
+    references = map(_agreement_reference, of_model)
     return next(filter(None, references), DEFAULT_REFERENCE)
+
+
+def _records_of_model(model: str, records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.model == model]
+
+
+def _agreement_reference(record: Record) -> str:
+    return str((record.agreement or {}).get("reference") or "")
 
 
 def _standing(
@@ -272,7 +280,10 @@ def _sampled_ratio(run: Record, reference: Record, *, in_turn: bool) -> Ratio | 
 
 def _plain_ratio(run: Record, reference: Record) -> Ratio | None:
     name = headline(run)
-    speed, reference_speed = value(run, name), value(reference, name)
+    return _quotient(value(run, name), value(reference, name))
+
+
+def _quotient(speed: float | None, reference_speed: float | None) -> Ratio | None:
     if not speed or not reference_speed or reference_speed <= 0:
         return None
     return Ratio(ratio=speed / reference_speed, paired=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING
@@ -195,13 +195,21 @@ def _place_facts(content: Content, key: str) -> dict[str, Fact]:
 
 
 def _facts(content: Content, key: str) -> Fold:
-    facts = sorted(_place_facts(content, key).items())
-    table = Table(
+    summary = f"{len(_place_facts(content, key))} facts"
+    return Fold(summary=summary, blocks=(_facts_table(content, key),))
+
+
+def _facts_table(content: Content, key: str) -> Table:
+    return Table(
         caption=f"Facts of environment {key}",
         header=("fact", "value", "for a comparison"),
-        rows=tuple(_fact_row(name, fact, content.comparable) for name, fact in facts),
+        rows=tuple(_fact_rows(content, key)),
     )
-    return Fold(summary=f"{len(facts)} facts", blocks=(table,))
+
+
+def _fact_rows(content: Content, key: str) -> Iterator[Row]:
+    for name, fact in sorted(_place_facts(content, key).items()):
+        yield _fact_row(name, fact, content.comparable)
 
 
 def _fact_row(name: str, fact: Fact, comparable: Sequence[str]) -> Row:

@@ -126,7 +126,15 @@ def memory_bytes(record: Record) -> float | None:
 
     On a CPU these are the weights and what a run adds to them.
     """
-    weights, peak = value(record, "memory.weights"), value(record, "memory.peak")
-    if not str(record.environment.facts.get("device") or "cpu").startswith("cpu"):
-        return peak
-    return None if weights is None or peak is None else weights + peak
+    peak = value(record, "memory.peak")
+    if _is_on_cpu(record):
+        return _total(value(record, "memory.weights"), peak)
+    return peak
+
+
+def _is_on_cpu(record: Record) -> bool:
+    return str(record.environment.facts.get("device") or "cpu").startswith("cpu")
+
+
+def _total(weights: float | None, added: float | None) -> float | None:
+    return None if weights is None or added is None else weights + added

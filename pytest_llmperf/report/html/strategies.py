@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
@@ -144,14 +144,17 @@ def _metric_column(group: GroupView, title: str, name: str, digits: int = 3) -> 
 
 
 def _note(group: GroupView, empty_titles: Sequence[str]) -> str:
-    sentences = ["Intervals are 99 %."]
-    if len(group.standings) > 1:
-        sentences.append("● is on a front of the pictures below.")
+    return " ".join(_note_sentences(group, empty_titles))
+
+
+def _note_sentences(group: GroupView, empty_titles: Sequence[str]) -> Iterator[str]:
+    yield "Intervals are 99 %."
+    if group.is_contest:
+        yield "● is on a front of the pictures below."
     if _has_paired_ratio(group):
-        sentences.append("⇄: in pairs that were measured in turn.")
+        yield "⇄: in pairs that were measured in turn."
     if empty_titles:
-        sentences.append(_missing_text(empty_titles))
-    return " ".join(sentences)
+        yield _missing_text(empty_titles)
 
 
 def _has_paired_ratio(group: GroupView) -> bool:
@@ -234,13 +237,17 @@ def _ratios_by_name(group: GroupView) -> dict[str, Ratio]:
 
 
 def _ratio_figure(reference: str, ratios: dict[str, Ratio]) -> Figure:
-    rows = [_ratio_data(name, ratio) for name, ratio in ratios.items()]
     return Figure(
         chart="ratios",
         title=f"Speed over {reference}",
         alt=f"Speed of each strategy over that of {reference}: {_ratios_text(ratios)}.",
-        data={"rows": rows, "x": f"speed over {reference} (more is better →)"},
+        data=_ratios_data(reference, ratios),
     )
+
+
+def _ratios_data(reference: str, ratios: dict[str, Ratio]) -> dict[str, Any]:
+    rows = [_ratio_data(name, ratio) for name, ratio in ratios.items()]
+    return {"rows": rows, "x": f"speed over {reference} (more is better →)"}
 
 
 def _ratio_data(name: str, ratio: Ratio) -> dict[str, Any]:

@@ -122,14 +122,22 @@ def _places(runs: Sequence[Record]) -> list[_Place]:
 
 
 def _roofline_figure(places: Sequence[_Place]) -> Figure:
-    texts = [f"{place.name} at {format_number(place.intensity)} FLOP/B" for place in places]
+    texts = ", ".join(map(_intensity_text, places))
     return Figure(
         chart="roofline",
         title="Roofline of a step",
-        alt=f"Arithmetic against bytes moved, below the roof of this device: {', '.join(texts)}.",
-        data={"points": [_point(place) for place in places], "roofs": _roofs(places)},
+        alt=f"Arithmetic against bytes moved, below the roof of this device: {texts}.",
+        data=_roofline_data(places),
         note=_ROOFLINE_NOTE,
     )
+
+
+def _intensity_text(place: _Place) -> str:
+    return f"{place.name} at {format_number(place.intensity)} FLOP/B"
+
+
+def _roofline_data(places: Sequence[_Place]) -> dict[str, Any]:
+    return {"points": [_point(place) for place in places], "roofs": _roofs(places)}
 
 
 def _place(run: Record) -> _Place | None:
