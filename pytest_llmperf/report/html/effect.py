@@ -153,7 +153,13 @@ def _loaded(records: Sequence[Record]) -> Table:
 
 
 def _loaded_row(record: Record, effective: Effective) -> Row:
-    texts = (
+    strategy = Cell(strategy_name(record), effective.model_class)
+    return record_row(record, strategy, *map(Cell, _loaded_texts(effective)))
+
+
+def _loaded_texts(effective: Effective) -> tuple[str, ...]:
+    """Return the columns of `_LOADED` after the strategy."""
+    return (
         _weights(effective),
         _compute(effective),
         effective.attention,
@@ -162,8 +168,6 @@ def _loaded_row(record: Record, effective: Effective) -> Row:
         _device(effective),
         _more(effective),
     )
-    strategy = Cell(strategy_name(record), effective.model_class)
-    return record_row(record, strategy, *map(Cell, texts))
 
 
 def _compute(effective: Effective) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_percent, format_value, scale_of
@@ -281,13 +282,15 @@ def _move_events(history: History, moves: Sequence[tuple[int, str]]) -> Iterator
 
 
 def _events_table(history: History, events: Sequence[_Event]) -> Table:
-    ordered = sorted(events, key=lambda event: event.at)
-    rows = [Row(cells=(Cell(event.at[:10]), event.kind, Cell(event.detail))) for event in ordered]
     return Table(
         caption=f"What happened to {history.test}",
         header=("when", "what", "detail"),
-        rows=tuple(rows),
+        rows=tuple(map(_event_row, sorted(events, key=attrgetter("at")))),
     )
+
+
+def _event_row(event: _Event) -> Row:
+    return Row(cells=(Cell(event.at[:10]), event.kind, Cell(event.detail)))
 
 
 def _sessions_table(history: History) -> Table:
