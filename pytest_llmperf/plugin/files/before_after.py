@@ -33,13 +33,22 @@ def compared(
     A run without anything before it has one row, that of its speed. The last attempt of a run that
     was measured again stands for it. Without a store there is nothing before.
     """
-    runs = [record for record in records if record.workload.get("type") not in NOT_RUNS]
+    limits = limits or DEFAULT_LIMITS
     return [
         change
-        for record in _last_attempts(runs)
-        for change in stored_changes(record)
-        or _since_history(record, store, reviewed, limits or DEFAULT_LIMITS)
+        for record in _last_attempts(_runs(records))
+        for change in _changes(record, store, reviewed, limits)
     ]
+
+
+def _changes(
+    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+) -> Sequence[Change]:
+    return stored_changes(record) or _since_history(record, store, reviewed, limits)
+
+
+def _runs(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record.workload.get("type") not in NOT_RUNS]
 
 
 def gate_limits(root: Path, metric: str | None = None) -> Mapping[str, float]:
@@ -49,13 +58,20 @@ def gate_limits(root: Path, metric: str | None = None) -> Mapping[str, float]:
     """
     if metric is not None:
         return parse_limits(metric, "--metric")
-    text = str(find_project(root).ini.get("llmperf_gate", ""))
-    return parse_gate(text) or DEFAULT_LIMITS
+    return parse_gate(_project_gate(root)) or DEFAULT_LIMITS
+
+
+def _project_gate(root: Path) -> str:
+    return str(find_project(root).ini.get("llmperf_gate", ""))
 
 
 def _last_attempts(records: Sequence[Record]) -> list[Record]:
     repeated = {_work(record) for record in records if _is_repeated(record)}
-    return [record for record in records if _is_repeated(record) or _work(record) not in repeated]
+    return [record for record in records if _is_last_attempt(record, repeated)]
+
+
+def _is_last_attempt(record: Record, repeated: set[tuple[str, ...]]) -> bool:
+    return _is_repeated(record) or _work(record) not in repeated
 
 
 def _is_repeated(record: Record) -> bool:
@@ -79,9 +95,16 @@ def _since_history(
 
 def _shown_metrics(record: Record, limits: Mapping[str, float]) -> list[MetricValue]:
     """The speed and the limited metrics that the record has a value of."""
-    metrics = {metric.name: metric for metric in record.metrics if metric.value is not None}
-    names = dict.fromkeys((speed_metric(record), *limits))
-    return [metrics[name] for name in names if name in metrics]
+    metrics = _measured_metrics(record)
+    return [metrics[name] for name in _shown_names(record, limits) if name in metrics]
+
+
+def _shown_names(record: Record, limits: Mapping[str, float]) -> Iterable[str]:
+    return dict.fromkeys((speed_metric(record), *limits))
+
+
+def _measured_metrics(record: Record) -> dict[str, MetricValue]:
+    return {metric.name: metric for metric in record.metrics if metric.value is not None}
 
 
 def _since_sessions(

@@ -20,6 +20,10 @@ TIMES = ("time", "latency")
 """The samples that reports must carry for this file."""
 
 
+def _carried_records(report: pytest.TestReport) -> list[Record]:
+    return msgspec.convert(getattr(report, "llmperf", {}).get("records", ()), list[Record])
+
+
 class BenchmarkFile:
     """Registered in the main process where the file was asked for."""
 
@@ -30,9 +34,7 @@ class BenchmarkFile:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the runs of a test; the report of its end has the newest state of each."""
-        for row in getattr(report, "llmperf", {}).get("records", ()):
-            record = msgspec.convert(row, Record)
-            self._records[record.id] = record
+        self._records |= {record.id: record for record in _carried_records(report)}
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the file. That it cannot be written makes the session red."""

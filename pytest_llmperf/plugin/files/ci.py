@@ -11,7 +11,8 @@ makes the texts is imported once there is something to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +91,7 @@ class CiOutput:
     def _all_endings(self) -> list[dict[str, Any]]:
         """Return what is wrong with the session, and how each test ended."""
         problems = self._config.stash.get(SESSION_PROBLEMS, [])
-        of_session = [
-            {"test": "the session", "outcome": outcome, "text": text} for outcome, text in problems
-        ]
-        return [*of_session, *self._endings.values()]
+        return [*starmap(_session_ending, problems), *self._endings.values()]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print annotations, which are lines of the job's log, and files that were not written."""
@@ -140,11 +138,24 @@ def open_ci(
 
     `make` is called at the end, if at all.
     """
-    is_read = files or _on_github() or os.environ.get("GITHUB_STEP_SUMMARY")
-    if not is_read or INSIDE in os.environ:
+    if not _is_wanted(files):
         return None
     os.environ[INSIDE] = str(os.getpid())
     return CiOutput(config, files, make)
+
+
+def _is_wanted(files: Mapping[str, Path]) -> bool:
+    """Whether this is no session inside of another, and something is to be written."""
+    return INSIDE not in os.environ and (bool(files) or _is_github_job())
+
+
+def _is_github_job() -> bool:
+    """Whether annotations or a page of the job would be read."""
+    return _on_github() or bool(os.environ.get("GITHUB_STEP_SUMMARY"))
+
+
+def _session_ending(outcome: str, text: str) -> dict[str, Any]:
+    return {"test": "the session", "outcome": outcome, "text": text}
 
 
 def _on_github() -> bool:
@@ -152,11 +163,14 @@ def _on_github() -> bool:
 
 
 def _from_repository(file: Path, root: Path) -> str:
-    workspaces = [Path(os.environ[name]) for name in _WORKSPACES if os.environ.get(name)]
-    for top in (*workspaces, root):
+    for top in (*_workspaces(), root):
         if file.is_relative_to(top):
             return file.relative_to(top).as_posix()
     return file.as_posix()
+
+
+def _workspaces() -> list[Path]:
+    return [Path(os.environ[name]) for name in _WORKSPACES if os.environ.get(name)]
 
 
 def _text(report: pytest.TestReport, carried: Mapping[str, Any]) -> str:
@@ -179,10 +193,12 @@ def _crash_message(report: pytest.TestReport) -> str:
 
 def _claims_text(carried: Mapping[str, Any]) -> str:
     """Return the claims that ended as the test did, each once."""
-    claims = [claim for row in carried["records"] for claim in row["claims"]]
-    texts = [
-        f"{claim['text']}\n{claim['detail']}"
-        for claim in claims
-        if claim["outcome"] == carried["outcome"]
-    ]
+    texts = [f"{claim['text']}\n{claim['detail']}" for claim in _deciding_claims(carried)]
     return "\n".join(dict.fromkeys(texts))
+
+
+def _deciding_claims(carried: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for row in carried["records"]:
+        for claim in row["claims"]:
+            if claim["outcome"] == carried["outcome"]:
+                yield claim

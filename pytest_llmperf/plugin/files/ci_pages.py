@@ -74,11 +74,8 @@ class Pages:
         It has runs beside what was before them, what is wrong with which test, and what was
         skipped.
         """
-        notes = [
-            f"{problem.outcome} {problem.test}: {' '.join(problem.text.split())}"
-            for problem in self._problems
-        ]
-        return comment(self._compared, notes=[*notes, *_by_reason(self._skipped)])
+        notes = [*map(_problem_note, self._problems), *_by_reason(self._skipped)]
+        return comment(self._compared, notes=notes)
 
     @cached_property
     def _compared(self) -> list[Change]:
@@ -91,15 +88,29 @@ class Pages:
 
 def _problem_outcomes(gate: str, against: str) -> frozenset[str] | set[str]:
     """Return the outcomes that are a problem here."""
-    compares = parse_gate(gate) is not None or against.strip().lower() not in OFF
-    return ERRORS | (WARNINGS if compares else WARNINGS - {"NOT COMPARABLE"})
+    if _compares(gate, against):
+        return ERRORS | WARNINGS
+    return ERRORS | (WARNINGS - {"NOT COMPARABLE"})
+
+
+def _compares(gate: str, against: str) -> bool:
+    """Whether a comparison was asked for."""
+    return parse_gate(gate) is not None or against.strip().lower() not in OFF
+
+
+def _problem_note(problem: Problem) -> str:
+    return f"{problem.outcome} {problem.test}: {_one_line(problem.text)}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
     """Return one note for all that was skipped for one reason."""
     tests_by_reason: dict[str, list[str]] = {}
     for test, reason in skipped:
-        tests_by_reason.setdefault(" ".join(reason.split()), []).append(test)
+        tests_by_reason.setdefault(_one_line(reason), []).append(test)
     return [f"SKIPPED {', '.join(tests)}: {reason}" for reason, tests in tests_by_reason.items()]
 
 

@@ -35,7 +35,11 @@ def newest_of_each(
     None is older than `since` (UTC ISO 8601).
     """
     records = [record for row in series for record in _newest_session(store, row.key, since)]
-    return sorted(records, key=lambda record: (record.test, record.created))
+    return sorted(records, key=_test_and_time)
+
+
+def _test_and_time(record: Record) -> tuple[str, str]:
+    return record.test, record.created
 
 
 def _newest_session(store: Store, key: str, since: str | None) -> list[Record]:
@@ -178,6 +182,10 @@ def _drift(series_changes: Sequence[changes.SeriesChanges], environment_key: str
     """Return the drift in this environment, where there is a significant one."""
     for series in series_changes:
         if series.environment_key == environment_key:
-            drift = series.drift
-            return drift.change if drift is not None and drift.significant else None
+            return _significant_drift(series)
     return None
+
+
+def _significant_drift(series: changes.SeriesChanges) -> float | None:
+    drift = series.drift
+    return drift.change if drift is not None and drift.significant else None

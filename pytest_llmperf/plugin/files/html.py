@@ -61,9 +61,9 @@ class HtmlFile:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print where it is."""
-        if self._message or self._failure:
-            text = f"llmperf: {self._message or self._failure}"
-            terminalreporter.write_line(text, red=bool(self._failure))
+        message = self._message or self._failure
+        if message:
+            terminalreporter.write_line(f"llmperf: {message}", red=bool(self._failure))
 
     def _write(self, page: bytes) -> None:
         try:
@@ -101,16 +101,22 @@ class HtmlFile:
     def _content_with(self, store: Any, notes: tuple[str, ...]) -> Content:
         from pytest_llmperf.plugin.files.content import content  # noqa: PLC0415
 
-        n_tests = len(self._tests)
-        tests = "1 llmperf test" if n_tests == 1 else f"{n_tests} llmperf tests"
         return content(
-            sorted(self._records.values(), key=lambda record: (record.test, record.created)),
-            scope=f"One session of {tests}",
+            self._ordered_records(),
+            scope=self._scope(),
             store=store,
             root=self._root,
             unmeasured=self._unmeasured(),
             notes=notes,
         )
+
+    def _ordered_records(self) -> list[Record]:
+        return sorted(self._records.values(), key=lambda record: (record.test, record.created))
+
+    def _scope(self) -> str:
+        n_tests = len(self._tests)
+        tests = "1 llmperf test" if n_tests == 1 else f"{n_tests} llmperf tests"
+        return f"One session of {tests}"
 
     def _unmeasured(self) -> list[Unmeasured]:
         """Return the tests that left no number, each with its reason."""

@@ -45,14 +45,13 @@ def checked_promises(record: Record) -> list[CheckedPromise] | None:
     None where that cannot be said. Promises that show only once a model is warm were checked then:
     a run that breaks one leaves no record.
     """
-    promises = _promises(record)
-    effective = record.effective
-    if effective is None or promises is None:
+    if record.effective is None or (promises := _promises(record)) is None:
         return None
-    return [
-        CheckedPromise(promise.text, _why_broken(promise, effective), promise.when)
-        for promise in promises
-    ]
+    return [_checked(promise, record.effective) for promise in promises]
+
+
+def _checked(promise: Promise, effective: Effective) -> CheckedPromise:
+    return CheckedPromise(promise.text, _why_broken(promise, effective), promise.when)
 
 
 def broken(record: Record) -> list[str]:
@@ -65,9 +64,13 @@ def section(records: Sequence[Record]) -> Section | None:
     described = _newest_described(records)
     if not described:
         return None
+    parts = (_strategies_part(described),)
+    return Section(id="in-effect", title="Asked and in effect", lead=_LEAD, parts=parts)
+
+
+def _strategies_part(described: Sequence[Record]) -> Part:
     fold = Fold(summary="What was loaded", blocks=(_loaded(described),))
-    part = Part(title="By strategy", blocks=(_table(described), fold))
-    return Section(id="in-effect", title="Asked and in effect", lead=_LEAD, parts=(part,))
+    return Part(title="By strategy", blocks=(_table(described), fold))
 
 
 def _newest_described(records: Sequence[Record]) -> list[Record]:
@@ -81,13 +84,16 @@ def _newest_described(records: Sequence[Record]) -> list[Record]:
 
 
 def _promises(record: Record) -> tuple[Promise, ...] | None:
-    model = ModelRef(name=record.model, kind="hub", location=record.model)
-    plan = LoadPlan(model=model, engine=record.engine)
     try:
         strategy = parse(record.strategy)
-        return strategy.promises(strategy.apply(plan))
+        return strategy.promises(strategy.apply(_plan(record)))
     except LlmperfError:  # a part of another version, or a checkpoint that is not on this machine
         return None
+
+
+def _plan(record: Record) -> LoadPlan:
+    model = ModelRef(name=record.model, kind="hub", location=record.model)
+    return LoadPlan(model=model, engine=record.engine)
 
 
 def _why_broken(promise: Promise, effective: Effective) -> str:
@@ -147,7 +153,13 @@ def _loaded(records: Sequence[Record]) -> Table:
 
 
 def _loaded_row(record: Record, effective: Effective) -> Row:
-    texts = (
+    strategy = Cell(strategy_name(record), effective.model_class)
+    return record_row(record, strategy, *map(Cell, _loaded_texts(effective)))
+
+
+def _loaded_texts(effective: Effective) -> tuple[str, ...]:
+    """Return the columns of `_LOADED` after the strategy."""
+    return (
         _weights(effective),
         _compute(effective),
         effective.attention,
@@ -156,8 +168,6 @@ def _loaded_row(record: Record, effective: Effective) -> Row:
         _device(effective),
         _more(effective),
     )
-    strategy = Cell(strategy_name(record), effective.model_class)
-    return record_row(record, strategy, *map(Cell, texts))
 
 
 def _compute(effective: Effective) -> str:
@@ -179,8 +189,11 @@ def _device(effective: Effective) -> str:
 
 
 def _more(effective: Effective) -> str:
-    facts = [*_weight_facts(effective), *_run_facts(effective), *_offloaded(effective)]
-    return "; ".join([*facts, *effective.notes]) or MISSING
+    return "; ".join([*_facts(effective), *effective.notes]) or MISSING
+
+
+def _facts(effective: Effective) -> list[str]:
+    return [*_weight_facts(effective), *_run_facts(effective), *_offloaded(effective)]
 
 
 def _weight_facts(effective: Effective) -> Iterator[str]:

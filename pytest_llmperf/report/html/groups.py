@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core import advice
 from pytest_llmperf.core.change import ratio_fields
+from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.answers import agreement_of, number
@@ -42,6 +43,11 @@ class Ratio(Struct, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     paired: bool
+
+    @property
+    def text(self) -> str:
+        """The ratio in words, without its interval."""
+        return format_value(self.ratio, "x")
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -93,6 +99,16 @@ class GroupView(Struct, frozen=True, kw_only=True):
     def runs(self) -> tuple[Record, ...]:
         """The newest run of each strategy, fastest first."""
         return tuple(standing.run for standing in self.standings)
+
+    @property
+    def title(self) -> str:
+        """Its model and workload in words."""
+        return f"{self.model}, {self.workload}"
+
+    @property
+    def is_contest(self) -> bool:
+        """Whether there are several strategies."""
+        return len(self.standings) > 1
 
     @property
     def is_prefill(self) -> bool:
@@ -177,9 +193,17 @@ def _newest_of_each_strategy(runs: Sequence[Record]) -> list[Record]:
 
 def _reference(model: str, runs: Sequence[Record], records: Sequence[Record]) -> str:
     """Return what agreements of this model were measured against, else fp32."""
-    of_model = [*runs, *(record for record in records if record.model == model)]
-    references = (str((record.agreement or {}).get("reference") or "") for record in of_model)
+    of_model = [*runs, *_records_of_model(model, records)]
+    references = map(_agreement_reference, of_model)
     return next(filter(None, references), DEFAULT_REFERENCE)
+
+
+def _records_of_model(model: str, records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.model == model]
+
+
+def _agreement_reference(record: Record) -> str:
+    return str((record.agreement or {}).get("reference") or "")
 
 
 def _standing(
@@ -212,11 +236,11 @@ def _standing(
 
 def _with_fronts(standings: Sequence[Standing]) -> list[Standing]:
     names = {axis: front(standings, axis) for axis in AXES}
-    placed = []
-    for standing in standings:
-        fronts = frozenset(axis for axis in AXES if standing.name in names[axis])
-        placed.append(replace(standing, fronts=fronts))
-    return placed
+    return [replace(standing, fronts=_fronts(standing, names)) for standing in standings]
+
+
+def _fronts(standing: Standing, names_by_axis: Mapping[str, set[str]]) -> frozenset[str]:
+    return frozenset(axis for axis, names in names_by_axis.items() if standing.name in names)
 
 
 def _ratio(run: Record, group_runs: Sequence[Record], reference: str) -> Ratio | None:
@@ -256,7 +280,10 @@ def _sampled_ratio(run: Record, reference: Record, *, in_turn: bool) -> Ratio | 
 
 def _plain_ratio(run: Record, reference: Record) -> Ratio | None:
     name = headline(run)
-    speed, reference_speed = value(run, name), value(reference, name)
+    return _quotient(value(run, name), value(reference, name))
+
+
+def _quotient(speed: float | None, reference_speed: float | None) -> Ratio | None:
     if not speed or not reference_speed or reference_speed <= 0:
         return None
     return Ratio(ratio=speed / reference_speed, paired=False)

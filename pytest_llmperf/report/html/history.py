@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_percent, format_value, scale_of
 from pytest_llmperf.history.sessions import SessionValue
 from pytest_llmperf.report.html.blocks import Cell, Figure, Fold, Part, Row, Section, Table
 from pytest_llmperf.report.html.content import Content, History, Step
-from pytest_llmperf.report.html.runs import split_test
+from pytest_llmperf.report.html.runs import minute_text, split_test, text_row
 
 _N_LATEST = 10
 Facts = Mapping[str, str | int | float | bool | None]
@@ -50,11 +51,16 @@ def changed(histories: Sequence[History]) -> list[tuple[str, str]]:
 
 def difference(before: Facts, after: Facts, names: Sequence[str]) -> str:
     """Return the facts of these names that differ, as text."""
-    return ", ".join(
-        f"{name} {before.get(name)} → {after.get(name)}"
-        for name in names
-        if before.get(name) != after.get(name)
-    )
+    differing_names = _differing_names(before, after, names)
+    return ", ".join(_fact_change_text(before, after, name) for name in differing_names)
+
+
+def _differing_names(before: Facts, after: Facts, names: Sequence[str]) -> list[str]:
+    return [name for name in names if before.get(name) != after.get(name)]
+
+
+def _fact_change_text(before: Facts, after: Facts, name: str) -> str:
+    return f"{name} {before.get(name)} → {after.get(name)}"
 
 
 def _is_noteworthy(history: History) -> bool:
@@ -66,13 +72,20 @@ def _is_drawn(history: History) -> bool:
 
 
 def _lead(histories: Sequence[History]) -> str:
-    n_changed = sum(map(_is_noteworthy, histories))
+    count = f"{len(histories)} series, one value a session"
+    return f"{count}; {_drawn_text(histories)} {_alarm_text(histories)}"
+
+
+def _drawn_text(histories: Sequence[History]) -> str:
     n_drawn = sum(map(_is_drawn, histories))
-    lead = f"{len(histories)} series, one value a session; "
-    lead += f"{n_drawn} have two sessions or more and are drawn. "
+    return f"{n_drawn} have two sessions or more and are drawn."
+
+
+def _alarm_text(histories: Sequence[History]) -> str:
+    n_changed = sum(map(_is_noteworthy, histories))
     if n_changed:
-        return f"{lead}{n_changed} changed their level, and nobody accepted it."
-    return f"{lead}No level changed unaccepted."
+        return f"{n_changed} changed their level, and nobody accepted it."
+    return "No level changed unaccepted."
 
 
 def _change_text(history: History) -> str:
@@ -83,8 +96,16 @@ def _change_text(history: History) -> str:
 
 
 def _step_text(step: Step, history: History) -> str:
-    before, after = (format_value(level, history.unit) for level in (step.before, step.after))
-    return f"{before} → {after} ({_signed(step.after / step.before - 1)}) on {step.at[:10]}"
+    levels = _levels_text(step, history.unit)
+    return f"{levels} ({_share_text(step)}) on {step.at[:10]}"
+
+
+def _share_text(step: Step) -> str:
+    return _signed(step.after / step.before - 1)
+
+
+def _levels_text(step: Step, unit: str) -> str:
+    return f"{format_value(step.before, unit)} → {format_value(step.after, unit)}"
 
 
 def _signed(share: float) -> str:
@@ -125,7 +146,7 @@ def _test_cell(history: History) -> Cell:
 
 
 def _changes_cell(history: History) -> Cell:
-    count = str(len(history.steps)) if history.steps else "none"
+    count = str(len(history.steps) or "none")
     return Cell(count, _change_text(history), "warn") if _is_noteworthy(history) else Cell(count)
 
 
@@ -213,9 +234,14 @@ def _events_data(history: History, moves: Sequence[tuple[int, str]]) -> dict[str
 
 
 def _step_data(step: Step, sessions: Sequence[SessionValue], size: float) -> list[Any]:
-    moments = [session.created for session in sessions]
-    index = moments.index(step.at) if step.at in moments else 0
+    index = _index_at(sessions, step.at)
     return [index, step.before / size, step.after / size, step.accepted]
+
+
+def _index_at(sessions: Sequence[SessionValue], at: str) -> int:
+    """Return the index of the session at this time, 0 where there is none."""
+    moments = [session.created for session in sessions]
+    return moments.index(at) if at in moments else 0
 
 
 def _first_since(sessions: Sequence[SessionValue], at: str) -> int:
@@ -227,15 +253,22 @@ def _first_since(sessions: Sequence[SessionValue], at: str) -> int:
 
 
 def _tables(history: History, moves: Sequence[tuple[int, str]]) -> tuple[Table, ...]:
-    events = [*_step_events(history), *_level_events(history), *_move_events(history, moves)]
+    events = _events(history, moves)
     sessions = _sessions_table(history)
     return (_events_table(history, events), sessions) if events else (sessions,)
 
 
+def _events(history: History, moves: Sequence[tuple[int, str]]) -> list[_Event]:
+    return [*_step_events(history), *_level_events(history), *_move_events(history, moves)]
+
+
 def _step_events(history: History) -> Iterator[_Event]:
     for step in history.steps:
-        kind = Cell("accepted change") if step.accepted else Cell("change", "", "warn")
-        yield _Event(step.at, kind, _step_text(step, history))
+        yield _Event(step.at, _step_cell(step), _step_text(step, history))
+
+
+def _step_cell(step: Step) -> Cell:
+    return Cell("accepted change") if step.accepted else Cell("change", "", "warn")
 
 
 def _level_events(history: History) -> Iterator[_Event]:
@@ -249,26 +282,32 @@ def _move_events(history: History, moves: Sequence[tuple[int, str]]) -> Iterator
 
 
 def _events_table(history: History, events: Sequence[_Event]) -> Table:
-    ordered = sorted(events, key=lambda event: event.at)
-    rows = [Row(cells=(Cell(event.at[:10]), event.kind, Cell(event.detail))) for event in ordered]
     return Table(
         caption=f"What happened to {history.test}",
         header=("when", "what", "detail"),
-        rows=tuple(rows),
+        rows=tuple(map(_event_row, sorted(events, key=attrgetter("at")))),
     )
 
 
+def _event_row(event: _Event) -> Row:
+    return Row(cells=(Cell(event.at[:10]), event.kind, Cell(event.detail)))
+
+
 def _sessions_table(history: History) -> Table:
-    latest = reversed(history.sessions[-_N_LATEST:])
     return Table(
         caption=f"Latest sessions of {history.test}",
         header=("when (UTC)", "outcome", "value"),
-        rows=tuple(_session_row(session, history.unit) for session in latest),
+        rows=tuple(_session_rows(history)),
         first_number=2,
     )
 
 
+def _session_rows(history: History) -> Iterator[Row]:
+    """Yield the latest sessions, newest first."""
+    for session in reversed(history.sessions[-_N_LATEST:]):
+        yield _session_row(session, history.unit)
+
+
 def _session_row(session: SessionValue, unit: str) -> Row:
-    when = session.created[:16].replace("T", " ")
     value = format_value(session.value, unit, 4)
-    return Row(cells=(Cell(when), Cell(session.outcome), Cell(value)))
+    return text_row(minute_text(session.created), session.outcome, value)

@@ -41,7 +41,11 @@ def parts(group: GroupView) -> list[Part]:
 def _blocks(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block]:
     """Return the figures, then the notes in place of others."""
     blocks = [*_distributions(timed), *_along_output(timed, runs), *_over_repetitions(timed)]
-    return sorted(blocks, key=lambda block: isinstance(block, Note))
+    return sorted(blocks, key=_is_note)
+
+
+def _is_note(block: Block) -> bool:
+    return isinstance(block, Note)
 
 
 def _distributions(timed: Sequence[Record]) -> Iterable[Block]:
@@ -53,9 +57,8 @@ def _distributions(timed: Sequence[Record]) -> Iterable[Block]:
 
 def _over_repetitions(timed: Sequence[Record]) -> Iterable[Block]:
     for kind, title in _OVER_TIME.items():
-        series = _series(timed, kind, at_least=2)
-        if series:
-            yield _over_time(series, title, time=_TITLES[kind])
+        if series := _series(timed, kind, at_least=2):
+            yield _over_time(series, title, _TITLES[kind])
 
 
 def _series(timed: Sequence[Record], kind: str, *, at_least: int) -> _Series:
@@ -93,12 +96,18 @@ def _over_time(series: _Series, title: str, time: str) -> Figure:
 
 def _along_output(timed: Sequence[Record], runs: Sequence[Record]) -> list[Block]:
     """Return the median ITL at each stretch of the output, where records have it."""
-    if not any(run.samples.get("tpot") for run in timed):
+    if not _have_tpot(timed):
         return []
-    profiles = {
-        strategy_name(run): profile for run in runs if (profile := _profile(run)) is not None
-    }
+    profiles = _profiles(runs)
     return [_profiles_figure(profiles)] if profiles else [Note(_NO_PROFILE, "quiet")]
+
+
+def _have_tpot(timed: Sequence[Record]) -> bool:
+    return any(run.samples.get("tpot") for run in timed)
+
+
+def _profiles(runs: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:
+    return {strategy_name(run): profile for run in runs if (profile := _profile(run)) is not None}
 
 
 def _profiles_figure(profiles: Mapping[str, tuple[list[int], list[float]]]) -> Figure:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import Fact, Record
 from pytest_llmperf.report.html.blocks import Cell, Fold, Note, Part, Row, Section, Table
 from pytest_llmperf.report.html.content import Content
 from pytest_llmperf.report.html.history import difference
 from pytest_llmperf.report.html.runs import (
     headline,
     interval_text,
+    minute_text,
     record_row,
     split_test,
     strategy_name,
+    text_row,
     value_text,
 )
 from pytest_llmperf.report.html.strategies import verdict
@@ -54,15 +56,18 @@ def runs(records: Sequence[Record]) -> Section | None:
     """Return every record of the report. None where there is none."""
     if not records:
         return None
-    table = Table(
+    part = Part(title="Runs and claims", blocks=(_runs_table(records),))
+    return Section(id="runs", title="All runs", parts=(part,))
+
+
+def _runs_table(records: Sequence[Record]) -> Table:
+    return Table(
         caption="Every run of this report",
         header=_RUNS_HEADER,
         rows=tuple(map(_row, records)),
         first_number=5,
         note=_RUNS_NOTE,
     )
-    part = Part(title="Runs and claims", blocks=(table,))
-    return Section(id="runs", title="All runs", parts=(part,))
 
 
 def _row(record: Record) -> Row:
@@ -82,8 +87,12 @@ def _row(record: Record) -> Row:
 
 def _test_cell(record: Record) -> Cell:
     name, file = split_test(record.test)
-    when = record.created[:16].replace("T", " ")
-    return Cell(name, ", ".join(filter(None, (file, record.label, record.model, when))))
+    return Cell(name, _origin_text(record, file))
+
+
+def _origin_text(record: Record, file: str) -> str:
+    texts = (file, record.label, record.model, minute_text(record.created))
+    return ", ".join(filter(None, texts))
 
 
 def _workload_cell(record: Record) -> Cell:
@@ -143,7 +152,7 @@ def environments(content: Content) -> Section | None:
 
 def place_name(content: Content, key: str) -> str:
     """Return an environment in words."""
-    facts = content.places.get(key, {})
+    facts = _place_facts(content, key)
     names = [facts.get(name) for name in ("device", "device_name", "cpu_model")]
     words = [str(name) for name in names if name]
     n_cores = facts.get("cpu_cores_limit")
@@ -153,35 +162,60 @@ def place_name(content: Content, key: str) -> str:
 
 
 def _differences(content: Content, keys: Sequence[str]) -> tuple[Note, Table]:
-    warning = (
-        f"Runs of {len(keys)} environments are in this report. "
-        "Only those of one environment are compared with each other."
-    )
-    table = Table(
+    return _mixture_note(len(keys)), _differences_table(content, keys)
+
+
+def _differences_table(content: Content, keys: Sequence[str]) -> Table:
+    return Table(
         caption="Facts that differ from the first",
         header=("environment", "differs from the first in"),
         rows=tuple(_difference_row(content, keys[0], key) for key in keys),
     )
-    return Note(warning, "warn"), table
+
+
+def _mixture_note(n_environments: int) -> Note:
+    warning = (
+        f"Runs of {n_environments} environments are in this report. "
+        "Only those of one environment are compared with each other."
+    )
+    return Note(warning, "warn")
 
 
 def _difference_row(content: Content, first_key: str, key: str) -> Row:
-    first, facts = content.places.get(first_key, {}), content.places.get(key, {})
-    text = difference(first, facts, content.comparable)
-    return Row(cells=(Cell(place_name(content, key)), Cell(text or MISSING)))
+    return text_row(place_name(content, key), _difference_text(content, first_key, key))
+
+
+def _difference_text(content: Content, first_key: str, key: str) -> str:
+    first, facts = _place_facts(content, first_key), _place_facts(content, key)
+    return difference(first, facts, content.comparable) or MISSING
+
+
+def _place_facts(content: Content, key: str) -> dict[str, Fact]:
+    return content.places.get(key, {})
 
 
 def _facts(content: Content, key: str) -> Fold:
-    facts = sorted(content.places.get(key, {}).items())
-    table = Table(
+    summary = f"{len(_place_facts(content, key))} facts"
+    return Fold(summary=summary, blocks=(_facts_table(content, key),))
+
+
+def _facts_table(content: Content, key: str) -> Table:
+    return Table(
         caption=f"Facts of environment {key}",
         header=("fact", "value", "for a comparison"),
-        rows=tuple(_fact_row(name, fact, content.comparable) for name, fact in facts),
+        rows=tuple(_fact_rows(content, key)),
     )
-    return Fold(summary=f"{len(facts)} facts", blocks=(table,))
 
 
-def _fact_row(name: str, fact: str | float | bool | None, comparable: Sequence[str]) -> Row:
-    text = MISSING if fact is None else str(fact)
+def _fact_rows(content: Content, key: str) -> Iterator[Row]:
+    for name, fact in sorted(_place_facts(content, key).items()):
+        yield _fact_row(name, fact, content.comparable)
+
+
+def _fact_row(name: str, fact: Fact, comparable: Sequence[str]) -> Row:
     rule = "must match" if name in comparable else ""
-    return Row(cells=(Cell(name), Cell(text), Cell(rule)))
+    return text_row(name, _fact_text(fact), rule)
+
+
+def _fact_text(fact: Fact) -> str:
+    return MISSING if fact is None else str(fact)

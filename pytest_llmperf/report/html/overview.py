@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
 from pytest_llmperf.core.format import format_value
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import ClaimRecord, Record
 from pytest_llmperf.errors import NotInEffect
 from pytest_llmperf.report.html import effect, history
 from pytest_llmperf.report.html.answers import holds
@@ -73,16 +74,20 @@ def counts(content: Content) -> list[Count]:
 
     A test with several outcomes is counted by the one that wants most attention.
     """
-    outcomes = list(_worst_outcomes(content).values())
-    distinct = sorted(dict.fromkeys(outcomes), key=_urgency)
-    return [Count(outcome=outcome, n=outcomes.count(outcome)) for outcome in distinct]
+    n_tests = Counter(_worst_outcomes(content).values())
+    return [Count(outcome=name, n=n_tests[name]) for name in sorted(n_tests, key=_urgency)]
 
 
 def panels(content: Content, groups: Sequence[GroupView]) -> list[Panel]:
     """Return the three answers, and what else wants a look."""
     answers = [_failed(content), _fastest(groups), _not_in_effect(content)]
-    notable = [_changed(content), _skipped(content)]
-    return [*answers, *(panel for panel in notable if panel is not None)]
+    return [*answers, *_notable(content)]
+
+
+def _notable(content: Content) -> Iterator[Panel]:
+    for panel in (_changed(content), _skipped(content)):
+        if panel is not None:
+            yield panel
 
 
 def _worst_outcomes(content: Content) -> dict[str, str]:
@@ -118,13 +123,15 @@ def _failed(content: Content) -> Panel:
 def _failed_claims(records: Sequence[Record]) -> dict[tuple[str, str], Item]:
     """Return the claims that failed, by test and claim."""
     return {
-        (record.test, claim.text): Item(
-            title=record.test, text=claim.text, more=claim.detail, outcome="FAIL"
-        )
+        (record.test, claim.text): _failed_claim_item(record, claim)
         for record in records
         for claim in record.claims
         if claim.outcome == "FAIL"
     }
+
+
+def _failed_claim_item(record: Record, claim: ClaimRecord) -> Item:
+    return Item(title=record.test, text=claim.text, more=claim.detail, outcome="FAIL")
 
 
 def _unclaimed_failures(
@@ -132,10 +139,14 @@ def _unclaimed_failures(
 ) -> dict[tuple[str, str], Item]:
     """Return the tests that failed although none of their claims did."""
     return {
-        (record.test, ""): Item(title=record.test, text=_UNCLAIMED, outcome="FAIL")
+        (record.test, ""): _unclaimed_item(record)
         for record in records
         if record.outcome == "FAIL" and record.test not in claimed
     }
+
+
+def _unclaimed_item(record: Record) -> Item:
+    return Item(title=record.test, text=_UNCLAIMED, outcome="FAIL")
 
 
 def _failed_title(items: Iterable[Item]) -> str:
@@ -224,33 +235,48 @@ def _not_in_effect(content: Content) -> Panel:
 
 def _broken_items(records: Sequence[Record]) -> list[Item]:
     """Return the promises that the records' descriptions break, each once a strategy."""
-    last_record = {
-        (record.strategy, text): record for record in records for text in effect.broken(record)
+    return [_broken_item(*promise, test) for promise, test in _broken_promises(records).items()]
+
+
+def _broken_promises(records: Sequence[Record]) -> dict[tuple[str, str], str]:
+    """Return the last test of each strategy and text of a promise that it breaks."""
+    return {
+        (record.strategy, text): record.test for record in records for text in effect.broken(record)
     }
-    return [
-        Item(title=f"{strategy} in {record.test}", text=text)
-        for (strategy, text), record in last_record.items()
-    ]
+
+
+def _broken_item(strategy: str, text: str, test: str) -> Item:
+    return Item(title=f"{strategy} in {test}", text=text)
 
 
 def _calm_text(records: Sequence[Record]) -> str:
-    strategies = {
-        record.strategy for record in records if effect.checked_promises(record) is not None
-    }
-    if not strategies:
+    n_strategies = len(_checked_strategies(records))
+    if not n_strategies:
         return "Nothing says what was loaded."
-    return f"All that {plural(len(strategies), 'strategy')} promised was in effect."
+    return f"All that {plural(n_strategies, 'strategy')} promised was in effect."
+
+
+def _checked_strategies(records: Sequence[Record]) -> set[str]:
+    return {record.strategy for record in records if effect.checked_promises(record) is not None}
 
 
 def _changed(content: Content) -> Panel | None:
-    items = tuple(Item(title=test, text=text) for test, text in history.changed(content.histories))
-    return Panel(title="Levels that changed", tone="warn", items=items) if items else None
+    items = [Item(title=test, text=text) for test, text in history.changed(content.histories)]
+    return _warning("Levels that changed", items)
 
 
 def _skipped(content: Content) -> Panel | None:
-    skipped = [test for test in content.unmeasured or () if test.outcome == "SKIPPED"]
-    items = tuple(map(_unmeasured_item, skipped))
-    return Panel(title=f"{len(items)} skipped", tone="warn", items=items) if items else None
+    items = [_unmeasured_item(test) for test in _skipped_tests(content)]
+    return _warning(f"{len(items)} skipped", items)
+
+
+def _skipped_tests(content: Content) -> list[Unmeasured]:
+    return [test for test in content.unmeasured or () if test.outcome == "SKIPPED"]
+
+
+def _warning(title: str, items: Sequence[Item]) -> Panel | None:
+    """Return a panel that is shown only where it has something to list."""
+    return Panel(title=title, tone="warn", items=tuple(items)) if items else None
 
 
 def _unmeasured_item(test: Unmeasured) -> Item:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata, resources
 from typing import Any
@@ -18,6 +18,7 @@ import msgspec
 from markupsafe import Markup
 
 from pytest_llmperf.core import record_json
+from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import (
     answers,
     effect,
@@ -118,9 +119,13 @@ def clean(text: str) -> str:
 
     Control characters (of ANSI codes, too) become escapes, lone surrogates "?"; a long text is cut.
     """
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}… ({len(text):,} characters)"
-    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
+    return _shortened(text).encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 @cache
@@ -142,8 +147,12 @@ def embedded(data: Any) -> Markup:
     Nothing in it can end the element, and no text has a control character.
     """
     text = record_json.encode(_cleaned(data)).decode("utf-8")
-    escaped = re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    escaped = re.sub("[<>&\u2028\u2029]", _unicode_escape, text)
     return Markup(escaped)  # noqa: S704 - what could end the element is escaped
+
+
+def _unicode_escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _cleaned(data: Any) -> Any:
@@ -161,21 +170,33 @@ def _is_all_numbers(data: Sequence[Any]) -> bool:
 
 
 def _title(content: Content) -> str:
-    projects = dict.fromkeys(
-        str(facts["project"]) for facts in content.places.values() if facts.get("project")
-    )
+    projects = dict.fromkeys(_projects(content))
     return f"{', '.join(projects) or 'llmperf'}: LLM performance"
+
+
+def _projects(content: Content) -> Iterator[str]:
+    for facts in content.places.values():
+        if facts.get("project"):
+            yield str(facts["project"])
 
 
 def _empty(content: Content) -> str:
     """Return the sentence for a report that has little to show, "" for others."""
-    if not content.records and not content.unmeasured:
-        return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
     if not content.records:
-        return "No test was measured: there are no numbers in this report."
-    if all(record.outcome in ("FAIL", "INVALID", "ERROR") for record in content.records):
+        return _unmeasured_text(content)
+    if not any(map(_is_usable, content.records)):
         return "Every run in this report failed or is not valid."
     return ""
+
+
+def _unmeasured_text(content: Content) -> str:
+    if content.unmeasured:
+        return "No test was measured: there are no numbers in this report."
+    return f"There are no runs: {content.scope}. A pytest run with llmperf tests makes some."
+
+
+def _is_usable(record: Record) -> bool:
+    return record.outcome not in ("FAIL", "INVALID", "ERROR")
 
 
 @cache

@@ -37,17 +37,25 @@ def metric(record: Record, name: str) -> MetricValue | None:
 def value(record: Record, name: str) -> float | None:
     """Return a metric's number, None where it was not measured or is not finite."""
     measured = metric(record, name)
-    if measured is None or measured.value is None or not math.isfinite(measured.value):
-        return None
-    return measured.value
+    return None if measured is None else _finite(measured.value)
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def unit(record: Record, name: str) -> str:
+    """Return a metric's unit, "" where the record has none of that name."""
+    measured = metric(record, name)
+    return "" if measured is None else measured.unit
 
 
 def value_text(record: Record, name: str, digits: int = 3) -> str:
     """Return a metric's number and unit as text."""
-    measured, number = metric(record, name), value(record, name)
-    if measured is None or number is None:
+    number = value(record, name)
+    if number is None:
         return MISSING
-    return format_value(number, measured.unit, digits)
+    return format_value(number, unit(record, name), digits)
 
 
 def interval_text(record: Record, name: str) -> str:
@@ -60,9 +68,12 @@ def interval_text(record: Record, name: str) -> str:
 
 def strategy_name(record: Record) -> str:
     """Return the strategy, with the engine unless it is the usual one, and the run's label."""
-    engine = "" if record.engine in ("transformers", "scripted") else f" [{record.engine}]"
     label = f" ({record.label})" if record.label else ""
-    return f"{record.strategy}{engine}{label}"
+    return f"{record.strategy}{_engine_text(record.engine)}{label}"
+
+
+def _engine_text(engine: str) -> str:
+    return "" if engine in ("transformers", "scripted") else f" [{engine}]"
 
 
 def split_test(test: str) -> tuple[str, str]:
@@ -71,16 +82,24 @@ def split_test(test: str) -> tuple[str, str]:
     return (name, file) if separator else (test, "")
 
 
+def minute_text(created: str) -> str:
+    """Return a time (ISO 8601) to the minute, for example `2026-01-31 12:00`."""
+    return created[:16].replace("T", " ")
+
+
 def plural(n: int, noun: str) -> str:
     """Return the number with its noun, for example `1 run`, `2 runs`, `3 strategies`."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{n} {noun if n == 1 else many}"
+    return f"{n} {noun}" if n == 1 else f"{n} {_plural_form(noun)}"
+
+
+def _plural_form(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def search_words(record: Record) -> str:
     """Return the text that a filter searches for a record."""
-    run = f"{record.test} {record.label} {record.model} {record.strategy}"
-    return f"{run} {record.engine} {record.workload_text}"
+    names = (record.test, record.label, record.model, record.strategy, record.engine)
+    return " ".join((*names, record.workload_text))
 
 
 def record_row(record: Record, *cells: Cell, run: str = "") -> Row:
@@ -90,6 +109,11 @@ def record_row(record: Record, *cells: Cell, run: str = "") -> Row:
     """
     words = search_words(record)
     return Row(cells=cells, words=words, outcome=record.outcome, run=run)
+
+
+def text_row(*texts: str) -> Row:
+    """Return a table's row of plain cells, which no filter looks for."""
+    return Row(cells=tuple(map(Cell, texts)))
 
 
 def newest(records: Iterable[Record]) -> Record:
@@ -102,7 +126,15 @@ def memory_bytes(record: Record) -> float | None:
 
     On a CPU these are the weights and what a run adds to them.
     """
-    weights, peak = value(record, "memory.weights"), value(record, "memory.peak")
-    if not str(record.environment.facts.get("device") or "cpu").startswith("cpu"):
-        return peak
-    return None if weights is None or peak is None else weights + peak
+    peak = value(record, "memory.peak")
+    if _is_on_cpu(record):
+        return _total(value(record, "memory.weights"), peak)
+    return peak
+
+
+def _is_on_cpu(record: Record) -> bool:
+    return str(record.environment.facts.get("device") or "cpu").startswith("cpu")
+
+
+def _total(weights: float | None, added: float | None) -> float | None:
+    return None if weights is None or added is None else weights + added

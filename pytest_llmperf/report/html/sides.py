@@ -17,6 +17,8 @@ from pytest_llmperf.report.html.runs import (
     search_words,
     split_test,
     strategy_name,
+    text_row,
+    unit,
     value,
 )
 from pytest_llmperf.report.html.strategies import verdict
@@ -47,16 +49,20 @@ class Comparison(NamedTuple):
 
 def section(records: Sequence[Record]) -> Section | None:
     """Return each comparison with its pairs. None where nothing was measured side by side."""
-    comparisons = [*_against(records), *_compared(records)]
+    comparisons = _comparisons(records)
     if not comparisons:
         return None
+    parts = _parts(comparisons)
+    return Section(id="side-by-side", title="Side by side", lead=_LEAD, parts=parts)
+
+
+def _comparisons(records: Sequence[Record]) -> list[Comparison]:
+    return [*_against(records), *_compared(records)]
+
+
+def _parts(comparisons: Sequence[Comparison]) -> tuple[Part, ...]:
     overview = Part(title="Comparisons", blocks=(_table(comparisons),))
-    return Section(
-        id="side-by-side",
-        title="Side by side",
-        lead=_LEAD,
-        parts=(overview, *map(_part, comparisons)),
-    )
+    return overview, *map(_part, comparisons)
 
 
 def _against(records: Sequence[Record]) -> Iterator[Comparison]:
@@ -113,13 +119,12 @@ def _run_comparison(run: Record, reference: Record) -> Comparison:
 def _run_change(run: Record, reference: Record, pairs: _Pairs) -> Change:
     """Return the change from the reference to the run; limits are those of the test itself."""
     name = headline(run)
-    measured = metric(run, name)
     return Change(
         **run_fields(run),
         **_ratio_fields(pairs),
         metric=name,
-        unit=measured.unit if measured is not None else "",
-        direction=measured.direction if measured is not None else "",
+        unit=unit(run, name),
+        direction=_direction(run, name),
         before=value(reference, name),
         after=value(run, name),
         outcome=run.outcome,
@@ -127,15 +132,24 @@ def _run_change(run: Record, reference: Record, pairs: _Pairs) -> Change:
     )
 
 
+def _direction(run: Record, name: str) -> str:
+    measured = metric(run, name)
+    return "" if measured is None else measured.direction
+
+
 def _title(record: Record, base: str) -> str:
     return f"{split_test(record.test)[0]}, {strategy_name(record)} against {base}"
 
 
 def _ratio_fields(pairs: _Pairs) -> dict[str, Any]:
-    if not pairs or min(map(min, pairs)) <= 0:
-        return {}
-    before, after = zip(*pairs, strict=True)
-    return ratio_fields(stats.log_ratio_interval(after, before, paired=True))
+    if _have_ratios(pairs):
+        before, after = zip(*pairs, strict=True)
+        return ratio_fields(stats.log_ratio_interval(after, before, paired=True))
+    return {}
+
+
+def _have_ratios(pairs: _Pairs) -> bool:
+    return bool(pairs) and min(map(min, pairs)) > 0
 
 
 def _table(comparisons: Iterable[Comparison]) -> Table:
@@ -164,10 +178,14 @@ def _row(comparison: Comparison) -> Row:
 
 
 def _ratio_cell(comparison: Comparison) -> Cell:
-    ratio, change = comparison.ratio, comparison.change
+    ratio = comparison.ratio
     if ratio is None:
         return Cell(MISSING)
-    return Cell(format_value(ratio, "x"), format_interval(ratio, change.low, change.high, "x"))
+    return Cell(format_value(ratio, "x"), _interval_text(ratio, comparison.change))
+
+
+def _interval_text(ratio: float, change: Change) -> str:
+    return format_interval(ratio, change.low, change.high, "x")
 
 
 def _part(comparison: Comparison) -> Part:
@@ -197,24 +215,23 @@ def _figure(comparison: Comparison, ratios: Sequence[float]) -> Figure:
 
 
 def _pairs_table(comparison: Comparison) -> Table:
-    unit = comparison.change.unit
     return Table(
         caption=comparison.title,
         header=("pair", "other", "this", "ratio"),
-        rows=tuple(
-            _pair_row(position, before, after, unit)
-            for position, (before, after) in enumerate(comparison.pairs, start=1)
-        ),
+        rows=tuple(_pair_rows(comparison)),
         first_number=0,
     )
 
 
+def _pair_rows(comparison: Comparison) -> Iterator[Row]:
+    for position, (before, after) in enumerate(comparison.pairs, start=1):
+        yield _pair_row(position, before, after, comparison.change.unit)
+
+
 def _pair_row(position: int, before: float, after: float, unit: str) -> Row:
-    ratio = format_value(after / before, "x") if before else MISSING
-    cells = (
-        Cell(str(position)),
-        Cell(format_value(before, unit)),
-        Cell(format_value(after, unit)),
-        Cell(ratio),
-    )
-    return Row(cells=cells)
+    values = (format_value(before, unit), format_value(after, unit))
+    return text_row(str(position), *values, _pair_ratio_text(before, after))
+
+
+def _pair_ratio_text(before: float, after: float) -> str:
+    return format_value(after / before, "x") if before else MISSING

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
 from pytest_llmperf.report.html import latency, tradeoffs, usage
-from pytest_llmperf.report.html.answers import holds, number
+from pytest_llmperf.report.html.answers import holds, interval
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Note, Part, Row, Section, Table
 from pytest_llmperf.report.html.groups import MEMORY, TOP1, GroupView, Ratio, Standing
 from pytest_llmperf.report.html.runs import plural, record_row, value_text
@@ -18,6 +18,10 @@ _TIMES = (
     ("tpot.p50", "TPOT p50"),
     ("itl.p99", "ITL p99"),
 )
+_NO_REFERENCE = "There is no run of a reference to hold the others against."
+_RULE_TEXTS = {True: ("rule holds", ""), False: ("rule does not hold", "bad"), None: ("", "")}
+"""Text and tone of a top-1, by whether the rule of its agreement holds."""
+_FRONT_NAMES = {MEMORY: "memory", TOP1: "agreement"}
 _TONES = {
     "FAIL": "bad",
     "ERROR": "bad",
@@ -47,15 +51,19 @@ def section(group: GroupView, place: str, position: int) -> Section:
     """
     return Section(
         id=f"group-{position}",
-        title=f"{group.model}, {group.workload}",
+        title=group.title,
         lead=f"On {place}. {_count_text(group)}",
-        parts=(
-            Part(title="Strategies", blocks=(_table(group),)),
-            *_trade_parts(group),
-            *latency.parts(group),
-            *usage.parts(group),
-        ),
+        parts=_parts(group),
     )
+
+
+def _parts(group: GroupView) -> tuple[Part, ...]:
+    table = Part(title="Strategies", blocks=(_table(group),))
+    return table, *_trade_parts(group), *_hardware_parts(group)
+
+
+def _hardware_parts(group: GroupView) -> list[Part]:
+    return [*latency.parts(group), *usage.parts(group)]
 
 
 def verdict(outcome: str) -> Cell:
@@ -65,17 +73,22 @@ def verdict(outcome: str) -> Cell:
 
 
 def _count_text(group: GroupView) -> str:
-    text = f"{plural(len(group.standings), 'strategy')}, each by its newest run."
+    count = plural(len(group.standings), "strategy")
+    return f"{count}, each by its newest run.{_older_runs_text(group)}"
+
+
+def _older_runs_text(group: GroupView) -> str:
     if not group.n_other_runs:
-        return text
-    return f"{text} {plural(group.n_other_runs, 'other run')} of the same strategies: see all runs."
+        return ""
+    others = plural(group.n_other_runs, "other run")
+    return f" {others} of the same strategies: see all runs."
 
 
 def _trade_parts(group: GroupView) -> list[Part]:
-    if len(group.standings) == 1:
-        return []
-    blocks = (*tradeoffs.figures(group), *_ratio_blocks(group))
-    return [Part(title="What each strategy buys", blocks=blocks)]
+    if group.is_contest:
+        blocks = (*tradeoffs.figures(group), *_ratio_blocks(group))
+        return [Part(title="What each strategy buys", blocks=blocks)]
+    return []
 
 
 def _table(group: GroupView) -> Table:
@@ -92,12 +105,12 @@ def _table(group: GroupView) -> Table:
 
 
 def _rows(group: GroupView, columns: Sequence[_Column]) -> tuple[Row, ...]:
-    rows_of_cells = zip(*(column.cells for column in columns), strict=True)
-    is_contest = len(group.standings) > 1
-    return tuple(
-        _row(standing, cells, is_contest=is_contest)
-        for standing, cells in zip(group.standings, rows_of_cells, strict=True)
-    )
+    row = _contest_row if group.is_contest else _plain_row
+    return tuple(map(row, group.standings, _cells_by_strategy(columns)))
+
+
+def _cells_by_strategy(columns: Sequence[_Column]) -> Iterable[tuple[Cell, ...]]:
+    return zip(*(column.cells for column in columns), strict=True)
 
 
 def _columns(group: GroupView) -> list[_Column]:
@@ -131,36 +144,62 @@ def _metric_column(group: GroupView, title: str, name: str, digits: int = 3) -> 
 
 
 def _note(group: GroupView, empty_titles: Sequence[str]) -> str:
-    sentences = ["Intervals are 99 %."]
-    if len(group.standings) > 1:
-        sentences.append("● is on a front of the pictures below.")
-    if any(standing.ratio is not None and standing.ratio.paired for standing in group.standings):
-        sentences.append("⇄: in pairs that were measured in turn.")
+    return " ".join(_note_sentences(group, empty_titles))
+
+
+def _note_sentences(group: GroupView, empty_titles: Sequence[str]) -> Iterator[str]:
+    yield "Intervals are 99 %."
+    if group.is_contest:
+        yield "● is on a front of the pictures below."
+    if _has_paired_ratio(group):
+        yield "⇄: in pairs that were measured in turn."
     if empty_titles:
-        titles = ", ".join(empty_titles)
-        sentences.append(f"No figures for {titles}: not measurable here, or too few samples.")
-    return " ".join(sentences)
+        yield _missing_text(empty_titles)
 
 
-def _row(standing: Standing, cells: Sequence[Cell], *, is_contest: bool) -> Row:
+def _has_paired_ratio(group: GroupView) -> bool:
+    ratios = (standing.ratio for standing in group.standings)
+    return any(ratio is not None and ratio.paired for ratio in ratios)
+
+
+def _missing_text(titles: Sequence[str]) -> str:
+    return f"No figures for {', '.join(titles)}: not measurable here, or too few samples."
+
+
+def _contest_row(standing: Standing, cells: Sequence[Cell]) -> Row:
+    """Return the row of a strategy that has others to beat."""
+    return _standing_row(standing, _contestant_cell(standing), cells)
+
+
+def _contestant_cell(standing: Standing) -> Cell:
+    fronts = _fronts_text(standing)
+    return Cell(f"● {standing.name}", fronts, "accent") if fronts else Cell(standing.name)
+
+
+def _plain_row(standing: Standing, cells: Sequence[Cell]) -> Row:
+    return _standing_row(standing, Cell(standing.name), cells)
+
+
+def _standing_row(standing: Standing, name: Cell, cells: Sequence[Cell]) -> Row:
     run = standing.run
-    fronts = _fronts_text(standing) if is_contest else ""
-    name = Cell(f"● {standing.name}", fronts, "accent") if fronts else Cell(standing.name)
     return record_row(run, name, verdict(run.outcome), *cells, run=run.id)
 
 
 def _fronts_text(standing: Standing) -> str:
-    names = {MEMORY: "memory", TOP1: "agreement"}
-    fronts = [name for axis, name in names.items() if axis in standing.fronts]
+    fronts = [name for axis, name in _FRONT_NAMES.items() if axis in standing.fronts]
     return f"best trade for {' and '.join(fronts)}" if fronts else ""
 
 
 def _ratio_cell(standing: Standing, reference: str) -> Cell:
-    ratio = standing.ratio
-    if ratio is None:
-        is_reference = standing.run.strategy == reference
-        return Cell("reference", "", "quiet") if is_reference else Cell(MISSING)
-    text = f"{format_value(ratio.ratio, 'x')}{' ⇄' if ratio.paired else ''}"
+    if standing.ratio is not None:
+        return _measured_ratio_cell(standing.ratio)
+    if standing.run.strategy == reference:
+        return Cell("reference", "", "quiet")
+    return Cell(MISSING)
+
+
+def _measured_ratio_cell(ratio: Ratio) -> Cell:
+    text = f"{ratio.text}{' ⇄' if ratio.paired else ''}"
     return Cell(text, format_interval(ratio.ratio, ratio.low, ratio.high, "x"))
 
 
@@ -173,40 +212,47 @@ def _memory_cell(standing: Standing) -> Cell:
 def _top1_cell(standing: Standing) -> Cell:
     if standing.top1 is None:
         return Cell(MISSING)
-    rule_holds = holds(standing.agreement)
-    rule_text = {True: "rule holds", False: "rule does not hold", None: ""}[rule_holds]
+    rule_text, tone = _RULE_TEXTS[holds(standing.agreement)]
     sub = ", ".join(filter(None, (_top1_interval(standing), rule_text)))
-    return Cell(format_value(standing.top1, "1"), sub, "bad" if rule_holds is False else "")
+    return Cell(format_value(standing.top1, "1"), sub, tone)
 
 
 def _top1_interval(standing: Standing) -> str:
-    low, high = (number(standing.agreement, "top1", end) for end in ("low", "high"))
-    if low is None or high is None or low == high:
-        return ""
-    return f"{100 * low:.3g} to {100 * high:.3g}"
+    ends = interval(standing.agreement, "top1")
+    return " to ".join(f"{100 * end:.3g}" for end in ends or ())
 
 
 def _ratio_blocks(group: GroupView) -> list[Block]:
     """Return the ratios with their intervals, as a picture."""
-    ratios = {
-        standing.name: standing.ratio for standing in group.standings if standing.ratio is not None
-    }
+    ratios = _ratios_by_name(group)
     if ratios:
         return [_ratio_figure(group.reference, ratios)]
-    if group.reference:
-        return []
-    return [Note("There is no run of a reference to hold the others against.", "quiet")]
+    return [] if group.reference else [Note(_NO_REFERENCE, "quiet")]
+
+
+def _ratios_by_name(group: GroupView) -> dict[str, Ratio]:
+    return {
+        standing.name: standing.ratio for standing in group.standings if standing.ratio is not None
+    }
 
 
 def _ratio_figure(reference: str, ratios: dict[str, Ratio]) -> Figure:
-    rows = [
-        {"name": name, "v": ratio.ratio, "low": ratio.low, "high": ratio.high}
-        for name, ratio in ratios.items()
-    ]
-    texts = [f"{name} {format_value(ratio.ratio, 'x')}" for name, ratio in ratios.items()]
     return Figure(
         chart="ratios",
         title=f"Speed over {reference}",
-        alt=f"Speed of each strategy over that of {reference}: {', '.join(texts)}.",
-        data={"rows": rows, "x": f"speed over {reference} (more is better →)"},
+        alt=f"Speed of each strategy over that of {reference}: {_ratios_text(ratios)}.",
+        data=_ratios_data(reference, ratios),
     )
+
+
+def _ratios_data(reference: str, ratios: dict[str, Ratio]) -> dict[str, Any]:
+    rows = [_ratio_data(name, ratio) for name, ratio in ratios.items()]
+    return {"rows": rows, "x": f"speed over {reference} (more is better →)"}
+
+
+def _ratio_data(name: str, ratio: Ratio) -> dict[str, Any]:
+    return {"name": name, "v": ratio.ratio, "low": ratio.low, "high": ratio.high}
+
+
+def _ratios_text(ratios: dict[str, Ratio]) -> str:
+    return ", ".join(f"{name} {ratio.text}" for name, ratio in ratios.items())

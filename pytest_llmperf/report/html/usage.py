@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.format import MISSING, format_number, format_value
@@ -19,6 +20,7 @@ _GAUGES = (
     ("process", "process"),
 )
 _DRAWN_GAUGES = _GAUGES[:3]
+_RANKS_HEADER = ("strategy", "rank", *(title for _, title in _GAUGES))
 _SHARES = ("mbu", "mfu")
 _GB = 1e9
 _OVER = (
@@ -105,22 +107,37 @@ def _roofline(runs: Sequence[Record]) -> list[Block]:
 
     Attained = share x ceiling, intensity = attained FLOP/s over attained bytes/s.
     """
-    places = [place for run in runs if (place := _place(run)) is not None]
+    places = _places(runs)
     if not places:
         return [Note(_NO_ROOFLINE, "quiet")]
-    table = Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))
-    return [_roofline_figure(places), table]
+    return [_roofline_figure(places), _roofline_fold(places)]
+
+
+def _roofline_fold(places: Sequence[_Place]) -> Fold:
+    return Fold(summary="Roofline as a table", blocks=(_roofline_table(places),))
+
+
+def _places(runs: Sequence[Record]) -> list[_Place]:
+    return [place for run in runs if (place := _place(run)) is not None]
 
 
 def _roofline_figure(places: Sequence[_Place]) -> Figure:
-    texts = [f"{place.name} at {format_number(place.intensity)} FLOP/B" for place in places]
+    texts = ", ".join(map(_intensity_text, places))
     return Figure(
         chart="roofline",
         title="Roofline of a step",
-        alt=f"Arithmetic against bytes moved, below the roof of this device: {', '.join(texts)}.",
-        data={"points": [_point(place) for place in places], "roofs": _roofs(places)},
+        alt=f"Arithmetic against bytes moved, below the roof of this device: {texts}.",
+        data=_roofline_data(places),
         note=_ROOFLINE_NOTE,
     )
+
+
+def _intensity_text(place: _Place) -> str:
+    return f"{place.name} at {format_number(place.intensity)} FLOP/B"
+
+
+def _roofline_data(places: Sequence[_Place]) -> dict[str, Any]:
+    return {"points": [_point(place) for place in places], "roofs": _roofs(places)}
 
 
 def _place(run: Record) -> _Place | None:
@@ -150,10 +167,17 @@ def _point(place: _Place) -> dict[str, Any]:
 
 
 def _tip(place: _Place) -> str:
-    attained = format_number(place.flop_per_s / 1e9)
-    roof = format_number(place.roof_flop_per_s / 1e9)
-    intensity = format_number(place.intensity)
-    return f"{place.name}\n{attained} of {roof} GFLOP/s\n{intensity} FLOP per byte"
+    intensity = f"{format_number(place.intensity)} FLOP per byte"
+    return f"{place.name}\n{_attained_text(place)}\n{intensity}"
+
+
+def _attained_text(place: _Place) -> str:
+    attained, roof = _giga_text(place.flop_per_s), _giga_text(place.roof_flop_per_s)
+    return f"{attained} of {roof} GFLOP/s"
+
+
+def _giga_text(flop_per_s: float) -> str:
+    return format_number(flop_per_s / 1e9)
 
 
 def _roofs(places: Sequence[_Place]) -> list[dict[str, Any]]:
@@ -180,8 +204,8 @@ def _roofline_table(places: Sequence[_Place]) -> Table:
 
 
 def _roofline_row(place: _Place) -> Row:
-    attained = f"{format_number(place.flop_per_s / 1e9)} GFLOP/s"
-    roof = f"{format_number(place.roof_flop_per_s / 1e9)} GFLOP/s"
+    attained = f"{_giga_text(place.flop_per_s)} GFLOP/s"
+    roof = f"{_giga_text(place.roof_flop_per_s)} GFLOP/s"
     cells = (
         Cell(place.name),
         Cell(f"{format_number(place.intensity)} FLOP/B"),
@@ -219,20 +243,28 @@ def _ranks_figure(runs: Sequence[Record]) -> Figure:
 def _ranks_table(runs: Sequence[Record]) -> Table:
     return Table(
         caption="Memory of each rank",
-        header=("strategy", "rank", *(title for _, title in _GAUGES)),
-        rows=tuple(_rank_row(run, rank, gauges) for run, rank, gauges in _ranks(runs)),
+        header=_RANKS_HEADER,
+        rows=tuple(starmap(_rank_row, _ranks(runs))),
         first_number=2,
     )
 
 
 def _rank_row(run: Record, rank: int, gauges: dict[str, Any]) -> Row:
-    gauge_cells = [_gauge_cell(gauges, name) for name, _ in _GAUGES]
-    return record_row(run, Cell(strategy_name(run)), Cell(str(rank)), *gauge_cells)
+    names = Cell(strategy_name(run)), Cell(str(rank))
+    return record_row(run, *names, *_gauge_cells(gauges))
+
+
+def _gauge_cells(gauges: dict[str, Any]) -> list[Cell]:
+    return [_gauge_cell(gauges, name) for name, _ in _GAUGES]
 
 
 def _gauge_cell(gauges: dict[str, Any], name: str) -> Cell:
     n_bytes = gauges.get(name)
     if isinstance(n_bytes, int):
         return Cell(format_value(n_bytes, "B"))
+    return _missing_gauge_cell(gauges, name)
+
+
+def _missing_gauge_cell(gauges: dict[str, Any], name: str) -> Cell:
     reason = (gauges.get("reasons") or {}).get(name, "")
     return Cell(MISSING, str(reason), "quiet")

@@ -126,7 +126,8 @@ def test_a_strategy_that_was_not_in_effect_is_named():
     ended = Unmeasured(
         test="t::int8",
         outcome="ERROR",
-        reason="NotInEffect: strategy 'int8' is not in effect: 0 of 128",
+        kind="NotInEffect",
+        reason="strategy 'int8' is not in effect: 0 of 128",
     )
     panel = panels(content(record("a", strategy="bf16", effective=effective), unmeasured=(ended,)))[
         2
