@@ -9,6 +9,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import date
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pytest_llmperf.core.environment import device_names
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.gate.waivers import is_test
+from pytest_llmperf.gate.waivers import UNREADABLE, is_test
 
 FILE = "llmperf-calibration.toml"
 _HEAD = (
@@ -79,26 +80,29 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
 
     """
     path = folder / FILE
-    entries = _entries(path) if path.is_file() else []
-    floors = (_floor(f"{path}, entry {n}", entry) for n, entry in enumerate(entries, start=1))
-    return tuple(floors)
+    return tuple(_floors_of(path)) if path.is_file() else ()
+
+
+def _floors_of(path: Path) -> Iterator[Calibrated]:
+    for n, entry in enumerate(_entries(path), start=1):
+        yield _floor(f"{path}, entry {n}", entry)
 
 
 def _entries(path: Path) -> list[Any]:
     content = _content(path)
     entries = content.pop("calibrated", [])
-    if not content and isinstance(entries, list):
-        return entries
-    unknown = ", ".join(content) or "calibrated"
-    raise UsageError(
-        f"{path}: {unknown} is not known there. 'llmperf calibrate' writes [[calibrated]]."
-    )
+    if content or not isinstance(entries, list):
+        unknown = ", ".join(content) or "calibrated"
+        raise UsageError(
+            f"{path}: {unknown} is not known there. 'llmperf calibrate' writes [[calibrated]]."
+        )
+    return entries
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UsageError(
             f"{path} cannot be read: {error}. 'llmperf calibrate' writes it."
         ) from error
@@ -109,10 +113,13 @@ def write_calibrations(folder: Path, floors: Sequence[Calibrated]) -> Path:
 
     Each takes the place of an older one of the same measurement.
     """
-    entries = map(_entry, (*_unreplaced(folder, floors), *floors))
     path = folder / FILE
-    path.write_text(_HEAD + "".join(entries), encoding="utf-8")
+    path.write_text(_as_toml((*_unreplaced(folder, floors), *floors)), encoding="utf-8")
     return path
+
+
+def _as_toml(floors: Sequence[Calibrated]) -> str:
+    return _HEAD + "".join(map(_entry, floors))
 
 
 def _unreplaced(folder: Path, floors: Sequence[Calibrated]) -> list[Calibrated]:
@@ -140,11 +147,15 @@ def _converted(where: str, entry: Any) -> Calibrated:
 
 def _require_provenance(where: str, floor: Calibrated) -> None:
     if floor.sessions < MIN_SESSIONS or not floor.versions:
-        raise UsageError(
-            f"{where}: {floor.sessions} sessions, {len(floor.versions)} versions; a floor needs "
-            f"{MIN_SESSIONS} sessions and the versions it was measured with. "
-            "'llmperf calibrate' measures one."
-        )
+        raise UsageError(f"{where}: {_what_a_floor_needs(floor)}")
+
+
+def _what_a_floor_needs(floor: Calibrated) -> str:
+    return (
+        f"{floor.sessions} sessions, {len(floor.versions)} versions; a floor needs "
+        f"{MIN_SESSIONS} sessions and the versions it was measured with. "
+        "'llmperf calibrate' measures one."
+    )
 
 
 def _require_share(where: str, floor: Calibrated) -> None:
@@ -182,5 +193,9 @@ def _value(value: object) -> str:
 
 
 def _inline_table(table: dict[str, object]) -> str:
-    pairs = (f"{_value(key)} = {_value(value)}" for key, value in sorted(table.items()))
+    pairs = starmap(_pair, sorted(table.items()))
     return f"{{ {', '.join(pairs)} }}"
+
+
+def _pair(key: str, value: object) -> str:
+    return f"{_value(key)} = {_value(value)}"

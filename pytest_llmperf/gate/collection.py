@@ -32,8 +32,11 @@ class Collected:
         """
         if file in self.files:
             return True
-        path = self.root / file
-        return bool(file) and not path.exists() and _is_below(path, self.paths)
+        return bool(file) and self._was_removed(self.root / file)
+
+    def _was_removed(self, path: Path) -> bool:
+        """Whether a path that was asked for as a whole does not exist any more."""
+        return not path.exists() and _is_below(path, self.paths)
 
     def sendable(self) -> dict[str, list[str]]:
         """The same as pytest-xdist can carry it from a worker to its controller."""

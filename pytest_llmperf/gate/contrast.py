@@ -93,9 +93,13 @@ class _Sides(Struct, frozen=True, kw_only=True):
         """Whether both sides are one record, which `llm.compare` measured in turn."""
         if len(self.before) != 1 or len(self.after) != 1:
             return False
-        old, new = self.newest
-        together = old.paired_with is not None and old.paired_with == new.paired_with
-        return together and old.id != new.id
+        return _were_measured_in_turn(*self.newest)
+
+
+def _were_measured_in_turn(old: Record, new: Record) -> bool:
+    """Whether two records are the sides of one comparison."""
+    together = old.paired_with is not None and old.paired_with == new.paired_with
+    return together and old.id != new.id
 
 
 def _compared(sides: _Sides) -> Change:

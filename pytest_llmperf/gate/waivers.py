@@ -26,6 +26,10 @@ _EXAMPLE = (
 )
 
 
+UNREADABLE = (tomllib.TOMLDecodeError, UnicodeDecodeError)
+"""What reading a file raises that is no TOML."""
+
+
 class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who answers for a metric of a test through the day it `expires`.
 
@@ -39,6 +43,11 @@ class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str
     expires: date
     device: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file of its test."""
+        return self.test.partition("::")[0]
 
     def covers(self, record: Record, metric: str) -> bool:
         """Whether it is for this metric of this record."""
@@ -70,8 +79,9 @@ class Waivers(Struct, frozen=True, kw_only=True):
         Only files that `known_file` are judged, since others were not looked into.
         """
         tests = list(tests)
-        waivers = [waiver for waiver in self._all if waiver.is_unknown(tests)]
-        return [waiver for waiver in waivers if known_file(waiver.test.partition("::")[0])]
+        return [
+            waiver for waiver in self._all if known_file(waiver.file) and waiver.is_unknown(tests)
+        ]
 
     @property
     def _all(self) -> tuple[Waiver, ...]:
@@ -99,8 +109,11 @@ def read_waivers(path: Path, *, today: Callable[[], date] = _today) -> Waivers:
     if not path.is_file():
         _require_default_name(path)
         return Waivers(path=path)
-    waivers = [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
-    return _sorted_by_expiry(path, waivers, today())
+    return _sorted_by_expiry(path, _waivers_of(path), today())
+
+
+def _waivers_of(path: Path) -> list[Waiver]:
+    return [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
 
 
 def _require_default_name(path: Path) -> None:
@@ -114,24 +127,34 @@ def _require_default_name(path: Path) -> None:
 
 def _sorted_by_expiry(path: Path, waivers: Sequence[Waiver], day: date) -> Waivers:
     """The waivers that hold on the day apart from those that do no more."""
-    active = tuple(waiver for waiver in waivers if waiver.expires >= day)
-    expired = tuple(waiver for waiver in waivers if waiver.expires < day)
+    active, expired = _active(waivers, day), _expired(waivers, day)
     return Waivers(path=path, active=active, expired=expired)
+
+
+def _active(waivers: Sequence[Waiver], day: date) -> tuple[Waiver, ...]:
+    return tuple(waiver for waiver in waivers if waiver.expires >= day)
+
+
+def _expired(waivers: Sequence[Waiver], day: date) -> tuple[Waiver, ...]:
+    return tuple(waiver for waiver in waivers if waiver.expires < day)
 
 
 def _entries(path: Path) -> list[Any]:
     content = _content(path)
     entries = content.pop("waiver", [])
-    if not content and isinstance(entries, list):
-        return entries
-    unknown = ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
-    raise UsageError(f"{path}: {unknown} is not known. Write {_EXAMPLE}.")
+    if content or not isinstance(entries, list):
+        raise UsageError(f"{path}: {_unknown_keys(content)} is not known. Write {_EXAMPLE}.")
+    return entries
+
+
+def _unknown_keys(content: dict[str, Any]) -> str:
+    return ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path} cannot be read: {error}. Write {_EXAMPLE}.") from error
 
 
@@ -177,7 +200,9 @@ def _require_metric(where: str, metric: str) -> None:
 def _require_known_metric(where: str, metric: str) -> None:
     known = gateable()
     if metric not in known:
-        near = did_you_mean(metric, known)
-        raise UsageError(
-            f"{where}: metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."
-        )
+        raise UsageError(f"{where}: {_unknown_metric(metric, known)}")
+
+
+def _unknown_metric(metric: str, known: Sequence[str]) -> str:
+    near = did_you_mean(metric, known)
+    return f"metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."

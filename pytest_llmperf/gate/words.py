@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.format import format_percent, format_value
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import Comparison
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.gate.gated import GatedMetric
@@ -156,11 +156,13 @@ def _not_held_against_history(statement: str, *, text: str, detail: str, strict:
 
 def _value_statement(gated: GatedMetric) -> str:
     """What the metric is, or that it could not be measured."""
-    metric = gated.metric
-    subject = title(metric.name, gated.record)
+    return f"{title(gated.metric.name, gated.record)} {_predicate(gated.metric)}"
+
+
+def _predicate(metric: MetricValue) -> str:
     if metric.value is None:
-        return f"{subject} could not be measured"
-    return f"{subject} is {format_value(metric.value, metric.unit)}"
+        return "could not be measured"
+    return f"is {format_value(metric.value, metric.unit)}"
 
 
 def _why_not_compared(gated: GatedMetric) -> str:
