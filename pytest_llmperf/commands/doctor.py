@@ -19,6 +19,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.commands.examination import Check, Status
+    from pytest_llmperf.history.results import Series
     from pytest_llmperf.history.store import Store
 
 _HEADER = ("area", "name", "status", "detail")
@@ -84,10 +85,12 @@ def _history_check(status: Status, detail: str, affects: str = "") -> Check:
 
 
 def _contents(store: Store) -> str:
-    series = store.series()
+    return " ".join([f"{store.shown}: {_counts(store.series())}", *store.notices])
+
+
+def _counts(series: Sequence[Series]) -> str:
     n_records = sum(one_series.n for one_series in series)
-    detail = f"{store.shown}: {len(series)} series, {n_records} records"
-    return " ".join([detail, *store.notices])
+    return f"{len(series)} series, {n_records} records"
 
 
 def _failed_engines(names: Sequence[str], checks: Sequence[Check]) -> list[str]:
@@ -112,10 +115,13 @@ def _require_engine(name: str, known: Mapping[str, Status]) -> None:
 
 
 def _print(checks: Sequence[Check], failed: Sequence[str]) -> None:
-    rows = [(check.area, check.name, check.status, check.detail) for check in checks]
-    print_table(rows, _HEADER)
+    print_table(list(map(_cells, checks)), _HEADER)
     _print_affected(_affected(checks))
     _print_failed(failed)
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    return (check.area, check.name, check.status, check.detail)
 
 
 def _print_failed(failed: Sequence[str]) -> None:
@@ -135,9 +141,12 @@ def _affected(checks: Sequence[Check]) -> list[str]:
     lines = []
     for (area, affects, remedy), names in _alike(checks).items():
         lines.append(f"  {area} {', '.join(names)}: {affects}")
-        if remedy:
-            lines.append(f"    -> {remedy}")
+        lines += _remedy_lines(remedy)
     return lines
+
+
+def _remedy_lines(remedy: str) -> list[str]:
+    return [f"    -> {remedy}"] if remedy else []
 
 
 def _alike(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[str]]:

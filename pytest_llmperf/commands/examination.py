@@ -144,12 +144,14 @@ def _unusable_gpus(machine: Machine) -> Check:
 
 
 def _gpu(index: int, gpu: DriverGpu) -> Check:
-    facts = ", ".join(
-        f"{name} {value}"
-        for name, value in sorted(gpu.facts.items())
-        if name not in {"name", "uuid_hash"}
-    )
-    return Check(area="device", name=f"cuda:{index}", status="ok", detail=f"{gpu.name} ({facts})")
+    detail = f"{gpu.name} ({', '.join(_facts(gpu))})"
+    return Check(area="device", name=f"cuda:{index}", status="ok", detail=detail)
+
+
+def _facts(gpu: DriverGpu) -> list[str]:
+    """What the driver says of a GPU, but for its name and what identifies it."""
+    facts = sorted(gpu.facts.items())
+    return [f"{name} {value}" for name, value in facts if name not in {"name", "uuid_hash"}]
 
 
 def _energy(machine: Machine) -> Check:

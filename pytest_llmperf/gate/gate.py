@@ -146,8 +146,9 @@ class Gate:
         self, test: str, limits: Mapping[str, float], floors: Mapping[str, Calibrated]
     ) -> None:
         for name, calibrated in floors.items():
-            if limits.get(name, calibrated.floor) < calibrated.floor:
-                self._note(words.below_floor(test, name, limits[name], calibrated))
+            limit = limits.get(name, calibrated.floor)
+            if limit < calibrated.floor:
+                self._note(words.below_floor(test, name, limit, calibrated))
 
     def _session_limits(self, floors: Mapping[str, Calibrated]) -> dict[str, float]:
         if self._limits and self._limits != DEFAULT_LIMITS:
@@ -191,8 +192,7 @@ class Gate:
     def _measured_again(self, metrics: Sequence[GatedMetric], again: Again) -> list[GatedMetric]:
         if self._again_s >= self._settings.again_budget_s:
             return self._left_undecided(metrics)
-        records = self._timed(again)
-        return [metric.measured_again(records[metric.position]) for metric in metrics]
+        return _with_second_values(metrics, self._timed(again))
 
     def _left_undecided(self, metrics: Sequence[GatedMetric]) -> list[GatedMetric]:
         """The metrics of a session that has used its time for second measurements."""
@@ -229,6 +229,12 @@ class Gate:
         elif comparison.again is not None and not gated.failed:
             self._note(f"{test}: not seen again on its second measurement: {finding.text}")
         return finding
+
+
+def _with_second_values(
+    metrics: Sequence[GatedMetric], records: Sequence[Record]
+) -> list[GatedMetric]:
+    return [metric.measured_again(records[metric.position]) for metric in metrics]
 
 
 def _message(failed: Sequence[Finding]) -> str:
