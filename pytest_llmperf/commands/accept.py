@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,6 +21,8 @@ from pytest_llmperf.commands.shared import (
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.accept import Acceptance, Rename
     from pytest_llmperf.history.results import Series
@@ -74,7 +76,8 @@ def accept_command(
     signature = {"who": user_name() if who is None else who, "why": reason, "when": now()}
     with open_history(store) as opened:
         if series is not None:
-            _write(*_level(opened, series, record_id, signature), as_json=as_json)
+            accepted_series = _one_series(opened.series(), series)
+            _write(*_level(opened, accepted_series, record_id, signature), as_json=as_json)
         else:
             old, new = rename or (removed or "", "")
             _write(*_rename(opened, old, new, signature), as_json=as_json)
@@ -84,10 +87,14 @@ def _require_one(subjects: Mapping[str, object]) -> None:
     """Raise UsageError unless exactly one thing is accepted."""
     names = [name for name, value in subjects.items() if value]
     if len(names) != 1:
-        raise UsageError(
-            "one of SERIES, --rename OLD NEW and --removed OLD is needed, "
-            f"not {' and '.join(names) or 'none'}."
-        )
+        raise UsageError(_one_is_needed(names))
+
+
+def _one_is_needed(names: Sequence[str]) -> str:
+    return (
+        "one of SERIES, --rename OLD NEW and --removed OLD is needed, "
+        f"not {' and '.join(names) or 'none'}."
+    )
 
 
 def _write(line: Acceptance | Rename, message: str, *, as_json: bool) -> None:
@@ -96,53 +103,83 @@ def _write(line: Acceptance | Rename, message: str, *, as_json: bool) -> None:
     path = append(project_root(), line)
     if as_json:
         print_json({"accepted": line, "file": str(path)})
-        return
+    else:
+        _print_added(message, path)
+
+
+def _print_added(message: str, path: Path) -> None:
     click.echo(encodable(message))
     click.echo(f"Added to {path}: review and commit it.")
 
 
 def _level(
-    store: Store, name: str, record_id: str | None, signature: dict[str, str]
+    store: Store, series: Series, record_id: str | None, signature: dict[str, str]
 ) -> tuple[Acceptance, str]:
+    record = _record_of(store, series, record_id)
+    return _acceptance(series, record, signature), _level_is_accepted(record)
+
+
+def _acceptance(series: Series, record: Record, signature: dict[str, str]) -> Acceptance:
     from pytest_llmperf.history.accept import Acceptance  # noqa: PLC0415
 
-    series = _one_series(store.series(), name)
-    record = _record_of(store, series, record_id)
-    line = Acceptance(
+    return Acceptance(
         series=series.key, record=record.id, created=record.created, test=record.test, **signature
     )
+
+
+def _level_is_accepted(record: Record) -> str:
     start = f"from record {record.id} of {record.created} on"
-    return line, f"{record.test} ({record.strategy}): {start}, its level is accepted."
+    return f"{record.test} ({record.strategy}): {start}, its level is accepted."
 
 
 def _rename(store: Store, old: str, new: str, signature: dict[str, str]) -> tuple[Rename, str]:
-    from pytest_llmperf.history.accept import Rename, Reviewed  # noqa: PLC0415
+    from pytest_llmperf.history.accept import Rename  # noqa: PLC0415
 
     line = Rename(old=old, new=new, **signature)
+    histories = _histories(len(_renamed_tests(store, line)))
+    return line, _what_becomes_of_them(line, histories)
+
+
+def _renamed_tests(store: Store, line: Rename) -> list[str]:
+    """The tests that the line is about. Raises UsageError where there are none."""
+    return _tests_with_another_name(store, line) or _refuse_unknown_test(store, line.old)
+
+
+def _tests_with_another_name(store: Store, line: Rename) -> list[str]:
+    from pytest_llmperf.history.accept import Reviewed  # noqa: PLC0415
+
     renamed = Reviewed(renames=(line,))
-    n = sum(renamed.name_now(test) != test for test in store.tests())
-    if not n:
-        raise _unknown_test(store, old)
-    histories = f"the history of {n} test{'' if n == 1 else 's'}"
-    if new:
-        return line, f"{old} was renamed to {new}: {histories} goes on under it."
-    return line, f"{old} was removed: {histories} ends."
+    return [test for test in store.tests() if renamed.name_now(test) != test]
 
 
-def _unknown_test(store: Store, name: str) -> UsageError:
+def _what_becomes_of_them(line: Rename, histories: str) -> str:
+    if line.new:
+        return f"{line.old} was renamed to {line.new}: {histories} goes on under it."
+    return f"{line.old} was removed: {histories} ends."
+
+
+def _histories(n_tests: int) -> str:
+    return f"the history of {n_tests} test{'' if n_tests == 1 else 's'}"
+
+
+def _refuse_unknown_test(store: Store, name: str) -> NoReturn:
     near = did_you_mean(name, store.tests())
-    return UsageError(
+    raise UsageError(
         f"no test in {store.shown} is {name!r} or below it.{near} 'llmperf history' lists all."
     )
 
 
 def _one_series(series: Sequence[Series], name: str) -> Series:
     """The series of this key, or the one with this in its test's name."""
-    matches = [candidate for candidate in series if candidate.key == name]
-    matches = matches or [candidate for candidate in series if name in candidate.test]
+    matches = _matching(series, name)
     if len(matches) == 1:
         return matches[0]
     raise UsageError(_not_one_series(name, matches, series))
+
+
+def _matching(series: Sequence[Series], name: str) -> list[Series]:
+    by_key = [candidate for candidate in series if candidate.key == name]
+    return by_key or [candidate for candidate in series if name in candidate.test]
 
 
 def _not_one_series(name: str, matches: Sequence[Series], series: Sequence[Series]) -> str:
@@ -159,9 +196,13 @@ def _series_line(series: Series) -> str:
 
 def _record_of(store: Store, series: Series, record_id: str | None) -> Record:
     for record in store.records(series=series.key):
-        if record_id is None or record.id == record_id:
+        if record_id in (None, record.id):
             return record
-    raise UsageError(
+    raise _no_such_record(series, record_id)
+
+
+def _no_such_record(series: Series, record_id: str | None) -> UsageError:
+    return UsageError(
         f"series {series.key} has no record {record_id!r}. "
         "'llmperf history --json' shows its records."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -91,15 +92,20 @@ def advise_command(
 
 
 def _limits(**texts: str | None) -> dict[str, float]:
+    readers = _readers()
+    return {axis: readers[axis](text) for axis, text in texts.items() if text is not None}
+
+
+def _readers() -> dict[str, Callable[[str], float]]:
+    """What reads the limit of each axis."""
     from pytest_llmperf.core import amounts  # noqa: PLC0415
 
-    read = {
+    return {
         "memory": amounts.size_bytes,
         "top1": amounts.share,
         "perplexity": amounts.ratio,
         "ttft": amounts.duration_s,
     }
-    return {axis: read[axis](text) for axis, text in texts.items() if text is not None}
 
 
 def _print_document(
@@ -112,18 +118,35 @@ def _print_document(
 
 
 def _print_advice(candidates: Candidates, advice: Advice, limits: dict[str, float]) -> None:
-    from pytest_llmperf.report.advice import sentences, table  # noqa: PLC0415
-
     _print_origin(candidates)
+    _print_strategies(candidates, advice)
+    _print_sentences(candidates, advice, limits)
+
+
+def _print_strategies(candidates: Candidates, advice: Advice) -> None:
+    from pytest_llmperf.report.advice import table  # noqa: PLC0415
+
     header, rows = table(advice, candidates.choices)
     print_table(rows, header)
+
+
+def _print_sentences(candidates: Candidates, advice: Advice, limits: dict[str, float]) -> None:
+    from pytest_llmperf.report.advice import sentences  # noqa: PLC0415
+
     lines = sentences(advice, candidates.choices, limits)
     click.echo("\n" + "\n".join(map(encodable, lines)))
 
 
 def _print_origin(candidates: Candidates) -> None:
     """What was measured where, and what memory and quality mean."""
+    click.echo(encodable(_what_was_measured(candidates)))
+    click.echo(encodable(_meaning_of_axes(candidates)) + "\n")
+
+
+def _what_was_measured(candidates: Candidates) -> str:
+    return f"{candidates.model} on {candidates.environment}: {candidates.workload}"
+
+
+def _meaning_of_axes(candidates: Candidates) -> str:
     agreement = candidates.agreement or "no agreement is stored"
-    measured = f"{candidates.model} on {candidates.environment}: {candidates.workload}"
-    click.echo(encodable(measured))
-    click.echo(encodable(f"memory: {candidates.memory}; quality: {agreement}") + "\n")
+    return f"memory: {candidates.memory}; quality: {agreement}"

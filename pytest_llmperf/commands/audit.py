@@ -10,7 +10,9 @@ import click
 from pytest_llmperf.commands.shared import encodable, example, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from pytest_llmperf.commands.auditing import Audit, Lane
+    from pytest_llmperf.commands.auditing import Audit, Lane, Orphan
+
+_HEADER = ("lane", "GPUs", "tests that run")
 
 
 @click.command(
@@ -44,23 +46,36 @@ def audit_command(as_json: bool) -> None:
 
 
 def _print_lanes(lanes: tuple[Lane, ...], result: Audit) -> None:
-    rows = [
-        (
-            lane.name,
-            "no GPU" if lane.gpus == "0" else lane.gpus,
-            f"{result.lanes[lane.name]} of {result.tests}",
-        )
-        for lane in lanes
-    ]
-    print_table(rows, ("lane", "GPUs", "tests that run"))
+    rows = [_lane_cells(lane, result) for lane in lanes]
+    print_table(rows, _HEADER)
+
+
+def _lane_cells(lane: Lane, result: Audit) -> tuple[str, str, str]:
+    return (lane.name, _gpus(lane), f"{result.lanes[lane.name]} of {result.tests}")
+
+
+def _gpus(lane: Lane) -> str:
+    return "no GPU" if lane.gpus == "0" else lane.gpus
 
 
 def _print_orphans(result: Audit) -> None:
     if not result.orphans:
         click.echo("Every test runs in at least one lane.")
         return
-    click.echo(f"\n{len(result.orphans)} of {result.tests} tests run in no lane:")
+    click.echo(_head(result))
     for orphan in result.orphans:
-        click.echo(encodable(f"  {orphan.test}"))
-        for name, reason in orphan.reasons.items():
-            click.echo(encodable(f"    {name}: {reason}"))
+        _print_orphan(orphan)
+
+
+def _head(result: Audit) -> str:
+    return f"\n{len(result.orphans)} of {result.tests} tests run in no lane:"
+
+
+def _print_orphan(orphan: Orphan) -> None:
+    click.echo(encodable(f"  {orphan.test}"))
+    for name, reason in orphan.reasons.items():
+        _print_reason(name, reason)
+
+
+def _print_reason(lane: str, reason: str) -> None:
+    click.echo(encodable(f"    {lane}: {reason}"))

@@ -26,12 +26,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _why_not(item: pytest.Item) -> str:
+    """Why the test would not run; "" where it would."""
     from pytest_llmperf.plugin.plan import skip_reason  # noqa: PLC0415
-    from pytest_llmperf.plugin.stash import DECLARED, UNUSABLE  # noqa: PLC0415
 
     skipped = skip_reason(item)
     if skipped is not None:
         return f"skipped: {skipped}"
-    declared = item.stash.get(DECLARED, None)
-    error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
+    return _why_unusable(item)
+
+
+def _why_unusable(item: pytest.Item) -> str:
+    error = _declaration_error(item)
     return "" if error is None else f"error: {error}"
+
+
+def _declaration_error(item: pytest.Item) -> object:
+    from pytest_llmperf.plugin.stash import DECLARED, UNUSABLE  # noqa: PLC0415
+
+    declared = item.stash.get(DECLARED, None)
+    return item.stash.get(UNUSABLE, None) if declared is None else declared.error

@@ -29,6 +29,11 @@ _COLLECT = ("-m", "pytest", "--collect-only", "-q", "-p", "pytest_llmperf.comman
 _FINE = (0, 5)  # pytest's exit codes for a collection, and for an empty one
 _TIMEOUT_S = 600
 _TAIL_LINES = 10
+_NO_LANE = (
+    "no lane is configured. Name them in the ini file, one a line, for example:\n"
+    f"{LANES} =\n"
+    "    laptop: -m 'not nightly'\n    nightly: [2x141GB:NVIDIA H200:9.0] --llmperf-gpus=2"
+)
 
 
 class Lane(Struct, frozen=True, kw_only=True):
@@ -40,6 +45,9 @@ class Lane(Struct, frozen=True, kw_only=True):
     name: str
     arguments: tuple[str, ...]
     gpus: str = "0"
+
+
+_WITHOUT_ARGUMENTS = Lane(name="without arguments", arguments=())
 
 
 class Orphan(Struct, frozen=True, kw_only=True):
@@ -67,26 +75,34 @@ def lanes_of(value: object) -> tuple[Lane, ...]:
     """
     lanes = tuple(map(_lane, _lines(value)))
     if not lanes:
-        raise UsageError(
-            "no lane is configured. Name them in the ini file, one a line, for example:\n"
-            f"{LANES} =\n"
-            "    laptop: -m 'not nightly'\n    nightly: [2x141GB:NVIDIA H200:9.0] --llmperf-gpus=2",
-        )
-    names = [lane.name for lane in lanes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"{LANES}: lane {twice[0]!r} is there twice. Give each a name of its own.")
+        raise UsageError(_NO_LANE)
+    _require_own_names(lanes)
     return lanes
+
+
+def _require_own_names(lanes: Sequence[Lane]) -> None:
+    repeated = _repeated_names(lanes)
+    if repeated:
+        raise UsageError(
+            f"{LANES}: lane {repeated[0]!r} is there twice. Give each a name of its own."
+        )
+
+
+def _repeated_names(lanes: Sequence[Lane]) -> list[str]:
+    names = [lane.name for lane in lanes]
+    return sorted(name for name in names if names.count(name) > 1)
 
 
 def _lines(value: object) -> list[str]:
     """The lines of a list of the ini file, as text or as a list, without empty ones."""
-    lines: Sequence[object] = ()
+    lines = (str(entry).strip() for entry in _entries(value))
+    return [line for line in lines if line]
+
+
+def _entries(value: object) -> Sequence[object]:
     if isinstance(value, str):
-        lines = value.splitlines()
-    elif isinstance(value, list | tuple):
-        lines = value
-    return [str(line).strip() for line in lines if str(line).strip()]
+        return value.splitlines()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def audit(lanes: Sequence[Lane], root: Path) -> Audit:
@@ -95,7 +111,7 @@ def audit(lanes: Sequence[Lane], root: Path) -> Audit:
     Raises UsageError for a lane that cannot be collected.
     """
     collected = {lane.name: collect(lane, root) for lane in lanes}
-    everything = collect(Lane(name="without arguments", arguments=()), root)
+    everything = collect(_WITHOUT_ARGUMENTS, root)
     return compared(collected, everything)
 
 
@@ -113,9 +129,13 @@ def compared(collected: Mapping[str, Mapping[str, str]], everything: Mapping[str
 def _orphans(tests: Iterable[str], collected: Mapping[str, Mapping[str, str]]) -> Iterator[Orphan]:
     """The tests that each lane has a reason not to run."""
     for test in tests:
-        reasons = {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
+        reasons = _reasons(test, collected)
         if all(reasons.values()):
             yield Orphan(test=test, reasons=reasons)
+
+
+def _reasons(test: str, collected: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {name: lane.get(test, NOT_COLLECTED) for name, lane in collected.items()}
 
 
 def collect(lane: Lane, root: Path) -> dict[str, str]:
@@ -135,19 +155,24 @@ def collect(lane: Lane, root: Path) -> dict[str, str]:
 
 
 def _run_collection(lane: Lane, root: Path, report: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
-    environment.pop("CUDA_VISIBLE_DEVICES", None)
     # pytest, with the arguments of the project's own ini file.
     return subprocess.run(  # noqa: S603
         [sys.executable, *_COLLECT, *lane.arguments],
         cwd=root,
-        env=environment,
+        env=_environment(lane, report),
         capture_output=True,
         text=True,
         check=False,
         timeout=_TIMEOUT_S,
         stdin=subprocess.DEVNULL,
     )
+
+
+def _environment(lane: Lane, report: Path) -> dict[str, str]:
+    """The environment of the lane's machine: its GPUs, none of them hidden."""
+    environment = {**os.environ, SIMULATED: lane.gpus, REPORT: str(report)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return environment
 
 
 def _tails(finished: subprocess.CompletedProcess[str]) -> str:
@@ -158,16 +183,34 @@ def _tails(finished: subprocess.CompletedProcess[str]) -> str:
 
 
 def _lane(line: str) -> Lane:
+    name, gpus, arguments = _parts(line)
+    simulated(gpus)
+    return Lane(name=name, gpus=gpus, arguments=_split(name, arguments))
+
+
+def _parts(line: str) -> tuple[str, str, str]:
+    """The name, the GPUs and the arguments of a lane's line."""
+    name, gpus, arguments = _match(line).groups()
+    return name, gpus or "0", arguments
+
+
+def _match(line: str) -> re.Match[str]:
     match = _LANE.fullmatch(line)
     if match is None:
-        raise UsageError(
-            f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', "
-            "for example 'nightly: [2x141GB] --llmperf-gpus=2'."
-        )
-    name, gpus, arguments = match.groups()
-    simulated(gpus or "0")
+        raise UsageError(_no_lane_line(line))
+    return match
+
+
+def _no_lane_line(line: str) -> str:
+    return (
+        f"{LANES}: {line!r} is not 'NAME: [GPUS] ARGUMENTS', "
+        "for example 'nightly: [2x141GB] --llmperf-gpus=2'."
+    )
+
+
+def _split(name: str, arguments: str) -> tuple[str, ...]:
     try:
-        return Lane(name=name, gpus=gpus or "0", arguments=tuple(shlex.split(arguments)))
+        return tuple(shlex.split(arguments))
     except ValueError as error:
         raise UsageError(
             f"{LANES}: the arguments of lane {name!r}, {arguments!r}, cannot be split: {error}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,15 @@ def _ignore(step: Step) -> None:
 
 
 def _print_step(step: Step) -> None:
-    word = "skipped" if step.word == "skip" else step.word
-    click.echo(encodable(f"{step.commit[:10]} {word}: {_evidence(step)}  {step.subject}"))
+    click.echo(encodable(_step_line(step)))
+
+
+def _step_line(step: Step) -> str:
+    return f"{step.commit[:10]} {_participle(step)}: {_evidence(step)}  {step.subject}"
+
+
+def _participle(step: Step) -> str:
+    return "skipped" if step.word == "skip" else step.word
 
 
 def _exit_code(result: Bisection) -> int:
@@ -100,30 +108,47 @@ def _evidence(step: Step) -> str:
     if step.ratio is None:
         return step.reason or step.outcome
     ratio = f"{format_value(step.ratio, 'x')} {interval_text(step.low, step.high)}".rstrip()
-    parts = [step.outcome, ratio, f"{step.pairs} pairs"]
-    if step.evidence is not None:
-        parts.append(f"E = {step.evidence:.3g}")
-    return ", ".join(parts)
+    return f"{step.outcome}, {ratio}, {step.pairs} pairs{_e_value(step.evidence)}"
+
+
+def _e_value(evidence: float | None) -> str:
+    return "" if evidence is None else f", E = {evidence:.3g}"
 
 
 def _conclusion(result: Bisection, search: Search) -> str:
-    first = result.first_bad
-    if first is not None:
-        return (
-            f"{first.commit} is the first commit that made {search.metric} worse "
-            f"than {search.good}'s: {first.subject}\n"
-            f"{first.test}: {_evidence(first)}"
-        )
-    if not result.suspects:
-        return (
-            f"{search.bad} is not seen to be worse than {search.good} "
-            f"({_evidence(result.steps[-1])}): there is nothing to look for."
-        )
+    if result.first_bad is not None:
+        return _first_bad(result.first_bad, search)
+    if result.suspects:
+        return _range(result, search)
+    return _not_worse(result, search)
+
+
+def _first_bad(step: Step, search: Search) -> str:
+    head = f"{step.commit} is the first commit that made {search.metric} worse"
+    return f"{head} than {search.good}'s: {step.subject}\n{_test_line(step)}"
+
+
+def _test_line(step: Step) -> str:
+    return f"{step.test}: {_evidence(step)}"
+
+
+def _not_worse(result: Bisection, search: Search) -> str:
+    return (
+        f"{search.bad} is not seen to be worse than {search.good} "
+        f"({_evidence(result.steps[-1])}): there is nothing to look for."
+    )
+
+
+def _range(result: Bisection, search: Search) -> str:
     head = f"The first commit that made {search.metric} worse is one of these"
     return "\n".join([f"{head}, which could not be told apart:", *_suspect_lines(result)])
 
 
 def _suspect_lines(result: Bisection) -> list[str]:
     """The commits that could be the first bad one, each with why it was skipped, or bad."""
-    skipped = {step.commit: _evidence(step) for step in result.steps if step.word == "skip"}
+    skipped = _why_skipped(result.steps)
     return [f"  {commit}  {skipped.get(commit, 'bad')}" for commit in result.suspects]
+
+
+def _why_skipped(steps: Sequence[Step]) -> dict[str, str]:
+    return {step.commit: _evidence(step) for step in steps if step.word == "skip"}

@@ -184,8 +184,7 @@ class _Walker:
         """
         finished = run_git(self.tree, "bisect", step.word)
         if finished.returncode != 0 and _end(finished.stdout) is None:
-            message = finished.stderr.strip() or finished.stdout.strip()
-            raise UsageError(f"git bisect {step.word}: {message}")
+            raise UsageError(f"git bisect {step.word}: {_complaint(finished)}")
         return finished.stdout
 
     def narrow(self, bad: Step) -> None:
@@ -236,8 +235,7 @@ class _Walker:
             file = Path(folder) / "records.jsonl"
             finished = self._run_pytest(file)
             records = _newest(file)
-        tail = filter(None, map(str.strip, finished.stdout.splitlines()[-_TAIL_LINES:]))
-        return records, f"pytest ended with exit code {finished.returncode}: {' / '.join(tail)}"
+        return records, _ending(finished)
 
     def _run_pytest(self, file: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603 - our own interpreter, the user's own arguments
@@ -274,12 +272,30 @@ class _Walker:
         return environ | base_environment(trees, environ, self.tree) | {OTHERS: str(self._top)}
 
 
+def _ending(finished: subprocess.CompletedProcess[str]) -> str:
+    """How a pytest session ended, and its last lines."""
+    return f"pytest ended with exit code {finished.returncode}: {_tail(finished.stdout)}"
+
+
+def _tail(output: str) -> str:
+    lines = map(str.strip, output.splitlines()[-_TAIL_LINES:])
+    return " / ".join(filter(None, lines))
+
+
+def _complaint(finished: subprocess.CompletedProcess[str]) -> str:
+    return finished.stderr.strip() or finished.stdout.strip()
+
+
 def _newest(file: Path) -> list[Record]:
     """The newest line of each record of a file that may not be there."""
     if not file.is_file():
         return []
-    records = [line for line in read(file) if not isinstance(line, BadLine)]
-    return list({record.id: record for record in records}.values())
+    newest = {record.id: record for record in _readable(file)}
+    return list(newest.values())
+
+
+def _readable(file: Path) -> list[Record]:
+    return [line for line in read(file) if not isinstance(line, BadLine)]
 
 
 def _root_inside(folder: Path, top: Path) -> Path:

@@ -116,19 +116,27 @@ def _report(
     floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None, *, as_json: bool
 ) -> None:
     if as_json:
-        file_name = None if path is None else str(path)
-        print_json({"found": list(map(_document, floors)), "file": file_name})
+        _print_document(floors, path)
     else:
-        _print(floors, limits, path)
+        _print(floors, limits)
+        _print_file(path, len(floors))
 
 
-def _print(floors: Sequence[Floor], limits: Mapping[str, float], path: Path | None) -> None:
+def _print_document(floors: Sequence[Floor], path: Path | None) -> None:
+    file_name = None if path is None else str(path)
+    print_json({"found": list(map(_document, floors)), "file": file_name})
+
+
+def _print(floors: Sequence[Floor], limits: Mapping[str, float]) -> None:
     print_table(list(map(_cells, floors)), _HEADER)
     for line in _remarks(floors, limits):
         click.echo(encodable(line))
+
+
+def _print_file(path: Path | None, n_floors: int) -> None:
     if path is not None:
-        n = f"{len(floors)} floor{'' if len(floors) == 1 else 's'}"
-        click.echo(f"{n} written to {path}: review and commit it.")
+        floors = f"{n_floors} floor{'' if n_floors == 1 else 's'}"
+        click.echo(f"{floors} written to {path}: review and commit it.")
 
 
 def _document(floor: Floor) -> dict[str, Any]:
@@ -190,18 +198,18 @@ def _autocorrelation(noise: Noise) -> str:
 
 def _remarks(floors: Sequence[Floor], limits: Mapping[str, float]) -> list[str]:
     """A line for each limit that unchanged sessions exceed."""
+    exceeded = [floor for floor in floors if limits[floor.metric] < floor.noise.proposed]
+    return [_remark(floor, limits[floor.metric]) for floor in exceeded]
+
+
+def _remark(floor: Floor, limit: float) -> str:
     from pytest_llmperf.core.format import format_percent  # noqa: PLC0415
 
-    lines = []
-    for floor in floors:
-        limit, proposed = limits[floor.metric], floor.noise.proposed
-        if limit < proposed:
-            lines.append(
-                f"{floor.metric} of {floor.record.strategy}: the limit of "
-                f"{format_percent(limit, 2)} is below what sessions differ by without a change "
-                f"({format_percent(proposed, 2)}); a loss of that size stays undecided"
-            )
-    return lines
+    return (
+        f"{floor.metric} of {floor.record.strategy}: the limit of "
+        f"{format_percent(limit, 2)} is below what sessions differ by without a change "
+        f"({format_percent(floor.noise.proposed, 2)}); a loss of that size stays undecided"
+    )
 
 
 def _write(root: Path, floors: Sequence[Floor], *, any_test: bool) -> Path:

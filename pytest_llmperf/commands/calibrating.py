@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from msgspec import Struct
 
@@ -38,6 +38,9 @@ _PYTEST = (
     "--llmperf-store=none",
 )
 _TAIL_LINES = 5
+_NOTHING_COMMON = (
+    "no measurement is common to all sessions: calibrate tests that always measure the same."
+)
 _TEST = """import pytest
 from pytest_llmperf import Decode, Prefill, PromptSet
 
@@ -121,10 +124,13 @@ def run_session(root: Path, arguments: Sequence[str]) -> Session:
 
 
 def _nothing_recorded(finished: subprocess.CompletedProcess[bytes]) -> str:
-    output = (finished.stdout + finished.stderr).decode("utf-8", "replace").strip()
-    tail = "\n  ".join(output.splitlines()[-_TAIL_LINES:])
     exit_code = f"pytest's exit code {finished.returncode}"
-    return f"a session recorded no valid run ({exit_code}):\n  {tail}"
+    return f"a session recorded no valid run ({exit_code}):\n  {_tail(finished)}"
+
+
+def _tail(finished: subprocess.CompletedProcess[bytes]) -> str:
+    output = (finished.stdout + finished.stderr).decode("utf-8", "replace").strip()
+    return "\n  ".join(output.splitlines()[-_TAIL_LINES:])
 
 
 def enough(sessions: Sequence[Session], n_sessions: int, n_pairs: int) -> bool:
@@ -139,11 +145,12 @@ def enough(sessions: Sequence[Session], n_sessions: int, n_pairs: int) -> bool:
 
 def _fewest_pairs(sessions: Sequence[Session]) -> int:
     """The pairs of repetitions of the measurement that has the fewest."""
-    pairs = [
-        sum(len(_repetitions(session.get(key, ()))) // 2 for session in sessions)
-        for key in sessions[0]
-    ]
-    return min(pairs, default=0)
+    return min((_pairs(sessions, key) for key in sessions[0]), default=0)
+
+
+def _pairs(sessions: Sequence[Session], key: Key) -> int:
+    """The pairs of repetitions of one measurement in all sessions."""
+    return sum(len(_repetitions(session.get(key, ()))) // 2 for session in sessions)
 
 
 def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Floor]:
@@ -154,18 +161,22 @@ def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Fl
         UsageError: no measurement is common to all.
 
     """
-    common = [key for key in sessions[0] if all(key in session for session in sessions)]
-    if not common:
-        raise UsageError(
-            "no measurement is common to all sessions: "
-            "calibrate tests that always measure the same."
-        )
     floors: list[Floor] = []
-    for key in common:
+    for key in _common(sessions):
         runs = [session[key] for session in sessions]
         _require_one_environment(runs)
         floors += _floors(runs, limits)
     return floors
+
+
+def _common(sessions: Sequence[Session]) -> list[Key]:
+    """The measurements that every session made. Raises UsageError where there are none."""
+    common = [key for key in sessions[0] if all(key in session for session in sessions)]
+    return common or _refuse_sessions()
+
+
+def _refuse_sessions() -> NoReturn:
+    raise UsageError(_NOTHING_COMMON)
 
 
 def _require_one_environment(runs: Sequence[Sequence[Record]]) -> None:
@@ -230,14 +241,21 @@ def _is_valid(record: Record) -> bool:
 
 
 def _require_workload(text: str) -> None:
+    if not _is_workload(_expression(text)):
+        raise UsageError(f"--workload {text!r} is no workload. {_HOW}")
+
+
+def _expression(text: str) -> ast.expr:
     try:
-        call = ast.parse(text, mode="eval").body
+        return ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise UsageError(f"--workload {text!r} is no workload: {error.msg}. {_HOW}") from error
-    known = (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id in ("Decode", "Prefill")
-    )
-    if not known:
-        raise UsageError(f"--workload {text!r} is no workload. {_HOW}")
+
+
+def _is_workload(call: ast.expr) -> bool:
+    """Whether an expression is a call of a workload by its name."""
+    return isinstance(call, ast.Call) and _names_a_workload(call.func)
+
+
+def _names_a_workload(function: ast.expr) -> bool:
+    return isinstance(function, ast.Name) and function.id in ("Decode", "Prefill")

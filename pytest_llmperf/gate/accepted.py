@@ -94,12 +94,7 @@ class _Search(NamedTuple):
     def _usable(self, points: Sequence[Point]) -> list[Point]:
         """Those with a value, of a test that passed or that somebody accepted."""
         accepted = {acceptance.record for acceptance in self.reviewed.accepted}
-        return [
-            point
-            for point in points
-            if point.value is not None
-            and (point.outcome in ACCEPTED or point.record_id in accepted)
-        ]
+        return [point for point in points if _is_usable(point, accepted)]
 
     def _why_none(
         self, keys: Sequence[str], earlier: Sequence[Point], usable: Sequence[Point]
@@ -152,6 +147,11 @@ class _Search(NamedTuple):
     def _newest(self, records: Iterable[Record]) -> Record | None:
         """The first record that this session did not make."""
         return next((r for r in records if r.session_id != self.record.session_id), None)
+
+
+def _is_usable(point: Point, accepted_records: set[str]) -> bool:
+    is_accepted = point.outcome in ACCEPTED or point.record_id in accepted_records
+    return point.value is not None and is_accepted
 
 
 def _levels(points: Sequence[Point], starts: Sequence[str]) -> AcceptedValues:

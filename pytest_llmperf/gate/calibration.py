@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pytest_llmperf.core.environment import device_names
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.gate.waivers import is_test
+from pytest_llmperf.gate.waivers import UNREADABLE, is_test
 
 FILE = "llmperf-calibration.toml"
 _HEAD = (
@@ -55,12 +56,12 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def covers(self, record: Record) -> bool:
         """Whether the record is a run of what was calibrated, on the same kind of device."""
-        same = (record.model, record.strategy, record.workload_text) == (
-            self.model,
-            self.strategy,
-            self.workload,
-        )
-        return same and self.device in device_names(record.environment) and self._for(record.test)
+        on_device = self.device in device_names(record.environment)
+        return on_device and self._measures_as(record) and self._for(record.test)
+
+    def _measures_as(self, record: Record) -> bool:
+        calibrated = (self.model, self.strategy, self.workload)
+        return (record.model, record.strategy, record.workload_text) == calibrated
 
     def same_as(self, other: Calibrated) -> bool:
         """Whether both are floors of one thing, so that the newer takes the other's place."""
@@ -79,18 +80,16 @@ def read_calibrations(folder: Path) -> tuple[Calibrated, ...]:
 
     """
     path = folder / FILE
-    if not path.is_file():
-        return ()
-    return tuple(_checked(path, n, entry) for n, entry in enumerate(_entries(path), start=1))
+    return tuple(_floors_of(path)) if path.is_file() else ()
+
+
+def _floors_of(path: Path) -> Iterator[Calibrated]:
+    for n, entry in enumerate(_entries(path), start=1):
+        yield _floor(f"{path}, entry {n}", entry)
 
 
 def _entries(path: Path) -> list[Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} cannot be read: {error}. 'llmperf calibrate' writes it."
-        ) from error
+    content = _content(path)
     entries = content.pop("calibrated", [])
     if content or not isinstance(entries, list):
         unknown = ", ".join(content) or "calibrated"
@@ -100,48 +99,83 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UNREADABLE as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}. 'llmperf calibrate' writes it."
+        ) from error
+
+
 def write_calibrations(folder: Path, floors: Sequence[Calibrated]) -> Path:
     """Add floors to the project's file.
 
     Each takes the place of an older one of the same measurement.
     """
-    unchanged = [
-        old for old in read_calibrations(folder) if not any(old.same_as(new) for new in floors)
-    ]
     path = folder / FILE
-    path.write_text(_HEAD + "".join(map(_entry, (*unchanged, *floors))), encoding="utf-8")
+    path.write_text(_as_toml((*_unreplaced(folder, floors), *floors)), encoding="utf-8")
     return path
 
 
-def _checked(path: Path, n: int, entry: Any) -> Calibrated:
-    where = f"{path}, entry {n}"
+def _as_toml(floors: Sequence[Calibrated]) -> str:
+    return _HEAD + "".join(map(_entry, floors))
+
+
+def _unreplaced(folder: Path, floors: Sequence[Calibrated]) -> list[Calibrated]:
+    """The floors of the file that none of the new ones takes the place of."""
+    stored = read_calibrations(folder)
+    return [old for old in stored if not any(old.same_as(new) for new in floors)]
+
+
+def _floor(where: str, entry: Any) -> Calibrated:
+    floor = _converted(where, entry)
+    _require_provenance(where, floor)
+    _require_share(where, floor)
+    return floor
+
+
+def _converted(where: str, entry: Any) -> Calibrated:
     try:
-        floor = msgspec.convert(entry, type=Calibrated)
+        return msgspec.convert(entry, type=Calibrated)
     except msgspec.ValidationError as error:
         raise UsageError(
             f"{where}: {error}. A floor that does not say where it is known from is refused; "
             "'llmperf calibrate' measures one."
         ) from error
+
+
+def _require_provenance(where: str, floor: Calibrated) -> None:
     if floor.sessions < MIN_SESSIONS or not floor.versions:
-        raise UsageError(
-            f"{where}: {floor.sessions} sessions, {len(floor.versions)} versions; a floor needs "
-            f"{MIN_SESSIONS} sessions and the versions it was measured with. "
-            "'llmperf calibrate' measures one."
-        )
+        raise UsageError(f"{where}: {_what_a_floor_needs(floor)}")
+
+
+def _what_a_floor_needs(floor: Calibrated) -> str:
+    return (
+        f"{floor.sessions} sessions, {len(floor.versions)} versions; a floor needs "
+        f"{MIN_SESSIONS} sessions and the versions it was measured with. "
+        "'llmperf calibrate' measures one."
+    )
+
+
+def _require_share(where: str, floor: Calibrated) -> None:
     if not 0 < floor.floor < 1:
         raise UsageError(
             f"{where}: the floor is {floor.floor!r}. "
             "A share between 0 and 1 is needed: 0.05 is 5 %."
         )
-    return floor
 
 
 def _entry(floor: Calibrated) -> str:
-    fields = {name: getattr(floor, name) for name in floor.__struct_fields__}
-    lines = [
-        f"{name} = {_value(value)}" for name, value in fields.items() if value not in (None, "")
-    ]
-    return "\n".join(["", "[[calibrated]]", *lines, ""])
+    return "\n".join(["", "[[calibrated]]", *_assignments(floor), ""])
+
+
+def _assignments(floor: Calibrated) -> Iterator[str]:
+    """A line for each field that is not empty."""
+    for name in floor.__struct_fields__:
+        value = getattr(floor, name)
+        if value not in (None, ""):
+            yield f"{name} = {_value(value)}"
 
 
 def _value(value: object) -> str:
@@ -152,7 +186,16 @@ def _value(value: object) -> str:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{_value(k)} = {_value(v)}' for k, v in sorted(value.items()))} }}"
+        return _inline_table(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
+
+
+def _inline_table(table: dict[str, object]) -> str:
+    pairs = starmap(_pair, sorted(table.items()))
+    return f"{{ {', '.join(pairs)} }}"
+
+
+def _pair(key: str, value: object) -> str:
+    return f"{_value(key)} = {_value(value)}"

@@ -32,8 +32,11 @@ class Collected:
         """
         if file in self.files:
             return True
-        path = self.root / file
-        return bool(file) and not path.exists() and _is_below(path, self.paths)
+        return bool(file) and self._was_removed(self.root / file)
+
+    def _was_removed(self, path: Path) -> bool:
+        """Whether a path that was asked for as a whole does not exist any more."""
+        return not path.exists() and _is_below(path, self.paths)
 
     def sendable(self) -> dict[str, list[str]]:
         """The same as pytest-xdist can carry it from a worker to its controller."""
@@ -87,9 +90,13 @@ class Collecting:
         # --lf leaves tests out while it collects.
         if getattr(self.config.option, "lf", False):
             return ()
-        folder = self.config.invocation_params.dir
-        whole = (argument for argument in self.config.args if "::" not in argument)
-        return tuple(str((folder / argument).resolve()) for argument in whole)
+        return tuple(map(self._resolved, self._whole_arguments()))
+
+    def _whole_arguments(self) -> list[str]:
+        return [argument for argument in self.config.args if "::" not in argument]
+
+    def _resolved(self, argument: str) -> str:
+        return str((self.config.invocation_params.dir / argument).resolve())
 
     def _files(self) -> set[str]:
         """The files that were looked into without an error in them."""

@@ -18,6 +18,7 @@ from pytest_llmperf.core.verdicts.side_by_side import MARGIN
 from pytest_llmperf.gate.since import CONFIDENCE, change_since, judge
 from pytest_llmperf.settings.limits import COUNTED, DEFAULT_LIMITS
 
+_SPEEDS = ("throughput", "prefill_throughput")
 MATCHED = ("test", "label", "workload_key", "strategy", "engine")
 """What rows of A and B have in common. A single record on each side needs only the same work."""
 
@@ -57,17 +58,29 @@ def _grouped(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        if any(metric.name in ("throughput", "prefill_throughput") for metric in record.metrics):
-            groups.setdefault(tuple(getattr(record, name) for name in MATCHED), []).append(record)
+        if _has_speed(record):
+            groups.setdefault(_group_key(record), []).append(record)
     return groups
+
+
+def _has_speed(record: Record) -> bool:
+    return any(metric.name in _SPEEDS for metric in record.metrics)
+
+
+def _group_key(record: Record) -> tuple[str, ...]:
+    return tuple(getattr(record, name) for name in MATCHED)
 
 
 def _changes(
     before: Sequence[Record], after: Sequence[Record], limits: Mapping[str, float]
 ) -> Iterator[Change]:
-    speed = speed_metric((after or before)[0])
-    for name, limit in (limits or {speed: DEFAULT_LIMITS["throughput"]}).items():
+    for name, limit in (limits or _speed_limit((after or before)[0])).items():
         yield _compared(_Sides(before=before, after=after, metric=name, limit=limit))
+
+
+def _speed_limit(record: Record) -> dict[str, float]:
+    """The default limit of the speed of the record's work."""
+    return {speed_metric(record): DEFAULT_LIMITS["throughput"]}
 
 
 class _Sides(Struct, frozen=True, kw_only=True):
@@ -93,9 +106,13 @@ class _Sides(Struct, frozen=True, kw_only=True):
         """Whether both sides are one record, which `llm.compare` measured in turn."""
         if len(self.before) != 1 or len(self.after) != 1:
             return False
-        old, new = self.newest
-        together = old.paired_with is not None and old.paired_with == new.paired_with
-        return together and old.id != new.id
+        return _were_measured_in_turn(*self.newest)
+
+
+def _were_measured_in_turn(old: Record, new: Record) -> bool:
+    """Whether two records are the sides of one comparison."""
+    together = old.paired_with is not None and old.paired_with == new.paired_with
+    return together and old.id != new.id
 
 
 def _compared(sides: _Sides) -> Change:
@@ -109,12 +126,11 @@ def _incomparable(sides: _Sides) -> str:
     """Why nothing can be compared, with the names of what differs; "" if it can."""
     if not sides.before or not sides.after:
         return f"it was measured {'after' if sides.after else 'before'} only"
-    return (
-        _other_work(sides)
-        or _other_environment(sides)
-        or _not_measured(sides)
-        or _other_definition(sides)
-    )
+    return _not_the_same(sides) or _not_measured(sides) or _other_definition(sides)
+
+
+def _not_the_same(sides: _Sides) -> str:
+    return _other_work(sides) or _other_environment(sides)
 
 
 def _other_work(sides: _Sides) -> str:
@@ -136,12 +152,17 @@ def _other_environment(sides: _Sides) -> str:
 
 def _not_measured(sides: _Sides) -> str:
     for record, when in zip(sides.newest, ("before", "after"), strict=True):
-        metric = _metric(record, sides.metric)
-        if metric is None:
-            return f"it could not be measured {when}: it is not among its metrics"
-        if metric.value is None:
-            return f"it could not be measured {when}: {metric.reason or 'no reason was given'}"
+        reason = _why_no_value(_metric(record, sides.metric))
+        if reason:
+            return f"it could not be measured {when}: {reason}"
     return ""
+
+
+def _why_no_value(metric: MetricValue | None) -> str:
+    """Why a record's metric has no value; "" where it has one."""
+    if metric is None:
+        return "it is not among its metrics"
+    return metric.reason or "no reason was given" if metric.value is None else ""
 
 
 def _other_definition(sides: _Sides) -> str:

@@ -129,9 +129,7 @@ class Gate:
         """
         failed = [finding for finding in map(keep, findings) if not finding]
         if failed:
-            raise Regression(
-                "\n".join(line for finding in failed for line in (finding.text, finding.detail))
-            )
+            raise Regression(_message(failed))
 
     def _limits_of(self, record: Record, own: Mapping[str, float]) -> dict[str, float]:
         """The limits of the record's metrics.
@@ -148,14 +146,14 @@ class Gate:
         self, test: str, limits: Mapping[str, float], floors: Mapping[str, Calibrated]
     ) -> None:
         for name, calibrated in floors.items():
-            if limits.get(name, calibrated.floor) < calibrated.floor:
-                self._note(words.below_floor(test, name, limits[name], calibrated))
+            limit = limits.get(name, calibrated.floor)
+            if limit < calibrated.floor:
+                self._note(words.below_floor(test, name, limit, calibrated))
 
     def _session_limits(self, floors: Mapping[str, Calibrated]) -> dict[str, float]:
         if self._limits and self._limits != DEFAULT_LIMITS:
             return self._limits
-        calibrated = {name: floors[name].floor for name in floors.keys() & DEFAULT_LIMITS.keys()}
-        return DEFAULT_LIMITS | calibrated
+        return DEFAULT_LIMITS | _calibrated_limits(floors)
 
     def _gated(
         self, position: int, record: Record, own: Mapping[str, float]
@@ -192,19 +190,25 @@ class Gate:
         return p_limit(family, min(self._n_failed, family - 1))
 
     def _measured_again(self, metrics: Sequence[GatedMetric], again: Again) -> list[GatedMetric]:
-        budget_s = self._settings.again_budget_s
-        if self._again_s >= budget_s:
-            why = (
-                f"undecided: not measured again, the session has used its {budget_s:g} s "
-                "for that (--llmperf-again-budget)"
-            )
-            return [metric.left_undecided(why) for metric in metrics]
+        if self._again_s >= self._settings.again_budget_s:
+            return self._left_undecided(metrics)
+        return _with_second_values(metrics, self._timed(again))
+
+    def _left_undecided(self, metrics: Sequence[GatedMetric]) -> list[GatedMetric]:
+        """The metrics of a session that has used its time for second measurements."""
+        why = (
+            "undecided: not measured again, the session has used its "
+            f"{self._settings.again_budget_s:g} s for that (--llmperf-again-budget)"
+        )
+        return [metric.left_undecided(why) for metric in metrics]
+
+    def _timed(self, again: Again) -> Sequence[Record]:
+        """Measure once more, on the session's time for that."""
         start = self._clock()
         try:
-            records = again()
+            return again()
         finally:
             self._again_s += self._clock() - start
-        return [metric.measured_again(records[metric.position]) for metric in metrics]
 
     def _waived(self, gated: GatedMetric) -> GatedMetric:
         name, test = gated.metric.name, gated.record.test
@@ -225,6 +229,21 @@ class Gate:
         elif comparison.again is not None and not gated.failed:
             self._note(f"{test}: not seen again on its second measurement: {finding.text}")
         return finding
+
+
+def _with_second_values(
+    metrics: Sequence[GatedMetric], records: Sequence[Record]
+) -> list[GatedMetric]:
+    return [metric.measured_again(records[metric.position]) for metric in metrics]
+
+
+def _message(failed: Sequence[Finding]) -> str:
+    return "\n".join(line for finding in failed for line in (finding.text, finding.detail))
+
+
+def _calibrated_limits(floors: Mapping[str, Calibrated]) -> dict[str, float]:
+    """The floors of those metrics that are gated by default."""
+    return {name: floors[name].floor for name in floors.keys() & DEFAULT_LIMITS.keys()}
 
 
 def _key(record: Record) -> str:

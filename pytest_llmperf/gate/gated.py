@@ -68,8 +68,11 @@ class GatedMetric:
         return changed(self, comparison=self._confirmed(self.comparison, value))
 
     def _confirmed(self, first: Comparison, value: float) -> Comparison:
-        accepted = self.sessions.accepted
-        if self.metric.name not in COUNTED:
-            return confirm(first, value, accepted)
-        second = judge(self.metric, value, accepted, limit=self.limit)
+        if self.metric.name in COUNTED:
+            return self._counted_again(first, value)
+        return confirm(first, value, self.sessions.accepted)
+
+    def _counted_again(self, first: Comparison, value: float) -> Comparison:
+        """A counted metric needs no confirmation: its second count decides."""
+        second = judge(self.metric, value, self.sessions.accepted, limit=self.limit)
         return replace(first, outcome=second.outcome, again=second)

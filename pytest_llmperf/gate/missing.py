@@ -33,12 +33,18 @@ class Gone(Struct, frozen=True, kw_only=True):
             f"not comparable: {self.test} is not there any more, "
             f"its last accepted session is of {self.last[:19]}"
         )
-        if not self.likely:
-            accept = f"'llmperf accept --removed {self.test} --reason …'"
-            return f"{head}. If that was meant: {accept}"
+        return f"{head}. {self._advice()}"
+
+    def _advice(self) -> str:
+        return self._if_renamed() if self.likely else self._if_removed()
+
+    def _if_removed(self) -> str:
+        return f"If that was meant: 'llmperf accept --removed {self.test} --reason …'"
+
+    def _if_renamed(self) -> str:
         accept = f"'llmperf accept --rename {self.test} {self.likely[0]} --reason …'"
         return (
-            f"{head}. {' or '.join(self.likely)} measures the same and has no history: "
+            f"{' or '.join(self.likely)} measures the same and has no history: "
             f"if that is its new name, {accept} lets its history go on"
         )
 
@@ -93,10 +99,16 @@ def _successors(
     store: Store, last: Sequence[Record], recorded: Sequence[Record], sessions: set[str]
 ) -> tuple[str, ...]:
     """The tests of this session that measure the same, and that no earlier session had."""
-    tests = dict.fromkeys(
-        new.test for new in recorded if any(_measures_the_same(new, old) for old in last)
-    )
+    tests = _tests_alike(last, recorded)
     return tuple(test for test in tests if _is_new(store, test, sessions))
+
+
+def _tests_alike(last: Sequence[Record], recorded: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(new.test for new in recorded if _has_counterpart(new, last)))
+
+
+def _has_counterpart(new: Record, last: Sequence[Record]) -> bool:
+    return any(_measures_the_same(new, old) for old in last)
 
 
 def _measures_the_same(new: Record, old: Record) -> bool:

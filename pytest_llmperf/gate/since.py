@@ -69,8 +69,11 @@ def too_few(comparison: Comparison) -> str:
     """Say how many sessions an undecided comparison lacks; "" where they are enough."""
     if comparison.outcome is not Outcome.UNDECIDED or comparison.n >= MIN_SESSIONS:
         return ""
-    present = "1 is" if comparison.n == 1 else f"{comparison.n} are"
-    return f"{MIN_SESSIONS} sessions are needed, {present} there"
+    return f"{MIN_SESSIONS} sessions are needed, {_are(comparison.n)} there"
+
+
+def _are(n: int) -> str:
+    return "1 is" if n == 1 else f"{n} are"
 
 
 def _ratio(comparison: Comparison, accepted: AcceptedValues, *, counted: bool) -> dict[str, Any]:

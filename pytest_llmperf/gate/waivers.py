@@ -6,7 +6,7 @@ A reviewed file in the tested project.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ _EXAMPLE = (
 )
 
 
+UNREADABLE = (tomllib.TOMLDecodeError, UnicodeDecodeError)
+"""What reading a file raises that is no TOML."""
+
+
 class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who answers for a metric of a test through the day it `expires`.
 
@@ -40,10 +44,22 @@ class Waiver(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expires: date
     device: str = ""
 
+    @property
+    def file(self) -> str:
+        """The file of its test."""
+        return self.test.partition("::")[0]
+
     def covers(self, record: Record, metric: str) -> bool:
         """Whether it is for this metric of this record."""
-        device = not self.device or self.device in device_names(record.environment)
-        return device and self.metric == metric and is_test(self.test, record.test)
+        is_subject = self.metric == metric and is_test(self.test, record.test)
+        return is_subject and self._is_for_device_of(record)
+
+    def _is_for_device_of(self, record: Record) -> bool:
+        return not self.device or self.device in device_names(record.environment)
+
+    def is_unknown(self, tests: Iterable[str]) -> bool:
+        """Whether it is for none of the tests."""
+        return not any(is_test(self.test, test) for test in tests)
 
 
 class Waivers(Struct, frozen=True, kw_only=True):
@@ -64,11 +80,12 @@ class Waivers(Struct, frozen=True, kw_only=True):
         """
         tests = list(tests)
         return [
-            waiver
-            for waiver in (*self.active, *self.expired)
-            if known_file(waiver.test.partition("::")[0])
-            and not any(is_test(waiver.test, test) for test in tests)
+            waiver for waiver in self._all if known_file(waiver.file) and waiver.is_unknown(tests)
         ]
+
+    @property
+    def _all(self) -> tuple[Waiver, ...]:
+        return (*self.active, *self.expired)
 
 
 def is_test(node_id: str, test: str) -> bool:
@@ -90,44 +107,77 @@ def read_waivers(path: Path, *, today: Callable[[], date] = _today) -> Waivers:
             what cannot be waived.
     """
     if not path.is_file():
-        if path.name == DEFAULT_WAIVERS:
-            return Waivers(path=path)
+        _require_default_name(path)
+        return Waivers(path=path)
+    return _sorted_by_expiry(path, _waivers_of(path), today())
+
+
+def _waivers_of(path: Path) -> list[Waiver]:
+    return [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
+
+
+def _require_default_name(path: Path) -> None:
+    """Raise UsageError where a file that is not there was asked for by a name of its own."""
+    if path.name != DEFAULT_WAIVERS:
         raise UsageError(
             f"--llmperf-waivers={path}: there is no such file. "
             f"Leave the option out, or write {_EXAMPLE}."
         )
-    waivers = [_waiver(path, n, entry) for n, entry in enumerate(_entries(path), start=1)]
-    day = today()
-    return Waivers(
-        path=path,
-        active=tuple(waiver for waiver in waivers if waiver.expires >= day),
-        expired=tuple(waiver for waiver in waivers if waiver.expires < day),
-    )
+
+
+def _sorted_by_expiry(path: Path, waivers: Sequence[Waiver], day: date) -> Waivers:
+    """The waivers that hold on the day apart from those that do no more."""
+    active, expired = _active(waivers, day), _expired(waivers, day)
+    return Waivers(path=path, active=active, expired=expired)
+
+
+def _active(waivers: Sequence[Waiver], day: date) -> tuple[Waiver, ...]:
+    return tuple(waiver for waiver in waivers if waiver.expires >= day)
+
+
+def _expired(waivers: Sequence[Waiver], day: date) -> tuple[Waiver, ...]:
+    return tuple(waiver for waiver in waivers if waiver.expires < day)
 
 
 def _entries(path: Path) -> list[Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Write {_EXAMPLE}.") from error
+    content = _content(path)
     entries = content.pop("waiver", [])
     if content or not isinstance(entries, list):
-        unknown = ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
-        raise UsageError(f"{path}: {unknown} is not known. Write {_EXAMPLE}.")
+        raise UsageError(f"{path}: {_unknown_keys(content)} is not known. Write {_EXAMPLE}.")
     return entries
 
 
-def _waiver(path: Path, n: int, entry: Any) -> Waiver:
-    where = f"{path}, waiver {n}"
-    if isinstance(entry, dict) and "test" in entry:
-        where = f"{where} ({entry['test']})"
+def _unknown_keys(content: dict[str, Any]) -> str:
+    return ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        waiver = msgspec.convert(entry, type=Waiver)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {error}. Write {_EXAMPLE}.") from error
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UNREADABLE as error:
+        raise UsageError(f"{path} cannot be read: {error}. Write {_EXAMPLE}.") from error
+
+
+def _waiver(path: Path, n: int, entry: Any) -> Waiver:
+    where = f"{path}, waiver {n}{_test_in_parentheses(entry)}"
+    waiver = _converted(where, entry)
     _require_text(where, waiver)
     _require_metric(where, waiver.metric)
     return waiver
+
+
+def _test_in_parentheses(entry: Any) -> str:
+    """The test that an entry names; "" where it names none."""
+    if isinstance(entry, dict) and "test" in entry:
+        return f" ({entry['test']})"
+    return ""
+
+
+def _converted(where: str, entry: Any) -> Waiver:
+    try:
+        return msgspec.convert(entry, type=Waiver)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {error}. Write {_EXAMPLE}.") from error
 
 
 def _require_text(where: str, waiver: Waiver) -> None:
@@ -139,14 +189,20 @@ def _require_text(where: str, waiver: Waiver) -> None:
 
 
 def _require_metric(where: str, metric: str) -> None:
-    known = gateable()
     if metric.startswith("agreement"):
         raise UsageError(
             f"{where}: {metric!r} cannot be waived. "
             "Performance metrics can; answers that are wrong are wrong on every day."
         )
+    _require_known_metric(where, metric)
+
+
+def _require_known_metric(where: str, metric: str) -> None:
+    known = gateable()
     if metric not in known:
-        near = did_you_mean(metric, known)
-        raise UsageError(
-            f"{where}: metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."
-        )
+        raise UsageError(f"{where}: {_unknown_metric(metric, known)}")
+
+
+def _unknown_metric(metric: str, known: Sequence[str]) -> str:
+    near = did_you_mean(metric, known)
+    return f"metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.format import format_percent, format_value
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import Comparison
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.gate.gated import GatedMetric
@@ -100,20 +100,11 @@ def judged(gated: GatedMetric, comparison: Comparison, *, strict: bool) -> Findi
 
 def not_comparable(gated: GatedMetric, *, strict: bool) -> Finding:
     """A metric that nothing was compared with, and why."""
-    metric = gated.metric
-    subject = title(metric.name, gated.record)
-    if metric.value is None:
-        statement = f"{subject} could not be measured"
-        reason = _unmeasured(gated)
-    else:
-        statement = f"{subject} is {format_value(metric.value, metric.unit)}"
-        reason = gated.sessions.reason
-    return Finding(
-        outcome=Outcome.NOT_COMPARABLE,
-        text=f"{statement}, not compared with history: {reason}",
+    statement = _value_statement(gated)
+    return _not_held_against_history(
+        statement,
+        text=f"{statement}, not compared with history: {_why_not_compared(gated)}",
         detail=f"{where(gated.record)}; recorded",
-        left=statement,
-        right="history",
         strict=strict,
     )
 
@@ -121,18 +112,10 @@ def not_comparable(gated: GatedMetric, *, strict: bool) -> Finding:
 def gone(record: Record, *, strict: bool) -> Finding:
     """A run that an earlier session made, and that this one has no counterpart of."""
     run = f"{record.workload_text} of {record.strategy}"
-    return Finding(
-        outcome=Outcome.NOT_COMPARABLE,
-        text=(
-            f"{run} was not measured any more: the session of {record.created[:19]} had it, "
-            "so nothing was compared"
-        ),
-        detail=(
-            "recorded nothing in its place; if that was meant: "
-            f"'llmperf accept --removed {record.test} --reason …'"
-        ),
-        left=run,
-        right="history",
+    return _not_held_against_history(
+        run,
+        text=_not_measured_any_more(run, record),
+        detail=_how_to_accept_removal(record),
         strict=strict,
     )
 
@@ -159,11 +142,53 @@ def needless_waiver(test: str, metric: str, waiver: Waiver, file: str) -> str:
     )
 
 
-def _unmeasured(gated: GatedMetric) -> str:
-    n = gated.sessions.accepted.n
-    if not n:
-        return gated.metric.reason
-    return f"{gated.metric.reason or 'no reason was given'}; {_sessions(n)} had it"
+def _not_held_against_history(statement: str, *, text: str, detail: str, strict: bool) -> Finding:
+    """The finding of something that was not compared with accepted sessions."""
+    return Finding(
+        outcome=Outcome.NOT_COMPARABLE,
+        text=text,
+        detail=detail,
+        left=statement,
+        right="history",
+        strict=strict,
+    )
+
+
+def _value_statement(gated: GatedMetric) -> str:
+    """What the metric is, or that it could not be measured."""
+    return f"{title(gated.metric.name, gated.record)} {_predicate(gated.metric)}"
+
+
+def _predicate(metric: MetricValue) -> str:
+    if metric.value is None:
+        return "could not be measured"
+    return f"is {format_value(metric.value, metric.unit)}"
+
+
+def _why_not_compared(gated: GatedMetric) -> str:
+    if gated.metric.value is None:
+        return _why_not_measured(gated.metric.reason, gated.sessions.accepted.n)
+    return gated.sessions.reason
+
+
+def _why_not_measured(reason: str, n_sessions: int) -> str:
+    if not n_sessions:
+        return reason
+    return f"{reason or 'no reason was given'}; {_sessions(n_sessions)} had it"
+
+
+def _not_measured_any_more(run: str, record: Record) -> str:
+    return (
+        f"{run} was not measured any more: the session of {record.created[:19]} had it, "
+        "so nothing was compared"
+    )
+
+
+def _how_to_accept_removal(record: Record) -> str:
+    return (
+        "recorded nothing in its place; if that was meant: "
+        f"'llmperf accept --removed {record.test} --reason …'"
+    )
 
 
 def _difference(comparison: Comparison) -> str:
@@ -179,27 +204,32 @@ def _second_measurement(comparison: Comparison) -> str:
     second = comparison.again
     if second is None:
         return ""
-    refuted = "" if second.outcome is Outcome.FAIL else ", not seen again"
-    return f"  (measured again: {_difference(second)}{refuted})"
+    return f"  (measured again: {_difference(second)}{_refutation(second)})"
+
+
+def _refutation(second: Comparison) -> str:
+    return "" if second.outcome is Outcome.FAIL else ", not seen again"
 
 
 def _numbers(change: Change, comparison: Comparison) -> list[str]:
-    accepted = f"accepted {format_value(change.before or 0.0, change.unit)}"
+    accepted = _accepted_level(change)
     if comparison.spread is None:
         return [accepted]
-    return [
-        f"{accepted}, spread {format_percent(comparison.spread, 2)}",
-        visible(comparison.smallest_visible),
-        _p_value(comparison),
-    ]
+    spread = format_percent(comparison.spread, 2)
+    smallest = visible(comparison.smallest_visible)
+    return [f"{accepted}, spread {spread}", smallest, _p_value(comparison)]
+
+
+def _accepted_level(change: Change) -> str:
+    return f"accepted {format_value(change.before or 0.0, change.unit)}"
 
 
 def _p_value(comparison: Comparison) -> str:
-    if comparison.p is None or comparison.p_limit is None:
+    """The p and what it had to reach; "" for a comparison without it, or one that passes."""
+    p, limit = comparison.p, comparison.p_limit
+    if p is None or limit is None or comparison.outcome is Outcome.PASS:
         return ""
-    if comparison.outcome is Outcome.PASS:
-        return ""
-    return f"p = {comparison.p:.2g} (limit {comparison.p_limit:.2g})"
+    return f"p = {p:.2g} (limit {limit:.2g})"
 
 
 def _answered_by(waiver: Waiver | None) -> str:
@@ -211,9 +241,10 @@ def _answered_by(waiver: Waiver | None) -> str:
 def _undecided(comparison: Comparison) -> str:
     if comparison.outcome is not Outcome.UNDECIDED:
         return ""
-    if missing := too_few(comparison):
-        return f"undecided: {missing}"
-    if comparison.more_sessions is not None:
-        more = _sessions(comparison.more_sessions)
-        return f"undecided: with {more} more, such a change would be seen"
-    return "undecided: sessions differ by more than this change"
+    return f"undecided: {too_few(comparison) or _what_would_decide(comparison.more_sessions)}"
+
+
+def _what_would_decide(more_sessions: int | None) -> str:
+    if more_sessions is None:
+        return "sessions differ by more than this change"
+    return f"with {_sessions(more_sessions)} more, such a change would be seen"
