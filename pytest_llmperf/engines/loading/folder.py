@@ -80,10 +80,12 @@ def _quantized_folder(plan: LoadPlan, folder: Path) -> ModelFolder:
 
 
 def _checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> ModelFolder:
-    config_file = folder / "config.json"
-    dtype = stored_dtype(folder, read_json(config_file))
-    content_hash = hash_files([config_file, *_weights_of(folder)])
-    return ModelFolder(folder, content_hash, dtype, tokenizer)
+    dtype = stored_dtype(folder, read_json(folder / "config.json"))
+    return ModelFolder(folder, _content_hash(folder), dtype, tokenizer)
+
+
+def _content_hash(folder: Path) -> str:
+    return hash_files([folder / "config.json", *_weights_of(folder)])
 
 
 def _weights_of(folder: Path) -> list[Path]:

@@ -86,8 +86,11 @@ def read_json(file: Path) -> dict[str, Any]:
     value = _read_json_value(file)
     if isinstance(value, dict):
         return value
-    type_name = type(value).__name__
-    raise LoadError(f"{file} holds a {type_name}, an object is needed. {_AGAIN}")
+    raise LoadError(_holds_no_object(file, value))
+
+
+def _holds_no_object(file: Path, value: object) -> str:
+    return f"{file} holds a {type(value).__name__}, an object is needed. {_AGAIN}"
 
 
 def _read_json_value(file: Path) -> object:

@@ -77,14 +77,15 @@ def _unknown_family(plan: LoadPlan, pruning: Pruning) -> str | None:
     family = model_type(plan.model)
     if family is None or _can_take_apart(family, pruning):
         return None
+    subject = f"{plan.model.name!r} is of family {family!r}"
+    return _cannot_take_apart(subject, pruning)
+
+
+def _cannot_take_apart(subject: str, pruning: Pruning) -> str:
     return (
         f"{pruning} needs to know which rows and columns belong to one head, "
-        f"and {_model_of_family(plan, family)}. {_families_and_alternative(pruning)}"
+        f"and {subject}. {_families_and_alternative(pruning)}"
     )
-
-
-def _model_of_family(plan: LoadPlan, family: str) -> str:
-    return f"{plan.model.name!r} is of family {family!r}"
 
 
 def _can_take_apart(family: str, pruning: Pruning) -> bool:
