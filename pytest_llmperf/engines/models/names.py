@@ -208,7 +208,7 @@ def _classify(name: str) -> tuple[ModelKind, str]:
 def _classify_path_or_id(name: str) -> tuple[ModelKind, str]:
     # pathlib's expanduser raises for a user that does not exist, its exists for a long name.
     path = Path(os.path.expanduser(name))  # noqa: PTH111
-    if _is_meant_as_path(name, path):
+    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
         return "factory", name
@@ -226,11 +226,6 @@ def _unknown_architecture(name: str) -> str:
         f"model 'arch:{name}': architecture {name!r} is not known."
         f"{did_you_mean(name, ARCHITECTURES)} Architectures: {', '.join(ARCHITECTURES)}."
     )
-
-
-def _is_meant_as_path(name: str, path: Path) -> bool:
-    """Whether a name is that of a file or folder, or looks like one that is not there."""
-    return (bool(name) and os.path.exists(path)) or _looks_like_path(name)  # noqa: PTH110
 
 
 def _looks_like_path(name: str) -> bool:

@@ -100,9 +100,13 @@ def require_left_padding(mask: Tensor) -> None:
 
 def _rows_without_token_at_the_end(mask: Tensor) -> list[int]:
     """Return the rows of a [batch, width] mask with padding after a token, or without one."""
-    rows = (mask[:, 1:] < mask[:, :-1]).any(dim=1) | (mask[:, -1] == 0)
-    wrong: list[int] = rows.nonzero().flatten().tolist()
-    return wrong
+    rows = _has_padding_after_token(mask) | (mask[:, -1] == 0)
+    return list(map(int, rows.nonzero().flatten()))
+
+
+def _has_padding_after_token(mask: Tensor) -> Tensor:
+    """Return [batch] whether a 0 follows a 1 in a row of the mask."""
+    return (mask[:, 1:] < mask[:, :-1]).any(dim=1)
 
 
 def ids_hash(ids: Tensor) -> str:

@@ -286,10 +286,17 @@ def _divided_by_tensor(config: Config) -> dict[str, int]:
 
     What the config does not tell is left out.
     """
+    return {name: n for name, n in _heads_and_columns(config).items() if n}
+
+
+def _heads_and_columns(config: Config) -> dict[str, int]:
+    """Return the counts of the heads and the MLP; 0 for what the config does not tell."""
     heads = _first_number(config, "num_attention_heads", "n_head")
-    columns = _first_number(config, "intermediate_size", "ffn_hidden_size")
-    counts = {"heads": heads, "KV heads": _kv_heads(config, heads), "columns of the MLP": columns}
-    return {name: n for name, n in counts.items() if n}
+    return {
+        "heads": heads,
+        "KV heads": _kv_heads(config, heads),
+        "columns of the MLP": _first_number(config, "intermediate_size", "ffn_hidden_size"),
+    }
 
 
 def _is_first_falcon(config: Config) -> bool:

@@ -73,7 +73,8 @@ def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
 
 def words(size: int) -> Tokenizer:
     """Return a tokenizer of the words w0 to w(size - 1), each with its number as id."""
-    tokenizer = Tokenizer(models.WordLevel(_vocabulary(size), unk_token="w0"))  # noqa: S106 - a word
+    model = models.WordLevel(_vocabulary(size), unk_token="w0")  # noqa: S106 - a word
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
