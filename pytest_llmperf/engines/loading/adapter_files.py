@@ -70,8 +70,8 @@ class AdapterFile:
     @property
     def ranks(self) -> frozenset[int]:
         """The ranks its configuration allows."""
-        own = (self.config.get("rank_pattern") or {}).values()
-        return frozenset(map(int, (self.config.get("r", 0), *own)))
+        pattern = self.config.get("rank_pattern") or {}
+        return frozenset(map(int, (self.config.get("r", 0), *pattern.values())))
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

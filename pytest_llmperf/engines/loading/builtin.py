@@ -84,9 +84,14 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _save_converted(source: Path, folder: Path) -> None:
+    _plain_model(source).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer.save_pretrained(folder)
+
+
+def _plain_model(source: Path) -> PreTrainedModel:
+    """Read the weights of a GGUF file, dequantized to float32."""
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32
     )
-    forget_gguf(model).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    tokenizer.save_pretrained(folder)
+    return forget_gguf(model)

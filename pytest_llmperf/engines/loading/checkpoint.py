@@ -71,12 +71,16 @@ def local_folder(plan: LoadPlan) -> Path:
 
 def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer in a checkpoint's folder, or None where it has no files of one."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not _has_tokenizer(folder):
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=plan.model.trust_remote_code
     )
     return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _snapshot(plan: LoadPlan) -> Path:
@@ -88,11 +92,15 @@ def _snapshot(plan: LoadPlan) -> Path:
     try:
         return _download(ref)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise LoadError(
-            f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} "
-            f"nor could be downloaded: {str(error).strip()} Check the id and the network, "
-            "download it where there is one, or name a local folder.",
-        ) from error
+        raise LoadError(_not_to_be_had(ref, error)) from error
+
+
+def _not_to_be_had(ref: ModelRef, error: Exception) -> str:
+    return (
+        f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} "
+        f"nor could be downloaded: {str(error).strip()} Check the id and the network, "
+        "download it where there is one, or name a local folder."
+    )
 
 
 def _download(ref: ModelRef) -> Path:

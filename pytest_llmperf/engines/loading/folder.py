@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, scheme_of
@@ -80,10 +80,16 @@ def _quantized_folder(plan: LoadPlan, folder: Path) -> ModelFolder:
 
 
 def _checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> ModelFolder:
-    config_file = folder / "config.json"
-    dtype = stored_dtype(folder, read_json(config_file))
-    files = weight_files(folder) or sorted(folder.glob("*.bin"))
-    return ModelFolder(folder, hash_files([config_file, *files]), dtype, tokenizer)
+    dtype = stored_dtype(folder, read_json(folder / "config.json"))
+    return ModelFolder(folder, _content_hash(folder), dtype, tokenizer)
+
+
+def _content_hash(folder: Path) -> str:
+    return hash_files([folder / "config.json", *_weights_of(folder)])
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    return weight_files(folder) or sorted(folder.glob("*.bin"))
 
 
 def _packed(plan: LoadPlan, folder: Path) -> Packed:
@@ -151,14 +157,23 @@ def _write(folder: Path, save: Callable[[Path], None]) -> None:
 
 
 def _save_weights(folder: Path, name: str, seed: int, device: torch.device) -> None:
-    dtype = getattr(torch, ARCHITECTURES[name].dtype)
+    dtype = _published_dtype(name)
     model = arch.build(name, dtype=dtype, device=device, seed=seed, attention=None)
     model.save_pretrained(folder)
 
 
 def _save_config(folder: Path, name: str) -> None:
-    dtype = getattr(torch, ARCHITECTURES[name].dtype)
+    dtype = _published_dtype(name)
     config = arch.config_of(name)
-    config.architectures = [type(arch.on_meta(config, dtype, None)).__name__]
+    config.architectures = [_class_name(config, dtype)]
     config.dtype = dtype
     config.save_pretrained(folder)
+
+
+def _published_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, ARCHITECTURES[name].dtype)
+    return dtype
+
+
+def _class_name(config: PreTrainedConfig, dtype: torch.dtype) -> str:
+    return type(arch.on_meta(config, dtype, None)).__name__

@@ -19,7 +19,12 @@ def cache_dir() -> Path:
     """Return `$LLMPERF_CACHE`, or the user's cache folder for this plugin. Not created here."""
     if configured := os.environ.get("LLMPERF_CACHE"):
         return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
+    return _cache_home() / "pytest-llmperf"
+
+
+def _cache_home() -> Path:
+    """Return the user's folder for the caches of all programs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -65,9 +70,13 @@ def _write_entry(entry: Path, text: str) -> None:
     """Write the entry whole or not at all. A cache that cannot be written only costs time."""
     part = entry.with_suffix(f".{os.getpid()}")
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        part.replace(entry)
+        _write_and_rename(part, entry, text)
     except OSError:
         with suppress(OSError):
             part.unlink()
+
+
+def _write_and_rename(part: Path, entry: Path, text: str) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(text)
+    part.replace(entry)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan, ModelKind, ModelRef
-from pytest_llmperf.core.quantization import scheme_of
+from pytest_llmperf.core.quantization import Scheme, scheme_of
 from pytest_llmperf.engines.models.quantized_size import (
     Shapes,
     checkpoint_bytes,
@@ -215,13 +216,16 @@ def _classify_path_or_id(name: str) -> tuple[ModelKind, str]:
 
 
 def _known_architecture(name: str) -> str:
-    if name not in ARCHITECTURES:
-        near = did_you_mean(name, ARCHITECTURES)
-        raise UsageError(
-            f"model 'arch:{name}': architecture {name!r} is not known.{near} "
-            f"Architectures: {', '.join(ARCHITECTURES)}.",
-        )
-    return name
+    if name in ARCHITECTURES:
+        return name
+    raise UsageError(_unknown_architecture(name))
+
+
+def _unknown_architecture(name: str) -> str:
+    return (
+        f"model 'arch:{name}': architecture {name!r} is not known."
+        f"{did_you_mean(name, ARCHITECTURES)} Architectures: {', '.join(ARCHITECTURES)}."
+    )
 
 
 def _looks_like_path(name: str) -> bool:
@@ -251,11 +255,19 @@ def _kind_of_path(path: Path) -> str:
 def _hub_id(name: str) -> str:
     """Return `name`, unless it cannot be a hub id or is all but the name of a model we have."""
     suggestion = _suggestion(name)
-    if _HUB_ID.fullmatch(name) and ("/" in name or not suggestion):
+    if _can_be_on_the_hub(name, suggestion):
         return name
-    hint = f" Did you mean {suggestion!r}?" if suggestion else ""
-    models = ", ".join(_full_names().values())
-    raise UsageError(f"model {name!r} is not known.{hint} Models: {models}. {_KINDS_OF_NAMES}")
+    raise UsageError(f"model {name!r} is not known.{_hint(suggestion)} {_KINDS_OF_NAMES}")
+
+
+def _can_be_on_the_hub(name: str, suggestion: str) -> bool:
+    return bool(_HUB_ID.fullmatch(name)) and ("/" in name or not suggestion)
+
+
+def _hint(suggestion: str) -> str:
+    """Return the model that is perhaps wanted, and all models there are."""
+    question = f" Did you mean {suggestion!r}?" if suggestion else ""
+    return f"{question} Models: {', '.join(_full_names().values())}."
 
 
 def _full_names() -> dict[str, str]:
@@ -281,7 +293,14 @@ def predict(plan: LoadPlan) -> int | None:
     scheme = scheme_of(plan.quantization)
     if scheme.path:
         return checkpoint_bytes(Path(scheme.path)) or None
-    shapes, dtype = _linear_shapes(plan.model), computed_dtype(plan)
+    return _quantized_here(plan, scheme, plain_bytes, computed_dtype(plan))
+
+
+def _quantized_here(
+    plan: LoadPlan, scheme: Scheme, plain_bytes: int | None, dtype: str | None
+) -> int | None:
+    """Return the bytes of plain weights once their linear layers are quantized."""
+    shapes = _linear_shapes(plan.model)
     if not (plain_bytes and shapes and dtype):
         return None
     return quantized_bytes(plain_bytes, dtype, shapes, scheme, plan.device_kind)
@@ -294,17 +313,25 @@ def predicted_weights_bytes(model: ModelRef, dtype: str) -> int | None:
     """
     architecture = published_architecture(model)
     if architecture is not None:
-        stored_dtype = architecture.dtype if dtype == "auto" else dtype
-        return parameter_count(architecture) * DTYPE_BYTES[stored_dtype]
+        return _published_bytes(architecture, dtype)
     if model.kind != "folder":
         return None
     return _folder_bytes(Path(model.location), dtype) or None
+
+
+def _published_bytes(architecture: Architecture, dtype: str) -> int:
+    stored_dtype = architecture.dtype if dtype == "auto" else dtype
+    return parameter_count(architecture) * DTYPE_BYTES[stored_dtype]
 
 
 def _folder_bytes(folder: Path, dtype: str) -> int:
     elements = folder_elements(folder)
     if dtype != "auto":
         return sum(elements.values()) * DTYPE_BYTES[dtype]
+    return _bytes_as_stored(elements)
+
+
+def _bytes_as_stored(elements: Mapping[str, int]) -> int:
     return sum(count * DTYPE_BYTES.get(stored, 1) for stored, count in elements.items())
 
 
@@ -341,10 +368,13 @@ def parameter_count(architecture: Architecture) -> int:
     Falcons have tied embeddings and no biases.
     """
     config = architecture.config
-    linear = sum(math.prod(shape) for shape in linear_shapes(architecture.model_type, config))
-    hidden = int(config["hidden_size"])
     vectors = _norm_vectors(config) + _embedding_rows(config)
-    return linear + hidden * vectors
+    return _linear_parameters(architecture) + vectors * int(config["hidden_size"])
+
+
+def _linear_parameters(architecture: Architecture) -> int:
+    shapes = linear_shapes(architecture.model_type, architecture.config)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _norm_vectors(config: dict[str, int | float | bool]) -> int:

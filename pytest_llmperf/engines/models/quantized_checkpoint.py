@@ -35,34 +35,53 @@ def stored_as(folder: Path) -> Packed | str:
     """
     config = read_json(folder / "config.json").get("quantization_config")
     if not isinstance(config, dict):
-        return (
-            f"{folder / 'config.json'} has no quantization_config: the checkpoint is not quantized."
-        )
+        return _not_quantized(folder)
     method = config.get("quant_method")
     if method != "compressed-tensors":
-        way_out = _WAY_OUT.get(str(method), _OTHERWISE)
-        return f"{folder} is in {method!r} format, and {_UNREADABLE}{way_out}"
+        return _in_unreadable_format(folder, method)
     return _stored_in_groups(folder, config)
+
+
+def _not_quantized(folder: Path) -> str:
+    return f"{folder / 'config.json'} has no quantization_config: the checkpoint is not quantized."
+
+
+def _in_unreadable_format(folder: Path, method: object) -> str:
+    way_out = _WAY_OUT.get(str(method), _OTHERWISE)
+    return f"{folder} is in {method!r} format, and {_UNREADABLE}{way_out}"
 
 
 def _stored_in_groups(folder: Path, config: Mapping[str, Any]) -> Packed | str:
     groups = list((config.get("config_groups") or {}).values())
-    if len(groups) != 1 or not isinstance(groups[0], dict) or not groups[0].get("weights"):
+    if len(groups) != 1 or not _has_weights(groups[0]):
         return f"{folder} has {len(groups)} groups of quantized layers, one with weights is needed."
     return _packed(groups[0], str(config.get("format")))
 
 
+def _has_weights(group: object) -> bool:
+    return isinstance(group, dict) and bool(group.get("weights"))
+
+
 def disagreement(scheme: Scheme, packed: Packed) -> str | None:
     """Return why a checkpoint is not what the strategy part says it is, or None."""
-    bits = scheme.row.bits
-    has_int8_inputs = scheme.method == "w8a8"
-    same_format = packed.format in scheme.row.formats
-    if same_format and packed.bits == bits and packed.inputs == has_int8_inputs:
+    same_inputs = packed.inputs == _has_int8_inputs(scheme)
+    if same_inputs and _has_weights_of(scheme, packed):
         return None
-    inputs = "int8 inputs" if has_int8_inputs else "plain inputs"
-    return (
-        f"the checkpoint holds {packed}; {scheme.method!r} means {bits}-bit weights and {inputs}."
-    )
+    return f"the checkpoint holds {packed}; {_meaning(scheme)}"
+
+
+def _has_weights_of(scheme: Scheme, packed: Packed) -> bool:
+    """Whether weights are stored in the format and the bits of a scheme."""
+    return packed.bits == scheme.row.bits and packed.format in scheme.row.formats
+
+
+def _has_int8_inputs(scheme: Scheme) -> bool:
+    return scheme.method == "w8a8"
+
+
+def _meaning(scheme: Scheme) -> str:
+    inputs = "int8 inputs" if _has_int8_inputs(scheme) else "plain inputs"
+    return f"{scheme.method!r} means {scheme.row.bits}-bit weights and {inputs}."
 
 
 def require_agreement(folder: Path, packed: Packed) -> None:
@@ -71,13 +90,16 @@ def require_agreement(folder: Path, packed: Packed) -> None:
     Their shapes have to be those of the config's format.
     """
     shapes = {name: shape for name, _, shape in folder_tensors(folder)}
-    layers = [name.removesuffix(_SCALE) for name in shapes if name.endswith(_SCALE)]
-    reason = _wrong_shapes(layers, shapes, packed)
+    reason = _wrong_shapes(_quantized_layers(shapes), shapes, packed)
     if reason is not None:
         raise LoadError(
             f"{folder}: the config says {packed}, and the weight files disagree: {reason}. "
             "Save the checkpoint again, with the config that it was quantized with.",
         )
+
+
+def _quantized_layers(shapes: Mapping[str, list[int]]) -> list[str]:
+    return [name.removesuffix(_SCALE) for name in shapes if name.endswith(_SCALE)]
 
 
 def _wrong_shapes(layers: list[str], shapes: Mapping[str, list[int]], packed: Packed) -> str | None:

@@ -64,11 +64,15 @@ def quantized_bytes(
     """
     before = SIZES[dtype] * sum(outputs * inputs for outputs, inputs in shapes)
     layout = "Int4OpaqueTensor" if device.partition(":")[0] == "cpu" else ""
-    after = sum(
+    return plain_bytes - before + _bytes_after(scheme, shapes, layout, dtype)
+
+
+def _bytes_after(scheme: Scheme, shapes: Shapes, layout: str, dtype: str) -> int:
+    """Return the bytes of layers of these shapes once they are quantized."""
+    return sum(
         layer_bytes(scheme, outputs, inputs, layout=layout, float_dtype=dtype).total()
         for outputs, inputs in shapes
     )
-    return plain_bytes - before + after
 
 
 def checkpoint_bytes(folder: Path) -> int:

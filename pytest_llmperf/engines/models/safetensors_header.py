@@ -53,11 +53,15 @@ def _indexed_files(index: Path) -> list[Path]:
     files = sorted(index.parent / name for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise LoadError(
-            f"{index} names {len(files)} weight files, {len(missing)} are missing: "
-            f"{', '.join(missing)}. {_AGAIN}"
-        )
+        raise LoadError(_names_missing_files(index, len(files), missing))
     return files
+
+
+def _names_missing_files(index: Path, n_files: int, missing: list[str]) -> str:
+    return (
+        f"{index} names {n_files} weight files, {len(missing)} are missing: "
+        f"{', '.join(missing)}. {_AGAIN}"
+    )
 
 
 def folder_elements(folder: Path) -> Counter[str]:
@@ -79,13 +83,21 @@ def folder_tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises LoadError with the file's name."""
+    value = _read_json_value(file)
+    if isinstance(value, dict):
+        return value
+    raise LoadError(_holds_no_object(file, value))
+
+
+def _holds_no_object(file: Path, value: object) -> str:
+    return f"{file} holds a {type(value).__name__}, an object is needed. {_AGAIN}"
+
+
+def _read_json_value(file: Path) -> object:
     try:
-        value = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise LoadError(f"{file} cannot be read as JSON: {error}. {_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{file} holds a {type(value).__name__}, an object is needed. {_AGAIN}")
-    return value
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
@@ -97,26 +109,38 @@ def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        end = entry["data_offsets"][1]
-        if end > data_bytes:
-            raise LoadError(
-                f"{file} is cut short: tensor {name!r} ends at byte {end} of the data, "
-                f"the file has {data_bytes}. {_AGAIN}"
-            )
-        yield name, DTYPES.get(entry["dtype"], entry["dtype"].lower()), entry["shape"]
+        if entry["data_offsets"][1] > data_bytes:
+            raise LoadError(f"{file} is cut short: {_ends_too_late(name, entry, data_bytes)}")
+        yield name, _dtype_of(entry), entry["shape"]
+
+
+def _ends_too_late(name: str, entry: dict[str, Any], data_bytes: int) -> str:
+    return (
+        f"tensor {name!r} ends at byte {entry['data_offsets'][1]} of the data, "
+        f"the file has {data_bytes}. {_AGAIN}"
+    )
+
+
+def _dtype_of(entry: dict[str, Any]) -> str:
+    """Return torch's name of a tensor's dtype."""
+    name: str = entry["dtype"]
+    return DTYPES.get(name, name.lower())
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a file, and how many bytes of data follow it."""
     size = file.stat().st_size
     raw = _raw_header(file, size)
+    return _decoded_header(file, raw), size - _LENGTH_BYTES - len(raw)
+
+
+def _decoded_header(file: Path, raw: bytes) -> Any:
     try:
-        header = json.loads(raw)
+        return json.loads(raw)
     except ValueError as error:
         raise LoadError(
             f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}"
         ) from error
-    return header, size - _LENGTH_BYTES - len(raw)
 
 
 def _raw_header(file: Path, size: int) -> bytes:
@@ -124,6 +148,10 @@ def _raw_header(file: Path, size: int) -> bytes:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            reason = f"its header would be {length} bytes long, the file has {size}"
-            raise LoadError(f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}")
+            raise LoadError(_header_too_long(file, length, size))
         return stream.read(length)
+
+
+def _header_too_long(file: Path, length: int, size: int) -> str:
+    reason = f"its header would be {length} bytes long, the file has {size}"
+    return f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -34,8 +35,14 @@ class ScoredRow:
     def scores(self, logprobs: Tensor) -> dict[int, float]:
         """Return choice -> its log-probability, from the row's [n, vocab] log-probabilities."""
         if self.singles:
-            return dict(enumerate(logprobs[0, list(self.singles)].tolist()))
-        return {self.choice: float(logprobs[range(len(self.ids)), self.ids].sum())}
+            return self._scores_of_singles(logprobs)
+        return {self.choice: self._sum_over_ids(logprobs)}
+
+    def _scores_of_singles(self, logprobs: Tensor) -> dict[int, float]:
+        return dict(enumerate(logprobs[0, list(self.singles)].tolist()))
+
+    def _sum_over_ids(self, logprobs: Tensor) -> float:
+        return float(logprobs[range(len(self.ids)), self.ids].sum())
 
 
 def answer_tasks(scorer: Scorer, tasks: TaskSet, batch: int) -> tuple[TaskAnswer, ...]:
@@ -165,5 +172,10 @@ def _lines_of_batch(scorer: Scorer, prompts: list[list[int]], new_tokens: int) -
 
 
 def _first_line(scorer: Scorer, ids: list[int]) -> str:
-    end = next((i for i, token in enumerate(ids) if token in scorer.vocabulary.special), len(ids))
-    return scorer.text(ids[:end]).strip().partition("\n")[0].strip()
+    text = scorer.text(_before_special(ids, scorer.vocabulary.special))
+    return text.strip().partition("\n")[0].strip()
+
+
+def _before_special(ids: list[int], special: frozenset[int]) -> list[int]:
+    """Return the ids in front of the first special one."""
+    return list(takewhile(lambda token: token not in special, ids))

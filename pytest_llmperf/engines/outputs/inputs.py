@@ -57,14 +57,16 @@ class Vocabulary:
 
         They are in ascending order.
         """
-        special = {token for token in self.special if 0 <= token < rows}
-        return tuple(sorted(special | set(range(self.size, rows))))
+        return tuple(sorted({*self._special_within(rows), *range(self.size, rows)}))
 
     def plain_ids(self) -> Tensor:
         """Return every id that is not special, ascending: [n]."""
         plain = torch.ones(self.size, dtype=torch.bool)
-        plain[[token for token in self.special if 0 <= token < self.size]] = False
+        plain[self._special_within(self.size)] = False
         return plain.nonzero().flatten()
+
+    def _special_within(self, rows: int) -> list[int]:
+        return [token for token in self.special if 0 <= token < rows]
 
 
 def _special_ids(config: Any) -> set[int]:
@@ -87,9 +89,8 @@ def require_left_padding(mask: Tensor) -> None:
 
     A decoder would go on from the padding.
     """
-    rows = (mask[:, 1:] < mask[:, :-1]).any(dim=1) | (mask[:, -1] == 0)
-    if bool(rows.any()):
-        wrong = rows.nonzero().flatten().tolist()
+    wrong = _rows_without_token_at_the_end(mask)
+    if wrong:
         raise UsageError(
             f"rows {wrong} of the batch are padded on the right or hold no token. A decoder's "
             "batch must be padded on the left, else it continues from padding and its outputs "
@@ -97,10 +98,26 @@ def require_left_padding(mask: Tensor) -> None:
         )
 
 
+def _rows_without_token_at_the_end(mask: Tensor) -> list[int]:
+    """Return the rows of a [batch, width] mask with padding after a token, or without one."""
+    rows = _has_padding_after_token(mask) | (mask[:, -1] == 0)
+    return list(map(int, rows.nonzero().flatten()))
+
+
+def _has_padding_after_token(mask: Tensor) -> Tensor:
+    """Return [batch] whether a 0 follows a 1 in a row of the mask."""
+    return (mask[:, 1:] < mask[:, :-1]).any(dim=1)
+
+
 def ids_hash(ids: Tensor) -> str:
     """Return a hash of token ids and their shape: equal for equal ids, on any device."""
     shape = f"{tuple(ids.shape)}".encode()
-    return hashlib.sha256(shape + ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(shape + _content_of(ids)).hexdigest()[:16]
+
+
+def _content_of(tensor: Tensor) -> bytes:
+    content: bytes = tensor.cpu().contiguous().numpy().tobytes()
+    return content
 
 
 def token_batch(

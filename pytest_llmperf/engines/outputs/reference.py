@@ -329,11 +329,14 @@ class Reference:
         """Raise UsageError when the candidate's tokens are not the reference's."""
         size = int(scorer.model.config.get_text_config().vocab_size)
         if size != self.vocab_size:
-            raise UsageError(
-                f"the candidate has a vocabulary of {size} tokens, "
-                f"its reference one of {self.vocab_size}: "
-                "their tokens cannot be compared. Take a reference of the same model.",
-            )
+            raise UsageError(_other_vocabulary(size, self.vocab_size))
+
+
+def _other_vocabulary(size: int, reference_size: int) -> str:
+    return (
+        f"the candidate has a vocabulary of {size} tokens, its reference one of {reference_size}: "
+        "their tokens cannot be compared. Take a reference of the same model."
+    )
 
 
 def write_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:

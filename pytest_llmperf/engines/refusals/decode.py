@@ -17,13 +17,18 @@ def adapters(plan: LoadPlan) -> str | None:
             "a merged adapter is part of the weights and cannot be switched. "
             "Name one adapter, or leave out ':merged'."
         )
-    if plan.quantization is not None and ":" in plan.quantization:
+    if _reads_quantized_weights(plan):
         return (
             f"the weights of {plan.quantization} are quantized already, and an adapter merged into "
             "them would be rounded away. Leave out ':merged', or merge into the full-precision "
             "model and quantize that ('nf4+lora:PATH:merged' does)."
         )
     return None
+
+
+def _reads_quantized_weights(plan: LoadPlan) -> bool:
+    """Whether the plan names a checkpoint whose weights are quantized already."""
+    return plan.quantization is not None and ":" in plan.quantization
 
 
 def assistance(plan: LoadPlan) -> str | None:
@@ -82,11 +87,15 @@ def _obstacle_of_loading(plan: LoadPlan) -> str:
     """Name how a plan loads its weights, where continuous batching cannot use them."""
     if plan.autocast_dtype is not None:
         return "autocast, which does not reach its thread. Take a full precision such as 'bf16'"
-    if plan.adapters and not plan.merge_adapters:
+    if _has_switchable_adapters(plan):
         return "adapters that can be switched. Merge it: 'lora:PATH:merged'"
     if plan.spread > 1:
         return "several devices"
     return "offloaded weights" if plan.offload is not None else ""
+
+
+def _has_switchable_adapters(plan: LoadPlan) -> bool:
+    return bool(plan.adapters) and not plan.merge_adapters
 
 
 ALL = (adapters, assistance, quantized_cache, continuous)

@@ -47,12 +47,16 @@ def rows_of_a_replica(batch: int, replicas: int) -> int:
     Raises UsageError for a batch that cannot be divided.
     """
     if batch % replicas:
-        multiple = -(-batch // replicas) * replicas
-        raise UsageError(
-            f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
-            f"Take a multiple of {replicas}, for example batch={multiple}.",
-        )
+        raise UsageError(_undivided_batch(batch, replicas))
     return batch // replicas
+
+
+def _undivided_batch(batch: int, replicas: int) -> str:
+    multiple = -(-batch // replicas) * replicas
+    return (
+        f"a batch of {batch} cannot be divided over the {replicas} replicas of dp{replicas}. "
+        f"Take a multiple of {replicas}, for example batch={multiple}."
+    )
 
 
 def does_not_divide(plan: LoadPlan, config: Config) -> str | None:
@@ -70,11 +74,15 @@ def is_by_library(plan: LoadPlan) -> bool:
 
 def has_no_plan(plan: LoadPlan, model: str, model_type: object) -> str:
     """Say that transformers cannot cut a model, and what can."""
-    own = f"'own-tp{plan.tp}', which measures its shape, or " if model_type in OWN_PLANS else ""
+    alternative = _own_alternative(plan) if model_type in OWN_PLANS else ""
     return (
         f"transformers has no tensor-parallel plan for {model}, which 'tp{plan.tp}' carries out. "
-        f"Take {own}'fsdp{plan.tp}'."
+        f"Take {alternative}'fsdp{plan.tp}'."
     )
+
+
+def _own_alternative(plan: LoadPlan) -> str:
+    return f"'own-tp{plan.tp}', which measures its shape, or "
 
 
 def is_not_written(plan: LoadPlan) -> str | None:
@@ -82,8 +90,10 @@ def is_not_written(plan: LoadPlan) -> str | None:
     if plan.model.kind != "arch":
         return None
     size = predicted_weights_bytes(plan.model, "auto") or 0
-    if size <= WRITTEN_BYTES:
-        return None
+    return _too_large_to_write(plan, size) if size > WRITTEN_BYTES else None
+
+
+def _too_large_to_write(plan: LoadPlan, size: int) -> str:
     return (
         f"transformers' tensor parallelism reads a checkpoint. {plan.model.name!r} has none, and "
         f"its {size / 1e9:.1f} GB are not written out (at most {WRITTEN_BYTES / 1e9:.1f} GB are). "
@@ -112,45 +122,59 @@ def _folder_config(model: ModelRef) -> Config | None:
 
 
 def _tensor_cut(plan: LoadPlan, config: Config) -> str | None:
-    if plan.tp == 1:
-        return None
-    counts = {name: n for name, n in _divided_by_tensor(config).items() if n}
-    undivided = [f"{n} {name}" for name, n in counts.items() if n % plan.tp]
-    if not undivided:
-        return None
+    counts = _divided_by_tensor(config)
+    undivided = _undivided_parts(counts, plan.tp)
+    return _undivided_model(plan, undivided, counts.values()) if undivided else None
+
+
+def _undivided_parts(counts: Mapping[str, int], devices: int) -> list[str]:
+    return [f"{n} {name}" for name, n in counts.items() if n % devices]
+
+
+def _undivided_model(plan: LoadPlan, undivided: Iterable[str], counts: Iterable[int]) -> str:
     return (
         f"{_tensor_part(plan)} does not divide {' and '.join(undivided)} of {plan.model.name!r}. "
-        f"{_possible(counts.values())}"
+        f"{_possible(counts)}"
     )
 
 
 def _pipeline_cut(plan: LoadPlan, config: Config) -> str | None:
     layers = _first_number(config, "num_hidden_layers", "n_layer")
-    if not layers or plan.pp <= layers:
-        return None
+    return _too_many_stages(plan, layers) if layers and plan.pp > layers else None
+
+
+def _too_many_stages(plan: LoadPlan, layers: int) -> str:
     return (
         f"own-pp{plan.pp} has more devices than {plan.model.name!r} has layers: {layers}. "
         f"Take at most own-pp{layers}."
     )
 
 
-def _offload(plan: LoadPlan) -> str | None:
-    if plan.offload is None:
+def _offload_in_place(plan: LoadPlan) -> str | None:
+    """Refuse to offload to the memory that the model computes in."""
+    if plan.offload != "cpu" or plan.device_kind != "cpu":
         return None
-    if plan.offload == "cpu" and plan.device_kind == "cpu":
-        return "the weights are in the host's memory already. Take 'offload-disk' here, or a GPU."
-    change = _changed_by(plan) or ("a compiled graph" if plan.compile is not None else "")
-    if change:
-        return (
-            f"offloaded weights come and go at each layer, which {change} does not follow. "
-            "Keep one."
-        )
-    if plan.spread > 1:
-        return (
-            "offloaded weights are read by one device. "
-            "Leave out the parts that take several, or 'offload'."
-        )
-    return None
+    return "the weights are in the host's memory already. Take 'offload-disk' here, or a GPU."
+
+
+def _offload_with_changed_layers(plan: LoadPlan) -> str | None:
+    change = _changed_or_compiled_by(plan)
+    if plan.offload is None or not change:
+        return None
+    return f"offloaded weights come and go at each layer, which {change} does not follow. Keep one."
+
+
+def _changed_or_compiled_by(plan: LoadPlan) -> str:
+    return _changed_by(plan) or ("a compiled graph" if plan.compile is not None else "")
+
+
+def _offload_over_devices(plan: LoadPlan) -> str | None:
+    if plan.offload is None or plan.spread <= 1:
+        return None
+    return (
+        "offloaded weights are read by one device. "
+        "Leave out the parts that take several, or 'offload'."
+    )
 
 
 def _together(plan: LoadPlan) -> str | None:
@@ -158,18 +182,26 @@ def _together(plan: LoadPlan) -> str | None:
     cut = "+".join(_cutting_parts(plan))
     if not cut:
         return None
+    return first_reason(check(plan, cut) for check in _CUT_CHECKS)
+
+
+def _changed_and_cut(plan: LoadPlan, cut: str) -> str | None:
     change = _changed_by(plan)
-    if change:
-        return (
-            f"{change} works on whole layers, and {cut} leaves parts of them on each device. "
-            "'dpN' keeps whole models."
-        )
-    if is_by_library(plan) and plan.tp < plan.spread:
-        return (
-            f"transformers' tensor parallelism takes all the ranks of a model here. "
-            f"Take 'own-tp{plan.tp}', which goes with other parallel parts."
-        )
-    return _cut_decoding(plan, cut)
+    if not change:
+        return None
+    return (
+        f"{change} works on whole layers, and {cut} leaves parts of them on each device. "
+        "'dpN' keeps whole models."
+    )
+
+
+def _cut_by_library_and_otherwise(plan: LoadPlan, _cut: str) -> str | None:
+    if not is_by_library(plan) or plan.tp >= plan.spread:
+        return None
+    return (
+        f"transformers' tensor parallelism takes all the ranks of a model here. "
+        f"Take 'own-tp{plan.tp}', which goes with other parallel parts."
+    )
 
 
 def _tensor_part(plan: LoadPlan) -> str:
@@ -186,24 +218,40 @@ def _cutting_parts(plan: LoadPlan) -> Iterator[str]:
         yield f"own-pp{plan.pp}"
 
 
-def _cut_decoding(plan: LoadPlan, cut: str) -> str | None:
-    """Refuse the ways to decode that a cut model does not have."""
-    if plan.cache in {"int8", "fp8"}:
-        return (
-            f"the {plan.cache} cache is not divided with the heads or layers of {cut}. "
-            "Take the plain or the static cache."
-        )
-    if plan.compile is not None and plan.fsdp * plan.pp > 1:
-        return (
-            f"{cut} gathers or sends between layers in Python, which is not compiled. "
-            "'tpN' and 'own-tpN' can be."
-        )
-    if plan.autocast_dtype is not None and plan.pp > 1:
-        return (
-            f"under autocast the dtype between the stages of {cut} is not fixed. "
-            "Take a full precision such as 'bf16'."
-        )
-    return None
+def _cut_cache(plan: LoadPlan, cut: str) -> str | None:
+    if plan.cache not in {"int8", "fp8"}:
+        return None
+    return (
+        f"the {plan.cache} cache is not divided with the heads or layers of {cut}. "
+        "Take the plain or the static cache."
+    )
+
+
+def _cut_and_compiled(plan: LoadPlan, cut: str) -> str | None:
+    if plan.compile is None or plan.fsdp * plan.pp == 1:
+        return None
+    return (
+        f"{cut} gathers or sends between layers in Python, which is not compiled. "
+        "'tpN' and 'own-tpN' can be."
+    )
+
+
+def _stages_under_autocast(plan: LoadPlan, cut: str) -> str | None:
+    if plan.autocast_dtype is None or plan.pp == 1:
+        return None
+    return (
+        f"under autocast the dtype between the stages of {cut} is not fixed. "
+        "Take a full precision such as 'bf16'."
+    )
+
+
+_CUT_CHECKS = (
+    _changed_and_cut,
+    _cut_by_library_and_otherwise,
+    _cut_cache,
+    _cut_and_compiled,
+    _stages_under_autocast,
+)
 
 
 def _changed_by(plan: LoadPlan) -> str:
@@ -234,7 +282,15 @@ def _model(plan: LoadPlan) -> str | None:
 
 
 def _divided_by_tensor(config: Config) -> dict[str, int]:
-    """Count what tensor parallelism divides: query heads, KV heads, the width of the MLP."""
+    """Count what tensor parallelism divides: query heads, KV heads, the width of the MLP.
+
+    What the config does not tell is left out.
+    """
+    return {name: n for name, n in _heads_and_columns(config).items() if n}
+
+
+def _heads_and_columns(config: Config) -> dict[str, int]:
+    """Return the counts of the heads and the MLP; 0 for what the config does not tell."""
     heads = _first_number(config, "num_attention_heads", "n_head")
     return {
         "heads": heads,
@@ -243,8 +299,13 @@ def _divided_by_tensor(config: Config) -> dict[str, int]:
     }
 
 
+def _is_first_falcon(config: Config) -> bool:
+    """Whether a config is of the first Falcon architecture, which names its KV heads otherwise."""
+    return config.get("model_type") == "falcon" and not config.get("new_decoder_architecture")
+
+
 def _kv_heads(config: Config, heads: int) -> int:
-    if config.get("model_type") == "falcon" and not config.get("new_decoder_architecture"):
+    if _is_first_falcon(config):
         return 1 if config.get("multi_query", True) else heads
     return _first_number(config, "num_key_value_heads", "num_kv_heads") or heads
 
@@ -256,13 +317,23 @@ def _first_number(config: Config, *keys: str) -> int:
 
 def _possible(counts: Iterable[int]) -> str:
     """Say which numbers of devices divide all these counts."""
-    common = math.gcd(*counts)
-    divisors = [n for n in range(2, min(common, MOST_DEVICES) + 1) if common % n == 0]
+    divisors = _divisors(math.gcd(*counts))
     if not divisors:
         return "No N does; 'fsdpN' and 'own-ppN' cut it otherwise."
     return f"N that do: {', '.join(map(str, divisors))}."
 
 
-_CHECKS = (_offload, _together, _model)
+def _divisors(number: int) -> list[int]:
+    """Return the divisors of a number from 2 to `MOST_DEVICES`."""
+    return [n for n in range(2, min(number, MOST_DEVICES) + 1) if number % n == 0]
+
+
+_CHECKS = (
+    _offload_in_place,
+    _offload_with_changed_layers,
+    _offload_over_devices,
+    _together,
+    _model,
+)
 
 ALL = (refusal,)

@@ -25,8 +25,7 @@ def refusal(plan: LoadPlan) -> str | None:
 
 def _packed_weights(plan: LoadPlan, pruning: Pruning) -> str | None:
     """Refuse a quantized checkpoint, which has no plain weights to prune."""
-    packed = plan.quantization is not None and plan.quantization.partition(":")[0] in CHECKPOINTS
-    if not packed and not _config(plan.model).get("quantization_config"):
+    if not _names_a_checkpoint(plan) and not _config(plan.model).get("quantization_config"):
         return None
     return (
         f"the checkpoint holds packed weights, and {pruning} needs plain ones. "
@@ -34,25 +33,38 @@ def _packed_weights(plan: LoadPlan, pruning: Pruning) -> str | None:
     )
 
 
+def _names_a_checkpoint(plan: LoadPlan) -> bool:
+    """Whether the plan's quantization is that of a checkpoint's files."""
+    return plan.quantization is not None and plan.quantization.partition(":")[0] in CHECKPOINTS
+
+
 def _elsewhere(plan: LoadPlan, pruning: Pruning) -> str | None:
     """Refuse parts of matrices: scores and inputs are of whole ones, where the model runs."""
-    if plan.ranks > 1:
-        place = f"is spread over {plan.ranks} ranks"
-    elif plan.offload is not None:
-        place = f"waits elsewhere ({plan.offload})"
-    else:
+    place = _place_of_parts(plan)
+    if not place:
         return None
     return (
         f"{pruning} looks at whole matrices on one device, and the model {place}. Keep one of them."
     )
 
 
-def _adapters(plan: LoadPlan, pruning: Pruning) -> str | None:
-    if plan.merge_adapters and not pruning.structured:
-        return (
-            f"a merged adapter fills the zeros that {pruning} makes. "
-            "Leave out ':merged', or merge first, save the result and prune that."
-        )
+def _place_of_parts(plan: LoadPlan) -> str:
+    """Say where parts of the model are; empty where it is whole on one device."""
+    if plan.ranks > 1:
+        return f"is spread over {plan.ranks} ranks"
+    return f"waits elsewhere ({plan.offload})" if plan.offload is not None else ""
+
+
+def _merged_adapter(plan: LoadPlan, pruning: Pruning) -> str | None:
+    if not plan.merge_adapters or pruning.structured:
+        return None
+    return (
+        f"a merged adapter fills the zeros that {pruning} makes. "
+        "Leave out ':merged', or merge first, save the result and prune that."
+    )
+
+
+def _adapter_of_removed_rows(plan: LoadPlan, pruning: Pruning) -> str | None:
     if not (pruning.structured and plan.adapters):
         return None
     return (
@@ -63,17 +75,38 @@ def _adapters(plan: LoadPlan, pruning: Pruning) -> str | None:
 
 def _unknown_family(plan: LoadPlan, pruning: Pruning) -> str | None:
     family = model_type(plan.model)
-    if not pruning.structured or family is None or family in STRUCTURED_FAMILIES:
+    if family is None or _can_take_apart(family, pruning):
         return None
+    subject = f"{plan.model.name!r} is of family {family!r}"
+    return _cannot_take_apart(subject, pruning)
+
+
+def _cannot_take_apart(subject: str, pruning: Pruning) -> str:
     return (
         f"{pruning} needs to know which rows and columns belong to one head, "
-        f"and {plan.model.name!r} is of family {family!r}. "
+        f"and {subject}. {_families_and_alternative(pruning)}"
+    )
+
+
+def _can_take_apart(family: str, pruning: Pruning) -> bool:
+    """Whether a pruning keeps whole matrices, or knows how those of a family belong together."""
+    return not pruning.structured or family in STRUCTURED_FAMILIES
+
+
+def _families_and_alternative(pruning: Pruning) -> str:
+    return (
         f"Families it knows: {', '.join(STRUCTURED_FAMILIES)}. "
         f"'wanda:{pruning.sparsity:g}' works for any, and removes nothing."
     )
 
 
-_CHECKS = (_packed_weights, _elsewhere, _adapters, _unknown_family)
+_CHECKS = (
+    _packed_weights,
+    _elsewhere,
+    _merged_adapter,
+    _adapter_of_removed_rows,
+    _unknown_family,
+)
 
 
 def model_type(model: ModelRef) -> str | None:

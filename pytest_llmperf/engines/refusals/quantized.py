@@ -20,6 +20,9 @@ FLOAT8_CAPABILITY = (8, 9)
 INT4_CAPABILITY = (8, 0)
 CPU_GROUPS = (32, 64, 128)
 
+_CAPABILITIES = {"fp8": FLOAT8_CAPABILITY, "int4wo": INT4_CAPABILITY}
+"""Method -> the compute capability that its products need."""
+
 
 def missing_library(plan: LoadPlan) -> str | None:
     """Name the library that the plan's quantization needs and that is not installed here.
@@ -28,13 +31,23 @@ def missing_library(plan: LoadPlan) -> str | None:
     """
     if plan.quantization is None:
         return None
-    row = scheme_of(plan.quantization).row
-    if importlib.util.find_spec(row.library) is not None:
-        return None
+    scheme = scheme_of(plan.quantization)
+    return None if _has_library(scheme) else _library_to_install(plan, scheme)
+
+
+def _has_library(scheme: Scheme) -> bool:
+    return importlib.util.find_spec(scheme.row.library) is not None
+
+
+def _part_on_model(plan: LoadPlan) -> str:
+    return f"{plan.quantization!r} on model {plan.model.name!r}"
+
+
+def _library_to_install(plan: LoadPlan, scheme: Scheme) -> str:
     return (
-        f"strategy part {plan.quantization!r} on model {plan.model.name!r} needs {row.library}, "
+        f"strategy part {_part_on_model(plan)} needs {scheme.row.library}, "
         f"which is not installed for engine {plan.engine!r}. "
-        f"pip install 'pytest-llmperf[{row.extra}]'"
+        f"pip install 'pytest-llmperf[{scheme.row.extra}]'"
     )
 
 
@@ -42,11 +55,12 @@ def quantized(plan: LoadPlan) -> str | None:
     """Return the first reason why the plan's quantization cannot be had, with part and model."""
     if plan.quantization is None:
         return None
-    scheme = scheme_of(plan.quantization)
-    reason = first_reason(check(plan, scheme) for check in _CHECKS)
-    if reason is None:
-        return None
-    return f"{plan.quantization!r} on model {plan.model.name!r}: {reason}"
+    reason = _reason_against(plan, scheme_of(plan.quantization))
+    return None if reason is None else f"{_part_on_model(plan)}: {reason}"
+
+
+def _reason_against(plan: LoadPlan, scheme: Scheme) -> str | None:
+    return first_reason(check(plan, scheme) for check in _CHECKS)
 
 
 def _autocast(plan: LoadPlan, _scheme: Scheme) -> str | None:
@@ -60,12 +74,15 @@ def _autocast(plan: LoadPlan, _scheme: Scheme) -> str | None:
 
 def _device(plan: LoadPlan, scheme: Scheme) -> str | None:
     """Refuse kernels that a device lacks."""
-    needed = {"fp8": FLOAT8_CAPABILITY, "int4wo": INT4_CAPABILITY}.get(scheme.method)
-    if needed is None or scheme.weight_only:
+    needed = _needed_capability(scheme)
+    if needed is None:
         return None
-    if plan.device_kind == "cpu":
-        return _cpu_kernels(scheme)
-    return _gpu_kernels(needed)
+    return _cpu_kernels(scheme) if plan.device_kind == "cpu" else _gpu_kernels(needed)
+
+
+def _needed_capability(scheme: Scheme) -> tuple[int, int] | None:
+    """Return the compute capability that a scheme's products need; None for weights alone."""
+    return None if scheme.weight_only else _CAPABILITIES.get(scheme.method)
 
 
 def _cpu_kernels(scheme: Scheme) -> str | None:
@@ -84,9 +101,13 @@ def _gpu_kernels(needed: tuple[int, int]) -> str | None:
     if capability is None or capability >= needed:
         return None
     return (
-        f"the GPU has compute capability {capability[0]}.{capability[1]}, "
-        f"{needed[0]}.{needed[1]} or newer is needed."
+        f"the GPU has compute capability {_dotted(capability)}, "
+        f"{_dotted(needed)} or newer is needed."
     )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def _dtype(plan: LoadPlan, scheme: Scheme) -> str | None:
@@ -121,11 +142,19 @@ def _checkpoint(_plan: LoadPlan, scheme: Scheme) -> str | None:
 
     One that is not there was told when the plan was made.
     """
-    folder = Path(scheme.path)
-    if not scheme.path or not (folder / "config.json").is_file():
-        return None
+    folder = _checkpoint_folder(scheme)
+    return None if folder is None else _other_contents(folder, scheme)
+
+
+def _other_contents(folder: Path, scheme: Scheme) -> str | None:
     packed = stored_as(folder)
     return packed if isinstance(packed, str) else disagreement(scheme, packed)
+
+
+def _checkpoint_folder(scheme: Scheme) -> Path | None:
+    """Return the folder of a scheme's checkpoint, where it names one that is there."""
+    folder = Path(scheme.path)
+    return folder if scheme.path and (folder / "config.json").is_file() else None
 
 
 _CHECKS: tuple[Callable[[LoadPlan, Scheme], str | None], ...] = (
@@ -146,9 +175,8 @@ def compute_capability() -> tuple[int, int] | None:
     gpus = Nvml.listed()
     if isinstance(gpus, Unreadable):
         return None
-    capabilities = [gpu.compute_capability() for gpu in gpus]
-    known = [value for value in capabilities if not isinstance(value, Unreadable)]
-    return min(known, default=None)
+    capabilities = (gpu.compute_capability() for gpu in gpus)
+    return min((c for c in capabilities if not isinstance(c, Unreadable)), default=None)
 
 
 ALL = (quantized,)

@@ -10,10 +10,10 @@ measurable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from safetensors import safe_open
@@ -125,7 +125,7 @@ async def _forced_logprobs(
     prompt = [*row, *continuation]
     choice = await ask({"prompt": prompt, "max_tokens": 1, "prompt_logprobs": TOP})
     logprobs = choice.get("prompt_logprobs")
-    if not isinstance(logprobs, list) or len(logprobs) != len(prompt):
+    if not _is_list_of(logprobs, len(prompt)):
         raise UsageError(
             "agreement needs log-probabilities of a prompt's tokens, "
             f"and this server gives none: {PARTIAL}."
@@ -133,24 +133,25 @@ async def _forced_logprobs(
     return logprobs[len(row) :]
 
 
+def _is_list_of(value: object, length: int) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and len(value) == length
+
+
 async def _free_tokens(ask: Ask, row: Sequence[int], n: int) -> tuple[int, ...]:
     """Return the ids of the `n` tokens that the server decodes greedily."""
-    choice = await ask(
-        {
-            "prompt": list(row),
-            "max_tokens": n,
-            "min_tokens": n,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
-    )
+    choice = await ask({"prompt": list(row), **_exactly(n), "return_token_ids": True})
     ids = choice.get("token_ids")
-    if not isinstance(ids, list) or len(ids) != n:
+    if not _is_list_of(ids, n):
         raise UsageError(
             "agreement needs the ids of the tokens that were generated, "
             "and this server does not return them."
         )
     return tuple(ids)
+
+
+def _exactly(n: int) -> dict[str, Any]:
+    """Return the fields of a request for `n` tokens, whatever they are."""
+    return {"max_tokens": n, "min_tokens": n, "ignore_eos": True}
 
 
 def _compare(
@@ -208,14 +209,24 @@ def _parting(
 
 def _same_first(answer: ServerAnswer, logits: Logits) -> tuple[bool, ...]:
     """Return for each position whether server and reference rank the same token first."""
-    pairs = zip(answer.first_tokens(), logits.argmax(axis=-1).tolist(), strict=True)
+    pairs = zip(answer.first_tokens(), _likeliest(logits), strict=True)
     return tuple(token == reference_token for token, reference_token in pairs)
+
+
+def _likeliest(logits: Logits) -> list[int]:
+    """Return the likeliest token at each position of [positions, vocabulary] logits."""
+    tokens: list[int] = logits.argmax(axis=-1).tolist()
+    return tokens
 
 
 def _first_difference(free: Sequence[int], tokens: Sequence[int]) -> int | None:
     """Return the index of the first unequal token, or None."""
+    return next(_unequal_places(free, tokens), None)
+
+
+def _unequal_places(free: Sequence[int], tokens: Sequence[int]) -> Iterator[int]:
     pairs = enumerate(zip(free, tokens, strict=True))
-    return next((i for i, (candidate, reference) in pairs if candidate != reference), None)
+    return (i for i, (candidate, reference) in pairs if candidate != reference)
 
 
 def _rank(row: Logits, token: int) -> int:

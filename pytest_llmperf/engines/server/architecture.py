@@ -22,6 +22,8 @@ from pytest_llmperf.errors import LoadError
 
 SUFFIX = "-served"
 
+_TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**6}
+
 
 @dataclass(frozen=True)
 class ArchitectureFolder:
@@ -65,13 +67,17 @@ def _write(folder: Path, source: Path, vocabulary_size: int) -> None:
 
 def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
     words(vocabulary_size).save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**6}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    config = json.dumps(_TOKENIZER_CONFIG)
+    (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
 
 
 def words(size: int) -> Tokenizer:
     """Return a tokenizer of the words w0 to w(size - 1), each with its number as id."""
-    vocabulary = {f"w{i}": i for i in range(size)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))  # noqa: S106 - a word
+    model = models.WordLevel(_vocabulary(size), unk_token="w0")  # noqa: S106 - a word
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
+
+
+def _vocabulary(size: int) -> dict[str, int]:
+    return {f"w{i}": i for i in range(size)}

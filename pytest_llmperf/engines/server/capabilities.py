@@ -26,12 +26,16 @@ def _capabilities_of(preset: Preset) -> Capabilities:
     )
 
 
+def _attribute_of(preset: Preset) -> str:
+    return preset.name.replace(".", "_")
+
+
 ANY_SERVER = _capabilities_of(ANY)
 
 
 def __getattr__(name: str) -> Capabilities:
     """Return the capabilities of a preset; `llama.cpp` is found as `llama_cpp`."""
     for preset in TABLE.values():
-        if preset.name.replace(".", "_") == name:
+        if _attribute_of(preset) == name:
             return _capabilities_of(preset)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

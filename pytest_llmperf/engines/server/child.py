@@ -50,12 +50,11 @@ class Child:
         code = self._process.poll()
         if code is None:
             return ""
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the server ended with {cause}. {self.tail()}"
+        return f"the server ended with {_cause_of(code)}. {self.tail()}"
 
     def tail(self) -> str:
         """Return the last lines of its output."""
-        size = self.log.stat().st_size if self.log.exists() else 0
+        size = _size_of(self.log)
         if not size:
             return f"It wrote nothing ({self.log})."
         return f"Last lines of {self.log}:\n" + "\n".join(_last_lines(self.log, size))
@@ -74,11 +73,13 @@ class Child:
         May be called again.
         """
         if self._process.poll() is None:
-            self._signal(signal.SIGTERM)
-            self._wait(grace_s)
-        self._signal(signal.SIGKILL)
-        self._wait(_REAP_S)
+            self._signal_and_wait(signal.SIGTERM, grace_s)
+        self._signal_and_wait(signal.SIGKILL, _REAP_S)
         kill_marked(self._token)
+
+    def _signal_and_wait(self, number: signal.Signals, timeout_s: float) -> None:
+        self._signal(number)
+        self._wait(timeout_s)
 
     def _wait(self, timeout_s: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,27 +111,50 @@ def _start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproc
         raise UsageError(f"the server's command {command[0]!r} cannot be run: {error}.") from error
 
 
+def _cause_of(code: int) -> str:
+    """Return what a process ended by, from its return code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _size_of(file: Path) -> int:
+    """Return the bytes of a file; 0 where it is not there."""
+    return file.stat().st_size if file.exists() else 0
+
+
 def _last_lines(file: Path, size: int) -> list[str]:
     """Return the last lines of a file of `size` bytes."""
+    return _end_of(file, size).decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+
+
+def _end_of(file: Path, size: int) -> bytes:
     with file.open("rb") as stream:
         stream.seek(max(0, size - _TAIL_BYTES))
-        return stream.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+        return stream.read()
 
 
 def log_file(name: str) -> Path:
     """Return where a server's output goes: beside the worker's own log, where that is a file."""
-    safe_name = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
-    return _log_folder() / f"{safe_name}-{os.getpid()}-{time.time_ns() % 10**9}.log"
+    return _log_folder() / f"{_safe_name(name)}-{os.getpid()}-{time.time_ns() % 10**9}.log"
+
+
+def _safe_name(name: str) -> str:
+    """Return a name with '-' in place of what may not stand in a file's name."""
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
 
 
 def _log_folder() -> Path:
-    try:
-        own_log = Path("/proc/self/fd/2").readlink()
-    except OSError:
-        own_log = Path()
+    own_log = _own_log()
     if own_log.is_file():
         return own_log.parent
     return Path(tempfile.mkdtemp(prefix="llmperf-server-"))
+
+
+def _own_log() -> Path:
+    """Return where this process writes its errors; an empty path where that is not known."""
+    try:
+        return Path("/proc/self/fd/2").readlink()
+    except OSError:
+        return Path()
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
@@ -14,6 +15,9 @@ What it runs on is not known, and no run of ours on a device is compared with it
 """
 
 
+_NAMES = {"cpu": "CPU", ELSEWHERE: "a server elsewhere"}
+
+
 def device_facts(device: str, *, started: bool) -> dict[str, Any]:
     """Return the device's kind and what the driver says of it.
 
@@ -23,24 +27,40 @@ def device_facts(device: str, *, started: bool) -> dict[str, Any]:
         return {"device": ELSEWHERE}
     if device.partition(":")[0] != "cuda":
         return {"device": "cpu"}
+    return {"device": "cuda", **_gpu_facts()}
+
+
+def _gpu_facts() -> dict[str, Any]:
+    """Return what the driver says of the first GPU; nothing where it says nothing."""
     gpu = _first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    facts: dict[str, Any] = {"device": "cuda"}
-    if not isinstance(gpu, Unreadable):
-        for name, value in gpu.facts().items():
-            facts[name if name == "driver" else f"device_{name}"] = value
-    return facts
+    return {} if isinstance(gpu, Unreadable) else _prefixed(gpu.facts())
+
+
+def _prefixed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {_fact_name(name): value for name, value in facts.items()}
+
+
+def _fact_name(name: str) -> str:
+    return name if name == "driver" else f"device_{name}"
 
 
 def device_name(device: str, facts: dict[str, Any]) -> str:
     """Return the device as a reader knows it."""
     if facts.get("device_name"):
         return str(facts["device_name"])
-    names = {"cpu": "CPU", ELSEWHERE: "a server elsewhere"}
-    return names.get(str(facts["device"]), device)
+    return _NAMES.get(str(facts["device"]), device)
 
 
 def _first_gpu(visible: str) -> Nvml | Unreadable:
-    first = visible.split(",", maxsplit=1)[0].strip()
+    first = _first_entry(visible)
     if first.startswith(("GPU-", "MIG-")):
         return Nvml.of(first)
-    return Nvml.at(int(first) if first.isdigit() else 0)
+    return Nvml.at(_index(first))
+
+
+def _index(entry: str) -> int:
+    return int(entry) if entry.isdigit() else 0
+
+
+def _first_entry(visible: str) -> str:
+    return visible.split(",", maxsplit=1)[0].strip()

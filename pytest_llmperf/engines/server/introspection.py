@@ -20,6 +20,7 @@ ASK_S = 5.0
 POLL_S = 0.05
 SAMPLE_S = 1.0
 
+_TGI_FIELDS = {"dtype": "model_dtype", "version": "version", "model": "model_id"}
 
 _OK = 200
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
@@ -56,9 +57,7 @@ class Introspection:
     async def models(self) -> tuple[str, ...] | None:
         """Return the names that an OpenAI-compatible server serves."""
         rows = _field(await self.json("/v1/models"), "data")
-        if not isinstance(rows, list):
-            return None
-        return tuple(str(row.get("id")) for row in rows if isinstance(row, dict))
+        return _ids_in(rows) if isinstance(rows, list) else None
 
     async def facts(self) -> dict[str, str]:
         """Return `dtype`, `version` and `model`, as far as it says them.
@@ -109,8 +108,7 @@ class Introspection:
 
     async def _tgi_facts(self) -> dict[str, str]:
         info = await self.json("/info")
-        names = {"dtype": "model_dtype", "version": "version", "model": "model_id"}
-        return _texts({name: _field(info, field) for name, field in names.items()})
+        return _texts({name: _field(info, field) for name, field in _TGI_FIELDS.items()})
 
     async def _status(self, path: str) -> int | None:
         try:
@@ -133,6 +131,10 @@ def _field(answer: Any, name: str) -> Any:
     return answer.get(name) if isinstance(answer, dict) else None
 
 
+def _ids_in(rows: list[Any]) -> tuple[str, ...]:
+    return tuple(str(row.get("id")) for row in rows if isinstance(row, dict))
+
+
 def _texts(values: dict[str, Any]) -> dict[str, str]:
     """Return the values that are there, as texts."""
     return {name: str(value) for name, value in values.items() if value}
@@ -140,21 +142,28 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
 
 def require_model(requested: str, served: tuple[str, ...] | None) -> None:
     """Raise LoadError where a server lists its models and the one asked for is not among them."""
-    if not served or requested in served:
+    if not served or _is_among(requested, served):
         return
-    if bare(requested) not in {bare(name) for name in served}:
-        raise LoadError(
-            f"the server does not serve {requested!r}. It serves: {', '.join(served)}. "
-            "Name one by option 'name'."
-        )
+    raise LoadError(
+        f"the server does not serve {requested!r}. It serves: {', '.join(served)}. "
+        "Name one by option 'name'."
+    )
+
+
+def _is_among(requested: str, served: tuple[str, ...]) -> bool:
+    """Whether a model is served, with or without its revision."""
+    return bare(requested) in {bare(name) for name in served}
 
 
 def require_same_model(requested: str, answered: set[str]) -> None:
     """Raise NotInEffect where an answer says that another model made it."""
-    others = {name for name in answered if bare(name) != bare(requested)}
+    others = _other_models(requested, answered)
     if others:
-        names = ", ".join(sorted(map(repr, others)))
-        raise NotInEffect(f"asked {requested!r}, and {names} answered.")
+        raise NotInEffect(f"asked {requested!r}, and {', '.join(map(repr, others))} answered.")
+
+
+def _other_models(requested: str, answered: set[str]) -> list[str]:
+    return sorted(name for name in answered if bare(name) != bare(requested))
 
 
 def bare(name: str) -> str:

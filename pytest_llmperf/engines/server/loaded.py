@@ -25,6 +25,7 @@ from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
+from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.engines.server.traffic import (
     Requests,
     most_output_tokens,
@@ -204,8 +205,11 @@ class ServedModel:
         try:
             self._loop.close()
         finally:
-            if self._server.child is not None:
-                self._server.child.end(self._server.options.stop_timeout_s)
+            self._end_child()
+
+    def _end_child(self) -> None:
+        if self._server.child is not None:
+            self._server.child.end(self._server.options.stop_timeout_s)
 
     async def _ask(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Ask for one completion that is not streamed, and return its first choice.
@@ -231,20 +235,17 @@ class ServedModel:
         return count_marks(outcomes, self._requests.prompts.count, n_tokens, fixed=fixed)
 
     def _require_answers(self, outcomes: Sequence[RequestOutcome]) -> None:
-        failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+        failures = _failures(outcomes)
         if failures:
-            raise InvalidRun(
-                f"{len(failures)} of {len(outcomes)} requests failed: {failures[0]}. "
-                f"{self._server.tail()}"
-            )
+            count = f"{len(failures)} of {len(outcomes)} requests failed"
+            raise InvalidRun(f"{count}: {failures[0]}. {self._server.tail()}")
 
     def _require_model(self, outcomes: Sequence[RequestOutcome]) -> None:
         """Note how the tokens were counted. Raises NotInEffect where another model answered."""
-        answers = [outcome.answer for outcome in outcomes if outcome.answer is not None]
+        answers = _answers(outcomes)
         if answers:
             self._counted = answers[0].counted
-        models = {answer.model for answer in answers if answer.model}
-        require_same_model(self._server.name, models)
+        require_same_model(self._server.name, _answering_models(answers))
 
     def _effective(self) -> Effective:
         server = self._server
@@ -284,6 +285,19 @@ class ServedModel:
             reasons["process"] = f"{_UNSEEN}: its share of the GPU is not told apart"
             return MemoryGauges(weights=0, reasons=reasons)
         return MemoryGauges(weights=0, process=child.resident_bytes(), reasons=reasons)
+
+
+def _failures(outcomes: Sequence[RequestOutcome]) -> list[str]:
+    return [outcome.failure for outcome in outcomes if outcome.failure is not None]
+
+
+def _answers(outcomes: Sequence[RequestOutcome]) -> list[Answer]:
+    return [outcome.answer for outcome in outcomes if outcome.answer is not None]
+
+
+def _answering_models(answers: Sequence[Answer]) -> set[str]:
+    """Return the models that answers name; some name none."""
+    return {answer.model for answer in answers if answer.model}
 
 
 def _serving_trace(run: ClientRun, samples: Sequence[dict[str, float]]) -> ServingTrace:

@@ -9,7 +9,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
@@ -92,23 +92,29 @@ def options_refusal(plan: LoadPlan, preset: Preset) -> str | None:
     """
     options = dict(plan.options)
     return (
-        first_reason(_type_refusal(name, value) for name, value in options.items())
+        _types_refusal(options)
         or _command_or_url_refusal(options, preset)
-        or _command_refusal(options)
-        or _url_refusal(options)
-        or _protocol_refusal(options)
-        or _api_key_refusal(options)
-        or _timeout_refusal(options)
+        or first_reason(check(options) for check in _CHECKS)
     )
+
+
+def _types_refusal(options: Mapping[str, object]) -> str | None:
+    return first_reason(_type_refusal(name, value) for name, value in options.items())
 
 
 def _type_refusal(name: str, value: object) -> str | None:
     types = KINDS.get(name)
     if types is None:
-        near = did_you_mean(name, KINDS)
-        return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
-    if _has_type(value, types):
-        return None
+        return _unknown_option(name)
+    return None if _has_type(value, types) else _mistyped_option(name, value, types)
+
+
+def _unknown_option(name: str) -> str:
+    near = did_you_mean(name, KINDS)
+    return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
+
+
+def _mistyped_option(name: str, value: object, types: tuple[type, ...]) -> str:
     return f"option {name} = {value!r}: {' or '.join(t.__name__ for t in types)} is needed."
 
 
@@ -152,7 +158,7 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
 
 def _url_refusal(options: Mapping[str, object]) -> str | None:
     url = urlsplit(str(options.get("url", "http://localhost")))
-    if url.scheme in SCHEMES and url.hostname:
+    if _has_address(url):
         return None
     return (
         f"option url = {options['url']!r}: an http or https URL is needed, "
@@ -160,10 +166,16 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
     )
 
 
+def _has_address(url: SplitResult) -> bool:
+    return url.scheme in SCHEMES and bool(url.hostname)
+
+
 def _protocol_refusal(options: Mapping[str, object]) -> str | None:
     protocol = str(options.get("protocol", PROTOCOLS[0]))
-    if protocol in PROTOCOLS:
-        return None
+    return None if protocol in PROTOCOLS else _unknown_protocol(protocol)
+
+
+def _unknown_protocol(protocol: str) -> str:
     near = did_you_mean(protocol, PROTOCOLS)
     return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
 
@@ -181,6 +193,19 @@ def _api_key_refusal(options: Mapping[str, object]) -> str | None:
 def _timeout_refusal(options: Mapping[str, object]) -> str | None:
     for name in ("start_timeout", "stop_timeout"):
         value = options.get(name, 1)
-        if isinstance(value, int | float) and value <= 0:
+        if _is_no_time(value):
             return f"option {name} = {value!r}: seconds above 0 are needed."
     return None
+
+
+def _is_no_time(value: object) -> bool:
+    return isinstance(value, int | float) and value <= 0
+
+
+_CHECKS = (
+    _command_refusal,
+    _url_refusal,
+    _protocol_refusal,
+    _api_key_refusal,
+    _timeout_refusal,
+)

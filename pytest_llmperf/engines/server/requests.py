@@ -59,8 +59,13 @@ def body(protocol: Protocol, prompt: Prompt, n: int, defaults: RequestDefaults) 
 
 
 def _completions(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:
-    text: object = list(prompt.ids) if defaults.prompt_ids and prompt.ids else prompt.text
-    return {**defaults.stream, "prompt": text, "max_tokens": n, **defaults.fixed(n)}
+    ids_or_text = _ids_or_text(prompt, defaults)
+    return {**defaults.stream, "prompt": ids_or_text, "max_tokens": n, **defaults.fixed(n)}
+
+
+def _ids_or_text(prompt: Prompt, defaults: RequestDefaults) -> list[int] | str:
+    """Return a prompt's ids where the server takes them and we have them, else its text."""
+    return list(prompt.ids) if defaults.prompt_ids and prompt.ids else prompt.text
 
 
 def _chat(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:

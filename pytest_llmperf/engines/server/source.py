@@ -146,9 +146,16 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _content_hash(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
-    config = path / "config.json"
-    configs = [config] if config.is_file() else []
-    return hash_files([*configs, *(weight_files(path) or sorted(path.glob("*.bin")))])
+    return hash_files([*_configs_in(path), *_weights_in(path)])
+
+
+def _configs_in(folder: Path) -> list[Path]:
+    config = folder / "config.json"
+    return [config] if config.is_file() else []
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return weight_files(folder) or sorted(folder.glob("*.bin"))
 
 
 def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:

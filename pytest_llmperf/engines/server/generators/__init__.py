@@ -80,10 +80,12 @@ def _read(generator: Generator, job: Job, log: Path) -> tuple[RequestTrace, ...]
     try:
         return generator.read(job.folder)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidRun(
-            f"what {generator.name} left cannot be read ({type(error).__name__}: {error}). "
-            f"{_tail(log)}"
-        ) from error
+        raise InvalidRun(_unreadable(generator, error, log)) from error
+
+
+def _unreadable(generator: Generator, error: Exception, log: Path) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    return f"what {generator.name} left cannot be read ({reason}). {_tail(log)}"
 
 
 async def _run(generator: Generator, job: Job, log: Path) -> int:
@@ -121,25 +123,39 @@ def find_generator(name: str, python: str | None) -> Path:
     It stands beside the interpreter that is named, else beside this one or on the PATH. Raises
     UsageError.
     """
-    if python is not None:
-        return _beside(name, python)
-    own_folder = Path(sys.executable).parent
-    path = f"{own_folder}{os.pathsep}{os.environ.get('PATH', '')}"
-    program = shutil.which(name, path=path)
+    return _installed(name) if python is None else _beside(name, python)
+
+
+def _installed(name: str) -> Path:
+    program = shutil.which(name, path=_search_path())
     if program is None:
-        raise UsageError(
-            f"Serve(generator={name!r}): {name} is not installed, "
-            f"neither beside {sys.executable} nor on the PATH. {_INSTALL.format(name)} "
-            f"Then: --llmperf-python {name}=/path/to/its/python.",
-        )
+        raise UsageError(_not_installed(name))
     return Path(program)
+
+
+def _search_path() -> str:
+    """Return the PATH with the folder of this interpreter in front."""
+    own_folder = Path(sys.executable).parent
+    return f"{own_folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _not_installed(name: str) -> str:
+    return (
+        f"Serve(generator={name!r}): {name} is not installed, "
+        f"neither beside {sys.executable} nor on the PATH. {_INSTALL.format(name)} "
+        f"Then: --llmperf-python {name}=/path/to/its/python."
+    )
 
 
 def _beside(name: str, python: str) -> Path:
     program = Path(python).parent / name
     if os.access(program, os.X_OK):
         return program
-    raise UsageError(
+    raise UsageError(_none_beside(name, python))
+
+
+def _none_beside(name: str, python: str) -> str:
+    return (
         f"--llmperf-python {name}={python}: there is no {name} beside that interpreter. "
         f"{_INSTALL.format(name)}"
     )
@@ -148,8 +164,12 @@ def _beside(name: str, python: str) -> Path:
 def version_of(name: str, program: Path) -> str:
     """Return the version that its installation says, or an empty text."""
     folders = program.parent.parent.glob(f"lib/python3*/site-packages/{name}-*.dist-info")
-    versions = (folder.name.removesuffix(".dist-info").partition("-")[2] for folder in folders)
-    return next(versions, "")
+    return next(map(_version_in, folders), "")
+
+
+def _version_in(dist_info: Path) -> str:
+    """Return the version in the name of a package's folder of metadata."""
+    return dist_info.name.removesuffix(".dist-info").partition("-")[2]
 
 
 def _tail(log: Path) -> str:

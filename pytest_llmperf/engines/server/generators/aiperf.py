@@ -6,7 +6,7 @@ Its trace format for them is "payload".
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ def _file_options() -> list[str]:
         "--custom-dataset-type": "mooncake_trace",
         "--dataset-sampling-strategy": "sequential",
     }
+    return _in_a_row(options)
+
+
+def _in_a_row(options: Mapping[str, str]) -> list[str]:
+    """Return options and their values as arguments of a program."""
     return [text for pair in options.items() for text in pair]
 
 
@@ -69,22 +74,28 @@ def _output_options(job: Job) -> list[str]:
         "--export-level": "records",
         "--ui": "none",
     }
-    pairs = [text for pair in options.items() for text in pair]
-    return [*pairs, "--no-server-metrics", "--no-gpu-telemetry"]
+    return [*_in_a_row(options), "--no-server-metrics", "--no-gpu-telemetry"]
 
 
 def _load_options(job: Job) -> list[str]:
     if job.work.concurrency is None:
         return ["--fixed-schedule"]
-    concurrency, count = str(job.work.concurrency), str(len(job.bodies))
+    return _closed_loop_options(job.work.concurrency, len(job.bodies))
+
+
+def _closed_loop_options(n_lines: int, n_requests: int) -> list[str]:
+    concurrency, count = str(n_lines), str(n_requests)
     return ["--no-fixed-schedule", "--concurrency", concurrency, "--request-count", count]
 
 
 def read_traces(folder: Path) -> tuple[RequestTrace, ...]:
     """Read `profile_export.jsonl`, one request a line; times in ns of its wall clock."""
     text = (folder / "out" / "profile_export.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return from_zero([_trace(row) for row in rows])
+    return from_zero([_trace(row) for row in _json_rows(text)])
+
+
+def _json_rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _trace(row: dict[str, Any]) -> RequestTrace:

@@ -26,9 +26,13 @@ def from_zero(traces: Sequence[RequestTrace]) -> tuple[RequestTrace, ...]:
 
     Times of a wall clock in ns are too large for a float.
     """
-    offset_ns = min((trace.t_due_ns for trace in traces), default=0) - 10**9
+    offset_ns = _first_due_ns(traces) - 10**9
     moved = [_earlier(trace, offset_ns) for trace in traces]
     return tuple(sorted(moved, key=lambda trace: trace.t_due_ns))
+
+
+def _first_due_ns(traces: Sequence[RequestTrace]) -> int:
+    return min((trace.t_due_ns for trace in traces), default=0)
 
 
 def _earlier(trace: RequestTrace, offset_ns: int) -> RequestTrace:
