@@ -237,7 +237,7 @@ class Exchange:
 
 
 def is_answer(failure: Failure) -> bool:
-    """Whether the failure is the engine's answer to the command, after which the worker stays usable."""
+    """Say whether the failure is the engine's answer, after which the worker stays usable."""
     return issubclass(error_class(failure.kind), ANSWERS)
 
 
