@@ -18,15 +18,20 @@ WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured, checked against fp32, judged
 	$(VENV)/bin/pytest $(SUITES)
 
-# Tests that load no engine take both cores, one after another; those with an engine have the machine to themselves.
+# Tests that load no engine, and those that load one and measure nothing, take both cores. What is measured has the
+# machine to itself: another program's load would make its runs invalid, and rightly so.
 LIGHT = tests/unit tests/plugin tests/docs tests/typed tests/test_architecture.py tests/test_packaging.py
-WITH_ENGINE = tests/contract tests/faults tests/browser tests/gpu
+MEASURED = $(addprefix tests/contract/,server test_wrapped.py test_conformance.py test_cluster_real.py test_adapter_suite.py \
+    test_adapters_real.py test_vllm_real.py test_vllm_lora_real.py)
+LOADED = $(filter-out $(MEASURED),$(sort $(wildcard tests/contract/test_*.py)))
 PROCESSES ?= 2
+PYTEST = $(VENV)/bin/pytest -q --durations=50
 
 test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/python tests/support/write_compiled.py
-	$(VENV)/bin/pytest -q -n $(PROCESSES) --dist worksteal --durations=50 $(LIGHT)
-	$(VENV)/bin/pytest -q --durations=50 $(WITH_ENGINE)
+	$(PYTEST) -n $(PROCESSES) --dist worksteal $(LIGHT)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(PROCESSES) --dist loadfile $(LOADED)
+	$(PYTEST) $(MEASURED) tests/faults tests/browser tests/gpu
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
 	LLMPERF_NIGHTLY=1 $(MAKE) test

@@ -99,8 +99,8 @@ def test_a_batch_mixes_base_and_adapters_row_by_row(both, folders):
 
     def tokens(*names):
         both.use_adapters(names)
-        batch = both._inputs(Decode(batch=3, prompt_tokens=8, new_tokens=6), 0)
-        return both._decode(batch, WORK).tokens
+        batch = both._runner.inputs(Decode(batch=3, prompt_tokens=8, new_tokens=6), 0)
+        return both._runner.decode(batch, WORK).tokens
 
     whole = {name: tokens(name) for name in ("a", "b", "base")}
     assert len({tuple(rows.flatten().tolist()) for rows in whole.values()}) == 3

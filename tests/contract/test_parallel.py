@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -295,6 +296,9 @@ def test_a_model_without_a_plan_is_refused_before_its_weights_are_read(start: St
 
 
 @pytest.mark.real_model
+@pytest.mark.skipif(
+    "LLMPERF_NIGHTLY" not in os.environ, reason="half a minute on two cores: make nightly runs it"
+)
 def test_a_real_model_in_three_parts_answers_as_on_one_device(start: Start, tmp_path):
     """SmolLM2 has 9 heads and 3 KV heads, and its head is tied."""
     alone, plan = (
