@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.core.metrics import saturation
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.request_times import gaps_s
+from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import ServingTrace, client_mark, reduce_serving
 from pytest_llmperf.core.metrics.serving_rates import BLOCKS, Counted
 from pytest_llmperf.core.metrics.slo import Slo
@@ -208,3 +209,10 @@ def test_goodput_never_exceeds_the_request_throughput_nor_tokens_their_count(row
     assert run.goodput.value == pytest.approx(run.serving.attainment * run.request_throughput.value)
     assert run.throughput.value <= run.total_throughput.value
     assert run.throughput.low <= run.throughput.value <= run.throughput.high
+
+
+def test_the_former_name_of_what_is_said_of_traffic_works_with_a_warning():
+    """`run.load` of 0.1 is `run.serving`."""
+    run = RunResult.unmeasured("not measured")
+    with pytest.warns(DeprecationWarning, match=r"run\.load is called run\.serving"):
+        assert run.load is run.serving
