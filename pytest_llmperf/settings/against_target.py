@@ -83,7 +83,6 @@ def _path_target(text: str, path: Path, root: Path) -> Target:
         # Not resolved: a virtual environment is known by its link.
         return Target(kind="interpreter", text=text, path=path)
     place = "of this repository" if top_level(root) else "(this is no git work tree)"
-    # As above.
-    exists = os.path.exists(path)  # noqa: PTH110
+    exists = os.path.exists(path)  # noqa: PTH110  as above
     file = " and a file that cannot be run" if exists else ", no folder and no file"
     raise UsageError(f"--llmperf-against={text!r} is no revision {place}{file}. {_HOW}")
