@@ -14,13 +14,15 @@ MAX_PACKET_BYTES = 2**17
 class Fork(Struct, frozen=True, kw_only=True, tag=True):
     """Start a worker: a fork of the server that has imported this engine.
 
-    `environment` is set in the worker; a value of None takes the variable away.
+    `environment` is set in the worker; a value of None takes the variable away. `learns` lets the
+    server import before the fork what its earlier workers had to import.
     """
 
     engine: str
     rank: int
     token: str
     environment: dict[str, str | None]
+    learns: bool = True
 
 
 class AskStatus(Struct, frozen=True, kw_only=True, tag=True):

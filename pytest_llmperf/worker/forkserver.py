@@ -21,7 +21,8 @@ import re
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -99,7 +100,7 @@ class ForkServer:
 
     def _fork(self, request: Fork, descriptors: list[int]) -> Worker | None:
         """Return the worker in the worker's process, None in the server's."""
-        reason = self._import(request.engine) or held()
+        reason = self._import(request) or held()
         if reason:
             self._answer(Refused(reason=reason, learned=self._has_learned))
         elif (pid := os.fork()) == 0:
@@ -113,29 +114,31 @@ class ForkServer:
             os.close(descriptor)
         return None
 
-    def _import(self, engine: str) -> str:
-        """Import an engine and what was learned; return why that cannot be done, or nothing."""
+    def _import(self, request: Fork) -> str:
+        """Import the engine and what was learned; return why that cannot be done, or nothing."""
         # The table of engines, and all that it names: only where it is asked for.
         from pytest_llmperf import engines  # noqa: PLC0415
 
         n_modules = len(sys.modules)
         try:
-            engines.engine(engine).load()
+            row = engines.engine(request.engine)
+            with _unopened_devices(row.requires):
+                row.load()
+                self._learn(imports=request.learns)
         except Exception as error:  # noqa: BLE001 - the worker meets it again, and says it in full
             return f"the engine cannot be imported before the fork ({type(error).__name__})"
-        self._learn()
         if len(sys.modules) > n_modules:
             # What is here now stays: no collection in a worker has to copy its pages.
             gc.collect()
             gc.freeze()
         return ""
 
-    def _learn(self) -> None:
-        """Import what workers have needed since the last fork."""
+    def _learn(self, *, imports: bool) -> None:
+        """Read what workers have needed since the last fork, and import it."""
         with suppress(BlockingIOError):
             while True:
                 for name in json.loads(self._learned_from.recv(MAX_PACKET_BYTES)):
-                    self._has_learned |= _import_learned(name)
+                    self._has_learned |= imports and _import_learned(name)
 
     def _status(self, request: AskStatus) -> Status:
         options = os.WEXITED | os.WNOHANG | (0 if request.reap else os.WNOWAIT)
@@ -189,12 +192,12 @@ class Worker:
 
 def held() -> str:
     """Return what this process holds that a fork must not have, in words; nothing if it is fit."""
-    threads = list(Path("/proc/self/task").iterdir())
-    if len(threads) > 1:
-        return f"the fork server has {len(threads)} threads after its imports"
     devices = opened_devices()
     if devices:
         return f"the fork server has opened {', '.join(devices)} by its imports"
+    threads = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    if len(threads) > 1:
+        return f"the fork server has {len(threads)} threads after its imports: {', '.join(threads)}"
     return ""
 
 
@@ -210,6 +213,16 @@ def _open_paths() -> list[str]:
         with suppress(OSError):
             paths.append(str(descriptor.readlink()))
     return paths
+
+
+def _unopened_devices(requires: Sequence[str]) -> AbstractContextManager[None]:
+    """Keep an engine's packages from opening a GPU to ask what it is, where torch is among them."""
+    if not any(requirement.startswith("torch") for requirement in requires):
+        return nullcontext()
+    # torch, which the engine imports anyway.
+    from pytest_llmperf.instruments.unopened import unopened_gpus  # noqa: PLC0415
+
+    return unopened_gpus()
 
 
 def _learnable(name: str) -> bool:

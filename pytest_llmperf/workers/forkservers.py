@@ -52,7 +52,11 @@ OF_ONE_WORKER = frozenset(
 )
 """Variables that nothing reads while it is imported: workers of one server may differ in them."""
 
-_UNTIL_FORKED = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+_UNTIL_FORKED = {
+    "OPENBLAS_NUM_THREADS": "1",  # numpy
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
 """What keeps imports from starting threads and opening devices. Workers do not have it."""
 
 _ASK_S = 5.0
@@ -200,6 +204,7 @@ class _Servers:
     by_key: dict[_Key, ForkServer] = field(default_factory=dict)
     retired: list[ForkServer] = field(default_factory=list)
     unfit: dict[tuple[_Key, str], str] = field(default_factory=dict)
+    unlearned: set[_Key] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -239,7 +244,13 @@ def fork(
         raise CannotForkError(f"workers are forked on Linux, this is {sys.platform}")
     servers = _of_this_process()
     key = _key(python, environment)
-    request = Fork(engine=engine, rank=rank, token=token, environment=_of_worker(environment))
+    request = Fork(
+        engine=engine,
+        rank=rank,
+        token=token,
+        environment=_of_worker(environment),
+        learns=key not in servers.unlearned,
+    )
     with servers.lock:
         if (key, engine) in servers.unfit:
             raise CannotForkError(servers.unfit[key, engine])
@@ -285,7 +296,9 @@ def _fork(
         if is_new:
             servers.unfit[key, request.engine] = str(error)
         raise
+    servers.unlearned.add(key)
     server, _ = _server(servers, key, environment)
+    request = msgspec.structs.replace(request, learns=False)
     return server, server.fork(request, descriptors, deadline_s)
 
 

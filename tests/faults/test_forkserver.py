@@ -120,7 +120,9 @@ def test_a_server_with_a_thread_refuses_and_is_not_asked_again(fork, tmp_path, m
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     monkeypatch.setenv("PYTHONPATH", path)
     group = fork()
-    assert group.started == "program (the fork server has 2 threads after its imports)"
+    assert (
+        group.started == "program (the fork server has 2 threads after its imports: python, python)"
+    )
     monkeypatch.setattr(forkservers, "ForkServer", None)
     assert fork().started == group.started
     assert group.call(Open(plan=scripted_plan("")), deadline_s=DEADLINE_S)
