@@ -133,17 +133,18 @@ class ForkServer:
             kill_group(self.pid, self._token)
             self._process.wait()
 
-    def abandon(self) -> None:
-        """Kill it after a failure. Its workers run on, and the system reaps them."""
-        self.failure = self.failure or "the fork server was ended"
+    def _abandon(self, failure: str) -> None:
+        """Kill it. Its workers run on, and the system reaps them."""
+        self.failure = failure
         self._socket.close()
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_END_S)
 
     def _ask(
         self, request: Request, descriptors: tuple[int, ...], deadline_s: float
     ) -> Answer | None:
-        """Return the answer; None when there is none, and `failure` says why."""
+        """Return the answer; None when there is none, and `failure` says why: it is killed."""
         with self._asking:
             if self.failure:
                 return None
@@ -154,9 +155,9 @@ class ForkServer:
                 if data:
                     return ANSWERS.decode(data)
             except (OSError, TimeoutError, msgspec.MsgspecError) as error:
-                self.failure = f"the fork server failed ({error})"
+                self._abandon(f"the fork server failed ({error})")
             else:
-                self.failure = f"the fork server has ended ({self._exit_text()})"
+                self._abandon(f"the fork server has ended ({self._exit_text()})")
             return None
 
     def _wait_for_answer(self, deadline_s: float) -> None:
@@ -258,6 +259,11 @@ def fork(
     return pid, server
 
 
+def pids() -> tuple[int, ...]:
+    """Return the process ids of the servers that may be asked for workers."""
+    return tuple(server.pid for server in _of_this_process().by_key.values())
+
+
 def end_all() -> None:
     """End the servers of this process, and the workers that still run."""
     servers = _of_this_process()
@@ -292,7 +298,7 @@ def _fork(
             servers.unfit[key, request.engine] = str(error)
             raise
     except CannotForkError as error:
-        servers.by_key.pop(key).abandon()
+        servers.by_key.pop(key)
         if is_new:
             servers.unfit[key, request.engine] = str(error)
         raise
