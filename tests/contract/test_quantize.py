@@ -227,8 +227,10 @@ def test_scales_that_went_missing_show_in_the_bytes():
     """absmax dropped to half: the bytes do not follow from the shapes any more."""
     plan = plan_of("bf16+nf4")
     effective = describe(load(plan))
-    held = {"uint8": effective.quantized.held["uint8"]}
-    wrong = structs.replace(effective, quantized=structs.replace(effective.quantized, held=held))
+    held = {"uint8": effective.quantized.stored_bytes["uint8"]}
+    wrong = structs.replace(
+        effective, quantized=structs.replace(effective.quantized, stored_bytes=held)
+    )
     with pytest.raises(NotInEffect, match="follow from their shapes"):
         require_in_effect(wrong, parse(plan.strategy).promises(plan), "loaded")
 

@@ -10,6 +10,7 @@ number.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,7 +30,6 @@ from pytest_llmperf.core.metrics.repetitions import OfflineWork, Repetition, val
 from pytest_llmperf.core.metrics.request_times import gaps_s
 from pytest_llmperf.core.metrics.results import Memory, Quantity, RunResult, Times
 from pytest_llmperf.core.trace import Trace
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 
 ONLY_ENDS_SEEN = "the times of tokens were not seen, only the end of each request"
@@ -111,7 +111,7 @@ def _padding(repetitions: Sequence[Repetition], origin: Origin) -> Quantity:
     shares = [repetition.padding for repetition in repetitions if repetition.padding is not None]
     if len(shares) < len(repetitions):
         return NotMeasurable("padding", batching.UNKNOWN_POSITIONS)
-    return exact("padding", stats.mean(shares), origin)
+    return exact("padding", statistics.fmean(shares), origin)
 
 
 def _acceptance_length(repetitions: Sequence[Repetition], origin: Origin) -> Quantity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -9,7 +10,6 @@ from typing import NamedTuple, Protocol
 from pytest_llmperf.core.metrics import batching
 from pytest_llmperf.core.metrics.request_times import latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.trace import RequestTrace, Trace
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
@@ -56,7 +56,7 @@ class Repetition(NamedTuple):
     def tpot_s(self) -> float:
         """Mean over the requests of (end-to-end - TTFT) / (output tokens - 1)."""
         times = (tpot_s(request) for request in self.requests)
-        return stats.mean([time_s for time_s in times if time_s is not None])
+        return statistics.fmean([time_s for time_s in times if time_s is not None])
 
 
 def valid_repetitions(traces: Sequence[Trace], workload: OfflineWork) -> list[Repetition]:
@@ -124,7 +124,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
 
 
 def _mean_s(trace: Trace, title: str, times: Iterable[float]) -> float:
-    return stats.mean([_checked_s(trace, title, time_s) for time_s in times])
+    return statistics.fmean([_checked_s(trace, title, time_s) for time_s in times])
 
 
 def _span_s(
