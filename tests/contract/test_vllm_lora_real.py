@@ -27,7 +27,6 @@ pytestmark = [
         "LLMPERF_NIGHTLY" not in os.environ,
         reason="vLLM starts for half a minute: make nightly runs it",
     ),
-    pytest.mark.timeout(1800),  # every check of an engine on two cores
 ]
 BASE = "arch:small-llama"
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=8)
