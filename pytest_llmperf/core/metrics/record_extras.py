@@ -69,8 +69,7 @@ def _stretches(n_gaps: int) -> list[tuple[int, int]]:
 
 
 def _gaps_of_first_request_s(trace: Trace) -> list[float]:
-    answered = (request.events for request in trace.requests if request.failure is None)
-    events = next(answered, ())
-    if not trace.token_times or any(event.n_tokens != 1 for event in events):
+    request = next((request for request in trace.requests if request.failure is None), None)
+    if request is None or request.untimed or not trace.token_times:
         return []
-    return gaps_s(events)
+    return gaps_s(request.events) if all(event.n_tokens == 1 for event in request.events) else []

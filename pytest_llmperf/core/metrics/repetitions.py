@@ -44,8 +44,8 @@ class Repetition(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether there is time after the first token of every request."""
-        return self.decode_s > 0 and all(len(request.events) > 1 for request in self.requests)
+        """Whether there is a known time after the first token of every request."""
+        return self.decode_s > 0 and all(tpot_s(request) is not None for request in self.requests)
 
     @property
     def decode_tok_per_s(self) -> float:
@@ -110,7 +110,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
             _span_s(trace, "a gap between tokens", before.t_ns, after.t_ns, or_zero=True)
     due_ns = min(request.t_due_ns for request in requests)
     first_ns = min(request.events[0].t_ns for request in requests)
-    last_ns = max(request.events[-1].t_ns for request in requests)
+    last_ns = max(request.ended_ns for request in requests)
     return Repetition(
         requests=requests,
         ttft_s=_mean_s(trace, "TTFT", map(ttft_s, requests)),

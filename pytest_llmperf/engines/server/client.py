@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pytest_llmperf.core.trace import RequestTrace
-from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer
+from pytest_llmperf.engines.server.messages.protocols import Parse
+from pytest_llmperf.engines.server.messages.words import shown
+from pytest_llmperf.engines.server.stream import Answer, BadStream, answer
 
 PROBE_S = 0.02
 KEEP_ALIVE_S = 2.0
@@ -28,16 +31,42 @@ A request must not meet one that is being closed.
 """
 
 _OK = 200
+_PORTS = {"http": 80, "https": 443}
 
 _ERROR_BYTES = 300
+
+SPARE_MESSAGES = 100
+MESSAGES_A_TOKEN = 4
+SPARE_BYTES = 2**22
+BYTES_A_TOKEN = 2**16
+"""What an answer may have at most: so much, and so much for each token that was asked for.
+
+A stream that goes on for ever ends there, in bounded memory.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One request: its body as sent, and the prompt tokens it has where we know them."""
+    """One request: its body as sent, and the prompt tokens it has where we know them.
+
+    `n_output_tokens` is what it asks for: as many, or at most as many. `exact_prompt`: it is sent
+    as token ids, to which a server adds none.
+    """
 
     body: bytes
     n_prompt_tokens: int | None
+    n_output_tokens: int = 0
+    exact_prompt: bool = False
+
+    @property
+    def most_messages(self) -> int:
+        """How many messages its answer may have."""
+        return SPARE_MESSAGES + MESSAGES_A_TOKEN * self.n_output_tokens
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes its answer may have."""
+        return SPARE_BYTES + BYTES_A_TOKEN * self.n_output_tokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +78,8 @@ class Endpoint:
 
     url: str
     headers: dict[str, str]
-    parse: Callable[[bytes], Piece]
+    parse: Parse
+    trusted: ssl.SSLContext | None = None
 
 
 @dataclass
@@ -67,7 +97,7 @@ class RequestOutcome:
     failure: str | None = None
     answer: Answer | None = None
 
-    def read(self, parse: Callable[[bytes], Piece]) -> None:
+    def read(self, parse: Parse) -> None:
         """Read the answer, or find why it is none. Frees the bytes."""
         if self.failure is None:
             try:
@@ -87,13 +117,14 @@ class RequestOutcome:
             t_sent_ns=self.sent_ns,
             t_end_ns=self.end_ns,
             n_cached_tokens=self.answer.n_cached if self.answer is not None else 0,
+            t_last_ns=self.answer.t_last_ns if self.answer is not None else 0,
+            untimed=self.answer.untimed if self.answer is not None else "",
         )
 
     def _n_prompt_tokens(self) -> int:
         """Return the prompt tokens as the server counted them, else as we know them."""
-        if self.answer is not None and self.answer.n_prompt is not None:
-            return self.answer.n_prompt
-        return self.call.n_prompt_tokens or 0
+        counted = self.answer.n_prompt if self.answer is not None else None
+        return max(counted, 0) if counted is not None else self.call.n_prompt_tokens or 0
 
 
 @dataclass
@@ -127,6 +158,36 @@ class _ClosedLoop:
         outcome = RequestOutcome(self.make_call(len(self.outcomes)), due_ns)
         self.outcomes.append(outcome)
         return outcome
+
+
+class _Bounds:
+    """What an answer may have at most, and how long it may be without a message.
+
+    Bytes that are no message (the comments that keep a connection alive) do not count.
+    """
+
+    def __init__(self, call: Call, sent_ns: int, timeout_s: float) -> None:
+        self.failure = ""
+        self._call = call
+        self._timeout_s = timeout_s
+        self._last_ns = sent_ns
+        self._n_messages = self._n_bytes = 0
+
+    def exceeded(self, t_ns: int, data: bytes) -> bool:
+        """Whether these bytes are too many, or came when no message had come for too long."""
+        n_messages = data.count(b"data:")
+        self._n_messages += n_messages
+        self._n_bytes += len(data)
+        if self._n_messages > self._call.most_messages or self._n_bytes > self._call.most_bytes:
+            self.failure = (
+                f"the answer has no end: {self._n_messages} messages and {self._n_bytes} bytes "
+                f"came for {self._call.n_output_tokens} tokens"
+            )
+        elif not n_messages and t_ns - self._last_ns > self._timeout_s * 1e9:
+            self.failure = _no_message(self._timeout_s, f"{self._n_messages} messages")
+        elif n_messages:
+            self._last_ns = t_ns
+        return bool(self.failure)
 
 
 class Client:
@@ -211,12 +272,12 @@ class Client:
 
     def _failure(self, error: Exception, n_chunks: int) -> str:
         """Say why a request failed after so many pieces of the answer."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+            return tls_failure(error)
         if isinstance(error, aiohttp.ClientConnectorError):
             return f"the connection was refused ({error.os_error.strerror or error.os_error})"
         if isinstance(error, TimeoutError):
-            return (
-                f"no message came for {self._timeout_s:g} s, after {n_chunks} pieces of the answer"
-            )
+            return _no_message(self._timeout_s, f"{n_chunks} pieces of the answer")
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
 
@@ -231,7 +292,7 @@ class Client:
             if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
                 raise
             # Other connections that wait may be closed as well.
-            async with connections(self._timeout_s) as fresh:
+            async with connections(self._timeout_s, self._endpoint.trusted) as fresh:
                 await self._stream(outcome, fresh)
 
     async def _stream(self, outcome: RequestOutcome, session: aiohttp.ClientSession) -> None:
@@ -246,8 +307,16 @@ class Client:
             if response.status != _OK:
                 outcome.failure = await _status_failure(response)
                 return
+            if _is_encoded(response):
+                outcome.failure = _encoding_failure(response)
+                return
+            bounds = _Bounds(outcome.call, outcome.sent_ns, self._timeout_s)
             async for data in response.content.iter_any():
-                append((now_ns(), data))
+                t_ns = now_ns()
+                append((t_ns, data))
+                if bounds.exceeded(t_ns, data):
+                    outcome.failure = bounds.failure
+                    return
 
     async def _watched(self, outcomes: list[RequestOutcome], work: Awaitable[None]) -> ClientRun:
         """Do the work, and see how late the loop's own timers ring and how busy it is.
@@ -273,6 +342,13 @@ class Client:
             lags.append(max(0.0, (self._now_ns() - before_ns) / 1e9 - PROBE_S))
 
 
+def _no_message(timeout_s: float, came: str) -> str:
+    return (
+        f"no message came for {timeout_s:g} s, after {came}. Give it longer with "
+        "Serve(timeout=…), other workloads with option 'timeout'"
+    )
+
+
 async def _gather(work: Iterator[Awaitable[None]]) -> None:
     await asyncio.gather(*work)
 
@@ -292,7 +368,29 @@ async def _status_failure(response: aiohttp.ClientResponse) -> str:
     """Say which status an answer had, with the beginning of its text."""
     text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
     status = f"HTTP {response.status}{_reason(response.status)}"
-    return f"{status}: {text.strip()[:_ERROR_BYTES]}".rstrip(": ")
+    return f"{status}: {shown(text, _ERROR_BYTES)}".rstrip(": ")
+
+
+def _is_encoded(response: aiohttp.ClientResponse) -> bool:
+    return response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+
+
+def _encoding_failure(response: aiohttp.ClientResponse) -> str:
+    encoding = response.headers["Content-Encoding"]
+    return (
+        f"the answer is compressed (Content-Encoding: {encoding}) although identity was asked for: "
+        "a compressed stream has no times of tokens. Turn compression off, in the server or in the "
+        "proxy before it"
+    )
+
+
+def tls_failure(error: Exception) -> str:
+    """Say why no trusted connection could be made."""
+    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return (
+        f"TLS failed ({' '.join(str(reason).split())}). For a certificate of your own give option "
+        "'ca_file', a file of certificates to trust"
+    )
 
 
 def _reason(status: int) -> str:
@@ -305,13 +403,16 @@ def _reason(status: int) -> str:
     return f" ({known[status]})" if status in known else ""
 
 
-def connections(timeout_s: float) -> aiohttp.ClientSession:
+def connections(timeout_s: float, trusted: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """Return a session without a limit of connections, proxies or cookies.
 
-    Bytes that do not come for `timeout_s` are an error.
+    Bytes that do not come for `timeout_s` are an error. `trusted` has the certificates to trust
+    beside those of the system.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=trusted if trusted is not None else True
+        ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
         trust_env=False,
         auto_decompress=False,
@@ -327,7 +428,7 @@ async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
     url = urlsplit(base)
     try:
         _, writer = await asyncio.wait_for(
-            asyncio.open_connection(url.hostname, url.port), timeout_s
+            asyncio.open_connection(url.hostname, url.port or _PORTS[url.scheme]), timeout_s
         )
     except TimeoutError:
         return True
