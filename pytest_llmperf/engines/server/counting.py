@@ -24,8 +24,8 @@ MIN_TOKENS = 20
 VISIBLE_SHARE = 0.02
 """Share of the tokens that may have no text where all of them are said to be visible."""
 
-SPECIAL_TOKENS = 2
-"""How many tokens a server may put around a text of its own accord."""
+TEXT_TOKENS = 8
+"""How many tokens more or less a server may make of any text: special ones, other cuts."""
 
 TEMPLATE_TOKENS = 512
 """How many tokens a chat template may have."""
@@ -92,8 +92,8 @@ def require_length_of_all(requests: Iterable[RequestTrace], n_asked: int) -> Non
 def require_prompts(outcomes: Sequence[RequestOutcome], *, chat: bool) -> None:
     """Raise InvalidRun where the server counts other prompt tokens than it was sent.
 
-    Ids are counted exactly. A text may be cut in another way by a tenth, with special tokens around
-    it; a chat template adds its own.
+    Ids are counted exactly. A text may be cut in another way, by a tenth or by a few tokens; a chat
+    template adds its own.
     """
     for call, answer in _answered(outcomes):
         sent, counted = call.n_prompt_tokens or 0, answer.n_prompt
@@ -110,7 +110,7 @@ def _is_of(call: Call, counted: int, *, chat: bool) -> bool:
     sent = call.n_prompt_tokens or 0
     if call.exact_prompt:
         return counted == sent
-    slack = max(SPECIAL_TOKENS, TOLERANCE * sent)
+    slack = max(TEXT_TOKENS, TOLERANCE * sent)
     most = 2 * sent + TEMPLATE_TOKENS if chat else sent + slack
     return sent - slack <= counted <= most
 

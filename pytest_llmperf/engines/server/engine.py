@@ -149,14 +149,19 @@ async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _
 
 
 def _headers(options: ServerOptions) -> dict[str, str]:
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "text/event-stream",
-        "Accept-Encoding": "identity",  # compressed bytes have no times of tokens
-    }
+    headers = stream_headers()
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
     return headers
+
+
+def stream_headers() -> dict[str, str]:
+    """Return the headers of every request: bytes as they are, since compressed ones wait."""
+    return {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+    }
 
 
 async def _checked_facts(
