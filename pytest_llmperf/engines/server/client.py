@@ -30,7 +30,12 @@ KEEP_ALIVE_S = 2.0
 A request must not meet one that is being closed.
 """
 
+FIELDS_HINT = (
+    ". Options 'drop_fields', 'rename_fields' and 'add_fields' change the fields of what is sent"
+)
+
 _OK = 200
+_REFUSED_FIELDS = frozenset({400, 422})
 _PORTS = {"http": 80, "https": 443}
 
 _ERROR_BYTES = 300
@@ -368,7 +373,8 @@ async def _status_failure(response: aiohttp.ClientResponse) -> str:
     """Say which status an answer had, with the beginning of its text."""
     text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
     status = f"HTTP {response.status}{_reason(response.status)}"
-    return f"{status}: {shown(text, _ERROR_BYTES)}".rstrip(": ")
+    hint = FIELDS_HINT if response.status in _REFUSED_FIELDS else ""
+    return f"{status}: {shown(text, _ERROR_BYTES)}".rstrip(": ") + hint
 
 
 def _is_encoded(response: aiohttp.ClientResponse) -> bool:

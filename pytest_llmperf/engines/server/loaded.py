@@ -250,8 +250,9 @@ class ServedModel:
         self._require_model(outcomes)
         prompts = self._requests.prompts
         marks = count_marks(outcomes, prompts.count, fixed=fixed)
-        require_lengths(outcomes, fixed=fixed)
         require_prompts(outcomes, chat=prompts.chat)
+        if not marks:  # lengths that cannot be right are no lengths
+            require_lengths(outcomes, fixed=fixed)
         with_visible_bundles(outcomes, prompts.count)
         return marks
 

@@ -181,7 +181,7 @@ def parse_tgi(data: bytes) -> Piece:
 def _decoded(data: bytes, decoder: msgspec.json.Decoder[T], kind: type[T]) -> T:
     """Return a message as its protocol has it.
 
-    Text that msgspec takes for none (a half of a surrogate pair, bytes that are no UTF-8) is read
+    Text that msgspec takes for none (half of a surrogate pair, bytes that are no UTF-8) is read
     by the standard library, and what is no character in it becomes U+FFFD when the answer is put
     together. Raises msgspec.MsgspecError.
     """
@@ -191,7 +191,7 @@ def _decoded(data: bytes, decoder: msgspec.json.Decoder[T], kind: type[T]) -> T:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
         try:
-            value = json.loads(data.decode("utf-8", "replace"))
+            value = json.loads(data.decode("utf-8", "replace"), strict=False)
         except ValueError as error:
             raise msgspec.DecodeError(f"no JSON: {error}") from None
         return msgspec.convert(value, kind)
