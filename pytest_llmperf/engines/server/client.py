@@ -19,8 +19,15 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pytest_llmperf.core.trace import RequestTrace
+from pytest_llmperf.engines.server.failures import (
+    encoding_failure,
+    is_encoded,
+    no_message,
+    status_failure,
+    tls_failure,
+)
+from pytest_llmperf.engines.server.messages.bounds import Bounds
 from pytest_llmperf.engines.server.messages.protocols import Parse
-from pytest_llmperf.engines.server.messages.words import shown
 from pytest_llmperf.engines.server.stream import Answer, BadStream, answer
 
 PROBE_S = 0.02
@@ -30,24 +37,8 @@ KEEP_ALIVE_S = 2.0
 A request must not meet one that is being closed.
 """
 
-FIELDS_HINT = (
-    ". Options 'drop_fields', 'rename_fields' and 'add_fields' change the fields of what is sent"
-)
-
 _OK = 200
-_REFUSED_FIELDS = frozenset({400, 422})
 _PORTS = {"http": 80, "https": 443}
-
-_ERROR_BYTES = 300
-
-SPARE_MESSAGES = 100
-MESSAGES_A_TOKEN = 4
-SPARE_BYTES = 2**22
-BYTES_A_TOKEN = 2**16
-"""What an answer may have at most: so much, and so much for each token that was asked for.
-
-A stream that goes on for ever ends there, in bounded memory.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +53,6 @@ class Call:
     n_prompt_tokens: int | None
     n_output_tokens: int = 0
     exact_prompt: bool = False
-
-    @property
-    def most_messages(self) -> int:
-        """How many messages its answer may have."""
-        return SPARE_MESSAGES + MESSAGES_A_TOKEN * self.n_output_tokens
-
-    @property
-    def most_bytes(self) -> int:
-        """How many bytes its answer may have."""
-        return SPARE_BYTES + BYTES_A_TOKEN * self.n_output_tokens
 
 
 @dataclass(frozen=True)
@@ -165,36 +146,6 @@ class _ClosedLoop:
         return outcome
 
 
-class _Bounds:
-    """What an answer may have at most, and how long it may be without a message.
-
-    Bytes that are no message (the comments that keep a connection alive) do not count.
-    """
-
-    def __init__(self, call: Call, sent_ns: int, timeout_s: float) -> None:
-        self.failure = ""
-        self._call = call
-        self._timeout_s = timeout_s
-        self._last_ns = sent_ns
-        self._n_messages = self._n_bytes = 0
-
-    def exceeded(self, t_ns: int, data: bytes) -> bool:
-        """Whether these bytes are too many, or came when no message had come for too long."""
-        n_messages = data.count(b"data:")
-        self._n_messages += n_messages
-        self._n_bytes += len(data)
-        if self._n_messages > self._call.most_messages or self._n_bytes > self._call.most_bytes:
-            self.failure = (
-                f"the answer has no end: {self._n_messages} messages and {self._n_bytes} bytes "
-                f"came for {self._call.n_output_tokens} tokens"
-            )
-        elif not n_messages and t_ns - self._last_ns > self._timeout_s * 1e9:
-            self.failure = _no_message(self._timeout_s, f"{self._n_messages} messages")
-        elif n_messages:
-            self._last_ns = t_ns
-        return bool(self.failure)
-
-
 class Client:
     """Drives one server.
 
@@ -282,7 +233,7 @@ class Client:
         if isinstance(error, aiohttp.ClientConnectorError):
             return f"the connection was refused ({error.os_error.strerror or error.os_error})"
         if isinstance(error, TimeoutError):
-            return _no_message(self._timeout_s, f"{n_chunks} pieces of the answer")
+            return no_message(self._timeout_s, f"{n_chunks} pieces of the answer")
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
 
@@ -310,12 +261,12 @@ class Client:
             timeout=self._timeout,
         ) as response:
             if response.status != _OK:
-                outcome.failure = await _status_failure(response)
+                outcome.failure = await status_failure(response)
                 return
-            if _is_encoded(response):
-                outcome.failure = _encoding_failure(response)
+            if is_encoded(response):
+                outcome.failure = encoding_failure(response)
                 return
-            bounds = _Bounds(outcome.call, outcome.sent_ns, self._timeout_s)
+            bounds = Bounds(outcome.call.n_output_tokens, outcome.sent_ns, self._timeout_s)
             async for data in response.content.iter_any():
                 t_ns = now_ns()
                 append((t_ns, data))
@@ -347,13 +298,6 @@ class Client:
             lags.append(max(0.0, (self._now_ns() - before_ns) / 1e9 - PROBE_S))
 
 
-def _no_message(timeout_s: float, came: str) -> str:
-    return (
-        f"no message came for {timeout_s:g} s, after {came}. Give it longer with "
-        "Serve(timeout=…), other workloads with option 'timeout'"
-    )
-
-
 async def _gather(work: Iterator[Awaitable[None]]) -> None:
     await asyncio.gather(*work)
 
@@ -367,46 +311,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-async def _status_failure(response: aiohttp.ClientResponse) -> str:
-    """Say which status an answer had, with the beginning of its text."""
-    text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
-    status = f"HTTP {response.status}{_reason(response.status)}"
-    hint = FIELDS_HINT if response.status in _REFUSED_FIELDS else ""
-    return f"{status}: {shown(text, _ERROR_BYTES)}".rstrip(": ") + hint
-
-
-def _is_encoded(response: aiohttp.ClientResponse) -> bool:
-    return response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-
-
-def _encoding_failure(response: aiohttp.ClientResponse) -> str:
-    encoding = response.headers["Content-Encoding"]
-    return (
-        f"the answer is compressed (Content-Encoding: {encoding}) although identity was asked for: "
-        "a compressed stream has no times of tokens. Turn compression off, in the server or in the "
-        "proxy before it"
-    )
-
-
-def tls_failure(error: Exception) -> str:
-    """Say why no trusted connection could be made."""
-    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return (
-        f"TLS failed ({' '.join(str(reason).split())}). For a certificate of your own give option "
-        "'ca_file', a file of certificates to trust"
-    )
-
-
-def _reason(status: int) -> str:
-    known = {
-        401: "the API key is missing or wrong",
-        403: "forbidden",
-        429: "too many requests",
-        503: "unavailable",
-    }
-    return f" ({known[status]})" if status in known else ""
 
 
 def connections(timeout_s: float, trusted: ssl.SSLContext | None = None) -> aiohttp.ClientSession:

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.client import tls_failure
+from pytest_llmperf.engines.server.failures import tls_failure
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 ASK_S = 5.0

@@ -16,6 +16,7 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import ServingTrace, reduce_serving
 from pytest_llmperf.engines.server import client as clients
 from pytest_llmperf.engines.server.engine import stream_headers
+from pytest_llmperf.engines.server.messages.bounds import Bounds
 from pytest_llmperf.engines.server.messages.protocols import parse_openai, parse_tgi
 from pytest_llmperf.errors import NoRequestSucceeded
 from pytest_llmperf.workloads import Serve
@@ -29,13 +30,13 @@ NOT_MEASURED = {"bundles": NOT_TIMED, "one message": NOT_TIMED}
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """A clock that knows how much the client has read."""
     clock = VirtualClock()
-    exceeded = clients._Bounds.exceeded
+    exceeded = Bounds.exceeded
 
     def counted(self, t_ns: int, data: bytes) -> bool:
         clock.n_read += len(data)
         return exceeded(self, t_ns, data)
 
-    monkeypatch.setattr(clients._Bounds, "exceeded", counted)
+    monkeypatch.setattr(Bounds, "exceeded", counted)
     return clock
 
 
