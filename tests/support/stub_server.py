@@ -137,7 +137,7 @@ async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], reques
         writer.write(b"HTTP/1.1 307 x\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n")
         return None
     if wrong == "die":
-        print("out of luck", file=sys.stderr, flush=True)  # noqa: T201
+        print("\x1b[31mout of luck", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(7)
     if wrong == "die-slowly":
         SERVERS[0].close()
