@@ -40,14 +40,15 @@ def latency_s(request: RequestTrace) -> float:
 def tpot_s(request: RequestTrace) -> float | None:
     """Return (end-to-end - TTFT) / (output tokens - 1).
 
-    None for fewer than two tokens, where all came in one message, and where it is not known whether
-    the first message was the first token.
+    None for fewer than two tokens, where all came in one message or at one moment, and where it is
+    not known whether the first message was the first token.
     """
     if request.n_output_tokens < 2 or len(request.events) < 2:  # noqa: PLR2004 - two ends
         return None
-    if request.untimed in UNKNOWN_SPAN:
+    span_ns = request.ended_ns - request.events[0].t_ns
+    if request.untimed in UNKNOWN_SPAN or span_ns <= 0:
         return None
-    return (request.ended_ns - request.events[0].t_ns) / (request.n_output_tokens - 1) / _NS
+    return span_ns / (request.n_output_tokens - 1) / _NS
 
 
 def gaps_s(events: Iterable[TokenEvent]) -> list[float]:

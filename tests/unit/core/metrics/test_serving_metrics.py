@@ -260,4 +260,5 @@ def test_a_limit_on_a_time_that_is_not_known_is_not_kept():
     assert slo.met_by(request(0, 50))
     assert not slo.met_by(untimed(request(0, 50), "tokens"))
     assert not slo.met_by(structs.replace(request(0, 50, n=1), events=(TokenEvent(50 * MS, 8),)))
+    assert not slo.met_by(request(0, 50, gap_ms=0))
     assert slo.met_by(request(0, 50, n=1))
