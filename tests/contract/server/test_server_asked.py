@@ -73,7 +73,7 @@ def test_an_slo_on_a_time_that_is_not_known_is_not_kept(start):
     one_message = reduce_serving([start("--bundle 8").serve(work, 0).trace], work)
     assert one_message.serving.attainment == 0
     assert float(one_message.goodput) == 0
-    shown = reduce_serving([start().serve(work, 0).trace], work)
+    shown = reduce_serving([start("--token-ms 30").serve(work, 0).trace], work)
     assert shown.serving.attainment == 1
     single = Serve(concurrency=1, requests=3, prompt_tokens=4, max_new_tokens=1, slo=slo, timeout=5)
     assert reduce_serving([start().serve(single, 0).trace], single).serving.attainment == 1
