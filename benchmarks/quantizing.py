@@ -44,5 +44,5 @@ def _row(part: str, device: str, model: str) -> Finding:
         bar=f"<= {BAR_S:g} s on 2 cores",
         met="yes" if took_s <= BAR_S else "no",
         n=1,
-        detail=f"{quantized}; {sum(quantized.held.values())} B",
+        detail=f"{quantized}; {sum(quantized.stored_bytes.values())} B",
     )

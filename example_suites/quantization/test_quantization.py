@@ -50,4 +50,4 @@ def test_what_was_quantized_can_be_asked_for(llm):
     quantized = llm.effective.quantized
     assert quantized.converted == quantized.layers - 1
     assert [group.example for group in quantized.left_out] == ["lm_head"]
-    assert sum(quantized.held.values()) == sum(quantized.analytic.values())
+    assert sum(quantized.stored_bytes.values()) == sum(quantized.analytic.values())

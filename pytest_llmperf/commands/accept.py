@@ -165,7 +165,7 @@ def _histories(n_tests: int) -> str:
 def _refuse_unknown_test(store: Store, name: str) -> NoReturn:
     near = did_you_mean(name, store.tests())
     raise UsageError(
-        f"no test in {store.shown} is {name!r} or below it.{near} 'llmperf history' lists all."
+        f"no test in {store.public_url} is {name!r} or below it.{near} 'llmperf history' lists all."
     )
 
 

@@ -81,7 +81,7 @@ def advise_command(
             model=model, environment=environment, workload=workload, agreement=agreement
         )
         candidates = find(opened, selection)
-        store_name = opened.shown
+        store_name = opened.public_url
     advice = advise(candidates.choices, limits)
     if as_json:
         _print_document(candidates, advice, limits, store_name)

@@ -6,6 +6,7 @@ Each is a pytest process of its own, recorded nowhere but here.
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,6 @@ from msgspec import Struct
 from pytest_llmperf.core.environment import device_names, differences
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.noise import Noise, noise
-from pytest_llmperf.core.verdicts.stats import median
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.gate.calibration import Calibrated
 from pytest_llmperf.settings.limits import COUNTED
@@ -210,7 +210,7 @@ def _value(run: Sequence[Record], name: str) -> float | None:
         for metric in record.metrics
         if metric.name == name and metric.value is not None
     ]
-    return median(values) if values else None
+    return statistics.median(values) if values else None
 
 
 def _repetitions(run: Sequence[Record]) -> tuple[float, ...]:

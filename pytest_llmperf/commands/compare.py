@@ -120,7 +120,7 @@ def _require_length_of_id(selector: str) -> None:
 
 def _stored_records(selector: str, store: str | None) -> list[Record]:
     with open_history(store) as opened:
-        return _find(opened, selector) or _refuse_unknown(selector, opened.shown)
+        return _find(opened, selector) or _refuse_unknown(selector, opened.public_url)
 
 
 def _find(store: Store, selector: str) -> list[Record]:

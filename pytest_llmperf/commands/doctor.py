@@ -85,7 +85,7 @@ def _history_check(status: Status, detail: str, affects: str = "") -> Check:
 
 
 def _contents(store: Store) -> str:
-    return " ".join([f"{store.shown}: {_counts(store.series())}", *store.notices])
+    return " ".join([f"{store.public_url}: {_counts(store.series())}", *store.notices])
 
 
 def _counts(series: Sequence[Series]) -> str:

@@ -107,7 +107,7 @@ def history_command(
             print_json(_document(opened, rows, changed))
         else:
             _print_notices(opened)
-            _print(rows, changed, empty=_nothing(test, opened.shown))
+            _print(rows, changed, empty=_nothing(test, opened.public_url))
     if fail_on_change and any(row.changes.unaccepted for row in changed or ()):
         raise SystemExit(1)
 
@@ -172,7 +172,7 @@ def _document(
     store: Store, rows: Sequence[_Shown], changed: Sequence[_Changed] | None
 ) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "store": store.shown,
+        "store": store.public_url,
         "notices": store.notices,
         "series": [_series_json(row) for row in rows],
     }

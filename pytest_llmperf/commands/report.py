@@ -226,7 +226,7 @@ def _session_records(store: Store, start: str) -> list[Record]:
     records = [record for record in store.find(start) if record.session_id.startswith(start)]
     if not records:
         raise UsageError(
-            f"no session in {store.shown} begins with {start!r}. "
+            f"no session in {store.public_url} begins with {start!r}. "
             "'llmperf export' shows the ids of all records."
         )
     return records

@@ -60,7 +60,7 @@ def require_known(parts: Sequence[str], store: Store) -> None:
     """Raise UsageError for a part that is in no test's name."""
     tests = store.tests() if parts else ()
     for part in parts:
-        _require_in_a_name(part, tests, store.shown)
+        _require_in_a_name(part, tests, store.public_url)
 
 
 def _require_in_a_name(part: str, tests: Sequence[str], store_name: str) -> None:

@@ -107,7 +107,7 @@ def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) ->
     url, folder = store_url(store)
     with open_store(url, folder=folder) as opened:
         imported = [_import(opened, path) for path in files]
-        _report_imported(opened.shown, imported, as_json=as_json)
+        _report_imported(opened.public_url, imported, as_json=as_json)
     if any(file.skipped for file in imported):
         raise SystemExit(EXIT_SKIPPED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,7 @@ def stored_change(record: Record, metric: str, summary: Mapping[str, Any]) -> Ch
 
 
 def _median(values: list[float]) -> float | None:
-    return stats.median(values) if values else None
+    return statistics.median(values) if values else None
 
 
 def _exact_ratio(before: float | None, after: float | None) -> dict[str, Any]:

@@ -18,9 +18,10 @@ OWN_TENSOR_PARALLEL = "pytest-llmperf"
 class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device.
 
-    Tensor subclasses are counted by their inner storage. `kept` says that the architecture itself
-    keeps these in this dtype whatever is asked for (norms in float32, for example). `quantized`
-    says that they are the weights, scales, zero points and tables of quantized linear layers.
+    Tensor subclasses are counted by their inner storage. `fixed_dtype` says that the architecture
+    itself keeps these in this dtype whatever is asked for (norms in float32, for example).
+    `quantized` says that they are the weights, scales, zero points and tables of quantized linear
+    layers.
     """
 
     kind: str
@@ -29,7 +30,7 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     tensors: int
     elements: int
     bytes: int
-    kept: bool = False
+    fixed_dtype: bool = field(default=False, name="kept")  # as stored records have it
     quantized: bool = field(default=False, name="quantised")  # as records of 0.1.0 spell it
 
 
@@ -67,7 +68,7 @@ class Quantized(Struct, frozen=True, kw_only=True):
     """What a quantization part did, counted from the layers that are there.
 
     `layers` and `elements` are of all linear layers, `converted` and `converted_elements` of those
-    that are quantized. `formats` are their storage formats. `held` are the bytes of the
+    that are quantized. `formats` are their storage formats. `stored_bytes` are the bytes of the
     converted layers' weights, scales, zero points and tables by storage dtype, `analytic` the bytes
     that follow from their shapes. `loaded_as_linear` counts the subclasses of nn.Linear, by class,
     that were shown to compute the same and were loaded as nn.Linear.
@@ -80,7 +81,7 @@ class Quantized(Struct, frozen=True, kw_only=True):
     elements: int
     converted_elements: int
     formats: tuple[str, ...]
-    held: dict[str, int]
+    stored_bytes: dict[str, int] = field(name="held")  # as stored records have it
     analytic: dict[str, int]
     left_out: tuple[LeftOut, ...] = ()
     loaded_as_linear: dict[str, int] = {}

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
+
+Untimed = Literal["", "gaps", "tokens", "first"]
+"""What is not known of a request's token times, each with what stands before it.
+
+"gaps": how many tokens came in each message. "tokens": nor whether the first message was the first
+token, so that there is no mean time of a token. "first": nor when the first token came.
+"""
 
 
 class TokenEvent(Struct, frozen=True, array_like=True):
@@ -17,8 +26,9 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
 
     `t_due_ns` is when it was to start (offline: when the call started). Of a request to a server,
     `t_sent_ns` is when the client began to send it and `t_end_ns` when its answer ended or failed;
-    `n_cached_tokens` of its prompt came from a prefix cache, as the server says. Elsewhere they are
-    0.
+    `n_cached_tokens` of its prompt came from a prefix cache, as the server says; `t_last_ns` is
+    when the message came that bounds its output, where that is later than the last event. Elsewhere
+    they are 0. `untimed` says what the messages of a server do not tell of the times of its tokens.
     """
 
     n_prompt_tokens: int
@@ -28,6 +38,14 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     t_sent_ns: int = 0
     t_end_ns: int = 0
     n_cached_tokens: int = 0
+    t_last_ns: int = 0
+    untimed: Untimed = ""
+
+    @property
+    def ended_ns(self) -> int:
+        """When its output was complete; when it was due where nothing came."""
+        last_ns = self.events[-1].t_ns if self.events else self.t_due_ns
+        return max(last_ns, self.t_last_ns)
 
     @property
     def n_output_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
@@ -241,8 +242,8 @@ def _change(sides: _Sides, *, reason: str = "") -> Change:
         metric=sides.metric,
         unit=metric.unit if metric else "",
         direction=metric.direction if metric else "",
-        before=stats.median(before) if before else None,
-        after=stats.median(after) if after else None,
+        before=statistics.median(before) if before else None,
+        after=statistics.median(after) if after else None,
         outcome=Outcome.NOT_COMPARABLE.value,
         n_before=len(before),
         n_after=len(after),
@@ -267,7 +268,7 @@ def _session_values(records: Sequence[Record], name: str) -> list[float]:
         metric = _metric(record, name)
         if metric is not None and metric.value is not None:
             sessions.setdefault(record.session_id, []).append(metric.value)
-    return [stats.median(values) for values in sessions.values()]
+    return [statistics.median(values) for values in sessions.values()]
 
 
 def _metric(record: Record, name: str) -> MetricValue | None:

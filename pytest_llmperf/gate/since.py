@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,14 +88,14 @@ def _ratio(comparison: Comparison, accepted: AcceptedValues, *, counted: bool) -
 def prediction(before: Sequence[float], after: float) -> stats.LogRatio:
     """Rule A's interval: one new session against the spread of those before it."""
     n, logs = len(before), list(map(math.log, before))
-    center = math.log(after) - stats.mean(logs)
+    center = math.log(after) - statistics.fmean(logs)
     half = math.inf if n < 2 else _half_width(logs)  # noqa: PLR2004
     return stats.LogRatio(center, center - half, center + half, n)
 
 
 def _half_width(logs: Sequence[float]) -> float:
     """Half of Student's prediction interval: the new value varies, and so does the mean."""
-    n, mean = len(logs), stats.mean(logs)
+    n, mean = len(logs), statistics.fmean(logs)
     variance = math.fsum((log - mean) ** 2 for log in logs) / (n - 1)
     error = math.sqrt(variance * (1 + 1 / n))
     return t_quantile(1 - (1 - CONFIDENCE) / 2, n - 1) * error

@@ -105,7 +105,7 @@ def _measured(store: Store) -> list[MeasuredMetric]:
     rows = store.measured(_NAMES)
     if not any(map(_is_speed, rows)):
         raise UsageError(
-            f"{store.shown} holds no run that was measured. "
+            f"{store.public_url} holds no run that was measured. "
             "A pytest run with llmperf tests fills it."
         )
     return rows

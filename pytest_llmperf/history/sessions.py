@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.history.results import Point
 
 
@@ -56,4 +56,4 @@ def _last(points: Sequence[Point]) -> Point:
 
 def _median(points: Sequence[Point]) -> float:
     values = [point.value for point in points if point.value is not None]
-    return values[0] if len(values) == 1 else stats.median(values)
+    return values[0] if len(values) == 1 else statistics.median(values)

@@ -87,7 +87,7 @@ class Store:
         return self._spool.path.is_file()
 
     @property
-    def shown(self) -> str:
+    def public_url(self) -> str:
         """The store's URL, without a password."""
         return self._database.address.public_url
 
@@ -274,7 +274,7 @@ class Store:
         self.notices += refused
         if sent:
             self.notices.append(
-                f"{sent} spooled entries of earlier runs were sent to {self.shown}."
+                f"{sent} spooled entries of earlier runs were sent to {self.public_url}."
             )
 
     def _flush(self) -> None:

@@ -180,7 +180,7 @@ class Recorder:
     @property
     def place(self) -> str:
         """Where records go, without passwords; empty where they are not stored."""
-        return self._store.shown if self._store is not None else ""
+        return self._store.public_url if self._store is not None else ""
 
     def take_notices(self) -> list[str]:
         """Return what the store has to say since the last call.

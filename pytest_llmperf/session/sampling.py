@@ -73,7 +73,7 @@ Progress = Callable[[str, str, float | None], None]
 def duration_s(trace: Trace) -> float:
     """Return the seconds from the first request due to the last token of the repetition."""
     start_ns = min(request.t_due_ns for request in trace.requests)
-    ends_ns = [request.events[-1].t_ns for request in trace.requests if request.events]
+    ends_ns = [request.ended_ns for request in trace.requests if request.events]
     return (max(ends_ns, default=start_ns) - start_ns) / 1e9
 
 

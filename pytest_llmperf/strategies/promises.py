@@ -119,7 +119,9 @@ def _wrong_weights(effective: Effective, dtype: str, *, unquantized: bool) -> st
     tensors = _totals(
         (group.dtype, group.tensors)
         for group in effective.tensors
-        if group.kind == "parameter" and not group.kept and not (unquantized and group.quantized)
+        if group.kind == "parameter"
+        and not group.fixed_dtype
+        and not (unquantized and group.quantized)
     )
     for title, totals in (("linear layers", layers), ("parameters", tensors)):
         if set(totals) - {dtype}:

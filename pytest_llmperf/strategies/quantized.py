@@ -91,11 +91,11 @@ def _wrong_format(quantized: Quantized, method: str) -> str | None:
 
 
 def _wrong_bytes(quantized: Quantized) -> str | None:
-    stored, analytic = sum(quantized.held.values()), sum(quantized.analytic.values())
+    stored, analytic = sum(quantized.stored_bytes.values()), sum(quantized.analytic.values())
     if abs(stored - analytic) <= TOLERANCE * analytic:
         return None
     return (
-        f"{quantized.converted} quantized layers hold {stored} B ({quantized.held}), "
+        f"{quantized.converted} quantized layers hold {stored} B ({quantized.stored_bytes}), "
         f"{analytic} B follow from their shapes"
     )
 

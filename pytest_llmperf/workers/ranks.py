@@ -148,7 +148,7 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
 
 
 def _tensors(groups: Iterable[TensorGroup]) -> tuple[TensorGroup, ...]:
-    keys = ("kind", "dtype", "device", "kept", "quantized")
+    keys = ("kind", "dtype", "device", "fixed_dtype", "quantized")
     return tuple(_added(groups, keys, ("tensors", "elements", "bytes")))
 
 

@@ -224,7 +224,7 @@ def test_only_modules_that_the_architecture_declares_are_kept_in_float32():
     loaded.model._keep_in_fp32_modules = ["post_attention_layernorm"]
     tensors = tensor_groups(loaded.model)
     require_in_effect(structs.replace(before, tensors=tensors), promises, "loaded")
-    assert [group.tensors for group in tensors if group.kept] == [2]
+    assert [group.tensors for group in tensors if group.fixed_dtype] == [2]
 
 
 def test_facts_of_the_last_run_are_passed_on():

@@ -196,7 +196,8 @@ def test_a_zeroed_shard_is_seen_by_the_agreement_and_a_hang_shows_every_rank(sta
     ranks = start(plan, "zero+hang")
     ranks.call(Open(plan=plan), deadline_s=DEADLINE_S)
     assert not compared(ranks, plan, alone[2]).ok
-    fails(ranks, WorkerHung, r"(?s)stacks of rank 0.*all_reduce.*stacks of rank 1.*faulty_rank\.py")
+    stacks = r"(?s)stacks of rank 0.*all_reduce.*stacks of rank 1.*faulty_rank\.py"
+    fails(ranks, WorkerHung, stacks, deadline_s=4.0)
 
 
 def test_a_full_load_on_each_rank_breaks_the_promise_and_a_failing_rank_is_named(start: Start):
@@ -324,10 +325,10 @@ def test_a_rank_that_exits_is_named_and_not_the_one_that_lost_it(start: Start):
     fails(ranks, WorkerDied, r"rank 1 of 2 .*ended by exit code 7 in Run")
 
 
-def fails(ranks: Ranks, error: type[WorkerError], said: str) -> None:
+def fails(ranks: Ranks, error: type[WorkerError], said: str, deadline_s: float = 10.0) -> None:
     """A run fails in bounded time with this reason, and nothing stays."""
     with pytest.raises(error) as caught:
-        ranks.call(Run(workload=WORK, repetition=0), deadline_s=10.0)
+        ranks.call(Run(workload=WORK, repetition=0), deadline_s=deadline_s)
     assert re.search(said, str(caught.value)), str(caught.value)
     assert not ranks.alive
 

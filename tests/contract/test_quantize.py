@@ -79,14 +79,14 @@ def test_every_linear_layer_but_the_head_is_quantized_in_exactly_the_bytes_of_it
     loaded, effective = quantized(strategy, name)
     found, head = effective.quantized, loaded.model.lm_head
     assert (found.converted, found.layers) == (len(shapes), len(shapes) + 1)
-    assert found.held == found.analytic
+    assert found.stored_bytes == found.analytic
     assert found.converted_elements == sum(outputs * inputs for outputs, inputs in shapes)
     assert [(left.example, left.declared, left.elements) for left in found.left_out] == [
         ("lm_head", True, head.weight.numel())
     ]
     parameters = sum(group.bytes for group in effective.tensors if group.kind == "parameter")
     packed_again = (
-        "bfloat16" in found.held
+        "bfloat16" in found.stored_bytes
         and scheme_of(loaded.plan.quantization).row.library == "bitsandbytes"
     )
     assert parameters == predict(loaded.plan) or (
@@ -109,7 +109,7 @@ def test_the_real_model_is_quantized_in_exactly_the_bytes_of_its_shapes_and_stil
     loaded, effective = quantized(strategy, "smollm2-135m")
     found = effective.quantized
     assert (found.converted, found.layers, found.converted_elements) == (210, 211, 106_168_320)
-    assert found.held == found.analytic
+    assert found.stored_bytes == found.analytic
     out = loaded.model.generate(
         **loaded.tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4
     )
@@ -227,8 +227,10 @@ def test_scales_that_went_missing_show_in_the_bytes():
     """absmax dropped to half: the bytes do not follow from the shapes any more."""
     plan = plan_of("bf16+nf4")
     effective = describe(load(plan))
-    held = {"uint8": effective.quantized.held["uint8"]}
-    wrong = structs.replace(effective, quantized=structs.replace(effective.quantized, held=held))
+    held = {"uint8": effective.quantized.stored_bytes["uint8"]}
+    wrong = structs.replace(
+        effective, quantized=structs.replace(effective.quantized, stored_bytes=held)
+    )
     with pytest.raises(NotInEffect, match="follow from their shapes"):
         require_in_effect(wrong, parse(plan.strategy).promises(plan), "loaded")
 

@@ -48,11 +48,11 @@ def test_a_checkpoint_stays_packed_after_forward_passes(part, how, tmp_path):
     loaded, effective = quantized(f"bf16+{part}:{folder}", "arch:tiny-llama")
     found = effective.quantized
     assert (found.converted, found.layers) == (14, 15)
-    assert found.held == found.analytic
+    assert found.stored_bytes == found.analytic
     packed = stored_as(folder)
     assert packed_layer_bytes(packed, 160, 64, "bfloat16").total() * 2 < 160 * 64 * 3
     assert [left.reason for left in found.left_out] == ["the output head keeps its precision"]
-    assert predict(loaded.plan) >= sum(found.held.values())
+    assert predict(loaded.plan) >= sum(found.stored_bytes.values())
     session = TransformersEngine().open(loaded.plan)
     session.run(Decode(batch=1, prompt_tokens=4, new_tokens=2), 0)
     assert session.describe().effective.quantized == found
@@ -79,7 +79,7 @@ def test_a_converted_awq_checkpoint_answers_with_the_weights_that_autoawq_stored
     """Worked out by hand: (integer - zero point) x scale, in groups of 32."""
     folder = from_awq(save_awq(tmp_path / "published"), tmp_path / "converted")
     loaded, effective = quantized(f"fp32+awq:{folder}", "arch:tiny-llama")
-    assert (effective.quantized.converted, effective.quantized.held) == (
+    assert (effective.quantized.converted, effective.quantized.stored_bytes) == (
         14,
         effective.quantized.analytic,
     )

@@ -115,13 +115,13 @@ def test_a_checkpoint_of_the_real_model_is_in_effect_and_near_the_full_model(
     """
     effective, answers = compared(f"fp32+{part}:{checkpoints(part)}", reference)
     found = effective.quantized
-    say(capsys, part, answers, f"{effective.weights_bytes / 1e6:.1f} MB, {found.held}")
+    say(capsys, part, answers, f"{effective.weights_bytes / 1e6:.1f} MB, {found.stored_bytes}")
     assert (found.converted, found.layers, found.converted_elements) == (
         LAYERS,
         LAYERS + 1,
         WEIGHTS,
     )
-    assert found.held == found.analytic == HELD[part]
+    assert found.stored_bytes == found.analytic == HELD[part]
     assert effective.weights_bytes == pytest.approx(4 * REST + sum(HELD[part].values()), rel=0.03)
     assert answers.perplexity_ratio.high < (1.1 if part == "w8a8" else 3)
 
@@ -145,7 +145,7 @@ def test_a_smoothed_w8a8_checkpoint_keeps_the_8_bit_rule(careful, reference, cap
         capsys,
         "w8a8, smoothed",
         answers,
-        f"{effective.weights_bytes / 1e6:.1f} MB, {effective.quantized.held}",
+        f"{effective.weights_bytes / 1e6:.1f} MB, {effective.quantized.stored_bytes}",
     )
     left = {(each.layers, each.reason, each.declared) for each in effective.quantized.left_out}
     assert effective.quantized.converted == LAYERS - 30
@@ -165,7 +165,7 @@ def test_a_layer_whose_scales_are_zero_breaks_the_8_bit_rule(careful, reference,
     tensors["model.layers.15.mlp.up_proj.weight_scale"].zero_()
     save_file(tensors, file, metadata={"format": "pt"})
     effective, answers = compared(f"fp32+w8a8:{folder}", reference)
-    assert effective.quantized.held == effective.quantized.analytic
+    assert effective.quantized.stored_bytes == effective.quantized.analytic
     assert any(reason.startswith("sqnr") for reason in answers.rule.reasons(answers)), (
         answers.report()
     )

@@ -193,7 +193,7 @@ def test_a_quantized_checkpoint_is_counted_layer_by_layer(part, how, open_worker
     require_in_effect(opened.effective, parse(f"bf16+{part}:{folder}").promises(wanted), "loaded")
     found = opened.effective.quantized
     assert (found.converted, found.layers, len(found.left_out)) == (32, 33, 1)
-    assert sum(found.held.values()) == pytest.approx(sum(found.analytic.values()), rel=0.02)
+    assert sum(found.stored_bytes.values()) == pytest.approx(sum(found.analytic.values()), rel=0.02)
 
 
 def test_two_ranks_hold_a_model_together(open_worker):

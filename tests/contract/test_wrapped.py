@@ -48,19 +48,6 @@ def test_put_back():
 """
 
 
-def test_wrapped_models_of_one_class_are_not_taken_for_one_another(
-    pytester: pytest.Pytester,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A cached reference belongs to its own model's weights.
-
-    A model wrapped twice is in its first state after the test.
-    """
-    monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
-    pytester.makepyfile(BODY)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
-
-
 def test_the_fingerprint_sees_a_permutation():
     """Rows that change places keep every sum but the one by places."""
     import torch
@@ -74,6 +61,8 @@ def test_the_fingerprint_sees_a_permutation():
         layer.weight.copy_(layer.weight.flip(0))
     assert fingerprint(layer) != before
 
+
+OPPONENTS = ("test_another", "test_equal", "test_twice", "test_put_back")
 
 KEEPING = """
 import pytest
@@ -119,14 +108,20 @@ def test_fails(llmperf):
 """
 
 
-def test_a_model_that_a_test_keeps_for_ever_is_its_error(pytester):
-    """In a module-level list: named, with bytes.
+def test_wrapped_models_are_themselves_and_one_that_is_kept_for_ever_is_an_error(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cached reference belongs to its own model's weights; a model wrapped twice is put back.
 
-    Not one it lets go of or found there, nor a wider fixture's or a traceback's.
+    One in a module-level list is named, with bytes. Not one that a test lets go of or found there,
+    nor a wider fixture's or a traceback's. One session has both files: it imports torch once.
     """
-    pytester.makepyfile(KEEPING)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=3, failed=1, errors=1)
+    monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))
+    pytester.makepyfile(test_opponents=BODY, test_keeping=KEEPING)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rA")
+    result.assert_outcomes(passed=3 + 4, failed=1, errors=1)
+    result.stdout.fnmatch_lines([f"PASSED test_opponents.py::{name}" for name in OPPONENTS])
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_keeps*"])
     held = r"mine \(0\.1\d GB \(\d+ bytes\) of weights\)"
     result.stdout.re_match_lines(

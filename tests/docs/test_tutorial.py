@@ -86,7 +86,7 @@ def as_the_page_says(executions: list[Execution]) -> None:
 def environ(tmp_path: Path) -> dict[str, str]:
     return {
         "LLMPERF_CACHE": str(tmp_path / "cache"),
-        "PYTEST_ADDOPTS": "-p no:benchmark -p no:xdist -p no:hypothesispytest",
+        "PYTEST_ADDOPTS": "-p no:benchmark -p no:xdist -p no:hypothesispytest --llmperf-in-process",
     }
 
 

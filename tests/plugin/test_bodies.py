@@ -140,7 +140,7 @@ def test_one_leaves(llmperf_rank):
 def test_all_skip():
     pytest.skip("nowhere")
 
-@pytest.mark.llmperf_ranks(2, timeout=20)
+@pytest.mark.llmperf_ranks(2, timeout=8)
 def test_one_hangs(llmperf_rank):
     if llmperf_rank.rank: time.sleep(3600)
 """

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ COUNTED = {"requests": 0, "running": 0, "preemptions": 0, "prompt": 0, "hits": 0
 SEEN: set[str] = set()
 ARRIVALS: list[int] = []
 SERVERS: list[asyncio.Server] = []
+PATHS = {"/v1/completions", "/v1/chat/completions", "/generate_stream", "/v3/complete"}
 
 
 def parsed() -> argparse.Namespace:
@@ -36,6 +38,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype", default="")
     parser.add_argument("--fault", default="")
     parser.add_argument("--first", type=int, default=3, help="the fault begins with this request")
+    parser.add_argument("--root", default="", help="the path that all others are below")
+    parser.add_argument("--tls", nargs=2, help="a certificate and its key")
     parser.add_argument("--pid-file", default="")
     return parser.parse_args()
 
@@ -52,9 +56,9 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
                 line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line
             )
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            if method == "POST":
+            path = path.removeprefix(ARGS.root) if path.startswith(ARGS.root) else "/nowhere"
+            if method == "POST" and path in PATHS:
                 ARRIVALS.append(time.perf_counter_ns())
-            if method == "POST":
                 await generate(writer, headers, json.loads(body))
             else:
                 answer(writer, *page(path))
@@ -86,7 +90,8 @@ def page(path: str) -> tuple[int, str]:
 
 
 def health() -> tuple[int, str]:
-    return (503, "loading") if ARGS.fault == "never-healthy" else (200, "ok")
+    answers = {"never-healthy": (503, "loading"), "no-health": (404, "{}")}
+    return answers.get(ARGS.fault, (200, "ok"))
 
 
 def arrivals() -> tuple[int, str]:
@@ -110,18 +115,29 @@ def fault() -> str:
     return ARGS.fault if COUNTED["requests"] >= ARGS.first else ""
 
 
+def refusal(request: dict, wrong: str) -> tuple[int, str] | None:
+    """An answer that is no stream."""
+    if wrong == "json-200":
+        return 200, '{"error": {"message": "the model is \x1b[31mloading"}}'
+    if wrong == "strict" and (refused := {"stream_options", "max_tokens"} & set(request)):
+        return 400, f"extra fields not permitted: {', '.join(sorted(refused))}"
+    if wrong in {"http-429", "http-503"}:
+        return int(wrong[5:]), "come back later"
+    return None
+
+
 async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], request: dict) -> None:
     COUNTED["requests"] += 1
     wrong = fault()
     if ARGS.fault == "needs-key" and headers.get("authorization") != "bearer secret":
         return answer(writer, 401, '{"error": "no key"}')
-    if wrong in {"http-429", "http-503"}:
-        return answer(writer, int(wrong[5:]), "come back later")
+    if refused := refusal(request, wrong):
+        return answer(writer, *refused)
     if wrong == "redirect":
         writer.write(b"HTTP/1.1 307 x\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n")
         return None
     if wrong == "die":
-        print("out of luck", file=sys.stderr, flush=True)  # noqa: T201
+        print("\x1b[31mout of luck", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(7)
     if wrong == "die-slowly":
         SERVERS[0].close()
@@ -154,8 +170,12 @@ def count_prompt(request: dict) -> int:
 
 async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> None:
     n_prompt = count_prompt(request)
-    n = request.get("max_tokens") or request["parameters"]["max_new_tokens"]
+    n = n_asked(request)
+    if wrong in {"fewer", "capped"}:
+        n = max(1, n // 4)
     send(writer, role(request))
+    if wrong in {"pings", "endless"}:
+        return await go_on(writer, request, wrong)
     due = time.perf_counter() + ARGS.ttft_ms / 1e3
     for i in range(0, n, ARGS.bundle):
         due += ARGS.token_ms / 1e3 * (ARGS.bundle if i else 0)
@@ -168,10 +188,28 @@ async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> Non
         if i % 16 == 0:
             await writer.drain()
     n_counted = {"counts-more": 3 * n, "counts-less": n // 2}.get(wrong, n)
+    n_prompt *= 10 if wrong == "prompt-tenfold" else 1
     send(writer, usage(request, n_prompt, n_counted))
     send(writer, "[DONE]" if ARGS.protocol == "openai" else None)
     writer.write(b"0\r\n\r\n")
     return None
+
+
+def n_asked(request: dict) -> int:
+    names = ("max_tokens", "max_completion_tokens")
+    asked = next((request[name] for name in names if name in request), None)
+    return asked or request["parameters"]["max_new_tokens"]
+
+
+async def go_on(writer: asyncio.StreamWriter, request: dict, wrong: str) -> None:
+    """No end: comments that keep the connection alive, or message after message."""
+    while True:
+        if wrong == "pings":
+            writer.write(b"8\r\n: ping\n\n\r\n")
+            await asyncio.sleep(0.02)
+        else:
+            send(writer, message(request, ["w1"], 10**9, last=False))
+        await writer.drain()
 
 
 async def go_wrong(writer: asyncio.StreamWriter, wrong: str) -> None:
@@ -211,15 +249,19 @@ def message(request: dict, words: list[str], n: int, *, last: bool) -> str:
         )
     content = {"delta": {"content": text}} if "messages" in request else {"text": text}
     kind = "chat.completion.chunk" if "messages" in request else "text_completion"
-    choice = {"index": 0, **content, "finish_reason": "length" if last else None}
+    reason = "stop" if fault() == "fewer" else "length"
+    choice = {"index": 0, **content, "finish_reason": reason if last else None}
     return as_json({"object": kind, "model": served(), "choices": [choice]})
 
 
 def usage(request: dict, n_prompt: int, n: int) -> str | None:
-    if ARGS.protocol == "tgi" or "stream_options" not in request:
+    counts_unasked = fault() == "strict"
+    if ARGS.protocol == "tgi" or not ("stream_options" in request or counts_unasked):
         return None
     kind = "chat.completion.chunk" if "messages" in request else "text_completion"
     counts = {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n}
+    if fault() == "says-cached":
+        counts["prompt_tokens_details"] = {"cached_tokens": n_prompt}
     return as_json({"object": kind, "model": served(), "choices": [], "usage": counts})
 
 
@@ -255,7 +297,13 @@ async def main() -> None:
         pids.append(sleeper.pid)
     if ARGS.pid_file:
         Path(ARGS.pid_file).write_text(json.dumps(pids))  # noqa: ASYNC240 - before it serves
-    server = await asyncio.start_server(connection, "127.0.0.1", ARGS.port, backlog=4096)
+    trusted = None
+    if ARGS.tls:
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trusted.load_cert_chain(*ARGS.tls)
+    server = await asyncio.start_server(
+        connection, "127.0.0.1", ARGS.port, backlog=4096, ssl=trusted
+    )
     SERVERS.append(server)
     async with server:
         await asyncio.Event().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import NoReturn
 
 from msgspec.structs import replace
@@ -68,7 +69,7 @@ class Latencies(Refuses):
     def mean(self) -> Estimate:
         """The arithmetic mean, with Student's interval."""
         low, high = stats.mean_interval(self.samples) or (0.0, math.inf)
-        value = stats.mean(self.samples)
+        value = statistics.fmean(self.samples)
         return self._estimate("mean", value, min(low, value), max(high, value))
 
     @property

@@ -10,6 +10,7 @@ number.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,10 +27,9 @@ from pytest_llmperf.core.metrics.origin import (
 )
 from pytest_llmperf.core.metrics.readings import NO_READINGS, Readings
 from pytest_llmperf.core.metrics.repetitions import OfflineWork, Repetition, valid_repetitions
-from pytest_llmperf.core.metrics.request_times import gaps_s
+from pytest_llmperf.core.metrics.request_times import NOT_TIMED, UNKNOWN_SPAN, gaps_s
 from pytest_llmperf.core.metrics.results import Memory, Quantity, RunResult, Times
-from pytest_llmperf.core.trace import Trace
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.trace import RequestTrace, Trace
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 
 ONLY_ENDS_SEEN = "the times of tokens were not seen, only the end of each request"
@@ -111,7 +111,7 @@ def _padding(repetitions: Sequence[Repetition], origin: Origin) -> Quantity:
     shares = [repetition.padding for repetition in repetitions if repetition.padding is not None]
     if len(shares) < len(repetitions):
         return NotMeasurable("padding", batching.UNKNOWN_POSITIONS)
-    return exact("padding", stats.mean(shares), origin)
+    return exact("padding", statistics.fmean(shares), origin)
 
 
 def _acceptance_length(repetitions: Sequence[Repetition], origin: Origin) -> Quantity:
@@ -136,6 +136,9 @@ def _speed(repetitions: Sequence[Repetition], origin: Origin) -> Quantities:
 
 
 def _decode_speed(repetitions: Sequence[Repetition], origin: Origin) -> dict[str, Quantity | Times]:
+    requests = [request for repetition in repetitions for request in repetition.requests]
+    if any(request.untimed in UNKNOWN_SPAN for request in requests):
+        return dict(not_measurable(_DECODE, NOT_TIMED))
     if not all(repetition.decodes for repetition in repetitions):
         return dict(not_measurable(_DECODE, NO_DECODE))
     return {
@@ -143,8 +146,16 @@ def _decode_speed(repetitions: Sequence[Repetition], origin: Origin) -> dict[str
             "decode_throughput", (r.decode_tok_per_s for r in repetitions), origin
         ),
         "tpot": distribution("tpot", [r.tpot_s for r in repetitions], origin),
-        "itl": distribution("itl", list(_pooled_gaps_s(repetitions)), origin),
+        "itl": _itl(repetitions, requests, origin),
     }
+
+
+def _itl(
+    repetitions: Sequence[Repetition], requests: Sequence[RequestTrace], origin: Origin
+) -> Times:
+    if any(request.untimed for request in requests):
+        return NotMeasurable("itl", NOT_TIMED)
+    return distribution("itl", list(_pooled_gaps_s(repetitions)), origin)
 
 
 def _n_prompt(repetition: Repetition) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from pytest_llmperf.core.metrics.request_times import gaps_s
 from pytest_llmperf.core.trace import Ceilings, StepCost, Trace
-from pytest_llmperf.core.verdicts import stats
 
 MAX_POSITIONS = 64
 """Stretches that an output is cut into: ITL by position stays small however long the output is."""
@@ -57,7 +57,7 @@ def itl_by_position(traces: Sequence[Trace]) -> dict[str, Any]:
 
 def _median_s(gaps_by_trace: Sequence[Sequence[float]], start: int, end: int) -> float:
     """Return the median of a stretch, in four digits."""
-    median = stats.median([gap for gaps in gaps_by_trace for gap in gaps[start:end]])
+    median = statistics.median([gap for gaps in gaps_by_trace for gap in gaps[start:end]])
     return float(f"{median:.4g}")
 
 
@@ -69,8 +69,7 @@ def _stretches(n_gaps: int) -> list[tuple[int, int]]:
 
 
 def _gaps_of_first_request_s(trace: Trace) -> list[float]:
-    answered = (request.events for request in trace.requests if request.failure is None)
-    events = next(answered, ())
-    if not trace.token_times or any(event.n_tokens != 1 for event in events):
+    request = next((request for request in trace.requests if request.failure is None), None)
+    if request is None or request.untimed or not trace.token_times:
         return []
-    return gaps_s(events)
+    return gaps_s(request.events) if all(event.n_tokens == 1 for event in request.events) else []

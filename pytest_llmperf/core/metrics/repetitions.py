@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -9,7 +10,6 @@ from typing import NamedTuple, Protocol
 from pytest_llmperf.core.metrics import batching
 from pytest_llmperf.core.metrics.request_times import latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.trace import RequestTrace, Trace
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
@@ -44,8 +44,8 @@ class Repetition(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether there is time after the first token of every request."""
-        return self.decode_s > 0 and all(len(request.events) > 1 for request in self.requests)
+        """Whether there is a known time after the first token of every request."""
+        return self.decode_s > 0 and all(tpot_s(request) is not None for request in self.requests)
 
     @property
     def decode_tok_per_s(self) -> float:
@@ -56,7 +56,7 @@ class Repetition(NamedTuple):
     def tpot_s(self) -> float:
         """Mean over the requests of (end-to-end - TTFT) / (output tokens - 1)."""
         times = (tpot_s(request) for request in self.requests)
-        return stats.mean([time_s for time_s in times if time_s is not None])
+        return statistics.fmean([time_s for time_s in times if time_s is not None])
 
 
 def valid_repetitions(traces: Sequence[Trace], workload: OfflineWork) -> list[Repetition]:
@@ -110,7 +110,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
             _span_s(trace, "a gap between tokens", before.t_ns, after.t_ns, or_zero=True)
     due_ns = min(request.t_due_ns for request in requests)
     first_ns = min(request.events[0].t_ns for request in requests)
-    last_ns = max(request.events[-1].t_ns for request in requests)
+    last_ns = max(request.ended_ns for request in requests)
     return Repetition(
         requests=requests,
         ttft_s=_mean_s(trace, "TTFT", map(ttft_s, requests)),
@@ -124,7 +124,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
 
 
 def _mean_s(trace: Trace, title: str, times: Iterable[float]) -> float:
-    return stats.mean([_checked_s(trace, title, time_s) for time_s in times])
+    return statistics.fmean([_checked_s(trace, title, time_s) for time_s in times])
 
 
 def _span_s(

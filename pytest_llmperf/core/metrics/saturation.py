@@ -126,8 +126,7 @@ def upper(values: Sequence[float], q: float) -> float:
 
 def ended_ns(request: RequestTrace) -> int:
     """Return when a request was over: its last token, or when it failed."""
-    last = request.events[-1].t_ns if request.events else request.t_due_ns
-    return max(last, request.t_end_ns)
+    return max(request.ended_ns, request.t_end_ns)
 
 
 def _ttfts_s(requests: Sequence[RequestTrace], start_ns: int, end_ns: int) -> list[float]:

@@ -18,7 +18,16 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.metrics import readings, saturation
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, distribution
-from pytest_llmperf.core.metrics.request_times import gaps_s, latency_s, succeeded, tpot_s, ttft_s
+from pytest_llmperf.core.metrics.request_times import (
+    NOT_TIMED,
+    UNKNOWN_GAPS,
+    UNKNOWN_SPAN,
+    gaps_s,
+    latency_s,
+    succeeded,
+    tpot_s,
+    ttft_s,
+)
 from pytest_llmperf.core.metrics.results import Quantity, RunResult, Times
 from pytest_llmperf.core.metrics.serving_rates import Counted, rate
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
@@ -31,6 +40,9 @@ _NS = 1e9
 
 NO_GAPS = "the load generator keeps the times of a request's first and last token alone"
 NO_SECOND_MESSAGE = "no request had a token after its first message"
+UNTIMED_SHARE = 0.1
+"""Share of the requests whose tokens may have no times before a time of tokens is not measured."""
+
 NO_SUCH = "a load on a server gives no such quantity"
 """Reason of what traffic on a server never measures: its records leave it out."""
 
@@ -141,7 +153,7 @@ def _run(trace: ServingTrace, ramp_up_s: float) -> _Run:
         requests=counted,
         successes=successes,
         start_ns=min(request.t_sent_ns or request.t_due_ns for request in counted),
-        end_ns=max(request.events[-1].t_ns for request in successes),
+        end_ns=max(request.ended_ns for request in successes),
     )
 
 
@@ -219,7 +231,7 @@ def _all_tokens(request: RequestTrace) -> list[tuple[int, float]]:
 
 
 def _completion(request: RequestTrace) -> list[tuple[int, float]]:
-    return [(request.events[-1].t_ns, 1.0)]
+    return [(request.ended_ns, 1.0)]
 
 
 # Times
@@ -232,18 +244,36 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     requests: times carry no pair.
     """
     requests = [request for run in runs for request in _by_due_time(run.successes)]
+    spans = _timed(requests, UNKNOWN_SPAN)
+    with_gaps = _timed(requests, UNKNOWN_GAPS)
     samples: dict[str, list[float]] = {
         "ttft": [ttft_s(request) for request in requests],
         "latency": [latency_s(request) for request in requests],
-        "tpot": _tpots_s(requests),
-        "itl": [gap for request in requests for gap in gaps_s(request.events)] if has_gaps else [],
+        "tpot": _tpots_s(spans),
+        "itl": [gap for request in with_gaps for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
+    reasons = {
+        "tpot": _reason(spans, has_gaps=has_gaps),
+        "itl": _reason(with_gaps, has_gaps=has_gaps),
+    }
     unpaired = origin._replace(pair=None)
     return {
-        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reason)
+        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reasons[name])
         for name, times in samples.items()
     }
+
+
+def _timed(requests: Sequence[RequestTrace], unknown: Sequence[str]) -> list[RequestTrace]:
+    """Return the requests whose times are known; none where those of too many are not."""
+    timed = [request for request in requests if request.untimed not in unknown]
+    return timed if len(requests) - len(timed) <= UNTIMED_SHARE * len(requests) else []
+
+
+def _reason(timed: Sequence[RequestTrace], *, has_gaps: bool) -> str:
+    """Return why there is no time between tokens."""
+    if not timed:
+        return NOT_TIMED
+    return NO_SECOND_MESSAGE if has_gaps else NO_GAPS
 
 
 def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:

@@ -38,12 +38,16 @@ class Slo(Struct, frozen=True, kw_only=True):
     def met_by(self, request: RequestTrace) -> bool:
         """Whether the request succeeded within every limit.
 
-        An output of one token has no TPOT and keeps that limit.
+        An output of one token has no TPOT and keeps that limit. A time that could not be measured
+        keeps none.
         """
         if not succeeded(request):
             return False
         times = _times_s(request)
-        return all(_is_within(times[name], limit) for name, limit in self.limits.items())
+        return all(
+            _is_within(times[name], limit) or (name == "tpot" and request.n_output_tokens == 1)
+            for name, limit in self.limits.items()
+        )
 
     def __str__(self) -> str:
         """For example 'ttft<=0.2s tpot<=0.05s'."""
@@ -55,7 +59,7 @@ def _times_s(request: RequestTrace) -> dict[str, float | None]:
 
 
 def _is_within(time_s: float | None, limit: float) -> bool:
-    return time_s is None or time_s <= limit
+    return time_s is not None and time_s <= limit
 
 
 def _require_seconds(name: str, limit: object) -> None:

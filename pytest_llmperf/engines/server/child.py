@@ -23,6 +23,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.processes import TOKEN, kill_marked
 
 LOG_LINES = 30
+UNPRINTABLE = "\ufffd"
 _TAIL_BYTES = 2**15
 _REAP_S = 5.0
 
@@ -122,8 +123,13 @@ def _size_of(file: Path) -> int:
 
 
 def _last_lines(file: Path, size: int) -> list[str]:
-    """Return the last lines of a file of `size` bytes."""
-    return _end_of(file, size).decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+    """Return the last lines of a file of `size` bytes, without the escapes of a terminal."""
+    lines = _end_of(file, size).decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+    return [_printable(line) for line in lines]
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() or char == "\t" else UNPRINTABLE for char in line)
 
 
 def _end_of(file: Path, size: int) -> bytes:

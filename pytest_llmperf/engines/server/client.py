@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,16 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pytest_llmperf.core.trace import RequestTrace
-from pytest_llmperf.engines.server.stream import Answer, BadStream, Piece, answer
+from pytest_llmperf.engines.server.failures import (
+    encoding_failure,
+    is_encoded,
+    no_message,
+    status_failure,
+    tls_failure,
+)
+from pytest_llmperf.engines.server.messages.bounds import Bounds
+from pytest_llmperf.engines.server.messages.protocols import Parse
+from pytest_llmperf.engines.server.stream import Answer, BadStream, answer
 
 PROBE_S = 0.02
 KEEP_ALIVE_S = 2.0
@@ -28,16 +38,21 @@ A request must not meet one that is being closed.
 """
 
 _OK = 200
-
-_ERROR_BYTES = 300
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One request: its body as sent, and the prompt tokens it has where we know them."""
+    """One request: its body as sent, and the prompt tokens it has where we know them.
+
+    `n_output_tokens` is what it asks for: as many, or at most as many. `exact_prompt`: it is sent
+    as token ids, to which a server adds none.
+    """
 
     body: bytes
     n_prompt_tokens: int | None
+    n_output_tokens: int = 0
+    exact_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,8 @@ class Endpoint:
 
     url: str
     headers: dict[str, str]
-    parse: Callable[[bytes], Piece]
+    parse: Parse
+    trusted: ssl.SSLContext | None = None
 
 
 @dataclass
@@ -67,7 +83,7 @@ class RequestOutcome:
     failure: str | None = None
     answer: Answer | None = None
 
-    def read(self, parse: Callable[[bytes], Piece]) -> None:
+    def read(self, parse: Parse) -> None:
         """Read the answer, or find why it is none. Frees the bytes."""
         if self.failure is None:
             try:
@@ -87,13 +103,14 @@ class RequestOutcome:
             t_sent_ns=self.sent_ns,
             t_end_ns=self.end_ns,
             n_cached_tokens=self.answer.n_cached if self.answer is not None else 0,
+            t_last_ns=self.answer.t_last_ns if self.answer is not None else 0,
+            untimed=self.answer.untimed if self.answer is not None else "",
         )
 
     def _n_prompt_tokens(self) -> int:
         """Return the prompt tokens as the server counted them, else as we know them."""
-        if self.answer is not None and self.answer.n_prompt is not None:
-            return self.answer.n_prompt
-        return self.call.n_prompt_tokens or 0
+        counted = self.answer.n_prompt if self.answer is not None else None
+        return max(counted, 0) if counted is not None else self.call.n_prompt_tokens or 0
 
 
 @dataclass
@@ -211,12 +228,12 @@ class Client:
 
     def _failure(self, error: Exception, n_chunks: int) -> str:
         """Say why a request failed after so many pieces of the answer."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+            return tls_failure(error)
         if isinstance(error, aiohttp.ClientConnectorError):
             return f"the connection was refused ({error.os_error.strerror or error.os_error})"
         if isinstance(error, TimeoutError):
-            return (
-                f"no message came for {self._timeout_s:g} s, after {n_chunks} pieces of the answer"
-            )
+            return no_message(self._timeout_s, f"{n_chunks} pieces of the answer")
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
 
@@ -231,7 +248,7 @@ class Client:
             if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
                 raise
             # Other connections that wait may be closed as well.
-            async with connections(self._timeout_s) as fresh:
+            async with connections(self._timeout_s, self._endpoint.trusted) as fresh:
                 await self._stream(outcome, fresh)
 
     async def _stream(self, outcome: RequestOutcome, session: aiohttp.ClientSession) -> None:
@@ -244,10 +261,18 @@ class Client:
             timeout=self._timeout,
         ) as response:
             if response.status != _OK:
-                outcome.failure = await _status_failure(response)
+                outcome.failure = await status_failure(response)
                 return
+            if is_encoded(response):
+                outcome.failure = encoding_failure(response)
+                return
+            bounds = Bounds(outcome.call.n_output_tokens, outcome.sent_ns, self._timeout_s)
             async for data in response.content.iter_any():
-                append((now_ns(), data))
+                t_ns = now_ns()
+                append((t_ns, data))
+                if bounds.exceeded(t_ns, data):
+                    outcome.failure = bounds.failure
+                    return
 
     async def _watched(self, outcomes: list[RequestOutcome], work: Awaitable[None]) -> ClientRun:
         """Do the work, and see how late the loop's own timers ring and how busy it is.
@@ -288,30 +313,16 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-async def _status_failure(response: aiohttp.ClientResponse) -> str:
-    """Say which status an answer had, with the beginning of its text."""
-    text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
-    status = f"HTTP {response.status}{_reason(response.status)}"
-    return f"{status}: {text.strip()[:_ERROR_BYTES]}".rstrip(": ")
-
-
-def _reason(status: int) -> str:
-    known = {
-        401: "the API key is missing or wrong",
-        403: "forbidden",
-        429: "too many requests",
-        503: "unavailable",
-    }
-    return f" ({known[status]})" if status in known else ""
-
-
-def connections(timeout_s: float) -> aiohttp.ClientSession:
+def connections(timeout_s: float, trusted: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """Return a session without a limit of connections, proxies or cookies.
 
-    Bytes that do not come for `timeout_s` are an error.
+    Bytes that do not come for `timeout_s` are an error. `trusted` has the certificates to trust
+    beside those of the system.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=trusted if trusted is not None else True
+        ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
         trust_env=False,
         auto_decompress=False,
@@ -327,7 +338,7 @@ async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
     url = urlsplit(base)
     try:
         _, writer = await asyncio.wait_for(
-            asyncio.open_connection(url.hostname, url.port), timeout_s
+            asyncio.open_connection(url.hostname, url.port or _PORTS[url.scheme]), timeout_s
         )
     except TimeoutError:
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
 from pytest_llmperf.engines.server.client import connections
-from pytest_llmperf.engines.server.introspection import Introspection, require_model
+from pytest_llmperf.engines.server.introspection import ASK_S, Introspection, require_model
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
@@ -123,10 +124,11 @@ def _precision(plan: LoadPlan, preset: Preset) -> tuple[str, ...]:
 async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _Address) -> Server:
     """Wait until the server is healthy, and ask it what it is."""
     headers = _headers(options)
-    http = connections(60.0)
+    trusted = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else None
+    http = connections(ASK_S, trusted)
     try:
         introspection = Introspection(address.base, http, headers)
-        died = address.child.died if address.child is not None else str
+        died = address.child.died if address.child is not None else None
         await introspection.until_healthy(options.health, options.start_timeout_s, died)
         facts = await _checked_facts(introspection, options, address.name)
     except BaseException:
@@ -141,15 +143,25 @@ async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _
         http=http,
         saying=introspection,
         child=address.child,
+        trusted=trusted,
         facts=facts,
     )
 
 
 def _headers(options: ServerOptions) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+    headers = stream_headers()
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
     return headers
+
+
+def stream_headers() -> dict[str, str]:
+    """Return the headers of every request: bytes as they are, since compressed ones wait."""
+    return {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+    }
 
 
 async def _checked_facts(

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from pytest_llmperf.core.metrics import server_metrics
+from pytest_llmperf.engines.server.failures import tls_failure
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 ASK_S = 5.0
@@ -22,7 +23,13 @@ SAMPLE_S = 1.0
 
 _TGI_FIELDS = {"dtype": "model_dtype", "version": "version", "model": "model_id"}
 
+MODELS_PATH = "/v1/models"
+STEADY_S = 3.0
+"""How long a server that ran already may answer that a path is not there, or not for us."""
+
 _OK = 200
+_ABSENT = frozenset({404, 405})
+_PERMANENT = _ABSENT | {401, 403}
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -34,29 +41,55 @@ class Introspection:
         self._session = session
         self._headers = headers
 
-    async def until_healthy(self, path: str, timeout_s: float, died: Callable[[], str]) -> None:
-        """Wait for status 200. Raises LoadError when the server dies, or when the time is up."""
-        end_s = time.monotonic() + timeout_s
-        last = "no connection"
+    async def until_healthy(
+        self, path: str, timeout_s: float, died: Callable[[], str] | None
+    ) -> None:
+        """Wait for status 200 (of a server that we did not start, of its list of models too).
+
+        `died` says how a process of ours ended; None where the server ran already. Raises LoadError
+        when the server dies, when it refuses for good, or when the time is up.
+        """
+        start_s = time.monotonic()
+        last: int | str = "no connection"
         while True:
-            death = died()
+            death = died() if died is not None else ""
             if death:
                 raise LoadError(f"the server died before it was healthy: {death}")
             status = await self._status(path)
-            if status == _OK:
+            if status == _OK or (died is None and await self._lists_models(status)):
                 return
-            last = last if status is None else f"HTTP {status}"
-            if time.monotonic() >= end_s:
+            last = last if status is None else status
+            waited_s = time.monotonic() - start_s
+            if died is None and waited_s >= STEADY_S and last in _PERMANENT:
+                raise LoadError(self._refusal(path, last))
+            if waited_s >= timeout_s:
+                answer = f"HTTP {last}" if isinstance(last, int) else last
                 raise LoadError(
                     f"the server was not healthy within {timeout_s:g} s "
-                    f"({self._base}{path}: {last}). Give it longer with option "
+                    f"({self._base}{path}: {answer}). Give it longer with option "
                     "'start_timeout', or another path with option 'health'.",
                 )
             await asyncio.sleep(POLL_S)
 
+    async def _lists_models(self, status: int | None) -> bool:
+        """Whether a server without this path of health lists its models."""
+        return status in _ABSENT and await self._status(MODELS_PATH) == _OK
+
+    def _refusal(self, path: str, status: int | str) -> str:
+        """Say what to do about a status that will not change by itself."""
+        if status in _ABSENT:
+            remedy = (
+                f"and {MODELS_PATH} is not there either. Name a path that answers 200 by option "
+                "'health'. Option 'url' is what '/v1/…' is added to; a path of requests that is "
+                "another is option 'path'"
+            )
+        else:
+            remedy = "name the variable that holds the API key by option 'api_key_env'"
+        return f"{self._base}{path} answers HTTP {status}, again and again: {remedy}."
+
     async def models(self) -> tuple[str, ...] | None:
         """Return the names that an OpenAI-compatible server serves."""
-        rows = _field(await self.json("/v1/models"), "data")
+        rows = _field(await self.json(MODELS_PATH), "data")
         return _ids_in(rows) if isinstance(rows, list) else None
 
     async def facts(self) -> dict[str, str]:
@@ -114,6 +147,8 @@ class Introspection:
         try:
             async with self._get(path) as response:
                 return int(response.status)
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
+            raise LoadError(f"{self._base}{path}: {tls_failure(error)}.") from error
         except _FAILURES:
             return None
 

@@ -18,7 +18,13 @@ from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import EnergyReading, Mark, MemoryGauges, RequestTrace, Trace
 from pytest_llmperf.engines.server.client import ClientRun, RequestOutcome
-from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.counting import (
+    count_marks,
+    require_length_of_all,
+    require_lengths,
+    require_prompts,
+    with_visible_bundles,
+)
 from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
@@ -28,7 +34,6 @@ from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.engines.server.traffic import (
     Requests,
-    most_output_tokens,
     require_no_hits,
     send,
 )
@@ -36,9 +41,6 @@ from pytest_llmperf.errors import InvalidRun, LoadError, UsageError
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
-TIMEOUT_S = 60.0
-"""Longest wait for the next bytes, where the workload sets none."""
-
 _HTTP_OK = 200
 _UNSEEN = "a server shows its weights to nobody"
 _NO_LOGITS = (
@@ -80,7 +82,8 @@ class ServedModel:
         """
         prompt = Prompt(text="Hello", ids=tuple(self._requests.prompts.encode("Hello")))
         call = self._requests.call(prompt, PROBE_TOKENS)
-        (outcome,) = self._loop.run(self._requests.client(TIMEOUT_S).together([call]))
+        deadline_s = max(self._server.options.start_timeout_s, self._server.options.timeout_s)
+        (outcome,) = self._loop.run(self._requests.client(deadline_s).together([call]))
         if outcome.failure is not None:
             raise LoadError(
                 f"the server is healthy and does not answer: {outcome.failure}. "
@@ -121,10 +124,16 @@ class ServedModel:
                 "Use Serve(concurrency=…, requests=…), or Decode.",
             )
         calls = self._requests.of_batch(workload, repetition)
-        outcomes, marks = self._loop.watched(self._requests.client(TIMEOUT_S).together(calls))
+        client = self._requests.client(self._server.options.timeout_s)
+        sending = self._loop.between_metrics(client.together(calls))
+        (outcomes, samples), marks = self._loop.watched(sending)
         self._require_answers(outcomes)
-        self._require_model(outcomes)
-        marks += self._count_marks(outcomes, workload.new_tokens, fixed=True)
+        marks += self._checked(outcomes, fixed=True)
+        require_no_hits(
+            _traces(outcomes),
+            server_metrics.summarized(samples),
+            allowed=self._server.options.prefix_cache,
+        )
         return TimedRun(
             trace=Trace(repetition=repetition, requests=_traces(outcomes), marks=tuple(marks)),
             step=None,
@@ -143,11 +152,9 @@ class ServedModel:
         call = self._requests.of_traffic(workload, repetition)
         sending = self._loop.sampled(send(client, workload, call))
         (run, samples), marks = self._loop.watched(sending)
-        self._require_model(run.outcomes)
-        n_asked = most_output_tokens(workload)
-        marks += self._count_marks(run.outcomes, n_asked, fixed=workload.ignore_eos)
+        marks += self._checked(run.outcomes, fixed=self._is_fixed(workload))
         trace = _serving_trace(run, samples)
-        require_no_hits(workload, trace)
+        require_no_hits(trace.requests, trace.server, allowed=workload.prefix_cache)
         return ServingRun(
             trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted
         )
@@ -164,10 +171,16 @@ class ServedModel:
             generator=f"{generator.name} {version_of(generator.name, program)}".strip(),
             gaps=generator.gaps,
         )
-        require_no_hits(workload, trace)
+        if self._is_fixed(workload) and workload.traffic is None:
+            require_length_of_all(traces, workload.max_new_tokens)
+        require_no_hits(traces, trace.server, allowed=workload.prefix_cache)
         return ServingRun(
             trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator"
         )
+
+    def _is_fixed(self, workload: Serve) -> bool:
+        """Whether every output was to have the length that was asked for."""
+        return workload.ignore_eos and self._server.options.ignore_eos
 
     def read_memory(self, _workload: Workload, _repetition: int) -> MemoryGauges:
         """Return the resident memory of the server's processes on a CPU; nothing for a URL."""
@@ -229,10 +242,19 @@ class ServedModel:
         choice: dict[str, Any] = answer["choices"][0]
         return choice
 
-    def _count_marks(
-        self, outcomes: Sequence[RequestOutcome], n_tokens: int, *, fixed: bool
-    ) -> list[Mark]:
-        return count_marks(outcomes, self._requests.prompts.count, n_tokens, fixed=fixed)
+    def _checked(self, outcomes: Sequence[RequestOutcome], *, fixed: bool) -> list[Mark]:
+        """Hold what was served against what was asked for; return what is doubtful.
+
+        Raises NotInEffect, InvalidRun.
+        """
+        self._require_model(outcomes)
+        prompts = self._requests.prompts
+        marks = count_marks(outcomes, prompts.count, fixed=fixed)
+        require_prompts(outcomes, chat=prompts.chat)
+        if not marks:  # lengths that cannot be right are no lengths
+            require_lengths(outcomes, fixed=fixed)
+        with_visible_bundles(outcomes, prompts.count)
+        return marks
 
     def _require_answers(self, outcomes: Sequence[RequestOutcome]) -> None:
         failures = _failures(outcomes)
@@ -244,7 +266,7 @@ class ServedModel:
         """Note how the tokens were counted. Raises NotInEffect where another model answered."""
         answers = _answers(outcomes)
         if answers:
-            self._counted = answers[0].counted
+            self._counted = ", ".join(sorted({answer.counted for answer in answers}))
         require_same_model(self._server.name, _answering_models(answers))
 
     def _effective(self) -> Effective:

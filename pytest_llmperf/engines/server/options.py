@@ -6,10 +6,15 @@ They are read and checked before anything is started.
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+import msgspec
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
@@ -22,12 +27,18 @@ KINDS: dict[str, tuple[type, ...]] = {
     "args": (str,),
     "program": (str,),
     "health": (str,),
+    "path": (str,),
     "protocol": (str,),
+    "add_fields": (str,),
+    "rename_fields": (str,),
+    "drop_fields": (str,),
     "name": (str,),
     "api_key_env": (str,),
     "prefix_cache": (bool,),
     "prompt_ids": (bool,),
     "ignore_eos": (bool,),
+    "ca_file": (str,),
+    "timeout": (int, float),
     "start_timeout": (int, float),
     "stop_timeout": (int, float),
     "tokenizer": (str,),
@@ -35,6 +46,24 @@ KINDS: dict[str, tuple[type, ...]] = {
 """Option -> its types. Their meaning is in docs/servers.md."""
 
 SCHEMES = ("http", "https")
+
+ANSWER_TIMEOUT_S = 600.0
+"""Longest wait for the next message of an answer, where nothing else is asked for."""
+
+_API_ROOT = "/v1"
+_FIELD_NAMES = re.compile(r"[,\s]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldChanges:
+    """What is added to the fields of each request, what is left out, and what has another name."""
+
+    added: dict[str, Any] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+
+
+NO_CHANGES = FieldChanges()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +78,16 @@ class ServerOptions:
     args: tuple[str, ...] = ()
     program: str = ""
     health: str
+    path: str = ""
     protocol: str
+    fields: FieldChanges = NO_CHANGES
     name: str = ""
     api_key: str = ""
     prefix_cache: bool = False
     prompt_ids: bool = False
     ignore_eos: bool = True
+    ca_file: str = ""
+    timeout_s: float = ANSWER_TIMEOUT_S
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
     tokenizer: str = ""
@@ -69,20 +102,47 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
 
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
-        url=text("url").rstrip("/"),
+        url=_base(text("url")),
         args=tuple(shlex.split(text("args"))),
         program=text("program"),
         health=text("health", preset.health),
+        path=text("path"),
         protocol=text("protocol", preset.protocol),
+        fields=_field_changes(options),
         name=text("name"),
-        api_key=os.environ.get(text("api_key_env"), ""),
+        api_key=os.environ.get(text("api_key_env"), "").strip(),
         prefix_cache=bool(options.get("prefix_cache", False)),
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
         ignore_eos=bool(options.get("ignore_eos", True)),
+        ca_file=text("ca_file"),
+        timeout_s=float(options.get("timeout", ANSWER_TIMEOUT_S)),
         start_timeout_s=float(options.get("start_timeout", 600)),
         stop_timeout_s=float(options.get("stop_timeout", 10)),
         tokenizer=text("tokenizer"),
     )
+
+
+def _base(url: str) -> str:
+    """Return the URL below which paths begin: without /v1, as OpenAI's client wants it."""
+    return url.rstrip("/").removesuffix(_API_ROOT).rstrip("/")
+
+
+def _field_changes(options: Mapping[str, object]) -> FieldChanges:
+    added = str(options.get("add_fields", ""))
+    return FieldChanges(
+        added=msgspec.json.decode(added) if added else {},
+        renamed=dict(_pair(word) for word in _words(options, "rename_fields")),
+        dropped=frozenset(_words(options, "drop_fields")),
+    )
+
+
+def _words(options: Mapping[str, object], name: str) -> list[str]:
+    return [word for word in _FIELD_NAMES.split(str(options.get(name, ""))) if word]
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, _, new_name = word.partition("=")
+    return name, new_name
 
 
 def options_refusal(plan: LoadPlan, preset: Preset) -> str | None:
@@ -158,6 +218,16 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
 
 def _url_refusal(options: Mapping[str, object]) -> str | None:
     url = urlsplit(str(options.get("url", "http://localhost")))
+    if url.query or url.fragment:
+        return (
+            f"option url = {options['url']!r} has a query or a fragment: only what paths are added "
+            "to is needed. Name the path of requests by option 'path'."
+        )
+    if url.username or url.password:
+        return (
+            "option url has a user or a password in it, and it goes on record. "
+            "Name the variable that holds the API key by option 'api_key_env'."
+        )
     if _has_address(url):
         return None
     return (
@@ -167,7 +237,59 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
 
 
 def _has_address(url: SplitResult) -> bool:
-    return url.scheme in SCHEMES and bool(url.hostname)
+    return url.scheme in SCHEMES and bool(url.hostname) and _has_port(url)
+
+
+def _has_port(url: SplitResult) -> bool:
+    """Whether the port, where there is one, is a number that a port can have."""
+    try:
+        return url.port is None or url.port > 0
+    except ValueError:
+        return False
+
+
+def _path_refusal(options: Mapping[str, object]) -> str | None:
+    for name in ("path", "health"):
+        path = str(options.get(name, "/"))
+        if not path.startswith("/"):
+            return f"option {name} = {path!r}: a path begins with '/', for example '/{path}'."
+    return None
+
+
+def _fields_refusal(options: Mapping[str, object]) -> str | None:
+    for word in _words(options, "rename_fields"):
+        if not all(_pair(word)):
+            return (
+                f"option rename_fields = {options['rename_fields']!r}: pairs of names are needed, "
+                "for example 'max_tokens=max_completion_tokens'."
+            )
+    added = str(options.get("add_fields", "{}"))
+    if _is_json_object(added):
+        return None
+    return (
+        f"option add_fields = {added!r}: a JSON object is needed, for example '{{\"top_k\": 1}}'."
+    )
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def _ca_file_refusal(options: Mapping[str, object]) -> str | None:
+    ca_file = str(options.get("ca_file", ""))
+    if not ca_file:
+        return None
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        return (
+            f"option ca_file = {ca_file!r} cannot be read as certificates: {error}. "
+            "Name a PEM file of those to trust."
+        )
+    return None
 
 
 def _protocol_refusal(options: Mapping[str, object]) -> str | None:
@@ -182,7 +304,13 @@ def _unknown_protocol(protocol: str) -> str:
 
 def _api_key_refusal(options: Mapping[str, object]) -> str | None:
     variable = str(options.get("api_key_env", ""))
-    if not variable or os.environ.get(variable):
+    key = os.environ.get(variable, "").strip()
+    if variable and key and not key.isprintable():
+        return (
+            f"option api_key_env = {variable!r}: the key in it has a line break or another control "
+            "character inside, which no header can have. Is there more than the key in it?"
+        )
+    if not variable or key:
         return None
     return (
         f"option api_key_env = {variable!r}: that variable is not set. "
@@ -191,7 +319,7 @@ def _api_key_refusal(options: Mapping[str, object]) -> str | None:
 
 
 def _timeout_refusal(options: Mapping[str, object]) -> str | None:
-    for name in ("start_timeout", "stop_timeout"):
+    for name in ("timeout", "start_timeout", "stop_timeout"):
         value = options.get(name, 1)
         if _is_no_time(value):
             return f"option {name} = {value!r}: seconds above 0 are needed."
@@ -205,6 +333,9 @@ def _is_no_time(value: object) -> bool:
 _CHECKS = (
     _command_refusal,
     _url_refusal,
+    _path_refusal,
+    _fields_refusal,
+    _ca_file_refusal,
     _protocol_refusal,
     _api_key_refusal,
     _timeout_refusal,

@@ -80,6 +80,8 @@ def _transformers_length(n: int) -> dict[str, Any]:
 
 
 _USAGE = {"include_usage": True}
+_USAGE_OF_EACH = {**_USAGE, "continuous_usage_stats": True}
+"""Usage in each message too: it counts the tokens of those whose text is held back."""
 
 _XLLAMACPP = """
 import functools, sys, time
@@ -128,7 +130,7 @@ TABLE: dict[str, Preset] = {
             shows_dtype=True,
             prompt_ids=True,
             fixed_length=_vllm_length,
-            stream_options=_USAGE,
+            stream_options=_USAGE_OF_EACH,
             no_prefix_cache=("--no-enable-prefix-caching",),
             dummy_weights=("--load-format", "dummy"),
             env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},

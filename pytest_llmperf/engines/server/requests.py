@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from pytest_llmperf.engines.server.options import ServerOptions
+from pytest_llmperf.engines.server.messages.protocols import Parse, parse_openai, parse_tgi
+from pytest_llmperf.engines.server.options import NO_CHANGES, FieldChanges, ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.engines.server.prompts import Prompt
-from pytest_llmperf.engines.server.stream import Piece, parse_openai, parse_tgi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Protocol:
 
     path: str
     body: Callable[[Prompt, int, RequestDefaults], dict[str, Any]]
-    parse: Callable[[bytes], Piece]
+    parse: Parse
     ids: bool = False
 
 
@@ -32,12 +32,17 @@ class RequestDefaults:
     preset: Preset
     prompt_ids: bool
     ignore_eos: bool
+    fields: FieldChanges = NO_CHANGES
 
     @classmethod
     def of(cls, model: str, preset: Preset, options: ServerOptions) -> RequestDefaults:
         """Take them from a server's preset and options."""
         return cls(
-            model=model, preset=preset, prompt_ids=options.prompt_ids, ignore_eos=options.ignore_eos
+            model=model,
+            preset=preset,
+            prompt_ids=options.prompt_ids,
+            ignore_eos=options.ignore_eos,
+            fields=options.fields,
         )
 
     def fixed(self, n: int) -> dict[str, Any]:
@@ -54,8 +59,18 @@ class RequestDefaults:
 
 
 def body(protocol: Protocol, prompt: Prompt, n: int, defaults: RequestDefaults) -> bytes:
-    """Return the JSON of one request."""
-    return msgspec.json.encode(protocol.body(prompt, n, defaults))
+    """Return the JSON of one request, with the changes of its fields that were asked for."""
+    return msgspec.json.encode(changed(protocol.body(prompt, n, defaults), defaults.fields))
+
+
+def changed(fields: Mapping[str, Any], changes: FieldChanges) -> dict[str, Any]:
+    """Return the fields of a request without those to drop, renamed, and with those to add."""
+    renamed = {
+        changes.renamed.get(name, name): value
+        for name, value in fields.items()
+        if name not in changes.dropped
+    }
+    return renamed | changes.added
 
 
 def _completions(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:

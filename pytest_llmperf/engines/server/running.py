@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ class Server:
     http: aiohttp.ClientSession
     saying: Introspection
     child: Child | None
+    trusted: ssl.SSLContext | None = None
     facts: dict[str, str] = field(default_factory=dict)
 
     def death(self) -> str:
@@ -98,6 +100,15 @@ class ServerLoop:
             sampler.cancel()
             samples.append(await saying.metrics())
         return result, samples
+
+    async def between_metrics(
+        self, work: Coroutine[Any, Any, T]
+    ) -> tuple[T, list[dict[str, float]]]:
+        """Do the work, and read the server's metrics before it and after it, where it has any."""
+        before = await self._server.saying.metrics()
+        result = await work
+        after = await self._server.saying.metrics() if before else {}
+        return result, [before, after] if before else []
 
     def close(self) -> None:
         """Close the connections, and the event loop."""

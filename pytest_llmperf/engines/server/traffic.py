@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pytest_llmperf.core.metrics.serving import ServingTrace
+from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import log_file
 from pytest_llmperf.engines.server.client import Call, Client, ClientRun, Endpoint
@@ -47,19 +47,30 @@ class Requests:
     @property
     def url(self) -> str:
         """Where requests go."""
-        return self._server.base + self.protocol.path
+        return self._server.base + self.path
+
+    @property
+    def path(self) -> str:
+        """The path of requests, below the server's URL."""
+        return self._server.options.path or self.protocol.path
 
     def client(self, timeout_s: float) -> Client:
         """Return a client that sends them; `timeout_s` is its longest wait for the next bytes."""
-        endpoint = Endpoint(self.url, self._server.headers, self.protocol.parse)
-        return Client(endpoint, self._server.http, timeout_s=timeout_s)
+        server = self._server
+        endpoint = Endpoint(self.url, server.headers, self.protocol.parse, server.trusted)
+        return Client(endpoint, server.http, timeout_s=timeout_s)
 
     def call(
         self, prompt: Prompt, n_tokens: int, common: requests.RequestDefaults | None = None
     ) -> Call:
         """Return the request for `n_tokens` tokens after a prompt."""
-        body = requests.body(self.protocol, prompt, n_tokens, common or self.common)
-        return Call(body=body, n_prompt_tokens=len(prompt.ids) or None)
+        common = common or self.common
+        return Call(
+            body=requests.body(self.protocol, prompt, n_tokens, common),
+            n_prompt_tokens=len(prompt.ids) or None,
+            n_output_tokens=n_tokens,
+            exact_prompt=common.prompt_ids and self.protocol.ids and bool(prompt.ids),
+        )
 
     def of_batch(self, work: Decode | Prefill, repetition: int) -> list[Call]:
         """Return one request for each sequence of a batch.
@@ -104,7 +115,7 @@ class Requests:
         return Job(
             work=work,
             base=server.base,
-            path=self.protocol.path,
+            path=self.path,
             model=server.name,
             api_key=server.options.api_key,
             bodies=tuple(call(index).body for index in range(n_bodies)),
@@ -142,12 +153,6 @@ def _of_turn(lengths: Sequence[int], index: int, default: T) -> int | T:
     return lengths[index % len(lengths)] if lengths else default
 
 
-def most_output_tokens(work: Serve) -> int:
-    """Return the largest number of output tokens that a request of the workload asks for."""
-    of_traffic = work.traffic.output_tokens if work.traffic is not None else ()
-    return max(work.max_new_tokens, *of_traffic, 0)
-
-
 async def send(client: Client, work: Serve, call: Callable[[int], Call]) -> ClientRun:
     """Send one run of traffic: when requests are due, or on as many lines as the workload has."""
     if work.concurrency is None:
@@ -163,16 +168,22 @@ async def send(client: Client, work: Serve, call: Callable[[int], Call]) -> Clie
     )
 
 
-def require_no_hits(work: Serve, trace: ServingTrace) -> None:
-    """Raise InvalidRun where a prefix cache hit prompts that it was not to hit."""
-    if work.prefix_cache:
+def require_no_hits(
+    traces: Sequence[RequestTrace], metrics: Mapping[str, float], *, allowed: bool
+) -> None:
+    """Raise InvalidRun where a prefix cache hit prompts that it was not to hit.
+
+    The requests' own counts say it, or the server's metrics over the run.
+    """
+    if allowed:
         return
-    n_prompt = sum(request.n_prompt_tokens for request in trace.requests)
-    n_cached = sum(request.n_cached_tokens for request in trace.requests)
+    n_prompt = sum(request.n_prompt_tokens for request in traces)
+    n_cached = sum(request.n_cached_tokens for request in traces)
     share_of_requests = n_cached / n_prompt if n_prompt else 0.0
-    share = max(share_of_requests, trace.server.get("prefix_hit_share", 0.0))
+    share = max(share_of_requests, metrics.get("prefix_hit_share", 0.0))
     if share > PREFIX_HITS:
         raise InvalidRun(
             f"the server's prefix cache hit {share:.0%} of the prompt tokens, and this load asked "
-            "for none. Turn the cache off, or say Serve(prefix_cache=True).",
+            "for none. Turn the cache off, or say Serve(prefix_cache=True), of other workloads "
+            "option 'prefix_cache'.",
         )

@@ -170,7 +170,7 @@ def _tensor_group(kind: _TensorKind, tensors: list[torch.Tensor]) -> TensorGroup
         tensors=len(tensors),
         elements=sum(tensor.numel() for tensor in tensors),
         bytes=sum(map(_bytes, on_device)),
-        kept=kind.declared_float32,
+        fixed_dtype=kind.declared_float32,
         quantized=kind.quantized,
     )
 

@@ -28,12 +28,25 @@ LOOKUP_TOKENS = 5
 LOOKUP_NGRAM = (2, 4)
 """Tokens proposed at a time, and lengths of the n-gram that they are looked up by."""
 
+FOUR_BITS = 4
+
 ENVIRONMENT = {
     # The core in this process: its tensors can be looked at, no message is timed.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+
+
+_PLAIN_INPUTS = {"VLLM_CPU_INT4_W4A8": "0"}
+"""On CPUs with AMX vLLM quantizes the inputs of 4-bit layers to int8, unless this is 0."""
+
+
+def environment(plan: LoadPlan) -> dict[str, str]:
+    """Return the variables that vLLM is to read while it loads the plan's model."""
+    if plan.quantization is None or scheme_of(plan.quantization).method not in CHECKPOINTS:
+        return {}
+    return _PLAIN_INPUTS if scheme_of(plan.quantization).row.bits == FOUR_BITS else {}
 
 
 def arguments(

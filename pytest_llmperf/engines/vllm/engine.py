@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments
+from pytest_llmperf.engines.vllm.arguments import ENVIRONMENT, arguments, environment
 
 os.environ.update(ENVIRONMENT)  # vLLM reads them while it is imported
 
@@ -40,6 +40,7 @@ class VllmEngine:
         keywords = _keywords(plan, source, device)
         if plan.ranks > 1 and device.type == "cpu":
             own_shared_memory()
+        os.environ.update(environment(plan))
         start_ns = time.perf_counter_ns()
         with load_errors(plan, str(source.folder)):
             engine = LLMEngine.from_engine_args(

@@ -54,7 +54,7 @@ def quantized_layers(model: nn.Module, plan: LoadPlan, packed: Packed | None) ->
         elements=sum(_elements(layer) for _, layer in layers),
         converted_elements=sum(map(_elements, converted)),
         formats=tuple(sorted(set(map(format_of, converted)))),
-        held=_stored_bytes(converted),
+        stored_bytes=_stored_bytes(converted),
         analytic=_analytic_bytes(converted, scheme, packed),
         left_out=tuple(left_out),
     )

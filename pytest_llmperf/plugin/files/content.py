@@ -74,7 +74,7 @@ def content(
     return Content(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         scope=scope,
-        store=store.shown if store is not None else "this session alone",
+        store=store.public_url if store is not None else "this session alone",
         records=tuple(records),
         unmeasured=None if unmeasured is None else tuple(unmeasured),
         histories=histories,

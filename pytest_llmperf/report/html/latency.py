@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_llmperf.core.format import MISSING, format_value, scale_of
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Block, Cell, Figure, Fold, Note, Part, Row, Table
 from pytest_llmperf.report.html.groups import GroupView
 from pytest_llmperf.report.html.runs import record_row, strategy_name, value_text
@@ -72,7 +72,8 @@ def _series(timed: Sequence[Record], kind: str, *, at_least: int) -> _Series:
 def _distribution(series: _Series, title: str) -> Figure:
     size, unit = _scale(series.values())
     medians = ", ".join(
-        f"{name} {format_value(stats.median(samples), 's')}" for name, samples in series.items()
+        f"{name} {format_value(statistics.median(samples), 's')}"
+        for name, samples in series.items()
     )
     rows = [_values(name, samples, size) for name, samples in series.items()]
     return Figure(
@@ -136,7 +137,7 @@ def _profile(run: Record) -> tuple[list[int], list[float]] | None:
 def _scale(series: Iterable[Sequence[float]]) -> tuple[float, str]:
     """Return the unit in which the median of all the times reads best."""
     every_time = [seconds for samples in series for seconds in samples]
-    return scale_of(stats.median(every_time), "s")
+    return scale_of(statistics.median(every_time), "s")
 
 
 def _values(name: str, samples: Sequence[float], size: float) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def test_a_server_that_never_gets_healthy_is_given_up_and_ended(start, tmp_path,
 def test_a_server_that_dies_in_a_run_is_an_error_with_its_log(start):
     """Not a run of failed requests."""
     session = start("--fault die --first 4")
-    with pytest.raises(WorkerError, match=r"(?s)died in the run: .*exit code 7.*out of luck"):
+    with pytest.raises(
+        WorkerError, match=r"(?s)died in the run: .*exit code 7.*\ufffd\[31mout of luck"
+    ):
         session.serve(LOAD, 0)
 
 

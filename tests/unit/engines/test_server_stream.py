@@ -17,12 +17,10 @@ from pytest_llmperf.engines.server.counting import count_marks
 from pytest_llmperf.engines.server.stream import (
     Answer,
     BadStream,
-    Piece,
     answer,
     parse_openai,
     parse_tgi,
     spread,
-    token_counts,
 )
 
 
@@ -140,9 +138,11 @@ def test_spreading_keeps_the_total(total, weights):
 
 
 def test_usage_that_goes_back_is_not_believed():
-    """Then the total is spread."""
-    pieces = [Piece(text="a", n_output=3), Piece(text="b", n_output=1)]
-    assert token_counts(pieces, 4) == ([2, 2], "spread")
+    """Then the last of it is the total."""
+    first = text("a") | {"usage": {"completion_tokens": 3}}
+    last = text("b", finish_reason="length") | {"usage": {"completion_tokens": 2}}
+    found = answer(chunks(first, last), parse_openai)
+    assert ([e.n_tokens for e in found.events], found.counted) == ([1, 1], "total")
 
 
 def test_bytes_may_be_cut_anywhere():
@@ -168,7 +168,22 @@ def test_bytes_may_be_cut_anywhere():
             "the server sent an error: out of blocks",
         ),
         ([{"error": "gone"}], "the server sent an error: gone"),
+        (
+            [{"object": "error", "message": "context is 512 tokens", "code": 400}],
+            "the server sent an error: context is 512 tokens",
+        ),
         ([], "ended after 0 messages"),
+        (
+            [text("a"), {"choices": [{"index": 1, "text": "b"}]}, "[DONE]"],
+            "has 2 choices, one was asked for",
+        ),
+        (
+            [text("a"), {"model": "n", "choices": [{"text": "b"}]}, "[DONE]"],
+            "name several models: m, n",
+        ),
+        ([text("a", finish_reason="abort")], "broke the answer off: its finish reason is 'abort'"),
+        ([text("a"), "[" * 200_000], "message 1 is not what the protocol says"),
+        ([text("a", finish_reason="")], "before the server said why it stopped"),
     ],
 )
 def test_a_stream_that_is_wrong_says_how(messages, said):
@@ -247,7 +262,7 @@ def test_bytes_that_are_no_text_are_not_counted_again():
     """
 
     def marks(text: str) -> list:
-        outcome = RequestOutcome(Call(body=b"", n_prompt_tokens=1), due_ns=0)
+        outcome = RequestOutcome(Call(body=b"", n_prompt_tokens=1, n_output_tokens=20), due_ns=0)
         outcome.answer = Answer(
             events=(),
             text=text,
@@ -255,11 +270,9 @@ def test_bytes_that_are_no_text_are_not_counted_again():
             n_output=20,
             n_cached=0,
             model=None,
-            finished=True,
             counted="usage",
-            n_messages=1,
         )
-        return count_marks([outcome], len, 20, fixed=True)
+        return count_marks([outcome], len, fixed=True)
 
     assert marks("\ufffd" * 60) == []
     assert [mark.kind for mark in marks("a" * 60)] == ["token-counts"]

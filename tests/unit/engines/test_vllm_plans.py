@@ -15,7 +15,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines import engine
 from pytest_llmperf.engines.models.names import model_ref
-from pytest_llmperf.engines.vllm.arguments import GIB, arguments
+from pytest_llmperf.engines.vllm.arguments import GIB, arguments, environment
 from pytest_llmperf.engines.vllm.stepping import Ask, require_no_cached, run
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.strategies import check_engine_can, parse
@@ -265,3 +265,16 @@ def test_tokens_from_a_prefix_cache_are_seen():
                 require_no_cached(stepped, 32)
         else:
             require_no_cached(stepped, 32)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "variables"),
+    [
+        ("bf16+w4a16:/models/m", {"VLLM_CPU_INT4_W4A8": "0"}),
+        ("bf16+w8a8:/models/m", {}),
+        ("bf16", {}),
+    ],
+)
+def test_four_bit_weights_keep_their_inputs(strategy, variables):
+    """On CPUs with AMX vLLM would compute with int8 inputs, which nobody asked for."""
+    assert environment(plan(strategy)) == variables

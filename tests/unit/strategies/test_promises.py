@@ -89,7 +89,7 @@ def test_float32_norms_are_tolerated_only_if_the_architecture_declares_them():
         kind="parameter", dtype="float32", device="cpu", tensors=61, elements=1, bytes=4
     )
     weights = loaded().tensors
-    check("bf16", loaded(tensors=(*weights, structs.replace(group, kept=True))))
+    check("bf16", loaded(tensors=(*weights, structs.replace(group, fixed_dtype=True))))
     check("bf16", loaded(tensors=(*weights, structs.replace(group, kind="buffer"))))
     with pytest.raises(NotInEffect, match="61 of 333 parameters hold float32"):
         check("bf16", loaded(tensors=(*weights, group)))

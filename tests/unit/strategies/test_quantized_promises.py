@@ -26,7 +26,7 @@ def quantized(converted=8, left_out=(), **other):
         "elements": 1000,
         "converted_elements": 900,
         "formats": ("llm.int8",) if converted else (),
-        "held": {"int8": 900, "float32": 100},
+        "stored_bytes": {"int8": 900, "float32": 100},
         "analytic": {"int8": 900, "float32": 100},
         "left_out": left_out,
     }
@@ -142,7 +142,7 @@ def test_quantized_layers_are_no_bfloat16_where_nobody_asked_for_them():
         (quantized(0, (HEAD,)), r"0 of 0 linear layers are 8-bit \(1 Linear: the output head"),
         (quantized(formats=("nf4",)), "stored as nf4, asked for llm.int8"),
         (
-            quantized(held={"int8": 1800, "float32": 100}),
+            quantized(stored_bytes={"int8": 1800, "float32": 100}),
             r"hold 1900 B .*1000 B follow from their shapes",
         ),
         (None, "did not report quantized layers"),
@@ -156,4 +156,4 @@ def test_a_quantization_that_is_not_in_effect_is_named_with_counts(found, messag
 
 def test_bytes_within_three_percent_of_the_shapes_are_taken():
     """As far as a library's own padding may go."""
-    check("bf16+int8", loaded(quantized(held={"int8": 930, "float32": 100})))
+    check("bf16+int8", loaded(quantized(stored_bytes={"int8": 930, "float32": 100})))

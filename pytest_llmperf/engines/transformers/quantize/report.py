@@ -39,7 +39,7 @@ def quantized_layers(model: nn.Module, conversion: Conversion) -> Quantized:
         elements=_elements(linears.values()),
         converted_elements=_elements(quantized),
         formats=_formats(quantized),
-        held=dict(_stored_bytes(quantized)),
+        stored_bytes=dict(_stored_bytes(quantized)),
         analytic=dict(_analytic_bytes(quantized, conversion)),
         left_out=_left_out(others, conversion),
         loaded_as_linear=dict(conversion.loaded_as_linear),

@@ -13,6 +13,7 @@ from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin
 from pytest_llmperf.core.metrics.quantities import TABLE, leaves
 from pytest_llmperf.core.metrics.readings import Readings
+from pytest_llmperf.core.metrics.request_times import NOT_TIMED
 from pytest_llmperf.core.metrics.results import Memory, RunResult
 from pytest_llmperf.core.trace import (
     Ceilings,
@@ -368,3 +369,16 @@ def test_a_step_that_gives_several_tokens_moves_its_bytes_once():
 def test_one_repetition_without_a_count_leaves_the_acceptance_length_unmeasured():
     found = run(*[assisted()] * 3, assisted(forwards=None))
     assert isinstance(found.acceptance_length, NotMeasurable)
+
+
+@pytest.mark.parametrize(
+    ("what", "measured"), [("", {"tpot", "itl"}), ("gaps", {"tpot"}), ("tokens", set())]
+)
+def test_what_a_stream_does_not_tell_is_not_measured_in_a_batch(what, measured):
+    """The rest is: the first token, the end and the number of tokens are known."""
+    one = structs.replace(request(40, 50, 60, 80, 100), untimed=what)
+    found = run(*[trace(one)] * 4)
+    names = {name for name in ("tpot", "itl") if getattr(getattr(found, name), "reason", "") == ""}
+    assert names == measured
+    assert found.latency.p50.value == pytest.approx(0.1)
+    assert (getattr(found.decode_throughput, "reason", "") == NOT_TIMED) is (what == "tokens")

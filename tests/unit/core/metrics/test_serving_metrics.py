@@ -8,10 +8,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pytest_llmperf.core.metrics import saturation
 from pytest_llmperf.core.metrics.origin import Origin
-from pytest_llmperf.core.metrics.request_times import gaps_s
+from pytest_llmperf.core.metrics.request_times import NOT_TIMED, gaps_s
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import ServingTrace, client_mark, reduce_serving
 from pytest_llmperf.core.metrics.serving_rates import BLOCKS, Counted
@@ -216,3 +217,48 @@ def test_the_former_name_of_what_is_said_of_traffic_works_with_a_warning():
     run = RunResult.unmeasured("not measured")
     with pytest.warns(DeprecationWarning, match=r"run\.load is called run\.serving"):
         assert run.load is run.serving
+
+
+def untimed(request_: RequestTrace, what: str, *, last_ms: int | None = None) -> RequestTrace:
+    last_ns = 0 if last_ms is None else last_ms * MS
+    return structs.replace(request_, untimed=what, t_last_ns=last_ns)
+
+
+MANY = [request(due, 50) for due in range(0, 2000, 100)]
+
+
+def test_a_request_of_unknown_token_times_is_in_no_mean_time_of_a_token():
+    """One of twenty is left out; three of twenty are too many to leave out."""
+    slow = untimed(request(2000, 50, gap_ms=500), "tokens")
+    run = reduced(*MANY[1:], slow)
+    assert run.tpot.max.value == pytest.approx(0.01)
+    assert run.latency.max.value == pytest.approx(1.05)
+    run = reduced(*MANY[3:], *(untimed(one, "tokens") for one in MANY[:3]))
+    assert (run.tpot.reason, run.itl.reason) == (NOT_TIMED, NOT_TIMED)
+    assert run.ttft.p50.value == pytest.approx(0.05)
+
+
+def test_unknown_gaps_leave_the_mean_time_of_a_token():
+    run = reduced(*(untimed(one, "gaps") for one in MANY))
+    assert run.tpot.p50.value == pytest.approx(0.01)
+    assert run.itl.reason == NOT_TIMED
+
+
+def test_the_message_that_says_the_end_bounds_the_output():
+    """Tokens that no message showed were made until then."""
+    run = reduced(
+        *(untimed(request(due, 50), "gaps", last_ms=due + 90) for due in range(0, 400, 100))
+    )
+    assert run.latency.p50.value == pytest.approx(0.09)
+    assert run.tpot.p50.value == pytest.approx(0.02)
+    assert run.throughput.value == pytest.approx(12 / 0.39)
+
+
+def test_a_limit_on_a_time_that_is_not_known_is_not_kept():
+    """A single token has no time after it, and keeps a limit on it."""
+    slo = Slo(tpot=10)
+    assert slo.met_by(request(0, 50))
+    assert not slo.met_by(untimed(request(0, 50), "tokens"))
+    assert not slo.met_by(structs.replace(request(0, 50, n=1), events=(TokenEvent(50 * MS, 8),)))
+    assert not slo.met_by(request(0, 50, gap_ms=0))
+    assert slo.met_by(request(0, 50, n=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
 
 import labelled
@@ -277,12 +278,14 @@ def test_pooled_iterations_would_give_false_alarms():
         low = stats.log_ratio_interval(
             new, [x for s in before for x in s], paired=False, confidence=0.998
         ).low
-        pooled += low > 0 and stats.median(new) > 1.03 * stats.median(
+        pooled += low > 0 and statistics.median(new) > 1.03 * statistics.median(
             [x for s in before for x in s]
         )
         ruled += (
             simulated.gated(
-                [stats.median(s) for s in before], stats.median(new), stats.median(session())
+                [statistics.median(s) for s in before],
+                statistics.median(new),
+                statistics.median(session()),
             ).outcome
             is Outcome.FAIL
         )
