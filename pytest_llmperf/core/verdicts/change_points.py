@@ -4,10 +4,10 @@ Pure; it informs, and never fails a test by itself.
 
 A window of 50 runs is split where the energy statistic of E-divisive means is largest (Matteson and
 James 2014), and each side again. Permutations cannot reach p = 1e-5 at this price, so a split is
-tested with Student's t on the logs, its variance widened for the autocorrelation of the runs about
-their levels (as Hunter does, without that widening: Fleming et al. 2023). What is left must differ
-by 3 % in the medians of its two sides, on segments of at least four runs, so that one wild run is
-no change.
+tested with Student's t on the logs (as Hunter does: Fleming et al. 2023), its variance widened for
+the autocorrelation of the runs. That is measured about lines, not levels: about a level, a drift
+looks like autocorrelation and hides itself. What is left must differ by 3 % in the medians of its
+two sides, on segments of at least four runs, so that one wild run is no change.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ _T_NEVER = 3.2
 _WILD = 5 * 1.4826
 """Times the median absolute deviation, this is five standard deviations of a normal."""
 _MAX_AUTOCORRELATION = 0.9
+_BLOCK = WINDOW // 2
+_MIN_BLOCKS = 3
+"""So many stretches of half a window tell the autocorrelation of a history: see `_of_history`."""
+_BIAS = 4.0
+"""Lag-1 autocorrelations about a line fall short by 2/n, and sides have half of the runs each."""
 _NO_CHANGE = 1e-9
 _NO_VARIANCE = 1e-24
 
@@ -90,13 +95,13 @@ def change_points(
     Raises:
         UsageError: a value is not positive and finite, or the window is shorter than two segments.
     """
-    logs = _logs(values, window)
-    n = len(logs)
+    history = _History.of(_logs(values, window), window)
+    logs, n = history.logs, len(values)
     splits = {split for start, end in _windows(n, window) for split in _splits(logs, start, end)}
     candidates = _spaced(sorted(splits), n)
-    significant = _pruned(logs, candidates, window, p, floor)
-    points = _pruned(logs, _relocated(logs, significant, window), window, p, floor)
-    return tuple(_change_point(logs, *bounds, window) for bounds in _neighbours(points, n, window))
+    significant = _pruned(history, candidates, p, floor)
+    points = _pruned(history, _relocated(logs, significant, window), p, floor)
+    return tuple(_change_point(history, *bounds) for bounds in _neighbours(points, n, window))
 
 
 def drift(
@@ -109,15 +114,18 @@ def drift(
     """Tell how far the latest runs are from the anchor, which moves when a change is accepted.
 
     The anchor is the first 30 runs of `values`, or `anchor` itself; the latest are up to 30 after
-    it. None while either has fewer than 8. Raises UsageError for values that are not positive and
-    finite.
+    it. They are told apart by their levels, or by the slope of one line through both, whichever is
+    clearer. None while either has fewer than 8. Raises UsageError for values that are not positive
+    and finite.
     """
     if anchor is None:
         anchor, values = values[:ANCHOR_RUNS], values[ANCHOR_RUNS:]
-    first, latest = _logs(anchor), _logs(values)[-ANCHOR_RUNS:]
+    first, since = _logs(anchor), _logs(values)
+    latest = since[-ANCHOR_RUNS:]
     if min(len(first), len(latest)) < 2 * MIN_SEGMENT:
         return None
-    p_of_difference = _p_value(first, latest)
+    gap = len(since) - len(latest)
+    p_of_difference = min(1.0, 2 * min(_p_value(first, latest), _p_of_slope(first, latest, gap)))
     first_level, latest_level = median(first), median(latest)
     large = abs(math.expm1(latest_level - first_level)) >= floor
     return Drift(
@@ -141,6 +149,30 @@ def _logs(values: Sequence[float], window: int = WINDOW) -> list[float]:
             f"a window of {window} runs is too short: two segments of {MIN_SEGMENT} runs must fit."
         )
     return [math.log(value) for value in values]
+
+
+class _History(NamedTuple):
+    """The logs of a history, its window, and the autocorrelation of its runs.
+
+    That is None for a history that is too short to tell it.
+    """
+
+    logs: Sequence[float]
+    window: int
+    autocorrelation: float | None
+
+    @classmethod
+    def of(cls, logs: Sequence[float], window: int) -> _History:
+        """Measure the autocorrelation about lines through stretches of half a window.
+
+        Their median tells it: a stretch with a change in it has far more, and there are few.
+        """
+        stretches = [
+            logs[start : start + _BLOCK] for start in range(0, len(logs) - _BLOCK + 1, _BLOCK)
+        ]
+        if len(stretches) < _MIN_BLOCKS:
+            return cls(logs, window, None)
+        return cls(logs, window, median(map(_autocorrelation_about_line, stretches)))
 
 
 def _windows(n: int, window: int) -> Iterator[tuple[int, int]]:
@@ -200,16 +232,23 @@ def _distance(log: float, others: Sequence[float]) -> float:
     return sum([abs(log - other) for other in others])
 
 
-def _p_value(before: Sequence[float], after: Sequence[float], *, apart: bool = False) -> float:
+def _p_value(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    apart: bool = False,
+    autocorrelation: float | None = None,
+) -> float:
     """Return the two-sided p of Student's t between both sides.
 
-    Each side counts as many samples as its autocorrelation leaves. `apart` takes the runs for
+    Each side counts as many samples as its autocorrelation leaves: that of the whole history where
+    it is known, else that of both sides about a line through each. `apart` takes the runs for
     independent: while changes are still to be found inside of a side, they look like
     autocorrelation and would hide each other.
     """
     before, after = _tamed(before, after)
     difference = abs(fmean(after) - fmean(before))
-    residuals = [*_residuals(before), *_residuals(after)]
+    residuals = [*_about_level(before), *_about_level(after)]
     freedom = len(residuals) - 2
     variance = sum([residual * residual for residual in residuals]) / freedom
     if variance <= _NO_VARIANCE:
@@ -217,7 +256,35 @@ def _p_value(before: Sequence[float], after: Sequence[float], *, apart: bool = F
     t = difference / math.sqrt(variance * (1 / len(before) + 1 / len(after)))
     if t < _T_NEVER:
         return 1.0
-    inflation = 1.0 if apart else _inflation(residuals)
+    if apart:
+        return _two_sided(t, freedom, 0.0)
+    if autocorrelation is None:
+        autocorrelation = _autocorrelation([*_about_line(before), *_about_line(after)])
+    return _two_sided(t, freedom, autocorrelation)
+
+
+def _p_of_slope(first: Sequence[float], latest: Sequence[float], gap: int) -> float:
+    """Return the two-sided p of the slope of one line through both, `gap` runs between them."""
+    first, latest = _tamed(first, latest)
+    logs = [*first, *latest]
+    runs = [*range(len(first)), *range(len(first) + gap, len(first) + gap + len(latest))]
+    slope, residuals = _line(runs, logs)
+    squares = sum([residual * residual for residual in residuals])
+    freedom = len(logs) - 2
+    variance = squares / freedom / _squares(runs)
+    if variance <= _NO_VARIANCE:
+        return 0.0 if abs(slope) > _NO_CHANGE else 1.0
+    return _two_sided(abs(slope) / math.sqrt(variance), freedom, _autocorrelation(residuals))
+
+
+def _two_sided(t: float, freedom: int, autocorrelation: float) -> float:
+    """Return the p of |t| where neighbouring runs are alike.
+
+    The variance is widened by (1 + r) / (1 - r), and the degrees of freedom are as much fewer. A
+    negative r counts as 0.
+    """
+    r = min(_MAX_AUTOCORRELATION, max(0.0, autocorrelation))
+    inflation = (1 + r) / (1 - r)
     return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, freedom / inflation))
 
 
@@ -243,21 +310,41 @@ def _drawn_in(logs: Sequence[float], reach: float) -> list[float]:
     return [min(max(log, low), high) for log in logs]
 
 
-def _residuals(logs: Sequence[float]) -> list[float]:
+def _about_level(logs: Sequence[float]) -> list[float]:
     center = fmean(logs)
     return [log - center for log in logs]
 
 
-def _inflation(residuals: Sequence[float]) -> float:
-    """Return (1 + r) / (1 - r) of the lag-1 autocorrelation about both levels.
+def _about_line(logs: Sequence[float]) -> list[float]:
+    """Return the residuals of the line through a stretch of runs, by least squares."""
+    return _line(range(len(logs)), logs)[1]
 
-    Its bias is about 2/n. A negative one counts as 0.
-    """
-    products = sum([a * b for a, b in pairwise(residuals)])
+
+def _line(runs: Sequence[int], logs: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the slope of a line through the runs, and what it leaves of their logs."""
+    middle, center = fmean(runs), fmean(logs)
+    products = sum([(run - middle) * log for run, log in zip(runs, logs, strict=True)])
+    slope = products / _squares(runs)
+    residuals = [log - center - slope * (run - middle) for run, log in zip(runs, logs, strict=True)]
+    return slope, residuals
+
+
+def _squares(runs: Sequence[int]) -> float:
+    middle = fmean(runs)
+    return sum([(run - middle) ** 2 for run in runs])
+
+
+def _autocorrelation_about_line(logs: Sequence[float]) -> float:
+    return _autocorrelation(_about_line(logs))
+
+
+def _autocorrelation(residuals: Sequence[float]) -> float:
+    """Return the lag-1 autocorrelation of residuals about lines, without its bias."""
     squares = sum([residual * residual for residual in residuals])
-    r = products / squares + 2 / len(residuals)
-    r = min(_MAX_AUTOCORRELATION, max(0.0, r))
-    return (1 + r) / (1 - r)
+    if squares <= _NO_VARIANCE:
+        return 0.0
+    products = sum([a * b for a, b in pairwise(residuals)])
+    return products / squares + _BIAS / len(residuals)
 
 
 def _spaced(splits: Sequence[int], n: int) -> list[int]:
@@ -285,15 +372,13 @@ def _neighbours(points: Sequence[int], n: int, window: int) -> list[tuple[int, i
     ]
 
 
-def _pruned(
-    logs: Sequence[float], points: Sequence[int], window: int, p: float, floor: float
-) -> list[int]:
+def _pruned(history: _History, points: Sequence[int], p: float, floor: float) -> list[int]:
     """Drop the weakest point, again and again, until each is a change by p and by size."""
     remaining = list(points)
     while remaining:
         weaknesses = [
-            _weakness(logs, *bounds, window, p, floor)
-            for bounds in _neighbours(remaining, len(logs), window)
+            _weakness(history, *bounds, p, floor)
+            for bounds in _neighbours(remaining, len(history.logs), history.window)
         ]
         weakest = max(range(len(remaining)), key=weaknesses.__getitem__)
         if weaknesses[weakest] <= (False, p):
@@ -303,26 +388,30 @@ def _pruned(
 
 
 def _weakness(
-    logs: Sequence[float], start: int, point: int, end: int, window: int, p: float, floor: float
+    history: _History, start: int, point: int, end: int, p: float, floor: float
 ) -> tuple[bool, float]:
     """Return whether a point is no change by p or by size, and its p."""
-    p_of_point = _p_of_point(logs, start, point, end, window)
-    before, after = _levels(logs, start, point, end, window)
+    p_of_point = _p_of_point(history, start, point, end)
+    before, after = _levels(history.logs, start, point, end, history.window)
     small = abs(math.expm1(after - before)) < floor
     return p_of_point > p or small, p_of_point
 
 
-def _p_of_point(logs: Sequence[float], start: int, point: int, end: int, window: int) -> float:
+def _p_of_point(history: _History, start: int, point: int, end: int) -> float:
     """Return the better of two tests, with a whole window and with half of one each way.
 
     It is twice the smaller p, for having two.
     """
-    near_start, near_end = _near(start, point, end, window)
-    whole = _p_value(logs[start:point], logs[point:end])
+    near_start, near_end = _near(start, point, end, history.window)
+    whole = _p_of_split(history, start, point, end)
     if (near_start, near_end) == (start, end):
         return min(1.0, 2 * whole)
-    near = _p_value(logs[near_start:point], logs[point:near_end])
-    return min(1.0, 2 * min(whole, near))
+    return min(1.0, 2 * min(whole, _p_of_split(history, near_start, point, near_end)))
+
+
+def _p_of_split(history: _History, start: int, point: int, end: int) -> float:
+    before, after = history.logs[start:point], history.logs[point:end]
+    return _p_value(before, after, autocorrelation=history.autocorrelation)
 
 
 def _levels(
@@ -349,13 +438,11 @@ def _relocated(logs: Sequence[float], points: Sequence[int], window: int) -> lis
     return _spaced(sorted(split for split in splits if split is not None), len(logs))
 
 
-def _change_point(
-    logs: Sequence[float], start: int, point: int, end: int, window: int
-) -> ChangePoint:
-    before, after = _levels(logs, start, point, end, window)
+def _change_point(history: _History, start: int, point: int, end: int) -> ChangePoint:
+    before, after = _levels(history.logs, start, point, end, history.window)
     return ChangePoint(
         index=point,
         before=math.exp(before),
         after=math.exp(after),
-        p=_p_of_point(logs, start, point, end, window),
+        p=_p_of_point(history, start, point, end),
     )

@@ -21,7 +21,6 @@ from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import InvalidRun, WorkerDied
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.judges import Measurement
-from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.session import LlmperfSession
 from pytest_llmperf.settings.against_target import Target
 from pytest_llmperf.settings.options import OPTIONS
@@ -82,18 +81,7 @@ class ScriptedBase:
         self.commands.append(command)
         if self._errors:
             raise self._errors.pop(0)
-        if command.fresh:
-            self._session.renew([self._model])
-        goal = Goal(precision=command.precision, budget_s=command.budget_s)
-        show = self._session.progress
-        return measure_block(
-            [self._model.load],
-            WORK,
-            command.metrics,
-            goal,
-            show,
-            first_repetition=command.first_repetition,
-        )
+        return measure_block(self._session, [self._model], WORK, command)
 
 
 def session_model(session: LocalSession, script: str):
@@ -173,7 +161,7 @@ def test_a_slower_version_fails_with_its_ratio_and_is_measured_again_in_fresh_wo
     kept = record.extra["against"]["metrics"]["throughput"]
     assert finding.outcome is Outcome.FAIL
     assert str(raised).startswith("throughput of fp32 is 0.9")
-    assert "(again in fresh workers: 0.9" in finding.text
+    assert "(again: 0.9" in finding.text
     assert kept["outcome"] == "FAIL"
     assert 6 <= len(kept["pairs"]) <= 12
     assert [command.fresh for command in base.commands].count(True) == 1
