@@ -34,6 +34,8 @@ _T_NEVER = 3.2
 """Below this no t is significant at _P_CANDIDATE, whatever its degrees of freedom."""
 _WILD = 5 * 1.4826
 """Times the median absolute deviation, this is five standard deviations of a normal."""
+_FAR = 3 * 1.4826
+"""The same for three, of differences between neighbours, in which changes of level are rare."""
 _MAX_AUTOCORRELATION = 0.9
 _BLOCK = WINDOW // 2
 _MIN_BLOCKS = 3
@@ -163,16 +165,19 @@ class _History(NamedTuple):
 
     @classmethod
     def of(cls, logs: Sequence[float], window: int) -> _History:
-        """Measure the autocorrelation about lines through stretches of half a window.
+        """Measure the autocorrelation of a history by two estimates, which err differently.
 
-        Their median tells it: a stretch with a change in it has far more, and there are few.
+        One is taken about lines through stretches of half a window, and the median of them counts:
+        a change inside of one stretch spoils that one. The other is taken from differences, which a
+        change spoils once; it is less precise.
         """
         stretches = [
             logs[start : start + _BLOCK] for start in range(0, len(logs) - _BLOCK + 1, _BLOCK)
         ]
         if len(stretches) < _MIN_BLOCKS:
             return cls(logs, window, None)
-        return cls(logs, window, median(map(_autocorrelation_about_line, stretches)))
+        about_lines = median(map(_autocorrelation_about_line, stretches))
+        return cls(logs, window, (about_lines + _autocorrelation_of_differences(logs)) / 2)
 
 
 def _windows(n: int, window: int) -> Iterator[tuple[int, int]]:
@@ -336,6 +341,24 @@ def _squares(runs: Sequence[int]) -> float:
 
 def _autocorrelation_about_line(logs: Sequence[float]) -> float:
     return _autocorrelation(_about_line(logs))
+
+
+def _autocorrelation_of_differences(logs: Sequence[float]) -> float:
+    """Return the lag-1 autocorrelation by the mean squares of differences.
+
+    Those of runs two apart are (1 - r^2) / (1 - r) = 1 + r times those of neighbours where noise is
+    autoregressive. Levels and slow drift are in neither.
+    """
+    of_neighbours = _mean_square([later - log for log, later in pairwise(logs)])
+    of_next = _mean_square([later - log for log, later in zip(logs, logs[2:], strict=False)])
+    return of_next / of_neighbours - 1 if of_neighbours > _NO_VARIANCE else 0.0
+
+
+def _mean_square(differences: Sequence[float]) -> float:
+    """Return the mean square, differences past three (robust) standard deviations drawn in."""
+    sizes = [abs(difference) for difference in differences]
+    reach = _FAR * median(sizes)
+    return fmean([min(size, reach) ** 2 for size in sizes])
 
 
 def _autocorrelation(residuals: Sequence[float]) -> float:
