@@ -200,18 +200,19 @@ def _history(size: int) -> Iterator[Finding]:
     yield _number("C, 10,000 runs", seconds, "s", 3, at_most=1)
 
 
-_HISTORIES: tuple[tuple[str, Noise, float | None], ...] = (
-    ("normal", normal, 1.0),
-    ("autocorrelated 0.5", autocorrelated(0.5), 2.0),
-    ("5 % wild", NOISES["5 % wild"], None),
-    ("two modes", two_modes, None),
-    ("autocorrelated 0.7", autocorrelated(0.7), None),
+_HISTORIES: tuple[tuple[str, Noise, float | None, int], ...] = (
+    ("normal", normal, 1.0, 1500),
+    ("autocorrelated 0.5", autocorrelated(0.5), 2.0, 600),
+    ("5 % wild", NOISES["5 % wild"], None, 100),
+    ("two modes", two_modes, None, 100),
+    ("autocorrelated 0.7", autocorrelated(0.7), None, 100),
 )
+"""What histories are made of, the bar of their false points, and how many there are of them."""
 
 
 def _false_points(size: int) -> Iterator[Finding]:
-    for name, noise, bar in _HISTORIES:
-        series = (600 if bar else 100) * size
+    for name, noise, bar, n in _HISTORIES:
+        series = n * size
         points = simulated.false_points(noise, 0.05, series, length=200)
         what = f"{name}, noise 5 %"
         unit = "C, false points per 1,000 histories of 200 runs"

@@ -115,10 +115,10 @@ class Track:
 
     @property
     def processes(self) -> Loads | None:
-        """The processes that the pairs were measured in; None before the first pair."""
+        """The processes of the pairs before any suspicion; None before the first pair."""
         if not self.loads:
             return None
-        return described(self.loads, [*self.pairs, *self.second_pairs])
+        return described(self.loads[: 2 * len(self.pairs)], self.pairs)
 
     def add(
         self, base: float | None, new: float | None, reason: str, *, loads: Sequence[Load]
