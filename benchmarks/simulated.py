@@ -113,7 +113,7 @@ def in_pairs(scene: Scene, change: float, runs: int, seed: int = 0) -> Pairs:
     `pairs` and `pairs_of_fail` count those of both looks.
     """
     draw = _seeded(seed)
-    tracks = [_compared(scene, change, draw) for _ in range(runs)]
+    tracks = [compared(lambda: _log_ratios(scene, draw), change) for _ in range(runs)]
     n_pairs = [len(track.pairs) + len(track.second_pairs) for track in tracks]
     of_fail = [n for track, n in zip(tracks, n_pairs, strict=True) if track.outcome is Outcome.FAIL]
     return Pairs(
@@ -123,22 +123,26 @@ def in_pairs(scene: Scene, change: float, runs: int, seed: int = 0) -> Pairs:
     )
 
 
-def _compared(scene: Scene, change: float, draw: random.Random) -> Track:
-    """One comparison, by the values that the package itself keeps of it."""
+def compared(looks: Callable[[], Iterator[float]], change: float) -> Track:
+    """One comparison, by the values that the package itself keeps of it.
+
+    `looks` gives the log ratios of the pairs of each look, new over base; where they end, so does
+    the comparison.
+    """
     track = Track(
         side=0,
         record=_RECORD,
-        metric=_RECORD.metrics[0],
+        metric=_TIME,
         limit=FLOOR,
         counted=False,
         state=SideBySide(direction="lower", floor=FLOOR),
     )
-    pairs = _log_ratios(scene, draw)
-    while track.open:
-        track.add(1.0, (1 + change) * math.exp(next(pairs)), "", loads=_LOADS)
+    log_ratios = looks()
+    while track.open and (log_ratio := next(log_ratios, None)) is not None:
+        track.add(1.0, (1 + change) * math.exp(log_ratio), "", loads=_LOADS)
         if track.suspected:
             track.suspect()
-            pairs = _log_ratios(scene, draw)
+            log_ratios = looks()
     return track
 
 

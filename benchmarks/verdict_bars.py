@@ -2,7 +2,8 @@
 
 python benchmarks/verdict_bars.py [--full] [--out FOLDER] [PART …]
 
-Parts: sides (rule B), processes (rule B on measured ones), history (rule C), shares; default: all.
+Parts: sides (rule B), processes (rule B on measured ones), series (rules B and C on labelled real
+series, where this machine has them), history (rule C), shares; default: all.
 Seeds are fixed. Writes verdict_bars.json and verdict_bars.md to the folder (default
 build/benchmarks) and exits 1 unless every bar is met by the whole 99 % interval. Without --full it
 takes a twelfth of the runs, and some bars stay undecided. A control breaks what a bar rests on; its
@@ -15,6 +16,7 @@ import argparse
 import csv
 import json
 import math
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,10 @@ from pytest_llmperf.core.verdicts import change_points
 from pytest_llmperf.core.verdicts.judge import Outcome
 
 _Z99 = 2.5758
+_RUNS_OF_COMPARISON = 40
 TIGERBEETLE = "otava-tigerbeetle/series.csv"
+PROCESSES = Path(__file__).parents[1] / "docs/results/raw/2026-11-30-h200-processes.csv"
+"""Speeds of repetitions of several fresh processes on one H200 (docs/explanation/why-a-process)."""
 # Stretches of the real series without a labelled change, clear of the slow rise; and of well_log
 # between the annotators' points.
 UNCHANGED = {
@@ -156,10 +161,7 @@ def _measured_processes(size: int) -> Iterator[Finding]:
 
     They are few, so that this says what rule B does with such processes, and not how often.
     """
-    levels = measured_levels()
-    if not levels:
-        print("no measured processes here: rule B is not run on them")
-    for strategy, of_processes in levels.items():
+    for strategy, of_processes in measured_levels().items():
         runs = 300 * size
         for fresh, how in ((True, "fresh processes"), (False, "control: one process a look")):
             scene = Scene(spread=0.005, fresh=fresh, levels=of_processes)
@@ -172,13 +174,9 @@ def _measured_processes(size: int) -> Iterator[Finding]:
 
 
 def measured_levels() -> dict[str, tuple[float, ...]]:
-    """The median time of a token in each measured process by strategy; {} where none is at hand."""
-    series = labelled.folder()
-    path = None if series is None else series.parent / "process-effect" / "h200-falcon-7b.csv"
-    if path is None or not path.is_file():
-        return {}
+    """The median time of a token in each measured process, in s, by strategy."""
     speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with path.open(encoding="utf-8", newline="") as file:
+    with PROCESSES.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if int(row["repetition"]) >= 0:
                 speeds[row["strategy"], row["process"]].append(float(row["tok_per_s"]))
@@ -186,6 +184,51 @@ def measured_levels() -> dict[str, tuple[float, ...]]:
     for (strategy, _), of_process in speeds.items():
         levels[strategy] += (1 / median(of_process),)
     return dict(levels)
+
+
+def _series(_: int) -> Iterator[Finding]:
+    """Rules B and C on the labelled series, where this machine has them."""
+    if labelled.folder() is None:
+        print(f"no labelled series here ({labelled.NAME} names their folder): not run on them")
+        return
+    for path in UNCHANGED:
+        comparisons = list(_neighbours_in_pairs(path))
+        for change, outcome, what in (
+            (0.0, Outcome.FAIL, "false FAIL"),
+            (0.0, Outcome.UNDECIDED, "undecided, no change"),
+            (0.05, Outcome.PASS, "+5 % passed"),
+            (0.10, Outcome.FAIL, "+10 % found"),
+        ):
+            tracks = [simulated.compared(_of(pairs), change) for pairs in comparisons]
+            hits = sum(track.outcome is outcome for track in tracks)
+            yield _share(f"B, {what}, neighbours in {path}", hits, len(tracks))
+    wanted: dict[str, list[int]] = labelled.labels("otava-tigerbeetle/labels.json")[
+        "suggested_truth_for_3pct_detector"
+    ]  # type: ignore[assignment]
+    points = [point.index for point in change_points.change_points(labelled.column(TIGERBEETLE))]
+    seen = sum(any(abs(at - must) <= 3 for at in points) for must in wanted["must"])
+    yield _share(f"C, changes that must be found, {TIGERBEETLE}", seen, len(wanted["must"]))
+    outliers = sum(any(abs(at - out) <= 1 for at in points) for out in wanted["must_not"])
+    yield _number(f"C, outliers taken for changes, {TIGERBEETLE}", outliers, "", len(points))
+
+
+def _neighbours_in_pairs(path: str) -> Iterator[list[float]]:
+    """Yield the log ratios of neighbours in 40 runs of an unchanged stretch, in drawn order."""
+    draw = random.Random(0)  # noqa: S311 - not for secrets: the same order each time
+    values = labelled.column(path)
+    for low, high in UNCHANGED[path]:
+        for start in range(low, high - _RUNS_OF_COMPARISON, 2):
+            runs = values[start : start + _RUNS_OF_COMPARISON]
+            yield [
+                math.log(b / a) * draw.choice((-1, 1))
+                for a, b in zip(runs[::2], runs[1::2], strict=True)
+            ]
+
+
+def _of(log_ratios: Sequence[float]) -> Callable[[], Iterator[float]]:
+    """Both looks take their pairs from one series, one after the other."""
+    rest = iter(log_ratios)
+    return lambda: rest
 
 
 # Rule C
@@ -307,6 +350,7 @@ def _shares(size: int) -> Iterator[Finding]:
 PARTS: dict[str, Callable[[int], Iterator[Finding]]] = {
     "sides": _sides,
     "processes": _measured_processes,
+    "series": _series,
     "history": _history,
     "shares": _shares,
 }

@@ -37,7 +37,7 @@ _NO_SPREAD = 1e-12
 _UNKNOWN_APART = 0.25
 """Log ratio that a FAIL of two single processes needs besides the floor where nothing is known.
 
-Four processes of one compiled model on one GPU differed by 0.126 (docs/explanation): twice that.
+Five processes of one eager model on one GPU differed by 0.24 at most (docs/explanation).
 """
 _Z_FAIL = 3.09
 _Z_PASS = 1.645

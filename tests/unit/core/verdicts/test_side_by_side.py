@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise import NOISES, autocorrelated, two_modes
 from simulated import Scene
-from verdict_bars import wilson
+from verdict_bars import measured_levels, wilson
 
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.side_by_side import SideBySide
@@ -195,6 +195,17 @@ def test_one_process_for_all_pairs_would_fail_equal_versions_and_pass_slower_one
     fresh = scene._replace(fresh=True)
     assert simulated.in_pairs(fresh, 0.0, 1000).outcomes[Outcome.FAIL] == 0
     assert simulated.in_pairs(fresh, 0.05, 1000).outcomes[Outcome.PASS] <= 10
+
+
+@pytest.mark.parametrize("strategy", ["bf16", "bf16+static-cache", "bf16+static-cache+compile"])
+def test_processes_as_they_were_measured_on_an_h200(strategy):
+    """Drawn in pairs they fail nothing that is equal, and pass few of +5 %; reused, far more."""
+    scene = Scene(0.005, levels=measured_levels()[strategy])
+    assert simulated.in_pairs(scene, 0.0, 400).outcomes[Outcome.FAIL] == 0
+    assert simulated.in_pairs(scene, 0.05, 400).outcomes[Outcome.PASS] <= 8
+    reused = scene._replace(fresh=False)
+    assert simulated.in_pairs(reused, 0.0, 400).outcomes[Outcome.FAIL] >= 5
+    assert simulated.in_pairs(reused, 0.05, 400).outcomes[Outcome.PASS] >= 50
 
 
 def of_one_process(*log_ratios, spread=None):
