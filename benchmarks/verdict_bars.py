@@ -20,22 +20,23 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, median
-from unittest import mock
+from statistics import median
 
+import history_bars
 import labelled
 import simulated
-from noise import NOISES, Noise, autocorrelated, normal, two_modes
-from pairs import Finding, verdict
+from bars import number, share, wilson
+from noise import NOISES, autocorrelated, two_modes
+from pairs import Finding
 from simulated import Scene
 
 from pytest_llmperf.core.verdicts import change_points
 from pytest_llmperf.core.verdicts.judge import Outcome
 
-_Z99 = 2.5758
+__all__ = ["PROCESSES", "TIGERBEETLE", "UNCHANGED", "measured_levels", "wilson"]
+
 _RUNS_OF_COMPARISON = 40
 TIGERBEETLE = "otava-tigerbeetle/series.csv"
 PROCESSES = Path(__file__).parents[1] / "docs/results/raw/2026-11-30-h200-processes.csv"
@@ -125,9 +126,9 @@ def _sides(size: int) -> Iterator[Finding]:
 def _unchanged(name: str, scene: Scene, size: int, bar: float) -> Iterator[Finding]:
     runs = 1000 * size
     same = simulated.in_pairs(scene, 0.0, runs)
-    yield _share(f"B, false FAIL, {name}", same.outcomes[Outcome.FAIL], runs, at_most=bar)
-    yield _share(f"B, undecided, no change, {name}", same.outcomes[Outcome.UNDECIDED], runs)
-    yield _number(f"B, pairs without a change, {name}", same.pairs, "pairs", runs)
+    yield share(f"B, false FAIL, {name}", same.outcomes[Outcome.FAIL], runs, at_most=bar)
+    yield share(f"B, undecided, no change, {name}", same.outcomes[Outcome.UNDECIDED], runs)
+    yield number(f"B, pairs without a change, {name}", same.pairs, "pairs", runs)
 
 
 def _slower(
@@ -135,14 +136,14 @@ def _slower(
 ) -> Iterator[Finding]:
     runs = 1000 * size
     slower = simulated.in_pairs(scene, 0.05, runs)
-    yield _share(f"B, +5 % passed, {name}", slower.outcomes[Outcome.PASS], runs, at_most=bar)
-    yield _share(f"B, +5 % found, {name}", slower.outcomes[Outcome.FAIL], runs)
-    yield _number(f"B, pairs until FAIL at +5 %, {name}", slower.pairs_of_fail, "pairs", runs)
+    yield share(f"B, +5 % passed, {name}", slower.outcomes[Outcome.PASS], runs, at_most=bar)
+    yield share(f"B, +5 % found, {name}", slower.outcomes[Outcome.FAIL], runs)
+    yield number(f"B, pairs until FAIL at +5 %, {name}", slower.pairs_of_fail, "pairs", runs)
     runs = 150 * size
     slow = simulated.in_pairs(scene, 0.10, runs)
     n_found = slow.outcomes[Outcome.FAIL]
-    yield _share(f"B, +10 % found, {name}", n_found, runs, at_least=90 if found else None)
-    yield _number(f"B, pairs until FAIL at +10 %, {name}", slow.pairs_of_fail, "pairs", runs)
+    yield share(f"B, +10 % found, {name}", n_found, runs, at_least=90 if found else None)
+    yield number(f"B, pairs until FAIL at +10 %, {name}", slow.pairs_of_fail, "pairs", runs)
 
 
 def _one_process(size: int) -> Iterator[Finding]:
@@ -152,8 +153,8 @@ def _one_process(size: int) -> Iterator[Finding]:
     same = simulated.in_pairs(scene, 0.0, runs).outcomes[Outcome.FAIL]
     passed = simulated.in_pairs(scene, 0.05, runs).outcomes[Outcome.PASS]
     name = "control: one process for all pairs, pairs 1%, processes 2%"
-    yield _share(f"B, false FAIL, {name}", same, runs, at_least=0.1)
-    yield _share(f"B, +5 % passed, {name}", passed, runs, at_least=1.0)
+    yield share(f"B, false FAIL, {name}", same, runs, at_least=0.1)
+    yield share(f"B, +5 % passed, {name}", passed, runs, at_least=1.0)
 
 
 def _measured_processes(size: int) -> Iterator[Finding]:
@@ -167,10 +168,10 @@ def _measured_processes(size: int) -> Iterator[Finding]:
             scene = Scene(spread=0.005, fresh=fresh, levels=of_processes)
             same = simulated.in_pairs(scene, 0.0, runs)
             name = f"{len(of_processes)} of {strategy}, {how}"
-            yield _share(f"B, false FAIL, H200, {name}", same.outcomes[Outcome.FAIL], runs)
-            yield _share(f"B, PASS, no change, H200, {name}", same.outcomes[Outcome.PASS], runs)
+            yield share(f"B, false FAIL, H200, {name}", same.outcomes[Outcome.FAIL], runs)
+            yield share(f"B, PASS, no change, H200, {name}", same.outcomes[Outcome.PASS], runs)
             slower = simulated.in_pairs(scene, 0.05, runs)
-            yield _share(f"B, +5 % passed, H200, {name}", slower.outcomes[Outcome.PASS], runs)
+            yield share(f"B, +5 % passed, H200, {name}", slower.outcomes[Outcome.PASS], runs)
 
 
 def measured_levels() -> dict[str, tuple[float, ...]]:
@@ -201,15 +202,15 @@ def _series(_: int) -> Iterator[Finding]:
         ):
             tracks = [simulated.compared(_of(pairs), change) for pairs in comparisons]
             hits = sum(track.outcome is outcome for track in tracks)
-            yield _share(f"B, {what}, neighbours in {path}", hits, len(tracks))
+            yield share(f"B, {what}, neighbours in {path}", hits, len(tracks))
     wanted: dict[str, list[int]] = labelled.labels("otava-tigerbeetle/labels.json")[
         "suggested_truth_for_3pct_detector"
     ]  # type: ignore[assignment]
     points = [point.index for point in change_points.change_points(labelled.column(TIGERBEETLE))]
     seen = sum(any(abs(at - must) <= 3 for at in points) for must in wanted["must"])
-    yield _share(f"C, changes that must be found, {TIGERBEETLE}", seen, len(wanted["must"]))
+    yield share(f"C, changes that must be found, {TIGERBEETLE}", seen, len(wanted["must"]))
     outliers = sum(any(abs(at - out) <= 1 for at in points) for out in wanted["must_not"])
-    yield _number(f"C, outliers taken for changes, {TIGERBEETLE}", outliers, "", len(points))
+    yield number(f"C, outliers taken for changes, {TIGERBEETLE}", outliers, "", len(points))
 
 
 def _neighbours_in_pairs(path: str) -> Iterator[list[float]]:
@@ -231,98 +232,6 @@ def _of(log_ratios: Sequence[float]) -> Callable[[], Iterator[float]]:
     return lambda: rest
 
 
-# Rule C
-
-
-def _history(size: int) -> Iterator[Finding]:
-    yield from _false_points(size)
-    yield from _slopes(size)
-    yield from _steps(size)
-    yield from _history_controls(size)
-    seconds = min(simulated.seconds_for(10_000) for _ in range(3))
-    yield _number("C, 10,000 runs", seconds, "s", 3, at_most=1)
-
-
-_HISTORIES: tuple[tuple[str, Noise, float | None, int], ...] = (
-    ("normal", normal, 1.0, 1500),
-    ("autocorrelated 0.5", autocorrelated(0.5), 2.0, 600),
-    ("5 % wild", NOISES["5 % wild"], None, 100),
-    ("two modes", two_modes, None, 100),
-    ("autocorrelated 0.7", autocorrelated(0.7), None, 100),
-)
-"""What histories are made of, the bar of their false points, and how many there are of them."""
-
-
-def _false_points(size: int) -> Iterator[Finding]:
-    for name, noise, bar, n in _HISTORIES:
-        series = n * size
-        points = simulated.false_points(noise, 0.05, series, length=200)
-        what = f"{name}, noise 5 %"
-        unit = "C, false points per 1,000 histories of 200 runs"
-        yield _per_thousand(f"{unit}, {what}", points, series, bar)
-        drifts = simulated.false_drifts(noise, 0.05, series, length=200)
-        unit = "C, false drifts per 1,000 histories of 200 runs"
-        yield _per_thousand(f"{unit}, {what}", drifts, series, bar)
-
-
-def _slopes(size: int) -> Iterator[Finding]:
-    series = 50 * size
-    for spread in (0.001, 0.002, 0.005, 0.01, 0.02):
-        ramps = simulated.ramps_found(spread, series)
-        yield _all_of(f"C, +0.5 % a session for 40 found, noise {spread:.1%}", ramps, series)
-        stairs = simulated.staircases_found(spread, series)
-        bar = 95 if spread <= 0.005 else None
-        yield _share(
-            f"C, ten steps of 1 % in 80 found, noise {spread:.1%}", stairs, series, at_least=bar
-        )
-
-
-def _steps(size: int) -> Iterator[Finding]:
-    series = 60 * size
-    for r in (0.0, 0.3, 0.5):
-        for after in (8, 30):
-            n_found = simulated.steps_found(-0.05, 0.02, after, series, r=r)
-            name = f"C, -5 % found {after} runs after it, noise 2 %, autocorrelation {r:g}"
-            yield _share(name, n_found, series)
-
-
-def _history_controls(size: int) -> Iterator[Finding]:
-    """The controls: residuals about a level hide a ramp, and no widening sees points everywhere."""
-    series = 20 * size
-    with about_levels():
-        ramps = simulated.ramps_found(0.002, series)
-    yield _share(
-        "C, +0.5 % a session for 40 found, control: residuals about a level, noise 0.2%",
-        ramps,
-        series,
-        at_most=20,
-    )
-    with taken_for_independent():
-        points = simulated.false_points(autocorrelated(0.5), 0.05, series, length=200)
-    yield _per_thousand(
-        "C, false points per 1,000 histories of 200 runs, control: taken for independent, 0.5",
-        points,
-        series,
-        None,
-        at_least=2.0,
-    )
-
-
-def about_levels() -> AbstractContextManager[object]:
-    """Take residuals about a level, as rule C did: the slope goes into them."""
-    return mock.patch.object(change_points, "_line", _level)
-
-
-def _level(_runs: Sequence[int], logs: Sequence[float]) -> tuple[float, list[float]]:
-    center = fmean(logs)
-    return 0.0, [log - center for log in logs]
-
-
-def taken_for_independent() -> AbstractContextManager[object]:
-    """Take the runs of a history for independent."""
-    return mock.patch.object(change_points, "_MAX_AUTOCORRELATION", 0.0)
-
-
 # Shares
 
 
@@ -333,7 +242,7 @@ def _shares(size: int) -> Iterator[Finding]:
             for correlation in (0.0, 0.05, 0.2):
                 covered = simulated.covered_shares(truth, prompts, correlation, runs)
                 name = f"top-1 at {truth:g}, {prompts} prompts of 32 tokens"
-                yield _share(
+                yield share(
                     f"coverage of 99 %, {name}, correlation {correlation:g}",
                     covered,
                     runs,
@@ -344,94 +253,16 @@ def _shares(size: int) -> Iterator[Finding]:
             0.998, prompts, 0.0, runs, interval=simulated.bootstrapped_share
         )
         name = f"coverage of 99 %, top-1 at 0.998, {prompts} prompts, control: bootstrap"
-        yield _share(name, covered, runs, at_most=98)
+        yield share(name, covered, runs, at_most=98)
 
 
 PARTS: dict[str, Callable[[int], Iterator[Finding]]] = {
     "sides": _sides,
     "processes": _measured_processes,
     "series": _series,
-    "history": _history,
+    "history": history_bars.history,
     "shares": _shares,
 }
-
-
-def _share(
-    name: str, hits: int, runs: int, *, at_most: float | None = None, at_least: float | None = None
-) -> Finding:
-    """A share in %, with Wilson's interval."""
-    low, high = (100 * end for end in wilson(hits, runs))
-    within = (at_least or 0.0, 100.0 if at_most is None else at_most)
-    bar = (
-        f"<= {at_most:g} %"
-        if at_most is not None
-        else f">= {at_least:g} %"
-        if at_least is not None
-        else ""
-    )
-    met = verdict(low, high, within) if bar else ""
-    return Finding(
-        name=name, value=100 * hits / runs, low=low, high=high, unit="%", bar=bar, met=met, n=runs
-    )
-
-
-def _all_of(name: str, hits: int, runs: int) -> Finding:
-    """A share of which the bar is all."""
-    low, high = (100 * end for end in wilson(hits, runs))
-    met = "yes" if hits == runs else "no"
-    return Finding(
-        name=name,
-        value=100 * hits / runs,
-        low=low,
-        high=high,
-        unit="%",
-        bar="100 %",
-        met=met,
-        n=runs,
-    )
-
-
-def _per_thousand(
-    name: str, points: int, series: int, at_most: float | None, *, at_least: float | None = None
-) -> Finding:
-    """Return a rate of rare events in 1,000 series with the interval of a Poisson count.
-
-    The interval comes from the count's square root (Anscombe 1948).
-    """
-    low = max(0.0, math.sqrt(points) - _Z99 / 2) ** 2 / series * 1000
-    high = (math.sqrt(points + 0.75) + _Z99 / 2) ** 2 / series * 1000
-    within = (at_least or 0.0, math.inf if at_most is None else at_most)
-    bar = "" if at_most is None else f"<= {at_most:g}"
-    bar = bar or ("" if at_least is None else f">= {at_least:g}")
-    return Finding(
-        name=name,
-        value=1000 * points / series,
-        low=low,
-        high=high,
-        unit="",
-        bar=bar,
-        met=verdict(low, high, within) if bar else "",
-        n=series,
-    )
-
-
-def _number(
-    name: str, value: float, unit: str, runs: int, *, at_most: float | None = None
-) -> Finding:
-    met = "" if at_most is None else "yes" if value <= at_most else "no"
-    bar = "" if at_most is None else f"<= {at_most:g}"
-    return Finding(name=name, value=value, low=None, high=None, unit=unit, bar=bar, met=met, n=runs)
-
-
-def wilson(hits: int, runs: int) -> tuple[float, float]:
-    """99 % interval of a share (Wilson 1927)."""
-    z2, share = _Z99 * _Z99, hits / runs
-    center, reach = (
-        share + z2 / (2 * runs),
-        _Z99 * math.sqrt(share * (1 - share) / runs + z2 / (4 * runs * runs)),
-    )
-    low = (center - reach) / (1 + z2 / runs) if hits else 0.0
-    return max(0.0, low), min(1.0, (center + reach) / (1 + z2 / runs))
 
 
 if __name__ == "__main__":

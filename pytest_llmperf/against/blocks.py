@@ -23,6 +23,7 @@ from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
     MAX_REPETITIONS,
     Goal,
+    Progress,
     Side,
     duration_s,
     sample,
@@ -54,16 +55,12 @@ def measure_block(
     repeaters = [Repeater(model.load, workload) for model in models]
     sides = [repeater.side(command.first_repetition) for repeater in repeaters]
     loading_s = time.monotonic() - start_s
-    goal = Goal(precision=command.precision, budget_s=command.budget_s)
-    warmed = [warm_up(side, goal, session.progress) for side in sides]
-    sample(sides, goal, session.progress, at_most=command.repetitions or MAX_REPETITIONS)
-    valid = valid_indices(sides)
+    warming_s = _sampled(sides, command, session.progress)
+    load = _load(sides, fresh=fresh, ready_s=loading_s + warming_s)
     results = [
-        _reduced(repeater, side, valid, command.metrics)
+        _reduced(repeater, side, valid_indices(sides), command.metrics)
         for repeater, side in zip(repeaters, sides, strict=True)
     ]
-    warming_s = math.fsum(duration for warm in warmed for duration in warm.durations_s)
-    load = _load(sides, valid, fresh=fresh, ready_s=loading_s + warming_s)
     return BlockMeasured(
         values=tuple(_values(result, command.metrics) for result in results),
         reasons=_reasons(results, command.metrics),
@@ -72,8 +69,17 @@ def measure_block(
     )
 
 
-def _load(sides: Sequence[Side], valid: Sequence[int], *, fresh: bool, ready_s: float) -> Load:
+def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> float:
+    """Warm each side up and sample them; return the seconds of warm-up."""
+    goal = Goal(precision=command.precision, budget_s=command.budget_s)
+    warmed = [warm_up(side, goal, progress) for side in sides]
+    sample(sides, goal, progress, at_most=command.repetitions or MAX_REPETITIONS)
+    return math.fsum(duration for warm in warmed for duration in warm.durations_s)
+
+
+def _load(sides: Sequence[Side], *, fresh: bool, ready_s: float) -> Load:
     """Return what this block's process cost; of two models together where there are two."""
+    valid = valid_indices(sides)
     return Load(
         fresh=fresh,
         ready_s=ready_s,

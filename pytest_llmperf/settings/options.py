@@ -149,8 +149,8 @@ OPTIONS = (
         name="against-budget",
         metavar="SECONDS",
         default="300",
-        help="sampling time of the pairs of one comparison, and of those that see a suspicion again; "
-        "both with the start of their processes take twice as long at most",
+        help="sampling time of the pairs of one comparison, and as much to see a suspicion again; "
+        "with the start of their processes both take twice as long at most",
     ),
     Option(
         name="against-build",

@@ -14,13 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
-from statistics import fmean, median
+from itertools import accumulate
+from statistics import median
 from typing import NamedTuple
 
 from msgspec import Struct
 
-from pytest_llmperf.core.verdicts.distributions import t_cdf
+from pytest_llmperf.core.verdicts.levels import (
+    autocorrelation_about_line,
+    autocorrelation_of_differences,
+    p_of_levels,
+    p_of_slope,
+)
 from pytest_llmperf.errors import UsageError
 
 WINDOW = 50
@@ -30,20 +35,9 @@ FLOOR = 0.03
 ANCHOR_RUNS = 30
 _P_CANDIDATE = 1e-3
 """A bump inside of a window hides in its first split, so it is judged between its neighbours."""
-_T_NEVER = 3.2
-"""Below this no t is significant at _P_CANDIDATE, whatever its degrees of freedom."""
-_WILD = 5 * 1.4826
-"""Times the median absolute deviation, this is five standard deviations of a normal."""
-_FAR = 3 * 1.4826
-"""The same for three, of differences between neighbours, in which changes of level are rare."""
-_MAX_AUTOCORRELATION = 0.9
 _BLOCK = WINDOW // 2
 _MIN_BLOCKS = 3
 """So many stretches of half a window tell the autocorrelation of a history: see `_of_history`."""
-_BIAS = 4.0
-"""Lag-1 autocorrelations about a line fall short by 2/n, and sides have half of the runs each."""
-_NO_CHANGE = 1e-9
-_NO_VARIANCE = 1e-24
 
 
 class ChangePoint(Struct, frozen=True, kw_only=True):
@@ -127,7 +121,7 @@ def drift(
     if min(len(first), len(latest)) < 2 * MIN_SEGMENT:
         return None
     gap = len(since) - len(latest)
-    p_of_difference = min(1.0, 2 * min(_p_value(first, latest), _p_of_slope(first, latest, gap)))
+    p_of_difference = min(1.0, 2 * min(p_of_levels(first, latest), p_of_slope(first, latest, gap)))
     first_level, latest_level = median(first), median(latest)
     large = abs(math.expm1(latest_level - first_level)) >= floor
     return Drift(
@@ -176,8 +170,8 @@ class _History(NamedTuple):
         ]
         if len(stretches) < _MIN_BLOCKS:
             return cls(logs, window, None)
-        about_lines = median(map(_autocorrelation_about_line, stretches))
-        return cls(logs, window, (about_lines + _autocorrelation_of_differences(logs)) / 2)
+        about_lines = median(map(autocorrelation_about_line, stretches))
+        return cls(logs, window, (about_lines + autocorrelation_of_differences(logs)) / 2)
 
 
 def _windows(n: int, window: int) -> Iterator[tuple[int, int]]:
@@ -193,7 +187,7 @@ def _splits(logs: Sequence[float], start: int, end: int) -> Iterator[int]:
     split = _best_split(logs, start, end)
     if split is None:
         return
-    if _p_value(logs[start:split], logs[split:end], apart=True) > _P_CANDIDATE:
+    if p_of_levels(logs[start:split], logs[split:end], apart=True) > _P_CANDIDATE:
         return
     yield from (*_splits(logs, start, split), split, *_splits(logs, split, end))
 
@@ -235,139 +229,6 @@ class _Distances(NamedTuple):
 
 def _distance(log: float, others: Sequence[float]) -> float:
     return sum([abs(log - other) for other in others])
-
-
-def _p_value(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    apart: bool = False,
-    autocorrelation: float | None = None,
-) -> float:
-    """Return the two-sided p of Student's t between both sides.
-
-    Each side counts as many samples as its autocorrelation leaves: that of the whole history where
-    it is known, else that of both sides about a line through each. `apart` takes the runs for
-    independent: while changes are still to be found inside of a side, they look like
-    autocorrelation and would hide each other.
-    """
-    before, after = _tamed(before, after)
-    difference = abs(fmean(after) - fmean(before))
-    residuals = [*_about_level(before), *_about_level(after)]
-    freedom = len(residuals) - 2
-    variance = sum([residual * residual for residual in residuals]) / freedom
-    if variance <= _NO_VARIANCE:
-        return 0.0 if difference > _NO_CHANGE else 1.0
-    t = difference / math.sqrt(variance * (1 / len(before) + 1 / len(after)))
-    if t < _T_NEVER:
-        return 1.0
-    if apart:
-        return _two_sided(t, freedom, 0.0)
-    if autocorrelation is None:
-        autocorrelation = _autocorrelation([*_about_line(before), *_about_line(after)])
-    return _two_sided(t, freedom, autocorrelation)
-
-
-def _p_of_slope(first: Sequence[float], latest: Sequence[float], gap: int) -> float:
-    """Return the two-sided p of the slope of one line through both, `gap` runs between them."""
-    first, latest = _tamed(first, latest)
-    logs = [*first, *latest]
-    runs = [*range(len(first)), *range(len(first) + gap, len(first) + gap + len(latest))]
-    slope, residuals = _line(runs, logs)
-    squares = sum([residual * residual for residual in residuals])
-    freedom = len(logs) - 2
-    variance = squares / freedom / _squares(runs)
-    if variance <= _NO_VARIANCE:
-        return 0.0 if abs(slope) > _NO_CHANGE else 1.0
-    return _two_sided(abs(slope) / math.sqrt(variance), freedom, _autocorrelation(residuals))
-
-
-def _two_sided(t: float, freedom: int, autocorrelation: float) -> float:
-    """Return the p of |t| where neighbouring runs are alike.
-
-    The variance is widened by (1 + r) / (1 - r), and the degrees of freedom are as much fewer. A
-    negative r counts as 0.
-    """
-    r = min(_MAX_AUTOCORRELATION, max(0.0, autocorrelation))
-    inflation = (1 + r) / (1 - r)
-    return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, freedom / inflation))
-
-
-def _tamed(before: Sequence[float], after: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Draw wild runs in to five (robust) standard deviations from their side's median.
-
-    One run at half speed would otherwise hide a change of 12 % beside it.
-    """
-    deviations = [*_deviations(before), *_deviations(after)]
-    spread = median(deviations)
-    reach = _WILD * spread if spread > 0 else math.inf
-    return _drawn_in(before, reach), _drawn_in(after, reach)
-
-
-def _deviations(logs: Sequence[float]) -> list[float]:
-    center = median(logs)
-    return [abs(log - center) for log in logs]
-
-
-def _drawn_in(logs: Sequence[float], reach: float) -> list[float]:
-    center = median(logs)
-    low, high = center - reach, center + reach
-    return [min(max(log, low), high) for log in logs]
-
-
-def _about_level(logs: Sequence[float]) -> list[float]:
-    center = fmean(logs)
-    return [log - center for log in logs]
-
-
-def _about_line(logs: Sequence[float]) -> list[float]:
-    """Return the residuals of the line through a stretch of runs, by least squares."""
-    return _line(range(len(logs)), logs)[1]
-
-
-def _line(runs: Sequence[int], logs: Sequence[float]) -> tuple[float, list[float]]:
-    """Return the slope of a line through the runs, and what it leaves of their logs."""
-    middle, center = fmean(runs), fmean(logs)
-    products = sum([(run - middle) * log for run, log in zip(runs, logs, strict=True)])
-    slope = products / _squares(runs)
-    residuals = [log - center - slope * (run - middle) for run, log in zip(runs, logs, strict=True)]
-    return slope, residuals
-
-
-def _squares(runs: Sequence[int]) -> float:
-    middle = fmean(runs)
-    return sum([(run - middle) ** 2 for run in runs])
-
-
-def _autocorrelation_about_line(logs: Sequence[float]) -> float:
-    return _autocorrelation(_about_line(logs))
-
-
-def _autocorrelation_of_differences(logs: Sequence[float]) -> float:
-    """Return the lag-1 autocorrelation by the mean squares of differences.
-
-    Those of runs two apart are (1 - r^2) / (1 - r) = 1 + r times those of neighbours where noise is
-    autoregressive. Levels and slow drift are in neither.
-    """
-    of_neighbours = _mean_square([later - log for log, later in pairwise(logs)])
-    of_next = _mean_square([later - log for log, later in zip(logs, logs[2:], strict=False)])
-    return of_next / of_neighbours - 1 if of_neighbours > _NO_VARIANCE else 0.0
-
-
-def _mean_square(differences: Sequence[float]) -> float:
-    """Return the mean square, differences past three (robust) standard deviations drawn in."""
-    sizes = [abs(difference) for difference in differences]
-    reach = _FAR * median(sizes)
-    return fmean([min(size, reach) ** 2 for size in sizes])
-
-
-def _autocorrelation(residuals: Sequence[float]) -> float:
-    """Return the lag-1 autocorrelation of residuals about lines, without its bias."""
-    squares = sum([residual * residual for residual in residuals])
-    if squares <= _NO_VARIANCE:
-        return 0.0
-    products = sum([a * b for a, b in pairwise(residuals)])
-    return products / squares + _BIAS / len(residuals)
 
 
 def _spaced(splits: Sequence[int], n: int) -> list[int]:
@@ -434,7 +295,7 @@ def _p_of_point(history: _History, start: int, point: int, end: int) -> float:
 
 def _p_of_split(history: _History, start: int, point: int, end: int) -> float:
     before, after = history.logs[start:point], history.logs[point:end]
-    return _p_value(before, after, autocorrelation=history.autocorrelation)
+    return p_of_levels(before, after, autocorrelation=history.autocorrelation)
 
 
 def _levels(

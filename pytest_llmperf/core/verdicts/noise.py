@@ -88,6 +88,17 @@ def noise(
             f"{len(values)} sessions ({min(values, default=0):g} the least): "
             f"{MIN_SESSIONS} positive values are needed.",
         )
+    return _noise(values, repetitions, direction, floor, draws, seed)
+
+
+def _noise(
+    values: Sequence[float],
+    repetitions: Sequence[Sequence[float]],
+    direction: Direction,
+    floor: float,
+    draws: int,
+    seed: int,
+) -> Noise:
     spread = _spread(values)
     # Both draw for a simulation, not for secrets.
     failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311

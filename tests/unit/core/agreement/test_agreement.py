@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.compared_prompts import N, alike, broken, prompt
 
 from pytest_llmperf.core.agreement.agreement import Agreement
-from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
+from pytest_llmperf.core.agreement.comparison import TopToken, WorstPosition
 from pytest_llmperf.core.agreement.rules import (
     DEFAULT_RULES,
     Rule,
@@ -24,78 +24,11 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import NotMeasured, UsageError
 
-N = 32
 FP32 = LoadPlan(
     model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32"
 )
 FP16 = replace(FP32, weights_dtype="float16", strategy="fp16")
 BF16 = replace(FP32, weights_dtype="bfloat16", strategy="bf16")
-
-
-def prompt(index=0, **changes) -> PromptComparison:
-    """A prompt on which candidate and reference agree; `changes` replace fields."""
-    values: dict[str, Any] = {
-        "index": index,
-        "prompt": f"prompt {index}",
-        "n_prompt_tokens": 10,
-        "top1": (True,) * N,
-        "top5": (True,) * N,
-        "kl": (0.0,) * N,
-        "reference_logprob": (-1.0,) * N,
-        "candidate_logprob": (-1.0,) * N,
-        "signal": 1000.0,
-        "noise": 0.0,
-        "max_abs_logit_error": 0.0,
-        "n_free": N,
-        "first_divergence": None,
-    }
-    return PromptComparison(**{**values, **changes})
-
-
-def alike(i: int) -> PromptComparison:
-    """As fp16 is to fp32: 45 dB, and a near tie that flips late.
-
-    The perplexity is a little better or worse.
-    """
-    flipped = (
-        {"first_divergence": 20, "candidate_rank_in_reference": 1, "reference_rank_in_candidate": 1}
-        if i % 4 == 0
-        else {}
-    )
-    top1 = (True,) * 31 + (i % 4 != 0,)
-    shift = -1.0 + 0.002 * (-1) ** i
-    return prompt(
-        i,
-        top1=top1,
-        kl=(1e-5,) * N,
-        candidate_logprob=(shift,) * N,
-        noise=1000 / 10**4.5,
-        max_abs_logit_error=0.02,
-        **flipped,
-    )
-
-
-def broken(i: int) -> PromptComparison:
-    """As a model with 30 % of its weights zeroed.
-
-    Another text at once, half the perplexity lost, 5 dB.
-    """
-    far = {
-        "first_divergence": 1,
-        "candidate_rank_in_reference": 40,
-        "reference_rank_in_candidate": 900,
-    }
-    gone = (True,) + (False,) * (N - 1)
-    return prompt(
-        i,
-        top1=gone,
-        top5=gone,
-        kl=(0.8,) * N,
-        candidate_logprob=(-1.5,) * N,
-        noise=1000 / 10**0.5,
-        max_abs_logit_error=6.0,
-        **far,
-    )
 
 
 ALIKE = tuple(map(alike, range(12)))
@@ -256,39 +189,6 @@ def test_logits_that_are_not_finite_fail_every_rule_and_are_not_measurable(field
     with pytest.raises(NotMeasured, match=r"not finite in 1 of 13"):
         assert found.kl <= 1
     assert "not finite" in found.report()
-
-
-def near(i: int) -> PromptComparison:
-    """A candidate whose perplexity is 1 % worse on average, and differs from prompt to prompt."""
-    return replace(alike(i), candidate_logprob=(-1.0 - 0.01 - 0.01 * (i % 3 - 1),) * N)
-
-
-def test_a_verdict_gives_its_interval_and_warns_where_that_holds_the_limit():
-    """It is decided on these prompts, whichever side of the limit they are on."""
-    rows = tuple(map(near, range(12)))
-    for limit, outcome in ((1.012, Outcome.PASS), (1.008, Outcome.FAIL)):
-        finding = agreement(rows, f"perplexity({limit:g})")._finding()
-        assert finding.outcome is outcome
-        assert f"perplexity({limit:g}): 1.010x [1.00" in finding.detail
-        assert finding.caution == (
-            f"perplexity({limit:g}) is decided on these 12 prompts: its interval holds the limit, "
-            "so that other prompts may decide otherwise"
-        )
-    clear = agreement(rows, "containment(k=5, horizon=32)+perplexity(1.03)+sqnr(40)")._finding()
-    assert (clear.outcome, clear.caution) == (Outcome.PASS, "")
-    assert "sqnr(40): 45.00 dB" in clear.detail
-
-
-def test_a_share_of_equal_prompts_is_not_known_exactly():
-    """All of 384 tokens agree: at least 96 % do, and 99.9 % cannot be claimed of them."""
-    found = agreement(SELF)
-    assert (float(found.top1), found.top1.high) == (1.0, 1.0)
-    assert 0.96 < found.top1.low < 1 - 3 / 384
-    assert found.top5.low == found.top1.low
-    with claims():
-        assert (found.top1 >= 0.95).outcome is Outcome.PASS
-        assert (found.top1 >= 0.999).outcome is Outcome.UNDECIDED
-    assert 0 < found.containment().low < 1 - 3 / 12
 
 
 def test_the_verdict_is_kept_once_among_the_claims():

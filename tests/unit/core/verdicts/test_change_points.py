@@ -8,10 +8,11 @@ import random
 import labelled
 import pytest
 import simulated
+from history_bars import about_levels, taken_for_independent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise import NOISES, autocorrelated, normal
-from verdict_bars import TIGERBEETLE, about_levels, taken_for_independent
+from verdict_bars import TIGERBEETLE
 
 from pytest_llmperf.core.verdicts import change_points as rule
 from pytest_llmperf.core.verdicts.change_points import change_points, drift
