@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,3 +209,11 @@ def _read(figure: Callable[[], T]) -> T | Unreadable:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def print_capabilities() -> None:
+    """Write the compute capability of each GPU that the driver lists, as JSON: [[9, 0], …]."""
+    gpus = Nvml.listed()
+    capabilities = [] if isinstance(gpus, Unreadable) else [g.compute_capability() for g in gpus]
+    readable = [value for value in capabilities if not isinstance(value, Unreadable)]
+    print(json.dumps(readable))  # noqa: T201 - read by `instruments.unopened`

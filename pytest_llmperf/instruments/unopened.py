@@ -1,0 +1,69 @@
+"""Answers questions about GPUs while packages are imported, so that no import opens one.
+
+torchao asks torch for the compute capability of the GPU when it is imported, and torch opens the
+device to answer. The driver's management library would open it, too, and leave a thread behind. A
+fork server may have neither. So a process of its own asks the library.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import torch
+
+_DRIVER = Path("/dev/nvidiactl")
+_CODE = "from pytest_llmperf.instruments.nvml import print_capabilities as p; p()"
+_ASK_S = 60.0
+
+Capability = tuple[int, int]
+
+
+@contextmanager
+def unopened_gpus() -> Iterator[None]:
+    """Have torch answer how many GPUs there are, and what they can do, without opening them.
+
+    Whatever else is asked of a GPU meanwhile is an AttributeError, or opens it. Does nothing where
+    there is no driver, or where the GPUs differ: then one has to be opened to know which is meant.
+    """
+    capabilities = _asked_capabilities() if _DRIVER.exists() else ()
+    if len(set(capabilities)) != 1:
+        yield
+        return
+    major, minor = capabilities[0]
+    properties = SimpleNamespace(major=major, minor=minor)
+    n_visible = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else len(capabilities)
+    answers: dict[str, Any] = {
+        "is_available": lambda: n_visible > 0,
+        "device_count": lambda: n_visible,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda _device=None: (major, minor),
+        "get_device_properties": lambda _device=None: properties,
+    }
+    with ExitStack() as patches:
+        for name, answer in answers.items():
+            patches.enter_context(patch.object(torch.cuda, name, answer))
+        yield
+
+
+@cache
+def _asked_capabilities() -> tuple[Capability, ...]:
+    """Return the compute capability of each GPU, which another process has asked for."""
+    answer = subprocess.run(  # noqa: S603 - this interpreter and our own code
+        [sys.executable, "-c", _CODE], capture_output=True, check=False, timeout=_ASK_S
+    )
+    if answer.returncode:
+        return ()
+    capabilities: tuple[Capability, ...] = msgspec.json.decode(
+        answer.stdout, type=tuple[Capability, ...]
+    )
+    return capabilities
