@@ -47,6 +47,13 @@ def autocorrelated(r: float) -> Noise:
     return series
 
 
+def two_modes(n: int, draw: random.Random) -> list[float]:
+    """Three of ten values are in a slow mode, the rest in a fast one, and nothing is between."""
+    share = 0.3
+    distance = 1 / math.sqrt(share * (1 - share))
+    return [distance * ((draw.random() < share) - share) for _ in range(n)]
+
+
 NOISES: dict[str, Noise] = {
     "normal": normal,
     "t3": t3,

@@ -1,31 +1,36 @@
 """One block of a pair: one model, or two in turn, reduced to one number a metric.
 
-A block has its own warm-up and samples.
+A block has its own process, warm-up and samples.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
+from statistics import stdev
 
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import Quantity, RunResult
 from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
+from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.session.ceilings import ceilings_of
-from pytest_llmperf.session.measured import Acquire
+from pytest_llmperf.session.judges import MeasuringSession
+from pytest_llmperf.session.measured import Loadable
 from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
+    MAX_REPETITIONS,
     Goal,
     Progress,
     Side,
-    WarmUp,
     duration_s,
     sample,
     valid_indices,
     warm_up,
 )
-from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
+from pytest_llmperf.wire.commands import MeasureBlock, ReadEnergy, ReadMemory
 from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
 
@@ -33,35 +38,61 @@ _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 
 
 def measure_block(
-    acquire: Sequence[Acquire],
+    session: MeasuringSession,
+    models: Sequence[Loadable],
     workload: Workload,
-    metrics: Sequence[str],
-    goal: Goal,
-    progress: Progress,
-    *,
-    first_repetition: int = 0,
+    command: MeasureBlock,
 ) -> BlockMeasured:
-    """Measure `metrics` of each model once.
+    """Measure the command's metrics of each model once, in fresh workers where it says so.
 
-    `first_repetition` numbers the prompts, so that no block repeats another's.
+    Its `first_repetition` numbers the prompts, so that no block repeats another's.
 
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
-    repeaters = [Repeater(load, workload) for load in acquire]
-    sides = [repeater.side(first_repetition) for repeater in repeaters]
-    warmed = [warm_up(side, goal, progress) for side in sides]
-    sample(sides, goal, progress)
-    valid = valid_indices(sides)
+    start_s = time.monotonic()
+    fresh = command.fresh and session.renew(models)
+    repeaters = [Repeater(model.load, workload) for model in models]
+    sides = [repeater.side(command.first_repetition) for repeater in repeaters]
+    loading_s = time.monotonic() - start_s
+    warming_s = _sampled(sides, command, session.progress)
+    load = _load(sides, fresh=fresh, ready_s=loading_s + warming_s)
     results = [
-        _reduced(repeater, side, valid, metrics)
+        _reduced(repeater, side, valid_indices(sides), command.metrics)
         for repeater, side in zip(repeaters, sides, strict=True)
     ]
     return BlockMeasured(
-        values=tuple(_values(result, metrics) for result in results),
-        reasons=_reasons(results, metrics),
-        spent_s=sum(map(_spent_s, warmed, sides)),
+        values=tuple(_values(result, command.metrics) for result in results),
+        reasons=_reasons(results, command.metrics),
+        spent_s=warming_s + load.sampled_s,
+        load=load,
     )
+
+
+def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> float:
+    """Warm each side up and sample them; return the seconds of warm-up."""
+    goal = Goal(precision=command.precision, budget_s=command.budget_s)
+    warmed = [warm_up(side, goal, progress) for side in sides]
+    sample(sides, goal, progress, at_most=command.repetitions or MAX_REPETITIONS)
+    return math.fsum(duration for warm in warmed for duration in warm.durations_s)
+
+
+def _load(sides: Sequence[Side], *, fresh: bool, ready_s: float) -> Load:
+    """Return what this block's process cost; of two models together where there are two."""
+    valid = valid_indices(sides)
+    return Load(
+        fresh=fresh,
+        ready_s=ready_s,
+        sampled_s=math.fsum(duration_s(ran.trace) for side in sides for ran in side.runs),
+        repetitions=min(len(side.runs) for side in sides),
+        within=max(_within(side, valid) for side in sides),
+    )
+
+
+def _within(side: Side, valid: Sequence[int]) -> float:
+    """Return the standard deviation of the logs of a side's durations; 0 where time stood still."""
+    durations_s = [duration_s(side.runs[index].trace) for index in valid]
+    return stdev(map(math.log, durations_s)) if min(durations_s) > 0 else 0.0
 
 
 def _reduced(
@@ -114,7 +145,3 @@ def _reasons(results: Sequence[RunResult], metrics: Sequence[str]) -> dict[str, 
             if isinstance(quantity, NotMeasurable) and quantity.reason:
                 reasons[name] = quantity.reason
     return reasons
-
-
-def _spent_s(warm: WarmUp, side: Side) -> float:
-    return sum(warm.durations_s) + sum(duration_s(ran.trace) for ran in side.runs)

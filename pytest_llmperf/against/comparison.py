@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.settings.limits import COUNTED
@@ -116,10 +118,27 @@ class Comparison:
         self._n_judged += n_noisy
         family = max(self.planned_tests * n_noisy, self._n_judged)
         return [
-            track(side, record, name, limit=limit, counted=name in COUNTED, family=family)
+            track(
+                side,
+                record,
+                name,
+                limit=limit,
+                counted=name in COUNTED,
+                family=family,
+                process_spread=self._process_spread(record, name),
+            )
             for side, record in enumerate(records)
             for name, limit in own_limits.items()
         ]
+
+    def _process_spread(self, record: Record, metric: str) -> float | None:
+        """Return how far processes of this run are known to be apart, from the project's floors."""
+        floors = [floor for floor in self._calibrations if floor.metric == metric]
+        return next((floor.apart for floor in floors if floor.covers(record)), None)
+
+    @cached_property
+    def _calibrations(self) -> tuple[Calibrated, ...]:
+        return read_calibrations(self._session.settings.root)
 
     def _reach(self, pairs: Pairs, records: Sequence[Record]) -> Reached | str:
         """Let the base's test run until it waits to measure the same.

@@ -1,31 +1,31 @@
-"""Pairs of blocks, one of each version, until rule B has decided every track."""
+"""Pairs of fresh processes, one of each version, until rule B has decided every track."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from statistics import pvariance
 
 from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
+from pytest_llmperf.against.spending import BLOCK_SHARE, PairCost, Spending, next_blocks
 from pytest_llmperf.against.tracks import Track
+from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
-from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import MeasureBlock
 from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Serve
-
-BLOCK_SHARE = 0.2
-"""Share of a run's sampling budget that one block may take.
-
-A pair is many blocks, each too short to drift.
-"""
 
 REPETITIONS_PER_PAIR = 10_000
 """Prompts are numbered by their repetition; both blocks of a pair have the same, no two pairs do.
 """
 
 MAX_INVALID = 5
+
+FINER = 0.1
+"""Blocks of a planned length stop for their precision only at a tenth of the run's."""
 
 
 class Pairs:
@@ -45,6 +45,9 @@ class Pairs:
         self._models = measurement.models
         self._workload = measurement.workload
         self._draw = draw
+        self._spending = Spending(session.settings.against_budget_s)
+        self._loads: list[Load] = []
+        self._n_measured = 0
 
     @property
     def fit_together(self) -> bool:
@@ -57,68 +60,70 @@ class Pairs:
         return self._session.renew(self._models)
 
     def measure(self, tracks: Sequence[Track]) -> str:
-        """Measure until all is decided; what looks worse is measured again in fresh workers.
+        """Measure until all is decided; what looks worse is looked at again.
 
         Returns why it ended early. Raises InvalidRun for too many pairs that are not valid.
         """
         try:
-            ended = self._until_decided(tracks, fresh=False)
+            ended = self._until_decided(tracks)
             suspected = [track for track in tracks if track.suspected]
-            if suspected and self.unload():
-                for track in suspected:
-                    track.suspect()
-                self._until_decided(suspected, fresh=True)
+            for track in suspected:
+                track.suspect()
+            return self._until_decided(suspected) or ended
         except BaseFailed as failure:
             close_tracks([track for track in tracks if track.open], str(failure))
             return ""
-        return ended
 
-    def _until_decided(self, tracks: Sequence[Track], *, fresh: bool) -> str:
-        """Add pairs to the open tracks. With `fresh` the base's workers are new, too.
+    def _until_decided(self, tracks: Sequence[Track]) -> str:
+        """Add pairs of fresh processes to the open tracks.
 
         Returns why it ended early, if it did.
         """
-        budget_s = self._session.settings.against_budget_s
-        spent_s, n_valid, n_invalid = 0.0, 0, 0
+        self._spending.begin_look()
+        n_valid, n_invalid = 0, 0
         while open_tracks := [track for track in tracks if track.open]:
-            if spent_s >= budget_s:
-                return (
-                    f"the budget of {budget_s:g} s (--llmperf-against-budget) "
-                    f"ended after {n_valid} pairs"
-                )
+            ended = self._spending.ended()
+            if ended:
+                return ended
             self._session.progress("side by side", f"pair {n_valid + 1}", None)
-            number = n_valid + n_invalid
             try:
-                base, head = self._pair(open_tracks, number, fresh=fresh and number == 0)
+                base, head = self._pair(open_tracks)
             except InvalidRun as error:
                 n_invalid += 1
                 _require_mostly_valid(n_valid, n_invalid, error)
                 continue
             n_valid += 1
-            spent_s += base.spent_s + head.spent_s
+            self._spending.add(_cost(base, head))
+            self._loads += _loads(base, head)
             _add_pair(open_tracks, base, head)
         return ""
 
-    def _pair(
-        self, tracks: Sequence[Track], number: int, *, fresh: bool
-    ) -> tuple[BlockMeasured, BlockMeasured]:
-        """Measure a block of each version in random order, and return the base's and ours."""
-        command = self._command(tracks, number, fresh=fresh)
+    def _pair(self, tracks: Sequence[Track]) -> tuple[BlockMeasured, BlockMeasured]:
+        """Measure a fresh process of each version in random order; return the base's and ours."""
+        command = self._command(tracks)
+        self._n_measured += 1
         if self._draw.random() < 0.5:  # noqa: PLR2004 - a fair coin
             base = self._base_block(command)
             return base, self._own_block(command)
         head = self._own_block(command)
         return self._base_block(command), head
 
-    def _command(self, tracks: Sequence[Track], number: int, *, fresh: bool) -> MeasureBlock:
+    def _command(self, tracks: Sequence[Track]) -> MeasureBlock:
         goal = self._session.goal
-        names = dict.fromkeys(track.metric.name for track in tracks)
+        names = tuple(dict.fromkeys(track.metric.name for track in tracks))
+        blocks = next_blocks(
+            self._loads,
+            _log_ratios(tracks),
+            goal.budget_s * BLOCK_SHARE,
+            needs_all=any(map(_is_high_percentile, names)),
+        )
         return MeasureBlock(
-            metrics=tuple(names),
-            precision=goal.precision,
-            budget_s=goal.budget_s * BLOCK_SHARE,
-            first_repetition=(number + 1) * REPETITIONS_PER_PAIR,
-            fresh=fresh,
+            metrics=names,
+            precision=goal.precision * (FINER if blocks.repetitions else 1),
+            budget_s=blocks.budget_s,
+            first_repetition=(self._n_measured + 1) * REPETITIONS_PER_PAIR,
+            fresh=True,
+            repetitions=blocks.repetitions,
         )
 
     def _base_block(self, command: MeasureBlock) -> BlockMeasured:
@@ -132,14 +137,7 @@ class Pairs:
             ) from error
 
     def _own_block(self, command: MeasureBlock) -> BlockMeasured:
-        block = measure_block(
-            [model.load for model in self._models],
-            self._workload,
-            command.metrics,
-            Goal(precision=command.precision, budget_s=command.budget_s),
-            self._session.progress,
-            first_repetition=command.first_repetition,
-        )
+        block = measure_block(self._session, self._models, self._workload, command)
         if not self.fit_together:
             self.unload()
         return block
@@ -166,4 +164,34 @@ def _add_pair(tracks: Sequence[Track], base: BlockMeasured, head: BlockMeasured)
     for track in tracks:
         name = track.metric.name
         reason = base.reasons.get(name) or head.reasons.get(name, "")
-        track.add(base.values[track.side][name], head.values[track.side][name], reason)
+        values = (base.values[track.side][name], head.values[track.side][name])
+        track.add(*values, reason, loads=_loads(base, head))
+
+
+def _loads(base: BlockMeasured, head: BlockMeasured) -> list[Load]:
+    """Return what both processes cost; what a side of an earlier version does not say is unknown.
+
+    Then it counts as no fresh one.
+    """
+    return [block.load or _unknown_load(block) for block in (base, head)]
+
+
+def _unknown_load(block: BlockMeasured) -> Load:
+    return Load(fresh=False, ready_s=0.0, sampled_s=block.spent_s, repetitions=1, within=0.0)
+
+
+def _cost(base: BlockMeasured, head: BlockMeasured) -> PairCost:
+    return PairCost(
+        sampled_s=base.spent_s + head.spent_s,
+        total_s=math.fsum(load.ready_s + load.sampled_s for load in _loads(base, head)),
+    )
+
+
+def _log_ratios(tracks: Sequence[Track]) -> list[float]:
+    """Return the pairs of the open track whose pairs differ the most; [] where none is noisy."""
+    ratios = [list(track.state.log_ratios) for track in tracks if not track.counted]
+    return max((of_track for of_track in ratios if len(of_track) > 1), key=pvariance, default=[])
+
+
+def _is_high_percentile(metric: str) -> bool:
+    return metric.rpartition(".")[2] in ("p90", "p95", "p99")

@@ -33,7 +33,6 @@ from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
 from pytest_llmperf.session.judges import MeasuringSession
 from pytest_llmperf.session.measured import Loadable, Work
-from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import (
     AnyCommand,
     Close,
@@ -74,16 +73,7 @@ class PendingMeasurement:
 
     def block(self, command: MeasureBlock) -> BlockMeasured:
         """Measure one block. Raises as `measure_block`."""
-        if command.fresh:
-            self.session.renew(self.models)
-        return measure_block(
-            [model.load for model in self.models],
-            self.workload,
-            command.metrics,
-            Goal(precision=command.precision, budget_s=command.budget_s),
-            self.session.progress,
-            first_repetition=command.first_repetition,
-        )
+        return measure_block(self.session, self.models, self.workload, command)
 
 
 class BaseSide:

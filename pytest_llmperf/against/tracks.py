@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,11 @@ from pytest_llmperf.core.change import Change, stored_change
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.loads import Load, Loads, described
 from pytest_llmperf.core.verdicts.side_by_side import E_FAIL, E_PASS, Decision, SideBySide
 
 SEEN_AGAIN = E_PASS
-"""Evidence that pairs from fresh workers must give for what was seen before them."""
+"""Evidence that further pairs must give for what was seen before them."""
 
 _NO_REASON = "no reason was given"
 
@@ -26,8 +28,9 @@ class Track:
 
     `counted` metrics are compared once, exactly.
 
-    `second` holds the pairs from fresh workers, once it was suspected. `reason` says why nothing is
-    compared (any more).
+    `second` holds the pairs after the suspicion, once there was one. `reason` says why nothing is
+    compared (any more). `process_spread` is how far processes are known to be apart, for pairs of
+    the same two. `loads` are the processes of all pairs, two a pair.
     """
 
     side: int
@@ -38,17 +41,19 @@ class Track:
     state: SideBySide
     second: SideBySide | None = None
     reason: str = ""
+    process_spread: float | None = None
     pairs: list[tuple[float, float]] = field(default_factory=list)
     second_pairs: list[tuple[float, float]] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
 
     @property
     def decision(self) -> Decision | None:
-        """What the pairs so far say; those from fresh workers apart."""
+        """What the pairs so far say; those after a suspicion apart."""
         return self.state.look()
 
     @property
     def second_decision(self) -> Decision | None:
-        """What those from fresh workers say."""
+        """What the pairs after a suspicion say."""
         return None if self.second is None else self.second.look()
 
     @property
@@ -64,10 +69,11 @@ class Track:
 
     @property
     def suspected(self) -> bool:
-        """Whether it looks worse, and was not measured in fresh workers yet."""
+        """Whether it looks worse, and was not looked at again; more of one process adds nothing."""
         return (
             not self.counted
             and self.second is None
+            and self.state.fresh
             and self.decision is not None
             and self.decision.outcome is Outcome.FAIL
         )
@@ -107,8 +113,17 @@ class Track:
         """The metric at the base and here, as every report takes it."""
         return stored_change(self.record, self.metric.name, self.summary())
 
-    def add(self, base: float | None, new: float | None, reason: str) -> None:
-        """Take in a pair.
+    @property
+    def processes(self) -> Loads | None:
+        """The processes of the pairs before any suspicion; None before the first pair."""
+        if not self.loads:
+            return None
+        return described(self.loads[: 2 * len(self.pairs)], self.pairs)
+
+    def add(
+        self, base: float | None, new: float | None, reason: str, *, loads: Sequence[Load]
+    ) -> None:
+        """Take in a pair, and the two processes that it was measured in.
 
         A value that could not be measured, or has no ratio, ends the comparison of this metric.
         """
@@ -120,9 +135,12 @@ class Track:
         elif min(base, new) <= 0:
             self.reason = f"{new:g} against {base:g}: a ratio needs positive values"
         else:
-            self._add_measured(base, new)
+            self._add_measured(base, new, loads)
 
-    def _add_measured(self, base: float, new: float) -> None:
+    def _add_measured(self, base: float, new: float, loads: Sequence[Load]) -> None:
+        self.loads += loads
+        if not all(load.fresh for load in loads):
+            self.state = self.state.of_one_process(self.process_spread)
         if self.second is None:
             self.pairs.append((base, new))
             self.state = self.state.with_pair(base, new)
@@ -131,7 +149,7 @@ class Track:
             self.second = self.second.with_pair(base, new)
 
     def suspect(self) -> None:
-        """From now on pairs are from fresh workers."""
+        """From now on pairs say whether the suspicion is seen again."""
         self.second = SideBySide(
             direction=self.state.direction, floor=self.state.floor, evidence=SEEN_AGAIN
         )
@@ -156,6 +174,8 @@ class Track:
             "again_pairs": self.second_pairs,
             "evidence": self.state.evidence,
         }
+        if self.processes is not None:
+            evidence["processes"] = structs.asdict(self.processes)
         decisions = {"decision": self.decision, "again": self.second_decision}
         for name, decision in decisions.items():
             if decision is not None:
@@ -174,7 +194,14 @@ def _outcome(decision: Decision | None) -> Outcome | None:
 
 
 def track(
-    side: int, record: Record, name: str, *, limit: float, counted: bool, family: int
+    side: int,
+    record: Record,
+    name: str,
+    *,
+    limit: float,
+    counted: bool,
+    family: int,
+    process_spread: float | None = None,
 ) -> Track:
     """A metric of a record that shares the session's error with `family` series in all."""
     metric = next(metric for metric in record.metrics if metric.name == name)
@@ -191,4 +218,5 @@ def track(
         counted=counted,
         state=state,
         reason=reason,
+        process_spread=process_spread,
     )

@@ -11,6 +11,9 @@ from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS, Decision
 from pytest_llmperf.gate.words import title, verdict, visible, where
 from pytest_llmperf.report.changes import interval_text
 
+_MOST = 0.5
+"""Share of the time from which on loads are worth a word."""
+
 
 def finding(track: Track, base: str, *, strict: bool, ended: str) -> Finding:
     """The finding of a track that is done.
@@ -73,7 +76,7 @@ def _second_measurement(track: Track) -> str:
         return ""
     ratio, n = format_value(1 + decision.change, "x"), len(track.second_pairs)
     refuted = "" if decision.outcome is Outcome.FAIL else ", not seen again"
-    return f"  (again in fresh workers: {ratio}, {n} pairs{refuted})"
+    return f"  (again: {ratio}, {n} pairs{refuted})"
 
 
 def _values(change: Change) -> str:
@@ -87,7 +90,17 @@ def _evidence(track: Track) -> list[str]:
     decision = track.decision
     if decision is None:
         return []
-    return [_e_value(decision, track), _smallest_visible(decision)]
+    return [_e_value(decision, track), _smallest_visible(decision), _sharing(track)]
+
+
+def _sharing(track: Track) -> str:
+    """Say how the time was shared where most of it went into starting processes."""
+    loads = track.processes
+    if loads is None or loads.ready_share <= _MOST:
+        return ""
+    share, n = format_percent(loads.ready_share, 2), round(loads.repetitions)
+    repetitions = f"{n} repetition{'' if n == 1 else 's'}"
+    return f"starting took {share} of the time, so that each process gave {repetitions}"
 
 
 def _smallest_visible(decision: Decision) -> str:
@@ -120,12 +133,30 @@ def _undecided(track: Track, ended: str) -> str:
 
 
 def _why(track: Track, ended: str) -> str:
-    if track.second is not None:
-        return "it was not seen again in fresh workers"
     decision = track.decision
+    if track.second is not None:
+        return _why_not_again(track, ended)
     if decision is not None and decision.held_back:
         return "neighbouring pairs are alike (autocorrelation), which may be all there is"
+    if decision is not None and not decision.fresh:
+        return _why_one_process(decision)
     return _why_no_decision(len(track.pairs), ended)
+
+
+def _why_not_again(track: Track, ended: str) -> str:
+    if track.second_pairs or not ended:
+        return "it was not seen again"
+    return f"no time was left to see it again: {ended}"
+
+
+def _why_one_process(decision: Decision) -> str:
+    """Say that two processes are no evidence about two programs."""
+    spread = decision.process_spread
+    if spread is None:
+        apart = "others may differ by more than this, and 'llmperf calibrate' finds by how much"
+    else:
+        apart = f"others differ by {format_percent(spread, 2)} (llmperf-calibration.toml)"
+    return f"one process a side, which the test itself holds; {apart}"
 
 
 def _why_no_decision(n: int, ended: str) -> str:

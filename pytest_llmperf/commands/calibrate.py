@@ -24,6 +24,7 @@ _HEADER = (
     "sessions",
     "range",
     "spread",
+    "between, within processes",
     "false alarms",
     "autocorrelation",
     "floor",
@@ -85,8 +86,9 @@ def calibrate_command(
 ) -> None:
     """Measure unchanged code in fresh sessions, and say how much they differ.
 
-    For each metric: the spread between sessions, how often the gate would fail one of them by
-    chance at its limit, the autocorrelation of pairs of repetitions, and the floor that one
+    For each metric: the spread between sessions, and of it what processes differ by apart from
+    their repetitions; how often the gate would fail one of them by chance at its limit, given
+    sessions such as these; the autocorrelation of pairs of repetitions, and the floor that one
     unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with date,
     device, sessions and versions, to be reviewed and committed.
     """
@@ -184,10 +186,17 @@ def _cells(floor: Floor) -> tuple[str, ...]:
         str(noise.sessions),
         f"{format_value(noise.low, unit)} to {format_value(noise.high, unit)}",
         format_percent(noise.spread, 2),
+        f"{_share(noise.between)}, {_share(noise.within)}",
         f"{noise.false_alarms:.2%} (< {noise.at_most:.2%}) at {limit}",
         _autocorrelation(noise),
         format_percent(noise.proposed, 2),
     )
+
+
+def _share(spread: float | None) -> str:
+    from pytest_llmperf.core.format import MISSING, format_percent  # noqa: PLC0415
+
+    return MISSING if spread is None else format_percent(spread, 2)
 
 
 def _autocorrelation(noise: Noise) -> str:
@@ -197,9 +206,20 @@ def _autocorrelation(noise: Noise) -> str:
 
 
 def _remarks(floors: Sequence[Floor], limits: Mapping[str, float]) -> list[str]:
-    """A line for each limit that unchanged sessions exceed."""
+    """What the shares are conditional on, and a line for each limit that sessions exceed."""
     exceeded = [floor for floor in floors if limits[floor.metric] < floor.noise.proposed]
-    return [_remark(floor, limits[floor.metric]) for floor in exceeded]
+    remarks = [_remark(floor, limits[floor.metric]) for floor in exceeded]
+    return [*_conditions(floors), *remarks]
+
+
+def _conditions(floors: Sequence[Floor]) -> list[str]:
+    """Say that the shares know these sessions alone: a line for each number of them."""
+    unseen = {floor.noise.sessions: floor.noise.unseen for floor in floors}
+    return [
+        f"false alarms are those of sessions such as these {n}: as many as {share:.0%} of all "
+        "sessions may be unlike each of them (99 %), and more --sessions exclude more"
+        for n, share in unseen.items()
+    ]
 
 
 def _remark(floor: Floor, limit: float) -> str:

@@ -73,14 +73,26 @@ class Floor(Struct, frozen=True, kw_only=True):
             workload=record.workload_text,
             device=next(iter(device_names(record.environment)), "unknown"),
             floor=noise.proposed,
-            spread=float(f"{noise.spread:.3g}"),
+            spread=_rounded(noise.spread),
+            between=_rounded_if_known(noise.between),
+            within=_rounded_if_known(noise.within),
             false_alarms=noise.false_alarms,
+            at_most=_rounded(noise.at_most),
+            unseen=_rounded(noise.unseen),
             autocorrelation=None if correlation is None else round(correlation, 3),
             sessions=noise.sessions,
             pairs=noise.pairs,
             date=today,
             versions=_versions(record),
         )
+
+
+def _rounded(share: float) -> float:
+    return float(f"{share:.3g}")
+
+
+def _rounded_if_known(share: float | None) -> float | None:
+    return None if share is None else _rounded(share)
 
 
 def _versions(record: Record) -> dict[str, str]:

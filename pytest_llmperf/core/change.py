@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pytest_llmperf.core.format import format_percent
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 
@@ -88,7 +89,7 @@ def stored_change(record: Record, metric: str, summary: Mapping[str, Any]) -> Ch
         before=before,
         after=after,
         outcome=str(summary.get("outcome", "")),
-        how=COUNTED if counted else _pairs_text(len(pairs), reason),
+        how=COUNTED if counted else _pairs_text(len(pairs), reason, summary.get("processes")),
         n_before=len(pairs),
         n_after=len(pairs),
         limit=float(summary.get("limit", 0.0)),
@@ -112,7 +113,17 @@ def _stored_ratio(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"ratio": center, "low": low, "high": high} if bounded else {"ratio": center}
 
 
-def _pairs_text(n: int, reason: str) -> str:
+def _pairs_text(n: int, reason: str, processes: Mapping[str, Any] | None) -> str:
+    """Say how many pairs there were, and of how many processes; an old record does not say that."""
     if reason and not n:
         return ""
-    return f"{n} pair{'' if n == 1 else 's'}, interleaved"
+    pairs = f"{n} pair{'' if n == 1 else 's'}"
+    return f"{pairs}, {_processes_text(processes) if processes else 'interleaved'}"
+
+
+def _processes_text(processes: Mapping[str, Any]) -> str:
+    if not processes["fresh"]:
+        return "all of one process a side"
+    apart = processes["apart"]
+    distance = "" if apart is None else f" {format_percent(float(apart), 2)} apart"
+    return f"{processes['processes']} processes{distance}"

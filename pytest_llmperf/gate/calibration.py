@@ -34,9 +34,12 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `test` empty: any test of this measurement.
 
-    `spread` is the standard deviation of the sessions' logs, `false_alarms` the share of unchanged
-    sessions that would fail at `floor`, `autocorrelation` that of pairs of repetitions (None: too
-    few pairs).
+    `spread` is the standard deviation of the sessions' logs; of it, `between` is what processes
+    differ by, without what their repetitions alone would give, and `within` is that of repetitions
+    inside one process (None: not known). `false_alarms` is the share of unchanged sessions that
+    would fail at `floor`, `at_most` its upper end, given sessions such as these. `unseen` is the
+    share of sessions that may be unlike all of these. `autocorrelation` is that of pairs of
+    repetitions (None: too few pairs). Ends are those of 99 %.
     """
 
     metric: str
@@ -47,7 +50,11 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: str
     floor: float
     spread: float
+    between: float | None = None
+    within: float | None = None
     false_alarms: float
+    at_most: float | None = None
+    unseen: float | None = None
     autocorrelation: float | None = None
     sessions: int
     pairs: int
@@ -58,6 +65,11 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Whether the record is a run of what was calibrated, on the same kind of device."""
         on_device = self.device in device_names(record.environment)
         return on_device and self._measures_as(record) and self._for(record.test)
+
+    @property
+    def apart(self) -> float:
+        """How far processes are apart, as they were seen: the larger of both spreads."""
+        return max(self.spread, self.between or 0.0)
 
     def _measures_as(self, record: Record) -> bool:
         calibrated = (self.model, self.strategy, self.workload)

@@ -126,6 +126,8 @@ class SessionReporter(Reporter):
             if finding.outcome in self._outcomes_to_warn_of():
                 text = f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"
                 item.warn(LlmperfWarning(text))
+            elif finding.caution:
+                item.warn(LlmperfWarning(f"{finding.text}. {finding.caution}"))
 
     def judge_skip(self, report: pytest.TestReport) -> None:
         """Fail a test that was selected and skipped, under --llmperf-strict."""

@@ -95,15 +95,19 @@ def warm_up(side: Side, goal: Goal, progress: Progress) -> WarmUp:
     return WarmUp(durations_s=tuple(durations_s), stable=_stable(durations_s))
 
 
-def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
+def sample(
+    sides: Sequence[Side], goal: Goal, progress: Progress, *, at_most: int = MAX_REPETITIONS
+) -> None:
     """Fill `runs` of one side, or of two in A B B A order, until the goal is met.
+
+    No more than `at_most` repetitions (pairs, for two sides) are taken.
 
     Raises:
         InvalidRun: fewer than four repetitions, or fewer than half of those taken, are valid.
 
     """
     spent_s, n_taken = 0.0, 0
-    while n_taken < MAX_REPETITIONS:
+    while n_taken < at_most:
         spent_s += _run_each_once(sides, reverse=n_taken % 2 == 1)
         n_taken += 1
         state = _SamplingState(

@@ -156,7 +156,8 @@ OPTIONS = (
         name="against-budget",
         metavar="SECONDS",
         default="300",
-        help="sampling time of the pairs of one comparison",
+        help="sampling time of the pairs of one comparison, and as much to see a suspicion again; "
+        "with the start of their processes both take twice as long at most",
     ),
     Option(
         name="against-build",

@@ -179,7 +179,7 @@ class MeasureBlock(Command[BlockMeasured], frozen=True, kw_only=True, tag=True):
     """Warm up and sample what the test wants to measure.
 
     `fresh` starts new workers before it. `first_repetition` numbers the prompts, as on the other
-    side.
+    side. `repetitions` are so many at most; 0: as precision and budget say.
     """
 
     metrics: tuple[str, ...]
@@ -187,6 +187,7 @@ class MeasureBlock(Command[BlockMeasured], frozen=True, kw_only=True, tag=True):
     budget_s: float
     first_repetition: int
     fresh: bool = False
+    repetitions: int = 0
 
 
 class LeaveTest(Command[Ended], frozen=True, kw_only=True, tag=True):

@@ -11,6 +11,7 @@ from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
+from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.workloads import TaskAnswer
 
 
@@ -127,14 +128,16 @@ class Ended(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to MeasureBlock: the metrics of each side, and the seconds that were sampled.
+    """Answer to MeasureBlock: the metrics of each side, and the seconds of warm-up and samples.
 
-    A metric is None where it is not measurable; `reasons` then says why.
+    A metric is None where it is not measurable; `reasons` then says why. `load` is what the side's
+    process cost; None from a side of an earlier version.
     """
 
     values: tuple[dict[str, float | None], ...]
     reasons: dict[str, str]
     spent_s: float
+    load: Load | None = None
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):

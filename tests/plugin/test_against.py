@@ -53,7 +53,7 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
             "*def test_speed*",
             (
                 "E *Regression: throughput of auto is 0.882x HEAD (*) [[]0.882, 0.882], "
-                "allowed 3.0 % worse  (* pairs, interleaved)*"
+                "allowed 3.0 % worse  (* pairs, * processes 0 % apart)*"
             ),
             (
                 "E *decode b1 p8 n11 on *; 64.7 tok/s, at the base 73.3 tok/s; "
@@ -62,7 +62,7 @@ def test_a_regression_fails_the_test_that_has_it_and_the_other_passes(repo, run_
         ],
     )
     flat = " ".join(result.stdout.str().split())
-    assert "(again in fresh workers: 0.882x, 6 pairs)" in flat
+    assert "(again: 0.882x, 6 pairs)" in flat
     assert "test_it.py::test_other: throughput of auto is 1.00x HEAD" in flat
     assert result.ret == 1
     slow = next(kept for kept in stored(repo) if kept["metrics"]["throughput"]["outcome"] == "FAIL")
@@ -142,7 +142,7 @@ BASES = {
         "the base's test ended without measuring this",
     ),
     "crashed": (
-        TESTS.replace("ttft=50ms", "ttft=50ms,fault=die@run30"),
+        TESTS.replace("ttft=50ms", "ttft=50ms,fault=die@run4"),
         "the base failed while it was measured: WorkerDied*SIGKILL*",
     ),
 }

@@ -103,10 +103,27 @@ def test_quality(llm, baseline):
     llm.run(WORK)
     found = llm.agreement(baseline)
     assert found.ok
-    assert found.top1 >= 0.99
+    assert found.top1 >= 0.95
 """)
-    run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
+    run("--llmperf-json=out.jsonl").assert_outcomes(passed=1, warnings=0)
     assert lines()[0]["agreement"]
+
+
+def test_an_agreement_that_other_prompts_could_decide_otherwise_passes_with_a_warning(project, run):
+    """Two of a hundred tokens are others: the limit lies inside the interval, and it is said."""
+    project(
+        """
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_quality(llm, baseline):
+    assert llm.agreement(baseline, rule="perplexity(1.022)").ok
+""",
+        script="bf16/quality=0.98",
+    )
+    result = run()
+    result.assert_outcomes(passed=1, warnings=1)
+    said = " ".join(result.stdout.str().split())
+    assert "perplexity(1.022) holds. perplexity(1.022) is decided on these 24 prompts" in said
+    assert "other prompts may decide otherwise" in said
 
 
 def test_a_bad_model_does_not_agree(project, run):

@@ -9,12 +9,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
-from pytest_llmperf.core.agreement.rules import Rule
+from pytest_llmperf.core.agreement.rules import MeasuredCriterion, Rule
 from pytest_llmperf.core.agreement.words import worst_summary, worst_text
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
+from pytest_llmperf.core.verdicts.shares import share_interval
 from pytest_llmperf.errors import UsageError
 
 QUANTITIES = (
@@ -53,9 +54,10 @@ _Statistic = Callable[[Sequence[_Sums]], float]
 class Agreement:
     """How well a candidate's outputs agree with those of its reference.
 
-    Intervals are bootstrapped over prompts. `same_model` says that the candidate was compared with
-    itself, which proves nothing of it. `noise_floor` is the reference against itself. `reference`
-    is the reference's strategy.
+    Intervals are bootstrapped over prompts; those of shares of tokens are exact, on the effective
+    number of tokens (`core.verdicts.shares`). `same_model` says that the candidate was compared
+    with itself, which proves nothing of it. `noise_floor` is the reference against itself.
+    `reference` is the reference's strategy.
     """
 
     def __init__(
@@ -114,12 +116,12 @@ class Agreement:
     @cached_property
     def top1(self) -> Estimate:
         """Share of positions where the candidate's argmax is the reference's."""
-        return self._bootstrapped("top1", _per_token(lambda row: row.top1))
+        return self._share("top1", [row.top1 for row in self._sums])
 
     @cached_property
     def top5(self) -> Estimate:
         """Share of positions where the reference's token is in the candidate's five most likely."""
-        return self._bootstrapped("top5", _per_token(lambda row: row.top5))
+        return self._share("top5", [row.top5 for row in self._sums])
 
     @cached_property
     def kl(self) -> Estimate | NotMeasurable:
@@ -172,8 +174,8 @@ class Agreement:
 
         A prompt that does not diverge before position `horizon` counts too.
         """
-        inside = [float(row.contained(k, horizon)) for row in self.prompts]
-        low, high = stats.bootstrap_interval(inside, fmean)
+        inside = [int(row.contained(k, horizon)) for row in self.prompts]
+        low, high = share_interval(inside, [1] * self.n_prompts)
         return self._estimate("containment", fmean(inside), low, high)
 
     @property
@@ -188,7 +190,10 @@ class Agreement:
 
     @cached_property
     def ok(self) -> Finding:
-        """Whether the rule holds: true or false, and kept among the claims of the test.
+        """Whether the rule holds on these prompts, and kept among the claims of the test.
+
+        It is true or false by the values themselves. Their intervals are in its detail, and where
+        one holds its limit the test is warned that other prompts may decide otherwise.
 
         Raises:
             UsageError: this kind of variant has no default rule, so that there is nothing to hold.
@@ -244,10 +249,29 @@ class Agreement:
         return Finding(
             outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
             text=f"agreement{of}: {self._verdict()}",
-            detail="; ".join(filter(None, (self._context, self._compared()))),
+            detail="; ".join(filter(None, (self._context, self._compared(), *self._intervals()))),
             left="agreement",
             right=str(self.rule),
+            caution=self._caution(),
         )
+
+    def _intervals(self) -> list[str]:
+        """Return what each criterion with an interval measured."""
+        return [f"{measured.criterion}: {measured.estimate}" for measured in self._measured]
+
+    def _caution(self) -> str:
+        """Say which limits lie within the intervals of what they limit."""
+        open_limits = [str(row.criterion) for row in self._measured if row.is_open]
+        if not open_limits:
+            return ""
+        return (
+            f"{' and '.join(open_limits)} is decided on these {self.n_prompts} prompts: "
+            "its interval holds the limit, so that other prompts may decide otherwise"
+        )
+
+    @cached_property
+    def _measured(self) -> tuple[MeasuredCriterion, ...]:
+        return () if self.not_finite else self.rule.measured(self)
 
     def _of_logits(self, name: str, statistic: _Statistic) -> Estimate | NotMeasurable:
         if self.not_finite:
@@ -258,6 +282,11 @@ class Agreement:
         if self.partial and name not in _OF_LOGPROBS:
             return NotMeasurable(f"agreement.{name}", self.partial)
         return self._bootstrapped(name, statistic)
+
+    def _share(self, name: str, counts: Sequence[int]) -> Estimate:
+        """Return a share of tokens, of which each prompt has `counts`."""
+        low, high = share_interval(counts, [row.n for row in self._sums])
+        return self._estimate(name, sum(counts) / self.n_tokens, low, high)
 
     def _bootstrapped(self, name: str, statistic: _Statistic) -> Estimate:
         low, high = stats.bootstrap_interval(self._sums, statistic)

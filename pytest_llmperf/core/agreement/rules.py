@@ -16,6 +16,7 @@ from msgspec import Struct
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES, KINDS, kind_of
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 KL_RESOLUTION_NATS = 1e-9
@@ -82,6 +83,25 @@ class Criterion(Struct, frozen=True):
         """Say why the criterion does not hold; None where it does."""
         return _CRITERIA[self.name].broken(agreement, *self.values)
 
+    def measured(self, agreement: Compared) -> MeasuredCriterion | None:
+        """Return what the criterion limits, with its interval; None where it has none."""
+        quantity = _CRITERIA[self.name].quantity
+        estimate = getattr(agreement, quantity) if quantity else None
+        return MeasuredCriterion(self, estimate) if isinstance(estimate, Estimate) else None
+
+
+class MeasuredCriterion(NamedTuple):
+    """A criterion with one limit, and the estimate that it limits."""
+
+    criterion: Criterion
+    estimate: Estimate
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the interval holds the limit."""
+        (limit,) = self.criterion.values
+        return self.estimate.low < limit < self.estimate.high
+
 
 class Rule(Struct, frozen=True):
     """Criteria that must all hold. Without any, nothing can be judged: see `Agreement.ok`."""
@@ -112,6 +132,11 @@ class Rule(Struct, frozen=True):
         reasons = (criterion.broken(agreement) for criterion in self.criteria)
         return tuple(reason for reason in reasons if reason is not None)
 
+    def measured(self, agreement: Compared) -> tuple[MeasuredCriterion, ...]:
+        """Return what the criteria limit, where that has an interval."""
+        measured = (criterion.measured(agreement) for criterion in self.criteria)
+        return tuple(row for row in measured if row is not None)
+
     def _of_missing_logits(self, partial: str) -> tuple[str, ...]:
         """Name the criteria that cannot be measured without the logits of all tokens."""
         return tuple(
@@ -136,10 +161,14 @@ def _budget_text(problem: str, give: str) -> str:
 
 
 class _CriterionKind(NamedTuple):
-    """A row of the table of criteria: parameters with their defaults, and what breaks it."""
+    """A row of the table of criteria: parameters with their defaults, and what breaks it.
+
+    `quantity` is the number of an agreement that its one parameter limits, if there is one.
+    """
 
     parameters: dict[str, float | None]
     broken: Callable[..., str | None]
+    quantity: str = ""
 
 
 def parse_rule(text: str) -> Rule:
@@ -242,9 +271,9 @@ def _required_noise_floor(agreement: Compared) -> Compared:
 _CRITERIA: dict[str, _CriterionKind] = {
     "exact": _CriterionKind({}, _exact),
     "containment": _CriterionKind({"k": 5, "horizon": 32}, _containment),
-    "perplexity": _CriterionKind({"limit": None}, _perplexity),
-    "sqnr": _CriterionKind({"db": None}, _sqnr),
-    "correlation": _CriterionKind({"least": None}, _correlation),
+    "perplexity": _CriterionKind({"limit": None}, _perplexity, "perplexity_ratio"),
+    "sqnr": _CriterionKind({"db": None}, _sqnr, "sqnr_db"),
+    "correlation": _CriterionKind({"least": None}, _correlation, "logit_correlation"),
     "logits": _CriterionKind({"abs": None}, _logits),
     "noise_floor": _CriterionKind({"margin": None}, _noise_floor),
 }

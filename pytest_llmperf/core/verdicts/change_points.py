@@ -4,23 +4,28 @@ Pure; it informs, and never fails a test by itself.
 
 A window of 50 runs is split where the energy statistic of E-divisive means is largest (Matteson and
 James 2014), and each side again. Permutations cannot reach p = 1e-5 at this price, so a split is
-tested with Student's t on the logs, its variance widened for the autocorrelation of the runs about
-their levels (as Hunter does, without that widening: Fleming et al. 2023). What is left must differ
-by 3 % in the medians of its two sides, on segments of at least four runs, so that one wild run is
-no change.
+tested with Student's t on the logs (as Hunter does: Fleming et al. 2023), its variance widened for
+the autocorrelation of the runs. That is measured about lines, not levels: about a level, a drift
+looks like autocorrelation and hides itself. What is left must differ by 3 % in the medians of its
+two sides, on segments of at least four runs, so that one wild run is no change.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
-from statistics import fmean, median
+from itertools import accumulate
+from statistics import median
 from typing import NamedTuple
 
 from msgspec import Struct
 
-from pytest_llmperf.core.verdicts.distributions import t_cdf
+from pytest_llmperf.core.verdicts.levels import (
+    autocorrelation_about_line,
+    autocorrelation_of_differences,
+    p_of_levels,
+    p_of_slope,
+)
 from pytest_llmperf.errors import UsageError
 
 WINDOW = 50
@@ -30,13 +35,9 @@ FLOOR = 0.03
 ANCHOR_RUNS = 30
 _P_CANDIDATE = 1e-3
 """A bump inside of a window hides in its first split, so it is judged between its neighbours."""
-_T_NEVER = 3.2
-"""Below this no t is significant at _P_CANDIDATE, whatever its degrees of freedom."""
-_WILD = 5 * 1.4826
-"""Times the median absolute deviation, this is five standard deviations of a normal."""
-_MAX_AUTOCORRELATION = 0.9
-_NO_CHANGE = 1e-9
-_NO_VARIANCE = 1e-24
+_BLOCK = WINDOW // 2
+_MIN_BLOCKS = 3
+"""So many stretches of half a window tell the autocorrelation of a history: see `_of_history`."""
 
 
 class ChangePoint(Struct, frozen=True, kw_only=True):
@@ -90,13 +91,13 @@ def change_points(
     Raises:
         UsageError: a value is not positive and finite, or the window is shorter than two segments.
     """
-    logs = _logs(values, window)
-    n = len(logs)
+    history = _History.of(_logs(values, window), window)
+    logs, n = history.logs, len(values)
     splits = {split for start, end in _windows(n, window) for split in _splits(logs, start, end)}
     candidates = _spaced(sorted(splits), n)
-    significant = _pruned(logs, candidates, window, p, floor)
-    points = _pruned(logs, _relocated(logs, significant, window), window, p, floor)
-    return tuple(_change_point(logs, *bounds, window) for bounds in _neighbours(points, n, window))
+    significant = _pruned(history, candidates, p, floor)
+    points = _pruned(history, _relocated(logs, significant, window), p, floor)
+    return tuple(_change_point(history, *bounds) for bounds in _neighbours(points, n, window))
 
 
 def drift(
@@ -109,15 +110,18 @@ def drift(
     """Tell how far the latest runs are from the anchor, which moves when a change is accepted.
 
     The anchor is the first 30 runs of `values`, or `anchor` itself; the latest are up to 30 after
-    it. None while either has fewer than 8. Raises UsageError for values that are not positive and
-    finite.
+    it. They are told apart by their levels, or by the slope of one line through both, whichever is
+    clearer. None while either has fewer than 8. Raises UsageError for values that are not positive
+    and finite.
     """
     if anchor is None:
         anchor, values = values[:ANCHOR_RUNS], values[ANCHOR_RUNS:]
-    first, latest = _logs(anchor), _logs(values)[-ANCHOR_RUNS:]
+    first, since = _logs(anchor), _logs(values)
+    latest = since[-ANCHOR_RUNS:]
     if min(len(first), len(latest)) < 2 * MIN_SEGMENT:
         return None
-    p_of_difference = _p_value(first, latest)
+    gap = len(since) - len(latest)
+    p_of_difference = min(1.0, 2 * min(p_of_levels(first, latest), p_of_slope(first, latest, gap)))
     first_level, latest_level = median(first), median(latest)
     large = abs(math.expm1(latest_level - first_level)) >= floor
     return Drift(
@@ -143,6 +147,33 @@ def _logs(values: Sequence[float], window: int = WINDOW) -> list[float]:
     return [math.log(value) for value in values]
 
 
+class _History(NamedTuple):
+    """The logs of a history, its window, and the autocorrelation of its runs.
+
+    That is None for a history that is too short to tell it.
+    """
+
+    logs: Sequence[float]
+    window: int
+    autocorrelation: float | None
+
+    @classmethod
+    def of(cls, logs: Sequence[float], window: int) -> _History:
+        """Measure the autocorrelation of a history by two estimates, which err differently.
+
+        One is taken about lines through stretches of half a window, and the median of them counts:
+        a change inside of one stretch spoils that one. The other is taken from differences, which a
+        change spoils once; it is less precise.
+        """
+        stretches = [
+            logs[start : start + _BLOCK] for start in range(0, len(logs) - _BLOCK + 1, _BLOCK)
+        ]
+        if len(stretches) < _MIN_BLOCKS:
+            return cls(logs, window, None)
+        about_lines = median(map(autocorrelation_about_line, stretches))
+        return cls(logs, window, (about_lines + autocorrelation_of_differences(logs)) / 2)
+
+
 def _windows(n: int, window: int) -> Iterator[tuple[int, int]]:
     """Yield windows that overlap by half, and one that ends with the latest run."""
     step = window // 2
@@ -156,7 +187,7 @@ def _splits(logs: Sequence[float], start: int, end: int) -> Iterator[int]:
     split = _best_split(logs, start, end)
     if split is None:
         return
-    if _p_value(logs[start:split], logs[split:end], apart=True) > _P_CANDIDATE:
+    if p_of_levels(logs[start:split], logs[split:end], apart=True) > _P_CANDIDATE:
         return
     yield from (*_splits(logs, start, split), split, *_splits(logs, split, end))
 
@@ -200,66 +231,6 @@ def _distance(log: float, others: Sequence[float]) -> float:
     return sum([abs(log - other) for other in others])
 
 
-def _p_value(before: Sequence[float], after: Sequence[float], *, apart: bool = False) -> float:
-    """Return the two-sided p of Student's t between both sides.
-
-    Each side counts as many samples as its autocorrelation leaves. `apart` takes the runs for
-    independent: while changes are still to be found inside of a side, they look like
-    autocorrelation and would hide each other.
-    """
-    before, after = _tamed(before, after)
-    difference = abs(fmean(after) - fmean(before))
-    residuals = [*_residuals(before), *_residuals(after)]
-    freedom = len(residuals) - 2
-    variance = sum([residual * residual for residual in residuals]) / freedom
-    if variance <= _NO_VARIANCE:
-        return 0.0 if difference > _NO_CHANGE else 1.0
-    t = difference / math.sqrt(variance * (1 / len(before) + 1 / len(after)))
-    if t < _T_NEVER:
-        return 1.0
-    inflation = 1.0 if apart else _inflation(residuals)
-    return 2 * t_cdf(-t / math.sqrt(inflation), max(1.0, freedom / inflation))
-
-
-def _tamed(before: Sequence[float], after: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Draw wild runs in to five (robust) standard deviations from their side's median.
-
-    One run at half speed would otherwise hide a change of 12 % beside it.
-    """
-    deviations = [*_deviations(before), *_deviations(after)]
-    spread = median(deviations)
-    reach = _WILD * spread if spread > 0 else math.inf
-    return _drawn_in(before, reach), _drawn_in(after, reach)
-
-
-def _deviations(logs: Sequence[float]) -> list[float]:
-    center = median(logs)
-    return [abs(log - center) for log in logs]
-
-
-def _drawn_in(logs: Sequence[float], reach: float) -> list[float]:
-    center = median(logs)
-    low, high = center - reach, center + reach
-    return [min(max(log, low), high) for log in logs]
-
-
-def _residuals(logs: Sequence[float]) -> list[float]:
-    center = fmean(logs)
-    return [log - center for log in logs]
-
-
-def _inflation(residuals: Sequence[float]) -> float:
-    """Return (1 + r) / (1 - r) of the lag-1 autocorrelation about both levels.
-
-    Its bias is about 2/n. A negative one counts as 0.
-    """
-    products = sum([a * b for a, b in pairwise(residuals)])
-    squares = sum([residual * residual for residual in residuals])
-    r = products / squares + 2 / len(residuals)
-    r = min(_MAX_AUTOCORRELATION, max(0.0, r))
-    return (1 + r) / (1 - r)
-
-
 def _spaced(splits: Sequence[int], n: int) -> list[int]:
     """Keep one of each group of splits: windows that overlap find a change twice, some runs apart.
 
@@ -285,15 +256,13 @@ def _neighbours(points: Sequence[int], n: int, window: int) -> list[tuple[int, i
     ]
 
 
-def _pruned(
-    logs: Sequence[float], points: Sequence[int], window: int, p: float, floor: float
-) -> list[int]:
+def _pruned(history: _History, points: Sequence[int], p: float, floor: float) -> list[int]:
     """Drop the weakest point, again and again, until each is a change by p and by size."""
     remaining = list(points)
     while remaining:
         weaknesses = [
-            _weakness(logs, *bounds, window, p, floor)
-            for bounds in _neighbours(remaining, len(logs), window)
+            _weakness(history, *bounds, p, floor)
+            for bounds in _neighbours(remaining, len(history.logs), history.window)
         ]
         weakest = max(range(len(remaining)), key=weaknesses.__getitem__)
         if weaknesses[weakest] <= (False, p):
@@ -303,26 +272,30 @@ def _pruned(
 
 
 def _weakness(
-    logs: Sequence[float], start: int, point: int, end: int, window: int, p: float, floor: float
+    history: _History, start: int, point: int, end: int, p: float, floor: float
 ) -> tuple[bool, float]:
     """Return whether a point is no change by p or by size, and its p."""
-    p_of_point = _p_of_point(logs, start, point, end, window)
-    before, after = _levels(logs, start, point, end, window)
+    p_of_point = _p_of_point(history, start, point, end)
+    before, after = _levels(history.logs, start, point, end, history.window)
     small = abs(math.expm1(after - before)) < floor
     return p_of_point > p or small, p_of_point
 
 
-def _p_of_point(logs: Sequence[float], start: int, point: int, end: int, window: int) -> float:
+def _p_of_point(history: _History, start: int, point: int, end: int) -> float:
     """Return the better of two tests, with a whole window and with half of one each way.
 
     It is twice the smaller p, for having two.
     """
-    near_start, near_end = _near(start, point, end, window)
-    whole = _p_value(logs[start:point], logs[point:end])
+    near_start, near_end = _near(start, point, end, history.window)
+    whole = _p_of_split(history, start, point, end)
     if (near_start, near_end) == (start, end):
         return min(1.0, 2 * whole)
-    near = _p_value(logs[near_start:point], logs[point:near_end])
-    return min(1.0, 2 * min(whole, near))
+    return min(1.0, 2 * min(whole, _p_of_split(history, near_start, point, near_end)))
+
+
+def _p_of_split(history: _History, start: int, point: int, end: int) -> float:
+    before, after = history.logs[start:point], history.logs[point:end]
+    return p_of_levels(before, after, autocorrelation=history.autocorrelation)
 
 
 def _levels(
@@ -349,13 +322,11 @@ def _relocated(logs: Sequence[float], points: Sequence[int], window: int) -> lis
     return _spaced(sorted(split for split in splits if split is not None), len(logs))
 
 
-def _change_point(
-    logs: Sequence[float], start: int, point: int, end: int, window: int
-) -> ChangePoint:
-    before, after = _levels(logs, start, point, end, window)
+def _change_point(history: _History, start: int, point: int, end: int) -> ChangePoint:
+    before, after = _levels(history.logs, start, point, end, history.window)
     return ChangePoint(
         index=point,
         before=math.exp(before),
         after=math.exp(after),
-        p=_p_of_point(logs, start, point, end, window),
+        p=_p_of_point(history, start, point, end),
     )

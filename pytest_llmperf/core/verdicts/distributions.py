@@ -1,4 +1,4 @@
-"""Student's t, the normal and the binomial, from the incomplete beta function.
+"""Student's t, the normal, the beta and the binomial, from the incomplete beta function.
 
 Pure; checked against published tables.
 """
@@ -89,6 +89,16 @@ def _above_t_quantile(p: float, freedom: float) -> float:
     while t_cdf(bound, freedom) < p:
         bound *= 2
     return bound
+
+
+@lru_cache(maxsize=4096)
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """Return the value below which a Beta(a, b) lies with probability p. By bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if incomplete_beta(a, b, middle) < p else (low, middle)
+    return (low + high) / 2
 
 
 def binomial_pmf(k: int, n: int, p: float) -> float:

@@ -52,7 +52,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     `margin` is log(value / bound) in the direction of the claim (positive: it holds), None where
     one of the two is not positive. `smallest_visible` is relative for timings, absolute for
     bootstrapped quantities, and None for exact ones. `more_samples` is how many more would decide,
-    None when decided or when no number of samples would.
+    None when decided or when no number of samples would. A test that passes is warned of `caution`.
     """
 
     outcome: Outcome
@@ -64,6 +64,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     smallest_visible: float | None = None
     more_samples: int | None = None
     strict: bool = False
+    caution: str = ""
 
     def __bool__(self) -> bool:
         if self.outcome in (Outcome.UNDECIDED, Outcome.NOT_COMPARABLE):

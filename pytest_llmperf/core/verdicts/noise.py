@@ -34,24 +34,35 @@ _BISECTIONS = 60
 _ROUNDING = 1e-9
 _MIN_RATIOS = 3
 _NO_SPREAD = 1e-12
+_RESAMPLES = 200
+"""Sets of sessions drawn from those measured; each has a 25th of the draws."""
+_OF_MEDIAN = math.pi / 2
+"""Variance of the median of normal values, by that of their mean."""
 
 
 class Noise(Struct, frozen=True, kw_only=True):
     """What unchanged sessions of one metric showed.
 
-    `spread` is the standard deviation of their logs. `false_alarms` is the share of sessions, drawn
-    from these, that rule A fails at `floor`, and `at_most` the share that so many draws cannot
-    exclude at 99 %. `proposed` is the floor that one unchanged session in a thousand exceeds.
-    `autocorrelation` is that of `pairs` of repetitions; None for too few.
+    `spread` is the standard deviation of their logs. Of it, `between` is what processes differ by,
+    and `within` is the standard deviation of the logs of repetitions inside one; None where there
+    are too few repetitions. `false_alarms` is the share of sessions, drawn from these, that rule A
+    fails at `floor`; `at_most` is its upper end at 99 %, over other sets of sessions that could be
+    drawn from these. Both know of nothing that none of these sessions showed: `unseen` is the share
+    of such sessions that so many cannot exclude at 99 %. `proposed` is the floor that one unchanged
+    session in a thousand exceeds. `autocorrelation` is that of `pairs` of repetitions; None for too
+    few.
     """
 
     sessions: int
     low: float
     high: float
     spread: float
+    between: float | None
+    within: float | None
     floor: float
     false_alarms: float
     at_most: float
+    unseen: float
     proposed: float
     pairs: int
     autocorrelation: float | None
@@ -77,6 +88,17 @@ def noise(
             f"{len(values)} sessions ({min(values, default=0):g} the least): "
             f"{MIN_SESSIONS} positive values are needed.",
         )
+    return _noise(values, repetitions, direction, floor, draws, seed)
+
+
+def _noise(
+    values: Sequence[float],
+    repetitions: Sequence[Sequence[float]],
+    direction: Direction,
+    floor: float,
+    draws: int,
+    seed: int,
+) -> Noise:
     spread = _spread(values)
     # Both draw for a simulation, not for secrets.
     failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311
@@ -86,9 +108,12 @@ def noise(
         low=min(values),
         high=max(values),
         spread=spread,
+        between=_between(spread, repetitions),
+        within=_within(repetitions),
         floor=floor,
         false_alarms=failed / draws,
-        at_most=_at_most(failed, draws),
+        at_most=max(_at_most(failed, draws), _over_sessions(values, direction, floor, draws, seed)),
+        unseen=1 - _CHANCE ** (1 / len(values)),
         proposed=_proposed(spread, len(values), direction),
         pairs=sum(map(len, pairs)),
         autocorrelation=_autocorrelation(pairs),
@@ -117,6 +142,46 @@ def _false_alarms(
         if first.outcome is Outcome.FAIL:
             failed += confirm(first, draw.choice(values), accepted).outcome is Outcome.FAIL
     return failed
+
+
+def _over_sessions(
+    values: Sequence[float], direction: Direction, floor: float, draws: int, seed: int
+) -> float:
+    """Return the upper end of the share of false alarms over other sets of sessions.
+
+    Each set is drawn with replacement from those measured (a bootstrap over sessions), and rule A
+    is tried on it: what depends on one or two of the sessions varies from set to set.
+    """
+    draw = random.Random(seed)  # noqa: S311 - a simulation, not secrets
+    each = max(1, draws // 25)
+    shares = [
+        _false_alarms(draw.choices(values, k=len(values)), direction, floor, each, draw) / each
+        for _ in range(min(_RESAMPLES, draws))
+    ]
+    return stats.quantile(shares, 1 - _CHANCE)
+
+
+def _within(repetitions: Sequence[Sequence[float]]) -> float | None:
+    """Return the spread of repetitions about the level of their own session."""
+    variances = [_variance_of_logs(values) for values in repetitions if len(values) >= _MIN_RATIOS]
+    return math.sqrt(fmean(variances)) if variances else None
+
+
+def _between(spread: float, repetitions: Sequence[Sequence[float]]) -> float | None:
+    """Return what is left of the sessions' spread without that of their repetitions.
+
+    A session's value is the median of its repetitions, of which neighbours may be alike.
+    """
+    errors = [
+        _OF_MEDIAN * _variance_of_logs(values) / stats.effective_n(values)
+        for values in repetitions
+        if len(values) >= _MIN_RATIOS
+    ]
+    return math.sqrt(max(0.0, spread**2 - fmean(errors))) if errors else None
+
+
+def _variance_of_logs(values: Sequence[float]) -> float:
+    return _spread(values) ** 2
 
 
 def _at_most(failed: int, draws: int) -> float:

@@ -1,11 +1,14 @@
 """Rule B: two versions measured side by side, pair by pair, until the pairs decide. Pure.
 
-Each pair is one fresh block of both versions in random order; its log ratio is positive where the
+Each pair is one fresh process of both versions in random order; its log ratio is positive where the
 new version is worse. With S the sum and V the sum of squares of n log ratios, E = sqrt(1/(n+1))
 ((n+1)V / ((n+1)V - S^2))^(n/2) is an e-process of "no difference": the normal mixture of t
 likelihood ratios (Lai 1976; Wang and Ramdas 2024). It may be looked at after each pair, and reaches
 100 with a probability of 1 % at most. Pairs that are alike to their neighbours break that, so V is
 widened by the pairs' own lag-1 autocorrelation before E is believed, for a FAIL as for a PASS.
+
+Pairs of the same two processes are evidence about these two. Where a side cannot be started anew, a
+verdict needs as much more as two processes of one program may differ by (docs/decisions/0021).
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ MARGIN = 0.02
 _MAX_AUTOCORRELATION = 0.9
 _MAX_EXPONENT = 700
 _NO_SPREAD = 1e-12
+_UNKNOWN_APART = 0.25
+"""Log ratio that a FAIL of two single processes needs besides the floor where nothing is known.
+
+Five processes of one eager model on one GPU differed by 0.24 at most (docs/explanation).
+"""
+_Z_FAIL = 3.09
+_Z_PASS = 1.645
+"""One-sided 0.1 % and 5 % of a normal: what a FAIL with its second look, and E = 20, stand for."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -39,7 +50,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     `change` is the mean ratio new / base - 1, `worse` the same from its bad side (positive: worse),
     `median_worse` that of the median pair. `e_worse` is the evidence against "no difference",
     `e_not_worse` against "worse by `refuted`". `e_plain` is `e_worse` as it would be without
-    autocorrelation. A worsening of `smallest_visible` would have been failed.
+    autocorrelation. A worsening of `smallest_visible` would have been failed. `fresh` and
+    `process_spread` are those of the SideBySide.
     """
 
     outcome: Outcome | None
@@ -54,6 +66,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     e_plain: float
     autocorrelation: float
     smallest_visible: float
+    fresh: bool = True
+    process_spread: float | None = None
 
     @property
     def held_back(self) -> bool:
@@ -67,13 +81,17 @@ class SideBySide(Struct, frozen=True, kw_only=True):
     `floor` is the worsening that is let through.
 
     PASS means that a worsening of `floor` + 2 % is refuted. `evidence` is E of a FAIL: 100 for one
-    series, 100 m for m.
+    series, 100 m for m. `fresh`: each pair has two processes of its own. Else all pairs are of the
+    same two, and `process_spread` is how far processes are known to be apart (the standard
+    deviation of their logs); None where nothing is known.
     """
 
     direction: Direction
     floor: float = FLOOR
     evidence: float = E_FAIL
     max_pairs: int = MAX_PAIRS
+    fresh: bool = True
+    process_spread: float | None = None
     log_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -114,6 +132,10 @@ class SideBySide(Struct, frozen=True, kw_only=True):
             state = state.with_pair(base, new)
         return state
 
+    def of_one_process(self, process_spread: float | None) -> SideBySide:
+        """Return this state where all pairs are of the same two processes."""
+        return replace(self, fresh=False, process_spread=process_spread)
+
     def look(self) -> Decision | None:
         """Decide after the pairs so far; None before the first."""
         return _look(self) if self.log_ratios else None
@@ -146,6 +168,7 @@ def _look(state: SideBySide) -> Decision:
     plain = _moments(ratios)
     widened = plain._replace(inflation=(1 + r) / (1 - r))
     refuted = state.floor + MARGIN
+    null = _log(refuted, direction) - _apart(state, _Z_PASS)
     decision = Decision(
         outcome=None,
         n=len(ratios),
@@ -155,12 +178,24 @@ def _look(state: SideBySide) -> Decision:
         floor=state.floor,
         refuted=refuted,
         e_worse=_evidence_of_worse(widened),
-        e_not_worse=_evidence_of_not_worse(widened, _log(refuted, direction)),
+        e_not_worse=_evidence_of_not_worse(widened, null),
         e_plain=_evidence_of_worse(plain),
         autocorrelation=r,
         smallest_visible=_smallest_visible(widened, state),
+        fresh=state.fresh,
+        process_spread=state.process_spread,
     )
-    return replace(decision, outcome=_outcome(decision, state))
+    return replace(decision, outcome=_outcome(decision, state) or _outcome_of_same(state))
+
+
+def _outcome_of_same(state: SideBySide) -> Outcome | None:
+    """Return UNDECIDED where more pairs of the same two processes would decide nothing.
+
+    That is where they would have decided already, were they of fresh ones.
+    """
+    if state.fresh or _look(replace(state, fresh=True)).outcome is None:
+        return None
+    return Outcome.UNDECIDED
 
 
 def _moments(ratios: tuple[float, ...]) -> _Moments:
@@ -182,12 +217,30 @@ def _evidence_of_not_worse(moments: _Moments, null: float) -> float:
 def _outcome(decision: Decision, state: SideBySide) -> Outcome | None:
     if decision.n < MIN_PAIRS:
         return None
-    past_floor = min(decision.worse, decision.median_worse) > state.floor
-    if decision.e_worse >= state.evidence and past_floor:
+    if decision.e_worse >= state.evidence and _is_past_floor(decision, state):
         return Outcome.FAIL
     if decision.e_not_worse >= E_PASS:
         return Outcome.PASS
     return Outcome.UNDECIDED if decision.n >= state.max_pairs else None
+
+
+def _is_past_floor(decision: Decision, state: SideBySide) -> bool:
+    """Whether mean and median pair are worse than what is let through."""
+    least = _log(state.floor, state.direction) + _apart(state, _Z_FAIL)
+    worse = min(decision.worse, decision.median_worse)
+    return worse > _relative(least, state.direction)
+
+
+def _apart(state: SideBySide, z: float) -> float:
+    """Return the log ratio that two processes of one program may have; 0 for fresh pairs.
+
+    Where nothing is known it is large for a FAIL, and nothing is too large for a PASS.
+    """
+    if state.fresh:
+        return 0.0
+    if state.process_spread is None:
+        return _UNKNOWN_APART if z == _Z_FAIL else math.inf
+    return z * math.sqrt(2) * state.process_spread
 
 
 def _autocorrelation(ratios: tuple[float, ...]) -> float:
@@ -212,7 +265,8 @@ def _smallest_visible(moments: _Moments, state: SideBySide) -> float:
         return _relative(math.inf, state.direction)
     squares = moments.squares * moments.inflation
     mean = math.sqrt(share * squares / (1 - share / n)) / n
-    return max(state.floor, _relative(mean, state.direction))
+    least = _log(state.floor, state.direction) + _apart(state, _Z_FAIL)
+    return _relative(max(least, mean), state.direction)
 
 
 def _log(worse: float, direction: Direction) -> float:

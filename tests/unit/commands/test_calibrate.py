@@ -6,6 +6,7 @@ import math
 import random
 import tomllib
 from datetime import date
+from statistics import median
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from support.history_records import metric, record
 from pytest_llmperf.commands import calibrating, cli
 from pytest_llmperf.commands.calibrating import examine, run_session
 from pytest_llmperf.core.record import Environment
-from pytest_llmperf.core.verdicts.noise import noise
+from pytest_llmperf.core.verdicts.noise import _at_most, noise
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations, write_calibrations
 
@@ -95,12 +96,57 @@ def test_the_autocorrelation_of_pairs():
     assert (too_few.pairs, too_few.autocorrelation) == (3, None)
 
 
+def with_repetitions(n, between, within, seed=0):
+    """Sessions of twenty repetitions each: their medians, and the repetitions."""
+    draw = random.Random(seed)
+    repetitions = [
+        [100 * math.exp(level + within * draw.gauss(0, 1)) for _ in range(20)]
+        for level in [between * draw.gauss(0, 1) for _ in range(n)]
+    ]
+    return [median(values) for values in repetitions], repetitions
+
+
+def test_what_processes_differ_by_is_told_apart_from_their_repetitions():
+    """2 % between, 1 % within; and nothing between where repetitions explain the spread."""
+    values, repetitions = with_repetitions(400, 0.02, 0.01)
+    found = noise(values, repetitions, direction="lower", floor=0.03, draws=1)
+    assert found.between == pytest.approx(0.02, rel=0.1)
+    assert found.within == pytest.approx(0.01, rel=0.1)
+    values, repetitions = with_repetitions(400, 0.0, 0.05)
+    found = noise(values, repetitions, direction="lower", floor=0.03, draws=1)
+    assert found.between < 0.5 * found.spread
+    alone = noise(values, [], direction="lower", floor=0.03, draws=1)
+    assert (alone.between, alone.within) == (None, None)
+
+
+def test_the_share_of_false_alarms_knows_that_other_sessions_could_have_been_measured():
+    """Eleven equal sessions and one far off: draws alone would say that they know it well.
+
+    The upper end over sets of sessions is several times that of so many draws of this one set.
+    """
+    values = [100.0, 100.2] * 5 + [100.1, 70.0]
+    found = noise(values, [], direction="higher", floor=0.03, draws=2000)
+    of_draws = _at_most(round(found.false_alarms * 2000), 2000)
+    assert found.at_most > 2 * of_draws
+    assert found.unseen == pytest.approx(1 - 0.01 ** (1 / 12))
+
+
 @given(spread=st.floats(0.0, 0.3), n=st.integers(8, 40))
 def test_a_floor_is_a_share_in_half_percents(spread, n):
     """And at least half a percent, also where sessions are equal."""
     found = noise(sessions(n, spread), [], direction="lower", floor=0.03, draws=1)
     assert found.proposed >= 0.005
     assert found.proposed / 0.005 == pytest.approx(round(found.proposed / 0.005))
+
+
+def test_a_file_without_the_newer_numbers_is_read(tmp_path):
+    """As those of earlier versions: nothing is known of processes, and their sessions stand in."""
+    path = write_calibrations(tmp_path, [ENTRY])
+    assert "between" not in path.read_text()
+    (entry,) = read_calibrations(tmp_path)
+    assert (entry.between, entry.within, entry.at_most, entry.unseen) == (None,) * 4
+    assert entry.apart == entry.spread == 0.011
+    assert replace(entry, between=0.02).apart == 0.02
 
 
 def test_too_few_sessions_are_refused():
@@ -210,6 +256,10 @@ def test_floors_are_measured_reported_and_written_with_their_provenance(project,
         {"torch": "2.13.0"},
     )
     assert 0.04 < entry["floor"] < 0.16
+    assert 0.0 < entry["between"] < entry["spread"]
+    assert entry["within"] == pytest.approx(0.01, rel=0.3)
+    assert entry["at_most"] >= entry["false_alarms"]
+    assert "false alarms are those of sessions such as these 12: as many as 32% of" in done.stdout
     assert entry["test"] == record("x").test
 
 

@@ -35,6 +35,18 @@ def test_pairs_have_medians_a_ratio_and_its_interval():
     assert labelled_test(read).endswith("[bf16] (first)")
 
 
+def test_processes_of_the_pairs_are_said_with_how_far_apart_they_were():
+    """And so is it where all pairs are of one process a side."""
+    processes = {"fresh": True, "processes": 12, "apart": 0.0083}
+    read = change(pairs=PAIRS, ratio=[0.9, 0.89, 0.91], processes=processes)
+    assert read.how == "6 pairs, 12 processes 0.83 % apart"
+    read = change(pairs=PAIRS[:1], ratio=[0.9, 0.0, "inf"], processes={**processes, "apart": None})
+    assert read.how == "1 pair, 12 processes"
+    processes = {"fresh": False, "processes": 2, "apart": None}
+    read = change(pairs=PAIRS, ratio=[0.9, 0.89, 0.91], processes=processes)
+    assert read.how == "6 pairs, all of one process a side"
+
+
 def test_one_pair_has_no_interval():
     """Its ends are 0 and infinite, also where JSON made a text of that."""
     for high in (math.inf, "inf"):

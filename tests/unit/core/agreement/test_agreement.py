@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.compared_prompts import N, alike, broken, prompt
 
 from pytest_llmperf.core.agreement.agreement import Agreement
-from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
+from pytest_llmperf.core.agreement.comparison import TopToken, WorstPosition
 from pytest_llmperf.core.agreement.rules import (
     DEFAULT_RULES,
     Rule,
@@ -24,78 +24,11 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
 from pytest_llmperf.errors import NotMeasured, UsageError
 
-N = 32
 FP32 = LoadPlan(
     model=ModelRef(name="m", kind="builtin", location="m"), weights_dtype="float32", strategy="fp32"
 )
 FP16 = replace(FP32, weights_dtype="float16", strategy="fp16")
 BF16 = replace(FP32, weights_dtype="bfloat16", strategy="bf16")
-
-
-def prompt(index=0, **changes) -> PromptComparison:
-    """A prompt on which candidate and reference agree; `changes` replace fields."""
-    values: dict[str, Any] = {
-        "index": index,
-        "prompt": f"prompt {index}",
-        "n_prompt_tokens": 10,
-        "top1": (True,) * N,
-        "top5": (True,) * N,
-        "kl": (0.0,) * N,
-        "reference_logprob": (-1.0,) * N,
-        "candidate_logprob": (-1.0,) * N,
-        "signal": 1000.0,
-        "noise": 0.0,
-        "max_abs_logit_error": 0.0,
-        "n_free": N,
-        "first_divergence": None,
-    }
-    return PromptComparison(**{**values, **changes})
-
-
-def alike(i: int) -> PromptComparison:
-    """As fp16 is to fp32: 45 dB, and a near tie that flips late.
-
-    The perplexity is a little better or worse.
-    """
-    flipped = (
-        {"first_divergence": 20, "candidate_rank_in_reference": 1, "reference_rank_in_candidate": 1}
-        if i % 4 == 0
-        else {}
-    )
-    top1 = (True,) * 31 + (i % 4 != 0,)
-    shift = -1.0 + 0.002 * (-1) ** i
-    return prompt(
-        i,
-        top1=top1,
-        kl=(1e-5,) * N,
-        candidate_logprob=(shift,) * N,
-        noise=1000 / 10**4.5,
-        max_abs_logit_error=0.02,
-        **flipped,
-    )
-
-
-def broken(i: int) -> PromptComparison:
-    """As a model with 30 % of its weights zeroed.
-
-    Another text at once, half the perplexity lost, 5 dB.
-    """
-    far = {
-        "first_divergence": 1,
-        "candidate_rank_in_reference": 40,
-        "reference_rank_in_candidate": 900,
-    }
-    gone = (True,) + (False,) * (N - 1)
-    return prompt(
-        i,
-        top1=gone,
-        top5=gone,
-        kl=(0.8,) * N,
-        candidate_logprob=(-1.5,) * N,
-        noise=1000 / 10**0.5,
-        max_abs_logit_error=6.0,
-        **far,
-    )
 
 
 ALIKE = tuple(map(alike, range(12)))
@@ -265,7 +198,10 @@ def test_the_verdict_is_kept_once_among_the_claims():
         assert not found.ok
     assert len(kept) == 1
     assert kept[0].text == "agreement of bf16: sqnr(20) does not hold: sqnr(20): 5.0 dB"
-    assert kept[0].detail == "compared 384 tokens of 12 prompts"
+    assert kept[0].detail == (
+        "compared 384 tokens of 12 prompts; sqnr(20): 5.000 dB [5.000, 5.000] 99 %, n=12"
+    )
+    assert kept[0].caution == ""
 
 
 def test_a_baseline_compared_with_itself_says_so():

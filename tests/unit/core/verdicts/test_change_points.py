@@ -8,9 +8,10 @@ import random
 import labelled
 import pytest
 import simulated
+from history_bars import about_levels, taken_for_independent
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise import NOISES, normal
+from noise import NOISES, autocorrelated, normal
 from verdict_bars import TIGERBEETLE
 
 from pytest_llmperf.core.verdicts import change_points as rule
@@ -114,10 +115,42 @@ def test_simulated_false_points(noise):
     assert simulated.false_points(NOISES[noise], 0.02, 10) <= 1
 
 
-def test_ignoring_autocorrelation_would_give_false_points(monkeypatch):
+@pytest.mark.parametrize(("noise", "most"), [("normal", 0), ("autocorrelated 0.5", 1)])
+def test_simulated_false_points_of_short_histories(noise, most):
+    """A hundred histories of 200 runs without a change: points and drifts."""
+    assert simulated.false_points(NOISES[noise], 0.05, 100, length=200) <= most
+    assert simulated.false_drifts(NOISES[noise], 0.05, 100, 200) <= most
+
+
+def test_ignoring_autocorrelation_would_give_false_points():
     """Negative control: the same histories, taken for independent runs."""
-    monkeypatch.setattr(rule, "_inflation", lambda *_: 1.0)
-    assert simulated.false_points(NOISES["autocorrelated 0.5"], 0.02, 10) >= 10
+    with taken_for_independent():
+        assert simulated.false_points(NOISES["autocorrelated 0.5"], 0.02, 10) >= 10
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.005, 0.02])
+def test_ramps_and_staircases_are_found_however_quiet_the_machine_is(spread):
+    """0.5 % a session for 40 sessions, and ten losses of 1 % in 80: each in 20 of 20 histories."""
+    assert simulated.ramps_found(spread, 20) == 20
+    assert simulated.staircases_found(spread, 20) == 20
+
+
+def test_residuals_about_a_level_would_hide_a_ramp():
+    """Negative control: the slope counts as noise, the more so the quieter the machine is."""
+    with about_levels():
+        assert simulated.ramps_found(0.002, 20) <= 2
+
+
+def test_autocorrelation_is_told_in_spite_of_steps_and_slopes():
+    """Runs of 0 and 0.5, with a step of ten standard deviations and with a slope."""
+    for r in (0.0, 0.5):
+        noise = autocorrelated(r)(200, random.Random(1))
+        for change in (0.0, 10.0):
+            stepped = [x + change * (at >= 90) for at, x in enumerate(noise)]
+            sloping = [x + change * at / 200 for at, x in enumerate(noise)]
+            for logs in (stepped, sloping):
+                assert rule._History.of(logs, 50).autocorrelation == pytest.approx(r, abs=0.2)
+    assert rule._History.of([1.0] * 60, 50).autocorrelation is None
 
 
 def test_simulated_power():

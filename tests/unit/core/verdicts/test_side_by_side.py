@@ -9,8 +9,9 @@ import pytest
 import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise import INDEPENDENT, NOISES, autocorrelated
-from verdict_bars import wilson
+from noise import NOISES, autocorrelated, two_modes
+from simulated import Scene
+from verdict_bars import measured_levels, wilson
 
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.side_by_side import SideBySide
@@ -150,21 +151,96 @@ def test_the_decision_does_not_depend_on_the_unit(xs, scale):
     assert scaled.worse == pytest.approx(plain.worse, abs=1e-9)
 
 
-@pytest.mark.parametrize("noise", INDEPENDENT)
-def test_simulated_false_alarms(noise):
-    """Equal versions, pair noise of 2 %: none of 1,500 fails."""
-    assert simulated.side_by_side(NOISES[noise], 0.02, 0.0, 1500).outcomes[Outcome.FAIL] == 0
+SCENES = {
+    "one level": Scene(0.02),
+    "processes 1 %": Scene(0.01, 0.01),
+    "processes 3 %": Scene(0.02, 0.03),
+    "two modes": Scene(0.02, 0.02, processes=two_modes),
+    "autocorrelated": Scene(0.02, 0.02, noise=autocorrelated(0.5)),
+    "outliers": Scene(0.02, 0.02, noise=NOISES["5 % wild"]),
+    "drift": Scene(0.02, 0.02, drift=0.01),
+}
 
 
-def test_simulated_power():
-    """+5 % is found in more than 99 %, in at most 9 pairs on average.
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+def test_simulated_false_alarms(scene):
+    """Equal versions, whatever their processes do: none of 1,000 fails, and nearly all pass."""
+    outcomes = simulated.in_pairs(scene, 0.0, 1000).outcomes
+    assert outcomes[Outcome.FAIL] == 0
+    assert outcomes[Outcome.PASS] >= 900
 
-    Both are within the simulation's error.
-    """
-    found = simulated.side_by_side(NOISES["normal"], 0.02, 0.05, 2000)
-    assert wilson(found.outcomes[Outcome.FAIL], 2000)[1] > 0.99
-    assert found.outcomes[Outcome.FAIL] >= 0.99 * 2000
-    assert found.pairs_of_fail <= 9
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+def test_simulated_power(scene):
+    """+5 % passes in 1 % (2 % where pairs are alike); +10 % is found in more than 90 %."""
+    passed = simulated.in_pairs(scene, 0.05, 1000).outcomes[Outcome.PASS]
+    assert wilson(passed, 1000)[0] <= (0.02 if scene is SCENES["autocorrelated"] else 0.01)
+    assert simulated.in_pairs(scene, 0.10, 200).outcomes[Outcome.FAIL] >= 180
+
+
+def test_without_a_process_effect_a_loss_of_5_percent_is_found_in_16_pairs_of_both_looks():
+    """The small end: pairs differ by 2 %."""
+    found = simulated.in_pairs(Scene(0.02), 0.05, 1000)
+    assert found.outcomes[Outcome.FAIL] >= 985
+    assert found.pairs_of_fail <= 16
+
+
+def test_one_process_for_all_pairs_would_fail_equal_versions_and_pass_slower_ones():
+    """Negative control: the same processes, of which one serves all pairs of a look."""
+    scene = Scene(0.01, 0.02, fresh=False)
+    same = simulated.in_pairs(scene, 0.0, 1000).outcomes[Outcome.FAIL]
+    passed = simulated.in_pairs(scene, 0.05, 1000).outcomes[Outcome.PASS]
+    assert wilson(same, 1000)[0] > 0.001
+    assert wilson(passed, 1000)[0] > 0.01
+    fresh = scene._replace(fresh=True)
+    assert simulated.in_pairs(fresh, 0.0, 1000).outcomes[Outcome.FAIL] == 0
+    assert simulated.in_pairs(fresh, 0.05, 1000).outcomes[Outcome.PASS] <= 10
+
+
+@pytest.mark.parametrize("strategy", ["bf16", "bf16+static-cache", "bf16+static-cache+compile"])
+def test_processes_as_they_were_measured_on_an_h200(strategy):
+    """Drawn in pairs they fail nothing that is equal, and pass few of +5 %; reused, far more."""
+    scene = Scene(0.005, levels=measured_levels()[strategy])
+    assert simulated.in_pairs(scene, 0.0, 400).outcomes[Outcome.FAIL] == 0
+    assert simulated.in_pairs(scene, 0.05, 400).outcomes[Outcome.PASS] <= 8
+    reused = scene._replace(fresh=False)
+    assert simulated.in_pairs(reused, 0.0, 400).outcomes[Outcome.FAIL] >= 5
+    assert simulated.in_pairs(reused, 0.05, 400).outcomes[Outcome.PASS] >= 50
+
+
+def of_one_process(*log_ratios, spread=None):
+    """The decision after pairs of the same two processes, known to be `spread` apart."""
+    state = SideBySide(direction="lower", log_ratios=log_ratios)
+    return state.of_one_process(spread).look()
+
+
+def test_two_processes_of_which_nothing_is_known_pass_nothing_and_fail_what_is_far_apart():
+    """Equal: UNDECIDED after six pairs. 10 % slower: the same. 40 %: no two processes differ so."""
+    noise = (0.004, -0.006, 0.002, -0.003, 0.005, -0.004)
+    assert after(*noise).outcome is Outcome.PASS
+    for change, outcome in (
+        (0.0, Outcome.UNDECIDED),
+        (0.1, Outcome.UNDECIDED),
+        (0.4, Outcome.FAIL),
+    ):
+        found = of_one_process(*(change + x for x in noise))
+        assert (found.outcome, found.fresh) == (outcome, False)
+    assert found.smallest_visible > 0.25
+
+
+def test_a_known_spread_of_processes_stands_in_for_them():
+    """At 0.5 % two equal processes pass and 8 % fail; at 3 % neither is decided."""
+    noise = (0.004, -0.006, 0.002, -0.003, 0.005, -0.004)
+    slower = [0.08 + x for x in noise]
+    assert of_one_process(*noise, spread=0.005).outcome is Outcome.PASS
+    assert of_one_process(*slower, spread=0.005).outcome is Outcome.FAIL
+    assert of_one_process(*noise, spread=0.03).outcome is Outcome.UNDECIDED
+    assert of_one_process(*slower, spread=0.03).outcome is Outcome.UNDECIDED
+
+
+def test_pairs_of_one_process_that_are_not_clear_go_on():
+    """They may still show what no two processes differ by."""
+    assert of_one_process(*[0.3, -0.3] * 4).outcome is None
 
 
 def test_ignoring_autocorrelation_would_give_false_evidence():
