@@ -15,8 +15,6 @@ from noise import Noise, normal
 
 from pytest_llmperf.core.verdicts.against_history import (
     FRESH_RUNS,
-    AcceptedValues,
-    Comparison,
     compare,
     confirm,
 )
@@ -31,8 +29,8 @@ class Machine(NamedTuple):
     """What makes sessions of one program differ.
 
     `spread` is the standard deviation of their logs, of the shape of `noise`; `r` their lag-1
-    autocorrelation (only with normal noise); `two_modes` the distance of a second level that half of
-    the sessions are at; `drift` what a session adds. Fresh runs of a session follow it in time.
+    autocorrelation (only with normal noise); `two_modes` the distance of a second level that
+    half of the sessions are at; `drift` what a session adds. Fresh runs follow a session in time.
     """
 
     spread: float
@@ -48,7 +46,7 @@ class Machine(NamedTuple):
 
     def log(self, x: float, at: int, draw: random.Random) -> float:
         """The log of the value of session `at`, or of a fresh run of it, with this noise."""
-        mode = self.two_modes if self.two_modes and draw.random() < 0.5 else 0.0  # noqa: PLR2004
+        mode = self.two_modes if self.two_modes and draw.random() < 0.5 else 0.0
         return self.spread * x + mode + self.drift * at
 
 
@@ -173,10 +171,3 @@ def first_outcomes(
 ) -> Counter[Outcome]:
     """The outcomes of the first session after `before` others."""
     return outcomes(machine, change, runs, before=before, after=1, seed=seed)
-
-
-def gated(values: list[float], value: float, again: list[float]) -> Comparison:
-    """The verdict of the gate on one value, measured again where it is suspected."""
-    accepted = AcceptedValues(values=tuple(values))
-    first = compare(value, accepted, direction="lower")
-    return confirm(first, again, accepted) if first.suspected else first

@@ -103,8 +103,8 @@ def _rule_a(size: int) -> Iterator[Finding]:
 def _real_sessions() -> Iterator[Finding]:
     """Try rule A on real series.
 
-    Each run of an unchanged stretch is held against the 12 before it; the next run is its second
-    measurement.
+    Each run of an unchanged stretch is held against the 12 before it; the next three runs are its
+    fresh measurements.
     """
     if labelled.folder() is None:
         print(
@@ -115,9 +115,9 @@ def _real_sessions() -> Iterator[Finding]:
     for path, stretches in UNCHANGED.items():
         values = labelled.column(path)
         runs = [
-            (values[at - 12 : at], values[at], values[at + 1])
+            (values[at - 12 : at], values[at], values[at + 1 : at + 4])
             for low, high in stretches
-            for at in range(low + 12, high - 1)
+            for at in range(low + 12, high - 3)
         ]
         failed = sum(simulated.gated(*run).outcome is Outcome.FAIL for run in runs)
         yield _share(f"A, false FAIL, {path}, unchanged stretches, 12 runs each", failed, len(runs))

@@ -355,9 +355,7 @@ def _suspicion(limit: float) -> float:
     return min(0.5, _SUSPICION * limit)
 
 
-def _together(
-    comparison: Comparison, accepted: AcceptedValues, reach: _Reach, limit: float
-) -> int:
+def _together(comparison: Comparison, accepted: AcceptedValues, reach: _Reach, limit: float) -> int:
     """How many of the last sessions are worse together; 0 where none are.
 
     Only sessions since a suspicion count: those before it are what they are held against.
@@ -395,9 +393,7 @@ def _least_log_worse(comparison: Comparison) -> float:
     return log_limit(floor, comparison.direction)
 
 
-def _outcome(
-    comparison: Comparison, log_worse: float, significant: bool, refuted: bool
-) -> Outcome:
+def _outcome(comparison: Comparison, log_worse: float, significant: bool, refuted: bool) -> Outcome:
     if significant and log_worse > _least_log_worse(comparison):
         return Outcome.FAIL
     return Outcome.PASS if refuted and comparison.n >= MIN_SESSIONS else Outcome.UNDECIDED

@@ -2,9 +2,9 @@
 
 A session that is worse than the limit, and that nothing has decided, is a suspicion. It moves
 nothing: neither it nor any session after it is accepted until the suspicion is resolved. That is
-when somebody accepts it, when it fails, or when the sessions since then refute a worsening together:
-then all of them are accepted, the suspicious ones too. (To accept the others one by one would keep
-what is worse out of the spread: unchanged sessions would fail ten times as often.)
+when somebody accepts it, or when the sessions since then refute a worsening together: then all of
+them are accepted, the suspicious ones too, but for those that failed. (To accept the others one by
+one would keep what is worse out of the spread: unchanged sessions would fail ten times as often.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.core.verdicts.against_history import (
     LOOKS,
@@ -36,10 +37,11 @@ class PastSession(Struct, frozen=True, kw_only=True):
     """A session of a series as it ended.
 
     `failed`: it regressed or its test failed, so that it is never accepted by itself. `accepted`:
-    somebody said that it counts.
+    somebody said that it counts. `name` is for people to read, such as its record and date.
     """
 
     value: float
+    name: str = ""
     failed: bool = False
     accepted: bool = False
 
@@ -82,20 +84,24 @@ class Memory(Struct, frozen=True, kw_only=True):
     def followed_by(self, session: PastSession) -> Memory:
         """The memory after one more session."""
         if session.accepted:
-            return self._with(accepted=(*self.accepted, session), open=self.open)
+            return replace(self, accepted=self._with_accepted([session]))
         if not self.open and not self._is_suspicious(session):
-            entering = () if session.failed else (session,)
-            return self._with(accepted=(*self.accepted, *entering), open=())
-        return self._with(accepted=self.accepted, open=(*self.open, session))._cleared()
+            return replace(self, accepted=self._with_accepted(_unfailed([session])))
+        waiting = replace(self, open=(*self.open, session))
+        return waiting.resolved() if waiting.refutes_a_worsening() else waiting
 
-    def _with(self, *, accepted: tuple[PastSession, ...], open: tuple[PastSession, ...]) -> Memory:
-        return Memory(
-            direction=self.direction,
-            floor=self.floor,
-            earlier=self.earlier,
-            accepted=accepted[-MAX_SESSIONS:],
-            open=open,
-        )
+    def resolved(self) -> Memory:
+        """The memory without its suspicion: what was held back is accepted, unless it failed."""
+        return replace(self, accepted=self._with_accepted(_unfailed(self.open)), open=())
+
+    def refutes_a_worsening(self) -> bool:
+        """Whether the last sessions, some of those held back together, exclude a worsening."""
+        spread = spread_of(self.values.levels)
+        sizes = [n for n in LOOKS if n <= len(self.open)]
+        return spread is not None and any(self._refutes(self.open[-n:], spread) for n in sizes)
+
+    def _with_accepted(self, sessions: Sequence[PastSession]) -> tuple[PastSession, ...]:
+        return (*self.accepted, *sessions)[-MAX_SESSIONS:]
 
     def _is_suspicious(self, session: PastSession) -> bool:
         """Whether it is worse than the limit, by sessions that are enough to say so."""
@@ -103,16 +109,6 @@ class Memory(Struct, frozen=True, kw_only=True):
         if not self.accepted or sum(map(len, levels)) < MIN_SESSIONS:
             return False
         return self._log_worse([session], levels[0]) > log_limit(self.floor, self.direction)
-
-    def _cleared(self) -> Memory:
-        """The memory without its suspicion, where the sessions since then refute a worsening."""
-        levels = self.values.levels
-        spread = spread_of(levels)
-        sizes = [n for n in LOOKS if n <= len(self.open)]
-        if spread is None or not any(self._refutes(self.open[-n:], spread) for n in sizes):
-            return self
-        entering = tuple(session for session in self.open if not session.failed)
-        return self._with(accepted=(*self.accepted, *entering), open=())
 
     def _refutes(self, sessions: Sequence[PastSession], spread: Spread) -> bool:
         """Whether these together exclude a worsening past the limit.
@@ -166,6 +162,10 @@ def _is_outlier(session: PastSession, sessions: Sequence[PastSession]) -> bool:
 
 def _level(values: Sequence[float]) -> float:
     return math.exp(fmean(map(math.log, values)))
+
+
+def _unfailed(sessions: Sequence[PastSession]) -> list[PastSession]:
+    return [session for session in sessions if not session.failed]
 
 
 def _values(sessions: Sequence[PastSession]) -> tuple[float, ...]:

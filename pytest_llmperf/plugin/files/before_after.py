@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.core.change import Change, run_fields, stored_changes
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record, speed_metric
 from pytest_llmperf.gate.accepted import accepted_sessions
+from pytest_llmperf.gate.past import Question
 from pytest_llmperf.gate.since import change_since, judge
 from pytest_llmperf.report.summary import status
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate, parse_limits
@@ -116,9 +117,10 @@ def _since_sessions(
 ) -> Change:
     if store is None or reviewed is None or metric.direction not in ("higher", "lower"):
         return _alone(record, metric, limit, metric.reason)
-    sessions = accepted_sessions(store, reviewed, record, metric)
+    question = Question(record=record, metric=metric, limit=limit)
+    sessions = accepted_sessions(store, reviewed, question)
     accepted, value = sessions.accepted, metric.value or 0.0
-    if not accepted.values or min(value, *accepted.values) <= 0:
+    if not accepted.values or value <= 0:
         return _alone(record, metric, limit, sessions.reason)
     comparison = judge(metric, value, accepted, limit=limit)
     return change_since(record, metric, accepted, comparison)
