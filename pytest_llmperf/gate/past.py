@@ -188,8 +188,9 @@ def _stored_sessions(
 def _stored_session(
     points: Sequence[Point], facts: Mapping[str, Facts], by_hand: set[str]
 ) -> StoredSession | None:
-    accepted = [point for point in points if _is_accepted(point, by_hand)]
-    chosen = accepted or [point for point in points if point.outcome in _FAILED]
+    usable = [point for point in points if _is_usable(point.value)] or points
+    accepted = [point for point in usable if _is_accepted(point, by_hand)]
+    chosen = accepted or [point for point in usable if point.outcome in _FAILED]
     if not chosen:
         return None
     (value,) = session_values(chosen)
@@ -204,12 +205,17 @@ def _stored_session(
     )
 
 
+def _is_usable(value: float | None) -> bool:
+    """Whether a relative change from it can be told."""
+    return value is not None and 0 < value < math.inf
+
+
 def _is_accepted(point: Point, by_hand: set[str]) -> bool:
     return point.outcome in ACCEPTED or point.record_id in by_hand
 
 
 def _refusal(session: StoredSession, question: Question) -> str:
-    if not 0 < session.value < math.inf:
+    if not _is_usable(session.value):
         return f"with a value of {format_value(session.value, session.unit)}"
     if session.by_hand:
         return ""
@@ -314,5 +320,4 @@ def _refused_text(reason: str, sessions: Sequence[StoredSession]) -> str:
     n, newest = len(sessions), sessions[-1]
     what = f"1 session {reason} is" if n == 1 else f"{n} sessions {reason} are"
     how = f", 'llmperf accept --include {newest.record_id[:8]} --reason …' takes it in"
-    is_usable = 0 < newest.value < math.inf
-    return f"{what} left out ({newest.name}{how if is_usable else ''})"
+    return f"{what} left out ({newest.name}{how if _is_usable(newest.value) else ''})"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, median
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -221,6 +221,7 @@ def confirm(
 
     They are pooled: their geometric mean is a FAIL where it is past the floor and its p is the
     session's limit or less (ten times that where the last sessions together made the suspicion).
+    Their median has to be past the floor, too.
     Both are kept: the answer is the first with `again` set.
 
     Raises UsageError as `compare` does.
@@ -237,7 +238,15 @@ def confirm(
     share = _TOGETHER_AGAIN if first.together else 1.0
     again = _judged(comparison, fresh, share * (first.p_limit or P_SINGLE))
     again = replace(again, n_runs=len(values))
+    if again.outcome is Outcome.FAIL and not _is_past_floor(median(values), comparison):
+        again = replace(again, outcome=Outcome.UNDECIDED)
     return replace(first, outcome=again.outcome, again=again)
+
+
+def _is_past_floor(value: float, comparison: Comparison) -> bool:
+    """Whether a value alone is worse than the floor: a mean may be so by one of its values."""
+    log_worse = log_worse_of([value], comparison.center or 1.0, comparison.direction)
+    return log_worse > _least_log_worse(comparison)
 
 
 def _not_comparable(value: float, direction: Direction, floor: float) -> Comparison:

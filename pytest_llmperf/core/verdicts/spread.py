@@ -16,7 +16,9 @@ from statistics import fmean
 from msgspec import Struct
 
 _MIN_CORRELATED = 8
+_LONG = 20
 _MAX_AUTOCORRELATION = 0.9
+_MAX_AUTOCORRELATION_IF_SHORT = 0.7
 NO_SPREAD = 1e-12
 
 
@@ -57,7 +59,7 @@ def spread_of(levels: Sequence[Sequence[float]]) -> Spread | None:
     kept = freedom if r == 0 else max(1.0, n - lost)
     return Spread(
         value=math.sqrt(squares / kept),
-        freedom=max(1, math.floor(freedom * (1 - r * r) / (1 + r * r))),
+        freedom=max(freedom - freedom // 2, math.floor(freedom * (1 - r * r) / (1 + r * r))),
         autocorrelation=r,
     )
 
@@ -77,7 +79,8 @@ def _autocorrelation(residuals: Sequence[Sequence[float]], squares: float) -> fl
         return 0.0
     products = math.fsum(a * b for level in residuals for a, b in pairwise(level))
     r = products / squares + len(residuals) / n
-    return min(_MAX_AUTOCORRELATION, max(0.0, r))
+    most = _MAX_AUTOCORRELATION if n >= _LONG else _MAX_AUTOCORRELATION_IF_SHORT
+    return min(most, max(0.0, r))
 
 
 def _inflation(n: int, r: float) -> float:
