@@ -166,6 +166,20 @@ def outcomes(
     )
 
 
+def fails_by_history(
+    machine: Machine, histories: int, *, before: int = 30, after: int = 30, seed: int = 0
+) -> list[int]:
+    """How many sessions of each unchanged history fail."""
+    draw = random.Random(seed)  # noqa: S311 - as above
+    return [
+        sum(
+            seen.outcome is Outcome.FAIL
+            for seen in gated_sessions(machine, draw, before=before, after=after, change=0.0)
+        )
+        for _ in range(histories)
+    ]
+
+
 def first_outcomes(
     machine: Machine, change: float, runs: int, *, before: int = 12, seed: int = 0
 ) -> Counter[Outcome]:
