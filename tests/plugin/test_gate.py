@@ -229,6 +229,48 @@ def test_a_failed_session_is_not_held_against_until_it_is_accepted(
     run("--llmperf-gate").assert_outcomes(failed=1)
 
 
+def test_a_suspicion_that_nobody_resolves_is_not_forgotten(project, run, sessions, opened):
+    """3.5 % more time where sessions differ by 2 %: undecided, and it never becomes the level.
+
+    The next line names it, and how to accept it; once somebody does, nothing is held back.
+    """
+    sessions(12, spread=0.02)
+    slower = "ttft=52ms,tpot=10.4ms"
+    project(ONE, script=slower)
+    run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001").assert_outcomes(passed=1)
+    result = run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001")
+    result.assert_outcomes(passed=1, warnings=1)
+    line = " ".join(result.stdout.str().split())
+    record = re.search(r"1 session is held back since (\w{8}) .* was worse than the limit", line)[1]
+    assert "in 12 accepted sessions" in line
+    command = [sys.executable, "-m", "pytest_llmperf", "accept", "--include", record]
+    subprocess.run([*command, "--reason", "a busy day"], check=True, capture_output=True)
+    result = run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001")
+    assert "in 13 accepted sessions" in " ".join(result.stdout.str().split())
+
+
+@pytest.mark.own_process
+def test_sessions_of_uncommitted_changes_are_asked_for(project, run, pytester):
+    """They are nothing to hold against, unless an option or its ini twin says so."""
+    project(ONE)
+    for words in (
+        ("init", "-q", "-b", "main"),
+        ("add", "test_it.py"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"),
+    ):
+        subprocess.run(["git", *words], cwd=pytester.path, check=True)
+    project(ONE + "# changed")
+    run()
+    result = run("--llmperf-gate=throughput")
+    result.stdout.fnmatch_lines(
+        ["*not compared with history: 1 session with uncommitted changes is left out (*"]
+    )
+    assert result.ret == EXIT_JUDGED_NOTHING
+    assert run("--llmperf-gate=throughput", "--llmperf-any-tree").ret == 0
+    pytester.makeini("[pytest]\nllmperf_any_tree = true\n")
+    assert run("--llmperf-gate=throughput").ret == 0
+
+
 def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed.
 
