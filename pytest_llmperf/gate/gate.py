@@ -235,7 +235,7 @@ class Gate:
         return self._again_s < self._settings.again_budget_s
 
     def _left_undecided(self, metrics: Sequence[GatedMetric]) -> list[GatedMetric]:
-        """The metrics of a session that has used its time for second measurements."""
+        """The metrics of a session that has used its time for fresh measurements."""
         why = (
             "undecided: not measured again, the session has used its "
             f"{self._settings.again_budget_s:g} s for that (--llmperf-again-budget)"

@@ -72,7 +72,7 @@ class GatedMetric:
             return self
         values = list(filter(_is_usable, (self._value_in(record) for record in records)))
         if not values:
-            return self.left_undecided("undecided: its second measurement had no value")
+            return self.left_undecided("undecided: the fresh measurements had no value")
         return changed(self, comparison=self._confirmed(self.comparison, values))
 
     def _value_in(self, record: Record) -> float:

@@ -67,16 +67,14 @@ def _project_gate(root: Path) -> str:
 
 
 def _last_attempts(records: Sequence[Record]) -> list[Record]:
-    repeated = {_work(record) for record in records if _is_repeated(record)}
-    return [record for record in records if _is_last_attempt(record, repeated)]
+    last: dict[tuple[str, ...], int] = {}
+    for record in records:
+        last[_work(record)] = max(last.get(_work(record), 1), _attempt(record))
+    return [record for record in records if _attempt(record) == last[_work(record)]]
 
 
-def _is_last_attempt(record: Record, repeated: set[tuple[str, ...]]) -> bool:
-    return _is_repeated(record) or _work(record) not in repeated
-
-
-def _is_repeated(record: Record) -> bool:
-    return bool(record.extra.get("attempt", 1) > 1)
+def _attempt(record: Record) -> int:
+    return int(record.extra.get("attempt", 1))
 
 
 def _work(record: Record) -> tuple[str, ...]:
