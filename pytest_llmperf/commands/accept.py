@@ -134,7 +134,12 @@ def _acceptance(series: Series, record: Record, signature: dict[str, str]) -> Ac
     from pytest_llmperf.history.accept import Acceptance  # noqa: PLC0415
 
     return Acceptance(
-        series=series.key, record=record.id, created=record.created, test=record.test, **signature
+        series=series.key,
+        record=record.id,
+        created=record.created,
+        test=record.test,
+        level=True,
+        **signature,
     )
 
 

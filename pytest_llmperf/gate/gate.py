@@ -21,7 +21,7 @@ from pytest_llmperf.gate import words
 from pytest_llmperf.gate.accepted import accepted_sessions, unmeasured
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
 from pytest_llmperf.gate.gated import GatedMetric
-from pytest_llmperf.gate.lineage import Lineage
+from pytest_llmperf.gate.lineage import Lineage, lineage_of
 from pytest_llmperf.gate.past import AcceptedSessions, Question
 from pytest_llmperf.gate.since import judge
 from pytest_llmperf.gate.waivers import Waivers, read_waivers
@@ -125,7 +125,7 @@ class Gate:
 
     @cached_property
     def _lineage(self) -> Lineage | None:
-        return None if self._settings.any_tree else Lineage(self._settings.root)
+        return lineage_of(self._settings.root, any_tree=self._settings.any_tree)
 
     @cached_property
     def _waivers(self) -> Waivers:

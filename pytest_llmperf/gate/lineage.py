@@ -17,6 +17,11 @@ DIRTY = "with uncommitted changes"
 OTHER_BRANCH = "of another branch"
 
 
+def lineage_of(root: Path, *, any_tree: bool) -> Lineage | None:
+    """The lineage that sessions have to be of; None where any counts (--llmperf-any-tree)."""
+    return None if any_tree else Lineage(root)
+
+
 class Lineage:
     """The commits that this commit, or the main branch, comes from.
 

@@ -19,6 +19,7 @@ from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate, parse_lim
 from pytest_llmperf.settings.project import find_project
 
 if TYPE_CHECKING:
+    from pytest_llmperf.gate.lineage import Lineage
     from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.store import Store
 
@@ -28,6 +29,7 @@ def compared(
     store: Store | None,
     reviewed: Reviewed | None,
     limits: Mapping[str, float],
+    lineage: Lineage | None = None,
 ) -> list[Change]:
     """The limited metrics of each run, against the other version or against its history.
 
@@ -38,14 +40,18 @@ def compared(
     return [
         change
         for record in _last_attempts(_runs(records))
-        for change in _changes(record, store, reviewed, limits)
+        for change in _changes(record, store, reviewed, limits, lineage)
     ]
 
 
 def _changes(
-    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+    record: Record,
+    store: Store | None,
+    reviewed: Reviewed | None,
+    limits: Mapping[str, float],
+    lineage: Lineage | None,
 ) -> Sequence[Change]:
-    return stored_changes(record) or _since_history(record, store, reviewed, limits)
+    return stored_changes(record) or _since_history(record, store, reviewed, limits, lineage)
 
 
 def _runs(records: Iterable[Record]) -> list[Record]:
@@ -82,13 +88,18 @@ def _work(record: Record) -> tuple[str, ...]:
 
 
 def _since_history(
-    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+    record: Record,
+    store: Store | None,
+    reviewed: Reviewed | None,
+    limits: Mapping[str, float],
+    lineage: Lineage | None,
 ) -> list[Change]:
     """The changes since the accepted sessions; where there are none, the first metric alone."""
     changes = []
     for metric in _shown_metrics(record, limits):
         limit = limits.get(metric.name, DEFAULT_LIMITS["throughput"])
-        changes.append(_since_sessions(record, metric, store, reviewed, limit))
+        question = Question(record=record, metric=metric, limit=limit, lineage=lineage)
+        changes.append(_since_sessions(question, store, reviewed))
     return [change for change in changes if change.before is not None] or changes[:1]
 
 
@@ -106,16 +117,10 @@ def _measured_metrics(record: Record) -> dict[str, MetricValue]:
     return {metric.name: metric for metric in record.metrics if metric.value is not None}
 
 
-def _since_sessions(
-    record: Record,
-    metric: MetricValue,
-    store: Store | None,
-    reviewed: Reviewed | None,
-    limit: float,
-) -> Change:
+def _since_sessions(question: Question, store: Store | None, reviewed: Reviewed | None) -> Change:
+    record, metric, limit = question.record, question.metric, question.limit
     if store is None or reviewed is None or metric.direction not in ("higher", "lower"):
         return _alone(record, metric, limit, metric.reason)
-    question = Question(record=record, metric=metric, limit=limit)
     sessions = accepted_sessions(store, reviewed, question)
     accepted, value = sessions.accepted, metric.value or 0.0
     if not accepted.values or value <= 0:
