@@ -14,12 +14,12 @@ from typing import NamedTuple
 from noise import Noise, normal
 
 from pytest_llmperf.core.verdicts.against_history import (
-    FRESH_RUNS,
     compare,
     confirm,
 )
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.memory import Memory, PastSession
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.core.verdicts.stats import median
 
 FLOOR = 0.03

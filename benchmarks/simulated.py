@@ -14,7 +14,6 @@ from typing import NamedTuple
 from noise import Noise, autocorrelated, normal
 
 from pytest_llmperf.core.verdicts.against_history import (
-    FRESH_RUNS,
     AcceptedValues,
     Comparison,
     compare,
@@ -22,6 +21,7 @@ from pytest_llmperf.core.verdicts.against_history import (
 )
 from pytest_llmperf.core.verdicts.change_points import change_points
 from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.core.verdicts.side_by_side import Decision, SideBySide
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import (
-    FRESH_RUNS,
     P_SINGLE,
     Comparison,
     p_limit,
 )
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.gate import words
 from pytest_llmperf.gate.accepted import accepted_sessions, unmeasured

@@ -19,10 +19,19 @@ from statistics import fmean, median
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.verdicts.distributions import t_cdf, t_quantile
+from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
-from pytest_llmperf.core.verdicts.spread import NO_SPREAD, Spread, spread_of
+from pytest_llmperf.core.verdicts.reach import (
+    Reach,
+    log_limit,
+    log_twice,
+    log_worse_of,
+    one_sided,
+    p_of_suspicion,
+    relative,
+)
+from pytest_llmperf.core.verdicts.spread import spread_of
 from pytest_llmperf.errors import UsageError
 
 MAX_SESSIONS = 30
@@ -30,26 +39,13 @@ MIN_SESSIONS = 8
 P_SINGLE = 0.001
 FAMILY_ERROR = 0.01
 LARGE_CHANGE = 0.10
-FRESH_RUNS = 3
-"""How many fresh measurements decide a suspicion, pooled."""
-
 LOOKS = (2, 3, 4, 6, 8, 10)
 """How many of the last sessions are held together against the accepted ones."""
 
-QUIET = 0.025
-"""The spread up to which fresh runs of one session are taken to differ as sessions do.
-
-Above it, how they differ has to be calibrated: what a day has done to a machine is in all of them.
-"""
-
-# Of the limit of p: what makes a suspicion, alone and together, and what decides it.
-_SUSPICION = 20.0
+# Of the limit of p: what makes a suspicion of the last sessions, and what then decides it.
 _TOGETHER = 5.0
 _TOGETHER_AGAIN = 10.0
 _REFUTED = 0.95
-_POWER = 0.8
-_NO_CHANGE = 1e-9
-_BISECTIONS = 10
 
 
 class AcceptedValues(Struct, frozen=True, kw_only=True):
@@ -182,7 +178,7 @@ def compare(
     spread = spread_of(accepted.levels)
     if spread is None:
         return replace(comparison, more_sessions=MIN_SESSIONS - comparison.n)
-    reach = _Reach(spread=spread, n_center=len(accepted.levels[0]), calibrated=calibrated)
+    reach = Reach(spread=spread, n_center=len(accepted.levels[0]), calibrated=calibrated)
     return _with_suspicion(_judged(comparison, reach, limit), accepted, reach, limit)
 
 
@@ -232,7 +228,7 @@ def confirm(
     spread = spread_of(accepted.levels)
     assert spread is not None  # noqa: S101 - what is suspected was tested
     n_center = len(accepted.levels[0])
-    fresh = _Reach(
+    fresh = Reach(
         spread=spread, n_center=n_center, calibrated=calibrated, n_fresh=len(values), fresh=True
     )
     share = _TOGETHER_AGAIN if first.together else 1.0
@@ -275,65 +271,22 @@ def _compared_with_mean(
     )
 
 
-class _Reach(Struct, frozen=True, kw_only=True):
-    """How far a value of a session, or the mean of fresh runs of one, may be from the center.
-
-    `n_center` sessions made the center. `fresh` is for the mean of `n_fresh` runs in one session.
-    """
-
-    spread: Spread
-    n_center: int
-    calibrated: float | None = None
-    n_fresh: int = FRESH_RUNS
-    fresh: bool = False
-
-    @property
-    def error(self) -> float:
-        """The standard error of the difference, in logs."""
-        return self._error_of_fresh() if self.fresh else self.spread.error(1, self.n_center)
-
-    def _error_of_fresh(self) -> float:
-        """Runs of one session share what the day did to all; what they do not share is pooled."""
-        between, own = self.spread.value, self._own_spread()
-        shared = max(0.0, between**2 - own**2)
-        pooled = own**2 / self.n_fresh
-        center = max(own, between) ** 2 * self.spread.variance_of_mean(self.n_center)
-        return math.sqrt(shared + pooled + center)
-
-    def _own_spread(self) -> float:
-        """The spread of fresh runs of one session: what they do not share.
-
-        Runs of one session are at least as much alike as sessions that follow each other.
-        """
-        if self.calibrated is not None:
-            return self.calibrated
-        if self.spread.value > QUIET:
-            return 0.0
-        return self.spread.value * math.sqrt(1 - self.spread.autocorrelation)
-
-    def quantile(self, p: float) -> float:
-        """The distance that a value without a change exceeds with probability p."""
-        return t_quantile(1 - p, self.spread.freedom) * self.error
-
-    def p(self, log_worse: float) -> float:
-        """The probability that a value without a change is as much worse, or more."""
-        return _one_sided(log_worse, self.error, self.spread.freedom)
-
-
-def _judged(comparison: Comparison, reach: _Reach, limit: float) -> Comparison:
+def _judged(comparison: Comparison, reach: Reach, limit: float) -> Comparison:
     """Test a prediction: the new value and the center both vary."""
     log_worse, direction = _log_worse(comparison), comparison.direction
     p, excluded = reach.p(log_worse), max(0.0, log_worse) + reach.quantile(1 - _REFUTED)
-    must_refute = _log_twice(comparison.floor, direction)
+    must_refute = log_twice(comparison.floor, direction)
     judged = replace(
         comparison,
         outcome=_outcome(comparison, log_worse, p <= limit, excluded <= must_refute),
         p=p,
         p_limit=limit,
         spread=reach.spread.value,
-        refuted=_relative(excluded, direction),
-        must_refute=_relative(must_refute, direction),
-        smallest_visible=_smallest_visible(comparison, reach, limit),
+        refuted=relative(excluded, direction),
+        must_refute=relative(must_refute, direction),
+        smallest_visible=relative(
+            reach.smallest_visible(_least_log_worse(comparison), limit), direction
+        ),
     )
     if judged.outcome is Outcome.UNDECIDED:
         more_sessions = _more_sessions(log_worse, reach, comparison.n, limit)
@@ -342,12 +295,12 @@ def _judged(comparison: Comparison, reach: _Reach, limit: float) -> Comparison:
 
 
 def _with_suspicion(
-    comparison: Comparison, accepted: AcceptedValues, reach: _Reach, limit: float
+    comparison: Comparison, accepted: AcceptedValues, reach: Reach, limit: float
 ) -> Comparison:
     """Say whether fresh measurements should decide: of the value, or of the last sessions."""
     log_worse = _log_worse(comparison)
     is_worse = log_worse > _least_log_worse(comparison)
-    alone = is_worse and reach.p(log_worse) <= _suspicion(limit)
+    alone = is_worse and reach.p(log_worse) <= p_of_suspicion(limit)
     together = 0 if alone else _together(comparison, accepted, reach, limit)
     if together and comparison.outcome is Outcome.PASS:
         comparison = replace(comparison, outcome=Outcome.UNDECIDED)
@@ -359,12 +312,7 @@ def _with_suspicion(
     )
 
 
-def _suspicion(limit: float) -> float:
-    """The p that a value alone has to reach to be measured again."""
-    return min(0.5, _SUSPICION * limit)
-
-
-def _together(comparison: Comparison, accepted: AcceptedValues, reach: _Reach, limit: float) -> int:
+def _together(comparison: Comparison, accepted: AcceptedValues, reach: Reach, limit: float) -> int:
     """How many of the last sessions are worse together; 0 where none are.
 
     Only sessions since a suspicion count: those before it are what they are held against.
@@ -376,16 +324,10 @@ def _together(comparison: Comparison, accepted: AcceptedValues, reach: _Reach, l
     for n in (n for n in LOOKS if n <= len(last)):
         log_worse = log_worse_of(last[-n:], comparison.center or 1.0, comparison.direction)
         error = reach.spread.error(n, reach.n_center)
-        p = _one_sided(log_worse, error, reach.spread.freedom)
+        p = one_sided(log_worse, error, reach.spread.freedom)
         if log_worse > floor and p <= _TOGETHER * limit:
             return n
     return 0
-
-
-def log_worse_of(values: Sequence[float], center: float, direction: Direction) -> float:
-    """Return the mean log of values / center, positive where they are worse."""
-    log_ratio = fmean(map(math.log, values)) - math.log(center)
-    return -log_ratio if direction == "higher" else log_ratio
 
 
 def _log_worse(comparison: Comparison) -> float:
@@ -408,39 +350,7 @@ def _outcome(comparison: Comparison, log_worse: float, significant: bool, refute
     return Outcome.PASS if refuted and comparison.n >= MIN_SESSIONS else Outcome.UNDECIDED
 
 
-def _smallest_visible(comparison: Comparison, reach: _Reach, limit: float) -> float:
-    """Return the change that would be a suspicion and be confirmed, with a probability of 80 %."""
-    fresh = reach if reach.fresh else replace(reach, fresh=True)
-    least = _least_log_worse(comparison)
-    first_reach = max(least, reach.quantile(_suspicion(limit)))
-    fresh_reach = max(least, fresh.quantile(limit))
-
-    def power(log_worse: float) -> float:
-        first = _one_sided(first_reach - log_worse, reach.error, reach.spread.freedom)
-        again = _one_sided(fresh_reach - log_worse, fresh.error, reach.spread.freedom)
-        return first * again
-
-    low, high = (
-        max(
-            first_reach + t_quantile(share, reach.spread.freedom) * reach.error,
-            fresh_reach + t_quantile(share, reach.spread.freedom) * fresh.error,
-        )
-        for share in (_POWER, math.sqrt(_POWER))
-    )
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(middle) < _POWER else (low, middle)
-    return _relative(high, comparison.direction)
-
-
-def _one_sided(log_worse: float, error: float, freedom: int) -> float:
-    # Equal sessions have no spread, but for the rounding of their logs.
-    if error < NO_SPREAD:
-        return 0.0 if log_worse > _NO_CHANGE else 1.0
-    return t_cdf(-log_worse / error, freedom)
-
-
-def _more_sessions(log_worse: float, reach: _Reach, n: int, limit: float) -> int | None:
+def _more_sessions(log_worse: float, reach: Reach, n: int, limit: float) -> int | None:
     """Return how many more sessions like these would let this change pass the test.
 
     At least up to 8, at most up to 30.
@@ -451,20 +361,6 @@ def _more_sessions(log_worse: float, reach: _Reach, n: int, limit: float) -> int
         if t_quantile(1 - limit, total - 1) * error <= log_worse:
             return total - n
     return MIN_SESSIONS - n if n < MIN_SESSIONS else None
-
-
-def log_limit(floor: float, direction: Direction) -> float:
-    """Return how much worse a share is in logs: 3 % less is 0.0305, 3 % more 0.0296."""
-    return -math.log1p(-floor) if direction == "higher" else math.log1p(floor)
-
-
-def _log_twice(floor: float, direction: Direction) -> float:
-    """Twice the floor, in logs, where the metric is worse: at most twice as a share, too."""
-    return 2 * log_limit(floor, direction) if direction == "higher" else math.log1p(2 * floor)
-
-
-def _relative(log: float, direction: Direction) -> float:
-    return -math.expm1(-log) if direction == "higher" else math.expm1(min(log, 700.0))
 
 
 def _require(

@@ -21,11 +21,10 @@ from pytest_llmperf.core.verdicts.against_history import (
     MAX_SESSIONS,
     MIN_SESSIONS,
     AcceptedValues,
-    log_limit,
-    log_worse_of,
 )
 from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
+from pytest_llmperf.core.verdicts.reach import log_limit, log_worse_of
 from pytest_llmperf.core.verdicts.spread import Spread, spread_of
 
 _REFUTED = 0.95
