@@ -26,6 +26,7 @@ from pytest_llmperf.core.verdicts.against_history import (
 from pytest_llmperf.core.verdicts.change_points import change_points, drift
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
 from pytest_llmperf.core.verdicts.loads import Load
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.core.verdicts.shares import share_interval
 from pytest_llmperf.core.verdicts.side_by_side import MAX_PAIRS, SideBySide
 
@@ -42,16 +43,17 @@ def sessions(
 
 
 def _session(noise: Noise, spread: float, change: float, n: int, draw: random.Random) -> Comparison:
-    """One gated session with its second measurement, which follows the first in time."""
-    values = [math.exp(spread * x) for x in noise(n + 2, draw)]
-    return gated(values[:n], values[n] * (1 + change), values[n + 1] * (1 + change))
+    """One gated session with its fresh measurements, which follow the first in time."""
+    values = [math.exp(spread * x) for x in noise(n + 1 + FRESH_RUNS, draw)]
+    value, *fresh = (slower * (1 + change) for slower in values[n:])
+    return gated(values[:n], value, fresh)
 
 
-def gated(values: list[float], value: float, again: float) -> Comparison:
-    """The verdict of the gate on one value, measured again where the first is a suspicion."""
+def gated(values: list[float], value: float, fresh: list[float]) -> Comparison:
+    """The verdict of the gate on one value, with fresh measurements where it is a suspicion."""
     accepted = AcceptedValues(values=tuple(values))
     first = compare(value, accepted, direction="lower")
-    return confirm(first, again, accepted) if first.outcome is Outcome.FAIL else first
+    return confirm(first, fresh, accepted) if first.suspected else first
 
 
 class Pairs(NamedTuple):

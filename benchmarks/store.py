@@ -30,6 +30,7 @@ from sqlalchemy import insert
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.gate.accepted import accepted_sessions
+from pytest_llmperf.gate.past import Question
 from pytest_llmperf.history.accept import Reviewed
 from pytest_llmperf.history.rows import document, metric_rows, record_row
 from pytest_llmperf.history.store import Store, open_store
@@ -240,7 +241,7 @@ def _decide(store: Store, model: Record) -> None:
         model, id="new", session_id="new", test=f"test_it.py::test_{SERIES // 2}"
     )
     metric = next(metric for metric in record.metrics if metric.name == "throughput")
-    sessions = accepted_sessions(store, Reviewed(), record, metric)
+    sessions = accepted_sessions(store, Reviewed(), Question(record=record, metric=metric))
     assert sessions.accepted.n > 0, sessions.reason
 
 

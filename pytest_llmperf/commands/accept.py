@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     help="The record that has the new level. Default: the newest of the series.",
 )
 @click.option(
+    "--include",
+    metavar="RECORD",
+    help="The session of this record is an ordinary one: it is accepted, and the level stays.",
+)
+@click.option(
     "--rename",
     nargs=2,
     metavar="OLD NEW",
@@ -60,6 +65,7 @@ def accept_command(
     series: str | None,
     reason: str,
     record_id: str | None,
+    include: str | None,
     rename: tuple[str, str] | None,
     removed: str | None,
     who: str | None,
@@ -71,13 +77,18 @@ def accept_command(
     A renamed test is held against its history under the new name. SERIES is a series key (a failed
     gate names it), or a part of a test's node id. One line is added to llmperf-accepted.jsonl in
     the project, to be reviewed and committed. The spread of the sessions before is kept.
+
+    --include puts back a session that the gate holds back or leaves out, such as an outlier.
     """
-    _require_one({"SERIES": series, "--rename": rename, "--removed": removed})
+    subjects = {"SERIES": series, "--include": include, "--rename": rename, "--removed": removed}
+    _require_one(subjects)
     signature = {"who": user_name() if who is None else who, "why": reason, "when": now()}
     with open_history(store) as opened:
         if series is not None:
             accepted_series = _one_series(opened.series(), series)
             _write(*_level(opened, accepted_series, record_id, signature), as_json=as_json)
+        elif include is not None:
+            _write(*_included(opened, include, signature), as_json=as_json)
         else:
             old, new = rename or (removed or "", "")
             _write(*_rename(opened, old, new, signature), as_json=as_json)
@@ -92,7 +103,7 @@ def _require_one(subjects: Mapping[str, object]) -> None:
 
 def _one_is_needed(names: Sequence[str]) -> str:
     return (
-        "one of SERIES, --rename OLD NEW and --removed OLD is needed, "
+        "one of SERIES, --include RECORD, --rename OLD NEW and --removed OLD is needed, "
         f"not {' and '.join(names) or 'none'}."
     )
 
@@ -123,7 +134,41 @@ def _acceptance(series: Series, record: Record, signature: dict[str, str]) -> Ac
     from pytest_llmperf.history.accept import Acceptance  # noqa: PLC0415
 
     return Acceptance(
-        series=series.key, record=record.id, created=record.created, test=record.test, **signature
+        series=series.key,
+        record=record.id,
+        created=record.created,
+        test=record.test,
+        level=True,
+        **signature,
+    )
+
+
+def _included(store: Store, start: str, signature: dict[str, str]) -> tuple[Acceptance, str]:
+    """A session that counts, by the first letters of its record's id."""
+    from pytest_llmperf.history.accept import Acceptance  # noqa: PLC0415
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
+
+    record = _only_record(store, start)
+    line = Acceptance(
+        series=series_key(record),
+        record=record.id,
+        created=record.created,
+        test=record.test,
+        level=False,
+        **signature,
+    )
+    text = f"the session of record {record.id} of {record.created} is one of the accepted ones."
+    return line, f"{record.test} ({record.strategy}): {text}"
+
+
+def _only_record(store: Store, start: str) -> Record:
+    records = [record for record in store.find(start) if record.id.startswith(start)]
+    if len(records) == 1:
+        return records[0]
+    how_many = f"{len(records)} records" if records else "no record"
+    raise UsageError(
+        f"{how_many} of {store.shown}: {start!r} has to begin the id of one. "
+        "The gate names it; 'llmperf history --json' shows all."
     )
 
 

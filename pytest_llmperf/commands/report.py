@@ -67,13 +67,20 @@ def _html(chosen: Chosen) -> str:
 
 
 def _markdown(chosen: Chosen) -> str:
+    from pytest_llmperf.gate.lineage import Lineage  # noqa: PLC0415
     from pytest_llmperf.history import accept  # noqa: PLC0415
     from pytest_llmperf.plugin.files.before_after import compared, gate_limits  # noqa: PLC0415
     from pytest_llmperf.report.markdown import comment  # noqa: PLC0415
 
     limits = gate_limits(project_root(), chosen.metric)
     return comment(
-        compared(chosen.records, chosen.store, accept.reviewed(project_root()), limits),
+        compared(
+            chosen.records,
+            chosen.store,
+            accept.reviewed(project_root()),
+            limits,
+            Lineage(project_root()),
+        ),
         notes=[chosen.scope],
     )
 

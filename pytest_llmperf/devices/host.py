@@ -14,6 +14,8 @@ from pytest_llmperf.core.record import Fact
 
 _UNLIMITED_BYTES = 2**60  # version 1 control groups say "no limit" as a huge number
 _GIT_TIMEOUT_S = 5
+# Of GitHub (a pull request's own branch first) and GitLab, which check out a commit.
+_BRANCH_VARIABLES = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_BRANCH")
 
 
 def host_facts(
@@ -39,6 +41,7 @@ def host_facts(
         "os": platform.system(),
         "kernel": platform.release(),
         "machine": platform.machine(),
+        "host": platform.node() or None,
     }
 
 
@@ -105,13 +108,25 @@ def _pyproject(folder: Path) -> dict[str, Any]:
 
 
 def project_facts(folder: Path) -> dict[str, Fact]:
-    """Return the commit of the git work tree of `folder`, and whether a tracked file is changed.
+    """Return the commit and branch of the git work tree of `folder`.
 
-    Both are None outside of a work tree.
+    And whether a tracked file is changed. All are None outside of a work tree, and the branch where
+    a commit was checked out and no CI system says which branch it is of.
     """
     commit = _git(folder, "rev-parse", "HEAD")
-    dirty = None if commit is None else _has_changes(folder)
-    return {"git_commit": commit, "git_dirty": dirty}
+    if commit is None:
+        return {"git_commit": None, "git_dirty": None, "git_branch": None}
+    return {
+        "git_commit": commit,
+        "git_dirty": _has_changes(folder),
+        "git_branch": _branch(folder),
+    }
+
+
+def _branch(folder: Path) -> str | None:
+    names = (os.environ.get(name) for name in _BRANCH_VARIABLES)
+    branch = next(filter(None, names), None) or _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    return None if branch in (None, "HEAD") else branch
 
 
 def _has_changes(folder: Path) -> bool | None:

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import MAX_SESSIONS, AcceptedValues
 from pytest_llmperf.errors import StoreError
-from pytest_llmperf.history.sessions import session_values
+from pytest_llmperf.gate.past import (
+    ACCEPTED,
+    AcceptedSessions,
+    Past,
+    Question,
+    of_one_model,
+    past_sessions,
+)
 
 if TYPE_CHECKING:
+    from pytest_llmperf.gate.lineage import Lineage
     from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.results import Point
     from pytest_llmperf.history.store import Store
-
-ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})
-"""Outcomes of a test whose records later sessions are held against.
-
-A session that regressed is not accepted until somebody does so.
-"""
 
 # A session may have several records of a series, and failed ones are left out.
 _POINTS = 20 * MAX_SESSIONS
@@ -32,27 +33,17 @@ _POINTS = 20 * MAX_SESSIONS
 _READABLE = {"workload_key": "workload_text"}
 
 
-class AcceptedSessions(Struct, frozen=True, kw_only=True):
-    """The values of accepted sessions.
-
-    Where there are none, `reason` says what is missing or which fact differs.
-    """
-
-    accepted: AcceptedValues
-    reason: str = ""
-
-
 def accepted_sessions(
-    store: Store | None, reviewed: Reviewed, record: Record, metric: MetricValue
+    store: Store | None, reviewed: Reviewed, question: Question
 ) -> AcceptedSessions:
-    """Find what `metric` of `record` is compared with.
+    """Find what the metric is compared with.
 
     That is one value a session, of the same series, environment and definition.
     """
     if store is None:
         return _none("no history is kept (--llmperf-store=none)")
     try:
-        return _Search(store, reviewed, record, metric).sessions()
+        return _Search(store, reviewed, question).sessions()
     except StoreError as error:
         return _none(f"the history cannot be read: {error}")
 
@@ -62,24 +53,33 @@ class _Search(NamedTuple):
 
     store: Store
     reviewed: Reviewed
-    record: Record
-    metric: MetricValue
+    question: Question
+
+    @property
+    def record(self) -> Record:
+        """What is judged."""
+        return self.question.record
+
+    @property
+    def metric(self) -> MetricValue:
+        """Its metric."""
+        return self.question.metric
 
     def sessions(self) -> AcceptedSessions:
-        # SQLAlchemy, only where something is gated.
-        from pytest_llmperf.history.accept import levels  # noqa: PLC0415
-
         keys = self.reviewed.keys(self.record)
-        earlier = self._earlier_points(keys)
-        usable = self._usable(earlier)
+        points = self._points(keys)
+        earlier = [point for point in points if point.session_id != self.record.session_id]
+        measured = [point for point in earlier if point.value is not None]
         definition = (self.metric.formula, self.metric.unit)
-        same = [point for point in usable if (point.formula, point.unit) == definition]
-        if not same:
-            return _none(self._why_none(keys, earlier, usable))
-        return AcceptedSessions(accepted=_levels(same, levels(self.reviewed.accepted, *keys)))
+        same = [point for point in measured if (point.formula, point.unit) == definition]
+        alike = of_one_model(same, points, self.record.model)
+        past = self._past_sessions(alike)
+        if not past.any_accepted:
+            return _none(past.reason or self._why_none(keys, earlier, measured, same, alike))
+        return past.remembered(self.question, self._starts(keys, alike, points))
 
-    def _earlier_points(self, keys: Sequence[str]) -> list[Point]:
-        """The series' points of other sessions in this environment, newest first."""
+    def _points(self, keys: Sequence[str]) -> list[Point]:
+        """The series' points in this environment, newest first."""
         environment = self.record.environment_key
         points = [
             point
@@ -87,19 +87,39 @@ class _Search(NamedTuple):
             for point in self.store.points(
                 key, self.metric.name, environment=environment, limit=_POINTS
             )
-            if point.session_id != self.record.session_id
         ]
         return sorted(points, key=lambda point: point.created, reverse=True)
 
-    def _usable(self, points: Sequence[Point]) -> list[Point]:
-        """Those with a value, of a test that passed or that somebody accepted."""
-        accepted = {acceptance.record for acceptance in self.reviewed.accepted}
-        return [point for point in points if _is_usable(point, accepted)]
+    def _past_sessions(self, points: Sequence[Point]) -> Past:
+        facts = self.store.facts([point.record_id for point in points])
+        return past_sessions(points, facts, self.question, self._accepted_records())
+
+    def _accepted_records(self) -> set[str]:
+        return {acceptance.record for acceptance in self.reviewed.accepted}
+
+    def _starts(
+        self, keys: Sequence[str], alike: Sequence[Point], points: Sequence[Point]
+    ) -> list[str]:
+        """When each accepted level began: not those that were accepted for another model."""
+        # SQLAlchemy, only where something is gated.
+        from pytest_llmperf.history.accept import levels  # noqa: PLC0415
+
+        others = {point.record_id for point in points} - {point.record_id for point in alike}
+        accepted = [one for one in self.reviewed.accepted if one.record not in others]
+        return levels(accepted, *keys)
 
     def _why_none(
-        self, keys: Sequence[str], earlier: Sequence[Point], usable: Sequence[Point]
+        self,
+        keys: Sequence[str],
+        earlier: Sequence[Point],
+        measured: Sequence[Point],
+        same: Sequence[Point],
+        alike: Sequence[Point],
     ) -> str:
-        if usable:
+        if same and not alike:
+            return f"the {len(same)} earlier runs are of other models than {self.record.model!r}"
+        usable = [point for point in measured if point.outcome in ACCEPTED]
+        if usable and not same:
             new, old = self.metric, usable[0]
             return (
                 f"another definition: {new.formula} in {new.unit!r}, "
@@ -149,27 +169,18 @@ class _Search(NamedTuple):
         return next((r for r in records if r.session_id != self.record.session_id), None)
 
 
-def _is_usable(point: Point, accepted_records: set[str]) -> bool:
-    is_accepted = point.outcome in ACCEPTED or point.record_id in accepted_records
-    return point.value is not None and is_accepted
-
-
-def _levels(points: Sequence[Point], starts: Sequence[str]) -> AcceptedValues:
-    """Session values, oldest first, cut where a change was accepted."""
-    by_level: dict[int, list[float]] = {}
-    for session in session_values(points):
-        level = sum(session.created >= start for start in starts)
-        by_level.setdefault(level, []).append(session.value)
-    *earlier, latest = (tuple(values) for _, values in sorted(by_level.items()))
-    return AcceptedValues(values=latest, earlier=tuple(earlier))
-
-
 def unmeasured(
-    store: Store, reviewed: Reviewed, test: str, session_id: str, recorded: Sequence[Record]
+    store: Store,
+    reviewed: Reviewed,
+    test: str,
+    session_id: str,
+    recorded: Sequence[Record],
+    *,
+    lineage: Lineage | None = None,
 ) -> list[Record]:
     """Runs of the test's last accepted session that this session has no counterpart of.
 
-    `recorded` is what it has.
+    `recorded` is what it has. Without a `lineage`, sessions of any branch and tree count.
 
     A run that took another's place (another workload, another strategy) is no counterpart, and none
     is missing for it: it is reported as what it is, a run without a history. Where a run was
@@ -178,7 +189,7 @@ def unmeasured(
     from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
 
     environments = {record.environment_key for record in recorded}
-    last = last_session(store, reviewed, test, {session_id}, environments)
+    last = last_session(store, reviewed, test, {session_id}, environments, lineage=lineage)
     expected = {series_key(replace(record, test=test)): record for record in last}
     measured = {series_key(record) for record in recorded}
     missing = [record for key, record in expected.items() if key not in measured]
@@ -187,7 +198,13 @@ def unmeasured(
 
 
 def last_session(
-    store: Store, reviewed: Reviewed, test: str, sessions: set[str], environments: set[str]
+    store: Store,
+    reviewed: Reviewed,
+    test: str,
+    sessions: set[str],
+    environments: set[str],
+    *,
+    lineage: Lineage | None = None,
 ) -> list[Record]:
     """The runs of the test's newest accepted session that is none of `sessions`.
 
@@ -205,6 +222,7 @@ def last_session(
             and record.outcome in ACCEPTED
             and (not environments or record.environment_key in environments)
             and utc(record.created) > removed
+            and not (lineage and lineage.refuses(record.environment.facts))
         )
 
     session: list[Record] = []

@@ -8,14 +8,21 @@ from dataclasses import replace as changed
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts.against_history import P_SINGLE, Comparison, p_limit
+from pytest_llmperf.core.record import MetricValue, Record
+from pytest_llmperf.core.verdicts.against_history import (
+    P_SINGLE,
+    Comparison,
+    p_limit,
+)
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.gate import words
 from pytest_llmperf.gate.accepted import accepted_sessions, unmeasured
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
 from pytest_llmperf.gate.gated import GatedMetric
+from pytest_llmperf.gate.lineage import Lineage, lineage_of
+from pytest_llmperf.gate.past import AcceptedSessions, Question
 from pytest_llmperf.gate.since import judge
 from pytest_llmperf.gate.waivers import Waivers, read_waivers
 from pytest_llmperf.settings.limits import COUNTED, DEFAULT_LIMITS
@@ -64,9 +71,9 @@ class Gate:
     ) -> None:
         """Judge every gated metric of the records of one run (or of both sides of a comparison).
 
-        A suspected regression is measured once more: `again` does so in a fresh worker and gives
-        the records in the same order. When the session has used its time for that, suspicions stay
-        undecided.
+        A suspected regression is measured three times more, which decide it: `again` does so once,
+        in a fresh worker, and gives the records in the same order. When the session has used its
+        time for that, suspicions stay undecided.
 
         Raises:
             Regression: one of them failed, or is not comparable or undecided where the session
@@ -78,7 +85,7 @@ class Gate:
             for position, record in enumerate(records)
             for metric in self._gated(position, record, own_limits)
         ]
-        if any(metric.failed for metric in metrics):
+        if any(metric.suspected for metric in metrics):
             metrics = self._measured_again(metrics, again)
         self._n_failed += sum(metric.failed for metric in metrics)
         self._n_compared += sum(metric.comparison is not None for metric in metrics)
@@ -95,7 +102,9 @@ class Gate:
         if store is None:
             return
         try:
-            missing = unmeasured(store, self._reviewed, test, session_id, recorded)
+            missing = unmeasured(
+                store, self._reviewed, test, session_id, recorded, lineage=self._lineage
+            )
         except StoreError as error:
             self._note(f"{test}: whether it still measures what it did was not looked at: {error}")
             return
@@ -115,6 +124,10 @@ class Gate:
         return accept.reviewed(self._settings.root)
 
     @cached_property
+    def _lineage(self) -> Lineage | None:
+        return lineage_of(self._settings.root, any_tree=self._settings.any_tree)
+
+    @cached_property
     def _waivers(self) -> Waivers:
         return read_waivers(self._settings.waivers)
 
@@ -131,16 +144,21 @@ class Gate:
         if failed:
             raise Regression(_message(failed))
 
-    def _limits_of(self, record: Record, own: Mapping[str, float]) -> dict[str, float]:
+    def _limits_of(
+        self, record: Record, own: Mapping[str, float], floors: Mapping[str, Calibrated]
+    ) -> dict[str, float]:
         """The limits of the record's metrics.
 
         The marker's come first, then the session's, the calibrated ones, and the defaults.
         """
-        floors = {floor.metric: floor for floor in self._calibrated if floor.covers(record)}
         limits = self._session_limits(floors) | dict(own)
         self._note_low_limits(record.test, limits, floors)
         known = {metric.name for metric in record.metrics}
         return {name: limit for name, limit in limits.items() if name in known}
+
+    def _floors_of(self, record: Record) -> dict[str, Calibrated]:
+        """What was calibrated of the record's metrics."""
+        return {floor.metric: floor for floor in self._calibrated if floor.covers(record)}
 
     def _note_low_limits(
         self, test: str, limits: Mapping[str, float], floors: Mapping[str, Calibrated]
@@ -159,7 +177,8 @@ class Gate:
         self, position: int, record: Record, own: Mapping[str, float]
     ) -> Iterator[GatedMetric]:
         """Compare the record's gated metrics with their accepted sessions."""
-        limits = self._limits_of(record, own)
+        floors = self._floors_of(record)
+        limits = self._limits_of(record, own, floors)
         n_noisy = len(limits.keys() - COUNTED)
         metrics = {metric.name: metric for metric in record.metrics}
         for name, limit in limits.items():
@@ -168,9 +187,14 @@ class Gate:
                 record=record,
                 metric=metrics[name],
                 limit=limit,
-                sessions=accepted_sessions(self._store(), self._reviewed, record, metrics[name]),
+                sessions=self._sessions(record, metrics[name], limit),
+                calibrated=floors[name].spread if name in floors else None,
             )
             yield changed(gated, comparison=self._compared(gated, n_noisy))
+
+    def _sessions(self, record: Record, metric: MetricValue, limit: float) -> AcceptedSessions:
+        question = Question(record=record, metric=metric, limit=limit, lineage=self._lineage)
+        return accepted_sessions(self._store(), self._reviewed, question)
 
     def _compared(self, gated: GatedMetric, n_noisy: int) -> Comparison | None:
         metric, accepted = gated.metric, gated.sessions.accepted
@@ -178,7 +202,14 @@ class Gate:
             return None
         try:
             limit = P_SINGLE if metric.name in COUNTED else self._next_p_limit(n_noisy)
-            return judge(metric, metric.value, accepted, limit=gated.limit, p_limit=limit)
+            return judge(
+                metric,
+                metric.value,
+                accepted,
+                limit=gated.limit,
+                p_limit=limit,
+                calibrated=gated.calibrated,
+            )
         except UsageError as error:
             subject = words.title(metric.name, gated.record)
             raise UsageError(f"{subject} cannot be gated: {error}") from error
@@ -190,12 +221,21 @@ class Gate:
         return p_limit(family, min(self._n_failed, family - 1))
 
     def _measured_again(self, metrics: Sequence[GatedMetric], again: Again) -> list[GatedMetric]:
-        if self._again_s >= self._settings.again_budget_s:
-            return self._left_undecided(metrics)
-        return _with_second_values(metrics, self._timed(again))
+        """Decide suspicions by fresh measurements, as many as there is time for."""
+        suspected = [metric for metric in metrics if metric.suspected]
+        is_noisy = any(metric.metric.name not in COUNTED for metric in suspected)
+        fresh: list[Sequence[Record]] = []
+        while len(fresh) < (FRESH_RUNS if is_noisy else 1) and self._has_time:
+            fresh.append(self._timed(again))
+        return _with_fresh_values(metrics, fresh) if fresh else self._left_undecided(metrics)
+
+    @property
+    def _has_time(self) -> bool:
+        """Whether the session may measure suspicions again."""
+        return self._again_s < self._settings.again_budget_s
 
     def _left_undecided(self, metrics: Sequence[GatedMetric]) -> list[GatedMetric]:
-        """The metrics of a session that has used its time for second measurements."""
+        """The metrics of a session that has used its time for fresh measurements."""
         why = (
             "undecided: not measured again, the session has used its "
             f"{self._settings.again_budget_s:g} s for that (--llmperf-again-budget)"
@@ -227,14 +267,16 @@ class Gate:
         if finding.outcome is Outcome.FAIL:
             self._note(words.how_to_accept(test, _key(gated.record)))
         elif comparison.again is not None and not gated.failed:
-            self._note(f"{test}: not seen again on its second measurement: {finding.text}")
+            self._note(f"{test}: not seen again in fresh workers: {finding.text}")
         return finding
 
 
-def _with_second_values(
-    metrics: Sequence[GatedMetric], records: Sequence[Record]
+def _with_fresh_values(
+    metrics: Sequence[GatedMetric], fresh: Sequence[Sequence[Record]]
 ) -> list[GatedMetric]:
-    return [metric.measured_again(records[metric.position]) for metric in metrics]
+    return [
+        metric.measured_again([records[metric.position] for records in fresh]) for metric in metrics
+    ]
 
 
 def _message(failed: Sequence[Finding]) -> str:

@@ -12,6 +12,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.devices.host import project_name
 from pytest_llmperf.gate.accepted import last_session
 from pytest_llmperf.gate.collection import Collected
+from pytest_llmperf.gate.lineage import Lineage, lineage_of
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.accept import Reviewed
@@ -50,11 +51,17 @@ class Gone(Struct, frozen=True, kw_only=True):
 
 
 def look_for_gone(
-    store_url: str, root: Path, collected: Collected, recorded: Sequence[Record]
+    store_url: str,
+    root: Path,
+    collected: Collected,
+    recorded: Sequence[Record],
+    *,
+    any_tree: bool = False,
 ) -> list[Gone]:
     """The missed tests of a project. `recorded` is what this session measured.
 
-    There are none where there is no history yet.
+    There are none where there is no history yet. With `any_tree`, sessions of other branches and
+    with uncommitted changes had the tests, too.
 
     Raises:
         StoreError: the history cannot be read.
@@ -68,13 +75,18 @@ def look_for_gone(
         return []
     try:
         with open_store(store_url, create=False, folder=root) as store:
-            return list(_gone(store, accept.reviewed(root), collected, recorded))
+            lineage = lineage_of(root, any_tree=any_tree)
+            return list(_gone(store, accept.reviewed(root), collected, recorded, lineage))
     except StoreMissing:
         return []
 
 
 def _gone(
-    store: Store, reviewed: Reviewed, collected: Collected, recorded: Sequence[Record]
+    store: Store,
+    reviewed: Reviewed,
+    collected: Collected,
+    recorded: Sequence[Record],
+    lineage: Lineage | None,
 ) -> Iterator[Gone]:
     sessions = {record.session_id for record in recorded}
     environments = {record.environment_key for record in recorded}
@@ -82,7 +94,7 @@ def _gone(
     for test in store.tests():
         if not _is_missed(test, reviewed, collected):
             continue
-        last = last_session(store, reviewed, test, sessions, environments)
+        last = last_session(store, reviewed, test, sessions, environments, lineage=lineage)
         if last and last[0].environment.facts.get("project") in projects:
             likely = _successors(store, last, recorded, sessions)
             yield Gone(test=test, last=last[0].created, likely=likely)

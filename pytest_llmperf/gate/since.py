@@ -33,15 +33,19 @@ def judge(
     *,
     limit: float,
     p_limit: float = P_SINGLE,
+    calibrated: float | None = None,
 ) -> Comparison:
     """Judge a session's value by rule A, a counted one by the latest session alone.
 
-    `limit` is the share that it may be worse by. Raises UsageError as `compare`.
+    `limit` is the share that it may be worse by, `calibrated` the spread of fresh runs where it is
+    known. Raises UsageError as `compare`.
     """
     direction: Any = metric.direction
     if metric.name in COUNTED:
         return compare_counted(value, accepted, direction=direction, floor=limit)
-    return compare(value, accepted, direction=direction, floor=limit, limit=p_limit)
+    return compare(
+        value, accepted, direction=direction, floor=limit, limit=p_limit, calibrated=calibrated
+    )
 
 
 def change_since(

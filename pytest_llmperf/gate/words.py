@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -81,7 +81,7 @@ def judged(gated: GatedMetric, comparison: Comparison, *, strict: bool) -> Findi
     if gated.waiver is not None:
         change = replace(change, outcome=Outcome.WAIVED.value)
     value = format_value(comparison.value, change.unit)
-    accepted = _sessions(comparison.n, "accepted ")
+    accepted = _counted(comparison.n, gated.sessions.unit)
     return verdict(
         change,
         gated.record,
@@ -89,7 +89,8 @@ def judged(gated: GatedMetric, comparison: Comparison, *, strict: bool) -> Findi
         remark=_second_measurement(comparison),
         evidence=(
             *_numbers(change, comparison),
-            gated.why or _undecided(comparison),
+            gated.why or _undecided(gated, comparison),
+            *_circumstances(gated, comparison),
             _answered_by(gated.waiver),
         ),
         smallest_visible=comparison.smallest_visible,
@@ -196,15 +197,25 @@ def _difference(comparison: Comparison) -> str:
     return f"{format_percent(abs(change), 3)} {'less' if change < 0 else 'more'}"
 
 
-def _sessions(n: int, kind: str = "") -> str:
-    return f"{n} {kind}session{'' if n == 1 else 's'}"
+def _sessions(n: int) -> str:
+    return _counted(n, "session")
+
+
+def _counted(n: int, unit: str) -> str:
+    return f"{n} {unit}{'' if n == 1 else 's'}"
 
 
 def _second_measurement(comparison: Comparison) -> str:
     second = comparison.again
     if second is None:
         return ""
-    return f"  (measured again: {_difference(second)}{_refutation(second)})"
+    times = "" if second.n_runs == 1 else f" {second.n_runs} times"
+    together = f"{_together(comparison)}; " if comparison.together else ""
+    return f"  ({together}measured again{times}: {_difference(second)}{_refutation(second)})"
+
+
+def _together(comparison: Comparison) -> str:
+    return f"the last {comparison.together} sessions together are worse"
 
 
 def _refutation(second: Comparison) -> str:
@@ -217,7 +228,23 @@ def _numbers(change: Change, comparison: Comparison) -> list[str]:
         return [accepted]
     spread = format_percent(comparison.spread, 2)
     smallest = visible(comparison.smallest_visible)
-    return [f"{accepted}, spread {spread}", smallest, _p_value(comparison)]
+    return [f"{accepted}, spread {spread}", smallest, _refuted(comparison), _p_value(comparison)]
+
+
+def _refuted(comparison: Comparison) -> str:
+    """What a PASS excludes."""
+    decisive = comparison.again or comparison
+    if comparison.outcome is not Outcome.PASS or decisive.refuted is None:
+        return ""
+    return f"more than {format_percent(decisive.refuted, 2)} worse is refuted"
+
+
+def _circumstances(gated: GatedMetric, comparison: Comparison) -> Iterator[str]:
+    """What stands in the way of the comparison, and what else has changed since."""
+    yield from gated.sessions.remarks
+    is_worse = comparison.suspected or comparison.outcome is Outcome.FAIL
+    if is_worse and gated.sessions.changed:
+        yield f"changed since the newest accepted session: {gated.sessions.changed}"
 
 
 def _accepted_level(change: Change) -> str:
@@ -226,7 +253,8 @@ def _accepted_level(change: Change) -> str:
 
 def _p_value(comparison: Comparison) -> str:
     """The p and what it had to reach; "" for a comparison without it, or one that passes."""
-    p, limit = comparison.p, comparison.p_limit
+    decisive = comparison.again or comparison
+    p, limit = decisive.p, decisive.p_limit
     if p is None or limit is None or comparison.outcome is Outcome.PASS:
         return ""
     return f"p = {p:.2g} (limit {limit:.2g})"
@@ -238,10 +266,23 @@ def _answered_by(waiver: Waiver | None) -> str:
     return f"waived by {waiver.owner} until {waiver.expires}: {waiver.reason}"
 
 
-def _undecided(comparison: Comparison) -> str:
+def _undecided(gated: GatedMetric, comparison: Comparison) -> str:
     if comparison.outcome is not Outcome.UNDECIDED:
         return ""
-    return f"undecided: {too_few(comparison) or _what_would_decide(comparison.more_sessions)}"
+    return f"undecided: {too_few(comparison) or _what_was_not_seen(gated, comparison)}"
+
+
+def _what_was_not_seen(gated: GatedMetric, comparison: Comparison) -> str:
+    """A change that sessions differ by, or a worsening that this session does not exclude."""
+    decisive = comparison.again or comparison
+    if (decisive.worse or 0.0) > gated.limit:
+        return _what_would_decide(decisive.more_sessions)
+    if decisive.refuted is None or decisive.must_refute is None:
+        return "sessions differ by more than this change"
+    return (
+        f"up to {format_percent(decisive.refuted, 2)} worse cannot be excluded, "
+        f"and a PASS excludes {format_percent(decisive.must_refute, 2)}"
+    )
 
 
 def _what_would_decide(more_sessions: int | None) -> str:

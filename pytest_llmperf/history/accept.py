@@ -19,9 +19,10 @@ FILE = "llmperf-accepted.jsonl"
 _BOUNDARY = ("", ":", "[", "/")
 
 
-class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """From `created` (that of the accepted record) on, a series has a new level.
 
+    Without `level`, the session of the record is one of the accepted ones, and the level stays.
     `test` is there for people to read.
     """
 
@@ -32,6 +33,7 @@ class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     who: str
     why: str
     when: str
+    level: bool = True
 
 
 class Rename(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,7 +119,9 @@ def append(folder: Path, line: Acceptance | Rename) -> Path:
 
 def levels(accepted: Sequence[Acceptance], *series: str) -> list[str]:
     """Return when (UTC) each accepted level of a series, under any of these keys, began."""
-    return sorted(utc(change.created) for change in accepted if change.series in series)
+    return sorted(
+        utc(change.created) for change in accepted if change.level and change.series in series
+    )
 
 
 def parsed(row: bytes | str) -> Acceptance | Rename:

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_llmperf.core import record_json
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import Environment, Fact, Record
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history.database import Database
 from pytest_llmperf.history.identity import storable, utc
@@ -38,6 +38,13 @@ _OLDEST_FIRST = (RECORDS.c.created.asc(), RECORDS.c.seq.asc())
 _NEWEST_FIRST = (RECORDS.c.created.desc(), RECORDS.c.seq.desc())
 _NUMBERS = ("value", "low", "high")
 _InsertOrIgnore = sqlite.Insert | postgresql.Insert
+
+Facts = dict[str, Fact]
+
+
+class _Document(msgspec.Struct):
+    environment: Environment
+
 
 _INSERT: dict[str, Callable[[Table], _InsertOrIgnore]] = {
     "sqlite": sqlite.insert,
@@ -176,12 +183,33 @@ def points(
         return [_point(*row) for row in connection.execute(query)]
 
 
+def facts(database: Database, record_ids: Sequence[str]) -> dict[str, Facts]:
+    """Return the facts of the environment of each of these records that is there."""
+    by_stored = {storable(record_id): record_id for record_id in record_ids}
+    query = (
+        select(RECORDS.c.id, DOCUMENTS.c.body)
+        .join(DOCUMENTS, DOCUMENTS.c.record_seq == RECORDS.c.seq)
+        .where(RECORDS.c.id.in_(list(by_stored)))
+    )
+    with database.reading() as connection:
+        return {by_stored[row.id]: _facts(row.body) for row in connection.execute(query)}
+
+
+def _facts(body: str) -> Facts:
+    """Return the facts alone: the rest of a record, its samples above all, is passed over."""
+    try:
+        return msgspec.json.decode(body, type=_Document).environment.facts
+    except ValueError as error:
+        raise StoreError(f"a stored record cannot be read: {error}") from error
+
+
 def _point_columns() -> list[ColumnElement[Any]]:
     """Return the columns in the order of `_point`."""
     return [
         RECORDS.c.id.label("record_id"),
         *_columns(RECORDS, ("session_id", "created", "environment_key", "outcome")),
         *_columns(METRICS, ("unit", *_NUMBERS, "n", "formula")),
+        RECORDS.c.model,
     ]
 
 
@@ -236,6 +264,7 @@ def _point(
     high: float | None,
     n: int,
     formula: str,
+    model: str,
 ) -> Point:
     """Return a point of the columns in the order of `_point_columns`.
 
@@ -253,6 +282,7 @@ def _point(
         high=high,
         n=n,
         formula=formula,
+        model=model,
     )
 
 

@@ -22,6 +22,7 @@ class Point(Struct, frozen=True, kw_only=True):
     high: float | None
     n: int
     formula: str
+    model: str = ""
 
 
 class Series(Struct, frozen=True, kw_only=True):

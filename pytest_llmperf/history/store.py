@@ -206,6 +206,10 @@ class Store:
         """
         return queries.points(self._database, series, metric, limit, environment=environment)
 
+    def facts(self, record_ids: Sequence[str]) -> dict[str, queries.Facts]:
+        """The facts of the environments of these records, without reading whole records."""
+        return queries.facts(self._database, record_ids)
+
     def measured(self, names: Sequence[str]) -> list[MeasuredMetric]:
         """What advice is made of, over all series, newest first (see `history.advice`)."""
         return queries.measured(self._database, names)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,12 @@ def judge_benchmark(core: LlmperfSession, item: pytest.Item, declared: Declarati
     model = _own_process(core, declared)
     record = core.recorder.timed(model, rounds_s, iterations=fixture.stats.iterations)
     if core.gate is not None:
-        core.gate.judge([record], declared.gate, lambda: [_measured_again(core, item, record)])
+        attempts = count(2)
+        core.gate.judge(
+            [record],
+            declared.gate,
+            lambda: [_measured_again(core, item, record, next(attempts))],
+        )
     return True
 
 
@@ -127,7 +133,7 @@ def _device_facts() -> dict[str, Any]:
     }
 
 
-def _measured_again(core: LlmperfSession, item: pytest.Item, first: Record) -> Record:
+def _measured_again(core: LlmperfSession, item: pytest.Item, first: Record, attempt: int) -> Record:
     """Run the same test in a fresh process; what it measured goes into this session.
 
     Where it measured nothing, return the first record without a value.
@@ -143,7 +149,7 @@ def _measured_again(core: LlmperfSession, item: pytest.Item, first: Record) -> R
         return msgspec.structs.replace(first, metrics=())
     newest = records[-1]
     record = msgspec.structs.replace(
-        newest, session_id=first.session_id, extra=newest.extra | {"attempt": 2}
+        newest, session_id=first.session_id, extra=newest.extra | {"attempt": attempt}
     )
     return core.recorder.keep(record)
 

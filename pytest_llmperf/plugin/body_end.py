@@ -24,7 +24,7 @@ def judge_end(core: LlmperfSession, item: pytest.Item, declared: Declaration) ->
 
     Raises:
         Regression: a benchmark is slower than its history allows, or a run is missing and the
-            session requires a baseline.
+            session requires accepted sessions.
     """
     core.recorder.test_is_over = True
     if (

@@ -47,12 +47,14 @@ class GateWatch:
         *,
         store: str,
         require_accepted: bool,
+        any_tree: bool,
         is_mine: Callable[[pytest.Item], bool],
     ) -> None:
         self._config = config
         self._waivers = waivers
         self._store = store
         self._require_accepted = require_accepted
+        self._any_tree = any_tree
         self._is_mine = is_mine
         self._collecting = Collecting(config)
         self._sent: list[dict[str, Any]] = []
@@ -156,6 +158,9 @@ class GateWatch:
 
         root = self._config.rootpath
         try:
-            return list(map(str, look_for_gone(self._store, root, collected, self._records)))
+            gone = look_for_gone(
+                self._store, root, collected, self._records, any_tree=self._any_tree
+            )
+            return list(map(str, gone))
         except LlmperfError as error:
             return [f"whether tests are missing was not looked at: {error}"]

@@ -383,6 +383,7 @@ def _open_ci(config: pytest.Config) -> None:
             *collected,
             store=value("store"),
             root=config.rootpath,
+            any_tree=value("any-tree"),
             gate="" if is_disabled else value("gate"),
             against="" if is_disabled else value("against"),
         )

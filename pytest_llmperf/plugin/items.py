@@ -62,7 +62,8 @@ class PytestSession:
         self.runner.collected(llmperf_items)
 
     def require_usable(self, item: pytest.Item) -> None:
-        """Raise what was wrong with the test's declaration, or with the store."""
+        """Begin a run of the test. Raise what was wrong with its declaration, or with the store."""
+        self.runner.begin_attempt(item)
         error = self.declarations.of(item).error
         if error is not None:
             raise error

@@ -38,6 +38,7 @@ def watch_gate(
         waivers,
         store=value("store"),
         require_accepted=value("require-accepted"),
+        any_tree=value("any-tree"),
         is_mine=is_llmperf,
     )
     config.pluginmanager.register(watch, "llmperf-gate-watch")

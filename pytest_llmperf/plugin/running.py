@@ -11,7 +11,7 @@ import pytest
 from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import LlmperfError, MemoryNotReturned
 from pytest_llmperf.plugin.declarations import Declarations, known_plans
-from pytest_llmperf.plugin.stash import DECLARED, FAILED, FINDINGS
+from pytest_llmperf.plugin.stash import ATTEMPTS, DECLARED, FAILED, FINDINGS
 from pytest_llmperf.report.live import LiveLine
 from pytest_llmperf.session.session import LlmperfSession
 from pytest_llmperf.workers.memory_check import held_by_fixture
@@ -58,11 +58,22 @@ class Runner:
             self._core.test(item.nodeid, declared) as findings,
         ):
             item.stash[FINDINGS] = findings
+            item.stash[ATTEMPTS] = 0
             try:
                 yield
             finally:
                 self._live.clear()
                 self._core.release_except(known_plans(nextitem))
+
+    def begin_attempt(self, item: pytest.Item) -> None:
+        """Start a test's run, or its next where a plugin reruns it.
+
+        What the one before measured and claimed stays as that one ended.
+        """
+        item.stash[ATTEMPTS] += 1
+        if item.stash[ATTEMPTS] > 1:
+            item.stash[FINDINGS].clear()
+            self._core.recorder.begin_rerun(item.stash[ATTEMPTS])
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> None:
         """Hold the GPUs of a test. Raises as `Gpus.require`."""
@@ -140,6 +151,9 @@ class IdleRunner:
     ) -> AbstractContextManager[None]:
         """Let pytest set the test up, which fails."""
         return nullcontext()
+
+    def begin_attempt(self, item: pytest.Item) -> None:
+        """Begin nothing."""
 
     def lease(self, item: pytest.Item, need: Need, *, measures: bool) -> NoReturn:  # noqa: ARG002
         """Raise the error."""

@@ -43,6 +43,9 @@ DECLARED: pytest.StashKey[Declared] = pytest.StashKey()
 FINDINGS: pytest.StashKey[list[Finding]] = pytest.StashKey()
 """On an llmperf item: the claims of its run so far."""
 
+ATTEMPTS: pytest.StashKey[int] = pytest.StashKey()
+"""On an llmperf item: how often it was set up. A plugin that reruns failures does so again."""
+
 NEED: pytest.StashKey[Need | None] = pytest.StashKey()
 """On an item: the GPUs it needs."""
 

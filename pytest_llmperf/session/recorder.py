@@ -56,6 +56,7 @@ class Recorder:
         self.records: dict[str, Record] = {}
         self.test = ""
         self.label = ""
+        self._rerun = 1
         self._began_s = time.monotonic()
         self.test_is_over = False
 
@@ -77,6 +78,14 @@ class Recorder:
     def begin(self, test: str, label: str) -> None:
         """Start a test: the records so far belong to the one before."""
         self.test, self.label = test, label
+        self.begin_rerun(1)
+
+    def begin_rerun(self, n: int) -> None:
+        """Start run n of the same test: the records so far keep the outcome that they have.
+
+        The first is 1; a plugin that reruns failures makes more.
+        """
+        self._rerun = n
         self._began_s = time.monotonic()
         self.records = {}
         self.test_is_over = False
@@ -286,9 +295,12 @@ class Recorder:
             model_hash=opened.content_hash,
             environment_key=environment_key(environment),
             environment=environment,
-            extra={**(extra or {}), "test_s": self._seconds_into_test()},
+            extra={**(extra or {}), **self._which_rerun(), "test_s": self._seconds_into_test()},
             **values,
         )
+
+    def _which_rerun(self) -> dict[str, int]:
+        return {"rerun": self._rerun} if self._rerun > 1 else {}
 
     def _seconds_into_test(self) -> float:
         return round(time.monotonic() - self._began_s, 3)

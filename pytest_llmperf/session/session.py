@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from typing import Protocol
 
 from pytest_llmperf import engines
@@ -195,18 +196,21 @@ class LlmperfSession:
 
     def _judge(self, records: Sequence[Record], models: Sequence[Loadable], workload: Work) -> None:
         """Have every judge judge the records of one measurement. Raises Regression."""
+        attempts = count(2)
         measurement = Measurement(
             models=models,
             workload=workload,
-            again=lambda: self._sample_again(models, workload),
+            again=lambda: self._sample_again(models, workload, next(attempts)),
         )
         for judge in self.judges:
             judge.judge(records, self._declared.gate, measurement)
 
-    def _sample_again(self, models: Sequence[Loadable], workload: Work) -> list[Record]:
+    def _sample_again(
+        self, models: Sequence[Loadable], workload: Work, attempt: int
+    ) -> list[Record]:
         """Sample in fresh workers: a suspicion may be due to what differs between processes."""
         self.renew(models)
-        return self.recorder.add(self._sample(models, workload), attempt=2)
+        return self.recorder.add(self._sample(models, workload), attempt=attempt)
 
     def _sampler(self, models: Sequence[Loadable], workload: Work) -> Sample:
         """Return how this kind of work is sampled and reduced. Raises as `generator_program`."""

@@ -141,6 +141,12 @@ OPTIONS = (
         help="fail what --llmperf-gate cannot compare with an accepted session",
     ),
     Option(
+        name="any-tree",
+        flag=True,
+        help="hold --llmperf-gate also against sessions with uncommitted changes and of other "
+        "branches",
+    ),
+    Option(
         name="against",
         metavar="REV|DIR|PYTHON",
         help="measure each test side by side with the same test at this git revision, "
@@ -175,7 +181,7 @@ OPTIONS = (
         name="again-budget",
         metavar="SECONDS",
         default="900",
-        help="time of a session for second measurements of what --llmperf-gate suspects",
+        help="time of a session for fresh measurements of what --llmperf-gate suspects",
     ),
     Option(
         name="store",

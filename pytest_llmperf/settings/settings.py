@@ -30,6 +30,7 @@ class Settings:
     in_process: bool
     gate: dict[str, float] | None
     require_accepted: bool
+    any_tree: bool
     against: Target | None
     against_limits: dict[str, float] | None
     against_budget_s: float
@@ -63,6 +64,7 @@ _AS_THEY_ARE = (
     "strict",
     "in-process",
     "require-accepted",
+    "any-tree",
     "against-build",
     "gpus",
     "store",

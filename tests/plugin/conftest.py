@@ -23,6 +23,7 @@ from support.written_records import VALIDATOR, written
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.gate import gate  # noqa: F401 - else each session in this process has its own
 from pytest_llmperf.history.store import Store, open_store
 
 Run = Callable[..., pytest.RunResult]

@@ -23,7 +23,9 @@ from pytest_llmperf.session.session import LlmperfSession
 
 @pytest.fixture(autouse=True)
 def the_first_worker_is_slow(monkeypatch):
-    sample, speeds = LlmperfSession._sample, iter(["ttft=70ms,tpot=14ms", "ttft=50ms,tpot=10ms"])
+    sample, speeds = LlmperfSession._sample, iter(
+        ["ttft=70ms,tpot=14ms", *["ttft=50ms,tpot=10ms"] * 3]
+    )
 
     def of_this_worker(session, models, workload):
         for model in models:
@@ -55,7 +57,7 @@ def test_the_test_that_regressed_fails_with_its_size_and_the_others_pass(
             "*def test_speed*",
             (
                 "E *Regression: throughput of auto is 63.8 tok/s, 13.* % less than in 11 accepted "
-                "sessions, *(measured again: 13.* % less)"
+                "sessions, *(measured again 3 times: 13.* % less)"
             ),
         ],
     )
@@ -89,16 +91,16 @@ def test_noise_does_not_fail(project, run, sessions, slower):
 def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(
     project, run, sessions, lines
 ):
-    """The first worker is slow for all its repetitions, the fresh one is not.
+    """The first worker is slow for all its repetitions, the three fresh ones are not.
 
-    Both attempts are stored.
+    All four are stored.
     """
     sessions(10)
     project(SLOW_ONCE + ONE)
     result = run("--llmperf-gate", "--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*not seen again on its second measurement:*"])
-    assert [record["extra"].get("attempt", 1) for record in lines()] == [1, 2]
+    result.stdout.fnmatch_lines(["*not seen again in fresh workers:*"])
+    assert [record["extra"].get("attempt", 1) for record in lines()] == [1, 2, 3, 4]
 
 
 @pytest.mark.own_process
@@ -227,6 +229,48 @@ def test_a_failed_session_is_not_held_against_until_it_is_accepted(
     run("--llmperf-gate").assert_outcomes(failed=1)
 
 
+def test_a_suspicion_that_nobody_resolves_is_not_forgotten(project, run, sessions, opened):
+    """3.5 % more time where sessions differ by 2 %: undecided, and it never becomes the level.
+
+    The next line names it, and how to accept it; once somebody does, nothing is held back.
+    """
+    sessions(12, spread=0.02)
+    slower = "ttft=52ms,tpot=10.4ms"
+    project(ONE, script=slower)
+    run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001").assert_outcomes(passed=1)
+    result = run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001")
+    result.assert_outcomes(passed=1, warnings=1)
+    line = " ".join(result.stdout.str().split())
+    record = re.search(r"1 session is held back since (\w{8}) .* was worse than the limit", line)[1]
+    assert "in 12 accepted sessions" in line
+    command = [sys.executable, "-m", "pytest_llmperf", "accept", "--include", record]
+    subprocess.run([*command, "--reason", "a busy day"], check=True, capture_output=True)
+    result = run("--llmperf-gate=throughput", "--llmperf-again-budget=0.000001")
+    assert "in 13 accepted sessions" in " ".join(result.stdout.str().split())
+
+
+@pytest.mark.own_process
+def test_sessions_of_uncommitted_changes_are_asked_for(project, run, pytester):
+    """They are nothing to hold against, unless an option or its ini twin says so."""
+    project(ONE)
+    for words in (
+        ("init", "-q", "-b", "main"),
+        ("add", "test_it.py"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"),
+    ):
+        subprocess.run(["git", *words], cwd=pytester.path, check=True)
+    project(ONE + "# changed")
+    run()
+    result = run("--llmperf-gate=throughput")
+    result.stdout.fnmatch_lines(
+        ["*not compared with history: 1 session with uncommitted changes is left out (*"]
+    )
+    assert result.ret == EXIT_JUDGED_NOTHING
+    assert run("--llmperf-gate=throughput", "--llmperf-any-tree").ret == 0
+    pytester.makeini("[pytest]\nllmperf_any_tree = true\n")
+    assert run("--llmperf-gate=throughput").ret == 0
+
+
 def test_more_weights_fail_on_the_first_comparison(project, run, opened):
     """Bytes are counted: one session is enough, and 2 % is past the 1 % allowed.
 
@@ -299,14 +343,18 @@ def test_a_marker_that_cannot_be_read_is_that_tests_error(project, run):
     result.stdout.fnmatch_lines(["*thruput*Did you mean 'throughput'*"])
 
 
-def test_an_accepted_value_of_zero_is_an_error_that_says_so(project, run, opened):
-    """Nothing is relative to zero."""
+def test_a_value_of_zero_is_left_out_by_name(project, run, opened, sessions):
+    """Nothing is relative to zero: the other sessions are held against, and the line names it."""
     project(ONE)
     run()
     rewritten(opened, lambda record: with_metric(record, "throughput", 0.0))
-    result = run("--llmperf-gate")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*throughput of auto cannot be gated: the baseline holds 0.0*"])
+    sessions(10)
+    result = run("--llmperf-gate=throughput", "-rA")
+    result.assert_outcomes(passed=1)
+    project(ONE, script="ttft=57.5ms,tpot=11.5ms")
+    result = run("--llmperf-gate=throughput")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*1 session with a value of 0 tok/s is left out (*"])
 
 
 def test_a_damaged_line_of_accepted_changes_is_an_error_that_names_it(project, run, pytester):

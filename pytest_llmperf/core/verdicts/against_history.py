@@ -3,33 +3,49 @@
 The unit is a session (a fresh process), never an iteration: iterations of one process share what
 makes sessions differ, and pooling them fails about 30 % of unchanged benchmarks. On the logs, the
 new value is held against Student's prediction interval of the accepted ones, in the direction that
-is worse. A FAIL needs a one-sided p of .001 (less in a large session: Holm 1979 at 1 % over all its
-series), a change past the practical floor, and a second, fresh measurement that agrees.
+is worse, and so is the mean of the last 2 to 10 sessions while a suspicion is open.
+
+Either makes a suspicion, which three fresh measurements decide alone. A PASS is evidence too: a
+worsening past twice the limit is refuted, by a session that could have shown one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, median
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.verdicts.distributions import t_cdf, t_quantile
+from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
+from pytest_llmperf.core.verdicts.reach import (
+    Reach,
+    log_limit,
+    log_twice,
+    log_worse_of,
+    one_sided,
+    p_of_suspicion,
+    relative,
+)
+from pytest_llmperf.core.verdicts.spread import spread_of
 from pytest_llmperf.errors import UsageError
 
 MAX_SESSIONS = 30
 MIN_SESSIONS = 8
 P_SINGLE = 0.001
-P_AGAIN = 0.01
 FAMILY_ERROR = 0.01
 LARGE_CHANGE = 0.10
-_POWER = 0.8
-_NO_SPREAD = 1e-12
-_NO_CHANGE = 1e-9
+LOOKS = (2, 3, 4, 6, 8, 10)
+"""How many of the last sessions are held together against the accepted ones."""
+
+# Of the limit of p: what makes a suspicion of the last sessions, and what then decides it.
+_TOGETHER = 5.0
+_TOGETHER_AGAIN = 10.0
+_REFUTED = 0.95
 
 
 class AcceptedValues(Struct, frozen=True, kw_only=True):
@@ -37,11 +53,14 @@ class AcceptedValues(Struct, frozen=True, kw_only=True):
 
     `values` are those since the last accepted change; `earlier` has one tuple a level before it.
     Accepting a change restarts the center and keeps the spread: earlier levels say how much
-    sessions differ, not where they should be.
+    sessions differ, not where they should be. `open` are the values of the sessions since a
+    suspicion that nobody has resolved: they are not accepted, and are held together with the new
+    one.
     """
 
     values: tuple[float, ...]
     earlier: tuple[tuple[float, ...], ...] = ()
+    open: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
@@ -64,10 +83,15 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """A session value judged against the accepted ones.
 
     `change` is value / center - 1, `worse` the same seen from its bad side (positive: worse). `p`
-    is one-sided and `p_limit` is what it had to reach; both are None without a spread.
-    `smallest_visible` is the change that would have been found with a probability of 80 %, None
-    where none would. `more_sessions` would decide an undecided one, None if none would. `again` is
-    the second measurement of a suspected FAIL.
+    is one-sided and `p_limit` is what it had to reach; both are None without a spread. `refuted` is
+    the worsening that the value excludes (95 %), and `must_refute` what a PASS has to.
+    `smallest_visible` is the change that would have been found with a probability of 80 %, second
+    measurement and all; None where none would. `more_sessions` would decide an undecided one, None
+    if none would.
+
+    `suspected` says that fresh measurements should decide, `together` how many of the last sessions
+    made it so where the value alone did not. `again` is what those measurements say, and `n_runs`
+    how many there were.
     """
 
     outcome: Outcome
@@ -79,8 +103,14 @@ class Comparison(Struct, frozen=True, kw_only=True):
     p: float | None = None
     p_limit: float | None = None
     spread: float | None = None
+    refuted: float | None = None
+    must_refute: float | None = None
     smallest_visible: float | None = None
     more_sessions: int | None = None
+    suspected: bool = False
+    together: int = 0
+    n_open: int = 0
+    n_runs: int = 1
     again: Comparison | None = None
 
     @property
@@ -105,16 +135,6 @@ class Comparison(Struct, frozen=True, kw_only=True):
         return self.worse is not None and self.worse > large and self.n < MIN_SESSIONS
 
 
-class _Spread(Struct, frozen=True):
-    """How much sessions differ: the standard deviation of their logs about their level.
-
-    `freedom` is the degrees of freedom that it rests on.
-    """
-
-    value: float
-    freedom: int
-
-
 def p_limit(family: int = 1, failed: int = 0) -> float:
     """Return the p below which the next series of a session may fail.
 
@@ -137,12 +157,15 @@ def compare(
     direction: Direction,
     floor: float = FLOOR,
     limit: float = P_SINGLE,
+    calibrated: float | None = None,
 ) -> Comparison:
-    """Judge one session value. A FAIL is a suspicion until `confirm` has seen it again.
+    """Judge one session value. A suspicion is for `confirm` to decide.
 
     No session: NOT COMPARABLE. Below 8 sessions: UNDECIDED, unless the change is past 10 % and its
-    p reaches the limit. PASS: not worse than the floor. Worse than the floor, but within what
-    sessions differ by: UNDECIDED.
+    p reaches the limit. PASS: a worsening past twice the floor is refuted. Anything else:
+    UNDECIDED.
+
+    `calibrated` is the spread of fresh runs of one session, where it is known.
 
     Raises:
         UsageError: a value is not positive and finite, the metric has no direction, the floor or
@@ -152,10 +175,11 @@ def compare(
     if not accepted.values:
         return _not_comparable(value, direction, floor)
     comparison = _compared_with_mean(value, accepted, direction, floor)
-    spread = _spread(accepted)
+    spread = spread_of(accepted.levels)
     if spread is None:
         return replace(comparison, more_sessions=MIN_SESSIONS - comparison.n)
-    return _judged(comparison, spread, len(accepted.levels[0]), limit)
+    reach = Reach(spread=spread, n_center=len(accepted.levels[0]), calibrated=calibrated)
+    return _with_suspicion(_judged(comparison, reach, limit), accepted, reach, limit)
 
 
 def compare_counted(
@@ -178,18 +202,47 @@ def compare_counted(
         smallest_visible=floor,
     )
     if (comparison.worse or 0.0) > floor:
-        return replace(comparison, outcome=Outcome.FAIL)
+        return replace(comparison, outcome=Outcome.FAIL, suspected=True)
     return comparison
 
 
-def confirm(first: Comparison, value: float, accepted: AcceptedValues) -> Comparison:
-    """Judge a suspected FAIL by `value`, a fresh measurement, alone.
+def confirm(
+    first: Comparison,
+    values: Sequence[float],
+    accepted: AcceptedValues,
+    *,
+    calibrated: float | None = None,
+) -> Comparison:
+    """Judge a suspicion by `values`, fresh measurements, on those alone.
 
-    It stays a FAIL if that is past the floor and its p is .01 or less. Both are kept: the answer is
-    the first with `again` set.
+    They are pooled: their geometric mean is a FAIL where it is past the floor and its p is the
+    session's limit or less (ten times that where the last sessions together made the suspicion).
+    Their median has to be past the floor, too.
+    Both are kept: the answer is the first with `again` set.
+
+    Raises UsageError as `compare` does.
     """
-    again = compare(value, accepted, direction=first.direction, floor=first.floor, limit=P_AGAIN)
+    value = math.exp(fmean(map(math.log, values)))
+    _require(value, accepted, first.direction, first.floor, P_SINGLE)
+    comparison = _compared_with_mean(value, accepted, first.direction, first.floor)
+    spread = spread_of(accepted.levels)
+    assert spread is not None  # noqa: S101 - what is suspected was tested
+    n_center = len(accepted.levels[0])
+    fresh = Reach(
+        spread=spread, n_center=n_center, calibrated=calibrated, n_fresh=len(values), fresh=True
+    )
+    share = _TOGETHER_AGAIN if first.together else 1.0
+    again = _judged(comparison, fresh, share * (first.p_limit or P_SINGLE))
+    again = replace(again, n_runs=len(values))
+    if again.outcome is Outcome.FAIL and not _is_past_floor(median(values), comparison):
+        again = replace(again, outcome=Outcome.UNDECIDED)
     return replace(first, outcome=again.outcome, again=again)
+
+
+def _is_past_floor(value: float, comparison: Comparison) -> bool:
+    """Whether a value alone is worse than the floor: a mean may be so by one of its values."""
+    log_worse = log_worse_of([value], comparison.center or 1.0, comparison.direction)
+    return log_worse > _least_log_worse(comparison)
 
 
 def _not_comparable(value: float, direction: Direction, floor: float) -> Comparison:
@@ -218,30 +271,69 @@ def _compared_with_mean(
     )
 
 
-def _judged(comparison: Comparison, spread: _Spread, n_center: int, limit: float) -> Comparison:
-    """Test a prediction: the new value and the center, a mean of `n_center`, both vary."""
-    error = spread.value * math.sqrt(1 + 1 / n_center)
-    log_worse = _log_worse(comparison)
-    p = _one_sided(log_worse, error, spread.freedom)
+def _judged(comparison: Comparison, reach: Reach, limit: float) -> Comparison:
+    """Test a prediction: the new value and the center both vary."""
+    log_worse, direction = _log_worse(comparison), comparison.direction
+    p, excluded = reach.p(log_worse), max(0.0, log_worse) + reach.quantile(1 - _REFUTED)
+    must_refute = log_twice(comparison.floor, direction)
     judged = replace(
         comparison,
-        outcome=_outcome(comparison, log_worse, significant=p <= limit),
+        outcome=_outcome(comparison, log_worse, p <= limit, excluded <= must_refute),
         p=p,
         p_limit=limit,
-        spread=spread.value,
-        smallest_visible=_smallest_visible(comparison, error, spread.freedom, limit),
+        spread=reach.spread.value,
+        refuted=relative(excluded, direction),
+        must_refute=relative(must_refute, direction),
+        smallest_visible=relative(
+            reach.smallest_visible(_least_log_worse(comparison), limit), direction
+        ),
     )
     if judged.outcome is Outcome.UNDECIDED:
-        more_sessions = _more_sessions(log_worse, spread, comparison.n, limit)
+        more_sessions = _more_sessions(log_worse, reach, comparison.n, limit)
         return replace(judged, more_sessions=more_sessions)
     return judged
+
+
+def _with_suspicion(
+    comparison: Comparison, accepted: AcceptedValues, reach: Reach, limit: float
+) -> Comparison:
+    """Say whether fresh measurements should decide: of the value, or of the last sessions."""
+    log_worse = _log_worse(comparison)
+    is_worse = log_worse > _least_log_worse(comparison)
+    alone = is_worse and reach.p(log_worse) <= p_of_suspicion(limit)
+    together = 0 if alone else _together(comparison, accepted, reach, limit)
+    if together and comparison.outcome is Outcome.PASS:
+        comparison = replace(comparison, outcome=Outcome.UNDECIDED)
+    return replace(
+        comparison,
+        suspected=alone or together > 0,
+        together=together,
+        n_open=len(accepted.open),
+    )
+
+
+def _together(comparison: Comparison, accepted: AcceptedValues, reach: Reach, limit: float) -> int:
+    """How many of the last sessions are worse together; 0 where none are.
+
+    Only sessions since a suspicion count: those before it are what they are held against.
+    """
+    if comparison.n < MIN_SESSIONS:
+        return 0
+    floor = log_limit(comparison.floor, comparison.direction)
+    last = (*accepted.open, comparison.value)
+    for n in (n for n in LOOKS if n <= len(last)):
+        log_worse = log_worse_of(last[-n:], comparison.center or 1.0, comparison.direction)
+        error = reach.spread.error(n, reach.n_center)
+        p = one_sided(log_worse, error, reach.spread.freedom)
+        if log_worse > floor and p <= _TOGETHER * limit:
+            return n
+    return 0
 
 
 def _log_worse(comparison: Comparison) -> float:
     """Return the log of value / center, positive where the value is worse."""
     assert comparison.center is not None  # noqa: S101 - there are accepted sessions
-    log_ratio = math.log(comparison.value / comparison.center)
-    return -log_ratio if comparison.direction == "higher" else log_ratio
+    return log_worse_of([comparison.value], comparison.center, comparison.direction)
 
 
 def _least_log_worse(comparison: Comparison) -> float:
@@ -249,63 +341,26 @@ def _least_log_worse(comparison: Comparison) -> float:
     floor = comparison.floor
     if comparison.n < MIN_SESSIONS:
         floor = max(floor, LARGE_CHANGE)
-    return _log_floor(floor, comparison.direction)
+    return log_limit(floor, comparison.direction)
 
 
-def _outcome(comparison: Comparison, log_worse: float, *, significant: bool) -> Outcome:
+def _outcome(comparison: Comparison, log_worse: float, significant: bool, refuted: bool) -> Outcome:
     if significant and log_worse > _least_log_worse(comparison):
         return Outcome.FAIL
-    past_floor = log_worse > _log_floor(comparison.floor, comparison.direction)
-    return Outcome.UNDECIDED if past_floor or comparison.n < MIN_SESSIONS else Outcome.PASS
+    return Outcome.PASS if refuted and comparison.n >= MIN_SESSIONS else Outcome.UNDECIDED
 
 
-def _smallest_visible(comparison: Comparison, error: float, freedom: int, limit: float) -> float:
-    """Return the change that would have been failed with a probability of 80 %."""
-    significant = t_quantile(1 - limit, freedom) * error
-    reach = max(_least_log_worse(comparison), significant)
-    return _relative(reach + t_quantile(_POWER, freedom) * error, comparison.direction)
-
-
-def _spread(accepted: AcceptedValues) -> _Spread | None:
-    """Pool the spread of the levels, each about its own mean; None where none has two sessions."""
-    levels = [[math.log(value) for value in level] for level in accepted.levels]
-    freedom = sum(len(level) - 1 for level in levels)
-    if freedom < 1:
-        return None
-    squares = math.fsum(square for level in levels for square in _squares_about_mean(level))
-    return _Spread(math.sqrt(squares / freedom), freedom)
-
-
-def _squares_about_mean(values: list[float]) -> list[float]:
-    center = fmean(values)
-    return [(value - center) ** 2 for value in values]
-
-
-def _one_sided(log_worse: float, error: float, freedom: int) -> float:
-    # Equal sessions have no spread, but for the rounding of their logs.
-    if error < _NO_SPREAD:
-        return 0.0 if log_worse > _NO_CHANGE else 1.0
-    return t_cdf(-log_worse / error, freedom)
-
-
-def _more_sessions(log_worse: float, spread: _Spread, n: int, limit: float) -> int | None:
+def _more_sessions(log_worse: float, reach: Reach, n: int, limit: float) -> int | None:
     """Return how many more sessions like these would let this change pass the test.
 
     At least up to 8, at most up to 30.
     """
+    value = reach.spread.value
     for total in range(max(n + 1, MIN_SESSIONS), MAX_SESSIONS + 1):
-        error = spread.value * math.sqrt(1 + 1 / total)
+        error = value * math.sqrt(1 + 1 / total)
         if t_quantile(1 - limit, total - 1) * error <= log_worse:
             return total - n
     return MIN_SESSIONS - n if n < MIN_SESSIONS else None
-
-
-def _log_floor(floor: float, direction: Direction) -> float:
-    return -math.log1p(-floor) if direction == "higher" else math.log1p(floor)
-
-
-def _relative(log: float, direction: Direction) -> float:
-    return -math.expm1(-log) if direction == "higher" else math.expm1(min(log, 700.0))
 
 
 def _require(
@@ -329,9 +384,9 @@ def _require(
 
 
 def _require_positive(accepted: AcceptedValues) -> None:
-    for value in chain(accepted.values, *accepted.earlier):
+    for value in chain(accepted.values, accepted.open, *accepted.earlier):
         if not 0 < value < math.inf:
             raise UsageError(
-                f"the baseline holds {value!r}: a relative change needs positive, finite values. "
-                "Accept a new baseline for this series.",
+                f"an accepted session holds {value!r}: "
+                "a relative change needs positive, finite values.",
             )

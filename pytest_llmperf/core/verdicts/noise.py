@@ -24,6 +24,7 @@ from pytest_llmperf.core.verdicts.against_history import (
 from pytest_llmperf.core.verdicts.distributions import binomial_pmf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
 from pytest_llmperf.errors import UsageError
 
 DRAWS = 5_000
@@ -132,15 +133,16 @@ def _false_alarms(
 ) -> int:
     """Count how often rule A fails a session drawn from these with replacement.
 
-    Each draw is a set of accepted sessions, a new session, and its second measurement.
+    Each draw is a set of accepted sessions, a new session, and its fresh measurements.
     """
     n = min(MAX_SESSIONS, len(values))
     failed = 0
     for _ in range(draws):
         accepted = AcceptedValues(values=tuple(draw.choices(values, k=n)))
         first = compare(draw.choice(values), accepted, direction=direction, floor=floor)
-        if first.outcome is Outcome.FAIL:
-            failed += confirm(first, draw.choice(values), accepted).outcome is Outcome.FAIL
+        if first.suspected:
+            fresh = draw.choices(values, k=FRESH_RUNS)
+            failed += confirm(first, fresh, accepted).outcome is Outcome.FAIL
     return failed
 
 

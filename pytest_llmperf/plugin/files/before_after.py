@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.core.change import Change, run_fields, stored_changes
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record, speed_metric
 from pytest_llmperf.gate.accepted import accepted_sessions
+from pytest_llmperf.gate.past import Question
 from pytest_llmperf.gate.since import change_since, judge
 from pytest_llmperf.report.summary import status
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate, parse_limits
 from pytest_llmperf.settings.project import find_project
 
 if TYPE_CHECKING:
+    from pytest_llmperf.gate.lineage import Lineage
     from pytest_llmperf.history.accept import Reviewed
     from pytest_llmperf.history.store import Store
 
@@ -27,6 +29,7 @@ def compared(
     store: Store | None,
     reviewed: Reviewed | None,
     limits: Mapping[str, float],
+    lineage: Lineage | None = None,
 ) -> list[Change]:
     """The limited metrics of each run, against the other version or against its history.
 
@@ -37,14 +40,18 @@ def compared(
     return [
         change
         for record in _last_attempts(_runs(records))
-        for change in _changes(record, store, reviewed, limits)
+        for change in _changes(record, store, reviewed, limits, lineage)
     ]
 
 
 def _changes(
-    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+    record: Record,
+    store: Store | None,
+    reviewed: Reviewed | None,
+    limits: Mapping[str, float],
+    lineage: Lineage | None,
 ) -> Sequence[Change]:
-    return stored_changes(record) or _since_history(record, store, reviewed, limits)
+    return stored_changes(record) or _since_history(record, store, reviewed, limits, lineage)
 
 
 def _runs(records: Iterable[Record]) -> list[Record]:
@@ -66,16 +73,14 @@ def _project_gate(root: Path) -> str:
 
 
 def _last_attempts(records: Sequence[Record]) -> list[Record]:
-    repeated = {_work(record) for record in records if _is_repeated(record)}
-    return [record for record in records if _is_last_attempt(record, repeated)]
+    last: dict[tuple[str, ...], int] = {}
+    for record in records:
+        last[_work(record)] = max(last.get(_work(record), 1), _attempt(record))
+    return [record for record in records if _attempt(record) == last[_work(record)]]
 
 
-def _is_last_attempt(record: Record, repeated: set[tuple[str, ...]]) -> bool:
-    return _is_repeated(record) or _work(record) not in repeated
-
-
-def _is_repeated(record: Record) -> bool:
-    return bool(record.extra.get("attempt", 1) > 1)
+def _attempt(record: Record) -> int:
+    return int(record.extra.get("attempt", 1))
 
 
 def _work(record: Record) -> tuple[str, ...]:
@@ -83,13 +88,18 @@ def _work(record: Record) -> tuple[str, ...]:
 
 
 def _since_history(
-    record: Record, store: Store | None, reviewed: Reviewed | None, limits: Mapping[str, float]
+    record: Record,
+    store: Store | None,
+    reviewed: Reviewed | None,
+    limits: Mapping[str, float],
+    lineage: Lineage | None,
 ) -> list[Change]:
     """The changes since the accepted sessions; where there are none, the first metric alone."""
     changes = []
     for metric in _shown_metrics(record, limits):
         limit = limits.get(metric.name, DEFAULT_LIMITS["throughput"])
-        changes.append(_since_sessions(record, metric, store, reviewed, limit))
+        question = Question(record=record, metric=metric, limit=limit, lineage=lineage)
+        changes.append(_since_sessions(question, store, reviewed))
     return [change for change in changes if change.before is not None] or changes[:1]
 
 
@@ -107,18 +117,13 @@ def _measured_metrics(record: Record) -> dict[str, MetricValue]:
     return {metric.name: metric for metric in record.metrics if metric.value is not None}
 
 
-def _since_sessions(
-    record: Record,
-    metric: MetricValue,
-    store: Store | None,
-    reviewed: Reviewed | None,
-    limit: float,
-) -> Change:
+def _since_sessions(question: Question, store: Store | None, reviewed: Reviewed | None) -> Change:
+    record, metric, limit = question.record, question.metric, question.limit
     if store is None or reviewed is None or metric.direction not in ("higher", "lower"):
         return _alone(record, metric, limit, metric.reason)
-    sessions = accepted_sessions(store, reviewed, record, metric)
+    sessions = accepted_sessions(store, reviewed, question)
     accepted, value = sessions.accepted, metric.value or 0.0
-    if not accepted.values or min(value, *accepted.values) <= 0:
+    if not accepted.values or value <= 0:
         return _alone(record, metric, limit, sessions.reason)
     comparison = judge(metric, value, accepted, limit=limit)
     return change_since(record, metric, accepted, comparison)

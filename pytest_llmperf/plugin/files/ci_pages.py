@@ -13,6 +13,7 @@ import msgspec
 from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.gate.lineage import Lineage, lineage_of
 from pytest_llmperf.plugin.files.before_after import compared
 from pytest_llmperf.report import github
 from pytest_llmperf.report.gitlab import document
@@ -35,6 +36,7 @@ class Pages:
         *,
         store: str,
         root: Path,
+        any_tree: bool,
         gate: str,
         against: str,
     ) -> None:
@@ -48,6 +50,7 @@ class Pages:
         ]
         self._store = store
         self._root = root
+        self._lineage = lineage_of(root, any_tree=any_tree)
         self._limits = parse_gate(gate) or DEFAULT_LIMITS
 
     def annotations(self) -> list[str]:
@@ -80,7 +83,9 @@ class Pages:
     @cached_property
     def _compared(self) -> list[Change]:
         try:
-            return beside_history(self._records, self._store, self._root, self._limits)
+            return beside_history(
+                self._records, self._store, self._root, self._limits, self._lineage
+            )
         except LlmperfError as error:
             self.notes.append(f"the history was not looked at for the comment: {error}")
             return compared(self._records, None, None, self._limits)
@@ -115,7 +120,11 @@ def _by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def beside_history(
-    records: list[Record], store: str, root: Path, limits: Mapping[str, float]
+    records: list[Record],
+    store: str,
+    root: Path,
+    limits: Mapping[str, float],
+    lineage: Lineage | None,
 ) -> list[Change]:
     """Return each run beside its history in a store ("none": there is none).
 
@@ -128,4 +137,4 @@ def beside_history(
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
     with open_store(store, create=False, folder=root) as opened:
-        return compared(records, opened, accept.reviewed(root), limits)
+        return compared(records, opened, accept.reviewed(root), limits, lineage)

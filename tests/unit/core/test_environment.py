@@ -206,8 +206,13 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def test_commit_and_dirtiness_of_a_project(tmp_path):
-    """A changed tracked file is dirt, a new report or store beside it is not."""
+def test_commit_branch_and_dirtiness_of_a_project(tmp_path, monkeypatch):
+    """A changed tracked file is dirt, a new report or store beside it is not.
+
+    The branch is the CI system's, which checks out a commit.
+    """
+    for name in ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_BRANCH"):
+        monkeypatch.delenv(name, raising=False)
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("1")
     git(tmp_path, "add", ".")
@@ -216,16 +221,22 @@ def test_commit_and_dirtiness_of_a_project(tmp_path):
     assert project_facts(tmp_path) == {
         "git_commit": git(tmp_path, "rev-parse", "HEAD"),
         "git_dirty": False,
+        "git_branch": git(tmp_path, "rev-parse", "--abbrev-ref", "HEAD"),
     }
     (tmp_path / "code.py").write_text("2")
     assert project_facts(tmp_path)["git_dirty"] is True
+    git(tmp_path, "checkout", "-q", "--detach")
+    assert project_facts(tmp_path)["git_branch"] is None
+    monkeypatch.setenv("GITHUB_REF_NAME", "faster")
+    assert project_facts(tmp_path)["git_branch"] == "faster"
 
 
 def test_without_git_nothing_is_claimed(tmp_path, monkeypatch):
     """No repository and no git program are unknown, not clean."""
-    assert project_facts(tmp_path) == {"git_commit": None, "git_dirty": None}
+    unknown = {"git_commit": None, "git_dirty": None, "git_branch": None}
+    assert project_facts(tmp_path) == unknown
     monkeypatch.setenv("PATH", "")
-    assert project_facts(Path(__file__).parent) == {"git_commit": None, "git_dirty": None}
+    assert project_facts(Path(__file__).parent) == unknown
 
 
 def test_host_and_project_are_asked_once(tmp_path, monkeypatch):

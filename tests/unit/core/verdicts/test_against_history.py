@@ -45,7 +45,7 @@ def test_a_gain_of_the_same_size_passes():
 
 def test_a_significant_change_within_the_floor_passes():
     """2.8 % is many times the spread of these sessions, and less than anyone asked about."""
-    steady = AcceptedValues(values=tuple(100 + 0.01 * i for i in range(12)))
+    steady = AcceptedValues(values=tuple(100 + 0.01 * (5 * i % 12) for i in range(12)))
     found = compare(97.3, steady, direction="higher")
     assert found.p < 0.001
     assert found.outcome is Outcome.PASS
@@ -135,13 +135,21 @@ def test_only_the_latest_thirty_sessions_count():
     )
 
 
-def test_a_fail_needs_the_second_measurement():
-    """The second measurement, alone, decides; both are kept."""
+def test_three_fresh_measurements_decide_a_suspicion():
+    """They alone, pooled; both are kept."""
     first = compare(85.0, TWELVE, direction="higher")
-    assert confirm(first, 86.0, TWELVE).outcome is Outcome.FAIL
-    undone = confirm(first, 99.5, TWELVE)
+    assert first.suspected
+    assert confirm(first, [86.0, 85.0, 87.0], TWELVE).outcome is Outcome.FAIL
+    undone = confirm(first, [99.5, 100.5, 98.5], TWELVE)
     assert undone.outcome is Outcome.PASS
-    assert (undone.value, undone.again.value) == (85.0, 99.5)
+    assert (undone.value, undone.again.n_runs) == (85.0, 3)
+    assert undone.again.value == pytest.approx(99.5, rel=1e-3)
+
+
+def test_one_slow_run_of_three_does_not_decide_alone():
+    """The mean does: two at the old level and one 12 % less are no regression."""
+    first = compare(88.0, TWELVE, direction="higher")
+    assert confirm(first, [100.0, 100.0, 88.0], TWELVE).outcome is not Outcome.FAIL
 
 
 @pytest.mark.parametrize(
@@ -160,9 +168,9 @@ def test_values_that_have_no_relative_change_are_errors(value, direction, messag
 
 
 @pytest.mark.parametrize("bad", [0.0, -3.0, math.inf, math.nan])
-def test_a_baseline_with_a_value_that_is_not_positive_is_an_error_that_names_it(bad):
-    """And says what to do."""
-    with pytest.raises(UsageError, match=rf"baseline holds {bad!r}.*Accept a new baseline"):
+def test_an_accepted_value_that_is_not_positive_is_an_error_that_names_it(bad):
+    """The gate leaves such sessions out before."""
+    with pytest.raises(UsageError, match=rf"an accepted session holds {bad!r}"):
         compare(1.0, AcceptedValues(values=(1.0, bad)), direction="higher")
 
 
@@ -285,7 +293,7 @@ def test_pooled_iterations_would_give_false_alarms():
             simulated.gated(
                 [statistics.median(s) for s in before],
                 statistics.median(new),
-                statistics.median(session()),
+                [statistics.median(session()) for _ in range(3)],
             ).outcome
             is Outcome.FAIL
         )
@@ -298,15 +306,18 @@ def test_pooled_iterations_would_give_false_alarms():
 )
 @pytest.mark.parametrize("path", UNCHANGED)
 def test_real_runs_without_a_change_do_not_fail(path):
-    """Each run of an unchanged stretch after the 12 before it.
+    """Each run of an unchanged stretch after the 12 before it: at most 3 in 1,000 fail.
 
-    With 25 % put in, more than four of five do.
+    (One of well_log's 408 does: the series is 6 % higher there, for eight runs.) With 25 % put in,
+    more than four of five do.
     """
-    values, missed, n = labelled.column(path), 0, 0
+    values, missed, failed, n = labelled.column(path), 0, 0, 0
     for low, high in UNCHANGED[path]:
-        for at in range(low + 12, high - 1):
-            before, now, again = values[at - 12 : at], values[at], values[at + 1]
-            assert simulated.gated(before, now, again).outcome is not Outcome.FAIL, (path, at)
-            missed += simulated.gated(before, now * 1.25, again * 1.25).outcome is not Outcome.FAIL
+        for at in range(low + 12, high - 3):
+            before, now, again = values[at - 12 : at], values[at], values[at + 1 : at + 4]
+            failed += simulated.gated(before, now, again).outcome is Outcome.FAIL
+            slower = [value * 1.25 for value in again]
+            missed += simulated.gated(before, now * 1.25, slower).outcome is not Outcome.FAIL
             n += 1
+    assert failed <= 0.003 * n
     assert missed < 0.2 * n
