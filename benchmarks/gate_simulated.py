@@ -9,6 +9,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from statistics import median
 from typing import NamedTuple
 
 from noise import Noise, normal
@@ -20,7 +21,6 @@ from pytest_llmperf.core.verdicts.against_history import (
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.memory import Memory, PastSession
 from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
-from pytest_llmperf.core.verdicts.stats import median
 
 FLOOR = 0.03
 

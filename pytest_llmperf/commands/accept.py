@@ -167,7 +167,7 @@ def _only_record(store: Store, start: str) -> Record:
         return records[0]
     how_many = f"{len(records)} records" if records else "no record"
     raise UsageError(
-        f"{how_many} of {store.shown}: {start!r} has to begin the id of one. "
+        f"{how_many} of {store.public_url}: {start!r} has to begin the id of one. "
         "The gate names it; 'llmperf history --json' shows all."
     )
 
