@@ -225,12 +225,21 @@ class LlmperfSession:
         """Return how this kind of work is sampled and reduced. Raises as `generator_program`."""
         acquire = [model.load for model in models]
         renewal = self._renewal(models, workload)
+        wanted = processes or self.settings.processes
         if not isinstance(workload, Serve):
-            goal = replace(self.goal, processes=processes or self.settings.processes)
+            goal = replace(self.goal, processes=wanted)
             return partial(measure, acquire, workload, goal, self.progress, renewal=renewal)
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
-        return partial(measure_serving, acquire, workload, self.progress, program=program)
+        return partial(
+            measure_serving,
+            acquire,
+            workload,
+            self.progress,
+            program=program,
+            processes=wanted,
+            renewal=renewal,
+        )
 
     def _renewal(self, models: Sequence[Loadable], workload: Work) -> Renewal:
         """Return how these models get fresh processes, or why they cannot."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_llmperf.core.metrics import readings, saturation
+from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, distribution
 from pytest_llmperf.core.metrics.request_times import gaps_s, latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.metrics.results import Quantity, RunResult, Times
@@ -231,19 +232,31 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     Their autocorrelation widens the intervals. The pairs of a comparison are the runs, not the
     requests: times carry no pair.
     """
-    requests = [request for run in runs for request in _by_due_time(run.successes)]
-    samples: dict[str, list[float]] = {
+    of_runs = [_times_of(_by_due_time(run.successes), has_gaps=has_gaps) for run in runs]
+    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
+    return {
+        name: _distribution(name, [times[name] for times in of_runs], origin)
+        or NotMeasurable(name, reason)
+        for name in of_runs[0]
+    }
+
+
+def _times_of(requests: Sequence[RequestTrace], *, has_gaps: bool) -> dict[str, list[float]]:
+    """Return the times of one run's requests by name, in s."""
+    return {
         "ttft": [ttft_s(request) for request in requests],
         "latency": [latency_s(request) for request in requests],
         "tpot": _tpots_s(requests),
         "itl": [gap for request in requests for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
+
+
+def _distribution(name: str, of_runs: Sequence[list[float]], origin: Origin) -> Latencies | None:
+    """Return the times of all runs, None where there are none."""
+    times = [time_s for run in of_runs for time_s in run]
+    counts = [len(run) for run in of_runs]
     unpaired = origin._replace(pair=None)
-    return {
-        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reason)
-        for name, times in samples.items()
-    }
+    return distribution(name, times, unpaired.of_counts(counts)) if times else None
 
 
 def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:
