@@ -145,7 +145,7 @@ def measure_serving(
 def _run_all(
     servers: Sequence[ServerRuns], progress: Progress, renewal: Renewal, n_fresh: int
 ) -> None:
-    """Run the load until enough runs are valid, each on fresh servers where `n_fresh` are wanted."""
+    """Run the load until enough runs are valid, each on fresh servers where some are wanted."""
     _warm_up_each(servers, progress)
     while not _enough(servers, n_fresh):
         if n_fresh and servers[0].runs:

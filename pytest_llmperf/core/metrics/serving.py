@@ -17,7 +17,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_llmperf.core.metrics import readings, saturation
-from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, distribution
 from pytest_llmperf.core.metrics.request_times import gaps_s, latency_s, succeeded, tpot_s, ttft_s
 from pytest_llmperf.core.metrics.results import Quantity, RunResult, Times
@@ -235,8 +234,7 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     of_runs = [_times_of(_by_due_time(run.successes), has_gaps=has_gaps) for run in runs]
     reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
     return {
-        name: _distribution(name, [times[name] for times in of_runs], origin)
-        or NotMeasurable(name, reason)
+        name: _distribution(name, [times[name] for times in of_runs], origin, reason)
         for name in of_runs[0]
     }
 
@@ -251,12 +249,13 @@ def _times_of(requests: Sequence[RequestTrace], *, has_gaps: bool) -> dict[str, 
     }
 
 
-def _distribution(name: str, of_runs: Sequence[list[float]], origin: Origin) -> Latencies | None:
-    """Return the times of all runs, None where there are none."""
+def _distribution(name: str, of_runs: Sequence[list[float]], origin: Origin, reason: str) -> Times:
+    """Return the times of all runs, NotMeasurable for `reason` where there are none."""
     times = [time_s for run in of_runs for time_s in run]
+    if not times:
+        return NotMeasurable(name, reason)
     counts = [len(run) for run in of_runs]
-    unpaired = origin._replace(pair=None)
-    return distribution(name, times, unpaired.of_counts(counts)) if times else None
+    return distribution(name, times, origin._replace(pair=None).of_counts(counts))
 
 
 def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:
