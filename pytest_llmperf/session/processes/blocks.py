@@ -38,7 +38,7 @@ from pytest_llmperf.session.sampling import (
     valid_indices,
 )
 
-STOPPING_MARGIN = 1.15
+STOPPING_MARGIN = 1.3
 """An interval that is looked at several times is narrow by chance at some look."""
 
 
