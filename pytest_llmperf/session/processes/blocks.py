@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import stdev
 
 from pytest_llmperf.session.processes.allocation import (
+    ENOUGH_REPETITIONS,
     FIRST_LOOK,
     LEAST_REPETITIONS,
     MIN_PROCESSES,
@@ -165,8 +166,14 @@ def _size(blocks: Blocks) -> int | None:
     wanted = blocks.goal.processes
     size = least_size(blocks.costs, blocks.goal.budget_s, wanted or MIN_PROCESSES)
     if size is None and (wanted or blocks.fresh.in_turn):
-        return LEAST_REPETITIONS
+        # As long as they take no longer than the load that is made for them.
+        return max(LEAST_REPETITIONS, min(ENOUGH_REPETITIONS, _worth_a_load(blocks.costs)))
     return size
+
+
+def _worth_a_load(costs: Costs) -> int:
+    """Return how many repetitions take as long as a load."""
+    return math.floor(costs.load_s / costs.repetition_s)
 
 
 def _best_size(blocks: Blocks) -> int:
@@ -178,7 +185,8 @@ def _best_size(blocks: Blocks) -> int:
     if goal.processes is None:
         return best
     enough = math.ceil(REPETITIONS_BEFORE_A_LOOK / goal.processes)
-    return min(max(best, enough), most_repetitions(costs, goal.budget_s, goal.processes))
+    most = most_repetitions(costs, goal.budget_s, goal.processes)
+    return min(max(best, enough), max(most, _worth_a_load(costs)))
 
 
 def _needed(blocks: Blocks, size: int) -> Iterator[int]:

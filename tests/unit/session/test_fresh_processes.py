@@ -133,6 +133,9 @@ def test_who_names_a_number_gets_it_whatever_it_costs(wanted):
     goal = Goal(precision=0.01, budget_s=20.0, processes=wanted)
     sizes, _ = spread(Program(load_s=100.0), goal)
     assert len(sizes) == wanted
+    assert sum(sizes) >= 10
+    slow, _ = spread(Program(load_s=8.0, repetition_s=9.0), goal)
+    assert slow == (2,) * wanted
     cheap, _ = spread(Program(load_s=0.1), goal)
     assert len(cheap) == wanted
     assert sum(cheap) >= 10
@@ -160,7 +163,7 @@ def test_sides_that_do_not_fit_together_are_loaded_once_a_block():
     sides = [Side(name=name, repeat=logged(name, running)) for name in "AB"]
     fresh = Fresh(renew=running.renew, unsampled_s=lambda: 60.0, repetition_s=0.3, in_turn=True)
     sizes = sample_processes(sides, GOAL, quiet, fresh)
-    assert "".join(order).startswith("BBAA")
+    assert "".join(order).startswith("BBBBAAAA")
     switches = sum(a != b for a, b in pairwise(order))
     assert switches < 2 * len(sizes)
 
