@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -14,6 +15,7 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
+from pytest_llmperf.core.verdicts.processes import KnownSpread
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
@@ -22,6 +24,8 @@ from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_p
 from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
 from pytest_llmperf.session.places import place_of_models
+from pytest_llmperf.session.processes.known import known_spreads
+from pytest_llmperf.session.processes.renewal import Renewal, are_alike, why_not_renewed
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import measure, run_once
 from pytest_llmperf.session.sampling import Goal
@@ -121,8 +125,12 @@ class LlmperfSession:
         with claims(strict=self.settings.strict) as findings:
             yield findings
 
-    def measure(self, models: Sequence[Loadable], workload: Work) -> list[RunResult]:
+    def measure(
+        self, models: Sequence[Loadable], workload: Work, *, processes: int | None = None
+    ) -> list[RunResult]:
         """Measure one model, or two interleaved; record it, and have every judge judge it.
+
+        `processes` are how many are wanted; None takes the option's.
 
         Raises as `session.run.measure` and `session.serving.measure_serving`, and Regression.
         """
@@ -133,8 +141,8 @@ class LlmperfSession:
             return [RunResult.unmeasured(self.no_serving, UnjudgedQuantity) for _ in models]
         if self.stand_in is not None:
             return self.stand_in.measure(models, workload)
-        measured = self._sample(models, workload)
-        self._judge(self.recorder.add(measured), models, workload)
+        measured = self._sample(models, workload, processes)
+        self._judge(self.recorder.add(measured), models, workload, processes)
         return [side.result for side in measured]
 
     def renew(self, models: Sequence[Loadable]) -> bool:
@@ -184,9 +192,11 @@ class LlmperfSession:
             finally:
                 self.recorder.close()
 
-    def _sample(self, models: Sequence[Loadable], workload: Work) -> list[Measured]:
+    def _sample(
+        self, models: Sequence[Loadable], workload: Work, processes: int | None = None
+    ) -> list[Measured]:
         """Sample the models while no other session uses the device."""
-        sample = self._sampler(models, workload)
+        sample = self._sampler(models, workload, processes)
         pair = uuid.uuid4().hex if len(models) > 1 else None
         with self.pool.undisturbed([model.plan for model in models]):
             measured = sample(pair=pair)
@@ -194,32 +204,72 @@ class LlmperfSession:
             self._note_serving(side.result)
         return measured
 
-    def _judge(self, records: Sequence[Record], models: Sequence[Loadable], workload: Work) -> None:
+    def _judge(
+        self,
+        records: Sequence[Record],
+        models: Sequence[Loadable],
+        workload: Work,
+        processes: int | None,
+    ) -> None:
         """Have every judge judge the records of one measurement. Raises Regression."""
         attempts = count(2)
         measurement = Measurement(
             models=models,
             workload=workload,
-            again=lambda: self._sample_again(models, workload, next(attempts)),
+            again=lambda: self._sample_again(models, workload, processes, next(attempts)),
         )
         for judge in self.judges:
             judge.judge(records, self._declared.gate, measurement)
 
     def _sample_again(
-        self, models: Sequence[Loadable], workload: Work, attempt: int
+        self,
+        models: Sequence[Loadable],
+        workload: Work,
+        processes: int | None,
+        attempt: int,
     ) -> list[Record]:
         """Sample in fresh workers: a suspicion may be due to what differs between processes."""
         self.renew(models)
-        return self.recorder.add(self._sample(models, workload), attempt=attempt)
+        measured = self._sample(models, workload, processes)
+        return self.recorder.add(measured, attempt=attempt)
 
-    def _sampler(self, models: Sequence[Loadable], workload: Work) -> Sample:
+    def _sampler(self, models: Sequence[Loadable], workload: Work, processes: int | None) -> Sample:
         """Return how this kind of work is sampled and reduced. Raises as `generator_program`."""
         acquire = [model.load for model in models]
+        renewal = self._renewal(models, workload)
+        wanted = processes or self.settings.processes
+        if (wanted or 1) > 1 and renewal.why_one:
+            self.note(f"{self.recorder.test}: measured in one process: {renewal.why_one}")
         if not isinstance(workload, Serve):
-            return partial(measure, acquire, workload, self.goal, self.progress)
+            goal = replace(self.goal, processes=wanted)
+            return partial(measure, acquire, workload, goal, self.progress, renewal=renewal)
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
-        return partial(measure_serving, acquire, workload, self.progress, program=program)
+        return partial(
+            measure_serving,
+            acquire,
+            workload,
+            self.progress,
+            program=program,
+            processes=wanted,
+            renewal=renewal,
+        )
+
+    def _renewal(self, models: Sequence[Loadable], workload: Work) -> Renewal:
+        """Return how these models get fresh processes, or why they cannot."""
+        plans = [model.plan for model in models]
+        return Renewal(
+            renew=partial(self.renew, models),
+            why_one=why_not_renewed(plans, adopted=self.pool.is_adopted),
+            alike=are_alike(plans),
+            in_turn=not self.pool.fits_together(*dict.fromkeys(plans)),
+            known=lambda: [self._known(model, workload) for model in models],
+        )
+
+    def _known(self, model: Loadable, workload: Work) -> Mapping[str, KnownSpread]:
+        """Return what is known of how much processes of this measurement differ, by metric."""
+        would_be = self.recorder.describe(model.load(), workload)
+        return known_spreads(self.settings, self.recorder.store, would_be)
 
     def _note_serving(self, result: RunResult) -> None:
         """Note what a reader of a server's numbers must know."""

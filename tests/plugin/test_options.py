@@ -99,6 +99,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "against-limits": "mbu:5%",
         "reference": "bf16",
         "cluster": "auto",
+        "processes": "7",
     }
     good = texts.get(
         option.name,

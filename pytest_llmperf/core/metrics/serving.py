@@ -243,24 +243,37 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     Their autocorrelation widens the intervals. The pairs of a comparison are the runs, not the
     requests: times carry no pair.
     """
-    requests = [request for run in runs for request in _by_due_time(run.successes)]
+    of_runs = [_times_of(_by_due_time(run.successes), has_gaps=has_gaps) for run in runs]
+    requests = [request for run in runs for request in run.successes]
+    reasons = {
+        "tpot": _reason(_timed(requests, UNKNOWN_SPAN), has_gaps=has_gaps),
+        "itl": _reason(_timed(requests, UNKNOWN_GAPS), has_gaps=has_gaps),
+    }
+    return {
+        name: _distribution(name, [times[name] for times in of_runs], origin, reasons.get(name, ""))
+        for name in of_runs[0]
+    }
+
+
+def _times_of(requests: Sequence[RequestTrace], *, has_gaps: bool) -> dict[str, list[float]]:
+    """Return the times of one run's requests by name, in s."""
     spans = _timed(requests, UNKNOWN_SPAN)
     with_gaps = _timed(requests, UNKNOWN_GAPS)
-    samples: dict[str, list[float]] = {
+    return {
         "ttft": [ttft_s(request) for request in requests],
         "latency": [latency_s(request) for request in requests],
         "tpot": _tpots_s(spans),
         "itl": [gap for request in with_gaps for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    reasons = {
-        "tpot": _reason(spans, has_gaps=has_gaps),
-        "itl": _reason(with_gaps, has_gaps=has_gaps),
-    }
-    unpaired = origin._replace(pair=None)
-    return {
-        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reasons[name])
-        for name, times in samples.items()
-    }
+
+
+def _distribution(name: str, of_runs: Sequence[list[float]], origin: Origin, reason: str) -> Times:
+    """Return the times of all runs, NotMeasurable for `reason` where there are none."""
+    times = [time_s for run in of_runs for time_s in run]
+    if not times:
+        return NotMeasurable(name, reason)
+    counts = [len(run) for run in of_runs]
+    return distribution(name, times, origin._replace(pair=None).of_counts(counts))
 
 
 def _timed(requests: Sequence[RequestTrace], unknown: Sequence[str]) -> list[RequestTrace]:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.processes import ALIKE, Processes, center_interval
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     multiplied by. `at_least` is how many samples give the interval both ends. `against` names the
     other side of a ratio. `counted` names what the `n` of a bootstrapped value counts. `kind`
     decides how the value may be compared (`core.verdicts.judge`). An infinite end means that
-    nothing bounds the value on that side.
+    nothing bounds the value on that side. `processes` are those that the samples are of.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     at_least: int = stats.MIN_PAIRS
     against: str = ""
     counted: str = "prompt"
+    processes: Processes = ALIKE
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.low, self.high, self.factor, *self.samples)
@@ -120,12 +122,13 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         pair: str | None = None,
         subject: str = "",
         context: str = "",
+        processes: Processes = ALIKE,
     ) -> Estimate:
-        """Return the median of timing samples with its 99 % interval.
+        """Return the median of timing samples with its 99 % interval, over their processes.
 
         Raises ValueError without samples.
         """
-        low, high = stats.center_interval(samples)
+        low, high = center_interval(samples, processes)
         return cls(
             name=name,
             value=median(samples),
@@ -138,6 +141,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
             pair=pair,
             subject=subject,
             context=context,
+            processes=processes,
         )
 
     @property

@@ -79,6 +79,9 @@ class ScriptedOptions:
     not the reference's. After a prompt that holds the token id `astray` the likeliest next tokens
     are others.
 
+    `process` is how much processes differ: each time that the model is loaded, its times get a
+    log-normal factor of this spread.
+
     Under traffic, `slots` requests are served at once (0: any number), the client is `late_s` late,
     and the server says that it preempted `preemptions` requests.
     """
@@ -86,6 +89,7 @@ class ScriptedOptions:
     ttft_s: float = 0.05
     tpot_s: float = 0.01
     noise: float = 0.0
+    process: float = 0.0
     warmup: int = 0
     load_s: float = 1.0
     seed: int = 0
@@ -242,6 +246,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "ttft": ("ttft_s", _time_s),
     "tpot": ("tpot_s", _time_s),
     "noise": ("noise", float),
+    "process": ("process", float),
     "warmup": ("warmup", _count),
     "load": ("load_s", _time_s),
     "seed": ("seed", int),
