@@ -87,6 +87,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     latency: Times
     acceptance_length: Quantity
     goodput: Quantity
+    cpu_time_per_token: Quantity
     speed_up: Quantity
     efficiency: Quantity
     collectives: Quantity

@@ -77,7 +77,8 @@ class ScriptedOptions:
     exp(1 - quality) and the SQNR -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio) and
     `sqnr_db` set one of them alone. `batch_quality` takes the place of `quality` where the batch is
     not the reference's. After a prompt that holds the token id `astray` the likeliest next tokens
-    are others.
+    are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
+    does (None: it cannot be read).
 
     Under traffic, `slots` requests are served at once (0: any number), the client is `late_s` late,
     and the server says that it preempted `preemptions` requests.
@@ -94,6 +95,7 @@ class ScriptedOptions:
     kv_bytes_per_token: int = 1 * units.KB
     vocab: int = 1000
     power_w: float | None = 100.0
+    cpu_s_per_token: float | None = 0.01
     bandwidth_bytes_per_s: float = 100e9
     matmul_flop_per_s: float = 1e12
     quality: float = 1.0
@@ -192,6 +194,10 @@ def _watts(text: str) -> float | None:
     return None if text == "none" else _quantity(text, {"W": 1.0})
 
 
+def _time_or_none_s(text: str) -> float | None:
+    return None if text == "none" else _time_s(text)
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -250,6 +256,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "kv": ("kv_bytes_per_token", _bytes),
     "vocab": ("vocab", _count),
     "power": ("power_w", _watts),
+    "cpu": ("cpu_s_per_token", _time_or_none_s),
     "bandwidth": ("bandwidth_bytes_per_s", _bytes),
     "matmul": ("matmul_flop_per_s", float),
     "quality": ("quality", _share),

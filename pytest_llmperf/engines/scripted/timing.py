@@ -17,6 +17,8 @@ from pytest_llmperf.workloads import Batch, Lockstep
 GAP_NS = 1_000_000
 """Virtual time between two repetitions."""
 
+NO_CPU_TIME = "the script says cpu=none"
+
 _WARMUP_FACTOR = 2.0
 _SLOW_FACTOR = 10.0
 
@@ -94,7 +96,16 @@ class Timing:
             marks=marks(self._options),
             clock="virtual",
             computed=computed,
+            cpu_s=cpu_s(self._options, requests),
+            no_cpu_s=NO_CPU_TIME if self._options.cpu_s_per_token is None else "",
         )
+
+
+def cpu_s(options: ScriptedOptions, requests: Sequence[RequestTrace]) -> float | None:
+    """Return the CPU time that the script says for these requests, None where it says none."""
+    if options.cpu_s_per_token is None:
+        return None
+    return options.cpu_s_per_token * sum(request.n_output_tokens for request in requests)
 
 
 def marks(options: ScriptedOptions) -> tuple[Mark, ...]:
