@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_llmperf.core.foreign_load import is_beside_load, mean_share
+from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import Quantity, RunResult
@@ -26,7 +28,7 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
-from pytest_llmperf.wire.results import BlockMeasured
+from pytest_llmperf.wire.results import BlockLoad, BlockMeasured
 from pytest_llmperf.workloads import Workload
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
@@ -49,7 +51,7 @@ def measure_block(
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
     repeaters = [Repeater(load, workload) for load in acquire]
-    sides = [repeater.side(first_repetition) for repeater in repeaters]
+    sides = [repeater.side(first_repetition, allow_load=True) for repeater in repeaters]
     warmed = [warm_up(side, goal, progress) for side in sides]
     sample(sides, goal, progress)
     valid = valid_indices(sides)
@@ -61,7 +63,14 @@ def measure_block(
         values=tuple(_values(result, metrics) for result in results),
         reasons=_reasons(results, metrics),
         spent_s=sum(map(_spent_s, warmed, sides)),
+        load=_load([side.runs[index] for side in sides for index in valid]),
     )
+
+
+def _load(runs: Sequence[TimedRun]) -> BlockLoad:
+    """Return what other programs did beside the repetitions that count."""
+    beside = any(is_beside_load(ran.trace.marks) for ran in runs)
+    return BlockLoad(beside=beside, share=mean_share(runs))
 
 
 def _reduced(

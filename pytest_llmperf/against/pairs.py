@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
 from pytest_llmperf.against.tracks import Track
+from pytest_llmperf.core.foreign_load import hits_alike
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import MeasureBlock
-from pytest_llmperf.wire.results import BlockMeasured
+from pytest_llmperf.wire.results import BlockLoad, BlockMeasured
 from pytest_llmperf.workloads import Serve
 
 BLOCK_SHARE = 0.2
@@ -90,6 +91,7 @@ class Pairs:
             number = n_valid + n_invalid
             try:
                 base, head = self._pair(open_tracks, number, fresh=fresh and number == 0)
+                require_alike(base.load, head.load)
             except InvalidRun as error:
                 n_invalid += 1
                 _require_mostly_valid(n_valid, n_invalid, error)
@@ -143,6 +145,17 @@ class Pairs:
         if not self.fit_together:
             self.unload()
         return block
+
+
+def require_alike(base: BlockLoad, head: BlockLoad) -> None:
+    """Raise InvalidRun where other programs hit the two blocks of a pair, and not alike."""
+    if not (base.beside or head.beside) or hits_alike((base.share, head.share)):
+        return
+    shares = [f"{share:.0%}" if share is not None else "?" for share in (base.share, head.share)]
+    raise InvalidRun(
+        f"other programs used {shares[0]} of the cores beside the base, "
+        f"{shares[1]} beside the new version"
+    )
 
 
 class BaseFailed(Exception):

@@ -143,7 +143,7 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
     """Return what two readings say about the region between them. Pure."""
     gauges: dict[str, float] = {}
     marks: list[Mark] = []
-    foreign = _foreign_share(before, after, cores)
+    foreign = foreign_share(before, after, cores)
     if foreign is not None:
         gauges["foreign_cpu_share"] = foreign
         marks += _foreign_cpu_marks(foreign, cores)
@@ -154,7 +154,7 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
     return Telemetry(gauges, tuple(marks))
 
 
-def _foreign_share(before: CpuReading, after: CpuReading, cores: int) -> float | None:
+def foreign_share(before: CpuReading, after: CpuReading, cores: int) -> float | None:
     """Return others' share of the cores; None for a region that is too short to judge."""
     wall_s = after.t_s - before.t_s
     if wall_s < SHORTEST_JUDGED_S:

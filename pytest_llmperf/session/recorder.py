@@ -19,6 +19,7 @@ import msgspec
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.environment import environment_key
+from pytest_llmperf.core.foreign_load import MARKED, was_under_load
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.metrics.serving import NO_SUCH
@@ -43,6 +44,8 @@ _UNMEASURED: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "mar
 
 Attempt = Callable[[Callable[[], object]], None]
 """Calls an action, and puts its StoreError off."""
+
+_NOT_FAILED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})
 
 
 class Recorder:
@@ -171,7 +174,7 @@ class Recorder:
             for record in list(self.records.values()):
                 finished = self._replace(
                     record,
-                    outcome=outcome,
+                    outcome=_outcome_of(record, outcome),
                     claims=claims,
                     agreement=record.agreement or agreements.get(record.strategy),
                 )
@@ -317,6 +320,14 @@ def _all_tried() -> Iterator[Attempt]:
     if failures:
         messages = dict.fromkeys(map(str, failures))
         raise StoreError(" ".join(messages)) from failures[0]
+
+
+def _outcome_of(record: Record, outcome: str) -> str:
+    """Return the test's outcome, or that a run was measured beside other programs.
+
+    No later session is held against such a run; one that failed has failed.
+    """
+    return MARKED if was_under_load(record) and outcome in _NOT_FAILED else outcome
 
 
 def _claim(finding: Finding) -> ClaimRecord:

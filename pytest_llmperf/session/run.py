@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.foreign_load import mean_share, under_load
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.offline import reduce
@@ -19,7 +20,7 @@ from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Trace
+from pytest_llmperf.core.trace import Mark, Trace
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import (
@@ -59,7 +60,7 @@ def measure(
         WorkerError: a worker died, hung or ran out of memory.
     """
     repeaters = [Repeater(load, workload) for load in acquire]
-    sides = [repeater.side() for repeater in repeaters]
+    sides = [repeater.side(allow_load=goal.allow_load) for repeater in repeaters]
     models = [
         _warmed_up(repeater, side, goal, progress)
         for repeater, side in zip(repeaters, sides, strict=True)
@@ -106,10 +107,14 @@ class Repeater:
         """Return the loaded model, and load it when it is not loaded."""
         return self.acquire()
 
-    def side(self, first_repetition: int = 0) -> Side:
+    def side(self, first_repetition: int = 0, *, allow_load: bool = False) -> Side:
         """Load the model, and return a side of its own, named after the model's strategy."""
-        name = self.current().plan.strategy
-        return Side(name=name, repeat=self, next_repetition=first_repetition)
+        return Side(
+            name=self.current().plan.strategy,
+            repeat=self,
+            next_repetition=first_repetition,
+            allow_load=allow_load,
+        )
 
 
 def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
@@ -172,7 +177,10 @@ class WarmModel:
     def _result(
         self, model: OpenModel, around: Readings, valid: tuple[int, ...], pair: str | None
     ) -> RunResult:
-        origin = _origin(model, self.repeater.workload, pair)
+        used = [self.side.runs[index] for index in valid]
+        origin = _origin(model, self.repeater.workload, pair)._replace(
+            disturbed=bool(under_load(_marks(used)))
+        )
         return reduce(self._traces(valid), self.repeater.workload, around, origin)
 
     def _traces(self, valid: tuple[int, ...]) -> list[Trace]:
@@ -180,9 +188,11 @@ class WarmModel:
 
     def _extra(self, result: RunResult, around: Readings, valid: tuple[int, ...]) -> dict[str, Any]:
         runs = self.side.runs
+        used = [runs[index] for index in valid]
         return {
             "repetitions": len(runs),
             "valid": len(valid),
+            **under_load(_marks(used), mean_share(used)),
             **_memory_of_ranks(result),
             **record_extras.ceilings(around.ceilings, runs[-1].step),
             **record_extras.itl_by_position(self._traces(valid)),
@@ -212,6 +222,10 @@ def _origin(model: OpenModel, workload: Workload, pair: str | None) -> Origin:
         context=f"{describe(workload)} on {model.opened.device_name}",
         pair=pair,
     )
+
+
+def _marks(runs: Sequence[TimedRun]) -> list[tuple[Mark, ...]]:
+    return [ran.trace.marks for ran in runs]
 
 
 def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.foreign_load import is_foreign, under_load
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
-from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.errors import InvalidRun, SteadyLoad, UsageError
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
 from pytest_llmperf.wire.commands import RunServing
@@ -39,6 +40,7 @@ class ServerRuns:
     workload: Serve
     program: str
     runs: list[ServingRun] = field(default_factory=list)
+    allow_load: bool = False
 
     @property
     def title(self) -> str:
@@ -49,6 +51,10 @@ class ServerRuns:
     def marks(self) -> tuple[Mark, ...]:
         """What is wrong with any of its runs."""
         return tuple(mark for run in self.runs for mark in run.marks)
+
+    def counts(self, index: int) -> bool:
+        """Whether nothing is wrong with a run that must not be."""
+        return all(self.allow_load and is_foreign(mark) for mark in self.runs[index].marks)
 
     def warm_up(self) -> None:
         """Send a few requests that no run repeats."""
@@ -108,17 +114,22 @@ def measure_serving(
     *,
     pair: str | None = None,
     program: str = "",
+    allow_load: bool = False,
 ) -> list[Measured]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
     A run with a mark (foreign load, token counts that cannot be right) is made again, as often as
-    three times in all. `program` is the workload's generator; warm-ups are our own client's.
+    three times in all; `allow_load` makes nothing of foreign load. `program` is the workload's
+    generator; warm-ups are our own client's.
 
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
         WorkerError: a server died. NotInEffect: another model answered.
     """
-    servers = [ServerRuns(acquire=load, workload=workload, program=program) for load in acquire]
+    servers = [
+        ServerRuns(acquire=load, workload=workload, program=program, allow_load=allow_load)
+        for load in acquire
+    ]
     for server in servers:
         progress("warming up", server.title, None)
         server.warm_up()
@@ -187,7 +198,7 @@ def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
 
 
 def _is_unmarked(servers: Sequence[ServerRuns], index: int) -> bool:
-    return not any(server.runs[index].marks for server in servers)
+    return all(server.counts(index) for server in servers)
 
 
 def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
@@ -196,13 +207,15 @@ def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
     marks = [mark for server in servers for mark in server.marks]
     reasons = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
     n_runs = len(servers[0].runs)
-    raise InvalidRun(f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}.")
+    message = f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}."
+    raise (SteadyLoad if any(map(is_foreign, marks)) else InvalidRun)(message)
 
 
 def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> Measured:
     model, workload = server.acquire(), server.workload
     used = valid if pair is not None else valid[:1]
-    result = _reduced(model, workload, [server.runs[index] for index in used], pair)
+    runs = [server.runs[index] for index in used]
+    result = _reduced(model, workload, runs, pair)
     return Measured(
         model=model,
         effective=model.opened.effective,
@@ -211,7 +224,7 @@ def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> M
         result=result,
         marks=server.marks,
         pair=pair,
-        extra=_extra(server.runs, used, result),
+        extra=_extra(server.runs, used, result) | under_load([run.marks for run in runs]),
     )
 
 
@@ -219,7 +232,10 @@ def _reduced(
     model: OpenModel, workload: Serve, runs: Sequence[ServingRun], pair: str | None
 ) -> RunResult:
     traces = [run.trace for run in runs]
-    return reduce_serving(traces, workload, _load_s(model), _origin(model, workload, pair))
+    origin = _origin(model, workload, pair)._replace(
+        disturbed=any(map(is_foreign, (mark for run in runs for mark in run.marks)))
+    )
+    return reduce_serving(traces, workload, _load_s(model), origin)
 
 
 def _load_s(model: OpenModel) -> float | None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.foreign_load import UNDER_LOAD
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
@@ -17,10 +18,11 @@ from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.gate.gate import Gate
+from pytest_llmperf.instruments.beside_others import BesideOthers
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
-from pytest_llmperf.session.places import place_of_models
+from pytest_llmperf.session.places import allows_load, looks_at_load, place_of_models
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import measure, run_once
 from pytest_llmperf.session.sampling import Goal
@@ -79,6 +81,7 @@ class LlmperfSession:
         return Goal(
             precision=precision / 100 if precision else self.settings.precision,
             budget_s=float(self._declared.budget or self.settings.budget_s),
+            allow_load=allows_load(self.settings),
         )
 
     def plan(
@@ -182,10 +185,14 @@ class LlmperfSession:
         """Sample the models while no other session uses the device."""
         sample = self._sampler(models, workload)
         pair = uuid.uuid4().hex if len(models) > 1 else None
-        with self.pool.undisturbed([model.plan for model in models]):
-            measured = sample(pair=pair)
+        plans = [model.plan for model in models]
+        with self.pool.undisturbed(plans):
+            beside = self._beside(plans)
+            with beside:
+                measured = sample(pair=pair)
         for side in measured:
             self._note_serving(side.result)
+        self._note_load(measured, beside)
         return measured
 
     def _judge(self, records: Sequence[Record], models: Sequence[Loadable], workload: Work) -> None:
@@ -210,7 +217,28 @@ class LlmperfSession:
             return partial(measure, acquire, workload, self.goal, self.progress)
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
-        return partial(measure_serving, acquire, workload, self.progress, program=program)
+        return partial(
+            measure_serving,
+            acquire,
+            workload,
+            self.progress,
+            program=program,
+            allow_load=allows_load(self.settings),
+        )
+
+    def _beside(self, plans: Sequence[LoadPlan]) -> BesideOthers:
+        """Return the look at other programs that stands around a measurement."""
+        return BesideOthers(
+            here=looks_at_load(plans, self.settings),
+            allow=allows_load(self.settings),
+            show=lambda text: self.progress("waiting for a quiet machine", text, None),
+        )
+
+    def _note_load(self, measured: Sequence[Measured], beside: BesideOthers) -> None:
+        """Note that other programs worked beside what was measured, where that was allowed."""
+        if any(UNDER_LOAD in side.extra for side in measured):
+            test = self.recorder.test.partition("::")[2]
+            self.note(f"{test} was measured beside other programs: {beside.seen}")
 
     def _note_serving(self, result: RunResult) -> None:
         """Note what a reader of a server's numbers must know."""

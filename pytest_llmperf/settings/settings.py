@@ -27,6 +27,7 @@ class Settings:
     plan: bool
     strict: bool
     in_process: bool
+    allow_load: bool
     gate: dict[str, float] | None
     require_accepted: bool
     against: Target | None
@@ -60,6 +61,7 @@ _AS_THEY_ARE = (
     "plan",
     "strict",
     "in-process",
+    "allow-load",
     "require-accepted",
     "against-build",
     "gpus",

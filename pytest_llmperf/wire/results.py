@@ -126,8 +126,19 @@ class Ended(Struct, frozen=True, kw_only=True, tag=True):
     message: str = ""
 
 
+class BlockLoad(Struct, frozen=True, kw_only=True):
+    """What other programs did beside a block.
+
+    `beside`: past the limit in a repetition that counts. `share` of the cores that they used is a
+    mean over the repetitions, None where it is not known.
+    """
+
+    beside: bool = False
+    share: float | None = None
+
+
 class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to MeasureBlock: the metrics of each side, and the seconds that were sampled.
+    """Answer to MeasureBlock: the metrics of each side, the seconds that were sampled, the load.
 
     A metric is None where it is not measurable; `reasons` then says why.
     """
@@ -135,6 +146,7 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     values: tuple[dict[str, float | None], ...]
     reasons: dict[str, str]
     spent_s: float
+    load: BlockLoad = BlockLoad()
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):

@@ -26,11 +26,13 @@ class Latencies(Refuses):
         pair: str | None = None,
         subject: str = "",
         context: str = "",
+        disturbed: bool = False,
     ) -> None:
         if not samples:
             raise ValueError(f"{name}: no samples; what was not seen is NotMeasurable")
         self.name, self.samples = name, samples
         self._pair, self._subject, self._context = pair, subject, context
+        self._disturbed = disturbed
 
     def refuse(self) -> NoReturn:
         """Raise UsageError: a percentile is needed."""
@@ -89,6 +91,7 @@ class Latencies(Refuses):
             pair=self._pair,
             subject=self._subject,
             context=self._context,
+            disturbed=self._disturbed,
         )
 
     def _percentile(self, q: float) -> Estimate | NotMeasurable:
@@ -117,6 +120,7 @@ class Latencies(Refuses):
             direction="lower",
             subject=self._subject,
             context=self._context,
+            disturbed=self._disturbed,
             statistic=statistic,
         )
 

@@ -14,16 +14,18 @@ class Origin(NamedTuple):
     """The strategy that was measured (`subject`), and the workload and device (`context`).
 
     `pair` is shared by the results of an interleaved comparison, whose repetitions are then pairs.
+    `disturbed`: other programs worked beside it, which makes times longer.
     """
 
     subject: str = ""
     context: str = ""
     pair: str | None = None
+    disturbed: bool = False
 
     @property
     def texts(self) -> dict[str, Any]:
-        """`subject` and `context`, as an Estimate takes them."""
-        return {"subject": self.subject, "context": self.context}
+        """`subject`, `context` and `disturbed`, as an Estimate takes them."""
+        return {"subject": self.subject, "context": self.context, "disturbed": self.disturbed}
 
 
 NO_ORIGIN = Origin()

@@ -52,7 +52,8 @@ def cpu_time_per_token(
     samples = [cpu_s / n_tokens for cpu_s, n_tokens in runs if cpu_s and n_tokens]
     if len(samples) < len(runs) or not samples:
         return NotMeasurable("cpu_time_per_token", why_none or NO_CPU_TIME)
-    return sampled("cpu_time_per_token", samples, origin)
+    # Others on the same cores make it wait, which takes no CPU time.
+    return sampled("cpu_time_per_token", samples, origin._replace(disturbed=False))
 
 
 def collectives(share: float | str, origin: Origin) -> Quantity:

@@ -66,6 +66,17 @@ class Case(NamedTuple):
         return not OPERATORS[self.op](best_end, self.bound)
 
     @property
+    def is_due_to_load(self) -> bool:
+        """Whether other programs, which make times longer and rates lower, may be the reason.
+
+        A limit that is kept although others worked beside it is kept.
+        """
+        if not self.measured.disturbed or self.measured.direction == "none":
+            return False
+        is_limit = (self.measured.direction == "higher") == (self.op in _AT_LEAST)
+        return self.is_contradicted if is_limit else self.is_supported
+
+    @property
     def missed_share(self) -> float:
         """By which share of the bound the value misses it; 0 when it does not."""
         value, bound = self.measured.value, self.bound

@@ -27,6 +27,7 @@ from pytest_llmperf.errors import UsageError
 FLOOR = 0.03
 """A timing that misses its bound by less than this share is not failed (docs/decisions/0004)."""
 
+DISTURBED = "other programs worked beside it (--llmperf-allow-load), and may be the reason"
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _EXPLAINABLE = 64
 """How many comparisons are remembered for `explain`: more than one assert chains."""
@@ -278,9 +279,11 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         subject=a.subject,
         context=a.context,
         against=b.subject or b.name,
+        disturbed=a.disturbed or b.disturbed,
     )
     if is_paired(a, b):
-        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair)
+        samples = _sample_ratios(a, b)
+        return replace(quotient, samples=samples, pair=a.pair, disturbed=False)
     return quotient
 
 
@@ -359,6 +362,8 @@ def _decide_exact(case: Case, rules: _OpenClaims) -> Finding:
 def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     floor = rules.floor if case.measured.kind == "timing" else 0.0
     visible = f"smallest visible difference {case.visible_text}"
+    if case.is_due_to_load:
+        return _undecided(case, rules, visible, DISTURBED)
     if case.is_supported:
         return _finding(case, Outcome.PASS, rules, visible)
     if case.is_contradicted and case.missed_share > floor:
