@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from itertools import chain
+from pathlib import Path
 
 import psutil
 
@@ -41,6 +42,17 @@ def keep_to_cores() -> None:
     cores = os.environ.get(CORES)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+
+
+def process_state(pid: int) -> str:
+    """Return the letter of a process's state as the kernel shows it, "gone", or "unknown"."""
+    if sys.platform != "linux":
+        return "unknown"
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "gone"
+    return text.rpartition(")")[2].split()[0]
 
 
 def kill_own_group() -> None:

@@ -38,6 +38,9 @@ class Capabilities:
             and it waits for nobody.
         serves: the engine takes traffic: its loaded models are `Serves`.
         has_address: another program can send its own requests to the engine.
+        starts_afresh: gives the reason why a plan's workers cannot be forks of a process that has
+            imported the engine, or None. What can be seen in that process (threads, open devices)
+            need not be named: it is looked at before each fork.
         fits_in_process: whether a plan can be loaded inside of pytest's own process: nothing heavy
             is imported for it, no real time passes, and nothing of it can end the process.
     """
@@ -51,6 +54,7 @@ class Capabilities:
     occupies_device: bool = True
     serves: bool = False
     has_address: bool = False
+    starts_afresh: Callable[[LoadPlan], str | None] = lambda _plan: None
     fits_in_process: Callable[[LoadPlan], bool] = lambda _plan: False
 
 

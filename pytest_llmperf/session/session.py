@@ -60,7 +60,12 @@ class LlmperfSession:
         self.notes: list[str] = []
         self.recorder = Recorder(settings, self.id)
         self.gpus = self._gpus()
-        self.host = ThisHost(self.gpus, wait_s=settings.wait_s, log_dir=worker_logs(settings.root))
+        self.host = ThisHost(
+            self.gpus,
+            wait_s=settings.wait_s,
+            log_dir=worker_logs(settings.root),
+            forks=settings.start_method == "forkserver",
+        )
         self.place = place_of_models(settings, self.host, self.progress)
         self.pool = self._pool()
         self.own = OwnProcess(lambda: self.gpus.held)
@@ -270,7 +275,13 @@ class LlmperfSession:
         )
 
     def _start_worker(self, plan: LoadPlan) -> Channel:
-        return start_worker(plan, self.settings, self.place)
+        channel = start_worker(plan, self.settings, self.place)
+        if channel.fork_failure:
+            self.note(
+                f"{plan.model.name} {plan.strategy}: its worker was started as a new program, "
+                f"because {channel.fork_failure}."
+            )
+        return channel
 
 
 def _unmeasured(model: Loadable, workload: Work) -> RunResult:

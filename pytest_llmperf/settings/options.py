@@ -86,6 +86,13 @@ OPTIONS = (
         "of pytest: for projects that test their own tests",
     ),
     Option(
+        name="start-method",
+        metavar="forkserver|spawn",
+        default="forkserver",
+        help="how workers are started: forked from a process that has imported the engine, where "
+        "that can be (forkserver), or each as a new program (spawn)",
+    ),
+    Option(
         name="device",
         metavar="DEVICE",
         default="auto",

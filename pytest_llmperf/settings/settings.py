@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.settings.against_target import Target
 
 DEVICES = ("auto", "cuda", "cpu")
+START_METHODS = ("forkserver", "spawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Settings:
     against_limits: dict[str, float] | None
     against_budget_s: float
     against_build: str
+    start_method: str
     device: str
     gpus: str
     cluster: str
@@ -81,6 +83,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         **_plain_fields(values, root),
         **_judged(values, root),
         device=_choice("device", values["device"], DEVICES),
+        start_method=_choice("start-method", values["start-method"], START_METHODS),
         cluster=_cluster(values["cluster"], values["against"]),
         strategies=tuple(filter(None, map(str.strip, values["strategy"].split(",")))),
         reference=_strategy("reference", values["reference"]),

@@ -20,14 +20,19 @@ from pytest_llmperf.worker.loop import serve
 def main(argv: list[str] | None = None) -> None:
     """Serve commands on the inherited socket until Close, or until the session ends."""
     options = _parser().parse_args(argv)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
     lead_own_group()
     keep_to_cores()
     if options.die_with_parent:
         die_with_parent()
-    os.set_inheritable(options.fd, False)
-    serve(worker_end(socket.socket(fileno=options.fd)), Host(rank=options.rank))
+    work(options.fd, rank=options.rank)
+
+
+def work(fd: int, *, rank: int) -> None:
+    """Serve commands on this socket until Close, or until the session ends."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.set_inheritable(fd, False)
+    serve(worker_end(socket.socket(fileno=fd)), Host(rank=rank))
 
 
 def _parser() -> argparse.ArgumentParser:

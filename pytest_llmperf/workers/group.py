@@ -14,14 +14,16 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.wire.commands import Close, Command, R, checked
 from pytest_llmperf.wire.messages import Reply
 from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
+from pytest_llmperf.workers.forkservers import CannotForkError
 from pytest_llmperf.workers.kernel_oom import read_counters
 from pytest_llmperf.workers.process import (
     WORKER,
@@ -32,6 +34,9 @@ from pytest_llmperf.workers.process import (
 )
 
 START_DEADLINE_S = 60.0
+FORK_DEADLINE_S = 300.0
+"""For a fork server to come up and import an engine, from a cold disk of another host maybe."""
+
 SILENCE_S = 60.0
 """Longest wait without a heartbeat.
 
@@ -59,8 +64,12 @@ class WorkerGroup:
         name: str,
         silence_s: float,
         oom_before: dict[str, int],
+        not_forked: str = "",
+        fork_failure: str = "",
     ) -> None:
         self.name = name
+        self.fork_failure = fork_failure
+        self._not_forked = not_forked or fork_failure
         self._workers = workers
         self._silence_s = silence_s
         self._oom_before = oom_before
@@ -81,6 +90,8 @@ class WorkerGroup:
         start_deadline_s: float = START_DEADLINE_S,
         program: Sequence[str] = WORKER,
         cwd: Path | None = None,
+        fork_engine: str = "",
+        not_forked: str = "",
     ) -> Self:
         """Start the workers and wait until each has said hello.
 
@@ -95,22 +106,31 @@ class WorkerGroup:
             start_deadline_s: for all ranks to come up.
             program: arguments of the interpreter, up to those that every worker takes.
             cwd: working directory (default: this process's own).
+            fork_engine: fork the workers from a server that has imported this engine, where that
+                can be, and nothing is said in `not_forked`.
+            not_forked: why they are started as programs.
 
         Raises:
             UsageError: `python` cannot be run. WorkerDied, WorkerHung: a worker did not come up;
                 its log says why.
         """
         oom_before = read_counters()
-        workers = _start_all(
-            ranks,
+        rank_start = _RankStart(
             python=python,
-            log_dir=log_dir,
-            env=env or {},
-            name=name,
             program=program,
             cwd=cwd,
+            fork_engine=fork_engine,
+            not_forked=not_forked or ("" if fork_engine else "no fork was asked for"),
         )
-        group = cls(workers, name=name, silence_s=silence_s, oom_before=oom_before)
+        workers = _start_all(ranks, rank_start, log_dir=log_dir, env=env or {}, name=name)
+        group = cls(
+            workers,
+            name=name,
+            silence_s=silence_s,
+            oom_before=oom_before,
+            not_forked=rank_start.not_forked,
+            fork_failure=rank_start.fork_failure,
+        )
         group.greet(python, start_deadline_s)
         return group
 
@@ -187,6 +207,11 @@ class WorkerGroup:
         return not self._ended and not any(worker.exited() for worker in self._workers)
 
     @property
+    def started(self) -> str:
+        """How the workers were started: "forked", or "program" and why not forked."""
+        return f"program ({self._not_forked})" if self._not_forked else "forked"
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Process ids in rank order."""
         return tuple(worker.pid for worker in self._workers)
@@ -255,15 +280,54 @@ class WorkerGroup:
             self.kill()
 
 
+@dataclass
+class _RankStart:
+    """Starts the ranks of one group alike. After one could not be forked, none is."""
+
+    python: str
+    program: Sequence[str]
+    cwd: Path | None
+    fork_engine: str
+    not_forked: str
+    fork_failure: str = ""
+
+    def start(self, *, rank: int, ranks: int, log: Path, env: Mapping[str, str]) -> WorkerProcess:
+        """Fork a rank where that can be, else start it as a program. Raises UsageError."""
+        if not self.not_forked and not self.fork_failure:
+            try:
+                return WorkerProcess.fork(
+                    python=self.python,
+                    engine=self.fork_engine,
+                    rank=rank,
+                    log=log,
+                    env=env,
+                    deadline_s=FORK_DEADLINE_S,
+                )
+            except CannotForkError as error:
+                self.fork_failure = str(error)
+        return self._start_program(rank, ranks, log, env)
+
+    def _start_program(
+        self, rank: int, ranks: int, log: Path, env: Mapping[str, str]
+    ) -> WorkerProcess:
+        try:
+            return WorkerProcess.start(
+                python=self.python,
+                rank=rank,
+                world_size=ranks,
+                log=log,
+                env=env,
+                program=self.program,
+                cwd=self.cwd,
+            )
+        except OSError as error:
+            raise UsageError(
+                f"no worker could be started with the interpreter {self.python!r}: {error}."
+            ) from error
+
+
 def _start_all(
-    ranks: int,
-    *,
-    python: str,
-    log_dir: Path,
-    env: Mapping[str, str],
-    name: str,
-    program: Sequence[str],
-    cwd: Path | None,
+    ranks: int, rank_start: _RankStart, *, log_dir: Path, env: Mapping[str, str], name: str
 ) -> tuple[WorkerProcess, ...]:
     """Start one process for each rank, or none: those that came up are killed when one does not."""
     log_dir.mkdir(parents=True, exist_ok=True)
@@ -273,14 +337,11 @@ def _start_all(
     workers: list[WorkerProcess] = []
     with contextlib.ExitStack() as started:
         for rank in range(ranks):
-            worker = _start_rank(
-                python,
+            worker = rank_start.start(
                 rank=rank,
-                world_size=ranks,
+                ranks=ranks,
                 log=log_dir / f"{stem}-rank{rank}.log",
                 env=rank_environment(rank=rank, ranks=ranks, port=port, base=base),
-                program=program,
-                cwd=cwd,
             )
             started.callback(worker.kill)
             workers.append(worker)
@@ -291,15 +352,6 @@ def _start_all(
 def file_stem(name: str) -> str:
     """Return a name of workers as the beginning of a file's name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)[:100]
-
-
-def _start_rank(python: str, **arguments: Any) -> WorkerProcess:
-    try:
-        return WorkerProcess.start(python=python, **arguments)
-    except OSError as error:
-        raise UsageError(
-            f"no worker could be started with the interpreter {python!r}: {error}."
-        ) from error
 
 
 def _ends_cleanly(worker: Worker, end_s: float) -> bool:

@@ -15,6 +15,9 @@ class InProcess:
     It has no deadline and sends no heartbeat: to end it, the test's own process would have to die.
     """
 
+    started = "in pytest's process"
+    fork_failure = ""
+
     def __init__(self, host: Host) -> None:
         self._host = host
         self.alive = True

@@ -55,6 +55,14 @@ class Channel(Protocol):
     def alive(self) -> bool:
         """Whether it can take another command."""
 
+    @property
+    def started(self) -> str:
+        """How it was started: "forked", "in pytest's process", or "program" and why."""
+
+    @property
+    def fork_failure(self) -> str:
+        """Why it could not be forked, though it was to be; or nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpenModel:
@@ -231,7 +239,8 @@ class Pool:
                 deadline_s=self._timeout_s,
                 on_beat=lambda _beat: self._show_load(plan),
             ).facts
-        facts = {**self._place.facts(plan), **opened.device_facts}
+        started = {"worker_start": channel.started}
+        facts = {**self._place.facts(plan), **started, **opened.device_facts}
         return msgspec.structs.replace(opened, device_facts=facts)
 
     def _show_load(self, plan: LoadPlan) -> None:

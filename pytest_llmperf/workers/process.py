@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -18,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pytest_llmperf.processes import TOKEN, kill_group, kill_marked
+from pytest_llmperf.processes import TOKEN, kill_group, kill_marked, process_state
 from pytest_llmperf.wire.frames import Wire, parent_end
 from pytest_llmperf.wire.messages import FromWorker
-from pytest_llmperf.workers import guardian
+from pytest_llmperf.workers import forkservers, guardian
+from pytest_llmperf.workers.child import Child, ForkedChild, StartedChild
 
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -84,7 +84,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        process: subprocess.Popen[bytes],
+        child: Child,
         wire: Wire[FromWorker],
         *,
         rank: int,
@@ -94,9 +94,9 @@ class WorkerProcess:
         self.rank = rank
         self.log = log
         self.wire = wire
-        self.pid = process.pid
+        self.pid = child.pid
         self.greeted = False
-        self._process = process
+        self._child = child
         self._token = token
 
     @classmethod
@@ -136,16 +136,46 @@ class WorkerProcess:
         except BaseException:
             session_end.close()
             raise
-        return cls(process, parent_end(session_end), rank=rank, log=log, token=token)
+        child = StartedChild(process)
+        return cls(child, parent_end(session_end), rank=rank, log=log, token=token)
+
+    @classmethod
+    def fork(
+        cls,
+        *,
+        python: str,
+        engine: str,
+        rank: int,
+        log: Path,
+        env: Mapping[str, str],
+        deadline_s: float,
+    ) -> WorkerProcess:
+        """Fork one rank from a server that has imported the engine, otherwise as `start` does.
+
+        Raises CannotForkError.
+        """
+        session_end, worker_end = socket.socketpair()
+        token = f"{guardian.token()}{uuid.uuid4().hex}"
+        try:
+            with worker_end, log.open("wb") as output:
+                pid, server = forkservers.fork(
+                    python=python,
+                    engine=engine,
+                    rank=rank,
+                    token=token,
+                    environment=env,
+                    descriptors=(worker_end.fileno(), output.fileno()),
+                    deadline_s=deadline_s,
+                )
+        except BaseException:
+            session_end.close()
+            raise
+        child = ForkedChild(pid, server)
+        return cls(child, parent_end(session_end), rank=rank, log=log, token=token)
 
     def exited(self) -> bool:
         """Whether the process has ended. Does not reap it."""
-        if self._process.returncode is not None:
-            return True
-        try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:
-            return True
+        return self._child.exited()
 
     def wait_exited(self, timeout_s: float) -> bool:
         """Whether the process has ended, after waiting for it at most `timeout_s`."""
@@ -161,11 +191,10 @@ class WorkerProcess:
 
         May be called again.
         """
-        if self._process.returncode is None:
-            kill_group(self.pid, self._token)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                # A process in an uninterruptible driver call outlasts SIGKILL for a while.
-                self._process.wait(timeout=_REAP_S)
+        if not self._child.is_reaped:
+            if self._child.holds_pid:
+                kill_group(self.pid, self._token)
+            self._child.reap(_REAP_S)
             kill_marked(self._token)  # what a dying child started between the two looks
         self.wire.close()
 
@@ -183,13 +212,7 @@ class WorkerProcess:
 
         None while the process runs, or when something else reaped it.
         """
-        if self._process.returncode is not None:
-            return self._process.returncode
-        with contextlib.suppress(ChildProcessError):
-            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if status is not None:
-                return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-        return None
+        return self._child.exit_code()
 
     def stacks(self) -> str:
         """Return the stacks of all threads, or why there are none.
@@ -203,7 +226,7 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGUSR1)
         self._wait_log_settled(start)
         unresponsive = "the process does not react to signals; its state is"
-        return _read(self.log, start) or f"(no stacks: {unresponsive} {_state(self.pid)})"
+        return _read(self.log, start) or f"(no stacks: {unresponsive} {process_state(self.pid)})"
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the worker's output."""
@@ -213,7 +236,11 @@ class WorkerProcess:
     def _wait_log_settled(self, start: int) -> None:
         end_s = time.monotonic() + _STACKS_S
         size, settled = start, False
-        while not settled and time.monotonic() < end_s and _state(self.pid) not in _UNRESPONSIVE:
+        while (
+            not settled
+            and time.monotonic() < end_s
+            and process_state(self.pid) not in _UNRESPONSIVE
+        ):
             time.sleep(_POLL_S * 3)
             size_before, size = size, self.log.stat().st_size
             settled = start < size == size_before
@@ -276,11 +303,6 @@ def _read(path: Path, start: int) -> str:
         return file.read().decode("utf-8", "replace")
 
 
-def _state(pid: int) -> str:
-    if sys.platform != "linux":
-        return "unknown"
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return "gone"
-    return text.rpartition(")")[2].split()[0]
+def _responds(pid: int) -> bool:
+    """Whether the process would run its handler of a signal."""
+    return process_state(pid) not in _UNRESPONSIVE

@@ -84,6 +84,16 @@ class Ranks:
         return self.group.alive
 
     @property
+    def started(self) -> str:
+        """How the workers were started."""
+        return self.group.started
+
+    @property
+    def fork_failure(self) -> str:
+        """Why the workers could not be forked, though they were to be; or nothing."""
+        return self.group.fork_failure
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Process ids in rank order."""
         return self.group.pids

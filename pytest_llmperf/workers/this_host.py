@@ -28,8 +28,9 @@ class ThisHost:
 
     has_our_packages = True
 
-    def __init__(self, gpus: Gpus, *, wait_s: float, log_dir: Path) -> None:
+    def __init__(self, gpus: Gpus, *, wait_s: float, log_dir: Path, forks: bool = True) -> None:
         self._gpus = gpus
+        self._forks = forks
         self._wait_s = wait_s
         self._log_dir = log_dir
 
@@ -78,7 +79,10 @@ class ThisHost:
         return plan.device.startswith("cuda")
 
     def start(self, plan: LoadPlan, python: str) -> WorkerGroup:
-        """Start one worker process for each rank. Raises as `WorkerGroup.start`."""
+        """Start one worker process for each rank, a fork where that can be.
+
+        Raises as `WorkerGroup.start`.
+        """
         # Sockets and processes, only when a model is loaded.
         from pytest_llmperf.workers.group import WorkerGroup  # noqa: PLC0415
 
@@ -88,7 +92,15 @@ class ThisHost:
             log_dir=self._log_dir,
             env=worker_environment(self._gpus, plan),
             name=f"{plan.engine}-{plan.model.name}-{plan.strategy}",
+            fork_engine=plan.engine,
+            not_forked=self._not_forked(plan),
         )
+
+    def _not_forked(self, plan: LoadPlan) -> str:
+        """Return why workers of a plan are not even asked of a fork server, or nothing."""
+        if not self._forks:
+            return "--llmperf-start-method=spawn"
+        return engines.engine(plan.engine).load_capabilities().starts_afresh(plan) or ""
 
     def alone(self, plan: LoadPlan, gpus: Sequence[Gpu] = ()) -> AbstractContextManager[None]:
         """Hold the plan's device for one command.

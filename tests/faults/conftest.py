@@ -17,13 +17,25 @@ from pytest_llmperf.workloads import Decode
 WAIT_S = 20.0
 
 
+@pytest.fixture(params=["", "scripted"], ids=["program", "forked"])
+def fork_engine(request: pytest.FixtureRequest) -> str:
+    """The engine that workers are forks with; nothing for workers that are new programs."""
+    return request.param
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., WorkerGroup]]:
-    """Start worker groups whose logs lie in `tmp_path`; what the test leaves alive is killed."""
+def start(tmp_path: Path, fork_engine: str) -> Iterator[Callable[..., WorkerGroup]]:
+    """Start worker groups whose logs lie in `tmp_path`; what the test leaves alive is killed.
+
+    Those of another program or interpreter than a worker's are not forked.
+    """
     with contextlib.ExitStack() as stack:
 
         def make(**arguments) -> WorkerGroup:
-            group = WorkerGroup.start(log_dir=tmp_path, name="scripted", **arguments)
+            engine = "" if {"program", "python"} & arguments.keys() else fork_engine
+            group = WorkerGroup.start(
+                log_dir=tmp_path, name="scripted", fork_engine=engine, **arguments
+            )
             stack.callback(group.kill)
             return group
 

@@ -23,11 +23,14 @@ from pytest_llmperf.testing import scripted_plan
 from pytest_llmperf.wire.commands import Open, Run
 from pytest_llmperf.workloads import Decode  # noqa: E402
 
-ending, fault, folder = sys.argv[1:]
+ending, fault, folder, fork_engine = sys.argv[1:]
 groups = []
 
 def start():
-    groups.append(WorkerGroup.start(log_dir=Path(folder), name="orphan", ranks=2))
+    group = WorkerGroup.start(
+        log_dir=Path(folder), name="orphan", ranks=2, fork_engine=fork_engine
+    )
+    groups.append(group)
 
 if ending == "thread":
     thread = threading.Thread(target=start)
@@ -56,9 +59,9 @@ except KeyboardInterrupt:
 class Parent:
     """A process that holds two ranks with a grandchild each, and waits for their reply for ever."""
 
-    def __init__(self, ending: str, fault: str, folder: Path) -> None:
+    def __init__(self, ending: str, fault: str, folder: Path, fork_engine: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, ending, fault, str(folder)],
+            [sys.executable, "-c", PARENT, ending, fault, str(folder), fork_engine],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,7 +78,7 @@ class Parent:
 
 
 @pytest.fixture
-def hold(tmp_path: Path) -> Iterator:
+def hold(tmp_path: Path, fork_engine: str) -> Iterator:
     """Start a parent.
 
     In the end its processes are killed, should the code under test have failed to.
@@ -83,7 +86,7 @@ def hold(tmp_path: Path) -> Iterator:
     parents = []
 
     def start(ending: str, fault: str = "hang") -> Parent:
-        parents.append(Parent(ending, fault, tmp_path))
+        parents.append(Parent(ending, fault, tmp_path, fork_engine))
         assert len(parents[-1].pids) == 4, parents[-1].rest()
         return parents[-1]
 

@@ -227,12 +227,17 @@ def test_of_three_ranks_the_one_that_failed_is_named_and_all_are_killed(start, r
 def test_three_ranks_answer_in_rank_order_with_their_own_environment(start, run):
     """call_all gives each rank's result; a rank has RANK, WORLD_SIZE and a common private port."""
     group = start(ranks=3)
-    opened(group, "", ranks=3)
+    opened(group, "fault=child@open", ranks=3)
     assert len(group.call_all(run, deadline_s=DEADLINE_S)) == 3
-    found = [psutil.Process(pid).environ() for pid in group.pids]
-    assert [env["RANK"] for env in found] == ["0", "1", "2"]
-    assert {(env["WORLD_SIZE"], env["MASTER_ADDR"]) for env in found} == {("3", "127.0.0.1")}
-    assert len({env["MASTER_PORT"] for env in found}) == 1
+    inherited = [environment_of_child(pid) for pid in group.pids]
+    assert [env["RANK"] for env in inherited] == ["0", "1", "2"]
+    assert {(env["WORLD_SIZE"], env["MASTER_ADDR"]) for env in inherited} == {("3", "127.0.0.1")}
+    assert len({env["MASTER_PORT"] for env in inherited}) == 1
+
+
+def environment_of_child(pid: int) -> dict[str, str]:
+    """Return what a worker's child has inherited; of a fork the system shows the server's own."""
+    return psutil.Process(pid).children()[0].environ()
 
 
 def test_one_rank_inherits_no_launcher_variables(start, monkeypatch):
@@ -241,7 +246,9 @@ def test_one_rank_inherits_no_launcher_variables(start, monkeypatch):
     Its LOCAL_RANK must not make the worker's libraries start a process group.
     """
     monkeypatch.setenv("LOCAL_RANK", "5")
-    assert "LOCAL_RANK" not in psutil.Process(start().pids[0]).environ()
+    group = start()
+    opened(group, "fault=child@open")
+    assert "LOCAL_RANK" not in environment_of_child(group.pids[0])
 
 
 def test_an_answer_of_one_rank_lets_the_others_live_when_they_answer_too(start):
