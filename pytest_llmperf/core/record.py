@@ -65,6 +65,28 @@ class Environment(Struct, frozen=True, kw_only=True):
     facts: dict[str, str | int | float | bool | None]
 
 
+class ProcessFacts(Struct, frozen=True, kw_only=True):
+    """The processes that a run was measured in.
+
+    `sizes` are the valid repetitions of each, in order; empty, one process ran all. `between` and
+    `within` are the standard deviations of the logs of the throughput, between processes and of
+    repetitions within one; `apart` is by which share the fastest exceeds the slowest. `note` says
+    why there was one alone, and `known` what stood in for `between`, from `known_from`.
+    """
+
+    count: int = 1
+    sizes: tuple[int, ...] = ()
+    between: float | None = None
+    within: float | None = None
+    apart: float | None = None
+    note: str = ""
+    known: float | None = None
+    known_from: str = ""
+
+
+ONE_PROCESS = ProcessFacts()
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """One finished run (or one side of a comparison)."""
 
@@ -93,6 +115,7 @@ class Record(Struct, frozen=True, kw_only=True):
     paired_with: str | None = None
     outcome: str = UNFINISHED
     extra: dict[str, Any] = {}
+    processes: ProcessFacts = ONE_PROCESS
 
 
 def speed_metric(record: Record) -> str:

@@ -36,6 +36,7 @@ class Capabilities:
         max_ranks: most ranks of one model; None sets no limit.
         occupies_device: False for an engine whose time is virtual: on a CPU nobody waits for it,
             and it waits for nobody.
+        processes_differ: whether processes that hold the same plan may differ in their times.
         serves: the engine takes traffic: its loaded models are `Serves`.
         has_address: another program can send its own requests to the engine.
         starts_afresh: gives the reason why a plan's workers cannot be forks of a process that has
@@ -52,6 +53,7 @@ class Capabilities:
     logits: bool = True
     max_ranks: int | None = 1
     occupies_device: bool = True
+    processes_differ: Callable[[LoadPlan], bool] = lambda _plan: True
     serves: bool = False
     has_address: bool = False
     starts_afresh: Callable[[LoadPlan], str | None] = lambda _plan: None

@@ -56,6 +56,11 @@ def _scripted_fits_in_process(plan: LoadPlan) -> bool:
     return plan.ranks == 1 and not parse(plan.model.location, plan.strategy).faults
 
 
+def _scripted_processes_differ(plan: LoadPlan) -> bool:
+    """Say whether the script gives each process a factor of its own."""
+    return parse(plan.model.location, plan.strategy).process > 0
+
+
 SCRIPTED = Capabilities(
     plan_fields={
         field: values
@@ -64,6 +69,7 @@ SCRIPTED = Capabilities(
     },
     max_ranks=None,
     occupies_device=False,
+    processes_differ=_scripted_processes_differ,
     serves=True,
     fits_in_process=_scripted_fits_in_process,
 )

@@ -24,6 +24,12 @@ def require_counts(method: str, **counts: object) -> None:
             raise UsageError(f"{method}({name}={count!r}): a whole number of at least 1 is needed.")
 
 
+def require_processes(processes: object) -> None:
+    """Raise UsageError for a number of processes that is no whole number of at least 1, or None."""
+    if processes is not None:
+        require_counts("run", processes=processes)
+
+
 def require_prompt_set(prompts: object) -> None:
     """Raise UsageError for anything but a PromptSet or None."""
     if not isinstance(prompts, PromptSet | None):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.record import ONE_PROCESS, ProcessFacts
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Serve, Workload
@@ -47,3 +48,4 @@ class Measured:
     pair: str | None
     warm_up: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    processes: ProcessFacts = ONE_PROCESS

@@ -23,6 +23,7 @@ from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.arguments import (
     next_prompt,
     require_counts,
+    require_processes,
     require_prompt_set,
     require_task_set,
     require_workload,
@@ -125,10 +126,11 @@ class Model:
         self._session.recorder.answered(model, answers)
         return answers
 
-    def run(self, workload: Workload | Serve) -> RunResult:
+    def run(self, workload: Workload | Serve, *, processes: int | None = None) -> RunResult:
         """Warm up and sample a workload, or put a load on a server.
 
-        The record is stored before this returns.
+        The record is stored before this returns. The repetitions are spread over `processes` fresh
+        processes, by default as many as pay (docs/measurement.md).
 
         Returns:
             Estimates with 99 % intervals: times in s, rates in tok/s, sizes in bytes.
@@ -138,7 +140,8 @@ class Model:
             Regression: the session gates, and this run is worse than its history allows.
         """
         self._require_runs(workload)
-        (result,) = self._session.measure([self], workload)
+        require_processes(processes)
+        (result,) = self._session.measure([self], workload, processes=processes)
         return result
 
     def highest_rate(
@@ -162,9 +165,12 @@ class Model:
         self._session.note(f"{self.plan.model.name} on {self.plan.engine}: {outcome}")
         return outcome
 
-    def compare(self, other: Model, workload: Workload | Serve) -> tuple[RunResult, RunResult]:
+    def compare(
+        self, other: Model, workload: Workload | Serve, *, processes: int | None = None
+    ) -> tuple[RunResult, RunResult]:
         """Measure this model and `other` in turn (A B B A); ratios of the two results are paired.
 
+        That is done in `processes` pairs of fresh processes, by default as many as pay.
         Both stay loaded while they fit together; else they are loaded in turn, which is slow and is
         said in the summary.
         """
@@ -178,7 +184,10 @@ class Model:
             model._require_runs(workload)  # noqa: SLF001 - of this class
         if not isinstance(workload, Serve):
             self._note_loaded_in_turn(other)
-        own_result, other_result = self._session.measure([self, other], workload)
+        require_processes(processes)
+        own_result, other_result = self._session.measure(
+            [self, other], workload, processes=processes
+        )
         return own_result, other_result
 
     def agreement(

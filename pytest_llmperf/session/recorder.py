@@ -29,10 +29,10 @@ from pytest_llmperf.errors import StoreError
 from pytest_llmperf.session.agreement import Question, metric_values
 from pytest_llmperf.session.answers import Answers
 from pytest_llmperf.session.environment import collect_environment
-from pytest_llmperf.session.measured import Measured
+from pytest_llmperf.session.measured import Measured, Work
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.pool import OpenModel
-from pytest_llmperf.workloads import Workload, describe
+from pytest_llmperf.workloads import Serve, describe, describe_serve, recorded_serve
 
 if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
@@ -131,8 +131,10 @@ class Recorder:
         )
         self._write(record)
 
-    def describe(self, model: OpenModel, workload: Workload) -> Record:
+    def describe(self, model: OpenModel, workload: Work) -> Record:
         """Return the record that a run would have, without what is measured. Writes nothing."""
+        if isinstance(workload, Serve):
+            return self._record(model, recorded_serve(workload), describe_serve(workload))
         return self._record(model, msgspec.to_builtins(workload), describe(workload))
 
     def annotate(self, record_id: str, **extra: Any) -> None:
@@ -258,6 +260,7 @@ class Recorder:
             warm_up=side.warm_up,
             marks=side.marks,
             paired_with=side.pair,
+            processes=side.processes,
             extra=extra,
         )
 

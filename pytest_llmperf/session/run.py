@@ -5,14 +5,14 @@ Warm up, sample, read what is around, reduce. It never judges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from pytest_llmperf.core.effective import Effective
-from pytest_llmperf.core.foreign_load import mean_share, under_load
+from pytest_llmperf.core.foreign_load import is_beside_load, mean_share, under_load
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.offline import reduce
@@ -20,15 +20,20 @@ from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.readings import ONE_DEVICE, Readings
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
-from pytest_llmperf.core.trace import Mark, Trace
+from pytest_llmperf.core.trace import Trace
+from pytest_llmperf.core.verdicts.processes import KnownSpread, Processes
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.measured import Acquire, Measured
+from pytest_llmperf.session.processes.blocks import Fresh, sample_processes, valid_sizes
+from pytest_llmperf.session.processes.facts import process_facts
+from pytest_llmperf.session.processes.renewal import ALIKE, ONE_WANTED, Renewal, dear_text
 from pytest_llmperf.session.sampling import (
     MIN_WARM_UP,
     Goal,
     Progress,
     Side,
     WarmUp,
+    duration_s,
     sample,
     valid_indices,
     warm_up,
@@ -48,11 +53,13 @@ def measure(
     progress: Progress,
     *,
     pair: str | None = None,
+    renewal: Renewal = ALIKE,
 ) -> list[Measured]:
-    """Measure one model, or two interleaved. Never judges.
+    """Measure one model, or two interleaved, over as many processes as pay. Never judges.
 
     Two models that do not fit together are loaded in turn: `acquire` gives whichever is asked for,
-    and a model that was loaded again is warmed up again before its next repetition counts.
+    and a model that was loaded again is warmed up again before its next repetition counts. Fresh
+    processes come from `renewal`.
 
     Raises:
         NotInEffect: after warm-up a promise does not hold (compilation, the cache in use).
@@ -65,10 +72,71 @@ def measure(
         _warmed_up(repeater, side, goal, progress)
         for repeater, side in zip(repeaters, sides, strict=True)
     ]
-    sample(sides, goal, progress)
-    valid = tuple(valid_indices(sides))
-    measured = [model.reduced(valid, pair) for model in models]
+    sampled = _sampled(models, goal, progress, renewal)
+    measured = [
+        model.reduced(sampled, known, pair)
+        for model, known in zip(models, sampled.known, strict=True)
+    ]
     return [_scaled(side, measured) for side in measured]
+
+
+def _sampled(
+    models: Sequence[WarmModel], goal: Goal, progress: Progress, renewal: Renewal
+) -> Sampled:
+    """Sample warm models in one process, or in several where fresh ones can be had and pay."""
+    sides = [model.side for model in models]
+    why_one = renewal.why_one or _one_is_enough(goal, renewal)
+    if why_one is not None:
+        sample(sides, goal, progress)
+        sizes: tuple[int, ...] = ()
+    else:
+        fresh = _fresh(models, goal, progress, renewal)
+        sizes = sample_processes(sides, goal, progress, fresh)
+        why_one = "" if sizes else dear_text(fresh.unsampled_s(), goal.budget_s)
+    valid = tuple(valid_indices(sides))
+    processes = Processes(sizes=valid_sizes(sizes, valid), unknown=why_one)
+    rests_on_one = bool(why_one) and not processes.are_several
+    known = renewal.known() if rests_on_one else [{} for _ in models]
+    return Sampled(valid=valid, processes=processes, known=known)
+
+
+def _one_is_enough(goal: Goal, renewal: Renewal) -> str | None:
+    """Return why one process is measured although others could be; None where several are.
+
+    It is empty where processes do not differ.
+    """
+    if goal.processes == 1:
+        return "" if renewal.alike else ONE_WANTED
+    return "" if renewal.alike and goal.processes is None else None
+
+
+def _fresh(models: Sequence[WarmModel], goal: Goal, progress: Progress, renewal: Renewal) -> Fresh:
+    """Return how these models get fresh processes, and what one costs."""
+
+    def renew() -> None:
+        renewal.renew()
+        if not renewal.in_turn:
+            for model in models:
+                model.warm_up_again(goal, progress)
+
+    return Fresh(
+        renew=renew,
+        unsampled_s=lambda: sum(model.repeater.unsampled_s for model in models),
+        repetition_s=sum(model.warmed.durations_s[-1] for model in models),
+        in_turn=renewal.in_turn,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What all sides share: the valid repetitions and their processes.
+
+    `known` is what is known of the spread between processes of each side, by metric.
+    """
+
+    valid: tuple[int, ...]
+    processes: Processes
+    known: Sequence[Mapping[str, KnownSpread]]
 
 
 def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
@@ -78,11 +146,16 @@ def run_once(acquire: Acquire, workload: Workload) -> TimedRun:
 
 @dataclass
 class Repeater:
-    """Repeats a workload on a model that may have to be loaded again in between."""
+    """Repeats a workload on a model that may have to be loaded again in between.
+
+    `unsampled_s` are the seconds that starts, loads and warm-ups of its processes took.
+    """
 
     acquire: Acquire
     workload: Workload
+    unsampled_s: float = 0.0
     _last_model: OpenModel | None = field(default=None, repr=False)
+    _counted_model: OpenModel | None = field(default=None, repr=False)
 
     def __call__(self, repetition: int) -> TimedRun:
         """Run one repetition.
@@ -101,11 +174,20 @@ class Repeater:
     def _warm_up_after_load(self, model: OpenModel, repetition: int) -> None:
         if self._is_loaded_anew(model):
             for _ in range(MIN_WARM_UP):
-                _once(model, self.workload, repetition)
+                self.unsampled_s += duration_s(_once(model, self.workload, repetition).trace)
+
+    def is_warm(self) -> None:
+        """Take the model that is loaded now for one that needs no warm-up."""
+        self._last_model = self.current()
 
     def current(self) -> OpenModel:
         """Return the loaded model, and load it when it is not loaded."""
-        return self.acquire()
+        model = self.acquire()
+        if model is not self._counted_model:
+            self._counted_model = model
+            # A load in virtual time takes no other.
+            self.unsampled_s += max(model.opened.load_s, model.started_s)
+        return model
 
     def side(self, first_repetition: int = 0, *, allow_load: bool = False) -> Side:
         """Load the model, and return a side of its own, named after the model's strategy."""
@@ -127,12 +209,15 @@ def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -
     Compilation, the cache and the batching show in runs alone. Raises NotInEffect.
     """
     warmed = warm_up(side, goal, progress)
+    repeater.unsampled_s += sum(warmed.durations_s)
+    model = repeater.current()
     return WarmModel(
         repeater=repeater,
         side=side,
         progress=progress,
         warmed=warmed,
-        effective=_required_effective(repeater.current()),
+        effective=_required_effective(model),
+        load_s=model.opened.load_s,
     )
 
 
@@ -147,7 +232,7 @@ def _required_effective(model: OpenModel) -> Effective:
 class WarmModel:
     """A model after its warm-up, which is sampled and then reduced.
 
-    `effective` is what was in effect after warm-up.
+    `effective` is what was in effect after warm-up, `load_s` how long its first process loaded.
     """
 
     repeater: Repeater
@@ -155,13 +240,33 @@ class WarmModel:
     progress: Progress
     warmed: WarmUp
     effective: Effective
+    load_s: float
 
-    def reduced(self, valid: tuple[int, ...], pair: str | None) -> Measured:
+    def warm_up_again(self, goal: Goal, progress: Progress) -> None:
+        """Load the model in a fresh process, and warm it up as the first one was.
+
+        Raises NotInEffect where it then is not what its strategy promises.
+        """
+        self.repeater.current()
+        self.repeater.is_warm()
+        again = warm_up(self.side, goal, progress, at_most=len(self.warmed.durations_s))
+        self.repeater.unsampled_s += sum(again.durations_s)
+        _required_effective(self.repeater.current())
+
+    def reduced(
+        self, sampled: Sampled, known: Mapping[str, KnownSpread], pair: str | None
+    ) -> Measured:
         """Read what is around, and reduce the valid repetitions."""
         self.progress("reading memory", self.side.name, None)
         model, workload = self.repeater.current(), self.repeater.workload
-        around = read_around(model, workload, self.side)
-        result = self._result(model, around, valid, pair)
+        around = read_around(model, workload, self.side)._replace(load_s=self.load_s)
+        used = [self.side.runs[index] for index in sampled.valid]
+        origin = _origin(model, workload, pair)._replace(
+            processes=sampled.processes,
+            known=known,
+            disturbed=any(is_beside_load(ran.trace.marks) for ran in used),
+        )
+        result = reduce(self._traces(sampled.valid), workload, around, origin)
         return Measured(
             model=model,
             effective=self.effective,
@@ -171,17 +276,9 @@ class WarmModel:
             marks=self.side.marks,
             pair=pair,
             warm_up=asdict(self.warmed),
-            extra=self._extra(result, around, valid),
+            processes=process_facts(result, sampled.processes, known),
+            extra=self._extra(result, around, sampled.valid),
         )
-
-    def _result(
-        self, model: OpenModel, around: Readings, valid: tuple[int, ...], pair: str | None
-    ) -> RunResult:
-        used = [self.side.runs[index] for index in valid]
-        origin = _origin(model, self.repeater.workload, pair)._replace(
-            disturbed=bool(under_load(_marks(used)))
-        )
-        return reduce(self._traces(valid), self.repeater.workload, around, origin)
 
     def _traces(self, valid: tuple[int, ...]) -> list[Trace]:
         return [self.side.runs[index].trace for index in valid]
@@ -192,7 +289,7 @@ class WarmModel:
         return {
             "repetitions": len(runs),
             "valid": len(valid),
-            **under_load(_marks(used), mean_share(used)),
+            **under_load([ran.trace.marks for ran in used], mean_share(used)),
             **_memory_of_ranks(result),
             **record_extras.ceilings(around.ceilings, runs[-1].step),
             **record_extras.itl_by_position(self._traces(valid)),
@@ -222,10 +319,6 @@ def _origin(model: OpenModel, workload: Workload, pair: str | None) -> Origin:
         context=f"{describe(workload)} on {model.opened.device_name}",
         pair=pair,
     )
-
-
-def _marks(runs: Sequence[TimedRun]) -> list[tuple[Mark, ...]]:
-    return [ran.trace.marks for ran in runs]
 
 
 def _collectives(model: OpenModel, workload: Workload, repetition: int) -> float | str:

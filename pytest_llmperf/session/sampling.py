@@ -15,6 +15,7 @@ from pytest_llmperf.core.foreign_load import PATIENCE_S, is_foreign
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import Mark, Trace
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.processes import Processes, center_interval
 from pytest_llmperf.errors import InvalidRun, SteadyLoad
 
 MIN_WARM_UP = 2
@@ -22,6 +23,8 @@ WARM_UP_WINDOW = 5
 STABLE_WITHIN = 0.02
 WARM_UP_SHARE = 0.5  # of the budget, after the first repetition, in which compilation happens
 MIN_VALID = stats.MIN_PAIRS  # fewer have no finite interval
+FIRST_LOOK = 10
+"""Valid repetitions before the interval is looked at: looks at fewer stop too early by chance."""
 MAX_REPETITIONS = 2000
 
 Repeat = Callable[[int], TimedRun]
@@ -32,12 +35,15 @@ class Goal:
     """When to stop sampling.
 
     `precision` is the half-width of the 99 % interval relative to the median, `budget_s` seconds of
-    sampled time. With `allow_load` a repetition counts although other programs worked beside it.
+    sampled time, with the loads and warm-ups of processes after the first. `processes` are how many
+    are wanted, None as many as the costs say. With `allow_load` a repetition counts although other
+    programs worked beside it.
     """
 
     precision: float
     budget_s: float
     allow_load: bool = False
+    processes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +114,19 @@ def output_tok_per_s(trace: Trace) -> float:
     return sum(request.n_output_tokens for request in trace.requests) / duration_s(trace)
 
 
-def warm_up(side: Side, goal: Goal, progress: Progress) -> WarmUp:
+def warm_up(
+    side: Side, goal: Goal, progress: Progress, *, at_most: int = MAX_REPETITIONS
+) -> WarmUp:
     """Repeat until the last five are stable within 2 %, or the warm-up's share of the budget ends.
 
-    The first repetition, in which compilation happens, takes nothing of that share.
+    The first repetition, in which compilation happens, takes nothing of that share. `at_most` is
+    how many repetitions another process needed.
     """
     durations_s: list[float] = []
     share_s = goal.budget_s * WARM_UP_SHARE
     while not _stable(durations_s) and sum(durations_s[1:]) < share_s:
+        if len(durations_s) >= at_most:
+            break
         progress("warming up", f"{side.name} {len(durations_s) + 1}", None)
         durations_s.append(duration_s(side.once().trace))
     return WarmUp(durations_s=tuple(durations_s), stable=_stable(durations_s))
@@ -124,13 +135,15 @@ def warm_up(side: Side, goal: Goal, progress: Progress) -> WarmUp:
 def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
     """Fill `runs` of one side, or of two in A B B A order, until the goal is met.
 
+    Sides that have runs go on from there.
+
     Raises:
         InvalidRun: fewer than four repetitions, or fewer than half of those taken, are valid.
 
     """
-    spent_s, n_taken = 0.0, 0
+    spent_s, n_taken = sum(map(_spent_s, sides)), len(sides[0].runs)
     while n_taken < MAX_REPETITIONS:
-        spent_s += _run_each_once(sides, reverse=n_taken % 2 == 1)
+        spent_s += run_each_once(sides, reverse=n_taken % 2 == 1)
         n_taken += 1
         state = _SamplingState(
             n_taken=n_taken,
@@ -141,10 +154,14 @@ def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
         if state.is_enough(goal):
             break
         progress("sampling", state.text(goal), state.eta_s(goal))
-    _require_valid(sides, n_taken)
+    require_valid(sides)
 
 
-def _run_each_once(sides: Sequence[Side], *, reverse: bool) -> float:
+def _spent_s(side: Side) -> float:
+    return sum(duration_s(ran.trace) for ran in side.runs)
+
+
+def run_each_once(sides: Sequence[Side], *, reverse: bool) -> float:
     """Run one repetition of each side, and return the seconds that they took."""
     spent_s = 0.0
     for side in reversed(sides) if reverse else sides:
@@ -165,28 +182,29 @@ def _is_unmarked(sides: Sequence[Side], index: int) -> bool:
     return all(side.counts(index) for side in sides)
 
 
-def half_width(sides: Sequence[Side]) -> float | None:
+def half_width(sides: Sequence[Side], sizes: Sequence[int] = ()) -> float | None:
     """Return the relative half-width of the 99 % interval of the rate, or of the paired ratio.
 
-    The ratio is that of two sides. None where it is unknown.
+    The ratio is that of two sides; `sizes` are the valid repetitions of each process, where there
+    are several. None where it is unknown.
     """
-    values = _rates(sides)
-    return _relative_half_width(values) if len(values) >= MIN_VALID else None
+    values = rates(sides)
+    return _relative_half_width(values, sizes) if len(values) >= MIN_VALID else None
 
 
-def _relative_half_width(values: Sequence[float]) -> float | None:
+def _relative_half_width(values: Sequence[float], sizes: Sequence[int]) -> float | None:
     """Return the half-width over the median. None where the interval has no upper end."""
-    low, high = stats.center_interval(values)
+    low, high = center_interval(values, Processes(sizes=tuple(sizes)))
     return None if high == inf else (high - low) / 2 / median(values)
 
 
-def _rates(sides: Sequence[Side]) -> list[float]:
+def rates(sides: Sequence[Side]) -> list[float]:
     """Return the output tokens a second of each valid repetition, or the ratios of two sides."""
     valid = valid_indices(sides)
-    rates = [[output_tok_per_s(side.runs[index].trace) for index in valid] for side in sides]
-    if len(rates) == 1:
-        return rates[0]
-    return [first / second for first, second in zip(*rates, strict=True)]
+    of_sides = [[output_tok_per_s(side.runs[index].trace) for index in valid] for side in sides]
+    if len(of_sides) == 1:
+        return of_sides[0]
+    return [first / second for first, second in zip(*of_sides, strict=True)]
 
 
 def _stable(durations_s: Sequence[float]) -> bool:
@@ -214,7 +232,8 @@ class _SamplingState:
         """
         if self.n_valid < MIN_VALID:
             return self._was_tried_twice_over(goal)
-        return self._is_precise(goal) or self.spent_s >= goal.budget_s
+        is_precise = self.n_valid >= FIRST_LOOK and self._is_precise(goal)
+        return is_precise or self.spent_s >= goal.budget_s
 
     def _was_tried_twice_over(self, goal: Goal) -> bool:
         """Whether twice the needed repetitions and twice the budget are used up."""
@@ -238,8 +257,9 @@ class _SamplingState:
         return f"{self.n_taken}, ±{self.half_width:.1%} → ±{goal.precision:.0%}"
 
 
-def _require_valid(sides: Sequence[Side], n_taken: int) -> None:
-    n_valid = len(valid_indices(sides))
+def require_valid(sides: Sequence[Side]) -> None:
+    """Raise InvalidRun where too few of the repetitions are valid."""
+    n_valid, n_taken = len(valid_indices(sides)), len(sides[0].runs)
     if n_valid < MIN_VALID or n_valid * 2 < n_taken:
         raise _too_few_valid(n_valid, n_taken, sides)
 

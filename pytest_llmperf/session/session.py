@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.judge import Finding, claims
+from pytest_llmperf.core.verdicts.processes import KnownSpread
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
@@ -23,6 +25,8 @@ from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_p
 from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
 from pytest_llmperf.session.places import allows_load, looks_at_load, place_of_models
+from pytest_llmperf.session.processes.known import known_spreads
+from pytest_llmperf.session.processes.renewal import Renewal, are_alike, why_not_renewed
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import measure, run_once
 from pytest_llmperf.session.sampling import Goal
@@ -123,8 +127,12 @@ class LlmperfSession:
         with claims(strict=self.settings.strict) as findings:
             yield findings
 
-    def measure(self, models: Sequence[Loadable], workload: Work) -> list[RunResult]:
+    def measure(
+        self, models: Sequence[Loadable], workload: Work, *, processes: int | None = None
+    ) -> list[RunResult]:
         """Measure one model, or two interleaved; record it, and have every judge judge it.
+
+        `processes` are how many are wanted; None takes the option's.
 
         Raises as `session.run.measure` and `session.serving.measure_serving`, and Regression.
         """
@@ -135,8 +143,8 @@ class LlmperfSession:
             return [RunResult.unmeasured(self.no_serving, UnjudgedQuantity) for _ in models]
         if self.stand_in is not None:
             return self.stand_in.measure(models, workload)
-        measured = self._sample(models, workload)
-        self._judge(self.recorder.add(measured), models, workload)
+        measured = self._sample(models, workload, processes)
+        self._judge(self.recorder.add(measured), models, workload, processes)
         return [side.result for side in measured]
 
     def renew(self, models: Sequence[Loadable]) -> bool:
@@ -186,9 +194,11 @@ class LlmperfSession:
             finally:
                 self.recorder.close()
 
-    def _sample(self, models: Sequence[Loadable], workload: Work) -> list[Measured]:
+    def _sample(
+        self, models: Sequence[Loadable], workload: Work, processes: int | None
+    ) -> list[Measured]:
         """Sample the models while no other session uses the device."""
-        sample = self._sampler(models, workload)
+        sample = self._sampler(models, workload, processes)
         pair = uuid.uuid4().hex if len(models) > 1 else None
         plans = [model.plan for model in models]
         with self.pool.undisturbed(plans):
@@ -200,26 +210,36 @@ class LlmperfSession:
         self._note_load(measured, beside)
         return measured
 
-    def _judge(self, records: Sequence[Record], models: Sequence[Loadable], workload: Work) -> None:
+    def _judge(
+        self,
+        records: Sequence[Record],
+        models: Sequence[Loadable],
+        workload: Work,
+        processes: int | None,
+    ) -> None:
         """Have every judge judge the records of one measurement. Raises Regression."""
         measurement = Measurement(
             models=models,
             workload=workload,
-            again=lambda: self._sample_again(models, workload),
+            again=lambda: self._sample_again(models, workload, processes),
         )
         for judge in self.judges:
             judge.judge(records, self._declared.gate, measurement)
 
-    def _sample_again(self, models: Sequence[Loadable], workload: Work) -> list[Record]:
+    def _sample_again(
+        self, models: Sequence[Loadable], workload: Work, processes: int | None
+    ) -> list[Record]:
         """Sample in fresh workers: a suspicion may be due to what differs between processes."""
         self.renew(models)
-        return self.recorder.add(self._sample(models, workload), attempt=2)
+        return self.recorder.add(self._sample(models, workload, processes), attempt=2)
 
-    def _sampler(self, models: Sequence[Loadable], workload: Work) -> Sample:
+    def _sampler(self, models: Sequence[Loadable], workload: Work, processes: int | None) -> Sample:
         """Return how this kind of work is sampled and reduced. Raises as `generator_program`."""
         acquire = [model.load for model in models]
+        renewal = self._renewal(models, workload)
         if not isinstance(workload, Serve):
-            return partial(measure, acquire, workload, self.goal, self.progress)
+            goal = replace(self.goal, processes=processes or self.settings.processes)
+            return partial(measure, acquire, workload, goal, self.progress, renewal=renewal)
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
         return partial(
@@ -244,6 +264,22 @@ class LlmperfSession:
         if any(UNDER_LOAD in side.extra for side in measured):
             test = self.recorder.test.partition("::")[2]
             self.note(f"{test} was measured beside other programs: {beside.seen}")
+
+    def _renewal(self, models: Sequence[Loadable], workload: Work) -> Renewal:
+        """Return how these models get fresh processes, or why they cannot."""
+        plans = [model.plan for model in models]
+        return Renewal(
+            renew=partial(self.renew, models),
+            why_one=why_not_renewed(plans, adopted=self.pool.is_adopted),
+            alike=are_alike(plans),
+            in_turn=not self.pool.fits_together(*dict.fromkeys(plans)),
+            known=lambda: [self._known(model, workload) for model in models],
+        )
+
+    def _known(self, model: Loadable, workload: Work) -> Mapping[str, KnownSpread]:
+        """Return what is known of how much processes of this measurement differ, by metric."""
+        would_be = self.recorder.describe(model.load(), workload)
+        return known_spreads(self.settings, self.recorder.store, would_be)
 
     def _note_serving(self, result: RunResult) -> None:
         """Note what a reader of a server's numbers must know."""

@@ -243,6 +243,13 @@ OPTIONS = (
         help="stop sampling when the 99 %% interval is within this",
     ),
     Option(
+        name="processes",
+        metavar="N|auto",
+        default="auto",
+        help="fresh processes that the repetitions of one run or comparison are spread over; auto: "
+        "as many as pay, at least 3 where loading is cheap",
+    ),
+    Option(
         name="timeout",
         metavar="SECONDS",
         default="900",

@@ -49,6 +49,7 @@ class Settings:
     json: Path | None
     budget_s: float
     precision: float
+    processes: int | None
     timeout_s: float
     pythons: dict[str, str]
     benchmark_json: Path | None
@@ -88,6 +89,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         strategies=tuple(filter(None, map(str.strip, values["strategy"].split(",")))),
         reference=_strategy("reference", values["reference"]),
         precision=_positive("precision", values["precision"]) / 100,
+        processes=_processes(values["processes"]),
         pythons=dict(map(_interpreter, values["python"])),
         root=root,
     )
@@ -190,6 +192,17 @@ def _positive(name: str, value: str) -> float:
             f"for example --llmperf-{name}={_default(name)}."
         )
     return number
+
+
+def _processes(text: str) -> int | None:
+    """The number of processes, None for as many as pay."""
+    if text.strip() == "auto":
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(
+            f"--llmperf-processes={text!r}: a whole number of at least 1 is needed, or auto."
+        )
+    return int(text)
 
 
 def _default(name: str) -> str:

@@ -5,6 +5,7 @@ Equal plans share one; what the next test does not need is released before it lo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Channel(Protocol):
 class OpenModel:
     """A loaded model: its plan, the channel to its worker, and what the worker said of it.
 
-    `gpus` are the leased GPUs of this host that it is on.
+    `gpus` are the leased GPUs of this host that it is on, `started_s` the seconds from the start of
+    its worker until it was loaded.
     """
 
     plan: LoadPlan
@@ -78,6 +80,7 @@ class OpenModel:
     timeout_s: float
     place: Place
     gpus: tuple[Gpu, ...] = ()
+    started_s: float = 0.0
 
     def call(self, command: Command[R]) -> R:
         """Send a command while no other session can measure on the model's device.
@@ -163,6 +166,10 @@ class Pool:
             self._close(plan)
         return plan not in self._adopted
 
+    def is_adopted(self, plan: LoadPlan) -> bool:
+        """Whether the test itself holds the model, so that no other process can load it."""
+        return plan in self._adopted
+
     def keep_only(self, plans: Iterable[LoadPlan]) -> None:
         """Close every model that is not among `plans`, or whose worker is gone.
 
@@ -215,6 +222,7 @@ class Pool:
 
     def _load(self, plan: LoadPlan, gpus: tuple[Gpu, ...]) -> OpenModel:
         self._show_load(plan)
+        began_s = time.monotonic()
         channel = self._start(plan)
         try:
             opened = self._opened(plan, channel, gpus)
@@ -227,7 +235,10 @@ class Pool:
         except BaseException:
             channel.close()
             raise
-        model = OpenModel(plan, channel, opened, promises, self._timeout_s, self._place, gpus)
+        started_s = time.monotonic() - began_s
+        model = OpenModel(
+            plan, channel, opened, promises, self._timeout_s, self._place, gpus, started_s
+        )
         self._open[plan] = model
         return model
 

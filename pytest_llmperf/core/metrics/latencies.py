@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable, Refuses
+from pytest_llmperf.core.verdicts.processes import ALIKE, Processes, widened
 from pytest_llmperf.errors import UsageError
 
 
@@ -27,12 +28,14 @@ class Latencies(Refuses):
         subject: str = "",
         context: str = "",
         disturbed: bool = False,
+        processes: Processes = ALIKE,
     ) -> None:
         if not samples:
             raise ValueError(f"{name}: no samples; what was not seen is NotMeasurable")
         self.name, self.samples = name, samples
         self._pair, self._subject, self._context = pair, subject, context
         self._disturbed = disturbed
+        self._processes = processes
 
     def refuse(self) -> NoReturn:
         """Raise UsageError: a percentile is needed."""
@@ -69,9 +72,9 @@ class Latencies(Refuses):
     @property
     def mean(self) -> Estimate:
         """The arithmetic mean, with Student's interval."""
-        low, high = stats.mean_interval(self.samples) or (0.0, math.inf)
         value = stats.mean(self.samples)
-        return self._estimate("mean", value, min(low, value), max(high, value))
+        interval = stats.mean_interval(self.samples) or (0.0, math.inf)
+        return self._over_processes("mean", value, interval)
 
     @property
     def max(self) -> Estimate:
@@ -92,15 +95,22 @@ class Latencies(Refuses):
             subject=self._subject,
             context=self._context,
             disturbed=self._disturbed,
+            processes=self._processes,
         )
 
     def _percentile(self, q: float) -> Estimate | NotMeasurable:
         if len(self.samples) < stats.min_samples(q):
             return self._too_few(q)
-        low, high = stats.quantile_interval(self.samples, q)
         value = stats.quantile(self.samples, q)
-        estimate = self._estimate(_name(q), value, max(0.0, min(low, value)), max(high, value))
+        interval = stats.quantile_interval(self.samples, q)
+        estimate = self._over_processes(_name(q), value, interval)
         return replace(estimate, at_least=stats.samples_for_both_ends(self.samples, q))
+
+    def _over_processes(self, statistic: str, value: float, interval: stats.Interval) -> Estimate:
+        """Return a statistic whose interval contains what processes differ by."""
+        holding = max(0.0, min(interval[0], value)), max(interval[1], value)
+        low, high = widened(value, holding, self.samples, self._processes)
+        return self._estimate(statistic, value, low, high)
 
     def _too_few(self, q: float) -> NotMeasurable:
         reason = (
@@ -122,6 +132,7 @@ class Latencies(Refuses):
             context=self._context,
             disturbed=self._disturbed,
             statistic=statistic,
+            processes=self._processes,
         )
 
 

@@ -26,11 +26,12 @@ from pytest_llmperf.core.metrics.origin import (
 )
 from pytest_llmperf.core.metrics.readings import NO_READINGS, Readings, cpu_time_per_token
 from pytest_llmperf.core.metrics.repetitions import OfflineWork, Repetition, valid_repetitions
-from pytest_llmperf.core.metrics.request_times import gaps_s
+from pytest_llmperf.core.metrics.request_times import gaps_s, succeeded
 from pytest_llmperf.core.metrics.results import Memory, Quantity, RunResult, Times
 from pytest_llmperf.core.trace import Trace
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
+from pytest_llmperf.core.verdicts.processes import ALIKE
 
 ONLY_ENDS_SEEN = "the times of tokens were not seen, only the end of each request"
 NO_DECODE = "one output message: there is no time after the first token"
@@ -66,6 +67,7 @@ def reduce(
             length than asked.
     """
     repetitions = valid_repetitions(traces, workload)
+    origin = origin.of_counts([any(map(succeeded, trace.requests)) for trace in traces])
     quantities = _NEVER_OFFLINE | _rates(repetitions, origin) | _read_once(around, origin)
     quantities["cpu_time_per_token"] = cpu_time_per_token(
         [(repetition.cpu_s, repetition.n_output) for repetition in repetitions],
@@ -126,7 +128,8 @@ def _acceptance_length(repetitions: Sequence[Repetition], origin: Origin) -> Qua
             return NotMeasurable("acceptance_length", NO_PROPOSALS)
         n_output = repetition.n_output / len(repetition.requests)
         lengths.append(n_output / repetition.forwards)
-    return sampled("acceptance_length", lengths, origin)
+    # A count: processes do not differ in it.
+    return sampled("acceptance_length", lengths, origin._replace(processes=ALIKE, known={}))
 
 
 def _speed(repetitions: Sequence[Repetition], origin: Origin) -> Quantities:
@@ -148,19 +151,24 @@ def _decode_speed(repetitions: Sequence[Repetition], origin: Origin) -> dict[str
             "decode_throughput", (r.decode_tok_per_s for r in repetitions), origin
         ),
         "tpot": distribution("tpot", [r.tpot_s for r in repetitions], origin),
-        "itl": distribution("itl", list(_pooled_gaps_s(repetitions)), origin),
+        "itl": _itl(repetitions, origin),
     }
+
+
+def _itl(repetitions: Sequence[Repetition], origin: Origin) -> Times:
+    gaps_by_repetition = [list(_gaps_s(repetition)) for repetition in repetitions]
+    gaps = [gap for gaps in gaps_by_repetition for gap in gaps]
+    return distribution("itl", gaps, origin.of_counts(list(map(len, gaps_by_repetition))))
 
 
 def _n_prompt(repetition: Repetition) -> int:
     return sum(request.n_prompt_tokens for request in repetition.requests)
 
 
-def _pooled_gaps_s(repetitions: Iterable[Repetition]) -> Iterable[float]:
+def _gaps_s(repetition: Repetition) -> Iterable[float]:
     """Requests of a batch that step together have one schedule, which counts once."""
-    for repetition in repetitions:
-        for events in dict.fromkeys(request.events for request in repetition.requests):
-            yield from gaps_s(events)
+    for events in dict.fromkeys(request.events for request in repetition.requests):
+        yield from gaps_s(events)
 
 
 def _read_once(around: Readings, origin: Origin) -> Quantities:

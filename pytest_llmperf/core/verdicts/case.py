@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
+from pytest_llmperf.core.verdicts.processes import NEAR, apart
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -126,10 +127,34 @@ class Case(NamedTuple):
 
     @property
     def more_samples(self) -> int | None:
-        """How many more samples would decide; None where no number would."""
+        """How many more samples would decide; None where no number would.
+
+        Where samples are of several processes, they are those of so many more processes.
+        """
+        more = self._more_of_its_unit
+        if more is None or not self.measured.processes.are_several:
+            return more
+        return math.ceil(more * self.measured.n / self.measured.processes.count)
+
+    @property
+    def _more_of_its_unit(self) -> int | None:
+        """How many more processes would decide, or samples of the one that there is."""
+        processes = self.measured.processes
+        if processes.are_several:
+            return stats.samples_needed(processes.count, self.half_width, self.distance)
         return stats.samples_needed(
             self.measured.n, self.half_width, self.distance, at_least=self.measured.at_least
         )
+
+    @property
+    def rests_on_one_process(self) -> bool:
+        """Whether it is a timing of one process, and nobody knows how much others differ."""
+        return self.measured.kind == "timing" and self.measured.processes.is_unknown
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the value is within 5 % of the bound."""
+        return self.distance <= math.log1p(NEAR)
 
     @property
     def is_bootstrapped(self) -> bool:
@@ -169,16 +194,30 @@ class Case(NamedTuple):
     @property
     def more_samples_text(self) -> str:
         """Say what would decide: 'about 12 more pairs would decide'."""
-        more = self.more_samples
+        more = self._more_of_its_unit
         if more is None:
             return "the value lies too near the bound for any number of samples"
-        return f"about {more} more {self._sample_noun}{'s' if more != 1 else ''} would decide"
+        noun = self._sample_noun
+        plural = "" if more == 1 else "es" if noun.endswith("s") else "s"
+        return f"about {more} more {noun}{plural} would decide"
+
+    @property
+    def one_process_text(self) -> str:
+        """Say what would decide a claim near its bound that one process cannot."""
+        return (
+            f"the value is within {format_percent(NEAR, 2)} of the bound, and "
+            f"{self.measured.processes.unknown}. Several processes would decide "
+            "(processes=3 or --llmperf-processes=3), or a known spread ('llmperf calibrate', or "
+            "four stored sessions)"
+        )
 
     @property
     def _sample_noun(self) -> str:
-        """'pair', 'sample' or 'prompt': what the interval rests on."""
+        """'process', 'pair', 'sample' or 'prompt': what the interval rests on."""
         if self.is_bootstrapped:
             return self.measured.counted
+        if self.measured.processes.are_several:
+            return "process"
         return "pair" if "pairs" in self.sample_size else "sample"
 
     @property
@@ -200,12 +239,32 @@ def count_text(measured: Estimate) -> str:
     if measured.kind == "bootstrap":
         return f"{measured.n} {measured.counted}s"
     if measured.against and measured.pair is not None:
-        return f"{measured.n} pairs, interleaved"
-    return f"{measured.n} samples"
+        return pairs_text(measured)
+    return f"{measured.n} samples{_processes_text(measured)}"
+
+
+def pairs_text(ratio: Estimate) -> str:
+    """Say what a ratio of pairs rests on: '26 pairs, interleaved'."""
+    return f"{ratio.n} pairs, interleaved{_processes_text(ratio)}"
+
+
+def _processes_text(measured: Estimate) -> str:
+    """', 3 processes, 0.8 % apart', or by what one process is known to differ from others."""
+    processes = measured.processes
+    share = apart(measured.samples, processes.sizes) if measured.samples else None
+    if share is not None:
+        return f", {processes.count} processes, {format_percent(share, 2)} apart"
+    if processes.known is not None:
+        spread = format_percent(processes.known.spread, 2)
+        return f", one process; processes vary by {spread} ({processes.known.source})"
+    return ""
 
 
 def counts_text(a: Estimate, b: Estimate) -> str:
     """Say what two estimates that are no pairs rest on."""
     if a.kind == b.kind == "exact":
         return "one reading each" if max(a.tolerance, b.tolerance) else "exact"
-    return f"{a.n} and {b.n} samples"
+    counts = f"{a.n} and {b.n} samples"
+    if a.processes.are_several or b.processes.are_several:
+        return f"{counts} of {a.processes.count} and {b.processes.count} processes"
+    return counts

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts.processes import ALIKE, Processes, center_interval
 from pytest_llmperf.errors import NotMeasured, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     other side of a ratio. `disturbed`: other programs worked beside it, which makes it worse.
     `counted` names what the `n` of a bootstrapped value counts. `kind`
     decides how the value may be compared (`core.verdicts.judge`). An infinite end means that
-    nothing bounds the value on that side.
+    nothing bounds the value on that side. `processes` are those that the samples are of.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     against: str = ""
     counted: str = "prompt"
     disturbed: bool = False
+    processes: Processes = ALIKE
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.low, self.high, self.factor, *self.samples)
@@ -123,12 +125,13 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         subject: str = "",
         context: str = "",
         disturbed: bool = False,
+        processes: Processes = ALIKE,
     ) -> Estimate:
-        """Return the median of timing samples with its 99 % interval.
+        """Return the median of timing samples with its 99 % interval, over their processes.
 
         Raises ValueError without samples.
         """
-        low, high = stats.center_interval(samples)
+        low, high = center_interval(samples, processes)
         return cls(
             name=name,
             value=median(samples),
@@ -142,6 +145,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
             subject=subject,
             context=context,
             disturbed=disturbed,
+            processes=processes,
         )
 
     @property

@@ -19,8 +19,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_llmperf.core.format import format_percent
-from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.core.verdicts.case import EQUALITIES, Case, count_text, counts_text
+from pytest_llmperf.core.verdicts import processes, stats
+from pytest_llmperf.core.verdicts.case import (
+    EQUALITIES,
+    Case,
+    count_text,
+    counts_text,
+    pairs_text,
+)
 from pytest_llmperf.core.verdicts.estimate import Estimate, Kind, Refuses, is_number
 from pytest_llmperf.errors import UsageError
 
@@ -157,7 +163,8 @@ def decide(op: str, left: object, right: object) -> Finding:
 
     PASS: the whole interval supports the claim. FAIL: the whole interval contradicts it, and the
     value misses the bound by more than the floor (timings only). Exact quantities are compared as
-    they are, within their tolerance.
+    they are, within their tolerance. A timing of one process, where nobody knows how much others
+    differ, decides nothing within 5 % of the bound.
 
     Raises:
         NotMeasured: a side was not measured.
@@ -228,7 +235,7 @@ def _case_of_ratio(op: str, a: Estimate, b: Estimate) -> Case:
         _quotient(plain_a, plain_b),
         bound=b.factor / a.factor,
         title=plain_a.title,
-        sample_size=f"{min(a.n, b.n)} pairs, interleaved" if paired else counts_text(a, b),
+        sample_size=pairs_text(_quotient(plain_a, plain_b)) if paired else counts_text(a, b),
         relative_to=b.subject if b.subject and b.name == a.name else plain_b.title,
     )
 
@@ -282,9 +289,14 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         disturbed=a.disturbed or b.disturbed,
     )
     if is_paired(a, b):
-        samples = _sample_ratios(a, b)
-        return replace(quotient, samples=samples, pair=a.pair, disturbed=False)
-    return quotient
+        return replace(
+            quotient,
+            samples=_sample_ratios(a, b),
+            pair=a.pair,
+            processes=processes.of_both(a.processes, b.processes),
+            disturbed=False,
+        )
+    return replace(quotient, processes=a.processes.merged(b.processes))
 
 
 def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
@@ -299,8 +311,12 @@ def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
     if not a.samples or not b.samples:
         return _log_ratio_of_intervals(a, b)
     confidence = min(a.confidence, b.confidence)
-    return stats.log_ratio_interval(
-        a.samples, b.samples, paired=is_paired(a, b), confidence=confidence
+    return processes.log_ratio_interval(
+        a.samples,
+        b.samples,
+        (a.processes, b.processes),
+        paired=is_paired(a, b),
+        confidence=confidence,
     )
 
 
@@ -364,6 +380,10 @@ def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     visible = f"smallest visible difference {case.visible_text}"
     if case.is_due_to_load:
         return _undecided(case, rules, visible, DISTURBED)
+    if case.rests_on_one_process:
+        visible = f"{visible}; {processes.UNKNOWN}"
+        if case.is_near:
+            return _undecided(case, rules, visible, case.one_process_text)
     if case.is_supported:
         return _finding(case, Outcome.PASS, rules, visible)
     if case.is_contradicted and case.missed_share > floor:

@@ -25,7 +25,7 @@ _MAX_SAMPLES = 100_000
 _LONG_SERIES = 20
 _MAX_AUTOCORRELATION = 0.9
 _MAX_AUTOCORRELATION_IF_SHORT = 0.7
-_MAX_EXPONENT = 700  # the largest of a double is 709
+MAX_EXPONENT = 700  # the largest of a double is 709
 
 mean = statistics.fmean
 median = statistics.median
@@ -51,7 +51,7 @@ class LogRatio(NamedTuple):
         return (self.high - self.low) / 2
 
 
-class _Mean(NamedTuple):
+class MeanWithError(NamedTuple):
     """A mean with its standard error and the degrees of freedom of that error."""
 
     value: float
@@ -66,6 +66,11 @@ class _Mean(NamedTuple):
     def half_width(self, confidence: float) -> float:
         """Half the length of Student's interval at this confidence."""
         return t_quantile(1 - (1 - confidence) / 2, self.freedom) * self.error
+
+    def interval(self, confidence: float) -> Interval:
+        """Student's interval at this confidence."""
+        half = self.half_width(confidence)
+        return self.value - half, self.value + half
 
 
 def quantile(xs: Sequence[float], q: float) -> float:
@@ -172,7 +177,7 @@ def mean_interval(xs: Sequence[float], confidence: float = CONFIDENCE) -> Interv
     """Return Student's interval of the mean, with the effective n; None below 4 samples."""
     if len(xs) < MIN_PAIRS:
         return None
-    estimate = _mean_with_error(xs)
+    estimate = mean_with_error(xs)
     half = estimate.half_width(confidence)
     return estimate.value - half, estimate.value + half
 
@@ -209,24 +214,30 @@ def log_ratio_interval(
     Raises:
         ValueError: a value is not positive, a side is empty, or paired sides differ in length.
     """
-    if not a or not b or min(*a, *b) <= 0:
-        raise ValueError(f"a ratio needs positive samples on both sides, got {len(a)} and {len(b)}")
+    require_positive_sides(a, b)
     log_a, log_b = [math.log(x) for x in a], [math.log(x) for x in b]
     if paired:
         differences = [x - y for x, y in zip(log_a, log_b, strict=True)]
-        return _log_ratio(_mean_with_error(differences), len(differences), confidence)
-    welch = _welch(_mean_with_error(log_a), _mean_with_error(log_b))
-    return _log_ratio(welch, min(len(a), len(b)), confidence)
+        return log_ratio(mean_with_error(differences), len(differences), confidence)
+    difference = welch(mean_with_error(log_a), mean_with_error(log_b))
+    return log_ratio(difference, min(len(a), len(b)), confidence)
 
 
-def _log_ratio(estimate: _Mean, n: int, confidence: float) -> LogRatio:
+def require_positive_sides(a: Sequence[float], b: Sequence[float]) -> None:
+    """Raise ValueError where a side is empty, or a value is not positive."""
+    if not a or not b or min(*a, *b) <= 0:
+        raise ValueError(f"a ratio needs positive samples on both sides, got {len(a)} and {len(b)}")
+
+
+def log_ratio(estimate: MeanWithError, n: int, confidence: float) -> LogRatio:
+    """Return a difference of logs as a ratio; below 4 samples its ends are infinite."""
     if n < MIN_PAIRS:
         return LogRatio(estimate.value, -math.inf, math.inf, n)
     half = estimate.half_width(confidence)
     return LogRatio(estimate.value, estimate.value - half, estimate.value + half, n)
 
 
-def _mean_with_error(xs: Sequence[float]) -> _Mean:
+def mean_with_error(xs: Sequence[float]) -> MeanWithError:
     """Return the mean and its error, allowing for autocorrelation (Bartlett 1935).
 
     The spread of an autocorrelated series underestimates its variance, and the effective n of that
@@ -235,10 +246,10 @@ def _mean_with_error(xs: Sequence[float]) -> _Mean:
     n = len(xs)
     # One sample has no spread; equal samples have none but rounding.
     if n < 2 or min(xs) == max(xs):  # noqa: PLR2004
-        return _Mean(xs[0], 0.0 if n > 1 else math.inf, 1.0)
+        return MeanWithError(xs[0], 0.0 if n > 1 else math.inf, 1.0)
     r, worth = _believed_autocorrelation(xs), effective_n(xs)
     freedom = max(1.0, (n - 1) * (1 - r * r) / (1 + r * r))
-    return _Mean(mean(xs), math.sqrt(_variance(xs, worth) / worth), freedom)
+    return MeanWithError(mean(xs), math.sqrt(_variance(xs, worth) / worth), freedom)
 
 
 def _variance(xs: Sequence[float], worth: float) -> float:
@@ -250,14 +261,14 @@ def _variance(xs: Sequence[float], worth: float) -> float:
     return variance
 
 
-def _welch(a: _Mean, b: _Mean) -> _Mean:
+def welch(a: MeanWithError, b: MeanWithError) -> MeanWithError:
     """Subtract two independent means, with degrees of freedom by Welch and Satterthwaite."""
     variance = a.variance + b.variance
     difference, error = a.value - b.value, math.sqrt(variance)
     if error in (0.0, math.inf):
-        return _Mean(difference, error, 1.0)
+        return MeanWithError(difference, error, 1.0)
     freedom = variance**2 / (a.variance**2 / a.freedom + b.variance**2 / b.freedom)
-    return _Mean(difference, error, freedom)
+    return MeanWithError(difference, error, freedom)
 
 
 def bootstrap_interval(
@@ -305,8 +316,8 @@ def smallest_visible_change(half_width: float) -> float:
 
     0.015 is 1.5 %.
     """
-    return math.expm1(half_width) if half_width < _MAX_EXPONENT else math.inf
+    return math.expm1(half_width) if half_width < MAX_EXPONENT else math.inf
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < _MAX_EXPONENT else math.inf
+    return math.exp(x) if x < MAX_EXPONENT else math.inf

@@ -80,6 +80,9 @@ class ScriptedOptions:
     are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
     does (None: it cannot be read).
 
+    `process` is how much processes differ: each time that the model is loaded, its times get a
+    log-normal factor of this spread.
+
     Under traffic, `slots` requests are served at once (0: any number), the client is `late_s` late,
     and the server says that it preempted `preemptions` requests.
     """
@@ -87,6 +90,7 @@ class ScriptedOptions:
     ttft_s: float = 0.05
     tpot_s: float = 0.01
     noise: float = 0.0
+    process: float = 0.0
     warmup: int = 0
     load_s: float = 1.0
     seed: int = 0
@@ -248,6 +252,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "ttft": ("ttft_s", _time_s),
     "tpot": ("tpot_s", _time_s),
     "noise": ("noise", float),
+    "process": ("process", float),
     "warmup": ("warmup", _count),
     "load": ("load_s", _time_s),
     "seed": ("seed", int),

@@ -30,6 +30,7 @@ class Timing:
         self._options = options
         self._strategy = strategy
         self._clock = clock
+        self._process_factor: float | None = None
 
     def of_lockstep(
         self, workload: Lockstep, plan: LoadPlan, repetition: int, factor: float, *, short: bool
@@ -73,10 +74,11 @@ class Timing:
     def factor(self, repetition: int, n_runs: int, faults: set[str]) -> float:
         """Return how much slower than the script's times a run is.
 
-        That is by warm-up, by faults, and by log-normal noise of the given spread. `n_runs` counts
-        the runs of this model, this one included.
+        That is by warm-up, by faults, by its process, and by log-normal noise of the given spread.
+        `n_runs` counts the runs of this model, this one included.
         """
         factor = _WARMUP_FACTOR if n_runs <= self._options.warmup else 1.0
+        factor *= self._factor_of_process(repetition)
         if "unstable" in faults:
             factor *= 1 + 0.1 * n_runs
         if "slow" in faults:
@@ -86,6 +88,17 @@ class Timing:
         seed = f"{self._options.seed}|{self._strategy}|{repetition}|{n_runs}"
         draw = random.Random(seed)  # noqa: S311 - noise, not secrets
         return factor * math.exp(draw.gauss(0, self._options.noise))
+
+    def _factor_of_process(self, repetition: int) -> float:
+        """Return the factor of this process, which follows from the first repetition it runs.
+
+        A process that comes later starts at a later one, so that each has a factor of its own.
+        """
+        if self._process_factor is None:
+            seed = f"{self._options.seed}|{self._strategy}|process|{repetition}"
+            draw = random.Random(seed)  # noqa: S311 - noise, not secrets
+            self._process_factor = math.exp(draw.gauss(0, self._options.process))
+        return self._process_factor
 
     def _trace(
         self, repetition: int, requests: tuple[RequestTrace, ...], computed: int | None = None

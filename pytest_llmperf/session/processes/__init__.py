@@ -1,0 +1,1 @@
+"""How a measurement is spread over fresh processes: which and how many."""
