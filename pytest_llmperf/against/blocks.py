@@ -28,7 +28,7 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
-from pytest_llmperf.wire.results import BlockLoad, BlockMeasured
+from pytest_llmperf.wire.results import BlockMeasured, OthersWork
 from pytest_llmperf.workloads import Workload
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
@@ -63,14 +63,14 @@ def measure_block(
         values=tuple(_values(result, metrics) for result in results),
         reasons=_reasons(results, metrics),
         spent_s=sum(map(_spent_s, warmed, sides)),
-        load=_load([side.runs[index] for side in sides for index in valid]),
+        others=_others_work([side.runs[index] for side in sides for index in valid]),
     )
 
 
-def _load(runs: Sequence[TimedRun]) -> BlockLoad:
+def _others_work(runs: Sequence[TimedRun]) -> OthersWork:
     """Return what other programs did beside the repetitions that count."""
     beside = any(is_beside_load(ran.trace.marks) for ran in runs)
-    return BlockLoad(beside=beside, share=mean_share(runs))
+    return OthersWork(beside=beside, share=mean_share(runs))
 
 
 def _reduced(

@@ -13,7 +13,7 @@ from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import MeasureBlock
-from pytest_llmperf.wire.results import BlockLoad, BlockMeasured
+from pytest_llmperf.wire.results import BlockMeasured, OthersWork
 from pytest_llmperf.workloads import Serve
 
 BLOCK_SHARE = 0.2
@@ -91,7 +91,7 @@ class Pairs:
             number = n_valid + n_invalid
             try:
                 base, head = self._pair(open_tracks, number, fresh=fresh and number == 0)
-                require_alike(base.load, head.load)
+                require_alike(base.others, head.others)
             except InvalidRun as error:
                 n_invalid += 1
                 _require_mostly_valid(n_valid, n_invalid, error)
@@ -147,7 +147,7 @@ class Pairs:
         return block
 
 
-def require_alike(base: BlockLoad, head: BlockLoad) -> None:
+def require_alike(base: OthersWork, head: OthersWork) -> None:
     """Raise InvalidRun where other programs hit the two blocks of a pair, and not alike."""
     if not (base.beside or head.beside) or hits_alike((base.share, head.share)):
         return

@@ -9,7 +9,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,21 @@ class Recorder:
     def store(self) -> Store | None:
         """The open history, if there is one."""
         return self._store
+
+    def last_margins(self) -> list[float]:
+        """Return how far the claims of the running test were from their bounds when it last ran.
+
+        On the log scale; nothing where nothing is stored of it, or the store cannot be read.
+        """
+        with suppress(StoreError):
+            newest = [] if self._store is None else self._store.records(test=self.test, limit=1)
+            return [
+                claim.margin
+                for record in newest
+                for claim in record.claims
+                if claim.margin is not None
+            ]
+        return []
 
     def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
         """Write one record for each side.

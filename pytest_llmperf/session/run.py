@@ -44,6 +44,8 @@ from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
+GIVEN_UP = "given_up"
+"""What a record keeps where sampling was given up before its budget: why, in one sentence."""
 
 
 def measure(
@@ -77,7 +79,12 @@ def measure(
         model.reduced(sampled, known, pair)
         for model, known in zip(models, sampled.known, strict=True)
     ]
-    return [_scaled(side, measured) for side in measured]
+    noted = [replace(side, extra={**side.extra, **_given_up(sides[0])}) for side in measured]
+    return [_scaled(side, noted) for side in noted]
+
+
+def _given_up(side: Side) -> dict[str, str]:
+    return {GIVEN_UP: side.given_up} if side.given_up else {}
 
 
 def _sampled(

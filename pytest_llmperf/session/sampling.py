@@ -14,7 +14,7 @@ from statistics import median
 from pytest_llmperf.core.foreign_load import PATIENCE_S, is_foreign
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import Mark, Trace
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts import give_up, stats
 from pytest_llmperf.core.verdicts.processes import Processes, center_interval
 from pytest_llmperf.errors import InvalidRun, SteadyLoad
 
@@ -37,13 +37,15 @@ class Goal:
     `precision` is the half-width of the 99 % interval relative to the median, `budget_s` seconds of
     sampled time, with the loads and warm-ups of processes after the first. `processes` are how many
     are wanted, None as many as the costs say. With `allow_load` a repetition counts although other
-    programs worked beside it.
+    programs worked beside it. `needed` is the widest half of an interval, on the log scale, that
+    still decides something: sampling is given up where that is out of reach.
     """
 
     precision: float
     budget_s: float
-    allow_load: bool = False
     processes: int | None = None
+    allow_load: bool = False
+    needed: float = give_up.USELESS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class Side:
     """One loaded model under one workload: how to repeat it, and what came of it so far.
 
     `loaded_s` are the seconds of its last repetitions that other programs worked beside, without a
-    gap. `allow_load` makes nothing of them.
+    gap. `allow_load` makes nothing of them. `given_up` says why sampling ended before its budget
+    without an interval that decides anything; the first side says it for both.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Side:
     runs: list[TimedRun] = field(default_factory=list)
     allow_load: bool = False
     loaded_s: float = 0.0
+    given_up: str = ""
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -151,10 +155,18 @@ def sample(sides: Sequence[Side], goal: Goal, progress: Progress) -> None:
             spent_s=spent_s,
             half_width=half_width(sides),
         )
-        if state.is_enough(goal):
+        if state.is_enough(goal) or gives_up(sides, goal, spent_s):
             break
         progress("sampling", state.text(goal), state.eta_s(goal))
     require_valid(sides)
+
+
+def gives_up(sides: Sequence[Side], goal: Goal, spent_s: float) -> bool:
+    """Note on the first side why the rest of the budget cannot decide anything, where it cannot."""
+    sides[0].given_up = give_up.of_samples(
+        rates(sides), spent_s=spent_s, budget_s=goal.budget_s, needed=goal.needed
+    )
+    return bool(sides[0].given_up)
 
 
 def _spent_s(side: Side) -> float:

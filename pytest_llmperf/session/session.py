@@ -14,6 +14,7 @@ from pytest_llmperf.core.foreign_load import UNDER_LOAD
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.verdicts import give_up
 from pytest_llmperf.core.verdicts.judge import Finding, claims
 from pytest_llmperf.core.verdicts.processes import KnownSpread
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
@@ -28,7 +29,7 @@ from pytest_llmperf.session.places import allows_load, looks_at_load, place_of_m
 from pytest_llmperf.session.processes.known import known_spreads
 from pytest_llmperf.session.processes.renewal import Renewal, are_alike, why_not_renewed
 from pytest_llmperf.session.recorder import Recorder
-from pytest_llmperf.session.run import measure, run_once
+from pytest_llmperf.session.run import GIVEN_UP, measure, run_once
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.serving import generator_program, measure_serving
 from pytest_llmperf.session.worker_start import start_worker
@@ -91,6 +92,7 @@ class LlmperfSession:
             precision=precision / 100 if precision else self.settings.precision,
             budget_s=float(self._declared.budget or self.settings.budget_s),
             allow_load=allows_load(self.settings),
+            needed=give_up.needed(self.recorder.last_margins()),
         )
 
     def plan(
@@ -208,6 +210,7 @@ class LlmperfSession:
         for side in measured:
             self._note_serving(side.result)
         self._note_load(measured, beside)
+        self._note_given_up(measured)
         return measured
 
     def _judge(
@@ -264,6 +267,13 @@ class LlmperfSession:
         if any(UNDER_LOAD in side.extra for side in measured):
             test = self.recorder.test.partition("::")[2]
             self.note(f"{test} was measured beside other programs: {beside.seen}")
+
+    def _note_given_up(self, measured: Sequence[Measured]) -> None:
+        """Note why sampling ended before its budget without an interval that decides anything."""
+        test = self.recorder.test.partition("::")[2]
+        for side in measured:
+            if GIVEN_UP in side.extra:
+                self.note(f"{test} ({side.result.subject}): {side.extra[GIVEN_UP]}")
 
     def _renewal(self, models: Sequence[Loadable], workload: Work) -> Renewal:
         """Return how these models get fresh processes, or why they cannot."""

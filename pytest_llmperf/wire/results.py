@@ -126,7 +126,7 @@ class Ended(Struct, frozen=True, kw_only=True, tag=True):
     message: str = ""
 
 
-class BlockLoad(Struct, frozen=True, kw_only=True):
+class OthersWork(Struct, frozen=True, kw_only=True):
     """What other programs did beside a block.
 
     `beside`: past the limit in a repetition that counts. `share` of the cores that they used is a
@@ -138,7 +138,7 @@ class BlockLoad(Struct, frozen=True, kw_only=True):
 
 
 class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to MeasureBlock: the metrics of each side, the seconds that were sampled, the load.
+    """Answer to MeasureBlock: the metrics of each side, the seconds sampled, others' work.
 
     A metric is None where it is not measurable; `reasons` then says why.
     """
@@ -146,7 +146,7 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     values: tuple[dict[str, float | None], ...]
     reasons: dict[str, str]
     spent_s: float
-    load: BlockLoad = BlockLoad()
+    others: OthersWork = OthersWork()
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):

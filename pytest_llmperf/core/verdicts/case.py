@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
+from pytest_llmperf.core.verdicts.give_up import out_of_reach
 from pytest_llmperf.core.verdicts.processes import NEAR, apart
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -198,8 +199,10 @@ class Case(NamedTuple):
         if more is None:
             return "the value lies too near the bound for any number of samples"
         noun = self._sample_noun
-        plural = "" if more == 1 else "es" if noun.endswith("s") else "s"
-        return f"about {more} more {noun}{plural} would decide"
+        plural = "es" if noun.endswith("s") else "s"
+        n = self.measured.processes.count if noun == "process" else self.measured.n
+        far_off = out_of_reach(n, more, noun + plural)
+        return far_off or f"about {more} more {noun}{'' if more == 1 else plural} would decide"
 
     @property
     def one_process_text(self) -> str:

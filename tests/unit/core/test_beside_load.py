@@ -21,7 +21,7 @@ from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.core.verdicts.judge import Outcome, decide
 from pytest_llmperf.errors import InvalidRun, SteadyLoad
 from pytest_llmperf.session.sampling import Goal, Side, sample, valid_indices, warm_up
-from pytest_llmperf.wire.results import BlockLoad
+from pytest_llmperf.wire.results import OthersWork
 
 LOAD = Mark(kind="foreign-load", detail="other processes used 60% of 2 cores (limit 25%)")
 HEAT = Mark(kind="throttled", detail="below its clocks for heat")
@@ -105,11 +105,11 @@ def test_load_hits_a_pair_alike(shares, alike):
 
 
 def test_a_pair_counts_beside_load_that_hits_it_alike_only():
-    quiet, loaded = BlockLoad(share=0.02), BlockLoad(beside=True, share=0.5)
+    quiet, loaded = OthersWork(share=0.02), OthersWork(beside=True, share=0.5)
     require_alike(quiet, quiet)
-    require_alike(quiet, BlockLoad(share=0.24))
-    require_alike(loaded, BlockLoad(beside=True, share=0.55))
-    for base, head in ((quiet, loaded), (loaded, quiet), (loaded, BlockLoad(beside=True))):
+    require_alike(quiet, OthersWork(share=0.24))
+    require_alike(loaded, OthersWork(beside=True, share=0.55))
+    for base, head in ((quiet, loaded), (loaded, quiet), (loaded, OthersWork(beside=True))):
         with pytest.raises(InvalidRun, match="other programs used"):
             require_alike(base, head)
 
