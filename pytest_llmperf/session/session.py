@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from pytest_llmperf import engines
 from pytest_llmperf.core.foreign_load import UNDER_LOAD
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import TOOK, Record
 from pytest_llmperf.core.verdicts import give_up
 from pytest_llmperf.core.verdicts.judge import Finding, claims
 from pytest_llmperf.core.verdicts.processes import KnownSpread
@@ -203,6 +204,7 @@ class LlmperfSession:
         sample = self._sampler(models, workload, processes)
         pair = uuid.uuid4().hex if len(models) > 1 else None
         plans = [model.plan for model in models]
+        start_s = time.monotonic()
         with self.pool.undisturbed(plans):
             beside = self._beside(plans)
             with beside:
@@ -211,7 +213,8 @@ class LlmperfSession:
             self._note_serving(side.result)
         self._note_load(measured, beside)
         self._note_given_up(measured)
-        return measured
+        took_s = round(time.monotonic() - start_s, 3)
+        return [replace(side, extra={**side.extra, TOOK: took_s}) for side in measured]
 
     def _judge(
         self,
