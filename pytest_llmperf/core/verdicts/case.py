@@ -205,6 +205,11 @@ class Case(NamedTuple):
         return far_off or f"about {more} more {noun}{'' if more == 1 else plural} would decide"
 
     @property
+    def load_text(self) -> str:
+        """Say why a claim on a run beside other programs is left open."""
+        return "other programs worked beside it (--llmperf-allow-load), and may be the reason"
+
+    @property
     def one_process_text(self) -> str:
         """Say what would decide a claim near its bound that one process cannot."""
         return (

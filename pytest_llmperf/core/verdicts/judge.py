@@ -33,7 +33,6 @@ from pytest_llmperf.errors import UsageError
 FLOOR = 0.03
 """A timing that misses its bound by less than this share is not failed (docs/decisions/0004)."""
 
-DISTURBED = "other programs worked beside it (--llmperf-allow-load), and may be the reason"
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _EXPLAINABLE = 64
 """How many comparisons are remembered for `explain`: more than one assert chains."""
@@ -286,16 +285,11 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         subject=a.subject,
         context=a.context,
         against=b.subject or b.name,
-        disturbed=a.disturbed or b.disturbed,
+        disturbed=not is_paired(a, b) and (a.disturbed or b.disturbed),
     )
     if is_paired(a, b):
-        return replace(
-            quotient,
-            samples=_sample_ratios(a, b),
-            pair=a.pair,
-            processes=processes.of_both(a.processes, b.processes),
-            disturbed=False,
-        )
+        of_pairs = processes.of_both(a.processes, b.processes)
+        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=of_pairs)
     return replace(quotient, processes=a.processes.merged(b.processes))
 
 
@@ -379,7 +373,7 @@ def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     floor = rules.floor if case.measured.kind == "timing" else 0.0
     visible = f"smallest visible difference {case.visible_text}"
     if case.is_due_to_load:
-        return _undecided(case, rules, visible, DISTURBED)
+        return _undecided(case, rules, visible, case.load_text)
     if case.rests_on_one_process:
         visible = f"{visible}; {processes.UNKNOWN}"
         if case.is_near:
