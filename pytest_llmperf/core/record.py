@@ -77,7 +77,8 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
     `sizes` are the valid repetitions of each, in order; empty, one process ran all. `between` and
     `within` are the standard deviations of the logs of the throughput, between processes and of
     repetitions within one; `apart` is by which share the fastest exceeds the slowest. `note` says
-    why there was one alone, and `known` what stood in for `between`, from `known_from`.
+    why there was one alone, and `known` what stood in for `between`, with its degrees of freedom,
+    from `known_from`.
     """
 
     count: int = 1
@@ -87,6 +88,7 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
     apart: float | None = None
     note: str = ""
     known: float | None = None
+    known_freedom: float = 1.0
     known_from: str = ""
 
 
@@ -121,7 +123,12 @@ class Record(Struct, frozen=True, kw_only=True):
     paired_with: str | None = None
     outcome: str = UNFINISHED
     extra: dict[str, Any] = {}
-    processes: ProcessFacts = ONE_PROCESS
+    processes: ProcessFacts | None = None
+
+    @property
+    def in_processes(self) -> ProcessFacts:
+        """The processes of the run; an older record's one."""
+        return self.processes or ONE_PROCESS
 
 
 def speed_metric(record: Record) -> str:

@@ -204,8 +204,8 @@ class _Stored:
 
     def processes(self, test: str) -> int | None:
         """Return the processes of its last run that was spread over some."""
-        counts = (record.processes.count for record in self._newest(test) if record.samples)
-        return next(counts, None)
+        spread = (record.processes for record in self._newest(test))
+        return next((processes.count for processes in spread if processes is not None), None)
 
     def load_s(self, plan: LoadPlan) -> float | None:
         """Return the newest load time of this model, strategy and engine, in any test."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.format import format_number, format_percent, format_value
 from pytest_llmperf.core.record import speed_metric
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.recorded_ratio import recorded_ratio
 
 if TYPE_CHECKING:
     from pytest_llmperf.core.record import MetricValue, Record
@@ -74,16 +74,16 @@ def _ratio(first: Record, other: Record) -> str:
 
     Else it is that of the two medians, and says so.
     """
-    samples = _pairs(first, other)
-    if samples is None:
+    name = _paired_metric(first, other)
+    if name is None:
         return f"{format_value(_value(first) / _value(other), 'x')} (not in turn)"
-    ratio = stats.log_ratio_interval(*samples, paired=True)
+    ratio = recorded_ratio(first, other, name, paired=True)
     interval = f"[{_exp(ratio.low)}, {_exp(ratio.high)}]"
     return f"{format_value(math.exp(ratio.center), 'x')} {interval}"
 
 
-def _pairs(first: Record, other: Record) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Return the samples of both runs, None where they were not measured in turn."""
+def _paired_metric(first: Record, other: Record) -> str | None:
+    """Return the metric whose samples are pairs, None where they were not measured in turn."""
     if first.paired_with is None or first.paired_with != other.paired_with:
         return None
     rate = _rate(first)
@@ -91,7 +91,7 @@ def _pairs(first: Record, other: Record) -> tuple[Sequence[float], Sequence[floa
     samples, other_samples = first.samples.get(name, ()), other.samples.get(name, ())
     if not samples or len(samples) != len(other_samples) or min(*samples, *other_samples) <= 0:
         return None
-    return samples, other_samples
+    return name
 
 
 def _exp(end: float) -> str:

@@ -17,6 +17,7 @@ from pytest_llmperf.core.format import (
     format_value,
 )
 from pytest_llmperf.core.record import TOOK, speed_metric
+from pytest_llmperf.core.recorded_ratio import recorded_ratio
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.fastest import top1_agreement
 from pytest_llmperf.report.run_names import brief_names, full_names
@@ -129,6 +130,8 @@ def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]
     if verbose:
         n_samples = tuple(map(_n_samples, records))
         number_columns.append(Column(header="samples", cells=n_samples, rank=30, right=True))
+        processes = tuple(map(processes_text, records))
+        number_columns.append(Column(header="processes", cells=processes, rank=29, right=True))
     return number_columns
 
 
@@ -330,7 +333,8 @@ def _ratio(record: Record, reference: Record | None, *, interval: bool) -> str:
     samples = record.samples.get(speed.name, ())
     base_samples = reference.samples.get(base.name, ())
     if _are_pairs(samples, base_samples):
-        return _paired_ratio(samples, base_samples, interval=interval)
+        ratio = recorded_ratio(record, reference, speed.name, paired=True)
+        return _ratio_text(ratio, interval=interval)
     return format_value(speed.value / base.value, "x")
 
 
@@ -338,13 +342,24 @@ def _are_pairs(samples: Sequence[float], base: Sequence[float]) -> bool:
     return bool(samples) and len(samples) == len(base) and min(*samples, *base) > 0
 
 
-def _paired_ratio(samples: Sequence[float], base: Sequence[float], *, interval: bool) -> str:
-    ratio = stats.log_ratio_interval(samples, base, paired=True)
+def _ratio_text(ratio: stats.LogRatio, *, interval: bool) -> str:
     text = format_value(math.exp(ratio.center), "x")
     if not interval or not math.isfinite(ratio.high):
         return text
     low, high = format_number(math.exp(ratio.low)), format_number(math.exp(ratio.high))
     return f"{text} [{low}, {high}]"
+
+
+def processes_text(record: Record) -> str:
+    """Say how many processes a run was measured in: '3, 0.8 % apart', or '1 of unknown spread'."""
+    facts = record.in_processes
+    if facts.apart is not None:
+        return f"{facts.count}, {format_percent(facts.apart, 2)} apart"
+    if not facts.note:
+        return MISSING
+    if facts.known is None:
+        return "1 of unknown spread"
+    return f"1, spread {format_percent(facts.known, 2)}"
 
 
 def _n_samples(record: Record) -> str:

@@ -9,14 +9,17 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf import engines
-from pytest_llmperf.core.foreign_load import is_foreign, under_load
+from pytest_llmperf.core.foreign_load import is_beside_load, is_foreign, under_load
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
+from pytest_llmperf.core.verdicts.processes import Processes
 from pytest_llmperf.errors import InvalidRun, SteadyLoad, UsageError
 from pytest_llmperf.session.measured import Acquire, Measured
+from pytest_llmperf.session.processes.facts import process_facts
+from pytest_llmperf.session.processes.renewal import ALIKE, Renewal
 from pytest_llmperf.session.sampling import MIN_VALID, Progress
 from pytest_llmperf.wire.commands import RunServing
 from pytest_llmperf.workers.pool import OpenModel
@@ -30,6 +33,9 @@ MAX_TRIES = 3
 """Runs of one load, until one has no mark."""
 
 MAX_PAIRS = 2 * MIN_VALID
+MANY = 2
+
+ONE_SERVER = "a load is put on one server, as it was started"
 
 
 @dataclass
@@ -114,13 +120,17 @@ def measure_serving(
     *,
     pair: str | None = None,
     program: str = "",
+    processes: int | None = None,
+    renewal: Renewal = ALIKE,
     allow_load: bool = False,
 ) -> list[Measured]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
     A run with a mark (foreign load, token counts that cannot be right) is made again, as often as
     three times in all; `allow_load` makes nothing of foreign load. `program` is the workload's
-    generator; warm-ups are our own client's.
+    generator; warm-ups are our own client's. Where two or more `processes` are asked for and can be
+    had, each run is on a server of its own; else what `renewal` knows of the spread between servers
+    stands in.
 
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
@@ -130,14 +140,45 @@ def measure_serving(
         ServerRuns(acquire=load, workload=workload, program=program, allow_load=allow_load)
         for load in acquire
     ]
+    n_fresh = 0 if renewal.why_one or (processes or 1) < MANY else processes or 0
+    load_s = [_load_s(server.acquire()) for server in servers]
+    _run_all(servers, progress, renewal, n_fresh)
+    valid = _valid_indices(servers)
+    _require_valid(valid, servers, n_fresh)
+    used = valid if pair is not None or n_fresh else valid[:1]
+    origins = _origins_of_processes(servers, renewal, len(used) if n_fresh else 0)
+    return [
+        _measured(server, used, pair, origin, load_s[at])
+        for at, (server, origin) in enumerate(zip(servers, origins, strict=True))
+    ]
+
+
+def _run_all(
+    servers: Sequence[ServerRuns], progress: Progress, renewal: Renewal, n_fresh: int
+) -> None:
+    """Run the load until enough runs are valid, each on fresh servers where some are wanted."""
+    _warm_up_each(servers, progress)
+    while not _enough(servers, n_fresh):
+        if n_fresh and servers[0].runs:
+            renewal.renew()
+            _warm_up_each(servers, progress)
+        _run_each_once(servers, servers[0].workload, progress)
+
+
+def _origins_of_processes(
+    servers: Sequence[ServerRuns], renewal: Renewal, n_fresh: int
+) -> list[Origin]:
+    """Return for each server what its numbers say of processes: those of its runs, or of others."""
+    unknown = "" if renewal.alike else renewal.why_one or ONE_SERVER
+    of_runs = Processes(sizes=(1,) * n_fresh, unknown=unknown)
+    known = renewal.known() if unknown and not n_fresh else [{} for _ in servers]
+    return [Origin(processes=of_runs, known=spreads) for spreads in known]
+
+
+def _warm_up_each(servers: Sequence[ServerRuns], progress: Progress) -> None:
     for server in servers:
         progress("warming up", server.title, None)
         server.warm_up()
-    while not _enough(servers):
-        _run_each_once(servers, workload, progress)
-    valid = _valid_indices(servers)
-    _require_valid(valid, servers)
-    return [_measured(server, valid, pair) for server in servers]
 
 
 def _run_each_once(servers: Sequence[ServerRuns], workload: Serve, progress: Progress) -> None:
@@ -177,18 +218,19 @@ def _warm_up(workload: Serve) -> Serve:
     )
 
 
-def _min_valid(servers: Sequence[ServerRuns]) -> int:
-    return 1 if len(servers) == 1 else MIN_VALID
+def _min_valid(servers: Sequence[ServerRuns], n_fresh: int) -> int:
+    return max(n_fresh, 1 if len(servers) == 1 else MIN_VALID)
 
 
-def _enough(servers: Sequence[ServerRuns]) -> bool:
+def _enough(servers: Sequence[ServerRuns], n_fresh: int) -> bool:
     n_valid = len(_valid_indices(servers))
-    return n_valid >= _min_valid(servers) or len(servers[0].runs) >= _most_runs(servers)
+    is_enough = n_valid >= _min_valid(servers, n_fresh)
+    return is_enough or len(servers[0].runs) >= _most_runs(servers, n_fresh)
 
 
-def _most_runs(servers: Sequence[ServerRuns]) -> int:
+def _most_runs(servers: Sequence[ServerRuns], n_fresh: int) -> int:
     """Return how often a load is run at most, whatever the runs are marked with."""
-    return MAX_TRIES if len(servers) == 1 else MAX_PAIRS
+    return max(2 * n_fresh, MAX_TRIES if len(servers) == 1 else MAX_PAIRS)
 
 
 def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
@@ -201,21 +243,32 @@ def _is_unmarked(servers: Sequence[ServerRuns], index: int) -> bool:
     return all(server.counts(index) for server in servers)
 
 
-def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns]) -> None:
-    if len(valid) >= _min_valid(servers):
+def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns], n_fresh: int) -> None:
+    if len(valid) >= _min_valid(servers, n_fresh):
         return
     marks = [mark for server in servers for mark in server.marks]
     reasons = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
     n_runs = len(servers[0].runs)
     message = f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}."
-    raise (SteadyLoad if any(map(is_foreign, marks)) else InvalidRun)(message)
+    raise (SteadyLoad if is_beside_load(marks) else InvalidRun)(message)
 
 
-def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> Measured:
+def _measured(
+    server: ServerRuns,
+    used: tuple[int, ...],
+    pair: str | None,
+    processes: Origin,
+    load_s: float | None,
+) -> Measured:
+    """Reduce the runs that are used. Of `processes`, those and what is known of them count."""
     model, workload = server.acquire(), server.workload
-    used = valid if pair is not None else valid[:1]
     runs = [server.runs[index] for index in used]
-    result = _reduced(model, workload, runs, pair)
+    origin = _origin(model, workload, pair)._replace(
+        processes=processes.processes,
+        known=processes.known,
+        disturbed=any(is_beside_load(run.marks) for run in runs),
+    )
+    result = reduce_serving([run.trace for run in runs], workload, load_s, origin)
     return Measured(
         model=model,
         effective=model.opened.effective,
@@ -224,18 +277,9 @@ def _measured(server: ServerRuns, valid: tuple[int, ...], pair: str | None) -> M
         result=result,
         marks=server.marks,
         pair=pair,
+        processes=process_facts(result, origin.processes, origin.known),
         extra=_extra(server.runs, used, result) | under_load([run.marks for run in runs]),
     )
-
-
-def _reduced(
-    model: OpenModel, workload: Serve, runs: Sequence[ServingRun], pair: str | None
-) -> RunResult:
-    traces = [run.trace for run in runs]
-    origin = _origin(model, workload, pair)._replace(
-        disturbed=any(map(is_foreign, (mark for run in runs for mark in run.marks)))
-    )
-    return reduce_serving(traces, workload, _load_s(model), origin)
 
 
 def _load_s(model: OpenModel) -> float | None:

@@ -198,7 +198,7 @@ class LlmperfSession:
                 self.recorder.close()
 
     def _sample(
-        self, models: Sequence[Loadable], workload: Work, processes: int | None
+        self, models: Sequence[Loadable], workload: Work, processes: int | None = None
     ) -> list[Measured]:
         """Sample the models while no other session uses the device."""
         sample = self._sampler(models, workload, processes)
@@ -243,8 +243,11 @@ class LlmperfSession:
         """Return how this kind of work is sampled and reduced. Raises as `generator_program`."""
         acquire = [model.load for model in models]
         renewal = self._renewal(models, workload)
+        wanted = processes or self.settings.processes
+        if (wanted or 1) > 1 and renewal.why_one:
+            self.note(f"{self.recorder.test}: measured in one process: {renewal.why_one}")
         if not isinstance(workload, Serve):
-            goal = replace(self.goal, processes=processes or self.settings.processes)
+            goal = replace(self.goal, processes=wanted)
             return partial(measure, acquire, workload, goal, self.progress, renewal=renewal)
         for model in models:
             program = generator_program(model.plan.engine, workload, self.settings.pythons)
@@ -254,6 +257,8 @@ class LlmperfSession:
             workload,
             self.progress,
             program=program,
+            processes=wanted,
+            renewal=renewal,
             allow_load=allows_load(self.settings),
         )
 

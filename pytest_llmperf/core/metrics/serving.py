@@ -246,19 +246,31 @@ def _times(runs: Sequence[_Run], origin: Origin, *, has_gaps: bool) -> dict[str,
     Their autocorrelation widens the intervals. The pairs of a comparison are the runs, not the
     requests: times carry no pair.
     """
-    requests = [request for run in runs for request in _by_due_time(run.successes)]
-    samples: dict[str, list[float]] = {
+    of_runs = [_times_of(_by_due_time(run.successes), has_gaps=has_gaps) for run in runs]
+    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
+    return {
+        name: _distribution(name, [times[name] for times in of_runs], origin, reason)
+        for name in of_runs[0]
+    }
+
+
+def _times_of(requests: Sequence[RequestTrace], *, has_gaps: bool) -> dict[str, list[float]]:
+    """Return the times of one run's requests by name, in s."""
+    return {
         "ttft": [ttft_s(request) for request in requests],
         "latency": [latency_s(request) for request in requests],
         "tpot": _tpots_s(requests),
         "itl": [gap for request in requests for gap in gaps_s(request.events)] if has_gaps else [],
     }
-    reason = NO_SECOND_MESSAGE if has_gaps else NO_GAPS
-    unpaired = origin._replace(pair=None)
-    return {
-        name: distribution(name, times, unpaired) if times else NotMeasurable(name, reason)
-        for name, times in samples.items()
-    }
+
+
+def _distribution(name: str, of_runs: Sequence[list[float]], origin: Origin, reason: str) -> Times:
+    """Return the times of all runs, NotMeasurable for `reason` where there are none."""
+    times = [time_s for run in of_runs for time_s in run]
+    if not times:
+        return NotMeasurable(name, reason)
+    counts = [len(run) for run in of_runs]
+    return distribution(name, times, origin._replace(pair=None).of_counts(counts))
 
 
 def _by_due_time(requests: Iterable[RequestTrace]) -> list[RequestTrace]:

@@ -11,6 +11,7 @@ from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import Quantity
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+from pytest_llmperf.core.verdicts.processes import widened
 
 BLOCKS = 10
 """Equal parts of a run whose rates give the interval of its own (the method of batch means).
@@ -62,16 +63,20 @@ def rate(name: str, runs: Sequence[Counted], origin: Origin) -> Quantity:
 def _rate_of_blocks(name: str, run: Counted, origin: Origin) -> Estimate:
     row = TABLE[name]
     value = run.per_s
-    low, high = stats.mean_interval(run.block_rates()) or (0.0, math.inf)
+    blocks, processes = run.block_rates(), origin.processes_of(name)
+    interval = stats.mean_interval(blocks) or (0.0, math.inf)
+    holding = max(0.0, min(interval[0], value)), max(interval[1], value)
+    low, high = widened(value, holding, blocks, processes)
     return Estimate(
         name=name,
         value=value,
-        low=max(0.0, min(low, value)),
-        high=max(high, value),
+        low=low,
+        high=high,
         n=BLOCKS,
         unit=row.unit,
         statistic="mean",
         counted="block",
         direction=row.direction,
+        processes=processes,
         **origin.texts,
     )

@@ -64,6 +64,10 @@ class Processes(Struct, frozen=True, kw_only=True):
         """Whether their spread can be seen in the samples."""
         return self.count >= _MIN_PROCESSES
 
+    def bound(self, n: int) -> bool:
+        """Whether n samples of these processes bound an interval: four, or one of each of three."""
+        return n >= stats.MIN_PAIRS or self.count > _MIN_PROCESSES
+
     @property
     def is_unknown(self) -> bool:
         """Whether nothing is known of how much processes differ, although they do."""
@@ -137,7 +141,7 @@ def center_interval(
         interval = stats.center_interval(xs, confidence)
         return _widened(stats.median(xs), interval, processes, confidence)
     middle = stats.median(xs)
-    if len(xs) < stats.MIN_PAIRS or min(xs) <= 0:
+    if not processes.bound(len(xs)) or min(xs) <= 0:
         return stats.center_interval(xs, confidence)
     if min(xs) == max(xs):
         return middle, middle
@@ -192,8 +196,12 @@ def log_ratio_interval(
         )
         return stats.log_ratio(stats.welch(mean_a, mean_b), min(len(a), len(b)), confidence)
     differences = [x - y for x, y in zip(log_a, log_b, strict=True)]
-    estimate = _over_processes(differences, of_both(*processes), stats.mean)
-    return stats.log_ratio(estimate, len(differences), confidence)
+    pairs = of_both(*processes)
+    estimate = _over_processes(differences, pairs, stats.mean)
+    n = len(differences)
+    if pairs.bound(n):
+        return stats.LogRatio(estimate.value, *estimate.interval(confidence), n)
+    return stats.log_ratio(estimate, n, confidence)
 
 
 def of_both(a: Processes, b: Processes) -> Processes:

@@ -12,7 +12,7 @@ from pytest_llmperf.core import advice
 from pytest_llmperf.core.change import ratio_fields
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.recorded_ratio import recorded_ratio
 from pytest_llmperf.report.html.answers import agreement_of, number
 from pytest_llmperf.report.html.runs import (
     headline,
@@ -274,7 +274,7 @@ def _sampled_ratio(run: Record, reference: Record, *, in_turn: bool) -> Ratio | 
     if not samples or not reference_samples or min(*samples, *reference_samples) <= 0:
         return None
     paired = in_turn and len(samples) == len(reference_samples)
-    log_ratio = stats.log_ratio_interval(samples, reference_samples, paired=paired)
+    log_ratio = recorded_ratio(run, reference, name, paired=paired)
     return Ratio(**ratio_fields(log_ratio), paired=paired)
 
 

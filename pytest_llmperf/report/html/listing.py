@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pytest_llmperf.core.format import MISSING
+from pytest_llmperf.core.format import MISSING, format_percent
 from pytest_llmperf.core.record import Fact, Record
 from pytest_llmperf.report.html.blocks import Cell, Fold, Note, Part, Row, Section, Table
 from pytest_llmperf.report.html.content import Content
@@ -97,7 +97,19 @@ def _origin_text(record: Record, file: str) -> str:
 
 def _workload_cell(record: Record) -> Cell:
     doubts = sorted({mark.kind for mark in record.marks})
-    return Cell(record.workload_text, f"marked {', '.join(doubts)}" if doubts else "")
+    marked = f"marked {', '.join(doubts)}" if doubts else ""
+    return Cell(record.workload_text, "; ".join(filter(None, (_processes_text(record), marked))))
+
+
+def _processes_text(record: Record) -> str:
+    """Say how far apart a run's processes are, or why there was one alone."""
+    facts = record.in_processes
+    if facts.apart is not None:
+        return f"{facts.count} processes, {format_percent(facts.apart, 2)} apart"
+    if facts.known is not None:
+        spread = format_percent(facts.known, 2)
+        return f"one process; processes vary by {spread} ({facts.known_from})"
+    return f"one process; others may differ: {facts.note}" if facts.note else ""
 
 
 def _claims_cell(record: Record) -> Cell:

@@ -39,6 +39,9 @@ from pytest_llmperf.session.sampling import (
     valid_indices,
 )
 
+STOPPING_MARGIN = 1.15
+"""An interval that is looked at several times is narrow by chance at some look."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
@@ -187,7 +190,7 @@ def _needed(blocks: Blocks, size: int) -> Iterator[int]:
         width = None
         if blocks.goal.processes is None and count >= look_at and _may_look(blocks):
             width, look_at = blocks.half_width(), next_look(count)
-            if width is not None and width <= blocks.goal.precision:
+            if width is not None and width * STOPPING_MARGIN <= blocks.goal.precision:
                 return
             if gives_up(blocks.sides, blocks.goal, blocks.spent_s):
                 return

@@ -37,5 +37,6 @@ def _with_spreads(
         within=None if spreads is None else spreads.within,
         apart=apart(rate.samples, facts.sizes),
         known=None if stand_in is None else stand_in.spread,
+        known_freedom=1.0 if stand_in is None else stand_in.freedom,
         known_from="" if stand_in is None else stand_in.source,
     )

@@ -65,7 +65,7 @@ def of_machine(runs: Iterable[Record]) -> Known:
         by_series.setdefault(key, []).append(run)
     spreads: Known = {}
     for series in by_series.values():
-        several = [run for run in series if len(run.processes.sizes) > 1]
+        several = [run for run in series if len(run.in_processes.sizes) > 1]
         for name, spread in of_series(several).items():
             source = "other measurements on this machine"
             other = KnownSpread(spread=spread.spread, freedom=spread.freedom, source=source)
@@ -77,7 +77,7 @@ def of_machine(runs: Iterable[Record]) -> Known:
 
 def _levels(run: Record, name: str) -> list[float]:
     """Return the log of the median of each process of a run. Empty where it has none."""
-    samples, sizes = run.samples.get(name, ()), run.processes.sizes
+    samples, sizes = run.samples.get(name, ()), run.in_processes.sizes
     if not samples or min(samples) <= 0:
         return []
     # A batch has more samples of some times than repetitions.
