@@ -146,7 +146,7 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
     foreign = foreign_share(before, after, cores)
     if foreign is not None:
         gauges["foreign_cpu_share"] = foreign
-        marks += _foreign_cpu_marks(foreign, cores)
+        marks += foreign_cpu_marks(foreign, cores)
     throttled = _throttled_share(before, after)
     if throttled is not None:
         gauges["cgroup_throttled_share"] = throttled
@@ -171,7 +171,8 @@ def _throttled_share(before: CpuReading, after: CpuReading) -> float | None:
     return (after.throttled_s - before.throttled_s) / wall_s
 
 
-def _foreign_cpu_marks(share: float, cores: int) -> list[Mark]:
+def foreign_cpu_marks(share: float, cores: int) -> list[Mark]:
+    """Return the mark of a region in which others used this share of the cores. Pure."""
     if share <= FOREIGN_CPU_SHARE:
         return []
     limit = f"(limit {FOREIGN_CPU_SHARE:.0%})"

@@ -115,3 +115,27 @@ def test_cpu_time(llm):
     result = run()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*cpu_time_per_token could not be measured: *cpu=none*"])
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("others", [0.5, 0.55])
+def test_side_by_side_needs_no_option_where_load_hits_both_versions_alike(repo, run, others):
+    """The base shares half of its cores: no pair is thrown away."""
+    repo.speed("10ms,others=0.5")
+    repo.commit("loaded")
+    repo.speed(f"10ms,others={others}")
+    result = run("--llmperf-against=HEAD")
+    result.assert_outcomes(passed=1)
+    assert "throughput of auto is 1.00x HEAD" in " ".join(result.stdout.str().split())
+
+
+@pytest.mark.own_process
+def test_side_by_side_load_that_hits_one_version_alone_decides_nothing(repo, run):
+    repo.speed("10ms,others=0.1")
+    repo.commit("quiet")
+    repo.speed("10ms,others=0.55")
+    result = run("--llmperf-against=HEAD")
+    result.assert_outcomes(errors=1)
+    assert "used 10% of the cores beside the base, 55% beside the new" in " ".join(
+        result.stdout.str().split()
+    )

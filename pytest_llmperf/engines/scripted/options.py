@@ -78,7 +78,7 @@ class ScriptedOptions:
     `sqnr_db` set one of them alone. `batch_quality` takes the place of `quality` where the batch is
     not the reference's. After a prompt that holds the token id `astray` the likeliest next tokens
     are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
-    does (None: it cannot be read).
+    does (None: it cannot be read). Other programs use the share `others` of the cores meanwhile.
 
     `process` is how much processes differ: each time that the model is loaded, its times get a
     log-normal factor of this spread.
@@ -112,6 +112,7 @@ class ScriptedOptions:
     faults: tuple[Fault, ...] = ()
     lies: tuple[tuple[str, str], ...] = ()
     marks: tuple[str, ...] = ()
+    others: float | None = None
     slots: int = 0
     late_s: float = 0.0
     preemptions: int = 0
@@ -274,6 +275,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "fault": ("faults", _fault),
     "lie": ("lies", _lie),
     "mark": ("marks", _mark),
+    "others": ("others", _share),
     "slots": ("slots", _count),
     "late": ("late_s", _time_s),
     "preemptions": ("preemptions", _count),

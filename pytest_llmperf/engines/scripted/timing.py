@@ -12,6 +12,7 @@ from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.engines.scripted import batches
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
+from pytest_llmperf.instruments.telemetry import foreign_cpu_marks
 from pytest_llmperf.workloads import Batch, Lockstep
 
 GAP_NS = 1_000_000
@@ -122,8 +123,9 @@ def cpu_s(options: ScriptedOptions, requests: Sequence[RequestTrace]) -> float |
 
 
 def marks(options: ScriptedOptions) -> tuple[Mark, ...]:
-    """Return the marks that the script puts on every run."""
-    return tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks)
+    """Return the marks that the script puts on every run, and those that other programs earn."""
+    scripted = tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks)
+    return (*scripted, *foreign_cpu_marks(options.others or 0.0, 1))
 
 
 def _request(n_prompt_tokens: int, due_ns: int, times_ns: Sequence[int]) -> RequestTrace:
