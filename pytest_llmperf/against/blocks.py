@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llmperf.core.foreign_load import is_beside_load, mean_share
+from pytest_llmperf.core.foreign_load import OthersWork, is_beside_load, mean_share
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
@@ -28,7 +28,7 @@ from pytest_llmperf.session.sampling import (
     warm_up,
 )
 from pytest_llmperf.wire.commands import ReadEnergy, ReadMemory
-from pytest_llmperf.wire.results import BlockMeasured, OthersWork
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Workload
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})

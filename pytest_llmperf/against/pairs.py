@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
 from pytest_llmperf.against.tracks import Track
-from pytest_llmperf.core.foreign_load import hits_alike
+from pytest_llmperf.core.foreign_load import OthersWork, hits_alike
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.wire.commands import MeasureBlock
-from pytest_llmperf.wire.results import BlockMeasured, OthersWork
+from pytest_llmperf.wire.results import BlockMeasured
 from pytest_llmperf.workloads import Serve
 
 BLOCK_SHARE = 0.2

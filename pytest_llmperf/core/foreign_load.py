@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from msgspec import Struct
+
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.trace import Mark
@@ -30,6 +32,17 @@ PATIENCE_S = 8.0
 
 ALIKE_WITHIN = 0.1
 """How far apart the shares of the cores may be that others used beside the two sides of a pair."""
+
+
+class OthersWork(Struct, frozen=True, kw_only=True):
+    """What other programs did beside a block.
+
+    `beside`: past the limit in a repetition that counts. `share` of the cores that they used is a
+    mean over the repetitions, None where it is not known.
+    """
+
+    beside: bool = False
+    share: float | None = None
 
 
 def is_foreign(mark: Mark) -> bool:

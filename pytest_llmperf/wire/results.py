@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.foreign_load import OthersWork
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
@@ -124,17 +125,6 @@ class Ended(Struct, frozen=True, kw_only=True, tag=True):
 
     outcome: str
     message: str = ""
-
-
-class OthersWork(Struct, frozen=True, kw_only=True):
-    """What other programs did beside a block.
-
-    `beside`: past the limit in a repetition that counts. `share` of the cores that they used is a
-    mean over the repetitions, None where it is not known.
-    """
-
-    beside: bool = False
-    share: float | None = None
 
 
 class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
+from operator import truediv
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -272,7 +273,7 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
     _require_positive(a, b)
     log = log_ratio(a, b)
     quotient = Estimate(
-        name=_ratio_name(a, b),
+        name=a.name if a.name == b.name else f"{a.name}/{b.name}",
         value=math.exp(log.center),
         low=math.exp(log.low),
         high=math.exp(log.high),
@@ -289,7 +290,8 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
     )
     if is_paired(a, b):
         of_pairs = processes.of_both(a.processes, b.processes)
-        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=of_pairs)
+        ratios = tuple(map(truediv, a.samples, b.samples))
+        return replace(quotient, samples=ratios, pair=a.pair, processes=of_pairs)
     return replace(quotient, processes=a.processes.merged(b.processes))
 
 
@@ -344,14 +346,6 @@ def _require_positive(a: Estimate, b: Estimate) -> None:
             f"{a.title} / {b.title}: a ratio needs positive values, "
             f"these are {a.value:g} and {b.value:g}. Compare each with a limit.",
         )
-
-
-def _ratio_name(a: Estimate, b: Estimate) -> str:
-    return a.name if a.name == b.name else f"{a.name}/{b.name}"
-
-
-def _sample_ratios(a: Estimate, b: Estimate) -> tuple[float, ...]:
-    return tuple(x / y for x, y in zip(a.samples, b.samples, strict=True))
 
 
 def _log_gap(upper: float, lower: float) -> float:

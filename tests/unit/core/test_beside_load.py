@@ -9,6 +9,7 @@ from pytest_llmperf.core.foreign_load import (
     ALIKE_WITHIN,
     CPU_SHARE,
     UNDER_LOAD,
+    OthersWork,
     hits_alike,
     mean_share,
     under_load,
@@ -21,7 +22,6 @@ from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.core.verdicts.judge import Outcome, decide
 from pytest_llmperf.errors import InvalidRun, SteadyLoad
 from pytest_llmperf.session.sampling import Goal, Side, sample, valid_indices, warm_up
-from pytest_llmperf.wire.results import OthersWork
 
 LOAD = Mark(kind="foreign-load", detail="other processes used 60% of 2 cores (limit 25%)")
 HEAT = Mark(kind="throttled", detail="below its clocks for heat")
