@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import NamedTuple
+from unittest import mock
 
 from noise import Noise, autocorrelated, normal
 
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent, Trace
+from pytest_llmperf.core.verdicts import processes
 from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.core.verdicts.judge import ratio
 from pytest_llmperf.core.verdicts.processes import KnownSpread, Processes
+from pytest_llmperf.core.verdicts.stats import MeanWithError
 from pytest_llmperf.session.processes.blocks import Fresh, sample_processes, valid_sizes
 from pytest_llmperf.session.sampling import Goal, Side, rates, sample, valid_indices
 
@@ -106,18 +111,15 @@ class Measured(NamedTuple):
         return (self.high - self.low) / 2
 
 
-Sizes = Callable[[Sequence[int]], Sequence[int]]
-"""What the intervals are told of the sizes of processes."""
+@contextmanager
+def no_spread_between() -> Iterator[None]:
+    """Take the spread between processes for 0 while it lasts: the negative control."""
 
+    def of_levels(levels: Sequence[float], _groups: object, _known: object) -> MeanWithError:
+        return MeanWithError(fmean(levels), 0.0, 1.0)
 
-def as_they_are(sizes: Sequence[int]) -> Sequence[int]:
-    """Tell the truth."""
-    return sizes
-
-
-def as_one(_sizes: Sequence[int]) -> Sequence[int]:
-    """Take all repetitions for those of one process: the negative control."""
-    return ()
+    with mock.patch.object(processes, "_of_levels", of_levels):
+        yield
 
 
 def measured(
@@ -126,7 +128,6 @@ def measured(
     *,
     goal: Goal = Goal(precision=0.01, budget_s=20.0),  # noqa: B008 - frozen
     one: bool = False,
-    told: Sizes = as_they_are,
 ) -> Measured:
     """Measure a program's level, or the ratio of two in turn, as `llm.run` and `llm.compare` do.
 
@@ -153,7 +154,7 @@ def measured(
     valid = valid_indices(sides)
     seen = valid_sizes(sizes, valid)
     estimates = [
-        _estimate(side, program, told(seen)) for side, program in zip(sides, programs, strict=True)
+        _estimate(side, program, seen) for side, program in zip(sides, programs, strict=True)
     ]
     whole = estimates[0] if len(estimates) == 1 else ratio(*estimates)
     scale = 10 / programs[0].repetition_s if len(programs) == 1 else 1.0
@@ -169,9 +170,9 @@ def _estimate(side: Side, program: Program, sizes: Sequence[int]) -> Estimate:
     known = None
     if program.known is not None:
         known = KnownSpread(spread=program.known, freedom=11, source="12 sessions")
-    processes = Processes(sizes=tuple(sizes), known=known)
+    of_samples = Processes(sizes=tuple(sizes), known=known)
     return Estimate.of_samples(
-        "throughput", tuple(rates([side])), "tok/s", pair="both", processes=processes
+        "throughput", tuple(rates([side])), "tok/s", pair="both", processes=of_samples
     )
 
 
@@ -195,12 +196,11 @@ def coverage(
     seed: int = 0,
     *,
     one: bool = False,
-    told: Sizes = as_they_are,
     goal: Goal = Goal(precision=0.01, budget_s=20.0),  # noqa: B008 - frozen
 ) -> Coverage:
     """Measure so often, and count the intervals that hold the truth."""
     draw = random.Random(seed)  # noqa: S311 - not for secrets: the same runs each time
-    results = [measured(programs, draw, goal=goal, one=one, told=told) for _ in range(runs)]
+    results = [measured(programs, draw, goal=goal, one=one) for _ in range(runs)]
     widths = sorted(result.half_width for result in results)
     return Coverage(
         sum(result.holds_the_truth for result in results),

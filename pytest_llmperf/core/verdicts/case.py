@@ -213,10 +213,10 @@ class Case(NamedTuple):
     def one_process_text(self) -> str:
         """Say what would decide a claim near its bound that one process cannot."""
         return (
-            f"the value is within {format_percent(NEAR, 2)} of the bound, and "
-            f"{self.measured.processes.unknown}. Several processes would decide "
-            "(processes=3 or --llmperf-processes=3), or a known spread ('llmperf calibrate', or "
-            "four stored sessions)"
+            f"the value is within {format_percent(NEAR, 1)} of the bound, and "
+            f"{self.measured.processes.unknown}. What would decide: several processes (processes=5 "
+            "or --llmperf-processes=5), or their known spread ('llmperf calibrate', or four stored "
+            "sessions)"
         )
 
     @property

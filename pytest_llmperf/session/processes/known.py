@@ -44,14 +44,18 @@ def known_spreads(settings: Settings, store: Store | None, record: Record) -> Kn
 def of_series(runs: Sequence[Record]) -> Known:
     """Return what stored runs of one series show, newest first, by metric.
 
-    Runs in several processes show it by themselves. Runs in one show it by how far each is from
-    the one before, so that a change of level counts once.
+    Runs in several processes show it by themselves. Runs in one show it by how far each session is
+    from the one before, so that a change of level counts once; of a session, the last run counts,
+    since others may have been in the same process.
     """
     names = {name for run in runs for name in run.samples}
+    last_runs = {run.session_id: run for run in reversed(runs)}
+    sessions = [run for run in runs if last_runs[run.session_id] is run]
     spreads = {}
     for name in names:
-        levels = [levels for run in runs if (levels := _levels(run, name))]
-        spread = _larger_of(_within_runs(levels), _between_runs(levels))
+        spread = _larger_of(
+            _within_runs(_all_levels(runs, name)), _between_runs(_all_levels(sessions, name))
+        )
         if spread is not None:
             spreads[name] = spread
     return spreads
@@ -73,6 +77,11 @@ def of_machine(runs: Iterable[Record]) -> Known:
             assert largest is not None  # noqa: S101 - one of the two is there
             spreads[name] = largest
     return spreads
+
+
+def _all_levels(runs: Sequence[Record], name: str) -> list[list[float]]:
+    """Return the levels of each run that has samples of this metric."""
+    return [levels for run in runs if (levels := _levels(run, name))]
 
 
 def _levels(run: Record, name: str) -> list[float]:
@@ -106,7 +115,7 @@ def _between_runs(levels: Sequence[Sequence[float]]) -> KnownSpread | None:
     if len(squares) < MIN_FREEDOM:
         return None
     spread = math.sqrt(math.fsum(squares) / 2 / len(squares))
-    source = f"{len(single)} stored runs"
+    source = f"{len(single)} stored sessions"
     return KnownSpread(spread=spread, freedom=len(squares) * 2 / 3, source=source)
 
 
