@@ -286,13 +286,17 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         subject=a.subject,
         context=a.context,
         against=b.subject or b.name,
-        disturbed=not is_paired(a, b) and (a.disturbed or b.disturbed),
+        disturbed=a.disturbed or b.disturbed,
     )
     if is_paired(a, b):
-        of_pairs = processes.of_both(a.processes, b.processes)
-        ratios = tuple(map(truediv, a.samples, b.samples))
-        return replace(quotient, samples=ratios, pair=a.pair, processes=of_pairs)
+        return _paired(quotient, a, b)
     return replace(quotient, processes=a.processes.merged(b.processes))
+
+
+def _paired(quotient: Estimate, a: Estimate, b: Estimate) -> Estimate:
+    ratios = tuple(map(truediv, a.samples, b.samples))
+    both = processes.of_both(a.processes, b.processes)
+    return replace(quotient, samples=ratios, pair=a.pair, processes=both, disturbed=False)
 
 
 def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
