@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pytest_llmperf import engines
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.place import Place
@@ -32,9 +33,18 @@ def place_of_models(
 
 
 def looks_at_load(plans: Sequence[LoadPlan], settings: Settings) -> bool:
-    """Whether models work on the cores of this host, so that other programs on them disturb."""
+    """Whether models work on the cores of this host, so that other programs on them disturb.
+
+    Of what a test measures in its own process, and of a server that runs by itself, nothing is
+    marked either.
+    """
     on_cpu = all(plan.device == "cpu" for plan in plans)
-    return on_cpu and not settings.cluster and any(map(occupies_device, plans))
+    return on_cpu and not settings.cluster and any(map(_works_here, plans))
+
+
+def _works_here(plan: LoadPlan) -> bool:
+    started = plan.engine in engines.TABLE and not plan.option("url")
+    return started and occupies_device(plan)
 
 
 def allows_load(settings: Settings) -> bool:

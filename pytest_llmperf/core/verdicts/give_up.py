@@ -97,9 +97,10 @@ def of_pairs(smallest_visible: float, *, n: int, n_at_end: int, refuted: float) 
 def out_of_reach(n: int, more: int | None, noun: str) -> str:
     """Say of a claim that so many more samples would decide that they are too many.
 
-    Empty where they are not, and where nothing is known of how many.
+    Empty where they are not, and where nothing is known of how many. An interval of very few is
+    wider than its spread says, so that their number counts as ten.
     """
-    if more is None or more <= FAR_OFF * n:
+    if more is None or more <= FAR_OFF * max(n, LEAST_SAMPLES):
         return ""
     times = f"{(n + more) / n:.0f}"
     return f"this machine is too noisy for this claim: {times} times the {noun} would be needed"

@@ -1,8 +1,7 @@
 """Whether data support a claim, contradict it, or cannot tell.
 
-Pure but for one thing: `claims` collects what a test claims. `Estimate` makes a claim of each
-comparison through an import in a function, since this file needs its type. This circle of two files
-is inherent; from here on the way leads down only, to `case` and `stats`.
+Pure, but that `claims` collects what a test claims. `Estimate` makes a claim of each comparison
+through an import in a function, since this file needs its type: a circle of two files.
 """
 
 from __future__ import annotations
@@ -261,9 +260,6 @@ def _noisier_kind(a: Kind, b: Kind) -> Kind:
     return "exact" if a == b == "exact" else "timing"
 
 
-# The ratio of two estimates
-
-
 def ratio(a: Estimate, b: Estimate) -> Estimate:
     """Return the ratio a / b as an Estimate in "x", paired where both carry the same pair.
 
@@ -353,7 +349,6 @@ def _require_positive(a: Estimate, b: Estimate) -> None:
 
 
 def _log_gap(upper: float, lower: float) -> float:
-    """Return log(upper / lower) of two ends; infinite where one of them bounds nothing."""
     return math.log(upper / lower) if lower > 0 and upper < math.inf else math.inf
 
 
