@@ -110,7 +110,7 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
     all_columns = [
         *_identity_columns(records, width),
         *_number_columns(records, verbose=verbose),
-        Column(header="took", cells=tuple(map(took, records)), rank=78, right=True),
+        Column(header="took", cells=tuple(map(took, records)), rank=87, right=True),
         Column(header="verdict", cells=verdicts, rank=None),
     ]
     return [column for column in all_columns if column.rank is None or _says_something(column)]
