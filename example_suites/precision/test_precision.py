@@ -53,7 +53,7 @@ def test_a_static_cache_gives_the_same_tokens(llm, baseline):
 def test_the_first_token_of_a_chat_comes_in_time(llm):
     """A limit in seconds is a claim about this machine; choose it for yours.
 
-    On a CPU it is one of CPU time, which other programs hardly change: the one token that comes
+    On a CPU it is one of CPU time, which other programs change less: the one token that comes
     takes less than that on the clock, since the threads work at once.
     """
     run = llm.run(Prefill(batch=1, prompt_tokens=64, prompts=CHAT))

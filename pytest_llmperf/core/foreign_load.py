@@ -56,9 +56,9 @@ def foreign_share(run: TimedRun) -> float | None:
 
 
 def mean_share(runs: Sequence[TimedRun]) -> float | None:
-    """Return the mean share over repetitions; None where that of one is not known."""
+    """Return the mean share over the repetitions that were long enough to tell; None of none."""
     shares = [share for share in map(foreign_share, runs) if share is not None]
-    return fmean(shares) if shares and len(shares) == len(runs) else None
+    return fmean(shares) if shares else None
 
 
 def is_beside_load(marks: Iterable[Mark]) -> bool:

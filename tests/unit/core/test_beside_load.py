@@ -87,7 +87,8 @@ def test_what_a_record_keeps_of_it():
     assert under_load([(LOAD,), (), (HEAT,)], 0.4) == {UNDER_LOAD: {"repetitions": 1, "share": 0.4}}
     assert under_load([(), (HEAT,)]) == {}
     assert mean_share([repetition(share=0.2), repetition(share=0.4)]) == pytest.approx(0.3)
-    assert mean_share([repetition(share=0.2), repetition()]) is None
+    assert mean_share([repetition(share=0.2), repetition()]) == pytest.approx(0.2)
+    assert mean_share([repetition(), repetition()]) is None
 
 
 @pytest.mark.parametrize(
