@@ -60,6 +60,10 @@ class InvalidRun(LlmperfError):
     """
 
 
+class SteadyLoad(InvalidRun):
+    """Other programs worked beside one repetition after another, and do not end."""
+
+
 class NoRequestSucceeded(InvalidRun):
     """Not one request of a run gave an output, so that nothing can be derived from it."""
 

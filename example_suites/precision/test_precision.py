@@ -5,9 +5,12 @@ import pytest
 from pytest_llmperf import Decode, Prefill, PromptSet
 from pytest_llmperf.units import s
 
-pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=12)
+# Six seconds for what is recorded and not claimed; the claim on speed has twelve.
+pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=6)
 
 CHAT = PromptSet.bundled("short-chat")
+ALL_AT_ONCE = len(CHAT.texts)
+"""Prompts in one forward when answers are compared: each step reads the weights once for all."""
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def test_half_precision_halves_the_weights_and_keeps_the_answers(llm, baseline, 
     candidate, ref = llm.compare(baseline, decode)
     assert candidate.memory.weights <= 0.55 * ref.memory.weights
 
-    agreement = llm.agreement(baseline)
+    agreement = llm.agreement(baseline, batch=ALL_AT_ONCE)
     assert agreement.ok
     assert agreement.top1 >= 0.90
 
@@ -37,27 +40,31 @@ def test_mixed_precision_keeps_fp32_weights_and_the_answers(llm, baseline, decod
     """Autocast computes in 16 bit and stores in 32: it saves no memory, and says so."""
     run = llm.run(decode)
     assert run.memory.weights >= 0.99 * baseline.effective.weights_bytes
-    assert llm.agreement(baseline).ok
+    assert llm.agreement(baseline, batch=ALL_AT_ONCE).ok
 
 
 @pytest.mark.llmperf(strategy="fp32+static-cache")
 def test_a_static_cache_gives_the_same_tokens(llm, baseline):
     """A KV cache of fixed size is a change of storage, not of arithmetic."""
-    assert llm.agreement(baseline, rule="exact").ok
+    assert llm.agreement(baseline, batch=ALL_AT_ONCE, rule="exact").ok
 
 
 @pytest.mark.llmperf(strategy="bf16")
 def test_the_first_token_of_a_chat_comes_in_time(llm):
-    """A limit in seconds is a claim about this machine; choose it for yours."""
+    """A limit in seconds is a claim about this machine; choose it for yours.
+
+    On a CPU it is one of CPU time, which other programs change less: the one token that comes
+    takes less than that on the clock, since the threads work at once.
+    """
     run = llm.run(Prefill(batch=1, prompt_tokens=64, prompts=CHAT))
-    assert run.ttft.p50 <= 2 * s
+    assert (run.cpu_time_per_token if llm.device == "cpu" else run.ttft.p50) <= 2 * s
 
 
-@pytest.mark.llmperf(strategy="bf16+static-cache+compile")
+@pytest.mark.llmperf(strategy="bf16+static-cache+compile", budget=12)
 def test_compiled_decoding_is_faster(llm, baseline, decode):
     """On a GPU eager decoding waits for the host, and compiling takes the host out of the way."""
     if llm.device != "cuda":
         pytest.skip("the claim is about GPUs: run with --llmperf-device cuda")
     candidate, ref = llm.compare(baseline, decode)
     assert candidate.throughput >= 2 * ref.throughput
-    assert llm.agreement(baseline).ok
+    assert llm.agreement(baseline, batch=ALL_AT_ONCE).ok

@@ -4,9 +4,12 @@ import pytest
 
 from pytest_llmperf import Decode, PromptSet
 
-pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=12)
+# How fast each one is gets recorded, and nothing is claimed: six seconds are enough for that.
+pytestmark = pytest.mark.llmperf(model="smollm2-135m", budget=6)
 
 CHAT = PromptSet.bundled("short-chat")
+ALL_AT_ONCE = len(CHAT.texts)
+"""Prompts in one forward when answers are compared: each step unpacks the weights once for all."""
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def test_eight_bits_save_memory_and_keep_the_perplexity(llm, baseline, decode):
     candidate, ref = llm.compare(baseline, decode)
     assert candidate.memory.weights <= 0.42 * ref.memory.weights
 
-    agreement = llm.agreement(baseline)
+    agreement = llm.agreement(baseline, batch=ALL_AT_ONCE)
     assert agreement.perplexity_ratio <= 1.10
     assert agreement.top5 >= 0.95
 
@@ -41,7 +44,7 @@ def test_four_bits_save_more_and_cost_more(llm, budget, baseline, decode):
     """
     candidate, ref = llm.compare(baseline, decode)
     assert candidate.memory.weights <= 0.23 * ref.memory.weights
-    assert llm.agreement(baseline).perplexity_ratio <= budget
+    assert llm.agreement(baseline, batch=ALL_AT_ONCE).perplexity_ratio <= budget
 
 
 @pytest.mark.llmperf(strategy="bf16+nf4")

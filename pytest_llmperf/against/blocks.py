@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from statistics import stdev
 
+from pytest_llmperf.core.foreign_load import OthersWork, is_beside_load, mean_share
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.results import Quantity, RunResult
@@ -53,7 +54,7 @@ def measure_block(
     start_s = time.monotonic()
     fresh = command.fresh and session.renew(models)
     repeaters = [Repeater(model.load, workload) for model in models]
-    sides = [repeater.side(command.first_repetition) for repeater in repeaters]
+    sides = [repeater.side(command.first_repetition, allow_load=True) for repeater in repeaters]
     loading_s = time.monotonic() - start_s
     warming_s = _sampled(sides, command, session.progress)
     load = _load(sides, fresh=fresh, ready_s=loading_s + warming_s)
@@ -66,6 +67,7 @@ def measure_block(
         reasons=_reasons(results, command.metrics),
         spent_s=warming_s + load.sampled_s,
         load=load,
+        others=_others_work(sides),
     )
 
 
@@ -93,6 +95,13 @@ def _within(side: Side, valid: Sequence[int]) -> float:
     """Return the standard deviation of the logs of a side's durations; 0 where time stood still."""
     durations_s = [duration_s(side.runs[index].trace) for index in valid]
     return stdev(map(math.log, durations_s)) if min(durations_s) > 0 else 0.0
+
+
+def _others_work(sides: Sequence[Side]) -> OthersWork:
+    """Return what other programs did beside the repetitions that count."""
+    runs = [side.runs[index] for side in sides for index in valid_indices(sides)]
+    beside = any(is_beside_load(ran.trace.marks) for ran in runs)
+    return OthersWork(beside=beside, share=mean_share(runs))
 
 
 def _reduced(

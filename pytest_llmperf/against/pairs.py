@@ -11,6 +11,7 @@ from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
 from pytest_llmperf.against.spending import BLOCK_SHARE, PairCost, Spending, next_blocks
 from pytest_llmperf.against.tracks import Track
+from pytest_llmperf.core.foreign_load import OthersWork, hits_alike
 from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
@@ -88,6 +89,7 @@ class Pairs:
             self._session.progress("side by side", f"pair {n_valid + 1}", None)
             try:
                 base, head = self._pair(open_tracks)
+                require_alike(base.others, head.others)
             except InvalidRun as error:
                 n_invalid += 1
                 _require_mostly_valid(n_valid, n_invalid, error)
@@ -141,6 +143,17 @@ class Pairs:
         if not self.fit_together:
             self.unload()
         return block
+
+
+def require_alike(base: OthersWork, head: OthersWork) -> None:
+    """Raise InvalidRun where other programs hit the two blocks of a pair, and not alike."""
+    if not (base.beside or head.beside) or hits_alike((base.share, head.share)):
+        return
+    shares = [f"{share:.0%}" if share is not None else "?" for share in (base.share, head.share)]
+    raise InvalidRun(
+        f"other programs used {shares[0]} of the cores beside the base, "
+        f"{shares[1]} beside the new version"
+    )
 
 
 class BaseFailed(Exception):

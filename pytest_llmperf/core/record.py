@@ -20,6 +20,12 @@ UNFINISHED = "recorded"
 AGREEMENT = "agreement"
 """Type of the workload of a record that holds an agreement and no run."""
 
+TOOK = "took_s"
+"""What `extra` holds of the time of a measurement: its loads, warm-ups, samples and readings, in s.
+
+The sides of a comparison share it.
+"""
+
 TASKS = "tasks"
 """The same for a record that holds the answers to a task set."""
 

@@ -70,7 +70,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     cannot be derived. `forwards` are the forward passes of the measured model where tokens are
     proposed and it checks several at once; None where each pass gives one token a sequence.
     `computed` are the positions that went through the model, padding and what was thrown away
-    included; None if not known.
+    included; None if not known. `cpu_s` is the CPU time of the processes that did the work, user
+    and system, of all threads and of what they started; where it is None, `no_cpu_s` says why.
     """
 
     repetition: int
@@ -80,6 +81,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     token_times: bool = True
     forwards: int | None = None
     computed: int | None = None
+    cpu_s: float | None = None
+    no_cpu_s: str = ""
 
 
 class MemoryGauges(Struct, frozen=True, kw_only=True):

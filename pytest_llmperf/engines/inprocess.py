@@ -21,6 +21,7 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
+from pytest_llmperf.instruments.cpu_time import ON_A_GPU, CpuTimer
 from pytest_llmperf.workloads import Workload
 
 _REASON = "llmperf.measure sees calls, not tokens or memory; llmperf.wrap(model) sees both"
@@ -93,15 +94,26 @@ class CallableModel:
     def run(self, _workload: Workload, repetition: int) -> TimedRun:
         """Call it once, with the device idle before and after."""
         _synchronize()
+        timer = CpuTimer()
+        timer.start()
         start_ns = time.perf_counter_ns()
         self._function()
         _synchronize()
         end_ns = time.perf_counter_ns()
+        cpu_s = timer.elapsed_s()
+        uses_gpu = _cuda_in_use() is not None
         request = RequestTrace(
             n_prompt_tokens=0, t_due_ns=start_ns, events=(TokenEvent(end_ns, self._n_tokens),)
         )
         return TimedRun(
-            trace=Trace(repetition=repetition, requests=(request,), token_times=False), step=None
+            trace=Trace(
+                repetition=repetition,
+                requests=(request,),
+                token_times=False,
+                cpu_s=None if uses_gpu else cpu_s,
+                no_cpu_s=ON_A_GPU if uses_gpu else "",
+            ),
+            step=None,
         )
 
     def read_memory(self, _workload: Workload, _repetition: int) -> None:
@@ -119,7 +131,13 @@ class CallableModel:
 
 
 def _synchronize() -> None:
-    """Wait for CUDA if the test uses it. torch is looked up, never imported."""
+    """Wait for CUDA if the test uses it."""
+    cuda = _cuda_in_use()
+    if cuda is not None:
+        cuda.synchronize()
+
+
+def _cuda_in_use() -> Any:
+    """Return torch.cuda if the test uses it, else None. torch is looked up, never imported."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

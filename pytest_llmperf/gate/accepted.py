@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from pytest_llmperf.core.environment import differences
+from pytest_llmperf.core.foreign_load import was_under_load
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import MAX_SESSIONS, AcceptedValues
 from pytest_llmperf.errors import StoreError
@@ -40,6 +41,8 @@ def accepted_sessions(
 
     That is one value a session, of the same series, environment and definition.
     """
+    if was_under_load(question.record):
+        return _none("it was measured beside other programs (--llmperf-allow-load)")
     if store is None:
         return _none("no history is kept (--llmperf-store=none)")
     try:

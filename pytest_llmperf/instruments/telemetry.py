@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
 from pytest_llmperf.core.trace import Mark
+from pytest_llmperf.instruments.cpu_time import ON_A_GPU, CpuTimer
 from pytest_llmperf.instruments.nvml import POWER_CAP_REASON, THROTTLE_REASONS, Nvml, Unreadable
 from pytest_llmperf.processes import of_this_session
 
@@ -36,15 +37,22 @@ FOREIGN_GPU_PERCENT = 5
 SHORTEST_JUDGED_S = 0.1
 """/proc/stat counts in ticks of 10 ms: in a shorter region the share is too coarse to judge."""
 
+RANKS_ELSEWHERE = "a rank of the model is on another host, and its CPU time is not seen here"
+
 _CPU_STAT = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Telemetry of one region, and the marks it earns."""
+    """Telemetry of one region, and the marks it earns.
+
+    `cpu_s` is the CPU time of those that worked in it, None where `no_cpu_s` says why not.
+    """
 
     gauges: dict[str, float]
     marks: tuple[Mark, ...]
+    cpu_s: float | None = None
+    no_cpu_s: str = ""
 
 
 class Watch(Protocol):
@@ -61,24 +69,32 @@ class CpuWatch:
     """Others' share of the cores this process may run on, and the container's throttling.
 
     The share is busy and steal time minus our own. `peers` are ids of the processes that work on
-    the same thing: the other ranks of a model are no foreign load.
+    the same thing: the other ranks of a model are no foreign load, and their CPU time counts.
+    `no_cpu_s` says why that time is not what the work took, where it is not.
     """
 
-    def __init__(self, peers: tuple[int, ...] = ()) -> None:
+    def __init__(self, peers: tuple[int, ...] = (), *, no_cpu_s: str = "") -> None:
         cores = set(own_cores())
+        self._timer = CpuTimer(peers)
+        self._no_cpu_s = no_cpu_s
         # Peers on other cores are not counted as busy.
         self._peers = tuple(pid for pid in peers if cores & os.sched_getaffinity(pid))
         self._before: CpuReading | None = None
 
     def start(self) -> None:
-        """Read the counters."""
+        """Read the counters; the timer comes last, so that the others cost it nothing."""
         self._before = read_cpu(self._peers)
+        self._timer.start()
 
     def finish(self) -> Telemetry:
         """Read them again and judge the difference. Raises RuntimeError when not started."""
         if self._before is None:
             raise RuntimeError("finish() without start()")
-        return judge_cpu(self._before, read_cpu(self._peers), cores=len(own_cores()))
+        cpu_s = self._timer.elapsed_s()
+        seen = judge_cpu(self._before, read_cpu(self._peers), cores=len(own_cores()))
+        if self._no_cpu_s:
+            return replace(seen, no_cpu_s=self._no_cpu_s)
+        return replace(seen, cpu_s=cpu_s)
 
 
 @dataclass(frozen=True)
@@ -127,10 +143,10 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
     """Return what two readings say about the region between them. Pure."""
     gauges: dict[str, float] = {}
     marks: list[Mark] = []
-    foreign = _foreign_share(before, after, cores)
+    foreign = foreign_share(before, after, cores)
     if foreign is not None:
         gauges["foreign_cpu_share"] = foreign
-        marks += _foreign_cpu_marks(foreign, cores)
+        marks += foreign_cpu_marks(foreign, cores)
     throttled = _throttled_share(before, after)
     if throttled is not None:
         gauges["cgroup_throttled_share"] = throttled
@@ -138,7 +154,7 @@ def judge_cpu(before: CpuReading, after: CpuReading, cores: int) -> Telemetry:
     return Telemetry(gauges, tuple(marks))
 
 
-def _foreign_share(before: CpuReading, after: CpuReading, cores: int) -> float | None:
+def foreign_share(before: CpuReading, after: CpuReading, cores: int) -> float | None:
     """Return others' share of the cores; None for a region that is too short to judge."""
     wall_s = after.t_s - before.t_s
     if wall_s < SHORTEST_JUDGED_S:
@@ -155,7 +171,8 @@ def _throttled_share(before: CpuReading, after: CpuReading) -> float | None:
     return (after.throttled_s - before.throttled_s) / wall_s
 
 
-def _foreign_cpu_marks(share: float, cores: int) -> list[Mark]:
+def foreign_cpu_marks(share: float, cores: int) -> list[Mark]:
+    """Return the mark of a region in which others used this share of the cores. Pure."""
     if share <= FOREIGN_CPU_SHARE:
         return []
     limit = f"(limit {FOREIGN_CPU_SHARE:.0%})"
@@ -200,7 +217,8 @@ class GpuWatch:
         if foreign_pids is not None:
             gauges["foreign_processes"] = float(len(foreign_pids))
         busy = self._busy(foreign_pids or ())
-        return Telemetry(gauges, (*throttle_marks(active, shares), *foreign_marks(busy)))
+        marks = (*throttle_marks(active, shares), *foreign_marks(busy))
+        return Telemetry(gauges, marks, no_cpu_s=ON_A_GPU)
 
     def _active_reasons(self) -> int:
         """Return the bit mask of what limits the clocks now; 0 where it cannot be read."""

@@ -23,9 +23,15 @@ import torch
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
 from pytest_llmperf.errors import OutOfMemory
 from pytest_llmperf.instruments.cpu_memory import rss_bytes, rss_region
+from pytest_llmperf.instruments.cpu_time import ON_A_GPU
 from pytest_llmperf.instruments.energy import MINIMUM_REGION_S, EnergyMeter, cpu_meter, gpu_meter
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
-from pytest_llmperf.instruments.telemetry import CpuWatch, GpuWatch, Watch
+from pytest_llmperf.instruments.telemetry import (
+    RANKS_ELSEWHERE,
+    CpuWatch,
+    GpuWatch,
+    Watch,
+)
 
 COPY_BUFFER_BYTES = {"cuda": 2 * 2**30, "cpu": 192 * 2**20}
 """Each of two buffers: 40 times the L2 of an H200.
@@ -56,11 +62,13 @@ class PeakRegion:
 class DeviceRuntime:
     """One torch device of this process.
 
-    `peers` are the process ids of the other ranks of its model on this host.
+    `peers` are the process ids of the other ranks of its model on this host; `ranks` are those of
+    the model, wherever they are.
     """
 
     device: torch.device
     peers: tuple[int, ...] = ()
+    ranks: int = 1
 
     def synchronise(self) -> None:
         """Block until everything queued on the device has finished."""
@@ -124,7 +132,15 @@ class DeviceRuntime:
 
     def watch(self) -> Watch:
         """Return the watch for one region of this device."""
-        return CpuWatch(self.peers) if isinstance(self.nvml, Unreadable) else GpuWatch(self.nvml)
+        if isinstance(self.nvml, Unreadable):
+            return CpuWatch(self.peers, no_cpu_s=self._why_no_cpu_time())
+        return GpuWatch(self.nvml)
+
+    def _why_no_cpu_time(self) -> str:
+        """Return why the CPU time of a region is not what its work took; empty where it is."""
+        if self.device.type != "cpu":
+            return ON_A_GPU
+        return RANKS_ELSEWHERE if self.ranks > 1 + len(self.peers) else ""
 
     def meter(self) -> EnergyMeter | Unreadable:
         """Return the energy counter of this device, or why there is none."""

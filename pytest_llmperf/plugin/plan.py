@@ -5,10 +5,11 @@ It also says what cannot run, and why. Nothing is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ from pytest_llmperf.report.plan import PlanRow, totals, write_plan
 from pytest_llmperf.session.session import LlmperfSession
 
 if TYPE_CHECKING:
+    from pytest_llmperf.history.store import Store
     from pytest_llmperf.plugin.stash import Declared
 
 FORMAT = 1
@@ -31,7 +33,27 @@ FORMAT = 1
 _NEWEST = 20
 """Records of a test that are looked at for how long it took."""
 
-Expected = Callable[[str], float | None]
+_NEWEST_OF_ALL = 200
+"""Records of all tests that are looked at for how long models load."""
+
+WARM_UP_SHARE = 0.5
+"""Of the budget: what a warm-up takes at most, the first repetition apart."""
+
+READING_S = 3.0
+"""What is read of each model after its samples: energy over so long, and memory."""
+
+
+class Past(Protocol):
+    """What the history knows of tests and models. It is asked, and made nothing in."""
+
+    def took_s(self, test: str) -> float | None:
+        """Return how long a test took when it last ran, in s."""
+
+    def processes(self, test: str) -> int | None:
+        """Return how many processes its last run was measured in."""
+
+    def load_s(self, plan: LoadPlan) -> float | None:
+        """Return how long the model took to load when it last was, on this kind of device."""
 
 
 def write(
@@ -42,8 +64,8 @@ def write(
     """Print one row a test, and write them as JSON where --llmperf-plan-json names a file."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None  # noqa: S101 - pytest always registers it
-    with _history(core) as expected:
-        rows = [_row(core, item, declared, expected) for item, declared in items]
+    with _history(core) as past:
+        rows = [_row(core, item, declared, past) for item, declared in items]
     write_plan(reporter, rows)
     if core.settings.plan_json is not None:
         _write_json(core.settings.plan_json, rows)
@@ -82,9 +104,7 @@ def skip_reason(item: pytest.Item) -> str | None:
     return None
 
 
-def _row(
-    core: LlmperfSession, item: pytest.Item, declared: Declared | None, expected: Expected
-) -> PlanRow:
+def _row(core: LlmperfSession, item: pytest.Item, declared: Declared | None, past: Past) -> PlanRow:
     """Return the row of one test: what it would load, or why it cannot run."""
     skipped = skip_reason(item)
     if skipped is not None:
@@ -92,10 +112,10 @@ def _row(
     error = item.stash.get(UNUSABLE, None) if declared is None else declared.error
     if error is not None:
         return PlanRow(test=item.nodeid, status="error", reason=str(error))
-    row = PlanRow(test=item.nodeid, n_gpus=_n_gpus(core, item), expected_s=expected(item.nodeid))
+    row = PlanRow(test=item.nodeid, n_gpus=_n_gpus(core, item), expected_s=past.took_s(item.nodeid))
     if declared is None or not declared.plans:
         return msgspec.structs.replace(row, device="cuda" if row.n_gpus else "")
-    return _with_plans(row, core, item, declared)
+    return _with_times(_with_plans(row, core, item, declared), core, declared, past)
 
 
 def _with_plans(
@@ -117,6 +137,21 @@ def _with_plans(
     )
 
 
+def _with_times(row: PlanRow, core: LlmperfSession, declared: Declared, past: Past) -> PlanRow:
+    """Add what the test costs: its first loads, its processes, and what it takes at most."""
+    loads_s = [past.load_s(plan) for plan in declared.plans]
+    known_s = [seconds for seconds in loads_s if seconds is not None]
+    row = msgspec.structs.replace(
+        row, processes=core.settings.processes or past.processes(row.test)
+    )
+    if len(known_s) < len(loads_s):
+        return row
+    budget_s = row.planned_s or 0.0
+    around_s = budget_s * WARM_UP_SHARE + READING_S * len(loads_s)
+    load_s = sum(known_s)
+    return msgspec.structs.replace(row, load_s=load_s, predicted_s=load_s + budget_s + around_s)
+
+
 def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
     needed = [placement.needed_bytes(plan) for plan in plans]
     return None if None in needed else sum(n_bytes or 0 for n_bytes in needed)
@@ -128,11 +163,8 @@ def _n_gpus(core: LlmperfSession, item: pytest.Item) -> int:
 
 
 @contextmanager
-def _history(core: LlmperfSession) -> Iterator[Expected]:
-    """Give how long a test took when it last ran, in s, by the history.
-
-    It is None for all tests where there is no history. Creates nothing.
-    """
+def _history(core: LlmperfSession) -> Iterator[Past]:
+    """Give what the history knows; nothing where there is none. Creates nothing."""
     # SQLAlchemy, only for a plan.
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
@@ -141,10 +173,56 @@ def _history(core: LlmperfSession) -> Iterator[Expected]:
             raise StoreError("no history")  # noqa: TRY301 - one way for all that have none
         store = open_store(core.settings.store, create=False, folder=core.settings.root)
     except StoreError:
-        yield lambda _test: None
+        yield _Nothing()
         return
     with store:
-        yield lambda test: _took_s(list(store.records(test=test, limit=_NEWEST)))
+        yield _Stored(store)
+
+
+class _Nothing:
+    """No history."""
+
+    def took_s(self, _test: str) -> None:
+        """Return None."""
+
+    def processes(self, _test: str) -> None:
+        """Return None."""
+
+    def load_s(self, _plan: LoadPlan) -> None:
+        """Return None."""
+
+
+class _Stored:
+    """What a store's newest records say."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def took_s(self, test: str) -> float | None:
+        """Return the seconds into the test at which its last record was written."""
+        return _took_s(self._newest(test))
+
+    def processes(self, test: str) -> int | None:
+        """Return the processes of its last run that was spread over some."""
+        spread = (record.processes for record in self._newest(test))
+        return next((processes.count for processes in spread if processes is not None), None)
+
+    def load_s(self, plan: LoadPlan) -> float | None:
+        """Return the newest load time of this model, strategy and engine, in any test."""
+        return self._load_times.get((plan.model.name, plan.strategy, plan.engine))
+
+    def _newest(self, test: str) -> list[Record]:
+        return list(self._store.records(test=test, limit=_NEWEST))
+
+    @cached_property
+    def _load_times(self) -> dict[tuple[str, str, str], float]:
+        times: dict[tuple[str, str, str], float] = {}
+        for record in self._store.records(limit=_NEWEST_OF_ALL):
+            for metric in record.metrics:
+                if metric.name == "load_time" and metric.value is not None:
+                    key = record.model, record.strategy, record.engine
+                    times.setdefault(key, metric.value)
+        return times
 
 
 def _took_s(newest_first: Sequence[Record]) -> float | None:

@@ -38,6 +38,7 @@ _OUTCOMES = (
     "XFAIL",
     "XPASS",
     "WAIVED",
+    "MARKED",
     "NOT COMPARABLE",
 )
 _LABELS = {

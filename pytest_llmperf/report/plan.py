@@ -16,7 +16,7 @@ from pytest_llmperf.report.terminal import Out
 if TYPE_CHECKING:
     import pytest
 
-_NUMBERS = frozenset({"weights", "weights/rank", "free", "budget", "expected"})
+_NUMBERS = frozenset({"weights", "weights/rank", "free", "budget", "load", "processes", "expected"})
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):
@@ -26,9 +26,12 @@ class PlanRow(Struct, frozen=True, kw_only=True):
 
     `n_gpus` are leased for the test, `weights_bytes` is predicted for each of its `ranks`,
     `available_bytes` is what the device (or host) has free now: on several GPUs, on the fullest of
-    them. `planned_s` is the budget of sampling, `expected_s` what the test took when it last ran.
-    `load_key` is equal for tests that share one loaded model. A row that would not run says why in
-    `reason`.
+    them. `planned_s` is the budget of sampling, `expected_s` what the test took when it last ran,
+    `predicted_s` what it takes at most where that is not known: its first loads of `load_s`,
+    warm-up, budget, and the readings after it. The loads and warm-ups of further processes are in
+    the budget. `processes` are those that its repetitions are spread over: as last time, or as
+    asked; None: as many as pay. `load_key` is equal for tests that share one loaded model. A row
+    that would not run says why in `reason`.
     """
 
     test: str
@@ -44,6 +47,9 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     available_bytes: int | None = None
     planned_s: float | None = None
     expected_s: float | None = None
+    load_s: float | None = None
+    predicted_s: float | None = None
+    processes: int | None = None
     load_key: str = ""
 
     @property
@@ -57,9 +63,10 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     def device_s(self) -> float | None:
         """Seconds of device time: what the test takes, times its devices.
 
-        Where that is not known its budget counts.
+        Where that is not known its prediction counts, else its budget.
         """
-        wall_s = self.planned_s if self.expected_s is None else self.expected_s
+        known_s = (self.expected_s, self.predicted_s, self.planned_s)
+        wall_s = next((seconds for seconds in known_s if seconds is not None), None)
         return None if wall_s is None else wall_s * max(1, self.n_gpus)
 
 
@@ -133,7 +140,7 @@ def _sampling(rows: Sequence[PlanRow]) -> str:
 
 
 def _device_time(rows: Sequence[PlanRow]) -> str:
-    if not any(row.expected_s is not None or row.n_gpus for row in rows):
+    if not any(_expected(row) or row.n_gpus for row in rows):
         return ""
     times = [row.device_s for row in rows if row.device_s is not None]
     n_from_history = sum(row.expected_s is not None for row in rows)
@@ -155,8 +162,12 @@ def _columns(rows: Sequence[PlanRow]) -> list[Column]:
         _column(rows, "free", _available, rank=65),
         _column(rows, "budget", _budget, rank=80),
     ]
-    if any(row.expected_s is not None for row in rows):
-        columns.append(_column(rows, "expected", _expected, rank=75))
+    if any(row.load_s is not None for row in rows):
+        columns.append(_column(rows, "load", _load, rank=68))
+    if any(row.processes is not None for row in rows):
+        columns.append(_column(rows, "processes", _processes, rank=72))
+    if any(_expected(row) for row in rows):
+        columns.append(_column(rows, "expected", _expected, rank=82))
     return [*columns, _column(rows, "fits", _fits, rank=None)]
 
 
@@ -199,8 +210,21 @@ def _budget(row: PlanRow) -> str:
     return "" if row.planned_s is None else format_duration(row.planned_s)
 
 
+def _load(row: PlanRow) -> str:
+    return "" if row.load_s is None else format_duration(row.load_s)
+
+
+def _processes(row: PlanRow) -> str:
+    if not row.model:
+        return ""
+    return "auto" if row.processes is None else str(row.processes)
+
+
 def _expected(row: PlanRow) -> str:
-    return "" if row.expected_s is None else format_duration(row.expected_s)
+    """Return what the test took last time, or what it takes at most: '≤ 41 s'."""
+    if row.expected_s is not None:
+        return format_duration(row.expected_s)
+    return "" if row.predicted_s is None else f"≤ {format_duration(row.predicted_s)}"
 
 
 def _fits(row: PlanRow) -> str:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.core.format import (
     MISSING,
     NOT_MEASURABLE,
+    format_duration,
     format_interval,
     format_number,
     format_percent,
     format_value,
 )
-from pytest_llmperf.core.record import speed_metric
+from pytest_llmperf.core.record import TOOK, speed_metric
 from pytest_llmperf.core.recorded_ratio import recorded_ratio
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.fastest import top1_agreement
@@ -75,6 +76,29 @@ def status(outcome: str) -> str:
     return _STATUS.get(text.lower(), text.upper())
 
 
+def took(record: Record) -> str:
+    """Return the time of the measurement that a run is of: '<1 s', '43 s'."""
+    seconds = record.extra.get(TOOK)
+    return MISSING if seconds is None else _span(seconds)
+
+
+def took_of_test(records: Sequence[Record], test: str) -> str:
+    """Return the time of all measurements of a test: '43 s'; empty where it is not known.
+
+    The sides of a comparison share theirs.
+    """
+    seconds_by_measurement = {
+        record.paired_with or record.id: float(record.extra[TOOK])
+        for record in records
+        if record.test == test and TOOK in record.extra
+    }
+    return _span(sum(seconds_by_measurement.values())) if seconds_by_measurement else ""
+
+
+def _span(seconds: float) -> str:
+    return format_duration(seconds) if seconds >= 1 else "<1 s"
+
+
 def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Column]:
     """Return all columns that have something to say, the status last.
 
@@ -86,6 +110,7 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
     all_columns = [
         *_identity_columns(records, width),
         *_number_columns(records, verbose=verbose),
+        Column(header="took", cells=tuple(map(took, records)), rank=87, right=True),
         Column(header="verdict", cells=verdicts, rank=None),
     ]
     return [column for column in all_columns if column.rank is None or _says_something(column)]

@@ -190,7 +190,8 @@ def _write_undecided(out: Out, records: Sequence[Record]) -> None:
         if summary.status(claim.outcome) == "UNDECIDED"
     ]
     for test, text, detail in dict.fromkeys(undecided):
-        out.text(f"UNDECIDED {test}", colour="yellow")
+        took = summary.took_of_test(records, test)
+        out.text(f"UNDECIDED {test}{took and f', {took}'}", colour="yellow")
         for line in (*text.splitlines(), *detail.splitlines()):
             out.text(line, first="  ", indent="    ")
 

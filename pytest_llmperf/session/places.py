@@ -1,13 +1,18 @@
-"""Chooses where a session loads its models: nobody else asks whether a cluster is named."""
+"""Where a session loads its models, and whether other programs' work on this host matters there.
+
+Nobody else asks whether a cluster is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from pytest_llmperf import engines
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.place import Place
 from pytest_llmperf.workers.pool import worker_logs
-from pytest_llmperf.workers.this_host import ThisHost
+from pytest_llmperf.workers.this_host import ThisHost, occupies_device
 
 
 def place_of_models(
@@ -25,3 +30,26 @@ def place_of_models(
         log_dir=worker_logs(settings.root),
         on_wait=lambda what: progress("waiting for the cluster", what, None),
     )
+
+
+def looks_at_load(plans: Sequence[LoadPlan], settings: Settings) -> bool:
+    """Whether models work on the cores of this host, so that other programs on them disturb.
+
+    Of what a test measures in its own process, and of a server that runs by itself, nothing is
+    marked either.
+    """
+    on_cpu = all(plan.device == "cpu" for plan in plans)
+    return on_cpu and not settings.cluster and any(map(_works_here, plans))
+
+
+def _works_here(plan: LoadPlan) -> bool:
+    started = plan.engine in engines.TABLE and not plan.option("url")
+    return started and occupies_device(plan)
+
+
+def allows_load(settings: Settings) -> bool:
+    """Whether a run counts although other programs worked beside it.
+
+    Side by side with another version it does: only pairs that load hits alike are compared.
+    """
+    return settings.allow_load or settings.against is not None

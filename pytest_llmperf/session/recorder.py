@@ -9,7 +9,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import msgspec
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.environment import environment_key
+from pytest_llmperf.core.foreign_load import MARKED, was_under_load
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.metrics.serving import NO_SUCH
@@ -43,6 +44,8 @@ _UNMEASURED: dict[str, Any] = {"metrics": (), "samples": {}, "warm_up": {}, "mar
 
 Attempt = Callable[[Callable[[], object]], None]
 """Calls an action, and puts its StoreError off."""
+
+_NOT_FAILED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"})
 
 
 class Recorder:
@@ -94,6 +97,21 @@ class Recorder:
     def store(self) -> Store | None:
         """The open history, if there is one."""
         return self._store
+
+    def last_margins(self) -> list[float]:
+        """Return how far the claims of the running test were from their bounds when it last ran.
+
+        On the log scale; nothing where nothing is stored of it, or the store cannot be read.
+        """
+        with suppress(StoreError):
+            newest = [] if self._store is None else self._store.records(test=self.test, limit=1)
+            return [
+                claim.margin
+                for record in newest
+                for claim in record.claims
+                if claim.margin is not None
+            ]
+        return []
 
     def add(self, measured: Sequence[Measured], *, attempt: int = 1) -> list[Record]:
         """Write one record for each side.
@@ -182,7 +200,7 @@ class Recorder:
             for record in list(self.records.values()):
                 finished = self._replace(
                     record,
-                    outcome=outcome,
+                    outcome=_outcome_of(record, outcome),
                     claims=claims,
                     agreement=record.agreement or agreements.get(record.strategy),
                 )
@@ -332,6 +350,14 @@ def _all_tried() -> Iterator[Attempt]:
     if failures:
         messages = dict.fromkeys(map(str, failures))
         raise StoreError(" ".join(messages)) from failures[0]
+
+
+def _outcome_of(record: Record, outcome: str) -> str:
+    """Return the test's outcome, or that a run was measured beside other programs.
+
+    No later session is held against such a run; one that failed has failed.
+    """
+    return MARKED if was_under_load(record) and outcome in _NOT_FAILED else outcome
 
 
 def _claim(finding: Finding) -> ClaimRecord:

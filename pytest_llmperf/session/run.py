@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.effective import Effective
+from pytest_llmperf.core.foreign_load import is_beside_load, mean_share, under_load
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.metrics import record_extras
 from pytest_llmperf.core.metrics.offline import reduce
@@ -43,6 +44,8 @@ from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import Workload, describe
 
 ENERGY_SECONDS = 3.0
+GIVEN_UP = "given_up"
+"""What a record keeps where sampling was given up before its budget: why, in one sentence."""
 
 
 def measure(
@@ -66,7 +69,7 @@ def measure(
         WorkerError: a worker died, hung or ran out of memory.
     """
     repeaters = [Repeater(load, workload) for load in acquire]
-    sides = [repeater.side() for repeater in repeaters]
+    sides = [repeater.side(allow_load=goal.allow_load) for repeater in repeaters]
     models = [
         _warmed_up(repeater, side, goal, progress)
         for repeater, side in zip(repeaters, sides, strict=True)
@@ -76,7 +79,12 @@ def measure(
         model.reduced(sampled, known, pair)
         for model, known in zip(models, sampled.known, strict=True)
     ]
-    return [_scaled(side, measured) for side in measured]
+    noted = [replace(side, extra={**side.extra, **_given_up(sides[0])}) for side in measured]
+    return [_scaled(side, noted) for side in noted]
+
+
+def _given_up(side: Side) -> dict[str, str]:
+    return {GIVEN_UP: side.given_up} if side.given_up else {}
 
 
 def _sampled(
@@ -188,10 +196,14 @@ class Repeater:
             self.unsampled_s += max(model.opened.load_s, model.started_s)
         return model
 
-    def side(self, first_repetition: int = 0) -> Side:
+    def side(self, first_repetition: int = 0, *, allow_load: bool = False) -> Side:
         """Load the model, and return a side of its own, named after the model's strategy."""
-        name = self.current().plan.strategy
-        return Side(name=name, repeat=self, next_repetition=first_repetition)
+        return Side(
+            name=self.current().plan.strategy,
+            repeat=self,
+            next_repetition=first_repetition,
+            allow_load=allow_load,
+        )
 
 
 def _once(model: OpenModel, workload: Workload, repetition: int) -> TimedRun:
@@ -255,7 +267,12 @@ class WarmModel:
         self.progress("reading memory", self.side.name, None)
         model, workload = self.repeater.current(), self.repeater.workload
         around = read_around(model, workload, self.side)._replace(load_s=self.load_s)
-        origin = _origin(model, workload, pair)._replace(processes=sampled.processes, known=known)
+        used = [self.side.runs[index] for index in sampled.valid]
+        origin = _origin(model, workload, pair)._replace(
+            processes=sampled.processes,
+            known=known,
+            disturbed=any(is_beside_load(ran.trace.marks) for ran in used),
+        )
         result = reduce(self._traces(sampled.valid), workload, around, origin)
         return Measured(
             model=model,
@@ -275,9 +292,11 @@ class WarmModel:
 
     def _extra(self, result: RunResult, around: Readings, valid: tuple[int, ...]) -> dict[str, Any]:
         runs = self.side.runs
+        used = [runs[index] for index in valid]
         return {
             "repetitions": len(runs),
             "valid": len(valid),
+            **under_load([ran.trace.marks for ran in used], mean_share(used)),
             **_memory_of_ranks(result),
             **record_extras.ceilings(around.ceilings, runs[-1].step),
             **record_extras.itl_by_position(self._traces(valid)),

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
+from pytest_llmperf.core.foreign_load import PATIENCE_S, is_foreign
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import Mark, Trace
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts import give_up, stats
 from pytest_llmperf.core.verdicts.processes import Processes, center_interval
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, SteadyLoad
 
 MIN_WARM_UP = 2
 WARM_UP_WINDOW = 5
@@ -35,12 +36,16 @@ class Goal:
 
     `precision` is the half-width of the 99 % interval relative to the median, `budget_s` seconds of
     sampled time, with the loads and warm-ups of processes after the first. `processes` are how many
-    are wanted, None as many as the costs say.
+    are wanted, None as many as the costs say. With `allow_load` a repetition counts although other
+    programs worked beside it. `needed` is the widest half of an interval, on the log scale, that
+    still decides something: sampling is given up where that is out of reach.
     """
 
     precision: float
     budget_s: float
     processes: int | None = None
+    allow_load: bool = False
+    needed: float = give_up.USELESS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +58,20 @@ class WarmUp:
 
 @dataclass
 class Side:
-    """One loaded model under one workload: how to repeat it, and what came of it so far."""
+    """One loaded model under one workload: how to repeat it, and what came of it so far.
+
+    `loaded_s` are the seconds of its last repetitions that other programs worked beside, without a
+    gap. `allow_load` makes nothing of them. `given_up` says why sampling ended before its budget
+    without an interval that decides anything; the first side says it for both.
+    """
 
     name: str
     repeat: Repeat
     next_repetition: int = 0
     runs: list[TimedRun] = field(default_factory=list)
+    allow_load: bool = False
+    loaded_s: float = 0.0
+    given_up: str = ""
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -66,10 +79,28 @@ class Side:
         return tuple(mark for ran in self.runs for mark in ran.trace.marks)
 
     def once(self) -> TimedRun:
-        """Run one repetition with prompts of its own."""
+        """Run one repetition with prompts of its own.
+
+        Raises SteadyLoad where other programs have worked beside it for too long.
+        """
         ran = self.repeat(self.next_repetition)
         self.next_repetition += 1
+        self._require_load_ends(ran)
         return ran
+
+    def counts(self, index: int) -> bool:
+        """Whether nothing is wrong with a repetition that must not be."""
+        marks = self.runs[index].trace.marks
+        return all(self.allow_load and is_foreign(mark) for mark in marks)
+
+    def _require_load_ends(self, ran: TimedRun) -> None:
+        foreign = [mark for mark in ran.trace.marks if is_foreign(mark)]
+        self.loaded_s = self.loaded_s + duration_s(ran.trace) if foreign else 0.0
+        if self.loaded_s >= PATIENCE_S and not self.allow_load:
+            raise SteadyLoad(
+                f"{self.name}: other programs worked beside every repetition for "
+                f"{self.loaded_s:.1f} s: {foreign[-1].detail}."
+            )
 
 
 Progress = Callable[[str, str, float | None], None]
@@ -127,10 +158,18 @@ def sample(
             spent_s=spent_s,
             half_width=half_width(sides),
         )
-        if state.is_enough(goal):
+        if state.is_enough(goal) or gives_up(sides, goal, spent_s):
             break
         progress("sampling", state.text(goal), state.eta_s(goal))
     require_valid(sides)
+
+
+def gives_up(sides: Sequence[Side], goal: Goal, spent_s: float) -> bool:
+    """Note on the first side why the rest of the budget cannot decide anything, where it cannot."""
+    sides[0].given_up = give_up.of_samples(
+        rates(sides), spent_s=spent_s, budget_s=goal.budget_s, needed=goal.needed
+    )
+    return bool(sides[0].given_up)
 
 
 def _spent_s(side: Side) -> float:
@@ -154,8 +193,8 @@ def valid_indices(sides: Sequence[Side]) -> list[int]:
 
 
 def _is_unmarked(sides: Sequence[Side], index: int) -> bool:
-    """Whether no side is marked in a repetition."""
-    return not any(side.runs[index].trace.marks for side in sides)
+    """Whether a repetition counts on every side."""
+    return all(side.counts(index) for side in sides)
 
 
 def half_width(sides: Sequence[Side], sizes: Sequence[int] = ()) -> float | None:
@@ -244,8 +283,15 @@ def _too_few_valid(n_valid: int, n_taken: int, sides: Sequence[Side]) -> Invalid
     return InvalidRun(
         f"{n_valid} of {n_taken} repetitions are valid, {MIN_VALID} and half of all are needed: "
         f"{_reasons(sides) or 'the budget ended'}. "
-        "Free the device of other work, or give a larger --llmperf-budget.",
+        f"{_advice(sides)}",
     )
+
+
+def _advice(sides: Sequence[Side]) -> str:
+    """Say what to do: a larger budget helps against what comes now and then, not against load."""
+    if any(is_foreign(mark) for side in sides for mark in side.marks):
+        return "Close other programs, or give --llmperf-allow-load to measure beside them."
+    return "Free the device of other work, or give a larger --llmperf-budget."
 
 
 def _reasons(sides: Sequence[Side]) -> str:

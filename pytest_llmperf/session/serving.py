@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.foreign_load import is_beside_load, is_foreign, under_load
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.core.verdicts.processes import Processes
-from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.errors import InvalidRun, SteadyLoad, UsageError
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.processes.facts import process_facts
 from pytest_llmperf.session.processes.renewal import ALIKE, Renewal
@@ -45,6 +46,7 @@ class ServerRuns:
     workload: Serve
     program: str
     runs: list[ServingRun] = field(default_factory=list)
+    allow_load: bool = False
 
     @property
     def title(self) -> str:
@@ -55,6 +57,10 @@ class ServerRuns:
     def marks(self) -> tuple[Mark, ...]:
         """What is wrong with any of its runs."""
         return tuple(mark for run in self.runs for mark in run.marks)
+
+    def counts(self, index: int) -> bool:
+        """Whether nothing is wrong with a run that must not be."""
+        return all(self.allow_load and is_foreign(mark) for mark in self.runs[index].marks)
 
     def warm_up(self) -> None:
         """Send a few requests that no run repeats."""
@@ -116,19 +122,24 @@ def measure_serving(
     program: str = "",
     processes: int | None = None,
     renewal: Renewal = ALIKE,
+    allow_load: bool = False,
 ) -> list[Measured]:
     """Run a load on one server once, or on two in turn (A B B A …) at least four times each.
 
     A run with a mark (foreign load, token counts that cannot be right) is made again, as often as
-    three times in all. `program` is the workload's generator; warm-ups are our own client's. Where
-    two or more `processes` are asked for and can be had, each run is on a server of its own; else
-    what `renewal` knows of the spread between servers stands in.
+    three times in all; `allow_load` makes nothing of foreign load. `program` is the workload's
+    generator; warm-ups are our own client's. Where two or more `processes` are asked for and can be
+    had, each run is on a server of its own; else what `renewal` knows of the spread between servers
+    stands in.
 
     Raises:
         InvalidRun: no run without a mark, no successful request, or the client was the limit.
         WorkerError: a server died. NotInEffect: another model answered.
     """
-    servers = [ServerRuns(acquire=load, workload=workload, program=program) for load in acquire]
+    servers = [
+        ServerRuns(acquire=load, workload=workload, program=program, allow_load=allow_load)
+        for load in acquire
+    ]
     n_fresh = 0 if renewal.why_one or (processes or 1) < MANY else processes or 0
     load_s = [_load_s(server.acquire()) for server in servers]
     _run_all(servers, progress, renewal, n_fresh)
@@ -229,7 +240,7 @@ def _valid_indices(servers: Sequence[ServerRuns]) -> tuple[int, ...]:
 
 
 def _is_unmarked(servers: Sequence[ServerRuns], index: int) -> bool:
-    return not any(server.runs[index].marks for server in servers)
+    return all(server.counts(index) for server in servers)
 
 
 def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns], n_fresh: int) -> None:
@@ -238,7 +249,8 @@ def _require_valid(valid: Sequence[int], servers: Sequence[ServerRuns], n_fresh:
     marks = [mark for server in servers for mark in server.marks]
     reasons = "; ".join(dict.fromkeys(f"{mark.kind}: {mark.detail}" for mark in marks))
     n_runs = len(servers[0].runs)
-    raise InvalidRun(f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}.")
+    message = f"{len(valid)} of {n_runs} runs of the load are valid: {reasons}."
+    raise (SteadyLoad if is_beside_load(marks) else InvalidRun)(message)
 
 
 def _measured(
@@ -250,11 +262,13 @@ def _measured(
 ) -> Measured:
     """Reduce the runs that are used. Of `processes`, those and what is known of them count."""
     model, workload = server.acquire(), server.workload
+    runs = [server.runs[index] for index in used]
     origin = _origin(model, workload, pair)._replace(
-        processes=processes.processes, known=processes.known
+        processes=processes.processes,
+        known=processes.known,
+        disturbed=any(is_beside_load(run.marks) for run in runs),
     )
-    traces = [server.runs[index].trace for index in used]
-    result = reduce_serving(traces, workload, load_s, origin)
+    result = reduce_serving([run.trace for run in runs], workload, load_s, origin)
     return Measured(
         model=model,
         effective=model.opened.effective,
@@ -264,7 +278,7 @@ def _measured(
         marks=server.marks,
         pair=pair,
         processes=process_facts(result, origin.processes, origin.known),
-        extra=_extra(server.runs, used, result),
+        extra=_extra(server.runs, used, result) | under_load([run.marks for run in runs]),
     )
 
 

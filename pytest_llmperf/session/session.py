@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,23 +12,26 @@ from itertools import count
 from typing import Protocol
 
 from pytest_llmperf import engines
+from pytest_llmperf.core.foreign_load import UNDER_LOAD
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import TOOK, Record
+from pytest_llmperf.core.verdicts import give_up
 from pytest_llmperf.core.verdicts.judge import Finding, claims
 from pytest_llmperf.core.verdicts.processes import KnownSpread
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.devices.held import Gpus
 from pytest_llmperf.errors import MemoryNotReturned
 from pytest_llmperf.gate.gate import Gate
+from pytest_llmperf.instruments.beside_others import BesideOthers
 from pytest_llmperf.session.declare import DEFAULT_STRATEGY, Declaration, load_plan
 from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
-from pytest_llmperf.session.places import place_of_models
+from pytest_llmperf.session.places import allows_load, looks_at_load, place_of_models
 from pytest_llmperf.session.processes.known import known_spreads
 from pytest_llmperf.session.processes.renewal import Renewal, are_alike, why_not_renewed
 from pytest_llmperf.session.recorder import Recorder
-from pytest_llmperf.session.run import measure, run_once
+from pytest_llmperf.session.run import GIVEN_UP, measure, run_once
 from pytest_llmperf.session.sampling import Goal
 from pytest_llmperf.session.serving import generator_program, measure_serving
 from pytest_llmperf.session.worker_start import start_worker
@@ -89,6 +93,8 @@ class LlmperfSession:
         return Goal(
             precision=precision / 100 if precision else self.settings.precision,
             budget_s=float(self._declared.budget or self.settings.budget_s),
+            allow_load=allows_load(self.settings),
+            needed=give_up.needed(self.recorder.last_margins()),
         )
 
     def plan(
@@ -198,11 +204,18 @@ class LlmperfSession:
         """Sample the models while no other session uses the device."""
         sample = self._sampler(models, workload, processes)
         pair = uuid.uuid4().hex if len(models) > 1 else None
-        with self.pool.undisturbed([model.plan for model in models]):
-            measured = sample(pair=pair)
+        plans = [model.plan for model in models]
+        start_s = time.monotonic()
+        with self.pool.undisturbed(plans):
+            beside = self._beside(plans)
+            with beside:
+                measured = sample(pair=pair)
         for side in measured:
             self._note_serving(side.result)
-        return measured
+        self._note_load(measured, beside)
+        self._note_given_up(measured)
+        took_s = round(time.monotonic() - start_s, 3)
+        return [replace(side, extra={**side.extra, TOOK: took_s}) for side in measured]
 
     def _judge(
         self,
@@ -253,7 +266,29 @@ class LlmperfSession:
             program=program,
             processes=wanted,
             renewal=renewal,
+            allow_load=allows_load(self.settings),
         )
+
+    def _beside(self, plans: Sequence[LoadPlan]) -> BesideOthers:
+        """Return the look at other programs that stands around a measurement."""
+        return BesideOthers(
+            here=looks_at_load(plans, self.settings),
+            allow=allows_load(self.settings),
+            show=lambda text: self.progress("waiting for a quiet machine", text, None),
+        )
+
+    def _note_load(self, measured: Sequence[Measured], beside: BesideOthers) -> None:
+        """Note that other programs worked beside what was measured, where that was allowed."""
+        if any(UNDER_LOAD in side.extra for side in measured):
+            test = self.recorder.test.partition("::")[2]
+            self.note(f"{test} was measured beside other programs: {beside.seen}")
+
+    def _note_given_up(self, measured: Sequence[Measured]) -> None:
+        """Note why sampling ended before its budget without an interval that decides anything."""
+        test = self.recorder.test.partition("::")[2]
+        for side in measured:
+            if GIVEN_UP in side.extra:
+                self.note(f"{test} ({side.result.subject}): {side.extra[GIVEN_UP]}")
 
     def _renewal(self, models: Sequence[Loadable], workload: Work) -> Renewal:
         """Return how these models get fresh processes, or why they cannot."""

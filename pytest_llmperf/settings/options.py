@@ -232,6 +232,12 @@ OPTIONS = (
         help="write the runs as OpenMetrics text",
     ),
     Option(
+        name="allow-load",
+        flag=True,
+        help="measure beside other programs, too: such a run is marked, only its comparisons in "
+        "turn are decided for sure, and no later session is held against it",
+    ),
+    Option(
         name="budget",
         metavar="SECONDS",
         default="20",

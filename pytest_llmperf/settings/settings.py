@@ -28,6 +28,7 @@ class Settings:
     plan: bool
     strict: bool
     in_process: bool
+    allow_load: bool
     gate: dict[str, float] | None
     require_accepted: bool
     any_tree: bool
@@ -64,6 +65,7 @@ _AS_THEY_ARE = (
     "plan",
     "strict",
     "in-process",
+    "allow-load",
     "require-accepted",
     "any-tree",
     "against-build",

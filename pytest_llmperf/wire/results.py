@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.foreign_load import OthersWork
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
@@ -138,6 +139,7 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     reasons: dict[str, str]
     spent_s: float
     load: Load | None = None
+    others: OthersWork = OthersWork()
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):

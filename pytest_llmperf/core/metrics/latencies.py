@@ -28,12 +28,14 @@ class Latencies(Refuses):
         pair: str | None = None,
         subject: str = "",
         context: str = "",
+        disturbed: bool = False,
         processes: Processes = ALIKE,
     ) -> None:
         if not samples:
             raise ValueError(f"{name}: no samples; what was not seen is NotMeasurable")
         self.name, self.samples = name, samples
         self._pair, self._subject, self._context = pair, subject, context
+        self._disturbed = disturbed
         self._processes = processes
 
     def refuse(self) -> NoReturn:
@@ -93,6 +95,7 @@ class Latencies(Refuses):
             pair=self._pair,
             subject=self._subject,
             context=self._context,
+            disturbed=self._disturbed,
             processes=self._processes,
         )
 
@@ -128,6 +131,7 @@ class Latencies(Refuses):
             direction="lower",
             subject=self._subject,
             context=self._context,
+            disturbed=self._disturbed,
             statistic=statistic,
             processes=self._processes,
         )

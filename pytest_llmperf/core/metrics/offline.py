@@ -25,7 +25,7 @@ from pytest_llmperf.core.metrics.origin import (
     not_measurable,
     sampled,
 )
-from pytest_llmperf.core.metrics.readings import NO_READINGS, Readings
+from pytest_llmperf.core.metrics.readings import NO_READINGS, Readings, cpu_time_per_token
 from pytest_llmperf.core.metrics.repetitions import OfflineWork, Repetition, valid_repetitions
 from pytest_llmperf.core.metrics.request_times import NOT_TIMED, UNKNOWN_SPAN, gaps_s, succeeded
 from pytest_llmperf.core.metrics.results import Memory, Quantity, RunResult, Times
@@ -69,6 +69,11 @@ def reduce(
     repetitions = valid_repetitions(traces, workload)
     origin = origin.of_counts([any(map(succeeded, trace.requests)) for trace in traces])
     quantities = _NEVER_OFFLINE | _rates(repetitions, origin) | _read_once(around, origin)
+    quantities["cpu_time_per_token"] = cpu_time_per_token(
+        [(repetition.cpu_s, repetition.n_output) for repetition in repetitions],
+        next((trace.no_cpu_s for trace in traces if trace.no_cpu_s), ""),
+        origin,
+    )
     if all(trace.token_times for trace in traces):
         quantities |= _speed(repetitions, origin)
         quantities |= device_use(repetitions, around, origin)

@@ -18,6 +18,7 @@ class Origin(NamedTuple):
     """The strategy that was measured (`subject`), and the workload and device (`context`).
 
     `pair` is shared by the results of an interleaved comparison, whose repetitions are then pairs.
+    `disturbed`: other programs worked beside it, which makes times longer.
     `processes` are those of the repetitions, and `known` how much processes differ by metric, where
     there is one process; "" stands for any other metric.
     """
@@ -25,13 +26,14 @@ class Origin(NamedTuple):
     subject: str = ""
     context: str = ""
     pair: str | None = None
+    disturbed: bool = False
     processes: Processes = ALIKE
     known: Mapping[str, KnownSpread] = {}
 
     @property
     def texts(self) -> dict[str, Any]:
-        """`subject` and `context`, as an Estimate takes them."""
-        return {"subject": self.subject, "context": self.context}
+        """`subject`, `context` and `disturbed`, as an Estimate takes them."""
+        return {"subject": self.subject, "context": self.context, "disturbed": self.disturbed}
 
     def processes_of(self, metric: str) -> Processes:
         """Return the processes of one metric, with what is known of their spread."""

@@ -120,6 +120,14 @@ _SPEED = (
     ),
     _row("goodput", "req/s", "higher", "goodput/2", "requests that meet every SLO / wall time"),
     _row(
+        "cpu_time_per_token",
+        "s",
+        "lower",
+        "cpu_time_per_token/1",
+        "on a CPU: user and system time of the processes that did the work, of all their threads "
+        "and children / output tokens",
+    ),
+    _row(
         "speed_up",
         "x",
         "higher",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from pytest_llmperf.core.metrics.origin import Origin, exact
+from pytest_llmperf.core.metrics.origin import Origin, exact, sampled
 from pytest_llmperf.core.metrics.results import Energy, Quantity
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun
 
 MIN_ENERGY_S = 3.0
+NO_CPU_TIME = "this engine does not read the CPU time of a run"
 ONE_DEVICE = "one device has nobody to communicate with"
 
 
@@ -37,6 +39,21 @@ def load_time(load_s: float | None, reason: str, origin: Origin) -> Quantity:
     if load_s is None:
         return NotMeasurable("load_time", reason)
     return exact("load_time", load_s, origin)
+
+
+def cpu_time_per_token(
+    runs: Sequence[tuple[float | None, int]], why_none: str, origin: Origin
+) -> Quantity:
+    """Return the CPU seconds of an output token, one sample a run.
+
+    `runs` hold the CPU seconds and the output tokens of each; `why_none` says why one has no such
+    seconds.
+    """
+    samples = [cpu_s / n_tokens for cpu_s, n_tokens in runs if cpu_s and n_tokens]
+    if len(samples) < len(runs) or not samples:
+        return NotMeasurable("cpu_time_per_token", why_none or NO_CPU_TIME)
+    # Others on the same cores make it wait, which takes no CPU time.
+    return sampled("cpu_time_per_token", samples, origin._replace(disturbed=False))
 
 
 def collectives(share: float | str, origin: Origin) -> Quantity:

@@ -30,7 +30,7 @@ class OfflineWork(Protocol):
 class Repetition(NamedTuple):
     """The successful requests of one trace, and what is derived from them; times in s.
 
-    `forwards` and `padding` are None where they are not known.
+    `forwards`, `padding` and `cpu_s` are None where they are not known.
     """
 
     requests: tuple[RequestTrace, ...]
@@ -41,6 +41,7 @@ class Repetition(NamedTuple):
     n_output: int
     forwards: int | None
     padding: float | None
+    cpu_s: float | None = None
 
     @property
     def decodes(self) -> bool:
@@ -120,6 +121,7 @@ def _repetition(trace: Trace, requests: tuple[RequestTrace, ...]) -> Repetition:
         n_output=sum(request.n_output_tokens for request in requests),
         forwards=trace.forwards,
         padding=batching.padding_share(trace, requests),
+        cpu_s=trace.cpu_s,
     )
 
 

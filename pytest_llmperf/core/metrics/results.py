@@ -71,7 +71,8 @@ class Energy(Struct, frozen=True, kw_only=True, eq=False):
 class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
-    `n_failed` of `n_requests` requests failed and are in no number. `serving` says how traffic on a
+    `n_failed` of `n_requests` requests failed and are in no number. `disturbed`: other programs
+    worked beside it. `serving` says how traffic on a
     server went (`Serve`).
     """
 
@@ -87,6 +88,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     latency: Times
     acceptance_length: Quantity
     goodput: Quantity
+    cpu_time_per_token: Quantity
     speed_up: Quantity
     efficiency: Quantity
     collectives: Quantity
@@ -101,6 +103,7 @@ class RunResult(Struct, frozen=True, kw_only=True, eq=False):
     n_failed: int = 0
     subject: str = ""
     context: str = ""
+    disturbed: bool = False
 
     @property
     def load(self) -> ServingSummary | None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.metrics import readings, saturation
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, distribution
+from pytest_llmperf.core.metrics.readings import cpu_time_per_token
 from pytest_llmperf.core.metrics.request_times import (
     NOT_TIMED,
     UNKNOWN_GAPS,
@@ -54,7 +55,8 @@ class ServingTrace(Struct, frozen=True, kw_only=True):
 
     `server` is what the server's own metrics said during the run (`core.metrics.server_metrics`),
     by name. `generator` names the program of another project that sent the requests, with its
-    version; without `gaps` it kept a request's first and last token alone.
+    version; without `gaps` it kept a request's first and last token alone. `cpu_s` is the CPU time
+    of the server's processes over the run, None where `no_cpu_s` says why.
     """
 
     requests: tuple[RequestTrace, ...]
@@ -63,6 +65,8 @@ class ServingTrace(Struct, frozen=True, kw_only=True):
     server: dict[str, float] = {}
     generator: str = ""
     gaps: bool = True
+    cpu_s: float | None = None
+    no_cpu_s: str = ""
 
 
 class ServingWork(Protocol):
@@ -110,12 +114,23 @@ def reduce_serving(
         RunResult.unmeasured(NO_SUCH),
         **_rates(runs, workload.slo, origin),
         **_times(runs, origin, has_gaps=has_gaps),
+        cpu_time_per_token=_cpu_time_per_token(traces, origin),
         load_time=readings.load_time(load_s, "nothing was loaded: the server ran already", origin),
         serving=_summary(traces, runs, workload),
         n_requests=sum(len(run.requests) for run in runs),
         n_failed=sum(len(run.requests) - len(run.successes) for run in runs),
         **origin.texts,
     )
+
+
+def _cpu_time_per_token(traces: Sequence[ServingTrace], origin: Origin) -> Quantity:
+    """Return the server's CPU time over all output tokens of a run, those of its ramp-up too."""
+    runs = [
+        (trace.cpu_s, sum(request.n_output_tokens for request in trace.requests))
+        for trace in traces
+    ]
+    why = next((trace.no_cpu_s for trace in traces if trace.no_cpu_s), "")
+    return cpu_time_per_token(runs, why, origin)
 
 
 def client_mark(trace: ServingTrace, ramp_up_s: float) -> Mark | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
+from pytest_llmperf.core.verdicts.give_up import out_of_reach
 from pytest_llmperf.core.verdicts.processes import NEAR, apart
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -65,6 +66,17 @@ class Case(NamedTuple):
         """Whether the whole interval disagrees with the claim."""
         best_end = self.measured.high if self.op in _AT_LEAST else self.measured.low
         return not OPERATORS[self.op](best_end, self.bound)
+
+    @property
+    def is_due_to_load(self) -> bool:
+        """Whether other programs, which make times longer and rates lower, may be the reason.
+
+        A limit that is kept although others worked beside it is kept.
+        """
+        if not self.measured.disturbed or self.measured.direction == "none":
+            return False
+        is_limit = (self.measured.direction == "higher") == (self.op in _AT_LEAST)
+        return self.is_contradicted if is_limit else self.is_supported
 
     @property
     def missed_share(self) -> float:
@@ -187,8 +199,15 @@ class Case(NamedTuple):
         if more is None:
             return "the value lies too near the bound for any number of samples"
         noun = self._sample_noun
-        plural = "" if more == 1 else "es" if noun.endswith("s") else "s"
-        return f"about {more} more {noun}{plural} would decide"
+        plural = "es" if noun.endswith("s") else "s"
+        n = self.measured.processes.count if noun == "process" else self.measured.n
+        far_off = out_of_reach(n, more, noun + plural)
+        return far_off or f"about {more} more {noun}{'' if more == 1 else plural} would decide"
+
+    @property
+    def load_text(self) -> str:
+        """Say why a claim on a run beside other programs is left open."""
+        return "other programs worked beside it (--llmperf-allow-load), and may be the reason"
 
     @property
     def one_process_text(self) -> str:

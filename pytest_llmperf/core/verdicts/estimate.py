@@ -44,7 +44,8 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     `samples` are kept where the value is their center (`statistic` "median"), so that two estimates
     that share `pair` can be compared pair by pair. `factor` is what the measured value was
     multiplied by. `at_least` is how many samples give the interval both ends. `against` names the
-    other side of a ratio. `counted` names what the `n` of a bootstrapped value counts. `kind`
+    other side of a ratio. `disturbed`: other programs worked beside it, which makes it worse.
+    `counted` names what the `n` of a bootstrapped value counts. `kind`
     decides how the value may be compared (`core.verdicts.judge`). An infinite end means that
     nothing bounds the value on that side. `processes` are those that the samples are of.
     """
@@ -68,6 +69,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
     at_least: int = stats.MIN_PAIRS
     against: str = ""
     counted: str = "prompt"
+    disturbed: bool = False
     processes: Processes = ALIKE
 
     def __post_init__(self) -> None:
@@ -122,6 +124,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
         pair: str | None = None,
         subject: str = "",
         context: str = "",
+        disturbed: bool = False,
         processes: Processes = ALIKE,
     ) -> Estimate:
         """Return the median of timing samples with its 99 % interval, over their processes.
@@ -141,6 +144,7 @@ class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=T
             pair=pair,
             subject=subject,
             context=context,
+            disturbed=disturbed,
             processes=processes,
         )
 

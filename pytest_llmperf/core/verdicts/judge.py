@@ -1,8 +1,7 @@
 """Whether data support a claim, contradict it, or cannot tell.
 
-Pure but for one thing: `claims` collects what a test claims. `Estimate` makes a claim of each
-comparison through an import in a function, since this file needs its type. This circle of two files
-is inherent; from here on the way leads down only, to `case` and `stats`.
+Pure, but that `claims` collects what a test claims. `Estimate` makes a claim of each comparison
+through an import in a function, since this file needs its type: a circle of two files.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
+from operator import truediv
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -261,9 +261,6 @@ def _noisier_kind(a: Kind, b: Kind) -> Kind:
     return "exact" if a == b == "exact" else "timing"
 
 
-# The ratio of two estimates
-
-
 def ratio(a: Estimate, b: Estimate) -> Estimate:
     """Return the ratio a / b as an Estimate in "x", paired where both carry the same pair.
 
@@ -273,7 +270,7 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
     _require_positive(a, b)
     log = log_ratio(a, b)
     quotient = Estimate(
-        name=_ratio_name(a, b),
+        name=a.name if a.name == b.name else f"{a.name}/{b.name}",
         value=math.exp(log.center),
         low=math.exp(log.low),
         high=math.exp(log.high),
@@ -286,11 +283,17 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         subject=a.subject,
         context=a.context,
         against=b.subject or b.name,
+        disturbed=a.disturbed or b.disturbed,
     )
     if is_paired(a, b):
-        of_pairs = processes.of_both(a.processes, b.processes)
-        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=of_pairs)
+        return _paired(quotient, a, b)
     return replace(quotient, processes=a.processes.merged(b.processes))
+
+
+def _paired(quotient: Estimate, a: Estimate, b: Estimate) -> Estimate:
+    ratios = tuple(map(truediv, a.samples, b.samples))
+    both = processes.of_both(a.processes, b.processes)
+    return replace(quotient, samples=ratios, pair=a.pair, processes=both, disturbed=False)
 
 
 def log_ratio(a: Estimate, b: Estimate) -> stats.LogRatio:
@@ -346,16 +349,7 @@ def _require_positive(a: Estimate, b: Estimate) -> None:
         )
 
 
-def _ratio_name(a: Estimate, b: Estimate) -> str:
-    return a.name if a.name == b.name else f"{a.name}/{b.name}"
-
-
-def _sample_ratios(a: Estimate, b: Estimate) -> tuple[float, ...]:
-    return tuple(x / y for x, y in zip(a.samples, b.samples, strict=True))
-
-
 def _log_gap(upper: float, lower: float) -> float:
-    """Return log(upper / lower) of two ends; infinite where one of them bounds nothing."""
     return math.log(upper / lower) if lower > 0 and upper < math.inf else math.inf
 
 
@@ -372,6 +366,8 @@ def _decide_exact(case: Case, rules: _OpenClaims) -> Finding:
 def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     floor = rules.floor if case.measured.kind == "timing" else 0.0
     visible = f"smallest visible difference {case.visible_text}"
+    if case.is_due_to_load:
+        return _undecided(case, rules, visible, case.load_text)
     if case.rests_on_one_process:
         visible = f"{visible}; {processes.UNKNOWN}"
         if case.is_near:

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.core.foreign_load import CPU_SHARE
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, Trace
@@ -104,6 +105,7 @@ class ScriptedModel:
         return TimedRun(
             trace=self._trace(workload, repetition, faults),
             step=self._claims.step(),
+            telemetry={} if self._options.others is None else {CPU_SHARE: self._options.others},
             prompts_hash=prompts,
             outputs_hash=hash_of(prompts, self._options.seed, workload.new_tokens),
         )

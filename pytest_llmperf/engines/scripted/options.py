@@ -77,7 +77,8 @@ class ScriptedOptions:
     exp(1 - quality) and the SQNR -10 log10(1 - quality) dB. `kl`, `perplexity` (ratio) and
     `sqnr_db` set one of them alone. `batch_quality` takes the place of `quality` where the batch is
     not the reference's. After a prompt that holds the token id `astray` the likeliest next tokens
-    are others.
+    are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
+    does (None: it cannot be read). Other programs use the share `others` of the cores meanwhile.
 
     `process` is how much processes differ: each time that the model is loaded, its times get a
     log-normal factor of this spread.
@@ -98,6 +99,7 @@ class ScriptedOptions:
     kv_bytes_per_token: int = 1 * units.KB
     vocab: int = 1000
     power_w: float | None = 100.0
+    cpu_s_per_token: float | None = 0.01
     bandwidth_bytes_per_s: float = 100e9
     matmul_flop_per_s: float = 1e12
     quality: float = 1.0
@@ -110,6 +112,7 @@ class ScriptedOptions:
     faults: tuple[Fault, ...] = ()
     lies: tuple[tuple[str, str], ...] = ()
     marks: tuple[str, ...] = ()
+    others: float | None = None
     slots: int = 0
     late_s: float = 0.0
     preemptions: int = 0
@@ -196,6 +199,10 @@ def _watts(text: str) -> float | None:
     return None if text == "none" else _quantity(text, {"W": 1.0})
 
 
+def _time_or_none_s(text: str) -> float | None:
+    return None if text == "none" else _time_s(text)
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -255,6 +262,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "kv": ("kv_bytes_per_token", _bytes),
     "vocab": ("vocab", _count),
     "power": ("power_w", _watts),
+    "cpu": ("cpu_s_per_token", _time_or_none_s),
     "bandwidth": ("bandwidth_bytes_per_s", _bytes),
     "matmul": ("matmul_flop_per_s", float),
     "quality": ("quality", _share),
@@ -267,6 +275,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "fault": ("faults", _fault),
     "lie": ("lies", _lie),
     "mark": ("marks", _mark),
+    "others": ("others", _share),
     "slots": ("slots", _count),
     "late": ("late_s", _time_s),
     "preemptions": ("preemptions", _count),

@@ -9,7 +9,7 @@ from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
-from pytest_llmperf.engines.scripted.timing import marks
+from pytest_llmperf.engines.scripted.timing import NO_CPU_TIME, cpu_s, marks
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
 from pytest_llmperf.workloads import Serve
 
@@ -30,6 +30,8 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
         loop_lag_s=(options.late_s,),
         busy_share=0.1,
         server={"preemptions": float(options.preemptions), "prefix_hit_share": 0.0},
+        cpu_s=cpu_s(options, requests),
+        no_cpu_s=NO_CPU_TIME if options.cpu_s_per_token is None else "",
     )
     return ServingRun(trace=trace, marks=marks(options), counted="ids")
 

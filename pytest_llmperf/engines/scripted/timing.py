@@ -12,10 +12,13 @@ from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.engines.scripted import batches
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
+from pytest_llmperf.instruments.telemetry import foreign_cpu_marks
 from pytest_llmperf.workloads import Batch, Lockstep
 
 GAP_NS = 1_000_000
 """Virtual time between two repetitions."""
+
+NO_CPU_TIME = "the script says cpu=none"
 
 _WARMUP_FACTOR = 2.0
 _SLOW_FACTOR = 10.0
@@ -107,12 +110,22 @@ class Timing:
             marks=marks(self._options),
             clock="virtual",
             computed=computed,
+            cpu_s=cpu_s(self._options, requests),
+            no_cpu_s=NO_CPU_TIME if self._options.cpu_s_per_token is None else "",
         )
 
 
+def cpu_s(options: ScriptedOptions, requests: Sequence[RequestTrace]) -> float | None:
+    """Return the CPU time that the script says for these requests, None where it says none."""
+    if options.cpu_s_per_token is None:
+        return None
+    return options.cpu_s_per_token * sum(request.n_output_tokens for request in requests)
+
+
 def marks(options: ScriptedOptions) -> tuple[Mark, ...]:
-    """Return the marks that the script puts on every run."""
-    return tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks)
+    """Return the marks that the script puts on every run, and those that other programs earn."""
+    scripted = tuple(Mark(kind=kind, detail="the script says so") for kind in options.marks)
+    return (*scripted, *foreign_cpu_marks(options.others or 0.0, 1))
 
 
 def _request(n_prompt_tokens: int, due_ns: int, times_ns: Sequence[int]) -> RequestTrace:

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.cpu_time import trees_s
 from pytest_llmperf.processes import TOKEN, kill_marked
 
 LOG_LINES = 30
@@ -65,8 +66,8 @@ class Child:
         return sum(_resident(process) for process in self._tree())
 
     def busy_s(self) -> float:
-        """Return the CPU time of the process and its descendants so far."""
-        return sum(_busy(process) for process in self._tree())
+        """Return the CPU time of the process and of all that it started so far."""
+        return trees_s((self._process.pid,))
 
     def end(self, grace_s: float) -> None:
         """Send SIGTERM to the group, and after `grace_s` SIGKILL to the group and all its own.
@@ -203,10 +204,3 @@ def _resident(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.Error):
         return int(process.memory_info().rss)
     return 0
-
-
-def _busy(process: psutil.Process) -> float:
-    with contextlib.suppress(psutil.Error):
-        times = process.cpu_times()
-        return float(times.user + times.system)
-    return 0.0

@@ -38,6 +38,7 @@ from pytest_llmperf.engines.server.traffic import (
     send,
 )
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError
+from pytest_llmperf.instruments.cpu_time import ON_A_GPU
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
@@ -126,7 +127,7 @@ class ServedModel:
         calls = self._requests.of_batch(workload, repetition)
         client = self._requests.client(self._server.options.timeout_s)
         sending = self._loop.between_metrics(client.together(calls))
-        (outcomes, samples), marks = self._loop.watched(sending)
+        (outcomes, samples), marks, cpu_s = self._loop.watched(sending)
         self._require_answers(outcomes)
         marks += self._checked(outcomes, fixed=True)
         require_no_hits(
@@ -135,7 +136,12 @@ class ServedModel:
             allowed=self._server.options.prefix_cache,
         )
         return TimedRun(
-            trace=Trace(repetition=repetition, requests=_traces(outcomes), marks=tuple(marks)),
+            trace=Trace(
+                repetition=repetition,
+                requests=_traces(outcomes),
+                marks=tuple(marks),
+                **self._cpu_time(cpu_s),
+            ),
             step=None,
             prompts_hash=_hash(call.body for call in calls),
             outputs_hash=_hash(_texts(outcomes)),
@@ -151,9 +157,9 @@ class ServedModel:
         client = self._requests.client(workload.timeout)
         call = self._requests.of_traffic(workload, repetition)
         sending = self._loop.sampled(send(client, workload, call))
-        (run, samples), marks = self._loop.watched(sending)
+        (run, samples), marks, cpu_s = self._loop.watched(sending)
         marks += self._checked(run.outcomes, fixed=self._is_fixed(workload))
-        trace = _serving_trace(run, samples)
+        trace = _serving_trace(run, samples, self._cpu_time(cpu_s))
         require_no_hits(trace.requests, trace.server, allowed=workload.prefix_cache)
         return ServingRun(
             trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted
@@ -164,12 +170,13 @@ class ServedModel:
         generator = GENERATORS[workload.generator]
         job = self._requests.of_generator(generator, workload, repetition, program)
         generating = self._loop.sampled(generate(generator, job))
-        (traces, samples), marks = self._loop.watched(generating)
+        (traces, samples), marks, cpu_s = self._loop.watched(generating)
         trace = ServingTrace(
             requests=traces,
             server=server_metrics.summarized(samples),
             generator=f"{generator.name} {version_of(generator.name, program)}".strip(),
             gaps=generator.gaps,
+            **self._cpu_time(cpu_s),
         )
         if self._is_fixed(workload) and workload.traffic is None:
             require_length_of_all(traces, workload.max_new_tokens)
@@ -181,6 +188,14 @@ class ServedModel:
     def _is_fixed(self, workload: Serve) -> bool:
         """Whether every output was to have the length that was asked for."""
         return workload.ignore_eos and self._server.options.ignore_eos
+
+    def _cpu_time(self, cpu_s: float | None) -> dict[str, Any]:
+        """Return what a trace says of the CPU time of the server's processes."""
+        if cpu_s is None:
+            return {"no_cpu_s": "the server ran already, and its processes are not seen"}
+        if self._plan.device != "cpu":
+            return {"no_cpu_s": ON_A_GPU}
+        return {"cpu_s": cpu_s}
 
     def read_memory(self, _workload: Workload, _repetition: int) -> MemoryGauges:
         """Return the resident memory of the server's processes on a CPU; nothing for a URL."""
@@ -322,12 +337,15 @@ def _answering_models(answers: Sequence[Answer]) -> set[str]:
     return {answer.model for answer in answers if answer.model}
 
 
-def _serving_trace(run: ClientRun, samples: Sequence[dict[str, float]]) -> ServingTrace:
+def _serving_trace(
+    run: ClientRun, samples: Sequence[dict[str, float]], cpu_time: Mapping[str, Any]
+) -> ServingTrace:
     return ServingTrace(
         requests=_traces(run.outcomes),
         loop_lag_s=tuple(run.loop_lag_s),
         busy_share=run.busy_share,
         server=server_metrics.summarized(samples),
+        **cpu_time,
     )
 
 

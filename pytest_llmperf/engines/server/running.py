@@ -7,7 +7,7 @@ import dataclasses
 import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import aiohttp
 
@@ -61,6 +61,14 @@ class Server:
         return self.child.busy_s() if self.child is not None else 0.0
 
 
+class Watched(NamedTuple, Generic[T]):
+    """What came of the work, the marks it earned, and the server's CPU time (None: not seen)."""
+
+    result: T
+    marks: list[Mark]
+    cpu_s: float | None
+
+
 class ServerLoop:
     """Runs the client's work on an event loop while the server is watched."""
 
@@ -72,19 +80,20 @@ class ServerLoop:
         """Do the work. Raises WorkerError when the server dies meanwhile."""
         return self._runner.run(self._while_it_lives(work))
 
-    def watched(self, work: Coroutine[Any, Any, T]) -> tuple[T, list[Mark]]:
+    def watched(self, work: Coroutine[Any, Any, T]) -> Watched[T]:
         """Do the work while watching for foreign load; the server's own CPU time is not foreign.
 
-        Nothing is marked for a server that we did not start.
+        Nothing is marked for a server that we did not start, and its CPU time is not seen.
         """
         before, busy_before_s = read_cpu(), self._server.busy_s()
         result = self.run(work)
+        cpu_s = self._server.busy_s() - busy_before_s
         after = read_cpu()
         if self._server.child is None:
-            return result, []
-        own_s = after.own_s + self._server.busy_s() - busy_before_s
-        after = dataclasses.replace(after, own_s=own_s)
-        return result, list(judge_cpu(before, after, cores=len(own_cores())).marks)
+            return Watched(result, [], None)
+        after = dataclasses.replace(after, own_s=after.own_s + cpu_s)
+        marks = list(judge_cpu(before, after, cores=len(own_cores())).marks)
+        return Watched(result, marks, max(0.0, cpu_s))
 
     async def sampled(self, work: Coroutine[Any, Any, T]) -> tuple[T, list[dict[str, float]]]:
         """Do the work, and read the server's metrics before it, once a second, and after it."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_llmperf.core.trace import Mark, RequestTrace, TokenEvent, Trace
+from pytest_llmperf.core.trace import RequestTrace, TokenEvent, Trace
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import left_padded
 from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def trace_of(
     answered: Answered,
     requests: BatchRequests,
     repetition: int,
-    marks: tuple[Mark, ...],
+    telemetry: Telemetry,
     computed: int | None,
 ) -> Trace:
     """Return one request for each prompt, all due when the first was handed over."""
@@ -76,7 +77,9 @@ def trace_of(
     return Trace(
         repetition=repetition,
         requests=request_traces,
-        marks=marks,
+        marks=telemetry.marks,
         clock=answered.clock,
         computed=computed,
+        cpu_s=telemetry.cpu_s,
+        no_cpu_s=telemetry.no_cpu_s,
     )

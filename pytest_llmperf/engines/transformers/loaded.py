@@ -16,7 +16,6 @@ from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.trace import (
     Ceilings,
     EnergyReading,
-    Mark,
     MemoryGauges,
     RequestTrace,
     StepCost,
@@ -43,6 +42,7 @@ from pytest_llmperf.engines.transformers.runner import Runner
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
+from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
     measure_ceilings,
@@ -63,7 +63,8 @@ class TransformersModel:
             torch.cuda.set_device(loaded.device)
         self._loaded = loaded
         share_cores = loaded.cut is not None and loaded.device.type == "cpu"
-        self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
+        peers = ranks_on_this_host() if share_cores else ()
+        self._runtime = DeviceRuntime(loaded.device, peers, ranks=loaded.plan.ranks)
         self._vocabulary = Vocabulary.of(loaded.model, loaded.tokenizer)
         self._graphs_before, self._skips_before = graphs_compiled(), cudagraph_skips()
         self._runner = Runner(loaded, self._runtime, self._vocabulary)
@@ -201,7 +202,7 @@ class TransformersModel:
         self._runtime.synchronise()
         telemetry = watch.finish()
         return TimedRun(
-            trace=_trace_of(decoded, batch, repetition, telemetry.marks),
+            trace=_trace_of(decoded, batch, repetition, telemetry),
             step=self._step_cost(decoded, batch.ids.shape[0]),
             telemetry=telemetry.gauges | _proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
@@ -220,7 +221,7 @@ class TransformersModel:
         telemetry = watch.finish()
         computed = None if positions is None else positions.at_least(requests.positions)
         return TimedRun(
-            trace=trace_of_requests(answered, requests, repetition, telemetry.marks, computed),
+            trace=trace_of_requests(answered, requests, repetition, telemetry, computed),
             step=None,
             telemetry=telemetry.gauges,
             prompts_hash=ids_hash(matrix(requests.rows)),
@@ -292,9 +293,7 @@ class TransformersModel:
         )
 
 
-def _trace_of(
-    decoded: Decoded, batch: TokenBatch, repetition: int, marks: tuple[Mark, ...]
-) -> Trace:
+def _trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, telemetry: Telemetry) -> Trace:
     """Return one request for each sequence.
 
     They were decoded together, so they share the times of their tokens.
@@ -308,9 +307,11 @@ def _trace_of(
     return Trace(
         repetition=repetition,
         requests=requests,
-        marks=marks,
+        marks=telemetry.marks,
         clock=decoded.clock,
         forwards=None if decoded.assisted is None else decoded.assisted.forwards,
+        cpu_s=telemetry.cpu_s,
+        no_cpu_s=telemetry.no_cpu_s,
     )
 
 

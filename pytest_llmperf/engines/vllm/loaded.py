@@ -17,7 +17,6 @@ from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.trace import (
     Ceilings,
     EnergyReading,
-    Mark,
     MemoryGauges,
     RequestTrace,
     StepCost,
@@ -36,6 +35,7 @@ from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
+from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
     measure_ceilings,
@@ -52,7 +52,8 @@ class VllmModel:
     def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
         share_cores = loaded.plan.tp > 1 and loaded.device.type == "cpu"
-        self._runtime = DeviceRuntime(loaded.device, ranks_on_this_host() if share_cores else ())
+        peers = ranks_on_this_host() if share_cores else ()
+        self._runtime = DeviceRuntime(loaded.device, peers, ranks=loaded.plan.ranks)
         self._requester = Requester(loaded)
         self._last: Stepped | None = None
         self._compute_dtype = self._requester.observed_dtype()
@@ -95,7 +96,7 @@ class VllmModel:
         telemetry = watch.finish()
         self._last = stepped
         return TimedRun(
-            trace=self._trace(stepped, requests, repetition, telemetry.marks),
+            trace=self._trace(stepped, requests, repetition, telemetry),
             step=self._step_cost(len(requests)),
             telemetry=telemetry.gauges | _counts(stepped),
             prompts_hash=ids_hash(prompts),
@@ -180,7 +181,7 @@ class VllmModel:
         stepped: Stepped,
         requests: Sequence[Ask],
         repetition: int,
-        marks: tuple[Mark, ...],
+        telemetry: Telemetry,
     ) -> Trace:
         traces = tuple(
             RequestTrace(
@@ -195,8 +196,10 @@ class VllmModel:
         return Trace(
             repetition=repetition,
             requests=traces,
-            marks=marks,
+            marks=telemetry.marks,
             forwards=_mean_steps(stepped) if assisted else None,
+            cpu_s=telemetry.cpu_s,
+            no_cpu_s=telemetry.no_cpu_s,
         )
 
     def _describe(self) -> Effective:

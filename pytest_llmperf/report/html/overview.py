@@ -23,6 +23,7 @@ ORDER = (
     "UNDECIDED",
     "NOT COMPARABLE",
     "WAIVED",
+    "MARKED",
     "XPASS",
     "XFAIL",
     "SKIPPED",

@@ -31,6 +31,7 @@ from pytest_llmperf.session.sampling import (
     Progress,
     Side,
     duration_s,
+    gives_up,
     half_width,
     rates,
     require_valid,
@@ -198,6 +199,8 @@ def _needed(blocks: Blocks, size: int) -> Iterator[int]:
         if blocks.goal.processes is None and count >= look_at and _may_look(blocks):
             width, look_at = blocks.half_width(), next_look(count)
             if width is not None and width * STOPPING_MARGIN <= blocks.goal.precision:
+                return
+            if gives_up(blocks.sides, blocks.goal, blocks.spent_s):
                 return
         _show(blocks, width)
         yield count + 1

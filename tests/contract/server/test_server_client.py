@@ -210,7 +210,11 @@ def test_servers_in_a_project_are_errors_where_they_are_not_what_was_asked_for(p
     """Each with its reason, in one session; nothing is left running."""
     pytester.makepyfile(test_it=PROJECT.format(model=write_model(tmp_path), command=stub_command()))
     result = pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "--llmperf-store=none", f"--basetemp={tmp_path}/base"
+        "-p",
+        "no:cacheprovider",
+        "--llmperf-store=none",
+        "--llmperf-allow-load",
+        f"--basetemp={tmp_path}/base",
     )
     result.assert_outcomes(errors=4)
     result.stdout.fnmatch_lines_random(

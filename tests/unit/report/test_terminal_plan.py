@@ -111,3 +111,21 @@ def test_no_line_is_longer_than_the_terminal_and_every_test_is_there(rows, width
     assert (
         sum(bool(re.search(r"  (fits|too large|not known)$", line)) for line in tr.lines[2:]) >= n
     )
+
+
+def test_what_a_test_takes_is_predicted_from_loads_where_it_never_ran():
+    """A load of 8 s, a warm-up of 10 s at most, 20 s of sampling, 3 s of reading."""
+    row = PlanRow(test="a.py::test_new", model="m", planned_s=20, load_s=8, predicted_s=41)
+    text = _plan(row, width=110).text
+    assert "≤ 41 s" in text
+    assert "8 s" in text
+    assert row.device_s == 41
+    assert PlanRow(test="a.py::t", planned_s=20, predicted_s=41, expected_s=30).device_s == 30
+
+
+def test_the_processes_of_a_test_are_named_where_they_are_known():
+    known = PlanRow(test="a.py::test_known", model="m", planned_s=20, processes=6)
+    new = PlanRow(test="a.py::test_new", model="m", planned_s=20)
+    text = _plan(known, new, width=110).text
+    assert re.search(r"test_known .* 6 ", text)
+    assert re.search(r"test_new .* auto ", text)

@@ -157,7 +157,7 @@ def test_an_undecided_claim_is_false_where_the_session_is_strict():
 
 def test_several_processes_are_counted_in_the_message():
     """With how far apart they are, and how many more would decide."""
-    finding = decide(">=", estimate(XS, sizes=SIZES), 98)
+    finding = decide(">=", estimate(XS, sizes=SIZES), 95)
     assert "(12 samples, 3 processes, 8.3 % apart)" in finding.text
     assert "more processes would decide" in finding.detail
 
