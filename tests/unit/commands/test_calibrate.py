@@ -76,7 +76,7 @@ def test_the_false_alarms_of_unchanged_sessions_are_rare_and_those_of_two_levels
     quiet = noise(sessions(20, 0.02), [], direction="higher", floor=0.03, draws=2000)
     assert quiet.false_alarms <= 0.001
     assert quiet.false_alarms < quiet.at_most < 0.01
-    jumping = [100.0, 100.1] * 9 + [60.0, 60.1]
+    jumping = [100.0, 100.1] * 3 + [60.0, 60.1]
     assert (
         noise(jumping, [], direction="higher", floor=0.03, draws=2000).false_alarms > quiet.at_most
     )
