@@ -287,8 +287,8 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         against=b.subject or b.name,
     )
     if is_paired(a, b):
-        of_pairs = processes.of_both(a.processes, b.processes)
-        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=of_pairs)
+        both = processes.of_both(a.processes, b.processes)
+        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=both)
     return replace(quotient, processes=a.processes.merged(b.processes))
 
 
@@ -371,10 +371,8 @@ def _decide_exact(case: Case, rules: _OpenClaims) -> Finding:
 def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     floor = rules.floor if case.measured.kind == "timing" else 0.0
     visible = f"smallest visible difference {case.visible_text}"
-    if case.rests_on_one_process:
-        visible = f"{visible}; {processes.UNKNOWN}"
-        if case.is_near:
-            return _undecided(case, rules, visible, case.one_process_text)
+    if case.rests_on_one_process and case.is_near:
+        return _undecided(case, rules, visible, case.one_process_text)
     if case.is_supported:
         return _finding(case, Outcome.PASS, rules, visible)
     if case.is_contradicted and case.missed_share > floor:
