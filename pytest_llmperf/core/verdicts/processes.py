@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from statistics import fmean, median
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -110,8 +111,8 @@ def components(xs: Sequence[float], sizes: Sequence[int]) -> Components | None:
     groups = split([math.log(x) for x in xs], sizes)
     n, k = len(xs), len(groups)
     within = _within_variance(groups)
-    center = stats.mean([x for group in groups for x in group])
-    squares = math.fsum(len(group) * (stats.mean(group) - center) ** 2 for group in groups)
+    center = fmean([x for group in groups for x in group])
+    squares = math.fsum(len(group) * (fmean(group) - center) ** 2 for group in groups)
     typical_size = (n - sum(size * size for size in sizes) / n) / (k - 1)
     between = max(0.0, (squares / (k - 1) - within) / typical_size)
     return Components(math.sqrt(between), math.sqrt(within))
@@ -124,7 +125,7 @@ def apart(xs: Sequence[float], sizes: Sequence[int]) -> float | None:
     """
     if len(sizes) < _MIN_PROCESSES:
         return None
-    levels = [stats.median(group) for group in split(xs, sizes)]
+    levels = [median(group) for group in split(xs, sizes)]
     return max(levels) / min(levels) - 1 if min(levels) > 0 else None
 
 
@@ -139,14 +140,14 @@ def center_interval(
     """
     if not processes.are_several:
         interval = stats.center_interval(xs, confidence)
-        return _widened(stats.median(xs), interval, processes, confidence)
-    middle = stats.median(xs)
+        return _widened(median(xs), interval, processes, confidence)
+    middle = median(xs)
     if not processes.bound(len(xs)) or min(xs) <= 0:
         return stats.center_interval(xs, confidence)
     if min(xs) == max(xs):
         return middle, middle
     logs = [math.log(x) for x in xs]
-    estimates = [_over_processes(logs, processes, level) for level in (stats.median, stats.mean)]
+    estimates = [_over_processes(logs, processes, level) for level in (median, fmean)]
     ends = [estimate.interval(confidence) for estimate in estimates]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     return min(middle, _exp(low)), max(middle, _exp(high))
@@ -169,7 +170,7 @@ def widened(
     if value <= 0 or min(xs) <= 0:
         return interval
     logs = [math.log(x) for x in xs]
-    reach = _over_processes(logs, processes, stats.median).half_width(confidence)
+    reach = _over_processes(logs, processes, median).half_width(confidence)
     return _moved(value, interval, reach)
 
 
@@ -191,13 +192,13 @@ def log_ratio_interval(
     log_a, log_b = [math.log(x) for x in a], [math.log(x) for x in b]
     if not paired:
         mean_a, mean_b = (
-            _over_processes(logs, side, stats.mean)
+            _over_processes(logs, side, fmean)
             for logs, side in zip((log_a, log_b), processes, strict=True)
         )
         return stats.log_ratio(stats.welch(mean_a, mean_b), min(len(a), len(b)), confidence)
     differences = [x - y for x, y in zip(log_a, log_b, strict=True)]
     pairs = of_both(*processes)
-    estimate = _over_processes(differences, pairs, stats.mean)
+    estimate = _over_processes(differences, pairs, fmean)
     n = len(differences)
     if pairs.bound(n):
         return stats.LogRatio(estimate.value, *estimate.interval(confidence), n)
@@ -224,7 +225,7 @@ def _over_processes(
     levels = [level(group) for group in groups]
     spread = _of_levels(levels, groups, processes.known)
     # Levels that agree by chance leave what repetitions vary by.
-    return max(spread, _of_repetitions(stats.mean(levels), groups), key=_width)
+    return max(spread, _of_repetitions(fmean(levels), groups), key=_width)
 
 
 def _width(estimate: MeanWithError) -> float:
@@ -235,11 +236,11 @@ def _of_levels(
     levels: Sequence[float], groups: Sequence[Sequence[float]], known: KnownSpread | None
 ) -> MeanWithError:
     """Return the mean of the levels and its error: the larger of what was seen and is known."""
-    k, center = len(levels), stats.mean(levels)
+    k, center = len(levels), fmean(levels)
     variance = math.fsum((level - center) ** 2 for level in levels) / (k - 1)
     if known is None:
         return MeanWithError(center, math.sqrt(variance / k), k - 1)
-    within = stats.mean([_within_variance(groups) / len(group) for group in groups])
+    within = fmean([_within_variance(groups) / len(group) for group in groups])
     expected = known.spread**2 + within
     if variance > _DISTRUSTED * expected:
         return MeanWithError(center, math.sqrt(variance / k), k - 1)
@@ -260,7 +261,7 @@ def _within_variance(groups: Sequence[Sequence[float]]) -> float:
     n, k = sum(map(len, groups)), len(groups)
     if n <= k:
         return 0.0
-    squares = [(x - stats.mean(group)) ** 2 for group in groups for x in group]
+    squares = [(x - fmean(group)) ** 2 for group in groups for x in group]
     return math.fsum(squares) / (n - k)
 
 
