@@ -10,8 +10,12 @@ from typing import NamedTuple
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
+<<<<<<< HEAD
 from pytest_llmperf.core.verdicts.give_up import out_of_reach
 from pytest_llmperf.core.verdicts.processes import NEAR, apart
+=======
+from pytest_llmperf.core.verdicts.processes import NEAR, UNKNOWN, apart
+>>>>>>> w-processes
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -179,7 +183,12 @@ class Case(NamedTuple):
 
     @property
     def visible_text(self) -> str:
-        """The smallest visible difference, or why it is not known."""
+        """The smallest visible difference, or why it is not known; and what it says nothing of."""
+        unknown = f"; {UNKNOWN}" if self.rests_on_one_process else ""
+        return f"{self._smallest_visible_text}{unknown}"
+
+    @property
+    def _smallest_visible_text(self) -> str:
         half_width = self.half_width
         if math.isinf(half_width):
             return f"unknown (the interval has no end below {self.measured.at_least} samples)"
