@@ -10,12 +10,8 @@ from typing import NamedTuple
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
-<<<<<<< HEAD
 from pytest_llmperf.core.verdicts.give_up import out_of_reach
-from pytest_llmperf.core.verdicts.processes import NEAR, apart
-=======
 from pytest_llmperf.core.verdicts.processes import NEAR, UNKNOWN, apart
->>>>>>> w-processes
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

@@ -286,12 +286,7 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         disturbed=a.disturbed or b.disturbed,
     )
     if is_paired(a, b):
-<<<<<<< HEAD
         return _paired(quotient, a, b)
-=======
-        both = processes.of_both(a.processes, b.processes)
-        return replace(quotient, samples=_sample_ratios(a, b), pair=a.pair, processes=both)
->>>>>>> w-processes
     return replace(quotient, processes=a.processes.merged(b.processes))
 
 
@@ -371,17 +366,10 @@ def _decide_exact(case: Case, rules: _OpenClaims) -> Finding:
 def _decide_noisy(case: Case, rules: _OpenClaims) -> Finding:
     floor = rules.floor if case.measured.kind == "timing" else 0.0
     visible = f"smallest visible difference {case.visible_text}"
-<<<<<<< HEAD
     if case.is_due_to_load:
         return _undecided(case, rules, visible, case.load_text)
-    if case.rests_on_one_process:
-        visible = f"{visible}; {processes.UNKNOWN}"
-        if case.is_near:
-            return _undecided(case, rules, visible, case.one_process_text)
-=======
     if case.rests_on_one_process and case.is_near:
         return _undecided(case, rules, visible, case.one_process_text)
->>>>>>> w-processes
     if case.is_supported:
         return _finding(case, Outcome.PASS, rules, visible)
     if case.is_contradicted and case.missed_share > floor:
