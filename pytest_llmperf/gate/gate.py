@@ -267,7 +267,7 @@ class Gate:
         if finding.outcome is Outcome.FAIL:
             self._note(words.how_to_accept(test, _key(gated.record)))
         elif comparison.again is not None and not gated.failed:
-            self._note(f"{test}: not seen again in fresh workers: {finding.text}")
+            self._note(f"{test}: not seen again in fresh runs: {finding.text}")
         return finding
 
 

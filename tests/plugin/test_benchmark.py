@@ -88,9 +88,11 @@ def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(
     result = run("--llmperf-gate")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*time of as-is is 20* ms*more than in 1[01] accepted sessions*measured again:*more*"]
+        [
+            "*time of as-is is 20* ms*more than in 1[01] accepted sessions*measured again 3 times:*more*"
+        ]
     )
-    assert [attempt for _, value, attempt in values(opened) if value > 0.015] == [2, 1]
+    assert [attempt for _, value, attempt in values(opened) if value > 0.015] == [4, 3, 2, 1]
 
 
 def test_a_slow_moment_is_measured_again_and_passes(bench, run, pytester):
@@ -103,7 +105,7 @@ def test_a_slow_moment_is_measured_again_and_passes(bench, run, pytester):
     pytester.makepyfile(test_bench=slow_here + BENCH)
     result = run("--llmperf-gate")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*not seen again on its second measurement*"])
+    result.stdout.fnmatch_lines(["*not seen again in fresh runs:*"])
 
 
 # What --benchmark-compare-fail lets pass

@@ -27,10 +27,10 @@ def the_first_worker_is_slow(monkeypatch):
         ["ttft=70ms,tpot=14ms", *["ttft=50ms,tpot=10ms"] * 3]
     )
 
-    def of_this_worker(session, models, workload):
+    def of_this_worker(session, models, workload, processes):
         for model in models:
             model.plan = replace(model.plan, model=model_ref(f"scripted:{next(speeds)}"))
-        return sample(session, models, workload)
+        return sample(session, models, workload, processes)
 
     monkeypatch.setattr(LlmperfSession, "_sample", of_this_worker)
 """
@@ -99,7 +99,7 @@ def test_a_single_slow_measurement_is_not_seen_again_and_passes_with_a_note(
     project(SLOW_ONCE + ONE)
     result = run("--llmperf-gate", "--llmperf-json=out.jsonl")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*not seen again in fresh workers:*"])
+    result.stdout.fnmatch_lines(["*not seen again in fresh runs:*"])
     assert [record["extra"].get("attempt", 1) for record in lines()] == [1, 2, 3, 4]
 
 

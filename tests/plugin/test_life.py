@@ -82,6 +82,10 @@ class Life:
                 "FAILED test_it.py::test_speed*",
             ],
         )
+        return self.named_key(result)
+
+    def named_key(self, result) -> str:
+        """Return the key of the series that a failure says how to accept."""
         return re.search(r"llmperf accept ([0-9a-f]{16})", " ".join(result.stdout.str().split()))[1]
 
     def drift(self) -> None:
@@ -153,6 +157,9 @@ def test_the_whole_life_of_a_project(life):
     named = life.llmperf("bisect", "throughput", slower, "main", "--", "-q", "test_it.py")
     assert commits[1][:12] in named
 
+    remembered = life.session(GATE, code=1, failed=1)
+    remembered.stdout.fnmatch_lines(["*sessions are held back since*"])
+    life.llmperf("accept", life.named_key(remembered), "--reason", "longer answers by default")
     life.rename()
 
     repo.speed("15ms")

@@ -100,6 +100,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "reference": "bf16",
         "cluster": "auto",
         "processes": "7",
+        "start-method": "spawn",
     }
     good = texts.get(
         option.name,

@@ -50,7 +50,7 @@ def test_speed(llm):
     llm.run(WORK)
 """)
     rows = [
-        [line for line in run(*args).outlines if line.startswith("speed ")]
+        [line for line in run(*args).outlines if line.startswith("test_speed[")]
         for args in ([], ["-n", "2"])
     ]
     assert len(rows[0]) == 2

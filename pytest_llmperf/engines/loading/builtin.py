@@ -6,15 +6,13 @@ They are converted once to safetensors in the user's cache.
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from pytest_llmperf.engines.loading.written_once import save_weights, write_once
 from pytest_llmperf.engines.models.content import cache_dir
 from pytest_llmperf.engines.models.names import BUILTIN, Builtin
 from pytest_llmperf.errors import LoadError
@@ -32,12 +30,7 @@ def converted_folder(name: str) -> Path:
     source = _shipped_file(name, row)
     version = metadata.version(row.package)
     folder = cache_dir() / "models" / f"{name}-{version}-{_CONVERSION}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _convert(source, folder)
+    write_once(folder, lambda scratch: _save_converted(source, scratch))
     return folder
 
 
@@ -70,21 +63,8 @@ def _shipped_file(name: str, row: Builtin) -> Path:
     return file
 
 
-def _convert(source: Path, folder: Path) -> None:
-    """Read the GGUF file and write `folder` in one step.
-
-    A conversion that is cut off leaves nothing behind under its name.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        _save_converted(source, scratch)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _save_converted(source: Path, folder: Path) -> None:
-    _plain_model(source).save_pretrained(folder)
+    save_weights(_plain_model(source), folder)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.save_pretrained(folder)
 

@@ -5,14 +5,10 @@ It is a checkpoint's, that of a built-in model converted once, or an architectur
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
@@ -24,6 +20,7 @@ from pytest_llmperf.engines.loading.checkpoint import (
     stored_dtype,
     tokenizer_of,
 )
+from pytest_llmperf.engines.loading.written_once import save_weights, write_once
 from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
 from pytest_llmperf.engines.models.names import (
     ARCHITECTURES,
@@ -116,14 +113,14 @@ def architecture_folder(plan: LoadPlan, device: torch.device = _CPU) -> ModelFol
         return _config_folder(name, seed, dtype)
     drawn_on = "" if device == _CPU else f"-{device.type}"
     folder = cache_dir() / "models" / f"arch-{name}-{seed}{drawn_on}"
-    _write_once(folder, lambda scratch: _save_weights(scratch, name, seed, device))
+    write_once(folder, lambda scratch: _save_weights(scratch, name, seed, device))
     return ModelFolder(folder, arch.content_hash(name, device, seed), dtype, None)
 
 
 def _config_folder(name: str, seed: int, dtype: str) -> ModelFolder:
     """Return the folder of an architecture without weights."""
     folder = cache_dir() / "models" / f"arch-{name}-{seed}-config"
-    _write_once(folder, lambda scratch: _save_config(scratch, name))
+    write_once(folder, lambda scratch: _save_config(scratch, name))
     return ModelFolder(folder, _config_hash(name, seed), dtype, None, dummy=True)
 
 
@@ -137,29 +134,10 @@ def _config_hash(name: str, seed: int) -> str:
     )
 
 
-def _write_once(folder: Path, save: Callable[[Path], None]) -> None:
-    """Write the folder in one step, unless it is there. Safe among processes."""
-    if folder.is_dir():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _write(folder, save)
-
-
-def _write(folder: Path, save: Callable[[Path], None]) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        save(scratch)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _save_weights(folder: Path, name: str, seed: int, device: torch.device) -> None:
     dtype = _published_dtype(name)
     model = arch.build(name, dtype=dtype, device=device, seed=seed, attention=None)
-    model.save_pretrained(folder)
+    save_weights(model, folder)
 
 
 def _save_config(folder: Path, name: str) -> None:
