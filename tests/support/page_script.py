@@ -15,7 +15,7 @@ _BLOCK = re.compile(
     r"(?:<!-- exits: (\d+) -->\n)?^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _TITLE = re.compile(r'title="([^"]+)"')
-_NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:\s?(?:%|[kKMGT]?i?B|tok/s|µs|ms|s|min|h|d)(?![\w/]))?")
+_NUMBER = re.compile(r"[-+±<]?\d[\d.,:]*(?:\s?(?:%|[kKMGT]?i?B|tok/s|µs|ms|s|min|h|d)(?![\w/]))?")
 _ANYTHING = "…"
 
 

@@ -158,6 +158,7 @@ def compare(
     floor: float = FLOOR,
     limit: float = P_SINGLE,
     calibrated: float | None = None,
+    tells_visible: bool = True,
 ) -> Comparison:
     """Judge one session value. A suspicion is for `confirm` to decide.
 
@@ -165,7 +166,8 @@ def compare(
     p reaches the limit. PASS: a worsening past twice the floor is refuted. Anything else:
     UNDECIDED.
 
-    `calibrated` is the spread of fresh runs of one session, where it is known.
+    `calibrated` is the spread of fresh runs of one session, where it is known. Simulations do
+    without the smallest visible change, which takes nearly all of the time.
 
     Raises:
         UsageError: a value is not positive and finite, the metric has no direction, the floor or
@@ -178,7 +180,12 @@ def compare(
     spread = spread_of(accepted.levels)
     if spread is None:
         return replace(comparison, more_sessions=MIN_SESSIONS - comparison.n)
-    reach = Reach(spread=spread, n_center=len(accepted.levels[0]), calibrated=calibrated)
+    reach = Reach(
+        spread=spread,
+        n_center=len(accepted.levels[0]),
+        calibrated=calibrated,
+        tells_visible=tells_visible,
+    )
     return _with_suspicion(_judged(comparison, reach, limit), accepted, reach, limit)
 
 
@@ -212,6 +219,7 @@ def confirm(
     accepted: AcceptedValues,
     *,
     calibrated: float | None = None,
+    tells_visible: bool = True,
 ) -> Comparison:
     """Judge a suspicion by `values`, fresh measurements, on those alone.
 
@@ -229,7 +237,12 @@ def confirm(
     assert spread is not None  # noqa: S101 - what is suspected was tested
     n_center = len(accepted.levels[0])
     fresh = Reach(
-        spread=spread, n_center=n_center, calibrated=calibrated, n_fresh=len(values), fresh=True
+        spread=spread,
+        n_center=n_center,
+        calibrated=calibrated,
+        n_fresh=len(values),
+        fresh=True,
+        tells_visible=tells_visible,
     )
     share = _TOGETHER_AGAIN if first.together else 1.0
     again = _judged(comparison, fresh, share * (first.p_limit or P_SINGLE))
@@ -284,14 +297,19 @@ def _judged(comparison: Comparison, reach: Reach, limit: float) -> Comparison:
         spread=reach.spread.value,
         refuted=relative(excluded, direction),
         must_refute=relative(must_refute, direction),
-        smallest_visible=relative(
-            reach.smallest_visible(_least_log_worse(comparison), limit), direction
-        ),
+        smallest_visible=_smallest_visible(comparison, reach, limit),
     )
     if judged.outcome is Outcome.UNDECIDED:
         more_sessions = _more_sessions(log_worse, reach, comparison.n, limit)
         return replace(judged, more_sessions=more_sessions)
     return judged
+
+
+def _smallest_visible(comparison: Comparison, reach: Reach, limit: float) -> float | None:
+    if not reach.tells_visible:
+        return None
+    log_worse = reach.smallest_visible(_least_log_worse(comparison), limit)
+    return relative(log_worse, comparison.direction)
 
 
 def _with_suspicion(

@@ -139,10 +139,12 @@ def _false_alarms(
     failed = 0
     for _ in range(draws):
         accepted = AcceptedValues(values=tuple(draw.choices(values, k=n)))
-        first = compare(draw.choice(values), accepted, direction=direction, floor=floor)
+        first = compare(
+            draw.choice(values), accepted, direction=direction, floor=floor, tells_visible=False
+        )
         if first.suspected:
             fresh = draw.choices(values, k=FRESH_RUNS)
-            failed += confirm(first, fresh, accepted).outcome is Outcome.FAIL
+            failed += confirm(first, fresh, accepted, tells_visible=False).outcome is Outcome.FAIL
     return failed
 
 

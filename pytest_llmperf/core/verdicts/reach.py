@@ -48,6 +48,8 @@ class Reach(Struct, frozen=True, kw_only=True):
     calibrated: float | None = None
     n_fresh: int = FRESH_RUNS
     fresh: bool = False
+    tells_visible: bool = True
+    """Whether the smallest visible change is worked out, which takes nearly all of the time."""
 
     @property
     def error(self) -> float:

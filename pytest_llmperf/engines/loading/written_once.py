@@ -1,4 +1,4 @@
-"""Folders of models in the cache: each is written once and whole, by the process that comes first."""
+"""Folders of models in the cache, each written whole by the process that comes first."""
 
 from __future__ import annotations
 
