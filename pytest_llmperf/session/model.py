@@ -91,6 +91,8 @@ class Model:
         quantized = model.opened.effective.quantized
         if quantized is not None:
             self._session.note(f"{self.plan.model.name} {self.strategy}: {quantized}")
+        for text in model.opened.effective.notes:
+            self._session.note(f"{self.plan.model.name} {self.strategy}: {text}")
         return self._switched_to_adapters(model) if self._adapters else model
 
     def using(self, *names: str) -> Model:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.loading.builtin import converted_folder
-from pytest_llmperf.engines.models.safetensors_header import folder_elements
+from pytest_llmperf.engines.models.checkpoint_files import bin_files
+from pytest_llmperf.engines.models.padding import with_usable_padding
+from pytest_llmperf.engines.models.safetensors_header import folder_elements, read_json
 from pytest_llmperf.errors import LoadError, OutOfMemory
 
 _TOKENIZER_FILES = (
@@ -35,7 +42,11 @@ _LOADING_ERRORS = (
     AttributeError,
     ImportError,
     RuntimeError,
+    AssertionError,
+    IndexError,
     SafetensorError,
+    StrictDataclassError,
+    UnpicklingError,
 )
 """What transformers raises for a checkpoint that cannot be loaded."""
 
@@ -43,18 +54,59 @@ _LOADING_ERRORS = (
 def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
     """Return the floating dtype of most elements of the weight files.
 
-    It is the config's where the files do not say (.bin).
+    It is the config's where no file holds floats.
     """
     elements = folder_elements(folder)
+    pickled = [] if elements else bin_files(folder)
+    if not (elements or pickled):
+        raise LoadError(
+            f"{folder} holds no weight files (model.safetensors, pytorch_model.bin or an index of "
+            "either). Download or save the model again, or name another.",
+        )
+    for file in pickled:
+        elements += _bin_elements(file)
     floating = [dtype for dtype in elements if "float" in dtype]
     if floating:
         return max(floating, key=lambda dtype: elements[dtype])
-    if not any(folder.glob("*.bin")):
-        raise LoadError(
-            f"{folder} holds no weight files (*.safetensors, *.bin). "
-            "Download or save the model again, or name another.",
-        )
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _bin_elements(file: Path) -> Counter[str]:
+    """Return the elements of a pickled weight file by dtype; its values are not read."""
+    tensors = torch.load(file, map_location="meta", weights_only=True)
+    counts: Counter[str] = Counter()
+    for tensor in tensors.values():
+        counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return counts
+
+
+def config_of(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return transformers' config of a folder, with padding that an embedding can take."""
+    mended = mended_config(folder, trust_remote_code=trust_remote_code)
+    if mended is not None:
+        return mended
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def mended_config(folder: Path, *, trust_remote_code: bool) -> Any | None:
+    """Return the config of a folder whose config.json cannot be used as it is; else None.
+
+    transformers rejects a list of ids for padding, and torch an id past the embedding.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    mended = with_usable_padding(values)
+    if mended == values:
+        return None
+    with TemporaryDirectory() as scratch:
+        for code in folder.glob("*.py"):
+            shutil.copy(code, scratch)
+        (Path(scratch) / file.name).write_text(json.dumps(mended))
+        config = AutoConfig.from_pretrained(scratch, trust_remote_code=trust_remote_code)
+    config.name_or_path = str(folder)
+    return config
 
 
 def local_folder(plan: LoadPlan) -> Path:
@@ -73,8 +125,11 @@ def tokenizer_of(plan: LoadPlan, folder: Path) -> PreTrainedTokenizerBase | None
     """Return the tokenizer in a checkpoint's folder, or None where it has no files of one."""
     if not _has_tokenizer(folder):
         return None
+    trust = plan.model.trust_remote_code
+    config = mended_config(folder, trust_remote_code=trust)
+    mended = {} if config is None else {"config": config}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=plan.model.trust_remote_code
+        folder, trust_remote_code=trust, **mended
     )
     return tokenizer
 

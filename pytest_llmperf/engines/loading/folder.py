@@ -21,6 +21,7 @@ from pytest_llmperf.engines.loading.checkpoint import (
     tokenizer_of,
 )
 from pytest_llmperf.engines.loading.written_once import save_weights, write_once
+from pytest_llmperf.engines.models.checkpoint_files import model_files
 from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
 from pytest_llmperf.engines.models.names import (
     ARCHITECTURES,
@@ -28,7 +29,7 @@ from pytest_llmperf.engines.models.names import (
     predicted_weights_bytes,
 )
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
-from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
+from pytest_llmperf.engines.models.safetensors_header import read_json
 from pytest_llmperf.errors import LoadError
 
 _CPU = torch.device("cpu")
@@ -82,11 +83,7 @@ def _checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> Mode
 
 
 def _content_hash(folder: Path) -> str:
-    return hash_files([folder / "config.json", *_weights_of(folder)])
-
-
-def _weights_of(folder: Path) -> list[Path]:
-    return weight_files(folder) or sorted(folder.glob("*.bin"))
+    return hash_files([folder / "config.json", *model_files(folder)])
 
 
 def _packed(plan: LoadPlan, folder: Path) -> Packed:

@@ -33,19 +33,29 @@ DTYPES = {
 }
 """safetensors' names of dtypes -> torch's."""
 
+BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""A checkpoint of pickled weights: in one file, or an index of several."""
+
 _LENGTH_BYTES = 8
 _AGAIN = "Download or save the model again, or name another."
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, sorted.
+    """Return the safetensors files that transformers reads of a checkpoint, sorted.
 
-    Raises LoadError if its index names files that are missing.
+    That is one file, or those of an index; no second copy, optimizer or adapter beside them. Files
+    of other names are a model only where nothing else is, and an engine takes such.
+    Raises LoadError if the index names files that are missing.
     """
-    index = folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if index.is_file():
         return _indexed_files(index)
-    return sorted(folder.glob("*.safetensors"))
+    if any((folder / name).is_file() for name in BIN_FILES):
+        return []
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("adapter_model")]
 
 
 def _indexed_files(index: Path) -> list[Path]:

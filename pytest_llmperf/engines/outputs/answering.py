@@ -77,7 +77,9 @@ def _likeliest_choices(
     The first of equal ones.
     """
     scores: dict[int, dict[int, float]] = {}
-    for group in _groups(_scored_rows(scorer.tokenizer, tasks, prompts), batch):
+    rows = _scored_rows(scorer.tokenizer, tasks, prompts)
+    scorer.require_fits([row.prompt + row.ids[:-1] for row in rows], 1)
+    for group in _groups(rows, batch):
         for row, logprobs in zip(group, _logprobs(scorer, group), strict=True):
             scores.setdefault(row.item, {}).update(row.scores(logprobs))
     return {
@@ -157,6 +159,7 @@ def _greedy_lines(
     """
     items = [i for i, item in enumerate(tasks.items) if not item.choices]
     items.sort(key=lambda i: len(prompts[i]))
+    scorer.require_fits([prompts[i] for i in items], tasks.max_new_tokens)
     lines: dict[int, str] = {}
     for first in range(0, len(items), batch):
         chosen = items[first : first + batch]

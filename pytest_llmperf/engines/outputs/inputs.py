@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_llmperf.engines.models.padding import padding_id
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Lockstep, PromptSet
 
@@ -50,7 +51,7 @@ class Vocabulary:
         if tokenizer is not None:
             special |= set(tokenizer.all_special_ids)
             size = min(size, len(tokenizer))
-        return cls(size=size, special=frozenset(special), pad=_padding_id(config, special))
+        return cls(size=size, special=frozenset(special), pad=padding_id(config, tokenizer))
 
     def special_below(self, rows: int) -> tuple[int, ...]:
         """Return the ids below `rows`, those of the embedding, that no prompt may hold.
@@ -75,13 +76,6 @@ def _special_ids(config: Any) -> set[int]:
     for value in (config.bos_token_id, config.eos_token_id, config.pad_token_id):
         ids.update(value if isinstance(value, list | tuple) else [value])
     return ids - {None}
-
-
-def _padding_id(config: Any, special: set[int]) -> int:
-    pad = config.pad_token_id
-    if isinstance(pad, int) and pad >= 0:
-        return pad
-    return min(special, default=0)
 
 
 def require_left_padding(mask: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from pytest_llmperf.core.agreement.comparison import TopToken
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
+from pytest_llmperf.engines.outputs.bounds import context_length
 from pytest_llmperf.engines.outputs.inputs import left_padded, tokenise
 from pytest_llmperf.engines.outputs.reference import Scorer
 from pytest_llmperf.errors import InvalidRun, UsageError
@@ -51,8 +52,9 @@ def prompt_ids(scorer: Scorer, prompt: str | tuple[int, ...]) -> list[int]:
     """Return the ids of a prompt, known to be ones that the model can take."""
     ids = _encode(scorer, prompt)
     config = scorer.model.config.get_text_config()
-    _require_known_ids(ids, int(config.vocab_size))
-    longest = getattr(config, "max_position_embeddings", None)
+    size = int(config.vocab_size) if scorer.bounds is None else scorer.bounds.rows
+    _require_known_ids(ids, size)
+    longest = context_length(config)
     if not ids or (longest is not None and len(ids) > longest):
         subject = f"a text of {len(prompt)} characters" if isinstance(prompt, str) else "the prompt"
         raise UsageError(

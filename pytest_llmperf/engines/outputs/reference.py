@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.engines.outputs.bounds import Bounds
 from pytest_llmperf.engines.outputs.decoding import DecodeLoop, autocast, eager
 from pytest_llmperf.engines.outputs.inputs import (
     TokenBatch,
@@ -45,8 +46,8 @@ class Scorer:
     Teacher-forced passes are eager; free-running text uses the loop.
 
     `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from,
-    as decoding does. `one_by_one`: the loop takes one sequence at a time. `writes`: this process
-    writes files, and not another rank.
+    as decoding does. `bounds` are None where the engine keeps its own. `one_by_one`: the loop takes
+    one sequence at a time. `writes`: this process writes files, and not another rank.
     """
 
     model: Any
@@ -56,8 +57,14 @@ class Scorer:
     device: torch.device
     autocast_dtype: str | None
     new_cache: Callable[[], Any] | None = None
+    bounds: Bounds | None = None
     one_by_one: bool = False
     writes: bool = True
+
+    def require_fits(self, rows: list[list[int]], new_tokens: int) -> None:
+        """Raise UsageError for prompts and outputs that are more than the model can take."""
+        if self.bounds is not None:
+            self.bounds.require(rows, [new_tokens] * len(rows))
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
         """Return [batch, n, vocab] float32 logits and the dtype they had.
@@ -159,6 +166,7 @@ def make_reference(
     Returns the numbers of prompts and positions.
     """
     rows = prompt_rows(prompts, scorer)
+    scorer.require_fits(rows, new_tokens)
     continuation, logits, dtype = _decode_and_score(scorer, rows, new_tokens, batch)
     if scorer.writes:
         texts = list(prompts.texts) or [scorer.text(row) for row in rows]
@@ -200,6 +208,7 @@ def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComp
     """
     reference = Reference.open(path)
     reference.require_vocabulary(scorer)
+    scorer.require_fits(reference.rows, reference.continuation.shape[1])
     compared: list[PromptComparison] = []
     for tokens, size in batches(reference.rows, batch, scorer):
         indices = range(len(compared), len(compared) + size)

@@ -14,9 +14,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models.checkpoint_files import model_files
 from pytest_llmperf.engines.models.content import cache_dir, file_sha256, hash_files, hash_value
 from pytest_llmperf.engines.models.names import BUILTIN, Builtin
-from pytest_llmperf.engines.models.safetensors_header import weight_files
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.errors import LoadError, UsageError
@@ -146,16 +146,12 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _content_hash(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
-    return hash_files([*_configs_in(path), *_weights_in(path)])
+    return hash_files([*_configs_in(path), *model_files(path)])
 
 
 def _configs_in(folder: Path) -> list[Path]:
     config = folder / "config.json"
     return [config] if config.is_file() else []
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    return weight_files(folder) or sorted(folder.glob("*.bin"))
 
 
 def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:

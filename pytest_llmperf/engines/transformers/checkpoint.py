@@ -16,14 +16,23 @@ from pytest_llmperf.engines.loading.builtin import converted_folder, forget_gguf
 from pytest_llmperf.engines.loading.checkpoint import (
     _snapshot,
     load_errors,
+    mended_config,
     stored_dtype,
     tokenizer_of,
 )
+from pytest_llmperf.engines.models.checkpoint_files import (
+    ADAPTER_CONFIG,
+    model_files,
+    not_read,
+)
 from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
-from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
+from pytest_llmperf.engines.models.safetensors_header import read_json
 from pytest_llmperf.engines.transformers.quantize.convert import Conversion, checkpoint_conversion
 from pytest_llmperf.errors import LoadError
+
+_NO_ADAPTER = "no-adapter-was-asked-for"
+"""A folder that is not there: where transformers looks for an adapter to apply unasked."""
 
 PACKED_ZERO_POINTS = ".weight_zero_point"
 
@@ -32,7 +41,8 @@ PACKED_ZERO_POINTS = ".weight_zero_point"
 class SourceModel:
     """A model as its source gives it: with its tokenizer if it has one, and its weights' identity.
 
-    `conversion` says which of its linear layers were quantized, if any were.
+    `conversion` says which of its linear layers were quantized, if any were. `notes` say what lies
+    beside the model and was not read.
     """
 
     model: Any
@@ -40,6 +50,7 @@ class SourceModel:
     content_hash: str
     checkpoint_dtype: str
     conversion: Conversion | None = None
+    notes: tuple[str, ...] = ()
 
 
 def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -114,13 +125,13 @@ def read_folder(
         tokenizer=tokenizer,
         content_hash=folder_hash(folder),
         checkpoint_dtype=checkpoint_dtype,
+        notes=not_read(folder),
     )
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the hash of a folder's config and weights."""
-    files = weight_files(folder) or sorted(folder.glob("*.bin"))
-    return hash_files([folder / "config.json", *files])
+    """Return the hash of a folder's config and weights: of the files that are read."""
+    return hash_files([folder / "config.json", *model_files(folder)])
 
 
 def weights_dtype(plan: LoadPlan, checkpoint_dtype: str) -> torch.dtype:
@@ -133,25 +144,44 @@ def weights_dtype(plan: LoadPlan, checkpoint_dtype: str) -> torch.dtype:
 def _from_pretrained(
     plan: LoadPlan, device: torch.device, folder: Path, dtype: torch.dtype, **options: str | bool
 ) -> Any:
-    """Return the model on its device in `dtype`.
+    """Return the model on its device in `dtype`, without an adapter that lies in its folder.
 
     A tensor that the checkpoint lacks is an error, never a random weight.
     """
     attention = {} if plan.attention is None else {"attn_implementation": plan.attention}
     is_placed = device.type == "cpu" or "tp_plan" in options  # a plan places its ranks' parts
     placement = {} if is_placed else {"device_map": {"": device}}
+    mended = {} if "gguf_file" in options else _mended(plan, folder)
     auto: Any = AutoModelForCausalLM  # its types do not know output_loading_info
     model, loading_info = auto.from_pretrained(
         folder,
         dtype=dtype,
         trust_remote_code=plan.model.trust_remote_code,
         output_loading_info=True,
+        adapter_kwargs={"subfolder": _NO_ADAPTER},
+        **mended,
         **attention,
         **placement,
         **options,
     )
+    _require_no_adapter(folder, model)
     _require_all_tensors(folder, model, loading_info)
     return model
+
+
+def _mended(plan: LoadPlan, folder: Path) -> dict[str, Any]:
+    """Return the config as an argument of from_pretrained, where the folder's cannot be used."""
+    config = mended_config(folder, trust_remote_code=plan.model.trust_remote_code)
+    return {} if config is None else {"config": config}
+
+
+def _require_no_adapter(folder: Path, model: Any) -> None:
+    """Raise LoadError where transformers applied an adapter that nobody asked for."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise LoadError(
+            f"{folder}: transformers applied the adapter that lies in this folder, which the "
+            f"strategy does not ask for. Move {ADAPTER_CONFIG} elsewhere, and ask for it by 'lora'."
+        )
 
 
 def _require_all_tensors(folder: Path, model: Any, loading_info: Any) -> None:

@@ -94,7 +94,8 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         tensor_parallel=carrier(loaded.model),
         **asdict(last_run or RunFacts()),
     )
-    return _with_pruning(_with_adapters(described, loaded), loaded)
+    noted = structs.replace(described, notes=(*loaded.notes, *described.notes))
+    return _with_pruning(_with_adapters(noted, loaded), loaded)
 
 
 def _padding_side(loaded: ModelOnDevice) -> str:

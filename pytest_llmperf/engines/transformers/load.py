@@ -19,6 +19,8 @@ from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors
 from pytest_llmperf.engines.models.content import hash_value
 from pytest_llmperf.engines.models.names import ARCHITECTURES
+from pytest_llmperf.engines.models.padding import padding_id
+from pytest_llmperf.engines.outputs.bounds import embedding_rows
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
 from pytest_llmperf.engines.transformers.checkpoint import (
     SourceModel,
@@ -53,7 +55,7 @@ class ModelOnDevice:
     `checkpoint_dtype` is torch's name of the dtype it was stored in. `conversion` says which linear
     layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or merged
     into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that
-    several ranks share.
+    several ranks share. `notes` say what lies beside the model and was not read.
     """
 
     model: Any
@@ -70,11 +72,12 @@ class ModelOnDevice:
     base_hash: str = ""
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
         """Rows of the input embedding."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return embedding_rows(self.model)
 
 
 def load(plan: LoadPlan) -> ModelOnDevice:
@@ -119,6 +122,7 @@ def _transformed(
         conversion=conversion,
         pruned=pruned,
         adapters=adapters,
+        notes=source.notes,
     )
 
 
@@ -309,16 +313,8 @@ def _neutral_generation(model: Any, tokenizer: PreTrainedTokenizerBase | None) -
         do_sample=False,
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
-        pad_token_id=_pad_token_id(config, tokenizer),
+        pad_token_id=padding_id(config, tokenizer),
     )
-
-
-def _pad_token_id(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Return the id that pads: the tokenizer's or the config's, else the end token's, else 0."""
-    eos = config.eos_token_id
-    first_eos = eos[0] if isinstance(eos, list) else eos
-    pad = tokenizer.pad_token_id if tokenizer is not None else config.pad_token_id
-    return int(next(token for token in (pad, first_eos, 0) if token is not None))
 
 
 def _disable_progress_bars() -> None:

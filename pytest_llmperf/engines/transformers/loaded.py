@@ -284,6 +284,7 @@ class TransformersModel:
             model=loaded.model,
             tokenizer=loaded.tokenizer,
             loop=runner.loop,
+            bounds=runner.bounds,
             vocabulary=self._vocabulary,
             device=loaded.device,
             autocast_dtype=loaded.plan.autocast_dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from pytest_llmperf.engines.outputs.bounds import Bounds
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
 from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
@@ -36,6 +37,8 @@ class Runner:
         self.last: Decoded | Answered | None = None
         self.adapters_of_rows: tuple[str, ...] = ()
         self.grid = None if loaded.cut is None else loaded.cut.grid
+        assistant = None if loaded.assistant is None else loaded.assistant.model
+        self.bounds = Bounds.of(loaded.model, assistant)
         self._loaded = loaded
         self._runtime = runtime
         self._vocabulary = vocabulary
@@ -49,9 +52,14 @@ class Runner:
         return lambda: self.decode(batch, workload)
 
     def inputs(self, workload: Lockstep, repetition: int) -> TokenBatch:
-        """Return the prompts of a repetition on the device; those of this replica alone."""
+        """Return the prompts of a repetition on the device; those of this replica alone.
+
+        Raises UsageError for what the model has no positions or no embedding for.
+        """
         loaded = self._loaded
         batch = token_batch(workload, repetition, self._vocabulary, loaded.tokenizer, loaded.device)
+        self.bounds.require_lengths(batch.lengths, [workload.new_tokens] * len(batch.lengths))
+        self.bounds.require_ids(int(batch.ids.min()), int(batch.ids.max()))
         if self.grid is None or loaded.plan.dp == 1:
             return batch
         rows = own_rows(batch.ids, loaded.plan.dp, self.grid.place("dp"))
@@ -59,12 +67,17 @@ class Runner:
         return TokenBatch(batch.ids[rows], mask, batch.lengths[rows])
 
     def requests(self, workload: Batch, repetition: int) -> BatchRequests:
-        """Return the requests of a repetition. Raises UsageError for what cannot divide them."""
+        """Return the requests of a repetition.
+
+        Raises UsageError for what cannot divide them, and as `inputs` does.
+        """
         if self._loaded.plan.dp > 1 or self.adapters_of_rows:
             raise UsageError(
                 "a Batch is not divided among replicas or adapters. Take Decode, or one of them."
             )
-        return batch_requests(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+        requests = batch_requests(workload, repetition, self._vocabulary, self._loaded.tokenizer)
+        self.bounds.require(requests.rows, requests.new_tokens)
+        return requests
 
     def meet(self) -> None:
         """Wait until the device is idle and every rank is here: what is timed starts together."""

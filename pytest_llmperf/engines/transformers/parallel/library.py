@@ -14,12 +14,16 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
 
 from pytest_llmperf.core.effective import OWN_TENSOR_PARALLEL
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch
-from pytest_llmperf.engines.loading.checkpoint import load_errors, local_folder, stored_dtype
+from pytest_llmperf.engines.loading.checkpoint import (
+    config_of,
+    load_errors,
+    local_folder,
+    stored_dtype,
+)
 from pytest_llmperf.engines.loading.folder import architecture_folder
 from pytest_llmperf.engines.models.safetensors_header import read_json
 from pytest_llmperf.engines.refusals.parallel import (
@@ -83,7 +87,7 @@ def _checkpoint(plan: LoadPlan) -> tuple[Path, str]:
 
 def _without_weights(plan: LoadPlan, folder: Path) -> Any:
     """Return the model on the meta device."""
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)
+    config: Any = config_of(folder, trust_remote_code=plan.model.trust_remote_code)
     stored = stored_dtype(folder, read_json(folder / "config.json"))
     return arch.on_meta(config, weights_dtype(plan, stored), plan.attention)
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch, checkpoint
+from pytest_llmperf.engines.models.checkpoint_files import not_read
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.engines.transformers.checkpoint import first_names, folder_hash, weights_dtype
@@ -46,6 +47,7 @@ class Skeleton:
     tokenizer: PreTrainedTokenizerBase | None
     content_hash: str
     checkpoint_dtype: str
+    notes: tuple[str, ...] = ()
 
 
 def skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
@@ -79,7 +81,7 @@ def _architecture_skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
 def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skeleton:
     files = _require_weight_files(folder)
     stored = checkpoint.stored_dtype(folder, read_json(folder / "config.json"))
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=plan.model.trust_remote_code)
+    config: Any = checkpoint.config_of(folder, trust_remote_code=plan.model.trust_remote_code)
     model = arch.on_meta(config, weights_dtype(plan, stored), plan.attention)
     return Skeleton(
         model=model,
@@ -87,6 +89,7 @@ def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skel
         tokenizer=checkpoint.tokenizer_of(plan, folder),
         content_hash=folder_hash(folder),
         checkpoint_dtype=stored,
+        notes=not_read(folder),
     )
 
 

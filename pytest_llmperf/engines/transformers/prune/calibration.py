@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_llmperf.engines.outputs.bounds import context_length
 from pytest_llmperf.engines.outputs.inputs import Vocabulary, ids_hash, synthetic_rows, tokenise
 from pytest_llmperf.workloads import PromptSet
 
@@ -68,6 +69,5 @@ def in_rows(ids: list[int], length: int) -> Tensor:
 
 def _row_tokens(model: Any) -> int:
     """Return ROW_TOKENS, or less for a model with fewer positions."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = context_length(model.config.get_text_config())
     return min(ROW_TOKENS, int(positions or ROW_TOKENS))
