@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.plan import LoadPlan
@@ -97,7 +100,10 @@ def load_plan(
     row = engines.engine(engine or declared.engine)
     parsed = parse(strategy)
     model = model_ref(
-        name, trust_remote_code=declared.trust_remote_code, revision=declared.revision
+        name,
+        trust_remote_code=declared.trust_remote_code,
+        revision=declared.revision,
+        root=settings.root,
     )
     bare = LoadPlan(
         model=model,
@@ -108,8 +114,24 @@ def load_plan(
         options=tuple(sorted(declared.options.items())),
         seed=declared.seed,
     )
-    plan = checkpoint_located(located(parsed.apply(bare), settings.root), settings.root)
+    plan = _assistant_located(parsed.apply(bare), settings.root)
+    plan = checkpoint_located(located(plan, settings.root), settings.root)
     _require_loadable(plan, row, settings, place)
+    return plan
+
+
+def _assistant_located(plan: LoadPlan, root: Path) -> LoadPlan:
+    """Return `plan` with its assistant where every process finds it.
+
+    Raises UsageError for a name that means nothing.
+    """
+    if plan.assist in (None, LOOKUP):
+        return plan
+    name = str(plan.assist)
+    location = model_ref(name, root=root).location
+    # Workers start in the working directory: a name that is found from there stays as it is.
+    if Path(location).is_absolute() and not Path(name).expanduser().exists():
+        return structs.replace(plan, assist=location)
     return plan
 
 
@@ -117,8 +139,6 @@ def _require_loadable(
     plan: LoadPlan, row: engines.EngineRow, settings: Settings, place: Place
 ) -> None:
     """Raise UsageError for a plan that the engine cannot load here."""
-    if plan.assist not in (None, LOOKUP):
-        model_ref(str(plan.assist))  # raises for a name that means nothing
     capabilities = row.load_capabilities()
     check_engine_can(plan, capabilities, row.name)
     # Another interpreter, or host, has its own packages.

@@ -163,3 +163,31 @@ def test_padding_of_no_kind_is_a_readable_error(folder):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": "end"}))
     with pytest.raises(LoadError, match="eos_token_id"):
         load(plan_for(folder))
+
+
+def test_an_index_is_read_only_without_a_single_file(folder):
+    """As transformers does: an index left over from before the shards were joined plays no part."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for shard, part in shards.items():
+        save_file(
+            {name: tensors[name].float() for name in part},
+            folder / shard,
+            metadata={"format": "pt"},
+        )
+    index = {name: shard for shard, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    both = load(plan_for(folder))
+    assert both.checkpoint_dtype == "float16"
+    assert describe(both).notes == (
+        (
+            "the weights are those of model.safetensors; "
+            "not read: model-1.safetensors, model-2.safetensors"
+        ),
+    )
+    (folder / "model.safetensors").unlink()
+    sharded = load(plan_for(folder))
+    assert sharded.checkpoint_dtype == "float32"
+    assert describe(sharded).notes == ()
+    assert sharded.content_hash != both.content_hash

@@ -171,13 +171,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def model_ref(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    root: Path | None = None,
 ) -> ModelRef:
     """Return what `name` means.
 
-    Looks at the file system for folders and files, never at the network. Raises UsageError.
+    Looks at the file system for folders and files, never at the network: below `root`, the
+    project's, where one is given, then in the working directory. Raises UsageError.
     """
-    kind, location = _classify(name)
+    kind, location = _classify(name, root)
     return ModelRef(
         name=name,
         kind=kind,
@@ -194,7 +199,7 @@ def published_architecture(model: ModelRef) -> Architecture | None:
     return BUILTIN[model.location].architecture if model.kind == "builtin" else None
 
 
-def _classify(name: str) -> tuple[ModelKind, str]:
+def _classify(name: str, root: Path | None) -> tuple[ModelKind, str]:
     if name in BUILTIN:
         return "builtin", name
     prefix, _, rest = name.partition(":")
@@ -202,17 +207,48 @@ def _classify(name: str) -> tuple[ModelKind, str]:
         return "scripted", rest
     if prefix == "arch":
         return "arch", _known_architecture(rest)
-    return _classify_path_or_id(name)
+    return _classify_path_or_id(name, root)
 
 
-def _classify_path_or_id(name: str) -> tuple[ModelKind, str]:
-    # pathlib's expanduser raises for a user that does not exist, its exists for a long name.
-    path = Path(os.path.expanduser(name))  # noqa: PTH111
-    if (name and os.path.exists(path)) or _looks_like_path(name):  # noqa: PTH110
+def _classify_path_or_id(name: str, root: Path | None) -> tuple[ModelKind, str]:
+    path = _existing(name, root)
+    if (name and _exists(path)) or _looks_like_path(name):
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
         return "factory", name
-    return "hub", _hub_id(name)
+    hub_id = _hub_id(name)
+    if root is not None:
+        _require_no_folder_of(name, root)
+    return "hub", hub_id
+
+
+def _existing(name: str, root: Path | None) -> Path:
+    """Return the place of a path that exists: below the root, else in the working directory.
+
+    Where neither exists it is the first of them.
+    """
+    # pathlib's expanduser raises for a user that does not exist.
+    expanded = Path(os.path.expanduser(name))  # noqa: PTH111
+    places = [expanded] if root is None else [root / expanded, expanded]
+    return next(filter(_exists, places), places[0])
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  pathlib's raises for a long name
+
+
+def _require_no_folder_of(name: str, root: Path) -> None:
+    """Raise UsageError for a hub id whose first part is a folder of the project.
+
+    A folder was meant, and the hub may have somebody's repository of that name.
+    """
+    first, slash, _ = name.partition("/")
+    if slash and (root / first).is_dir():
+        raise UsageError(
+            f"model {name!r}: {root / first} is a folder of the project, and there is no "
+            f"{root / name}. The hub is not asked for a name that begins as one of your folders: "
+            "check the path, or name the folder of a downloaded snapshot."
+        )
 
 
 def _known_architecture(name: str) -> str:
@@ -233,7 +269,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
-    if not os.path.exists(path):  # noqa: PTH110  as above
+    if not _exists(path):
         raise UsageError(
             f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}"
         )

@@ -203,7 +203,8 @@ def test_a_file_that_was_cut_off_names_the_tensor(folder):
 
 def test_missing_shards_are_named(folder):
     """The index says which files there must be."""
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
         LoadError, match=r"names 2 weight files, 1 are missing: model-2\.safetensors"
