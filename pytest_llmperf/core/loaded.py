@@ -17,7 +17,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     `content_hash` identifies the weights and the config that were read (or the seed of random
     ones); `base_hash` identifies the model alone where `content_hash` covers adapters too.
     `special_ids` are the ids of the vocabulary that no text contains: markers, and rows that only
-    pad the embedding.
+    pad the embedding. `not_read` says what lies beside the model, looks like it and was not loaded.
     """
 
     effective: Effective
@@ -30,6 +30,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     memory: MemoryGauges
     base_hash: str = ""
     special_ids: tuple[int, ...] = ()
+    not_read: tuple[str, ...] = ()
 
 
 class Description(Struct, frozen=True, kw_only=True):

@@ -91,7 +91,7 @@ class Model:
         quantized = model.opened.effective.quantized
         if quantized is not None:
             self._session.note(f"{self.plan.model.name} {self.strategy}: {quantized}")
-        for text in model.opened.effective.notes:
+        for text in model.opened.not_read:
             self._session.note(f"{self.plan.model.name} {self.strategy}: {text}")
         return self._switched_to_adapters(model) if self._adapters else model
 

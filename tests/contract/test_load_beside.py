@@ -177,7 +177,9 @@ def test_an_index_is_read_only_without_a_single_file(folder):
             metadata={"format": "pt"},
         )
     index = {name: shard for shard, part in shards.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+    )
     both = load(plan_for(folder))
     assert both.checkpoint_dtype == "float16"
     assert describe(both).notes == (

@@ -45,7 +45,7 @@ def bin_files(folder: Path) -> list[Path]:
     return files
 
 
-def not_read(folder: Path) -> tuple[str, ...]:
+def files_not_read(folder: Path) -> tuple[str, ...]:
     """Return a sentence on each thing in a folder that looks like the model and is no part of it.
 
     An adapter is applied only where a strategy asks for it.

@@ -22,8 +22,8 @@ from pytest_llmperf.engines.loading.checkpoint import (
 )
 from pytest_llmperf.engines.models.checkpoint_files import (
     ADAPTER_CONFIG,
+    files_not_read,
     model_files,
-    not_read,
 )
 from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
@@ -41,8 +41,8 @@ PACKED_ZERO_POINTS = ".weight_zero_point"
 class SourceModel:
     """A model as its source gives it: with its tokenizer if it has one, and its weights' identity.
 
-    `conversion` says which of its linear layers were quantized, if any were. `notes` say what lies
-    beside the model and was not read.
+    `conversion` says which of its linear layers were quantized, if any were. `not_read` says what
+    lies beside the model and was not read.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class SourceModel:
     content_hash: str
     checkpoint_dtype: str
     conversion: Conversion | None = None
-    notes: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
 
 
 def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -125,7 +125,7 @@ def read_folder(
         tokenizer=tokenizer,
         content_hash=folder_hash(folder),
         checkpoint_dtype=checkpoint_dtype,
-        notes=not_read(folder),
+        not_read=files_not_read(folder),
     )
 
 

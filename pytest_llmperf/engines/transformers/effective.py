@@ -94,7 +94,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         tensor_parallel=carrier(loaded.model),
         **asdict(last_run or RunFacts()),
     )
-    noted = structs.replace(described, notes=(*loaded.notes, *described.notes))
+    noted = structs.replace(described, notes=(*loaded.not_read, *described.notes))
     return _with_pruning(_with_adapters(noted, loaded), loaded)
 
 

@@ -55,7 +55,7 @@ class ModelOnDevice:
     `checkpoint_dtype` is torch's name of the dtype it was stored in. `conversion` says which linear
     layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or merged
     into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that
-    several ranks share. `notes` say what lies beside the model and was not read.
+    several ranks share. `not_read` says what lies beside the model and was not read.
     """
 
     model: Any
@@ -72,7 +72,7 @@ class ModelOnDevice:
     base_hash: str = ""
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
-    notes: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -122,7 +122,7 @@ def _transformed(
         conversion=conversion,
         pruned=pruned,
         adapters=adapters,
-        notes=source.notes,
+        not_read=source.not_read,
     )
 
 

@@ -84,6 +84,7 @@ class TransformersModel:
             device_facts=dict(self._runtime.facts()),
             memory=self._runtime.memory(self._effective.weights_bytes),
             special_ids=self._vocabulary.special_below(loaded.vocab_size),
+            not_read=loaded.not_read,
         )
 
     def describe(self) -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session.declare import Declaration, load_plan
+from pytest_llmperf.session.model import Model
+from pytest_llmperf.session.session import LlmperfSession
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.workers.place import Place
 
@@ -93,3 +96,14 @@ def test_an_assistant_is_looked_up_like_the_model(project, monkeypatch):
     assert plan.assist == str(project / "models" / "tiny-one")
     assert plan.strategy == strategy
     assert planned(project, "assisted:smollm2-135m", model="smollm2-135m").assist == "smollm2-135m"
+
+
+def test_what_was_not_read_is_noted_with_the_models_name(project):
+    """In the summary, whatever the runs were."""
+    notes = []
+    effective = SimpleNamespace(quantized=None)
+    opened = SimpleNamespace(opened=SimpleNamespace(effective=effective, not_read=("not read: x",)))
+    pool = SimpleNamespace(open=lambda _: opened)
+    session = cast("LlmperfSession", SimpleNamespace(pool=pool, note=notes.append))
+    Model(session, planned(project, model="models/tiny-one")).load()
+    assert notes == ["models/tiny-one auto: not read: x"]

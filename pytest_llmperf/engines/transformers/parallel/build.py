@@ -82,7 +82,7 @@ def read(plan: LoadPlan, device: torch.device, grid: Grid) -> tuple[SourceModel,
         tokenizer=bare.tokenizer,
         content_hash=bare.content_hash,
         checkpoint_dtype=bare.checkpoint_dtype,
-        notes=bare.notes,
+        not_read=bare.not_read,
     )
     return source, replace(cut, load_peak_bytes=region.peak)
 

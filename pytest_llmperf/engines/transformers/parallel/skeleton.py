@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch, checkpoint
-from pytest_llmperf.engines.models.checkpoint_files import not_read
+from pytest_llmperf.engines.models.checkpoint_files import files_not_read
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.engines.transformers.checkpoint import first_names, folder_hash, weights_dtype
@@ -47,7 +47,7 @@ class Skeleton:
     tokenizer: PreTrainedTokenizerBase | None
     content_hash: str
     checkpoint_dtype: str
-    notes: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
 
 
 def skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
@@ -89,7 +89,7 @@ def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skel
         tokenizer=checkpoint.tokenizer_of(plan, folder),
         content_hash=folder_hash(folder),
         checkpoint_dtype=stored,
-        notes=not_read(folder),
+        not_read=files_not_read(folder),
     )
 
 
