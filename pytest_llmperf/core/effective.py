@@ -207,7 +207,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
     no tensors, a server: the dtype that it says it runs in, "" where it says none.
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
-    "pytest-llmperf"), and is "" where none does.
+    "pytest-llmperf"), and is "" where none does. `stored_quantized` names what quantized layers
+    that were not asked for: the checkpoint is stored so.
     """
 
     engine: str
@@ -238,6 +239,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     reported_dtype: str | None = None
     tensor_parallel: str = ""
     notes: tuple[str, ...] = ()
+    stored_quantized: str = ""
 
     @property
     def weights_bytes(self) -> int:

@@ -85,6 +85,8 @@ def _unlike_checkpoint(effective: Effective, *, unquantized: bool) -> str | None
         return None
     if effective.checkpoint_dtype is None:
         return f"engine {effective.engine!r} did not report the dtype of the checkpoint"
+    # Layers that the checkpoint itself holds quantized are in its own dtype, whatever that is.
+    unquantized = unquantized or bool(effective.stored_quantized)
     return _wrong_weights(effective, effective.checkpoint_dtype, unquantized=unquantized)
 
 

@@ -10,15 +10,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from support.loading import dtypes, plan_for
 
+from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.models.names import model_ref, predicted_weights_bytes
 from pytest_llmperf.engines.transformers import checkpoint
 from pytest_llmperf.engines.transformers.effective import describe
 from pytest_llmperf.engines.transformers.load import load
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.errors import LoadError
+from pytest_llmperf.strategies.promises import weights_are
+from pytest_llmperf.strategies.table import AUTO
 from pytest_llmperf.workloads import Decode
 
 IDS = torch.arange(3, 19)[None]
@@ -193,3 +197,77 @@ def test_an_index_is_read_only_without_a_single_file(folder):
     assert sharded.checkpoint_dtype == "float32"
     assert describe(sharded).notes == ()
     assert sharded.content_hash != both.content_hash
+
+
+def test_an_encoder_decoder_is_refused_in_one_line(tmp_path):
+    """With its kind, and without the list of all classes of transformers."""
+    config = transformers.T5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(LoadError, match=r"is an encoder-decoder \(t5\); decoders are") as refused:
+        load(plan_for(tmp_path / "t5"))
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_model_that_is_no_language_model_is_refused_without_a_list_of_classes(tmp_path):
+    """transformers names hundreds of them."""
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    with pytest.raises(LoadError, match="ViTConfig") as refused:
+        load(plan_for(tmp_path / "vit"))
+    assert "GPT2Config" not in str(refused.value)
+    assert len(str(refused.value)) < 600 + 2 * len(str(tmp_path))
+
+
+@pytest.fixture
+def four_bit(tmp_path):
+    """A tiny llama as bitsandbytes stores it, whose blocks are of 64 weights."""
+    pytest.importorskip("bitsandbytes")
+    config = transformers.LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
+    scheme = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=scheme
+    )
+    model.save_pretrained(tmp_path / "nf4")
+    return tmp_path / "nf4"
+
+
+def test_a_checkpoint_that_is_quantized_already_is_measured_by_auto(four_bit, folder):
+    """It says by what; another precision is still a broken promise, and so is one nobody asked."""
+    plan = LoadPlan(model=model_ref(str(four_bit)))
+    loaded = load(plan)
+    TransformersModel(loaded).run(Decode(prompt_tokens=4, new_tokens=2), 0)
+    effective = describe(loaded)
+    assert effective.stored_quantized == "bitsandbytes"
+    assert sum(group.layers for group in effective.linears if group.quantized) == 14
+    (promise,) = (one for one in AUTO.promises(plan) if "checkpoint" in one.text)
+    assert promise.broken(effective) is None
+    unasked = structs.replace(effective, stored_quantized="")
+    assert "14 of 15 linear layers hold uint8" in promise.broken(unasked)
+    assert "14 of 15" in weights_are("fp32", "float32").broken(effective)
+    assert describe(load(plan_for(folder))).stored_quantized == ""
+
+
+@pytest.mark.parametrize("quantization", ["int8wo", "nf4"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_checkpoint_that_is_quantized_already_is_not_quantized_again(
+    four_bit, quantization, late
+):
+    """Early or late."""
+    pruning = {"pruning": "magnitude:0.5"} if late else {}
+    plan = plan_for(four_bit, quantization=quantization, **pruning)
+    with pytest.raises(
+        LoadError, match=rf"quantized already \(by bitsandbytes\), and '{quantization}'"
+    ):
+        load(plan)

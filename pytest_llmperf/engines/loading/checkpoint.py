@@ -34,6 +34,8 @@ _TOKENIZER_FILES = (
 )
 _TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
+_ALL_CLASSES = "Model type should be one of"
+
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -107,6 +109,27 @@ def mended_config(folder: Path, *, trust_remote_code: bool) -> Any | None:
         config = AutoConfig.from_pretrained(scratch, trust_remote_code=trust_remote_code)
     config.name_or_path = str(folder)
     return config
+
+
+def quantized_by(config: Any) -> str:
+    """Return the method that a checkpoint was quantized by, as its config says; empty for none."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return ""
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    method = values.get("quant_method") or "an unnamed method"
+    return str(getattr(method, "value", method))
+
+
+def require_decoder(folder: Path) -> None:
+    """Raise LoadError for an encoder-decoder."""
+    config = read_json(folder / "config.json")
+    if config.get("is_encoder_decoder"):
+        kind = config.get("model_type", "of a kind without a name")
+        raise LoadError(
+            f"{folder} is an encoder-decoder ({kind}); decoders are measured. "
+            "Name a causal language model."
+        )
 
 
 def local_folder(plan: LoadPlan) -> Path:
@@ -185,8 +208,13 @@ def load_errors(plan: LoadPlan, what: str) -> Iterator[None]:
         if "can't allocate memory" in str(error):
             raise OutOfMemory(f"{model}: no memory left while loading {what}: {error}") from error
         raise LoadError(
-            f"{model}: {what} could not be loaded: {error}. {_next_step(error)}"
+            f"{model}: {what} could not be loaded: {_in_short(error)}. {_next_step(error)}"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """Return an error's words without transformers' list of all its config classes."""
+    return str(error).partition(_ALL_CLASSES)[0].strip().rstrip(".")
 
 
 def _next_step(error: Exception) -> str:

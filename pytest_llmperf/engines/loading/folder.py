@@ -17,6 +17,7 @@ from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import (
     load_errors,
     local_folder,
+    require_decoder,
     stored_dtype,
     tokenizer_of,
 )
@@ -63,6 +64,7 @@ def model_folder(plan: LoadPlan) -> ModelFolder:
         return architecture_folder(plan)
     with load_errors(plan, plan.model.name):
         folder = local_folder(plan)
+        require_decoder(folder)
         return _checkpoint(folder, tokenizer_of(plan, folder))
 
 

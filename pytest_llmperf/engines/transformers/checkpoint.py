@@ -17,6 +17,7 @@ from pytest_llmperf.engines.loading.checkpoint import (
     _snapshot,
     load_errors,
     mended_config,
+    require_decoder,
     stored_dtype,
     tokenizer_of,
 )
@@ -115,6 +116,7 @@ def read_folder(
     plan: LoadPlan, device: torch.device, folder: Path, **options: str | bool
 ) -> SourceModel:
     """Read a folder; `options` are arguments of from_pretrained."""
+    require_decoder(folder)
     checkpoint_dtype = stored_dtype(folder, read_json(folder / "config.json"))
     dtype = weights_dtype(plan, checkpoint_dtype)
     with load_errors(plan, str(folder)):

@@ -23,6 +23,7 @@ from pytest_llmperf.core.effective import (
     Shard,
     TensorGroup,
 )
+from pytest_llmperf.engines.loading.checkpoint import quantized_by
 from pytest_llmperf.engines.outputs.decoding import autocast, eager
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.library import carrier
@@ -91,6 +92,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         shards=_shards(loaded, tensors),
         offloaded_bytes=offloaded_bytes(loaded.model),
         quantized=_quantized(loaded),
+        stored_quantized=_stored_quantized(loaded),
         tensor_parallel=carrier(loaded.model),
         **asdict(last_run or RunFacts()),
     )
@@ -112,6 +114,14 @@ def _quantized(loaded: ModelOnDevice) -> Quantized | None:
     if loaded.conversion is None:
         return None
     return quantized_layers(loaded.model, loaded.conversion)
+
+
+def _stored_quantized(loaded: ModelOnDevice) -> str:
+    """Return who quantized layers that nothing here did: the checkpoint, or a factory; else ""."""
+    asked = loaded.plan.quantization is not None or loaded.conversion is not None
+    if asked or not quantized_linears(loaded.model):
+        return ""
+    return quantized_by(loaded.model.config) or "the model's factory"
 
 
 def _with_adapters(described: Effective, loaded: ModelOnDevice) -> Effective:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
-from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.loading.checkpoint import load_errors, quantized_by
 from pytest_llmperf.engines.models.content import hash_value
 from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.padding import padding_id
@@ -104,6 +104,8 @@ def _transformed(
     source: SourceModel, plan: LoadPlan, device: torch.device, versions: dict[str, str]
 ) -> ModelOnDevice:
     """Prune, quantize and adapt a model that was read, as the plan says."""
+    if plan.quantization is not None and not scheme_of(plan.quantization).path:
+        _require_plain(plan, source.model.config)
     model = _for_inference(source.model)
     tokenizer = _left_padded(source.tokenizer)
     _neutral_generation(model, tokenizer)
@@ -171,7 +173,19 @@ def _read(plan: LoadPlan, device: torch.device) -> SourceModel:
         return read(plan, device)
     quantizer = Quantizer(plan, device)
     source = read(plan, torch.device("cpu"))
+    _require_plain(plan, source.model.config)
     return replace(source, conversion=_quantized(source.model, quantizer, plan))
+
+
+def _require_plain(plan: LoadPlan, config: Any) -> None:
+    """Raise LoadError where a checkpoint that is quantized already would be quantized again."""
+    method = quantized_by(config)
+    if method:
+        raise LoadError(
+            f"model {plan.model.name!r} is quantized already (by {method}), and "
+            f"{plan.quantization!r} cannot quantize it again. Use 'auto', or name a checkpoint "
+            "that is not quantized."
+        )
 
 
 def _quantized_late(plan: LoadPlan) -> bool:

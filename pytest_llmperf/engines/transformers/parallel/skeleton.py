@@ -79,6 +79,7 @@ def _architecture_skeleton(plan: LoadPlan, device: torch.device) -> Skeleton:
 
 
 def _folder_skeleton(plan: LoadPlan, device: torch.device, folder: Path) -> Skeleton:
+    checkpoint.require_decoder(folder)
     files = _require_weight_files(folder)
     stored = checkpoint.stored_dtype(folder, read_json(folder / "config.json"))
     config: Any = checkpoint.config_of(folder, trust_remote_code=plan.model.trust_remote_code)
