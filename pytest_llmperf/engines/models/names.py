@@ -6,7 +6,6 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,13 @@ from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan, ModelKind, ModelRef
 from pytest_llmperf.core.quantization import Scheme, scheme_of
+from pytest_llmperf.engines.models.paths import (
+    existing,
+    exists,
+    kind_of_path,
+    looks_like_path,
+    require_no_folder_of,
+)
 from pytest_llmperf.engines.models.quantized_size import (
     Shapes,
     checkpoint_bytes,
@@ -211,44 +217,15 @@ def _classify(name: str, root: Path | None) -> tuple[ModelKind, str]:
 
 
 def _classify_path_or_id(name: str, root: Path | None) -> tuple[ModelKind, str]:
-    path = _existing(name, root)
-    if (name and _exists(path)) or _looks_like_path(name):
+    path = existing(name, root)
+    if (name and exists(path)) or looks_like_path(name):
         return _classify_path(name, path)
     if _FACTORY.fullmatch(name):
         return "factory", name
     hub_id = _hub_id(name)
     if root is not None:
-        _require_no_folder_of(name, root)
+        require_no_folder_of(name, root)
     return "hub", hub_id
-
-
-def _existing(name: str, root: Path | None) -> Path:
-    """Return the place of a path that exists: below the root, else in the working directory.
-
-    Where neither exists it is the first of them.
-    """
-    # pathlib's expanduser raises for a user that does not exist.
-    expanded = Path(os.path.expanduser(name))  # noqa: PTH111
-    places = [expanded] if root is None else [root / expanded, expanded]
-    return next(filter(_exists, places), places[0])
-
-
-def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110  pathlib's raises for a long name
-
-
-def _require_no_folder_of(name: str, root: Path) -> None:
-    """Raise UsageError for a hub id whose first part is a folder of the project.
-
-    A folder was meant, and the hub may have somebody's repository of that name.
-    """
-    first, slash, _ = name.partition("/")
-    if slash and (root / first).is_dir():
-        raise UsageError(
-            f"model {name!r}: {root / first} is a folder of the project, and there is no "
-            f"{root / name}. The hub is not asked for a name that begins as one of your folders: "
-            "check the path, or name the folder of a downloaded snapshot."
-        )
 
 
 def _known_architecture(name: str) -> str:
@@ -264,12 +241,8 @@ def _unknown_architecture(name: str) -> str:
     )
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf") or name.count("/") > 1
-
-
 def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
-    if not _exists(path):
+    if not exists(path):
         raise UsageError(
             f"model {name!r}: there is no file or folder {path.absolute()}. {_KINDS_OF_NAMES}"
         )
@@ -278,14 +251,8 @@ def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
     if (path / "config.json").is_file():
         return "folder", str(path.absolute())
     raise UsageError(
-        f"model {name!r}: {path.absolute()} is {_kind_of_path(path)}. {_KINDS_OF_NAMES}"
+        f"model {name!r}: {path.absolute()} is {kind_of_path(path)}. {_KINDS_OF_NAMES}"
     )
-
-
-def _kind_of_path(path: Path) -> str:
-    if path.is_dir():
-        return "a folder without a config.json"
-    return "neither a folder nor a .gguf file"
 
 
 def _hub_id(name: str) -> str:
