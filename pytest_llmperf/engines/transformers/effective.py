@@ -24,8 +24,8 @@ from pytest_llmperf.core.effective import (
     TensorGroup,
 )
 from pytest_llmperf.engines.outputs.decoding import autocast, eager
+from pytest_llmperf.engines.transformers.accounting.matrices import other_matrices
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
-from pytest_llmperf.engines.transformers.matrices import other_matrices
 from pytest_llmperf.engines.transformers.parallel.library import carrier
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
 from pytest_llmperf.engines.transformers.quantize.report import quantized_layers
