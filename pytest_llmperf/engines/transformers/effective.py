@@ -25,6 +25,7 @@ from pytest_llmperf.core.effective import (
 )
 from pytest_llmperf.engines.loading.checkpoint import quantized_by
 from pytest_llmperf.engines.outputs.decoding import autocast, eager
+from pytest_llmperf.engines.transformers.accounting.matrices import other_matrices
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.library import carrier
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
@@ -94,6 +95,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         quantized=_quantized(loaded),
         stored_quantized=_stored_quantized(loaded),
         tensor_parallel=carrier(loaded.model),
+        other_matrices=other_matrices(loaded.model),
         **asdict(last_run or RunFacts()),
     )
     noted = structs.replace(described, notes=(*loaded.not_read, *described.notes))
