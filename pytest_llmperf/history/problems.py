@@ -22,6 +22,10 @@ class StoreUnavailable(StoreError):
     """
 
 
+class StoreBusy(StoreUnavailable):
+    """Another process writes to the store for longer than was waited. That is no outage."""
+
+
 class StoreRefused(StoreError):
     """The database will never take this value."""
 
@@ -35,8 +39,6 @@ _BUSY = (
     "End that process, or give another store."
 )
 _SQLITE = {
-    sqlite3.SQLITE_BUSY: _BUSY,
-    sqlite3.SQLITE_LOCKED: _BUSY,
     sqlite3.SQLITE_READONLY: (
         "cannot be written: file or folder is read-only. "
         "Give a writable place with --llmperf-store."
@@ -54,6 +56,7 @@ _SQLITE = {
         "cannot be locked: SQLite needs a local file system, network drives will not do."
     ),
 }
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -90,6 +93,8 @@ def _explain_sqlite(error: sqlite3.Error, public_url: str) -> StoreError:
             f"store {public_url} is damaged: {error}. "
             "`sqlite3 FILE .recover` may save what it holds."
         )
+    if primary in _BUSY_CODES:
+        return StoreBusy(f"store {public_url} {_BUSY} ({error})")
     sentence = _SQLITE.get(primary) if primary is not None else None
     if sentence is None:
         return StoreUnavailable(f"store {public_url}: {error}")
