@@ -10,13 +10,12 @@ import re
 
 HIDDEN = "***"
 
-_NAME = r"[\w.-]*(?:token|passw(?:or)?d|passphrase|secret|api[-_]?key|credential)[\w.-]*"
-_USER_INFO = re.compile(r"(://[^\s:@/?#'\"]*:)[^\s'\"]*@")
-_NAMED = re.compile(
-    rf"""(?ix) (\b{_NAME}["']?(?:\s*[=:]\s*|\s+)["']?) (?!\s|[=:]) [^\s&"',;]+""",
-)
-_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
-_KNOWN = re.compile(r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-)[\w-]{8,}")
+_NAME = r"[\w-]*(?:token|passw(?:or)?d|passphrase|secret|api[-_]?key|credential)[\w-]*"
+_USER_INFO = re.compile(r"(://[^\s:@/?#'\"]*:)[^\s'\"]*(@)")
+_OPTION = re.compile(rf"(?i)(--{_NAME}[ ]+)[^\s-]\S*()")
+_NAMED = re.compile(rf"""(?i)(\b{_NAME}["']?[ ]*[=:](?!:)[ ]*["']?)[^\s&"',;]+()""")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}()")
+_KNOWN = re.compile(r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-)[\w-]{8,}()")
 
 
 def masked(text: str) -> str:
@@ -26,6 +25,6 @@ def masked(text: str) -> str:
     a name such as `--hub-token`, `password=` or `api_key:`, a bearer's token, and the tokens of
     known issuers. A secret without any such mark cannot be told from other text.
     """
-    for pattern in (_USER_INFO, _NAMED, _BEARER, _KNOWN):
-        text = pattern.sub(rf"\g<1>{HIDDEN}" + ("@" if pattern is _USER_INFO else ""), text)
+    for pattern in (_USER_INFO, _OPTION, _NAMED, _BEARER, _KNOWN):
+        text = pattern.sub(rf"\1{HIDDEN}\2", text)
     return text

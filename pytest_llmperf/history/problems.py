@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from pytest_llmperf.errors import StoreError
+from pytest_llmperf.secrets import masked
 
 
 class StoreMissing(StoreError):
@@ -73,11 +74,11 @@ def explained(public_url: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _explain_sqlite(error, public_url) from error
     except SQLAlchemyError as error:
-        raise StoreError(f"store {public_url}: {error}") from error
+        raise StoreError(f"store {public_url}: {masked(str(error))}") from error
 
 
 def _explain(error: DBAPIError, public_url: str) -> StoreError:
-    reason = " ".join(str(error.orig).split())
+    reason = masked(" ".join(str(error.orig).split()))
     if isinstance(error, DataError | IntegrityError):
         return StoreRefused(f"store {public_url} refused a value: {reason}")
     if isinstance(error.orig, sqlite3.Error):
