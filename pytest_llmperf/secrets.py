@@ -10,7 +10,10 @@ import re
 
 HIDDEN = "***"
 
-_NAME = r"[\w-]*(?:token|passw(?:or)?d|passphrase|secret|api[-_]?key|credential)[\w-]*"
+_NAME = (
+    r"[\w-]*(?:token|passw(?:or)?ds?|passphrases?|secrets?|credentials?"
+    r"|(?:api|access|secret|private)[-_]?keys?)(?![\w-])"
+)
 _USER_INFO = re.compile(r"(://[^\s:@/?#'\"]*:)[^\s'\"]*(@)")
 _OPTION = re.compile(rf"(?i)(--{_NAME}[ ]+)[^\s-]\S*()")
 _NAMED = re.compile(rf"""(?i)(\b{_NAME}["']?[ ]*[=:](?!:)[ ]*["']?)[^\s&"',;]+()""")

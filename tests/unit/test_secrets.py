@@ -28,6 +28,8 @@ CANARY = "c4n4ryS3cret"
         f"pytest --hub-token {CANARY} tests",
         f"pytest --hub-token={CANARY}",
         f"pytest --api-key   {CANARY}",
+        f"vllm serve m --api-key={CANARY}",
+        f"AWS_SECRET_ACCESS_KEY={CANARY}",
         f"PGPASSWORD={CANARY} pytest",
         f'{{"hub_token": "{CANARY}"}}',
         f"HF_TOKEN: {CANARY}",
@@ -52,6 +54,8 @@ def test_a_marked_secret_is_hidden(text):
         "sqlite:////tmp/history.db",
         "/work/user@host/project",
         "--max-tokens-per-s -v",
+        "vllm serve m --max-num-batched-tokens 8192 --tokenizer t --token-ms 5 --port 1",
+        "decode(new_tokens=11, tokenizer: t)",
     ],
 )
 def test_what_is_no_secret_stays(text):

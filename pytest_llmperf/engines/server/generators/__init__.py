@@ -107,6 +107,7 @@ async def _run(generator: Generator, job: Job, log: Path) -> int:
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            job.secret_file.unlink(missing_ok=True)
 
 
 def environment(generator: Generator, own: Mapping[str, str]) -> dict[str, str]:
