@@ -191,3 +191,9 @@ def _newest_first(folder: Path) -> list[tuple[float, int, Path]]:
             status = path.lstat()
             rows.append((status.st_mtime, status.st_size, path))
     return sorted(rows, reverse=True)
+
+
+# A forked child has no watching thread, and must not inherit a lock that the thread holds.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)

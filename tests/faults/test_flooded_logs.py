@@ -166,6 +166,36 @@ def test_a_log_that_is_gone_has_no_lines(start, tmp_path):
         group.call(Open(plan=scripted_plan("")), deadline_s=60)
 
 
+FORKING = """
+import os, signal, threading, time
+from pathlib import Path
+from pytest_llmperf.workers import logs
+inside = threading.Event()
+def hold():
+    with logs.uncut():
+        inside.set()
+        time.sleep(0.3)
+threading.Thread(target=hold).start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(5)
+    threading.Thread(target=logs.tail, args=(Path("none"), 1)).start()
+    with logs.uncut():
+        pass
+else:
+    print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_fork_of_this_process_inherits_no_lock():
+    """Another thread may look at the logs when a test of the user's forks."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == "0"
+
+
 def test_the_oldest_logs_of_earlier_sessions_are_removed(tmp_path, monkeypatch):
     """Not those of the last hour, whose session may still run, nor another's files."""
     monkeypatch.setattr(logs, "KEPT_FILES", 3)
