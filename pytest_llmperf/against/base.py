@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.against.invocation import encode, invocation
+from pytest_llmperf.against.invocation import SPEC_FILE, hand_over, invocation, public
 from pytest_llmperf.against.trees import Trees, base_environment, other_trees
 from pytest_llmperf.against.worktree import Worktree
 from pytest_llmperf.errors import InvalidRun, LlmperfError, UsageError
@@ -133,15 +133,20 @@ class Base:
         pythons = {} if is_interpreter else self._settings.pythons
         spec = invocation(self._config, trees, self.node_ids, pythons)
         cwd = trees.in_base(spec.cwd)
-        return WorkerGroup.start(
-            python=str(self.target.path) if is_interpreter else sys.executable,
-            log_dir=self._log_dir,
-            env=base_environment(trees, os.environ, spec.cwd),
-            name="base",
-            start_deadline_s=_START_S,
-            program=(*_SIDE, "--spec", encode(spec)),
-            cwd=cwd if cwd.is_dir() else trees.base,
-        )
+        file = hand_over(spec)
+        environment = base_environment(trees, os.environ, spec.cwd)
+        try:
+            return WorkerGroup.start(
+                python=str(self.target.path) if is_interpreter else sys.executable,
+                log_dir=self._log_dir,
+                env={**environment, SPEC_FILE: str(file)},
+                name="base",
+                start_deadline_s=_START_S,
+                program=(*_SIDE, "--spec", public(spec)),
+                cwd=cwd if cwd.is_dir() else trees.base,
+            )
+        finally:
+            file.unlink(missing_ok=True)  # the side has read it before it says hello
 
     def trees(self) -> Trees:
         """Return our tree and the base's, which is made for a commit. Raises UsageError."""

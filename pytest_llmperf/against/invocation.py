@@ -5,7 +5,9 @@ It is the head's own invocation, moved to the base, without what judges, stores 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from msgspec import Struct
 
 from pytest_llmperf.against.trees import Trees
+from pytest_llmperf.secrets import masked
 from pytest_llmperf.settings.options import ALREADY_IMPORTED, OPTIONS
 
 SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
@@ -76,13 +79,46 @@ class Invocation(Struct, frozen=True, kw_only=True):
         return [str(file) for file in base_files if file.exists()]
 
 
-def encode(spec: Invocation) -> str:
-    """Return one line of JSON, for a command line."""
-    return msgspec.json.encode(spec, enc_hook=str).decode("utf-8")
+SPEC_FILE = "LLMPERF_BASE_SPEC"
+"""The variable that names the file with the whole Invocation."""
 
 
-def decode(text: str) -> Invocation:
-    """Read what `encode` wrote."""
+def public(spec: Invocation) -> str:
+    """Return one line of JSON for a command line, which every user of the host can read.
+
+    It has no option of the project, and no ini value that a secret can be told in. A base of an
+    earlier version gets this alone.
+    """
+    inis = tuple(value for value in spec.override_ini if masked(value) == value)
+    return _encoded(msgspec.structs.replace(spec, options={}, override_ini=inis)).decode("utf-8")
+
+
+def hand_over(spec: Invocation) -> Path:
+    """Write all of it into a file that nobody else can read, for `taken_over`. Raises OSError."""
+    fd, name = tempfile.mkstemp(prefix="llmperf-base-", suffix=".json")
+    with os.fdopen(fd, "wb") as file:
+        file.write(_encoded(spec))
+    return Path(name)
+
+
+def taken_over(environment: MutableMapping[str, str], text: str) -> Invocation:
+    """Read and remove what `hand_over` wrote; without it, what `public` did.
+
+    The variable is removed too, so that what this process starts does not inherit it.
+    """
+    name = environment.pop(SPEC_FILE, "")
+    if not name:
+        return _decoded(text)
+    content = Path(name).read_bytes()
+    Path(name).unlink()
+    return _decoded(content)
+
+
+def _encoded(spec: Invocation) -> bytes:
+    return msgspec.json.encode(spec, enc_hook=str)
+
+
+def _decoded(text: str | bytes) -> Invocation:
     return msgspec.json.decode(text, type=Invocation, dec_hook=lambda kind, value: kind(value))
 
 

@@ -24,13 +24,14 @@ import pytest
 from pytest_llmperf.against import SIDE_PLUGIN
 from pytest_llmperf.against.blocks import measure_block
 from pytest_llmperf.against.desk import Desk
-from pytest_llmperf.against.invocation import Invocation, decode
+from pytest_llmperf.against.invocation import Invocation, taken_over
 from pytest_llmperf.against.trees import drop_steering, strays
 from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.unjudged_quantity import UnjudgedQuantity
 from pytest_llmperf.errors import InvalidRun, LlmperfError, WorkerError
 from pytest_llmperf.processes import die_with_parent, lead_own_group
+from pytest_llmperf.secrets import masked
 from pytest_llmperf.session.judges import MeasuringSession
 from pytest_llmperf.session.measured import Loadable, Work
 from pytest_llmperf.wire.commands import (
@@ -245,8 +246,9 @@ def main(argv: list[str] | None = None) -> int:
         die_with_parent()
     os.set_inheritable(options.fd, False)
     drop_steering(os.environ)
+    spec = taken_over(os.environ, options.spec)  # before the desk says hello
     desk = Desk(worker_end(socket.socket(fileno=options.fd)))
-    return serve(desk, decode(options.spec))
+    return serve(desk, spec)
 
 
 def serve(desk: Desk, spec: Invocation) -> int:
@@ -262,7 +264,7 @@ def serve(desk: Desk, spec: Invocation) -> int:
     if side.closed:
         desk.answer(Closed())
     else:
-        command_line = f"pytest {' '.join(arguments)}"
+        command_line = masked(f"pytest {' '.join(arguments)}")
         desk.fail(WorkerError(f"pytest at the base ended with exit code {code}: {command_line}"))
     return code
 
@@ -303,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_llmperf.against.side", description=__doc__
     )
-    parser.add_argument("--spec", required=True, help="an Invocation as JSON")
+    parser.add_argument(
+        "--spec", required=True, help="an Invocation as JSON, without what is secret"
+    )
     parser.add_argument(
         "--fd", type=int, required=True, help="inherited stream socket to the session"
     )

@@ -3,14 +3,13 @@
 They hold across all sessions and pytest-xdist workers of this user on this host.
 
 One file a ticket, locked (flock) by the process that made it, so that a ticket dies with its
-process whatever ends that. Tickets are read and written under the lock of the queue; who is served
-next is decided in `lease_queue`.
+process whatever ends that. Tickets are read and written under the lock of the queue by
+`lease_files`; who is served next is decided in `lease_queue`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -25,16 +24,15 @@ from typing import Self
 
 import msgspec
 
+from pytest_llmperf.devices import lease_files
 from pytest_llmperf.devices.lease_queue import WHOLE, Ticket, granted, in_the_way, longest_wait_s
 from pytest_llmperf.errors import DeviceBusy
+from pytest_llmperf.secrets import masked
 
 # From, up to: hand-overs between short commands are quick, long waits cost nothing.
 _POLL_S = (0.002, 0.05)
 _POLL_GROWTH = 1.5
-_SUFFIX = ".ticket"
 _COMMAND_CHARACTERS = 200
-_OPEN_OR_CREATE = os.O_RDWR | os.O_CREAT
-_open_fds: set[int] = set()
 _exclusive: dict[tuple[Path, str], _Entered] = {}
 _entering: defaultdict[tuple[Path, str], threading.Lock] = defaultdict(threading.Lock)
 
@@ -66,14 +64,25 @@ class Lease:
         return self._fd >= 0 and self._owner_pid == os.getpid()
 
     def _remove_ticket(self) -> None:
-        with _queue(self._directory):
-            _path(self._directory, self._ticket.number).unlink(missing_ok=True)
-            _close(self._fd)
+        """Remove the file of the ticket.
+
+        Where the queue cannot be used, the next process removes it: once it is closed, it holds
+        nothing.
+        """
+        try:
+            with contextlib.suppress(DeviceBusy), lease_files.queue(self._directory, 0.0):
+                lease_files.remove(self._directory, self._ticket)
+        finally:
+            lease_files.close(self._fd)
 
     def wanted_since_s(self) -> float:
-        """Return how long others have been waiting for one of the devices; 0 when nobody does."""
-        with _queue(self._directory):
-            tickets = _tickets(self._directory, self._ticket)
+        """Return how long others have been waiting for one of the devices; 0 when nobody does.
+
+        0 also where the queue cannot be used.
+        """
+        tickets: list[Ticket] = []
+        with contextlib.suppress(DeviceBusy), lease_files.queue(self._directory, 0.0):
+            tickets = lease_files.tickets(self._directory, self._ticket, {})
         return longest_wait_s(tickets, self.devices, time.time())
 
     def __enter__(self) -> Self:
@@ -114,13 +123,15 @@ def lease(
     if not 1 <= n <= len(wants):
         raise ValueError(f"{n} devices out of {len(wants)} cannot be leased")
     folder = _usable(directory or default_directory())
-    ticket, fd = _join(folder, wants, n)
+    end_s = time.monotonic() + timeout_s
+    ticket, fd = _join(folder, wants, n, end_s)
     try:
-        served = _wait(folder, ticket, fd, timeout_s, on_wait, names or {})
+        served, served_fd = _wait(folder, ticket, _Patience(timeout_s, end_s, on_wait), names or {})
     except BaseException:
         Lease((), folder, ticket, fd).release()
         raise
-    return Lease(served.holds, folder, served, fd)
+    lease_files.close(fd)  # another file has its place
+    return Lease(served.holds, folder, served, served_fd)
 
 
 @contextlib.contextmanager
@@ -161,18 +172,16 @@ def _leave(key: tuple[Path, str]) -> None:
         entered.lease.release()
 
 
-def _join(folder: Path, wants: Mapping[str, float], n: int) -> tuple[Ticket, int]:
+def _join(folder: Path, wants: Mapping[str, float], n: int, end_s: float) -> tuple[Ticket, int]:
     """Put a new ticket at the end of the queue.
 
     Returns it, and the descriptor that keeps it alive.
     """
-    with _queue(folder):
-        last = max((ticket.number for ticket in _tickets(folder, None)), default=0)
+    with lease_files.queue(folder, end_s):
+        others = lease_files.tickets(folder, None, wants)
+        last = max((ticket.number for ticket in others), default=0)
         ticket = _new_ticket(last + 1, wants, n)
-        fd = _open(_path(folder, ticket.number), _OPEN_OR_CREATE | os.O_TRUNC)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        _write(fd, ticket)
-    return ticket, fd
+        return ticket, lease_files.make(folder, ticket)
 
 
 def _new_ticket(number: int, wants: Mapping[str, float], n: int) -> Ticket:
@@ -187,48 +196,60 @@ def _new_ticket(number: int, wants: Mapping[str, float], n: int) -> Ticket:
 
 
 def _own_command() -> str:
-    """Return the start of this process's command line, as others read it in a ticket."""
-    return " ".join(sys.argv)[:_COMMAND_CHARACTERS]
+    """Return this process's program and working folder, as others read them in a ticket.
+
+    Its arguments are nobody else's business: options have passwords in them.
+    """
+    program = Path(sys.argv[0] if sys.argv else sys.executable)
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    text = f"{name} in {_working_folder()}"[:_COMMAND_CHARACTERS]
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a text
+    except OSError:
+        return "a folder that is gone"
+
+
+@dataclass
+class _Patience:
+    """How long is waited, until when of the monotonic clock, and who is told of it once."""
+
+    timeout_s: float
+    end_s: float
+    on_wait: Callable[[str], None] | None
+
+    def tell(self, reason: str) -> None:
+        """Say who is in the way, the first time."""
+        if self.on_wait is not None:
+            self.on_wait(reason)
+            self.on_wait = None
 
 
 def _wait(
-    folder: Path,
-    ticket: Ticket,
-    fd: int,
-    timeout_s: float,
-    on_wait: Callable[[str], None] | None,
-    names: Mapping[str, str],
-) -> Ticket:
-    """Return the ticket with its devices. Raises DeviceBusy."""
-    end_s, poll_s = time.monotonic() + timeout_s, _POLL_S[0]
+    folder: Path, ticket: Ticket, patience: _Patience, names: Mapping[str, str]
+) -> tuple[Ticket, int]:
+    """Return the ticket with its devices, and the descriptor of its new file. Raises DeviceBusy."""
+    poll_s = _POLL_S[0]
     while True:
-        with _queue(folder):
-            tickets = [*_tickets(folder, ticket), ticket]
-            served = _served(tickets, ticket, fd)
-        if served is not None:
-            return served
-        if time.monotonic() >= end_s:
-            raise DeviceBusy(_busy_text(tickets, ticket, timeout_s, folder, names))
-        if on_wait is not None:
-            on_wait("; ".join(map(_process_text, in_the_way(tickets, ticket.number))))
-            on_wait = None
-        _sleep(poll_s, end_s)
+        with lease_files.queue(folder, patience.end_s):
+            tickets = [*lease_files.tickets(folder, ticket, ticket.wants), ticket]
+            devices = granted(tickets, ticket.number)
+            if devices:
+                served = _holding(ticket, devices)
+                return served, lease_files.make(folder, served)
+        if time.monotonic() >= patience.end_s:
+            raise DeviceBusy(_busy_text(tickets, ticket, patience.timeout_s, folder, names))
+        patience.tell("; ".join(map(_process_text, in_the_way(tickets, ticket.number))))
+        _sleep(poll_s, patience.end_s)
         poll_s = min(poll_s * _POLL_GROWTH, _POLL_S[1])
 
 
 def _sleep(seconds: float, end_s: float) -> None:
     """Sleep, but not beyond the end of the wait."""
     time.sleep(min(seconds, max(0.0, end_s - time.monotonic())))
-
-
-def _served(tickets: list[Ticket], ticket: Ticket, fd: int) -> Ticket | None:
-    """Return the ticket with its devices, and write it, if it is its turn."""
-    devices = granted(tickets, ticket.number)
-    if not devices:
-        return None
-    served = _holding(ticket, devices)
-    _write(fd, served)
-    return served
 
 
 def _holding(ticket: Ticket, devices: tuple[str, ...]) -> Ticket:
@@ -267,84 +288,12 @@ def _names(devices: Iterable[str], names: Mapping[str, str]) -> str:
 
 def _process_text(ticket: Ticket) -> str:
     waited_s = time.time() - ticket.since_unix_s
-    return f"process {ticket.pid} ({ticket.command!r}, for {waited_s:.0f} s)"
-
-
-# The files. Each function below runs under the lock of the queue, but for `_queue` itself.
-
-
-@contextlib.contextmanager
-def _queue(folder: Path) -> Iterator[None]:
-    """Be alone with the tickets, for well under a millisecond."""
-    fd = _open(folder / "queue.lock", _OPEN_OR_CREATE)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        _close(fd)
-
-
-def _tickets(folder: Path, own: Ticket | None) -> list[Ticket]:
-    """Return every living ticket but our own. Those of dead processes are removed."""
-    own_path = _path(folder, own.number) if own is not None else None
-    tickets = map(_read, _ticket_paths_except(own_path, folder))
-    return [ticket for ticket in tickets if ticket is not None]
-
-
-def _ticket_paths_except(own_path: Path | None, folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"*{_SUFFIX}") if path != own_path]
-
-
-def _read(path: Path) -> Ticket | None:
-    fd = _open(path, os.O_RDWR)
-    try:
-        if _is_locked_by_its_owner(fd):
-            return _content(fd)
-        path.unlink()  # its process is gone
-        return None
-    finally:
-        _close(fd)
-
-
-def _is_locked_by_its_owner(fd: int) -> bool:
-    """Whether a living process locks the ticket; where none does, it is locked here."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _content(fd: int) -> Ticket:
-    return msgspec.json.decode(os.pread(fd, 2**20, 0), type=Ticket)
-
-
-def _write(fd: int, ticket: Ticket) -> None:
-    data = msgspec.json.encode(ticket)
-    os.pwrite(fd, data, 0)
-    os.ftruncate(fd, len(data))
-
-
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:012d}{_SUFFIX}"
-
-
-def _open(path: Path, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    _open_fds.add(fd)
-    return fd
-
-
-def _close(fd: int) -> None:
-    _open_fds.discard(fd)
-    os.close(fd)
+    return f"process {ticket.pid} ({masked(ticket.command)!r}, for {waited_s:.0f} s)"
 
 
 def _forget() -> None:
     """Drop the parent's leases in a forked child: they must not live on with it."""
-    for fd in _open_fds:
-        os.close(fd)
-    _open_fds.clear()
+    lease_files.forget()
     _exclusive.clear()
     _entering.clear()
 

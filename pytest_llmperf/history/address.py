@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pytest_llmperf.errors import StoreError, did_you_mean
+from pytest_llmperf.secrets import masked
 
 DEFAULT_URL = "sqlite:///.llmperf/history.db"
 CHOICES = (
@@ -31,7 +31,7 @@ _DRIVERS = {
 class Address:
     """A checked store URL.
 
-    `public_url` hides the password; `file` is None for a server; `spool` is always a local file.
+    `public_url` hides passwords; `file` is None for a server; `spool` is always a local file.
     """
 
     url: URL
@@ -55,8 +55,7 @@ def parse(url: str, folder: Path) -> Address:
 
 def _checked(url: str) -> URL:
     """Return the URL with the driver that is used for its dialect. Raises StoreError as `parse`."""
-    without_password = re.sub(r"://[^@/]*@", "://***@", url)
-    prefix = f"store URL {without_password!r}"
+    prefix = f"store URL {masked(url)!r}"
     parsed = _parsed(url, prefix)
     dialect = parsed.drivername
     if dialect not in _DRIVERS:
@@ -82,7 +81,7 @@ def _path_hint(url: str) -> str:
 def _file_address(url: URL, folder: Path) -> Address:
     name = url.database or ""
     if name == ":memory:" or name.startswith("file:"):
-        problem = f"store URL {str(url)!r} names no plain file"
+        problem = f"store URL {masked(str(url))!r} names no plain file"
         raise StoreError(f"{problem}; a history must outlive the session. {CHOICES}")
     file = folder.absolute() / name
     return Address(
@@ -94,16 +93,16 @@ def _file_address(url: URL, folder: Path) -> Address:
 
 
 def _server_address(url: URL, folder: Path) -> Address:
-    public_url = url.render_as_string(hide_password=True)
+    without_password = url.render_as_string(hide_password=True)
     return Address(
         url=url,
-        public_url=public_url,
+        public_url=masked(without_password),
         file=None,
-        spool=folder.absolute() / ".llmperf" / _spool_name(public_url),
+        spool=folder.absolute() / ".llmperf" / _spool_name(without_password),
     )
 
 
-def _spool_name(public_url: str) -> str:
+def _spool_name(url: str) -> str:
     """Return the name of the file in which what a server has not got yet waits."""
-    digest = hashlib.sha256(public_url.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     return f"spool-{digest}.jsonl"

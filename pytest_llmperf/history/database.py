@@ -26,7 +26,7 @@ class Database:
 
     def __init__(self, address: Address, *, busy_s: float) -> None:
         self.address = address
-        self._busy_s = busy_s
+        self.busy_s = busy_s
         self._inode: int | None = None
         self._engine = _engine(address, busy_s)
         self._writer = self._engine.execution_options(**{_WRITE: True})
@@ -141,11 +141,11 @@ class Database:
     @contextmanager
     def _lock(self, file: Path) -> Iterator[None]:
         try:
-            with FileLock(f"{file}.lock", timeout=self._busy_s):
+            with FileLock(f"{file}.lock", timeout=self.busy_s):
                 yield
         except Timeout as error:
             raise StoreUnavailable(
-                f"{file}.lock was held by another process for {self._busy_s:g} s."
+                f"{file}.lock was held by another process for {self.busy_s:g} s."
             ) from error
         except OSError as error:
             raise StoreUnavailable(_unwritable(file.parent, error)) from error

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from pytest_llmperf.errors import StoreError
+from pytest_llmperf.secrets import masked
 
 
 class StoreMissing(StoreError):
@@ -20,6 +21,10 @@ class StoreUnavailable(StoreError):
 
     What is measured goes to the spool.
     """
+
+
+class StoreBusy(StoreUnavailable):
+    """Another process writes to the store for longer than was waited. That is no outage."""
 
 
 class StoreRefused(StoreError):
@@ -35,8 +40,6 @@ _BUSY = (
     "End that process, or give another store."
 )
 _SQLITE = {
-    sqlite3.SQLITE_BUSY: _BUSY,
-    sqlite3.SQLITE_LOCKED: _BUSY,
     sqlite3.SQLITE_READONLY: (
         "cannot be written: file or folder is read-only. "
         "Give a writable place with --llmperf-store."
@@ -54,6 +57,7 @@ _SQLITE = {
         "cannot be locked: SQLite needs a local file system, network drives will not do."
     ),
 }
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -70,11 +74,11 @@ def explained(public_url: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _explain_sqlite(error, public_url) from error
     except SQLAlchemyError as error:
-        raise StoreError(f"store {public_url}: {error}") from error
+        raise StoreError(f"store {public_url}: {masked(str(error))}") from error
 
 
 def _explain(error: DBAPIError, public_url: str) -> StoreError:
-    reason = " ".join(str(error.orig).split())
+    reason = masked(" ".join(str(error.orig).split()))
     if isinstance(error, DataError | IntegrityError):
         return StoreRefused(f"store {public_url} refused a value: {reason}")
     if isinstance(error.orig, sqlite3.Error):
@@ -90,6 +94,8 @@ def _explain_sqlite(error: sqlite3.Error, public_url: str) -> StoreError:
             f"store {public_url} is damaged: {error}. "
             "`sqlite3 FILE .recover` may save what it holds."
         )
+    if primary in _BUSY_CODES:
+        return StoreBusy(f"store {public_url} {_BUSY} ({error})")
     sentence = _SQLITE.get(primary) if primary is not None else None
     if sentence is None:
         return StoreUnavailable(f"store {public_url}: {error}")

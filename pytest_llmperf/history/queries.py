@@ -55,24 +55,30 @@ _INSERT: dict[str, Callable[[Table], _InsertOrIgnore]] = {
 def write(database: Database, entry: Entry) -> None:
     """Write a record, or the outcome of one, in one transaction."""
     with database.writing() as connection:
-        if isinstance(entry, Record):
-            _add(connection, entry)
-        else:
-            _update(connection, entry)
+        _write(connection, entry)
 
 
-def write_spooled(database: Database, entry: Entry) -> None:
-    """Write a record, or the outcome of one, that waited in the spool.
+def write_spooled(database: Database, entries: Sequence[Entry]) -> None:
+    """Write records and outcomes that waited in the spool, all in one transaction or none.
 
     Raises ValueError for what the store will never take: a time that is none, an outcome without a
     record.
     """
     try:
-        write(database, entry)
+        with database.writing() as connection:
+            for entry in entries:
+                _write(connection, entry)
     except StoreError as error:
         if isinstance(error, StoreUnavailable):
             raise
         raise ValueError(str(error)) from error
+
+
+def _write(connection: Connection, entry: Entry) -> None:
+    if isinstance(entry, Record):
+        _add(connection, entry)
+    else:
+        _update(connection, entry)
 
 
 def write_many(database: Database, records: Sequence[Record]) -> int:

@@ -1,10 +1,20 @@
-"""What could not be sent to the store, kept in a local file until a later session sends it."""
+"""What could not be sent to the store, kept in local files until it can be.
+
+Entries lie in three places, in the order in which they are sent: the file that is being sent, the
+file that is added to, and files of one entry each, written where the lock of the second could not
+be had. A process that has written one of these goes on so until it was sent, so that its entries
+keep their order.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +27,11 @@ from pytest_llmperf.core.record import ClaimRecord, Record
 from pytest_llmperf.errors import StoreError
 
 
-class SpoolBusy(StoreError):
+class SpoolUnusable(StoreError):
+    """The spool's file or its lock cannot be used: another user's, a full disk."""
+
+
+class SpoolBusy(SpoolUnusable):
     """Another process holds the spool."""
 
 
@@ -38,6 +52,9 @@ Entry = Record | Outcome
 
 
 _APPEND_OR_CREATE = os.O_RDWR | os.O_CREAT | os.O_APPEND
+_BATCH = 64
+_GIVE_WAY_S = 0.02
+"""Between two batches, so that other writers of the store have their turn."""
 _ABSENT = msgspec.Raw(b"")
 
 
@@ -47,21 +64,38 @@ class _Line(Struct, frozen=True):
 
 
 class Spool:
-    """An append-only file of entries, shared by processes through a lock file.
+    """Append-only files of entries, shared by processes through lock files.
 
-    Nothing is deleted before it was sent.
+    Nothing is deleted before it was sent. The lock that `append` takes is held for an instant, also
+    while another process sends.
     """
 
-    def __init__(self, path: Path, *, wait_s: float = 30.0) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 5.0) -> None:
         self.path = path
         self.refused_path = path.with_name(f"{path.name}.refused")
+        self._sending_path = path.with_name(f"{path.name}.sending")
         self._wait_s = wait_s
+        self._own: list[Path] = []
+        self._newest_ns = 0
 
     def append(self, entry: Entry) -> None:
-        """Add one entry, durable when this returns. Raises StoreError if it cannot be written."""
+        """Add one entry, durable when this returns.
+
+        Where the spool's file cannot be used, the entry gets a file of its own beside it.
+
+        Raises StoreError if nothing can be written.
+        """
         self.check()
-        with self._locked():
-            _append(self.path, _encode(entry))
+        line = _encode(entry)
+        self._own = [path for path in self._own if path.exists()]
+        if self._own:
+            self._write_own(line)
+            return
+        try:
+            with self._locked(self.path):
+                _append(self.path, line)
+        except SpoolUnusable:
+            self._write_own(line)
 
     def check(self) -> None:
         """Make the spool's folder. Raises StoreError if that cannot be."""
@@ -70,67 +104,145 @@ class Spool:
         except OSError as error:
             raise self._failed(error) from error
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether there is something to send."""
+        return self.path.is_file() or self._sending_path.is_file() or bool(self._single_files())
+
     def pending(self) -> int:
         """Entries that wait, without a lock: for messages."""
-        try:
-            return sum(1 for line in self.path.read_bytes().split(b"\n") if line.strip())
-        except OSError:
-            return 0
+        files = (self._sending_path, self.path, *self._single_files())
+        return sum(map(_count_lines, files))
 
-    def send(self, deliver: Callable[[Entry], None]) -> tuple[int, list[str]]:
-        """Hand every entry to `deliver` in order, then empty the file.
+    def send(self, deliver: Callable[[Sequence[Entry]], None]) -> tuple[int, list[str]]:
+        """Hand every entry to `deliver` in order, some at a time, and remove what was sent.
 
-        Returns how many went, and what was refused and why.
+        Returns how many went, and what was refused and why, or why nothing could be sent.
 
-        A line that is no entry, or that `deliver` refuses with a ValueError, goes to the `.refused`
-        file beside it. Any other error of `deliver` passes through and leaves the file as it is:
-        sending twice does no harm.
+        `deliver` takes all that it is given, or none and raises. Where it refuses some with a
+        ValueError, it gets them one by one. A line that is no entry, or that it refuses alone, goes
+        to the `.refused` file beside it. Any other error of `deliver` passes through, and all that
+        was not sent stays: sending twice does no harm.
         """
-        if not self.path.is_file():
+        if not self.has_entries:
             return 0, []
         try:
-            with self._locked():
+            with self._locked(self._sending_path):
                 return self._send(deliver)
-        except SpoolBusy as busy:  # most likely another process is sending the same entries
-            return 0, [str(busy)]
+        except SpoolUnusable as unusable:  # most likely another process is sending the same entries
+            return 0, [str(unusable)]
 
-    def _send(self, deliver: Callable[[Entry], None]) -> tuple[int, list[str]]:
-        lines = self._read()
-        refused = [(line, reason) for line in lines if (reason := _deliver(line, deliver))]
-        for line, _ in refused:
-            _append(self.refused_path, line)
-        self.path.unlink(missing_ok=True)
-        notices = [f"{reason} (kept in {self.refused_path})" for _, reason in refused]
-        return len(lines) - len(refused), notices
+    def _send(self, deliver: Callable[[Sequence[Entry]], None]) -> tuple[int, list[str]]:
+        sent, notices = self._send_file(self._sending_path, deliver)  # a killed sender's
+        single_files = self._single_files()  # listed first: what came before them is in the file
+        with self._locked(self.path):
+            if self.path.is_file():
+                self.path.replace(self._sending_path)
+        try:
+            for path in (self._sending_path, *single_files):
+                n_sent, refused = self._send_file(path, deliver)
+                sent, notices = sent + n_sent, notices + refused
+        except BaseException:
+            self._put_back()
+            raise
+        return sent, notices
 
-    def _read(self) -> list[bytes]:
-        if not self.path.is_file():
-            return []
-        return [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
+    def _send_file(
+        self, path: Path, deliver: Callable[[Sequence[Entry]], None]
+    ) -> tuple[int, list[str]]:
+        """Send one file and remove it."""
+        sent, notices = 0, []
+        for lines in _batches(path):
+            refused = _deliver(lines, deliver)
+            for line, reason in refused:
+                _append(self.refused_path, line)
+                notices.append(f"{reason} (kept in {self.refused_path})")
+            sent += len(lines) - len(refused)
+            if len(lines) == _BATCH:
+                time.sleep(_GIVE_WAY_S)
+        path.unlink(missing_ok=True)
+        return sent, notices
+
+    def _put_back(self) -> None:
+        """Give the entries their file again, unless others have been added to it since."""
+        with contextlib.suppress(SpoolUnusable), self._locked(self.path):
+            if self._sending_path.is_file() and not self.path.exists():
+                self._sending_path.replace(self.path)
+
+    def _single_files(self) -> list[Path]:
+        """Return the files of one entry, the oldest first."""
+        return sorted(self.path.parent.glob(f"{self.path.name}.one-*"))
+
+    def _write_own(self, line: bytes) -> None:
+        """Write a file of one entry, whole or not at all. Raises StoreError."""
+        self._newest_ns = max(self._newest_ns + 1, time.time_ns())  # clocks are set back
+        name = f"{self.path.name}.one-{self._newest_ns:020d}-{uuid.uuid4().hex[:8]}"
+        unfinished, path = self.path.with_name(f".{name}"), self.path.with_name(name)
+        try:
+            _append(unfinished, line)
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise self._failed(error) from error
+        self._own.append(path)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, path: Path) -> Iterator[None]:
         try:
-            with FileLock(f"{self.path}.lock", timeout=self._wait_s):
+            with FileLock(f"{path}.lock", timeout=self._wait_s):
                 yield
         except Timeout as error:
             raise SpoolBusy(
-                f"spool {self.path} was locked by another process for {self._wait_s:g} s."
+                f"spool {path} was locked by another process for {self._wait_s:g} s."
             ) from error
         except OSError as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: OSError) -> StoreError:
-        return StoreError(
+    def _failed(self, error: OSError) -> SpoolUnusable:
+        return SpoolUnusable(
             f"spool {self.path} cannot be used: {error}. "
             "Free some space or give another --llmperf-store."
         )
 
 
-def _deliver(line: bytes, deliver: Callable[[Entry], None]) -> str:
+def _batches(path: Path) -> Iterator[tuple[bytes, ...]]:
+    """Read a file some lines at a time; one that is not there has none."""
+    lines = _lines(path)
+    while batch := tuple(islice(lines, _BATCH)):
+        yield batch
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (line.rstrip(b"\n") for line in file if line.strip())
+
+
+def _count_lines(path: Path) -> int:
     try:
-        deliver(_decode(line))
-    except ValueError as error:
+        return sum(1 for _ in _lines(path))
+    except OSError:
+        return 0
+
+
+def _deliver(
+    lines: Sequence[bytes], deliver: Callable[[Sequence[Entry]], None]
+) -> list[tuple[bytes, str]]:
+    """Deliver lines together; return those that were refused, and why."""
+    try:
+        deliver([_decode(line) for line in lines])
+    except (ValueError, RecursionError):
+        reasons = [(line, _deliver_one(line, deliver)) for line in lines]
+        return [(line, reason) for line, reason in reasons if reason]
+    return []
+
+
+def _deliver_one(line: bytes, deliver: Callable[[Sequence[Entry]], None]) -> str:
+    """Deliver a line; return why it was refused, if it was."""
+    try:
+        deliver([_decode(line)])
+    except (ValueError, RecursionError) as error:
         return f"spooled line {line[:60].decode('utf-8', 'replace')!r} was refused: {error}"
     return ""
 

@@ -7,6 +7,8 @@ for record in store.records(series=series_key(record), limit=30): ...
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +19,17 @@ from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history import queries
 from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
-from pytest_llmperf.history.problems import StoreCorrupt, StoreUnavailable
+from pytest_llmperf.history.problems import StoreBusy, StoreCorrupt, StoreUnavailable
 from pytest_llmperf.history.results import MeasuredMetric, Point, Series
 from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0
 """How long a locked or silent store is waited for, in seconds."""
+RETRY_S = (30.0, 600.0)
+"""After how long a store that failed is tried again, at first and at most, in seconds.
+
+One that others only kept busy is tried again after the time for which it was waited.
+"""
 
 
 def open_store(
@@ -79,12 +86,15 @@ class Store:
         self._database = database
         self._spool = spool
         self._unavailable = False
+        self._retry_s = RETRY_S[0]
+        self._retry_at_s = 0.0
+        self._has_spooled_here = False
         self._unsaved: list[Entry] = []
 
     @property
     def has_spooled(self) -> bool:
         """Whether earlier runs left something to send."""
-        return self._spool.path.is_file()
+        return self._spool.has_entries
 
     @property
     def public_url(self) -> str:
@@ -238,7 +248,20 @@ class Store:
         except StoreCorrupt as damage:  # found only when pages are read; the spool is still whole
             self.notices += self._database.put_aside(damage)
             self._send_spool()
+        self._require_sent()
         self._unavailable = False
+        self._retry_s = RETRY_S[0]
+
+    def _require_sent(self) -> None:
+        """Raise StoreBusy while entries of this session are in the spool.
+
+        What comes after them must not be written before them.
+        """
+        if self._has_spooled_here and self.has_spooled:
+            raise StoreBusy(
+                f"entries of this session wait in {self._spool.path}, which another process sends."
+            )
+        self._has_spooled_here = False
 
     def give_up(self, error: StoreError) -> None:
         """From now on everything goes to the spool.
@@ -249,9 +272,17 @@ class Store:
         self._set_unavailable(error)
 
     def _save(self, entry: Entry) -> bool:
+        if self._unavailable and time.monotonic() >= self._retry_at_s:
+            self._try_again()
         if self._unavailable or not self._try_to_write(entry):
             self._spool_unsaved(entry)
         return not self._unavailable
+
+    def _try_again(self) -> None:
+        try:
+            self._resume()
+        except StoreUnavailable as error:
+            self._set_unavailable(error)
 
     def _try_to_write(self, entry: Entry) -> bool:
         try:
@@ -263,32 +294,53 @@ class Store:
 
     def _set_unavailable(self, error: StoreError) -> None:
         self._unavailable = True
-        self.notices.append(
-            f"{error} What is measured goes to {self._spool.path}; the next session sends it."
+        self._wait_before_retry(error)
+        notice = (
+            f"{error} What is measured goes to {self._spool.path}; this session sends it when the "
+            "store can be written again, or the next session sends it."
         )
+        if notice not in self.notices:
+            self.notices.append(notice)
 
-    def _spool_unsaved(self, entry: Entry) -> None:
-        self._unsaved.append(entry)
+    def _wait_before_retry(self, error: StoreError) -> None:
+        if isinstance(error, StoreBusy):
+            wait_s = min(self._database.busy_s, self._retry_s)
+        else:
+            wait_s = self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_S[1])
+        self._retry_at_s = time.monotonic() + wait_s
+
+    def _spool_unsaved(self, *entries: Entry) -> None:
+        self._unsaved += entries
         while self._unsaved:
             self._spool.append(self._unsaved[0])
+            self._has_spooled_here = True
             self._unsaved.pop(0)
 
     def _send_spool(self) -> None:
-        sent, refused = self._spool.send(lambda entry: queries.write_spooled(self._database, entry))
+        sent, refused = self._spool.send(
+            lambda entries: queries.write_spooled(self._database, entries)
+        )
         self.notices += refused
         if sent:
-            self.notices.append(
-                f"{sent} spooled entries of earlier runs were sent to {self.public_url}."
-            )
+            self.notices.append(f"{sent} spooled entries were sent to {self.public_url}.")
 
     def _flush(self) -> None:
         if not self._unavailable:
             return
         try:
-            self.reconnect(create=True)
-            self._write_unsaved()
+            self._resume()
         except StoreError as error:
             self._flush_failed(error)
+
+    def _resume(self) -> None:
+        """Send what waits, in its order. Raises StoreError."""
+        self.reconnect(create=True)
+        try:
+            self._write_unsaved()
+        except StoreError:
+            self._unavailable = True
+            raise
 
     def _write_unsaved(self) -> None:
         while self._unsaved:
@@ -296,6 +348,8 @@ class Store:
             self._unsaved.pop(0)
 
     def _flush_failed(self, error: StoreError) -> None:
+        with contextlib.suppress(StoreError):
+            self._spool_unsaved()
         self._note_waiting_entries()
         if self._unsaved:
             n_lost = f"{len(self._unsaved)} measured results"

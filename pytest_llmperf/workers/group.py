@@ -22,6 +22,7 @@ from typing import Self
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.wire.commands import Close, Command, R, checked
 from pytest_llmperf.wire.messages import Reply
+from pytest_llmperf.workers import logs
 from pytest_llmperf.workers.exchange import Exchange, OnBeat, blames_a_peer, is_answer
 from pytest_llmperf.workers.forkservers import CannotForkError
 from pytest_llmperf.workers.kernel_oom import read_counters
@@ -331,6 +332,7 @@ def _start_all(
 ) -> tuple[WorkerProcess, ...]:
     """Start one process for each rank, or none: those that came up are killed when one does not."""
     log_dir.mkdir(parents=True, exist_ok=True)
+    logs.prune(log_dir)
     stem = f"{file_stem(name)}-{os.getpid()}-{next(_numbers)}"
     port = free_port() if ranks > 1 else 0
     base = {**os.environ, **env}

@@ -20,7 +20,7 @@ from typing import Protocol
 from pytest_llmperf.processes import TOKEN, kill_group, kill_marked, process_state
 from pytest_llmperf.wire.frames import Wire, parent_end
 from pytest_llmperf.wire.messages import FromWorker
-from pytest_llmperf.workers import forkservers, guardian
+from pytest_llmperf.workers import forkservers, guardian, logs
 from pytest_llmperf.workers.child import Child, ForkedChild, StartedChild
 
 LAUNCHER_VARIABLES = (
@@ -37,7 +37,6 @@ WORKER = ("-m", "pytest_llmperf.worker")
 _POLL_S = 0.02
 _STACKS_S = 3.0
 _REAP_S = 10.0
-_LOG_TAIL_BYTES = 2**16
 _UNRESPONSIVE = ("T", "t", "Z", "gone")  # stopped, traced, zombie: no signal handler runs
 
 
@@ -98,6 +97,7 @@ class WorkerProcess:
         self.greeted = False
         self._child = child
         self._token = token
+        logs.watch(log)
 
     @classmethod
     def start(
@@ -122,7 +122,7 @@ class WorkerProcess:
         token = f"{guardian.token()}{uuid.uuid4().hex}"
         fd = worker_end.fileno()
         try:
-            with worker_end, log.open("wb") as output:
+            with worker_end, logs.create(log) as output:
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                     _command([python, *program], fd, rank, world_size),
                     cwd=cwd,
@@ -157,7 +157,7 @@ class WorkerProcess:
         session_end, worker_end = socket.socketpair()
         token = f"{guardian.token()}{uuid.uuid4().hex}"
         try:
-            with worker_end, log.open("wb") as output:
+            with worker_end, logs.create(log) as output:
                 pid, server = forkservers.fork(
                     python=python,
                     engine=engine,
@@ -196,6 +196,7 @@ class WorkerProcess:
                 kill_group(self.pid, self._token)
             self._child.reap(_REAP_S)
             kill_marked(self._token)  # what a dying child started between the two looks
+        logs.unwatch(self.log)
         self.wire.close()
 
     def exit_text(self) -> str:
@@ -221,28 +222,31 @@ class WorkerProcess:
         """
         if not self.greeted:
             return "(the worker had not come up; see its log)"
-        start = self.log.stat().st_size
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGUSR1)
-        self._wait_log_settled(start)
+        with logs.uncut():
+            start = logs.size(self.log)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
+            self._wait_log_settled(start)
+            text = logs.stacks(self.log, start)
         unresponsive = "the process does not react to signals; its state is"
-        return _read(self.log, start) or f"(no stacks: {unresponsive} {process_state(self.pid)})"
+        return text or f"(no stacks: {unresponsive} {process_state(self.pid)})"
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the worker's output."""
-        size = self.log.stat().st_size if self.log.exists() else 0
-        return "\n".join(_read(self.log, max(0, size - _LOG_TAIL_BYTES)).splitlines()[-lines:])
+        return logs.tail(self.log, lines)
 
     def _wait_log_settled(self, start: int) -> None:
+        """Wait until the stacks are written, or the worker floods its log."""
         end_s = time.monotonic() + _STACKS_S
         size, settled = start, False
         while (
             not settled
             and time.monotonic() < end_s
+            and size - start < logs.STACKS_BYTES
             and process_state(self.pid) not in _UNRESPONSIVE
         ):
             time.sleep(_POLL_S * 3)
-            size_before, size = size, self.log.stat().st_size
+            size_before, size = size, logs.size(self.log)
             settled = start < size == size_before
 
 
@@ -295,12 +299,6 @@ def _command(program: Sequence[str], fd: int, rank: int, world_size: int) -> lis
     if threading.current_thread() is threading.main_thread():
         command.append("--die-with-parent")
     return command
-
-
-def _read(path: Path, start: int) -> str:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read().decode("utf-8", "replace")
 
 
 def _responds(pid: int) -> bool:

@@ -261,6 +261,38 @@ def test_options_of_the_projects_own_conftest_hold_for_the_base(repo, run):
     run("--llmperf-against=HEAD", "--tokens=7").assert_outcomes(passed=1, warnings=0)
 
 
+OPTION_FROM_ENVIRONMENT = """
+import os
+def pytest_addoption(parser):
+    parser.addoption("--hub-token", default=os.environ["CANARY"])
+"""
+SEES_COMMAND_LINES = """
+    import pathlib
+    lines = [file.read_bytes() for file in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+             if b"pytest_llmperf.against.side" in file.read_bytes()]
+    with open({log!r}, "a") as log:
+        log.write(f"{{len(lines)}} {{any({canary!r} in line for line in lines)}} "
+                  f"{{pytestconfig.getoption('hub_token') == {text!r}}}\\n")
+"""
+
+
+def test_a_token_among_the_projects_options_is_on_no_command_line(repo, run, monkeypatch, tmp_path):
+    """All users of a host can read those; the base has the value all the same.
+
+    Nothing of it stays in a file.
+    """
+    canary = f"c4n4ry-{os.getpid()}"
+    monkeypatch.setenv("CANARY", canary)
+    seen = tmp_path / "seen.txt"
+    body = SEES_COMMAND_LINES.format(log=str(seen), canary=canary.encode(), text=canary)
+    tests = TESTS.replace("def test_speed(llm):", f"def test_speed(llm, pytestconfig):{body}")
+    repo.commit("option", **{"conftest.py": OPTION_FROM_ENVIRONMENT, "test_it.py": tests})
+    run("--llmperf-against=HEAD").assert_outcomes(passed=1)
+    assert "1 False True" in seen.read_text(encoding="utf-8").splitlines()
+    assert "True True" not in seen.read_text(encoding="utf-8")
+    assert list(repo.path.parent.glob("llmperf-base-*")) == []
+
+
 @nightly
 def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
     """Without it the base lacks a generated module.

@@ -41,6 +41,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--root", default="", help="the path that all others are below")
     parser.add_argument("--tls", nargs=2, help="a certificate and its key")
     parser.add_argument("--pid-file", default="")
+    parser.add_argument("--api-key", default="", help="taken as real servers take it, and ignored")
     return parser.parse_args()
 
 

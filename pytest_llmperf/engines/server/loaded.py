@@ -39,6 +39,7 @@ from pytest_llmperf.engines.server.traffic import (
 )
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError
 from pytest_llmperf.instruments.cpu_time import ON_A_GPU
+from pytest_llmperf.secrets import masked
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
@@ -287,7 +288,7 @@ class ServedModel:
     def _effective(self) -> Effective:
         server = self._server
         dtype = server.facts.get("dtype", "")
-        source = server.base if server.child is None else " ".join(server.child.command)
+        source = masked(server.base if server.child is None else " ".join(server.child.command))
         statement = (
             f"the server says that it runs in {dtype}"
             if dtype

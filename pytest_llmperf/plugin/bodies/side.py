@@ -23,6 +23,7 @@ import pytest
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN, SIDE_PLUGIN
 from pytest_llmperf.processes import die_with_parent, lead_own_group
+from pytest_llmperf.secrets import masked
 from pytest_llmperf.wire.commands import AnyCommand, Close, RunBody
 from pytest_llmperf.wire.frames import Wire, worker_end
 from pytest_llmperf.wire.messages import Hello, Reply
@@ -94,7 +95,7 @@ def run(command: RunBody) -> BodyRan:
     if not side.reports:
         why = (
             side.broken
-            or f"pytest ended with exit code {code}: pytest {' '.join(command.arguments)}"
+            or f"pytest ended with exit code {code}: pytest {masked(' '.join(command.arguments))}"
         )
         raise UsageError(f"the body of {command.nodeid} could not be run in its own process: {why}")
     return BodyRan(reports=tuple(side.reports), called=side.called)

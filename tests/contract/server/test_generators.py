@@ -5,6 +5,7 @@ They are recorded result files of real runs, and programs that fail.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ from pytest_llmperf.engines.server.generators import (
     aiperf,
     environment,
     find_generator,
+    generate,
     guidellm,
     version_of,
 )
+from pytest_llmperf.engines.server.generators.job import Job
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.session.serving import generator_program
 from pytest_llmperf.workloads import Serve, Traffic, describe_serve, recorded_serve
@@ -202,6 +205,33 @@ def test_its_version_is_that_of_its_installation(tmp_path):
     (tmp_path / "lib/python3.11/site-packages/guidellm-0.8.1.dist-info").mkdir(parents=True)
     assert version_of("guidellm", tmp_path / "bin" / "guidellm") == "0.8.1"
     assert version_of("aiperf", tmp_path / "bin" / "aiperf") == ""
+
+
+def test_the_key_of_a_server_stays_in_no_file_of_guidellm(tmp_path, program):
+    """It reads it from its configuration, and not from its command line."""
+    key = "c4n4ry-key"
+    reads = (
+        "import sys\nprint(open('config.json').read().count('c4n4ry-key'), sys.argv)\nsys.exit(3)"
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = Job(
+        work=replace(LINES, generator="guidellm"),
+        base="http://127.0.0.1:1/v1",
+        path="/completions",
+        model="m",
+        api_key=key,
+        bodies=(b'{"prompt": "a", "max_tokens": 5}',),
+        due_s=(),
+        tokenizer=None,
+        program=program("guidellm", reads),
+        folder=folder,
+    )
+    with pytest.raises(InvalidRun, match=r"(?s)exit code 3.*\n1 \['[^c]") as caught:
+        asyncio.run(generate(GENERATORS["guidellm"], job))
+    assert key not in str(caught.value)
+    assert (folder / "input.jsonl").is_file()
+    assert not any(key.encode() in file.read_bytes() for file in folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,14 @@ def test_a_missing_key_is_refused_before_and_a_wrong_one_when_it_answers(start, 
     assert "secret" not in repr(session.opened())
 
 
+def test_a_key_on_the_command_line_of_a_server_is_in_nothing_that_is_recorded(start):
+    """The rest of the command is: what the server was started with."""
+    opened = repr(start("--api-key c4n4ry --token-ms 1").opened())
+    assert "--api-key ***" in opened
+    assert "--token-ms 1" in opened
+    assert "c4n4ry" not in opened
+
+
 def test_a_prefix_cache_that_hits_is_invalid_unless_it_was_asked_for(start):
     """The stub counts a prompt that it has seen as a hit.
 

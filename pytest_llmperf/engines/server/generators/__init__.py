@@ -33,6 +33,7 @@ __all__ = [
     "version_of",
 ]
 
+_TAIL_BYTES = 2**16
 _TAIL = 20
 _INSTALL = (
     "It pins much of its own: give it an environment (python -m venv X; X/bin/pip install {})."
@@ -106,6 +107,7 @@ async def _run(generator: Generator, job: Job, log: Path) -> int:
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            job.secret_file.unlink(missing_ok=True)
 
 
 def environment(generator: Generator, own: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +175,9 @@ def _version_in(dist_info: Path) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read(_TAIL_BYTES).decode("utf-8", "replace").splitlines()[-_TAIL:]
     return f"Last lines of {log}:\n" + "\n".join(lines)
 
 

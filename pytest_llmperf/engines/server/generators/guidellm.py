@@ -36,8 +36,8 @@ def prepare(job: Job) -> list[str]:
     rows = [{"prompt": _text(body), "output_tokens_count": body["max_tokens"]} for body in bodies]
     (job.folder / "input.jsonl").write_bytes(json_lines(rows))
     spec = _spec(job, _backend(job, bodies[0]))
-    (job.folder / "config.json").write_bytes(msgspec.json.encode({"spec": spec}))
-    return ["run", "--config", "config.json", "--disable-console"]
+    job.secret_file.write_bytes(msgspec.json.encode({"spec": spec}))
+    return ["run", "--config", job.secret_file.name, "--disable-console"]
 
 
 def _text(body: dict[str, Any]) -> str:

@@ -32,6 +32,11 @@ class Job:
     program: Path
     folder: Path
 
+    @property
+    def secret_file(self) -> Path:
+        """What a generator reads the key from. It is removed when the program has ended."""
+        return self.folder / "config.json"
+
 
 def json_lines(rows: Sequence[Any]) -> bytes:
     """Return values as JSON, one a line."""
