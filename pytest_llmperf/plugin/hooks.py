@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.names import (
-    FIXTURES,
     GPUS_MARKER,
     ISOLATED_MARKER,
     MARKER,
@@ -22,6 +21,7 @@ from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.plugin.gpu_tests import LANES, LANES_HELP, GpuTests
+from pytest_llmperf.plugin.ours import is_llmperf, our_fixtures
 from pytest_llmperf.plugin.stash import LOST, SESSION
 from pytest_llmperf.settings.former_names import adopt_former_names
 from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS, Option
@@ -72,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     adopt_former_names(config)
     resolve_command_line(config)
+    _check_options(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
     _register_watches(config)
@@ -82,6 +83,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         _register_files(config)
         _open_ci(config)
+
+
+def _check_options(config: pytest.Config) -> None:
+    """End a session at its start where an option of ours cannot be used: exit code 4."""
+    values = ((option.name, _given(config, option)) for option in OPTIONS)
+    given = {name: value for name, value in values if value is not None}
+    if not given or hasattr(config, "workerinput"):
+        return
+    # Where an option was given.
+    from pytest_llmperf.errors import UsageError  # noqa: PLC0415
+    from pytest_llmperf.settings.given import check_given  # noqa: PLC0415
+
+    try:
+        check_given(given, config.rootpath)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _register_watches(config: pytest.Config) -> None:
@@ -112,7 +129,7 @@ def _register_files(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise `llm` from the marker's `strategies=[…]`, or from --llmperf-strategy."""
-    if "llm" not in metafunc.fixturenames:
+    if "llm" not in our_fixtures(metafunc.definition):
         return
     # Only for tests that use a model.
     from pytest_llmperf.plugin.parametrize import is_parametrized, strategies_of  # noqa: PLC0415
@@ -323,13 +340,6 @@ for _name, (_strategy, _engine) in NAMED_FIXTURES.items():
     globals()[_name] = _named_fixture(_name, _strategy, _engine)
 
 
-def is_llmperf(item: pytest.Item) -> bool:
-    """Whether a test is ours: it carries the marker, or uses one of the fixtures."""
-    return item.get_closest_marker("llmperf") is not None or not FIXTURES.isdisjoint(
-        getattr(item, "fixturenames", ())
-    )
-
-
 def _session(config: pytest.Config) -> PytestSession:
     if SESSION not in config.stash:
         # The rest of the package, on first use.
@@ -345,15 +355,21 @@ def _option(config: pytest.Config, option: Option) -> Any:
 
     Paths of the first two are absolute.
     """
+    value = _given(config, option)
+    if value is not None:
+        return value
+    if option.many:
+        return []
+    return False if option.flag else option.default
+
+
+def _given(config: pytest.Config, option: Option) -> Any:
+    """Return the command line's value, else the ini file's, else None."""
     value = config.getoption(option.dest)
     if value is not None:
         return value
     text = _ini(config, option.ini_name)
-    if text is not None:
-        return absolute(option, text, str(config.rootpath)) if text else text
-    if option.many:
-        return []
-    return False if option.flag else option.default
+    return absolute(option, text, str(config.rootpath)) if text else text
 
 
 def _value_of(config: pytest.Config) -> Callable[[str], Any]:

@@ -113,26 +113,50 @@ def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
     result.stdout.fnmatch_lines(["E  *LoadError: *", "E  *In the worker (log: *"])
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--llmperf-device=gpu", "*UsageError*'gpu'*Choices: auto, cuda, cpu*"),
-        ("--llmperf-budget=soon", "*UsageError*budget='soon'*"),
-        ("--llmperf-store=mongo://x", "*StoreError*mongo*"),
-        ("--llmperf-strategy=bf17", "*UsageError*bf17*"),
-        ("--llmperf-reference=fp31", "*UsageError*fp31*"),
-        ("--llmperf-python=vllm", "*UsageError*ENGINE=PATH*"),
-    ],
-)
-def test_a_bad_option_is_an_error_on_each_llmperf_test(
-    project, pytester, run_both, option, message
-):
-    """Tests that are not ours run; nothing crashes, also under xdist."""
-    project("def test_bad(llm, baseline): llm.run(WORK)")
+BAD_OPTIONS = [
+    ("device=gpu", "--llmperf-device='gpu'*Did you mean 'cuda'?*"),
+    ("budget=soon", "--llmperf-budget='soon': a number above 0*--llmperf-budget=20."),
+    ("budget=30s", "--llmperf-budget='30s': a number above 0*--llmperf-budget=30."),
+    ("precision=2%", "--llmperf-precision='2%': a number above 0*--llmperf-precision=2."),
+    ("timeout=-1", "--llmperf-timeout='-1': a number above 0*"),
+    ("processes=many", "--llmperf-processes='many': a whole number*"),
+    ("start-method=fork", "--llmperf-start-method='fork'*Did you mean 'forkserver'?*"),
+    ("against-limits=thruput:5%", "--llmperf-against-limits*Did you mean 'throughput'?*"),
+    ("store=mongo://x", "--llmperf-store: *'mongo'*"),
+    ("store=foo", "--llmperf-store: *Did you mean 'sqlite:///foo'?*"),
+    ("strategy=bf61", "--llmperf-strategy='bf61': *Did you mean 'bf16'?"),
+    ("strategy=bf16,float16", "--llmperf-strategy='float16': *Did you mean 'fp16'?"),
+    ("reference=fp31", "--llmperf-reference='fp31': *Did you mean 'fp32'?"),
+    ("cluster=ato", "--llmperf-cluster*'ato'*Did you mean 'auto'?*"),
+    ("python=vllm", "--llmperf-python='vllm': ENGINE=PATH *"),
+    ("python=transfomers=/bin/sh", "*'transfomers'*Did you mean 'transformers'?*"),
+    ("gate=thruput:5%", "--llmperf-gate*Did you mean 'throughput'?*"),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), BAD_OPTIONS)
+@pytest.mark.parametrize("place", ["command line", "ini file"])
+def test_a_bad_option_ends_the_session_at_its_start(pytester, run, option, message, place):
+    """Exit code 4 and one line, also where no test is ours; no test runs."""
     pytester.makepyfile(test_plain="def test_plain(): pass")
-    result = run_both(option)
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines([message])
+    name, _, value = option.partition("=")
+    if place == "command line":
+        result = run(f"--llmperf-{option}")
+    else:
+        pytester.makeini(f"[pytest]\nllmperf_{name.replace('-', '_')} = {value}\n")
+        result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert "test_plain" not in result.stdout.str()
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_a_bad_option_ends_a_session_of_xdist_before_its_workers_start(pytester, run):
+    """The controller says it, once."""
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    result = run("-n", "2", "--llmperf-budget=soon")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.stderr.str().count("--llmperf-budget='soon'") == 1
 
 
 def test_a_bad_prompts_line_is_named_by_number(project, pytester, run):
@@ -193,11 +217,3 @@ def test_a_direct_parameter_named_llm_is_an_error_that_says_indirect(project, ru
     result = run()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*UsageError*indirect=True*"])
-
-
-def test_an_interpreter_for_an_unknown_engine_is_an_error(project, run):
-    """It would be ignored, and another interpreter measured."""
-    project("def test_bad(llm): llm.run(WORK)")
-    run("--llmperf-python=transfomers=/bin/sh").stdout.fnmatch_lines(
-        ["*UsageError*transfomers*Did you mean 'transformers'*"]
-    )

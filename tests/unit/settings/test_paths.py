@@ -32,6 +32,8 @@ def test_a_relative_path_is_meant_from_where_it_was_written(pytester, monkeypatc
     (pytester.path / "pytest.ini").write_text(f"[pytest]\n{ini}")
     monkeypatch.chdir(here)
     arguments = [f"{option.flag_name}={VALUES[option.path]}"] if where == "command line" else []
+    (here if where == "command line" else pytester.path).joinpath("sub").mkdir()
+    (here if where == "command line" else pytester.path).joinpath("sub/it").touch()
     config = pytester.parseconfigure(
         "-c", str(pytester.path / "pytest.ini"), f"--rootdir={pytester.path}", *arguments
     )
