@@ -5,6 +5,9 @@ The rest of the session goes on.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+
 import pytest
 
 OTHER = """
@@ -217,3 +220,63 @@ def test_a_direct_parameter_named_llm_is_an_error_that_says_indirect(project, ru
     result = run()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*UsageError*indirect=True*"])
+
+
+MISSING = [
+    (
+        "model='arch:tiny-llama'",
+        "engine 'transformers' needs torch, which is not installed: "
+        "pip install 'pytest-llmperf[[]transformers]'",
+    ),
+    ("model='models/nope'", "model 'models/nope': there is no folder *models/nope."),
+    ("model='chatbot:biuld'", "*has no 'biuld'. Did you mean 'build'?*"),
+    ("model='chatbto:build'", "*there is no module 'chatbto'.*"),
+]
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    """Make the start of a worker fail."""
+
+    def started(*_args, **_keywords):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("pytest_llmperf.session.session.start_worker", started)
+
+
+@pytest.mark.parametrize(("argument", "message"), MISSING)
+def test_what_is_missing_is_said_before_a_worker_starts(
+    pytester, run, monkeypatch, no_worker, argument, message
+):
+    """One line at set-up, and the same under --llmperf-plan."""
+    pytester.mkdir("models")
+    pytester.makepyfile(
+        chatbot="def build(): ...",
+        test_it=f"""
+            import pytest
+
+            @pytest.mark.llmperf({argument})
+            def test_bad(llm): pass
+        """,
+    )
+    if "arch" in argument:
+        find_spec = importlib.util.find_spec
+        version = importlib.metadata.distribution
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, *more: None if name == "torch" else find_spec(name, *more),
+        )
+
+        def distribution(name):
+            if name == "torch":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return version(name)
+
+        monkeypatch.setattr("importlib.metadata.distribution", distribution)
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"E   UsageError: {message}"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    assert len([line for line in result.outlines if line.startswith("E   ")]) == 1
+    plan = run("--llmperf-plan").stdout
+    plan.fnmatch_lines(["ERROR test_it.py::test_bad: *", "0 tests would run, *, 1 in error"])
