@@ -22,6 +22,10 @@ class UsageError(LlmperfError):
     """
 
 
+class UnknownAttribute(UsageError, AttributeError):
+    """A test asks a result for an attribute that it does not have."""
+
+
 class LoadError(LlmperfError):
     """The model could not be loaded by the worker."""
 

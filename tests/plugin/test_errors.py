@@ -225,8 +225,10 @@ def test_a_direct_parameter_named_llm_is_an_error_that_says_indirect(project, ru
 MISSING = [
     (
         "model='arch:tiny-llama'",
-        "engine 'transformers' needs torch, which is not installed: "
-        "pip install 'pytest-llmperf[[]transformers]'",
+        (
+            "engine 'transformers' needs torch, which is not installed: "
+            "pip install 'pytest-llmperf[[]transformers]'"
+        ),
     ),
     ("model='models/nope'", "model 'models/nope': there is no folder *models/nope."),
     ("model='chatbot:biuld'", "*has no 'biuld'. Did you mean 'build'?*"),
@@ -280,3 +282,56 @@ def test_what_is_missing_is_said_before_a_worker_starts(
     assert len([line for line in result.outlines if line.startswith("E   ")]) == 1
     plan = run("--llmperf-plan").stdout
     plan.fnmatch_lines(["ERROR test_it.py::test_bad: *", "0 tests would run, *, 1 in error"])
+
+
+MISSPELT = [
+    ("llm.run(WORK).thruput", "RunResult has no 'thruput'. Did you mean 'throughput'?"),
+    (
+        "llm.run(WORK).tokens_per_second",
+        "RunResult has no 'tokens_per_second'. Did you mean 'throughput'?",
+    ),
+    ("llm.run(WORK).peak_memory", "RunResult has no 'peak_memory'. Did you mean 'memory.peak'?"),
+    ("llm.run(WORK).zzzz", "RunResult has no 'zzzz'. It has: throughput, *"),
+    ("llm.run(WORK).ttft.p51", "Latencies has no 'p51'. Did you mean 'p50'?"),
+    ("llm.run(WORK).ttft.median", "Latencies has no 'median'. Did you mean 'p50'?"),
+    ("llm.run(WORK).memory.peek", "Memory has no 'peek'. Did you mean 'peak'?"),
+    (
+        "llm.run(WORK).memory < 1",
+        "Memory is several quantities and no number: compare one of them, for example .weights *",
+    ),
+    ("llm.run(WORK) > 1", "RunResult is several quantities and no number: *.throughput *"),
+    ("llm.rnu(WORK)", "Model has no 'rnu'. Did you mean 'run'?"),
+    ("llm.agreement(llm).top_1", "Agreement has no 'top_1'. Did you mean 'top1'?"),
+    (
+        "llm.agreement(llm, prompt=1)",
+        ".agreement(prompt=…): argument 'prompt' is not known. Did you mean 'prompts'?",
+    ),
+    ("llm.run(batch=1)", ".run(batch=…): argument 'batch' is not known.* It takes: workload, *"),
+    (
+        "llm_factory('bf16', engin='scripted')",
+        "llm_factory(engin=…): argument 'engin' is not known. Did you mean 'engine'?",
+    ),
+    (
+        "Decode(prompt_token=8)",
+        (
+            "Decode(prompt_token=…): argument 'prompt_token' is not known. "
+            "Did you mean 'prompt_tokens'?"
+        ),
+    ),
+    ("llmperf.mesure(len)", "Handle has no 'mesure'. Did you mean 'measure'?"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISSPELT)
+def test_what_a_test_misspells_is_its_error_with_a_suggestion(project, run, call, message):
+    """An ERROR, since nothing was measured, and not a FAILED; the test's own line is shown."""
+    project(f"def test_bad(llm, llm_factory, llmperf):\n    assert {call}\n")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f">       assert {call}", f"E       *: {message}"])
+
+
+def test_a_marker_suggests_a_device(project, run):
+    """By meaning."""
+    project("@pytest.mark.llmperf(device='gpu')\ndef test_bad(llm): pass\n")
+    run().stdout.fnmatch_lines(["E   UsageError: device 'gpu' is not known. Did you mean 'cuda'?*"])

