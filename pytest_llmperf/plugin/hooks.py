@@ -212,6 +212,7 @@ def pytest_runtest_makereport(
         return (yield)
     reporter = _session(item.config).reporter
     reporter.before_report(item, call)
+    _shorten_notes(item.config, call)
     report = yield
     if call.excinfo is not None and not item.config.getoption("fulltrace"):
         # Where something went wrong.
@@ -220,6 +221,16 @@ def pytest_runtest_makereport(
         show(report, call.excinfo, str(item.path))
     reporter.after_report(item, call, report)
     return report
+
+
+def _shorten_notes(config: pytest.Config, call: pytest.CallInfo[None]) -> None:
+    """Leave out the worker's traceback of a model that could not be loaded."""
+    if call.excinfo is None or config.get_verbosity() > 1 or config.getoption("tbstyle") == "long":
+        return
+    # Where something went wrong.
+    from pytest_llmperf.plugin.shown_errors import shorten_notes  # noqa: PLC0415
+
+    shorten_notes(call.excinfo.value)
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -381,8 +392,15 @@ def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
     # Of a truth value pytest names the value alone.
-    except (ValueError, pytest.UsageError) as error:
-        raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from error
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        # Where a value is not the text that most options are.
+        from pytest_llmperf.settings.project import native_text  # noqa: PLC0415
+
+        text = native_text(config.inipath, name)
+        if text is not None:
+            return text
+        problem = str(error).removeprefix(f"{config.inipath}: ")
+        raise pytest.UsageError(f"{name} in {config.inipath}: {problem}") from error
 
 
 def _open_ci(config: pytest.Config) -> None:

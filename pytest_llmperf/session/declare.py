@@ -202,4 +202,4 @@ def _require_strategies(strategies: Sequence[object]) -> None:
 def _type_text(needed: type | tuple[type, ...]) -> str:
     if isinstance(needed, tuple):
         return " or ".join(kind.__name__ for kind in needed)
-    return needed.__name__
+    return "dict" if needed is Mapping else needed.__name__

@@ -106,14 +106,25 @@ def test_an_error_is_shown_without_our_inside(project, run_both):
 
 
 def test_what_the_worker_said_is_shown_with_an_error_of_a_fixture(project, run):
-    """Its traceback is a note of the error."""
+    """In one line, with the place of its log."""
     project(
         "@pytest.mark.llmperf(model='scripted:fault=refuse@open')\n"
         "def test_bad(llm):\n    llm.run(WORK)\n"
     )
     result = run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["E  *LoadError: *", "E  *In the worker (log: *"])
+    result.stdout.fnmatch_lines(["E  *LoadError: *", "E  *In the worker (log: *); -vv shows *"])
+    result.stdout.no_fnmatch_line("*Traceback (most recent call last)*")
+
+
+@pytest.mark.parametrize("option", ["-vv", "--tb=long"])
+def test_the_traceback_of_the_worker_is_shown_to_who_asks(project, run, option):
+    """It is not lost."""
+    project(
+        "@pytest.mark.llmperf(model='scripted:fault=refuse@open')\n"
+        "def test_bad(llm):\n    llm.run(WORK)\n"
+    )
+    run(option).stdout.fnmatch_lines(["*In the worker (log: *):", "*Traceback (most recent call*"])
 
 
 BAD_OPTIONS = [
@@ -335,3 +346,44 @@ def test_a_marker_suggests_a_device(project, run):
     """By meaning."""
     project("@pytest.mark.llmperf(device='gpu')\ndef test_bad(llm): pass\n")
     run().stdout.fnmatch_lines(["E   UsageError: device 'gpu' is not known. Did you mean 'cuda'?*"])
+
+
+@pytest.mark.parametrize("limit", ["'5%'", "0.05", "'0.05'", "' 5% '"])
+def test_a_limit_is_written_as_a_share_or_in_percent(project, run, limit):
+    """In the marker as on the command line."""
+    project(f"@pytest.mark.llmperf(gate={{'throughput': {limit}}})\ndef test_it(llm): pass\n")
+    run().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("{'throughput': 5}", "*the limit of throughput is 5. Write it as '5%' or 0.05, *"),
+        ("{'throughput': '500%'}", "*the limit of throughput is '500%'. Write it as '5%' *"),
+        ("{'throughput': 'five'}", "*the limit of throughput is 'five'. Write it as '5%' *"),
+        ("{'throughput': True}", "*the limit of throughput is True. Write it as '5%' *"),
+        ("'throughput:5%'", "*(gate='throughput:5%'): dict is needed, not str."),
+    ],
+)
+def test_a_limit_that_cannot_be_used_says_how_one_is_written(project, run, gate, message):
+    """No message refuses what it proposes."""
+    project(f"@pytest.mark.llmperf(gate={gate})\ndef test_it(llm): pass\n")
+    run().stdout.fnmatch_lines([f"E   UsageError: {message}"])
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 has native types")
+def test_ini_values_may_have_the_types_of_toml(pytester, run, project):
+    """Numbers and truth values, in the table that pytest 9 reads with its types."""
+    project("def test_speed(llm): llm.run(WORK)")
+    values = "llmperf_budget = 1\nllmperf_precision = 2.5\nllmperf_skip = true"
+    pytester.makepyprojecttoml(f"[tool.pytest]\n{values}\n")
+    run().assert_outcomes(skipped=1)
+    pytester.makepyprojecttoml("[tool.pytest]\nllmperf_budget = -1\n")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-budget='-1': a number above 0 is needed, *"])
+    pytester.makepyprojecttoml("[tool.pytest]\nllmperf_budget = [1]\n")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.stderr.str().count("pyproject.toml") == 1
+    result.stderr.fnmatch_lines(["ERROR: llmperf_budget in *pyproject.toml: *expects a string*"])
