@@ -21,20 +21,18 @@ from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.plugin.gpu_tests import LANES, LANES_HELP, GpuTests
+from pytest_llmperf.plugin.options import check_options, option_value, value_of
 from pytest_llmperf.plugin.ours import is_llmperf, our_fixtures
 from pytest_llmperf.plugin.stash import LOST, SESSION
 from pytest_llmperf.settings.former_names import adopt_former_names
 from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS, Option
-from pytest_llmperf.settings.paths import absolute, resolve_command_line
+from pytest_llmperf.settings.paths import resolve_command_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.files.ci_pages import Pages
     from pytest_llmperf.plugin.items import PytestSession
     from pytest_llmperf.session.handle import Handle
     from pytest_llmperf.session.model import Model
-
-
-_OPTIONS_BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     adopt_former_names(config)
     resolve_command_line(config)
-    _check_options(config)
+    check_options(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
     _register_watches(config)
@@ -85,25 +83,9 @@ def pytest_configure(config: pytest.Config) -> None:
         _open_ci(config)
 
 
-def _check_options(config: pytest.Config) -> None:
-    """End a session at its start where an option of ours cannot be used: exit code 4."""
-    values = ((option.name, _given(config, option)) for option in OPTIONS)
-    given = {name: value for name, value in values if value is not None}
-    if not given or hasattr(config, "workerinput"):
-        return
-    # Where an option was given.
-    from pytest_llmperf.errors import UsageError  # noqa: PLC0415
-    from pytest_llmperf.settings.given import check_given  # noqa: PLC0415
-
-    try:
-        check_given(given, config.rootpath)
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
 def _register_watches(config: pytest.Config) -> None:
     """Register what watches that something is judged, where something is to be judged."""
-    value = _value_of(config)
+    value = value_of(config)
     if value("gate"):
         from pytest_llmperf.plugin.registration import watch_gate  # noqa: PLC0415
 
@@ -116,7 +98,7 @@ def _register_watches(config: pytest.Config) -> None:
 
 def _register_files(config: pytest.Config) -> None:
     """Register what writes files at the end of the main process."""
-    value = _value_of(config)
+    value = value_of(config)
     if file := value("benchmark-json"):
         from pytest_llmperf.plugin.registration import write_benchmark_file  # noqa: PLC0415
 
@@ -136,7 +118,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     if is_parametrized(metafunc.definition):
         return
-    strategies = strategies_of(metafunc.definition, _value_of(metafunc.config)("strategy"))
+    strategies = strategies_of(metafunc.definition, value_of(metafunc.config)("strategy"))
     if strategies:
         metafunc.parametrize("llm", strategies, indirect=True)
 
@@ -150,7 +132,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     llmperf_items = [item for item in items if is_llmperf(item)]
     if llmperf_items:
         _session(config).collected(llmperf_items, items)
-    if _value_of(config)("only"):
+    if value_of(config)("only"):
         others = [item for item in items if item not in set(llmperf_items)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
@@ -356,56 +338,14 @@ def _session(config: pytest.Config) -> PytestSession:
         # The rest of the package, on first use.
         from pytest_llmperf.plugin.items import PytestSession  # noqa: PLC0415
 
-        config.stash[SESSION] = PytestSession(config, lambda option: _option(config, option))
+        config.stash[SESSION] = PytestSession(config, lambda option: option_value(config, option))
     session: PytestSession = config.stash[SESSION]
     return session
 
 
-def _option(config: pytest.Config, option: Option) -> Any:
-    """Return the command line's value, else the ini file's, else the default.
-
-    Paths of the first two are absolute.
-    """
-    value = _given(config, option)
-    if value is not None:
-        return value
-    if option.many:
-        return []
-    return False if option.flag else option.default
-
-
-def _given(config: pytest.Config, option: Option) -> Any:
-    """Return the command line's value, else the ini file's, else None."""
-    value = config.getoption(option.dest)
-    if value is not None:
-        return value
-    text = _ini(config, option.ini_name)
-    return absolute(option, text, str(config.rootpath)) if text else text
-
-
-def _value_of(config: pytest.Config) -> Callable[[str], Any]:
-    """Return a function from an option's name to its value."""
-    return lambda name: _option(config, _OPTIONS_BY_NAME[name])
-
-
-def _ini(config: pytest.Config, name: str) -> Any:
-    try:
-        return config.getini(name)
-    # Of a truth value pytest names the value alone.
-    except (TypeError, ValueError, pytest.UsageError) as error:
-        # Where a value is not the text that most options are.
-        from pytest_llmperf.settings.project import native_text  # noqa: PLC0415
-
-        text = native_text(config.inipath, name)
-        if text is not None:
-            return text
-        problem = str(error).removeprefix(f"{config.inipath}: ")
-        raise pytest.UsageError(f"{name} in {config.inipath}: {problem}") from error
-
-
 def _open_ci(config: pytest.Config) -> None:
     """Register what CI systems read, where one of them is here or a file was asked for."""
-    value = _value_of(config)
+    value = value_of(config)
     files = {name: config.rootpath / value(name) for name in FILES if value(name)}
 
     def make(*collected: Any) -> Pages:
@@ -428,5 +368,5 @@ def _open_ci(config: pytest.Config) -> None:
 
 
 def _only_plans(config: pytest.Config) -> bool:
-    value = _value_of(config)
+    value = value_of(config)
     return bool(value("plan") or value("plan-json"))

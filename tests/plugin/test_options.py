@@ -108,9 +108,9 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "7" if number else str(pytester.path / "some") if option.path == "file" else "some",
     )
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
-    from pytest_llmperf.plugin.hooks import _option
+    from pytest_llmperf.plugin.options import option_value
 
-    values[option.name] = _option(config, option)
+    values[option.name] = option_value(config, option)
     assert values[option.name] == good
     assert read(lambda o: values[o.name], pytester.path)
 
