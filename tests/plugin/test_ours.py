@@ -86,7 +86,7 @@ def test_our_options_leave_them_alone(own, run):
 
 
 def test_a_fixture_that_asks_for_ours_is_ours(project, pytester, run, lines):
-    """A project may override `llm` and go through it."""
+    """A project may override `llm` and go through it: without a marker it is told of the marker."""
     pytester.makeconftest("""
         import pytest
 
@@ -97,6 +97,10 @@ def test_a_fixture_that_asks_for_ours_is_ours(project, pytester, run, lines):
     project("def test_speed(llm): llm.run(WORK)")
     run("--llmperf-json=out.jsonl").assert_outcomes(passed=1)
     assert len(lines()) == 1
+    pytester.makepyfile(test_it="def test_speed(llm): pass")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E   UsageError: no model is named. *"])
 
 
 def test_a_marked_test_with_a_fixture_of_its_own_loads_nothing(project, pytester, run):
