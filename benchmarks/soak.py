@@ -31,8 +31,10 @@ from statistics import mean
 
 from soak_projects import PROJECTS
 
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS
 from pytest_llmperf.core.verdicts.distributions import binomial_cdf
+from pytest_llmperf.core.verdicts.reach import (
+    MIN_SESSIONS,
+)
 
 VERDICTS = ("PASS", "FAIL", "UNDECIDED")
 FOUND_BAR = 0.95

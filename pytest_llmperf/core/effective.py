@@ -15,6 +15,10 @@ OWN_TENSOR_PARALLEL = "pytest-llmperf"
 """Name of this project's tensor parallelism, as `Effective.tensor_parallel` has it."""
 
 
+LARGE_SHARE = 0.05
+"""What a strategy must not pass over, as a share of the elements of a model's matrices."""
+
+
 class TensorGroup(Struct, frozen=True, kw_only=True):
     """Parameters or buffers that share dtype and device.
 
@@ -47,6 +51,28 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
     elements: int
     bytes: int
     quantized: bool = field(default=False, name="quantised")  # as records of 0.1.0 spell it
+
+
+class OtherMatrices(Struct, frozen=True, kw_only=True):
+    """Matrices of one kind that are no linear layers, such as the fused experts of a mixture.
+
+    `cls` is the module's class and the parameter's name, `example` the path of the first. `share`
+    is of the elements of all matrices but embeddings, 0 to 1.
+    """
+
+    cls: str
+    dtype: str
+    tensors: int
+    elements: int
+    bytes: int
+    share: float
+    example: str
+
+    def __str__(self) -> str:
+        """Say it in words: '2 MixtralExperts.gate_up_proj, 64 % of the matrices, 2.1 MB …'."""
+        percent = f"{100 * self.share:.0f} %"
+        size = f"{percent} of the matrices, {self.bytes / 1e6:.3g} MB in {self.dtype}"
+        return f"{self.tensors} {self.cls}, {size}, like {self.example}"
 
 
 class LeftOut(Struct, frozen=True, kw_only=True):
@@ -207,7 +233,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
     no tensors, a server: the dtype that it says it runs in, "" where it says none.
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
-    "pytest-llmperf"), and is "" where none does.
+    "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
+    layers.
     """
 
     engine: str
@@ -237,12 +264,18 @@ class Effective(Struct, frozen=True, kw_only=True):
     quantized: Quantized | None = field(default=None, name="quantised")
     reported_dtype: str | None = None
     tensor_parallel: str = ""
+    other_matrices: tuple[OtherMatrices, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of parameters and buffers as they lie on the device."""
         return sum(group.bytes for group in self.tensors)
+
+    @property
+    def large_other_matrices(self) -> tuple[OtherMatrices, ...]:
+        """Those that make more than a twentieth of the model's matrices: no router is as large."""
+        return tuple(group for group in self.other_matrices if group.share > LARGE_SHARE)
 
     @property
     def parameter_bytes_by_dtype(self) -> dict[str, int]:

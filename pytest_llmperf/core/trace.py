@@ -129,6 +129,8 @@ class StepCost(Struct, frozen=True, kw_only=True):
     `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters,
     attention apart (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read`
     is what an assistant model reads for one step of the measured model, on average over the run.
+    `head_flops` is the part of `flops_per_token` that a prompt needs once and not for each of its
+    tokens: that of the output head, where only the last position's logits are computed.
     """
 
     weight_bytes_read: int
@@ -137,3 +139,4 @@ class StepCost(Struct, frozen=True, kw_only=True):
     attention_flops_per_token_per_position: float
     compute_dtype: str
     assistant_bytes_read: float = 0.0
+    head_flops: float = 0.0

@@ -10,7 +10,12 @@ from msgspec.structs import replace
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.foreign_load import was_under_load
 from pytest_llmperf.core.record import NOT_RUNS, MetricValue, Record
-from pytest_llmperf.core.verdicts.against_history import MAX_SESSIONS, AcceptedValues
+from pytest_llmperf.core.verdicts.against_history import (
+    AcceptedValues,
+)
+from pytest_llmperf.core.verdicts.reach import (
+    MAX_SESSIONS,
+)
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.gate.past import (
     ACCEPTED,

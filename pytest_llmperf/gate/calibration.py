@@ -18,7 +18,9 @@ from msgspec import Struct
 
 from pytest_llmperf.core.environment import device_names
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS
+from pytest_llmperf.core.verdicts.reach import (
+    MIN_SESSIONS,
+)
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.gate.waivers import UNREADABLE, is_test
 

@@ -19,8 +19,13 @@ from msgspec import Struct
 from pytest_llmperf.core.environment import covariates
 from pytest_llmperf.core.format import format_value
 from pytest_llmperf.core.record import Environment, Fact, MetricValue, Record
-from pytest_llmperf.core.verdicts.against_history import MIN_SESSIONS, AcceptedValues
+from pytest_llmperf.core.verdicts.against_history import (
+    AcceptedValues,
+)
 from pytest_llmperf.core.verdicts.memory import Memory, PastSession, remember
+from pytest_llmperf.core.verdicts.reach import (
+    MIN_SESSIONS,
+)
 from pytest_llmperf.gate.lineage import Lineage
 from pytest_llmperf.history.results import Point
 from pytest_llmperf.history.sessions import session_values

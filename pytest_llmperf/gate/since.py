@@ -12,7 +12,6 @@ from pytest_llmperf.core.change import Change, ratio_fields, run_fields
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import (
-    MIN_SESSIONS,
     P_SINGLE,
     AcceptedValues,
     Comparison,
@@ -21,6 +20,9 @@ from pytest_llmperf.core.verdicts.against_history import (
 )
 from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.reach import (
+    MIN_SESSIONS,
+)
 from pytest_llmperf.settings.limits import COUNTED
 
 CONFIDENCE = 0.99

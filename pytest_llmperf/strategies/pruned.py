@@ -88,6 +88,9 @@ def _wrong_sparsity(effective: Effective, sparsity: float) -> str | None:
     pruned = effective.pruned
     if pruned is None or not pruned.layers:
         return f"{_nothing_pruned(effective)}, asked for {sparsity:.1%} sparsity"
+    if effective.large_other_matrices:
+        groups = "; ".join(map(str, effective.large_other_matrices))
+        return f"linear layers alone are pruned; left as they are: {groups}"
     if abs(pruned.sparsity - sparsity) > TOLERANCE:
         return f"{_removal(pruned)}, asked for {sparsity:.1%}"
     if pruned.lowest < sparsity - TOLERANCE:

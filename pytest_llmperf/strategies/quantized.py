@@ -61,7 +61,23 @@ def _not_quantized(effective: Effective, method: str) -> str | None:
         return (
             f"engine {effective.engine!r} did not report quantized layers ({effective.model_class})"
         )
-    return _not_converted(quantized) or _wrong_format(quantized, method) or _wrong_bytes(quantized)
+    return (
+        _not_converted(quantized)
+        or _passed_over(effective)
+        or _wrong_format(quantized, method)
+        or _wrong_bytes(quantized)
+    )
+
+
+def _passed_over(effective: Effective) -> str | None:
+    """Return which large matrices are no linear layers, and so stay as they are."""
+    groups = effective.large_other_matrices
+    if not groups:
+        return None
+    return (
+        f"linear layers alone are quantized; left as they are: {'; '.join(map(str, groups))}. "
+        "A checkpoint that is stored quantized, or engine='vllm', may have them quantized too"
+    )
 
 
 def _not_converted(quantized: Quantized) -> str | None:

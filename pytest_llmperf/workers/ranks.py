@@ -297,6 +297,7 @@ def step_of_all(steps: Sequence[StepCost | None], plan: LoadPlan) -> StepCost | 
         weight_bytes_read=sum(step.weight_bytes_read for step in known),
         kv_bytes_per_token=round(per_token("kv_bytes_per_token")),
         flops_per_token=per_token("flops_per_token"),
+        head_flops=per_token("head_flops"),
         attention_flops_per_token_per_position=per_token("attention_flops_per_token_per_position"),
     )
 

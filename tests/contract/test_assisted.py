@@ -15,8 +15,8 @@ from support.generating import ROWS, batch, loaded, plan, tiny_llama
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.transformers import TransformersEngine, TransformersModel
+from pytest_llmperf.engines.transformers.accounting.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
-from pytest_llmperf.engines.transformers.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.errors import LoadError, UsageError
 from pytest_llmperf.strategies import parse, require_in_effect

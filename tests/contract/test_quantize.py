@@ -32,7 +32,7 @@ from support.quantizing import (
 from torch import nn
 
 from pytest_llmperf.engines.transformers import TransformersEngine
-from pytest_llmperf.engines.transformers.cost import weight_bytes_read
+from pytest_llmperf.engines.transformers.accounting.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.effective import describe
 from pytest_llmperf.engines.transformers.load import load
 

@@ -94,8 +94,13 @@ def _step_flops(repetition: Repetition, step: StepCost) -> float:
 
 
 def _prompt_flops(repetition: Repetition, step: StepCost) -> float:
-    """Return the FLOPs of all prompts: token i of one attends to i positions (causal)."""
+    """Return the FLOPs of all prompts: token i of one attends to i positions (causal).
+
+    The output head counts once a prompt, where its last position alone has logits.
+    """
     return sum(
-        n * step.flops_per_token + step.attention_flops_per_token_per_position * n * (n + 1) / 2
+        n * step.flops_per_token
+        - (n - 1) * step.head_flops
+        + step.attention_flops_per_token_per_position * n * (n + 1) / 2
         for n in (request.n_prompt_tokens for request in repetition.requests)
     )

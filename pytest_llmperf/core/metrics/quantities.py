@@ -156,7 +156,7 @@ _USE = (
         "mfu",
         "1",
         "higher",
-        "mfu/1",
+        "mfu/2",
         "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured "
         "dense matmul rate",
     ),
@@ -164,8 +164,9 @@ _USE = (
         "prefill_mfu",
         "1",
         "higher",
-        "prefill_mfu/1",
-        "model FLOPs of the prompt / TTFT / measured dense matmul rate",
+        "prefill_mfu/2",
+        "model FLOPs of the prompt, the output head at its last position / TTFT / measured dense "
+        "matmul rate",
     ),
 )
 # What is asked of the allocator or the driver moves by pages and blocks from run to run; what is

@@ -19,10 +19,11 @@ from statistics import fmean, median
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import FLOOR, Outcome
 from pytest_llmperf.core.verdicts.reach import (
+    MAX_SESSIONS,
+    MIN_SESSIONS,
     Reach,
     log_limit,
     log_twice,
@@ -34,8 +35,6 @@ from pytest_llmperf.core.verdicts.reach import (
 from pytest_llmperf.core.verdicts.spread import spread_of
 from pytest_llmperf.errors import UsageError
 
-MAX_SESSIONS = 30
-MIN_SESSIONS = 8
 P_SINGLE = 0.001
 FAMILY_ERROR = 0.01
 LARGE_CHANGE = 0.10
@@ -300,7 +299,7 @@ def _judged(comparison: Comparison, reach: Reach, limit: float) -> Comparison:
         smallest_visible=_smallest_visible(comparison, reach, limit),
     )
     if judged.outcome is Outcome.UNDECIDED:
-        more_sessions = _more_sessions(log_worse, reach, comparison.n, limit)
+        more_sessions = reach.more_sessions(log_worse, comparison.n, limit)
         return replace(judged, more_sessions=more_sessions)
     return judged
 
@@ -366,19 +365,6 @@ def _outcome(comparison: Comparison, log_worse: float, significant: bool, refute
     if significant and log_worse > _least_log_worse(comparison):
         return Outcome.FAIL
     return Outcome.PASS if refuted and comparison.n >= MIN_SESSIONS else Outcome.UNDECIDED
-
-
-def _more_sessions(log_worse: float, reach: Reach, n: int, limit: float) -> int | None:
-    """Return how many more sessions like these would let this change pass the test.
-
-    At least up to 8, at most up to 30.
-    """
-    value = reach.spread.value
-    for total in range(max(n + 1, MIN_SESSIONS), MAX_SESSIONS + 1):
-        error = value * math.sqrt(1 + 1 / total)
-        if t_quantile(1 - limit, total - 1) * error <= log_worse:
-            return total - n
-    return MIN_SESSIONS - n if n < MIN_SESSIONS else None
 
 
 def _require(

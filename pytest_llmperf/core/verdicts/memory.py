@@ -18,13 +18,16 @@ from msgspec.structs import replace
 
 from pytest_llmperf.core.verdicts.against_history import (
     LOOKS,
-    MAX_SESSIONS,
-    MIN_SESSIONS,
     AcceptedValues,
 )
 from pytest_llmperf.core.verdicts.distributions import t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
-from pytest_llmperf.core.verdicts.reach import log_limit, log_worse_of
+from pytest_llmperf.core.verdicts.reach import (
+    MAX_SESSIONS,
+    MIN_SESSIONS,
+    log_limit,
+    log_worse_of,
+)
 from pytest_llmperf.core.verdicts.spread import Spread, spread_of
 
 _REFUTED = 0.95

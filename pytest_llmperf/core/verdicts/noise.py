@@ -14,8 +14,6 @@ from msgspec import Struct
 
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import (
-    MAX_SESSIONS,
-    MIN_SESSIONS,
     P_SINGLE,
     AcceptedValues,
     compare,
@@ -24,7 +22,11 @@ from pytest_llmperf.core.verdicts.against_history import (
 from pytest_llmperf.core.verdicts.distributions import binomial_pmf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.judge import Outcome
-from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
+from pytest_llmperf.core.verdicts.reach import (
+    FRESH_RUNS,
+    MAX_SESSIONS,
+    MIN_SESSIONS,
+)
 from pytest_llmperf.errors import UsageError
 
 DRAWS = 5_000

@@ -16,6 +16,8 @@ from pytest_llmperf.core.verdicts.distributions import t_cdf, t_quantile
 from pytest_llmperf.core.verdicts.estimate import Direction
 from pytest_llmperf.core.verdicts.spread import NO_SPREAD, Spread
 
+MAX_SESSIONS = 30
+MIN_SESSIONS = 8
 FRESH_RUNS = 3
 """How many fresh measurements decide a suspicion, pooled."""
 
@@ -102,6 +104,17 @@ class Reach(Struct, frozen=True, kw_only=True):
             middle = (low + high) / 2
             low, high = (middle, high) if power(middle) < _POWER else (low, middle)
         return high
+
+    def more_sessions(self, log_worse: float, n: int, limit: float) -> int | None:
+        """Return how many more sessions like the `n` would let this change reach a p of `limit`.
+
+        At least up to 8, at most up to 30; None where none would.
+        """
+        for total in range(max(n + 1, MIN_SESSIONS), MAX_SESSIONS + 1):
+            error = self.spread.value * math.sqrt(1 + 1 / total)
+            if t_quantile(1 - limit, total - 1) * error <= log_worse:
+                return total - n
+        return MIN_SESSIONS - n if n < MIN_SESSIONS else None
 
     def p(self, log_worse: float) -> float:
         """The probability that a value without a change is as much worse, or more."""

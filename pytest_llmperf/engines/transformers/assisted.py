@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import AssistedBy, Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
-from pytest_llmperf.engines.transformers.cost import weight_bytes_read
+from pytest_llmperf.engines.transformers.accounting.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.generate import GenerateLoop, TokenClock, require_length
 from pytest_llmperf.engines.transformers.kv_cache import cache_seen
 from pytest_llmperf.errors import InvalidRun, UsageError

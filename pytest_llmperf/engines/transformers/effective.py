@@ -24,6 +24,7 @@ from pytest_llmperf.core.effective import (
     TensorGroup,
 )
 from pytest_llmperf.engines.outputs.decoding import autocast, eager
+from pytest_llmperf.engines.transformers.accounting.matrices import other_matrices
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.library import carrier
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
@@ -92,6 +93,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         offloaded_bytes=offloaded_bytes(loaded.model),
         quantized=_quantized(loaded),
         tensor_parallel=carrier(loaded.model),
+        other_matrices=other_matrices(loaded.model),
         **asdict(last_run or RunFacts()),
     )
     return _with_pruning(_with_adapters(described, loaded), loaded)

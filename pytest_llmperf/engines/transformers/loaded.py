@@ -29,10 +29,10 @@ from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_ha
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
 from pytest_llmperf.engines.transformers import effective
+from pytest_llmperf.engines.transformers.accounting.cost import step_cost
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
 from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
-from pytest_llmperf.engines.transformers.cost import step_cost
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
