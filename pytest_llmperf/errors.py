@@ -5,7 +5,7 @@ Each says what happened, to which value, what was possible, and what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class LlmperfError(Exception):
@@ -20,6 +20,10 @@ class UsageError(LlmperfError):
 
     It is an option, a marker argument, a strategy part, a model name, or a line of a prompts file.
     """
+
+
+class UnknownAttribute(UsageError, AttributeError):
+    """A test asks a result for an attribute that it does not have."""
 
 
 class LoadError(LlmperfError):
@@ -96,9 +100,15 @@ def error_class(kind: str) -> type[LlmperfError]:
     return error if isinstance(error, type) and issubclass(error, LlmperfError) else WorkerError
 
 
-def did_you_mean(value: str, choices: Iterable[str]) -> str:
-    """Suggest the nearest of `choices` in a sentence, or return an empty string."""
+def did_you_mean(
+    value: str, choices: Iterable[str], meanings: Mapping[str, str] | None = None
+) -> str:
+    """Suggest the nearest of `choices` in a sentence, or return an empty string.
+
+    `meanings` has what a thing is called elsewhere -> its name here: it comes before the spelling.
+    """
     import difflib  # noqa: PLC0415 - only when something is misspelt
 
-    nearest = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    meant = (meanings or {}).get(value.lower())
+    nearest = [meant] if meant else difflib.get_close_matches(value, list(choices), 1, 0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -57,6 +57,54 @@ NAMED_FIXTURES: dict[str, tuple[str | None, str | None]] = {
 
 FIXTURES = frozenset({"llm", "baseline", "llm_factory", "llmperf", *NAMED_FIXTURES})
 
+DEVICE_MEANINGS = {"gpu": "cuda", "nvidia": "cuda", "host": "cpu"}
+"""What people call a device -> its name here."""
+
+STRATEGY_MEANINGS = {
+    "float32": "fp32",
+    "f32": "fp32",
+    "float": "fp32",
+    "full": "fp32",
+    "float16": "fp16",
+    "f16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "amp": "bf16-mixed",
+    "autocast": "bf16-mixed",
+    "float8": "fp8",
+    "8bit": "int8",
+    "8-bit": "int8",
+    "load_in_8bit": "int8",
+    "llm_int8": "int8",
+    "w8a16": "int8wo",
+    "4bit": "nf4",
+    "4-bit": "nf4",
+    "load_in_4bit": "nf4",
+    "int4": "int4wo",
+    "qlora": "nf4",
+    "bitsandbytes": "nf4",
+    "torch.compile": "compile",
+    "torch_compile": "compile",
+    "torchcompile": "compile",
+    "inductor": "compile",
+    "flash_attention": "flash",
+    "flash_attention_2": "flash",
+    "flash-attention": "flash",
+    "flash-attention-2": "flash",
+    "flash-attn": "flash",
+    "flash_attn": "flash",
+    "fa2": "flash",
+    "scaled_dot_product_attention": "sdpa",
+    "static": "static-cache",
+    "static_cache": "static-cache",
+    "continuous-batching": "continuous",
+    "continuous_batching": "continuous",
+    "prompt_lookup": "prompt-lookup",
+    "tensor-parallel": "tp2",
+    "data-parallel": "dp2",
+}
+"""What a strategy is called elsewhere -> the part that is meant."""
+
 MARKER = (
     "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, "
     "budget=None, precision=None, label='', revision=None, trust_remote_code=False, seed=0, "

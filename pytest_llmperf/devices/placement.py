@@ -15,7 +15,8 @@ from pytest_llmperf.devices.inventory import Gpu
 from pytest_llmperf.devices.selection import GpuPool
 from pytest_llmperf.engines.base import Capabilities
 from pytest_llmperf.engines.models.names import predict
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.names import DEVICE_MEANINGS
 from pytest_llmperf.settings.settings import DEVICES
 
 USABLE_SHARE = 0.92
@@ -32,7 +33,8 @@ def resolve_device(option: str, can: Capabilities, pool: Callable[[], GpuPool]) 
             use it.
     """
     if option not in DEVICES:
-        raise UsageError(f"device {option!r} is not known. Choices: {', '.join(DEVICES)}.")
+        near = did_you_mean(option, DEVICES, DEVICE_MEANINGS)
+        raise UsageError(f"device {option!r} is not known.{near} Choices: {', '.join(DEVICES)}.")
     device = _best_device(can, pool) if option == "auto" else option
     if device not in can.devices:
         raise UsageError(

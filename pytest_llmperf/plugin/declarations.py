@@ -9,6 +9,7 @@ import pytest
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.names import NAMED_FIXTURES
+from pytest_llmperf.plugin.ours import our_fixtures
 from pytest_llmperf.plugin.parametrize import argument_names
 from pytest_llmperf.plugin.stash import DECLARED, Declared
 from pytest_llmperf.session.declare import Declaration, declaration
@@ -87,7 +88,7 @@ def strategy_text(param: object) -> str | None:
 
 def _plans(core: LlmperfSession, item: pytest.Item, declared: Declaration) -> Iterable[LoadPlan]:
     """Give what the test's fixtures will load, as far as it says so beforehand."""
-    fixtures = getattr(item, "fixturenames", ())
+    fixtures = our_fixtures(item)
     if "llm" in fixtures:
         callspec = getattr(item, "callspec", None)
         param = callspec.params.get("llm") if callspec else None

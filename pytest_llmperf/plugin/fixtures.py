@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llmperf.core.misspelt import suggesting
 from pytest_llmperf.plugin.declarations import Declarations, strategy_text
 from pytest_llmperf.session.declare import Declaration
 from pytest_llmperf.session.handle import Handle
@@ -42,7 +43,7 @@ class Fixtures:
                 declared = replace(declared, model=model)
             return self._model(declared, strategy, engine=engine)
 
-        return make
+        return suggesting(make, "llm_factory")
 
     def handle(self, item: pytest.Item) -> Handle:
         """Return what `llmperf` gives."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.names import (
-    FIXTURES,
     GPUS_MARKER,
     ISOLATED_MARKER,
     MARKER,
@@ -22,19 +21,18 @@ from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
 from pytest_llmperf.plugin.gpu_tests import LANES, LANES_HELP, GpuTests
+from pytest_llmperf.plugin.options import check_options, option_value, value_of
+from pytest_llmperf.plugin.ours import is_llmperf, our_fixtures
 from pytest_llmperf.plugin.stash import LOST, SESSION
 from pytest_llmperf.settings.former_names import adopt_former_names
 from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS, Option
-from pytest_llmperf.settings.paths import absolute, resolve_command_line
+from pytest_llmperf.settings.paths import resolve_command_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.files.ci_pages import Pages
     from pytest_llmperf.plugin.items import PytestSession
     from pytest_llmperf.session.handle import Handle
     from pytest_llmperf.session.model import Model
-
-
-_OPTIONS_BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     adopt_former_names(config)
     resolve_command_line(config)
+    check_options(config)
     config.pluginmanager.register(GpuTests(lambda: _session(config), is_llmperf), "llmperf-gpus")
     config.pluginmanager.register(Bodies(lambda: _session(config)), HOOKS_PLUGIN)
     _register_watches(config)
@@ -86,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _register_watches(config: pytest.Config) -> None:
     """Register what watches that something is judged, where something is to be judged."""
-    value = _value_of(config)
+    value = value_of(config)
     if value("gate"):
         from pytest_llmperf.plugin.registration import watch_gate  # noqa: PLC0415
 
@@ -99,7 +98,7 @@ def _register_watches(config: pytest.Config) -> None:
 
 def _register_files(config: pytest.Config) -> None:
     """Register what writes files at the end of the main process."""
-    value = _value_of(config)
+    value = value_of(config)
     if file := value("benchmark-json"):
         from pytest_llmperf.plugin.registration import write_benchmark_file  # noqa: PLC0415
 
@@ -112,14 +111,14 @@ def _register_files(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise `llm` from the marker's `strategies=[…]`, or from --llmperf-strategy."""
-    if "llm" not in metafunc.fixturenames:
+    if "llm" not in our_fixtures(metafunc.definition):
         return
     # Only for tests that use a model.
     from pytest_llmperf.plugin.parametrize import is_parametrized, strategies_of  # noqa: PLC0415
 
     if is_parametrized(metafunc.definition):
         return
-    strategies = strategies_of(metafunc.definition, _value_of(metafunc.config)("strategy"))
+    strategies = strategies_of(metafunc.definition, value_of(metafunc.config)("strategy"))
     if strategies:
         metafunc.parametrize("llm", strategies, indirect=True)
 
@@ -133,7 +132,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     llmperf_items = [item for item in items if is_llmperf(item)]
     if llmperf_items:
         _session(config).collected(llmperf_items, items)
-    if _value_of(config)("only"):
+    if value_of(config)("only"):
         others = [item for item in items if item not in set(llmperf_items)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
@@ -195,6 +194,7 @@ def pytest_runtest_makereport(
         return (yield)
     reporter = _session(item.config).reporter
     reporter.before_report(item, call)
+    _shorten_notes(item.config, call)
     report = yield
     if call.excinfo is not None and not item.config.getoption("fulltrace"):
         # Where something went wrong.
@@ -203,6 +203,16 @@ def pytest_runtest_makereport(
         show(report, call.excinfo, str(item.path))
     reporter.after_report(item, call, report)
     return report
+
+
+def _shorten_notes(config: pytest.Config, call: pytest.CallInfo[None]) -> None:
+    """Leave out the worker's traceback of a model that could not be loaded."""
+    if call.excinfo is None or config.get_verbosity() > 1 or config.getoption("tbstyle") == "long":
+        return
+    # Where something went wrong.
+    from pytest_llmperf.plugin.shown_errors import shorten_notes  # noqa: PLC0415
+
+    shorten_notes(call.excinfo.value)
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -323,55 +333,19 @@ for _name, (_strategy, _engine) in NAMED_FIXTURES.items():
     globals()[_name] = _named_fixture(_name, _strategy, _engine)
 
 
-def is_llmperf(item: pytest.Item) -> bool:
-    """Whether a test is ours: it carries the marker, or uses one of the fixtures."""
-    return item.get_closest_marker("llmperf") is not None or not FIXTURES.isdisjoint(
-        getattr(item, "fixturenames", ())
-    )
-
-
 def _session(config: pytest.Config) -> PytestSession:
     if SESSION not in config.stash:
         # The rest of the package, on first use.
         from pytest_llmperf.plugin.items import PytestSession  # noqa: PLC0415
 
-        config.stash[SESSION] = PytestSession(config, lambda option: _option(config, option))
+        config.stash[SESSION] = PytestSession(config, lambda option: option_value(config, option))
     session: PytestSession = config.stash[SESSION]
     return session
 
 
-def _option(config: pytest.Config, option: Option) -> Any:
-    """Return the command line's value, else the ini file's, else the default.
-
-    Paths of the first two are absolute.
-    """
-    value = config.getoption(option.dest)
-    if value is not None:
-        return value
-    text = _ini(config, option.ini_name)
-    if text is not None:
-        return absolute(option, text, str(config.rootpath)) if text else text
-    if option.many:
-        return []
-    return False if option.flag else option.default
-
-
-def _value_of(config: pytest.Config) -> Callable[[str], Any]:
-    """Return a function from an option's name to its value."""
-    return lambda name: _option(config, _OPTIONS_BY_NAME[name])
-
-
-def _ini(config: pytest.Config, name: str) -> Any:
-    try:
-        return config.getini(name)
-    # Of a truth value pytest names the value alone.
-    except (ValueError, pytest.UsageError) as error:
-        raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from error
-
-
 def _open_ci(config: pytest.Config) -> None:
     """Register what CI systems read, where one of them is here or a file was asked for."""
-    value = _value_of(config)
+    value = value_of(config)
     files = {name: config.rootpath / value(name) for name in FILES if value(name)}
 
     def make(*collected: Any) -> Pages:
@@ -394,5 +368,5 @@ def _open_ci(config: pytest.Config) -> None:
 
 
 def _only_plans(config: pytest.Config) -> bool:
-    value = _value_of(config)
+    value = value_of(config)
     return bool(value("plan") or value("plan-json"))

@@ -11,6 +11,7 @@ import pytest
 from pytest_llmperf.devices.selection import Need
 from pytest_llmperf.errors import LlmperfError, MemoryNotReturned
 from pytest_llmperf.plugin.declarations import Declarations, known_plans
+from pytest_llmperf.plugin.ours import our_fixtures
 from pytest_llmperf.plugin.stash import ATTEMPTS, DECLARED, FAILED, FINDINGS
 from pytest_llmperf.report.live import LiveLine
 from pytest_llmperf.session.session import LlmperfSession
@@ -86,7 +87,7 @@ class Runner:
 
     def begin_watching(self, item: pytest.Item) -> None:
         """Watch what the test's own process holds, where it may measure a model of its own."""
-        if "llmperf" in getattr(item, "fixturenames", ()):
+        if "llmperf" in our_fixtures(item):
             self._core.own.begin(getattr(item, "module", None))
 
     def give_back(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:

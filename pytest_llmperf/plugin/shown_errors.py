@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.errors import LlmperfError, LoadError
 
 
 def show(
@@ -31,6 +31,21 @@ def show(
         report.longrepr = _message_alone(excinfo)
     message = f"{type(error).__name__}: {error}"
     report.longrepr.reprcrash.message = message  # type: ignore[union-attr]
+
+
+def shorten_notes(error: BaseException) -> None:
+    """Leave only the first line of what a worker said of a model that it could not load.
+
+    The message says what is wrong already.
+    """
+    if not isinstance(error, LoadError) or not hasattr(error, "__notes__"):
+        return
+    error.__notes__ = [
+        f"{note.partition(chr(10))[0].rstrip(':')}; -vv shows its traceback"
+        if "\n" in note
+        else note
+        for note in error.__notes__
+    ]
 
 
 def _message_alone(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:

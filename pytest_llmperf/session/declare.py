@@ -15,6 +15,7 @@ from msgspec import structs
 from pytest_llmperf import engines
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.devices.placement import resolve_device
+from pytest_llmperf.engines.models.available import missing_model, missing_package
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.settings.limits import checked_limits
@@ -143,7 +144,11 @@ def _require_loadable(
     check_engine_can(plan, capabilities, row.name)
     # Another interpreter, or host, has its own packages.
     uses_our_packages = place.has_our_packages and row.name not in settings.pythons
-    lacking = capabilities.missing_library(plan) if uses_our_packages else None
+    if not uses_our_packages:
+        return
+    lacking = (
+        capabilities.missing_library(plan) or missing_package(row) or missing_model(plan.model)
+    )
     if lacking is not None:
         raise UsageError(lacking)
 
@@ -217,4 +222,4 @@ def _require_strategies(strategies: Sequence[object]) -> None:
 def _type_text(needed: type | tuple[type, ...]) -> str:
     if isinstance(needed, tuple):
         return " or ".join(kind.__name__ for kind in needed)
-    return needed.__name__
+    return "dict" if needed is Mapping else needed.__name__

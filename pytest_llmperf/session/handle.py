@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import engines
 from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.misspelt import Suggests, suggests_keywords
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.base import Engine
 from pytest_llmperf.errors import UsageError
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
 
 
-class Handle:
+@suggests_keywords
+class Handle(Suggests):
     """The session in a test's hands. What it measures runs in the test's own process."""
 
     def __init__(self, session: LlmperfSession, declared: Declaration) -> None:

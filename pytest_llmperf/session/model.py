@@ -14,6 +14,7 @@ from pytest_llmperf.core.agreement.rules import Rule, default_rule, parse_rule
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.rate_search import RateSearch
 from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.misspelt import Suggests, suggests_keywords
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.session import agreement
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 AGREEMENT_PROMPTS = "short-chat"
 
 
-class Model:
+@suggests_keywords
+class Model(Suggests):
     """A model under one strategy.
 
     It is loaded when first used, in a worker of its own, and shared by equal plans.

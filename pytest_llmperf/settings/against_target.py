@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.settings.git import commit_of, top_level
+from pytest_llmperf.settings.git import commit_of, is_shallow, refusal, top_level
 
 OFF = frozenset({"", "off", "no", "none", "false", "0"})
 _HOW = (
@@ -82,7 +82,22 @@ def _path_target(text: str, path: Path, root: Path) -> Target:
     if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113  as above
         # Not resolved: a virtual environment is known by its link.
         return Target(kind="interpreter", text=text, path=path)
+    refused = refusal(root)
+    if refused:
+        raise UsageError(f"--llmperf-against={text!r}: git refuses to read {root}: {refused}")
     place = "of this repository" if top_level(root) else "(this is no git work tree)"
     exists = os.path.exists(path)  # noqa: PTH110  as above
     file = " and a file that cannot be run" if exists else ", no folder and no file"
-    raise UsageError(f"--llmperf-against={text!r} is no revision {place}{file}. {_HOW}")
+    raise UsageError(
+        f"--llmperf-against={text!r} is no revision {place}{file}.{_shallow(root)} {_HOW}"
+    )
+
+
+def _shallow(root: Path) -> str:
+    """Say that the commits are missing, where they are, and how they come."""
+    if not is_shallow(root):
+        return ""
+    return (
+        " This clone is shallow and has the newest commits alone: run `git fetch --unshallow`, or "
+        "have CI check out all of it (fetch-depth: 0, GIT_DEPTH: 0)."
+    )

@@ -79,6 +79,17 @@ def commit_of(folder: Path, revision: str) -> str | None:
     return finished.stdout.strip() if finished.returncode == 0 else None
 
 
+def refusal(folder: Path) -> str:
+    """What git says where it refuses a repository of another owner, with its remedy; else ""."""
+    said = run_git(folder, "rev-parse", "--show-toplevel").stderr.strip()
+    return " ".join(said.split()) if "dubious ownership" in said else ""
+
+
+def is_shallow(folder: Path) -> bool:
+    """Whether the repository lacks the older commits, as a checkout of CI does."""
+    return run_git(folder, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
+
+
 def _env(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without the variables of an outer repository, which a git hook sets."""
     return {name: value for name, value in base.items() if name not in _LOCAL} | {

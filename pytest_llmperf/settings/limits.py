@@ -72,22 +72,28 @@ def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, flo
 
 
 def _share(name: str, limit: object, where: str) -> float:
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+    share = _of_text(limit) if isinstance(limit, str) else limit
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise UsageError(
             f"{where}: the limit of {name} is {limit!r}. "
-            "A share between 0 and 1 is needed: 0.05, or 5%, is 5 %."
+            "Write it as '5%' or 0.05, above 0 and below 100 %."
         )
-    return float(limit)
+    return float(share)
+
+
+def _of_text(text: str) -> float | None:
+    """The share of a text such as '5%' or '0.05'; None for one that has no number."""
+    try:
+        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        return None
 
 
 def _one(item: str, option: str) -> tuple[str, float]:
     name, colon, limit = item.strip().partition(":")
     if not colon:
         return name, DEFAULT_LIMITS.get(name, DEFAULT_LIMITS["throughput"])
-    try:
-        share = float(limit.removesuffix("%")) / (100 if limit.endswith("%") else 1)
-    except ValueError as error:
-        raise UsageError(
-            f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}."
-        ) from error
+    share = _of_text(limit)
+    if share is None:
+        raise UsageError(f"{option}: {item.strip()!r} has no limit that is a number. {_HOW}.")
     return name, share

@@ -62,6 +62,19 @@ def find_project(start: Path) -> Project:
     return Project(root=next(fallback, start))
 
 
+def native_text(file: Path | None, name: str) -> str | None:
+    """The text of an option that stands as a number or a truth value in a TOML file, else None.
+
+    pytest 9 reads such files with their types, and most options are texts.
+    """
+    if file is None or file.suffix != ".toml":
+        return None
+    value = (_options(file) or {}).get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "on" if value is True else None
+    return str(value)
+
+
 def _options(file: Path) -> Mapping[str, Any] | None:
     """The options of pytest in a file; None if it is not there or does not mention pytest."""
     if not file.is_file():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.names import DEVICE_MEANINGS
 from pytest_llmperf.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ _AS_THEY_ARE = (
     "gpus",
     "store",
 )
-_SECONDS = ("against-budget", "wait", "again-budget", "budget", "timeout")
+SECONDS = ("against-budget", "wait", "again-budget", "budget", "timeout")
 _FILES = ("plan-json", "json", "benchmark-json", "html")
 
 
@@ -85,14 +86,14 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
     return Settings(
         **_plain_fields(values, root),
         **_judged(values, root),
-        device=_choice("device", values["device"], DEVICES),
-        start_method=_choice("start-method", values["start-method"], START_METHODS),
-        cluster=_cluster(values["cluster"], values["against"]),
-        strategies=tuple(filter(None, map(str.strip, values["strategy"].split(",")))),
-        reference=_strategy("reference", values["reference"]),
-        precision=_positive("precision", values["precision"]) / 100,
-        processes=_processes(values["processes"]),
-        pythons=dict(map(_interpreter, values["python"])),
+        device=READERS["device"](values["device"]),
+        start_method=READERS["start-method"](values["start-method"]),
+        cluster=read_cluster(values["cluster"], values["against"]),
+        strategies=READERS["strategy"](values["strategy"]),
+        reference=READERS["reference"](values["reference"]),
+        precision=READERS["precision"](values["precision"]),
+        processes=READERS["processes"](values["processes"]),
+        pythons=READERS["python"](values["python"]),
         root=root,
     )
 
@@ -100,7 +101,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
 def _plain_fields(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Options that are taken as they are, times, and files of the project."""
     fields = {name: values[name] for name in _AS_THEY_ARE}
-    fields |= {f"{name}-s": _positive(name, values[name]) for name in _SECONDS}
+    fields |= {f"{name}-s": positive(name, values[name]) for name in SECONDS}
     fields |= {name: root / values[name] if values[name] else None for name in _FILES}
     return {name.replace("-", "_"): value for name, value in fields.items()}
 
@@ -110,7 +111,7 @@ def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     return {
         "gate": _gate(values["gate"]),
         "against": against(values["against"], root),
-        "against_limits": _against_limits(values["against-limits"]),
+        "against_limits": READERS["against-limits"](values["against-limits"]),
         "waivers": root / values["waivers"],
     }
 
@@ -125,16 +126,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+def _choice(
+    name: str, value: str, choices: tuple[str, ...], meanings: Mapping[str, str] | None = None
+) -> str:
     if value not in choices:
-        near = did_you_mean(value, choices)
+        near = did_you_mean(value, choices, meanings)
         raise UsageError(
             f"--llmperf-{name}={value!r} is not known.{near} Choices: {', '.join(choices)}."
         )
     return value
 
 
-def _cluster(text: str, against: str) -> str:
+def read_cluster(text: str, against: str) -> str:
+    """What `--llmperf-cluster` names, "" for this host. Raises UsageError."""
     if not text.strip():
         return ""
     # Only where a cluster is named.
@@ -147,6 +151,13 @@ def _cluster(text: str, against: str) -> str:
             "compare it with there. Leave one of the two out."
         )
     return parse(text)
+
+
+def _strategies(text: str) -> tuple[str, ...]:
+    strategies = tuple(filter(None, map(str.strip, text.split(","))))
+    for strategy in strategies:
+        _strategy("strategy", strategy)
+    return strategies
 
 
 def _strategy(name: str, text: str) -> str:
@@ -183,7 +194,8 @@ def _against_limits(text: str) -> dict[str, float] | None:
     return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 
 
-def _positive(name: str, value: str) -> float:
+def positive(name: str, value: str) -> float:
+    """The number that an option has. Raises UsageError for any that is not above 0."""
     try:
         number = float(value)
     except ValueError:
@@ -191,9 +203,15 @@ def _positive(name: str, value: str) -> float:
     if not 0 < number < float("inf"):
         raise UsageError(
             f"--llmperf-{name}={value!r}: a number above 0 is needed, "
-            f"for example --llmperf-{name}={_default(name)}."
+            f"for example --llmperf-{name}={_plain_number(value) or _default(name)}."
         )
     return number
+
+
+def _plain_number(value: str) -> str:
+    """The number of a text such as '20s' or '1%', without its unit; "" where there is none."""
+    number = value.strip().rstrip("s%").strip()
+    return number if number.replace(".", "", 1).isdecimal() and float(number) > 0 else ""
 
 
 def _processes(text: str) -> int | None:
@@ -225,3 +243,20 @@ def _interpreter(text: str) -> tuple[str, str]:
     if engine in GENERATORS:
         return engine, str(Path(path).absolute())
     return engines.engine(engine).name, str(Path(path).absolute())
+
+
+def _interpreters(texts: Iterable[str]) -> dict[str, str]:
+    return dict(map(_interpreter, texts))
+
+
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "device": lambda text: _choice("device", text, DEVICES, DEVICE_MEANINGS),
+    "start-method": lambda text: _choice("start-method", text, START_METHODS),
+    "strategy": _strategies,
+    "reference": lambda text: _strategy("reference", text),
+    "against-limits": _against_limits,
+    "precision": lambda text: positive("precision", text) / 100,
+    "processes": _processes,
+    "python": _interpreters,
+}
+"""Option -> what makes its value of the text that was given. Each raises UsageError."""

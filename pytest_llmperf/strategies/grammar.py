@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,9 +13,12 @@ from msgspec import structs
 from pytest_llmperf.core.effective import Effective, Promise
 from pytest_llmperf.core.plan import ANY, LoadPlan
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
+from pytest_llmperf.names import STRATEGY_MEANINGS
 from pytest_llmperf.strategies.base import Part
 from pytest_llmperf.strategies.parallel import RENAMED
 from pytest_llmperf.strategies.table import AUTO, KINDS, TABLE
+
+_GGUF_QUANTIZATION = re.compile(r"i?q\d_\w+")
 
 
 @dataclass(frozen=True)
@@ -271,9 +275,13 @@ def _unknown(name: str, text: str) -> str:
     own = RENAMED.get(bare)
     if own is not None:
         near = f" No engine has it in its library; pytest-llmperf's is {own + name[len(bare) :]!r}."
+    elif "," in name:
+        near = f" Parts are joined by '+': {name.replace(',', '+').replace(' ', '')!r}."
+    elif _GGUF_QUANTIZATION.fullmatch(name.lower()):
+        near = " A .gguf file is quantized already: name the file as the model."
     else:
-        near = did_you_mean(name.lower(), TABLE)
-    return f"strategy part {name!r}{whole_text} is not known.{near} {_by_kind()}"
+        near = did_you_mean(name.lower(), TABLE, STRATEGY_MEANINGS)
+    return f"strategy part {name!r}{whole_text} is not known.{near or ' ' + _by_kind()}"
 
 
 def _by_kind() -> str:

@@ -6,6 +6,7 @@ import random
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.checks import is_count
 from pytest_llmperf.workloads.prompts import PromptSet
@@ -17,7 +18,7 @@ MIN_TOKENS = 2
 Range = tuple[int, int]
 
 
-class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
+class Batch(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="batch"):
     """Prompts that are all there from the start, each with its exact number of greedy tokens.
 
     Static batches take `batch` prompts at a time in their order, pad them on the left, and go on

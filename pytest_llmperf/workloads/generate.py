@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.batch import Batch, describe_batch
 from pytest_llmperf.workloads.checks import is_count
@@ -13,7 +14,7 @@ MIN_DECODED = 2
 _SYNTHETIC = PromptSet.synthetic(0)
 
 
-class Prefill(Struct, frozen=True, kw_only=True, tag="prefill"):
+class Prefill(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="prefill"):
     """Process a batch of prompts and produce the first token.
 
     `prompt_tokens` is exact: texts are cut or continued with the following prompts' tokens. None
@@ -33,7 +34,7 @@ class Prefill(Struct, frozen=True, kw_only=True, tag="prefill"):
         _check(self)
 
 
-class Decode(Struct, frozen=True, kw_only=True, tag="decode"):
+class Decode(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="decode"):
     """Prefill, then greedy decoding of exactly `new_tokens` tokens for each sequence.
 
     The end-of-sequence token is ignored.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.workloads.checks import content_hash, json_object, read_lines
 
@@ -18,7 +19,7 @@ _EXPECTED = """Expected one object a line, such as {"prompt": "…"}."""
 BUNDLED = {"short-chat": "short_chat.jsonl"}
 
 
-class PromptSet(Struct, frozen=True, kw_only=True):
+class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     """A source of prompts.
 
     `texts` is empty for synthetic token ids, which are drawn from `seed` and the repetition.

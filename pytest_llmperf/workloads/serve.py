@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.arrivals import offsets_s, rescaled
 from pytest_llmperf.core.metrics.slo import Slo
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.serve_checks import check
@@ -21,7 +22,7 @@ _SYNTHETIC = PromptSet.synthetic(0)
 MAX_REQUESTS = 1_000_000
 
 
-class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
+class Serve(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="serve"):
     """Streamed requests to a server for `duration` seconds, or `requests` of them.
 
     Open loop: `rate` requests a second, whether or not the server keeps up, with gaps as `arrivals`

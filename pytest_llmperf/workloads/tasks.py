@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.checks import content_hash, is_count, json_object, read_lines
 
@@ -39,7 +40,7 @@ class TaskAnswer(Struct, frozen=True, kw_only=True):
     correct: bool
 
 
-class TaskSet(Struct, frozen=True, kw_only=True):
+class TaskSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     """Items that a model answers, in order.
 
     `chat`: each prompt is what a user says, and is put into the model's chat template where it has

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads.checks import (
     content_hash,
@@ -23,7 +24,7 @@ _EXPECTED = (
 )
 
 
-class Traffic(Struct, frozen=True, kw_only=True):
+class Traffic(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     """A recorded load: when each request came (seconds, ascending), and its lengths in tokens.
 
     Lengths that are not known are empty.

@@ -98,6 +98,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "gate": "mbu:5%",
         "against-limits": "mbu:5%",
         "reference": "bf16",
+        "strategy": "bf16",
         "cluster": "auto",
         "processes": "7",
         "start-method": "spawn",
@@ -107,9 +108,9 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "7" if number else str(pytester.path / "some") if option.path == "file" else "some",
     )
     config = pytester.parseconfig("-o", f"{option.ini_name}={good}")
-    from pytest_llmperf.plugin.hooks import _option
+    from pytest_llmperf.plugin.options import option_value
 
-    values[option.name] = _option(config, option)
+    values[option.name] = option_value(config, option)
     assert values[option.name] == good
     assert read(lambda o: values[o.name], pytester.path)
 
@@ -186,8 +187,8 @@ def test_a_cache_that_cannot_be_written_costs_time_and_no_speed(
 
 
 def test_a_misspelt_reference_is_seen_before_anything_runs(project, run):
-    """Also where no test uses the baseline: each names the option and the nearest part."""
+    """Also where no test uses the baseline: the message has the option and the nearest part."""
     project(BOTH)
     result = run("--llmperf-reference=pf32")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*UsageError: --llmperf-reference='pf32': *Did you mean 'fp32'?*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-reference='pf32': *Did you mean 'fp32'?"])

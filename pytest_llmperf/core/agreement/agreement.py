@@ -12,6 +12,7 @@ from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.rules import MeasuredCriterion, Rule
 from pytest_llmperf.core.agreement.words import worst_summary, worst_text
 from pytest_llmperf.core.metrics.quantities import TABLE
+from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
@@ -51,7 +52,7 @@ class _Sums(NamedTuple):
 _Statistic = Callable[[Sequence[_Sums]], float]
 
 
-class Agreement:
+class Agreement(Suggests):
     """How well a candidate's outputs agree with those of its reference.
 
     Intervals are bootstrapped over prompts; those of shares of tokens are exact, on the effective

@@ -8,13 +8,14 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
+from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable, Refuses
 from pytest_llmperf.core.verdicts.processes import ALIKE, Processes, widened
 from pytest_llmperf.errors import UsageError
 
 
-class Latencies(Refuses):
+class Latencies(Suggests, Refuses):
     """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds.
 
     Its percentiles are Estimates; the distribution itself is no number.

@@ -14,6 +14,7 @@ from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, exact
 from pytest_llmperf.core.metrics.quantities import ALIASES, TABLE, Metric, leaves
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
+from pytest_llmperf.core.misspelt import ManyNumbers, Suggests
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.core.trace import MemoryGauges
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
@@ -26,7 +27,7 @@ Missing = Callable[[str, str], object]
 _GAUGES = ("weights", "peak", "reserved", "process", "device", "kv_cache")
 
 
-class Memory(Struct, frozen=True, kw_only=True, eq=False):
+class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
     """Bytes, summed over the ranks.
 
     `ranks` holds each rank's own; `imbalance` is the largest rank over the mean rank.
@@ -61,14 +62,14 @@ class Memory(Struct, frozen=True, kw_only=True, eq=False):
         return cls(**missing)
 
 
-class Energy(Struct, frozen=True, kw_only=True, eq=False):
+class Energy(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
     """Joules. `source` says how they were read ("nvml-counter", "rapl", "power-integral")."""
 
     per_token: Quantity
     source: str = ""
 
 
-class RunResult(Struct, frozen=True, kw_only=True, eq=False):
+class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
     `n_failed` of `n_requests` requests failed and are in no number. `disturbed`: other programs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.plugin.hooks import _option
+from pytest_llmperf.plugin.options import option_value
 from pytest_llmperf.settings.options import FORMER_OPTIONS, OPTIONS
 
 OPTION, FORMER = next(
@@ -29,7 +29,7 @@ def configured(pytester, *arguments, ini=""):
     (pytester.path / "pytest.ini").write_text(f"[pytest]\n{ini}\n")
     recorder = Warnings()
     pytester.plugins.append(recorder)
-    value = _option(pytester.parseconfigure(*arguments), OPTION)
+    value = option_value(pytester.parseconfigure(*arguments), OPTION)
     return value, recorder.texts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.plugin.hooks import _option
+from pytest_llmperf.plugin.options import option_value
 from pytest_llmperf.settings.options import OPTIONS
 from pytest_llmperf.settings.paths import absolute
 
@@ -32,11 +32,13 @@ def test_a_relative_path_is_meant_from_where_it_was_written(pytester, monkeypatc
     (pytester.path / "pytest.ini").write_text(f"[pytest]\n{ini}")
     monkeypatch.chdir(here)
     arguments = [f"{option.flag_name}={VALUES[option.path]}"] if where == "command line" else []
+    (here if where == "command line" else pytester.path).joinpath("sub").mkdir()
+    (here if where == "command line" else pytester.path).joinpath("sub/it").touch()
     config = pytester.parseconfigure(
         "-c", str(pytester.path / "pytest.ini"), f"--rootdir={pytester.path}", *arguments
     )
     expected = SEEN[option.path].format(here if where == "command line" else pytester.path)
-    assert _option(config, option) == ([expected] if option.many else expected)
+    assert option_value(config, option) == ([expected] if option.many else expected)
 
 
 @pytest.mark.parametrize(
@@ -61,5 +63,5 @@ def test_what_is_no_relative_path_is_left_as_it_is(name, value):
 def test_the_defaults_are_meant_from_the_root(pytester):
     """They are joined with it where they are used."""
     config = pytester.parseconfigure()
-    assert _option(config, named("waivers")) == "llmperf-waivers.toml"
-    assert _option(config, named("store")) == "sqlite:///.llmperf/history.db"
+    assert option_value(config, named("waivers")) == "llmperf-waivers.toml"
+    assert option_value(config, named("store")) == "sqlite:///.llmperf/history.db"

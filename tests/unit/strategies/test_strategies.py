@@ -14,7 +14,7 @@ from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.base import Capabilities
 from pytest_llmperf.engines.capabilities import TRANSFORMERS
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.names import STRATEGY_FIXTURES
+from pytest_llmperf.names import STRATEGY_FIXTURES, STRATEGY_MEANINGS
 from pytest_llmperf.strategies import (
     KINDS,
     TABLE,
@@ -121,13 +121,8 @@ def test_the_full_precisions_set_weights_and_the_mixed_ones_autocast():
     ("text", "fragments"),
     [
         (
-            "bf61",
-            [
-                "'bf61' is not known",
-                "Did you mean 'bf16'?",
-                "precision: auto, fp32, fp16",
-                "llmperf doctor",
-            ],
+            "zzzz",
+            ["'zzzz' is not known", "precision: auto, fp32, fp16", "llmperf doctor"],
         ),
         ("BF16", ["'BF16' is not known", "Did you mean 'bf16'?"]),
         (
@@ -186,6 +181,61 @@ def test_a_text_that_cannot_be_used_says_why_and_what_could_be(text, fragments):
         parse(text)
     for fragment in fragments:
         assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("bf61", "bf16"),
+        ("stati-cache", "static-cache"),
+        ("FP16", "fp16"),
+        ("float16", "fp16"),
+        ("half", "fp16"),
+        ("bfloat16", "bf16"),
+        ("float32", "fp32"),
+        ("4bit", "nf4"),
+        ("load_in_8bit", "int8"),
+        ("int4", "int4wo"),
+        ("torch.compile", "compile"),
+        ("flash_attention_2", "flash"),
+        ("flash-attn", "flash"),
+    ],
+)
+def test_a_suggestion_is_what_was_meant_and_no_list_follows(text, meant):
+    """What a thing is called elsewhere comes before what is spelt alike."""
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert str(caught.value) == f"strategy part {text!r} is not known. Did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("meant", sorted(set(STRATEGY_MEANINGS.values())))
+def test_what_is_suggested_can_be_used(meant):
+    """No suggestion is itself unknown."""
+    assert parse(meant).canonical == meant
+
+
+@pytest.mark.parametrize("other_name", STRATEGY_MEANINGS)
+def test_a_name_from_elsewhere_is_no_strategy(other_name):
+    """Else its row would never be looked at."""
+    with pytest.raises(UsageError, match="is not known"):
+        parse(other_name)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("int8,bf16", "Parts are joined by '+': 'int8+bf16'."),
+        ("int8, bf16", "Parts are joined by '+': 'int8+bf16'."),
+        ("q4_k_m", "A .gguf file is quantized already: name the file as the model"),
+        ("IQ3_XS", "A .gguf file is quantized already: name the file as the model"),
+    ],
+)
+def test_what_no_part_stands_for_is_explained(text, advice):
+    """There is no near name, and something to do."""
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert advice in str(caught.value)
+    assert "Parts by kind" not in str(caught.value)
 
 
 def test_every_pair_of_parts_conflicts_exactly_if_they_share_a_field():
