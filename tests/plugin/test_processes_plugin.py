@@ -99,8 +99,8 @@ def test_a_number_that_is_none_is_refused(project, run, number):
     """By the option as by the argument, naming the value."""
     project(RUN.format(arguments="", limit=10))
     result = run(f"--llmperf-processes={number}")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([f"*--llmperf-processes='{number}'*whole number*auto*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--llmperf-processes='{number}'*whole number*auto*"])
 
 
 def test_what_stored_sessions_show_stands_in_for_one_process(project, run, opened, lines):

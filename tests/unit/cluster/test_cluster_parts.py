@@ -289,8 +289,8 @@ def test_another_version_cannot_be_compared_with_there():
     with pytest.raises(
         UsageError, match=r"--llmperf-cluster='auto' and --llmperf-against='HEAD~1'"
     ):
-        settings._cluster("auto", "HEAD~1")
-    assert (settings._cluster(" ", "HEAD~1"), settings._cluster("auto", "")) == ("", "auto")
+        settings.read_cluster("auto", "HEAD~1")
+    assert (settings.read_cluster(" ", "HEAD~1"), settings.read_cluster("auto", "")) == ("", "auto")
 
 
 def test_a_cluster_that_does_not_answer_is_asked_once(monkeypatch):
