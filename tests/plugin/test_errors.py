@@ -241,7 +241,7 @@ MISSING = [
             "pip install 'pytest-llmperf[[]transformers]'"
         ),
     ),
-    ("model='models/nope'", "model 'models/nope': *there is no *models/nope."),
+    ("model='models/nope'", "model 'models/nope': *there is no *models/nope.*"),
     ("model='chatbot:biuld'", "*has no 'biuld'. Did you mean 'build'?*"),
     ("model='chatbto:build'", "*there is no module 'chatbto'.*"),
 ]
