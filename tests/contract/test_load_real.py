@@ -148,7 +148,7 @@ def test_the_builtin_model_is_converted_without_loss_and_only_once(tmp_path, mon
 def fake_conversion(calls):
     def convert(source, folder):
         calls.append(source)
-        folder.mkdir()
+        (folder / "config.json").write_text("{}", encoding="utf-8")
 
     return convert
 
@@ -157,7 +157,7 @@ def test_processes_that_ask_at_once_convert_once(tmp_path, monkeypatch):
     """The first one converts, the others wait for it."""
     monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path))
     calls = []
-    monkeypatch.setattr(builtin, "_convert", fake_conversion(calls))
+    monkeypatch.setattr(builtin, "_save_converted", fake_conversion(calls))
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(builtin.converted_folder, [NAME] * 4))
     assert len(calls) == len(folders) == 1
