@@ -149,14 +149,15 @@ _USE = (
         "mbu",
         "1",
         "higher",
-        "mbu/1",
-        "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth",
+        "mbu/2",
+        "(bytes of the weights that a decode step uses, of the KV that it sees and of its states) "
+        "/ time of a step / measured copy bandwidth",
     ),
     _row(
         "mfu",
         "1",
         "higher",
-        "mfu/2",
+        "mfu/3",
         "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured "
         "dense matmul rate",
     ),
@@ -164,7 +165,7 @@ _USE = (
         "prefill_mfu",
         "1",
         "higher",
-        "prefill_mfu/2",
+        "prefill_mfu/3",
         "model FLOPs of the prompt, the output head at its last position / TTFT / measured dense "
         "matmul rate",
     ),
