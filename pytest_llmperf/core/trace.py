@@ -92,11 +92,12 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
     """Bytes on one rank.
 
     A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
-    for unknown.
+    for unknown. `peak` holds the weights; `growth` is what it is above what was there before.
     """
 
     weights: int
     peak: int | None = None
+    growth: int | None = None
     reserved: int | None = None
     process: int | None = None
     device: int | None = None

@@ -35,10 +35,12 @@ from pytest_llmperf.instruments.telemetry import (
 class PeakRegion:
     """Peak memory of a region, filled when it ends.
 
-    Bytes; None with a reason in `reasons` where unknown.
+    Bytes; None with a reason in `reasons` where unknown. `growth` is what the peak is above what
+    was there before.
     """
 
     peak: int | None = None
+    growth: int | None = None
     reserved: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -69,19 +71,21 @@ class DeviceRuntime:
 
     @contextmanager
     def peak_memory(self) -> Iterator[PeakRegion]:
-        """Watch the region's peak: the allocator's on CUDA (reset before), RSS growth on a CPU."""
+        """Watch the region's peak: the allocator's on CUDA, the process's own on a CPU."""
         region = PeakRegion()
         if self.device.type == "cuda":
             self.synchronise()
             torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
             yield region
             self.synchronise()
             region.peak = torch.cuda.max_memory_allocated(self.device)
+            region.growth = region.peak - before
             region.reserved = torch.cuda.max_memory_reserved(self.device)
             return
         with rss_region() as watched:
             yield region
-        region.peak = watched.growth_bytes
+        region.peak, region.growth = watched.peak_bytes, watched.growth_bytes
         region.reasons = {"reserved": "a CPU has no caching allocator"}
 
     def memory(
@@ -94,6 +98,7 @@ class DeviceRuntime:
         return MemoryGauges(
             weights=weights,
             peak=region.peak,
+            growth=region.growth,
             reserved=region.reserved,
             process=_known(readings["process"]),
             device=_known(readings["device"]),

@@ -214,7 +214,7 @@ def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
     """Return the bytes of all ranks; unknown, with its reason, where one rank does not know."""
-    names = ("weights", "peak", "reserved", "process", "device", "kv_cache")
+    names = ("weights", "peak", "growth", "reserved", "process", "device", "kv_cache")
     sums: dict[str, Any] = {
         name: _sum_or_none([getattr(memory, name) for memory in gauges]) for name in names
     }
