@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 
+from model_kinds import by_hand
 from support.kinds import tiny
 from support.quantizing import plan_of
 
@@ -19,7 +20,7 @@ from pytest_llmperf.workloads import Decode
 
 TINY = ("tiny-mixtral", "tiny-window", "tiny-mamba2", "tiny-hybrid")
 TRUE_SIZE = ("mixtral-8x7b", "mistral-7b-window", "gemma-3-12b", "mamba2-2.7b", "falcon-h1-7b")
-WORK = Decode(batch=2, prompt_tokens=40, new_tokens=4)
+WORK = Decode(batch=1, prompt_tokens=40, new_tokens=5)
 BF16_BYTES = 2
 H200_BYTES = 139 * 2**30
 
@@ -36,6 +37,15 @@ def test_those_of_true_size_fit_one_gpu(name):
     assert parameter_count(ARCHITECTURES[name]) * BF16_BYTES < 0.8 * H200_BYTES
 
 
+def assert_by_hand(name, step, request):
+    """The hand calculation of the benchmark, from the row's dimensions alone, says the same."""
+    row = ARCHITECTURES[name]
+    hand = by_hand(row.model_type, row.config, WORK.prompt_tokens + WORK.new_tokens / 2)
+    assert step.weight_bytes_read == hand.step_weights
+    assert step.cache_bytes(request) == hand.cache
+    assert step.step_flops(request) == hand.flops
+
+
 @pytest.mark.parametrize("strategy", ["fp32", "bf16", "fp32+static-cache"])
 @pytest.mark.parametrize("name", TINY)
 def test_a_kind_decodes_and_its_step_is_counted(name, strategy):
@@ -43,7 +53,10 @@ def test_a_kind_decodes_and_its_step_is_counted(name, strategy):
     loaded = load(plan)
     assert sum(p.nbytes for p in loaded.model.parameters()) == predict(plan)
     model = TransformersModel(loaded)
-    step = model.run(WORK, 0).step
+    ran = model.run(WORK, 0)
+    step = ran.step
+    if strategy == "bf16":
+        assert_by_hand(name, step, ran.trace.requests[0])
     assert 0 < step.weight_bytes_read < predict(plan)
     assert bool(step.windows) == (name == "tiny-window")
     assert bool(step.state_bytes) == (name in {"tiny-mamba2", "tiny-hybrid"})
