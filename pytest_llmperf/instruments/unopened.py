@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -32,27 +31,61 @@ Capability = tuple[int, int]
 def unopened_gpus() -> Iterator[None]:
     """Have torch answer how many GPUs there are, and what they can do, without opening them.
 
-    Whatever else is asked of a GPU meanwhile is an AttributeError, or opens it. Does nothing where
-    there is no driver, or where the GPUs differ: then one has to be opened to know which is meant.
+    Whatever else is asked of a GPU meanwhile is an AttributeError, or opens it. An answer that a
+    package keeps is good in a worker, too: see GpuProperties. Does nothing where there is no
+    driver, or where the GPUs differ: then one has to be opened to know which is meant.
     """
     capabilities = _asked_capabilities() if _DRIVER.exists() else ()
     if len(set(capabilities)) != 1:
         yield
         return
     major, minor = capabilities[0]
-    properties = SimpleNamespace(major=major, minor=minor)
+    ask_torch = torch.cuda.get_device_properties
     n_visible = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else len(capabilities)
     answers: dict[str, Any] = {
         "is_available": lambda: n_visible > 0,
         "device_count": lambda: n_visible,
         "current_device": lambda: 0,
         "get_device_capability": lambda _device=None: (major, minor),
-        "get_device_properties": lambda _device=None: properties,
+        "get_device_properties": partial(GpuProperties, ask_torch, (major, minor)),
     }
     with ExitStack() as patches:
         for name, answer in answers.items():
             patches.enter_context(patch.object(torch.cuda, name, answer))
-        yield
+        try:
+            yield
+        finally:
+            _forget_current_device()
+
+
+def _forget_current_device() -> None:
+    """Have torch's compiler ask again which device is current: each rank has one of its own."""
+    interface = sys.modules.get("torch._dynamo.device_interface")
+    if interface is not None:
+        interface.caching_worker_current_devices.pop("cuda", None)
+
+
+class GpuProperties:
+    """The properties of a GPU that nobody has opened: its compute capability.
+
+    torch's compiler keeps what it was told for as long as its process and the forks of that live.
+    So the other properties are asked for when somebody needs them, which opens the device. Where
+    that must not be, in a fork server, the answer is an AttributeError.
+    """
+
+    def __init__(
+        self, ask_torch: Callable[..., Any], capability: Capability, device: object = None
+    ) -> None:
+        self.major, self.minor = capability
+        self._ask_torch = ask_torch
+        self._device = device
+        self._asked_in = os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what torch says of the device. Raises AttributeError in the process that asked."""
+        if name.startswith("__") or os.getpid() == self._asked_in:
+            raise AttributeError(f"{name!r} of a GPU is not known before the GPU is opened")
+        return getattr(self._ask_torch(self._device), name)
 
 
 @cache

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._dynamo import device_interface
 
 from pytest_llmperf.instruments import unopened
 
@@ -34,6 +38,34 @@ def test_torch_answers_for_gpus_that_are_alike_and_is_itself_again_afterwards(gp
         with pytest.raises(AttributeError):
             _ = torch.cuda.get_device_properties(0).total_memory
     assert (torch.cuda.is_available, torch.cuda.get_device_properties) == before
+
+
+def test_an_answer_that_a_package_keeps_is_that_of_the_gpu_in_a_worker(gpus, monkeypatch):
+    """torch's compiler keeps the properties of devices for as long as the process lives."""
+    gpus((9, 0))
+    opened = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: opened)
+    monkeypatch.setattr(device_interface, "caching_worker_device_properties", {})
+    monkeypatch.setattr(device_interface, "caching_worker_current_devices", {})
+    with unopened.unopened_gpus():
+        assert device_interface.CudaInterface.Worker.get_device_properties("cuda:0").major == 9
+    server = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: server + 1)
+    in_worker = device_interface.CudaInterface.Worker.get_device_properties("cuda:0")
+    assert in_worker.multi_processor_count == 132
+    monkeypatch.setattr(os, "getpid", lambda: server)
+    with pytest.raises(AttributeError, match="'multi_processor_count' of a GPU is not known"):
+        _ = in_worker.multi_processor_count
+
+
+def test_the_current_device_is_asked_for_again_in_each_rank(gpus, monkeypatch):
+    """While packages are imported it is 0, which is right for the first rank alone."""
+    gpus((9, 0), (9, 0))
+    monkeypatch.setattr(device_interface, "caching_worker_current_devices", {})
+    with unopened.unopened_gpus():
+        assert device_interface.CudaInterface.Worker.current_device() == 0
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_interface.CudaInterface.Worker.current_device() == 1
 
 
 @pytest.mark.parametrize("capabilities", [(), ((9, 0), (8, 0))], ids=["none", "different"])
