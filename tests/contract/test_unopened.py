@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -40,22 +39,21 @@ def test_torch_answers_for_gpus_that_are_alike_and_is_itself_again_afterwards(gp
     assert (torch.cuda.is_available, torch.cuda.get_device_properties) == before
 
 
-def test_an_answer_that_a_package_keeps_is_that_of_the_gpu_in_a_worker(gpus, monkeypatch):
-    """torch's compiler keeps the properties of devices for as long as the process lives."""
+def test_what_a_package_keeps_is_torchs_own_after_the_block(gpus, monkeypatch):
+    """torch's compiler keeps the functions, and the answers for as long as the process lives."""
     gpus((9, 0))
     opened = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: opened)
-    monkeypatch.setattr(device_interface, "caching_worker_device_properties", {})
-    monkeypatch.setattr(device_interface, "caching_worker_current_devices", {})
     with unopened.unopened_gpus():
-        assert device_interface.CudaInterface.Worker.get_device_properties("cuda:0").major == 9
-    server = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: server + 1)
-    in_worker = device_interface.CudaInterface.Worker.get_device_properties("cuda:0")
-    assert in_worker.multi_processor_count == 132
-    monkeypatch.setattr(os, "getpid", lambda: server)
-    with pytest.raises(AttributeError, match="'multi_processor_count' of a GPU is not known"):
-        _ = in_worker.multi_processor_count
+        kept_function = torch.cuda.get_device_properties
+        kept_answer = kept_function("cuda:0")
+        assert kept_answer.major == 9
+        with pytest.raises(AttributeError, match="'multi_processor_count' of a GPU is not known"):
+            _ = kept_answer.multi_processor_count
+    assert kept_answer.multi_processor_count == 132
+    assert kept_function("cuda:0") is opened
+    with unopened.unopened_gpus():
+        assert kept_function("cuda:0") is not opened, "nothing opens the GPU in a later block"
 
 
 def test_the_current_device_is_asked_for_again_in_each_rank(gpus, monkeypatch):
