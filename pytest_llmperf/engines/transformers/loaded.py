@@ -32,7 +32,7 @@ from pytest_llmperf.engines.transformers import effective
 from pytest_llmperf.engines.transformers.accounting.cost import step_cost
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
-from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
+from pytest_llmperf.engines.transformers.compiling import cudagraph_skips, end_compilers
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
@@ -188,6 +188,7 @@ class TransformersModel:
         """Drop the model and everything compiled for it."""
         vars(self).clear()
         leave()
+        end_compilers()
         torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
         gc.collect()
         if torch.cuda.is_available():
