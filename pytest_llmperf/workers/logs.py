@@ -44,9 +44,12 @@ _watchers: list[threading.Thread] = []
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a new log to be written to its end, wherever that is after a cut."""
+    """Open a new log to be written to its end, wherever that is after a cut.
+
+    Nobody else can read it: engines print addresses and prompts.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    return os.fdopen(os.open(path, flags | os.O_CLOEXEC, 0o666), "ab")
+    return os.fdopen(os.open(path, flags | os.O_CLOEXEC, 0o600), "ab")
 
 
 def watch(path: Path) -> None:

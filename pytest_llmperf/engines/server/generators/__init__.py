@@ -21,6 +21,7 @@ from pathlib import Path
 from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server.generators import aiperf, guidellm
 from pytest_llmperf.engines.server.generators.job import Job
+from pytest_llmperf.engines.server.generators.private import command
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 __all__ = [
@@ -93,8 +94,7 @@ async def _run(generator: Generator, job: Job, log: Path) -> int:
     """Return the exit code of the program. Whatever it started is ended with it."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            str(job.program),
-            *generator.prepare(job),
+            *command(job, generator.prepare(job)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
