@@ -27,6 +27,10 @@ class StoreBusy(StoreUnavailable):
     """Another process writes to the store for longer than was waited. That is no outage."""
 
 
+class StoreMoved(StoreUnavailable):
+    """The SQLite file was deleted, moved or replaced while it was open."""
+
+
 class StoreRefused(StoreError):
     """The database will never take this value."""
 
