@@ -34,6 +34,15 @@ __all__ = [
     "version_of",
 ]
 
+_NOT_READ = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 _TAIL_BYTES = 2**16
 _TAIL = 20
 _INSTALL = (
@@ -81,7 +90,7 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
 def _read(generator: Generator, job: Job, log: Path) -> tuple[RequestTrace, ...]:
     try:
         return generator.read(job.folder)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except _NOT_READ as error:
         raise InvalidRun(_unreadable(generator, error, log)) from error
 
 
