@@ -72,7 +72,8 @@ OPTIONS = {{"command": {command!r}, "name": "tiny", "stop_timeout": 0.5}}
 @pytest.mark.parametrize("n", range({n}))
 @pytest.mark.llmperf(model="arch:tiny-llama", engine="server", options=OPTIONS, device="cpu")
 def test_speed(llm, n):
-    run = llm.run(Serve(concurrency=1, requests=4, prompt_tokens=4, max_new_tokens=3))
+    load = {{"concurrency": 1, "requests": 4, "prompt_tokens": 4, "max_new_tokens": 3}}
+    run = llm.run(Serve(prefix_cache=True, **load))
     assert run.n_requests == 4
 """
 )

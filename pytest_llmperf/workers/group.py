@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pytest_llmperf.engines import rendezvous
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.wire.commands import Close, Command, R, checked
 from pytest_llmperf.wire.messages import Reply
@@ -335,7 +337,7 @@ def _start_all(
     logs.prune(log_dir)
     stem = f"{file_stem(name)}-{os.getpid()}-{next(_numbers)}"
     port = free_port() if ranks > 1 else 0
-    base = {**os.environ, **env}
+    base = {**os.environ, **env, rendezvous.SECRET: uuid.uuid4().hex}
     workers: list[WorkerProcess] = []
     with contextlib.ExitStack() as started:
         for rank in range(ranks):
