@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -34,13 +35,18 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
 import torture_projects as projects
+from msgspec.structs import replace
+
+from pytest_llmperf.core.record import Record
+from pytest_llmperf.history.store import open_store
 
 MARK = "LLMPERF_TORTURE_ROUND"
 STUB = Path(__file__).resolve().parent.parent / "tests" / "support" / "stub_server.py"
@@ -52,7 +58,7 @@ PYTEST_SHARE = 0.2
 SETTLE_S = 10.0
 LONGEST_STOP_S = 1.5
 READY_S = 20.0
-ROUNDS_A_VERDICT = 15
+ROUNDS_A_VERDICT = 8
 ACCEPTED = 9
 """Sessions at the same speed before the first verdict."""
 SMALL_FILES = ("sh", "-c", 'ulimit -f 300; exec "$@"', "sh")
@@ -147,9 +153,14 @@ class Lane:
         self._round = 0
 
     def accept(self) -> None:
-        """Store the sessions that later ones are held against."""
-        for _ in range(ACCEPTED):
-            self._judged_session("10ms")
+        """Store the sessions that later ones are held against: a real one, and others like it."""
+        self._judged_session("10ms")
+        folder = self._folder / SHAPES[0].name
+        with open_store("sqlite:///.llmperf/history.db", folder=folder) as store:
+            records = list(store.records())
+            for number in range(ACCEPTED):
+                factor = math.exp(self._draw.gauss(0, 0.003))
+                store.add_many([_like(record, number, factor) for record in records])
 
     def one_round(self, shape: Shape) -> None:
         """Run a session, disturb it, and count what became of it."""
@@ -295,6 +306,23 @@ class Lane:
         witness.unlink(missing_ok=True)
 
 
+def _like(record: Record, number: int, factor: float) -> Record:
+    """Return a run of an earlier session, whose values are others by a factor."""
+    created = datetime.fromisoformat(record.created) - timedelta(hours=number + 1)
+    metrics = tuple(
+        replace(metric, value=metric.value * factor) if metric.value else metric
+        for metric in record.metrics
+    )
+    return replace(
+        record,
+        id=f"{record.id[:24]}-{number}",
+        session_id=f"accepted-{number}",
+        created=created.isoformat(),
+        outcome="PASS",
+        metrics=metrics,
+    )
+
+
 def _kept(folder: Path) -> tuple[set[str], list[str]]:
     """Return the ids in every store and spool of a folder, and what a store has twice."""
     kept: set[str] = set()
@@ -356,8 +384,21 @@ def _kill_marked(mark: str) -> None:
             process.kill()
 
 
-def torture(folder: Path, *, hits: int, seconds: float, lanes: int, seed: int) -> Tally:
-    """Run rounds in lanes beside each other; return what was counted."""
+def torture(
+    folder: Path,
+    *,
+    hits: int,
+    seconds: float,
+    lanes: int,
+    seed: int = 0,
+    shapes: Sequence[Shape] = SHAPES,
+    history: bool = True,
+    out: Path | None = None,
+) -> Tally:
+    """Run rounds in lanes beside each other; return what was counted.
+
+    With `history`, sessions between the rounds are judged by it.
+    """
     engine = folder / "engine"
     for place in (engine, folder / "tmp"):
         place.mkdir()
@@ -368,7 +409,9 @@ def torture(folder: Path, *, hits: int, seconds: float, lanes: int, seed: int) -
         place = folder / f"lane{number}"
         place.mkdir()
         lane = Lane(place, tally, random.Random(1000 * seed + number), engine)  # noqa: S311
-        threads.append(threading.Thread(target=_rounds, args=(lane, tally, hits, end_s)))
+        threads.append(
+            threading.Thread(target=_rounds, args=(lane, tally, hits, end_s, shapes, out, history))
+        )
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -376,13 +419,24 @@ def torture(folder: Path, *, hits: int, seconds: float, lanes: int, seed: int) -
     return tally
 
 
-def _rounds(lane: Lane, tally: Tally, hits: int, end_s: float) -> None:
+def _rounds(
+    lane: Lane,
+    tally: Tally,
+    hits: int,
+    end_s: float,
+    shapes: Sequence[Shape],
+    out: Path | None,
+    history: bool,
+) -> None:
     number = 0
-    lane.accept()
+    if history:
+        lane.accept()
     while tally.n_hits < hits and time.monotonic() < end_s:
-        lane.one_round(SHAPES[number % len(SHAPES)])
+        lane.one_round(shapes[number % len(shapes)])
         number += 1
-        if number % ROUNDS_A_VERDICT == 0:
+        if out is not None:
+            out.write_text(json.dumps(tally.as_dict(), indent=2) + "\n", encoding="utf-8")
+        if history and number % ROUNDS_A_VERDICT == 0:
             lane.verdicts()
 
 
@@ -393,7 +447,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="written after each round")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="llmperf-torture-"))
     try:
@@ -403,13 +457,12 @@ def main() -> int:
             seconds=options.seconds,
             lanes=options.lanes,
             seed=options.seed,
+            out=options.out,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = json.dumps(tally.as_dict(), indent=2)
     print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
     return int(any(tally.faults.values()))
 
 

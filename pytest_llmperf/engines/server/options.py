@@ -219,8 +219,14 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
     )
 
 
+_URL_NEEDED = "an http or https URL is needed, for example 'http://127.0.0.1:8000'."
+
+
 def _url_refusal(options: Mapping[str, object]) -> str | None:
-    url = urlsplit(str(options.get("url", "http://localhost")))
+    try:
+        url = urlsplit(str(options.get("url", "http://localhost")))
+    except ValueError as error:
+        return f"option url = {options['url']!r} is no URL ({error}): {_URL_NEEDED}"
     if url.query or url.fragment:
         return (
             f"option url = {options['url']!r} has a query or a fragment: only what paths are added "
@@ -233,10 +239,7 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
         )
     if _has_address(url):
         return None
-    return (
-        f"option url = {options['url']!r}: an http or https URL is needed, "
-        "for example 'http://127.0.0.1:8000'."
-    )
+    return f"option url = {options['url']!r}: {_URL_NEEDED}"
 
 
 def _has_address(url: SplitResult) -> bool:
