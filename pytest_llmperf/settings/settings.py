@@ -116,16 +116,6 @@ def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     }
 
 
-def cache_dir() -> Path:
-    """The folder of converted models, baselines and device ceilings.
-
-    That is $LLMPERF_CACHE, or in the user's cache folder.
-    """
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
-
-
 def _choice(
     name: str, value: str, choices: tuple[str, ...], meanings: Mapping[str, str] | None = None
 ) -> str:

@@ -20,6 +20,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
 from pytest_llmperf.errors import did_you_mean
+from pytest_llmperf.secrets import hide
 
 KINDS: dict[str, tuple[type, ...]] = {
     "command": (str,),
@@ -100,6 +101,8 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
     def text(name: str, default: str = "") -> str:
         return str(options.get(name, default))
 
+    api_key = os.environ.get(text("api_key_env"), "").strip()
+    hide(api_key)
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
         url=_base(text("url")),
@@ -110,7 +113,7 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         protocol=text("protocol", preset.protocol),
         fields=_field_changes(options),
         name=text("name"),
-        api_key=os.environ.get(text("api_key_env"), "").strip(),
+        api_key=api_key,
         prefix_cache=bool(options.get("prefix_cache", False)),
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
         ignore_eos=bool(options.get("ignore_eos", True)),
@@ -216,8 +219,14 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
     )
 
 
+_URL_NEEDED = "an http or https URL is needed, for example 'http://127.0.0.1:8000'."
+
+
 def _url_refusal(options: Mapping[str, object]) -> str | None:
-    url = urlsplit(str(options.get("url", "http://localhost")))
+    try:
+        url = urlsplit(str(options.get("url", "http://localhost")))
+    except ValueError as error:
+        return f"option url = {options['url']!r} is no URL ({error}): {_URL_NEEDED}"
     if url.query or url.fragment:
         return (
             f"option url = {options['url']!r} has a query or a fragment: only what paths are added "
@@ -230,10 +239,7 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
         )
     if _has_address(url):
         return None
-    return (
-        f"option url = {options['url']!r}: an http or https URL is needed, "
-        "for example 'http://127.0.0.1:8000'."
-    )
+    return f"option url = {options['url']!r}: {_URL_NEEDED}"
 
 
 def _has_address(url: SplitResult) -> bool:
