@@ -212,6 +212,7 @@ class LlmperfSession:
                 measured = sample(pair=pair)
         for side in measured:
             self._note_serving(side.result)
+            self._note_unproved(side)
         self._note_load(measured, beside)
         self._note_given_up(measured)
         took_s = round(time.monotonic() - start_s, 3)
@@ -313,6 +314,15 @@ class LlmperfSession:
         test = self.recorder.test.partition("::")[2]
         for text in result.serving.notes():
             self.note(f"{test} ({result.context}): {text}")
+
+    def _note_unproved(self, side: Measured) -> None:
+        """Note which settings of a server nothing proves."""
+        names = side.effective.unproved
+        if names:
+            self.note(
+                f"{side.result.subject or side.effective.engine}: the server neither says nor "
+                f"shows its {', '.join(names)}: not proved"
+            )
 
     def _gate(self) -> Gate | None:
         if self.settings.gate is None:

@@ -50,9 +50,10 @@ class ServerEngine:
 
 
 def _probe(loaded: ServedModel, start_s: float) -> ServedModel:
-    """Wait for the first answer, which ends the load time."""
+    """Wait for the first answer, which ends the load time; then have its settings proved."""
     loaded.probe()
     loaded.load_s = time.perf_counter() - start_s
+    loaded.prove()
     return loaded
 
 
@@ -127,7 +128,7 @@ async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _
     trusted = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else None
     http = connections(ASK_S, trusted)
     try:
-        introspection = Introspection(address.base, http, headers)
+        introspection = Introspection(address.base, http, headers, options.metrics)
         died = address.child.died if address.child is not None else None
         await introspection.until_healthy(options.health, options.start_timeout_s, died)
         facts = await _checked_facts(introspection, options, address.name)

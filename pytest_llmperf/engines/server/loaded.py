@@ -29,6 +29,7 @@ from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
+from pytest_llmperf.engines.server.proof.questions import NOTHING, prove
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.engines.server.stream import Answer
@@ -73,6 +74,7 @@ class ServedModel:
         self._source = source
         self._loop = ServerLoop(server, runner)
         self._requests = Requests(server, source)
+        self._proof = NOTHING
         self._counted = ""
         self._closed = False
         self.load_s = 0.0
@@ -92,6 +94,10 @@ class ServedModel:
                 f"{self._server.tail()}"
             )
         self._require_model([outcome])
+
+    def prove(self) -> None:
+        """Ask for the server's settings, and probe what it does not say. Raises NotInEffect."""
+        self._proof = prove(self._server, self._requests, self._loop)
 
     def opened(self) -> ModelFacts:
         """Return what answers; it loads from the start of its command to its first answer.
@@ -287,7 +293,7 @@ class ServedModel:
 
     def _effective(self) -> Effective:
         server = self._server
-        dtype = server.facts.get("dtype", "")
+        dtype = server.facts.get("dtype", "") or self._proof.dtype
         source = masked(server.base if server.child is None else " ".join(server.child.command))
         statement = (
             f"the server says that it runs in {dtype}"
@@ -310,7 +316,8 @@ class ServedModel:
             padding_side="",
             device=self._plan.device,
             reported_dtype=dtype,
-            notes=(source, statement),
+            notes=(source, statement, *self._proof.notes),
+            server_settings=self._proof.settings,
         )
 
     def _memory(self) -> MemoryGauges:
