@@ -28,6 +28,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "url": (str,),
     "args": (str,),
     "program": (str,),
+    "image": (str,),
+    "image_args": (str,),
+    "restart": (str,),
     "health": (str,),
     "path": (str,),
     "protocol": (str,),
@@ -82,6 +85,9 @@ class ServerOptions:
     url: str = ""
     args: tuple[str, ...] = ()
     program: str = ""
+    image: str = ""
+    image_args: tuple[str, ...] = ()
+    restart: str = ""
     health: str
     path: str = ""
     protocol: str
@@ -113,6 +119,9 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         url=_base(text("url")),
         args=tuple(shlex.split(text("args"))),
         program=text("program"),
+        image=text("image"),
+        image_args=tuple(shlex.split(text("image_args"))),
+        restart=text("restart"),
         health=text("health", preset.health),
         path=text("path"),
         protocol=text("protocol", preset.protocol),
@@ -204,6 +213,10 @@ def _command_or_url_refusal(options: Mapping[str, object], preset: Preset) -> st
             "options 'command' and 'url' exclude each other: "
             "a server is started, or it runs already."
         )
+    if url and options.get("image"):
+        return "options 'image' and 'url' exclude each other: a server at a URL runs already."
+    if options.get("restart") and not url:
+        return "option 'restart' is for a server at a URL: every other one is started anew by us."
     if not preset.name and not (command or url):
         return (
             "which server? Give option 'command' (with {port} in it) or 'url', "
