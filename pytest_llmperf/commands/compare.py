@@ -97,7 +97,7 @@ def compare_command(
     if as_json:
         print_json({"before": before, "after": after, "rows": changes})
     elif changes:
-        _print(changes)
+        print_changes(changes)
     elif before == BASE:
         click.echo(f"Nothing in {after!r} was measured side by side.")
     else:
@@ -182,7 +182,8 @@ def _commit(selector: str) -> str:
 # Text
 
 
-def _print(changes: Sequence[Change]) -> None:
+def print_changes(changes: Sequence[Change]) -> None:
+    """Print a table of changes, and the reasons of those without a verdict."""
     print_table(list(map(_cells, changes)), _HEADER)
     for change in changes:
         if change.reason:
