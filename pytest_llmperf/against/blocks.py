@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
+from pytest_llmperf.against.traffic import TrafficBlock
 from pytest_llmperf.core.foreign_load import OthersWork, is_beside_load, mean_share
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
@@ -20,7 +21,7 @@ from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.session.ceilings import ceilings_of
 from pytest_llmperf.session.judges import MeasuringSession
-from pytest_llmperf.session.measured import Loadable
+from pytest_llmperf.session.measured import Loadable, Work
 from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
     MAX_REPETITIONS,
@@ -34,7 +35,10 @@ from pytest_llmperf.session.sampling import (
 )
 from pytest_llmperf.wire.commands import MeasureBlock, ReadEnergy, ReadMemory
 from pytest_llmperf.wire.results import BlockMeasured
-from pytest_llmperf.workloads import Workload
+from pytest_llmperf.workloads import Serve
+
+ANSWERED = 20
+"""Repetitions of a block whose answers are compared with those of the other side."""
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 
@@ -42,7 +46,7 @@ _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 def measure_block(
     session: MeasuringSession,
     models: Sequence[Loadable],
-    workload: Workload,
+    workload: Work,
     command: MeasureBlock,
 ) -> BlockMeasured:
     """Measure the command's metrics of each model once, in fresh workers where it says so.
@@ -52,6 +56,8 @@ def measure_block(
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
+    if isinstance(workload, Serve):
+        return _traffic_measured(TrafficBlock(session, models, workload, command), command)
     start_s = time.monotonic()
     fresh = command.fresh and session.renew(models)
     repeaters = [Repeater(model.load, workload) for model in models]
@@ -69,6 +75,7 @@ def measure_block(
         spent_s=warming.timed_s + load.sampled_s,
         load=load,
         others=_others_work(sides),
+        answers=tuple(map(_answers, sides)),
     )
 
 
@@ -78,6 +85,23 @@ class _Warming:
 
     timed_s: float
     took_s: float
+
+
+def _traffic_measured(block: TrafficBlock, command: MeasureBlock) -> BlockMeasured:
+    results = block.results()
+    return BlockMeasured(
+        values=tuple(_values(result, command.metrics) for result in results),
+        reasons=_reasons(results, command.metrics),
+        spent_s=block.load.sampled_s,
+        load=block.load,
+        others=block.others,
+    )
+
+
+def _answers(side: Side) -> dict[int, tuple[str, ...]]:
+    """Return the texts of the first repetitions, by the number that their prompts have."""
+    first = [run for run in side.runs if run.answers][:ANSWERED]
+    return {run.trace.repetition: run.answers for run in first}
 
 
 def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> _Warming:

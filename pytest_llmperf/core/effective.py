@@ -221,6 +221,20 @@ class Shard(Struct, frozen=True, kw_only=True):
     load_peak_bytes: int | None = None
 
 
+class ServerSetting(Struct, frozen=True, kw_only=True):
+    """One setting of a server: its value, and by what this is proved.
+
+    `value` is "" where nothing proves it; `origin` is the path where the server says it, or the
+    probe that shows it. `asked` is what its command or option `expect` asks for, "" where neither
+    does.
+    """
+
+    name: str
+    value: str = ""
+    origin: str = ""
+    asked: str = ""
+
+
 class Effective(Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
@@ -235,7 +249,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
     "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
-    is stored so.
+    is stored so. `server_settings` are those of a server, proved or not.
     """
 
     engine: str
@@ -268,6 +282,12 @@ class Effective(Struct, frozen=True, kw_only=True):
     other_matrices: tuple[OtherMatrices, ...] = ()
     notes: tuple[str, ...] = ()
     stored_quantized: str = ""
+    server_settings: tuple[ServerSetting, ...] = ()
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """Names of the settings of a server that nothing proves."""
+        return tuple(setting.name for setting in self.server_settings if not setting.value)
 
     @property
     def weights_bytes(self) -> int:

@@ -14,6 +14,7 @@ from pytest_llmperf.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_llmperf.settings.against_target import Target
+    from pytest_llmperf.settings.server_target import ServerTarget
 
 DEVICES = ("auto", "cuda", "cpu")
 START_METHODS = ("forkserver", "spawn")
@@ -37,6 +38,7 @@ class Settings:
     against_limits: dict[str, float] | None
     against_budget_s: float
     against_build: str
+    server: ServerTarget | None
     start_method: str
     device: str
     gpus: str
@@ -89,6 +91,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         device=READERS["device"](values["device"]),
         start_method=READERS["start-method"](values["start-method"]),
         cluster=read_cluster(values["cluster"], values["against"]),
+        server=READERS["server"](values["server"]),
         strategies=READERS["strategy"](values["strategy"]),
         reference=READERS["reference"](values["reference"]),
         precision=READERS["precision"](values["precision"]),
@@ -184,6 +187,12 @@ def _against_limits(text: str) -> dict[str, float] | None:
     return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 
 
+def _server(text: str) -> ServerTarget | None:
+    from pytest_llmperf.settings.server_target import find_server  # noqa: PLC0415 - as above
+
+    return find_server(text)
+
+
 def positive(name: str, value: str) -> float:
     """The number that an option has. Raises UsageError for any that is not above 0."""
     try:
@@ -245,6 +254,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "strategy": _strategies,
     "reference": lambda text: _strategy("reference", text),
     "against-limits": _against_limits,
+    "server": _server,
     "precision": lambda text: positive("precision", text) / 100,
     "processes": _processes,
     "python": _interpreters,

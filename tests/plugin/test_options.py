@@ -102,6 +102,7 @@ def test_each_option_has_an_ini_twin(project, pytester, run, option):
         "cluster": "auto",
         "processes": "7",
         "start-method": "spawn",
+        "server": "http://127.0.0.1:9",
     }
     good = texts.get(
         option.name,
